@@ -1,0 +1,1 @@
+"""Text-to-music language models, their codecs and their data; knows nothing of the study engine."""

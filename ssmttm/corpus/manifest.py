@@ -1,0 +1,187 @@
+"""What a corpus on disk is: the manifest, its clips, and the check that nothing in it has changed.
+
+A corpus is a folder::
+
+    manifest.json               what is in it, with a sha256 of every file and one fingerprint of the content
+    codec/                      the codec that made the tokens, so that a sample can be heard
+    shards/SPLIT-00000.npy      uint16 (clips, codebooks, frames), read by memory map
+    clips-SPLIT.jsonl           one line a clip, in the order of the shards: caption, track, licence
+
+The fingerprint covers tokens, captions and codec, never paths, dates or the number of workers: two builds
+of the same music from the same specification have the same one. Only pydantic is needed here, because
+planning and training read manifests where no audio library is installed.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from ssmttm.errors import InputError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+def _inside(file: str) -> str:
+    """Refuse a file name that would leave the corpus: a manifest may come from somebody else."""
+    path = Path(file)
+    if path.is_absolute() or ".." in path.parts or not file:
+        raise ValueError(f"{file!r} is not a path inside the corpus")
+    return file
+
+
+InsidePath = Annotated[str, AfterValidator(_inside)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CodecFacts(_Frozen):
+    """What a model needs to know of the codec that made the tokens."""
+
+    name: str
+    fingerprint: str
+    """sha256 over everything that decides which tokens an audio signal gets."""
+    sample_rate: int = Field(gt=0)
+    """Hz."""
+    frame_rate: float = Field(gt=0)
+    """Frames a second."""
+    n_codebooks: int = Field(gt=0)
+    codebook_size: int = Field(gt=1, le=65536)
+
+
+class ShardFacts(_Frozen):
+    """One array file of tokens."""
+
+    file: InsidePath
+    clips: int = Field(gt=0)
+    sha256: str
+
+
+class SplitFacts(_Frozen):
+    """The clips of one split, in shards whose order is the order of the clips file."""
+
+    clips: int = Field(ge=0)
+    tracks: int = Field(ge=0)
+    valid_frames: int = Field(ge=0)
+    """Frames of music in all, the padding of short clips not counted."""
+    shards: tuple[ShardFacts, ...]
+    captions: InsidePath
+    captions_sha256: str
+
+
+class Skipped(_Frozen):
+    """A track that was found and not used."""
+
+    track: str
+    reason: str
+
+
+class Clip(_Frozen):
+    """One line of a clips file: where a clip comes from and what is said of it."""
+
+    clip: int = Field(ge=0)
+    """Its place in the split."""
+    track: str
+    start_seconds: float = Field(ge=0)
+    frames: int = Field(ge=0)
+    """Frames of music; what follows them in the shard is padding."""
+    caption: str
+    title: str
+    licence: str
+
+
+class Manifest(_Frozen):
+    """Everything about a corpus but its tokens and captions."""
+
+    format: Literal[1]
+    name: str
+    source: str
+    codec: CodecFacts
+    frames: int = Field(gt=0)
+    """Frames of every clip, padding included."""
+    splits: dict[str, SplitFacts]
+    licences: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+    recipe: dict[str, JsonValue] = Field(default_factory=dict)
+    """The build specification that made the content, for the next build to compare itself with."""
+    fingerprint: str
+
+    def hours(self, split: str) -> float:
+        """Hours of music in a split, padding not counted."""
+        return self.splits[split].valid_frames / self.codec.frame_rate / 3600
+
+
+def content_fingerprint(codec: CodecFacts, frames: int, splits: dict[str, SplitFacts]) -> str:
+    """sha256 over the content of a corpus: codec, tokens in their order, captions."""
+    content = {
+        "format": FORMAT,
+        "codec": codec.model_dump(),
+        "frames": frames,
+        "splits": {
+            name: {"shards": [s.sha256 for s in facts.shards], "captions": facts.captions_sha256}
+            for name, facts in splits.items()
+        },
+    }
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def load_manifest(corpus: Path) -> Manifest:
+    """Read CORPUS/manifest.json; raises InputError when missing, not a manifest, or of another format."""
+    path = corpus / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{corpus}: no corpus here ({MANIFEST} is missing); `ssmscale data build` makes one"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if found != FORMAT:
+        raise InputError(f"{path}: format is {found!r}; this version reads format {FORMAT}")
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path}: {where}: {first['msg']}") from None
+    expected = content_fingerprint(manifest.codec, manifest.frames, manifest.splits)
+    if manifest.fingerprint != expected:
+        raise InputError(
+            f"{path}: fingerprint is {manifest.fingerprint[:12]}, but its shards, captions and codec give "
+            f"{expected[:12]}; the manifest has been edited, build the corpus again"
+        )
+    return manifest
+
+
+def verify_corpus(corpus: Path, manifest: Manifest) -> None:
+    """Hash every shard and captions file again; raises InputError naming the first that differs."""
+    for facts in manifest.splits.values():
+        files = [(shard.file, shard.sha256) for shard in facts.shards]
+        for file, expected in [*files, (facts.captions, facts.captions_sha256)]:
+            path = corpus / file
+            if not path.is_file():
+                raise InputError(f"{path}: missing, though {MANIFEST} lists it")
+            found = sha256_file(path)
+            if found != expected:
+                raise InputError(
+                    f"{path}: sha256 is {found[:12]}, {MANIFEST} says {expected[:12]}: the file has changed"
+                )
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,112 @@
+"""Write the files of a corpus so that a kill at any instant leaves each of them whole or absent.
+
+Every file is written under a temporary name, flushed to disk and renamed; the manifest comes last, so that
+its presence means the corpus is finished.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+
+from ssmttm.corpus.manifest import (
+    FORMAT,
+    MANIFEST,
+    Clip,
+    CodecFacts,
+    Manifest,
+    ShardFacts,
+    Skipped,
+    SplitFacts,
+    content_fingerprint,
+    sha256_file,
+)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file under another name, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def shard_name(split: str, number: int) -> str:
+    """The path of a shard inside its corpus."""
+    return f"shards/{split}-{number:05d}.npy"
+
+
+def write_shard(corpus: Path, split: str, number: int, codes: npt.NDArray[np.uint16]) -> ShardFacts:
+    """Write codes (clips, codebooks, frames) as one shard."""
+    file = shard_name(split, number)
+    path = corpus / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as handle:
+        np.save(handle, np.ascontiguousarray(codes, dtype="<u2"), allow_pickle=False)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    return ShardFacts(file=file, clips=len(codes), sha256=sha256_file(path))
+
+
+def write_clips(corpus: Path, split: str, clips: Iterable[Clip], shards: Sequence[ShardFacts]) -> SplitFacts:
+    """Write the clips file of a split, one clip at a time, and describe the split."""
+    file = f"clips-{split}.jsonl"
+    path = corpus / file
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = valid = 0
+    tracks: set[str] = set()
+    with temporary.open("w", encoding="utf-8", newline="\n") as handle:
+        for clip in clips:
+            handle.write(json.dumps(clip.model_dump(), ensure_ascii=False) + "\n")
+            count += 1
+            valid += clip.frames
+            tracks.add(clip.track)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    return SplitFacts(
+        clips=count,
+        tracks=len(tracks),
+        valid_frames=valid,
+        shards=tuple(shards),
+        captions=file,
+        captions_sha256=sha256_file(path),
+    )
+
+
+def write_manifest(
+    corpus: Path,
+    *,
+    name: str,
+    source: str,
+    codec: CodecFacts,
+    frames: int,
+    splits: dict[str, SplitFacts],
+    licences: Iterable[str],
+    skipped: Iterable[Skipped] = (),
+    recipe: dict[str, JsonValue] | None = None,
+) -> Manifest:
+    """Write the manifest, which makes the corpus complete."""
+    manifest = Manifest(
+        format=FORMAT,
+        name=name,
+        source=source,
+        codec=codec,
+        frames=frames,
+        splits=splits,
+        licences=tuple(sorted(set(licences))),
+        skipped=tuple(skipped),
+        recipe=recipe or {},
+        fingerprint=content_fingerprint(codec, frames, splits),
+    )
+    write_atomically(corpus / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    return manifest
