@@ -1,0 +1,140 @@
+"""What a model is: its backbone, its size, its vocabulary and its text, validated before anything is built.
+
+Defaults are those of "Training-Efficient Text-to-Music Generation with State-Space Modeling" (arXiv
+2601.14786) and never change, since a run's identity leaves out what is at its default. No torch in here:
+planning a study of a thousand models must not import it.
+"""
+
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Architecture(StrEnum):
+    """The four backbones; prefix models read the text in front of the music, cross models attend to it."""
+
+    PREFIX_MAMBA = "prefix_mamba"
+    PREFIX_SIMBA = "prefix_simba"
+    CROSS_SIMBA = "cross_simba"
+    CROSS_TRANSFORMER = "cross_transformer"
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the text stands in front of the music in one sequence."""
+        return self in (Architecture.PREFIX_MAMBA, Architecture.PREFIX_SIMBA)
+
+    @property
+    def has_mixer(self) -> bool:
+        """Whether blocks mix positions by a state-space scan."""
+        return self is not Architecture.CROSS_TRANSFORMER
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether blocks hold attention of any kind."""
+        return not self.has_prefix
+
+    @property
+    def has_feed_forward(self) -> bool:
+        """Whether blocks hold a feed-forward sub-layer."""
+        return self is not Architecture.PREFIX_MAMBA
+
+
+class TextConfig(BaseModel):
+    """How a caption becomes a sequence of vectors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: Literal["bytes", "frozen"] = "bytes"
+    """`bytes`: a small encoder trained with the model; `frozen`: cached embeddings of a pretrained
+    encoder.
+    """
+    dim: int = Field(ge=1)
+    """Width of the encoder's output."""
+    patch: int = Field(default=8, ge=2)
+    """Bytes that make one text position (encoder `bytes` only)."""
+    max_positions: int = Field(default=64, ge=1)
+    """Text positions kept at most; what is longer is cut at the end."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.encoder == "bytes" and self.patch % 2:
+            raise ValueError(f"patch {self.patch} is odd: choose an even number of bytes, such as 8")
+        return self
+
+
+class ModelConfig(BaseModel):
+    """One model: everything that decides its parameters and its arithmetic, and nothing about how it is
+    run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Architecture
+    n_blocks: int = Field(ge=1)
+    d_model: int = Field(ge=2)
+    d_state: int = Field(default=512, ge=1)
+    """Width of the state-space memory a channel."""
+    d_conv: int = Field(default=4, ge=2)
+    """Taps of the causal convolution in front of the scan."""
+    expand: int = Field(default=2, ge=1)
+    """The mixer works on expand * d_model channels."""
+    ssm_head_dim: int = Field(default=64, ge=1)
+    """Channels that share one decay in the scan."""
+    n_groups: int = Field(default=1, ge=1)
+    """Groups of scan heads with their own B and C."""
+    head_dim: int = Field(default=64, ge=1)
+    """Channels of an attention head."""
+    ff_mult: int = Field(default=2, ge=1)
+    """The feed-forward layer is ff_mult * d_model wide inside."""
+    dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
+    """On every sub-layer's output and inside the feed-forward layer."""
+    n_codebooks: int = Field(default=1, ge=1)
+    codebook_size: int = Field(default=1024, ge=2)
+    """Codes of a codebook; the vocabulary has one more, `special`, which is both start and padding."""
+    text: TextConfig
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries of a codebook's embedding: its codes and the special token."""
+        return self.codebook_size + 1
+
+    @property
+    def special(self) -> int:
+        """The id of the start and padding token."""
+        return self.codebook_size
+
+    @property
+    def d_inner(self) -> int:
+        """Channels the mixer works on."""
+        return self.expand * self.d_model
+
+    @property
+    def n_ssm_heads(self) -> int:
+        """Heads of the scan."""
+        return self.d_inner // self.ssm_head_dim
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.d_model % 2:
+            raise ValueError(f"d_model {self.d_model} is odd: sinusoidal positions need an even d_model")
+        if self.architecture.has_attention and self.d_model % self.head_dim:
+            raise ValueError(
+                f"d_model {self.d_model} does not divide into heads of {self.head_dim}: "
+                f"choose a multiple of {self.head_dim}"
+            )
+        if self.architecture.has_mixer:
+            self._check_mixer()
+        return self
+
+    def _check_mixer(self) -> None:
+        if self.d_inner % self.ssm_head_dim:
+            raise ValueError(
+                f"expand * d_model {self.d_inner} does not divide into heads of {self.ssm_head_dim}: "
+                f"choose a d_model with {self.expand} * d_model a multiple of {self.ssm_head_dim}"
+            )
+        if self.n_ssm_heads % self.n_groups:
+            raise ValueError(
+                f"n_groups {self.n_groups} does not divide the {self.n_ssm_heads} heads of the scan "
+                f"(expand * d_model / ssm_head_dim): choose a divisor of {self.n_ssm_heads}"
+            )
