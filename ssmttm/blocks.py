@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmttm.config import Architecture, ModelConfig
+from ssmttm.config import ModelConfig, SubLayer
 from ssmttm.ssd import ssd_scan
 
 
@@ -167,21 +167,20 @@ class FeedForward(nn.Module):
         return self.down(self.dropout(F.gelu(self.up(x))))  # type: ignore[no-any-return]
 
 
-SubLayer = Mamba2Mixer | SelfAttention | CrossAttention | FeedForward
+Layer = Mamba2Mixer | SelfAttention | CrossAttention | FeedForward
 
-SUB_LAYERS: dict[Architecture, tuple[type[SubLayer], ...]] = {
-    Architecture.PREFIX_MAMBA: (Mamba2Mixer,),
-    Architecture.PREFIX_SIMBA: (Mamba2Mixer, FeedForward),
-    Architecture.CROSS_SIMBA: (Mamba2Mixer, CrossAttention, FeedForward),
-    Architecture.CROSS_TRANSFORMER: (SelfAttention, CrossAttention, FeedForward),
+LAYERS: dict[SubLayer, type[Layer]] = {
+    SubLayer.MAMBA2: Mamba2Mixer,
+    SubLayer.SELF_ATTENTION: SelfAttention,
+    SubLayer.CROSS_ATTENTION: CrossAttention,
+    SubLayer.FEED_FORWARD: FeedForward,
 }
-"""The sub-layers of one block of each backbone, in order."""
 
 
 class Residual(nn.Module):
     """x + Drop(f(RMSNorm(x)))."""
 
-    def __init__(self, layer: SubLayer, config: ModelConfig) -> None:
+    def __init__(self, layer: Layer, config: ModelConfig) -> None:
         super().__init__()
         self.norm = RMSNorm(config.d_model)
         self.layer = layer
@@ -198,7 +197,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.sub_layers = nn.ModuleList(
-            Residual(kind(config), config) for kind in SUB_LAYERS[config.architecture]
+            Residual(LAYERS[kind](config), config) for kind in config.architecture.sub_layers
         )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:

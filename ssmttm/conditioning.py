@@ -11,13 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmttm.config import TextConfig
+from ssmttm.config import BYTE_WIDTH, N_BYTE_IDS, TextConfig
 
 PAD, END, BYTE_OFFSET = 0, 1, 3
 """The ids of ByT5 (arXiv 2105.13626): padding, end of text, and byte b at b + 3 (2 is its unused unknown)."""
-N_BYTE_IDS = 256 + BYTE_OFFSET
-BYTE_WIDTH = 64
-"""Width of a byte's embedding."""
 
 
 @dataclass(frozen=True)

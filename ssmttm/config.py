@@ -10,6 +10,20 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+N_BYTE_IDS = 259
+"""Ids of the byte encoder: 256 bytes and ByT5's three special ones."""
+BYTE_WIDTH = 64
+"""Width of a byte's embedding in the byte encoder."""
+
+
+class SubLayer(StrEnum):
+    """What a residual sub-layer does."""
+
+    MAMBA2 = "mamba2"
+    SELF_ATTENTION = "self_attention"
+    CROSS_ATTENTION = "cross_attention"
+    FEED_FORWARD = "feed_forward"
+
 
 class Architecture(StrEnum):
     """The four backbones; prefix models read the text in front of the music, cross models attend to it."""
@@ -20,24 +34,28 @@ class Architecture(StrEnum):
     CROSS_TRANSFORMER = "cross_transformer"
 
     @property
+    def sub_layers(self) -> tuple[SubLayer, ...]:
+        """The sub-layers of one block, in order."""
+        return {
+            Architecture.PREFIX_MAMBA: (SubLayer.MAMBA2,),
+            Architecture.PREFIX_SIMBA: (SubLayer.MAMBA2, SubLayer.FEED_FORWARD),
+            Architecture.CROSS_SIMBA: (SubLayer.MAMBA2, SubLayer.CROSS_ATTENTION, SubLayer.FEED_FORWARD),
+            Architecture.CROSS_TRANSFORMER: (
+                SubLayer.SELF_ATTENTION,
+                SubLayer.CROSS_ATTENTION,
+                SubLayer.FEED_FORWARD,
+            ),
+        }[self]
+
+    @property
     def has_prefix(self) -> bool:
         """Whether the text stands in front of the music in one sequence."""
-        return self in (Architecture.PREFIX_MAMBA, Architecture.PREFIX_SIMBA)
+        return SubLayer.CROSS_ATTENTION not in self.sub_layers
 
     @property
     def has_mixer(self) -> bool:
         """Whether blocks mix positions by a state-space scan."""
-        return self is not Architecture.CROSS_TRANSFORMER
-
-    @property
-    def has_attention(self) -> bool:
-        """Whether blocks hold attention of any kind."""
-        return not self.has_prefix
-
-    @property
-    def has_feed_forward(self) -> bool:
-        """Whether blocks hold a feed-forward sub-layer."""
-        return self is not Architecture.PREFIX_MAMBA
+        return SubLayer.MAMBA2 in self.sub_layers
 
 
 class TextConfig(BaseModel):
@@ -118,7 +136,7 @@ class ModelConfig(BaseModel):
     def _check(self) -> Self:
         if self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd: sinusoidal positions need an even d_model")
-        if self.architecture.has_attention and self.d_model % self.head_dim:
+        if not self.architecture.has_prefix and self.d_model % self.head_dim:
             raise ValueError(
                 f"d_model {self.d_model} does not divide into heads of {self.head_dim}: "
                 f"choose a multiple of {self.head_dim}"

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssmttm.blocks import SUB_LAYERS, Block, Context, CrossAttention, FeedForward, Mamba2Mixer, SelfAttention
+from ssmttm.blocks import Block, Context, CrossAttention, FeedForward, Mamba2Mixer, SelfAttention
 from ssmttm.conditioning import ByteEncoder, TextBatch
 from ssmttm.config import ModelConfig
+from ssmttm.flops import ParameterCount
 from ssmttm.patterns import IGNORED
 
 
@@ -80,7 +81,7 @@ class MusicLM(nn.Module):
         """Residual branches start small, as in mamba_ssm; logits start near zero, so the loss near
         ln(vocabulary).
         """
-        n_residual = self.config.n_blocks * len(SUB_LAYERS[self.config.architecture])
+        n_residual = self.config.n_blocks * len(self.config.architecture.sub_layers)
         for module in self.modules():
             if isinstance(module, Mamba2Mixer | SelfAttention | CrossAttention):
                 module.out_proj.weight.data /= math.sqrt(n_residual)
@@ -130,6 +131,22 @@ def codebook_cross_entropy(
     )
     counted = (wanted != IGNORED).view(-1, targets.shape[1])
     return losses.view(-1, targets.shape[1]).sum(0), counted.sum(0)
+
+
+def count_parameters(model: MusicLM) -> ParameterCount:
+    """Return the trainable parameters of a built model by what they are for."""
+
+    def size(*modules: nn.Module | None) -> int:
+        return sum(p.numel() for m in modules if m is not None for p in m.parameters() if p.requires_grad)
+
+    return ParameterCount(
+        backbone=size(model.blocks),
+        embedding=size(model.embedding),
+        head=size(model.head),
+        text_projection=size(model.text_projection, model.text_norm),
+        text_encoder=size(model.text_encoder),
+        null_condition=model.null_condition.numel(),
+    )
 
 
 def weight_decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
