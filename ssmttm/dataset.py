@@ -20,12 +20,12 @@ from ssmttm.errors import InputError
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
 
-_ORDER, _CAPTION, _POSITION = 1, 2, 3
+_ORDER, _CAPTION, _POSITION, _CROP = 1, 2, 3, 4
 _MASK_64 = (1 << 64) - 1
 
 
 class TokenDataset:
-    """One split of a corpus; raises InputError when a file of it is missing, truncated or of another shape."""
+    """One split of a corpus; raises InputError where a file is missing, truncated or of another shape."""
 
     def __init__(self, corpus: Path, split: str) -> None:
         self.corpus = Path(corpus)
@@ -53,7 +53,7 @@ class TokenDataset:
         return TokenDataset, (self.corpus, self.split)  # a memory map would be pickled as a whole array
 
     def codes(self, indices: Indices) -> npt.NDArray[np.int64]:
-        """Codes (n, codebooks, frames) of the clips; raises InputError where a shard holds an impossible code."""
+        """Codes (n, codebooks, frames) of clips; raises InputError where a shard holds an impossible code."""
         wanted = self._checked(indices)
         codec = self.manifest.codec
         out = np.empty((len(wanted), codec.n_codebooks, self.manifest.frames), dtype=np.int64)
@@ -114,6 +114,11 @@ def caption_dropout(seed: int, step: int, batch: int, p_caption: float) -> npt.N
 def position_dropout(seed: int, step: int, batch: int, positions: int, p: float) -> npt.NDArray[np.bool_]:
     """Which text positions (batch, positions) of a step are dropped."""
     return (_uniform(seed, _POSITION, step, batch * positions) < p).reshape(batch, positions)
+
+
+def crop_starts(seed: int, step: int, spare: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """First frame (batch,) of each clip's crop; `spare` (batch,) frames of a clip lie outside its crop."""
+    return (_uniform(seed, _CROP, step, len(spare)) * (spare + 1)).astype(np.int64)
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,147 @@
+"""Log-mel frames of audio, computed as it streams by, and the way back through Griffin-Lim.
+
+Frame t is centred on sample (t + 1/2) hop, and a signal of n samples has ceil(n / hop) frames, so that clips cut at
+whole frames line up with the tokens. Frames are computed in groups of a fixed number whatever the sizes of the
+blocks handed in: a stream and a whole array give the same bits.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Array = npt.NDArray[np.float32]
+
+_GROUP = 1024  # frames computed at once: 4 MB of windows at n_fft 1024
+_FLOOR = 1e-6  # power; 60 dB below a full-scale sine, under which a band counts as silent
+_F_MIN = 40.0  # Hz
+
+
+class LogMel(BaseModel):
+    """Log-mel analysis and synthesis; mel scale 2595 log10(1 + f / 700) (O'Shaughnessy 1987)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sample_rate: int = Field(gt=0)
+    frame_rate: int = Field(gt=0)
+    bands: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _whole_hop(self) -> "LogMel":
+        if self.sample_rate % self.frame_rate:
+            raise ValueError(
+                f"sample_rate {self.sample_rate} is not a multiple of frame_rate {self.frame_rate}"
+            )
+        return self
+
+    @property
+    def hop(self) -> int:
+        """Samples between frames."""
+        return self.sample_rate // self.frame_rate
+
+    @property
+    def n_fft(self) -> int:
+        """Samples of a window: the power of two at or above three hops (64 ms at 16 kHz and 50 Hz)."""
+        return 1 << (3 * self.hop - 1).bit_length()
+
+    def __call__(self, audio: Array) -> Array:
+        """Log-mel (frames, bands) of mono audio (samples,), natural log of power."""
+        parts = list(self.stream([audio]))
+        return np.concatenate(parts) if parts else np.zeros((0, self.bands), np.float32)
+
+    def stream(self, blocks: Iterable[Array]) -> Iterator[Array]:
+        """Log-mel frames (some, bands) of mono audio that comes in blocks (samples,)."""
+        lead = (self.n_fft - self.hop) // 2
+        buffer = np.zeros(lead, np.float32)
+        group = _GROUP * self.hop
+        need = group - self.hop + self.n_fft
+        total = done = 0
+        for block in blocks:
+            total += len(block)
+            buffer = np.concatenate([buffer, block.astype(np.float32, copy=False)])
+            while len(buffer) >= need:
+                yield self._analyse(buffer[:need])
+                buffer = buffer[group:]
+                done += _GROUP
+        rest = -(-total // self.hop) - done
+        while rest > 0:
+            count = min(rest, _GROUP)
+            span = (count - 1) * self.hop + self.n_fft
+            yield self._analyse(np.pad(buffer[:span], (0, max(0, span - len(buffer)))))
+            buffer = buffer[count * self.hop :]
+            rest -= count
+
+    def invert(self, log_mel: Array, iterations: int = 32) -> Array:
+        """Audio (frames x hop,) whose log-mel is near `log_mel` (frames, bands).
+
+        Fast Griffin-Lim (Perraudin, Balazs and Sondergaard 2013, eq. 13, momentum 0.99) from zero phase on the
+        least-squares magnitude of the mel powers, so that the result is the same every time.
+        """
+        from scipy.fft import irfft, rfft
+
+        power = np.exp(log_mel.astype(np.float32)) - np.float32(_FLOOR)
+        target = np.sqrt(np.maximum(power @ self._pseudo_inverse, 0.0)).astype(np.float32)
+        phase = np.ones_like(target, dtype=np.complex64)
+        previous = np.zeros_like(phase)
+        audio = np.zeros(0, np.float32)
+        for step in range(iterations + 1):
+            audio = self._overlap_add(irfft(target * phase, n=self.n_fft, axis=1).astype(np.float32))
+            if step == iterations:
+                break
+            rebuilt = rfft(self._windows(audio) * self._window, axis=1)
+            moved = rebuilt + np.float32(0.99) * (rebuilt - previous)
+            phase = (moved / np.maximum(np.abs(moved), 1e-9)).astype(np.complex64)
+            previous = rebuilt
+        lead = (self.n_fft - self.hop) // 2
+        return np.clip(audio[lead : lead + len(log_mel) * self.hop], -1.0, 1.0)
+
+    @cached_property
+    def _window(self) -> Array:
+        # A Hann window scaled so that a full-scale sine has magnitude 1/2 whatever n_fft.
+        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.n_fft) / self.n_fft)
+        return (hann / hann.sum()).astype(np.float32)
+
+    @cached_property
+    def _filters(self) -> Array:
+        """Triangles (bins, bands) equally spaced in mel."""
+        edges = _hz(np.linspace(_mel(_F_MIN), _mel(self.sample_rate / 2), self.bands + 2))
+        bins = np.arange(self.n_fft // 2 + 1) * self.sample_rate / self.n_fft
+        rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+        falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+        return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
+
+    @cached_property
+    def _pseudo_inverse(self) -> Array:
+        return np.linalg.pinv(self._filters.astype(np.float64)).astype(np.float32)
+
+    def _windows(self, padded: Array) -> Array:
+        return np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop]
+
+    def _analyse(self, padded: Array) -> Array:
+        from scipy.fft import rfft
+
+        spectrum = rfft(self._windows(padded) * self._window, axis=1)  # (frames, bins)
+        power = spectrum.real**2 + spectrum.imag**2
+        return np.log(power @ self._filters + np.float32(_FLOOR))
+
+    def _overlap_add(self, frames: Array) -> Array:
+        """Least-squares signal of windowed frames (Griffin and Lim 1984, eq. 6)."""
+        length = (len(frames) - 1) * self.hop + self.n_fft
+        audio = np.zeros(length, np.float32)
+        weight = np.full(length, 1e-10, np.float32)
+        square = self._window**2
+        for index, frame in enumerate(frames):
+            start = index * self.hop
+            audio[start : start + self.n_fft] += frame * self._window
+            weight[start : start + self.n_fft] += square
+        return audio / weight
+
+
+def _mel(hz: float) -> float:
+    return float(2595.0 * np.log10(1.0 + hz / 700.0))
+
+
+def _hz(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)

@@ -1,0 +1,209 @@
+"""Residual vector quantisation of log-mel frames: a codec fitted in seconds, with no weights to download.
+
+Each frame is normalised by the training split's mean and deviation a band, then quantised by one k-means codebook
+after another, each fitted on what the ones before it left over. Decoding sums the entries and inverts the mel
+spectrogram (mel.py). It is a codec to study language models with, and good enough to hear what they have learnt;
+its audio is no match for a neural codec's.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ssmttm.codec.base import CODEC_FILE, Audio, Codes
+from ssmttm.codec.mel import LogMel
+from ssmttm.corpus.manifest import CodecFacts, canonical_json
+from ssmttm.corpus.writer import write_atomically
+from ssmttm.errors import InputError
+
+Array = npt.NDArray[np.float32]
+
+_ROWS = 8192  # frames quantised at once: 32 MB of distances at 1024 entries
+_ARRAYS = "rvq.npz"
+
+
+class RvqConfig(BaseModel):
+    """The choices of the codec; everything else is fitted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mel: LogMel
+    n_codebooks: int = Field(gt=0)
+    codebook_size: int = Field(gt=1, le=65535)
+    seed: int = Field(ge=0)
+
+
+class RvqReport(BaseModel):
+    """How well the codebooks describe the frames they were fitted on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    frames: int
+    """Training frames the codebooks were fitted on."""
+    variance_explained: tuple[float, ...]
+    """Of the normalised frames, by the first 1, 2, ... codebooks."""
+    entropy_bits: tuple[float, ...]
+    """Of each codebook's codes taken singly; log2 of the entries at most."""
+
+
+@dataclass(frozen=True)
+class RvqCodec:
+    """A fitted codec."""
+
+    config: RvqConfig
+    mean: Array
+    """(bands,)."""
+    deviation: Array
+    """(bands,)."""
+    codebooks: Array
+    """(codebooks, entries, bands), in normalised units."""
+    report: RvqReport
+
+    @classmethod
+    def fit(cls, frames: Array, config: RvqConfig) -> "RvqCodec":
+        """Fit to log-mel frames (n, bands); the same frames give the same codec on the same machine."""
+        if len(frames) < config.codebook_size:
+            raise InputError(
+                f"codebook_size is {config.codebook_size}, but the training split has only {len(frames)} frames; "
+                "use more music or smaller codebooks"
+            )
+        mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
+        deviation = np.maximum(frames.std(axis=0, dtype=np.float64), 1e-3).astype(np.float32)
+        residual = ((frames - mean) / deviation).astype(np.float32)
+        total = float(np.square(residual, dtype=np.float64).sum()) or 1.0
+        codebooks, explained, entropy = [], [], []
+        for book in range(config.n_codebooks):
+            entries = _kmeans(residual, config.codebook_size, config.seed + book)
+            codes = _nearest(residual, entries)
+            residual -= entries[codes]
+            codebooks.append(entries)
+            explained.append(1.0 - float(np.square(residual, dtype=np.float64).sum()) / total)
+            entropy.append(entropy_bits(np.bincount(codes, minlength=config.codebook_size)))
+        report = RvqReport(
+            frames=len(frames), variance_explained=tuple(explained), entropy_bits=tuple(entropy)
+        )
+        return cls(config, mean, deviation, np.stack(codebooks), report)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the configuration and the fitted arrays."""
+        digest = hashlib.sha256(canonical_json(self.config.model_dump()).encode())
+        for array in (self.mean, self.deviation, self.codebooks):
+            digest.update(np.ascontiguousarray(array, dtype="<f4").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def facts(self) -> CodecFacts:
+        """Rates, codebooks, entries and fingerprint."""
+        return CodecFacts(
+            name="rvq",
+            fingerprint=self.fingerprint,
+            sample_rate=self.config.mel.sample_rate,
+            frame_rate=float(self.config.mel.frame_rate),
+            n_codebooks=self.config.n_codebooks,
+            codebook_size=self.config.codebook_size,
+        )
+
+    def quantise(self, frames: Array) -> Codes:
+        """Codes (codebooks, n) of log-mel frames (n, bands)."""
+        out = np.empty((self.config.n_codebooks, len(frames)), dtype=np.uint16)
+        for start in range(0, len(frames), _ROWS):
+            part = frames[start : start + _ROWS].astype(np.float32)
+            residual = (part - self.mean) / self.deviation
+            for book, entries in enumerate(self.codebooks):
+                codes = _nearest(residual, entries)
+                residual -= entries[codes]
+                out[book, start : start + _ROWS] = codes
+        return out
+
+    def log_mel(self, codes: Codes) -> Array:
+        """Log-mel frames (n, bands) that codes (codebooks, n) stand for; raises InputError on unknown codes."""
+        if codes.size and int(codes.max()) >= self.config.codebook_size:
+            raise InputError(f"code {int(codes.max())} of a codebook of {self.config.codebook_size} entries")
+        total: Array = sum(
+            (entries[row] for entries, row in zip(self.codebooks, codes, strict=True)), np.float32(0)
+        )
+        return total * self.deviation + self.mean
+
+    def encode(self, audio: Audio) -> Codes:
+        """Codes (batch, codebooks, frames) of mono audio (batch, samples)."""
+        return np.stack([self.quantise(self.config.mel(signal)) for signal in audio])
+
+    def decode(self, codes: Codes) -> Audio:
+        """Mono audio (batch, frames x hop) in [-1, 1] of codes (batch, codebooks, frames)."""
+        return np.stack([self.config.mel.invert(self.log_mel(clip)) for clip in codes])
+
+    def save(self, folder: Path) -> None:
+        """Write rvq.npz, then codec.json, which makes the folder a codec."""
+        import io
+
+        buffer = io.BytesIO()
+        np.savez(buffer, mean=self.mean, deviation=self.deviation, codebooks=self.codebooks)
+        write_atomically(folder / _ARRAYS, buffer.getvalue())
+        description = {
+            "name": "rvq",
+            "fingerprint": self.fingerprint,
+            "config": self.config.model_dump(),
+            "report": self.report.model_dump(),
+        }
+        write_atomically(folder / CODEC_FILE, (json.dumps(description, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "RvqCodec":
+        """Read a saved codec; raises InputError when a file is missing or does not fit its fingerprint."""
+        path = folder / CODEC_FILE
+        try:
+            description = json.loads(path.read_text(encoding="utf-8"))
+            with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
+                codec = cls(
+                    config=RvqConfig.model_validate(description["config"]),
+                    mean=arrays["mean"],
+                    deviation=arrays["deviation"],
+                    codebooks=arrays["codebooks"],
+                    report=RvqReport.model_validate(description["report"]),
+                )
+        except FileNotFoundError as error:
+            raise InputError(f"{folder}: no whole codec here, {Path(error.filename).name} is missing") from None
+        except (OSError, KeyError, ValueError, ValidationError) as error:
+            raise InputError(f"{path}: not a codec this version reads: {error}") from None
+        if codec.fingerprint != description.get("fingerprint"):
+            raise InputError(f"{folder / _ARRAYS}: does not fit the fingerprint in {CODEC_FILE}: it has changed")
+        return codec
+
+
+def entropy_bits(counts: npt.NDArray[np.int64]) -> float:
+    """Entropy in bits of the distribution given by counts (entries,)."""
+    used = counts[counts > 0].astype(np.float64)
+    if not len(used):
+        return 0.0
+    p = used / used.sum()
+    return float(-(p * np.log2(p)).sum()) + 0.0
+
+
+def _nearest(rows: Array, entries: Array) -> npt.NDArray[np.intp]:
+    # argmin |r - c|^2 = argmax r.c - |c|^2 / 2, without the (rows, entries, bands) differences.
+    half = np.square(entries).sum(axis=1) * np.float32(0.5)
+    out = np.empty(len(rows), dtype=np.intp)
+    for start in range(0, len(rows), _ROWS):
+        out[start : start + _ROWS] = np.argmax(rows[start : start + _ROWS] @ entries.T - half, axis=1)
+    return out
+
+
+def _kmeans(rows: Array, entries: int, seed: int) -> Array:
+    """k-means centres (entries, bands): mini-batches to get near, full Lloyd iterations to settle."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from threadpoolctl import threadpool_limits
+
+    # One thread: several add up partial sums in the order they finish, and the codec would differ between runs.
+    with threadpool_limits(limits=1):
+        rough = MiniBatchKMeans(
+            entries, batch_size=4096, n_init=1, max_iter=10, random_state=seed, reassignment_ratio=0.01
+        ).fit(rows)
+        settled = KMeans(entries, init=rough.cluster_centers_, n_init=1, max_iter=10).fit(rows)
+    return np.asarray(settled.cluster_centers_, dtype=np.float32)
