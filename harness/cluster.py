@@ -1,0 +1,102 @@
+"""Where training happens and what a Series gets there: from sizes and hardware to ranks, threads and micro-batch.
+
+Resources never change an experiment: the global batch is met exactly by micro-batch x accumulation x ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from harness.cost import GIB, memory_gib
+from harness.run import Run
+from harness.rundir import Layout
+from harness.study import ResourceChoice
+from ssmttm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What one kind of place offers; this machine, where no profile names another."""
+
+    name: str
+    nodes: int
+    gpus: int
+    """GPUs a node; 0 where ranks run on the CPU."""
+    cores: int
+    """CPU cores a node that may be used."""
+    memory_gib: float
+    """Memory a node offers its CPU ranks."""
+    peak_flops: float | None = None
+    """Peak FLOP/s of a rank's device, where known."""
+
+
+def this_machine() -> Cluster:
+    """The machine this process runs on, without importing anything heavy to ask."""
+    drivers = Path("/proc/driver/nvidia/gpus")
+    gpus = len(list(drivers.iterdir())) if drivers.is_dir() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = min(gpus, len([device for device in visible.split(",") if device.strip() not in {"", "-1"}]))
+    return Cluster(
+        name="local",
+        nodes=1,
+        gpus=gpus,
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=psutil.virtual_memory().total / GIB,
+    )
+
+
+def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, threads: int) -> Layout:
+    """The layout that meets the global batch exactly with the largest micro-batch not above `micro_batch`.
+
+    Raises InputError where the ranks do not divide the batch.
+    """
+    if batch % ranks:
+        raise InputError(f"training.batch: {batch}: does not divide among {ranks} ranks (resources.ranks)")
+    share = batch // ranks
+    micro = max(m for m in range(1, min(share, micro_batch) + 1) if share % m == 0)
+    return Layout.model_validate(
+        {
+            "ranks": ranks,
+            "micro_batch": micro,
+            "accumulation": share // micro,
+            "zero_stage": zero_stage,
+            "threads": threads,
+        }
+    )
+
+
+def choose_resources(run: Run, choice: ResourceChoice, cluster: Cluster) -> Layout:
+    """The layout of a Series here: what the study asks for, else the largest micro-batch that fits in memory.
+
+    Raises InputError where the machine has too few devices or cores for the ranks asked for.
+    """
+    devices = cluster.gpus or cluster.cores
+    if choice.ranks > devices:
+        kind = "GPUs" if cluster.gpus else "cores"
+        raise InputError(f"resources.ranks: {choice.ranks}: {cluster.name} has {devices} {kind}")
+    threads = choice.threads or 1
+    micro = choice.micro_batch or _fitting_micro_batch(run, choice, cluster)
+    return choose_layout(run.batch, choice.ranks, micro, choice.zero_stage, threads)
+
+
+def _fitting_micro_batch(run: Run, choice: ResourceChoice, cluster: Cluster) -> int:
+    share = max(1, run.batch // choice.ranks)
+    if cluster.gpus:
+        return share
+    slots = max(1, cluster.cores // (choice.ranks * (choice.threads or 1)))
+    free = 0.5 * cluster.memory_gib / (slots * choice.ranks)
+    fitting = [
+        micro
+        for micro in range(1, share + 1)
+        if share % micro == 0
+        and memory_gib(
+            run.model, frames=run.frames, micro_batch=micro, ranks=choice.ranks, zero_stage=choice.zero_stage
+        )
+        <= free
+    ]
+    return max(fitting, default=1)

@@ -1,0 +1,62 @@
+"""What every dispatcher is: four verbs over jobs, the same for a laptop and for a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+
+class JobState(StrEnum):
+    """Where a job is with its dispatcher; what its Runs achieved is in their journals."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+    """Its worker came back; the journals tell the rest."""
+    BUSY = "busy"
+    """Another process is training the Series."""
+    PREEMPTED = "preempted"
+    """It was told to stop and has saved; to be submitted again."""
+    LOST = "lost"
+    """Its process went away without a word."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One Series to be trained, as far as these Runs want it."""
+
+    series_id: str
+    run_dirs: tuple[Path, ...]
+    ranks: int
+    threads: int
+    log_dir: Path
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A submitted job."""
+
+    job: Job
+    job_id: str
+
+
+class Dispatcher(Protocol):
+    """Starts workers and watches them."""
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Hand over jobs in the order in which they should begin."""
+
+    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+        """Where each job is now."""
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Ask jobs to stop at their next step, saving what they have."""
+
+    def log_paths(self, handle: Handle) -> list[Path]:
+        """Where a job's output goes, a file a rank."""
+
+    def close(self) -> None:
+        """Stop everything that still runs, saving what it has, and let go of all processes."""

@@ -1,0 +1,223 @@
+"""Jobs on this machine: as many Series at once as cores or GPUs allow, on workers that stay warm.
+
+A worker spends seconds on imports and a small Series may train in ten, so groups of ranks are kept and fed one
+Series after the other through their standard input. A worker dies with the process that started it (it saves
+first), and one that dies by itself takes only its own Series along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness.cluster import Cluster
+from harness.dispatch.base import Handle, Job, JobState
+
+GRACE_SECONDS = 60.0
+"""How long a worker may take over its last step and its checkpoint when it is asked to stop."""
+
+
+class LocalDispatcher:
+    """Implements Dispatcher with child processes."""
+
+    def __init__(self, cluster: Cluster, log_dir: Path, jobs: int | None = None) -> None:
+        self.on_gpus = cluster.gpus > 0
+        self.capacity = cluster.gpus or cluster.cores
+        self.free_devices = list(range(self.capacity))
+        self.most_groups = jobs or self.capacity
+        self.log_dir = log_dir
+        self.groups: list[_Group] = []
+        self.queue: list[Handle] = []
+        self.ended: dict[Handle, JobState] = {}
+        self._numbers = itertools.count(1)
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Queue jobs in the order in which they should begin."""
+        handles = [Handle(job, f"local-{os.getpid()}-{next(self._numbers)}") for job in jobs]
+        self.queue += handles
+        return handles
+
+    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+        """Take up what workers said, start what there is room for, and tell where each job is."""
+        for group in list(self.groups):
+            handle, state = group.poll()
+            if handle is not None and state is not None:
+                self.ended[handle] = state
+            if not group.is_alive:
+                self._drop(group)
+        self._start_queued()
+        running = {group.handle for group in self.groups if group.handle is not None}
+        return {
+            handle: self.ended.get(handle, JobState.RUNNING if handle in running else JobState.QUEUED)
+            for handle in handles
+        }
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Take jobs out of the queue; ask those that run to save and stop."""
+        for handle in handles:
+            if handle in self.queue:
+                self.queue.remove(handle)
+                self.ended[handle] = JobState.PREEMPTED
+        for group in self.groups:
+            if group.handle in handles:
+                group.signal(signal.SIGTERM)
+
+    def log_paths(self, handle: Handle) -> list[Path]:
+        """A file a rank."""
+        return [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
+
+    def close(self) -> None:
+        """Let idle workers go, have busy ones save and stop, and wait for all of them."""
+        self.queue.clear()
+        for group in self.groups:
+            group.stop()
+        for group in list(self.groups):
+            self._drop(group)
+
+    def _start_queued(self) -> None:
+        for handle in list(self.queue):
+            group = self._idle_group(handle.job)
+            if group is None:
+                return  # in order: nothing overtakes a job that waits for room
+            self.queue.remove(handle)
+            group.feed(handle)
+
+    def _idle_group(self, job: Job) -> _Group | None:
+        idle = [group for group in self.groups if group.handle is None]
+        for group in idle:
+            if (group.ranks, group.threads) == (job.ranks, job.threads):
+                return group
+        need = job.ranks if self.on_gpus else min(job.ranks * job.threads, self.capacity)
+        for group in idle:  # of another shape: their room is wanted
+            if len(self.free_devices) < need or len(self.groups) >= self.most_groups:
+                group.stop()
+                self._drop(group)
+        if len(self.free_devices) < need or len(self.groups) >= self.most_groups:
+            return None
+        devices, self.free_devices = self.free_devices[:need], self.free_devices[need:]
+        group = _Group(job.ranks, job.threads, devices, self.log_dir, on_gpus=self.on_gpus)
+        self.groups.append(group)
+        return group
+
+    def _drop(self, group: _Group) -> None:
+        group.end()
+        self.groups.remove(group)
+        self.free_devices = sorted(self.free_devices + group.devices)
+
+
+class _Group:
+    """The processes of one warm process group."""
+
+    def __init__(self, ranks: int, threads: int, devices: list[int], log_dir: Path, *, on_gpus: bool) -> None:
+        self.ranks, self.threads, self.devices = ranks, threads, devices
+        self.handle: Handle | None = None
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._meeting = log_dir / f".rendezvous-{uuid.uuid4().hex[:8]}"
+        self._log = (log_dir / "workers.log").open("ab")
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "harness.worker", "--feed"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=self._environment(rank, on_gpus=on_gpus),
+                start_new_session=True,
+            )
+            for rank in range(ranks)
+        ]
+        self._heard = [b""] * ranks
+        self._replies: list[list[dict[str, Any]]] = [[] for _ in range(ranks)]
+        for process in self._processes:
+            assert process.stdout is not None
+            os.set_blocking(process.stdout.fileno(), False)
+
+    @property
+    def is_alive(self) -> bool:
+        return all(process.poll() is None for process in self._processes)
+
+    def feed(self, handle: Handle) -> None:
+        self.handle = handle
+        line = json.dumps([str(path) for path in handle.job.run_dirs]).encode() + b"\n"
+        for process in self._processes:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it died; poll() will see it
+                process.stdin.write(line)
+                process.stdin.flush()
+
+    def poll(self) -> tuple[Handle | None, JobState | None]:
+        """The job that ended since the last call, and how."""
+        for rank, process in enumerate(self._processes):
+            self._listen(rank, process)
+        if self.handle is None:
+            return None, None
+        if all(self._replies):
+            outcome = self._replies[0].pop(0)["outcome"]
+            for replies in self._replies[1:]:
+                replies.pop(0)
+            handle, self.handle = self.handle, None
+            known = {"busy": JobState.BUSY, "preempted": JobState.PREEMPTED}
+            return handle, known.get(outcome, JobState.ENDED)
+        if not self.is_alive:
+            handle, self.handle = self.handle, None
+            return handle, JobState.LOST
+        return None, None
+
+    def _listen(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        while part := process.stdout.read(65536):
+            self._heard[rank] += part
+        *lines, self._heard[rank] = self._heard[rank].split(b"\n")
+        self._replies[rank] += [reply for line in lines if "outcome" in (reply := json.loads(line))]
+
+    def signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def stop(self) -> None:
+        """Ask for an end: at once where idle, after saving where busy."""
+        for process in self._processes:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        self.signal(signal.SIGTERM)
+
+    def end(self) -> None:
+        """Wait for the processes, and kill those that do not end by themselves."""
+        watched = [psutil.Process(p.pid) for p in self._processes if p.poll() is None]
+        if not self.is_alive:
+            self.signal(signal.SIGTERM)  # one rank is gone: the others wait for it in vain
+        _, stuck = psutil.wait_procs(watched, timeout=GRACE_SECONDS if self.is_alive else 10.0)
+        for survivor in stuck:
+            survivor.kill()
+        for process in self._processes:
+            process.wait()
+        self._log.close()
+        self._meeting.unlink(missing_ok=True)
+
+    def _environment(self, rank: int, *, on_gpus: bool) -> dict[str, str]:
+        environment = dict(os.environ)
+        environment |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(self.ranks),
+            "LOCAL_RANK": str(rank),
+            "SSMSCALE_RENDEZVOUS": str(self._meeting),
+            "OMP_NUM_THREADS": str(self.threads),
+            "MKL_NUM_THREADS": str(self.threads),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+        if on_gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.devices))
+        return environment

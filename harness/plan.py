@@ -1,0 +1,181 @@
+"""What is left to do of a study, and what it will cost: nothing is written and nothing heavy is imported.
+
+A Run costs what it adds: the piece of trunk from the last branch point before its own, and its decay. That is what
+sharing trunks saves against training every Run from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.cluster import Cluster, choose_resources
+from harness.cost import Calibration, Cost, assumed_speed, mean_text_positions, memory_gib, run_cost
+from harness.rundir import Layout, Root, read_model
+from harness.status import RunState, RunStatus, StatusReader
+from harness.study import CorpusView, GridPoint, Study
+from harness.training.schedule import branch_step
+from ssmttm.dataset import TokenDataset
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One row of the plan."""
+
+    status: RunStatus
+    cost: Cost
+    layout: Layout
+    gpus: int
+    """Devices: GPUs, or CPU ranks where there is no GPU."""
+    memory_gib: float
+    """GiB a device."""
+    wall_hours: float
+    """Hours this Run adds to its Series, from the last branch point before its own."""
+    wall_hours_alone: float
+    """Hours it would take from the start, sharing nothing."""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Device-hours this Run adds."""
+        return self.wall_hours * self.gpus
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every Run of a study with its state, cost and resources."""
+
+    study: Study
+    identified: bool
+    """Whether the corpus is known, so that Runs have ids."""
+    runs: tuple[PlannedRun, ...]
+    notes: tuple[tuple[str, str], ...]
+    """Coded notes: (code, text)."""
+
+    @property
+    def missing(self) -> list[PlannedRun]:
+        """Runs a submission would train."""
+        return [run for run in self.runs if run.status.state in {RunState.NEW, RunState.INTERRUPTED}]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `ssmscale plan --json`."""
+        return {
+            "study": self.study.name,
+            "runs": [self._row(run) for run in self.runs],
+            "totals": self.totals(),
+            "design": {"notes": [{"code": code, "text": text} for code, text in self.notes]},
+        }
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over the Runs: what is to be spent, what it would be without trunks, what is spent already."""
+        done = {RunState.DONE}
+        return {
+            "runs": len(self.runs),
+            "series": len({run.status.series_id for run in self.runs}),
+            "gpu_hours": sum(run.gpu_hours for run in self.runs if run.status.state not in done),
+            "gpu_hours_independent": sum(
+                run.wall_hours_alone * run.gpus for run in self.runs if run.status.state not in done
+            ),
+            "gpu_hours_reused": sum(run.gpu_hours for run in self.runs if run.status.state in done),
+        }
+
+    def _row(self, run: PlannedRun) -> dict[str, Any]:
+        status, model = run.status, run.status.point.run
+        shown = {RunState.INTERRUPTED: RunState.NEW, RunState.CANCELLED: RunState.FAILED}
+        return {
+            "run_id": status.run_id if self.identified else None,
+            "series": status.series_id if self.identified else None,
+            "architecture": status.point.architecture,
+            "size": status.point.size,
+            "n_params": run.cost.n_params,
+            "n_params_non_embedding": run.cost.n_params_non_embedding,
+            "iterations": model.iterations,
+            "tokens": run.cost.tokens,
+            "flops": run.cost.flops,
+            "seed": model.seed,
+            "state": shown.get(status.state, status.state),
+            "nodes": 1,
+            "gpus": run.gpus,
+            "zero_stage": run.layout.zero_stage,
+            "micro_batch": run.layout.micro_batch,
+            "accumulation": run.layout.accumulation,
+            "memory_gib": round(run.memory_gib, 4),
+            "wall_hours": run.wall_hours,
+            "gpu_hours": run.gpu_hours,
+        }
+
+
+def make_plan(
+    study: Study, points: Sequence[GridPoint], corpus: CorpusView, root: Root, cluster: Cluster
+) -> Plan:
+    """Cost every Run of the grid and find its state; raises InputError where resources do not fit."""
+    rows = StatusReader(root, study.name).read(points)
+    calibration = read_calibration(root, study.name)
+    text_positions = _text_positions(study, points, corpus)
+    behind: dict[str, int] = {}
+    planned: dict[int, PlannedRun] = {}
+    for index in sorted(range(len(rows)), key=lambda i: rows[i].point.run.iterations):
+        status = rows[index]
+        run = status.point.run
+        layout = choose_resources(run, study.resources, cluster)
+        cost = run_cost(run, text_positions)
+        speed = calibration.speed(status.point.architecture, status.point.size)
+        speed = (speed or assumed_speed(layout.threads, study.resources.peak_flops)) * layout.ranks
+        branch = branch_step(run.schedule, run.iterations)
+        trunk = branch - behind.get(status.series_id, 0)
+        if status.state is not RunState.FAILED:
+            behind[status.series_id] = branch
+        steps = trunk + run.iterations - branch
+        planned[index] = PlannedRun(
+            status=status,
+            cost=cost,
+            layout=layout,
+            gpus=layout.ranks,
+            memory_gib=memory_gib(
+                run.model,
+                frames=run.frames,
+                micro_batch=layout.micro_batch,
+                ranks=layout.ranks,
+                zero_stage=layout.zero_stage,
+            ),
+            wall_hours=cost.flops * steps / run.iterations / speed / 3600,
+            wall_hours_alone=cost.flops / speed / 3600,
+        )
+    notes = list(_notes(study, corpus, cluster, calibration))
+    return Plan(study, corpus.is_known, tuple(planned[i] for i in range(len(rows))), tuple(notes))
+
+
+def read_calibration(root: Root, study_name: str) -> Calibration:
+    """calibration.json of a study; empty where nothing has finished."""
+    path = root.study(study_name) / "calibration.json"
+    return read_model(path, Calibration) if path.exists() else Calibration()
+
+
+def _text_positions(study: Study, points: Sequence[GridPoint], corpus: CorpusView) -> int:
+    text = points[0].run.model.text
+    if not corpus.is_known:
+        return text.max_positions
+    train = TokenDataset(study.corpus.path, "train")
+    return mean_text_positions(text, train.captions(range(min(len(train), 512))))
+
+
+def _notes(
+    study: Study, corpus: CorpusView, cluster: Cluster, calibration: Calibration
+) -> list[tuple[str, str]]:
+    notes = []
+    if not corpus.is_known:
+        notes.append(
+            (
+                "corpus_unknown",
+                f"{study.corpus.path} is not here: costs follow corpus.facts, runs have no ids and cannot be submitted",
+            )
+        )
+    if not cluster.gpus:
+        notes.append(
+            ("cpu_ranks", "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks")
+        )
+    if not calibration.flops_per_second:
+        notes.append(
+            ("speed_assumed", "nothing of this study has finished yet: hours follow an assumed speed")
+        )
+    return notes

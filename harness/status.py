@@ -1,0 +1,145 @@
+"""What has become of every Run of a study: from the directories alone, whoever trained there.
+
+A Run's own journal tells of its branch, its Series' journal of the trunk; control.jsonl adds what the command line
+did. Nothing is stored twice, so nothing can disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from harness.journal import Control, Event, Progress, process_is_alive, read_progress
+from harness.run import Run
+from harness.rundir import Root
+from harness.study import GridPoint
+
+
+class RunState(StrEnum):
+    """Where a Run stands."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """It began, nobody trains it now; the next submission goes on from its last checkpoint."""
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One row of the status table."""
+
+    point: GridPoint
+    run_id: str
+    series_id: str
+    state: RunState
+    iterations_done: int
+    loss: float | None
+    """Held-out loss of a finished Run, nats a token; None before."""
+    train_loss: float | None
+    """Newest training loss, label smoothing included."""
+    tokens_per_second: float | None
+    job_id: str | None
+    reason: str | None
+    """Why a Run failed."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The row of `ssmscale status --json`."""
+        return {
+            "run_id": self.run_id,
+            "series": self.series_id,
+            "architecture": self.point.architecture,
+            "size": self.point.size,
+            "seed": self.point.run.seed,
+            "state": self.state,
+            "iterations": self.point.run.iterations,
+            "iterations_done": self.iterations_done,
+            "loss": self.loss,
+            "train_loss": self.train_loss,
+            "tokens_per_second": self.tokens_per_second,
+            "job_id": self.job_id,
+            "reason": self.reason,
+        }
+
+
+class StatusReader:
+    """Reads the states of a study's Runs, each Series' journal once a reading."""
+
+    def __init__(self, root: Root, study_name: str) -> None:
+        self.root = root
+        self.control = Control(root.study(study_name) / "control.jsonl")
+
+    def read(self, points: Iterable[GridPoint]) -> list[RunStatus]:
+        """The status of each Run, in the order given."""
+        cancelled, forgiven = self.control.cancelled(), self.control.forgiven()
+        waiting = self._waiting()
+        trunks: dict[str, Progress] = {}
+        found = []
+        for point in points:
+            run_id, series_id = point.run.run_id, point.run.series_id
+            if series_id not in trunks:
+                trunks[series_id] = read_progress(self.root.series(series_id))
+            own = read_progress(self.root.run(run_id))
+            state = _state(point.run, own, trunks[series_id], forgiven=forgiven.get(run_id, 0))
+            if state in {RunState.NEW, RunState.INTERRUPTED}:
+                if run_id in cancelled:
+                    state = RunState.CANCELLED
+                elif run_id in waiting:
+                    state = RunState.QUEUED
+            found.append(_row(point, run_id, series_id, state, own, trunks[series_id]))
+        return found
+
+    def _waiting(self) -> set[str]:
+        """Runs handed to a submission whose process still runs."""
+        waiting: set[str] = set()
+        for event in self.control.read():
+            if event["event"] == "submitted" and process_is_alive(event.get("process", {})):
+                waiting |= {str(run) for run in event.get("runs", [])}
+        return waiting
+
+
+def _state(run: Run, own: Progress, trunk: Progress, *, forgiven: int) -> RunState:
+    if own.state == Event.FINISHED:
+        return RunState.DONE
+    if own.state == Event.FAILED and own.attempt > forgiven:
+        return RunState.FAILED
+    if own.is_alive or trunk.is_alive:
+        return RunState.RUNNING
+    if own.attempt > forgiven or (0 < trunk.step < run.iterations and trunk.state != Event.FINISHED):
+        return RunState.INTERRUPTED
+    return RunState.NEW
+
+
+def _row(
+    point: GridPoint, run_id: str, series_id: str, state: RunState, own: Progress, trunk: Progress
+) -> RunStatus:
+    finished = state is RunState.DONE and own.result is not None
+    latest = own if own.step else trunk
+    newest = latest.steps[max(latest.steps)] if latest.steps and state is not RunState.NEW else {}
+    done = point.run.iterations if finished else min(max(own.step, trunk.step), point.run.iterations)
+    reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
+    return RunStatus(
+        point=point,
+        run_id=run_id,
+        series_id=series_id,
+        state=state,
+        iterations_done=0 if state is RunState.NEW else done,
+        loss=own.result.get("loss") if finished and own.result else None,
+        train_loss=newest.get("loss"),
+        tokens_per_second=newest.get("tokens_per_second"),
+        job_id=(own.started or trunk.started or {}).get("job_id"),
+        reason=reason,
+    )
+
+
+def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:
+    """How many Runs are in each state, states that occur alone."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.state] = counts.get(row.state, 0) + 1
+    return counts

@@ -1,0 +1,406 @@
+"""The training loop of one Series: along the trunk, out on each branch, back to where it left, and on.
+
+A step is the same arithmetic wherever it happens: batches, learning rate and dropout are functions of (seed, step),
+so a checkpoint holds weights and optimiser state, and nothing has to be replayed after an interruption. The first
+rank writes the journals; decisions that could differ between ranks (where to resume, whether to stop) are made
+by one and told to all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from harness.cluster import choose_layout
+from harness.journal import Control, Event, Fenced, Journal
+from harness.run import Run
+from harness.rundir import Launch, Layout, Root
+from harness.training import checkpoint as checkpoints
+from harness.training.batches import Batches, MicroBatch
+from harness.training.checkpoint import Checkpoint
+from harness.training.engine import Engine, Ranks
+from harness.training.preemption import StopFlag
+from harness.training.result import Result, describe_result
+from harness.training.schedule import branch_step, learning_rate, trunk_learning_rate
+
+
+class Outcome(IntEnum):
+    """How a walk along trunk or branch ended; the order is the order of precedence between ranks."""
+
+    DONE = 0
+    CANCELLED = 1
+    PREEMPTED = 2
+    FENCED = 3
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number, or has left everything it could have learnt behind."""
+
+
+class SeriesTrainer:
+    """Trains the Runs of one Series that are not finished, in the order in which they leave the trunk."""
+
+    def __init__(
+        self,
+        root: Root,
+        runs: Sequence[Run],
+        launch: Launch,
+        ranks: Ranks,
+        layout: Layout,
+        stop: StopFlag,
+        process: Mapping[str, Any],
+    ) -> None:
+        self.root, self.launch, self.ranks, self.layout, self.stop = root, launch, ranks, layout, stop
+        self.process = process
+        self.runs = sorted(runs, key=lambda run: run.iterations)
+        self.first = self.runs[0]
+        self.folder = root.series(self.first.series_id)
+        self.trunk_checkpoints = self.folder / "checkpoints"
+        self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
+        self.engine = Engine(self.first, self.layout, ranks)
+        self.control = Control(launch.control)
+        self._control_size = -1
+        self._cancelled: set[str] = set()
+        self.step = 0
+        """Steps behind the engine's present state."""
+        self.on_trunk = True
+        """Whether that state is the trunk's, and not that of some branch."""
+        self.tokens = 0
+        self.seconds = 0.0
+        self._clock = time.monotonic()
+        self._clock_tokens = 0
+
+    def train(self, journal: Journal | None) -> Outcome:
+        """Train what is missing; `journal` is the trunk's, open on the first rank alone.
+
+        Raises Diverged where the trunk diverges; a branch that does fails alone.
+        """
+        for run in self.runs:
+            outcome = self._to_branch(run, journal)
+            if outcome is Outcome.DONE:
+                outcome = self._branch(run)
+            if outcome is Outcome.PREEMPTED or outcome is Outcome.FENCED:
+                return outcome
+        return Outcome.DONE
+
+    # -- the trunk
+
+    def _to_branch(self, run: Run, journal: Journal | None) -> Outcome:
+        """Bring the engine to where `run` leaves the trunk, or to where its branch was interrupted."""
+        branch = branch_step(run.schedule, run.iterations)
+        if self._is_cancelled(run):
+            return Outcome.CANCELLED
+        if self._resume(self.root.run(run.run_id) / "checkpoints", branch + 1, run.iterations, journal):
+            self.on_trunk = False
+            return Outcome.DONE
+        here = self.step if self.on_trunk else -1
+        if self._resume(self.trunk_checkpoints, max(here + 1, 1), branch, journal):
+            self.on_trunk = True
+        elif not self.on_trunk:
+            self._start_over()
+        if self.step == branch:
+            self._keep_branch_point(branch)
+            return Outcome.DONE
+
+        def rate(step: int) -> float:
+            return trunk_learning_rate(run.schedule, run.optimiser.lr, step)
+
+        outcome = self._walk(branch, rate, self.trunk_checkpoints, journal, run, on_trunk=True)
+        if outcome is Outcome.DONE:
+            self._save(self.trunk_checkpoints, journal, branch=True)
+        return outcome
+
+    def _keep_branch_point(self, branch: int) -> None:
+        """See that the checkpoint at a branch point, made for another reason, is kept from now on."""
+        if branch == 0:
+            return
+        held = {
+            found.marker.step: found.marker.branch for found in checkpoints.marked(self.trunk_checkpoints)
+        }
+        if self._tell(held.get(branch)) is not True:
+            self._save(self.trunk_checkpoints, None, branch=True)
+
+    # -- a branch
+
+    def _branch(self, run: Run) -> Outcome:
+        """Take a Run from its branch point to its end and write its result; its failure is its own."""
+        folder = self.root.run(run.run_id)
+        resumed = not self.on_trunk
+        self.on_trunk = False
+        journal = Journal.open(folder) if self.ranks.is_first else None
+        try:
+            facts = {**self.process, "layout": self.layout.model_dump(), "device": self.ranks.device}
+            _append(journal, Event.RESUMED if resumed else Event.STARTED, step=self.step, **facts)
+
+            def rate(step: int) -> float:
+                return learning_rate(run.schedule, run.optimiser.lr, step, run.iterations)
+
+            outcome = self._walk(run.iterations, rate, folder / "checkpoints", journal, run, on_trunk=False)
+            if outcome is Outcome.DONE:
+                self._finish(run, folder, journal)
+            elif outcome is Outcome.CANCELLED:
+                _append(journal, Event.CANCELLED, step=self.step)
+            return outcome
+        except Diverged as problem:
+            _append(journal, Event.FAILED, step=self.step, reason=str(problem), kind="diverged")
+            return Outcome.DONE
+        finally:
+            if journal is not None:
+                journal.close()
+
+    def _finish(self, run: Run, folder: Path, journal: Journal | None) -> None:
+        loss, by_codebook = self.evaluate()
+        if not math.isfinite(loss):
+            raise Diverged(f"held-out loss is {loss} after {self.step} steps")
+        weights = self.engine.state_dict()
+        if journal is not None and weights is not None:
+            journal.check_fence()
+            _save_weights(weights, folder / "checkpoints" / "model.safetensors")
+            measured = {"loss": loss, "loss_codebooks": by_codebook, "step": self.step, "tokens": self.tokens}
+            derived = describe_result(run, self.tokens, self.batches.flops_per_token)
+            result = Result.model_validate({**measured, **derived, "seconds": round(self.seconds, 3)})
+            journal.append(Event.FINISHED, **result.model_dump(mode="json"))
+            for old in checkpoints.marked(folder / "checkpoints"):
+                checkpoints.remove(folder / "checkpoints", old.marker.step)
+
+    # -- steps
+
+    def _walk(
+        self,
+        target: int,
+        rate: Callable[[int], float],
+        folder: Path,
+        journal: Journal | None,
+        run: Run,
+        *,
+        on_trunk: bool,
+    ) -> Outcome:
+        """Step until `target`, logging, evaluating, saving, and heeding signals, cancellations and fences."""
+        self._clock, self._clock_tokens = time.monotonic(), self.tokens
+        while self.step < target:
+            outcome = self._agree(journal, run)
+            if outcome is Outcome.PREEMPTED:
+                self._save(folder, journal)
+                _append(
+                    journal,
+                    Event.PREEMPTED,
+                    step=self.step,
+                    reason=self.stop.reason or "another rank's signal",
+                )
+            if outcome is not Outcome.DONE:
+                return outcome
+            done = self.step + 1
+            self._take_step(rate(self.step), journal, must_log=done == target and not on_trunk)
+            if done < target and done % self.launch.checkpoint_every == 0:
+                self._save(folder, journal)
+            if on_trunk and self.launch.eval_every and done % self.launch.eval_every == 0:
+                loss, by_codebook = self.evaluate()
+                _append(
+                    journal, Event.EVAL, step=done, loss=loss, loss_codebooks=by_codebook, tokens=self.tokens
+                )
+        return Outcome.DONE
+
+    def _take_step(self, lr: float, journal: Journal | None, *, must_log: bool) -> None:
+        import torch
+
+        from ssmttm.model import codebook_cross_entropy
+
+        begun = time.monotonic()
+        micro_batches, n_targets = self.batches.training_step(self.step)
+        torch.manual_seed(_dropout_seed(self.first.seed, self.step, self.ranks.rank))
+        smoothing = self.first.regularisation.label_smoothing
+        shares: list[torch.Tensor] = []
+
+        def share_of(batch: MicroBatch) -> Callable[[], torch.Tensor]:
+            def compute() -> torch.Tensor:
+                logits = self.engine.deepspeed(batch.inputs, batch.text)
+                sums, _ = codebook_cross_entropy(logits, batch.targets, smoothing)
+                share: torch.Tensor = sums.sum() / n_targets
+                shares.append(share.detach())
+                return share
+
+            return compute
+
+        self.engine.step([share_of(batch) for batch in micro_batches], lr)
+        self.step += 1
+        self.tokens += n_targets
+        if must_log or self.step == 1 or self.step % self.launch.log_every == 0:
+            loss = self._sum_over_ranks(torch.stack(shares).sum())
+            self._check_loss(loss)
+            self._log(journal, loss, lr)
+        self.seconds += time.monotonic() - begun
+
+    def _log(self, journal: Journal | None, loss: float, lr: float) -> None:
+        now = time.monotonic()
+        speed = (self.tokens - self._clock_tokens) / max(now - self._clock, 1e-9)
+        self._clock, self._clock_tokens = now, self.tokens
+        fields: dict[str, Any] = {"step": self.step, "loss": loss, "lr": lr, "tokens": self.tokens}
+        fields["tokens_per_second"] = round(speed, 1)
+        if (norm := self.engine.grad_norm()) is not None and math.isfinite(norm):
+            fields["grad_norm"] = norm
+        if self.launch.peak_flops is not None:
+            flops = self.batches.flops_per_token * speed / self.ranks.world
+            fields["mfu"] = round(flops / self.launch.peak_flops, 4)
+        _append(journal, Event.STEP, **fields)
+
+    def _check_loss(self, loss: float) -> None:
+        """Raise Diverged for a loss that is not finite, or far above that of knowing nothing."""
+        blind = math.log(self.first.model.vocabulary)
+        if not math.isfinite(loss) or loss > 3 * blind:
+            raise Diverged(
+                f"training loss is {loss:.4g} after {self.step} steps (knowing nothing gives {blind:.4g})"
+            )
+
+    def evaluate(self) -> tuple[float, list[float]]:
+        """Mean cross-entropy in nats a token on the held-out split, and that of each codebook; collective."""
+        import torch
+
+        from ssmttm.model import codebook_cross_entropy
+
+        n_codebooks = self.first.model.n_codebooks
+        totals = torch.zeros(2, n_codebooks, dtype=torch.float64)
+        self.engine.deepspeed.eval()
+        with torch.no_grad():
+            for batch in self.batches.held_out():
+                logits = self.engine.deepspeed(batch.inputs, batch.text)
+                sums, counts = codebook_cross_entropy(logits.float(), batch.targets)
+                totals += torch.stack([sums, counts]).double().cpu()
+        self.engine.deepspeed.train()
+        if self.ranks.world > 1:
+            totals = totals.to(self.ranks.device)
+            torch.distributed.all_reduce(totals)
+            totals = totals.cpu()
+        by_codebook = (totals[0] / totals[1]).tolist()
+        return float(totals[0].sum() / totals[1].sum()), [float(value) for value in by_codebook]
+
+    # -- between steps
+
+    def _agree(self, journal: Journal | None, run: Run) -> Outcome:
+        """What all ranks do next: the gravest thing any of them knows of."""
+        mine = Outcome.PREEMPTED if self.stop.reason else Outcome.DONE
+        if journal is not None:
+            if self._is_cancelled(run, ask_others=False):
+                mine = max(mine, Outcome.CANCELLED)
+            try:
+                journal.check_fence()
+            except Fenced:
+                mine = Outcome.FENCED
+        if self.ranks.world == 1:
+            return mine
+        import torch
+
+        word = torch.tensor([int(mine)], device=self.ranks.device)
+        torch.distributed.all_reduce(word, op=torch.distributed.ReduceOp.MAX)
+        return Outcome(int(word.item()))
+
+    def _is_cancelled(self, run: Run, *, ask_others: bool = True) -> bool:
+        if self.ranks.is_first:
+            try:
+                size = self.control.path.stat().st_size
+            except FileNotFoundError:
+                size = 0
+            if size != self._control_size:
+                self._control_size, self._cancelled = size, self.control.cancelled()
+        known = run.run_id in self._cancelled
+        return bool(self._tell(known)) if ask_others else known
+
+    def _resume(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> bool:
+        """Load the newest good checkpoint with lowest <= step <= highest, if there is one."""
+        chosen: Checkpoint | None = None
+        if self.ranks.is_first:
+            for found in reversed(checkpoints.marked(folder)):
+                if not lowest <= found.marker.step <= highest:
+                    continue
+                problem = self._misfit(found) or checkpoints.problem_with(found)
+                if problem is None:
+                    chosen = found
+                    break
+                _append(journal, Event.WARNING, text=f"checkpoint passed over: {problem}")
+        chosen = self._tell(chosen)
+        if chosen is None:
+            return False
+        checkpoints.load(self.engine, chosen)
+        self.step, self.tokens = chosen.marker.step, chosen.marker.tokens
+        return True
+
+    def _misfit(self, found: Checkpoint) -> str | None:
+        marker = found.marker
+        if marker.zero_stage != self.layout.zero_stage or (
+            marker.zero_stage and marker.ranks != self.ranks.world
+        ):
+            return (
+                f"{found.folder / found.tag}: written by {marker.ranks} ranks under ZeRO {marker.zero_stage}, not "
+                f"{self.ranks.world} under ZeRO {self.layout.zero_stage}"
+            )
+        return None
+
+    def _start_over(self) -> None:
+        """Put the engine back to step 0."""
+        self.engine = Engine(self.first, self.layout, self.ranks)
+        self.step, self.tokens, self.on_trunk = 0, 0, True
+
+    def _save(self, folder: Path, journal: Journal | None, *, branch: bool = False) -> None:
+        if self.step == 0:
+            return
+        if journal is not None:
+            journal.check_fence()
+        begun = time.monotonic()
+        checkpoints.save(self.engine, folder, self.step, self.tokens, branch=branch)
+        _append(journal, Event.CHECKPOINT, step=self.step, seconds=round(time.monotonic() - begun, 3))
+
+    def _tell(self, value: Any) -> Any:
+        return _tell(self.ranks, value)
+
+    def _sum_over_ranks(self, value: Any) -> float:
+        if self.ranks.world > 1:
+            import torch
+
+            torch.distributed.all_reduce(value)
+        return float(value)
+
+
+def series_layout(root: Root, run: Run, launch: Launch, ranks: Ranks) -> Layout:
+    """The layout this process group trains a Series on; the ZeRO stage is the trunk's where one exists."""
+    held = [
+        found.marker.zero_stage for found in checkpoints.marked(root.series(run.series_id) / "checkpoints")
+    ]
+    stage = int(_tell(ranks, held[-1] if held else launch.zero_stage))
+    return choose_layout(run.batch, ranks.world, launch.micro_batch, stage, launch.threads)
+
+
+def _tell(ranks: Ranks, value: Any) -> Any:
+    """The first rank's value, on every rank; collective."""
+    if ranks.world == 1:
+        return value
+    import torch
+
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _append(journal: Journal | None, event: Event, **fields: Any) -> None:
+    if journal is not None:
+        journal.append(event, **fields)
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a step's dropout: a function of the step, so that resuming needs no random state.
+
+    It depends on the layout too, since ranks and micro-batches draw one after the other.
+    """
+    return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "big")
+
+
+def _save_weights(weights: dict[str, Any], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft")
+    save_file(weights, draft)
+    draft.replace(path)

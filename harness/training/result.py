@@ -1,0 +1,41 @@
+"""What a finished Run says of itself: the loss, and everything a scaling law asks about how it came to be."""
+
+from __future__ import annotations
+
+from harness.run import Frozen, Run
+from harness.training.schedule import is_annealed
+from ssmttm.flops import parameter_count
+
+
+class Result(Frozen):
+    """The `finished` event of a Run's journal."""
+
+    loss: float
+    """Mean held-out cross-entropy, nats a token, over all codebooks, no label smoothing."""
+    loss_codebooks: tuple[float, ...]
+    step: int
+    """Optimiser steps taken: the Run's iterations."""
+    tokens: int
+    """Targets trained on, repeats counted, padding and prefix not."""
+    flops: float
+    """Training operations of the model, the text encoder not counted."""
+    seconds: float
+    """Time in training steps, this process's share of trunk and branch."""
+    n_params: int
+    n_params_non_embedding: int
+    n_params_text_encoder: int
+    n_params_null_condition: int
+    annealed: bool
+
+
+def describe_result(run: Run, tokens: int, flops_per_token: float) -> dict[str, object]:
+    """Everything of a Result that follows from the Run and the tokens it saw."""
+    count = parameter_count(run.model)
+    return {
+        "flops": flops_per_token * tokens,
+        "n_params": count.n_params,
+        "n_params_non_embedding": count.non_embedding,
+        "n_params_text_encoder": count.text_encoder,
+        "n_params_null_condition": count.null_condition,
+        "annealed": is_annealed(run.schedule),
+    }

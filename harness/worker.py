@@ -1,0 +1,242 @@
+"""What every job executes, whoever started it: train the Runs of the directories it is given.
+
+    python -m harness.worker RUN_DIR...         one process, or as many ranks as torchrun or a scheduler starts
+    python -m harness.worker --feed             one JSON list of run directories a line on standard input
+
+Runs of one Series are trained together along their trunk. A fed worker answers each line with one JSON line on
+standard output and stays, imports done and process group kept, until its input ends: starting a process costs more
+than training a small model. Everything else it has to say goes to standard error and to the series' log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from harness.journal import Event, Fenced, Journal, identify_process, read_progress
+from harness.run import Run
+from harness.rundir import Launch, Root, read_launch, read_run
+from harness.training.engine import Ranks, initialise_ranks
+from harness.training.loop import Diverged, Outcome, SeriesTrainer, series_layout
+from harness.training.preemption import StopFlag, stop_when_parent_ends
+from ssmttm.errors import InputError
+
+log = logging.getLogger("ssmscale.worker")
+
+EXIT_PREEMPTED = 75
+"""EX_TEMPFAIL: stopped at a step boundary, everything saved, to be started again."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the worker; returns its exit status: 0 done, 1 some Run failed, 2 bad input, 75 preempted."""
+    parser = argparse.ArgumentParser(prog="python -m harness.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--feed", action="store_true", help="read run directories from standard input")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    stop = StopFlag()
+    stop.install()
+    try:
+        if options.feed:
+            stop_when_parent_ends()
+            return _serve(stop)
+        return _run_all(options.run_dirs, stop)
+    except InputError as error:
+        log.error("%s", error)
+        return 2
+
+
+def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
+    outcomes = [train_series(runs, root, stop) for root, runs in group_by_series(run_dirs)]
+    if "preempted" in outcomes:
+        return EXIT_PREEMPTED
+    return 1 if "failed" in outcomes else 0
+
+
+def _serve(stop: StopFlag) -> int:
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing but replies may reach standard output
+    initialise_ranks(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    replies.write(json.dumps({"ready": True}) + "\n")
+    for line in _lines(sys.stdin.fileno(), stop):
+        outcome = "failed"
+        try:
+            for root, runs in group_by_series([Path(name) for name in json.loads(line)]):
+                outcome = train_series(runs, root, stop)
+        except InputError as error:
+            log.error("%s", error)
+        replies.write(json.dumps({"outcome": outcome}) + "\n")
+    return 0
+
+
+def _lines(descriptor: int, stop: StopFlag) -> Iterator[str]:
+    """Lines of a descriptor until it ends or this process is asked to stop."""
+    import select
+
+    held = b""
+    while not stop.reason:
+        if not select.select([descriptor], [], [], 0.2)[0]:
+            continue
+        part = os.read(descriptor, 65536)
+        if not part:
+            return
+        held += part
+        while b"\n" in held:
+            line, held = held.split(b"\n", 1)
+            yield line.decode()
+
+
+def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
+    """The Runs of the directories, those of one Series together, in the order given."""
+    groups: dict[tuple[Path, str], list[Run]] = {}
+    for folder in run_dirs:
+        run = read_run(folder.absolute())
+        groups.setdefault((folder.absolute().parent.parent, run.series_id), []).append(run)
+    return [(Root(path), runs) for (path, _), runs in groups.items()]
+
+
+def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
+    """Train what is missing of one Series: finished, failed, preempted, or busy where another process has it."""
+    series_id = runs[0].series_id
+    folder = root.series(series_id)
+    launch = read_launch(root, series_id)
+    ranks = initialise_ranks(launch.threads)
+    missing = [run for run in runs if read_progress(root.run(run.run_id)).state != Event.FINISHED]
+    lock = FileLock(folder / "lock")
+    with _logging_to(folder / "logs", ranks):
+        try:
+            if ranks.is_first:
+                lock.acquire(blocking=False)
+        except Timeout:
+            return "busy"
+        try:
+            return _train_locked(missing, root, launch, ranks, stop) if missing else "finished"
+        finally:
+            lock.release()
+
+
+def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
+    folder = root.series(runs[0].series_id)
+    journal = None
+    process = describe_process(launch)
+    layout = series_layout(root, runs[0], launch, ranks)
+    if ranks.is_first:
+        again = read_progress(folder).attempt > 0
+        journal = Journal.open(folder)
+        start = Event.RESUMED if again else Event.STARTED
+        journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
+    try:
+        trainer = SeriesTrainer(root, runs, launch, ranks, layout, stop, process)
+        outcome = trainer.train(journal)
+    except Fenced as error:
+        log.warning("%s", error)
+        return "failed"
+    except Exception as error:
+        reason = (
+            str(error) if isinstance(error, InputError | Diverged) else f"{type(error).__name__}: {error}"
+        )
+        log.error("series %s: %s", folder.name, reason)
+        if not isinstance(error, InputError | Diverged):
+            traceback.print_exc()
+        _fail(runs, root, journal, reason, "diverged" if isinstance(error, Diverged) else "error")
+        if ranks.world > 1:
+            raise  # the other ranks wait for this one: let the launcher end them
+        return "failed"
+    if outcome is Outcome.PREEMPTED:
+        return "preempted"
+    if journal is not None:
+        journal.append(Event.FINISHED)
+        journal.close()
+    states = [read_progress(root.run(run.run_id)).state for run in runs]
+    return "failed" if Event.FAILED in states else "finished"
+
+
+def _fail(runs: Sequence[Run], root: Root, journal: Journal | None, reason: str, kind: str) -> None:
+    """Write the reason into the trunk's journal and into that of every Run it takes with it."""
+    if journal is None:
+        return
+    journal.append(Event.FAILED, reason=reason, kind=kind)
+    journal.close()
+    for run in runs:
+        if read_progress(root.run(run.run_id)).state not in {Event.FINISHED, Event.FAILED}:
+            with Journal.open(root.run(run.run_id)) as own:
+                own.append(Event.FAILED, reason=reason, kind=kind)
+
+
+def describe_process(launch: Launch) -> dict[str, Any]:
+    """Who trains: process, versions, code and dispatcher, for a journal's first line."""
+    return {
+        **identify_process(),
+        "dispatcher": launch.dispatcher,
+        "job_id": os.environ.get("SLURM_JOB_ID", str(os.getpid())),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("ssmscale", "torch", "deepspeed")},
+        "commit": commit(),
+    }
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """Git commit of the code that runs, with a + where the checkout has changes; None outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    head = git("rev-parse", "HEAD")
+    return (
+        None if head is None else head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@contextmanager
+def _logging_to(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Send standard output and error to the series' log while it is trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with (folder / f"rank-{ranks.rank}.log").open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
