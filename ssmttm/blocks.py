@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmttm.config import ModelConfig, SubLayer
+from ssmttm.conv import causal_conv_silu
+from ssmttm.dropout import Dropout
 from ssmttm.ssd import ssd_scan
 
 
@@ -66,7 +68,7 @@ class Mamba2Mixer(nn.Module):
         state = self.groups * self.d_state
         widths = [self.d_inner, self.d_inner + 2 * state, self.heads]
         z, xBC, dt = torch.split(self.in_proj(x), widths, dim=-1)
-        xBC = F.silu(causal_conv(xBC, self.conv1d.weight, self.conv1d.bias))
+        xBC = causal_conv_silu(xBC, self.conv1d.weight, self.conv1d.bias)
         values, B, C = torch.split(xBC, [self.d_inner, state, state], dim=-1)
         dt = F.softplus(dt + self.dt_bias)
         if context.mask is not None:
@@ -97,16 +99,6 @@ class GatedRMSNorm(nn.Module):
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         x = torch.unflatten(x, -1, (self.groups, -1))
         return F.rms_norm(x, x.shape[-1:], None, self.eps).flatten(-2) * self.weight
-
-
-def causal_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the depthwise convolution of x (batch, length, channels) over its past; weight (channels, 1,
-    taps).
-    """
-    taps = weight.shape[-1]
-    return F.conv1d(F.pad(x.transpose(1, 2), (taps - 1, 0)), weight, bias, groups=weight.shape[0]).transpose(
-        1, 2
-    )
 
 
 class SelfAttention(nn.Module):
@@ -160,7 +152,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.d_model, config.ff_mult * config.d_model)
         self.down = nn.Linear(config.ff_mult * config.d_model, config.d_model)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # noqa: ARG002
         """Return each position (batch, length, d_model) transformed by itself."""
@@ -184,7 +176,7 @@ class Residual(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.d_model)
         self.layer = layer
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Return the sequence (batch, length, d_model) with the sub-layer's output added."""

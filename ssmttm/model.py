@@ -17,7 +17,9 @@ from ssmttm.blocks import Block, Context, CrossAttention, FeedForward, Mamba2Mix
 from ssmttm.conditioning import ByteEncoder, TextBatch
 from ssmttm.config import ModelConfig
 from ssmttm.flops import ParameterCount
-from ssmttm.patterns import IGNORED
+from ssmttm.loss import codebook_cross_entropy
+
+__all__ = ["MusicLM", "codebook_cross_entropy", "count_parameters", "weight_decay_groups"]
 
 
 class MusicLM(nn.Module):
@@ -114,23 +116,6 @@ def _sinusoid_table(length: int, width: int, device: torch.device, dtype: torch.
     rates = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10000.0) / width))
     angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device, dtype)
-
-
-def codebook_cross_entropy(
-    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Return the summed cross entropy (codebooks,) in nats and the targets counted (codebooks,).
-
-    logits: (batch, codebooks, steps, vocabulary). targets: (batch, codebooks, steps) int64, -100 ignored.
-    """
-    # Steps before codebooks: the order the head wrote them in, so that flattening copies nothing.
-    flat = logits.transpose(1, 2).flatten(0, 2)
-    wanted = targets.transpose(1, 2).flatten()
-    losses = F.cross_entropy(
-        flat, wanted, ignore_index=IGNORED, reduction="none", label_smoothing=label_smoothing
-    )
-    counted = (wanted != IGNORED).view(-1, targets.shape[1])
-    return losses.view(-1, targets.shape[1]).sum(0), counted.sum(0)
 
 
 def count_parameters(model: MusicLM) -> ParameterCount:
