@@ -95,13 +95,15 @@ class LogMel(BaseModel):
             phase = (moved / np.maximum(np.abs(moved), 1e-9)).astype(np.complex64)
             previous = rebuilt
         lead = (self.n_fft - self.hop) // 2
-        return np.clip(audio[lead : lead + len(log_mel) * self.hop], -1.0, 1.0)
+        clipped: Array = np.clip(audio[lead : lead + len(log_mel) * self.hop], -1.0, 1.0)
+        return clipped
 
     @cached_property
     def _window(self) -> Array:
         # A Hann window scaled so that a full-scale sine has magnitude 1/2 whatever n_fft.
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.n_fft) / self.n_fft)
-        return (hann / hann.sum()).astype(np.float32)
+        window: Array = (hann / hann.sum()).astype(np.float32)
+        return window
 
     @cached_property
     def _filters(self) -> Array:
@@ -124,7 +126,8 @@ class LogMel(BaseModel):
 
         spectrum = rfft(self._windows(padded) * self._window, axis=1)  # (frames, bins)
         power = spectrum.real**2 + spectrum.imag**2
-        return np.log(power @ self._filters + np.float32(_FLOOR))
+        log_mel: Array = np.log(power @ self._filters + np.float32(_FLOOR))
+        return log_mel
 
     def _overlap_add(self, frames: Array) -> Array:
         """Least-squares signal of windowed frames (Griffin and Lim 1984, eq. 6)."""

@@ -126,9 +126,9 @@ class RvqCodec:
         """Log-mel frames (n, bands) that codes (codebooks, n) stand for; raises InputError on unknown codes."""
         if codes.size and int(codes.max()) >= self.config.codebook_size:
             raise InputError(f"code {int(codes.max())} of a codebook of {self.config.codebook_size} entries")
-        total: Array = sum(
-            (entries[row] for entries, row in zip(self.codebooks, codes, strict=True)), np.float32(0)
-        )
+        total = np.zeros((codes.shape[1], len(self.mean)), np.float32)
+        for entries, row in zip(self.codebooks, codes, strict=True):
+            total += entries[row]
         return total * self.deviation + self.mean
 
     def encode(self, audio: Audio) -> Codes:
@@ -169,11 +169,15 @@ class RvqCodec:
                     report=RvqReport.model_validate(description["report"]),
                 )
         except FileNotFoundError as error:
-            raise InputError(f"{folder}: no whole codec here, {Path(error.filename).name} is missing") from None
+            raise InputError(
+                f"{folder}: no whole codec here, {Path(error.filename).name} is missing"
+            ) from None
         except (OSError, KeyError, ValueError, ValidationError) as error:
             raise InputError(f"{path}: not a codec this version reads: {error}") from None
         if codec.fingerprint != description.get("fingerprint"):
-            raise InputError(f"{folder / _ARRAYS}: does not fit the fingerprint in {CODEC_FILE}: it has changed")
+            raise InputError(
+                f"{folder / _ARRAYS}: does not fit the fingerprint in {CODEC_FILE}: it has changed"
+            )
         return codec
 
 
@@ -198,7 +202,7 @@ def _nearest(rows: Array, entries: Array) -> npt.NDArray[np.intp]:
 def _kmeans(rows: Array, entries: int, seed: int) -> Array:
     """k-means centres (entries, bands): mini-batches to get near, full Lloyd iterations to settle."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
     # One thread: several add up partial sums in the order they finish, and the codec would differ between runs.
     with threadpool_limits(limits=1):

@@ -6,8 +6,10 @@ its presence means the corpus is finished.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -27,15 +29,25 @@ from ssmttm.corpus.manifest import (
 )
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file under another name, then rename it into place."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write under another name, which takes the place of `path` when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file under another name, then rename it into place."""
+    with replacing(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def shard_name(split: str, number: int) -> str:
@@ -47,13 +59,8 @@ def write_shard(corpus: Path, split: str, number: int, codes: npt.NDArray[np.uin
     """Write codes (clips, codebooks, frames) as one shard."""
     file = shard_name(split, number)
     path = corpus / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as handle:
+    with replacing(path) as handle:
         np.save(handle, np.ascontiguousarray(codes, dtype="<u2"), allow_pickle=False)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
     return ShardFacts(file=file, clips=len(codes), sha256=sha256_file(path))
 
 
@@ -61,18 +68,14 @@ def write_clips(corpus: Path, split: str, clips: Iterable[Clip], shards: Sequenc
     """Write the clips file of a split, one clip at a time, and describe the split."""
     file = f"clips-{split}.jsonl"
     path = corpus / file
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = valid = 0
     tracks: set[str] = set()
-    with temporary.open("w", encoding="utf-8", newline="\n") as handle:
+    with replacing(path) as handle:
         for clip in clips:
-            handle.write(json.dumps(clip.model_dump(), ensure_ascii=False) + "\n")
+            handle.write((json.dumps(clip.model_dump(), ensure_ascii=False) + "\n").encode())
             count += 1
             valid += clip.frames
             tracks.add(clip.track)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
     return SplitFacts(
         clips=count,
         tracks=len(tracks),

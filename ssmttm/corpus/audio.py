@@ -1,0 +1,36 @@
+"""Sound files as mono blocks at one sample rate, read a few seconds at a time so that length costs no memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ssmttm.corpus.source import Array, SkipTrackError
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+_BLOCK_SECONDS = 10
+
+
+def stream_audio(path: Path, sample_rate: int) -> Iterator[Array]:
+    """Blocks (samples,) of a file mixed to mono and resampled; raises SkipTrackError when it cannot be read."""
+    import soundfile
+    import soxr
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            resample = None
+            if file.samplerate != sample_rate:
+                resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
+            while True:
+                read = file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
+                if len(read) == 0:
+                    break
+                mono = read.mean(axis=1, dtype=np.float32)
+                if not np.isfinite(mono).all():
+                    raise SkipTrackError("the audio holds values that are not numbers")
+                yield mono if resample is None else resample.resample_chunk(mono)
+            if resample is not None:
+                yield resample.resample_chunk(np.zeros(0, np.float32), last=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+        raise SkipTrackError(f"unreadable audio: {reason}") from error

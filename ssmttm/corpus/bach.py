@@ -1,0 +1,221 @@
+"""The source `bach`: the scores of J. S. Bach that music21 carries, rendered with a SoundFont.
+
+Four hours of real music that come with two PyPI packages, for studies that must run anywhere. Scores are listed by
+their files, so that listing needs no import of music21. Three kinds of file are not used: Roman-numeral analyses,
+which are not scores; the Humdrum files, whose encoder reserves the rights to derived electronic formats; and a score
+that repeats another note for note (found when it has been read, see build.py). Repeats are not played twice, so that
+a clip is not a copy of another.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from ssmttm.corpus.bach_captions import Piece, bach_captions
+from ssmttm.corpus.manifest import Skipped, sha256_file
+from ssmttm.corpus.packages import installed_folder, installed_version
+from ssmttm.corpus.render import Note, Part, Performance, orchestrate, program_for, render, soundfont
+from ssmttm.corpus.source import Array, OpenTrack, SkipTrackError, TrackFacts, TrackRef
+from ssmttm.corpus.spec import BuildSpec
+
+SOUNDFONT_LICENCE = "SoundFont TimGM6mb: GPL-2.0"
+_MUSIC21 = "music21 corpus: used with the encoder's permission, commercial use may be restricted"
+_GREENTREE = "encoding (c) Margaret Greentree, used by permission"
+_SEMITONES = range(-5, 7)
+
+
+@dataclass(frozen=True)
+class BachSource:
+    """music21's Bach scores, as one specification wants them."""
+
+    spec: BuildSpec
+    name: str = "bach"
+
+    def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
+        """A track for each version of each score; raises InputError when music21 is not installed."""
+        folder = installed_folder("music21") / "corpus" / "bach"
+        refs: list[TrackRef] = []
+        skipped: list[Skipped] = []
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ".krn":
+                reason = "its encoder (CCARH) reserves the rights to derived electronic formats"
+                skipped.append(Skipped(track=f"bach/{path.stem}", reason=reason))
+            if path.suffix not in (".mxl", ".xml"):
+                continue
+            for version in range(self.spec.versions):
+                suffix = f"#{version}" if self.spec.versions > 1 else ""
+                refs.append(
+                    TrackRef(
+                        track=f"bach/{path.stem}{suffix}",
+                        piece=f"bach/{path.stem}",
+                        group=path.stem.split("-")[0],  # bwv18.5-lz and bwv18.5-w are one piece
+                        path=path,
+                        version=version,
+                    )
+                )
+        return refs, skipped
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Nothing beyond the specification: the music comes with the packages."""
+        return {}
+
+    def made_with(self) -> dict[str, JsonValue]:
+        """Versions of music21 and symusic, and the SoundFont's hash."""
+        return {
+            "music21": installed_version("music21"),
+            "symusic": installed_version("symusic"),
+            "soundfont": sha256_file(soundfont()),
+        }
+
+    def open(self, ref: TrackRef) -> OpenTrack:
+        """Read, vary and render one score; raises SkipTrackError when music21 cannot read it."""
+        score = _parsed(ref.path)
+        parts = _parts(score)
+        if not any(part.notes for part in parts):
+            raise SkipTrackError("no notes in the score")
+        draw = hashlib.sha256(f"{self.spec.seed}:variety:{ref.track}".encode()).digest()
+        shift = _SEMITONES[draw[0] % len(_SEMITONES)] if self.spec.transpose else 0
+        ensemble, parts = orchestrate(parts, draw[1]) if self.spec.orchestrate else ("", parts)
+        tempos = _tempos(score) or [(0.0, self.spec.tempo_bpm)]
+        performance = Performance(parts=tuple(parts), tempos=tuple(tempos), semitones=shift)
+        audio = render(performance, self.spec.sample_rate)
+        tonic, mode = _key(score)
+        piece = Piece(
+            title=_title(ref.path.stem),
+            kind="chorale" if any("soprano" in part.name for part in parts) else "piece",
+            tonic=(tonic + shift) % 12,
+            mode=mode,
+            metre=_metre(score),
+            tempo_bpm=tempos[0][1],
+            instruments=(ensemble,) if ensemble else tuple(part.name for part in parts),
+            seconds=len(audio) / self.spec.sample_rate,
+        )
+        encoder = f"; {_GREENTREE}" if _by_greentree(score) else ""
+        facts = TrackFacts(
+            title=piece.title,
+            licence=f"{_MUSIC21}{encoder}; {SOUNDFONT_LICENCE}",
+            captions=bach_captions(piece, start=draw[2]),
+            placed=True,
+            content=_content(parts),
+        )
+        return OpenTrack(facts, _once(audio))
+
+
+def _once(audio: Array) -> Iterator[Array]:
+    yield audio
+
+
+@lru_cache(maxsize=1)  # the versions of a score come one after another
+def _parsed(path: Path) -> Any:
+    from music21 import converter
+    from music21.exceptions21 import Music21Exception
+
+    try:
+        # The cache of pickles in music21's home folder is neither read nor written.
+        return converter.parse(path, forceSource=True, storePickle=False)
+    except (Music21Exception, ValueError, KeyError) as error:
+        raise SkipTrackError(f"music21 cannot read it: {error}") from error
+
+
+def _parts(score: Any) -> list[Part]:
+    parts = []
+    for number, part in enumerate(score.parts):
+        name = " ".join((part.partName or f"Part {number + 1}").split())
+        parts.append(Part(name=name.lower(), program=program_for(name), notes=tuple(_notes(part))))
+    return parts
+
+
+def _notes(part: Any) -> list[Note]:
+    """Notes in quarter lengths, tied ones joined; grace notes and unpitched ones left out."""
+    held: dict[int, int] = {}  # MIDI pitch -> place of the note a tie goes on from
+    notes: list[Note] = []
+    for element in part.flatten().notes:
+        length = float(element.quarterLength)
+        if length == 0 or not hasattr(element, "pitches"):
+            continue
+        members = element.notes if element.isChord else [element]
+        for member in members:
+            if not hasattr(member, "pitch"):
+                continue
+            pitch, start = int(member.pitch.midi), float(element.offset)
+            tie = member.tie.type if member.tie is not None else None
+            if tie in ("continue", "stop") and pitch in held:
+                place = held[pitch]
+                before = notes[place]
+                notes[place] = Note(before.start, start + length - before.start, pitch)
+            else:
+                place = len(notes)
+                notes.append(Note(start, length, pitch))
+            if tie in ("start", "continue"):
+                held[pitch] = place
+            else:
+                held.pop(pitch, None)
+    return notes
+
+
+def _tempos(score: Any) -> list[tuple[float, float]]:
+    """(quarter length, quarters a minute) of the score's own marks."""
+    found: dict[float, float] = {}
+    for mark in score.parts[0].flatten().getElementsByClass("MetronomeMark"):
+        bpm = mark.getQuarterBPM()
+        if bpm:
+            found[float(mark.offset)] = float(bpm)
+    if found and min(found) > 0:
+        return []
+    return sorted(found.items())
+
+
+def _key(score: Any) -> tuple[int, str]:
+    """(pitch class, mode) as encoded, or by Krumhansl's profiles where only the signature is."""
+    for signature in score.parts[0].flatten().getElementsByClass("KeySignature"):
+        mode = getattr(signature, "mode", None)
+        if mode in ("major", "minor"):
+            return int(signature.asKey(mode).tonic.pitchClass), mode
+        break
+    key = score.analyze("key")
+    return int(key.tonic.pitchClass), str(key.mode)
+
+
+def _metre(score: Any) -> str:
+    for signature in score.parts[0].flatten().getElementsByClass("TimeSignature"):
+        return str(signature.ratioString)
+    return ""
+
+
+def _title(stem: str) -> str:
+    """The chorale's name by music21's list of Riemenschneider's numbers, and its BWV."""
+    number = stem.removeprefix("bwv")
+    entry = _chorales().get(number.split("-")[0])
+    bwv = f"BWV {number.split('-')[0]}"
+    return f"{entry}, {bwv}" if entry else bwv
+
+
+@lru_cache(maxsize=1)
+def _chorales() -> dict[str, str]:
+    from music21.corpus.chorales import ChoraleListRKBWV
+
+    return {bwv: str(entry["title"]) for bwv, entry in ChoraleListRKBWV().byBWV.items()}
+
+
+def _by_greentree(score: Any) -> bool:
+    return any("Greentree" in (box.content or "") for box in score.getElementsByClass("TextBox"))
+
+
+def _content(parts: list[Part]) -> str:
+    """A hash that two scores share when the same harmonies sound in both, transposed or not.
+
+    What sounds on each half of a quarter note counts, so that ties and repeated notes make no difference.
+    """
+    notes = [note for part in parts for note in part.notes]
+    first, low = min(note.start for note in notes), min(note.pitch for note in notes)
+    sounding: set[tuple[int, int]] = set()
+    for note in notes:
+        start, end = note.start - first, note.start - first + note.length
+        sounding.update((half, note.pitch - low) for half in range(ceil(2 * start), ceil(2 * end)))
+    return hashlib.sha256(repr(sorted(sounding)).encode()).hexdigest()

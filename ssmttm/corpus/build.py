@@ -1,0 +1,177 @@
+"""Build a corpus: read every track, fit the codec on the training split, write token shards.
+
+A build can be stopped at any instant and started again with the same specification: tracks that are finished are
+not read again, and the result has the same fingerprint as that of a build never stopped, whatever the number of
+workers. A finished corpus is returned as it is; one that another specification made is never touched.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from ssmttm.corpus.manifest import MANIFEST, Manifest, load_manifest
+from ssmttm.corpus.packages import installed_version
+from ssmttm.corpus.pool import Pool
+from ssmttm.corpus.progress import Progress, Silent
+from ssmttm.corpus.source import Source
+from ssmttm.corpus.spec import RECIPE, BuildSpec, differences
+from ssmttm.corpus.split import limited, split_tracks
+from ssmttm.corpus.stages import clip_lines, encode, fit_codec, read_tracks, usable_tracks
+from ssmttm.corpus.tracks import make_source, start_worker
+from ssmttm.corpus.writer import write_atomically, write_clips, write_manifest
+from ssmttm.errors import InputError
+
+REPORT = "build.json"
+_WORK = ".work"
+
+
+class BuildReport(BaseModel):
+    """What a build cost; written beside the manifest, and no part of the corpus's identity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: int
+    seconds: dict[str, float]
+    """Wall seconds of each stage."""
+    parent_peak_mib: float
+    """Peak memory of the process that called, whatever else it has done."""
+    worker_peak_mib: float
+    """Peak memory of the largest worker; 0 when the calling process did the work."""
+
+
+def build_corpus(
+    spec: BuildSpec, out: Path, workers: int | None = None, progress: Progress | None = None
+) -> Manifest:
+    """Build the corpus of a specification at `out`, or return it when it is there already.
+
+    Raises InputError when the source is wrong, when `out` holds something else, or when the corpus there was made
+    by another specification (the message says what differs); RuntimeError when a worker dies. With several workers
+    the caller's main module must be importable (`if __name__ == "__main__":`), since they are spawned.
+    """
+    source = make_source(spec)
+    if (out / MANIFEST).exists():
+        return _finished(spec, source, out)
+    work = out / _WORK
+    if out.exists() and not work.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not a corpus; choose another place or empty it")
+    recipe = _recipe(spec, source)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / "lock", timeout=0):
+            if (out / MANIFEST).exists():  # another build finished it while this one asked for the lock
+                return _finished(spec, source, out)
+            recipe["made_with"] = _made_with(source)
+            _claim(recipe, out)
+            manifest = _build(spec, source, out, workers or _cores(), progress or Silent(), recipe)
+    except Timeout:
+        raise InputError(f"{out}: another build is writing it; wait for it to end or stop it") from None
+    shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def _build(
+    spec: BuildSpec,
+    source: Source,
+    out: Path,
+    workers: int,
+    progress: Progress,
+    recipe: dict[str, JsonValue],
+) -> Manifest:
+    work = out / _WORK
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "all"):
+        refs, unused = source.tracks()
+        with Pool(workers, start_worker, (spec, out, work)) as pool:
+            with _timed(seconds, "read tracks"):
+                records = read_tracks(pool, limited(refs, spec), work, progress)
+            usable, skipped = usable_tracks(records, spec)
+            splits = split_tracks(usable, spec)
+            with _timed(seconds, "fit codec"):
+                codec = fit_codec(out / "codec", work, splits["train"], spec, progress)
+            with _timed(seconds, "write shards"):
+                shards = encode(pool, splits, spec, progress)
+        described = {
+            split: write_clips(out, split, clip_lines(tracks, spec), shards[split])
+            for split, tracks in splits.items()
+        }
+    parent, worker = _peak_mib()
+    report = BuildReport(workers=workers, seconds=seconds, parent_peak_mib=parent, worker_peak_mib=worker)
+    write_atomically(out / REPORT, (report.model_dump_json(indent=1) + "\n").encode())
+    return write_manifest(
+        out,
+        name=out.resolve().name,
+        source=source.name,
+        codec=codec.facts,
+        frames=spec.frames,
+        splits=described,
+        licences={record.facts.licence for record in usable if record.facts},
+        skipped=sorted([*unused, *skipped], key=lambda one: one.track),
+        recipe=recipe,
+    )
+
+
+def _recipe(spec: BuildSpec, source: Source) -> dict[str, JsonValue]:
+    return {"recipe": RECIPE, "spec": spec.identity(), "source": source.identity()}
+
+
+def _made_with(source: Source) -> dict[str, JsonValue]:
+    return source.made_with() | {name: installed_version(name) for name in ("numpy", "scipy", "scikit-learn")}
+
+
+def _finished(spec: BuildSpec, source: Source, out: Path) -> Manifest:
+    manifest = load_manifest(out)
+    # Library versions are recorded and not compared: what is finished is known by its fingerprint.
+    before = {key: value for key, value in manifest.recipe.items() if key != "made_with"}
+    found = differences(before, _recipe(spec, source))
+    if found:
+        raise InputError(
+            f"{out}: was built from another specification ({'; '.join(found)}); build elsewhere, or remove it"
+        )
+    return manifest
+
+
+def _claim(recipe: dict[str, JsonValue], out: Path) -> None:
+    """Write down what is being built, or check that it is what an earlier build began."""
+    path = out / _WORK / "recipe.json"
+    if path.exists():
+        found = differences(json.loads(path.read_text(encoding="utf-8")), recipe)
+        if found:
+            raise InputError(
+                f"{out}: holds an unfinished build from another specification ({'; '.join(found)}); finish that, "
+                "build elsewhere, or remove it"
+            )
+    for leftover in [*out.glob(".*.tmp"), *out.glob("shards/.*.tmp"), *out.glob("codec/.*.tmp")]:
+        leftover.unlink()
+    write_atomically(path, json.dumps(recipe, indent=1).encode())
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 3)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _peak_mib() -> tuple[float, float]:
+    """Peak resident memory of this process and of the largest of its ended children."""
+    import resource  # not on every platform, so that this module can be imported on all
+
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    parent, children = (
+        resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return round(parent, 1), round(children, 1)

@@ -1,0 +1,178 @@
+"""Caption files: CSV, JSON, JSONL, and MTG-Jamendo's TSV whose tags are made into captions.
+
+Whatever the form, a row names a file and says something of it. Names are relative to the audio directory; one that
+would leave it is refused, because caption files come from other people.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ssmttm.errors import InputError
+
+_NAME_KEYS = ("path", "file", "file_name", "filename", "audio", "location", "ytid", "track_id", "id")
+_CAPTION_KEYS = ("caption", "captions", "text", "description", "prompt")
+_LICENCE_KEYS = ("licence", "license")
+_FIELD_LIMIT = 10_000_000  # characters of a CSV field
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """What one row says of one file."""
+
+    name: str
+    """The file's path in the audio directory, or its name without the suffix."""
+    caption: str
+    title: str
+    licence: str
+    where: str
+    """The row's place, for messages."""
+
+
+def read_captions(path: Path) -> Iterator[CaptionRow]:
+    """Rows of a caption file; raises InputError naming the file and row when one is not understood."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such captions file")
+    readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows, ".tsv": _jamendo_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"{path}: captions are read from .csv, .json, .jsonl or a Jamendo .tsv, not {path.suffix}"
+        )
+    try:
+        for where, row in reader(path):
+            yield _caption_row(f"{path}, {where}", row)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def sentence_from_tags(tags: list[str]) -> str:
+    """A caption of MTG-Jamendo tags such as `genre---rock`, `instrument---guitar`, `mood/theme---calm`."""
+    kinds: dict[str, list[str]] = {}
+    for tag in tags:
+        kind, _, value = tag.partition("---")
+        if value:
+            kinds.setdefault(kind.split("/")[0], []).append(_spaced(value))
+    genre, instrument, mood = (kinds.get(kind, []) for kind in ("genre", "instrument", "mood"))
+    words = f"{_listed(mood)} {_listed(genre)} music".strip() if mood or genre else "music"
+    return f"{words[:1].upper()}{words[1:]}{f' with {_listed(instrument)}' if instrument else ''}."
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(_FIELD_LIMIT)
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                if None in row:
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: more fields than the header; quote the caption"
+                    )
+                yield f"line {reader.line_num}", row
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield f"key {key!r}", {"path": key, **(value if isinstance(value, dict) else {"caption": value})}
+    elif isinstance(data, list):
+        for number, value in enumerate(data):
+            yield f"item {number}", value
+    else:
+        raise InputError(f"{path}: should be a mapping from file to caption, or a list of records")
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield f"line {number}", json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not valid JSON: {error}") from None
+
+
+def _jamendo_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        header = file.readline().rstrip("\r\n").split("\t")
+        if header[:6] != ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]:
+            raise InputError(
+                f"{path}, line 1: a TSV has MTG-Jamendo's header TRACK_ID ARTIST_ID ALBUM_ID PATH DURATION TAGS"
+            )
+        for number, line in enumerate(file, start=2):
+            fields = line.rstrip("\r\n").split("\t")
+            if len(fields) < 6:
+                raise InputError(
+                    f"{path}, line {number}: has {len(fields)} fields, a Jamendo row has 6 or more"
+                )
+            yield f"line {number}", {"path": fields[3], "caption": sentence_from_tags(fields[5:])}
+
+
+def _caption_row(where: str, row: Any) -> CaptionRow:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: should be a record with path and caption, is {type(row).__name__}")
+    record = {str(key).strip().lower(): value for key, value in row.items()}
+    name = _first(record, _NAME_KEYS)
+    caption = _first(record, _CAPTION_KEYS)
+    if not name:
+        raise InputError(f"{where}: names no file; one of {', '.join(_NAME_KEYS)} is needed")
+    if not caption:
+        raise InputError(f"{where}: has no caption; one of {', '.join(_CAPTION_KEYS)} is needed")
+    plain = PurePosixPath(name.replace("\\", "/"))
+    if plain.is_absolute() or ".." in plain.parts or ":" in plain.parts[0]:
+        raise InputError(f"{where}: {name!r} is outside the audio directory; give a path relative to it")
+    return CaptionRow(
+        name=str(plain),
+        caption=" ".join(caption.split()),
+        title=_first(record, ("title",)),
+        licence=_first(record, _LICENCE_KEYS),
+        where=where,
+    )
+
+
+def _first(record: dict[str, Any], keys: tuple[str, ...]) -> str:
+    for key in keys:
+        value = record.get(key)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, str | int) and str(value).strip():
+            return str(value).strip()
+    return ""
+
+
+def _spaced(word: str) -> str:
+    # Jamendo glues compounds: these are the common ones, others are left as they are.
+    return _COMPOUNDS.get(word, word)
+
+
+def _listed(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+_COMPOUNDS = {
+    "acousticguitar": "acoustic guitar",
+    "electricguitar": "electric guitar",
+    "classicalguitar": "classical guitar",
+    "drummachine": "drum machine",
+    "easylistening": "easy listening",
+    "electricpiano": "electric piano",
+    "popfolk": "pop folk",
+    "poprock": "pop rock",
+    "singersongwriter": "singer-songwriter",
+    "hiphop": "hip hop",
+    "drumnbass": "drum and bass",
+    "triphop": "trip hop",
+    "newage": "new age",
+    "hardrock": "hard rock",
+    "punkrock": "punk rock",
+}

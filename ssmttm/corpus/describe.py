@@ -1,0 +1,95 @@
+"""What is in a corpus, for somebody who wants to know before training on it."""
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from ssmttm.codec.rvq import entropy_bits
+from ssmttm.corpus.manifest import CodecFacts, load_manifest
+from ssmttm.dataset import TokenDataset
+
+_CLIPS = 256  # read at once: 2 MB of tokens at 4 codebooks and 500 frames
+
+
+class SplitDescription(BaseModel):
+    """One split in numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clips: int
+    tracks: int
+    hours: float
+    """Of music; the padding of short clips is not counted."""
+    tokens: int
+    entropy_bits: tuple[float, ...]
+    """Of each codebook's codes taken singly."""
+    repeat_share: tuple[float, ...]
+    """Of each codebook's codes, those equal to the one before: how far copying gets a model."""
+
+
+class CorpusDescription(BaseModel):
+    """A corpus in numbers, and a few of its captions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: str
+    fingerprint: str
+    codec: CodecFacts
+    frames: int
+    clip_seconds: float
+    splits: dict[str, SplitDescription]
+    licences: tuple[str, ...]
+    skipped: int
+    skipped_reasons: dict[str, int]
+    captions: tuple[str, ...]
+    """Of the first clips of the training split."""
+
+
+def describe(corpus: Path) -> CorpusDescription:
+    """Read a corpus through and describe it; raises InputError when it is damaged."""
+    manifest = load_manifest(corpus)
+    reasons: dict[str, int] = {}
+    for one in manifest.skipped:
+        reasons[one.reason] = reasons.get(one.reason, 0) + 1
+    opened = {split: TokenDataset(corpus, split) for split in manifest.splits}
+    shown = opened.get("train") or next(iter(opened.values()))
+    return CorpusDescription(
+        name=manifest.name,
+        source=manifest.source,
+        fingerprint=manifest.fingerprint,
+        codec=manifest.codec,
+        frames=manifest.frames,
+        clip_seconds=manifest.frames / manifest.codec.frame_rate,
+        splits={split: _describe_split(dataset) for split, dataset in opened.items()},
+        licences=manifest.licences,
+        skipped=len(manifest.skipped),
+        skipped_reasons=reasons,
+        captions=tuple(shown.captions(range(min(5, len(shown))))),
+    )
+
+
+def _describe_split(dataset: TokenDataset) -> SplitDescription:
+    manifest, codec = dataset.manifest, dataset.manifest.codec
+    facts = manifest.splits[dataset.split]
+    counts = np.zeros((codec.n_codebooks, codec.codebook_size), dtype=np.int64)
+    repeats = np.zeros(codec.n_codebooks, dtype=np.int64)
+    pairs = 0
+    for start in range(0, len(dataset), _CLIPS):
+        indices = range(start, min(start + _CLIPS, len(dataset)))
+        codes, lengths = dataset.codes(indices), dataset.lengths(indices)
+        real = np.arange(manifest.frames) < lengths[:, None]  # (clips, frames)
+        for book in range(codec.n_codebooks):
+            counts[book] += np.bincount(codes[:, book][real], minlength=codec.codebook_size)
+        same = (codes[:, :, 1:] == codes[:, :, :-1]) & real[:, None, 1:]
+        repeats += same.sum(axis=(0, 2))
+        pairs += int(real[:, 1:].sum())
+    return SplitDescription(
+        clips=facts.clips,
+        tracks=facts.tracks,
+        hours=manifest.hours(dataset.split),
+        tokens=facts.valid_frames * codec.n_codebooks,
+        entropy_bits=tuple(entropy_bits(row) for row in counts),
+        repeat_share=tuple(float(n) / max(1, pairs) for n in repeats),
+    )

@@ -1,0 +1,168 @@
+"""The source `folder`: a directory of sound files and captions for them, MTG-Jamendo's layout among others."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from ssmttm.corpus.audio import SUFFIXES, stream_audio
+from ssmttm.corpus.caption_files import CaptionRow, read_captions
+from ssmttm.corpus.manifest import Skipped, sha256_file
+from ssmttm.corpus.packages import installed_version
+from ssmttm.corpus.source import OpenTrack, TrackFacts, TrackRef
+from ssmttm.corpus.spec import BuildSpec
+from ssmttm.errors import InputError
+
+_USUAL = ("captions.jsonl", "captions.json", "captions.csv", "metadata.jsonl", "metadata.csv")
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Sound files of a directory, as one specification wants them."""
+
+    spec: BuildSpec
+    name: str = "folder"
+
+    @property
+    def root(self) -> Path:
+        """The audio directory; raises InputError when it is none."""
+        root = self.spec.audio
+        if root is None or not root.is_dir():
+            raise InputError(f"{root}: no such directory; `audio` names the folder of the sound files")
+        return root
+
+    def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
+        """A track a captioned file; raises InputError when there is no audio, or captions name absent files."""
+        files = {name for name, _ in self._files}
+        if not files:
+            raise InputError(f"{self.root}: holds no sound file ({', '.join(SUFFIXES)})")
+        rows = self._rows(files)
+        refs, skipped = [], []
+        for name in sorted(files):
+            if not name.isprintable():
+                skipped.append(Skipped(track=ascii(name), reason="its name is not printable text"))
+                continue
+            mine = rows.get(name)
+            if not mine:
+                skipped.append(Skipped(track=name, reason="no caption"))
+                continue
+            refs.append(
+                TrackRef(
+                    track=name,
+                    piece=name,
+                    group=name,
+                    path=self.root / name,
+                    captions=tuple(row.caption for row in mine),
+                    title=next((row.title for row in mine if row.title), Path(name).stem),
+                    licence=next(
+                        (row.licence for row in mine if row.licence), self.spec.licence or "unknown"
+                    ),
+                )
+            )
+        if not refs:
+            raise InputError(f"{self.root}: none of its {len(files)} sound files has a caption")
+        return refs, skipped
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Hashes of the directory's listing (names and sizes) and of the caption files."""
+        listing = sha256()
+        for name, size in self._files:
+            listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        found: dict[str, JsonValue] = {"listing": listing.hexdigest()}
+        for key, path in (("captions", self._captions), ("tags", self.spec.tags)):
+            if path is not None:
+                if not path.is_file():
+                    raise InputError(f"{path}: no such file; `{key}` names it")
+                found[key] = sha256_file(path)
+        return found
+
+    def made_with(self) -> dict[str, JsonValue]:
+        """Versions of soundfile and soxr."""
+        return {name: installed_version(name) for name in ("soundfile", "soxr")}
+
+    def open(self, ref: TrackRef) -> OpenTrack:
+        """Open one file as a stream."""
+        facts = TrackFacts(title=ref.title, licence=ref.licence, captions=ref.captions)
+        return OpenTrack(facts, stream_audio(ref.path, self.spec.sample_rate))
+
+    @cached_property
+    def _files(self) -> list[tuple[str, int]]:
+        """(path in the directory, bytes) of each sound file, sorted."""
+        found = []
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                path = Path(folder, name)
+                if path.suffix.lower() in SUFFIXES and not name.startswith(".") and path.is_file():
+                    found.append((path.relative_to(self.root).as_posix(), path.stat().st_size))
+        return sorted(found)
+
+    @cached_property
+    def _captions(self) -> Path | None:
+        if self.spec.captions is not None:
+            return self.spec.captions
+        usual = [self.root / name for name in _USUAL if (self.root / name).is_file()]
+        if not usual and self.spec.tags is None:
+            raise InputError(
+                f"{self.root}: has no captions; give `captions`, `tags`, or one of {', '.join(_USUAL)}"
+            )
+        return usual[0] if usual else None
+
+    def _rows(self, files: set[str]) -> dict[str, list[CaptionRow]]:
+        """Rows by file; those of `tags` only where `captions` says nothing."""
+        resolve = _Resolver(files)
+        rows: dict[str, list[CaptionRow]] = {}
+        if self._captions is not None:
+            absent = _join(rows, read_captions(self._captions), resolve)
+            # A Jamendo TSV describes the whole data set, of which a folder often is a part.
+            if absent and self._captions.suffix.lower() != ".tsv":
+                raise InputError(
+                    f"{self._captions}: {len(absent)} rows name files that are not in {self.root}; "
+                    f"the first is {absent[0].name!r} ({absent[0].where.rpartition(', ')[2]})"
+                )
+        if self.spec.tags is not None:
+            tagged: dict[str, list[CaptionRow]] = {}
+            _join(tagged, read_captions(self.spec.tags), resolve)
+            rows = tagged | rows
+        return rows
+
+
+class _Resolver:
+    """Find the file a row means: by path, else by a name without suffix that is unique, as data sets use."""
+
+    def __init__(self, files: set[str]) -> None:
+        self._files = files
+        self._stems: dict[str, str | None] = {}
+        for name in files:
+            # MTG-Jamendo's low-quality audio is 14/214.low.mp3 where its tables say 14/214.mp3.
+            for stem in {Path(name).stem, Path(name).stem.removesuffix(".low")}:
+                self._stems[stem] = None if stem in self._stems else name
+
+    def __call__(self, wanted: str) -> str | None:
+        if wanted in self._files:
+            return wanted
+        path = Path(wanted)
+        low = path.with_name(f"{path.stem}.low{path.suffix}").as_posix()
+        if low in self._files:
+            return low
+        if path.parent != Path() or path.suffix.lower() in SUFFIXES:
+            return None
+        found = self._stems.get(wanted)
+        return found or self._stems.get(wanted.removeprefix("track_").lstrip("0"))
+
+
+def _join(
+    rows: dict[str, list[CaptionRow]], read: Iterable[CaptionRow], resolve: _Resolver
+) -> list[CaptionRow]:
+    """Put rows with their files; return those whose file is absent."""
+    absent = []
+    for row in read:
+        name = resolve(row.name)
+        if name is None:
+            absent.append(row)
+        else:
+            rows.setdefault(name, []).append(row)
+    return absent

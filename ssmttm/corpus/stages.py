@@ -1,0 +1,139 @@
+"""The stages of a build, in order: read tracks, leave out what cannot be used, fit the codec, encode, describe."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ssmttm.codec.base import CODEC_FILE
+from ssmttm.codec.mel import LogMel
+from ssmttm.codec.rvq import RvqCodec, RvqConfig
+from ssmttm.corpus.bach_captions import place_phrase
+from ssmttm.corpus.manifest import Clip, ShardFacts, Skipped
+from ssmttm.corpus.pool import Pool
+from ssmttm.corpus.progress import Progress
+from ssmttm.corpus.source import TrackRef
+from ssmttm.corpus.spec import BuildSpec
+from ssmttm.corpus.split import clips_of, shard_plans
+from ssmttm.corpus.tracks import TrackRecord, encode_shard, finished_record, load_frames, read_track
+from ssmttm.errors import InputError
+
+# Frames the codec is fitted on: enough for k-means (FAISS advises 39 to 256 an entry), and bounded, whatever the
+# corpus. 26 MB at 64 bands.
+_FIT_FRAMES = 100_000
+_FIT_FRAMES_AN_ENTRY = 150
+
+
+def read_tracks(pool: Pool, refs: Sequence[TrackRef], work: Path, progress: Progress) -> list[TrackRecord]:
+    """The record of every track, by name; those an earlier build finished are not read again."""
+    records: list[TrackRecord] = []
+    missing: list[TrackRef] = []
+    for ref in refs:
+        record = finished_record(work, ref.track)
+        if record is None:
+            missing.append(ref)
+        else:
+            records.append(record)
+    progress.stage("read tracks", len(refs), len(records))
+    for record in pool.run(read_track, missing):
+        records.append(record)
+        progress.advance()
+    return sorted(records, key=lambda record: record.track)
+
+
+def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list[TrackRecord], list[Skipped]]:
+    """Tracks to use, and those left out with the reason; raises InputError when none is left."""
+    usable: list[TrackRecord] = []
+    skipped: list[Skipped] = []
+    first: dict[str, str] = {}  # content -> the piece that had it first
+    longest = 0
+    for record in records:
+        longest = max(longest, record.frames)
+        content = record.facts.content if record.facts else ""
+        original = first.setdefault(content, record.piece) if content else record.piece
+        if record.skipped:
+            skipped.append(Skipped(track=record.track, reason=record.skipped))
+        elif original != record.piece:
+            skipped.append(Skipped(track=record.track, reason=f"the same music as {original}"))
+        else:
+            usable.append(record)
+    if not usable and longest:
+        raise InputError(
+            f"segment_seconds is {spec.segment_seconds:g}, but the longest track has only "
+            f"{longest / spec.frame_rate:.1f} s"
+        )
+    if not usable:
+        raise InputError(
+            f"none of {len(skipped)} tracks can be used; the first, {skipped[0].track}: {skipped[0].reason}"
+        )
+    return usable, skipped
+
+
+def fit_codec(
+    folder: Path, work: Path, train: Sequence[TrackRecord], spec: BuildSpec, progress: Progress
+) -> RvqCodec:
+    """The codec fitted on the training tracks alone, saved in `folder`; one that is there already is loaded."""
+    progress.stage("fit codec", 1, 0)
+    if (folder / CODEC_FILE).exists():
+        codec = RvqCodec.load(folder)
+    else:
+        mel = LogMel(sample_rate=spec.sample_rate, frame_rate=spec.frame_rate, bands=spec.mel_bands)
+        config = RvqConfig(
+            mel=mel, n_codebooks=spec.codebooks, codebook_size=spec.codebook_size, seed=spec.seed
+        )
+        codec = RvqCodec.fit(_frames_to_fit(work, train, spec), config)
+        codec.save(folder)
+    progress.advance()
+    return codec
+
+
+def encode(
+    pool: Pool, splits: dict[str, list[TrackRecord]], spec: BuildSpec, progress: Progress
+) -> dict[str, list[ShardFacts]]:
+    """Write the shards of all splits; their facts in order."""
+    plans = [plan for split, records in splits.items() for plan in shard_plans(split, records, spec)]
+    progress.stage("write shards", len(plans), 0)
+    done: dict[tuple[str, int], ShardFacts] = {}
+    for split, number, facts in pool.run(encode_shard, plans):
+        done[split, number] = facts
+        progress.advance()
+    return {split: [done[key] for key in sorted(done) if key[0] == split] for split in splits}
+
+
+def clip_lines(records: Iterable[TrackRecord], spec: BuildSpec) -> Iterator[Clip]:
+    """The clips of a split in the order of its shards, each with a caption of its track."""
+    index = 0
+    for record in records:
+        facts = record.facts
+        if facts is None:
+            continue
+        places = list(clips_of(record, spec))
+        for place in places:
+            caption = facts.captions[place.number % len(facts.captions)]
+            if facts.placed:
+                caption = caption.replace("{part}", place_phrase(place.number, len(places)))
+                caption = caption[:1].upper() + caption[1:]
+            yield Clip(
+                clip=index,
+                track=record.track,
+                start_seconds=place.start / spec.frame_rate,
+                frames=place.frames,
+                caption=caption,
+                title=facts.title,
+                licence=facts.licence,
+            )
+            index += 1
+
+
+def _frames_to_fit(work: Path, train: Sequence[TrackRecord], spec: BuildSpec) -> npt.NDArray[np.float32]:
+    """Every n-th frame (frames, bands) of the training tracks laid end to end."""
+    wanted = max(_FIT_FRAMES, _FIT_FRAMES_AN_ENTRY * spec.codebook_size)
+    total = sum(record.frames for record in train)
+    stride = max(1, -(-total // wanted))
+    parts, offset = [], 0
+    for record in train:
+        frames = load_frames(work, record.track, spec.mel_bands)
+        parts.append(frames[offset::stride].astype(np.float32))
+        offset = (offset - record.frames) % stride
+    return np.concatenate(parts)
