@@ -1,0 +1,216 @@
+"""Embeddings of a frozen text encoder, computed once a caption and read by memory map ever after.
+
+The encoder does not learn, so running it in every training step buys nothing. A cache is a folder of ROOT,
+named after the encoder's fingerprint and what else decides the numbers:
+
+    cache.json     what the cache holds
+    00000.npy      (positions, dim): the captions of one build, one after another
+    00000.json     where each caption's rows are; written last: a shard without it does not exist
+
+Builds take a lock, so that of several processes that start together one computes and the others read.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ssmttm.compat import tame_torchaudio
+from ssmttm.encoder_files import encoder_fingerprint, encoder_folder
+from ssmttm.errors import InputError
+from ssmttm.text_batch import TextBatch
+
+Facts = TypeVar("Facts", bound=BaseModel)
+
+
+class _CacheFacts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    fingerprint: str
+    dim: int
+    max_positions: int
+    dtype: Literal["float16", "float32"]
+
+
+class _ShardIndex(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    captions: dict[str, tuple[int, int]]
+    """sha256 of a caption -> (first row, rows)."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: Path
+    start: int
+    rows: int
+
+
+class EmbeddingCache:
+    """The embeddings of a set of captions under one frozen encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._facts = _read(folder / "cache.json", _CacheFacts)
+        self._places: dict[str, _Place] = {}
+        for path in sorted(folder.glob("[0-9]*.json")):
+            index = _read(path, _ShardIndex)
+            for key, (start, rows) in index.captions.items():
+                self._places[key] = _Place(path.with_suffix(".npy"), start, rows)
+        self._shards: dict[Path, np.ndarray] = {}
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self._facts.dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the encoder, 64 hex digits: equal fingerprints give equal embeddings."""
+        return self._facts.fingerprint
+
+    def __contains__(self, caption: object) -> bool:
+        return isinstance(caption, str) and _key(caption) in self._places
+
+    @classmethod
+    def build(
+        cls,
+        root: Path,
+        encoder: str,
+        captions: Sequence[str],
+        *,
+        max_positions: int = 64,
+        dtype: Literal["float16", "float32"] = "float16",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Return the cache of an encoder under `root`, after computing what of `captions` is missing.
+
+        encoder: a folder, or a model's name on the hub. progress: called with captions done and to do.
+        Raises InputError where the encoder's files cannot be had.
+        """
+        source = encoder_folder(encoder)
+        fingerprint = encoder_fingerprint(root, encoder)
+        folder = root / f"{fingerprint[:16]}-{max_positions}-{dtype}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            cache = cls(folder) if (folder / "cache.json").exists() else None
+            missing = sorted({caption for caption in captions if cache is None or caption not in cache})
+            if missing or cache is None:
+                facts = _encode(source, folder, missing, fingerprint, max_positions, dtype, progress)
+                _write(folder / "cache.json", facts)
+        return cls(folder)
+
+    def embeddings(self, caption: str) -> np.ndarray:
+        """Return a caption's embeddings (positions, dim), read-only; InputError if the cache lacks it."""
+        place = self._places.get(_key(caption))
+        if place is None:
+            raise InputError(
+                f"{self.folder}: no embeddings of caption {caption[:60]!r}; build the cache with it first"
+            )
+        shard = self._shards.get(place.shard)
+        if shard is None:
+            shard = np.load(place.shard, mmap_mode="r", allow_pickle=False)
+            self._shards[place.shard] = shard
+        return shard[place.start : place.start + place.rows]
+
+    def batch(self, captions: Sequence[str], dropped: np.ndarray | Sequence[bool]) -> TextBatch:
+        """Return the embeddings of captions, padded on the left; an empty caption counts as dropped."""
+        rows = [self.embeddings(caption) for caption in captions]
+        lengths = np.array([len(row) for row in rows])
+        positions = int(lengths.max())
+        values = np.zeros((len(rows), positions, self.dim), dtype=self._facts.dtype)
+        for row, value, length in zip(rows, values, lengths, strict=True):
+            value[positions - length :] = row
+        mask = np.arange(positions) >= (positions - lengths)[:, None]
+        silent = np.array([not caption.strip() for caption in captions])
+        return TextBatch(
+            torch.from_numpy(values),
+            torch.from_numpy(mask),
+            torch.from_numpy(np.asarray(dropped, dtype=bool) | silent),
+        )
+
+
+def _encode(
+    source: Path,
+    folder: Path,
+    captions: list[str],
+    fingerprint: str,
+    max_positions: int,
+    dtype: Literal["float16", "float32"],
+    progress: Callable[[int, int], None] | None,
+) -> _CacheFacts:
+    """Write one shard with the embeddings of captions, and return the facts of the cache."""
+    tokenizer, model = _load(source)
+    dim = int(model.config.hidden_size)
+    facts = _CacheFacts(fingerprint=fingerprint, dim=dim, max_positions=max_positions, dtype=dtype)
+    if not captions:
+        return facts
+    ids = [tokenizer(caption, truncation=True, max_length=max_positions)["input_ids"] for caption in captions]
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).tolist()
+    number = len(list(folder.glob("[0-9]*.json")))
+    target = folder / f"{number:05d}.npy"
+    partial = folder / f"{number:05d}.partial"
+    shard = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(starts[-1], dim))
+    # Captions of one length at a time: no padding, so that a caption's embeddings are its own.
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    done = 0
+    while done < len(order):
+        length = len(ids[order[done]])
+        rows = [i for i in order[done : done + 64] if len(ids[i]) == length]
+        with torch.inference_mode():
+            tokens = torch.tensor([ids[i] for i in rows])
+            hidden = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        values = hidden.float().numpy().astype(dtype)
+        if not np.isfinite(values).all():
+            raise InputError(f"text encoder {source}: embeddings overflow {dtype}; choose float32")
+        for i, value in zip(rows, values, strict=True):
+            shard[starts[i] : starts[i + 1]] = value
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(order))
+    shard.flush()
+    del shard
+    partial.replace(target)
+    places = {_key(c): (starts[i], starts[i + 1] - starts[i]) for i, c in enumerate(captions)}
+    _write(target.with_suffix(".json"), _ShardIndex(rows=starts[-1], captions=places))
+    return facts
+
+
+def _load(source: Path) -> tuple[Any, Any]:
+    tame_torchaudio()
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a library does not write to the terminal
+    kind = AutoConfig.from_pretrained(source, local_files_only=True).model_type
+    loader = T5EncoderModel if kind == "t5" else AutoModel
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    return tokenizer, loader.from_pretrained(source, local_files_only=True, use_safetensors=True).eval()
+
+
+def _key(caption: str) -> str:
+    return hashlib.sha256(caption.encode(errors="replace")).hexdigest()
+
+
+def _read(path: Path, kind: type[Facts]) -> Facts:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(
+            f"{path}: not readable as part of an embedding cache; delete {path.parent} and build again"
+        ) from error
+
+
+def _write(path: Path, facts: BaseModel) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(facts.model_dump_json())
+    partial.replace(path)
