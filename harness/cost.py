@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from harness.run import Frozen, Positive, Run
 from harness.training.schedule import branch_step
@@ -105,11 +106,6 @@ def assumed_speed(threads: int, peak_flops: float | None) -> float:
     return ASSUMED_MFU * peak_flops if peak_flops else CPU_FLOPS_A_THREAD * threads
 
 
-def calibrate(measured: Mapping[str, Sequence[tuple[float, float]]]) -> Calibration:
-    """Speeds from (FLOPs a rank, seconds) of finished Runs, by architecture/size."""
-    speeds = {
-        key: sum(flops for flops, _ in pairs) / sum(seconds for _, seconds in pairs)
-        for key, pairs in measured.items()
-        if sum(seconds for _, seconds in pairs) > 0
-    }
-    return Calibration(flops_per_second=speeds)
+def calibrate(measured: Mapping[str, Sequence[float]]) -> Calibration:
+    """The median of the speeds (FLOP/s a rank) that finished Runs had, by architecture/size."""
+    return Calibration(flops_per_second={key: median(speeds) for key, speeds in measured.items() if speeds})

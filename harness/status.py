@@ -6,7 +6,7 @@ did. Nothing is stored twice, so nothing can disagree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -74,10 +74,12 @@ class StatusReader:
         self.root = root
         self.control = Control(root.study(study_name) / "control.jsonl")
 
-    def read(self, points: Iterable[GridPoint]) -> list[RunStatus]:
-        """The status of each Run, in the order given."""
+    def read(
+        self, points: Iterable[GridPoint], *, submitter: Mapping[str, Any] | None = None
+    ) -> list[RunStatus]:
+        """The status of each Run, in the order given; what `submitter` itself handed over does not count as queued."""
         cancelled, forgiven = self.control.cancelled(), self.control.forgiven()
-        waiting = self._waiting()
+        waiting = self._waiting(submitter)
         trunks: dict[str, Progress] = {}
         found = []
         for point in points:
@@ -94,11 +96,12 @@ class StatusReader:
             found.append(_row(point, run_id, series_id, state, own, trunks[series_id]))
         return found
 
-    def _waiting(self) -> set[str]:
+    def _waiting(self, submitter: Mapping[str, Any] | None) -> set[str]:
         """Runs handed to a submission whose process still runs."""
         waiting: set[str] = set()
         for event in self.control.read():
-            if event["event"] == "submitted" and process_is_alive(event.get("process", {})):
+            process = event.get("process", {})
+            if event["event"] == "submitted" and process != submitter and process_is_alive(process):
                 waiting |= {str(run) for run in event.get("runs", [])}
         return waiting
 

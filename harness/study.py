@@ -216,8 +216,7 @@ class Study(Frozen):
         return self
 
 
-@dataclass(frozen=True)
-class CorpusView:
+class CorpusView(Frozen):
     """A corpus as the grid sees it."""
 
     n_codebooks: int
@@ -329,12 +328,10 @@ def _points(
     training = study.training
     for architecture, own in study.grid.architectures.items():
         for size, shared in study.grid.sizes.items():
-            particular = own.sizes.get(size, SizePatch())
-            model = _model(
-                study, corpus, architecture, (own.model, shared, particular), f"{where}: grid.sizes.{size}"
-            )
+            patches = (shared, own.sizes.get(size, SizePatch()))
+            model = _model(study, corpus, architecture, (own.model, *patches), f"{where}: grid.sizes.{size}")
             optimiser = training.optimiser.model_copy(
-                update=_merged(own.optimiser, shared.optimiser, particular.optimiser)
+                update=_merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
             )
             for seed in study.grid.seeds_of(size):
                 for iterations in study.grid.iterations:

@@ -15,20 +15,18 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from harness.journal import Event, Fenced, Journal, identify_process, read_progress
+from harness.provenance import commit, installed_version
 from harness.run import Run
 from harness.rundir import Launch, Root, read_launch, read_run
 from harness.training.engine import Ranks, initialise_ranks
@@ -186,36 +184,9 @@ def describe_process(launch: Launch) -> dict[str, Any]:
         "dispatcher": launch.dispatcher,
         "job_id": os.environ.get("SLURM_JOB_ID", str(os.getpid())),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("ssmscale", "torch", "deepspeed")},
+        "versions": {name: installed_version(name) for name in ("ssmscale", "torch", "deepspeed")},
         "commit": commit(),
     }
-
-
-@lru_cache(maxsize=1)
-def commit() -> str | None:
-    """Git commit of the code that runs, with a + where the checkout has changes; None outside a checkout."""
-    folder = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    head = git("rev-parse", "HEAD")
-    return (
-        None if head is None else head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 @contextmanager

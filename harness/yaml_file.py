@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -21,10 +21,10 @@ MAX_BYTES = 1_000_000
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event: yaml.AliasEvent = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(
                 problem=f"alias *{event.anchor}: aliases are not accepted, write the value out",
-                problem_mark=event.start_mark,
+                problem_mark=cast("yaml.error.Mark | None", event.start_mark),
             )
         return super().compose_node(parent, index)
 

@@ -74,8 +74,9 @@ class LocalDispatcher:
                 group.signal(signal.SIGTERM)
 
     def log_paths(self, handle: Handle) -> list[Path]:
-        """A file a rank."""
-        return [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
+        """A file a rank, and that of the workers between jobs."""
+        ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
+        return [*ranks, self.log_dir / "workers.log"]
 
     def close(self) -> None:
         """Let idle workers go, have busy ones save and stop, and wait for all of them."""

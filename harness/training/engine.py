@@ -63,6 +63,7 @@ def initialise_ranks(threads: int) -> Ranks:
 
 def _join(rank: int, world: int, backend: str) -> None:
     import torch
+    from torch._C._distributed_c10d import HashStore
 
     # DeepSpeed reads these even where the group already exists.
     os.environ.setdefault("RANK", str(rank))
@@ -70,7 +71,7 @@ def _join(rank: int, world: int, backend: str) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     if world == 1:  # no port to clash over
-        store = torch.distributed.distributed_c10d.HashStore()
+        store = HashStore()
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     elif meeting := os.environ.get("SSMSCALE_RENDEZVOUS"):
         torch.distributed.init_process_group(

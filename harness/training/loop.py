@@ -71,7 +71,6 @@ class SeriesTrainer:
         self.on_trunk = True
         """Whether that state is the trunk's, and not that of some branch."""
         self.tokens = 0
-        self.seconds = 0.0
         self._clock = time.monotonic()
         self._clock_tokens = 0
 
@@ -163,7 +162,7 @@ class SeriesTrainer:
             _save_weights(weights, folder / "checkpoints" / "model.safetensors")
             measured = {"loss": loss, "loss_codebooks": by_codebook, "step": self.step, "tokens": self.tokens}
             derived = describe_result(run, self.tokens, self.batches.flops_per_token)
-            result = Result.model_validate({**measured, **derived, "seconds": round(self.seconds, 3)})
+            result = Result.model_validate({**measured, **derived})
             journal.append(Event.FINISHED, **result.model_dump(mode="json"))
             for old in checkpoints.marked(folder / "checkpoints"):
                 checkpoints.remove(folder / "checkpoints", old.marker.step)
@@ -210,7 +209,6 @@ class SeriesTrainer:
 
         from ssmttm.model import codebook_cross_entropy
 
-        begun = time.monotonic()
         micro_batches, n_targets = self.batches.training_step(self.step)
         torch.manual_seed(_dropout_seed(self.first.seed, self.step, self.ranks.rank))
         smoothing = self.first.regularisation.label_smoothing
@@ -233,7 +231,6 @@ class SeriesTrainer:
             loss = self._sum_over_ranks(torch.stack(shares).sum())
             self._check_loss(loss)
             self._log(journal, loss, lr)
-        self.seconds += time.monotonic() - begun
 
     def _log(self, journal: Journal | None, loss: float, lr: float) -> None:
         now = time.monotonic()

@@ -19,8 +19,6 @@ class Result(Frozen):
     """Targets trained on, repeats counted, padding and prefix not."""
     flops: float
     """Training operations of the model, the text encoder not counted."""
-    seconds: float
-    """Time in training steps, this process's share of trunk and branch."""
     n_params: int
     n_params_non_embedding: int
     n_params_text_encoder: int

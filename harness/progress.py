@@ -1,0 +1,128 @@
+"""How long work shows itself: bars in a terminal, plain lines where output goes to a file or a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from harness.status import RunState, RunStatus
+
+OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+class StudyProgress:
+    """Progress of a study: all Runs, and each Series in training."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = _bars(console) if console.is_terminal else None
+        self._tasks: dict[str, TaskID] = {}
+        self._over: dict[str, RunState] | None = None
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def show(self, rows: Sequence[RunStatus]) -> None:
+        """Bring the display to where the study stands."""
+        if self._bars is None:
+            self._print_news(rows)
+            return
+        self._update("", "all runs", sum(row.state in OVER for row in rows), len(rows), "")
+        running: dict[str, RunStatus] = {}
+        for row in rows:
+            if row.state is RunState.RUNNING:
+                running[row.series_id] = row  # the longest Run stands for its Series
+        for series_id, row in running.items():
+            name = f"{row.point.architecture} {row.point.size} seed {row.point.run.seed}"
+            note = f"loss {row.train_loss:.3f}" if row.train_loss is not None else "starting"
+            self._update(series_id, name, row.iterations_done, row.point.run.iterations, note)
+        for key in [key for key in self._tasks if key and key not in running]:
+            self._bars.remove_task(self._tasks.pop(key))
+
+    def _update(self, key: str, name: str, done: int, total: int, note: str) -> None:
+        assert self._bars is not None
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(name, total=total, note=note)
+        self._bars.update(self._tasks[key], completed=done, total=total, note=note)
+
+    def _print_news(self, rows: Sequence[RunStatus]) -> None:
+        over = {row.run_id: row.state for row in rows if row.state in OVER}
+        if self._over is not None:
+            for row in rows:
+                if row.run_id in over and self._over.get(row.run_id) != row.state:
+                    self._console.print(
+                        f"[{len(over)}/{len(rows)}] {describe(row)}", markup=False, highlight=False
+                    )
+        self._over = over
+
+
+def describe(row: RunStatus) -> str:
+    """One Run in a line."""
+    name = f"{row.point.architecture} {row.point.size} seed {row.point.run.seed}, {row.point.run.iterations} iterations"
+    if row.state is RunState.DONE and row.loss is not None:
+        return f"{name}: loss {row.loss:.4f}"
+    return f"{name}: {row.state}" + (f" ({row.reason})" if row.reason else "")
+
+
+class StageProgress:
+    """Progress of work in stages, such as building a corpus."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = _bars(console) if console.is_terminal else None
+        self._task: TaskID | None = None
+        self._name, self._done, self._total, self._told = "", 0, 0, 0
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def stage(self, name: str, total: int, done: int) -> None:
+        """A stage begins; `done` of its `total` pieces are there already."""
+        self._name, self._done, self._total, self._told = name, done, total, done
+        if self._bars is not None:
+            self._task = self._bars.add_task(name, total=total, completed=done, note="")
+        else:
+            self._tell()
+
+    def advance(self, pieces: int = 1) -> None:
+        """Some pieces are done."""
+        self._done += pieces
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=self._done)
+        elif self._done - self._told >= max(1, self._total // 4) or self._done == self._total:
+            self._told = self._done
+            self._tell()
+
+    def _tell(self) -> None:
+        self._console.print(f"{self._name}: {self._done}/{self._total}", markup=False, highlight=False)

@@ -1,0 +1,269 @@
+"""From a study to trained Runs: register it, write what workers need, hand Series over, and see them through.
+
+Submitting is idempotent. What is finished is reused, what another process trains is waited for, what is missing
+is trained, longest Series first. Everything is checked before the first file is written.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.cost import calibrate
+from harness.dispatch.base import Dispatcher, Handle, Job, JobState
+from harness.journal import Control, Event, Journal, identify_process, read_progress
+from harness.plan import Plan, PlannedRun
+from harness.run import Digest, Frozen
+from harness.rundir import Launch, Root, read_model, write_atomically, write_launch, write_run
+from harness.status import RunState, RunStatus, StatusReader
+from harness.study import CorpusView, GridPoint, Study, expand, view_corpus
+from ssmttm.corpus.manifest import load_manifest, verify_corpus
+from ssmttm.errors import InputError
+
+MOST_ATTEMPTS = 3
+"""Times a Series whose worker goes away without a word is started again before it counts as failed."""
+POLL_SECONDS = 0.25
+
+
+class Registration(Frozen):
+    """ROOT/studies/NAME/study.json: a study as it was submitted, and what it found of corpus and encoder then."""
+
+    study: Study
+    corpus: CorpusView
+    text_encoder: Digest | None = None
+
+
+@dataclass(frozen=True)
+class ResolvedStudy:
+    """A study with the Runs it stands for here."""
+
+    study: Study
+    root: Root
+    corpus: CorpusView
+    text_encoder: str | None
+    """Fingerprint of the frozen text encoder."""
+    points: tuple[GridPoint, ...]
+    where: str
+    """What errors call it: the file it was read from."""
+
+
+def resolve(study: Study, root: Root, where: str) -> ResolvedStudy:
+    """Find the study's corpus and encoder and expand its grid; raises InputError where that cannot be."""
+    corpus = view_corpus(study, where)
+    text = None if study.text.encoder == "bytes" else text_fingerprint(study, root, where)
+    return ResolvedStudy(study, root, corpus, text, tuple(expand(study, corpus, text, where)), where)
+
+
+def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
+    """The study of that name as it was last submitted, or None; its corpus need not be here any more."""
+    path = root.study(name) / "study.json"
+    if not path.exists():
+        return None
+    held = read_model(path, Registration)
+    points = tuple(expand(held.study, held.corpus, held.text_encoder, str(path)))
+    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, str(path))
+
+
+def text_fingerprint(study: Study, root: Root, where: str) -> str:
+    """Fingerprint of the study's frozen text encoder, from the study or from the weights."""
+    if study.text.fingerprint is not None:
+        return study.text.fingerprint
+    from ssmttm.conditioning import encoder_fingerprint
+
+    try:
+        return encoder_fingerprint(root.text, study.text.encoder)
+    except InputError as error:
+        raise InputError(f"{where}: text.encoder: {error}") from error
+
+
+def check_before_training(resolved: ResolvedStudy) -> None:
+    """Raise InputError unless the corpus is here and whole: what planning can do without, training cannot."""
+    path = resolved.study.corpus.path
+    if not resolved.corpus.is_known:
+        raise InputError(
+            f"{resolved.where}: corpus.path: {path}: is not here; build it with `ssmscale data build` or correct it"
+        )
+    try:
+        manifest = load_manifest(path)
+        verify_corpus(path, manifest)
+    except InputError as error:
+        raise InputError(f"{resolved.where}: corpus.path: {error}") from error
+    if manifest.fingerprint != resolved.corpus.fingerprint:
+        raise InputError(f"{resolved.where}: corpus.path: {path}: has changed since the study was submitted")
+
+
+def register(resolved: ResolvedStudy) -> None:
+    """Keep the study as submitted under ROOT/studies, where the later verbs find it."""
+    study = resolved.study
+    fields = study.model_dump(mode="json", exclude_unset=True)
+    fields["corpus"]["path"] = str(study.corpus.path.absolute())
+    document = {
+        "study": fields,
+        "corpus": resolved.corpus.model_dump(),
+        "text_encoder": resolved.text_encoder,
+    }
+    path = resolved.root.study(study.name) / "study.json"
+    text = json.dumps(document, indent=1) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_atomically(path, text)
+
+
+class Submission:
+    """One foreground submission: rounds of handing over what is missing, until nothing is."""
+
+    def __init__(
+        self, resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, dispatcher_name: str
+    ) -> None:
+        self.resolved, self.plan, self.dispatcher, self.name = resolved, plan, dispatcher, dispatcher_name
+        self.root = resolved.root
+        self.reader = StatusReader(self.root, resolved.study.name)
+        self.control = Control(self.root.study(resolved.study.name) / "control.jsonl")
+        self.process = identify_process()
+        self._attempts: dict[str, int] = {}
+
+    def run(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
+        """Train what is missing, wait for what others train, and return how every Run ended."""
+        while True:
+            rows = self._read()
+            on_progress(rows)
+            missing = [row for row in rows if row.state in {RunState.NEW, RunState.INTERRUPTED}]
+            if missing:
+                self._round(missing, on_progress)
+            elif any(row.state in {RunState.QUEUED, RunState.RUNNING} for row in rows):
+                time.sleep(POLL_SECONDS)
+            else:
+                self._calibrate(rows)
+                return rows
+
+    def _read(self) -> list[RunStatus]:
+        return self.reader.read(self.resolved.points, submitter=self.process)
+
+    def _round(
+        self, missing: Sequence[RunStatus], on_progress: Callable[[Sequence[RunStatus]], None]
+    ) -> None:
+        handles = self.dispatcher.submit(self._prepare(missing))
+        shown = 0.0
+        while True:
+            states = self.dispatcher.poll(handles)
+            if time.monotonic() - shown > 1.0:
+                shown = time.monotonic()
+                on_progress(self._read())
+            if all(state not in {JobState.QUEUED, JobState.RUNNING} for state in states.values()):
+                break
+            time.sleep(POLL_SECONDS)
+        for handle, state in states.items():
+            self._settle(handle, state)
+
+    def _prepare(self, missing: Sequence[RunStatus]) -> list[Job]:
+        planned = {run.status.run_id: run for run in self.plan.runs}
+        groups: dict[str, list[PlannedRun]] = {}
+        for row in missing:
+            groups.setdefault(row.series_id, []).append(planned[row.run_id])
+        for series_id, runs in groups.items():
+            write_launch(self.root, series_id, self._launch(runs[0]))
+            for run in runs:
+                write_run(self.root, run.status.point.run)
+        self.control.append(
+            "submitted", runs=[row.run_id for row in missing], process=self.process, dispatcher=self.name
+        )
+        longest_first = sorted(groups, key=lambda key: -sum(run.gpu_hours for run in groups[key]))
+        return [self._job(series_id, groups[series_id]) for series_id in longest_first]
+
+    def _launch(self, planned: PlannedRun) -> Launch:
+        study = self.resolved.study
+        return Launch(
+            corpus=study.corpus.path.absolute(),
+            text_encoder=None if study.text.encoder == "bytes" else study.text.encoder,
+            control=self.control.path.absolute(),
+            dispatcher=self.name,
+            zero_stage=planned.layout.zero_stage,
+            micro_batch=planned.layout.micro_batch,
+            threads=planned.layout.threads,
+            log_every=study.tracking.log_every,
+            checkpoint_every=study.resources.checkpoint_every,
+            eval_every=study.tracking.eval_every,
+            peak_flops=study.resources.peak_flops,
+        )
+
+    def _job(self, series_id: str, runs: Sequence[PlannedRun]) -> Job:
+        ordered = sorted(runs, key=lambda run: run.status.point.run.iterations)
+        return Job(
+            series_id=series_id,
+            run_dirs=tuple(self.root.run(run.status.run_id).absolute() for run in ordered),
+            ranks=runs[0].layout.ranks,
+            threads=runs[0].layout.threads,
+            log_dir=self.root.series(series_id) / "logs",
+        )
+
+    def _settle(self, handle: Handle, state: JobState) -> None:
+        """Give up a Series whose workers come back again and again without having finished or failed its Runs."""
+        if state in {JobState.BUSY, JobState.PREEMPTED}:
+            return
+        left = [
+            folder
+            for folder in handle.job.run_dirs
+            if read_progress(folder).state not in {Event.FINISHED, Event.FAILED, Event.CANCELLED}
+        ]
+        attempts = self._attempts[handle.job.series_id] = self._attempts.get(handle.job.series_id, 0) + 1
+        cancelled = self.control.cancelled()
+        left = [folder for folder in left if folder.name not in cancelled]
+        if not left or attempts < MOST_ATTEMPTS:
+            return
+        log = max(
+            filter(Path.exists, self.dispatcher.log_paths(handle)), key=lambda path: path.stat().st_mtime
+        )
+        reason = f"its worker ended {attempts} times before it did; {log} ends: {_last_line(log)}"
+        for folder in left:
+            with Journal.open(folder) as journal:
+                journal.append(Event.FAILED, reason=reason, kind="lost")
+
+    def _calibrate(self, rows: Sequence[RunStatus]) -> None:
+        """Write the speeds this study's Runs were trained at into calibration.json."""
+        measured: dict[str, list[float]] = {}
+        for row in rows:
+            own = read_progress(self.root.run(row.run_id))
+            if own.state != Event.FINISHED or own.result is None or own.started is None:
+                continue
+            trunk = read_progress(self.root.series(row.series_id))
+            flops_per_token = own.result["flops"] / own.result["tokens"]
+            ranks = own.started.get("layout", {}).get("ranks", 1)
+            speeds = [step["tokens_per_second"] for step in (*trunk.steps.values(), *own.steps.values())]
+            key = f"{row.point.architecture}/{row.point.size}"
+            measured.setdefault(key, []).extend(speed * flops_per_token / ranks for speed in speeds)
+        text = calibrate(measured).model_dump_json(indent=1) + "\n"
+        write_atomically(self.root.study(self.resolved.study.name) / "calibration.json", text)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "with nothing"
+
+
+def cancel(root: Root, study_name: str, rows: Sequence[RunStatus]) -> list[RunStatus]:
+    """Cancel Runs that are not over: workers skip them and leave at the next step. Returns those it concerns."""
+    concerned = [row for row in rows if row.state not in {RunState.DONE, RunState.FAILED, RunState.CANCELLED}]
+    if concerned:
+        Control(root.study(study_name) / "control.jsonl").append(
+            "cancelled", runs=[row.run_id for row in concerned]
+        )
+    return concerned
+
+
+def forgive(root: Root, study_name: str, rows: Sequence[RunStatus]) -> list[RunStatus]:
+    """Forget failures and cancellations, so that the next submission trains these Runs. Returns those it concerns."""
+    concerned = [row for row in rows if row.state in {RunState.FAILED, RunState.CANCELLED}]
+    if concerned:
+        Control(root.study(study_name) / "control.jsonl").append(
+            "retried",
+            runs=[row.run_id for row in concerned],
+            attempts={row.run_id: read_progress(root.run(row.run_id)).attempt for row in concerned},
+        )
+    return concerned
+
+
+def log_files(root: Root, row: RunStatus) -> list[Path]:
+    """Where a Run's workers wrote their output."""
+    return sorted((root.series(row.series_id) / "logs").glob("rank-*.log"))

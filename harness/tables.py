@@ -1,0 +1,223 @@
+"""How results look in a terminal: the tables behind the verbs, and the JSON of `status`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from harness.progress import OVER, describe
+from harness.status import RunState, RunStatus, count_states
+
+if TYPE_CHECKING:
+    from analysis.diagnostics import Note
+    from analysis.document import FitDocument
+    from analysis.points import CheckedPoints
+    from harness.doctor import Finding
+    from harness.plan import Plan
+
+COLOURS = {
+    RunState.DONE: "green",
+    RunState.RUNNING: "cyan",
+    RunState.FAILED: "red",
+    RunState.INTERRUPTED: "yellow",
+    RunState.CANCELLED: "magenta",
+}
+
+
+def _table(title: str, columns: Sequence[str], numbers: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
+    return table
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """The plan as a table, its totals and its notes."""
+    numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", "ranks", "micro", "GiB", "hours")
+    columns = ("run", "architecture", "size", *numbers, "state")
+    table = _table(f"plan of {plan.study.name}", columns, numbers)
+    for run in plan.runs:
+        status = run.status
+        table.add_row(
+            status.run_id if plan.identified else "-",
+            status.point.architecture,
+            status.point.size,
+            f"{run.cost.n_params:,}",
+            f"{status.point.run.iterations:,}",
+            short(run.cost.tokens),
+            f"{run.cost.flops:.2e}",
+            str(status.point.run.seed),
+            f"{run.layout.ranks} x ZeRO {run.layout.zero_stage}",
+            f"{run.layout.micro_batch} x {run.layout.accumulation}",
+            f"{run.memory_gib:.2f}",
+            f"{run.wall_hours:.4g}",
+            _coloured(status.state),
+        )
+    console.print(table)
+    totals = plan.totals()
+    console.print(
+        f"{totals['runs']} runs in {totals['series']} series; to spend {totals['gpu_hours']:.4g} GPU-hours, "
+        f"{totals['gpu_hours_independent']:.4g} if no trunk were shared; "
+        f"finished already {totals['gpu_hours_reused']:.4g}"
+    )
+    for code, text in plan.notes:
+        console.print(f"note {code}: {text}", markup=False)
+
+
+def print_status(console: Console, name: str, rows: Sequence[RunStatus]) -> None:
+    """Where every Run stands, and how many stand where."""
+    console.print(_status_table(name, rows))
+    console.print(", ".join(f"{count} {state}" for state, count in count_states(rows).items()))
+
+
+def watch_status(console: Console, read: Callable[[], Sequence[RunStatus]], name: str) -> None:
+    """Show the status again every two seconds until every Run is over or nobody trains any."""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            rows = read()
+            live.update(_status_table(name, rows), refresh=True)
+            if all(row.state in OVER for row in rows):
+                return
+            time.sleep(2)
+
+
+def status_document(name: str, rows: Sequence[RunStatus]) -> dict[str, Any]:
+    """The document of `ssmscale status --json`."""
+    return {"study": name, "runs": [row.as_json() for row in rows], "counts": count_states(rows)}
+
+
+def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> None:
+    """One line a study is left with, and one for each Run that failed."""
+    counts = ", ".join(f"{count} {state}" for state, count in count_states(rows).items())
+    console.print(f"study {name}: {len(rows)} runs, {counts}")
+    for row in rows:
+        if row.state is RunState.FAILED:
+            console.print(f"  {row.run_id} {describe(row)}", markup=False)
+
+
+def print_logs(console: Console, files: Sequence[Path], *, follow: bool) -> None:
+    """Print log files one after the other; with `follow`, the first one's further lines as they come."""
+    for path in files:
+        if len(files) > 1:
+            console.print(f"==> {path.name} <==", markup=False)
+        text = path.read_text(encoding="utf-8", errors="replace")
+        console.print(text, markup=False, end="")
+    if not follow:
+        return
+    with files[0].open(encoding="utf-8", errors="replace") as file:
+        file.seek(0, 2)
+        try:
+            while True:
+                line = file.readline()
+                if line:
+                    console.print(line, markup=False, end="")
+                else:
+                    time.sleep(0.2)
+        except KeyboardInterrupt:
+            return
+
+
+def print_fit(console: Console, points: CheckedPoints, document: FitDocument) -> None:
+    """The law of each architecture with its intervals, and the size ratios."""
+    names = list(next(iter(document.architectures.values())).params)
+    numbers = ("points", "series", *names, "objective")
+    table = _table(f"{document.law}: {document.formula}", ("architecture", *numbers, "status"), numbers)
+    for name, fitted in document.architectures.items():
+        cells = []
+        for key in names:
+            interval = fitted.ci95.get(key)
+            spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
+            cells.append(f"{fitted.params[key]:.4g}{spread}")
+        clusters = points.of(name)["cluster"].nunique()
+        table.add_row(
+            name, str(fitted.n_points), str(clusters), *cells, f"{fitted.objective:.4g}", fitted.status
+        )
+    console.print(table)
+    ratios = _table(
+        f"size ratio against {document.comparison.reference}: how many times smaller for the same loss",
+        ("architecture", "iterations", "reference", "loss", "ratio", "95 %", "status"),
+        ("iterations", "reference", "loss", "ratio"),
+    )
+    for row in document.comparison.size_ratio:
+        ratios.add_row(
+            row.architecture,
+            "-" if row.iterations is None else f"{row.iterations:,.0f}",
+            short(row.reference_n_params),
+            "-" if row.loss is None else f"{row.loss:.4f}",
+            "-" if row.ratio is None else f"{row.ratio:.2f}",
+            "-" if row.ci95 is None else f"{row.ci95[0]:.2f} to {row.ci95[1]:.2f}",
+            row.status,
+        )
+    if document.comparison.size_ratio:
+        console.print(ratios)
+    if points.exclusions:
+        kinds = Counter(exclusion.code for exclusion in points.exclusions)
+        console.print("set aside: " + ", ".join(f"{count} {code}" for code, count in kinds.items()))
+    notes: list[tuple[str | None, Note]] = [(None, note) for note in document.notes]
+    notes += [(name, note) for name, fitted in document.architectures.items() for note in fitted.notes]
+    for about, note in notes:
+        console.print(f"note {note.code}{f' ({about})' if about else ''}: {note.text}", markup=False)
+
+
+def print_corpus(console: Console, corpus: Path, description: Any) -> None:
+    """What a corpus holds."""
+    console.print(f"{corpus}", markup=False)
+    for key, value in description.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            console.print(f"  {key}:")
+            for inner, fact in value.items():
+                console.print(f"    {inner}: {fact}", markup=False)
+        else:
+            console.print(f"  {key}: {value}", markup=False)
+
+
+def print_doctor(console: Console, findings: Sequence[Finding]) -> None:
+    """What works, and for the rest what to do."""
+    for finding in findings:
+        mark = (
+            "[green]ok[/]  " if finding.works else ("[red]no[/]  " if finding.needed else "[yellow]no[/]  ")
+        )
+        console.print(f"{mark}{finding.name}: ", end="")
+        console.print(finding.found, markup=False, end="")
+        console.print(f" -> {finding.remedy}" if finding.remedy else "", markup=False)
+
+
+def short(number: float) -> str:
+    """A count with three digits and a unit: 1.23M."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _status_table(name: str, rows: Sequence[RunStatus]) -> Table:
+    numbers = ("seed", "iterations", "done", "loss", "tokens/s")
+    columns = ("run", "architecture", "size", *numbers, "state", "reason")
+    table = _table(f"study {name}", columns, numbers)
+    for row in rows:
+        loss = row.loss if row.loss is not None else row.train_loss
+        table.add_row(
+            row.run_id,
+            row.point.architecture,
+            row.point.size,
+            str(row.point.run.seed),
+            f"{row.point.run.iterations:,}",
+            f"{100 * row.iterations_done // row.point.run.iterations} %",
+            "-" if loss is None else f"{loss:.4f}" + ("" if row.loss is not None else " (train)"),
+            "-" if row.tokens_per_second is None else short(row.tokens_per_second),
+            _coloured(row.state),
+            row.reason or "",
+        )
+    return table
+
+
+def _coloured(state: RunState) -> str:
+    colour = COLOURS.get(state)
+    return f"[{colour}]{state}[/]" if colour else str(state)
