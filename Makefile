@@ -1,0 +1,48 @@
+# `make demo` and `make test` need nothing done before them: they make their own environment in .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .constraints.txt
+DEMO_CORPUS := corpora/bach
+TEST_PACKAGES := chromium
+
+.PHONY: demo test check verify bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo  ## a small scaling study on real music, end to end
+	$(BIN)/ssmscale data build --source bach --out $(DEMO_CORPUS) --limit 220 --segment-seconds 5.12 \
+	    --codebooks 2 --codebook-size 256
+	$(BIN)/ssmscale submit sweeps/demo.yaml --on local
+	$(BIN)/ssmscale report sweeps/demo.yaml --out report
+
+test: $(VENV)/.dev  ## every test; Debian packages they need are installed where that is allowed
+	sh .ci/debian $(TEST_PACKAGES)
+	$(BIN)/python -m pytest -m "not verify and not gpu"
+
+check: $(VENV)/.dev  ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+verify: $(VENV)/.dev  ## checks that repeat, at their full counts
+	$(BIN)/python -m pytest -m verify
+
+bench: $(VENV)/.dev  ## what is claimed of speed, both sides in one run
+	$(BIN)/python -m tests.benchmarks
+
+clean:  ## the environment and caches; runs, corpora and reports stay
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+$(VENV)/.torch: .constraints.txt .ci/venv
+	sh .ci/venv $(VENV)
+	$(PIP) torch==2.13.0
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[train,analysis,audio]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable '.[train,analysis,audio,slurm,ray,dev]'
+	touch $@
