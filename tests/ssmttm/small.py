@@ -1,0 +1,66 @@
+"""Small models and batches that the tests of the models share."""
+
+import numpy as np
+import torch
+
+from ssmttm.conditioning import TextBatch, collate_bytes
+from ssmttm.config import Architecture, ModelConfig, TextConfig
+from ssmttm.model import MusicLM
+
+torch.set_num_threads(1)  # threads cost more than they save at these sizes
+
+ARCHITECTURES = tuple(Architecture)
+CAPTIONS = ["calm piano", "a loud and heroic march for brass, in a major key", "x", "slow strings"]
+
+
+def small_config(architecture: Architecture, **changes) -> ModelConfig:
+    """A model of two blocks; `encoder="frozen"` or `text=` choose the text."""
+    text = changes.pop("text", None) or TextConfig(encoder=changes.pop("encoder", "bytes"), dim=24)
+    sizes = {
+        "n_blocks": 2,
+        "d_model": 32,
+        "d_state": 16,
+        "ssm_head_dim": 16,
+        "head_dim": 16,
+        "codebook_size": 40,
+    }
+    return ModelConfig(architecture=architecture, text=text, **(sizes | changes))
+
+
+def small_model(config: ModelConfig, seed: int = 0) -> MusicLM:
+    """A model in evaluation mode whose logits are of order one, so that differences show."""
+    torch.manual_seed(seed)
+    model = MusicLM(config).eval()
+    torch.nn.init.normal_(model.head.weight, std=config.d_model**-0.5)
+    torch.nn.init.normal_(model.null_condition)
+    return model
+
+
+def tokens_for(config: ModelConfig, batch: int, steps: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, config.vocabulary, (batch, config.n_codebooks, steps), generator=generator)
+
+
+def text_for(config: ModelConfig, captions: list[str], dropped: list[bool] | None = None) -> TextBatch:
+    """Bytes of captions, or random embeddings of as many positions as a caption has words."""
+    flags = np.array(dropped or [False] * len(captions))
+    if config.text.encoder == "bytes":
+        return collate_bytes(captions, flags, config.text)
+    lengths = [len(caption.split()) for caption in captions]
+    values = torch.zeros(len(captions), max(lengths), config.text.dim)
+    for row, caption, length in zip(values, captions, lengths, strict=True):
+        generator = torch.Generator().manual_seed(sum(caption.encode()))
+        row[max(lengths) - length :] = torch.randn(length, config.text.dim, generator=generator)
+    mask = torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
+    return TextBatch(values, mask, torch.from_numpy(flags))
+
+
+def pad_left(text: TextBatch, positions: int, patch: int) -> TextBatch:
+    """The same captions with more padding in front."""
+    batch = text.mask.shape[0]
+    if text.values.dtype == torch.int64:
+        padding = torch.zeros(batch, positions * patch, dtype=torch.int64)
+    else:
+        padding = torch.randn(batch, positions, text.values.shape[2])  # what is masked may be anything
+    mask = torch.cat([torch.zeros(batch, positions, dtype=torch.bool), text.mask], 1)
+    return TextBatch(torch.cat([padding, text.values], 1), mask, text.dropped)

