@@ -116,13 +116,14 @@ class Run(Frozen):
     @property
     def series_id(self) -> str:
         """Identity of the trunk this Run branches from; of the Run itself where none is shared."""
-        return _digest({"series": self._series_fields()})
+        return _digest({"series": self.series_canonical()})
 
     def canonical(self) -> dict[str, object]:
         """The Run without what stands at its default: what is hashed and what run.json holds."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
-    def _series_fields(self) -> dict[str, object]:
+    def series_canonical(self) -> dict[str, object]:
+        """What the Runs of a Series have in common: what series.json holds."""
         fields = self.canonical()
         if self.schedule.kind is ScheduleKind.WSD:
             del fields["iterations"]

@@ -126,6 +126,14 @@ def read_run(run_dir: Path) -> Run:
     return run
 
 
+def write_series(root: Root, run: Run) -> Path:
+    """Write series.json unless it is there; returns the directory of the Run's Series."""
+    path = root.series(run.series_id) / "series.json"
+    if not path.exists():
+        write_atomically(path, json.dumps(run.series_canonical(), indent=1, sort_keys=True) + "\n")
+    return path.parent
+
+
 def write_launch(root: Root, series_id: str, launch: Launch) -> None:
     """Say how a Series is to be started here; the newest submission's word counts."""
     write_atomically(root.series(series_id) / "launch.json", launch.model_dump_json(indent=1) + "\n")

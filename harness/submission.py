@@ -17,7 +17,7 @@ from harness.dispatch.base import Dispatcher, Handle, Job, JobState
 from harness.journal import Control, Event, Journal, identify_process, read_progress
 from harness.plan import Plan, PlannedRun
 from harness.run import Digest, Frozen
-from harness.rundir import Launch, Root, read_model, write_atomically, write_launch, write_run
+from harness.rundir import Launch, Root, read_model, write_atomically, write_launch, write_run, write_series
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import CorpusView, GridPoint, Study, expand, view_corpus
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
@@ -163,6 +163,7 @@ class Submission:
         for row in missing:
             groups.setdefault(row.series_id, []).append(planned[row.run_id])
         for series_id, runs in groups.items():
+            write_series(self.root, runs[0].status.point.run)
             write_launch(self.root, series_id, self._launch(runs[0]))
             for run in runs:
                 write_run(self.root, run.status.point.run)

@@ -31,7 +31,7 @@ def is_annealed(schedule: Schedule) -> bool:
 def learning_rate(schedule: Schedule, peak: float, step: int, iterations: int) -> float:
     """Learning rate of the update made at `step`, 0 <= step < iterations."""
     if step < schedule.warmup:
-        return peak * (step + 1) / schedule.warmup
+        return trunk_learning_rate(schedule, peak, step)
     floor = schedule.final_fraction
     if schedule.kind is ScheduleKind.COSINE:
         progress = (step + 1 - schedule.warmup) / max(1, iterations - schedule.warmup)
@@ -45,4 +45,4 @@ def learning_rate(schedule: Schedule, peak: float, step: int, iterations: int) -
 
 def trunk_learning_rate(schedule: Schedule, peak: float, step: int) -> float:
     """Learning rate of a trunk step: that of any Run which branches later."""
-    return peak * min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else peak
+    return peak * (step + 1) / schedule.warmup if step < schedule.warmup else peak

@@ -1,0 +1,99 @@
+"""What tests share: a tiny corpus written once, studies on it, and the command called in this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.corpora import write_tiny_corpus
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 48 made clips of 50 frames, two codebooks of 64 entries; read it, never change it."""
+    path = tmp_path_factory.mktemp("corpus") / "tiny"
+    write_tiny_corpus(path)
+    return path
+
+
+@pytest.fixture
+def study_fields(tiny_corpus: Path) -> dict[str, Any]:
+    """A study of one small model on the tiny corpus, as the mapping its YAML holds; change it at will."""
+    return {
+        "name": "tiny",
+        "corpus": {"path": str(tiny_corpus)},
+        "text": {"dim": 16, "max_positions": 8},
+        "model": {"d_state": 8, "ssm_head_dim": 8, "head_dim": 8, "dropout": 0.0},
+        "grid": {
+            "architectures": {"prefix_simba": None},
+            "sizes": {"xs": {"n_blocks": 1, "d_model": 16}},
+            "iterations": [5, 10],
+        },
+        "training": {"batch": 8, "optimiser": {"lr": 3e-3}, "schedule": {"warmup": 2}},
+        "tracking": {"log_every": 1},
+    }
+
+
+@pytest.fixture
+def write_study(tmp_path: Path) -> Callable[..., Path]:
+    """Write a study's mapping as YAML and return its path."""
+
+    def write(fields: dict[str, Any], name: str = "study.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the command said."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ssmscale(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Answer]:
+    """Call the command in this process, in a directory of the test's own."""
+    from harness.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SSMSCALE_ROOT", raising=False)
+
+    def call(*arguments: object) -> Answer:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["ssmscale", *map(str, arguments)])
+        code: object = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        said = capsys.readouterr()
+        assert isinstance(code, int)
+        return Answer(code, said.out, said.err)
+
+    return call
+
+
+def files_below(folder: Path) -> Sequence[str]:
+    """Every file below a folder, to see that nothing was written."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

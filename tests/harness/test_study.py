@@ -1,0 +1,207 @@
+"""Reading a study: what is right becomes a grid, what is wrong becomes a sentence with file, key and value."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.rundir import Root
+from harness.study import load_study
+from harness.submission import resolve
+from tests.conftest import Answer, files_below
+
+Fields = dict[str, Any]
+Write = Callable[..., Path]
+Command = Callable[..., Answer]
+
+
+def put(fields: Fields, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        fields = fields[part]
+    fields[last] = value
+
+
+def test_the_grid_is_architecture_by_size_by_seed_by_iterations(
+    study_fields: Fields, write_study: Write
+) -> None:
+    study_fields["grid"] |= {
+        "architectures": {"prefix_simba": None, "cross_transformer": None},
+        "sizes": {"xs": {"n_blocks": 1, "d_model": 16}, "s": {"n_blocks": 2, "d_model": 16}},
+        "replicates": [{"sizes": ["xs"], "seeds": [1, 2]}],
+    }
+    path = write_study(study_fields)
+    points = resolve(load_study(path), Root(Path("runs")), str(path)).points
+    assert len(points) == 2 * (3 + 1) * 2
+    assert {point.run.seed for point in points if point.size == "s"} == {0}
+    assert len({point.run.run_id for point in points}) == len(points)
+    assert len({point.run.series_id for point in points}) == len(points) / 2
+
+
+def test_the_other_members_of_a_grid_never_change_a_run(study_fields: Fields, write_study: Write) -> None:
+    def ids() -> set[str]:
+        path = write_study(study_fields)
+        return {point.run.run_id for point in resolve(load_study(path), Root(Path("r")), str(path)).points}
+
+    before = ids()
+    study_fields["grid"]["iterations"] = [5, 7, 10, 20]
+    study_fields["grid"]["sizes"]["s"] = {"n_blocks": 2, "d_model": 16}
+    study_fields["tracking"]["log_every"] = 3
+    study_fields["resources"] = {"threads": 2, "micro_batch": 1}
+    assert before < ids()
+
+
+def test_an_architecture_and_a_size_may_have_their_own_model_and_optimiser(
+    study_fields: Fields, write_study: Write
+) -> None:
+    study_fields["grid"]["architectures"] = {
+        "prefix_simba": None,
+        "cross_transformer": {"model": {"ff_mult": 4}, "sizes": {"xs": {"optimiser": {"lr": 1e-4}}}},
+    }
+    study_fields["grid"]["sizes"]["xs"]["optimiser"] = {"weight_decay": 0.5}
+    path = write_study(study_fields)
+    first, *_, last = resolve(load_study(path), Root(Path("runs")), str(path)).points
+    assert (first.run.model.ff_mult, first.run.optimiser.lr, first.run.optimiser.weight_decay) == (
+        2,
+        3e-3,
+        0.5,
+    )
+    assert (last.run.model.ff_mult, last.run.optimiser.lr, last.run.optimiser.weight_decay) == (4, 1e-4, 0.5)
+
+
+def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write) -> None:
+    study = load_study(write_study(study_fields), ["training.optimiser.lr=1e-4", "grid.iterations=[3, 6]"])
+    assert study.training.optimiser.lr == 1e-4
+    assert study.grid.iterations == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("traning", {}, ["traning", "unknown key", "'training'"]),
+        ("training.optimiser.lrr", 1, ["training.optimiser.lrr", "unknown key", "'lr'"]),
+        ("grid.sizes.xs.n_block", 3, ["grid.sizes.xs.n_block", "unknown key", "'n_blocks'"]),
+        ("training.batch", "many", ["training.batch", "'many'"]),
+        ("training.batch", 8.0, ["training.batch", "8.0"]),
+        ("training.batch", True, ["training.batch", "True"]),
+        ("training.optimiser.lr", "fast", ["training.optimiser.lr", "'fast'"]),
+        ("training.optimiser.lr", -1.0, ["training.optimiser.lr", "-1.0"]),
+        ("grid.iterations", [], ["grid.iterations", "[]"]),
+        ("grid.sizes", {}, ["grid.sizes", "{}"]),
+        ("grid.architectures", {}, ["grid.architectures", "{}"]),
+        ("grid.architectures", {"transformer": None}, ["grid.architectures", "transformer"]),
+        ("grid.iterations", [10, 5], ["grid.iterations", "rise", "[10, 5]"]),
+        ("grid.iterations", [5, 5], ["grid.iterations", "rise"]),
+        ("grid.sizes.xs.d_model", 20, ["grid.sizes.xs", "d_model", "heads of 16"]),
+        ("grid.replicates", [{"sizes": ["xl"], "seeds": [1]}], ["replicates", "'xl'", "xs"]),
+        ("name", "a/b", ["name", "'a/b'"]),
+        ("name", "../up", ["name", "'../up'"]),
+        ("name", "a\nb", ["name", "a\\nb"]),
+        ("training.schedule.warmup", 9, ["warmup", "9", "4 steps"]),
+        ("corpus.codec", "dac", ["corpus.codec", "'dac'", "'tiny'"]),
+        ("corpus.frames", 51, ["corpus.frames", "51", "50"]),
+        (
+            "corpus.facts",
+            {"n_codebooks": 4, "codebook_size": 64, "frames": 50, "clips": 48},
+            ["facts.n_codebooks", "4"],
+        ),
+        ("resources", {"ranks": 3}, ["ranks", "3"]),
+    ],
+)
+def test_bad_input_is_a_sentence_and_writes_nothing(
+    study_fields: Fields,
+    write_study: Write,
+    ssmscale: Command,
+    tmp_path: Path,
+    key: str,
+    value: Any,
+    said: list[str],
+) -> None:
+    if "heads" in str(said):
+        study_fields["model"]["ssm_head_dim"] = 16
+    put(study_fields, key, value)
+    path = write_study(study_fields)
+    before = files_below(tmp_path)
+    answer = ssmscale("submit", path, "--on", "local")
+    assert answer.status == 2, answer.err
+    assert "Traceback" not in answer.err
+    for word in [path.name, *said]:
+        assert word in answer.err
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &a [x, x]\nb: [*a, *a]\n", ["line 2", "alias *a"]),
+        ("name: x\nname: y\n", ["line 2", "'name'", "twice"]),
+        ("name: [\n", ["study.yaml"]),
+        ("- a\n- b\n", ["mapping"]),
+        ("", ["mapping"]),
+        ("name: !!python/object/apply:os.system ['true']\n", ["study.yaml"]),
+        ("1: 2\n", ["keys are text"]),
+        ("name: x\n" + "y: z\n" * 300_000, ["larger than"]),
+        ("[" * 5000, ["study.yaml"]),
+    ],
+)
+def test_yaml_that_is_wrong_or_hostile_is_refused(
+    ssmscale: Command, tmp_path: Path, text: str, said: list[str]
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    answer = ssmscale("plan", path)
+    assert answer.status == 2
+    assert "Traceback" not in answer.err
+    for word in said:
+        assert word in answer.err
+
+
+def test_a_missing_corpus_is_named_at_submit(
+    study_fields: Fields, write_study: Write, ssmscale: Command
+) -> None:
+    study_fields["corpus"] = {"path": "nowhere/at-all"}
+    answer = ssmscale("submit", write_study(study_fields), "--on", "local")
+    assert answer.status == 2
+    assert "corpus.path" in answer.err
+    assert "nowhere/at-all" in answer.err
+
+
+def test_a_study_that_declares_its_corpus_is_planned_without_it_and_not_submitted(
+    study_fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
+) -> None:
+    facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48}
+    study_fields["corpus"] = {"path": "elsewhere", "facts": facts}
+    path = write_study(study_fields)
+    before = files_below(tmp_path)
+    planned = ssmscale("plan", path)
+    assert planned.status == 0
+    assert "corpus_unknown" in planned.out
+    submitted = ssmscale("submit", path, "--on", "local")
+    assert submitted.status == 2
+    assert "elsewhere" in submitted.err
+    assert files_below(tmp_path) == before
+
+
+def test_a_damaged_shard_is_named_and_nothing_is_trained(
+    study_fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path, tiny_corpus: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_corpus, copy)
+    shard = next((copy / "shards").glob("train-*.npy"))
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    study_fields["corpus"]["path"] = str(copy)
+    answer = ssmscale("submit", write_study(study_fields), "--on", "local")
+    assert answer.status == 2
+    assert shard.name in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_study_is_named(ssmscale: Command) -> None:
+    answer = ssmscale("status", "no-such-study")
+    assert answer.status == 2
+    assert "no-such-study" in answer.err

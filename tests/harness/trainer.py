@@ -1,0 +1,81 @@
+"""Training in the test's own process: real engines, real checkpoints, no process to start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.journal import Event, Progress, read_progress
+from harness.rundir import Launch, Root, write_launch, write_run, write_series
+from harness.study import Study
+from harness.submission import resolve
+from harness.training.preemption import StopFlag
+from harness.validation import validate
+from harness.worker import group_by_series, train_series
+
+
+class StopAfter(StopFlag):
+    """A stop flag that is raised by itself after it was asked so many times: a signal at a known step."""
+
+    def __init__(self, asked: int) -> None:
+        super().__init__()
+        self._left = asked
+
+    @property  # type: ignore[override]
+    def reason(self) -> str | None:
+        self._left -= 1
+        return "SIGTERM" if self._left < 0 else None
+
+    @reason.setter
+    def reason(self, value: str | None) -> None:
+        assert value is None
+
+
+def train(root: Root, fields: dict[str, Any], stop: StopFlag | None = None, **launch: Any) -> list[str]:
+    """Write what a submission writes and train every Series; returns the worker's outcomes."""
+    return [train_series(runs, place, stop or StopFlag()) for place, runs in prepared(root, fields, **launch)]
+
+
+def prepared(root: Root, fields: dict[str, Any], **launch: Any) -> Any:
+    """Write what a submission writes; returns the Runs by Series."""
+    study = validate(Study, fields, "test")
+    resolved = resolve(study, root, "test")
+    folders = []
+    for point in resolved.points:
+        folders.append(write_run(root, point.run))
+        write_series(root, point.run)
+        settings = {
+            "corpus": study.corpus.path,
+            "control": root.study(study.name) / "control.jsonl",
+            "dispatcher": "test",
+            "micro_batch": study.training.batch,
+            "log_every": study.tracking.log_every,
+        }
+        write_launch(root, point.run.series_id, Launch.model_validate({**settings, **launch}))
+    return group_by_series(folders)
+
+
+def progress_of(root: Root, fields: dict[str, Any]) -> list[Progress]:
+    """The journals of the study's Runs, in the grid's order."""
+    resolved = resolve(validate(Study, fields, "test"), root, "test")
+    return [read_progress(root.run(point.run.run_id)) for point in resolved.points]
+
+
+def losses(root: Root, fields: dict[str, Any]) -> list[float]:
+    """The held-out losses of the study's Runs; all must have finished."""
+    found = progress_of(root, fields)
+    assert [progress.state for progress in found] == [Event.FINISHED] * len(found)
+    return [progress.result["loss"] for progress in found if progress.result]
+
+
+def series_folder(root: Root) -> Path:
+    """The one Series of a root."""
+    (folder,) = (root.path / "series").iterdir()
+    return folder
+
+
+def trunk_steps(root: Root) -> Sequence[int]:
+    """Steps of the trunk's newest attempt."""
+    progress = read_progress(series_folder(root))
+    return sorted(step for step, event in progress.steps.items() if event["attempt"] == progress.attempt)
