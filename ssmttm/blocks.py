@@ -40,7 +40,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x (..., width) normalised."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Mamba2Mixer(nn.Module):
@@ -96,7 +96,7 @@ class GatedRMSNorm(nn.Module):
         """Return the gated and normalised x (batch, length, width)."""
         x = x * F.silu(gate)
         if self.groups == 1:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         x = torch.unflatten(x, -1, (self.groups, -1))
         return F.rms_norm(x, x.shape[-1:], None, self.eps).flatten(-2) * self.weight
 

@@ -61,8 +61,10 @@ def ssd_scan(
 
 
 def preferred_chunk(d_state: int) -> int:
-    """Return the chunk that balances work within chunks against work on states (measured on the CPU)."""
-    return 64 if d_state <= 64 else 128
+    """Return the chunk that balances work within chunks against work on states (measured on one CPU core)."""
+    if d_state <= 32:
+        return 32
+    return 64 if d_state <= 256 else 128
 
 
 class _ChunkedScan(torch.autograd.Function):

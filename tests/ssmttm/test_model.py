@@ -193,3 +193,26 @@ def test_models_of_the_papers_size_have_its_parameters(architecture, n_blocks, f
     with torch.device("meta"):
         model = MusicLM(config)
     assert count_parameters(model).n_params == expected
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.filterwarnings("error:Mismatch dtype")
+def test_under_bfloat16_autocast_the_loss_stays_close(architecture):
+    config = small_config(architecture)
+    model, tokens, text = small_model(config), tokens_for(config, 4, STEPS), text_for(config, CAPTIONS)
+    expected, counts = codebook_cross_entropy(model(tokens, text), tokens, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(tokens, text)
+        sums, _ = codebook_cross_entropy(logits, tokens, 0.1)
+    sums.sum().backward()
+    assert (logits.dtype, sums.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(sums / counts, expected / counts, atol=2e-2, rtol=0)
+    assert all(parameter.grad.isfinite().all() for parameter in model.blocks.parameters())
+
+
+def test_a_model_used_for_inference_first_can_still_be_trained():
+    config = small_config(Architecture.CROSS_TRANSFORMER, d_model=48)
+    model, tokens, text = small_model(config), tokens_for(config, 1, 300), text_for(config, CAPTIONS[:1])
+    with torch.inference_mode():
+        model(tokens, text)
+    model(tokens, text).sum().backward()
