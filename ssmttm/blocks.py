@@ -113,9 +113,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # noqa: ARG002
-        """Return what each position (batch, length, d_model) reads from itself and the positions before
-        it.
-        """
+        """Return what each position (batch, length, d_model) reads up to and including itself."""
         q, k, v = (_heads(p(x), self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         read = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out_proj(read.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -10,9 +10,7 @@ import sys
 
 
 def tame_torchaudio() -> None:
-    """Hide torchaudio from later imports if it is installed but cannot load; call before importing
-    transformers.
-    """
+    """Hide torchaudio from later imports if it cannot load; to be called before importing transformers."""
     if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
         return
     try:
@@ -28,7 +26,7 @@ def keep_freed_memory() -> bool:
     """Make glibc keep the memory it frees for the next training step; return whether it could be told so.
 
     By default it hands blocks the size of a batch's logits back to the kernel and faults their pages in
-    again at every step: up to a third of the time of a small model's step on a CPU.
+    again at every step: up to a quarter of the time of a small model's step on a CPU.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -64,9 +64,7 @@ class TextConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: Literal["bytes", "frozen"] = "bytes"
-    """`bytes`: a small encoder trained with the model; `frozen`: cached embeddings of a pretrained
-    encoder.
-    """
+    """`bytes`: a small encoder trained with the model; `frozen`: a pretrained one's cached embeddings."""
     dim: int = Field(ge=1)
     """Width of the encoder's output."""
     patch: int = Field(default=8, ge=2)
@@ -82,9 +80,7 @@ class TextConfig(BaseModel):
 
 
 class ModelConfig(BaseModel):
-    """One model: everything that decides its parameters and its arithmetic, and nothing about how it is
-    run.
-    """
+    """One model: everything that decides its parameters and its arithmetic, not how it is run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,7 +1,7 @@
 """The short causal convolution of Mamba-2 with its SiLU, as shifted multiply-adds.
 
 A depthwise convolution of four taps is four products. torch's convolution wants channels before positions,
-and what that costs in transposes, here and in the gradient, is twice the arithmetic: 2.9 ms against 1.3 ms
+and what that costs in transposes, here and in the gradient, is twice the arithmetic: 2.1 ms against 0.9 ms
 forward and backward for (8, 264, 160) on one core.
 """
 

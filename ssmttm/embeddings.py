@@ -156,7 +156,7 @@ def _encode(
         return facts
     ids = [tokenizer(caption, truncation=True, max_length=max_positions)["input_ids"] for caption in captions]
     starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).tolist()
-    number = len(list(folder.glob("[0-9]*.json")))
+    number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=-1)
     target = folder / f"{number:05d}.npy"
     partial = folder / f"{number:05d}.partial"
     shard = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(starts[-1], dim))

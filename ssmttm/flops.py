@@ -42,9 +42,7 @@ class FlopConvention:
     """What is open in a count of operations."""
 
     attention: Literal["causal", "full"] = "causal"
-    """Whether a position's self-attention is charged for what it may see (half on average) or for
-    everything.
-    """
+    """Whether self-attention is charged for what a position may see, half on average, or for all."""
     scan_chunk: int = 256
     """Chunk of the state-space scan (mamba_ssm's default); a larger one costs more inside chunks."""
     training_factor: float = 3.0
@@ -155,7 +153,5 @@ def training_flops(
 
 
 def six_n(config: ModelConfig) -> float:
-    """Return 6 N, the usual estimate of training operations a position, which knows no scan and no
-    attention.
-    """
+    """Return 6 N, the usual estimate of training operations a position: no scan and no attention."""
     return 6.0 * parameter_count(config).n_params

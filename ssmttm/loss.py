@@ -1,7 +1,7 @@
 """The training loss: cross entropy a codebook, in nats.
 
 Its gradient is written out by hand, since logits are the largest tensors of a small model by far and the
-built-in one with label smoothing makes six of their size a step where two do.
+built-in one with label smoothing makes several of their size beyond the two that are needed.
 """
 
 from typing import Any

@@ -40,8 +40,9 @@ class MusicLM(nn.Module):
         self._initialise()
 
     def forward(self, tokens: Tensor, text: TextBatch) -> Tensor:
-        """Return logits (batch, codebooks, steps, vocabulary) for delayed tokens (batch, codebooks, steps)
-        int64.
+        """Return logits (batch, codebooks, steps, vocabulary).
+
+        tokens: (batch, codebooks, steps) int64, the inputs `patterns.delay` makes.
         """
         steps = tokens.shape[2]
         memory, memory_mask = self._read(text)  # (batch, positions, d_model), (batch, positions)
@@ -80,9 +81,7 @@ class MusicLM(nn.Module):
         return self.text_norm(self.text_projection(values)), mask
 
     def _initialise(self) -> None:
-        """Residual branches start small, as in mamba_ssm; logits start near zero, so the loss near
-        ln(vocabulary).
-        """
+        """Start residual branches small, as mamba_ssm does, and the loss near ln(vocabulary)."""
         n_residual = self.config.n_blocks * len(self.config.architecture.sub_layers)
         for module in self.modules():
             if isinstance(module, Mamba2Mixer | SelfAttention | CrossAttention):
@@ -95,9 +94,7 @@ class MusicLM(nn.Module):
 
 
 def positions_from_first(mask: Tensor) -> Tensor:
-    """Return each position's index (batch, length) counted from the row's first real one; padding counts
-    as 0.
-    """
+    """Return each position's index (batch, length) from the row's first real one on; padding is 0."""
     first = mask.to(torch.uint8).argmax(1, keepdim=True)
     return (torch.arange(mask.shape[1], device=mask.device) - first).clamp(min=0)
 

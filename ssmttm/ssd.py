@@ -5,12 +5,11 @@
     S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T        y_t = S_t^T C_t + D x_t
 
 `ssd_scan` is the one door: which kernel runs behind it is not the model's business. The gradient of the
-PyTorch kernel is written out by hand, since autograd's keeps and walks every intermediate: half the time
-on a CPU.
+PyTorch kernel is written out by hand: a tenth to a sixth faster on a CPU than autograd's, which keeps every
+intermediate.
 
-Letters for shapes: z = batch * chunks, q = positions of a chunk, h = heads, p = head_dim, n = d_state, g =
-groups, r = heads of a group, which share B and C and therefore lie side by side as columns of one matrix
-product.
+Letters for shapes: z = batch * chunks, q = positions of a chunk, h = heads, p = head_dim, n = d_state,
+g = groups, r = heads of a group, which share B and C and so lie side by side as columns of one product.
 """
 
 import math
@@ -68,9 +67,7 @@ def preferred_chunk(d_state: int) -> int:
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """The scan of chunked inputs: x (z, q, h, p), dt (z, q, h), B and C (z, q, g, n), state (batch, h, n,
-    p).
-    """
+    """The scan of chunked inputs: x (z, q, h, p), dt (z, q, h), B, C (z, q, g, n), state (batch, h, n, p)."""
 
     @staticmethod
     def forward(
@@ -157,12 +154,10 @@ class _ChunkedScan(torch.autograd.Function):
             d_decay[:, 1:] = up_to[:, 1:, :-1].tril_().sum(1).view(z, h, q - 1).transpose(1, 2)
             read = _by_position((dy_start * read).view(-1, q, h // g, p).sum(-1), (z, q, h))
             written = _by_position((x_end * dx_end).view(-1, q, h // g, p).sum(-1), (z, q, h))
-            passed = (entering * d_leaving).view(z, g, n, h // g, p).sum((2, 4)).view(z, h) * from_start[
-                :, -1
-            ]
+            passed = (entering * d_leaving).view(z, g, n, h // g, p).sum((2, 4)).view(z, h)
             d_decay += read.flip(1).cumsum(1).flip(1)
             d_decay[:, 1:] += written.cumsum(1)[:, :-1]
-            d_decay += passed[:, None]
+            d_decay += (passed * from_start[:, -1])[:, None]
 
             d_step = (dxdt * x).sum(-1)  # (z, q, h)
             d_dt = torch.addcmul(d_step, d_decay, A)

@@ -11,9 +11,7 @@ class TextBatch:
     """The captions of a batch as the model takes them."""
 
     values: Tensor
-    """(batch, bytes) int64 ids for the byte encoder, or (batch, positions, dim) embeddings of a frozen
-    encoder.
-    """
+    """(batch, bytes) int64 ids for the byte encoder, or (batch, positions, dim) frozen embeddings."""
     mask: Tensor
     """(batch, positions) bool, True = real; padding is on the left."""
     dropped: Tensor
