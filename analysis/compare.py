@@ -1,0 +1,221 @@
+"""What one architecture saves against another at equal loss: size ratio and compute gain, with paired intervals.
+
+At each iteration count (else number of tokens) and reference size N_ref, N' solves L_arch(N', D) = L_ref(N_ref, D); the
+ratio is N_ref / N'. Intervals come from resamples drawn alike for both architectures, since two overlapping
+intervals say nothing about a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from analysis.laws import Array, Law
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Verdict = Literal["identified", "extrapolated", "not_identified"]
+
+DEFAULT_REFERENCE = "cross_transformer"
+# A law is solved for its size between one parameter and far beyond anything trained.
+SMALLEST, LARGEST = 0.0, float(np.log(1e18))
+MANY_BUDGETS = 12
+MANY_SIZES = 8
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A fitted law in its own units, at the estimate (first row) and at every resample: (1 + resamples, parameters)."""
+
+    law: Law
+    params: Array
+    frame: pd.DataFrame
+    usable: bool  # enough sizes and a fit that ended
+
+    def loss(self, n_params: Array | float, data: Array | float) -> Array:
+        """Loss in nats (1 + resamples) at sizes and budgets that are one number or one a resample."""
+        columns = {"n_params": n_params, "tokens": data, "iterations": data}
+        logs = [np.log(np.broadcast_to(columns[name], len(self.params))) for name in self.law.inputs]
+        k = len(self.law.linear)
+        phi, _ = self.law.basis(self.params[:, k:], np.stack(logs, axis=1)[:, None, :])
+        out: Array = (phi[:, 0, :] * self.params[:, :k]).sum(axis=1)
+        return out
+
+    def budget(self, iterations: float | None, tokens: float) -> float:
+        """The data input of this law at that iteration count: its own tokens there, or the iterations themselves."""
+        if iterations is None:
+            return tokens
+        if "iterations" in self.law.inputs:
+            return iterations
+        own = self.frame["tokens"] / self.frame["iterations"]
+        there = self.frame.loc[self.frame["iterations"] == iterations, "tokens"]
+        return float(there.median()) if len(there) else float(own.median()) * iterations
+
+    @property
+    def sizes(self) -> Array:
+        """Trained sizes in ascending order."""
+        return np.unique(self.frame["n_params"].to_numpy(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Equal:
+    """One comparison at equal loss: the equal n_params, the ratio, its interval, whether it is identified."""
+
+    architecture: str
+    iterations: float | None
+    tokens: float
+    reference_n_params: float
+    loss: float
+    n_params: float | None
+    ratio: float | None
+    ci95: tuple[float, float] | None
+    status: Verdict
+    reason: str
+    gain: float | None = None
+    gain_ci95: tuple[float, float] | None = None
+    reference_flops: float | None = None
+    flops: float | None = None
+
+
+def equal_loss(curves: Mapping[str, Curve], reference: str) -> list[Equal]:
+    """Every architecture against the reference at each budget and reference size, the largest size first."""
+    base = curves[reference]
+    sizes = base.sizes[::-1] if len(base.sizes) <= MANY_SIZES else base.sizes[-1:]
+    return [
+        _compare(name, curve, base, iterations, tokens, float(size))
+        for name, curve in curves.items()
+        if name != reference
+        for size in sizes
+        for iterations, tokens in _budgets(base)
+    ]
+
+
+def headline(rows: list[Equal], architecture: str) -> Equal | None:
+    """The comparison at the largest trained reference and the longest budget."""
+    own = [row for row in rows if row.architecture == architecture]
+    return max(own, key=lambda row: (row.reference_n_params, row.tokens), default=None)
+
+
+def default_reference(architectures: list[str]) -> str:
+    """cross_transformer where there is one, else the first name in sorted order."""
+    return DEFAULT_REFERENCE if DEFAULT_REFERENCE in architectures else sorted(architectures)[0]
+
+
+def size_at(curve: Curve, loss: Array, data: float) -> Array:
+    """n_params (1 + resamples) that reach `loss` at that budget: inf where no size does, 0 where every size does.
+
+    Bisection on ln N: the laws fall with N, and it needs no formula of their own.
+    """
+    low, high = np.full(len(loss), SMALLEST), np.full(len(loss), LARGEST)
+    never = ~(curve.loss(np.exp(high), data) < loss)
+    always = curve.loss(np.exp(low), data) < loss
+    for _ in range(70):
+        middle = 0.5 * (low + high)
+        reached = curve.loss(np.exp(middle), data) < loss
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    out: Array = np.where(never, np.inf, np.where(always, 0.0, np.exp(0.5 * (low + high))))
+    return out
+
+
+def _compare(
+    name: str, curve: Curve, base: Curve, iterations: float | None, tokens: float, size: float
+) -> Equal:
+    loss = base.loss(size, base.budget(iterations, tokens))
+    data = curve.budget(iterations, tokens)
+    n_params = size_at(curve, loss, data)
+    with np.errstate(divide="ignore"):
+        ratio = size / n_params
+    status, reason = _verdict(name, curve, base, float(n_params[0]), float(loss[0]))
+    if status == "not_identified":
+        return Equal(name, iterations, tokens, size, float(loss[0]), None, None, None, status, reason)
+    spent, own = (
+        _flops(base, np.full(len(loss), size), iterations, tokens),
+        _flops(curve, n_params, iterations, tokens),
+    )
+    gain = None if spent is None or own is None else spent / own
+    return Equal(
+        architecture=name,
+        iterations=iterations,
+        tokens=tokens,
+        reference_n_params=size,
+        loss=float(loss[0]),
+        n_params=float(n_params[0]),
+        ratio=float(ratio[0]),
+        ci95=_spread(ratio),
+        status=status,
+        reason=reason,
+        gain=None if gain is None else float(gain[0]),
+        gain_ci95=None if gain is None else _spread(gain),
+        reference_flops=None if spent is None else float(spent[0]),
+        flops=None if own is None else float(own[0]),
+    )
+
+
+def _verdict(name: str, curve: Curve, base: Curve, n_params: float, loss: float) -> tuple[Verdict, str]:
+    if not (curve.usable and base.usable):
+        return "not_identified", "a law needs at least three sizes and a fit that ended"
+    if not np.isfinite(n_params):
+        return (
+            "not_identified",
+            f"no size of {name} reaches a loss of {loss:.4f} at this budget by its fitted law",
+        )
+    if n_params <= 1.0:
+        return "not_identified", f"every size of {name} would be below a loss of {loss:.4f} by its fitted law"
+    sizes = curve.sizes
+    if n_params < sizes[0] or n_params > sizes[-1]:
+        side = "below the smallest" if n_params < sizes[0] else "above the largest"
+        return "extrapolated", f"the equal size lies {side} trained {name}"
+    return "identified", ""
+
+
+def _spread(values: Array) -> tuple[float, float] | None:
+    """Central 95 % of the resamples; a resample in which no size reaches the loss counts as a ratio of 0."""
+    drawn = values[1:]
+    if len(drawn) < 2:
+        return None
+    low, high = np.percentile(np.nan_to_num(drawn, nan=0.0, posinf=1e300), [2.5, 97.5], method="nearest")
+    return float(low), float(high)
+
+
+def _budgets(base: Curve) -> list[tuple[float | None, float]]:
+    """Iteration counts with the reference's tokens there, else token counts (a handful where there are many)."""
+    frame = base.frame
+    if frame["iterations"].notna().all():
+        counts = np.unique(frame["iterations"].to_numpy(dtype=np.float64))
+        if len(counts) > MANY_BUDGETS:
+            counts = counts[np.linspace(0, len(counts) - 1, MANY_BUDGETS).round().astype(int)]
+        return [
+            (float(count), float(frame.loc[frame["iterations"] == count, "tokens"].median()))
+            for count in counts
+        ]
+    tokens = np.unique(frame["tokens"].to_numpy(dtype=np.float64))
+    if len(tokens) > MANY_BUDGETS:
+        tokens = np.geomspace(tokens[0], tokens[-1], 6)
+    return [(None, float(value)) for value in tokens]
+
+
+def _flops(curve: Curve, n_params: Array, iterations: float | None, tokens: float) -> Array | None:
+    """Training FLOPs of sizes at a budget: FLOPs a token of the trained sizes, linear between them in logarithms."""
+    frame = curve.frame
+    if not frame["flops"].notna().all():
+        return None
+    rate = (frame["flops"] / frame["tokens"]).groupby(frame["n_params"]).median().sort_index()
+    sizes, rates = np.log(rate.index.to_numpy(dtype=np.float64)), np.log(rate.to_numpy(dtype=np.float64))
+    if len(sizes) < 2:
+        return None
+    at = np.log(np.clip(n_params, 1.0, 1e18))
+    slope = np.diff(rates) / np.diff(sizes)
+    piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
+    own_tokens = tokens if iterations is None else _tokens(curve, iterations)
+    out: Array = np.exp(rates[piece] + slope[piece] * (at - sizes[piece])) * own_tokens
+    return out
+
+
+def _tokens(curve: Curve, iterations: float) -> float:
+    there = curve.frame.loc[curve.frame["iterations"] == iterations, "tokens"]
+    rate = curve.frame["tokens"] / curve.frame["iterations"]
+    return float(there.median()) if len(there) else float(rate.median()) * iterations

@@ -1,0 +1,193 @@
+"""Notes on a fit: each a code for programs and a sentence for readers, for every way a number can mislead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from analysis.checks import budget_column, seed_noise
+from analysis.heldout import Split
+from analysis.uncertainty import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Profile, Resamples
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+COLLINEAR = 0.95
+OFTEN = 0.05
+
+
+class Note(BaseModel):
+    """A coded remark; `code` is stable, `text` is one sentence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: str
+    text: str
+
+
+def fit_notes(
+    fit: Fitted,
+    frame: pd.DataFrame,
+    resamples: Resamples,
+    profiles: Mapping[str, Profile],
+    splits: Mapping[str, Split | None],
+) -> list[Note]:
+    """Everything about one architecture's fit that a reader of its numbers should know."""
+    return [
+        *_design_notes(fit, frame),
+        *_solution_notes(fit, resamples, profiles),
+        *_heldout_notes(splits),
+        *_resample_notes(fit, resamples, frame),
+    ]
+
+
+def exclusion_notes(codes: Mapping[str, int]) -> list[Note]:
+    """One note for each reason for which rows were set aside, with their number."""
+    texts = {
+        "unannealed": "taken before the learning rate decayed, left out of the fit",
+        "duplicate": "repeating an earlier row, left out of the fit",
+    }
+    names = {"unannealed": "unannealed_points", "duplicate": "duplicate_points"}
+    return [
+        Note(code=names[code], text=f"{count} row{'s' if count > 1 else ''} {texts[code]}.")
+        for code, count in sorted(codes.items())
+    ]
+
+
+def _design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
+    notes = []
+    law, n = fit.problem.law, len(fit.problem.y)
+    if n <= len(law.names):
+        notes.append(
+            Note(
+                code="too_few_points",
+                text=f"{n} points for {len(law.names)} parameters: no error can be seen.",
+            )
+        )
+    sizes = frame["n_params"].nunique()
+    if "n_params" in law.inputs and sizes < FEWEST_SIZES:
+        notes.append(
+            Note(
+                code="too_few_sizes", text=f"{sizes} sizes cannot identify E, A and alpha; train at least 3."
+            )
+        )
+    data = [name for name in law.inputs if name != "n_params"]
+    for name in data:
+        budgets = frame[name].nunique()
+        if budgets < FEWEST_SIZES:
+            notes.append(
+                Note(
+                    code="too_few_budgets",
+                    text=f"{budgets} values of {name} cannot identify B and beta; train 3.",
+                )
+            )
+    if len(law.inputs) == 2 and n > 2:
+        spread = fit.problem.z.std(axis=0)
+        if spread.min() > 0:
+            r = float(np.asarray(np.corrcoef(fit.problem.z.T))[0, 1])
+            if abs(r) > COLLINEAR:
+                notes.append(
+                    Note(
+                        code="collinear",
+                        text=f"ln N and ln D are correlated at {r:.3f}: size and data cannot be told apart; "
+                        "train sizes at several budgets each.",
+                    )
+                )
+    return notes
+
+
+def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Profile]) -> list[Note]:
+    notes = []
+    result = fit.result
+    if result.at_bound:
+        where = ", ".join(f"{name} = {result.params[name]:.4g}" for name in result.at_bound)
+        notes.append(
+            Note(code="bound_hit", text=f"the optimum lies on a bound ({where}): not an interior fit.")
+        )
+    if result.status == "max_iter":
+        notes.append(
+            Note(code="max_iter", text="the solver stopped at its iteration limit before it settled.")
+        )
+    lowest = float(np.exp(fit.problem.y.min()))
+    E = result.params["E"]
+    if not 0.0 < E < lowest:
+        notes.append(
+            Note(
+                code="e_out_of_range",
+                text=f"E = {E:.4g} nats is not between 0 and the lowest loss seen ({lowest:.4f}): "
+                "the irreducible loss is not identified.",
+            )
+        )
+    for name, curve in profiles.items():
+        if None in curve.interval:
+            side = " and ".join(
+                word for word, end in zip(("below", "above"), curve.interval, strict=True) if end is None
+            )
+            notes.append(
+                Note(
+                    code="flat_profile",
+                    text=f"the objective is flat in {name} towards {side}: no interval closes.",
+                )
+            )
+    share = resamples.at_bound[fit.architecture]
+    if share > OFTEN:
+        notes.append(
+            Note(
+                code="resamples_at_bound",
+                text=f"{share:.0%} of the resampled fits end on a bound of a parameter.",
+            )
+        )
+    return notes
+
+
+def _heldout_notes(splits: Mapping[str, Split | None]) -> list[Note]:
+    notes = []
+    for name, split in splits.items():
+        what = name.replace("_", " ")
+        if split is None:
+            notes.append(
+                Note(code="no_heldout", text=f"the {what} cannot be left out: nothing else would remain.")
+            )
+        elif not split.determined:
+            notes.append(
+                Note(
+                    code="heldout_underdetermined",
+                    text=f"without the {what} fewer than 3 sizes or budgets remain, so the law that predicts it is not "
+                    "determined by its points.",
+                )
+            )
+    return notes
+
+
+def _resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> list[Note]:
+    notes = []
+    clusters = len(fit.keys)
+    if clusters < FEW_CLUSTERS:
+        notes.append(
+            Note(
+                code="few_clusters",
+                text=f"{clusters} independent series: intervals come from a wild cluster bootstrap with Student "
+                "quantiles and are rough.",
+            )
+        )
+    elif resamples.scheme == "wild":
+        notes.append(
+            Note(
+                code="wild_bootstrap",
+                text="resampling whole series would leave fewer than 3 sizes in some draws; a wild cluster "
+                "bootstrap was used.",
+            )
+        )
+    if not seed_noise(frame):
+        notes.append(
+            Note(
+                code="no_seed_replicates",
+                text=f"no size was trained to the same {budget_column(frame)} under two seeds: noise between seeds is "
+                "not measured.",
+            )
+        )
+    return notes

@@ -1,0 +1,293 @@
+"""The solver: the SUM of Huber(delta) on log-loss residuals, minimised for many resamples at once.
+
+A coarse grid over the nonlinear parameters, with the linear ones projected out in closed form (variable
+projection), gives starts that do not depend on a guess; Levenberg-Marquardt with analytic Jacobians then
+polishes all of them together. Two curvatures are tried in each step, re-weighted least squares (robust far
+away) and the Huber loss's own second derivative (fast close by), and the better step is taken: with delta
+far below the noise the objective is nearly a sum of absolute values, on which either alone crawls. A mean
+instead of the sum would stop early, as it did in the Chinchilla paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.laws import Array, Law
+
+Status = Literal["converged", "max_iter", "bound_hit", "abnormal"]
+Mask = NDArray[np.bool_]
+
+GRID = 24  # cells an axis of the projection grid
+STARTS = 12  # grid cells polished for the point estimate
+MAX_ITER = 400
+FLOOR = 1e-12
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One architecture's data in the solver's terms: centred inputs z (points, inputs), log loss y (points)."""
+
+    law: Law
+    z: Array
+    y: Array
+    centre: Array
+    delta: float
+
+    @classmethod
+    def of(cls, law: Law, x: Array, loss: Array, delta: float) -> Problem:
+        """From inputs x (points, inputs) in their own units and loss (points) in nats."""
+        centre = np.log(x).mean(axis=0)
+        return cls(law, law.centred(x, centre), np.log(loss), centre, delta)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a batch of minimisations ended: u (problems, parameters), objective, and whether each settled."""
+
+    u: Array
+    objective: Array
+    settled: Mask
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fitted law: public parameters by name, the objective, how the fit ended and which parameters sit on a bound."""
+
+    law: Law
+    params: dict[str, float]
+    u: Array
+    objective: float
+    status: Status
+    at_bound: tuple[str, ...]
+    rivals: Array  # other distinct local minima worth a warm start (rivals, parameters)
+
+
+def fit_law(problem: Problem, weights: Array | None = None) -> FitResult:
+    """Fit one law to one set of points; weights (points) default to one each."""
+    law = problem.law
+    n = len(problem.y)
+    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    low, high = limits(problem)
+    starts = projected_starts(problem, problem.y[None], w[None], cells=GRID, keep=STARTS)[0]
+    count = len(starts)
+    found = minimise(problem, np.tile(problem.y, (count, 1)), np.tile(w, (count, 1)), starts, low, high)
+    order = np.argsort(found.objective, kind="stable")
+    best = found.u[order[0]][None]
+    final = minimise(problem, problem.y[None], w[None], best, low, high, tolerance=1e-15)
+    u, objective = final.u[0], float(final.objective[0])
+    at_bound = tuple(
+        name
+        for j, name in enumerate(law.names)
+        if u[j] <= low[j] * (1 + 1e-9) + FLOOR or u[j] >= high[j] * (1 - 1e-9)
+    )
+    status: Status
+    if not np.isfinite(objective) or not np.isfinite(u).all() or int((w > 0).sum()) < len(law.names):
+        status = "abnormal"
+    elif at_bound:
+        status = "bound_hit"
+    elif not final.settled[0]:
+        status = "max_iter"
+    else:
+        status = "converged"
+    public = law.to_public(u[None], problem.centre)[0]
+    return FitResult(
+        law=law,
+        params={name: float(value) for name, value in zip(law.names, public, strict=True)},
+        u=u,
+        objective=objective,
+        status=status,
+        at_bound=at_bound,
+        rivals=_distinct(found.u[order], found.objective[order]),
+    )
+
+
+def limits(problem: Problem) -> tuple[Array, Array]:
+    """Lower and upper bounds of the solver's parameters; coefficients are not negative."""
+    law = problem.law
+    ceiling = 1e3 * float(np.exp(problem.y.max()))
+    low = [0.0] * len(law.linear) + [bound[0] for bound in law.bounds]
+    high = [ceiling] * len(law.linear) + [bound[1] for bound in law.bounds]
+    return np.array(low), np.array(high)
+
+
+def huber(r: Array, delta: float) -> Array:
+    """Huber's loss: r^2/2 within delta, delta (|r| - delta/2) beyond."""
+    size = np.abs(r)
+    return np.where(size <= delta, 0.5 * r * r, delta * (size - 0.5 * delta))
+
+
+def objective_at(problem: Problem, u: Array, y: Array, w: Array) -> Array:
+    """Sum of weighted Huber losses (problems) at u (problems, parameters)."""
+    loss = np.maximum(problem.law.predict(u, problem.z), FLOOR)
+    total: Array = (w * huber(np.log(loss) - y, problem.delta)).sum(axis=1)
+    return np.where(np.isfinite(total), total, np.inf)
+
+
+def minimise(
+    problem: Problem,
+    y: Array,
+    w: Array,
+    u: Array,
+    low: Array,
+    high: Array,
+    *,
+    max_iter: int = MAX_ITER,
+    tolerance: float = 1e-11,
+) -> Solution:
+    """Levenberg-Marquardt inside a box, for a batch: y, w (problems, points), u (problems, parameters).
+
+    low and high are (parameters) or (problems, parameters); equal ones hold a parameter fixed. A problem has
+    settled when its steps improve the objective by less than `tolerance` of it, or when no damping finds an
+    improving step.
+    """
+    low, high = np.broadcast_to(low, u.shape), np.broadcast_to(high, u.shape)
+    u = np.clip(u, low, high)
+    value = objective_at(problem, u, y, w)
+    damping = np.full(len(u), 1e-3)
+    calm = np.zeros(len(u), dtype=np.int64)
+    settled = np.zeros(len(u), dtype=bool)
+    for _ in range(max_iter):
+        live = np.flatnonzero(~settled)
+        if live.size == 0:
+            break
+        tried, reached = _best_step(problem, y[live], w[live], u[live], low[live], high[live], damping[live])
+        gain = value[live] - reached
+        better = gain > 0
+        small = ~better | (gain <= tolerance * np.maximum(value[live], 1e-300))
+        u[live[better]] = tried[better]
+        value[live[better]] = reached[better]
+        damping[live] = np.clip(np.where(better, damping[live] * 0.2, damping[live] * 6.0), 1e-12, 1e12)
+        calm[live] = np.where(small, calm[live] + 1, 0)
+        stuck = ~better & (damping[live] > 1e9)
+        settled[live] = stuck | (better & small & (calm[live] >= 4)) | (value[live] == 0.0)
+    return Solution(u, value, settled)
+
+
+def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: int) -> Array:
+    """Best grid cells of the nonlinear parameters with the linear ones solved for: (problems, keep, parameters).
+
+    The projection is weighted least squares on relative residuals, the first order of log residuals. Its
+    normal equations are linear in the weights, so that all resamples share one matrix product.
+    """
+    law = problem.law
+    k = len(law.linear)
+    theta = _grid(law, cells)
+    phi, _ = law.basis(theta, problem.z)
+    loss = np.exp(y)
+    outer = (phi[:, :, :, None] * phi[:, :, None, :]).reshape(len(theta), len(problem.z), k * k)
+    gram = np.einsum("rn,gnq->rgq", w / loss**2, outer, optimize=True).reshape(len(y), len(theta), k, k)
+    rhs = np.einsum("rn,gnk->rgk", w / loss, phi, optimize=True)
+    coefficients, cost = _positive(gram, rhs)
+    keep = min(keep, len(theta))
+    chosen = _spread(cost, _grid_shape(law, cells), keep)
+    rows = np.arange(len(y))[:, None]
+    return np.concatenate([coefficients[rows, chosen], theta[chosen]], axis=2)
+
+
+def _best_step(
+    problem: Problem, y: Array, w: Array, u: Array, low: Array, high: Array, damping: Array
+) -> tuple[Array, Array]:
+    loss, jacobian = problem.law.predict_with_jacobian(u, problem.z)
+    loss = np.maximum(loss, FLOOR)
+    jacobian = jacobian / loss[:, :, None]
+    r = np.log(loss) - y
+    size = np.abs(r)
+    bend = np.minimum(1.0, problem.delta / np.maximum(size, FLOOR))
+    inside = size <= problem.delta
+    slope = np.einsum("rn,rnp->rp", w * bend * r, jacobian)
+    span = high - low
+    edge = 1e-12 * np.maximum(1.0, np.abs(u))
+    held = ((u <= low + edge) & (slope > 0)) | ((u >= high - edge) & (slope < 0)) | (span <= 0)
+    slope = np.where(held, 0.0, slope)
+    flat = (jacobian * (w * bend)[:, :, None]).transpose(0, 2, 1) @ jacobian
+    steep = (jacobian * (w * inside)[:, :, None]).transpose(0, 2, 1) @ jacobian
+    scale = np.maximum(np.einsum("rpp->rp", flat), 1e-18)
+    tried, reached = u, np.full(len(u), np.inf)
+    for matrix, factor in ((flat, damping), (steep, np.maximum(damping, 1e-9))):
+        free = ~held
+        system = matrix * (free[:, :, None] & free[:, None, :])
+        lift = np.where(held, 1.0, scale * factor[:, None])
+        step = _solve(system, lift, slope)
+        candidate = np.clip(u - step, low, high)
+        value = objective_at(problem, candidate, y, w)
+        better = value < reached
+        tried = np.where(better[:, None], candidate, tried)
+        reached = np.where(better, value, reached)
+    return tried, reached
+
+
+def _solve(matrix: Array, lift: Array, rhs: Array) -> Array:
+    index = np.arange(matrix.shape[1])
+    system = matrix.copy()
+    system[:, index, index] += lift
+    # Scaled to a unit diagonal, a system is singular only when its damping vanished against its neighbours'.
+    root = np.sqrt(np.maximum(system[:, index, index], 1e-300))
+    system /= root[:, :, None] * root[:, None, :]
+    system[:, index, index] += 1e-13
+    step: Array = np.linalg.solve(system, (rhs / root)[:, :, None])[:, :, 0] / root
+    return np.where(np.isfinite(step), step, 0.0)
+
+
+def _grid_shape(law: Law, cells: int) -> tuple[int, ...]:
+    return (cells,) * len(law.nonlinear)
+
+
+def _grid(law: Law, cells: int) -> Array:
+    axes = [np.geomspace(low * 1.5, high * 0.8, cells) for low, high in law.bounds]
+    mesh = np.meshgrid(*axes, indexing="ij")
+    return np.stack([axis.ravel() for axis in mesh], axis=1)
+
+
+def _positive(gram: Array, rhs: Array) -> tuple[Array, Array]:
+    """Least squares with coefficients >= 0 by trying the supports: all, then each with one coefficient at zero."""
+    k = rhs.shape[-1]
+    best = np.zeros_like(rhs)
+    cost = np.full(rhs.shape[:-1], np.inf)
+    supports = [tuple(range(k)), *(tuple(j for j in range(k) if j != out) for out in range(k))]
+    for support in supports:
+        pick = np.array(support)
+        matrix = gram[..., pick[:, None], pick]
+        root = np.sqrt(np.maximum(matrix[..., range(len(pick)), range(len(pick))], 1e-300))
+        matrix = matrix / (root[..., :, None] * root[..., None, :])
+        matrix[..., range(len(pick)), range(len(pick))] += 1e-11
+        values = np.linalg.solve(matrix, (rhs[..., pick] / root)[..., None])[..., 0] / root
+        values = np.maximum(values, 0.0) if support != supports[0] else values
+        part = rhs[..., pick]
+        fit = np.einsum("...i,...ij,...j->...", values, gram[..., pick[:, None], pick], values)
+        loss = fit - 2.0 * (part * values).sum(axis=-1)
+        take = (values >= 0).all(axis=-1) & (loss < cost)
+        cost = np.where(take, loss, cost)
+        full = np.zeros_like(rhs)
+        full[..., pick] = values
+        best = np.where(take[..., None], full, best)
+    return best, cost
+
+
+def _spread(cost: Array, shape: tuple[int, ...], keep: int) -> NDArray[np.int64]:
+    """Indices (problems, keep) of the cheapest cells, local minima of the grid first so that no valley is missed."""
+    field = cost.reshape(len(cost), *shape)
+    lowest = np.ones(field.shape, dtype=bool)
+    for axis in range(1, field.ndim):
+        pad = [(0, 0)] * field.ndim
+        pad[axis] = (1, 1)
+        wide = np.pad(field, pad, constant_values=np.inf)
+        before = np.take(wide, range(field.shape[axis]), axis=axis)
+        after = np.take(wide, range(2, field.shape[axis] + 2), axis=axis)
+        lowest &= (field <= before) & (field <= after)
+    flat = cost - np.where(lowest.reshape(cost.shape), 1e6 * (1.0 + np.abs(cost).max()), 0.0)
+    order: NDArray[np.int64] = np.argsort(flat, axis=1, kind="stable")[:, :keep]
+    return order
+
+
+def _distinct(u: Array, objective: Array, most: int = 3) -> Array:
+    kept = [u[0]]
+    for candidate, value in zip(u[1:], objective[1:], strict=True):
+        if value > 2.0 * objective[0] + FLOOR or len(kept) >= most:
+            break
+        if all(np.abs(candidate - other).max() > 1e-3 for other in kept):
+            kept.append(candidate)
+    return np.array(kept)

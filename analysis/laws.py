@@ -1,0 +1,143 @@
+"""The parametric laws of the loss, each a sum of linear coefficients times a basis with an analytic Jacobian.
+
+Writing a law as `loss = sum_k c_k phi_k(x; theta)` lets one solver project the linear coefficients out and
+lets every law share one Jacobian rule. Inputs are centred on their geometric means inside the solver, where
+A N^-alpha becomes A' exp(-alpha (ln N - ln N0)): without it A and alpha are correlated to the last digit.
+Arrays carry a leading axis of problems (resamples), so that a thousand refits are one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.errors import InputError
+
+Array = NDArray[np.float64]
+Basis = Callable[[Array, Array], tuple[Array, Array]]
+
+EXPONENT = (0.01, 3.0)
+REPEATS = (0.05, 1e4)
+
+
+@dataclass(frozen=True)
+class Law:
+    """One parametric form: `inputs` name the columns of x, `linear` the coefficients, `nonlinear` the rest.
+
+    `basis(theta, z)` takes theta (problems, nonlinear) and z, the centred logarithms, (points, inputs) or a
+    set of points for each problem (problems, points, inputs), and returns
+    phi (problems, points, linear) and its derivative (problems, points, linear, nonlinear). `scaled` maps a
+    coefficient to the (input, exponent) whose centring it absorbs.
+    """
+
+    name: str
+    formula: str
+    inputs: tuple[str, ...]
+    linear: tuple[str, ...]
+    nonlinear: tuple[str, ...]
+    bounds: tuple[tuple[float, float], ...]
+    basis: Basis
+    scaled: Mapping[str, tuple[str, str]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every parameter, linear ones first: the order of the solver's columns."""
+        return (*self.linear, *self.nonlinear)
+
+    def predict(self, u: Array, z: Array) -> Array:
+        """Loss in nats (problems, points) at solver parameters u (problems, parameters)."""
+        k = len(self.linear)
+        phi, _ = self.basis(u[:, k:], z)
+        loss: Array = np.einsum("rnk,rk->rn", phi, u[:, :k])
+        return loss
+
+    def predict_with_jacobian(self, u: Array, z: Array) -> tuple[Array, Array]:
+        """Loss (problems, points) and its derivative (problems, points, parameters)."""
+        k = len(self.linear)
+        phi, slope = self.basis(u[:, k:], z)
+        bent = np.einsum("rnkm,rk->rnm", slope, u[:, :k])
+        return np.einsum("rnk,rk->rn", phi, u[:, :k]), np.concatenate([phi, bent], axis=2)
+
+    def centred(self, x: Array, centre: Array) -> Array:
+        """Logarithms of x (points, inputs) about `centre` (inputs)."""
+        return np.log(x) - centre
+
+    def to_public(self, u: Array, centre: Array) -> Array:
+        """Solver parameters (problems, parameters) -> the law's own, in the units of x; raises nothing."""
+        return self._rescale(u, centre, +1.0)
+
+    def to_solver(self, public: Array, centre: Array) -> Array:
+        """The inverse of `to_public`."""
+        return self._rescale(public, centre, -1.0)
+
+    def _rescale(self, values: Array, centre: Array, sign: float) -> Array:
+        out = np.array(values, dtype=np.float64)
+        for coefficient, (column, exponent) in self.scaled.items():
+            shift = centre[self.inputs.index(column)]
+            power = values[:, self.names.index(exponent)]
+            out[:, self.names.index(coefficient)] *= np.exp(np.clip(sign * power * shift, -700.0, 700.0))
+        return out
+
+
+def _two_terms(theta: Array, z: Array) -> tuple[Array, Array]:
+    size = np.exp(-theta[:, :1] * z[..., 0])
+    data = np.exp(-theta[:, 1:2] * z[..., 1])
+    phi = np.stack([np.ones_like(size), size, data], axis=2)
+    slope = np.zeros((*phi.shape, 2))
+    slope[:, :, 1, 0] = -z[..., 0] * size
+    slope[:, :, 2, 1] = -z[..., 1] * data
+    return phi, slope
+
+
+def _one_term(theta: Array, z: Array) -> tuple[Array, Array]:
+    term = np.exp(-theta[:, :1] * z[..., 0])
+    phi = np.stack([np.ones_like(term), term], axis=2)
+    slope = np.zeros((*phi.shape, 1))
+    slope[:, :, 1, 0] = -z[..., 0] * term
+    return phi, slope
+
+
+def _two(name: str, formula: str, data: str) -> Law:
+    return Law(
+        name=name,
+        formula=formula,
+        inputs=("n_params", data),
+        linear=("E", "A", "B"),
+        nonlinear=("alpha", "beta"),
+        bounds=(EXPONENT, EXPONENT),
+        basis=_two_terms,
+        scaled={"A": ("n_params", "alpha"), "B": (data, "beta")},
+    )
+
+
+def _one(name: str, formula: str, column: str, coefficient: str, exponent: str) -> Law:
+    return Law(
+        name=name,
+        formula=formula,
+        inputs=(column,),
+        linear=("E", coefficient),
+        nonlinear=(exponent,),
+        bounds=(EXPONENT,),
+        basis=_one_term,
+        scaled={coefficient: (column, exponent)},
+    )
+
+
+# Hoffmann et al. 2022 (arXiv 2203.15556), equation 2.
+CHINCHILLA = _two("chinchilla", "L = E + A/N^α + B/D^β, D in tokens", "tokens")
+CHINCHILLA_ITERATIONS = _two("chinchilla_iterations", "L = E + A/N^α + B/T^β, T in iterations", "iterations")
+# Kaplan et al. 2020 (arXiv 2001.08361), section 3, with an offset E.
+SIZE = _one("size", "L = E + A/N^α", "n_params", "A", "alpha")
+DATA = _one("data", "L = E + B/D^β, D in tokens", "tokens", "B", "beta")
+
+LAWS: Mapping[str, Law] = {law.name: law for law in (CHINCHILLA, CHINCHILLA_ITERATIONS, SIZE, DATA)}
+
+
+def law_named(name: str) -> Law:
+    """The law of that name; raises InputError listing the others."""
+    if name not in LAWS:
+        raise InputError(f"--law {name}: no such law; choose one of {', '.join(sorted(LAWS))}.")
+    return LAWS[name]

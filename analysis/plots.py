@@ -1,0 +1,448 @@
+"""The figures as files: SVG for papers, PNG for pages; log axes in real units, colours safe for the colour-blind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis import wording
+from analysis.curves import Spread, spreads
+from analysis.laws import Array, law_named
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from analysis.document import FitDocument, HeldOutSplit
+    from analysis.points import CheckedPoints
+
+# Okabe and Ito's palette, one colour an architecture wherever it appears.
+COLOURS = {
+    "cross_transformer": "#0072B2",
+    "prefix_simba": "#D55E00",
+    "cross_simba": "#009E73",
+    "prefix_mamba": "#CC79A7",
+}
+OTHERS = ("#E69F00", "#56B4E9", "#000000", "#8C6D31", "#5B5B5B")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+INK = "#1F2933"
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": "#7B8794",
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E7EB",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#52606D",
+    "ytick.color": "#52606D",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "ssmscale",
+    "svg.fonttype": "path",
+}
+LOSS = "held-out loss (nats a token)"
+PARAMETERS = "parameters"
+
+
+def draw_figures(points: CheckedPoints, document: FitDocument, out: Path) -> list[Path]:
+    """Write every figure as SVG and PNG into `out`; returns the files written."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    out.mkdir(parents=True, exist_ok=True)
+    laws = spreads(points, document)
+    inputs = law_named(document.law).inputs
+    two = "n_params" in inputs and len(inputs) == 2
+    figures: list[tuple[str, tuple[float, float], Callable[[Figure], None]]] = []
+    if "n_params" in inputs:
+        figures.append(("main", (7.2, 4.8), lambda f: _main(f, laws, document)))
+        figures.append(
+            ("loss_vs_parameters", _wide(laws), lambda f: _families(f, laws, document, "n_params"))
+        )
+    if two or "n_params" not in inputs:
+        figures.append(("loss_vs_budget", _wide(laws), lambda f: _families(f, laws, document, "budget")))
+    if any(row.ratio is not None for row in document.comparison.size_ratio):
+        figures.append(("size_ratio", (7.2, 4.2), lambda f: _ratio(f, document)))
+    figures.append(("residuals", _wide(laws), lambda f: _residuals(f, laws, document)))
+    written = []
+    with mpl.rc_context(RC):  # type: ignore[arg-type]
+        for name, size, draw in figures:
+            figure = Figure(figsize=size, layout="constrained")
+            draw(figure)
+            for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 160})):
+                path = out / f"{name}{suffix}"
+                figure.savefig(path, facecolor="white", **options)
+                written.append(path)
+    return written
+
+
+def colour(name: str, names: Sequence[str]) -> str:
+    """The architecture's colour, the same in every figure."""
+    others = sorted(set(names) - set(COLOURS))
+    return COLOURS.get(name) or OTHERS[others.index(name) % len(OTHERS)]
+
+
+def shade(base: str, share: float) -> str:
+    """`base` mixed with white: share 1 is the colour itself, 0 is white."""
+    parts = [int(base[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(255 - share * (255 - part)):02X}" for part in parts)
+
+
+def shades(base: str, count: int) -> list[str]:
+    """Light to full, one a line of a family."""
+    return [shade(base, share) for share in (np.linspace(0.42, 1.0, count) if count > 1 else [1.0])]
+
+
+def plain_ticks(low: float, high: float) -> list[float]:
+    """Ticks at 1, 2, 5 times powers of ten within the range, thinned to decades where it spans many."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    ticks = [step * 10.0**power for power in decades for step in steps]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return inside if len(inside) >= 2 else [float(f"{value:.2g}") for value in np.geomspace(low, high, 4)]
+
+
+def budget_label(unit: str) -> str:
+    """Axis label of a budget column."""
+    return "training iterations" if unit == "iterations" else "training tokens"
+
+
+def _wide(laws: Sequence[Spread]) -> tuple[float, float]:
+    return (max(6.4, 5.2 * min(len(laws), 2)), 4.7 * ((len(laws) + 1) // 2))
+
+
+def _panels(figure: Figure, laws: Sequence[Spread]) -> list[Axes]:
+    columns = min(len(laws), 2)
+    rows = (len(laws) + columns - 1) // columns
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    flat: list[Axes] = list(grid.ravel())
+    for spare in flat[len(laws) :]:
+        spare.set_visible(False)
+    return flat[: len(laws)]
+
+
+def _main(figure: Figure, laws: Sequence[Spread], document: FitDocument) -> None:
+    """Every point of every architecture; the longest budget in full colour with its ribbon, the others faint."""
+    axes = figure.subplots()
+    names = [law.name for law in laws]
+    for law in laws:
+        base = colour(law.name, names)
+        budgets = law.budgets
+        for budget in budgets:
+            strong = budget == budgets[-1]
+            rows = law.curve.frame[law.curve.frame[law.budget] == budget]
+            tone = base if strong else shade(base, 0.38)
+            line = law.over_sizes(float(budget))
+            axes.plot(line.x, line.loss, color=tone, lw=2.2 if strong else 1.1, zorder=3 if strong else 2)
+            axes.scatter(
+                rows["n_params"],
+                rows["loss"],
+                s=34 if strong else 18,
+                color=tone,
+                lw=0.8,
+                ec="white",
+                zorder=5 if strong else 4,
+            )
+            if strong:
+                axes.fill_between(line.x, line.low, line.high, color=base, alpha=0.14, lw=0, zorder=1)
+        axes.plot([], [], color=base, marker="o", lw=2.2, label=wording.architecture(law.name))
+    _log_sizes(axes, laws)
+    _log_loss(axes, np.concatenate([law.curve.frame["loss"].to_numpy(dtype=np.float64) for law in laws]))
+    _equal_loss_arrow(axes, document, names)
+    axes.set_ylabel(LOSS)
+    unit = laws[0].budget
+    counts = sorted({float(value) for law in laws for value in law.budgets})
+    shown = [f"{value:,.0f}" if unit == "iterations" else wording.human(value) for value in counts]
+    axes.set_title(f"Loss against size after {shown[-1]} {unit}, fitted law and 95 % interval")
+    if len(shown) > 1:
+        axes.plot(
+            [], [], color="#9AA5B1", marker="o", ms=4, lw=1.1, label=f"faint: {', '.join(shown[:-1])} {unit}"
+        )
+    axes.legend(loc="best")
+
+
+def _equal_loss_arrow(axes: Axes, document: FitDocument, names: Sequence[str]) -> None:
+    left, right = axes.get_xlim()
+    for name in names:
+        row = wording.main_row(document, name)
+        if row is None or row.n_params is None or row.ratio is None or not left <= row.n_params <= right:
+            continue
+        if 1 / 1.15 <= row.ratio <= 1.15:
+            continue
+        tone = colour(name, names)
+        axes.annotate(
+            "",
+            xy=(row.n_params, row.loss),
+            xytext=(row.reference_n_params, row.loss),
+            arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.2, "shrinkA": 4, "shrinkB": 0},
+            zorder=6,
+        )
+        axes.text(
+            float(np.sqrt(row.n_params * row.reference_n_params)),
+            row.loss * 1.004,
+            f"{wording.times(max(row.ratio, 1 / row.ratio))}× {'fewer' if row.ratio >= 1 else 'more'}",
+            color=tone,
+            ha="center",
+            va="bottom",
+            fontsize=9.5,
+            fontweight="bold",
+            zorder=7,
+        )
+
+
+def _families(figure: Figure, laws: Sequence[Spread], document: FitDocument, against: str) -> None:
+    """A panel an architecture, a line for each value held fixed, and what was left out with its prediction."""
+    panels = _panels(figure, laws)
+    names = [law.name for law in laws]
+    for axes, law in zip(panels, laws, strict=True):
+        by_size = against == "n_params"
+        held = law.budgets if by_size else law.sizes
+        column, fixed = ("n_params", law.budget) if by_size else (law.budget, "n_params")
+        for i, (value, tone) in enumerate(zip(held, shades(colour(law.name, names), len(held)), strict=True)):
+            line = law.over_sizes(float(value)) if by_size else law.over_budgets(float(value))
+            rows = law.curve.frame[law.curve.frame[fixed] == value]
+            axes.fill_between(line.x, line.low, line.high, color=tone, alpha=0.13, lw=0)
+            axes.plot(line.x, line.loss, color=tone, lw=1.8)
+            axes.scatter(
+                rows[column],
+                rows["loss"],
+                s=30,
+                color=tone,
+                marker=MARKERS[i % len(MARKERS)],
+                ec="white",
+                lw=0.7,
+                zorder=4,
+            )
+            text = (
+                (f"{value:,.0f} {fixed}" if fixed == "iterations" else f"{wording.human(value)} {fixed}")
+                if by_size
+                else (f"{wording.human(value)} parameters")
+            )
+            axes.plot([], [], color=tone, marker=MARKERS[i % len(MARKERS)], lw=1.8, label=text)
+        fit = document.architectures[law.name]
+        split = fit.heldout.largest_size if by_size else fit.heldout.longest_budget
+        _mark_left_out(axes, split, column)
+        axes.set_title(wording.architecture(law.name))
+        if by_size:
+            _log_sizes(axes, laws)
+        else:
+            _log_budgets(axes, laws)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=8.5, columnspacing=1.2)
+    losses = np.concatenate([law.curve.frame["loss"].to_numpy(dtype=np.float64) for law in laws])
+    _log_loss(panels[0], losses)
+    for axes in panels[::2]:
+        axes.set_ylabel(LOSS)
+
+
+def _mark_left_out(axes: Axes, split: HeldOutSplit | None, column: str) -> None:
+    if split is None:
+        return
+    x = [getattr(point, column) for point in split.points]
+    axes.scatter(
+        x,
+        [point.loss for point in split.points],
+        s=85,
+        facecolor="none",
+        edgecolor=INK,
+        lw=0.9,
+        zorder=6,
+        label="left out for the held-out error",
+    )
+    axes.scatter(
+        x,
+        [point.predicted for point in split.points],
+        s=36,
+        marker="x",
+        color=INK,
+        lw=1.1,
+        zorder=6,
+        label="predicted without them",
+    )
+
+
+def _ratio(figure: Figure, document: FitDocument) -> None:
+    """Size ratio at the largest trained reference against the budget, hollow where it is an extrapolation."""
+    axes = figure.subplots()
+    comparison = document.comparison
+    names = [*document.architectures]
+    largest = max(row.reference_n_params for row in comparison.size_ratio)
+    rows = [row for row in comparison.size_ratio if row.reference_n_params == largest]
+    unit = "iterations" if rows[0].iterations is not None else "tokens"
+    arms = [name for name in names if name != comparison.reference]
+    seen: list[float] = [1.0]
+    for k, name in enumerate(arms):
+        tone = colour(name, names)
+        own = [row for row in rows if row.architecture == name and row.ratio is not None]
+        for row in own:
+            assert row.ratio is not None
+            x = (row.iterations or row.tokens) * 1.02 ** (k - (len(arms) - 1) / 2)
+            low, high = row.ci95 or (row.ratio, row.ratio)
+            seen += [
+                row.ratio,
+                min(max(low, row.ratio / 10), row.ratio),
+                max(min(high, row.ratio * 10), row.ratio),
+            ]
+            axes.plot(
+                [x, x],
+                [max(low, 1e-6), high],
+                color=tone,
+                lw=2.0,
+                alpha=0.55,
+                solid_capstyle="butt",
+                zorder=3,
+            )
+            axes.plot(
+                x,
+                row.ratio,
+                "o",
+                ms=8,
+                color=tone,
+                mfc=tone if row.status == "identified" else "white",
+                mew=1.8,
+                zorder=4,
+            )
+        if own:
+            axes.plot([], [], "o-", color=tone, lw=2, label=f"{wording.architecture(name)}, 95 % interval")
+    if any(row.status == "extrapolated" for row in rows):
+        axes.plot(
+            [], [], "o", color=INK, mfc="white", mew=1.5, label="hollow: equal size outside the trained sizes"
+        )
+    axes.axhline(1.0, color="#7B8794", lw=1.2, ls=(0, (4, 3)))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    budgets = sorted({float(row.iterations or row.tokens) for row in rows})
+    axes.set_xlim(budgets[0] / 1.25, budgets[-1] * 1.25)
+    _set_ticks(
+        axes,
+        "x",
+        budgets if len(budgets) <= 8 else plain_ticks(budgets[0], budgets[-1]),
+        lambda v: f"{v:,.0f}" if unit == "iterations" else wording.human(v),
+    )
+    low, high = min(seen) / 1.35, max(seen) * 1.35
+    axes.set_ylim(low, high)
+    _set_ticks(axes, "y", plain_ticks(low, high), lambda v: f"{v:g}×")
+    axes.set_xlabel(budget_label(unit))
+    axes.set_ylabel("size ratio (times fewer parameters)")
+    axes.set_title(
+        f"Size ratio to the {wording.human(largest)}-parameter "
+        f"{wording.architecture(comparison.reference)} at equal loss"
+    )
+    axes.legend(loc="best")
+
+
+def _residuals(figure: Figure, laws: Sequence[Spread], document: FitDocument) -> None:
+    """Relative error of the fit at every point, and of the fits that had not seen it."""
+    panels = _panels(figure, laws)
+    names = [law.name for law in laws]
+    for axes, law in zip(panels, laws, strict=True):
+        frame = law.curve.frame
+        budgets = np.unique(frame[law.budget].to_numpy(dtype=np.float64))
+        tones = shades(colour(law.name, names), min(len(budgets), 8))
+        fitted = fitted_loss(law)
+        for i, budget in enumerate(budgets):
+            k = i * len(tones) // len(budgets)
+            pick = (frame[law.budget] == budget).to_numpy()
+            label = (
+                f"{budget:,.0f} iterations"
+                if law.budget == "iterations"
+                else f"{wording.human(budget)} tokens"
+            )
+            axes.scatter(
+                frame["n_params"][pick],
+                100 * (frame["loss"][pick] / fitted[pick] - 1),
+                s=32,
+                color=tones[k],
+                marker=MARKERS[k % len(MARKERS)],
+                ec="white",
+                lw=0.7,
+                zorder=4,
+                label=label if len(budgets) <= 8 else None,
+            )
+        for split, marker, text in (
+            (document.architectures[law.name].heldout.largest_size, "D", "held out: largest size"),
+            (document.architectures[law.name].heldout.longest_budget, "s", "held out: longest budget"),
+        ):
+            if split is not None:
+                axes.scatter(
+                    [point.n_params for point in split.points],
+                    [100 * (point.loss / point.predicted - 1) for point in split.points],
+                    s=52,
+                    marker=marker,
+                    facecolor="none",
+                    edgecolor=INK,
+                    lw=0.9,
+                    zorder=3,
+                    label=text,
+                )
+        axes.axhline(0, color="#7B8794", lw=1.2)
+        axes.set_title(wording.architecture(law.name))
+        _log_sizes(axes, laws)
+    for axes in panels[::2]:
+        axes.set_ylabel("loss seen above the law (%)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(3, max(1, len(labels))), fontsize=8.5
+    )
+
+
+def fitted_loss(law: Spread) -> Array:
+    """The fit's loss at every point of the architecture (points)."""
+    curve = law.curve
+    z = np.log(curve.frame[list(curve.law.inputs)].to_numpy(dtype=np.float64))
+    out: Array = curve.law.predict(curve.params[:1], z)[0]
+    return out
+
+
+def _log_sizes(axes: Axes, laws: Sequence[Spread]) -> None:
+    sizes = np.concatenate([law.curve.sizes for law in laws])
+    low, high = float(sizes.min()) / 1.25, float(sizes.max()) * 1.25
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    _set_ticks(axes, "x", plain_ticks(low, high), wording.human)
+    axes.set_xlabel(PARAMETERS)
+
+
+def _log_budgets(axes: Axes, laws: Sequence[Spread]) -> None:
+    budgets = np.unique(np.concatenate([law.budgets for law in laws]))
+    unit = laws[0].budget
+    axes.set_xscale("log")
+    axes.set_xlim(float(budgets[0]) / 1.2, float(budgets[-1]) * 1.2)
+    spaced = len(budgets) <= 6 and (len(budgets) < 2 or float((budgets[1:] / budgets[:-1]).min()) > 1.2)
+    ticks = (
+        [float(value) for value in budgets] if spaced else plain_ticks(float(budgets[0]), float(budgets[-1]))
+    )
+    _set_ticks(axes, "x", ticks, (lambda v: f"{v:,.0f}") if unit == "iterations" else wording.human)
+    axes.set_xlabel(budget_label(unit))
+
+
+def _log_loss(axes: Axes, losses: Array) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    pad = (float(losses.max()) / float(losses.min())) ** 0.07
+    low, high = float(losses.min()) / pad, float(losses.max()) * pad
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    ticks = [float(tick) for tick in MaxNLocator(7).tick_values(low, high) if low <= tick <= high]
+    decimals = next(
+        d for d in range(1, 9) if d == 8 or all(abs(round(tick, d) - tick) < 1e-9 for tick in ticks)
+    )
+    _set_ticks(axes, "y", ticks, lambda value: f"{value:.{decimals}f}")
+
+
+def _set_ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str]) -> None:
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FixedFormatter([text(tick) for tick in ticks]))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,249 @@
+"""How far a fit can be trusted: resamples of whole clusters and profiles of each shape parameter.
+
+Rows of one training run share its seed and its trunk, so clusters are resampled and never rows (on the Gemstones points
+the standard deviation of alpha is three times larger that way). With few clusters a resample would often hold two sizes
+only, where no law can be fitted; then a wild cluster bootstrap keeps every row and flips whole clusters of residuals
+instead (Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414; Webb 2023, doi 10.1111/caje.12661).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.fit import FitResult, Problem, huber, limits, minimise, projected_starts
+from analysis.laws import Array
+
+Scheme = Literal["cluster", "wild"]
+Key = tuple[int, int, int]  # size rung, seed, ordinal among alike: what pairs clusters across architectures
+
+FEW_CLUSTERS = 8
+FEWEST_SIZES = 3
+# Webb's six-point distribution: mean 0, variance 1, and 6^clusters distinct resamples where signs alone give
+# 2^clusters.
+WEBB = np.array([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5])
+WEBB = np.sign(WEBB) * np.sqrt(np.abs(WEBB))
+# The least share of a residual direction that the fit is taken to have left over; below it the correction
+# would explode.
+LEVERAGE_FLOOR = 0.1
+RESAMPLE_CELLS = 8
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One architecture fitted: its problem, its result, and the cluster of each row."""
+
+    architecture: str
+    problem: Problem
+    result: FitResult
+    cluster: NDArray[np.int64]  # (points), index into keys
+    keys: tuple[Key, ...]
+    size: Array  # (points) n_params
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Public parameters of every refit (resamples, parameters) by architecture; row r of each is the same draw."""
+
+    scheme: Scheme
+    seed: int
+    count: int
+    params: Mapping[str, Array]
+    solver: Mapping[str, Array]
+    paired: bool
+    at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The objective minimised over everything else at fixed values of one parameter.
+
+    `interval` is where the objective stays within a nominal 95 % of its optimum, counting rows as independent: an
+    optimistic width, so that an end that is still open (None) shows a flat valley.
+    """
+
+    values: Array
+    objective: Array
+    interval: tuple[float | None, float | None]
+
+
+def cluster_keys(
+    size: Array, seed: Array, cluster: Sequence[str]
+) -> tuple[NDArray[np.int64], tuple[Key, ...]]:
+    """Index of each row's cluster and, for each cluster, (size rung, seed, ordinal); a missing seed counts as -1."""
+    names = sorted(set(cluster), key=lambda name: _first(size, seed, cluster, name))
+    rungs = {value: rung for rung, value in enumerate(sorted(set(size.tolist())))}
+    keys: list[Key] = []
+    used: dict[tuple[int, int], int] = {}
+    for name in names:
+        n_params, number, _ = _first(size, seed, cluster, name)
+        pair = (rungs[n_params], number)
+        keys.append((*pair, used.get(pair, 0)))
+        used[pair] = used.get(pair, 0) + 1
+    index = {name: i for i, name in enumerate(names)}
+    return np.array([index[name] for name in cluster], dtype=np.int64), tuple(keys)
+
+
+def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
+    """Wild when an architecture has fewer than 8 clusters or a draw of them would leave fewer than 3 sizes.
+
+    One scheme serves all architectures, so that their draws pair.
+    """
+    for fit in fits:
+        if len(fit.keys) < FEW_CLUSTERS:
+            return "wild"
+        draws = _draw_counts(fit.keys, count, seed)
+        rung = np.array([key[0] for key in fit.keys])
+        sizes = sum((draws[:, rung == value].sum(axis=1) > 0).astype(int) for value in set(rung.tolist()))
+        if int(np.min(sizes)) < FEWEST_SIZES:
+            return "wild"
+    return "cluster"
+
+
+def resample(fits: Sequence[Fitted], count: int, seed: int) -> Resamples:
+    """Refit `count` resamples of each architecture, the same draw for clusters of the same size rung and seed."""
+    scheme = choose_scheme(fits, count, seed)
+    solver: dict[str, Array] = {}
+    for fit in fits:
+        rows = len(fit.problem.y)
+        if scheme == "wild":
+            y, w = _wild(fit, count, seed), np.ones((count, rows))
+        else:
+            draws = _draw_counts(fit.keys, count, seed)
+            y, w = np.tile(fit.problem.y, (count, 1)), draws[:, fit.cluster].astype(np.float64)
+        solver[fit.architecture] = refit(fit, y, w)
+    return Resamples(
+        scheme=scheme,
+        seed=seed,
+        count=count,
+        params={
+            fit.architecture: fit.result.law.to_public(solver[fit.architecture], fit.problem.centre)
+            for fit in fits
+        },
+        solver=solver,
+        paired=len({frozenset(fit.keys) for fit in fits}) == 1,
+        at_bound={fit.architecture: _share_at_bound(fit.problem, solver[fit.architecture]) for fit in fits},
+    )
+
+
+def refit(fit: Fitted, y: Array, w: Array) -> Array:
+    """Best of warm starts from the point estimate, its rivals and a projected grid: (resamples, parameters)."""
+    problem, count = fit.problem, len(y)
+    low, high = limits(problem)
+    starts = [np.tile(start, (count, 1)) for start in fit.result.rivals[:2]]
+    starts.append(projected_starts(problem, y, w, cells=RESAMPLE_CELLS, keep=1)[:, 0])
+    best, value = np.tile(fit.result.u, (count, 1)), np.full(count, np.inf)
+    for start in starts:
+        found = minimise(problem, y, w, start, low, high, max_iter=60, tolerance=1e-7)
+        better = found.objective < value
+        best = np.where(better[:, None], found.u, best)
+        value = np.where(better, found.objective, value)
+    return best
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """Central 95 % of resampled values, by percentiles."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def profile(problem: Problem, result: FitResult, name: str, points: int = 33) -> Profile:
+    """Profile of one parameter: E over [0, lowest loss], an exponent over an eightfold range either way."""
+    law = problem.law
+    j = law.names.index(name)
+    low, high = limits(problem)
+    centre = result.u[j]
+    if name == "E":
+        values = np.linspace(0.0, float(np.exp(problem.y.min())) * 0.999, points)
+    else:
+        values = np.geomspace(max(low[j], centre / 8), min(high[j], centre * 8), points)
+    values = np.unique(np.append(values, np.clip(centre, low[j], high[j])))
+    lows, highs = np.tile(low, (len(values), 1)), np.tile(high, (len(values), 1))
+    lows[:, j] = highs[:, j] = values
+    y, w = np.tile(problem.y, (len(values), 1)), np.ones((len(values), len(problem.y)))
+    best, reached = np.tile(result.u, (len(values), 1)), np.full(len(values), np.inf)
+    starts = [np.tile(start, (len(values), 1)) for start in result.rivals]
+    for sweep in range(4):
+        for start in starts:
+            found = minimise(problem, y, w, start, lows, highs, max_iter=120, tolerance=1e-9)
+            better = found.objective < reached
+            best = np.where(better[:, None], found.u, best)
+            reached = np.where(better, found.objective, reached)
+        # A neighbour's solution is the warm start that a batch cannot hand on within one sweep.
+        starts = [np.roll(best, 1, axis=0), np.roll(best, -1, axis=0)] if sweep % 2 == 0 else [best]
+    inside = reached <= min(reached.min(), result.objective) * _allowance(problem, result.u)
+    first, last = int(np.argmax(inside)), len(inside) - 1 - int(np.argmax(inside[::-1]))
+    return Profile(
+        values=values,
+        objective=reached,
+        interval=(
+            None if first == 0 else float(values[first]),
+            None if last == len(values) - 1 else float(values[last]),
+        ),
+    )
+
+
+def _first(size: Array, seed: Array, cluster: Sequence[str], name: str) -> tuple[float, int, str]:
+    i = list(cluster).index(name)
+    return float(size[i]), -1 if np.isnan(seed[i]) else int(seed[i]), name
+
+
+def _draw_counts(keys: Sequence[Key], count: int, seed: int) -> NDArray[np.int64]:
+    """How often each cluster is drawn (resamples, clusters); equal for architectures with the same keys."""
+    order = sorted(range(len(keys)), key=lambda i: keys[i])
+    drawn = np.random.default_rng([seed, 1]).multinomial(
+        len(keys), np.full(len(keys), 1 / len(keys)), size=count
+    )
+    out = np.empty_like(drawn)
+    out[:, order] = drawn
+    return out.astype(np.int64)
+
+
+def _wild(fit: Fitted, count: int, seed: int) -> Array:
+    """Resampled log losses (resamples, points): the fit plus each cluster's residuals times one random factor.
+
+    Residuals are corrected for leverage as in CR3 (Bell and McCaffrey 2002), since a fit of five parameters follows the
+    noise of its largest model nearly all the way. A factor shared by a whole resample, sqrt(nu / chi2_nu),
+    widens normal into Student quantiles; nu is the clusters less the three parameters (E, A, alpha) that
+    only differences between clusters can tell apart.
+    """
+    problem = fit.problem
+    loss, jacobian = problem.law.predict_with_jacobian(fit.result.u[None], problem.z)
+    base = np.log(loss[0])
+    slope = jacobian[0] / loss[0][:, None]
+    hat = slope @ np.linalg.pinv(slope)
+    residual = problem.y - base
+    for number in range(len(fit.keys)):
+        rows = np.flatnonzero(fit.cluster == number)
+        left, axes = np.linalg.eigh(np.eye(len(rows)) - hat[np.ix_(rows, rows)])
+        residual[rows] = axes @ ((axes.T @ residual[rows]) / np.maximum(left, LEVERAGE_FLOOR))
+    factor = np.column_stack(
+        [
+            WEBB[np.random.default_rng([seed, 2, *(part + 1 for part in key)]).integers(0, 6, count)]
+            for key in fit.keys
+        ]
+    )
+    freedom = max(2, len(fit.keys) - 3)
+    widen = np.sqrt(freedom / np.random.default_rng([seed, 3]).chisquare(freedom, count))
+    out: Array = base + (widen[:, None] * factor)[:, fit.cluster] * residual
+    return out
+
+
+def _share_at_bound(problem: Problem, u: Array) -> float:
+    low, high = limits(problem)
+    return float(((u <= low * (1 + 1e-9) + 1e-12) | (u >= high * (1 - 1e-9))).any(axis=1).mean())
+
+
+def _allowance(problem: Problem, u: Array) -> float:
+    """Factor on the objective at a nominal 95 %: exp(3.84 q / 2 nu) for an objective that grows as |residual|^q."""
+    residual = np.log(problem.law.predict(u[None], problem.z)[0]) - problem.y
+    total = float(huber(residual, problem.delta).sum())
+    if total <= 0:
+        return 1.0
+    q = float((np.clip(residual, -problem.delta, problem.delta) * residual).sum()) / total
+    freedom = max(1, len(problem.y) - len(problem.law.names))
+    return float(np.exp(3.84 * q / (2 * freedom)))
