@@ -112,6 +112,20 @@ def plain_ticks(low: float, high: float) -> list[float]:
     return inside if len(inside) >= 2 else [float(f"{value:.2g}") for value in np.geomspace(low, high, 4)]
 
 
+def linear_ticks(values: Array) -> tuple[float, float, list[float], Callable[[float], str]]:
+    """Range, evenly spaced ticks and their text for a log axis so short that powers of ten would leave it bare."""
+    pad = max(1.002, (float(values.max()) / float(values.min())) ** 0.07)
+    low, high = float(values.min()) / pad, float(values.max()) * pad
+    rough = (high - low) / 6
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = float(power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= rough))
+    ticks = [float(round(i * step, 10)) for i in range(int(np.ceil(low / step)), int(high / step) + 1)]
+    decimals = next(
+        d for d in range(1, 11) if d == 10 or all(abs(round(tick, d) - tick) < 1e-9 for tick in ticks)
+    )
+    return low, high, ticks, lambda value: f"{value:.{decimals}f}"
+
+
 def budget_label(unit: str) -> str:
     """Axis label of a budget column."""
     return "training iterations" if unit == "iterations" else "training tokens"
@@ -426,17 +440,10 @@ def _log_budgets(axes: Axes, laws: Sequence[Spread]) -> None:
 
 
 def _log_loss(axes: Axes, losses: Array) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    pad = (float(losses.max()) / float(losses.min())) ** 0.07
-    low, high = float(losses.min()) / pad, float(losses.max()) * pad
+    low, high, ticks, text = linear_ticks(losses)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    ticks = [float(tick) for tick in MaxNLocator(7).tick_values(low, high) if low <= tick <= high]
-    decimals = next(
-        d for d in range(1, 9) if d == 8 or all(abs(round(tick, d) - tick) < 1e-9 for tick in ticks)
-    )
-    _set_ticks(axes, "y", ticks, lambda value: f"{value:.{decimals}f}")
+    _set_ticks(axes, "y", ticks, text)
 
 
 def _set_ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str]) -> None:

@@ -64,6 +64,11 @@ def budget(iterations: float | None, tokens: float) -> str:
     return f"{human(tokens)} tokens" if iterations is None else f"{iterations:,.0f} iterations"
 
 
+def budget_of(unit: str, value: float) -> str:
+    """A budget in words, from the column it stands in."""
+    return f"{value:,.0f} iterations" if unit == "iterations" else f"{human(value)} tokens"
+
+
 def headlines(document: FitDocument) -> list[str]:
     """One sentence an architecture: its size ratio at the largest trained reference and the longest budget."""
     comparison = document.comparison
