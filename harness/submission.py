@@ -71,7 +71,7 @@ def text_fingerprint(study: Study, root: Root, where: str) -> str:
     """Fingerprint of the study's frozen text encoder, from the study or from the weights."""
     if study.text.fingerprint is not None:
         return study.text.fingerprint
-    from ssmttm.conditioning import encoder_fingerprint
+    from ssmttm.encoder_files import encoder_fingerprint
 
     try:
         return encoder_fingerprint(root.text, study.text.encoder)

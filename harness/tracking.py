@@ -12,8 +12,10 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.journal import Progress, read_progress
@@ -62,7 +64,7 @@ class Tracker:
 
     def __init__(self, uri: str, study_name: str, root: Root) -> None:
         self.uri, self.study_name, self.root = uri, study_name, root
-        self._client = _connect(uri, root)
+        self._client = _connect(uri)
         self.experiment_id = self._experiment()
         self._known: dict[str, _Mirrored] | None = None
 
@@ -300,9 +302,12 @@ class MirrorThread:
             self.problem = str(error)
 
 
-def _connect(uri: str, root: Root) -> MlflowClient:
+def _connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    # A tracker that is gone is tried again by the next mirroring, not for minutes within one call.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from filelock import FileLock
@@ -310,8 +315,14 @@ def _connect(uri: str, root: Root) -> MlflowClient:
 
     if not uri.startswith("sqlite:"):
         return MlflowClient(tracking_uri=uri)
-    root.path.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.path / "mlflow.lock"):  # two processes that create a store at once break it
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Two processes that create a store at once break it, and so does one that is killed while it does.
+    with FileLock(database.with_suffix(".lock")):
+        if not database.exists():
+            draft = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}")
+            MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+            draft.replace(database)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
         return client

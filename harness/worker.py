@@ -11,6 +11,7 @@ than training a small model. Everything else it has to say goes to standard erro
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import platform
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,12 +127,14 @@ def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
         try:
             return _train_locked(missing, root, launch, ranks, stop) if missing else "finished"
         finally:
+            gc.collect()  # an engine refers to itself: its memory is wanted by the next Series
             lock.release()
 
 
 def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
     folder = root.series(runs[0].series_id)
     journal = None
+    before = {run.run_id: read_progress(root.run(run.run_id)).attempt for run in runs}
     process = describe_process(launch)
     layout = series_layout(root, runs[0], launch, ranks)
     if ranks.is_first:
@@ -152,7 +155,7 @@ def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
         log.error("series %s: %s", folder.name, reason)
         if not isinstance(error, InputError | Diverged):
             traceback.print_exc()
-        _fail(runs, root, journal, reason, "diverged" if isinstance(error, Diverged) else "error")
+        _fail(runs, root, journal, reason, "diverged" if isinstance(error, Diverged) else "error", before)
         if ranks.world > 1:
             raise  # the other ranks wait for this one: let the launcher end them
         return "failed"
@@ -165,16 +168,30 @@ def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
     return "failed" if Event.FAILED in states else "finished"
 
 
-def _fail(runs: Sequence[Run], root: Root, journal: Journal | None, reason: str, kind: str) -> None:
-    """Write the reason into the trunk's journal and into that of every Run it takes with it."""
+def _fail(
+    runs: Sequence[Run],
+    root: Root,
+    journal: Journal | None,
+    reason: str,
+    kind: str,
+    before: Mapping[str, int],
+) -> None:
+    """Write the reason into the trunk's journal and into that of every Run it takes with it.
+
+    `before` holds each Run's attempts when this training began: those that ended since have their own word.
+    """
     if journal is None:
         return
     journal.append(Event.FAILED, reason=reason, kind=kind)
     journal.close()
     for run in runs:
-        if read_progress(root.run(run.run_id)).state not in {Event.FINISHED, Event.FAILED}:
-            with Journal.open(root.run(run.run_id)) as own:
-                own.append(Event.FAILED, reason=reason, kind=kind)
+        own = read_progress(root.run(run.run_id))
+        ended = own.state == Event.FINISHED or (
+            own.state == Event.FAILED and own.attempt > before[run.run_id]
+        )
+        if not ended:
+            with Journal.open(root.run(run.run_id)) as latest:
+                latest.append(Event.FAILED, reason=reason, kind=kind)
 
 
 def describe_process(launch: Launch) -> dict[str, Any]:

@@ -147,7 +147,9 @@ def _captions(run: Run, launch: Launch, datasets: Sequence[TokenDataset], text_r
     if launch.text_encoder is None:
         raise InputError(f"run {run.run_id}: its frozen text encoder is not named in launch.json")
     captions = sorted({caption for data in datasets for caption in data.captions(np.arange(len(data)))})
-    cache = EmbeddingCache.build(text_root, launch.text_encoder, captions)
+    cache = EmbeddingCache.build(
+        text_root, launch.text_encoder, captions, max_positions=run.model.text.max_positions
+    )
     if cache.fingerprint != run.text_encoder:
         raise InputError(
             f"{launch.text_encoder}: is not the text encoder of run {run.run_id}: its weights differ"

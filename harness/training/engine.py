@@ -43,10 +43,13 @@ def initialise_ranks(threads: int) -> Ranks:
     """
     import torch
 
+    from ssmttm.compat import keep_freed_memory
+
     on_cuda = torch.cuda.is_available()
     if not on_cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(threads)
+    keep_freed_memory()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if on_cuda:

@@ -1,0 +1,246 @@
+"""The command end to end, as a user runs it: real workers, a real MLflow store, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.journal import read_progress
+from harness.rundir import Root
+from tests.conftest import Answer
+from tests.harness.trainer import losses, train
+
+Fields = dict[str, Any]
+Command = Callable[..., Answer]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Start `ssmscale submit --on local` as a process of its own; ended with its children after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(study: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness", "submit", str(study), "--on", "local"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def two_series(study_fields: Fields) -> Fields:
+    study_fields["grid"] |= {
+        "architectures": {"prefix_simba": None, "cross_transformer": None},
+        "iterations": [10, 200],
+    }
+    study_fields["tracking"]["log_every"] = 10
+    return study_fields
+
+
+def trunk_step(root: Root) -> int:
+    return max((read_progress(folder).step for folder in (root.path / "series").glob("*")), default=0)
+
+
+def mlflow_runs(root: Root, name: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root.path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def metric_steps(root: Root, run: Any, key: str) -> list[int]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root.path / 'mlflow.db'}")
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_a_study_from_submission_to_points(
+    two_series: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+) -> None:
+    study, root = write_study(two_series), Root(tmp_path / "runs")
+    submitted = ssmscale("submit", study, "--on", "local")
+    assert submitted.status == 0, submitted.err
+    assert "4 done" in submitted.out
+
+    told = json.loads(ssmscale("status", "tiny", "--json").out)
+    assert told["counts"] == {"done": 4}
+    assert {run["iterations_done"] for run in told["runs"]} == {10, 200}
+
+    table = ssmscale("points", "tiny").out.splitlines()
+    assert len(table) == 1 + 4
+    by_id = {line.split(",")[0]: line for line in table[1:]}
+    for run in told["runs"]:
+        assert repr(run["loss"]) in by_id[run["run_id"]]  # to the last digit, through MLflow and back
+
+    held = mlflow_runs(root, "tiny")
+    parents = [run for run in held if run.data.tags["ssmscale.kind"] == "series"]
+    children = [run for run in held if run.data.tags["ssmscale.kind"] == "run"]
+    assert (len(parents), len(children)) == (2, 4)
+    assert {run.info.status for run in held} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {run.info.run_id for run in parents}
+    for parent in parents:
+        assert metric_steps(root, parent, "train_loss") == [1, *range(10, 161, 10)]
+
+    before = sorted((path, path.stat().st_mtime_ns) for path in root.path.rglob("journal/*"))
+    again = ssmscale("submit", study, "--on", "local")
+    assert (again.status, "4 done" in again.out) == (0, True)
+    assert sorted((path, path.stat().st_mtime_ns) for path in root.path.rglob("journal/*")) == before
+
+    plan = json.loads(ssmscale("plan", "tiny", "--json").out)
+    assert {run["state"] for run in plan["runs"]} == {"done"}
+    assert plan["totals"]["gpu_hours"] == 0 < plan["totals"]["gpu_hours_reused"]
+    calibration = json.loads((root.study("tiny") / "calibration.json").read_text())
+    assert set(calibration["flops_per_second"]) == {"prefix_simba/xs", "cross_transformer/xs"}
+
+    run_id = told["runs"][0]["run_id"]
+    assert ssmscale("logs", "tiny", run_id[:6]).status == 0
+    assert ssmscale("logs", "tiny", "zz").status == 2
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
+    two_series: Fields,
+    write_study: Callable[..., Path],
+    ssmscale: Command,
+    start_submit: Callable[[Path], subprocess.Popen[str]],
+    tmp_path: Path,
+    ending: signal.Signals,
+) -> None:
+    study, root = write_study(two_series), Root(tmp_path / "runs")
+    process = start_submit(study)
+    wait_until(lambda: trunk_step(root) >= 20)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(ending)
+    process.wait(timeout=60)
+    psutil.wait_procs(workers, timeout=60)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    left = json.loads(ssmscale("status", "tiny", "--json").out)["counts"]
+    assert left.get("running", 0) == left.get("queued", 0) == 0
+    assert left.get("interrupted", 0) > 0
+
+    finished = ssmscale("submit", study, "--on", "local")
+    assert finished.status == 0, finished.err
+    apart = Root(tmp_path / "apart")
+    train(apart, two_series)
+    assert losses(root, two_series) == losses(apart, two_series)
+    for parent in mlflow_runs(root, "tiny"):
+        steps = metric_steps(root, parent, "train_loss")
+        assert len(steps) == len(set(steps))
+        assert parent.info.status == "FINISHED"
+
+
+def test_a_worker_killed_takes_nothing_with_it(
+    two_series: Fields,
+    write_study: Callable[..., Path],
+    start_submit: Callable[[Path], subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    study, root = write_study(two_series), Root(tmp_path / "runs")
+    process = start_submit(study)
+    wait_until(lambda: trunk_step(root) >= 20)
+    worker = next(
+        child
+        for child in psutil.Process(process.pid).children()
+        if "harness.worker" in " ".join(child.cmdline())
+    )
+    worker.kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    apart = Root(tmp_path / "apart")
+    train(apart, two_series)
+    assert losses(root, two_series) == losses(apart, two_series)
+
+
+def test_a_failed_run_is_kept_until_retry_and_the_rest_of_the_study_finishes(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+) -> None:
+    study_fields["grid"]["architectures"] = {
+        "prefix_simba": {"optimiser": {"lr": 1e5, "grad_clip": None}},
+        "cross_transformer": None,
+    }
+    study = write_study(study_fields)
+    first = ssmscale("submit", study, "--on", "local")
+    assert first.status == 1
+    assert "loss is" in first.out
+    told = json.loads(ssmscale("status", "tiny", "--json").out)
+    assert told["counts"] == {"failed": 2, "done": 2}
+    assert ssmscale("submit", study, "--on", "local").status == 1  # neither trained again nor forgotten
+    retried = ssmscale("retry", "tiny")
+    assert (retried.status, "2 runs to be tried again" in retried.out) == (1, True)
+    attempts = [
+        json.loads(line)["event"] for line in Path("runs/studies/tiny/control.jsonl").read_text().splitlines()
+    ]
+    assert attempts == ["submitted", "retried", "submitted"]
+
+
+def test_cancelled_runs_stay_cancelled_until_retry(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+) -> None:
+    study = write_study(study_fields)
+    assert "2 runs cancelled" in ssmscale("cancel", study).out
+    assert "2 cancelled" in ssmscale("submit", study, "--on", "local").out
+    assert ssmscale("retry", study).status == 0
+    assert json.loads(ssmscale("status", study, "--json").out)["counts"] == {"done": 2}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "STUDY"], ["status", "STUDY"]])
+def test_the_light_verbs_import_nothing_heavy(
+    study_fields: Fields, write_study: Callable[..., Path], arguments: list[str]
+) -> None:
+    study = str(write_study(study_fields))
+    words = ["ssmscale", *(study if word == "STUDY" else word for word in arguments)]
+    program = (
+        "import sys\n"
+        f"sys.argv = {words!r}\n"
+        "from harness.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'deepspeed', 'ray', 'mlflow', 'transformers', 'pandas', 'scipy', 'matplotlib', 'plotly'}\n"
+        "sys.stderr.write(' '.join(sorted(heavy & set(sys.modules))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert done.stderr == ""
+
+
+def test_plain_lines_when_piped_hold_no_escape_codes(
+    study_fields: Fields,
+    write_study: Callable[..., Path],
+    start_submit: Callable[[Path], subprocess.Popen[str]],
+) -> None:
+    process = start_submit(write_study(study_fields))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "\x1b" not in out
+    assert "[2/2] prefix_simba xs seed 0, 10 iterations: loss" in out
