@@ -168,7 +168,7 @@ def _verdict(name: str, curve: Curve, base: Curve, n_params: float, loss: float)
     sizes = curve.sizes
     if n_params < sizes[0] or n_params > sizes[-1]:
         side = "below the smallest" if n_params < sizes[0] else "above the largest"
-        return "extrapolated", f"the equal size lies {side} trained {name}"
+        return "extrapolated", f"the equal size lies {side} trained size"
     return "identified", ""
 
 

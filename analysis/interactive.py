@@ -14,7 +14,17 @@ import numpy as np
 from analysis import wording
 from analysis.curves import Line, Spread, spreads
 from analysis.laws import Array, law_named
-from analysis.plots import INK, LOSS, budget_label, colour, fitted_loss, linear_ticks, plain_ticks, shades
+from analysis.plots import (
+    INK,
+    LOSS,
+    budget_label,
+    colour,
+    fitted_loss,
+    linear_ticks,
+    plain_ticks,
+    shade,
+    shades,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +67,7 @@ def interactive_figures(
     inputs = law_named(document.law).inputs
     figures = []
     if "n_params" in inputs:
+        figures.append(_together(scene))
         figures.append(_families(scene, by_size=True))
     if len(inputs) == 2 or "n_params" not in inputs:
         figures.append(_families(scene, by_size=False))
@@ -64,6 +75,50 @@ def interactive_figures(
         figures.append(_ratio(scene))
     figures.append(_residuals(scene))
     return figures
+
+
+def _together(scene: _Scene) -> InteractiveFigure:
+    """Both architectures on one pair of axes, the longest budget strong and the others faint."""
+    data: list[Trace] = []
+    for law in scene.laws:
+        base = colour(law.name, scene.names)
+        for value in law.budgets:
+            strong = value == law.budgets[-1]
+            tone = base if strong else shade(base, 0.38)
+            rows = law.curve.frame[law.curve.frame[law.budget] == value]
+            label = f"{wording.architecture(law.name)}, {wording.budget_of(law.budget, float(value))}"
+            group = f"{law.name}-{value}"
+            ribbon, curve = _curve(law.over_sizes(float(value)), label, tone, group, 0)
+            data += [ribbon, curve] if strong else [curve]
+            data.append(_dots(scene, rows, "n_params", tone, "circle", group, 0))
+    x_axis, x_title = _x_axis(scene, by_size=True)
+    losses = np.concatenate([law.curve.frame["loss"].to_numpy(dtype=np.float64) for law in scene.laws])
+    for name in scene.names:
+        row = wording.main_row(scene.document, name)
+        if row is not None and row.n_params is not None and row.ratio is not None:
+            x = [row.reference_n_params, row.n_params]
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "x": x,
+                    "y": [row.loss, row.loss],
+                    "line": {"color": INK, "width": 1.3, "dash": "dot"},
+                    "marker": {"symbol": "line-ns-open", "size": 12, "color": INK},
+                    "name": f"equal loss: {wording.ratio_in_words(row.ratio)}",
+                    "hovertext": [f"{row.loss:.4f} nats at {wording.human(value)} parameters" for value in x],
+                    "hoverinfo": "text",
+                    "legendrank": 2000,
+                }
+            )
+    return InteractiveFigure(
+        name="together",
+        title="Both architectures at equal budgets" if len(scene.laws) == 2 else "Loss against size",
+        caption="Held-out loss against size. Strong: the longest budget with the law's 95 % interval; faint: the "
+        "shorter ones. The dotted line joins the two sizes of equal loss that the headline speaks of.",
+        data=data,
+        layout=_layout(scene, x_axis, x_title, _loss_axis(losses), LOSS, panels=1),
+    )
 
 
 def _families(scene: _Scene, *, by_size: bool) -> InteractiveFigure:
@@ -321,6 +376,7 @@ def _marks(
         "name": label,
         "legendgroup": label,
         "showlegend": panel == 0,
+        "legendrank": 2000,
         **_axes(panel),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from analysis import wording
-from analysis.checks import pooled_sd
 from analysis.interactive import InteractiveFigure, interactive_figures
 from analysis.plots import colour, draw_figures
 
 if TYPE_CHECKING:
     import pandas as pd
+    from markupsafe import Markup
 
     from analysis.document import FitDocument
     from analysis.points import CheckedPoints
@@ -87,6 +88,7 @@ def write_report(
         "between": wording.between,
         "percent": wording.percent,
         "arm": wording.architecture,
+        "powers": _powers,
     }
     figures = interactive_figures(points, document, links)
     page = environment.get_template("report.html").render(
@@ -100,14 +102,19 @@ def write_report(
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,
-        law_in_numbers=lambda name: wording.law_in_numbers(document, name),
-        seed_sd=lambda name: pooled_sd(list(document.architectures[name].seed_noise)),
         tone=lambda name: colour(name, list(document.architectures)),
         runs=None if runs is None else (list(runs.columns), runs.astype(str).to_numpy().tolist()),
     )
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _powers(formula: str) -> Markup:
+    """A formula with its exponents raised."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", str(escape(formula))))  # noqa: S704 - escaped just before
 
 
 def _payload(figures: list[InteractiveFigure]) -> str:

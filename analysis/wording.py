@@ -31,10 +31,10 @@ def human(value: float, digits: int = 3) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number to so many significant digits, with thousands separators and never in powers of ten up to 1e9."""
+    """A number to so many significant digits, with thousands separators and in powers of ten from a million on."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
-    if abs(value) >= 1e9 or abs(value) < 1e-4:
+    if abs(value) >= 1e6 or abs(value) < 1e-4:
         exponent = math.floor(math.log10(abs(value)))
         superscript = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
         return f"{value / 10**exponent:.{digits - 1}f} × 10{superscript}"
@@ -44,6 +44,15 @@ def number(value: float, digits: int = 3) -> str:
 def times(value: float) -> str:
     """A ratio: 5.8, 12, 0.53."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
+
+
+def ratio_in_words(ratio: float) -> str:
+    """A size ratio as what it means."""
+    return (
+        f"{times(ratio)} times fewer parameters"
+        if ratio >= 1
+        else f"{times(1 / ratio)} times more parameters"
+    )
 
 
 def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
@@ -96,14 +105,10 @@ def headline(document: FitDocument, name: str) -> str:
     at = budget(row.iterations, row.tokens)
     if row.ratio is None or row.n_params is None:
         return f"The size ratio of {arm} to {base} is not identified from these points: {row.reason}."
-    if row.ratio >= 1:
-        finding = f"{times(row.ratio)} times fewer parameters"
-    else:
-        finding = f"{times(1 / row.ratio)} times more parameters"
     caution = f"; this is an extrapolation, {row.reason}" if row.status == "extrapolated" else ""
     return (
         f"At {at}, {arm} reaches the loss of the {human(row.reference_n_params)}-parameter {base} "
-        f"({row.loss:.3f} nats a token) with {finding}: size ratio {times(row.ratio)}, 95 % interval "
+        f"({row.loss:.3f} nats a token) with {ratio_in_words(row.ratio)}: size ratio {times(row.ratio)}, 95 % interval "
         f"{between(row.ci95, 2)}{caution}."
     )
 
