@@ -111,6 +111,13 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _fail(error, debug=debug, status=1)
+    except Exception as error:
+        _fail(
+            f"unexpected {type(error).__name__}: {error} (--debug shows where)",
+            debug=debug,
+            status=1,
+            cause=error,
+        )
 
 
 def _fail(problem: Exception | str, *, debug: bool, status: int, cause: Exception | None = None) -> None:

@@ -68,15 +68,22 @@ def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
 
 
 def text_fingerprint(study: Study, root: Root, where: str) -> str:
-    """Fingerprint of the study's frozen text encoder, from the study or from the weights."""
+    """Fingerprint of the study's frozen text encoder, from the study or from the weights.
+
+    Raises InputError where the weights are not to be had or have another width than the study says.
+    """
     if study.text.fingerprint is not None:
         return study.text.fingerprint
-    from ssmttm.encoder_files import encoder_fingerprint
+    from ssmttm.encoder_files import encoder_fingerprint, encoder_width
 
+    encoder = study.text.encoder
     try:
-        return encoder_fingerprint(root.text, study.text.encoder)
+        fingerprint, width = encoder_fingerprint(root.text, encoder), encoder_width(encoder)
     except InputError as error:
         raise InputError(f"{where}: text.encoder: {error}") from error
+    if width not in {None, study.text.dim}:
+        raise InputError(f"{where}: text.dim: {study.text.dim}: {encoder} gives embeddings of width {width}")
+    return fingerprint
 
 
 def check_before_training(resolved: ResolvedStudy) -> None:

