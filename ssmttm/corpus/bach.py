@@ -20,7 +20,8 @@ from pydantic import JsonValue
 from ssmttm.corpus.bach_captions import Piece, bach_captions
 from ssmttm.corpus.manifest import Skipped, sha256_file
 from ssmttm.corpus.packages import installed_folder, installed_version
-from ssmttm.corpus.render import Note, Part, Performance, orchestrate, program_for, render, soundfont
+from ssmttm.corpus.render import Note, Part, Performance, orchestrate, program_for, render
+from ssmttm.corpus.soundfont import soundfont
 from ssmttm.corpus.source import Array, OpenTrack, SkipTrackError, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 
@@ -133,29 +134,29 @@ def _parts(score: Any) -> list[Part]:
 
 def _notes(part: Any) -> list[Note]:
     """Notes in quarter lengths, tied ones joined; grace notes and unpitched ones left out."""
+    sounding: list[tuple[float, int, float, str]] = []
+    for element in part.flatten().notes:
+        for member in element.notes if element.isChord else [element]:
+            if hasattr(member, "pitch") and element.quarterLength > 0:
+                tie = member.tie.type if member.tie is not None else ""
+                pitch = int(member.pitch.midi)
+                sounding.append((float(element.offset), pitch, float(element.quarterLength), tie))
     held: dict[int, int] = {}  # MIDI pitch -> place of the note a tie goes on from
     notes: list[Note] = []
-    for element in part.flatten().notes:
-        length = float(element.quarterLength)
-        if length == 0 or not hasattr(element, "pitches"):
-            continue
-        members = element.notes if element.isChord else [element]
-        for member in members:
-            if not hasattr(member, "pitch"):
-                continue
-            pitch, start = int(member.pitch.midi), float(element.offset)
-            tie = member.tie.type if member.tie is not None else None
-            if tie in ("continue", "stop") and pitch in held:
-                place = held[pitch]
-                before = notes[place]
-                notes[place] = Note(before.start, start + length - before.start, pitch)
-            else:
-                place = len(notes)
-                notes.append(Note(start, length, pitch))
-            if tie in ("start", "continue"):
-                held[pitch] = place
-            else:
-                held.pop(pitch, None)
+    # Sorted, since music21 gives simultaneous notes of two voices now in one order and now in the other, and the
+    # last bits of a rendering depend on it.
+    for start, pitch, length, tie in sorted(sounding):
+        if tie in ("continue", "stop") and pitch in held:
+            place = held[pitch]
+            before = notes[place]
+            notes[place] = Note(before.start, start + length - before.start, pitch)
+        else:
+            place = len(notes)
+            notes.append(Note(start, length, pitch))
+        if tie in ("start", "continue"):
+            held[pitch] = place
+        else:
+            held.pop(pitch, None)
     return notes
 
 

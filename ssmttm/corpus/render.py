@@ -1,5 +1,6 @@
 """Notes to audio: who plays a part, and symusic's synthesiser with the SoundFont that pretty_midi carries."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssmttm.corpus.packages import installed_folder
+from ssmttm.corpus.soundfont import repaired_soundfont, soundfont
 from ssmttm.corpus.source import Array
 
 _TICKS = 480  # a quarter note
@@ -96,32 +97,44 @@ def orchestrate(parts: Sequence[Part], draw: int) -> tuple[str, list[Part]]:
 
 def render(performance: Performance, sample_rate: int) -> Array:
     """Mono audio (samples,) of a performance, its peak at 0.9."""
-    import symusic
-
-    score = symusic.Score(_TICKS)
-    for start, bpm in performance.tempos:
-        score.tempos.append(symusic.Tempo(round(start * _TICKS), bpm))
-    for part in performance.parts:
-        track = symusic.Track(program=part.program)
-        for note in part.notes:
-            start, end = round(note.start * _TICKS), round((note.start + note.length) * _TICKS)
-            pitch = min(127, max(0, note.pitch + performance.semitones))
-            track.notes.append(symusic.Note(start, max(1, end - start), pitch, _VELOCITY))
-        score.tracks.append(track)
-    audio: Array = np.asarray(_synthesiser(sample_rate).render(score, stereo=False), dtype=np.float32)[0]
+    # The parts are rendered singly and mixed here in their order, so that neither threads nor what was played before
+    # can change a bit.
+    played = [_render_part(part, performance, sample_rate) for part in performance.parts if part.notes]
+    audio: Array = np.zeros(max((len(part) for part in played), default=0), np.float32)
+    for part in played:
+        audio[: len(part)] += part
     peak = float(np.abs(audio).max(initial=0.0))
     if peak:
         audio *= np.float32(_PEAK / peak)
     return audio
 
 
-def soundfont() -> Path:
-    """TimGM6mb.sf2 (GPL-2.0), which pretty_midi's wheel carries."""
-    return installed_folder("pretty_midi") / "TimGM6mb.sf2"
-
-
-@lru_cache(maxsize=2)
-def _synthesiser(sample_rate: int) -> Any:
+def _render_part(part: Part, performance: Performance, sample_rate: int) -> Array:
     import symusic
 
-    return symusic.Synthesizer(str(soundfont()), sample_rate, _QUALITY)
+    score = symusic.Score(_TICKS)
+    for start, bpm in performance.tempos:
+        score.tempos.append(symusic.Tempo(round(start * _TICKS), bpm))
+    track = symusic.Track(program=part.program)
+    for note in part.notes:
+        first, last = round(note.start * _TICKS), round((note.start + note.length) * _TICKS)
+        pitch = min(127, max(0, note.pitch + performance.semitones))
+        track.notes.append(symusic.Note(first, max(1, last - first), pitch, _VELOCITY))
+    score.tracks.append(track)
+    mono: Array = np.asarray(
+        _synthesiser(sample_rate, part.program).render(score, stereo=False), dtype=np.float32
+    )
+    return mono[0]
+
+
+@lru_cache(maxsize=8)
+def _synthesiser(sample_rate: int, program: int) -> Any:  # noqa: ARG001
+    # One a program: symusic keeps what it has prepared of a sample, and where two programs share one (violin and
+    # viola do), the first to come would decide how loud the other plays.
+    import symusic
+
+    # symusic takes a path and reads it at once.
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "repaired.sf2"
+        file.write_bytes(repaired_soundfont(soundfont()))
+        return symusic.Synthesizer(str(file), sample_rate, _QUALITY)
