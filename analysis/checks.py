@@ -54,20 +54,17 @@ def budget_column(frame: pd.DataFrame) -> str:
 def seed_noise(frame: pd.DataFrame) -> list[SeedNoise]:
     """Configurations of one architecture that were trained under two seeds or more."""
     budget = budget_column(frame)
+    cells: dict[tuple[float, float], dict[str, list[float]]] = {}
+    for n_params, count, cluster, loss in zip(
+        frame["n_params"], frame[budget], frame["cluster"], frame["loss"], strict=True
+    ):
+        cells.setdefault((float(n_params), float(count)), {}).setdefault(str(cluster), []).append(float(loss))
     out = []
-    for n_params, count in sorted(set(zip(frame["n_params"], frame[budget], strict=True))):
-        group = frame[(frame["n_params"] == n_params) & (frame[budget] == count)]
-        if group["cluster"].nunique() >= 2:
-            losses = group.groupby("cluster")["loss"].mean()
-            out.append(
-                SeedNoise(
-                    float(n_params),
-                    float(count),
-                    len(losses),
-                    float(losses.mean()),
-                    float(losses.std(ddof=1)),
-                )
-            )
+    for (n_params, count), series in sorted(cells.items()):
+        if len(series) >= 2:
+            losses = [float(np.mean(values)) for values in series.values()]
+            sd = float(np.std(losses, ddof=1))
+            out.append(SeedNoise(n_params, count, len(losses), float(np.mean(losses)), sd))
     return out
 
 

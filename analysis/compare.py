@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from analysis import wording
 from analysis.laws import Array, Law
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ Verdict = Literal["identified", "extrapolated", "not_identified"]
 DEFAULT_REFERENCE = "cross_transformer"
 # A law is solved for its size between one parameter and far beyond anything trained.
 SMALLEST, LARGEST = 0.0, float(np.log(1e18))
+# Relative fall in loss over the trained sizes below which a law says nothing of size.
+FLATTEST = 1e-4
 MANY_BUDGETS = 12
 MANY_SIZES = 8
 
@@ -41,7 +44,7 @@ class Curve:
         columns = {"n_params": n_params, "tokens": data, "iterations": data}
         logs = [np.log(np.broadcast_to(columns[name], len(self.params))) for name in self.law.inputs]
         k = len(self.law.linear)
-        phi, _ = self.law.basis(self.params[:, k:], np.stack(logs, axis=1)[:, None, :])
+        phi = self.law.terms(self.params[:, k:], np.stack(logs, axis=1)[:, None, :])
         out: Array = (phi[:, 0, :] * self.params[:, :k]).sum(axis=1)
         return out
 
@@ -113,7 +116,7 @@ def size_at(curve: Curve, loss: Array, data: float) -> Array:
     low, high = np.full(len(loss), SMALLEST), np.full(len(loss), LARGEST)
     never = ~(curve.loss(np.exp(high), data) < loss)
     always = curve.loss(np.exp(low), data) < loss
-    for _ in range(70):
+    for _ in range(48):
         middle = 0.5 * (low + high)
         reached = curve.loss(np.exp(middle), data) < loss
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)
@@ -129,7 +132,17 @@ def _compare(
     n_params = size_at(curve, loss, data)
     with np.errstate(divide="ignore"):
         ratio = size / n_params
-    status, reason = _verdict(name, curve, base, float(n_params[0]), float(loss[0]))
+    flat = [
+        arm
+        for arm, own, budget in (
+            (name, curve, data),
+            ("the reference", base, base.budget(iterations, tokens)),
+        )
+        if own.loss(own.sizes[0], budget)[0] < own.loss(own.sizes[-1], budget)[0] * (1 + FLATTEST)
+    ]
+    status, reason = _verdict(
+        wording.architecture(name), curve, base, float(n_params[0]), float(loss[0]), flat
+    )
     if status == "not_identified":
         return Equal(name, iterations, tokens, size, float(loss[0]), None, None, None, status, reason)
     spent, own = (
@@ -155,9 +168,13 @@ def _compare(
     )
 
 
-def _verdict(name: str, curve: Curve, base: Curve, n_params: float, loss: float) -> tuple[Verdict, str]:
-    if not (curve.usable and base.usable):
+def _verdict(
+    name: str, curve: Curve, base: Curve, n_params: float, loss: float, flat: list[str]
+) -> tuple[Verdict, str]:
+    if not (curve.usable and base.usable) or not np.isfinite(loss):
         return "not_identified", "a law needs at least three sizes and a fit that ended"
+    if flat:
+        return "not_identified", f"the fitted loss of {wording.architecture(flat[0])} does not fall with size"
     if not np.isfinite(n_params):
         return (
             "not_identified",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 STEPS = 60
 MARGIN = 1.12  # how far a curve runs past the points it was fitted to
 MANY = 8
+REACH = 3.0
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,17 @@ class Spread:
     def _line(self, label: float, x: Array, inputs: list[tuple[float, float]]) -> Line:
         values = np.stack([self.curve.loss(n_params, data) for n_params, data in inputs], axis=1)
         drawn = values[1:] if len(values) > 1 else values
+        seen = self.curve.frame["loss"].to_numpy(dtype=np.float64)
         low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+        # A ribbon without an end would make an axis without one: far outside the points it is cut.
+        low, high = np.clip([low, high], seen.min() / REACH, seen.max() * REACH)
         return Line(label, x, values[0], low, high)
+
+
+def bar(ratio: float, ends: tuple[float, float] | None) -> tuple[float, float]:
+    """Ends of an error bar on a log axis: an end at 0 or without limit is cut a hundredfold from the ratio."""
+    low, high = ends or (ratio, ratio)
+    return min(max(low, ratio / 100), ratio * 100), max(min(high, ratio * 100), ratio / 100)
 
 
 def thin(values: Array) -> Array:

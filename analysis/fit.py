@@ -176,7 +176,7 @@ def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: 
     law = problem.law
     k = len(law.linear)
     theta = _grid(law, cells)
-    phi, _ = law.basis(theta, problem.z)
+    phi = law.terms(theta, problem.z)
     loss = np.exp(y)
     outer = (phi[:, :, :, None] * phi[:, :, None, :]).reshape(len(theta), len(problem.z), k * k)
     gram = np.einsum("rn,gnq->rgq", w / loss**2, outer, optimize=True).reshape(len(y), len(theta), k, k)
@@ -198,7 +198,7 @@ def _best_step(
     size = np.abs(r)
     bend = np.minimum(1.0, problem.delta / np.maximum(size, FLOOR))
     inside = size <= problem.delta
-    slope = np.einsum("rn,rnp->rp", w * bend * r, jacobian)
+    slope = ((w * bend * r)[:, None, :] @ jacobian)[:, 0]
     span = high - low
     edge = 1e-12 * np.maximum(1.0, np.abs(u))
     held = ((u <= low + edge) & (slope > 0)) | ((u >= high - edge) & (slope < 0)) | (span <= 0)

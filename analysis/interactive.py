@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import wording
-from analysis.curves import Line, Spread, spreads
+from analysis.curves import Line, Spread, bar, spreads
 from analysis.laws import Array, law_named
 from analysis.plots import (
     INK,
@@ -187,7 +187,7 @@ def _ratio(scene: _Scene) -> InteractiveFigure:
     for name in dict.fromkeys(row.architecture for row in rows):
         own = [row for row in rows if row.architecture == name]
         ratios = [float(row.ratio or 0.0) for row in own]
-        ends = [row.ci95 or (ratio, ratio) for row, ratio in zip(own, ratios, strict=True)]
+        ends = [bar(ratio, row.ci95) for row, ratio in zip(own, ratios, strict=True)]
         reach += ratios + [max(low, ratio / 10) for (low, _), ratio in zip(ends, ratios, strict=True)]
         reach += [min(high, ratio * 10) for (_, high), ratio in zip(ends, ratios, strict=True)]
         tone = colour(name, scene.names)
@@ -201,8 +201,10 @@ def _ratio(scene: _Scene) -> InteractiveFigure:
                 "error_y": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [high - ratio for (_, high), ratio in zip(ends, ratios, strict=True)],
-                    "arrayminus": [ratio - low for (low, _), ratio in zip(ends, ratios, strict=True)],
+                    "array": [max(0.0, high - ratio) for (_, high), ratio in zip(ends, ratios, strict=True)],
+                    "arrayminus": [
+                        max(0.0, ratio - low) for (low, _), ratio in zip(ends, ratios, strict=True)
+                    ],
                     "color": tone,
                     "thickness": 2,
                     "width": 6,

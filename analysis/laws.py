@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analysis.errors import InputError
 
 Array = NDArray[np.float64]
-Basis = Callable[[Array, Array], tuple[Array, Array]]
+Part = Callable[[Array, Array], Array]
 
 EXPONENT = (0.01, 3.0)
 REPEATS = (0.05, 1e4)
@@ -27,10 +27,10 @@ REPEATS = (0.05, 1e4)
 class Law:
     """One parametric form: `inputs` name the columns of x, `linear` the coefficients, `nonlinear` the rest.
 
-    `basis(theta, z)` takes theta (problems, nonlinear) and z, the centred logarithms, (points, inputs) or a
-    set of points for each problem (problems, points, inputs), and returns
-    phi (problems, points, linear) and its derivative (problems, points, linear, nonlinear). `scaled` maps a
-    coefficient to the (input, exponent) whose centring it absorbs.
+    `terms(theta, z)` takes theta (problems, nonlinear) and z, the centred logarithms, (points, inputs) or a set of
+    points for each problem (problems, points, inputs), and returns phi (problems, points, linear); `slopes(phi, z)`
+    its derivative (problems, points, linear, nonlinear). `scaled` maps a coefficient to the (input, exponent) whose
+    centring it absorbs.
     """
 
     name: str
@@ -39,7 +39,8 @@ class Law:
     linear: tuple[str, ...]
     nonlinear: tuple[str, ...]
     bounds: tuple[tuple[float, float], ...]
-    basis: Basis
+    terms: Part
+    slopes: Part
     scaled: Mapping[str, tuple[str, str]]
 
     @property
@@ -50,16 +51,16 @@ class Law:
     def predict(self, u: Array, z: Array) -> Array:
         """Loss in nats (problems, points) at solver parameters u (problems, parameters)."""
         k = len(self.linear)
-        phi, _ = self.basis(u[:, k:], z)
-        loss: Array = np.einsum("rnk,rk->rn", phi, u[:, :k])
+        loss: Array = (self.terms(u[:, k:], z) @ u[:, :k, None])[:, :, 0]
         return loss
 
     def predict_with_jacobian(self, u: Array, z: Array) -> tuple[Array, Array]:
         """Loss (problems, points) and its derivative (problems, points, parameters)."""
         k = len(self.linear)
-        phi, slope = self.basis(u[:, k:], z)
-        bent = np.einsum("rnkm,rk->rnm", slope, u[:, :k])
-        return np.einsum("rnk,rk->rn", phi, u[:, :k]), np.concatenate([phi, bent], axis=2)
+        phi = self.terms(u[:, k:], z)
+        bent = np.einsum("rnkm,rk->rnm", self.slopes(phi, z), u[:, :k])
+        loss: Array = (phi @ u[:, :k, None])[:, :, 0]
+        return loss, np.concatenate([phi, bent], axis=2)
 
     def centred(self, x: Array, centre: Array) -> Array:
         """Logarithms of x (points, inputs) about `centre` (inputs)."""
@@ -82,22 +83,20 @@ class Law:
         return out
 
 
-def _two_terms(theta: Array, z: Array) -> tuple[Array, Array]:
-    size = np.exp(-theta[:, :1] * z[..., 0])
-    data = np.exp(-theta[:, 1:2] * z[..., 1])
-    phi = np.stack([np.ones_like(size), size, data], axis=2)
-    slope = np.zeros((*phi.shape, 2))
-    slope[:, :, 1, 0] = -z[..., 0] * size
-    slope[:, :, 2, 1] = -z[..., 1] * data
-    return phi, slope
+def _powers(theta: Array, z: Array) -> Array:
+    """1 and exp(-theta_j z_j) for each input: a constant and one power law an input."""
+    count = theta.shape[1]
+    shape = (len(theta), z.shape[-2])
+    terms = [np.broadcast_to(np.exp(-theta[:, j, None] * z[..., j]), shape) for j in range(count)]
+    return np.stack([np.ones(shape), *terms], axis=2)
 
 
-def _one_term(theta: Array, z: Array) -> tuple[Array, Array]:
-    term = np.exp(-theta[:, :1] * z[..., 0])
-    phi = np.stack([np.ones_like(term), term], axis=2)
-    slope = np.zeros((*phi.shape, 1))
-    slope[:, :, 1, 0] = -z[..., 0] * term
-    return phi, slope
+def _power_slopes(phi: Array, z: Array) -> Array:
+    count = phi.shape[2] - 1
+    slope = np.zeros((*phi.shape, count))
+    for j in range(count):
+        slope[:, :, j + 1, j] = -z[..., j] * phi[:, :, j + 1]
+    return slope
 
 
 def _two(name: str, formula: str, data: str) -> Law:
@@ -108,7 +107,8 @@ def _two(name: str, formula: str, data: str) -> Law:
         linear=("E", "A", "B"),
         nonlinear=("alpha", "beta"),
         bounds=(EXPONENT, EXPONENT),
-        basis=_two_terms,
+        terms=_powers,
+        slopes=_power_slopes,
         scaled={"A": ("n_params", "alpha"), "B": (data, "beta")},
     )
 
@@ -121,7 +121,8 @@ def _one(name: str, formula: str, column: str, coefficient: str, exponent: str) 
         linear=("E", coefficient),
         nonlinear=(exponent,),
         bounds=(EXPONENT,),
-        basis=_one_term,
+        terms=_powers,
+        slopes=_power_slopes,
         scaled={coefficient: (column, exponent)},
     )
 

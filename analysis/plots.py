@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import wording
-from analysis.curves import Spread, spreads
+from analysis.curves import Spread, bar, spreads
 from analysis.laws import Array, law_named
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def _ratio(figure: Figure, document: FitDocument) -> None:
         for row in own:
             assert row.ratio is not None
             x = (row.iterations or row.tokens) * 1.02 ** (k - (len(arms) - 1) / 2)
-            low, high = row.ci95 or (row.ratio, row.ratio)
+            low, high = bar(row.ratio, row.ci95)
             seen += [
                 row.ratio,
                 min(max(low, row.ratio / 10), row.ratio),
@@ -308,7 +308,7 @@ def _ratio(figure: Figure, document: FitDocument) -> None:
             ]
             axes.plot(
                 [x, x],
-                [max(low, 1e-6), high],
+                [low, high],
                 color=tone,
                 lw=2.0,
                 alpha=0.55,

@@ -151,7 +151,7 @@ def interval(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def profile(problem: Problem, result: FitResult, name: str, points: int = 33) -> Profile:
+def profile(problem: Problem, result: FitResult, name: str, points: int = 25) -> Profile:
     """Profile of one parameter: E over [0, lowest loss], an exponent over an eightfold range either way."""
     law = problem.law
     j = law.names.index(name)
@@ -167,14 +167,14 @@ def profile(problem: Problem, result: FitResult, name: str, points: int = 33) ->
     y, w = np.tile(problem.y, (len(values), 1)), np.ones((len(values), len(problem.y)))
     best, reached = np.tile(result.u, (len(values), 1)), np.full(len(values), np.inf)
     starts = [np.tile(start, (len(values), 1)) for start in result.rivals]
-    for sweep in range(4):
+    for _ in range(3):
         for start in starts:
-            found = minimise(problem, y, w, start, lows, highs, max_iter=120, tolerance=1e-9)
+            found = minimise(problem, y, w, start, lows, highs, max_iter=60, tolerance=1e-8)
             better = found.objective < reached
             best = np.where(better[:, None], found.u, best)
             reached = np.where(better, found.objective, reached)
         # A neighbour's solution is the warm start that a batch cannot hand on within one sweep.
-        starts = [np.roll(best, 1, axis=0), np.roll(best, -1, axis=0)] if sweep % 2 == 0 else [best]
+        starts = [np.roll(best, 1, axis=0), np.roll(best, -1, axis=0)]
     inside = reached <= min(reached.min(), result.objective) * _allowance(problem, result.u)
     first, last = int(np.argmax(inside)), len(inside) - 1 - int(np.argmax(inside[::-1]))
     return Profile(

@@ -46,7 +46,7 @@ class SyntheticStudy:
                                 "iterations": count,
                                 "flops": 6 * size * tokens * (1.2 if "simba" in name else 1.0),
                                 "loss": clean * np.exp(shared + rng.normal() * self.row_noise),
-                                "run_id": f"{name[:6]}-{size:.0f}-{number}-{count}",
+                                "run_id": f"{name}-{size:.0f}-{number}-{count}",
                                 "cluster": f"{name}-{size:.0f}-{number}",
                                 "seed": number,
                                 "annealed": True,
