@@ -76,13 +76,12 @@ class LogMel(BaseModel):
     def invert(self, log_mel: Array, iterations: int = 32) -> Array:
         """Audio (frames x hop,) whose log-mel is near `log_mel` (frames, bands).
 
-        Fast Griffin-Lim (Perraudin, Balazs and Sondergaard 2013, eq. 13, momentum 0.99) from zero phase on the
-        least-squares magnitude of the mel powers, so that the result is the same every time.
+        Fast Griffin-Lim (Perraudin, Balazs and Sondergaard 2013, eq. 13, momentum 0.99) from zero phase, so
+        that the result is the same every time.
         """
         from scipy.fft import irfft, rfft
 
-        power = np.exp(log_mel.astype(np.float32)) - np.float32(_FLOOR)
-        target = np.sqrt(np.maximum(power @ self._pseudo_inverse, 0.0)).astype(np.float32)
+        target = np.sqrt(self._linear_power(np.exp(log_mel.astype(np.float32)) - np.float32(_FLOOR)))
         phase = np.ones_like(target, dtype=np.complex64)
         previous = np.zeros_like(phase)
         audio = np.zeros(0, np.float32)
@@ -114,9 +113,18 @@ class LogMel(BaseModel):
         falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
         return np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
 
-    @cached_property
-    def _pseudo_inverse(self) -> Array:
-        return np.linalg.pinv(self._filters.astype(np.float64)).astype(np.float32)
+    def _linear_power(self, mel_power: Array, iterations: int = 40) -> Array:
+        """Power (frames, bins) whose mel powers are near the given (frames, bands), none of it negative.
+
+        Multiplicative updates for the Kullback-Leibler divergence (Lee and Seung 2001, eq. 5).
+        """
+        wanted = np.maximum(mel_power, np.float32(1e-9))
+        weight = np.maximum(self._filters.sum(axis=1), np.float32(1e-9))
+        power: Array = wanted @ self._filters.T + np.float32(1e-12)
+        for _ in range(iterations):
+            power *= (wanted / (power @ self._filters)) @ self._filters.T / weight
+            power += np.float32(1e-20)
+        return power
 
     def _windows(self, padded: Array) -> Array:
         return np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)[:: self.hop]

@@ -121,13 +121,12 @@ def _render_part(part: Part, performance: Performance, sample_rate: int) -> Arra
         pitch = min(127, max(0, note.pitch + performance.semitones))
         track.notes.append(symusic.Note(first, max(1, last - first), pitch, _VELOCITY))
     score.tracks.append(track)
-    mono: Array = np.asarray(
-        _synthesiser(sample_rate, part.program).render(score, stereo=False), dtype=np.float32
-    )
-    return mono[0]
+    rendered = _synthesiser(sample_rate, part.program).render(score, stereo=False)
+    mono: Array = np.asarray(rendered, dtype=np.float32)[0]
+    return mono
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)  # 20 MB each
 def _synthesiser(sample_rate: int, program: int) -> Any:  # noqa: ARG001
     # One a program: symusic keeps what it has prepared of a sample, and where two programs share one (violin and
     # viola do), the first to come would decide how loud the other plays.
