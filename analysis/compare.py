@@ -37,7 +37,7 @@ class Curve:
     law: Law
     params: Array
     frame: pd.DataFrame
-    usable: bool  # enough sizes and a fit that ended
+    obstacle: str = ""  # why no size can be read off this law, where that is so
 
     def loss(self, n_params: Array | float, data: Array | float) -> Array:
         """Loss in nats (1 + resamples) at sizes and budgets that are one number or one a resample."""
@@ -171,8 +171,8 @@ def _compare(
 def _verdict(
     name: str, curve: Curve, base: Curve, n_params: float, loss: float, flat: list[str]
 ) -> tuple[Verdict, str]:
-    if not (curve.usable and base.usable) or not np.isfinite(loss):
-        return "not_identified", "a law needs at least three sizes and a fit that ended"
+    if curve.obstacle or base.obstacle:
+        return "not_identified", curve.obstacle or base.obstacle
     if flat:
         return "not_identified", f"the fitted loss of {wording.architecture(flat[0])} does not fall with size"
     if not np.isfinite(n_params):

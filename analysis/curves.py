@@ -97,5 +97,5 @@ def spreads(points: CheckedPoints, document: FitDocument) -> list[Spread]:
     for name in names:
         fit, frame = document.architectures[name], points.of(name)
         params = np.vstack([[list(fit.params.values())], document.draws(name)])
-        out.append(Spread(name, Curve(law, params, frame, usable=True), budget_column(frame)))
+        out.append(Spread(name, Curve(law, params, frame), budget_column(frame)))
     return out

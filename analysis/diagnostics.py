@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from analysis import wording
 from analysis.checks import budget_column, seed_noise
 from analysis.heldout import Split
 from analysis.uncertainty import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Profile, Resamples
@@ -58,6 +59,25 @@ def exclusion_notes(codes: Mapping[str, int]) -> list[Note]:
     ]
 
 
+def correlation(fit: Fitted) -> float:
+    """Correlation of ln N and ln D over an architecture's points; 0 where either does not vary."""
+    z = fit.problem.z
+    if z.shape[1] < 2 or len(z) < 3 or float(z.std(axis=0).min()) == 0.0:
+        return 0.0
+    return float(np.asarray(np.corrcoef(z.T))[0, 1])
+
+
+def obstacle(fit: Fitted) -> str:
+    """Why no size may be read off a fit, or nothing: too few sizes, no fit, size and data varied together."""
+    if len(np.unique(fit.size)) < FEWEST_SIZES:
+        return f"{wording.architecture(fit.architecture)} was trained at fewer than {FEWEST_SIZES} sizes"
+    if fit.result.status == "abnormal":
+        return f"the fit of {wording.architecture(fit.architecture)} did not end in a law"
+    if abs(correlation(fit)) > COLLINEAR:
+        return f"size and data of {wording.architecture(fit.architecture)} vary together"
+    return ""
+
+
 def _design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
     notes = []
     law, n = fit.problem.law, len(fit.problem.y)
@@ -85,18 +105,15 @@ def _design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
                     text=f"{budgets} values of {name} cannot identify B and beta; train 3.",
                 )
             )
-    if len(law.inputs) == 2 and n > 2:
-        spread = fit.problem.z.std(axis=0)
-        if spread.min() > 0:
-            r = float(np.asarray(np.corrcoef(fit.problem.z.T))[0, 1])
-            if abs(r) > COLLINEAR:
-                notes.append(
-                    Note(
-                        code="collinear",
-                        text=f"ln N and ln D are correlated at {r:.3f}: size and data cannot be told apart; "
-                        "train sizes at several budgets each.",
-                    )
-                )
+    r = correlation(fit)
+    if abs(r) > COLLINEAR:
+        notes.append(
+            Note(
+                code="collinear",
+                text=f"ln N and ln D are correlated at {r:.3f}: size and data cannot be told apart; "
+                "train sizes at several budgets each.",
+            )
+        )
     return notes
 
 

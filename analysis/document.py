@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from analysis import compare, heldout, uncertainty
 from analysis.checks import SeedNoise, TrendCheck, seed_noise, trend_checks
-from analysis.diagnostics import Note, exclusion_notes, fit_notes
+from analysis.diagnostics import Note, exclusion_notes, fit_notes, obstacle
 from analysis.errors import InputError
 from analysis.fit import Problem, Status, fit_law
 from analysis.laws import Array, Law, law_named
@@ -326,7 +326,7 @@ def _equal_loss(
             law=fit.problem.law,
             params=np.vstack([[list(fit.result.params.values())], drawn.params[fit.architecture]]),
             frame=points.of(fit.architecture),
-            usable=fit.result.status != "abnormal" and len(np.unique(fit.size)) >= uncertainty.FEWEST_SIZES,
+            obstacle=obstacle(fit),
         )
         for fit in fits
     }

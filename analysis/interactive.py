@@ -71,7 +71,7 @@ def interactive_figures(
         figures.append(_families(scene, by_size=True))
     if len(inputs) == 2 or "n_params" not in inputs:
         figures.append(_families(scene, by_size=False))
-    if any(row.ratio is not None for row in document.comparison.size_ratio):
+    if wording.ratio_rows(document):
         figures.append(_ratio(scene))
     figures.append(_residuals(scene))
     return figures
@@ -86,7 +86,7 @@ def _together(scene: _Scene) -> InteractiveFigure:
             strong = value == law.budgets[-1]
             tone = base if strong else shade(base, 0.38)
             rows = law.curve.frame[law.curve.frame[law.budget] == value]
-            label = f"{wording.architecture(law.name)}, {wording.budget_of(law.budget, float(value))}"
+            label = f"{_arm(law.name)}, {wording.budget_of(law.budget, float(value))}"
             group = f"{law.name}-{value}"
             ribbon, curve = _curve(law.over_sizes(float(value)), label, tone, group, 0)
             data += [ribbon, curve] if strong else [curve]
@@ -134,7 +134,7 @@ def _families(scene: _Scene, *, by_size: bool) -> InteractiveFigure:
             held_text = (
                 wording.budget_of(fixed, float(value)) if by_size else f"{wording.human(value)} parameters"
             )
-            label = f"{wording.architecture(law.name)}, {held_text}"
+            label = f"{_arm(law.name)}, {held_text}"
             group = f"{law.name}-{i}"
             data += _curve(line, label, tones[i], group, panel)
             data.append(_dots(scene, rows, column, tones[i], SYMBOLS[i % 8], group, panel))
@@ -143,7 +143,7 @@ def _families(scene: _Scene, *, by_size: bool) -> InteractiveFigure:
         if split is not None:
             x = [getattr(point, column) for point in split.points]
             text = [
-                f"{point.run_id}: {wording.percent(point.relative_error)} predicted without it"
+                f"{_plain(point.run_id)}: {wording.percent(point.relative_error)} predicted without it"
                 for point in split.points
             ]
             data.append(
@@ -177,11 +177,9 @@ def _families(scene: _Scene, *, by_size: bool) -> InteractiveFigure:
 
 def _ratio(scene: _Scene) -> InteractiveFigure:
     comparison = scene.document.comparison
-    largest = max(row.reference_n_params for row in comparison.size_ratio)
-    rows = [
-        row for row in comparison.size_ratio if row.reference_n_params == largest and row.ratio is not None
-    ]
-    unit = "iterations" if rows and rows[0].iterations is not None else "tokens"
+    rows = wording.ratio_rows(scene.document)
+    largest = rows[0].reference_n_params
+    unit = "iterations" if rows[0].iterations is not None else "tokens"
     data: list[Trace] = []
     reach = [1.0]
     for name in dict.fromkeys(row.architecture for row in rows):
@@ -195,7 +193,7 @@ def _ratio(scene: _Scene) -> InteractiveFigure:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": f"{wording.architecture(name)}, 95 % interval",
+                "name": f"{_arm(name)}, 95 % interval",
                 "x": [row.iterations or row.tokens for row in own],
                 "y": ratios,
                 "error_y": {
@@ -264,7 +262,7 @@ def _residuals(scene: _Scene) -> InteractiveFigure:
         error = 100 * (frame["loss"].to_numpy(dtype=np.float64) / fitted_loss(law) - 1)
         tone = colour(law.name, scene.names)
         dots = _dots(scene, frame, "n_params", tone, "circle", f"{law.name}-in", panel, y=error)
-        dots |= {"name": f"{wording.architecture(law.name)}, fitted", "showlegend": True}
+        dots |= {"name": f"{_arm(law.name)}, fitted", "showlegend": True}
         data.append(dots)
         heldout = scene.document.architectures[law.name].heldout
         for split, symbol, label in (
@@ -273,7 +271,7 @@ def _residuals(scene: _Scene) -> InteractiveFigure:
         ):
             if split is not None:
                 y = [100 * (point.loss / point.predicted - 1) for point in split.points]
-                text = [f"{point.run_id}<br>{label}" for point in split.points]
+                text = [f"{_plain(point.run_id)}<br>{label}" for point in split.points]
                 data.append(
                     _marks([point.n_params for point in split.points], y, text, symbol, label, panel, size=11)
                 )
@@ -373,7 +371,7 @@ def _marks(
         "x": list(x),
         "y": list(y),
         "marker": {"color": INK, "symbol": symbol, "size": size, "line": {"color": INK, "width": 1.3}},
-        "hovertext": [_plain(item) if "<br>" not in item else item for item in text],
+        "hovertext": list(text),
         "hoverinfo": "text" if symbol != "circle-open" else "skip",
         "name": label,
         "legendgroup": label,
@@ -429,7 +427,7 @@ def _layout(
         if panels is None:
             layout["annotations"].append(
                 {
-                    "text": f"<b>{_plain(wording.architecture(scene.laws[panel].name))}</b>",
+                    "text": f"<b>{_arm(scene.laws[panel].name)}</b>",
                     "xref": "paper",
                     "yref": "paper",
                     "x": domain[0],
@@ -482,6 +480,10 @@ def _axes(panel: int) -> dict[str, str]:
 
 def _see_through(tone: str, share: float) -> str:
     return "rgba({}, {}, {}, {})".format(*(int(tone[i : i + 2], 16) for i in (1, 3, 5)), share)
+
+
+def _arm(name: str) -> str:
+    return _plain(wording.architecture(name))
 
 
 def _plain(text: str) -> str:

@@ -47,6 +47,7 @@ RC: dict[str, Any] = {
     "ytick.color": "#52606D",
     "legend.frameon": False,
     "legend.fontsize": 9,
+    "text.parse_math": False,
     "svg.hashsalt": "ssmscale",
     "svg.fonttype": "path",
 }
@@ -71,7 +72,7 @@ def draw_figures(points: CheckedPoints, document: FitDocument, out: Path) -> lis
         )
     if two or "n_params" not in inputs:
         figures.append(("loss_vs_budget", _wide(laws), lambda f: _families(f, laws, document, "budget")))
-    if any(row.ratio is not None for row in document.comparison.size_ratio):
+    if wording.ratio_rows(document):
         figures.append(("size_ratio", (7.2, 4.2), lambda f: _ratio(f, document)))
     figures.append(("residuals", _wide(laws), lambda f: _residuals(f, laws, document)))
     written = []
@@ -289,14 +290,14 @@ def _ratio(figure: Figure, document: FitDocument) -> None:
     axes = figure.subplots()
     comparison = document.comparison
     names = [*document.architectures]
-    largest = max(row.reference_n_params for row in comparison.size_ratio)
-    rows = [row for row in comparison.size_ratio if row.reference_n_params == largest]
+    rows = wording.ratio_rows(document)
+    largest = rows[0].reference_n_params
     unit = "iterations" if rows[0].iterations is not None else "tokens"
     arms = [name for name in names if name != comparison.reference]
     seen: list[float] = [1.0]
     for k, name in enumerate(arms):
         tone = colour(name, names)
-        own = [row for row in rows if row.architecture == name and row.ratio is not None]
+        own = [row for row in rows if row.architecture == name]
         for row in own:
             assert row.ratio is not None
             x = (row.iterations or row.tokens) * 1.02 ** (k - (len(arms) - 1) / 2)

@@ -175,16 +175,21 @@ def profile(problem: Problem, result: FitResult, name: str, points: int = 25) ->
             reached = np.where(better, found.objective, reached)
         # A neighbour's solution is the warm start that a batch cannot hand on within one sweep.
         starts = [np.roll(best, 1, axis=0), np.roll(best, -1, axis=0)]
-    inside = reached <= min(reached.min(), result.objective) * _allowance(problem, result.u)
-    first, last = int(np.argmax(inside)), len(inside) - 1 - int(np.argmax(inside[::-1]))
+    allowed = float(reached.min()) * _allowance(problem, result.u)
     return Profile(
         values=values,
         objective=reached,
-        interval=(
-            None if first == 0 else float(values[first]),
-            None if last == len(values) - 1 else float(values[last]),
-        ),
+        interval=(_crossing(values[::-1], reached[::-1], allowed), _crossing(values, reached, allowed)),
     )
+
+
+def _crossing(values: Array, objective: Array, allowed: float) -> float | None:
+    """Where the objective last rises through `allowed`, linear between neighbours; None where it has not by the end."""
+    last = int(np.flatnonzero(objective <= allowed)[-1])
+    if last == len(values) - 1:
+        return None
+    share = (allowed - objective[last]) / (objective[last + 1] - objective[last])
+    return float(values[last] + share * (values[last + 1] - values[last]))
 
 
 def _first(size: Array, seed: Array, cluster: Sequence[str], name: str) -> tuple[float, int, str]:

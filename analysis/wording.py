@@ -96,6 +96,13 @@ def main_row(document: FitDocument, name: str) -> SizeRatio | None:
     return max(rows, key=lambda row: (row.reference_n_params, row.tokens), default=None)
 
 
+def ratio_rows(document: FitDocument) -> list[SizeRatio]:
+    """What a figure of size ratios shows: those at the largest trained reference that have a number."""
+    rows = document.comparison.size_ratio
+    largest = max((row.reference_n_params for row in rows), default=0.0)
+    return [row for row in rows if row.reference_n_params == largest and row.ratio is not None]
+
+
 def headline(document: FitDocument, name: str) -> str:
     """One architecture's size ratio with its interval, or why there is none."""
     row = main_row(document, name)

@@ -1,0 +1,152 @@
+"""The document: its keys, its notes, its refusals, and the truth it recovers."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.document import FitDocument, fit_points
+from analysis.errors import InputError
+from analysis.points import CheckedPoints
+from tests.analysis.conftest import checked
+from tests.analysis.synthetic import SIMBA, TRANSFORMER, SyntheticStudy
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from numbers(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from numbers(item)
+    elif isinstance(value, float):
+        yield value
+
+
+def test_the_json_has_the_keys_promised_and_only_finite_numbers(document: FitDocument) -> None:
+    result = json.loads(json.dumps(document.model_dump(mode="json"), allow_nan=False))
+    assert {"law", "huber_delta", "architectures", "comparison"} <= set(result)
+    for fit in result["architectures"].values():
+        assert {"params", "objective", "n_points", "n_runs", "status", "ci95", "heldout", "notes"} <= set(fit)
+        assert set(fit["params"]) == set(fit["ci95"]) == {"E", "A", "B", "alpha", "beta"}
+        assert all(set(note) == {"code", "text"} for note in fit["notes"])
+    assert {"reference", "n_convention", "size_ratio", "compute_gain"} <= set(result["comparison"])
+    row = result["comparison"]["size_ratio"][0]
+    assert {"architecture", "iterations", "reference_n_params", "loss", "ratio", "ci95", "status"} <= set(row)
+    assert all(math.isfinite(value) for value in numbers(result))
+    assert FitDocument.model_validate(result).model_dump(mode="json") == result
+
+
+def test_counts_tell_points_runs_and_series_apart(document: FitDocument) -> None:
+    fit = document.architectures["prefix_simba"]
+    assert (fit.n_points, fit.n_runs, fit.n_clusters) == (18, 18, 6)
+
+
+def test_laws_are_recovered_from_points_without_noise() -> None:
+    document = fit_points(checked(SyntheticStudy(cluster_noise=0, row_noise=0).table(0)), resamples=100)
+    assert document.architectures["cross_transformer"].params == pytest.approx(TRANSFORMER, rel=1e-3)
+    assert document.architectures["prefix_simba"].params == pytest.approx(SIMBA, rel=1e-3)
+
+
+def test_few_series_are_noted_and_named_as_such(document: FitDocument) -> None:
+    assert document.resampling.scheme == "wild"
+    codes = {note.code for note in document.architectures["prefix_simba"].notes}
+    assert "few_clusters" in codes
+    assert "heldout_underdetermined" in codes  # two budgets remain without the longest
+
+
+def test_the_heldout_error_is_that_of_points_the_fit_had_not_seen(
+    points: CheckedPoints, document: FitDocument
+) -> None:
+    heldout = document.architectures["prefix_simba"].heldout
+    assert heldout.largest_size is not None
+    assert {point.n_params for point in heldout.largest_size.points} == {3e6}
+    rest = checked(SyntheticStudy().table(0).query("n_params < 3e6"))
+    law = fit_points(rest, resamples=100).architectures["prefix_simba"].params
+    for point in heldout.largest_size.points:
+        predicted = (
+            law["E"] + law["A"] / point.n_params ** law["alpha"] + law["B"] / point.tokens ** law["beta"]
+        )
+        assert point.predicted == pytest.approx(predicted, rel=1e-6)
+        assert point.relative_error == pytest.approx(predicted / point.loss - 1, abs=1e-9)
+    assert heldout.longest_budget is not None
+    assert {point.iterations for point in heldout.longest_budget.points} == {1600}
+    assert heldout.largest_size.rms_relative_error > heldout.in_sample_rms
+
+
+@pytest.mark.parametrize(
+    ("study", "code"),
+    [
+        (SyntheticStudy(sizes=(1e5, 1e6), seeds=(3, 1)), "too_few_sizes"),
+        (SyntheticStudy(iterations=(400, 800)), "too_few_budgets"),
+        (SyntheticStudy(seeds=(1, 1, 1, 1)), "no_seed_replicates"),
+        (SyntheticStudy(sizes=(1e5,), seeds=(1,)), "too_few_points"),
+        (SyntheticStudy(sizes=(1e5, 3e5), seeds=(3, 3)), "flat_profile"),
+        (
+            SyntheticStudy(laws={"prefix_simba": SIMBA | {"E": 0.0}}, cluster_noise=0, row_noise=0),
+            "e_out_of_range",
+        ),
+    ],
+)
+def test_what_can_mislead_is_noted(study: SyntheticStudy, code: str) -> None:
+    document = fit_points(checked(study.table(0)), resamples=100)
+    assert code in {note.code for note in document.architectures["prefix_simba"].notes}
+
+
+def test_good_points_carry_no_warning() -> None:
+    study = SyntheticStudy(
+        sizes=tuple(np.geomspace(1e5, 1e7, 8)),
+        iterations=(200, 400, 800, 1600),
+        seeds=(2,) * 8,
+        cluster_noise=0.001,
+    )
+    document = fit_points(checked(study.table(0)), resamples=200)
+    assert [note.code for fit in document.architectures.values() for note in fit.notes] == []
+
+
+def test_unannealed_points_are_counted_in_a_note() -> None:
+    table = SyntheticStudy().table(0)
+    table.loc[[0, 1], "annealed"] = False
+    document = fit_points(checked(table), resamples=100)
+    assert "2 rows" in next(note.text for note in document.notes if note.code == "unannealed_points")
+
+
+def test_architectures_of_different_grids_are_noted_as_unpaired() -> None:
+    table = SyntheticStudy().table(0)
+    document = fit_points(checked(table[table["cluster"] != "prefix_simba-100000-2"]), resamples=100)
+    assert not document.comparison.paired
+    assert "unpaired_resamples" in {note.code for note in document.notes}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"law": "nothing"}, "--law nothing"),
+        ({"delta": 0.0}, "--delta 0"),
+        ({"delta": float("nan")}, "--delta nan"),
+        ({"resamples": 10}, "--resamples 10"),
+    ],
+)
+def test_bad_options_are_refused(points: CheckedPoints, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        fit_points(points, **options)
+
+
+def test_a_law_in_iterations_needs_iterations() -> None:
+    table = SyntheticStudy().table(0)
+    table["iterations"] = table["iterations"].astype(object)
+    table.loc[4, "iterations"] = None
+    with pytest.raises(InputError, match="row 6, column iterations"):
+        fit_points(checked(table), law="chinchilla_iterations", resamples=100)
+
+
+def test_a_thousand_resamples_of_two_architectures_take_seconds(points: CheckedPoints) -> None:
+    start = time.process_time()
+    fit_points(points)
+    assert time.process_time() - start < 10

@@ -1,0 +1,84 @@
+"""The report in a real browser: it opens from disk, draws every figure and complains of nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from analysis.document import fit_points
+from analysis.report import Provenance, write_report
+from tests.analysis.conftest import checked
+from tests.analysis.synthetic import SyntheticStudy
+
+pytestmark = pytest.mark.cluster
+
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--enable-logging=stderr",
+    "--virtual-time-budget=20000",
+    "--window-size=1200,6000",
+)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        reason = "no chromium on this machine (Debian: apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    points = checked(SyntheticStudy().table(0))
+    document = fit_points(points, resamples=100)
+    out = tmp_path_factory.mktemp("report")
+    return write_report(points, document, out, study="demo", provenance=Provenance(command="test"))
+
+
+def browse(chromium: str, page: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page's elements once its scripts have run, and what it wrote to the console."""
+    ended = subprocess.run(
+        [chromium, *OPTIONS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return ended.stdout, [line for line in ended.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_every_figure_is_drawn_without_a_word_on_the_console(
+    chromium: str, report: Path, tmp_path: Path
+) -> None:
+    dom, console = browse(chromium, report, tmp_path)
+    assert console == []
+    names = re.findall(r'id="figure-(\w+)"', dom)
+    assert names == ["together", "loss_vs_parameters", "loss_vs_budget", "size_ratio", "residuals"]
+    assert dom.count('data-drawn="yes"') == len(names)
+    parts = re.split(r'id="figure-\w+"', dom)[1:]
+    for name, part in zip(names, parts, strict=True):
+        assert 'class="main-svg"' in part, name
+        points = len(re.findall(r'class="point\b', part))
+        assert points >= (36 if name != "size_ratio" else 3), name
+
+
+def test_a_broken_script_would_be_seen(chromium: str, report: Path, tmp_path: Path) -> None:
+    """The check above can fail: the same page without its figures' data errs on the console and draws nothing."""
+    broken = tmp_path / "broken.html"
+    html = report.read_text(encoding="utf-8")
+    broken.write_text(html.replace('id="figures"', 'id="gone"'), encoding="utf-8")
+    dom, console = browse(chromium, broken, tmp_path / "profile")
+    assert console
+    assert 'data-drawn="yes"' not in dom
