@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from analysis import wording
 from analysis.interactive import InteractiveFigure, interactive_figures
-from analysis.plots import colour, draw_figures
+from analysis.plots import draw_figures
+from analysis.style import colour
 
 if TYPE_CHECKING:
     import pandas as pd
