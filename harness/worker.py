@@ -50,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     stop = StopFlag()
-    stop.install()
     try:
         if options.feed:
             stop_when_parent_ends()
             return _serve(stop)
+        stop.install()
         return _run_all(options.run_dirs, stop)
     except InputError as error:
         log.error("%s", error)
@@ -72,6 +72,7 @@ def _serve(stop: StopFlag) -> int:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing but replies may reach standard output
     initialise_ranks(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    stop.install()  # not before: there was nothing to save, and waiting for other ranks heeds no flag
     replies.write(json.dumps({"ready": True}) + "\n")
     for line in _lines(sys.stdin.fileno(), stop):
         outcome = "failed"

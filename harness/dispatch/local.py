@@ -124,7 +124,7 @@ class _Group:
         self.ranks, self.threads, self.devices = ranks, threads, devices
         self.handle: Handle | None = None
         log_dir.mkdir(parents=True, exist_ok=True)
-        self._meeting = log_dir / f".rendezvous-{uuid.uuid4().hex[:8]}"
+        self._meeting = log_dir.absolute() / f".rendezvous-{uuid.uuid4().hex[:8]}"
         self._log = (log_dir / "workers.log").open("ab")
         self._processes = [
             subprocess.Popen(

@@ -66,7 +66,7 @@ def initialise_ranks(threads: int) -> Ranks:
 
 def _join(rank: int, world: int, backend: str) -> None:
     import torch
-    from torch._C._distributed_c10d import HashStore
+    from torch._C._distributed_c10d import FileStore, HashStore
 
     # DeepSpeed reads these even where the group already exists.
     os.environ.setdefault("RANK", str(rank))
@@ -74,12 +74,10 @@ def _join(rank: int, world: int, backend: str) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     if world == 1:  # no port to clash over
-        store = HashStore()
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     elif meeting := os.environ.get("SSMSCALE_RENDEZVOUS"):
-        torch.distributed.init_process_group(
-            backend, init_method=f"file://{meeting}", rank=rank, world_size=world
-        )
+        store = FileStore(meeting, world)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     else:
         torch.distributed.init_process_group(backend, init_method="env://")
 

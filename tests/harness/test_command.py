@@ -17,7 +17,7 @@ import pytest
 
 from harness.journal import read_progress
 from harness.rundir import Root
-from tests.conftest import Answer
+from tests.conftest import Answer, files_below
 from tests.harness.trainer import losses, train
 
 Fields = dict[str, Any]
@@ -244,3 +244,68 @@ def test_plain_lines_when_piped_hold_no_escape_codes(
     assert process.returncode == 0, err
     assert "\x1b" not in out
     assert "[2/2] prefix_simba xs seed 0, 10 iterations: loss" in out
+
+
+def test_several_ranks_train_one_series_side_by_side(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+) -> None:
+    study_fields["resources"] = {"ranks": 2, "zero_stage": 2}
+    submitted = ssmscale("submit", write_study(study_fields), "--on", "local")
+    assert submitted.status == 0, submitted.out + submitted.err
+    root, apart = Root(tmp_path / "runs"), Root(tmp_path / "apart")
+    train(apart, study_fields)
+    assert losses(root, study_fields) == pytest.approx(losses(apart, study_fields), abs=1e-4)
+    (folder,) = (root.path / "series").iterdir()
+    started = read_progress(folder).started
+    assert started is not None
+    assert (started["layout"]["ranks"], started["layout"]["zero_stage"]) == (2, 2)
+
+
+def test_the_report_of_a_study_is_one_file_with_its_command(
+    two_series: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+) -> None:
+    two_series["grid"] |= {
+        "sizes": {f"d{d}": {"n_blocks": 1, "d_model": d} for d in (8, 16, 32)},
+        "iterations": [5, 10, 20],
+    }
+    train(Root(tmp_path / "runs"), two_series)
+    study = write_study(two_series)
+    fitted = ssmscale("fit", study, "--json")
+    assert fitted.status == 0, fitted.err
+    document = json.loads(fitted.out)
+    assert set(document["architectures"]) == {"prefix_simba", "cross_transformer"}
+    assert document["architectures"]["prefix_simba"]["n_points"] == 9
+    reported = ssmscale("report", study, "--out", tmp_path / "report")
+    assert reported.status == 0, reported.err
+    page = Path(reported.out.strip())
+    assert page == tmp_path / "report" / "report.html"
+    text = page.read_text()
+    assert "ssmscale report" in text
+    for fetched in ('src="http', 'href="http', "@import", "url(http"):
+        assert fetched not in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fit"], ["fit", "tiny", "--points", "x.csv"], ["fit", "--points", "none.csv"]]
+)
+def test_fit_asks_for_one_table_that_is_there(ssmscale: Command, arguments: list[str]) -> None:
+    answer = ssmscale(*arguments)
+    assert answer.status == 2
+    assert answer.err.startswith("error: ")
+
+
+def test_an_unknown_dispatcher_is_named(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+) -> None:
+    answer = ssmscale("submit", write_study(study_fields), "--on", "moon")
+    assert (answer.status, "moon" in answer.err) == (2, True)
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+) -> None:
+    study = write_study(study_fields)
+    before = files_below(tmp_path)
+    answer = ssmscale("submit", study, "--on", "local", "--dry-run")
+    assert (answer.status, "plan of tiny" in answer.out) == (0, True)
+    assert files_below(tmp_path) == before

@@ -1,0 +1,111 @@
+"""`ssmscale data`: a folder of recordings becomes a corpus, and wrong words are sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Answer
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    import soundfile
+
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    rate = 16000
+    for number in range(4):
+        seconds = np.arange(rate * 6) / rate
+        notes = 220 * 2 ** (((seconds * 2).astype(int) * (number + 3) % 12) / 12)
+        tone = 0.3 * np.sin(2 * np.pi * np.cumsum(notes) / rate)
+        soundfile.write(folder / f"piece-{number}.flac", tone.astype(np.float32), rate)
+    lines = [
+        "path,caption",
+        *(f"piece-{number}.flac,A tone that climbs by {number + 3}" for number in range(4)),
+    ]
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def build(ssmscale: Command, recordings: Path, *more: object) -> Answer:
+    return ssmscale(
+        *(
+            "data",
+            "build",
+            "--source",
+            "folder",
+            "--audio",
+            recordings,
+            "--captions",
+            recordings.parent / "captions.csv",
+        ),
+        *(
+            "--out",
+            "corpus",
+            "--segment-seconds",
+            2,
+            "--valid",
+            0.25,
+            "--codebooks",
+            2,
+            "--codebook-size",
+            16,
+        ),
+        *("--licence", "CC0-1.0", "--workers", 1, *more),
+    )
+
+
+def test_recordings_become_a_corpus_that_is_left_alone_when_built_again(
+    ssmscale: Command, recordings: Path
+) -> None:
+    first = build(ssmscale, recordings)
+    assert first.status == 0, first.err
+    told = json.loads(ssmscale("data", "inspect", "corpus", "--json").out)
+    assert told["splits"]["train"]["tracks"] == 3
+    assert told["splits"]["valid"]["tracks"] == 1
+    before = {path: path.stat().st_mtime_ns for path in Path("corpus").rglob("*")}
+    assert build(ssmscale, recordings).status == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("corpus").rglob("*")} == before
+
+
+def test_another_specification_does_not_overwrite_a_corpus(ssmscale: Command, recordings: Path) -> None:
+    build(ssmscale, recordings)
+    answer = build(ssmscale, recordings, "--seed", 5)
+    assert answer.status == 2
+    assert "seed" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--source", "radio"], "source"),
+        (["--source", "folder"], "audio"),
+        (["--source", "folder", "--audio", "nowhere"], "nowhere"),
+        (["--codebooks", "0"], "codebooks"),
+        (["--valid", "2"], "valid"),
+    ],
+)
+def test_wrong_words_are_named_and_nothing_is_written(ssmscale: Command, words: list[str], said: str) -> None:
+    answer = ssmscale("data", "build", "--out", "corpus", *words)
+    assert answer.status == 2
+    assert said in answer.err
+    assert "Traceback" not in answer.err
+    assert not Path("corpus").exists()
+
+
+def test_a_damaged_shard_is_named_by_inspect(ssmscale: Command, recordings: Path) -> None:
+    build(ssmscale, recordings)
+    shard = next(Path("corpus/shards").glob("train-*.npy"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    answer = ssmscale("data", "inspect", "corpus")
+    assert answer.status == 2
+    assert shard.name in answer.err
