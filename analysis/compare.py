@@ -116,7 +116,7 @@ def size_at(curve: Curve, loss: Array, data: float) -> Array:
     low, high = np.full(len(loss), SMALLEST), np.full(len(loss), LARGEST)
     never = ~(curve.loss(np.exp(high), data) < loss)
     always = curve.loss(np.exp(low), data) < loss
-    for _ in range(48):
+    for _ in range(36):
         middle = 0.5 * (low + high)
         reached = curve.loss(np.exp(middle), data) < loss
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from analysis.errors import InputError
 
 Array = NDArray[np.float64]
-Part = Callable[[Array, Array], Array]
+Terms = Callable[[Array, Array], Array]
+Bends = Callable[[Array, Array, Array], Array]
 
 EXPONENT = (0.01, 3.0)
 REPEATS = (0.05, 1e4)
@@ -28,9 +29,9 @@ class Law:
     """One parametric form: `inputs` name the columns of x, `linear` the coefficients, `nonlinear` the rest.
 
     `terms(theta, z)` takes theta (problems, nonlinear) and z, the centred logarithms, (points, inputs) or a set of
-    points for each problem (problems, points, inputs), and returns phi (problems, points, linear); `slopes(phi, z)`
-    its derivative (problems, points, linear, nonlinear). `scaled` maps a coefficient to the (input, exponent) whose
-    centring it absorbs.
+    points for each problem (problems, points, inputs), and returns phi (problems, points, linear). `bends(phi, z, c)`
+    is the derivative of the loss by the nonlinear parameters (problems, points, nonlinear) at coefficients c
+    (problems, linear). `scaled` maps a coefficient to the (input, exponent) whose centring it absorbs.
     """
 
     name: str
@@ -39,8 +40,8 @@ class Law:
     linear: tuple[str, ...]
     nonlinear: tuple[str, ...]
     bounds: tuple[tuple[float, float], ...]
-    terms: Part
-    slopes: Part
+    terms: Terms
+    bends: Bends
     scaled: Mapping[str, tuple[str, str]]
 
     @property
@@ -58,9 +59,8 @@ class Law:
         """Loss (problems, points) and its derivative (problems, points, parameters)."""
         k = len(self.linear)
         phi = self.terms(u[:, k:], z)
-        bent = np.einsum("rnkm,rk->rnm", self.slopes(phi, z), u[:, :k])
         loss: Array = (phi @ u[:, :k, None])[:, :, 0]
-        return loss, np.concatenate([phi, bent], axis=2)
+        return loss, np.concatenate([phi, self.bends(phi, z, u[:, :k])], axis=2)
 
     def centred(self, x: Array, centre: Array) -> Array:
         """Logarithms of x (points, inputs) about `centre` (inputs)."""
@@ -91,12 +91,9 @@ def _powers(theta: Array, z: Array) -> Array:
     return np.stack([np.ones(shape), *terms], axis=2)
 
 
-def _power_slopes(phi: Array, z: Array) -> Array:
-    count = phi.shape[2] - 1
-    slope = np.zeros((*phi.shape, count))
-    for j in range(count):
-        slope[:, :, j + 1, j] = -z[..., j] * phi[:, :, j + 1]
-    return slope
+def _power_bends(phi: Array, z: Array, coefficients: Array) -> Array:
+    each = [-z[..., j] * phi[:, :, j + 1] * coefficients[:, None, j + 1] for j in range(phi.shape[2] - 1)]
+    return np.stack(each, axis=2)
 
 
 def _two(name: str, formula: str, data: str) -> Law:
@@ -108,7 +105,7 @@ def _two(name: str, formula: str, data: str) -> Law:
         nonlinear=("alpha", "beta"),
         bounds=(EXPONENT, EXPONENT),
         terms=_powers,
-        slopes=_power_slopes,
+        bends=_power_bends,
         scaled={"A": ("n_params", "alpha"), "B": (data, "beta")},
     )
 
@@ -122,7 +119,7 @@ def _one(name: str, formula: str, column: str, coefficient: str, exponent: str) 
         nonlinear=(exponent,),
         bounds=(EXPONENT,),
         terms=_powers,
-        slopes=_power_slopes,
+        bends=_power_bends,
         scaled={coefficient: (column, exponent)},
     )
 

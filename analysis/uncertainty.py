@@ -167,9 +167,9 @@ def profile(problem: Problem, result: FitResult, name: str, points: int = 25) ->
     y, w = np.tile(problem.y, (len(values), 1)), np.ones((len(values), len(problem.y)))
     best, reached = np.tile(result.u, (len(values), 1)), np.full(len(values), np.inf)
     starts = [np.tile(start, (len(values), 1)) for start in result.rivals]
-    for _ in range(3):
+    for _ in range(2):
         for start in starts:
-            found = minimise(problem, y, w, start, lows, highs, max_iter=60, tolerance=1e-8)
+            found = minimise(problem, y, w, start, lows, highs, max_iter=40, tolerance=1e-8)
             better = found.objective < reached
             best = np.where(better[:, None], found.u, best)
             reached = np.where(better, found.objective, reached)
