@@ -120,6 +120,8 @@ def _main(figure: Figure, laws: Sequence[Spread], document: FitDocument) -> None
 
 
 def _equal_loss_arrow(axes: Axes, document: FitDocument, names: Sequence[str]) -> None:
+    from matplotlib.patheffects import withStroke
+
     left, right = axes.get_xlim()
     for name in names:
         row = wording.main_row(document, name)
@@ -138,12 +140,13 @@ def _equal_loss_arrow(axes: Axes, document: FitDocument, names: Sequence[str]) -
         axes.text(
             float(np.sqrt(row.n_params * row.reference_n_params)),
             row.loss * 1.004,
-            f"{wording.times(max(row.ratio, 1 / row.ratio))}× {'fewer' if row.ratio >= 1 else 'more'}",
+            f"{wording.times(max(row.ratio, 1 / row.ratio))}× {'fewer' if row.ratio >= 1 else 'more'} parameters",
             color=tone,
             ha="center",
             va="bottom",
             fontsize=9.5,
             fontweight="bold",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
             zorder=7,
         )
 

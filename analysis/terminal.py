@@ -22,14 +22,19 @@ def print_fit(console: Console, points: CheckedPoints, document: FitDocument) ->
         kinds = Counter(exclusion.code for exclusion in points.exclusions)
         console.print("set aside: " + ", ".join(f"{count} {code}" for code, count in kinds.items()))
     notes: list[tuple[str, Note]] = [("", note) for note in document.notes]
-    notes += [(f" ({name})", note) for name, fitted in document.architectures.items() for note in fitted.notes]
+    notes += [
+        (f" ({name})", note) for name, fitted in document.architectures.items() for note in fitted.notes
+    ]
     for about, note in notes:
         console.print(f"note {note.code}{about}: {note.text}", markup=False)
 
 
 def _laws(points: CheckedPoints, document: FitDocument) -> Table:
     names = list(next(iter(document.architectures.values())).params)
-    table = _table(f"{document.law}: {document.formula}", ("architecture", "points", "series", *names, "objective", "status"))
+    table = _table(
+        f"{document.law}: {document.formula}",
+        ("architecture", "points", "series", *names, "objective", "status"),
+    )
     for name, fitted in document.architectures.items():
         cells = []
         for key in names:
@@ -37,7 +42,9 @@ def _laws(points: CheckedPoints, document: FitDocument) -> Table:
             spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
             cells.append(f"{fitted.params[key]:.4g}{spread}")
         clusters = points.of(name)["cluster"].nunique()
-        table.add_row(name, str(fitted.n_points), str(clusters), *cells, f"{fitted.objective:.4g}", fitted.status)
+        table.add_row(
+            name, str(fitted.n_points), str(clusters), *cells, f"{fitted.objective:.4g}", fitted.status
+        )
     return table
 
 
@@ -62,5 +69,7 @@ def _ratios(document: FitDocument) -> Table:
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name in {"architecture", "status"} else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in {"architecture", "status"} else "right", no_wrap=True
+        )
     return table

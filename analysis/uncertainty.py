@@ -31,6 +31,7 @@ WEBB = np.sign(WEBB) * np.sqrt(np.abs(WEBB))
 # would explode.
 LEVERAGE_FLOOR = 0.1
 RESAMPLE_CELLS = 8
+SLICE = 300_000  # points times resamples held at once
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,13 @@ def resample(fits: Sequence[Fitted], count: int, seed: int) -> Resamples:
 
 def refit(fit: Fitted, y: Array, w: Array) -> Array:
     """Best of warm starts from the point estimate, its rivals and a projected grid: (resamples, parameters)."""
+    # In slices, so that memory stays bounded however many points there are.
+    rows = max(20, SLICE // len(fit.problem.y))
+    slices = [slice(start, start + rows) for start in range(0, len(y), rows)]
+    return np.concatenate([_refit(fit, y[part], w[part]) for part in slices])
+
+
+def _refit(fit: Fitted, y: Array, w: Array) -> Array:
     problem, count = fit.problem, len(y)
     low, high = limits(problem)
     starts = [np.tile(start, (count, 1)) for start in fit.result.rivals[:2]]

@@ -65,7 +65,7 @@ def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
 
 def percent(value: float) -> str:
     """A signed percentage of a relative error."""
-    return f"{100 * value:+.2f} %"
+    return f"{100 * value:+.2f} %".replace("-", "−")
 
 
 def budget(iterations: float | None, tokens: float) -> str:
