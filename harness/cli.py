@@ -6,38 +6,39 @@ only with --debug. With --json standard output holds one JSON document and nothi
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from analysis.errors import InputError as AnalysisError
-from harness import tables
+from harness import submission, tables
+from harness.cli_data import data_app
 from harness.cluster import this_machine
+from harness.foreground import Stopped, train_here
+from harness.options import (
+    ColumnOption,
+    DeltaOption,
+    JsonOption,
+    LawOption,
+    OptionalStudy,
+    PointsOption,
+    ReferenceOption,
+    RootOption,
+    RunsArgument,
+    SetOption,
+    StudyArgument,
+)
+from harness.plan import make_plan
 from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import load_study
-from harness.submission import (
-    ResolvedStudy,
-    Submission,
-    check_before_training,
-    forgive,
-    log_files,
-    register,
-    resolve,
-    resolve_registered,
-)
-from harness.submission import (
-    cancel as cancel_runs,
-)
+from harness.submission import ResolvedStudy
+from harness.terminal import console, errors, print_json
+from harness.tracking import Tracker, tracking_uri
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,45 +56,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-data_app = typer.Typer(help="Build corpora of music tokens, and look into them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-# A pipe has no width of its own; tables are then as wide as they need to be.
-console = Console(
-    highlight=False, width=None if sys.stdout.isatty() else 250, soft_wrap=not sys.stdout.isatty()
-)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-StudyArgument = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study's YAML file, or the name it was submitted under.")
-]
-RunsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids; all runs where none is given.")
-]
-RootOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--root", envvar="SSMSCALE_ROOT", help="Where runs are kept (default: the study's root, else ./runs)."
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study, such as training.batch=16."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-LawOption = Annotated[str, typer.Option(help="The law to fit.")]
-DeltaOption = Annotated[float, typer.Option(help="Huber delta on log-loss residuals.")]
-ReferenceOption = Annotated[
-    str | None, typer.Option(metavar="ARCH", help="Architecture the others are compared with.")
-]
-ColumnOption = Annotated[
-    list[str] | None, typer.Option("--column", metavar="A=B", help="Column B of the table is our column A.")
-]
-PointsOption = Annotated[
-    Path | None,
-    typer.Option("--points", metavar="FILE", help="Fit a CSV or Parquet table instead of a study."),
-]
-OptionalStudy = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; not with --points.")]
 
 
 def main() -> None:
@@ -106,6 +69,9 @@ def main() -> None:
         _fail(error, debug=debug, status=2)
     except ModuleNotFoundError as error:
         _fail(_missing_package(error), debug=debug, status=2, cause=error)
+    except Stopped:
+        errors.print("stopped; the same command goes on from here")
+        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -159,7 +125,7 @@ def plan(
     resolved = _open(study, root, changes)
     made = _plan(resolved)
     if as_json:
-        _print_json(made.as_json())
+        print_json(made.as_json())
     else:
         tables.print_plan(console, made)
 
@@ -180,14 +146,13 @@ def submit(
     if on != "local":
         raise InputError(f"--on {on}: there is no such dispatcher here; local is the one there is")
     resolved = _open(study, root, changes)
-    check_before_training(resolved)
-    made = _plan(resolved)
+    submission.check_before_training(resolved)
     if dry_run:
-        tables.print_plan(console, made)
+        tables.print_plan(console, _plan(resolved))
         return
-    register(resolved)
-    rows = _train(resolved, made)
-    _conclude(resolved, rows)
+    _plan(resolved)  # whatever is wrong with the resources is said before anything is written
+    submission.register(resolved)
+    _train(resolved)
 
 
 @app.command()
@@ -206,7 +171,7 @@ def status(
         return
     rows = _rows(resolved)
     if as_json:
-        _print_json(tables.status_document(resolved.study.name, rows))
+        print_json(tables.status_document(resolved.study.name, rows))
     else:
         tables.print_status(console, resolved.study.name, rows)
 
@@ -221,7 +186,7 @@ def logs(
     """What a run's workers printed."""
     resolved = _registered(study, root)
     row = _choose(_rows(resolved), [run])[0]
-    files = log_files(resolved.root, row)
+    files = submission.log_files(resolved.root, row)
     if not files:
         raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet")
     tables.print_logs(console, files, follow=follow)
@@ -231,7 +196,7 @@ def logs(
 def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
     """Cancel runs of a study that are not over; others of the same trunk go on."""
     resolved = _registered(study, root)
-    concerned = cancel_runs(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
+    concerned = submission.cancel(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
     console.print(f"{len(concerned)} runs cancelled")
 
 
@@ -239,11 +204,11 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
 def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
     """Forget failures and cancellations, then train what is missing here."""
     resolved = _registered(study, root)
-    concerned = forgive(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
+    concerned = submission.forgive(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
     console.print(f"{len(concerned)} runs to be tried again")
     if concerned:
-        check_before_training(resolved)
-        _conclude(resolved, _train(resolved, _plan(resolved)))
+        submission.check_before_training(resolved)
+        _train(resolved)
 
 
 @app.command()
@@ -251,8 +216,9 @@ def sync(study: StudyArgument, root: RootOption = None) -> None:
     """Replay the journals into MLflow and settle runs that nobody trains any more."""
     resolved = _registered(study, root)
     rows = _rows(resolved)
-    _tracker(resolved).mirror(rows, settle=True)
-    console.print(f"{sum(row.state is RunState.DONE for row in rows)} finished runs are in {_uri(resolved)}")
+    tracker = _tracker(resolved)
+    tracker.mirror(rows, settle=True)
+    console.print(f"{sum(row.state is RunState.DONE for row in rows)} finished runs are in {tracker.uri}")
 
 
 # -- what came out: points, fit, report
@@ -290,11 +256,13 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to each architecture and compare them at equal loss."""
+    from analysis.terminal import print_fit
+
     checked, document, _ = _fit(study, points_file, law, delta, reference, columns, root)
     if as_json:
-        _print_json(document.model_dump(mode="json"))
+        print_json(document.model_dump(mode="json"))
     else:
-        tables.print_fit(console, checked, document)
+        print_fit(console, checked, document)
 
 
 @app.command()
@@ -333,98 +301,11 @@ def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
 
     findings = examine(root or Path("runs"))
     if as_json:
-        _print_json({"checks": [finding.model_dump() for finding in findings]})
+        print_json({"checks": [finding.model_dump() for finding in findings]})
     else:
         tables.print_doctor(console, findings)
     if any(finding.needed and not finding.works for finding in findings):
         raise typer.Exit(1)
-
-
-# -- data
-
-
-@data_app.command("build")
-def data_build(
-    out: Annotated[
-        Path,
-        typer.Option("--out", metavar="DIR", help="Where the corpus goes; built before, it is gone on with."),
-    ],
-    source: Annotated[
-        str, typer.Option(help="bach (music21's scores, rendered) or folder (your own recordings).")
-    ] = "bach",
-    audio: Annotated[
-        Path | None, typer.Option(help="folder: the directory of wav, flac, ogg and mp3 files.")
-    ] = None,
-    captions: Annotated[
-        Path | None, typer.Option(help="folder: captions by file, CSV, JSON, JSONL or Jamendo TSV.")
-    ] = None,
-    tags: Annotated[
-        Path | None, typer.Option(help="folder: a Jamendo TSV whose tags become captions.")
-    ] = None,
-    licence: Annotated[str | None, typer.Option(help="folder: licence of tracks that name none.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use at most so many tracks.")] = None,
-    segment_seconds: Annotated[float, typer.Option(help="Seconds of a clip.")] = 10.0,
-    valid: Annotated[float, typer.Option(help="Share of the tracks held out for validation.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share of the tracks held out for testing.")] = 0.0,
-    codec: Annotated[str, typer.Option(help="Codec that makes the tokens.")] = "rvq",
-    codebooks: Annotated[int, typer.Option(help="Codebooks of the codec.")] = 4,
-    codebook_size: Annotated[int, typer.Option(help="Entries of a codebook.")] = 1024,
-    sample_rate: Annotated[int, typer.Option(help="Hz.")] = 16000,
-    transpose: Annotated[bool, typer.Option(help="bach: move each rendering by some semitones.")] = False,
-    orchestrate: Annotated[bool, typer.Option(help="bach: give each rendering another ensemble.")] = False,
-    versions: Annotated[int, typer.Option(help="bach: renderings of each score.")] = 1,
-    seed: Annotated[int, typer.Option(help="Decides splits, limits and variety.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; all cores where not given.")] = None,
-) -> None:
-    """Make a corpus of music tokens: stopped at any point it goes on, finished it is left alone."""
-    from harness.progress import StageProgress
-    from harness.validation import validate
-    from ssmttm.corpus.build import build_corpus
-    from ssmttm.corpus.spec import BuildSpec
-
-    fields = {
-        "source": source,
-        "audio": audio,
-        "captions": captions,
-        "tags": tags,
-        "licence": licence,
-        "limit": limit,
-        "segment_seconds": segment_seconds,
-        "valid": valid,
-        "test": test,
-        "codec": codec,
-        "codebooks": codebooks,
-        "codebook_size": codebook_size,
-        "sample_rate": sample_rate,
-        "transpose": transpose,
-        "orchestrate": orchestrate,
-        "versions": versions,
-        "seed": seed,
-    }
-    spec = validate(BuildSpec, fields, "data build")
-    with StageProgress(console) as progress:
-        manifest = build_corpus(spec, out, workers or len(os.sched_getaffinity(0)), progress)
-    hours = sum(manifest.hours(split) for split in manifest.splits)
-    console.print(
-        f"{out}: {hours:.2f} hours in {len(manifest.splits)} splits, fingerprint {manifest.fingerprint[:12]}"
-    )
-
-
-@data_app.command("inspect")
-def data_inspect(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS")],
-    as_json: JsonOption = False,
-) -> None:
-    """What a corpus holds: splits, hours, entropy a codebook, licences; checks every shard's checksum."""
-    from ssmttm.corpus.describe import describe
-    from ssmttm.corpus.manifest import load_manifest, verify_corpus
-
-    verify_corpus(corpus, load_manifest(corpus))
-    description = describe(corpus)
-    if as_json:
-        _print_json(description.model_dump(mode="json"))
-    else:
-        tables.print_corpus(console, corpus, description)
 
 
 # -- what the verbs share
@@ -435,8 +316,8 @@ def _open(study: str, root: Path | None, changes: Sequence[str] | None) -> Resol
     path = Path(study)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         loaded = load_study(path, changes or ())
-        return resolve(loaded, Root(root or loaded.root or Path("runs")), study)
-    found = resolve_registered(Root(root or Path("runs")), study) if _is_name(study) else None
+        return submission.resolve(loaded, Root(root or loaded.root or Path("runs")), study)
+    found = submission.resolve_registered(Root(root or Path("runs")), study) if _is_name(study) else None
     if found is None:
         raise InputError(
             f"{study}: neither a file nor the name of a study under {(root or Path('runs')) / 'studies'}"
@@ -452,7 +333,7 @@ def _registered(study: str, root: Path | None) -> ResolvedStudy:
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         loaded = load_study(path)
         place = Root(root or loaded.root or Path("runs"))
-        return resolve_registered(place, loaded.name) or resolve(loaded, place, study)
+        return submission.resolve_registered(place, loaded.name) or submission.resolve(loaded, place, study)
     return _open(study, root, None)
 
 
@@ -461,8 +342,6 @@ def _is_name(study: str) -> bool:
 
 
 def _plan(resolved: ResolvedStudy) -> Plan:
-    from harness.plan import make_plan
-
     try:
         return make_plan(resolved.study, resolved.points, resolved.corpus, resolved.root, this_machine())
     except InputError as error:
@@ -486,69 +365,16 @@ def _choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStat
     return chosen
 
 
-def _train(resolved: ResolvedStudy, made: Plan) -> list[RunStatus]:
-    from harness.dispatch.local import LocalDispatcher
-    from harness.progress import StudyProgress
-    from harness.tracking import MirrorThread
-
-    rows = _rows(resolved)
-    if not made.missing and not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
-        return rows
-    folder = resolved.root.study(resolved.study.name)
-    dispatcher = LocalDispatcher(this_machine(), folder / "logs", resolved.study.resources.jobs)
-    mirror = MirrorThread(_uri(resolved), resolved.study.name, resolved.root)
-    submission = Submission(resolved, made, dispatcher, "local")
-    with _stoppable(), StudyProgress(console) as progress:
-        mirror.start()
-        try:
-
-            def on_progress(now: Sequence[RunStatus]) -> None:
-                progress.show(now)
-                mirror.show(now)
-
-            rows = submission.run(on_progress)
-        except KeyboardInterrupt:
-            errors.print("stopping: workers save what they have")
-            dispatcher.close()
-            mirror.finish(_rows(resolved))
-            errors.print("stopped; the same command goes on from here")
-            sys.exit(130)
-        finally:
-            dispatcher.close()
-        mirror.finish(rows)
-    return rows
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends a submission as Ctrl-C does: in order, with everything saved."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _conclude(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
+def _train(resolved: ResolvedStudy) -> None:
+    """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
+    rows = train_here(resolved, _plan(resolved))
     tables.print_summary(console, resolved.study.name, rows)
     if any(row.state is RunState.FAILED for row in rows):
         raise typer.Exit(1)
 
 
-def _uri(resolved: ResolvedStudy) -> str:
-    from harness.tracking import default_uri
-
-    return resolved.study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(resolved.root)
-
-
-def _tracker(resolved: ResolvedStudy) -> Any:
-    from harness.tracking import Tracker
-
-    return Tracker(_uri(resolved), resolved.study.name, resolved.root)
+def _tracker(resolved: ResolvedStudy) -> Tracker:
+    return Tracker(tracking_uri(resolved.study, resolved.root), resolved.study.name, resolved.root)
 
 
 def _points_frame(resolved: ResolvedStudy) -> pd.DataFrame:
@@ -608,10 +434,6 @@ def _commit() -> str | None:
     from harness.provenance import commit
 
     return commit()
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,6 @@ from harness.progress import OVER, describe
 from harness.status import RunState, RunStatus, count_states
 
 if TYPE_CHECKING:
-    from analysis.diagnostics import Note
-    from analysis.document import FitDocument
-    from analysis.points import CheckedPoints
     from harness.doctor import Finding
     from harness.plan import Plan
 
@@ -122,48 +118,6 @@ def print_logs(console: Console, files: Sequence[Path], *, follow: bool) -> None
                     time.sleep(0.2)
         except KeyboardInterrupt:
             return
-
-
-def print_fit(console: Console, points: CheckedPoints, document: FitDocument) -> None:
-    """The law of each architecture with its intervals, and the size ratios."""
-    names = list(next(iter(document.architectures.values())).params)
-    numbers = ("points", "series", *names, "objective")
-    table = _table(f"{document.law}: {document.formula}", ("architecture", *numbers, "status"), numbers)
-    for name, fitted in document.architectures.items():
-        cells = []
-        for key in names:
-            interval = fitted.ci95.get(key)
-            spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
-            cells.append(f"{fitted.params[key]:.4g}{spread}")
-        clusters = points.of(name)["cluster"].nunique()
-        table.add_row(
-            name, str(fitted.n_points), str(clusters), *cells, f"{fitted.objective:.4g}", fitted.status
-        )
-    console.print(table)
-    ratios = _table(
-        f"size ratio against {document.comparison.reference}: how many times smaller for the same loss",
-        ("architecture", "iterations", "reference", "loss", "ratio", "95 %", "status"),
-        ("iterations", "reference", "loss", "ratio"),
-    )
-    for row in document.comparison.size_ratio:
-        ratios.add_row(
-            row.architecture,
-            "-" if row.iterations is None else f"{row.iterations:,.0f}",
-            short(row.reference_n_params),
-            "-" if row.loss is None else f"{row.loss:.4f}",
-            "-" if row.ratio is None else f"{row.ratio:.2f}",
-            "-" if row.ci95 is None else f"{row.ci95[0]:.2f} to {row.ci95[1]:.2f}",
-            row.status,
-        )
-    if document.comparison.size_ratio:
-        console.print(ratios)
-    if points.exclusions:
-        kinds = Counter(exclusion.code for exclusion in points.exclusions)
-        console.print("set aside: " + ", ".join(f"{count} {code}" for code, count in kinds.items()))
-    notes: list[tuple[str | None, Note]] = [(None, note) for note in document.notes]
-    notes += [(name, note) for name, fitted in document.architectures.items() for note in fitted.notes]
-    for about, note in notes:
-        console.print(f"note {note.code}{f' ({about})' if about else ''}: {note.text}", markup=False)
 
 
 def print_corpus(console: Console, corpus: Path, description: Any) -> None:

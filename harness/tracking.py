@@ -22,6 +22,7 @@ from harness.journal import Progress, read_progress
 from harness.run import Run
 from harness.rundir import Root
 from harness.status import RunState, RunStatus
+from harness.study import Study
 from harness.training.result import Result
 
 if TYPE_CHECKING:
@@ -55,8 +56,13 @@ class Point:
 
 
 def default_uri(root: Root) -> str:
-    """The SQLite store of a ROOT, used where the study names no tracker."""
+    """The SQLite store of a ROOT, used where nothing else is named."""
     return f"sqlite:///{(root.path / 'mlflow.db').absolute()}"
+
+
+def tracking_uri(study: Study, root: Root) -> str:
+    """Where a study is tracked: its own word, else MLFLOW_TRACKING_URI, else ROOT's SQLite store."""
+    return study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
 
 
 class Tracker:

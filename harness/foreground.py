@@ -1,0 +1,68 @@
+"""`--on local`: a submission that stays in the foreground until the study is done or the user ends it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from harness.cluster import this_machine
+from harness.dispatch.local import LocalDispatcher
+from harness.plan import Plan
+from harness.progress import StudyProgress
+from harness.status import RunState, RunStatus, StatusReader
+from harness.submission import ResolvedStudy, Submission
+from harness.terminal import console, errors
+from harness.tracking import MirrorThread, tracking_uri
+
+
+class Stopped(Exception):
+    """The user ended a submission; the same command goes on from there."""
+
+
+def train_here(resolved: ResolvedStudy, plan: Plan) -> list[RunStatus]:
+    """Train what is missing on this machine, mirroring into MLflow on the way; returns how every Run ended.
+
+    Raises Stopped after Ctrl-C or SIGTERM, when all workers have saved and gone.
+    """
+    study, root = resolved.study, resolved.root
+    reader = StatusReader(root, study.name)
+    rows = reader.read(resolved.points)
+    if not plan.missing and not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
+        return rows
+    dispatcher = LocalDispatcher(this_machine(), root.study(study.name) / "logs", study.resources.jobs)
+    mirror = MirrorThread(tracking_uri(study, root), study.name, root)
+    submission = Submission(resolved, plan, dispatcher, "local")
+    with _stoppable(), StudyProgress(console) as progress:
+        mirror.start()
+
+        def on_progress(now: Sequence[RunStatus]) -> None:
+            progress.show(now)
+            mirror.show(now)
+
+        try:
+            rows = submission.run(on_progress)
+        except KeyboardInterrupt as interrupt:
+            errors.print("stopping: workers save what they have")
+            dispatcher.close()
+            mirror.finish(reader.read(resolved.points, submitter=submission.process))
+            raise Stopped from interrupt
+        finally:
+            dispatcher.close()
+        mirror.finish(rows)
+    return rows
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends a submission as Ctrl-C does: in order, with everything saved."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,39 @@
+"""Arguments and options that several verbs of the command share, each said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="A study's YAML file, or the name it was submitted under.")
+]
+RunsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids; all runs where none is given.")
+]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", envvar="SSMSCALE_ROOT", help="Where runs are kept (default: the study's root, else ./runs)."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the study, such as training.batch=16."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+LawOption = Annotated[str, typer.Option(help="The law to fit.")]
+DeltaOption = Annotated[float, typer.Option(help="Huber delta on log-loss residuals.")]
+ReferenceOption = Annotated[
+    str | None, typer.Option(metavar="ARCH", help="Architecture the others are compared with.")
+]
+ColumnOption = Annotated[
+    list[str] | None, typer.Option("--column", metavar="A=B", help="Column B of the table is our column A.")
+]
+PointsOption = Annotated[
+    Path | None,
+    typer.Option("--points", metavar="FILE", help="Fit a CSV or Parquet table instead of a study."),
+]
+OptionalStudy = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; not with --points.")]

@@ -1,0 +1,22 @@
+"""Where the command speaks: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+
+# A pipe has no width of its own; tables are then as wide as they need to be.
+console = Console(
+    highlight=False,
+    width=None if sys.stdout.isatty() else 250,
+    soft_wrap=not sys.stdout.isatty(),
+)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document, alone on standard output."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
