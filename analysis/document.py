@@ -87,7 +87,11 @@ class ArchitectureFit(_Frozen):
 
 
 class SizeRatio(_Frozen):
-    """N_ref / N' at equal loss and budget; an end of 0 in ci95 means that some resamples never reach the loss."""
+    """N_ref / N' at equal loss and budget.
+
+    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is what the laws give even where the
+    equal size lies outside the trained ones; an end of 0 in an interval means that some resamples never reach the loss.
+    """
 
     architecture: str
     iterations: float | None
@@ -97,6 +101,8 @@ class SizeRatio(_Frozen):
     n_params: float | None
     ratio: float | None
     ci95: Interval | None
+    estimate: float | None
+    estimate_ci95: Interval | None
     status: compare.Verdict
     reason: str
 
@@ -342,8 +348,10 @@ def _comparison(rows: list[compare.Equal], base: str, paired: bool) -> Compariso
         size_ratio=tuple(
             SizeRatio(
                 n_params=row.n_params,
-                ratio=row.ratio,
-                ci95=row.ci95,
+                ratio=row.ratio if row.status == "identified" else None,
+                ci95=row.ci95 if row.status == "identified" else None,
+                estimate=row.ratio,
+                estimate_ci95=row.ci95,
                 reason=row.reason,
                 **{name: getattr(row, name) for name in shared},
             )

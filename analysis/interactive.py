@@ -70,7 +70,7 @@ def _together(scene: traces.Scene) -> InteractiveFigure:
     losses = np.concatenate([law.curve.frame["loss"].to_numpy(dtype=np.float64) for law in scene.laws])
     for name in scene.names:
         row = wording.main_row(scene.document, name)
-        if row is not None and row.n_params is not None and row.ratio is not None:
+        if row is not None and row.n_params is not None and row.estimate is not None:
             x = [row.reference_n_params, row.n_params]
             data.append(
                 {
@@ -80,7 +80,7 @@ def _together(scene: traces.Scene) -> InteractiveFigure:
                     "y": [row.loss, row.loss],
                     "line": {"color": INK, "width": 1.3, "dash": "dot"},
                     "marker": {"symbol": "line-ns-open", "size": 12, "color": INK},
-                    "name": f"equal loss: {wording.ratio_in_words(row.ratio)}",
+                    "name": f"equal loss: {wording.ratio_in_words(row.estimate)}",
                     "hovertext": [f"{row.loss:.4f} nats at {wording.human(value)} parameters" for value in x],
                     "hoverinfo": "text",
                     "legendrank": 2000,
@@ -161,8 +161,8 @@ def _ratio(scene: traces.Scene) -> InteractiveFigure:
     reach = [1.0]
     for name in dict.fromkeys(row.architecture for row in rows):
         own = [row for row in rows if row.architecture == name]
-        ratios = [float(row.ratio or 0.0) for row in own]
-        ends = [bar(ratio, row.ci95) for row, ratio in zip(own, ratios, strict=True)]
+        ratios = [float(row.estimate or 0.0) for row in own]
+        ends = [bar(ratio, row.estimate_ci95) for row, ratio in zip(own, ratios, strict=True)]
         reach += ratios + [max(low, ratio / 10) for (low, _), ratio in zip(ends, ratios, strict=True)]
         reach += [min(high, ratio * 10) for (_, high), ratio in zip(ends, ratios, strict=True)]
         tone = colour(name, scene.names)
@@ -191,7 +191,7 @@ def _ratio(scene: traces.Scene) -> InteractiveFigure:
                     "line": {"width": 2, "color": tone},
                 },
                 "hovertext": [
-                    f"{wording.times(ratio)}× {wording.between(row.ci95, 2)}<br>{row.status}<br>at a loss of "
+                    f"{wording.times(ratio)}× {wording.between(row.estimate_ci95, 2)}<br>{row.status}<br>at a loss of "
                     f"{row.loss:.4f} nats: {wording.human(row.n_params or 0)} parameters"
                     for row, ratio in zip(own, ratios, strict=True)
                 ],

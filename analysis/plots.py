@@ -125,9 +125,9 @@ def _equal_loss_arrow(axes: Axes, document: FitDocument, names: Sequence[str]) -
     left, right = axes.get_xlim()
     for name in names:
         row = wording.main_row(document, name)
-        if row is None or row.n_params is None or row.ratio is None or not left <= row.n_params <= right:
+        if row is None or row.n_params is None or row.estimate is None or not left <= row.n_params <= right:
             continue
-        if 1 / 1.15 <= row.ratio <= 1.15:
+        if 1 / 1.15 <= row.estimate <= 1.15:
             continue
         tone = colour(name, names)
         axes.annotate(
@@ -140,7 +140,7 @@ def _equal_loss_arrow(axes: Axes, document: FitDocument, names: Sequence[str]) -
         axes.text(
             float(np.sqrt(row.n_params * row.reference_n_params)),
             row.loss * 1.004,
-            f"{wording.times(max(row.ratio, 1 / row.ratio))}× {'fewer' if row.ratio >= 1 else 'more'} parameters",
+            wording.saving(row.estimate),
             color=tone,
             ha="center",
             va="bottom",
@@ -235,13 +235,13 @@ def _ratio(figure: Figure, document: FitDocument) -> None:
         tone = colour(name, names)
         own = [row for row in rows if row.architecture == name]
         for row in own:
-            assert row.ratio is not None
+            assert row.estimate is not None
             x = (row.iterations or row.tokens) * 1.02 ** (k - (len(arms) - 1) / 2)
-            low, high = bar(row.ratio, row.ci95)
+            low, high = bar(row.estimate, row.estimate_ci95)
             seen += [
-                row.ratio,
-                min(max(low, row.ratio / 10), row.ratio),
-                max(min(high, row.ratio * 10), row.ratio),
+                row.estimate,
+                min(max(low, row.estimate / 10), row.estimate),
+                max(min(high, row.estimate * 10), row.estimate),
             ]
             axes.plot(
                 [x, x],
@@ -254,7 +254,7 @@ def _ratio(figure: Figure, document: FitDocument) -> None:
             )
             axes.plot(
                 x,
-                row.ratio,
+                row.estimate,
                 "o",
                 ms=8,
                 color=tone,

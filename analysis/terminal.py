@@ -59,8 +59,8 @@ def _ratios(document: FitDocument) -> Table:
             "-" if row.iterations is None else f"{row.iterations:,.0f}",
             human(row.reference_n_params),
             "-" if row.loss is None else f"{row.loss:.4f}",
-            "-" if row.ratio is None else f"{row.ratio:.2f}",
-            "-" if row.ci95 is None else f"{row.ci95[0]:.2f} to {row.ci95[1]:.2f}",
+            "-" if row.estimate is None else f"{row.estimate:.2f}",
+            "-" if row.estimate_ci95 is None else f"{row.estimate_ci95[0]:.2f} to {row.estimate_ci95[1]:.2f}",
             row.status,
         )
     return table

@@ -55,6 +55,11 @@ def ratio_in_words(ratio: float) -> str:
     )
 
 
+def saving(ratio: float) -> str:
+    """A size ratio beside its arrow: 4.8× fewer parameters."""
+    return f"{times(max(ratio, 1 / ratio))}× {'fewer' if ratio >= 1 else 'more'} parameters"
+
+
 def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
     """An interval in brackets; an end beyond any real ratio is written as unbounded."""
     if ends is None:
@@ -100,7 +105,7 @@ def ratio_rows(document: FitDocument) -> list[SizeRatio]:
     """What a figure of size ratios shows: those at the largest trained reference that have a number."""
     rows = document.comparison.size_ratio
     largest = max((row.reference_n_params for row in rows), default=0.0)
-    return [row for row in rows if row.reference_n_params == largest and row.ratio is not None]
+    return [row for row in rows if row.reference_n_params == largest and row.estimate is not None]
 
 
 def headline(document: FitDocument, name: str) -> str:
@@ -110,13 +115,13 @@ def headline(document: FitDocument, name: str) -> str:
     if row is None:
         return f"The size ratio of {arm} to {base} is not identified: this law says nothing of size."
     at = budget(row.iterations, row.tokens)
-    if row.ratio is None or row.n_params is None:
+    if row.estimate is None or row.n_params is None:
         return f"The size ratio of {arm} to {base} is not identified from these points: {row.reason}."
     caution = f"; this is an extrapolation, {row.reason}" if row.status == "extrapolated" else ""
     return (
         f"At {at}, {arm} reaches the loss of the {human(row.reference_n_params)}-parameter {base} "
-        f"({row.loss:.3f} nats a token) with {ratio_in_words(row.ratio)}: size ratio {times(row.ratio)}, 95 % interval "
-        f"{between(row.ci95, 2)}{caution}."
+        f"({row.loss:.3f} nats a token) with {ratio_in_words(row.estimate)}: size ratio {times(row.estimate)}, "
+        f"95 % interval {between(row.estimate_ci95, 2)}{caution}."
     )
 
 

@@ -117,9 +117,9 @@ def test_the_headline_is_the_size_ratio_with_its_interval(
     _, html, _ = written
     row = main_row(document, "prefix_simba")
     assert row is not None
-    assert row.ratio is not None
+    assert row.estimate is not None
     sentence = headlines(document)[0]
-    assert f"size ratio {row.ratio:.1f}, 95 % interval [" in sentence
+    assert f"size ratio {row.estimate:.1f}, 95 % interval [" in sentence
     assert (
         "At 1,600 iterations, Prefix SiMBA reaches the loss of the 3M-parameter Cross Transformer" in sentence
     )

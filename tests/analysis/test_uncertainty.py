@@ -68,8 +68,8 @@ def test_twins_are_resampled_alike_so_that_their_ratio_is_one_throughout(study: 
     document = fit_points(checked(pd.concat([both, twin])), resamples=150)
     assert document.comparison.paired
     for row in document.comparison.size_ratio:
-        assert row.ratio == pytest.approx(1, rel=1e-6)
-        assert row.ci95 == pytest.approx((1, 1), rel=1e-3)
+        assert row.estimate == pytest.approx(1, rel=1e-6)
+        assert row.estimate_ci95 == pytest.approx((1, 1), rel=1e-3)
 
 
 def test_rows_of_one_series_are_not_counted_as_independent() -> None:
@@ -114,7 +114,7 @@ def coverage(study: SyntheticStudy, trials: int) -> tuple[float, float]:
         low, high = document.architectures["cross_transformer"].ci95["alpha"]
         alpha += low <= TRANSFORMER["alpha"] <= high
         row = max(document.comparison.size_ratio, key=lambda row: (row.reference_n_params, row.tokens))
-        ratio += row.ci95 is not None and row.ci95[0] <= TRUE_RATIO <= row.ci95[1]
+        ratio += row.estimate_ci95 is not None and row.estimate_ci95[0] <= TRUE_RATIO <= row.estimate_ci95[1]
     return alpha / trials, ratio / trials
 
 
