@@ -96,6 +96,21 @@ def test_a_run_preempted_anywhere_ends_as_if_it_were_not(
     assert losses(root, fields) == undisturbed(fields)
 
 
+@pytest.mark.verify
+def test_a_run_preempted_twice_at_every_pair_of_steps_ends_as_if_it_were_not(
+    tmp_path: Path, study_fields: Fields, undisturbed: Callable[..., list[float]]
+) -> None:
+    fields = with_iterations(study_fields, 6, 10)
+    expected = undisturbed(fields)
+    for first in range(1, 11):
+        for second in range(1, 5):
+            root = Root(tmp_path / f"{first}-{second}")
+            outcomes = [*train(root, fields, StopAfter(first)), *train(root, fields, StopAfter(second))]
+            if outcomes[-1] != "finished":
+                train(root, fields)
+            assert losses(root, fields) == expected, (first, second)
+
+
 def test_dropout_and_caption_dropout_do_not_depend_on_interruptions(
     root: Root, study_fields: Fields, undisturbed: Callable[..., list[float]]
 ) -> None:

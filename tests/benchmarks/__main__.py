@@ -1,0 +1,47 @@
+"""What is claimed of speed, measured: `python -m tests.benchmarks [scan] [fit] [trunk] [--quick]`.
+
+Each comparison runs both sides in this process and prints a ratio. Nothing fails for being slow: how fast a machine
+is today is no property of the code. What does fail is two sides that differ in their answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import version
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # transformers would look for compiled kernels on its hub
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from tests.benchmarks import fit, scan, trunk
+
+BENCHMARKS = {"scan": scan.run, "fit": fit.run, "trunk": trunk.run}
+THREADS = 1  # what a training process has unless told otherwise
+LINE = "{:<56} {:>12} {:>12}  {}"
+
+
+def main() -> None:
+    """Run the benchmarks named on the command line, or all."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default all")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller cases")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "transformers"))
+    print(f"{THREADS} thread of {os.cpu_count()} cores, {platform.machine()}; {libraries}")
+    print("ratio: baseline over ours, of medians; in brackets the lowest and highest of a round\n")
+    print(LINE.format("what", "ours", "baseline", "ratio"))
+    torch.set_num_threads(THREADS)
+    with threadpool_limits(THREADS):
+        for name in options.names or BENCHMARKS:
+            for row in BENCHMARKS[name](quick=options.quick):
+                print(LINE.format(row.what, row.ours, row.baseline, row.ratio), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The fit of E + A/N^alpha + B/D^beta, against L-BFGS-B from a grid of starts.
+
+The baseline is approach 3 of Hoffmann et al. 2022 (arXiv 2203.15556, section D.2): 4500 starts, logarithms of the
+coefficients, the loss as a log-sum-exp. Its gradient is analytic and the points are one array.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import minimize
+
+from analysis.fit import FitResult, Problem, fit_law, huber
+from analysis.laws import CHINCHILLA, Array
+from tests.benchmarks.measure import Row, Seconds, as_time, clocked, times
+
+DELTA = 1e-3
+TRUE = {"E": 1.9, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.37}
+EXPONENTS = np.arange(0.0, 2.1, 0.5)
+LOG_E = np.arange(-1.0, 1.1, 0.5)
+LOG_COEFFICIENTS = np.arange(0.0, 26.0, 5.0)
+SAMPLE = 20  # starts a round where all would take too long
+PATIENCE_SECONDS = 60.0
+SAME = 1e-6  # relative difference of objectives that are called the same
+
+
+def run(*, quick: bool) -> Iterator[Row]:
+    """Time of one fit against all starts, against as many as are needed, and where both end."""
+    rounds = 3 if quick else 9
+    x, loss = synthetic_points()
+    grid = GridSearch(np.log(x), np.log(loss))
+    problem = Problem.of(CHINCHILLA, x, loss, DELTA)
+    result = fit_law(problem)
+    count = len(grid.starts)
+    whole = not quick and clocked(lambda: grid.search(SAMPLE)) / SAMPLE * count < PATIENCE_SECONDS
+    part = math.ceil(count / rounds) if whole else SAMPLE
+
+    ours, per_start = _by_turns(problem, grid, rounds, part)
+    tried, best = len(grid.ends), min(grid.ends)
+    timed = "" if tried >= count else f" ({tried} timed)"
+    yield times(f"fit: {len(loss)} points, {count} starts{timed}", ours, per_start * count)
+
+    reached = sum(end <= best * (1 + SAME) for end in grid.ends) / tried
+    needed = math.ceil(math.log(0.05) / math.log(1 - reached)) if reached < 1 else 1
+    what = f"fit: starts that find it 19 times in 20: {needed} ({reached:.0%} do)"
+    yield times(what, ours, per_start * needed)
+    yield times("fit: one start", ours, per_start)
+    yield _objectives(result, best)
+
+
+def synthetic_points() -> tuple[Array, Array]:
+    """N and D (240, 2) on a grid of sizes and budgets, and losses with half a per cent of noise."""
+    sizes, budgets = np.meshgrid(np.geomspace(1e7, 1e10, 20), np.geomspace(2e8, 2e11, 12))
+    x = np.column_stack([sizes.ravel(), budgets.ravel()])
+    clean = TRUE["E"] + TRUE["A"] / x[:, 0] ** TRUE["alpha"] + TRUE["B"] / x[:, 1] ** TRUE["beta"]
+    return x, clean * np.exp(np.random.default_rng(0).normal(0, 0.005, len(x)))
+
+
+@dataclass
+class GridSearch:
+    """L-BFGS-B from each start in turn, in an order drawn once; `ends` holds the objectives reached."""
+
+    log_x: Array
+    y: Array
+    ends: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        axes = (LOG_COEFFICIENTS, LOG_COEFFICIENTS, LOG_E, EXPONENTS, EXPONENTS)
+        self.starts = np.random.default_rng(1).permutation(np.array(list(itertools.product(*axes))))
+
+    def search(self, count: int) -> None:
+        """Descend from the next `count` starts."""
+        done = len(self.ends)
+        for start in self.starts[done : done + count]:
+            # scipy's own tolerance is for objectives of order one; this one is of order 1e-3.
+            options = {"maxiter": 2000, "maxfun": 10000, "ftol": 1e-13, "gtol": 1e-9}
+            found = minimize(self.objective, start, jac=True, method="L-BFGS-B", options=options)
+            self.ends.append(float(found.fun))
+
+    def objective(self, theta: Array) -> tuple[float, Array]:
+        """Sum of Huber losses and its gradient at theta = (log A, log B, log E, alpha, beta)."""
+        exponents = theta[3:]
+        terms = np.column_stack([theta[:2] - exponents * self.log_x, np.full(len(self.y), theta[2])])
+        highest = terms.max(axis=1)
+        shares = np.exp(terms - highest[:, None])
+        total = shares.sum(axis=1)
+        residual = highest + np.log(total) - self.y
+        pull = shares * (np.clip(residual, -DELTA, DELTA) / total)[:, None]
+        gradient = np.concatenate([pull.sum(axis=0), -(pull[:, :2] * self.log_x).sum(axis=0)])
+        return float(huber(residual, DELTA).sum()), gradient
+
+
+def _by_turns(problem: Problem, grid: GridSearch, rounds: int, part: int) -> tuple[Seconds, Seconds]:
+    """Seconds of our fit and of one start of theirs, round by round."""
+    ours, per_start = [], []
+    for _ in range(rounds):
+        ours.append(clocked(lambda: fit_law(problem)))
+        before = len(grid.ends)
+        seconds = clocked(lambda: grid.search(part))
+        per_start.append(seconds / (len(grid.ends) - before))
+    return np.array(ours), np.array(per_start)
+
+
+def _objectives(result: FitResult, best: float) -> Row:
+    difference = (result.objective - best) / best
+    if abs(difference) > SAME:
+        raise AssertionError(f"the sides end apart: ours at {result.objective!r}, theirs at {best!r}")
+    return Row(
+        "fit: objective",
+        f"{result.objective:.9f}",
+        f"{best:.9f}",
+        f"ours {'higher' if difference > 0 else 'lower'} by {abs(difference):.1e} of it",
+    )
