@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from analysis.fit import FitResult, Problem, fit_law, huber
 from analysis.laws import CHINCHILLA, Array
-from tests.benchmarks.measure import Row, Seconds, as_time, clocked, times
+from tests.benchmarks.measure import Row, Seconds, clocked, times
 
 DELTA = 1e-3
 TRUE = {"E": 1.9, "A": 400.0, "B": 1500.0, "alpha": 0.34, "beta": 0.37}
@@ -36,18 +36,19 @@ def run(*, quick: bool) -> Iterator[Row]:
     problem = Problem.of(CHINCHILLA, x, loss, DELTA)
     result = fit_law(problem)
     count = len(grid.starts)
-    whole = not quick and clocked(lambda: grid.search(SAMPLE)) / SAMPLE * count < PATIENCE_SECONDS
+    first = clocked(lambda: grid.search(SAMPLE)) / SAMPLE
+    whole = not quick and first * count < PATIENCE_SECONDS
     part = math.ceil(count / rounds) if whole else SAMPLE
 
     ours, per_start = _by_turns(problem, grid, rounds, part)
     tried, best = len(grid.ends), min(grid.ends)
-    timed = "" if tried >= count else f" ({tried} timed)"
+    timed = "" if tried >= count else f" ({tried} tried)"
     yield times(f"fit: {len(loss)} points, {count} starts{timed}", ours, per_start * count)
 
     reached = sum(end <= best * (1 + SAME) for end in grid.ends) / tried
     needed = math.ceil(math.log(0.05) / math.log(1 - reached)) if reached < 1 else 1
-    what = f"fit: starts that find it 19 times in 20: {needed} ({reached:.0%} do)"
-    yield times(what, ours, per_start * needed)
+    enough = f"fit: {needed} starts, enough 19 times in 20 ({reached:.0%} end at the best)"
+    yield times(enough, ours, per_start * needed)
     yield times("fit: one start", ours, per_start)
     yield _objectives(result, best)
 

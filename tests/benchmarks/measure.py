@@ -41,15 +41,20 @@ def times(what: str, ours: Seconds, baseline: Seconds) -> Row:
     """Medians over rounds and their ratio; in brackets the lowest and the highest ratio of a round."""
     ratio = np.median(baseline) / np.median(ours)
     each = baseline / ours
-    spread = f" ({each.min():.3g} to {each.max():.3g})" if len(each) > 1 else ""
+    spread = f" ({as_ratio(each.min())} to {as_ratio(each.max())})" if len(each) > 1 else ""
     return Row(
         what,
         as_time(float(np.median(ours))),
         as_time(float(np.median(baseline))),
-        f"{ratio:.3g}{spread}",
+        as_ratio(ratio) + spread,
     )
 
 
 def as_time(seconds: float) -> str:
     """Seconds or milliseconds, three digits."""
-    return f"{seconds * 1e3:#.3g} ms" if seconds < 1 else f"{seconds:#.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
+
+
+def as_ratio(value: float) -> str:
+    """Three digits, never as a power of ten."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"

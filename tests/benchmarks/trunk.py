@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,31 +16,118 @@ import numpy as np
 from harness.rundir import Root
 from harness.training import checkpoint
 from harness.training.engine import Engine
-from tests.benchmarks.measure import Row, as_time, clocked, times
+from tests.benchmarks.measure import Row, clocked, times
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import losses, train
 
 ITERATIONS = (40, 80, 160, 320)
-BRANCHING = ("save", "problem_with", "load")
+BRANCHING = ("save", "problem_with", "load")  # writing a checkpoint, checking it, loading it back
 WATCHED = ((Engine, "step"), *((checkpoint, name) for name in BRANCHING))
-"""An optimiser step; and writing a checkpoint, checking it and loading it back."""
 
-Spent = dict[str, list[float]]
+
+@dataclass(frozen=True)
+class Training:
+    """One side, once: its wall time, the losses in the order of ITERATIONS, and seconds of each watched call."""
+
+    wall: float
+    losses: list[float]
+    spent: Mapping[str, Sequence[float]]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps taken."""
+        return len(self.spent["step"])
+
+    def total(self, *names: str) -> float:
+        """Seconds in the watched functions of those names."""
+        return sum(sum(self.spent[name]) for name in names)
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Steps and seconds of both, what branching costs of that, and whether the losses are equal."""
-    rounds = 1 if quick else 3
+    """Steps and seconds of both, what branching costs against what it saves, and whether the losses are equal."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_corpus(folder / "corpus")
-        _train_alone(folder / "warm", folder / "corpus", ITERATIONS[:1])
-        shared_seconds, alone_seconds = [], []
-        shared: Spent = {}
-        alone: Spent = {}
-        for number in range(rounds):
-            ours, theirs = folder / f"shared-{number}", folder / f"alone-{number}"
-            with stopwatch() as shared:
-                shared_seconds.append(clocked(lambda at=ours: _train_shared(at, folder / "corpus")))
-            with stopwatch() as alone:
-                alone_seconds.append(clocked(lambda at=theirs: _train_alone(at, folder / "corpus", ITERATIONS)))
+        _train(folder, [("warm-up", ITERATIONS[:1])])
+        pairs = [(_shared(folder, number), _alone(folder, number)) for number in range(1 if quick else 3)]
+    shared, alone = pairs[0]
+    if shared.losses != alone.losses:
+        raise AssertionError(f"the sides end apart: {shared.losses} on a trunk, {alone.losses} alone")
+
+    lengths = ", ".join(map(str, ITERATIONS))
+    ratio = alone.steps / shared.steps
+    yield Row(f"trunk: steps of runs of {lengths}", str(shared.steps), str(alone.steps), f"{ratio:.3g}")
+    walls = [np.array([side.wall for side in sides]) for sides in zip(*pairs, strict=True)]
+    yield times("trunk: wall time of the four", *walls)
+    loads = len(shared.spent["load"])
+    costs = np.array([ours.total(*BRANCHING) - theirs.total(*BRANCHING) for ours, theirs in pairs])
+    savings = np.array([theirs.total("step") - ours.total("step") for ours, theirs in pairs])
+    yield times(f"trunk: cost of {loads} returns, against the steps saved", costs, savings)
+    for name, what in zip(BRANCHING, ("save", "check", "load back"), strict=True):
+        each = np.array([np.median(ours.spent[name]) for ours, _ in pairs])
+        step = np.array([np.median(ours.spent["step"]) for ours, _ in pairs])
+        yield times(f"trunk: {what} a checkpoint, against one step", each, step)
+    ours, theirs = (" ".join(f"{loss:.4f}" for loss in side.losses) for side in (shared, alone))
+    yield Row(
+        "trunk: held-out loss of the longest",
+        ours.split()[-1],
+        theirs.split()[-1],
+        "all four equal to the bit",
+    )
+
+
+def _shared(folder: Path, number: int) -> Training:
+    return _train(folder, [(f"shared-{number}", ITERATIONS)])
+
+
+def _alone(folder: Path, number: int) -> Training:
+    return _train(folder, [(f"alone-{number}-{count}", (count,)) for count in ITERATIONS])
+
+
+def _train(folder: Path, roots: Sequence[tuple[str, Sequence[int]]]) -> Training:
+    """Train the given iteration counts in each root, one root after the other."""
+    studies = [(Root(folder / name), _study(folder / "corpus", iterations)) for name, iterations in roots]
+    with stopwatch() as spent:
+        wall = clocked(lambda: [train(root, study) for root, study in studies])
+    return Training(wall, [loss for root, study in studies for loss in losses(root, study)], spent)
+
+
+def _study(corpus: Path, iterations: Sequence[int]) -> dict[str, Any]:
+    return {
+        "name": "bench",
+        "corpus": {"path": str(corpus)},
+        "text": {"dim": 16, "max_positions": 8},
+        "model": {"d_state": 16, "ssm_head_dim": 16, "head_dim": 16, "dropout": 0.0},
+        "grid": {
+            "architectures": {"prefix_simba": None},
+            "sizes": {"s": {"n_blocks": 2, "d_model": 32}},
+            "iterations": list(iterations),
+        },
+        "training": {
+            "batch": 8,
+            "optimiser": {"lr": 3e-3},
+            "schedule": {"kind": "wsd", "warmup": 10, "decay_fraction": 0.2},
+        },
+        "tracking": {"log_every": 20},
+    }
+
+
+@contextmanager
+def stopwatch() -> Iterator[dict[str, list[float]]]:
+    """Seconds of every call of the watched functions made inside, by name."""
+    spent: dict[str, list[float]] = {name: [] for _, name in WATCHED}
+    with ExitStack() as stack:
+        for owner, name in WATCHED:
+            stack.enter_context(patch.object(owner, name, _timed(getattr(owner, name), spent[name])))
+        yield spent
+
+
+def _timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **named)
+        finally:
+            spent.append(time.perf_counter() - start)
+
+    return call
