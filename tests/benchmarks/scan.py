@@ -22,7 +22,7 @@ from tests.ssmttm.test_blocks import reference_mixer
 BATCH = 2
 D_STATES = (64, 512)
 LENGTHS = (1000, 2600)
-REFERENCE_CHUNKS = (32, 64, 128, 256)  # transformers' default is 256; no larger one is faster on a CPU
+REFERENCE_CHUNKS = (32, 64, 128, 256)  # up to the default of transformers
 SQUARE = 1024  # the matrix product that stands for the machine's ceiling
 
 
