@@ -88,7 +88,8 @@ class Precision(StrEnum):
 class Run(Frozen):
     """One point of the grid."""
 
-    recipe_version: Count = RECIPE_VERSION
+    recipe_version: Count = 1
+    """The recipe it is trained by; its default is the first one for ever, whatever RECIPE_VERSION says now."""
     model: ModelConfig
     corpus: Digest
     """Fingerprint of the corpus, its codec included."""

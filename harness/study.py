@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from harness.run import (
+    RECIPE_VERSION,
     Count,
     Digest,
     Frozen,
@@ -336,6 +337,7 @@ def _points(
             for seed in study.grid.seeds_of(size):
                 for iterations in study.grid.iterations:
                     run = Run(
+                        recipe_version=RECIPE_VERSION,
                         model=model,
                         corpus=corpus.fingerprint,
                         text_encoder=text_fingerprint,

@@ -26,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness.journal import Event, Fenced, Journal, identify_process, read_progress
+from harness.journal import Control, Event, Fenced, Journal, identify_process, read_progress
 from harness.provenance import commit, installed_version
 from harness.run import Run
 from harness.rundir import Launch, Root, read_launch, read_run
@@ -38,7 +38,7 @@ from ssmttm.errors import InputError
 log = logging.getLogger("ssmscale.worker")
 
 EXIT_PREEMPTED = 75
-"""EX_TEMPFAIL: stopped at a step boundary, everything saved, to be started again."""
+"""EX_TEMPFAIL: stopped at a step boundary with everything saved, or busy elsewhere: to be started again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR")
     parser.add_argument("--feed", action="store_true", help="read run directories from standard input")
     options = parser.parse_args(arguments)
+    if not options.feed and not options.run_dirs:
+        parser.error("give RUN_DIRs, or --feed")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     stop = StopFlag()
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
     outcomes = [train_series(runs, root, stop) for root, runs in group_by_series(run_dirs)]
-    if "preempted" in outcomes:
+    if {"preempted", "busy"} & set(outcomes):
         return EXIT_PREEMPTED
     return 1 if "failed" in outcomes else 0
 
@@ -117,51 +119,57 @@ def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
     folder = root.series(series_id)
     launch = read_launch(root, series_id)
     ranks = initialise_ranks(launch.threads)
-    missing = [run for run in runs if read_progress(root.run(run.run_id)).state != Event.FINISHED]
     lock = FileLock(folder / "lock")
     with _logging_to(folder / "logs", ranks):
-        try:
-            if ranks.is_first:
-                lock.acquire(blocking=False)
-        except Timeout:
+        if not ranks.tell(not ranks.is_first or _acquire(lock)):
             return "busy"
         try:
+            states = ranks.tell([read_progress(root.run(run.run_id)).state for run in runs])
+            missing = [run for run, state in zip(runs, states, strict=True) if state != Event.FINISHED]
             return _train_locked(missing, root, launch, ranks, stop) if missing else "finished"
         finally:
             gc.collect()  # an engine refers to itself: its memory is wanted by the next Series
             lock.release()
 
 
+def _acquire(lock: FileLock) -> bool:
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
+
+
 def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
     folder = root.series(runs[0].series_id)
-    journal = None
     before = {run.run_id: read_progress(root.run(run.run_id)).attempt for run in runs}
     process = describe_process(launch)
-    layout = series_layout(root, runs[0], launch, ranks)
-    if ranks.is_first:
-        again = read_progress(folder).attempt > 0
-        journal = Journal.open(folder)
-        start = Event.RESUMED if again else Event.STARTED
-        journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
+    start = Event.RESUMED if read_progress(folder).attempt else Event.STARTED
+    journal = Journal.open(folder) if ranks.is_first else None
     try:
+        layout = series_layout(root, runs, launch, ranks)
+        if journal is not None:
+            journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
         trainer = SeriesTrainer(root, runs, launch, ranks, layout, stop, process)
         outcome = trainer.train(journal)
-    except Fenced as error:
-        log.warning("%s", error)
+    except Diverged as error:  # every rank saw the same loss
+        _fail(runs, root, launch, journal, str(error), "diverged", before)
         return "failed"
     except Exception as error:
-        reason = (
-            str(error) if isinstance(error, InputError | Diverged) else f"{type(error).__name__}: {error}"
-        )
-        log.error("series %s: %s", folder.name, reason)
-        if not isinstance(error, InputError | Diverged):
+        if not isinstance(error, InputError | Fenced):
             traceback.print_exc()
-        _fail(runs, root, journal, reason, "diverged" if isinstance(error, Diverged) else "error", before)
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        log.error("series %s: %s", folder.name, reason)
         if ranks.world > 1:
-            raise  # the other ranks wait for this one: let the launcher end them
+            # The others are somewhere else now, and what the first rank sees may be their end and not the cause:
+            # whoever started the ranks ends them all and tries again.
+            raise SystemExit(1) from error
+        if isinstance(error, Fenced):
+            return "busy"
+        _fail(runs, root, launch, journal, reason, "error", before)
         return "failed"
-    if outcome is Outcome.PREEMPTED:
-        return "preempted"
+    if outcome in {Outcome.PREEMPTED, Outcome.FENCED}:
+        return "preempted" if outcome is Outcome.PREEMPTED else "busy"
     if journal is not None:
         journal.append(Event.FINISHED)
         journal.close()
@@ -172,6 +180,7 @@ def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
 def _fail(
     runs: Sequence[Run],
     root: Root,
+    launch: Launch,
     journal: Journal | None,
     reason: str,
     kind: str,
@@ -179,18 +188,18 @@ def _fail(
 ) -> None:
     """Write the reason into the trunk's journal and into that of every Run it takes with it.
 
-    `before` holds each Run's attempts when this training began: those that ended since have their own word.
+    `before` holds each Run's attempts when this training began: those that ended since have their own word, and
+    cancelled ones stay cancelled.
     """
     if journal is None:
         return
     journal.append(Event.FAILED, reason=reason, kind=kind)
     journal.close()
+    cancelled = Control(launch.control).cancelled()
     for run in runs:
         own = read_progress(root.run(run.run_id))
-        ended = own.state == Event.FINISHED or (
-            own.state == Event.FAILED and own.attempt > before[run.run_id]
-        )
-        if not ended:
+        failed = own.state == Event.FAILED and own.attempt > before[run.run_id]
+        if own.state != Event.FINISHED and not failed and run.run_id not in cancelled:
             with Journal.open(root.run(run.run_id)) as latest:
                 latest.append(Event.FAILED, reason=reason, kind=kind)
 

@@ -90,9 +90,10 @@ def save(engine: Engine, folder: Path, step: int, tokens: int, *, branch: bool =
             files=files,
         )
         write_atomically(marker_path, marker.model_dump_json(indent=1) + "\n")
-        for older in marked(folder):
-            if older.marker.step < step and not older.marker.branch:
-                remove(folder, older.marker.step)
+        kept = {held.tag for held in marked(folder) if held.marker.branch or held.marker.step >= step}
+        for older in folder.glob("step-*"):
+            if older.is_dir() and older.name not in kept and older.name < tag:
+                remove(folder, older.name)
     torch.distributed.barrier()
 
 
@@ -133,10 +134,27 @@ def problem_with(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def remove(folder: Path, step: int) -> None:
+def keep(folder: Path, step: int, *, branch: bool) -> bool:
+    """Whether a whole checkpoint of that step is there; from now on it is kept for branching if `branch` says so."""
+    for held in marked(folder):
+        if held.marker.step == step:
+            if branch and not held.marker.branch:
+                marker = held.marker.model_copy(update={"branch": True})
+                write_atomically(folder / f"{held.tag}.complete", marker.model_dump_json(indent=1) + "\n")
+            return True
+    return False
+
+
+def condemn(checkpoint: Checkpoint) -> None:
+    """Take its marker from a checkpoint that was found damaged, so that it counts as not there."""
+    marker = checkpoint.folder / f"{checkpoint.tag}.complete"
+    marker.rename(marker.with_suffix(".damaged"))
+
+
+def remove(folder: Path, tag: str) -> None:
     """Drop a checkpoint: its marker first, so that it is never half there."""
-    (folder / f"{tag_of(step)}.complete").unlink(missing_ok=True)
-    shutil.rmtree(folder / tag_of(step), ignore_errors=True)
+    (folder / f"{tag}.complete").unlink(missing_ok=True)
+    shutil.rmtree(folder / tag, ignore_errors=True)
 
 
 def _load_safely(path: Path) -> None:

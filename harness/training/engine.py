@@ -35,6 +35,16 @@ class Ranks:
         """Whether this process writes for all of them."""
         return self.rank == 0
 
+    def tell(self, value: Any) -> Any:
+        """The first rank's value, on every rank; collective."""
+        if self.world == 1:
+            return value
+        import torch
+
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
 
 def initialise_ranks(threads: int) -> Ranks:
     """Join the process group described by RANK, WORLD_SIZE and MASTER_ADDR, or be a group of one.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -27,6 +28,7 @@ from harness.training.engine import Engine, Ranks
 from harness.training.preemption import StopFlag
 from harness.training.result import Result, describe_result
 from harness.training.schedule import branch_step, learning_rate, trunk_learning_rate
+from ssmttm.errors import InputError
 
 
 class Outcome(IntEnum):
@@ -71,8 +73,7 @@ class SeriesTrainer:
         self.on_trunk = True
         """Whether that state is the trunk's, and not that of some branch."""
         self.tokens = 0
-        self._clock = time.monotonic()
-        self._clock_tokens = 0
+        self._restart_clock()
 
     def train(self, journal: Journal | None) -> Outcome:
         """Train what is missing; `journal` is the trunk's, open on the first rank alone.
@@ -102,9 +103,6 @@ class SeriesTrainer:
             self.on_trunk = True
         elif not self.on_trunk:
             self._start_over()
-        if self.step == branch:
-            self._keep_branch_point(branch)
-            return Outcome.DONE
 
         def rate(step: int) -> float:
             return trunk_learning_rate(run.schedule, run.optimiser.lr, step)
@@ -113,16 +111,6 @@ class SeriesTrainer:
         if outcome is Outcome.DONE:
             self._save(self.trunk_checkpoints, journal, branch=True)
         return outcome
-
-    def _keep_branch_point(self, branch: int) -> None:
-        """See that the checkpoint at a branch point, made for another reason, is kept from now on."""
-        if branch == 0:
-            return
-        held = {
-            found.marker.step: found.marker.branch for found in checkpoints.marked(self.trunk_checkpoints)
-        }
-        if self._tell(held.get(branch)) is not True:
-            self._save(self.trunk_checkpoints, None, branch=True)
 
     # -- a branch
 
@@ -148,6 +136,15 @@ class SeriesTrainer:
         except Diverged as problem:
             _append(journal, Event.FAILED, step=self.step, reason=str(problem), kind="diverged")
             return Outcome.DONE
+        except (Fenced, InputError):
+            raise
+        except Exception as problem:
+            if self.ranks.world > 1:
+                raise  # the other ranks are somewhere else now
+            traceback.print_exc()
+            reason = f"{type(problem).__name__}: {problem}"
+            _append(journal, Event.FAILED, step=self.step, reason=reason, kind="error")
+            return Outcome.DONE
         finally:
             if journal is not None:
                 journal.close()
@@ -165,7 +162,7 @@ class SeriesTrainer:
             result = Result.model_validate({**measured, **derived})
             journal.append(Event.FINISHED, **result.model_dump(mode="json"))
             for old in checkpoints.marked(folder / "checkpoints"):
-                checkpoints.remove(folder / "checkpoints", old.marker.step)
+                checkpoints.remove(folder / "checkpoints", old.tag)
 
     # -- steps
 
@@ -180,7 +177,7 @@ class SeriesTrainer:
         on_trunk: bool,
     ) -> Outcome:
         """Step until `target`, logging, evaluating, saving, and heeding signals, cancellations and fences."""
-        self._clock, self._clock_tokens = time.monotonic(), self.tokens
+        self._restart_clock()
         while self.step < target:
             outcome = self._agree(journal, run)
             if outcome is Outcome.PREEMPTED:
@@ -202,6 +199,7 @@ class SeriesTrainer:
                 _append(
                     journal, Event.EVAL, step=done, loss=loss, loss_codebooks=by_codebook, tokens=self.tokens
                 )
+                self._restart_clock()
         return Outcome.DONE
 
     def _take_step(self, lr: float, journal: Journal | None, *, must_log: bool) -> None:
@@ -235,7 +233,7 @@ class SeriesTrainer:
     def _log(self, journal: Journal | None, loss: float, lr: float) -> None:
         now = time.monotonic()
         speed = (self.tokens - self._clock_tokens) / max(now - self._clock, 1e-9)
-        self._clock, self._clock_tokens = now, self.tokens
+        self._restart_clock()
         fields: dict[str, Any] = {"step": self.step, "loss": loss, "lr": lr, "tokens": self.tokens}
         fields["tokens_per_second"] = round(speed, 1)
         if (norm := self.engine.grad_norm()) is not None and math.isfinite(norm):
@@ -244,6 +242,10 @@ class SeriesTrainer:
             flops = self.batches.flops_per_token * speed / self.ranks.world
             fields["mfu"] = round(flops / self.launch.peak_flops, 4)
         _append(journal, Event.STEP, **fields)
+
+    def _restart_clock(self) -> None:
+        """Measure speed from here: over training steps, not over saving and evaluating."""
+        self._clock, self._clock_tokens = time.monotonic(), self.tokens
 
     def _check_loss(self, loss: float) -> None:
         """Raise Diverged for a loss that is not finite, or far above that of knowing nothing."""
@@ -304,7 +306,7 @@ class SeriesTrainer:
             if size != self._control_size:
                 self._control_size, self._cancelled = size, self.control.cancelled()
         known = run.run_id in self._cancelled
-        return bool(self._tell(known)) if ask_others else known
+        return bool(self.ranks.tell(known)) if ask_others else known
 
     def _resume(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> bool:
         """Load the newest good checkpoint with lowest <= step <= highest, if there is one."""
@@ -313,28 +315,18 @@ class SeriesTrainer:
             for found in reversed(checkpoints.marked(folder)):
                 if not lowest <= found.marker.step <= highest:
                     continue
-                problem = self._misfit(found) or checkpoints.problem_with(found)
+                problem = checkpoints.problem_with(found)
                 if problem is None:
                     chosen = found
                     break
+                checkpoints.condemn(found)
                 _append(journal, Event.WARNING, text=f"checkpoint passed over: {problem}")
-        chosen = self._tell(chosen)
+        chosen = self.ranks.tell(chosen)
         if chosen is None:
             return False
         checkpoints.load(self.engine, chosen)
         self.step, self.tokens = chosen.marker.step, chosen.marker.tokens
         return True
-
-    def _misfit(self, found: Checkpoint) -> str | None:
-        marker = found.marker
-        if marker.zero_stage != self.layout.zero_stage or (
-            marker.zero_stage and marker.ranks != self.ranks.world
-        ):
-            return (
-                f"{found.folder / found.tag}: written by {marker.ranks} ranks under ZeRO {marker.zero_stage}, not "
-                f"{self.ranks.world} under ZeRO {self.layout.zero_stage}"
-            )
-        return None
 
     def _start_over(self) -> None:
         """Put the engine back to step 0."""
@@ -342,16 +334,15 @@ class SeriesTrainer:
         self.step, self.tokens, self.on_trunk = 0, 0, True
 
     def _save(self, folder: Path, journal: Journal | None, *, branch: bool = False) -> None:
-        if self.step == 0:
+        is_there = self.ranks.is_first and checkpoints.keep(folder, self.step, branch=branch)
+        if self.step == 0 or self.ranks.tell(is_there):
             return
         if journal is not None:
             journal.check_fence()
         begun = time.monotonic()
         checkpoints.save(self.engine, folder, self.step, self.tokens, branch=branch)
         _append(journal, Event.CHECKPOINT, step=self.step, seconds=round(time.monotonic() - begun, 3))
-
-    def _tell(self, value: Any) -> Any:
-        return _tell(self.ranks, value)
+        self._restart_clock()
 
     def _sum_over_ranks(self, value: Any) -> float:
         if self.ranks.world > 1:
@@ -361,24 +352,21 @@ class SeriesTrainer:
         return float(value)
 
 
-def series_layout(root: Root, run: Run, launch: Launch, ranks: Ranks) -> Layout:
-    """The layout this process group trains a Series on; the ZeRO stage is the trunk's where one exists."""
-    held = [
-        found.marker.zero_stage for found in checkpoints.marked(root.series(run.series_id) / "checkpoints")
-    ]
-    stage = int(_tell(ranks, held[-1] if held else launch.zero_stage))
-    return choose_layout(run.batch, ranks.world, launch.micro_batch, stage, launch.threads)
+def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks) -> Layout:
+    """The layout this process group trains a Series on; the ZeRO stage is that of its checkpoints, if there are any.
 
-
-def _tell(ranks: Ranks, value: Any) -> Any:
-    """The first rank's value, on every rank; collective."""
-    if ranks.world == 1:
-        return value
-    import torch
-
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
+    Raises InputError, on all ranks, where those were written by another number of ranks under ZeRO.
+    """
+    folders = [root.series(runs[0].series_id), *(root.run(run.run_id) for run in runs)]
+    held = [found for folder in folders for found in checkpoints.marked(folder / "checkpoints")]
+    newest = ranks.tell(held[-1].marker if held else None)
+    stage = launch.zero_stage if newest is None else newest.zero_stage
+    if newest is not None and stage and newest.ranks != ranks.world:
+        raise InputError(
+            f"resources.ranks: {ranks.world}: {folders[0]} has checkpoints of {newest.ranks} ranks under ZeRO {stage}, "
+            f"which another number of ranks cannot read"
+        )
+    return choose_layout(runs[0].batch, ranks.world, launch.micro_batch, stage, launch.threads)
 
 
 def _append(journal: Journal | None, event: Event, **fields: Any) -> None:
