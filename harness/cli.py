@@ -75,6 +75,8 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        _fail(f"{error.filename}: {error.strerror}", debug=debug, status=2, cause=error)
     except OSError as error:
         _fail(error, debug=debug, status=1)
     except Exception as error:
@@ -204,10 +206,10 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
 def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
     """Forget failures and cancellations, then train what is missing here."""
     resolved = _registered(study, root)
+    submission.check_before_training(resolved)
     concerned = submission.forgive(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
     console.print(f"{len(concerned)} runs to be tried again")
     if concerned:
-        submission.check_before_training(resolved)
         _train(resolved)
 
 
@@ -215,7 +217,7 @@ def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = No
 def sync(study: StudyArgument, root: RootOption = None) -> None:
     """Replay the journals into MLflow and settle runs that nobody trains any more."""
     resolved = _registered(study, root)
-    rows = _rows(resolved)
+    rows = _begun(resolved)
     tracker = _tracker(resolved)
     tracker.mirror(rows, settle=True)
     console.print(f"{sum(row.state is RunState.DONE for row in rows)} finished runs are in {tracker.uri}")
@@ -352,6 +354,17 @@ def _rows(resolved: ResolvedStudy) -> list[RunStatus]:
     return StatusReader(resolved.root, resolved.study.name).read(resolved.points)
 
 
+def _begun(resolved: ResolvedStudy) -> list[RunStatus]:
+    """The study's rows; raises InputError where nothing of it was ever trained here."""
+    rows = _rows(resolved)
+    if all(row.state in {RunState.NEW, RunState.CANCELLED} for row in rows):
+        name = resolved.study.name
+        raise InputError(
+            f"study {name}: nothing of it has been trained under {resolved.root.path}; submit it first"
+        )
+    return rows
+
+
 def _choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStatus]:
     if not wanted:
         return rows
@@ -384,7 +397,7 @@ def _points_frame(resolved: ResolvedStudy) -> pd.DataFrame:
 
     from harness.tracking import Point
 
-    rows = _rows(resolved)
+    rows = _begun(resolved)
     tracker = _tracker(resolved)
     tracker.mirror(rows, settle=True)
     held = tracker.points([row.run_id for row in rows])

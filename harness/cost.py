@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from statistics import median
 
 from harness.run import Frozen, Positive, Run
-from harness.training.schedule import branch_step
 from ssmttm.config import ModelConfig, SubLayer, TextConfig
 from ssmttm.flops import parameter_count, training_flops
 
@@ -46,8 +45,6 @@ class Cost:
     n_params_non_embedding: int
     tokens: int
     flops: float
-    flops_own: float
-    """Of the decay alone: what the Run adds to a trunk that is there."""
 
 
 def mean_text_positions(text: TextConfig, captions: Sequence[str]) -> int:
@@ -64,13 +61,11 @@ def run_cost(run: Run, text_positions: int) -> Cost:
     count = parameter_count(run.model)
     tokens_per_step = run.batch * run.frames * run.model.n_codebooks
     flops_per_step = training_flops(run.model, run.frames, text_positions) * run.batch * run.frames
-    own = run.iterations - branch_step(run.schedule, run.iterations)
     return Cost(
         n_params=count.n_params,
         n_params_non_embedding=count.non_embedding,
         tokens=run.iterations * tokens_per_step,
         flops=run.iterations * flops_per_step,
-        flops_own=own * flops_per_step,
     )
 
 

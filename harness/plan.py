@@ -67,16 +67,15 @@ class Plan:
         }
 
     def totals(self) -> dict[str, Any]:
-        """Sums over the Runs: what is to be spent, what it would be without trunks, what is spent already."""
-        done = {RunState.DONE}
+        """Sums over the Runs: what a submission spends, what it would without trunks, what finished Runs save."""
+        over = {RunState.DONE, RunState.FAILED, RunState.CANCELLED}
+        left = [run for run in self.runs if run.status.state not in over]
         return {
             "runs": len(self.runs),
             "series": len({run.status.series_id for run in self.runs}),
-            "gpu_hours": sum(run.gpu_hours for run in self.runs if run.status.state not in done),
-            "gpu_hours_independent": sum(
-                run.wall_hours_alone * run.gpus for run in self.runs if run.status.state not in done
-            ),
-            "gpu_hours_reused": sum(run.gpu_hours for run in self.runs if run.status.state in done),
+            "gpu_hours": sum(run.gpu_hours for run in left),
+            "gpu_hours_independent": sum(run.wall_hours_alone * run.gpus for run in left),
+            "gpu_hours_reused": sum(run.gpu_hours for run in self.runs if run.status.state is RunState.DONE),
         }
 
     def _row(self, run: PlannedRun) -> dict[str, Any]:
@@ -123,7 +122,7 @@ def make_plan(
         speed = (speed or assumed_speed(layout.threads, study.resources.peak_flops)) * layout.ranks
         branch = branch_step(run.schedule, run.iterations)
         trunk = branch - behind.get(status.series_id, 0)
-        if status.state is not RunState.FAILED:
+        if status.state not in {RunState.FAILED, RunState.CANCELLED}:
             behind[status.series_id] = branch
         steps = trunk + run.iterations - branch
         planned[index] = PlannedRun(

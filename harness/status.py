@@ -15,6 +15,7 @@ from harness.journal import Control, Event, Progress, process_is_alive, read_pro
 from harness.run import Run
 from harness.rundir import Root
 from harness.study import GridPoint
+from harness.training.schedule import branch_step
 
 
 class RunState(StrEnum):
@@ -88,11 +89,10 @@ class StatusReader:
                 trunks[series_id] = read_progress(self.root.series(series_id))
             own = read_progress(self.root.run(run_id))
             state = _state(point.run, own, trunks[series_id], forgiven=forgiven.get(run_id, 0))
-            if state in {RunState.NEW, RunState.INTERRUPTED}:
-                if run_id in cancelled:
-                    state = RunState.CANCELLED
-                elif run_id in waiting:
-                    state = RunState.QUEUED
+            if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
+                state = RunState.CANCELLED
+            elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
+                state = RunState.QUEUED
             found.append(_row(point, run_id, series_id, state, own, trunks[series_id]))
         return found
 
@@ -124,7 +124,8 @@ def _row(
     finished = state is RunState.DONE and own.result is not None
     latest = own if own.step else trunk
     newest = latest.steps[max(latest.steps)] if latest.steps and state is not RunState.NEW else {}
-    done = point.run.iterations if finished else min(max(own.step, trunk.step), point.run.iterations)
+    branch = branch_step(point.run.schedule, point.run.iterations)
+    done = point.run.iterations if finished else max(own.step, min(trunk.step, branch))
     reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
     return RunStatus(
         point=point,

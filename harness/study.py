@@ -27,12 +27,13 @@ from harness.run import (
     Regularisation,
     Run,
     Schedule,
+    ScheduleKind,
     WholeNumber,
 )
 from harness.training.schedule import branch_step
 from harness.validation import validate
 from harness.yaml_file import read_yaml, read_yaml_value
-from ssmttm.config import Architecture, ModelConfig, TextConfig
+from ssmttm.config import Architecture, ModelConfig, SubLayer, TextConfig
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.errors import InputError
 
@@ -169,6 +170,15 @@ class Tracking(Frozen):
     log_every: Count = 10
     eval_every: Count | None = None
 
+    @field_validator("uri")
+    @classmethod
+    def _names_a_server_or_a_database(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://.", value):
+            raise ValueError(
+                "is no tracker's address, such as http://127.0.0.1:5000 or sqlite:////data/mlflow.db"
+            )
+        return value
+
 
 class ResourceChoice(Frozen):
     """Resources asked for by hand; null lets the harness choose."""
@@ -256,9 +266,9 @@ def _apply(fields: dict[str, Any], change: str) -> None:
         raise InputError(f"--set {change}: is not key=value, such as training.batch=16")
     here: Any = fields
     for part in parts[:-1]:
-        here = here.setdefault(part, {}) if isinstance(here, dict) else None
-        if here is None:
-            raise InputError(f"--set {change}: {part!r} holds no keys")
+        if isinstance(here, dict) and here.get(part) is None:
+            here[part] = {}
+        here = here.get(part) if isinstance(here, dict) else None
     if not isinstance(here, dict):
         raise InputError(f"--set {change}: {parts[-2]!r} holds no keys")
     here[parts[-1]] = read_yaml_value(text, f"--set {change}")
@@ -320,7 +330,15 @@ def expand(study: Study, corpus: CorpusView, text_fingerprint: str | None, where
 
     Raises InputError where a size makes no model, naming the size and the architecture.
     """
-    return list(_points(study, corpus, text_fingerprint, where))
+    points = list(_points(study, corpus, text_fingerprint, where))
+    seen: dict[str, GridPoint] = {}
+    for point in points:
+        first = seen.setdefault(point.run.run_id, point)
+        if first is not point:
+            raise InputError(
+                f"{where}: grid.sizes.{point.size} ({point.architecture}): is the same run as {first.size}; drop one"
+            )
+    return points
 
 
 def _points(
@@ -331,8 +349,11 @@ def _points(
         for size, shared in study.grid.sizes.items():
             patches = (shared, own.sizes.get(size, SizePatch()))
             model = _model(study, corpus, architecture, (own.model, *patches), f"{where}: grid.sizes.{size}")
-            optimiser = training.optimiser.model_copy(
-                update=_merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
+            changes = _merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
+            optimiser = validate(
+                Optimiser,
+                training.optimiser.model_dump() | changes,
+                f"{where}: grid.sizes.{size} ({architecture}): optimiser",
             )
             for seed in study.grid.seeds_of(size):
                 for iterations in study.grid.iterations:
@@ -344,7 +365,7 @@ def _points(
                         frames=corpus.frames,
                         batch=training.batch,
                         optimiser=optimiser,
-                        schedule=training.schedule,
+                        schedule=_own_schedule(training.schedule),
                         regularisation=training.regularisation,
                         precision=training.precision,
                         eval_clips=training.eval_clips,
@@ -363,8 +384,8 @@ def _model(
         patch=study.text.patch,
         max_positions=study.text.max_positions,
     )
-    fields = _merged(study.model, *patches)
-    fields.pop("optimiser", None)
+    unused = _unused_by(architecture)
+    fields = {name: value for name, value in _merged(study.model, *patches).items() if name not in unused}
     try:
         return ModelConfig(
             architecture=architecture,
@@ -378,6 +399,28 @@ def _model(
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}{'.' + key if key else ''} ({architecture}): {message}") from error
+
+
+def _unused_by(architecture: Architecture) -> set[str]:
+    """Keys of a model, given for all architectures, that decide nothing about this one and so are no part of it."""
+    unused = {"optimiser"}
+    if not architecture.has_mixer:
+        unused |= {"d_state", "d_conv", "expand", "ssm_head_dim", "n_groups"}
+    if architecture.has_prefix:
+        unused.add("head_dim")
+    if SubLayer.FEED_FORWARD not in architecture.sub_layers:
+        unused.add("ff_mult")
+    return unused
+
+
+def _own_schedule(schedule: Schedule) -> Schedule:
+    """A schedule without what its kind does not use."""
+    if schedule.kind is ScheduleKind.WSD:
+        return schedule
+    unused = (
+        {"decay_fraction"} if schedule.kind is ScheduleKind.COSINE else {"decay_fraction", "final_fraction"}
+    )
+    return Schedule(**schedule.model_dump(exclude=unused))
 
 
 def _merged(*patches: Any) -> dict[str, Any]:

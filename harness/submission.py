@@ -26,6 +26,8 @@ from ssmttm.errors import InputError
 MOST_ATTEMPTS = 3
 """Times a Series whose worker goes away without a word is started again before it counts as failed."""
 POLL_SECONDS = 0.25
+BUSY_SECONDS = 5.0
+"""Pause before Series that another process holds are asked for again."""
 
 
 class Registration(Frozen):
@@ -98,6 +100,9 @@ def check_before_training(resolved: ResolvedStudy) -> None:
         verify_corpus(path, manifest)
     except InputError as error:
         raise InputError(f"{resolved.where}: corpus.path: {error}") from error
+    for split in ("train", "valid"):
+        if split not in manifest.splits or not manifest.splits[split].clips:
+            raise InputError(f"{resolved.where}: corpus.path: {path}: its split {split!r} has no clips")
     if manifest.fingerprint != resolved.corpus.fingerprint:
         raise InputError(f"{resolved.where}: corpus.path: {path}: has changed since the study was submitted")
 
@@ -107,6 +112,8 @@ def register(resolved: ResolvedStudy) -> None:
     study = resolved.study
     fields = study.model_dump(mode="json", exclude_unset=True)
     fields["corpus"]["path"] = str(study.corpus.path.absolute())
+    if Path(study.text.encoder).is_dir():
+        fields["text"]["encoder"] = str(Path(study.text.encoder).absolute())
     document = {
         "study": fields,
         "corpus": resolved.corpus.model_dump(),
@@ -130,6 +137,7 @@ class Submission:
         self.control = Control(self.root.study(resolved.study.name) / "control.jsonl")
         self.process = identify_process()
         self._attempts: dict[str, int] = {}
+        self._submitted: list[str] = []
 
     def run(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
         """Train what is missing, wait for what others train, and return how every Run ended."""
@@ -161,6 +169,8 @@ class Submission:
             if all(state not in {JobState.QUEUED, JobState.RUNNING} for state in states.values()):
                 break
             time.sleep(POLL_SECONDS)
+        if set(states.values()) == {JobState.BUSY}:
+            time.sleep(BUSY_SECONDS)
         for handle, state in states.items():
             self._settle(handle, state)
 
@@ -174,9 +184,10 @@ class Submission:
             write_launch(self.root, series_id, self._launch(runs[0]))
             for run in runs:
                 write_run(self.root, run.status.point.run)
-        self.control.append(
-            "submitted", runs=[row.run_id for row in missing], process=self.process, dispatcher=self.name
-        )
+        wanted = [row.run_id for row in missing]
+        if wanted != self._submitted:
+            self.control.append("submitted", runs=wanted, process=self.process, dispatcher=self.name)
+            self._submitted = wanted
         longest_first = sorted(groups, key=lambda key: -sum(run.gpu_hours for run in groups[key]))
         return [self._job(series_id, groups[series_id]) for series_id in longest_first]
 
@@ -210,20 +221,15 @@ class Submission:
         """Give up a Series whose workers come back again and again without having finished or failed its Runs."""
         if state in {JobState.BUSY, JobState.PREEMPTED}:
             return
-        left = [
-            folder
-            for folder in handle.job.run_dirs
-            if read_progress(folder).state not in {Event.FINISHED, Event.FAILED, Event.CANCELLED}
-        ]
+        unfinished = {row.run_id for row in self._read() if row.state in {RunState.NEW, RunState.INTERRUPTED}}
+        left = [folder for folder in handle.job.run_dirs if folder.name in unfinished]
         attempts = self._attempts[handle.job.series_id] = self._attempts.get(handle.job.series_id, 0) + 1
-        cancelled = self.control.cancelled()
-        left = [folder for folder in left if folder.name not in cancelled]
         if not left or attempts < MOST_ATTEMPTS:
             return
-        log = max(
-            filter(Path.exists, self.dispatcher.log_paths(handle)), key=lambda path: path.stat().st_mtime
-        )
-        reason = f"its worker ended {attempts} times before it did; {log} ends: {_last_line(log)}"
+        endings = [
+            f"{log} ends: {_last_line(log)}" for log in self.dispatcher.log_paths(handle) if log.exists()
+        ]
+        reason = f"its worker ended {attempts} times before it did; {'; '.join(endings)}"
         for folder in left:
             with Journal.open(folder) as journal:
                 journal.append(Event.FAILED, reason=reason, kind="lost")

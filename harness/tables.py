@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from harness.progress import OVER, describe
+from harness.progress import describe
 from harness.status import RunState, RunStatus, count_states
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def watch_status(console: Console, read: Callable[[], Sequence[RunStatus]], name
         while True:
             rows = read()
             live.update(_status_table(name, rows), refresh=True)
-            if all(row.state in OVER for row in rows):
+            if not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
                 return
             time.sleep(2)
 

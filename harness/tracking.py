@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from harness.journal import Progress, read_progress
 from harness.run import Run
 from harness.rundir import Root
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("ssmscale.tracking")
 
 ID, KIND, MIRRORED, REASON = "ssmscale.id", "ssmscale.kind", "ssmscale.mirrored_step", "ssmscale.reason"
+EVALUATED = "ssmscale.mirrored_evaluation"
 MOST_METRICS = 1000
 """Metrics MLflow takes in one call."""
+VALID_LOSS = "valid_loss"
 STEP_METRICS = ("loss", "lr", "tokens", "tokens_per_second", "grad_norm", "mfu")
 
 
@@ -98,7 +102,9 @@ class Tracker:
 
     def points(self, run_ids: Sequence[str]) -> list[Point]:
         """The finished Runs among `run_ids`, in that order, as MLflow has them."""
-        held = {run.data.tags.get(ID): run for run in self._search("run") if run.info.status == "FINISHED"}
+        held = {
+            run.data.tags.get(ID): run for run in self._search(KIND, "run") if run.info.status == "FINISHED"
+        }
         return [_point(held[run_id]) for run_id in run_ids if run_id in held]
 
     def links(self) -> dict[str, str]:
@@ -106,7 +112,7 @@ class Tracker:
         if not self.uri.startswith(("http://", "https://")):
             return {}
         base = f"{self.uri.rstrip('/')}/#/experiments/{self.experiment_id}/runs"
-        return {run.data.tags[ID]: f"{base}/{run.info.run_id}" for run in self._search("run")}
+        return {run.data.tags[ID]: f"{base}/{run.info.run_id}" for run in self._search(KIND, "run")}
 
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(self.study_name)
@@ -120,17 +126,12 @@ class Tracker:
 
     def _runs(self) -> dict[str, _Mirrored]:
         if self._known is None:
-            self._known = {
-                run.data.tags[ID]: _Mirrored(
-                    run.info.run_id, int(run.data.tags.get(MIRRORED, "0")), run.info.status
-                )
-                for run in self._search()
-                if ID in run.data.tags
-            }
+            self._known = {run.data.tags[ID]: _mirrored(run) for run in self._search() if ID in run.data.tags}
         return self._known
 
-    def _search(self, kind: str | None = None) -> Iterator[Any]:
-        wanted = f"tags.`{KIND}` = '{kind}'" if kind else ""
+    def _search(self, tag: str = "", value: str = "") -> Iterator[Any]:
+        """The experiment's runs, all or those with that value of a tag."""
+        wanted = f"tags.`{tag}` = '{value}'" if tag else ""
         token = None
         while True:
             page = self._client.search_runs([self.experiment_id], wanted, max_results=1000, page_token=token)
@@ -142,7 +143,18 @@ class Tracker:
     def _create(
         self, identity: str, kind: str, row: RunStatus, progress: Progress, parent: str | None
     ) -> _Mirrored:
-        from mlflow.entities import Param, RunTag
+        """Create the run of a Series or Run, unless another process has done so in the meantime."""
+        with FileLock(self.root.path / "mlflow-runs.lock"):
+            created = next(self._search(ID, identity), None)
+            if created is None:
+                created = self._create_run(identity, kind, row, progress, parent)
+            self._runs()[identity] = _mirrored(created)
+        return self._runs()[identity]
+
+    def _create_run(
+        self, identity: str, kind: str, row: RunStatus, progress: Progress, parent: str | None
+    ) -> Any:
+        from mlflow.entities import Param
 
         run, start = row.point.run, progress.started or {}
         name = f"{row.point.architecture}-{row.point.size}-s{run.seed}"
@@ -165,10 +177,8 @@ class Tracker:
             run_name=name if kind == "series" else f"{name}-{run.iterations}",
         )
         params = [Param(key, str(value)) for key, value in _flat(run, kind)]
-        self._client.log_batch(created.info.run_id, params=params, tags=[RunTag(MIRRORED, "0")])
-        mirrored = _Mirrored(created.info.run_id, 0, "RUNNING")
-        self._runs()[identity] = mirrored
-        return mirrored
+        self._client.log_batch(created.info.run_id, params=params)
+        return created
 
     def _send(self, mirrored: _Mirrored, progress: Progress) -> None:
         from mlflow.entities import Metric, RunTag
@@ -176,14 +186,20 @@ class Tracker:
         metrics = [
             Metric(key, float(event[name]), _milliseconds(event["t"]), step)
             for step, event, name, key in _measurements(progress)
-            if step > mirrored.step
+            if step > (mirrored.evaluated if key == VALID_LOSS else mirrored.step)
         ]
         if not metrics:
             return
         for first in range(0, len(metrics), MOST_METRICS):
             self._client.log_batch(mirrored.mlflow_id, metrics=metrics[first : first + MOST_METRICS])
-        mirrored.step = max(metric.step for metric in metrics)
-        self._client.log_batch(mirrored.mlflow_id, tags=[RunTag(MIRRORED, str(mirrored.step))])
+        # A step is journalled before the evaluation made after it, so each has a mark of its own.
+        for metric in metrics:
+            if metric.key == VALID_LOSS:
+                mirrored.evaluated = max(mirrored.evaluated, metric.step)
+            else:
+                mirrored.step = max(mirrored.step, metric.step)
+        marks = [RunTag(MIRRORED, str(mirrored.step)), RunTag(EVALUATED, str(mirrored.evaluated))]
+        self._client.log_batch(mirrored.mlflow_id, tags=marks)
 
     def _close_run(self, mirrored: _Mirrored, row: RunStatus, own: Progress, *, settle: bool) -> None:
         from mlflow.entities import Metric, RunTag
@@ -224,10 +240,10 @@ class Tracker:
 
     def _close_series(self, mirrored: _Mirrored, members: Sequence[RunStatus], *, settle: bool) -> None:
         states = {row.state for row in members}
-        if states == {RunState.DONE}:
+        if states <= {RunState.DONE, RunState.CANCELLED} and RunState.DONE in states:
             if mirrored.status != "FINISHED":
                 self._end(mirrored, "FINISHED", _milliseconds(time.time()))
-        elif states <= {RunState.DONE, RunState.FAILED}:
+        elif states <= {RunState.DONE, RunState.CANCELLED, RunState.FAILED} and RunState.FAILED in states:
             if mirrored.status != "FAILED":
                 self._end(mirrored, "FAILED", _milliseconds(time.time()))
         else:
@@ -245,6 +261,8 @@ class Tracker:
             self._end(mirrored, "KILLED", _milliseconds(time.time()))
 
     def _end(self, mirrored: _Mirrored, status: str, when: int) -> None:
+        if status == "FINISHED" and REASON in self._client.get_run(mirrored.mlflow_id).data.tags:
+            self._client.delete_tag(mirrored.mlflow_id, REASON)  # it ended badly once, and went on
         self._client.set_terminated(mirrored.mlflow_id, status=status, end_time=when)
         mirrored.status = status
 
@@ -258,7 +276,17 @@ class _Mirrored:
 
     mlflow_id: str
     step: int
+    """Newest training step sent."""
+    evaluated: int
+    """Newest step whose evaluation was sent."""
     status: str
+
+
+def _mirrored(run: Any) -> _Mirrored:
+    tags = run.data.tags
+    return _Mirrored(
+        run.info.run_id, int(tags.get(MIRRORED, "0")), int(tags.get(EVALUATED, "0")), run.info.status
+    )
 
 
 class MirrorThread:
@@ -316,7 +344,6 @@ def _connect(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    from filelock import FileLock
     from mlflow import MlflowClient
 
     if not uri.startswith("sqlite:"):
@@ -342,7 +369,7 @@ def _measurements(progress: Progress) -> Iterator[tuple[int, Mapping[str, Any], 
             if name in event:
                 yield step, event, name, "train_loss" if name == "loss" else name
         if step in progress.evals:
-            yield step, progress.evals[step], "loss", "valid_loss"
+            yield step, progress.evals[step], "loss", VALID_LOSS
 
 
 def _point(run: Any) -> Point:

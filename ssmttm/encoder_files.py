@@ -45,7 +45,13 @@ def encoder_folder(encoder: str) -> Path:
 
 def encoder_width(encoder: str) -> int | None:
     """Return the width of an encoder's embeddings by its config.json; None where that does not say."""
-    fields = json.loads((encoder_folder(encoder) / "config.json").read_bytes())
+    path = encoder_folder(encoder) / "config.json"
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: holds {type(fields).__name__}, not an encoder's configuration")
     width = fields.get("d_model", fields.get("hidden_size"))  # T5's word, and everybody else's
     return width if isinstance(width, int) else None
 

@@ -220,5 +220,10 @@ class _Group:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         if on_gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, self.devices))
+            shown = [
+                name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()
+            ]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(
+                shown[device] if shown else str(device) for device in self.devices
+            )
         return environment

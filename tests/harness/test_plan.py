@@ -66,6 +66,16 @@ def test_what_is_finished_costs_nothing_more(
     assert plan["totals"]["gpu_hours_independent"] / plan["totals"]["gpu_hours"] == pytest.approx(20 / 12)
 
 
+def test_failed_and_cancelled_runs_are_nothing_to_spend(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study = write_study(study_fields)
+    whole = json.loads(ssmscale("plan", study, "--json").out)
+    ssmscale("cancel", study, whole["runs"][1]["run_id"])
+    left = json.loads(ssmscale("plan", study, "--json").out)
+    assert left["totals"]["gpu_hours"] == pytest.approx(whole["runs"][0]["gpu_hours"])
+
+
 def test_planning_a_corpus_that_is_elsewhere_gives_null_ids(
     study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
 ) -> None:

@@ -83,6 +83,11 @@ def test_defaults_never_change_because_ids_leave_them_out() -> None:
     }
 
 
+def test_runs_of_a_newer_recipe_are_other_runs() -> None:
+    assert Run.model_fields["recipe_version"].default == 1
+    assert make(recipe_version=2).run_id != make().run_id
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -70,6 +70,27 @@ def test_an_architecture_and_a_size_may_have_their_own_model_and_optimiser(
     assert (last.run.model.ff_mult, last.run.optimiser.lr, last.run.optimiser.weight_decay) == (4, 1e-4, 0.5)
 
 
+def test_what_an_architecture_does_not_use_is_no_part_of_its_runs(
+    study_fields: Fields, write_study: Write
+) -> None:
+    def ids() -> dict[str, str]:
+        path = write_study(study_fields)
+        points = resolve(load_study(path), Root(Path("runs")), str(path)).points
+        return {point.architecture: point.run.run_id for point in points if point.run.iterations == 5}
+
+    study_fields["grid"]["architectures"] = {"prefix_simba": None, "cross_transformer": None}
+    before = ids()
+    study_fields["model"]["d_state"] = 16
+    after = ids()
+    assert before["prefix_simba"] != after["prefix_simba"]
+    assert before["cross_transformer"] == after["cross_transformer"]
+
+
+def test_set_reaches_into_what_stands_empty(study_fields: Fields, write_study: Write) -> None:
+    study = load_study(write_study(study_fields), ["grid.architectures.prefix_simba.model.d_state=16"])
+    assert next(iter(study.grid.architectures.values())).model.d_state == 16
+
+
 def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write) -> None:
     study = load_study(write_study(study_fields), ["training.optimiser.lr=1e-4", "grid.iterations=[3, 6]"])
     assert study.training.optimiser.lr == 1e-4
@@ -107,6 +128,10 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
             ["facts.n_codebooks", "4"],
         ),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
+        ("grid.sizes.xs.n_blocks", True, ["n_blocks", "True"]),
+        ("grid.sizes.xs.optimiser", {"lr": None}, ["grid.sizes.xs", "lr", "None"]),
+        ("grid.sizes.twin", {"n_blocks": 1, "d_model": 16}, ["twin", "same run as xs"]),
+        ("tracking", {"uri": "./mlruns"}, ["tracking.uri", "./mlruns"]),
     ],
 )
 def test_bad_input_is_a_sentence_and_writes_nothing(

@@ -45,7 +45,7 @@ def history(tracker: Tracker, mlflow_id: str, key: str) -> list[tuple[int, int, 
 
 
 def by_kind(tracker: Tracker, kind: str) -> list[Any]:
-    return list(tracker._search(kind))
+    return list(tracker._search("ssmscale.kind", kind))
 
 
 def test_every_step_is_mirrored_once_with_the_journals_time(root: Root, study_fields: Fields) -> None:
@@ -75,6 +75,33 @@ def test_what_was_mirrored_half_way_is_completed_and_not_repeated(root: Root, st
     (parent,) = by_kind(again, "series")
     assert [step for step, *_ in history(again, parent.info.run_id, "train_loss")] == list(range(1, 9))
     assert parent.info.status == "FINISHED"
+
+
+def test_an_evaluation_journalled_after_its_step_was_mirrored_is_not_lost(
+    root: Root, study_fields: Fields
+) -> None:
+    from harness.journal import Event, Journal
+    from tests.harness.trainer import prepared
+
+    prepared(root, study_fields)
+    journal = Journal.open(series_folder(root))
+    journal.append(Event.STARTED)
+    journal.append(Event.STEP, step=4, loss=3.0)
+    tracker = Tracker(default_uri(root), "tiny", root)
+    tracker.mirror(rows_of(root, study_fields))
+    journal.append(Event.EVAL, step=4, loss=3.5)
+    tracker.mirror(rows_of(root, study_fields))
+    (parent,) = by_kind(tracker, "series")
+    assert [step for step, *_ in history(tracker, parent.info.run_id, "valid_loss")] == [4]
+
+
+def test_two_mirrors_at_once_make_one_run_of_each(root: Root, study_fields: Fields) -> None:
+    early = Tracker(default_uri(root), "tiny", root)
+    early.mirror(rows_of(root, study_fields))  # has looked, and seen nothing
+    train(root, study_fields)
+    Tracker(default_uri(root), "tiny", root).mirror(rows_of(root, study_fields))
+    early.mirror(rows_of(root, study_fields))
+    assert len(list(early._search())) == 3
 
 
 def test_points_come_back_as_they_were_journalled(root: Root, study_fields: Fields) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.journal import Control, Event, read_progress
+from harness.journal import Control, Event, Journal, read_events, read_progress
 from harness.rundir import Root
 from harness.training import checkpoint as checkpoints
 from tests.harness.trainer import StopAfter, losses, prepared, progress_of, series_folder, train, trunk_steps
@@ -109,6 +109,46 @@ def test_a_run_preempted_twice_at_every_pair_of_steps_ends_as_if_it_were_not(
             if outcomes[-1] != "finished":
                 train(root, fields)
             assert losses(root, fields) == expected, (first, second)
+
+
+def test_a_stop_right_after_resuming_keeps_the_branch_point_it_resumed_from(
+    root: Root, study_fields: Fields
+) -> None:
+    fields = with_iterations(study_fields, 5, 10)
+    train(root, fields, StopAfter(4))  # in the branch of 5
+    train(root, fields, StopAfter(0))
+    train(root, fields)
+    steps = [
+        (held.marker.step, held.marker.branch)
+        for held in checkpoints.marked(series_folder(root) / "checkpoints")
+    ]
+    assert steps == [(4, True), (8, True)]
+
+
+def test_a_newer_attempt_takes_over_and_the_older_one_leaves(root: Root, study_fields: Fields) -> None:
+    class Overtaken(StopAfter):
+        @property  # type: ignore[override]
+        def reason(self) -> str | None:
+            self._left -= 1
+            if self._left == 0:
+                Journal.open(series_folder(root)).close()
+            return None
+
+        @reason.setter
+        def reason(self, value: str | None) -> None:
+            assert value is None
+
+    assert train(root, study_fields, Overtaken(3)) == ["busy"]
+    events = [event["event"] for event in read_events(series_folder(root)) if event["attempt"] == 1]
+    assert "finished" not in events
+
+
+def test_cancelled_runs_stay_cancelled_when_their_trunk_diverges(root: Root, study_fields: Fields) -> None:
+    study_fields["training"]["optimiser"] = {"lr": 1e5, "grad_clip": None}
+    ((_, runs),) = prepared(root, study_fields)
+    Control(root.study("tiny") / "control.jsonl").append("cancelled", runs=[runs[1].run_id])
+    train(root, study_fields)
+    assert [progress.state for progress in progress_of(root, study_fields)] == [Event.FAILED, None]
 
 
 def test_dropout_and_caption_dropout_do_not_depend_on_interruptions(
