@@ -84,6 +84,10 @@ class Equal:
     flops: float | None = None
 
 
+UNBOUNDED = 1e15
+"""Beyond any real ratio: an interval that reaches it has no end."""
+
+
 def equal_loss(curves: Mapping[str, Curve], reference: str) -> list[Equal]:
     """Every architecture against the reference at each budget and reference size, the largest size first."""
     base = curves[reference]
@@ -143,6 +147,12 @@ def _compare(
     status, reason = _verdict(
         wording.architecture(name), curve, base, float(n_params[0]), float(loss[0]), flat
     )
+    interval = _spread(ratio)
+    if status != "not_identified" and interval is not None and not 0 < interval[0] <= interval[1] < UNBOUNDED:
+        status, reason = (
+            "not_identified",
+            "its 95 % interval has no end: too many resamples never reach the loss",
+        )
     if status == "not_identified":
         return Equal(name, iterations, tokens, size, float(loss[0]), None, None, None, status, reason)
     spent, own = (
@@ -158,7 +168,7 @@ def _compare(
         loss=float(loss[0]),
         n_params=float(n_params[0]),
         ratio=float(ratio[0]),
-        ci95=_spread(ratio),
+        ci95=interval,
         status=status,
         reason=reason,
         gain=None if gain is None else float(gain[0]),
@@ -171,10 +181,10 @@ def _compare(
 def _verdict(
     name: str, curve: Curve, base: Curve, n_params: float, loss: float, flat: list[str]
 ) -> tuple[Verdict, str]:
-    if curve.obstacle or base.obstacle:
-        return "not_identified", curve.obstacle or base.obstacle
     if flat:
         return "not_identified", f"the fitted loss of {wording.architecture(flat[0])} does not fall with size"
+    if curve.obstacle or base.obstacle:
+        return "not_identified", curve.obstacle or base.obstacle
     if not np.isfinite(n_params):
         return (
             "not_identified",

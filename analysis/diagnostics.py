@@ -73,6 +73,8 @@ def obstacle(fit: Fitted) -> str:
         return f"{wording.architecture(fit.architecture)} was trained at fewer than {FEWEST_SIZES} sizes"
     if fit.result.status == "abnormal":
         return f"the fit of {wording.architecture(fit.architecture)} did not end in a law"
+    if fit.result.status == "bound_hit":
+        return f"the fit of {wording.architecture(fit.architecture)} ends on a bound of a parameter"
     if abs(correlation(fit)) > COLLINEAR:
         return f"size and data of {wording.architecture(fit.architecture)} vary together"
     return ""

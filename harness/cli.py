@@ -33,11 +33,12 @@ from harness.options import (
     StudyArgument,
 )
 from harness.plan import make_plan
+from harness.provenance import installed_version
 from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import load_study
 from harness.submission import ResolvedStudy
-from harness.terminal import console, errors, print_json
+from harness.terminal import console, counted, errors, print_json
 from harness.tracking import Tracker, tracking_uri
 from ssmttm.errors import InputError
 
@@ -106,9 +107,18 @@ def _missing_package(error: ModuleNotFoundError) -> str:
     return f"the package {name} is not installed; pip install 'ssmscale[{extra}]' brings it"
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"ssmscale {installed_version('ssmscale')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _globals(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     """Read by main() before anything can go wrong; declared here for --help."""
 
@@ -123,7 +133,7 @@ def plan(
     changes: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What is left to train and what it will cost; writes nothing."""
+    """What is left to train and what it will cost; trains nothing."""
     resolved = _open(study, root, changes)
     made = _plan(resolved)
     if as_json:
@@ -199,7 +209,7 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     """Cancel runs of a study that are not over; others of the same trunk go on."""
     resolved = _registered(study, root)
     concerned = submission.cancel(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
-    console.print(f"{len(concerned)} runs cancelled")
+    console.print(f"{counted(len(concerned), 'run')} cancelled")
 
 
 @app.command()
@@ -208,7 +218,7 @@ def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = No
     resolved = _registered(study, root)
     submission.check_before_training(resolved)
     concerned = submission.forgive(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
-    console.print(f"{len(concerned)} runs to be tried again")
+    console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:
         _train(resolved)
 
@@ -372,8 +382,9 @@ def _choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStat
     for name in wanted:
         found = [row for row in rows if row.run_id.startswith(name)]
         if len(found) != 1:
-            kind = "no run" if not found else f"{len(found)} runs"
-            raise InputError(f"{name}: {kind} of this study begins so; see `ssmscale status`")
+            raise InputError(
+                f"{name}: begins the id of {len(found)} runs of this study; see `ssmscale status`"
+            )
         chosen += found
     return chosen
 

@@ -13,7 +13,7 @@ from harness.plan import Plan
 from harness.progress import StudyProgress
 from harness.status import RunState, RunStatus, StatusReader
 from harness.submission import ResolvedStudy, Submission
-from harness.terminal import console, errors
+from harness.terminal import console, counted, errors
 from harness.tracking import MirrorThread, tracking_uri
 
 
@@ -34,6 +34,13 @@ def train_here(resolved: ResolvedStudy, plan: Plan) -> list[RunStatus]:
     dispatcher = LocalDispatcher(this_machine(), root.study(study.name) / "logs", study.resources.jobs)
     mirror = MirrorThread(tracking_uri(study, root), study.name, root)
     submission = Submission(resolved, plan, dispatcher, "local")
+    series = len({run.status.series_id for run in plan.missing})
+    if plan.missing:
+        console.print(
+            f"{counted(len(plan.missing), 'run')} to train in {counted(series, 'series')}; starting workers"
+        )
+    else:
+        console.print("everything that is missing is being trained by another process; waiting for it")
     with _stoppable(), StudyProgress(console) as progress:
         mirror.start()
 
@@ -44,6 +51,7 @@ def train_here(resolved: ResolvedStudy, plan: Plan) -> list[RunStatus]:
         try:
             rows = submission.run(on_progress)
         except KeyboardInterrupt as interrupt:
+            progress.stop()
             errors.print("stopping: workers save what they have")
             dispatcher.close()
             mirror.finish(reader.read(resolved.points, submitter=submission.process))

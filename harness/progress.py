@@ -14,25 +14,21 @@ from harness.status import RunState, RunStatus
 OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
 
 
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
-
-
-class StudyProgress:
-    """Progress of a study: all Runs, and each Series in training."""
+class _Display:
+    """Bars where there is a terminal, and none where there is not."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = _bars(console) if console.is_terminal else None
-        self._tasks: dict[str, TaskID] = {}
-        self._over: dict[str, RunState] | None = None
+        self._bars: Progress | None = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bars = Progress(*columns, console=console)
 
     def __enter__(self) -> Self:
         if self._bars is not None:
@@ -42,8 +38,21 @@ class StudyProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the display as it is now; may be called again."""
         if self._bars is not None:
             self._bars.stop()
+
+
+class StudyProgress(_Display):
+    """Progress of a study: all Runs, and each Series in training."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._tasks: dict[str, TaskID] = {}
+        self._over: dict[str, RunState] | None = None
 
     def show(self, rows: Sequence[RunStatus]) -> None:
         """Bring the display to where the study stands."""
@@ -87,25 +96,13 @@ def describe(row: RunStatus) -> str:
     return f"{name}: {row.state}" + (f" ({row.reason})" if row.reason else "")
 
 
-class StageProgress:
+class StageProgress(_Display):
     """Progress of work in stages, such as building a corpus."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = _bars(console) if console.is_terminal else None
+        super().__init__(console)
         self._task: TaskID | None = None
         self._name, self._done, self._total, self._told = "", 0, 0, 0
-
-    def __enter__(self) -> Self:
-        if self._bars is not None:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bars is not None:
-            self._bars.stop()
 
     def stage(self, name: str, total: int, done: int) -> None:
         """A stage begins; `done` of its `total` pieces are there already."""

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 
 from harness.progress import describe
 from harness.status import RunState, RunStatus, count_states
+from harness.terminal import counted
 
 if TYPE_CHECKING:
     from harness.doctor import Finding
@@ -36,7 +38,7 @@ def _table(title: str, columns: Sequence[str], numbers: Sequence[str] = ()) -> T
 
 def print_plan(console: Console, plan: Plan) -> None:
     """The plan as a table, its totals and its notes."""
-    numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", "ranks", "micro", "GiB", "hours")
+    numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", "ranks", "micro", "GiB", "time added")
     columns = ("run", "architecture", "size", *numbers, "state")
     table = _table(f"plan of {plan.study.name}", columns, numbers)
     for run in plan.runs:
@@ -53,14 +55,14 @@ def print_plan(console: Console, plan: Plan) -> None:
             f"{run.layout.ranks} x ZeRO {run.layout.zero_stage}",
             f"{run.layout.micro_batch} x {run.layout.accumulation}",
             f"{run.memory_gib:.2f}",
-            f"{run.wall_hours:.4g}",
+            duration(run.wall_hours),
             _coloured(status.state),
         )
-    console.print(table)
+    _print_whole(console, table)
     totals = plan.totals()
     console.print(
-        f"{totals['runs']} runs in {totals['series']} series; to spend {totals['gpu_hours']:.4g} GPU-hours, "
-        f"{totals['gpu_hours_independent']:.4g} if no trunk were shared; "
+        f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}; to spend "
+        f"{totals['gpu_hours']:.4g} GPU-hours, {totals['gpu_hours_independent']:.4g} if no trunk were shared; "
         f"finished already {totals['gpu_hours_reused']:.4g}"
     )
     for code, text in plan.notes:
@@ -69,7 +71,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 def print_status(console: Console, name: str, rows: Sequence[RunStatus]) -> None:
     """Where every Run stands, and how many stand where."""
-    console.print(_status_table(name, rows))
+    _print_whole(console, _status_table(name, rows))
     console.print(", ".join(f"{count} {state}" for state, count in count_states(rows).items()))
 
 
@@ -96,6 +98,8 @@ def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> Non
     for row in rows:
         if row.state is RunState.FAILED:
             console.print(f"  {row.run_id} {describe(row)}", markup=False)
+    if any(row.state in {RunState.FAILED, RunState.CANCELLED} for row in rows):
+        console.print(f"`ssmscale retry {name}` trains what failed or was cancelled", markup=False)
 
 
 def print_logs(console: Console, files: Sequence[Path], *, follow: bool) -> None:
@@ -141,6 +145,21 @@ def print_doctor(console: Console, findings: Sequence[Finding]) -> None:
         console.print(f"{mark}{finding.name}: ", end="")
         console.print(finding.found, markup=False, end="")
         console.print(f" -> {finding.remedy}" if finding.remedy else "", markup=False)
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Print a table as wide as it needs to be: a terminal that is narrower wraps it, and nothing is cut."""
+    needed = Measurement.get(console, console.options.update(max_width=400), table).maximum
+    console.print(table, width=max(console.width, needed), crop=False, overflow="ignore", no_wrap=True)
+
+
+def duration(hours: float) -> str:
+    """A time with two digits and a unit: 0.34 s, 12 min, 5.1 h."""
+    seconds = hours * 3600
+    for limit, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= limit:
+            return f"{seconds / limit:.3g} {unit}"
+    return f"{seconds:.2g} s"
 
 
 def short(number: float) -> str:

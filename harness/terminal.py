@@ -17,6 +17,11 @@ console = Console(
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 run, 2 runs; 1 series, 2 series."""
+    return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
+
+
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document, alone on standard output."""
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")

@@ -34,6 +34,8 @@ def _sentence(detail: ErrorDetails, kind: type[BaseModel]) -> str:
         near = difflib.get_close_matches(path[-1], _names_beside(kind, path[:-1]), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return f"{key}: unknown key (its value is {_short(detail['input'])}){hint}"
+    if detail["type"] == "too_short":
+        return f"{key}: {_short(detail['input'])}: is empty; name at least one"
     if detail["type"] == "missing":
         return f"{key}: is missing"
     message = detail["msg"].removeprefix("Value error, ")

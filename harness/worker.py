@@ -64,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
-    outcomes = [train_series(runs, root, stop) for root, runs in group_by_series(run_dirs)]
+    outcomes = []
+    for root, runs in group_by_series(run_dirs):
+        outcomes.append(train_series(runs, root, stop))
+        log.info("series %s: %s", runs[0].series_id, outcomes[-1])
     if {"preempted", "busy"} & set(outcomes):
         return EXIT_PREEMPTED
     return 1 if "failed" in outcomes else 0

@@ -63,7 +63,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     document = _parse(text, str(path))
     if not isinstance(document, dict):
-        raise InputError(f"{path}: holds {type(document).__name__}, not a mapping of keys to values")
+        held = "is empty" if document is None else f"holds a {type(document).__name__}"
+        raise InputError(f"{path}: {held}; a study is a mapping of keys to values")
     return document
 
 

@@ -9,6 +9,7 @@ by one and told to all.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import time
 import traceback
@@ -29,6 +30,8 @@ from harness.training.preemption import StopFlag
 from harness.training.result import Result, describe_result
 from harness.training.schedule import branch_step, learning_rate, trunk_learning_rate
 from ssmttm.errors import InputError
+
+log = logging.getLogger("ssmscale.worker")
 
 
 class Outcome(IntEnum):
@@ -161,6 +164,7 @@ class SeriesTrainer:
             derived = describe_result(run, self.tokens, self.batches.flops_per_token)
             result = Result.model_validate({**measured, **derived})
             journal.append(Event.FINISHED, **result.model_dump(mode="json"))
+            log.info("run %s finished after %d iterations: held-out loss %.4f", run.run_id, self.step, loss)
             for old in checkpoints.marked(folder / "checkpoints"):
                 checkpoints.remove(folder / "checkpoints", old.tag)
 
@@ -242,6 +246,7 @@ class SeriesTrainer:
             flops = self.batches.flops_per_token * speed / self.ranks.world
             fields["mfu"] = round(flops / self.launch.peak_flops, 4)
         _append(journal, Event.STEP, **fields)
+        log.info("step %d loss %.4f lr %.3g, %.0f tokens/s", self.step, loss, lr, speed)
 
     def _restart_clock(self) -> None:
         """Measure speed from here: over training steps, not over saving and evaluating."""
@@ -326,6 +331,7 @@ class SeriesTrainer:
             return False
         checkpoints.load(self.engine, chosen)
         self.step, self.tokens = chosen.marker.step, chosen.marker.tokens
+        log.info("resumed from %s", chosen.folder / chosen.tag)
         return True
 
     def _start_over(self) -> None:
