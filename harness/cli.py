@@ -159,12 +159,12 @@ def submit(
         raise InputError(f"--on {on}: there is no such dispatcher here; local is the one there is")
     resolved = _open(study, root, changes)
     submission.check_before_training(resolved)
+    made = _plan(resolved)  # whatever is wrong with the resources is said before anything is written
     if dry_run:
-        tables.print_plan(console, _plan(resolved))
+        tables.print_plan(console, made)
         return
-    _plan(resolved)  # whatever is wrong with the resources is said before anything is written
     submission.register(resolved)
-    _train(resolved)
+    _train(resolved, made)
 
 
 @app.command()
@@ -220,7 +220,7 @@ def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = No
     concerned = submission.forgive(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:
-        _train(resolved)
+        _train(resolved, _plan(resolved))
 
 
 @app.command()
@@ -389,9 +389,9 @@ def _choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStat
     return chosen
 
 
-def _train(resolved: ResolvedStudy) -> None:
+def _train(resolved: ResolvedStudy, made: Plan) -> None:
     """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
-    rows = train_here(resolved, _plan(resolved))
+    rows = train_here(resolved, made)
     tables.print_summary(console, resolved.study.name, rows)
     if any(row.state is RunState.FAILED for row in rows):
         raise typer.Exit(1)
