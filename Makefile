@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .constraints.txt
 DEMO_CORPUS := corpora/bach
-TEST_PACKAGES := chromium
+TEST_PACKAGES := chromium faketime postgresql-15
 
 .PHONY: demo test check verify bench clean
 .DELETE_ON_ERROR:
@@ -44,5 +44,5 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[train,analysis,audio,slurm,ray,dev]'
+	$(PIP) --editable '.[train,analysis,audio,serve,slurm,ray,dev]'
 	touch $@
