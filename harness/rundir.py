@@ -48,6 +48,10 @@ class Launch(Frozen):
     """Steps between two step events of the journal."""
     checkpoint_every: Count = 1000
     """Steps between two periodic checkpoints."""
+    keep_last: Count = 1
+    """Newest periodic checkpoints kept; branch points are kept whatever their number."""
+    keep_best: bool = False
+    """Whether the checkpoint with the lowest held-out loss is kept too."""
     eval_every: Count | None = None
     """Trunk steps between two evaluations; null evaluates finished Runs alone."""
     peak_flops: Positive | None = None

@@ -190,6 +190,10 @@ class ResourceChoice(Frozen):
     jobs: Count | None = None
     """Series trained at once by the local dispatcher."""
     checkpoint_every: Count = 1000
+    keep_last: Count = 1
+    """Newest periodic checkpoints kept besides branch points: the older ones are what a damaged one falls back on."""
+    keep_best: bool = False
+    """Whether the checkpoint with the lowest held-out loss is kept too; needs tracking.eval_every to have any."""
     peak_flops: Positive | None = None
 
 

@@ -203,6 +203,8 @@ class Submission:
             threads=planned.layout.threads,
             log_every=study.tracking.log_every,
             checkpoint_every=study.resources.checkpoint_every,
+            keep_last=study.resources.keep_last,
+            keep_best=study.resources.keep_best,
             eval_every=study.tracking.eval_every,
             peak_flops=study.resources.peak_flops,
         )

@@ -48,7 +48,7 @@ def test_the_other_members_of_a_grid_never_change_a_run(study_fields: Fields, wr
     study_fields["grid"]["iterations"] = [5, 7, 10, 20]
     study_fields["grid"]["sizes"]["s"] = {"n_blocks": 2, "d_model": 16}
     study_fields["tracking"]["log_every"] = 3
-    study_fields["resources"] = {"threads": 2, "micro_batch": 1}
+    study_fields["resources"] = {"threads": 2, "micro_batch": 1, "keep_last": 3, "keep_best": True}
     assert before < ids()
 
 
@@ -128,6 +128,8 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
             ["facts.n_codebooks", "4"],
         ),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
+        ("resources", {"keep_last": 0}, ["resources.keep_last", "0"]),
+        ("resources", {"keep_best": "perhaps"}, ["resources.keep_best", "'perhaps'"]),
         ("grid.sizes.xs.n_blocks", True, ["n_blocks", "True"]),
         ("grid.sizes.xs.optimiser", {"lr": None}, ["grid.sizes.xs", "lr", "None"]),
         ("grid.sizes.twin", {"n_blocks": 1, "d_model": 16}, ["twin", "same run as xs"]),
