@@ -12,11 +12,9 @@ import logging
 import os
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
@@ -24,11 +22,9 @@ from harness.journal import Progress, read_progress
 from harness.run import Run
 from harness.rundir import Root
 from harness.status import RunState, RunStatus
+from harness.store import connect
 from harness.study import Study
 from harness.training.result import Result
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 log = logging.getLogger("ssmscale.tracking")
 
@@ -74,7 +70,7 @@ class Tracker:
 
     def __init__(self, uri: str, study_name: str, root: Root) -> None:
         self.uri, self.study_name, self.root = uri, study_name, root
-        self._client = _connect(uri)
+        self._client = connect(uri)
         self.experiment_id = self._experiment()
         self._known: dict[str, _Mirrored] | None = None
 
@@ -118,10 +114,11 @@ class Tracker:
         found = self._client.get_experiment_by_name(self.study_name)
         if found is not None:
             return str(found.experiment_id)
+        # A server keeps artefacts itself, so that whoever reads them needs no path of this machine.
+        here = (self.root.path / "mlflow-artifacts").absolute().as_uri()
+        served = self.uri.startswith(("http://", "https://"))
         return str(
-            self._client.create_experiment(
-                self.study_name, artifact_location=(self.root.path / "mlflow-artifacts").absolute().as_uri()
-            )
+            self._client.create_experiment(self.study_name, artifact_location=None if served else here)
         )
 
     def _runs(self) -> dict[str, _Mirrored]:
@@ -334,31 +331,6 @@ class MirrorThread:
             if self.problem is None:
                 log.warning("MLflow at %s: %s; the journals keep everything", self._arguments[0], error)
             self.problem = str(error)
-
-
-def _connect(uri: str) -> MlflowClient:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    # A tracker that is gone is tried again by the next mirroring, not for minutes within one call.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-
-    if not uri.startswith("sqlite:"):
-        return MlflowClient(tracking_uri=uri)
-    database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    # Two processes that create a store at once break it, and so does one that is killed while it does.
-    with FileLock(database.with_suffix(".lock")):
-        if not database.exists():
-            draft = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}")
-            MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
-            draft.replace(database)
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-        return client
 
 
 def _measurements(progress: Progress) -> Iterator[tuple[int, Mapping[str, Any], str, str]]:
