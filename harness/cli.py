@@ -233,6 +233,25 @@ def sync(study: StudyArgument, root: RootOption = None) -> None:
     console.print(f"{sum(row.state is RunState.DONE for row in rows)} finished runs are in {tracker.uri}")
 
 
+@app.command()
+def prune(
+    study: StudyArgument,
+    root: RootOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop checkpoints no run or extension needs; final weights stay, and so does what retry goes on from."""
+    from harness.prune import prune as drop
+
+    resolved = _registered(study, root)
+    done = drop(resolved, dry_run=dry_run)
+    name = resolved.study.name
+    if as_json:
+        print_json(tables.pruned_document(name, resolved.root, done, dry_run=dry_run))
+    else:
+        tables.print_pruned(console, name, resolved.root, done, dry_run=dry_run)
+
+
 # -- what came out: points, fit, report
 
 

@@ -1,8 +1,9 @@
-"""What a Run costs before it is trained: tokens, FLOPs, memory and time, from arithmetic alone.
+"""What a Run costs before it is trained: tokens, FLOPs, memory, disk and time, from arithmetic alone.
 
 Tokens and FLOPs are exact for whole clips. Memory is weights, gradients and AdamW's two moments in fp32 under
-the ZeRO stage, and an estimate of saved activations. Time is FLOPs over a speed: the one measured on this machine
-for the architecture and size where the study has finished something, else an assumed share of the peak.
+the ZeRO stage, and an estimate of saved activations; disk is what checkpoints hold of these. Time is FLOPs over a
+speed: the one measured on this machine for the architecture and size where the study has finished something, else
+an assumed share of the peak.
 """
 
 from __future__ import annotations
@@ -71,12 +72,29 @@ def run_cost(run: Run, text_positions: int) -> Cost:
 
 def memory_gib(model: ModelConfig, *, frames: int, micro_batch: int, ranks: int, zero_stage: int) -> float:
     """GiB a rank: weights, gradients and moments under the ZeRO stage, and saved activations."""
-    count = parameter_count(model)
-    n = count.n_params + count.text_encoder + count.null_condition
+    n = _saved_parameters(model)
     optimiser = 8 * n / (ranks if zero_stage >= 1 else 1)
     gradients = 4 * n / (ranks if zero_stage >= 2 else 1)
     weights = 4 * n / (ranks if zero_stage >= 3 else 1)
     return (weights + gradients + optimiser + activation_bytes(model, frames, micro_batch)) / GIB
+
+
+def checkpoint_bytes(model: ModelConfig, zero_stage: int) -> int:
+    """Bytes of a checkpoint, whatever the ranks: fp32 weights and AdamW's two moments.
+
+    Under ZeRO 1 and 2 the optimiser's shards hold the weights once more; measured to within 0.4 %.
+    """
+    return (16 if zero_stage in {1, 2} else 12) * _saved_parameters(model)
+
+
+def weights_bytes(model: ModelConfig) -> int:
+    """Bytes of a finished Run's model.safetensors."""
+    return 4 * _saved_parameters(model)
+
+
+def _saved_parameters(model: ModelConfig) -> int:
+    count = parameter_count(model)
+    return count.n_params + count.text_encoder + count.null_condition
 
 
 def activation_bytes(model: ModelConfig, frames: int, micro_batch: int) -> float:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Table
 
+from harness.cost import GIB
 from harness.progress import describe
 from harness.status import RunState, RunStatus, count_states
 from harness.terminal import counted
@@ -19,6 +20,8 @@ from harness.terminal import counted
 if TYPE_CHECKING:
     from harness.doctor import Finding
     from harness.plan import Plan
+    from harness.prune import Pruned
+    from harness.rundir import Root
 
 COLOURS = {
     RunState.DONE: "green",
@@ -134,6 +137,45 @@ def print_corpus(console: Console, corpus: Path, description: Any) -> None:
                 console.print(f"    {inner}: {fact}", markup=False)
         else:
             console.print(f"  {key}: {value}", markup=False)
+
+
+def print_pruned(console: Console, name: str, root: Root, done: Pruned, *, dry_run: bool) -> None:
+    """What went and why, what stays and why, and the sum."""
+    title = f"{'would go' if dry_run else 'gone'} from {name}"
+    if done.removed:
+        table = _table(title, ("what", "path", "step", "GiB", "why it goes"), ("step", "GiB"))
+        for item in done.removed:
+            path = str(item.path.relative_to(root.path))
+            table.add_row(item.owner, path, f"{item.step:,}", f"{item.bytes / GIB:.4f}", item.why)
+        _print_whole(console, table)
+    reasons: dict[str, list[int]] = {}
+    for item in done.kept:
+        reasons.setdefault(item.why, []).append(item.bytes)
+    for why, sizes in reasons.items():
+        count = counted(len(sizes), "checkpoint")
+        console.print(f"stays: {count}, {sum(sizes) / GIB:.4f} GiB: {why}", markup=False)
+    for series_id in done.busy:
+        console.print(f"series {series_id} is in training: left alone")
+    for note in done.notes:
+        console.print(f"note: {note}", markup=False)
+    verb = "would be freed; nothing was removed" if dry_run else "freed"
+    console.print(f"{counted(len(done.removed), 'checkpoint')}, {done.bytes / GIB:.4f} GiB {verb}")
+
+
+def pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> dict[str, Any]:
+    """The document of `ssmscale prune --json`."""
+    return {
+        "study": name,
+        "dry_run": dry_run,
+        "removed": [item.as_json(root) for item in done.removed],
+        "kept": [item.as_json(root) for item in done.kept],
+        "busy": done.busy,
+        "notes": done.notes,
+        "totals": {
+            "gib_removed": done.bytes / GIB,
+            "gib_kept": sum(item.bytes for item in done.kept) / GIB,
+        },
+    }
 
 
 def print_doctor(console: Console, findings: Sequence[Finding]) -> None:

@@ -1,0 +1,276 @@
+"""Dropping the checkpoints no Run or extension needs: training keeps every branch point, a finished study few.
+
+Needed of a Series are, for every unfinished Run that any study under ROOT lists, the newest good checkpoint at or
+below its branch point and its newest decay checkpoint; and the newest trunk checkpoint, from which a longer Run
+continues. Cancelled and failed Runs are unfinished, since `retry` takes them up. A checkpoint replaces an older one
+only after it was verified as a resuming trainer verifies it; one that fails stays where it is, because a disk that
+hesitates once must not cost a checkpoint. Final weights are results and stay.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from harness.cost import GIB
+from harness.journal import Control, Event, read_progress
+from harness.run import Run
+from harness.rundir import Root, read_run
+from harness.submission import ResolvedStudy, resolve_registered
+from harness.training import checkpoint as checkpoints
+from harness.training.checkpoint import TAG, Checkpoint, Marker
+from harness.training.schedule import branch_step
+from ssmttm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One checkpoint, or what is left of one."""
+
+    owner: str
+    """Whose it is: "series ID" or "run ID"."""
+    path: Path
+    """Its folder, or the file that is left of it."""
+    step: int
+    bytes: int
+    why: str
+    """Why it goes, or why it stays."""
+
+    def as_json(self, root: Root) -> dict[str, Any]:
+        """A row of `ssmscale prune --json`, its path below ROOT."""
+        return {
+            "owner": self.owner,
+            "path": str(self.path.relative_to(root.path)),
+            "step": self.step,
+            "gib": self.bytes / GIB,
+            "why": self.why,
+        }
+
+
+@dataclass
+class Pruned:
+    """What went (would go, in a dry run), what stays, and what was not looked at."""
+
+    removed: list[Item] = field(default_factory=list)
+    kept: list[Item] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+    """Series in training: left alone."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that went."""
+        return sum(item.bytes for item in self.removed)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is known of one Series: its Runs, and whether some study wants the best checkpoint kept."""
+
+    runs: dict[str, Run]
+    keep_best: bool
+
+
+def prune(resolved: ResolvedStudy, *, dry_run: bool = False) -> Pruned:
+    """Drop what nobody needs of every Series of a study, each under its lock; control.jsonl tells what went.
+
+    With `dry_run` nothing is removed. Raises OSError where something cannot be removed, after telling what was.
+    """
+    root, done = resolved.root, Pruned()
+    series_ids = list(dict.fromkeys(point.run.series_id for point in resolved.points))
+    wanted = _wanted_by_all(resolved, done.notes)
+    try:
+        for series_id in series_ids:
+            if root.series(series_id).is_dir():
+                _prune_series(root, series_id, wanted[series_id], done, dry_run=dry_run)
+    finally:
+        if done.removed and not dry_run:
+            Control(root.study(resolved.study.name) / "control.jsonl").append(
+                "pruned", bytes=done.bytes, removed=[item.as_json(root) for item in done.removed]
+            )
+    return done
+
+
+def _wanted_by_all(resolved: ResolvedStudy, notes: list[str]) -> dict[str, _Wanted]:
+    """The Runs of every Series, whichever study under ROOT lists them and whether or not any can be read."""
+    root = resolved.root
+    studies = [resolved]
+    for path in sorted((root.path / "studies").glob("*/study.json")):
+        try:
+            found = resolve_registered(root, path.parent.name)
+        except InputError as error:
+            notes.append(f"{error}; its runs that have begun count as wanted")
+            continue
+        if found is not None:
+            studies.append(found)
+    runs: dict[str, dict[str, Run]] = {}
+    best: set[str] = set()
+    for study in studies:
+        for point in study.points:
+            series_id = point.run.series_id
+            runs.setdefault(series_id, {})[point.run.run_id] = point.run
+            if study.study.resources.keep_best:
+                best.add(series_id)
+    for path in sorted((root.path / "runs").glob("*/run.json")):
+        try:
+            run = read_run(path.parent)
+        except InputError as error:
+            notes.append(f"{error}; what it needs is not known")
+            continue
+        runs.setdefault(run.series_id, {})[run.run_id] = run
+    return {series_id: _Wanted(found, series_id in best) for series_id, found in runs.items()}
+
+
+def _prune_series(root: Root, series_id: str, wanted: _Wanted, done: Pruned, *, dry_run: bool) -> None:
+    lock = FileLock(root.series(series_id) / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        done.busy.append(series_id)
+        return
+    try:
+        for items, needed in _sorted_out(root, series_id, wanted):
+            for item in items:
+                if item.path in needed:
+                    done.kept.append(item)
+                    continue
+                if not dry_run:
+                    _remove(item.path)
+                done.removed.append(item)
+    finally:
+        lock.release()
+
+
+def _sorted_out(root: Root, series_id: str, wanted: _Wanted) -> Iterator[tuple[list[Item], Set[Path]]]:
+    """For the trunk's folder and for each Run's: everything in it, and the paths among it that stay."""
+    unfinished = {run_id for run_id in wanted.runs if read_progress(root.run(run_id)).state != Event.FINISHED}
+    needs = {
+        branch_step(run.schedule, run.iterations): f"run {run_id} leaves the trunk at or after it"
+        for run_id, run in sorted(wanted.runs.items())
+        if run_id in unfinished
+    }
+    trunk = _Folder(f"series {series_id}", root.series(series_id) / "checkpoints")
+    trunk.want(None, "the newest of the trunk: a longer run continues from it")
+    for branch, why in needs.items():
+        trunk.want(branch, why)
+    if wanted.keep_best:
+        trunk.want_best()
+    yield trunk.items("an older branch point or periodic checkpoint"), trunk.needed.keys()
+    for run_id in sorted(wanted.runs):
+        own = _Folder(f"run {run_id}", root.run(run_id) / "checkpoints")
+        if run_id in unfinished:
+            own.want(None, "its decay goes on from it")
+            if wanted.keep_best:
+                own.want_best()
+        over = "its run goes on from a newer one" if run_id in unfinished else "its run has finished"
+        yield own.items(over), own.needed.keys()
+
+
+class _Folder:
+    """One folder of checkpoints, and what of it is needed."""
+
+    def __init__(self, owner: str, folder: Path) -> None:
+        self.owner, self.folder = owner, folder
+        self.marked = checkpoints.marked(folder)
+        self.needed: dict[Path, str] = {}
+        """Paths that stay, and why."""
+        self._problems: dict[str, str | None] = {}
+
+    def want(self, highest: int | None, why: str) -> None:
+        """Keep the newest good checkpoint at or below step `highest`; None is the newest of all."""
+        for found in reversed(self.marked):
+            if highest is not None and found.marker.step > highest:
+                continue
+            if (problem := self._problem_with(found)) is None:
+                self.needed.setdefault(self.folder / found.tag, why)
+                return
+            self.needed[self.folder / found.tag] = f"cannot be verified, so it replaces none: {problem}"
+
+    def want_best(self) -> None:
+        """Keep the good checkpoint with the lowest held-out loss, where any was evaluated."""
+        measured = [found for found in self.marked if _loss(found) is not None]
+        for found in sorted(measured, key=lambda held: (_loss(held), held.marker.step)):
+            if self._problem_with(found) is None:
+                self.needed.setdefault(self.folder / found.tag, "the best held-out loss (keep_best)")
+                return
+
+    def items(self, otherwise: str) -> list[Item]:
+        """Everything here that is a checkpoint or was to become one; `otherwise` is why a whole one goes."""
+        whole = {found.tag for found in self.marked}
+        found = []
+        for path in sorted(_pieces(self.folder)):
+            tag = path.name.removeprefix(".").split(".")[0]
+            matched = TAG.fullmatch(tag)
+            if path.is_dir() and path.name not in whole and not _is_readable(path.with_suffix(".complete")):
+                self.needed[path] = "its marker cannot be read, perhaps a newer version wrote it"
+            if path in self.needed:
+                why = self.needed[path]
+            elif path.name in whole:
+                why = otherwise
+            elif (self.folder / f"{tag}.damaged").exists():
+                why = "found damaged when it was to be resumed from"
+            elif (self.folder / f"{tag}.complete").exists():
+                why = "its files are not those its marker lists"
+            else:
+                why = "never completed"
+            found.append(Item(self.owner, path, int(matched[1]) if matched else 0, _size(path), why))
+        return found
+
+    def _problem_with(self, found: Checkpoint) -> str | None:
+        if found.tag not in self._problems:
+            self._problems[found.tag] = checkpoints.problem_with(found)
+        return self._problems[found.tag]
+
+
+def _pieces(folder: Path) -> Iterator[Path]:
+    """Folders of checkpoints, markers without one, and drafts a killed process left; never anything else."""
+    for path in _listed(folder):
+        if path.is_dir() and TAG.fullmatch(path.name):
+            yield path
+        elif path.suffix in {".complete", ".damaged"} and TAG.fullmatch(path.stem):
+            if not path.with_suffix("").is_dir():
+                yield path
+        elif path.name == ".model.safetensors.draft" or (
+            path.name.startswith(".step-") and TAG.fullmatch(path.name[1:].split(".")[0])
+        ):
+            yield path
+
+
+def _is_readable(marker: Path) -> bool:
+    """Whether a marker is one of this version's; one that is not there is nobody's."""
+    try:
+        Marker.model_validate_json(marker.read_bytes())
+    except FileNotFoundError:
+        return True
+    except (ValidationError, OSError):
+        return False
+    return True
+
+
+def _listed(folder: Path) -> Sequence[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _loss(found: Checkpoint) -> Any:
+    return getattr(found.marker, "loss", None)
+
+
+def _size(path: Path) -> int:
+    files: Iterable[Path] = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _remove(path: Path) -> None:
+    """Markers first, so that a checkpoint is never half there; raises OSError where the rest cannot go."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    for ending in (".complete", ".damaged"):
+        path.with_suffix(ending).unlink(missing_ok=True)
+    shutil.rmtree(path)
