@@ -6,17 +6,30 @@ sharing trunks saves against training every Run from the start.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.cluster import Cluster, choose_resources
-from harness.cost import Calibration, Cost, assumed_speed, mean_text_positions, memory_gib, run_cost
+from harness.cost import (
+    GIB,
+    Calibration,
+    Cost,
+    assumed_speed,
+    checkpoint_bytes,
+    mean_text_positions,
+    memory_gib,
+    run_cost,
+    weights_bytes,
+)
 from harness.rundir import Layout, Root, read_model
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import CorpusView, GridPoint, Study
 from harness.training.schedule import branch_step
 from ssmttm.dataset import TokenDataset
+
+OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,10 @@ class PlannedRun:
     """Devices: GPUs, or CPU ranks where there is no GPU."""
     memory_gib: float
     """GiB a device."""
+    disk_gib: float
+    """GiB it leaves under ROOT: its branch point, unless a shorter Run leaves the trunk there too, and its weights."""
+    checkpoint_gib: float
+    """GiB of one checkpoint of its Series."""
     wall_hours: float
     """Hours this Run adds to its Series, from the last branch point before its own."""
     wall_hours_alone: float
@@ -49,6 +66,8 @@ class Plan:
     identified: bool
     """Whether the corpus is known, so that Runs have ids."""
     runs: tuple[PlannedRun, ...]
+    disk_passing_gib: float
+    """GiB that periodic and decay checkpoints take besides, at most, while Series are trained side by side."""
     notes: tuple[tuple[str, str], ...]
     """Coded notes: (code, text)."""
 
@@ -68,14 +87,16 @@ class Plan:
 
     def totals(self) -> dict[str, Any]:
         """Sums over the Runs: what a submission spends, what it would without trunks, what finished Runs save."""
-        over = {RunState.DONE, RunState.FAILED, RunState.CANCELLED}
-        left = [run for run in self.runs if run.status.state not in over]
+        left = [run for run in self.runs if run.status.state not in OVER]
+        kept = sum(run.disk_gib for run in self.runs)
         return {
             "runs": len(self.runs),
             "series": len({run.status.series_id for run in self.runs}),
             "gpu_hours": sum(run.gpu_hours for run in left),
             "gpu_hours_independent": sum(run.wall_hours_alone * run.gpus for run in left),
             "gpu_hours_reused": sum(run.gpu_hours for run in self.runs if run.status.state is RunState.DONE),
+            "disk_gib": kept,
+            "disk_peak_gib": kept + self.disk_passing_gib,
         }
 
     def _row(self, run: PlannedRun) -> dict[str, Any]:
@@ -99,6 +120,7 @@ class Plan:
             "micro_batch": run.layout.micro_batch,
             "accumulation": run.layout.accumulation,
             "memory_gib": round(run.memory_gib, 4),
+            "disk_gib": run.disk_gib,
             "wall_hours": run.wall_hours,
             "gpu_hours": run.gpu_hours,
         }
@@ -112,6 +134,7 @@ def make_plan(
     calibration = read_calibration(root, study.name)
     text_positions = _text_positions(study, points, corpus)
     behind: dict[str, int] = {}
+    branch_points: set[tuple[str, int]] = set()
     planned: dict[int, PlannedRun] = {}
     for index in sorted(range(len(rows)), key=lambda i: rows[i].point.run.iterations):
         status = rows[index]
@@ -125,6 +148,9 @@ def make_plan(
         if status.state not in {RunState.FAILED, RunState.CANCELLED}:
             behind[status.series_id] = branch
         steps = trunk + run.iterations - branch
+        checkpoint_gib = checkpoint_bytes(run.model, layout.zero_stage) / GIB
+        adds_branch_point = branch > 0 and (status.series_id, branch) not in branch_points
+        branch_points.add((status.series_id, branch))
         planned[index] = PlannedRun(
             status=status,
             cost=cost,
@@ -137,11 +163,43 @@ def make_plan(
                 ranks=layout.ranks,
                 zero_stage=layout.zero_stage,
             ),
+            disk_gib=adds_branch_point * checkpoint_gib + weights_bytes(run.model) / GIB,
+            checkpoint_gib=checkpoint_gib,
             wall_hours=cost.flops * steps / run.iterations / speed / 3600,
             wall_hours_alone=cost.flops / speed / 3600,
         )
-    notes = list(_notes(study, corpus, cluster, calibration))
-    return Plan(study, corpus.is_known, tuple(planned[i] for i in range(len(rows))), tuple(notes))
+    runs = tuple(planned[i] for i in range(len(rows)))
+    passing = _passing_gib(study, runs, cluster)
+    notes = [*_notes(study, corpus, cluster, calibration), *_disk_notes(root, runs, passing)]
+    return Plan(study, corpus.is_known, runs, passing, tuple(notes))
+
+
+def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> float:
+    """GiB of what comes and goes in training: `keep_last` periodic checkpoints and one of a decay for each Series."""
+    series: dict[str, PlannedRun] = {
+        run.status.series_id: run for run in runs if run.status.state not in OVER
+    }
+    choice, capacity = study.resources, cluster.gpus or cluster.cores
+    each = choice.keep_last + choice.keep_best + 1
+    need = choice.ranks if cluster.gpus else min(choice.ranks * (choice.threads or 1), capacity)
+    at_once = min(choice.jobs or capacity, max(1, capacity // need))
+    largest = sorted((run.checkpoint_gib for run in series.values()), reverse=True)
+    return each * sum(largest[:at_once])
+
+
+def _disk_notes(root: Root, runs: Sequence[PlannedRun], passing: float) -> list[tuple[str, str]]:
+    needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
+    place = root.path.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / GIB
+    if free >= needed:
+        return []
+    text = (
+        f"{root.path} has {free:.4g} GiB free, and training what is left takes up to {needed:.4g} GiB, "
+        f"{passing:.4g} GiB of them in passing; `ssmscale prune` frees what finished studies no longer need"
+    )
+    return [("disk_short", text)]
 
 
 def read_calibration(root: Root, study_name: str) -> Calibration:
@@ -152,7 +210,7 @@ def read_calibration(root: Root, study_name: str) -> Calibration:
 
 def _text_positions(study: Study, points: Sequence[GridPoint], corpus: CorpusView) -> int:
     text = points[0].run.model.text
-    if not corpus.is_known:
+    if not corpus.is_known or not study.corpus.path.exists():
         return text.max_positions
     train = TokenDataset(study.corpus.path, "train")
     return mean_text_positions(text, train.captions(range(min(len(train), 512))))
@@ -167,6 +225,13 @@ def _notes(
             (
                 "corpus_unknown",
                 f"{study.corpus.path} is not here: costs follow corpus.facts, runs have no ids and cannot be submitted",
+            )
+        )
+    elif not study.corpus.path.exists():
+        notes.append(
+            (
+                "corpus_elsewhere",
+                f"{study.corpus.path} is not here: captions count as long as they may be; `submit` needs the corpus",
             )
         )
     if not cluster.gpus:

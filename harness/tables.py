@@ -41,7 +41,18 @@ def _table(title: str, columns: Sequence[str], numbers: Sequence[str] = ()) -> T
 
 def print_plan(console: Console, plan: Plan) -> None:
     """The plan as a table, its totals and its notes."""
-    numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", "ranks", "micro", "GiB", "time added")
+    numbers = (
+        "parameters",
+        "iterations",
+        "tokens",
+        "FLOPs",
+        "seed",
+        "ranks",
+        "micro",
+        "GiB",
+        "disk GiB",
+        "time added",
+    )
     columns = ("run", "architecture", "size", *numbers, "state")
     table = _table(f"plan of {plan.study.name}", columns, numbers)
     for run in plan.runs:
@@ -58,6 +69,7 @@ def print_plan(console: Console, plan: Plan) -> None:
             f"{run.layout.ranks} x ZeRO {run.layout.zero_stage}",
             f"{run.layout.micro_batch} x {run.layout.accumulation}",
             f"{run.memory_gib:.2f}",
+            f"{run.disk_gib:.3g}",
             duration(run.wall_hours),
             _coloured(status.state),
         )
@@ -67,6 +79,9 @@ def print_plan(console: Console, plan: Plan) -> None:
         f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}; to spend "
         f"{totals['gpu_hours']:.4g} GPU-hours, {totals['gpu_hours_independent']:.4g} if no trunk were shared; "
         f"finished already {totals['gpu_hours_reused']:.4g}"
+    )
+    console.print(
+        f"on disk {totals['disk_gib']:.3g} GiB when all is done, {totals['disk_peak_gib']:.3g} GiB on the way there"
     )
     for code, text in plan.notes:
         console.print(f"note {code}: {text}", markup=False)

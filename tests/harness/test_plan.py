@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,12 @@ def test_the_document_has_what_other_programs_read(
             "flops",
         ),
         *("seed", "state", "nodes", "gpus", "zero_stage", "micro_batch", "accumulation", "memory_gib"),
-        *("wall_hours", "gpu_hours"),
+        *("wall_hours", "gpu_hours", "disk_gib"),
     } <= set(row)
     assert (row["state"], row["tokens"]) == ("new", 5 * 8 * 50 * 2)
     assert plan["totals"]["series"] == 1
+    assert plan["totals"]["disk_gib"] == pytest.approx(sum(run["disk_gib"] for run in plan["runs"]))
+    assert plan["totals"]["disk_peak_gib"] > plan["totals"]["disk_gib"] > 0
 
 
 def test_a_shared_trunk_is_paid_for_once(
@@ -112,3 +115,82 @@ def test_a_small_memory_takes_smaller_micro_batches(
     roomy = choose_resources(run, study.resources, Cluster("roomy", 1, 0, 2, 16.0))
     tight = choose_resources(run, study.resources, Cluster("tight", 1, 0, 2, 0.01))
     assert roomy.micro_batch == 8 > tight.micro_batch
+
+
+def bytes_below(root: Root) -> int:
+    found = (path for path in root.path.rglob("checkpoints/**/*") if path.is_file())
+    return sum(path.stat().st_size for path in found if not path.name.endswith(".complete"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage"),
+    [
+        *[(1, stage) for stage in range(4)],
+        pytest.param(2, 0, marks=pytest.mark.verify),
+        pytest.param(2, 1, marks=pytest.mark.verify),
+        (2, 2),
+        (2, 3),
+    ],
+)
+def test_the_disk_a_run_leaves_is_what_was_planned(
+    study_fields: Fields,
+    tmp_path: Path,
+    ssmscale: Callable[..., Answer],
+    write_study: Callable[..., Path],
+    stage: int,
+    ranks: int,
+) -> None:
+    study_fields["grid"] |= {"sizes": {"wide": {"n_blocks": 1, "d_model": 256}}, "iterations": [2, 5]}
+    study_fields["training"] |= {"batch": 2, "schedule": {"warmup": 0}, "eval_clips": 2}
+    study_fields["resources"] = {"ranks": ranks, "zero_stage": stage}
+    root = Root(tmp_path / "runs")
+    planned = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+    if ranks == 1:
+        train(root, study_fields, zero_stage=stage)
+    else:
+        submitted = ssmscale("submit", write_study(study_fields), "--on", "local")
+        assert submitted.status == 0, submitted.err
+    assert planned["totals"]["disk_gib"] * 2**30 == pytest.approx(bytes_below(root), rel=0.05)
+
+
+def test_a_branch_point_two_runs_share_is_counted_once(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study_fields["training"]["schedule"] = {"warmup": 0, "decay_fraction": 0.9}
+    study_fields["grid"]["iterations"] = [5, 6, 20]  # they leave the trunk at 1, 1 and 2
+    first, second, third = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    assert first["disk_gib"] == third["disk_gib"] == pytest.approx(4 * second["disk_gib"])
+
+
+def test_a_disk_too_small_for_the_study_is_said_with_the_figures(
+    study_fields: Fields,
+    write_study: Callable[..., Path],
+    ssmscale: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import shutil
+
+    study, nearly_full = write_study(study_fields), shutil.disk_usage("/")._replace(free=2**16)
+    assert "disk_short" not in ssmscale("plan", study).out
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: nearly_full)
+    (note,) = [
+        note["text"]
+        for note in json.loads(ssmscale("plan", study, "--json").out)["design"]["notes"]
+        if note["code"] == "disk_short"
+    ]
+    assert "runs has 6.104e-05 GiB free" in note
+
+
+def test_more_checkpoints_kept_and_more_series_at_once_need_more_disk(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    def passing(**resources: Any) -> float:
+        study_fields["resources"] = resources
+        totals = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["totals"]
+        return totals["disk_peak_gib"] - totals["disk_gib"]
+
+    study_fields["grid"]["seeds"] = [0, 1, 2]
+    one = passing(jobs=1)
+    assert passing(jobs=1, keep_last=3) == pytest.approx(2 * one)
+    assert passing(jobs=1, keep_last=2, keep_best=True) == pytest.approx(2 * one)
+    assert passing(jobs=2) == pytest.approx(min(2, len(os.sched_getaffinity(0))) * one)
