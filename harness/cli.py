@@ -181,11 +181,13 @@ def status(
     if watch and not as_json:
         tables.watch_status(console, lambda: _rows(resolved), resolved.study.name)
         return
-    rows = _rows(resolved)
+    reader = StatusReader(resolved.root, resolved.study.name)
+    rows = reader.read(resolved.points)
     if as_json:
-        print_json(tables.status_document(resolved.study.name, rows))
+        print_json(tables.status_document(resolved.study.name, rows, reader.notes))
     else:
         tables.print_status(console, resolved.study.name, rows)
+        tables.print_notes(errors, reader.notes)
 
 
 @app.command()

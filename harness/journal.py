@@ -2,25 +2,33 @@
 
 An attempt opens journal/NNNN.jsonl with O_EXCL, so two processes never share one. A newer attempt fences older
 ones: a process that finds a younger file beside its own stops writing, because it was thought dead and has been
-replaced. A line torn by a crash is passed over. A step seen by two attempts counts once, the later one's word.
+replaced. A line that is torn or damaged is passed over and named. A step seen by two attempts counts once, the later
+one's word; attempts are ordered by their numbers and never by a clock.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-from filelock import FileLock
+from pydantic import ValidationError
+
+from harness.disk import append_line, make_folder, naming_a_full_disk, sync_folder
+from harness.lines import Damage, LineReader
+from harness.process import process_is_alive
+from harness.training.result import Result
 
 FORMAT = "{:04d}.jsonl"
+ATTEMPT = re.compile(r"([0-9]{4}|[1-9][0-9]{4,8})\.jsonl")
+MOST_NOTES = 20
+"""Damaged lines of one journal that are named; the others are counted."""
 
 
 class Event(StrEnum):
@@ -30,6 +38,7 @@ class Event(StrEnum):
     RESUMED = "resumed"
     STEP = "step"
     EVAL = "eval"
+    SYSTEM = "system"
     CHECKPOINT = "checkpoint"
     PREEMPTED = "preempted"
     CANCELLED = "cancelled"
@@ -38,8 +47,14 @@ class Event(StrEnum):
     WARNING = "warning"
 
 
-DURABLE = frozenset(Event) - {Event.STEP, Event.EVAL, Event.WARNING}
+DURABLE = frozenset(Event) - {Event.STEP, Event.EVAL, Event.SYSTEM, Event.WARNING}
 """Events that must be on disk before training goes on."""
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    Event.STEP: ("step", "loss"),
+    Event.EVAL: ("step", "loss"),
+    Event.SYSTEM: ("step",),
+}
+"""Fields without which an event says nothing."""
 
 
 class Fenced(RuntimeError):
@@ -53,14 +68,15 @@ class Journal:
         self.path = path
         self.attempt = attempt
         self._next = path.with_name(FORMAT.format(attempt + 1))
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY, 0o644)
-        self._file = os.fdopen(descriptor, "w", encoding="utf-8")
+        with naming_a_full_disk(path):
+            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR, 0o644)
+            sync_folder(path.parent)
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Begin a new attempt on the run or series of `directory`."""
+        """Begin a new attempt on the run or series of `directory`; raises DiskFull."""
         folder = directory / "journal"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         while True:
             attempt = max(attempts(directory), default=0) + 1
             try:
@@ -69,13 +85,18 @@ class Journal:
                 continue
 
     def append(self, event: Event, **fields: Any) -> None:
-        """Write one line, and see it to the disk where state depends on it; raises Fenced."""
+        """Write one line, whole or not at all, and see it to the disk where state depends on it.
+
+        Raises Fenced, and DiskFull; the journal may be written to again after either.
+        """
         self.check_fence()
         line = json.dumps({"t": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
-        if event in DURABLE:
-            os.fsync(self._file.fileno())
+        append_line(self._descriptor, line.encode() + b"\n", self.path, durable=event in DURABLE)
+
+    def sync(self) -> None:
+        """See all that was written to the disk: what is about to be saved must not be ahead of its record."""
+        with naming_a_full_disk(self.path):
+            os.fsync(self._descriptor)
 
     def check_fence(self) -> None:
         """Raise Fenced where a newer attempt exists."""
@@ -84,7 +105,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; the attempt's last event has been written."""
-        self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def __enter__(self) -> Self:
         return self
@@ -93,49 +116,22 @@ class Journal:
         self.close()
 
 
-def identify_process() -> dict[str, Any]:
-    """What tells this process from any other: host, pid and the time it began."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started": psutil.Process().create_time(),
-    }
-
-
 def attempts(directory: Path) -> list[int]:
     """Numbers of the attempts made so far, oldest first."""
-    return sorted(
-        int(path.stem) for path in (directory / "journal").glob("[0-9]*.jsonl") if path.stem.isdigit()
-    )
+    return [attempt for attempt, _ in _attempt_files(directory)]
 
 
 def read_events(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line of every attempt, oldest attempt first, each with its attempt's number."""
+    """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
     for attempt in attempts(directory):
-        for event in read_lines(directory / "journal" / FORMAT.format(attempt)):
-            yield {**event, "attempt": attempt}
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole JSON objects of a JSON-lines file; torn or foreign lines are passed over."""
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                event = _parse(line)
-                if event is not None:
-                    yield event
-    except FileNotFoundError:
-        return
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+        try:
+            for line in LineReader(directory / "journal" / FORMAT.format(attempt)).read(
+                _check_for(directory)
+            ):
+                if not isinstance(line, Damage):
+                    yield {**line, "attempt": attempt}
+        except (FileNotFoundError, IsADirectoryError):
+            continue
 
 
 @dataclass(frozen=True)
@@ -155,6 +151,10 @@ class Progress:
     """The newest attempt's first event: process, layout, versions."""
     result: Mapping[str, Any] | None = None
     """The finished or failed event."""
+    systems: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """What the first rank used of its machine, by step, each once."""
+    damaged: tuple[str, ...] = ()
+    """Lines that were passed over, a sentence each: file, line and why."""
 
     @property
     def is_alive(self) -> bool:
@@ -166,75 +166,172 @@ class Progress:
 
 def read_progress(directory: Path) -> Progress:
     """Fold a journal into what it says now."""
-    attempt, step = 0, 0
-    state: str | None = None
-    started: dict[str, Any] | None = None
-    result: dict[str, Any] | None = None
-    steps: dict[int, dict[str, Any]] = {}
-    evals: dict[int, dict[str, Any]] = {}
-    for event in read_events(directory):
-        attempt, kind = event["attempt"], event["event"]
-        if isinstance(event.get("step"), int):
-            step = event["step"]
+    return ProgressReader().read(directory)
+
+
+class ProgressReader:
+    """Reads journals again and again, each time only what has been appended."""
+
+    def __init__(self) -> None:
+        self._held: dict[Path, _Fold] = {}
+
+    def read(self, directory: Path) -> Progress:
+        """What a journal says now; the same object as before where nothing has been written since."""
+        found = _attempt_files(directory)
+        fold = self._held.get(directory)
+        if fold is None or not fold.is_continued_by(found):
+            fold = self._held[directory] = _Fold(directory)
+        return fold.read(found)
+
+
+@dataclass(frozen=True)
+class _FileFacts:
+    """What changes when a file does."""
+
+    size: int
+    modified: int
+    inode: int
+
+
+_Files = list[tuple[int, _FileFacts]]
+
+
+class _Fold:
+    """One journal, folded as far as it was read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.folder = directory / "journal"
+        self.check = _check_for(directory)
+        self.files: _Files = []
+        self.reader: LineReader | None = None
+        self.progress = Progress()
+        self.steps: dict[int, dict[str, Any]] = {}
+        self.evals: dict[int, dict[str, Any]] = {}
+        self.systems: dict[int, dict[str, Any]] = {}
+        self.attempt, self.step = 0, 0
+        self.state: str | None = None
+        self.started: dict[str, Any] | None = None
+        self.result: dict[str, Any] | None = None
+        self.notes: list[str] = []
+        self.unnamed = 0
+
+    def is_continued_by(self, found: _Files) -> bool:
+        """Whether reading on gives what reading from the start would: older files as they were, the newest grown."""
+        if not self.files:
+            return True
+        last = len(self.files) - 1
+        if len(found) <= last or found[:last] != self.files[:last]:
+            return False
+        (attempt, now), (known, before) = found[last], self.files[last]
+        offset = self.reader.offset if self.reader else 0
+        return attempt == known and now.inode == before.inode and now.size >= offset
+
+    def read(self, found: _Files) -> Progress:
+        if found == self.files and not (self.reader and self.reader.torn):
+            return self.progress
+        news, torn = False, self.reader is not None and self.reader.torn
+        for attempt, _ in found[max(len(self.files) - 1, 0) :]:
+            if self.reader is None or self.reader.path.name != FORMAT.format(attempt):
+                if self.reader is not None and self.reader.torn:
+                    self._note(self.reader, self.reader.number + 1, "torn")
+                self.reader = LineReader(self.folder / FORMAT.format(attempt))
+                news = True
+            news |= self._take_in(attempt, self.reader)
+        self.files = found
+        still_torn = self.reader is not None and self.reader.torn
+        if news or torn != still_torn:
+            self.progress = self._progress()
+        return self.progress
+
+    def _take_in(self, attempt: int, reader: LineReader) -> bool:
+        news = False
+        try:
+            for line in reader.read(self.check):
+                news = True
+                if isinstance(line, Damage):
+                    self._note(reader, line.number, line.why)
+                else:
+                    self._add(attempt, line)
+        except OSError as error:
+            self._note(reader, reader.number + 1, f"cannot be read ({error.strerror})")
+            return True
+        return news
+
+    def _note(self, reader: LineReader, number: int, why: str) -> None:
+        note = f"{reader.path} line {number}: {why}"
+        if note in self.notes:
+            return
+        if len(self.notes) < MOST_NOTES:
+            self.notes.append(note)
+        else:
+            self.unnamed += 1
+
+    def _add(self, attempt: int, event: dict[str, Any]) -> None:
+        event["attempt"] = self.attempt = attempt
+        kind = event["event"]
+        self.step = event.get("step", self.step)
         if kind == Event.STEP:
-            steps[step] = event
+            self.steps[self.step] = event
         elif kind == Event.EVAL:
-            evals[step] = event
+            self.evals[self.step] = event
+        elif kind == Event.SYSTEM:
+            self.systems[self.step] = event
         elif kind in {Event.STARTED, Event.RESUMED}:
-            state, started, result = kind, event, None
+            self.state, self.started, self.result = kind, event, None
         elif kind in {Event.FINISHED, Event.FAILED}:
-            state, result = kind, event
+            self.state, self.result = kind, event
         elif kind in {Event.PREEMPTED, Event.CANCELLED}:
-            state = kind
-    return Progress(attempt, state, step, steps, evals, started, result)
+            self.state = kind
+
+    def _progress(self) -> Progress:
+        notes = list(self.notes)
+        if self.unnamed:
+            notes.append(f"{self.folder}: {self.unnamed} more lines are passed over")
+        if self.reader is not None and self.reader.torn:
+            notes.append(f"{self.reader.path} line {self.reader.number + 1}: torn")
+        # Copies: what was handed out stays as it is while the journal grows.
+        return Progress(
+            attempt=self.attempt,
+            state=self.state,
+            step=self.step,
+            steps=dict(self.steps),
+            evals=dict(self.evals),
+            started=self.started,
+            result=self.result,
+            systems=dict(self.systems),
+            damaged=tuple(notes),
+        )
 
 
-def process_is_alive(identity: Mapping[str, Any]) -> bool:
-    """Whether a process journalled by `identify_process` still runs on this host."""
-    if identity.get("host") != socket.gethostname():
-        return False
+def _attempt_files(directory: Path) -> _Files:
+    """The files of a journal, oldest attempt first, with what changes when they are written to."""
+    found = []
     try:
-        process = psutil.Process(int(identity["pid"]))
-        same = abs(process.create_time() - float(identity["process_started"])) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, KeyError, ValueError):
-        return False
+        with os.scandir(directory / "journal") as entries:
+            for entry in entries:
+                if match := ATTEMPT.fullmatch(entry.name):
+                    facts = entry.stat()
+                    known = _FileFacts(facts.st_size, facts.st_mtime_ns, facts.st_ino)
+                    found.append((int(match[1]), known))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found, key=lambda file: file[0])
 
 
-class Control:
-    """control.jsonl of a study: what the command line did, appended under a lock."""
+def _check_for(directory: Path) -> Callable[[dict[str, Any]], None]:
+    """What raises ValueError for a line whose fields are right and which still is none of this journal's."""
+    is_run = directory.parent.name != "series"
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def check(fields: dict[str, Any]) -> None:
+        kind = fields["event"]
+        for name in NEEDED.get(kind, ()):
+            if name not in fields:
+                raise ValueError(f"{name}: a {kind} without it says nothing")
+        if is_run and kind == Event.FINISHED:
+            try:
+                Result.model_validate({name: fields[name] for name in Result.model_fields if name in fields})
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"{first['loc'][0]}: {first['msg']}, so the run is not finished") from None
 
-    def append(self, event: str, **fields: Any) -> None:
-        """Write one line and see it to the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"t": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
-        with FileLock(f"{self.path}.lock"), self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(self) -> list[dict[str, Any]]:
-        """Every whole line, oldest first."""
-        return list(read_lines(self.path))
-
-    def cancelled(self) -> set[str]:
-        """Run ids cancelled and not retried since."""
-        found: set[str] = set()
-        for event in self.read():
-            runs = {str(run) for run in event.get("runs", [])}
-            if event["event"] == "cancelled":
-                found |= runs
-            elif event["event"] == "retried":
-                found -= runs
-        return found
-
-    def forgiven(self) -> dict[str, int]:
-        """For each retried run id, the newest attempt whose failure is forgotten."""
-        found: dict[str, int] = {}
-        for event in self.read():
-            if event["event"] == "retried":
-                found |= {str(run): int(attempt) for run, attempt in event.get("attempts", {}).items()}
-        return found
+    return check

@@ -18,8 +18,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from harness.control import Control
 from harness.cost import GIB
-from harness.journal import Control, Event, read_progress
+from harness.journal import Event, read_progress
 from harness.run import Run
 from harness.rundir import Root, read_run
 from harness.submission import ResolvedStudy, resolve_registered

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from harness.journal import Control, Event, Progress, process_is_alive, read_progress
+from harness.control import Control
+from harness.journal import Event, Progress, ProgressReader
+from harness.process import process_is_alive
 from harness.run import Run
 from harness.rundir import Root
 from harness.study import GridPoint
@@ -69,10 +71,13 @@ class RunStatus:
 
 
 class StatusReader:
-    """Reads the states of a study's Runs, each Series' journal once a reading."""
+    """Reads the states of a study's Runs, each Series' journal once a reading, and what is new alone."""
 
     def __init__(self, root: Root, study_name: str) -> None:
         self.root = root
+        self.notes: tuple[str, ...] = ()
+        """What the newest reading passed over in journals, a sentence each."""
+        self._journals = ProgressReader()
         self.control = Control(root.study(study_name) / "control.jsonl")
 
     def read(
@@ -83,17 +88,21 @@ class StatusReader:
         waiting = self._waiting(submitter)
         trunks: dict[str, Progress] = {}
         found = []
+        notes: list[str] = []
         for point in points:
             run_id, series_id = point.run.run_id, point.run.series_id
             if series_id not in trunks:
-                trunks[series_id] = read_progress(self.root.series(series_id))
-            own = read_progress(self.root.run(run_id))
+                trunks[series_id] = self._journals.read(self.root.series(series_id))
+                notes += trunks[series_id].damaged
+            own = self._journals.read(self.root.run(run_id))
+            notes += own.damaged
             state = _state(point.run, own, trunks[series_id], forgiven=forgiven.get(run_id, 0))
             if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
                 state = RunState.CANCELLED
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
                 state = RunState.QUEUED
             found.append(_row(point, run_id, series_id, state, own, trunks[series_id]))
+        self.notes = tuple(notes)
         return found
 
     def _waiting(self, submitter: Mapping[str, Any] | None) -> set[str]:
@@ -102,7 +111,7 @@ class StatusReader:
         for event in self.control.read():
             process = event.get("process", {})
             if event["event"] == "submitted" and process != submitter and process_is_alive(process):
-                waiting |= {str(run) for run in event.get("runs", [])}
+                waiting |= set(event.get("runs", ()))
         return waiting
 
 

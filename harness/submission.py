@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.control import Control
 from harness.cost import calibrate
 from harness.dispatch.base import Dispatcher, Handle, Job, JobState
-from harness.journal import Control, Event, Journal, identify_process, read_progress
+from harness.journal import Event, Journal, read_progress
 from harness.plan import Plan, PlannedRun
+from harness.process import identify_process
 from harness.run import Digest, Frozen
 from harness.rundir import Launch, Root, read_model, write_atomically, write_launch, write_run, write_series
 from harness.status import RunState, RunStatus, StatusReader

@@ -104,9 +104,20 @@ def watch_status(console: Console, read: Callable[[], Sequence[RunStatus]], name
             time.sleep(2)
 
 
-def status_document(name: str, rows: Sequence[RunStatus]) -> dict[str, Any]:
-    """The document of `ssmscale status --json`."""
-    return {"study": name, "runs": [row.as_json() for row in rows], "counts": count_states(rows)}
+def status_document(name: str, rows: Sequence[RunStatus], notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The document of `ssmscale status --json`; `notes` name what was passed over in journals."""
+    return {
+        "study": name,
+        "runs": [row.as_json() for row in rows],
+        "counts": count_states(rows),
+        "notes": list(notes),
+    }
+
+
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """What was passed over in journals, a line each; nothing where all is whole."""
+    for note in notes:
+        console.print(f"passed over: {note}", markup=False)
 
 
 def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> None:

@@ -26,7 +26,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from harness.journal import Control, Event, Fenced, Journal, identify_process, read_progress
+from harness.control import Control
+from harness.journal import Event, Fenced, Journal, read_progress
+from harness.process import identify_process
 from harness.provenance import commit, installed_version
 from harness.run import Run
 from harness.rundir import Launch, Root, read_launch, read_run

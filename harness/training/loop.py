@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.cluster import choose_layout
-from harness.journal import Control, Event, Fenced, Journal
+from harness.control import Control
+from harness.journal import Event, Fenced, Journal
 from harness.run import Run
 from harness.rundir import Launch, Layout, Root
 from harness.training import checkpoint as checkpoints

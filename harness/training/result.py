@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from harness.run import Frozen, Run
 from harness.training.schedule import is_annealed
 from ssmttm.flops import parameter_count
+
+Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class Result(Frozen):
     """The `finished` event of a Run's journal."""
 
-    loss: float
+    loss: Finite
     """Mean held-out cross-entropy, nats a token, over all codebooks, no label smoothing."""
-    loss_codebooks: tuple[float, ...]
-    step: int
+    loss_codebooks: tuple[Finite, ...]
+    step: Number
     """Optimiser steps taken: the Run's iterations."""
-    tokens: int
+    tokens: Number
     """Targets trained on, repeats counted, padding and prefix not."""
-    flops: float
+    flops: Finite
     """Training operations of the model, the text encoder not counted."""
-    n_params: int
-    n_params_non_embedding: int
-    n_params_text_encoder: int
-    n_params_null_condition: int
-    annealed: bool
+    n_params: Number
+    n_params_non_embedding: Number
+    n_params_text_encoder: Number
+    n_params_null_condition: Number
+    annealed: Annotated[bool, Field(strict=True)]
 
 
 def describe_result(run: Run, tokens: int, flops_per_token: float) -> dict[str, object]:

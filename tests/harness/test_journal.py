@@ -1,10 +1,34 @@
 """The journal: what it says survives torn lines, several attempts and a process thought dead."""
 
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from harness.journal import Control, Event, Fenced, Journal, attempts, identify_process, read_progress
+from harness.control import Control
+from harness.disk import DiskFull
+from harness.journal import (
+    MOST_NOTES,
+    Event,
+    Fenced,
+    Journal,
+    ProgressReader,
+    attempts,
+    read_events,
+    read_progress,
+)
+from harness.lines import CHUNK
+from harness.process import identify_process, process_is_alive
+from harness.training.result import Result
 
 
 def test_state_is_the_last_event_that_changed_it(tmp_path: Path) -> None:
@@ -58,8 +82,34 @@ def test_a_step_two_attempts_saw_counts_once_by_the_later_word(tmp_path: Path) -
 
 def test_a_process_that_is_gone_is_not_alive(tmp_path: Path) -> None:
     with Journal.open(tmp_path) as journal:
-        journal.append(Event.STARTED, **{**identify_process(), "process_started": 1.0})
+        journal.append(Event.STARTED, **{**identify_process(), "started_ticks": 1})
     assert not read_progress(tmp_path).is_alive
+
+
+def test_a_process_of_before_the_machine_started_again_is_not_alive(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STARTED, **{**identify_process(), "boot_id": "another"})
+    assert not read_progress(tmp_path).is_alive
+
+
+def test_a_process_journalled_by_its_time_of_birth_is_still_known(tmp_path: Path) -> None:
+    for born, alive in ((psutil.Process().create_time(), True), (1.0, False)):
+        with Journal.open(tmp_path) as journal:
+            known = {key: identify_process()[key] for key in ("host", "pid")}
+            journal.append(Event.STARTED, **known, process_started=born)
+        assert read_progress(tmp_path).is_alive is alive
+
+
+def test_an_ended_process_nobody_waited_for_is_not_alive(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import json, harness.process as p; print(json.dumps(p.identify_process()))"],
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    identity = json.loads(child.stdout.read())
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not process_is_alive(identity)
+    child.communicate()
 
 
 def test_values_that_are_not_json_are_refused_before_they_are_written(tmp_path: Path) -> None:
@@ -75,3 +125,201 @@ def test_a_retry_forgets_cancellations_and_the_failures_so_far(tmp_path: Path) -
     control.append("retried", runs=["a"], attempts={"a": 2})
     assert control.cancelled() == {"b"}
     assert control.forgiven() == {"a": 2}
+
+
+STEP = {"t": 1, "event": "step", "step": 10, "loss": 1.5}
+RESULT: dict[str, Any] = Result(
+    loss=2.0,
+    loss_codebooks=(2.0,),
+    step=10,
+    tokens=100,
+    flops=1e6,
+    n_params=10,
+    n_params_non_embedding=5,
+    n_params_text_encoder=0,
+    n_params_null_condition=0,
+    annealed=True,
+).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"step": -1}, "step"),
+        ({"step": True}, "step"),
+        ({"step": "7"}, "step"),
+        ({"step": 2**63}, "step"),
+        ({"step": 10**5000}, "JSON"),
+        ({"step": None}, "step"),
+        ({"loss": float("nan")}, "loss"),
+        ({"loss": float("inf")}, "loss"),
+        ({"loss": False}, "loss"),
+        ({"t": -1}, "t"),
+        ({"t": 1e300}, "t"),
+        ({"tokens_per_second": "fast"}, "tokens_per_second"),
+        ({"layout": {"ranks": "two"}}, "layout.ranks"),
+        ({"loss_codebooks": [1, None]}, "loss_codebooks.1"),
+    ],
+)
+def test_a_line_with_a_wrong_value_is_named_and_passed_over(
+    tmp_path: Path, changed: dict[str, Any], why: str
+) -> None:
+    sys.set_int_max_str_digits(0)
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("a") as file:
+        file.write(json.dumps({**STEP, **changed}) + "\n" + json.dumps({**STEP, "step": 6}) + "\n")
+    progress = read_progress(tmp_path)
+    assert list(progress.steps) == [5, 6]
+    (note,) = progress.damaged
+    assert note.startswith(f"{journal.path} line 2: ")
+    assert why in note
+
+
+def test_a_finished_run_without_a_whole_result_is_not_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    for fields in ({}, {**RESULT, "n_params": None}, {**RESULT, "loss_codebooks": "2"}, {"loss": 1.0}):
+        with Journal.open(folder) as journal:
+            journal.append(Event.STARTED)
+            journal.append(Event.FINISHED, **fields)
+        assert (read_progress(folder).state, read_progress(folder).result) == (Event.STARTED, None)
+    with Journal.open(folder) as journal:
+        journal.append(Event.FINISHED, **RESULT)
+    assert read_progress(folder).state == Event.FINISHED
+    with Journal.open(tmp_path / "series" / "a") as trunk:
+        trunk.append(Event.FINISHED)
+    assert read_progress(tmp_path / "series" / "a").state == Event.FINISHED
+
+
+def test_names_that_are_no_attempts_neither_count_nor_stop_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    (folder / "0001.jsonl").mkdir(parents=True)
+    for name in ("99999999999999999999.jsonl", "²³.jsonl", "00002.jsonl", "0002.jsonl.bak", "-001.jsonl"):
+        (folder / name).write_text(json.dumps(STEP) + "\n")
+    assert read_progress(tmp_path).steps == {}
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STEP, step=5, loss=3.0)
+    assert (journal.attempt, list(read_progress(tmp_path).steps)) == (2, [5])
+
+
+def test_garbage_of_any_size_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("ab") as file:
+        file.write(b"x" * (3 * CHUNK) + b"\n" + b"\n" * (2 * MOST_NOTES) + json.dumps(STEP).encode() + b"\n")
+    progress = read_progress(tmp_path)
+    assert list(progress.steps) == [5, 10]
+    assert len(progress.damaged) == MOST_NOTES + 1
+    assert "more lines" in progress.damaged[-1]
+
+
+ENDS = st.sampled_from([b"\n", b"", b"\r\n"])
+WORDS = st.sampled_from(
+    [
+        b"{",
+        b"}",
+        b"[" * 300,
+        b'"step"',
+        b":",
+        b"NaN",
+        b"-1",
+        b"9" * 400,
+        b"\xff",
+        b"\x00",
+        b"true",
+        b",",
+        b'"t"',
+    ]
+)
+OBJECTS = st.dictionaries(
+    st.sampled_from(["t", "event", "step", "loss", "layout", "runs", "attempts", "process", "pid"]),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | st.sampled_from(Event),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+        max_leaves=4,
+    ),
+)
+LINES = st.one_of(
+    st.binary(max_size=40),
+    st.lists(WORDS, max_size=8).map(b"".join),
+    OBJECTS.map(lambda fields: json.dumps(fields).encode()),
+    OBJECTS.map(lambda fields: json.dumps({**STEP, **fields}).encode()),
+    st.sampled_from(sorted(Event)).map(lambda kind: json.dumps({**STEP, **RESULT, "event": kind}).encode()),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 3), LINES, ENDS), max_size=12))
+def test_reading_on_says_what_reading_anew_says_whatever_the_bytes(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, bytes, bytes]]
+) -> None:
+    directory = tmp_path_factory.mktemp("any") / "runs" / "a"
+    (directory / "journal").mkdir(parents=True)
+    reader = ProgressReader()
+    for attempt, line, end in written:
+        with (directory / "journal" / f"{attempt:04d}.jsonl").open("ab") as file:
+            file.write(line + end)
+        progress = reader.read(directory)
+        assert repr(progress) == repr(read_progress(directory))
+        assert progress.is_alive in {True, False}
+        assert all(isinstance(step, int) and step >= 0 for step in progress.steps)
+        assert all(event["attempt"] in {1, 2, 3} for event in read_events(directory))
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
+    reader, journal = ProgressReader(), Journal.open(tmp_path)
+    journal.append(Event.STEP, step=5, loss=3.0)
+    before = reader.read(tmp_path)
+    assert reader.read(tmp_path) is before
+    journal.append(Event.STEP, step=6, loss=3.0)
+    assert list(reader.read(tmp_path).steps) == [5, 6]
+    assert list(before.steps) == [5]  # what was handed out stays as it was
+    journal.path.unlink()
+    assert reader.read(tmp_path).steps == {}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(LINES, ENDS), max_size=8))
+def test_a_control_file_of_any_bytes_stops_nobody(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[bytes, bytes]]
+) -> None:
+    control = Control(tmp_path_factory.mktemp("any") / "control.jsonl")
+    control.path.write_bytes(b"".join(line + end for line, end in written))
+    control.append("cancelled", runs=["a"])
+    assert "a" in control.cancelled()
+    assert all(isinstance(attempt, int) for attempt in control.forgiven().values())
+
+
+def test_a_line_no_disk_has_room_for_is_taken_back_whole(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(64 * 1024)
+    journal = Journal.open(disk / "run")
+    step = 0
+
+    def fill() -> None:
+        nonlocal step
+        while True:
+            journal.append(Event.STEP, step=step, loss=1.0, text="x" * 1000)
+            step += 1
+
+    with pytest.raises(DiskFull, match=re.escape(str(journal.path))):
+        fill()
+    assert step > 10
+    assert journal.path.read_bytes().endswith(b"}\n")
+    assert read_progress(disk / "run").damaged == ()
+    journal.append(Event.STEP, step=step, loss=1.0)  # a short line still has room
+    progress = read_progress(disk / "run")
+    assert (list(progress.steps), progress.damaged) == (list(range(step + 1)), ())
+
+
+def test_a_line_after_one_that_somebody_tore_stands_by_itself(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path)
+    journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("a") as file:
+        file.write('{"t": 1, "ev')
+    journal.append(Event.STEP, step=6, loss=3.0)
+    assert list(read_progress(tmp_path).steps) == [5, 6]

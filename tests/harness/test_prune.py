@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from harness.journal import Control
+from harness.control import Control
 from harness.prune import Pruned
 from harness.prune import prune as prune_study
 from harness.rundir import Root

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.journal import Control, Event, Journal, read_events, read_progress
+from harness.control import Control
+from harness.journal import Event, Journal, read_events, read_progress
 from harness.rundir import Root
 from harness.training import checkpoint as checkpoints
 from tests.harness.trainer import StopAfter, losses, prepared, progress_of, series_folder, train, trunk_steps

@@ -1,0 +1,55 @@
+"""control.jsonl of a study: what the command line did to it, appended under a lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from harness.disk import append_line, naming_a_full_disk
+from harness.lines import read_lines
+
+
+class Control:
+    """The record of submissions, cancellations and retries of one study."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Write one line and see it to the disk; raises DiskFull."""
+        line = json.dumps({"t": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
+        with naming_a_full_disk(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock"):
+                descriptor = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o644)
+                try:
+                    append_line(descriptor, line.encode() + b"\n", self.path, durable=True)
+                finally:
+                    os.close(descriptor)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole line, oldest first."""
+        return list(read_lines(self.path))
+
+    def cancelled(self) -> set[str]:
+        """Run ids cancelled and not retried since."""
+        found: set[str] = set()
+        for event in self.read():
+            if event["event"] == "cancelled":
+                found |= set(event.get("runs", ()))
+            elif event["event"] == "retried":
+                found -= set(event.get("runs", ()))
+        return found
+
+    def forgiven(self) -> dict[str, int]:
+        """For each retried run id, the newest attempt whose failure is forgotten."""
+        found: dict[str, int] = {}
+        for event in self.read():
+            if event["event"] == "retried":
+                found |= event.get("attempts", {})
+        return found

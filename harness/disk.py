@@ -1,0 +1,97 @@
+"""Writing on a disk that may fill up: a line is there whole or not at all, and a full disk has a name.
+
+A process killed tears nothing, since a line is one write; a disk without room does, and what comes after a torn line
+must not be glued to it. So a failed line is taken back before anything else happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says where a disk is full, or the share of it that a user may fill."""
+
+
+class DiskFull(Exception):
+    """There is no room left where something had to be written; the same command goes on once there is."""
+
+    def __init__(self, path: Path | str, needed: int | None = None) -> None:
+        wanted = "" if needed is None else f" for {needed / 2**20:.1f} MiB"
+        super().__init__(f"{path}: no room is left on its disk{wanted}")
+        self.path = Path(path)
+
+    def __reduce__(self) -> tuple[type[DiskFull], tuple[Path]]:
+        return DiskFull, (self.path,)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(path: Path) -> Iterator[None]:
+    """Raise DiskFull with `path` where the block fails for want of room."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise DiskFull(path) from error
+        raise
+
+
+def append_line(descriptor: int, line: bytes, path: Path, *, durable: bool) -> None:
+    """Append one line to a file opened with O_RDWR and O_APPEND, whole or not at all.
+
+    A torn line that somebody left at the end is ended first. `durable` sees the line to the disk. Raises DiskFull
+    naming `path`, or the OSError of a disk that fails in another way; the file is then as it was before.
+    """
+    end = os.fstat(descriptor).st_size
+    if end and os.pread(descriptor, 1, end - 1) != b"\n":
+        line = b"\n" + line
+    try:
+        with naming_a_full_disk(path):
+            left = memoryview(line)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            if durable:
+                os.fsync(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):  # then the next line ends the torn one
+            os.ftruncate(descriptor, end)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they are there after a power failure too; raises DiskFull."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    with naming_a_full_disk(folder):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """See to the disk which files a folder holds: a new or renamed file is not safe before that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """See a finished file's contents to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
