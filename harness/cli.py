@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from analysis.document import FitDocument
     from analysis.points import CheckedPoints
     from harness.plan import Plan
+    from harness.study import Study
 
 app = typer.Typer(
     name="ssmscale",
@@ -100,6 +101,7 @@ def _fail(problem: Exception | str, *, debug: bool, status: int, cause: Exceptio
 def _missing_package(error: ModuleNotFoundError) -> str:
     extras = {"pandas": "analysis", "scipy": "analysis", "plotly": "analysis", "matplotlib": "analysis"}
     extras |= {"jinja2": "analysis", "pyarrow": "analysis", "mlflow": "train", "torch": "train"}
+    extras |= {"psycopg2": "serve", "flask_wtf": "serve"}
     extras |= {"deepspeed": "train", "transformers": "train", "music21": "audio", "symusic": "audio"}
     extras |= {"sklearn": "audio", "soundfile": "audio", "pretty_midi": "audio", "soxr": "audio"}
     name = (error.name or "").split(".")[0]
@@ -328,6 +330,60 @@ def report(
 
 
 @app.command()
+def serve(
+    study: StudyArgument,
+    root: RootOption = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SSMSCALE_DATABASE",
+            metavar="URI",
+            help="Keep runs there: postgresql://USER@HOST/NAME (default: ROOT/mlflow.db). A password is hidden best in "
+            "the variable, or in ~/.pgpass.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own asks users for a password.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 5000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name it is called by, as of a proxy; may be repeated."),
+    ] = None,
+    show_password: Annotated[bool, typer.Option("--show-password", help="Print the password, too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """MLflow's server and page on a database, until Ctrl-C; prints what jobs need to find it."""
+    from harness import serve as serving
+    from harness.mlflow_server import stay
+
+    loaded, place = _place(study, root)
+    log = place.study(loaded.name) / "logs" / "mlflow-server.log"
+    if serving.password_on_show(database):
+        errors.print(
+            "every user here can read a command line's password; SSMSCALE_DATABASE or ~/.pgpass hides it"
+        )
+    try:
+        with (
+            serving.stoppable(),
+            serving.serving(place, database, host, port, allow_host or (), log) as (server, process),
+        ):
+            if as_json:
+                print_json(serving.describe(server, loaded.name, show_password=show_password))
+            else:
+                for line in serving.lines(server, show_password=show_password):
+                    console.print(line, markup=False, soft_wrap=True)
+            sys.stdout.flush()
+            if loaded.tracking.uri not in {None, server.address}:
+                errors.print(f"study {loaded.name} has a tracking.uri of its own, which goes first")
+            stay(server, process)
+    except KeyboardInterrupt:
+        errors.print("stopped")
+
+
+@app.command()
 def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
     """What of this machine works, and what to do about the rest."""
     from harness.doctor import examine
@@ -358,6 +414,16 @@ def _open(study: str, root: Path | None, changes: Sequence[str] | None) -> Resol
     if changes:
         raise InputError(f"{study}: --set changes a YAML file; this is a study as it was submitted")
     return found
+
+
+def _place(study: str, root: Path | None) -> tuple[Study, Root]:
+    """A study and where its runs are kept; neither its corpus nor a submission is needed."""
+    path = Path(study)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        loaded = load_study(path)
+        return loaded, Root(root or loaded.root or Path("runs"))
+    resolved = _open(study, root, None)
+    return resolved.study, resolved.root
 
 
 def _registered(study: str, root: Path | None) -> ResolvedStudy:

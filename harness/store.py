@@ -1,19 +1,31 @@
-"""MLflow's store opened safely: whoever comes first makes the tables, once, and nobody sees them half made."""
+"""MLflow's store opened safely: whoever comes first makes the tables, once, and nobody sees them half made.
+
+An address of a database may hold a password. What is shown of it goes through `redact`, and what is wrong with it
+is one sentence.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from ssmttm.errors import InputError
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from sqlalchemy import URL
 
 SQLITE = "sqlite:///"
+DATABASES = ("postgresql", "sqlite", "mysql", "mssql")
+"""What MLflow keeps runs in."""
+CONNECT_SECONDS = 10
+"""How long a database's host may take to answer at all."""
 
 
 def connect(uri: str) -> MlflowClient:
@@ -31,6 +43,8 @@ def connect(uri: str) -> MlflowClient:
     # Two processes that create a store at once break it, and so does one that is killed while it does.
     with FileLock(database.with_suffix(".lock")):
         if not database.exists():
+            for left in database.parent.glob(f".{database.name}.*"):
+                left.unlink()  # by one that was killed while it made the store
             draft = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}")
             MlflowClient(tracking_uri=f"{SQLITE}{draft}").search_experiments(max_results=1)
             draft.replace(database)
@@ -48,3 +62,80 @@ def be_quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def redact(uri: str) -> str:
+    """A database's address as it may be shown: without its password, wherever in it that is."""
+    hidden = re.sub(r"(?<=://)([^@/]*?):.*@", r"\1:***@", uri)
+    return re.sub(r"(?i)((?:password|passwd|pwd)=)[^&]*", r"\1***", hidden)
+
+
+def prepare_database(uri: str, where: str) -> str:
+    """Make sure that MLflow can keep runs in the database; returns its address with paths made absolute.
+
+    Raises InputError, one sentence that begins with `where` and never holds the password, for an address of the
+    wrong form, a database that cannot be reached, and tables that another version of MLflow made.
+    """
+    shown = f"{where} {redact(uri)}"
+    url = _parse(uri, shown)
+    if url.get_backend_name() == "sqlite":
+        uri = f"{SQLITE}{Path(str(url.database)).absolute()}"
+    _reach(url, shown)
+    be_quiet()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        if "out-of-date database schema" in str(error):
+            raise InputError(
+                f"{shown}: its tables were made by another version of MLflow; back it up, then run "
+                f"`mlflow db upgrade {redact(uri)}` (or install the MLflow that made them, where that is the newer one)"
+            ) from error
+        raise InputError(f"{shown}: {_first_line(error, url)}") from error
+    return uri
+
+
+def _parse(uri: str, shown: str) -> URL:
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    right = "right is postgresql://USER@HOST:PORT/NAME"
+    try:
+        url = make_url(uri)
+    except (ArgumentError, ValueError) as error:
+        raise InputError(f"{shown}: is not the address of a database; {right}") from error
+    kind = url.get_backend_name()
+    if kind not in DATABASES:
+        spelling = "is spelled postgresql://" if kind == "postgres" else "is nothing MLflow keeps runs in"
+        raise InputError(f"{shown}: {kind}:// {spelling}; {right}")
+    if not url.database or url.database == ":memory:":
+        raise InputError(f"{shown}: names no database; {right}")
+    return url
+
+
+def _reach(url: URL, shown: str) -> None:
+    """Raise InputError where the database does not answer; MLflow itself would try for minutes."""
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+
+    kind = url.get_backend_name()
+    if kind == "sqlite" and not Path(str(url.database)).exists():
+        return
+    patience = {"connect_timeout": CONNECT_SECONDS} if kind in {"postgresql", "mysql"} else {}
+    try:
+        engine = create_engine(url, connect_args=patience)
+        try:
+            inspect(engine).get_table_names()
+        finally:
+            engine.dispose()
+    except NoSuchModuleError as error:
+        raise InputError(f"{shown}: {url.drivername} is no driver of SQLAlchemy's") from error
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise InputError(f"{shown}: cannot be opened: {_first_line(cause, url)}") from error
+
+
+def _first_line(error: BaseException, url: URL) -> str:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text.replace(url.password, "***") if url.password else text

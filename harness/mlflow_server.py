@@ -1,0 +1,251 @@
+"""MLflow's own server as a process of ours: what it is told, when it answers, how it ends.
+
+Secrets travel by environment and by files of mode 0600, never on a command line or in a log.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ipaddress
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from harness.credentials import Credentials
+from harness.rundir import Root
+from harness.store import SQLITE, redact
+from harness.training.preemption import stop_when_parent_ends
+from ssmttm.errors import InputError
+
+START_SECONDS = 120.0
+"""The server imports for 5 s on an idle core; a busy machine takes its time."""
+GRACE_SECONDS = 10.0
+LOG_LINES = 8
+KEPT_SETTINGS = ("MLFLOW_SQLALCHEMYSTORE_", "MLFLOW_UVICORN_OPTS")
+"""Of the caller's MLFLOW_ variables: the others speak of MLflow as a client, or would undo what is decided here."""
+
+
+class ServerDied(OSError):
+    """MLflow's server ended without being told to."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """What is asked for: where it listens, what it serves, where it writes."""
+
+    root: Root
+    database: str
+    """SQLAlchemy's address, password and all."""
+    host: str
+    port: int
+    allowed: tuple[str, ...]
+    """Further names by which clients call it."""
+    log: Path
+    credentials: Credentials | None
+
+    @property
+    def address(self) -> str:
+        """How jobs reach it: from this machine where it listens here alone, else from anywhere by its name."""
+        return f"http://{_bracketed(_reachable(self.host))}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """What jobs need to find it; the password stays in its file."""
+        found = {"MLFLOW_TRACKING_URI": self.address}
+        return found | ({"MLFLOW_TRACKING_USERNAME": self.credentials.user} if self.credentials else {})
+
+
+def start(server: Server) -> subprocess.Popen[bytes]:
+    """Start MLflow's server and return once it answers; raises InputError, and leaves nothing, where it does not."""
+    server.log.parent.mkdir(parents=True, exist_ok=True)
+    with server.log.open("ab") as file:
+        begin = file.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.mlflow_server", *_arguments(server)],
+            env=_environment(server),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,  # Ctrl-C is for us: we end it, in order
+        )
+    try:
+        _wait_until_it_answers(server, process, begin)
+    except BaseException:
+        end(process)
+        raise
+    return process
+
+
+def stay(server: Server, process: subprocess.Popen[bytes]) -> None:
+    """Wait for the server, which ends only by itself; raises ServerDied when it does."""
+    begin = server.log.stat().st_size
+    status = process.wait()
+    raise ServerDied(
+        f"MLflow's server ended by itself (status {status}); {server.log} ends:\n{_tail(server.log, begin)}"
+    )
+
+
+def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], begin: int) -> None:
+    """Return once the server answers, reads its database and keeps strangers out."""
+    deadline = time.monotonic() + START_SECONDS
+    while (health := _ask(server, "/health")) != 200:
+        if process.poll() is not None:
+            raise InputError(
+                f"MLflow's server did not start (status {process.returncode}); "
+                f"{server.log} ends:\n{_tail(server.log, begin)}"
+            )
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"MLflow's server at {server.address} did not answer within {START_SECONDS:.0f} s "
+                f"(/health: {health or 'no answer'}); {server.log} ends:\n{_tail(server.log, begin)}"
+            )
+        time.sleep(0.1)
+    experiments = "/api/2.0/mlflow/experiments/search?max_results=1"
+    held = server.credentials
+    if held is not None and _ask(server, experiments) != 401:
+        raise InputError("MLflow's server answers without a password, so it is not served to others")
+    status = _ask(server, experiments, (held.user, held.password) if held else None)
+    if held is not None and status == 401:
+        users = held.password_file.with_name("auth.db")
+        raise InputError(
+            f"{held.password_file}: MLflow refuses this password; {users} holds another: delete both to begin anew"
+        )
+    if status != 200:
+        raise InputError(
+            f"MLflow's server does not read {redact(server.database)} (status {status}); "
+            f"{server.log} ends:\n{_tail(server.log, begin)}"
+        )
+
+
+def _ask(server: Server, path: str, login: tuple[str, str] | None = None) -> int:
+    """The status of a request made from this machine, past any proxy; 0 where nothing answers."""
+    host = "localhost" if _is_wildcard(server.host) else server.host
+    request = urllib.request.Request(f"http://{_bracketed(host)}:{server.port}{path}")
+    if login is not None:
+        request.add_header("Authorization", "Basic " + base64.b64encode(":".join(login).encode()).decode())
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return int(error.code)
+    except OSError:
+        return 0
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to finish what it answers, wait, and leave none of its processes behind."""
+    # Impatience must not leave orphans.
+    previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: nobody else is in it
+        process.wait()
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
+
+
+def _tail(log: Path, begin: int) -> str:
+    with log.open("rb") as file:
+        file.seek(max(begin, file.seek(0, os.SEEK_END) - 20_000))
+        lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    return "\n".join(lines[-LOG_LINES:]) or "(nothing)"
+
+
+def _arguments(server: Server) -> list[str]:
+    many = not server.database.startswith(SQLITE)
+    workers = max(1, min(4, psutil.cpu_count() or 1)) if many else 1
+    names = _names(server)
+    # Requests come every few seconds for weeks: the log is for what goes wrong.
+    quiet = f"--no-access-log --timeout-graceful-shutdown 5 {os.environ.get('MLFLOW_UVICORN_OPTS', '')}"
+    arguments = {
+        "--host": server.host,
+        "--port": str(server.port),
+        "--workers": str(workers),
+        "--artifacts-destination": (server.root.path / "mlflow-artifacts").absolute().as_uri(),
+        "--default-artifact-root": "mlflow-artifacts:/",
+        "--allowed-hosts": ",".join([*names, *(f"{name}:*" for name in names)]),
+        # The page sends its own address as the origin of what it asks for.
+        "--cors-allowed-origins": ",".join(
+            origin for name in names for origin in (f"http://{name}:{server.port}", f"https://{name}")
+        ),
+        "--uvicorn-opts": quiet.strip(),
+    }
+    if server.credentials is not None:
+        arguments["--app-name"] = "basic-auth"
+    return ["server", "--serve-artifacts", *(word for pair in arguments.items() for word in pair)]
+
+
+def _names(server: Server) -> list[str]:
+    """What clients may call it; a page of another name that leads here is somebody else's trick."""
+    names = ["localhost", "127.0.0.1", "[::1]"]
+    if server.credentials is not None:
+        names += [_bracketed(server.host), socket.gethostname(), socket.getfqdn()]
+        if _is_wildcard(server.host):
+            names += [
+                _bracketed(address.address.split("%")[0])
+                for addresses in psutil.net_if_addrs().values()
+                for address in addresses
+                if address.family in {socket.AF_INET, socket.AF_INET6}
+            ]
+    return list(dict.fromkeys([*names, *server.allowed]))
+
+
+def _environment(server: Server) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lstrip("_").startswith("MLFLOW_") or name.startswith(KEPT_SETTINGS)
+    }
+    ours = {
+        "MLFLOW_BACKEND_STORE_URI": server.database,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # judges of language models: nothing here asks for them
+    }
+    return kept | ours | (server.credentials.server_environment() if server.credentials else {})
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that address; a name other than localhost may mean anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _reachable(host: str) -> str:
+    if not _is_wildcard(host):
+        return host
+    name = socket.getfqdn()
+    return socket.gethostname() if name.startswith("localhost") else name
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+if __name__ == "__main__":  # MLflow's own command, which ends with the process that started it
+    stop_when_parent_ends()
+    runpy.run_module("mlflow", run_name="__main__", alter_sys=True)
