@@ -101,7 +101,7 @@ def _fail(problem: Exception | str, *, debug: bool, status: int, cause: Exceptio
 def _missing_package(error: ModuleNotFoundError) -> str:
     extras = {"pandas": "analysis", "scipy": "analysis", "plotly": "analysis", "matplotlib": "analysis"}
     extras |= {"jinja2": "analysis", "pyarrow": "analysis", "mlflow": "train", "torch": "train"}
-    extras |= {"psycopg2": "serve", "flask_wtf": "serve"}
+    extras |= {"psycopg": "serve", "psycopg2": "serve", "flask_wtf": "serve"}
     extras |= {"deepspeed": "train", "transformers": "train", "music21": "audio", "symusic": "audio"}
     extras |= {"sklearn": "audio", "soundfile": "audio", "pretty_midi": "audio", "soxr": "audio"}
     name = (error.name or "").split(".")[0]

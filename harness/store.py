@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import uuid
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     if not uri.startswith("sqlite:"):
-        return MlflowClient(tracking_uri=uri)
+        return MlflowClient(tracking_uri=with_driver(uri))
     database = Path(uri.removeprefix(SQLITE))
     database.parent.mkdir(parents=True, exist_ok=True)
     # Two processes that create a store at once break it, and so does one that is killed while it does.
@@ -57,6 +58,8 @@ def be_quiet() -> None:
     """Set what MLflow reads while it is imported: no telemetry, no long retries, no word on every table made."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    # Standard output is for what was asked: a table, a JSON document.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # A tracker that is gone is tried again by the next mirroring, not for minutes within one call.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -64,9 +67,16 @@ def be_quiet() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+def with_driver(uri: str) -> str:
+    """The address with the driver that is installed: SQLAlchemy 2.1 takes postgresql:// alone for psycopg 3."""
+    if uri.startswith("postgresql://") and find_spec("psycopg") is None:
+        return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
+    return uri
+
+
 def redact(uri: str) -> str:
     """A database's address as it may be shown: without its password, wherever in it that is."""
-    hidden = re.sub(r"(?<=://)([^@/]*?):.*@", r"\1:***@", uri)
+    hidden = re.sub(r"^((?:\w[\w+]*://)?[^:@/]*):.*@", r"\1:***@", uri)
     return re.sub(r"(?i)((?:password|passwd|pwd)=)[^&]*", r"\1***", hidden)
 
 
@@ -77,6 +87,7 @@ def prepare_database(uri: str, where: str) -> str:
     wrong form, a database that cannot be reached, and tables that another version of MLflow made.
     """
     shown = f"{where} {redact(uri)}"
+    uri = with_driver(uri)
     url = _parse(uri, shown)
     if url.get_backend_name() == "sqlite":
         uri = f"{SQLITE}{Path(str(url.database)).absolute()}"

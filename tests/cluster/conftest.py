@@ -1,0 +1,105 @@
+"""Servers shared by the tests that talk to them: starting one costs seconds, so each is started once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.servers import Postgres, Served
+
+STUDY = """\
+name: served
+corpus: {path: nowhere}
+grid: {architectures: {prefix_simba: }, sizes: {xs: {n_blocks: 1, d_model: 16}}, iterations: [10]}
+training: {batch: 8, optimiser: {lr: 1e-3}, schedule: {warmup: 2}}
+"""
+
+
+@pytest.fixture(scope="session")
+def postgres_if_any() -> Iterator[Postgres | None]:
+    """A PostgreSQL of the tests' own, where the machine has one to start."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    on_path = shutil.which("initdb")
+    if not found and on_path is None:
+        yield None
+        return
+    server = Postgres(found[-1].parent if found else Path(str(on_path)).parent)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_if_any: Postgres | None) -> Postgres:
+    """A PostgreSQL of the tests' own; whoever stops it starts it again."""
+    if postgres_if_any is None:
+        missing("no PostgreSQL on this machine (Debian: apt-get install postgresql-15)")
+    assert postgres_if_any is not None
+    return postgres_if_any
+
+
+def missing(reason: str) -> None:
+    """Skip, but where everything is promised to be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def served_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study to name to `serve`, which needs neither its corpus nor its runs."""
+    path = tmp_path_factory.mktemp("study") / "study.yaml"
+    path.write_text(STUDY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def servers(
+    served_study: Path, postgres_if_any: Postgres | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Served]]:
+    """`ssmscale serve` on each database, started side by side."""
+    held = {"sqlite": Served(tmp_path_factory.mktemp("sqlite-root"), served_study)}
+    if postgres_if_any is not None:
+        environment = {"SSMSCALE_DATABASE": postgres_if_any.uri}
+        root = tmp_path_factory.mktemp("postgres-root")
+        held["postgres"] = Served(root, served_study, environment=environment)
+    for server in held.values():
+        server.begin()
+    try:
+        for server in held.values():
+            server.wait()
+        yield held
+    finally:
+        for server in held.values():
+            server.stop()
+
+
+def running(server: Served) -> Served:
+    """The server, started again where a test has ended it."""
+    if not server.is_running:
+        server.stop()
+        server.start()
+    return server
+
+
+@pytest.fixture
+def sqlite_server(servers: dict[str, Served]) -> Served:
+    return running(servers["sqlite"])
+
+
+@pytest.fixture
+def postgres_server(servers: dict[str, Served], postgres: Postgres) -> Served:
+    return running(servers["postgres"])
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def mlflow_server(request: pytest.FixtureRequest) -> Served:
+    """MLflow's server, once on each database."""
+    server: Served = request.getfixturevalue(f"{request.param}_server")
+    return server

@@ -1,0 +1,200 @@
+"""Real servers as tests need them: started, stopped, killed, frozen and started again on the same port."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PASSWORD = "a/secret%word"
+"""With what has to be quoted in an address, so that tests see whether it is."""
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return int(trial.getsockname()[1])
+
+
+class Postgres:
+    """A PostgreSQL of its own: own files, own port, this machine alone."""
+
+    def __init__(self, binaries: Path) -> None:
+        self.binaries, self.port = binaries, free_port()
+        # Not below pytest's folders: the server's user may not go there.
+        self.folder = Path(tempfile.mkdtemp(prefix="ssmscale-postgres-"))
+        self._as: dict[str, Any] = {}
+        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+            account = pwd.getpwnam("postgres")
+            self._as = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
+        password = self.folder / "password"
+        password.write_text(PASSWORD, encoding="utf-8")
+        password.chmod(0o644)
+        subprocess.run(
+            [
+                *(binaries / "initdb", "--pgdata", self.folder / "data", "--username", "mlflow", "--no-sync"),
+                *("--auth", "scram-sha-256", "--pwfile", password, "--encoding", "UTF8", "--no-locale"),
+            ],
+            check=True,
+            capture_output=True,
+            cwd=self.folder,
+            **self._as,
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"postgresql://mlflow:a%2Fsecret%25word@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *(self.binaries / "postgres", "-D", self.folder / "data", "-p", str(self.port)),
+                    *("-h", "127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off"),
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                **self._as,
+            )
+        wait_until(self.answers)
+
+    def answers(self) -> bool:
+        import psycopg2
+
+        try:
+            psycopg2.connect(self.uri).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """End it: SIGQUIT is PostgreSQL's immediate mode, a crash in which connections just end."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(60)
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder)
+
+
+class Served:
+    """`ssmscale serve` as a user runs it: a process of its own, on the same port after each start."""
+
+    def __init__(
+        self, root: Path, study: Path, *options: str, environment: dict[str, str] | None = None
+    ) -> None:
+        self.root, self.study, self.options = root, study, options
+        self.environment = environment or {}
+        self.port = free_port()
+        self.told: dict[str, Any] = {}
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def address(self) -> str:
+        return str(self.told["address"])
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "not started"
+        return self._process
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start it; return when it answers."""
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """Start it, and let others start meanwhile."""
+        command = [sys.executable, "-m", "harness", "serve", str(self.study), "--root", str(self.root)]
+        self._process = subprocess.Popen(
+            [*command, "--port", str(self.port), "--json", *self.options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **self.environment},
+        )
+
+    def wait(self) -> None:
+        """Return when it answers, as its one JSON document tells."""
+        assert self.process.stdout is not None
+        text = ""
+        while (line := self.process.stdout.readline()) and line != "}\n":
+            text += line
+        assert line, self.process.communicate()[1]
+        self.told = json.loads(text + line)
+
+    def processes(self) -> list[psutil.Process]:
+        """MLflow's own processes."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """End it as Ctrl-C or a scheduler would; returns its status and what it said on standard error."""
+        if self._process is None:
+            return 0, ""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        _, said = self.process.communicate(timeout=60)
+        status, self._process = self.process.returncode, None
+        return status, said
+
+    def freeze(self) -> None:
+        """Let it accept connections and answer nothing."""
+        for process in self.processes():
+            process.suspend()
+
+    def thaw(self) -> None:
+        for process in self.processes():
+            process.resume()
+
+    def ask(
+        self,
+        path: str = "/api/2.0/mlflow/experiments/search?max_results=1",
+        login: Sequence[str] | None = None,
+        host: str | None = None,
+    ) -> int:
+        """The status of a request, made over the loopback."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        if login is not None:
+            request.add_header(
+                "Authorization", f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
+            )
+        if host is not None:
+            request.add_header("Host", host)
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+                request, timeout=30
+            ) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code

@@ -1,0 +1,231 @@
+"""`ssmscale serve`: MLflow's own server on real databases, open to this machine alone or to who knows the password."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.rundir import Root
+from harness.status import StatusReader
+from harness.study import Study
+from harness.submission import resolve
+from harness.tracking import Tracker
+from harness.validation import validate
+from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
+from tests.conftest import Answer
+from tests.harness.trainer import train
+
+pytestmark = pytest.mark.cluster
+
+Fields = dict[str, Any]
+Command = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    served_study: Path, servers: dict[str, Served], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """A server that others can reach; its store is a copy, since making one takes seconds."""
+    root = tmp_path_factory.mktemp("guarded-root")
+    copy_store(servers["sqlite"], root)
+    server = Served(root, served_study, "--host", "0.0.0.0", "--allow-host", "proxy.example.org")
+    server.start()
+    yield server
+    server.stop()
+
+
+def copy_store(server: Served, root: Path) -> None:
+    source, target = sqlite3.connect(server.root / "mlflow.db"), sqlite3.connect(root / "mlflow.db")
+    with target:
+        source.backup(target)
+    source.close()
+    target.close()
+
+
+def test_a_study_is_tracked_through_the_server_and_its_artefacts_are_read_from_there(
+    mlflow_server: Served, study_fields: Fields, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    root = Root(tmp_path / "runs")
+    train(root, study_fields)
+    resolved = resolve(validate(Study, study_fields, "t"), root, "t")
+    rows = StatusReader(root, "tiny").read(resolved.points)
+    Tracker(mlflow_server.address, "tiny", root).mirror(rows, settle=True)
+    assert capsys.readouterr().out == ""  # which is for what a verb was asked for
+    client = MlflowClient(tracking_uri=mlflow_server.address)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`ssmscale.kind` = 'run'")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.metrics["final.loss"] for run in runs} == {row.loss for row in rows}
+    whole = {row.run_id: row.point.run.canonical() for row in rows}
+    for run in runs:
+        assert run.info.artifact_uri.startswith("mlflow-artifacts:")
+        path = client.download_artifacts(run.info.run_id, "run.json", str(tmp_path))
+        assert json.loads(Path(path).read_text(encoding="utf-8")) == whole[run.data.tags["ssmscale.id"]]
+        kept = mlflow_server.root / "mlflow-artifacts"
+        assert [*kept.rglob(f"{run.info.run_id}/artifacts/run.json")]
+
+
+def test_it_listens_on_the_loopback_alone_and_asks_this_machine_for_nothing(mlflow_server: Served) -> None:
+    assert mlflow_server.ask() == 200
+    listening = {
+        connection.laddr.ip
+        for process in mlflow_server.processes()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+    assert mlflow_server.ask(host="attacker.example.org") == 403
+
+
+def test_a_databases_password_is_nowhere_to_be_seen(postgres_server: Served) -> None:
+    assert postgres_server.told["database"].startswith("postgresql+psycopg2://mlflow:***@127.0.0.1:")
+    lines = [" ".join(process.cmdline()) for process in postgres_server.processes()]
+    lines += [" ".join(psutil.Process(postgres_server.process.pid).cmdline())]
+    lines += [Path(postgres_server.told["log"]).read_text(encoding="utf-8"), json.dumps(postgres_server.told)]
+    assert "uvicorn" in lines[1]
+    for line in lines:
+        assert PASSWORD not in line
+        assert "a%2Fsecret" not in line
+
+
+def test_others_must_know_the_password_and_call_it_by_its_name(guarded: Served) -> None:
+    user = guarded.told["environment"]["MLFLOW_TRACKING_USERNAME"]
+    password = Path(guarded.told["password_file"]).read_text(encoding="utf-8").strip()
+    assert guarded.ask() == 401
+    assert guarded.ask("/") == 401
+    assert guarded.ask("/api/2.0/mlflow-artifacts/artifacts") == 401
+    for default in ("password1234", "password", ""):
+        assert guarded.ask(login=("admin", default)) == 401
+        assert guarded.ask(login=(user, default)) == 401
+    assert guarded.ask(login=(user, password)) == 200
+    assert guarded.ask(login=(user, password), host="attacker.example.org") == 403
+    assert guarded.ask(login=(user, password), host=f"{socket.gethostname()}:{guarded.port}") == 200
+    assert guarded.ask(login=(user, password), host="proxy.example.org") == 200
+
+
+def test_the_password_is_long_random_and_in_files_of_one_reader(guarded: Served) -> None:
+    folder = guarded.root / "serve"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.name != "lock"}
+    assert files == dict.fromkeys(("auth.db", "auth.ini", "password", "secret-key"), 0o600)
+    password = (folder / "password").read_text(encoding="utf-8").strip()
+    assert len(password) >= 32
+    assert len(set(password)) > 10
+    assert password != (folder / "secret-key").read_text(encoding="utf-8").strip()
+    shown = json.dumps(guarded.told) + Path(guarded.told["log"]).read_text(encoding="utf-8")
+    shown += "".join(" ".join(process.cmdline()) for process in guarded.processes())
+    assert password not in shown
+
+
+def test_a_tracker_with_the_printed_environment_is_let_in(
+    guarded: Served, study_fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    address = f"http://127.0.0.1:{guarded.port}"
+    root = Root(tmp_path / "runs")
+    with pytest.raises(MlflowException, match="401"):
+        Tracker(address, "guarded", root)
+    password = Path(guarded.told["password_file"]).read_text(encoding="utf-8").strip()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", guarded.told["environment"]["MLFLOW_TRACKING_USERNAME"])
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    assert Tracker(address, "guarded", root).experiment_id
+
+
+def test_a_second_server_on_one_sqlite_file_is_refused(
+    sqlite_server: Served, served_study: Path, ssmscale: Command
+) -> None:
+    second = ssmscale("serve", served_study, "--root", sqlite_server.root, "--port", 0)
+    assert second.status == 2
+    assert f"{sqlite_server.root}/mlflow.db: is served by another `ssmscale serve` already" in second.err
+
+
+def test_ctrl_c_ends_it_in_order(guarded: Served) -> None:
+    held = guarded.processes()
+    assert len(held) == 2
+    assert guarded.stop(signal.SIGINT) == (0, "stopped\n")
+    assert not any(process.is_running() for process in held)
+
+
+def test_a_port_in_use_is_one_sentence(served_study: Path, ssmscale: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        refused = ssmscale("serve", served_study, "--port", port)
+    assert refused.status == 2
+    assert refused.err == f"error: --port {port}: another program listens there; --port 0 takes a free one\n"
+    nowhere = ssmscale("serve", served_study, "--host", "203.0.113.7", "--port", 0)
+    assert (nowhere.status, "--host 203.0.113.7: cannot be listened on" in nowhere.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("database", "sentence"),
+    [
+        ("postgres://u:hush@h/d", "postgres:// is spelled postgresql://"),
+        ("mongodb://u:hush@h/d", "mongodb:// is nothing MLflow keeps runs in"),
+        ("u:hush@h/d", "is not the address of a database"),
+        ("postgresql://u:hush@h:port/d", "is not the address of a database"),
+        ("postgresql://u:hush@h", "names no database"),
+        ("sqlite://", "names no database"),
+        (f"postgresql://u:hush@127.0.0.1:{free_port()}/d", "cannot be opened: connection to server at"),
+    ],
+)
+def test_what_is_wrong_with_a_database_is_one_sentence_without_its_password(
+    database: str, sentence: str, served_study: Path, ssmscale: Command
+) -> None:
+    refused = ssmscale("serve", served_study, "--database", database, "--port", 0)
+    assert refused.status == 2
+    assert sentence in refused.err
+    assert refused.err.count("error: ") == 1
+    assert "hush" not in refused.err
+
+
+def test_a_wrong_password_is_said_before_mlflow_tries_for_minutes(
+    postgres: Postgres, served_study: Path, ssmscale: Command
+) -> None:
+    refused = ssmscale(
+        "serve", served_study, "--database", postgres.uri.replace("secret", "hush"), "--port", 0
+    )
+    assert refused.status == 2
+    assert 'password authentication failed for user "mlflow"' in refused.err
+    assert "hush" not in refused.err
+
+
+def test_tables_of_another_mlflow_are_named_with_the_command_that_upgrades_them(
+    sqlite_server: Served, served_study: Path, ssmscale: Command, tmp_path: Path
+) -> None:
+    copy_store(sqlite_server, tmp_path)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ff01da956556'")
+    refused = ssmscale("serve", served_study, "--root", tmp_path, "--port", 0)
+    assert refused.status == 2
+    assert f"run `mlflow db upgrade sqlite:///{tmp_path}/mlflow.db`" in refused.err
+    (tmp_path / "mlflow.db").write_text("this is no database, but it is long enough to be taken for one" * 99)
+    broken = ssmscale("serve", served_study, "--root", tmp_path, "--port", 0)
+    assert (broken.status, "file is not a database" in broken.err) == (2, True)
+
+
+def test_a_server_that_never_becomes_healthy_is_told_with_its_log(
+    sqlite_server: Served,
+    served_study: Path,
+    ssmscale: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy_store(sqlite_server, tmp_path)
+    monkeypatch.setenv("MLFLOW_UVICORN_OPTS", "--no-such-option")
+    failed = ssmscale("serve", served_study, "--root", tmp_path, "--port", 0)
+    assert (failed.status, failed.out) == (2, "")
+    assert failed.err.startswith("error: MLflow's server did not start")
+    assert "No such option '--no-such-option'" in failed.err
