@@ -256,7 +256,37 @@ def prune(
         tables.print_pruned(console, name, resolved.root, done, dry_run=dry_run)
 
 
-# -- what came out: points, fit, report
+# -- what came out: export, import, points, fit, report
+
+
+@app.command("export")
+def export_study(
+    study: StudyArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="F.zip", help="The bundle to write.")],
+    root: RootOption = None,
+) -> None:
+    """Write the finished runs of a study into one file: identities, journals and points; no weights."""
+    from harness.bundle import export_bundle
+
+    counts = export_bundle(_registered(study, root), out)
+    console.print(f"{out}: {counted(counts.runs, 'run')} in {counted(counts.series, 'series')}", markup=False)
+
+
+@app.command("import")
+def import_bundle(
+    bundle: Annotated[Path, typer.Argument(metavar="F.zip", help="A bundle `ssmscale export` wrote.")],
+    root: RootOption = None,
+) -> None:
+    """Add a bundle's finished runs to those here; it is checked whole first, and twice is as good as once."""
+    from harness.bundle_check import open_bundle
+    from harness.bundle_merge import merge
+
+    place = Root(root or Path("runs"))
+    with open_bundle(bundle) as opened:
+        done = merge(opened, place)
+    tables.print_imported(console, opened.contents.study, done)
+    if done.busy:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -125,9 +125,7 @@ def read_events(directory: Path) -> Iterator[dict[str, Any]]:
     """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
     for attempt in attempts(directory):
         try:
-            for line in LineReader(directory / "journal" / FORMAT.format(attempt)).read(
-                _check_for(directory)
-            ):
+            for line in LineReader(directory / "journal" / FORMAT.format(attempt)).read(check_for(directory)):
                 if not isinstance(line, Damage):
                     yield {**line, "attempt": attempt}
         except (FileNotFoundError, IsADirectoryError):
@@ -201,7 +199,7 @@ class _Fold:
 
     def __init__(self, directory: Path) -> None:
         self.folder = directory / "journal"
-        self.check = _check_for(directory)
+        self.check = check_for(directory)
         self.files: _Files = []
         self.reader: LineReader | None = None
         self.progress = Progress()
@@ -318,7 +316,7 @@ def _attempt_files(directory: Path) -> _Files:
     return sorted(found, key=lambda file: file[0])
 
 
-def _check_for(directory: Path) -> Callable[[dict[str, Any]], None]:
+def check_for(directory: Path) -> Callable[[dict[str, Any]], None]:
     """What raises ValueError for a line whose fields are right and which still is none of this journal's."""
     is_run = directory.parent.name != "series"
 

@@ -29,6 +29,9 @@ from harness.training.checkpoint import TAG, Checkpoint, Marker
 from harness.training.schedule import branch_step
 from ssmttm.errors import InputError
 
+ITEMS_A_LINE = 1000
+"""Checkpoints told of in one line of control.jsonl: longer lines are not read."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -91,11 +94,17 @@ def prune(resolved: ResolvedStudy, *, dry_run: bool = False) -> Pruned:
             if root.series(series_id).is_dir():
                 _prune_series(root, series_id, wanted[series_id], done, dry_run=dry_run)
     finally:
-        if done.removed and not dry_run:
-            Control(root.study(resolved.study.name) / "control.jsonl").append(
-                "pruned", bytes=done.bytes, removed=[item.as_json(root) for item in done.removed]
-            )
+        if not dry_run:
+            _write_down(resolved, done.removed)
     return done
+
+
+def _write_down(resolved: ResolvedStudy, removed: Sequence[Item]) -> None:
+    control = Control(resolved.root.study(resolved.study.name) / "control.jsonl")
+    for first in range(0, len(removed), ITEMS_A_LINE):
+        part = removed[first : first + ITEMS_A_LINE]
+        items = [item.as_json(resolved.root) for item in part]
+        control.append("pruned", bytes=sum(item.bytes for item in part), removed=items)
 
 
 def _wanted_by_all(resolved: ResolvedStudy, notes: list[str]) -> dict[str, _Wanted]:

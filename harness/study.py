@@ -112,10 +112,20 @@ class Grid(Frozen):
                 raise ValueError(f"{key}: {name!r} is not one of the sizes {', '.join(self.sizes)}")
         return self
 
+    @property
+    def n_runs(self) -> int:
+        """How many Runs the grid stands for."""
+        seeds = sum(len(self.seeds_of(size)) for size in self.sizes)
+        return len(self.architectures) * seeds * len(self.iterations)
+
     def seeds_of(self, size: str) -> list[int]:
         """Every seed a size is trained with, each once."""
         extra = [seed for more in self.replicates if size in more.sizes for seed in more.seeds]
         return list(dict.fromkeys([*self.seeds, *extra]))
+
+
+MOST_RUNS = 100_000
+"""Runs of one study: beyond it a grid is a slip of the pen, and expanding it takes minutes."""
 
 
 class CorpusFacts(Frozen):
@@ -332,8 +342,10 @@ def _compare(study: Study, manifest: Manifest, where: str) -> None:
 def expand(study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str) -> list[GridPoint]:
     """Every Run of the grid, architectures and sizes in the study's order, then seeds, then iterations.
 
-    Raises InputError where a size makes no model, naming the size and the architecture.
+    Raises InputError where a size makes no model, naming the size and the architecture, and where there are too many.
     """
+    if (runs := study.grid.n_runs) > MOST_RUNS:
+        raise InputError(f"{where}: grid: stands for {runs:,} runs; at most {MOST_RUNS:,} make one study")
     points = list(_points(study, corpus, text_fingerprint, where))
     seen: dict[str, GridPoint] = {}
     for point in points:

@@ -18,6 +18,7 @@ from harness.status import RunState, RunStatus, count_states
 from harness.terminal import counted
 
 if TYPE_CHECKING:
+    from harness.bundle_merge import Imported
     from harness.doctor import Finding
     from harness.plan import Plan
     from harness.prune import Pruned
@@ -202,6 +203,19 @@ def pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> di
             "gib_kept": sum(item.bytes for item in done.kept) / GIB,
         },
     }
+
+
+def print_imported(console: Console, name: str, done: Imported) -> None:
+    """What an import brought, and what it left."""
+    console.print(
+        f"study {name}: {counted(len(done.added), 'run')} imported, {len(done.present)} finished here already"
+    )
+    for series_id in done.busy:
+        console.print(
+            f"series {series_id} is in training here: nothing of it was imported; import again later"
+        )
+    for note in done.notes:
+        console.print(f"note: {note}", markup=False)
 
 
 def print_doctor(console: Console, findings: Sequence[Finding]) -> None:

@@ -33,9 +33,14 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study_fields(tiny_corpus: Path) -> dict[str, Any]:
     """A study of one small model on the tiny corpus, as the mapping its YAML holds; change it at will."""
+    return tiny_study(tiny_corpus)
+
+
+def tiny_study(corpus: Path) -> dict[str, Any]:
+    """The mapping of the `study_fields` fixture, for fixtures that live longer than a test."""
     return {
         "name": "tiny",
-        "corpus": {"path": str(tiny_corpus)},
+        "corpus": {"path": str(corpus)},
         "text": {"dim": 16, "max_positions": 8},
         "model": {"d_state": 8, "ssm_head_dim": 8, "head_dim": 8, "dropout": 0.0},
         "grid": {

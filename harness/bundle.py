@@ -1,0 +1,189 @@
+"""A bundle: the finished Runs of a study in one file, to be carried to another machine, published or kept.
+
+It holds identities and journals, from which points, fits and MLflow's view are made again, and neither weights nor
+logs. bundle.json lists every member with size and SHA-256; nothing in it tells of the host, and the same Runs give
+the same bytes. harness/bundle_check.py reads one, harness/bundle_merge.py brings it into a ROOT.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import uuid
+import zipfile
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from harness.journal import FORMAT as ATTEMPT_FILE
+from harness.journal import attempts, check_for, read_progress
+from harness.lines import Damage, LineReader
+from harness.provenance import commit, installed_version
+from harness.run import Frozen, WholeNumber
+from harness.status import RunState, RunStatus, StatusReader
+from harness.submission import ResolvedStudy
+from harness.tracking import Point
+from harness.training.result import Result
+from ssmttm.errors import InputError
+
+FORMAT = 1
+CONTENTS = "bundle.json"
+MEMBER = re.compile(
+    r"study\.json|calibration\.json|points\.csv"
+    r"|runs/(?P<run>[0-9a-f]{12})/(?:run\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl)"
+    r"|series/(?P<series>[0-9a-f]{12})/(?:series\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl)"
+)
+"""Every name a member may have; `run` and `series` are whose it is."""
+NO_DATE = (1980, 1, 1, 0, 0, 0)
+"""What a zip archive says where a time would make two equal bundles differ."""
+
+
+class MemberFacts(Frozen):
+    """One member as it was written."""
+
+    bytes: WholeNumber
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Counts(Frozen):
+    """How much a bundle holds."""
+
+    runs: WholeNumber
+    series: WholeNumber
+    journals: WholeNumber
+
+
+class Contents(Frozen):
+    """bundle.json: what a bundle holds and which code made it."""
+
+    format: WholeNumber
+    study: str
+    counts: Counts
+    commit: str | None
+    versions: dict[str, str | None]
+    members: dict[str, MemberFacts]
+
+
+def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
+    """Write the finished Runs of a study to `out`, all or nothing.
+
+    Raises InputError where none has finished, the study was never submitted, or `out` is no name for a bundle.
+    """
+    if out.suffix != ".zip":
+        raise InputError(f"--out {out}: does not end in .zip")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    name, root = resolved.study.name, resolved.root
+    if not (root.study(name) / "study.json").exists():
+        raise InputError(
+            f"study {name}: was never submitted under {root.path}, so there is nothing to export"
+        )
+    done = [row for row in StatusReader(root, name).read(resolved.points) if row.state is RunState.DONE]
+    if not done:
+        raise InputError(f"study {name}: none of its runs has finished under {root.path}")
+    draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with zipfile.ZipFile(draft, "x", zipfile.ZIP_DEFLATED) as archive:
+            facts: dict[str, MemberFacts] = {}
+            for member, content in _members(resolved, done):
+                _write(archive, member, content)
+                facts[member] = MemberFacts(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            counts = count_members(facts)
+            contents = Contents(
+                format=FORMAT,
+                study=name,
+                counts=counts,
+                commit=commit(),
+                versions={"ssmscale": installed_version("ssmscale")},
+                members=facts,
+            )
+            _write(archive, CONTENTS, _json(contents.model_dump(mode="json")))
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return counts
+
+
+def count_members(names: Any) -> Counts:
+    """How many Runs, Series and journals these member names are of."""
+    return Counts(
+        runs=sum(name.endswith("/run.json") for name in names),
+        series=sum(name.endswith("/series.json") for name in names),
+        journals=sum("/journal/" in name for name in names),
+    )
+
+
+def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[str, bytes]]:
+    root, study = resolved.root, resolved.root.study(resolved.study.name)
+    yield "study.json", (study / "study.json").read_bytes()
+    if (study / "calibration.json").exists():
+        yield "calibration.json", (study / "calibration.json").read_bytes()
+    yield "points.csv", _points(done, resolved)
+    series: set[str] = set()
+    for row in done:
+        if row.series_id not in series:
+            series.add(row.series_id)
+            folder = f"series/{row.series_id}"
+            yield f"{folder}/series.json", _json(row.point.run.series_canonical())
+            yield from _journal(folder, root.series(row.series_id))
+        folder = f"runs/{row.run_id}"
+        yield f"{folder}/run.json", _json(row.point.run.canonical())
+        yield from _journal(folder, root.run(row.run_id))
+
+
+def _journal(folder: str, directory: Path) -> Iterator[tuple[str, bytes]]:
+    """The good lines of every attempt: what was torn or damaged here is nobody's elsewhere."""
+    for attempt in attempts(directory):
+        path = directory / "journal" / ATTEMPT_FILE.format(attempt)
+        reader, content = LineReader(path), whole_lines(path)
+        damaged = {line.number for line in reader.read(check_for(directory)) if isinstance(line, Damage)}
+        if damaged:
+            lines = content.splitlines(keepends=True)
+            content = b"".join(line for number, line in enumerate(lines, 1) if number not in damaged)
+        if content:
+            yield f"{folder}/journal/{path.name}", content
+
+
+def whole_lines(path: Path) -> bytes:
+    """A journal file up to its last end of line."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _points(done: list[RunStatus], resolved: ResolvedStudy) -> bytes:
+    names = [field.name for field in fields(Point)]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in done:
+        held = read_progress(resolved.root.run(row.run_id)).result or {}
+        result = Result.model_validate({name: held.get(name) for name in Result.model_fields})
+        writer.writerow(
+            {
+                **result.model_dump(),
+                "run_id": row.run_id,
+                "cluster": row.series_id,
+                "architecture": row.point.architecture,
+                "size": row.point.size,
+                "iterations": row.point.run.iterations,
+                "seed": row.point.run.seed,
+            }
+        )
+    return text.getvalue().encode()
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    info = zipfile.ZipInfo(name, NO_DATE)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.external_attr = 0o100644 << 16
+    archive.writestr(info, content)

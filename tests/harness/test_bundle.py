@@ -1,0 +1,439 @@
+"""Bundles: a study carried elsewhere is the same study, and a bundle that is not what it says changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from harness.bundle import count_members, export_bundle
+from harness.bundle_check import open_bundle
+from harness.bundle_merge import merge
+from harness.journal import Event, Journal, attempts, read_progress
+from harness.rundir import Root, write_run, write_series
+from harness.study import Study
+from harness.submission import register, resolve
+from harness.validation import validate
+from tests.conftest import Answer, tiny_study
+from tests.harness.trainer import StopAfter, losses, prepared, train
+
+Fields = dict[str, Any]
+Command = Callable[..., Answer]
+Members = dict[str, bytes]
+
+
+def with_iterations(fields: Fields, *iterations: int) -> Fields:
+    changed = copy.deepcopy(fields)
+    changed["grid"]["iterations"] = list(iterations)
+    return changed
+
+
+def registered(root: Root, fields: Fields) -> Any:
+    resolved = resolve(validate(Study, fields, "test"), root, "test")
+    register(resolved)
+    return resolved
+
+
+def exported(root: Root, fields: Fields, out: Path) -> Path:
+    export_bundle(registered(root, fields), out)
+    return out
+
+
+def imported(bundle: Path, root: Root) -> Any:
+    with open_bundle(bundle) as opened:
+        return merge(opened, root)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path:
+    """A ROOT where the runs of 5 and 10 iterations have been trained; read it, never change it."""
+    root = Root(tmp_path_factory.mktemp("there") / "runs")
+    fields = with_iterations(tiny_study(tiny_corpus), 5, 10)
+    train(root, fields)
+    registered(root, fields)
+    return root.path
+
+
+@pytest.fixture(scope="module")
+def bundle(there: Path, tiny_corpus: Path) -> Path:
+    """Those two runs in one file."""
+    return exported(Root(there), with_iterations(tiny_study(tiny_corpus), 5, 10), there.parent / "tiny.zip")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Root:
+    return Root(tmp_path / "runs")
+
+
+def members_of(bundle: Path) -> Members:
+    with zipfile.ZipFile(bundle) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewritten(members: Members, path: Path, listed: Mapping[str, Any] | None = None) -> Path:
+    """A bundle of these members, its bundle.json brought up to date but for what `listed` says."""
+    contents = json.loads(members["bundle.json"])
+    contents["members"] = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in members.items()
+        if name != "bundle.json"
+    }
+    contents["counts"] = count_members(members).model_dump()
+    contents |= listed or {}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, json.dumps(contents) if name == "bundle.json" else content)
+    return path
+
+
+def test_a_bundle_holds_identities_and_journals_and_nothing_of_the_host(bundle: Path, there: Path) -> None:
+    members = members_of(bundle)
+    kinds = {Path(name).name for name in members if "/journal/" not in name}
+    assert kinds == {"bundle.json", "study.json", "points.csv", "run.json", "series.json"}
+    contents = json.loads(members["bundle.json"])
+    assert (contents["format"], contents["study"]) == (1, "tiny")
+    assert contents["counts"] == {"runs": 2, "series": 1, "journals": 3}
+    assert str(there) not in members["bundle.json"].decode()
+    assert len(members["points.csv"].splitlines()) == 1 + 2
+
+
+def test_the_same_runs_give_the_same_bytes(
+    bundle: Path, there: Path, tmp_path: Path, tiny_corpus: Path
+) -> None:
+    again = exported(Root(there), with_iterations(tiny_study(tiny_corpus), 5, 10), tmp_path / "again.zip")
+    assert again.read_bytes() == bundle.read_bytes()
+
+
+def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_without_its_corpus(
+    tmp_path: Path, tiny_corpus: Path, ssmscale: Command
+) -> None:
+    corpus, away = tmp_path / "corpus", Root(tmp_path / "away")
+    shutil.copytree(tiny_corpus, corpus)
+    fields = tiny_study(corpus)
+    fields["grid"] |= {
+        "sizes": {f"d{d}": {"n_blocks": 1, "d_model": d} for d in (8, 16, 32)},
+        "iterations": [5, 10, 20],
+    }
+    train(away, fields)
+    file = exported(away, fields, tmp_path / "tiny.zip")
+    expected = ssmscale("points", "tiny", "--root", away.path).out
+    shutil.rmtree(corpus)
+    answer = ssmscale("import", file)
+    assert (answer.status, "9 runs imported" in answer.out) == (0, True), answer.err
+    assert ssmscale("points", "tiny").out == expected
+    fitted = json.loads(ssmscale("fit", "tiny", "--json").out)
+    assert fitted["architectures"]["prefix_simba"]["n_points"] == 9
+    assert "9 finished runs" in ssmscale("sync", "tiny").out
+    assert json.loads(ssmscale("status", "tiny", "--json").out)["counts"] == {"done": 9}
+    planned = ssmscale("plan", "tiny")
+    assert (planned.status, "corpus_elsewhere" in planned.out) == (0, True)
+
+
+def test_importing_twice_changes_nothing(bundle: Path, here: Root, ssmscale: Command) -> None:
+    assert "2 runs imported, 0 finished here already" in ssmscale("import", bundle).out
+    before = tree(here.path)
+    assert "0 runs imported, 2 finished here already" in ssmscale("import", bundle).out
+    assert tree(here.path) == before
+
+
+def test_where_it_comes_from_an_import_changes_nothing(bundle: Path, there: Path, ssmscale: Command) -> None:
+    before = tree(there)
+    assert ssmscale("import", bundle, "--root", there).status == 0
+    assert tree(there) == before
+
+
+def test_half_a_study_imported_and_the_rest_trained_is_the_whole(
+    here: Root,
+    study_fields: Fields,
+    bundle: Path,
+    ssmscale: Command,
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    whole = with_iterations(study_fields, 5, 10, 20)
+    ssmscale("import", bundle)
+    submitted = ssmscale("submit", write_study(whole), "--on", "local")
+    assert submitted.status == 0, submitted.err
+    assert "1 run to train" in submitted.out
+    apart = Root(tmp_path / "apart")
+    train(apart, whole)
+    assert losses(here, whole) == losses(apart, whole)
+    registered(apart, whole)
+    points = ssmscale("points", "tiny").out
+    assert points == ssmscale("points", "tiny", "--root", apart.path).out
+    assert len(points.splitlines()) == 1 + 3
+
+
+def test_bundles_that_overlap_duplicate_nothing(
+    there: Path, bundle: Path, here: Root, study_fields: Fields, tmp_path: Path, ssmscale: Command
+) -> None:
+    longer = Root(tmp_path / "longer")
+    shutil.copytree(there, longer.path)
+    train(longer, with_iterations(study_fields, 5, 10, 20))
+    second = exported(longer, with_iterations(study_fields, 5, 10, 20), tmp_path / "second.zip")
+    imported(bundle, here)
+    done = imported(second, here)
+    assert (len(done.added), len(done.present)) == (1, 2)
+    assert any("does not list 1 of these" in note for note in done.notes)
+    folder = next((here.path / "series").iterdir())
+    assert attempts(folder) == attempts(longer.series(folder.name)) == [1, 2]
+    assert all(attempts(run) == [1] for run in (here.path / "runs").iterdir())
+    other_way = Root(tmp_path / "other")
+    imported(second, other_way)
+    imported(bundle, other_way)
+    assert attempts(other_way.series(folder.name)) == [1, 2]
+    assert len(ssmscale("points", "tiny", "--root", other_way.path).out.splitlines()) == 1 + 3
+
+
+def test_of_two_copies_of_an_attempt_the_longer_stays(bundle: Path, here: Root) -> None:
+    imported(bundle, here)
+    folder = next((here.path / "series").iterdir())
+    (run_dir,) = [run for run in (here.path / "runs").iterdir() if read_progress(run).step == 10]
+    journals = folder / "journal" / "0001.jsonl", run_dir / "journal" / "0001.jsonl"
+    whole = [path.read_bytes() for path in journals]
+    for path, content in zip(journals, whole, strict=True):
+        path.write_bytes(
+            content[: content.index(b"\n") + 30]
+        )  # as an import of its middle would have left it
+    assert len(imported(bundle, here).added) == 1
+    assert [path.read_bytes() for path in journals] == whole
+    assert (attempts(folder), attempts(run_dir)) == ([1], [1])
+
+
+def test_what_began_here_is_finished_by_the_bundle_after_it(
+    bundle: Path, here: Root, study_fields: Fields
+) -> None:
+    fields = with_iterations(study_fields, 5, 10)
+    train(here, fields, StopAfter(7))  # the run of 5 is done, the trunk is at 7
+    before = tree(here.path)
+    done = imported(bundle, here)
+    assert (len(done.added), len(done.present)) == (1, 1)
+    after = tree(here.path)
+    assert {name: after[name] for name in before} == before
+    folder = next((here.path / "series").iterdir())
+    assert attempts(folder) == [1, 2]
+    assert losses(here, fields)
+    assert train(here, fields) == ["finished"]  # and there is nothing left to train
+    assert attempts(folder) == [1, 2]
+
+
+def test_a_series_in_training_is_neither_fenced_nor_half_imported(
+    bundle: Path, here: Root, study_fields: Fields, ssmscale: Command
+) -> None:
+    ((_, runs),) = prepared(here, with_iterations(study_fields, 5, 10))
+    folder = here.series(runs[0].series_id)
+    with FileLock(folder / "lock"), Journal.open(folder) as journal:
+        journal.append(Event.STARTED)
+        before = tree(here.path)
+        answer = ssmscale("import", bundle)
+        assert answer.status == 1
+        assert f"series {folder.name} is in training here" in answer.out
+        assert tree(here.path) == before
+        journal.append(Event.STEP, step=1, loss=4.0)  # not fenced
+    assert "2 runs imported" in ssmscale("import", bundle).out
+
+
+def change(name: str, content: bytes) -> Callable[[Members], Members]:
+    def apply(members: Members) -> Members:
+        (key,) = [key for key in members if key.endswith(name)][:1]
+        return members | {key: content}
+
+    return apply
+
+
+def edited(name: str, old: bytes, new: bytes) -> Callable[[Members], Members]:
+    def apply(members: Members) -> Members:
+        key = next(key for key in sorted(members) if key.endswith(name) and old in members[key])
+        return members | {key: members[key].replace(old, new, 1)}
+
+    return apply
+
+
+def without(name: str) -> Callable[[Members], Members]:
+    def apply(members: Members) -> Members:
+        gone = next(key for key in sorted(members) if key.endswith(name))
+        return {key: content for key, content in members.items() if key != gone}
+
+    return apply
+
+
+def added(name: str, content: bytes = b"x") -> Callable[[Members], Members]:
+    return lambda members: members | {name: content}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (added("../evil.json"), ["'../evil.json'", "no name of anything"]),
+        (added("/etc/evil"), ["'/etc/evil'", "no name of anything"]),
+        (added("runs/0123456789ab/checkpoints/model.pt"), ["model.pt", "no name of anything"]),
+        (added("runs/"), ["'runs/'", "no name of anything"]),
+        (edited("run.json", b'"batch": 8', b'"batch": 9'), ["run.json", "holds run"]),
+        (edited("run.json", b'"batch": 8', b'"batch": "x"'), ["run.json", "batch"]),
+        (edited("series.json", b'"batch": 8', b'"batch": 9'), ["series.json", "is not the series of run"]),
+        (change("series.json", b"[" * 100_000), ["series.json", "is not"]),
+        (without("series.json"), ["series.json", "missing"]),
+        (edited("0001.jsonl", b'"event": "finished"', b'"event": "resumed"'), ["runs/", "finished"]),
+        (edited("0001.jsonl", b'"loss": ', b'"loss": "'), ["0001.jsonl", "line"]),
+        (edited("0001.jsonl", b'"step": 5, "tokens"', b'"step": 4, "tokens"'), ["journal", "step 4 of 5"]),
+        (change("study.json", b"{}"), ["study.json", "study"]),
+        (edited("study.json", b'"tiny"', b'"other"'), ["study.json", "'other'"]),
+        (edited("study.json", b"10\n", b"11\n"), ["run.json", "is no run of the study"]),
+        (added("calibration.json", b"[]"), ["calibration.json"]),
+        (
+            added("series/0123456789ab/series.json", b"{}"),
+            ["0123456789ab", "none of the bundle's runs is of this series"],
+        ),
+        (added("study.json\0.pyc"), ["study.json"]),
+    ],
+)
+def test_a_bundle_that_is_not_what_it_says_is_refused_and_nothing_is_written(
+    bundle: Path,
+    here: Root,
+    tmp_path: Path,
+    ssmscale: Command,
+    spoil: Callable[[Members], Members],
+    said: list[str],
+) -> None:
+    bad = rewritten(spoil(members_of(bundle)), tmp_path / "bad.zip")
+    answer = ssmscale("import", bad)
+    assert answer.status == 2, answer.out
+    for word in ["bad.zip", *said]:
+        assert word in answer.err
+    assert "Traceback" not in answer.err
+    assert "ssmscale-bundle-" not in answer.err  # where it was unpacked is nobody's business
+    assert not here.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ({"format": 2}, ["format: 2", "reads format 1"]),
+        ({"format": "x"}, ["format"]),
+        ({"study": "../up"}, ["'tiny'"]),
+        ({"counts": {"runs": 3, "series": 1, "journals": 3}}, ["counts"]),
+        ({"members": {}}, ["is there and not listed"]),
+        ({"members": {"runs/x": {"bytes": 1, "sha256": "y"}}}, ["members.runs/x.sha256"]),
+    ],
+)
+def test_a_list_of_contents_that_is_wrong_is_refused(
+    bundle: Path, here: Root, tmp_path: Path, ssmscale: Command, listed: Fields, said: list[str]
+) -> None:
+    bad = rewritten(members_of(bundle), tmp_path / "bad.zip", listed)
+    answer = ssmscale("import", bad)
+    assert answer.status == 2, answer.out
+    for word in ["bad.zip", *said]:
+        assert word in answer.err
+    assert not here.path.exists()
+
+
+def test_a_member_changed_after_it_was_listed_is_refused(
+    bundle: Path, tmp_path: Path, ssmscale: Command
+) -> None:
+    members = members_of(bundle)
+    name = next(name for name in members if name.endswith("run.json"))
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        for key, content in members.items():
+            archive.writestr(key, content + b" " if key == name else content)
+    answer = ssmscale("import", tmp_path / "bad.zip")
+    assert (answer.status, name in answer.err, "checksum" in answer.err) == (2, True, True)
+
+
+def test_links_doubles_bombs_and_torn_archives_are_refused(
+    bundle: Path, here: Root, tmp_path: Path, ssmscale: Command
+) -> None:
+    def refused(said: str) -> None:
+        answer = ssmscale("import", tmp_path / "bad.zip")
+        assert answer.status == 2, answer.out
+        assert said in answer.err
+        assert "bad.zip" in answer.err
+        assert not here.path.exists()
+
+    members, bad = members_of(bundle), tmp_path / "bad.zip"
+    with zipfile.ZipFile(bad, "w") as archive:
+        link = zipfile.ZipInfo("study.json")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
+    refused("is no plain file")
+    with zipfile.ZipFile(bad, "w") as archive:
+        archive.writestr("study.json", members["study.json"])
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("study.json", members["study.json"])
+    refused("is there twice")
+    rewritten(members | {"points.csv": bytes(2**26)}, bad)
+    refused("would unpack to")
+    bad.write_bytes(bundle.read_bytes()[:-100])
+    refused("is no whole zip archive")
+    bad.write_bytes(b"PK\x03\x04 not a zip")
+    refused("is no whole zip archive")
+    bad.unlink()
+    refused("bad.zip")
+
+
+def test_a_name_taken_by_another_study_keeps_that_study(
+    bundle: Path, here: Root, study_fields: Fields, ssmscale: Command
+) -> None:
+    registered(here, with_iterations(study_fields, 7))
+    held = (here.study("tiny") / "study.json").read_bytes()
+    answer = ssmscale("import", bundle)
+    assert (answer.status, "does not list 2 of these runs" in answer.out) == (0, True)
+    assert (here.study("tiny") / "study.json").read_bytes() == held
+
+
+def test_a_run_here_that_is_not_what_its_folder_says_stops_the_import_before_it_begins(
+    bundle: Path, here: Root, study_fields: Fields, ssmscale: Command
+) -> None:
+    ((_, runs),) = prepared(here, with_iterations(study_fields, 5, 10))
+    (here.run(runs[1].run_id) / "run.json").write_text("{}")
+    before = tree(here.path)
+    answer = ssmscale("import", bundle)
+    assert (answer.status, runs[1].run_id in answer.err) == (2, True)
+    assert tree(here.path) == before
+
+
+def test_a_torn_or_damaged_line_stays_behind_when_a_study_is_exported(
+    there: Path, here: Root, study_fields: Fields, tmp_path: Path
+) -> None:
+    copied, fields = Root(tmp_path / "copied"), with_iterations(study_fields, 5, 10)
+    shutil.copytree(there, copied.path)
+    journal = next((copied.path / "series").iterdir()) / "journal" / "0001.jsonl"
+    first, *rest = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([first, b"\xff\x00 damaged\n", *rest, b'{"t": 1, "ev']))
+    imported(exported(copied, fields, tmp_path / "tiny.zip"), here)
+    (copy_here,) = (here.path / "series").glob("*/journal/0001.jsonl")
+    assert copy_here.read_bytes() == b"".join([first, *rest])
+    assert losses(here, fields) == losses(Root(there), fields)
+
+
+def test_export_says_what_there_is_nothing_of(
+    study_fields: Fields, here: Root, write_study: Callable[..., Path], ssmscale: Command
+) -> None:
+    study = write_study(study_fields)
+    for arguments, said in (
+        ((study, "--out", "x.tar"), "does not end in .zip"),
+        ((study, "--out", "nowhere/x.zip"), "there is no folder nowhere"),
+        ((study, "--out", "x.zip"), "was never submitted"),
+    ):
+        answer = ssmscale("export", *arguments)
+        assert (answer.status, said in answer.err) == (2, True), answer.err
+    for point in registered(here, study_fields).points:
+        write_run(here, point.run)
+        write_series(here, point.run)
+    answer = ssmscale("export", study, "--out", "x.zip")
+    assert (answer.status, "none of its runs has finished" in answer.err) == (2, True)
