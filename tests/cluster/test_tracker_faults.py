@@ -1,0 +1,317 @@
+"""Whatever happens to the tracker, training goes on and MLflow ends with the truth: every step once, no status a lie.
+
+The faults are real: MLflow's server and the PostgreSQL under it are stopped, frozen, replaced by something else and
+started again while `ssmscale submit` trains.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.journal import Progress, read_progress
+from harness.rundir import Root
+from tests.cluster.misbehaving import Misbehaving
+from tests.cluster.servers import Postgres, Served, free_port, wait_until
+from tests.conftest import Answer
+from tests.harness.trainer import losses, prepared, train
+
+pytestmark = pytest.mark.cluster
+
+Fields = dict[str, Any]
+Command = Callable[..., Answer]
+Fault = Callable[["Training", Served, "Postgres | None"], None]
+MIRRORED = {"train_loss": "loss", "lr": "lr", "tokens": "tokens", "tokens_per_second": "tokens_per_second"}
+FURTHER = 50
+"""Steps by which training goes on while its tracker is away."""
+STEPS = 1000
+
+
+@pytest.fixture
+def long_study(study_fields: Fields) -> Fields:
+    """Two runs on one trunk that train for some seconds."""
+    study_fields["grid"]["iterations"] = [20, STEPS]
+    study_fields["tracking"]["log_every"] = 10
+    study_fields["resources"] = {"checkpoint_every": 10_000}
+    return study_fields
+
+
+@dataclass
+class Training:
+    """`ssmscale submit --on local` as a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    root: Root
+    errors: Path
+
+    def step(self) -> int:
+        """Steps that are journalled, on the trunk or on the branch of the longer run."""
+        return max((progress.step for progress in journals(self.root).values()), default=0)
+
+    def wait_for_step(self, step: int) -> None:
+        wait_until(lambda: self.step() >= step or self.process.poll() is not None)
+        assert self.step() >= step, self.said()
+
+    def go_on(self) -> None:
+        """Return when training is `FURTHER` steps further, or over."""
+        self.wait_for_step(min(self.step() + FURTHER, STEPS))
+
+    def said(self) -> str:
+        return self.errors.read_text(encoding="utf-8")
+
+    def warnings(self) -> list[str]:
+        return [line for line in self.said().splitlines() if "MLflow" in line]
+
+    def end(self) -> None:
+        self.process.wait(120)
+        assert self.process.returncode == 0, self.said()
+
+
+@pytest.fixture
+def start_submit(tmp_path: Path) -> Iterator[Callable[[Path, str], Training]]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(study: Path, address: str) -> Training:
+        with (tmp_path / "out").open("wb") as out, (tmp_path / "errors").open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "harness", "submit", str(study), "--on", "local"],
+                cwd=tmp_path,
+                stdout=out,
+                stderr=errors,
+                env={**os.environ, "MLFLOW_TRACKING_URI": address},
+            )
+        started.append(process)
+        return Training(process, Root(tmp_path / "runs"), tmp_path / "errors")
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture
+def sync_to(ssmscale: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """`ssmscale sync` of a study to the server at an address."""
+
+    def sync(address: str, study: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        answer = ssmscale("sync", study)
+        assert answer.status == 0, answer.err
+
+    return sync
+
+
+class Undisturbed:
+    """The same study where nothing is ever tracked, trained once and beside what the first test does."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = Root(path)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self, fields: Fields) -> None:
+        if self._process is None:
+            folders = [self.root.run(run.run_id) for _, runs in prepared(self.root, fields) for run in runs]
+            with (self.root.path / "log").open("wb") as log:
+                command = [sys.executable, "-m", "harness.worker", *map(str, folders)]
+                self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def losses(self, fields: Fields) -> list[float]:
+        assert self._process is not None
+        assert self._process.wait(120) == 0
+        return losses(self.root, fields)
+
+    def end(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+    study = Undisturbed(tmp_path_factory.mktemp("undisturbed"))
+    yield study
+    study.end()
+
+
+def journals(root: Root) -> dict[str, Progress]:
+    """Every journal of a root, by identity."""
+    folders = [*root.path.glob("series/*"), *root.path.glob("runs/*")]
+    return {folder.name: read_progress(folder) for folder in folders}
+
+
+def assert_mlflow_tells_the_truth(address: str, study: str, root: Root) -> None:
+    """Each Series and Run once and FINISHED, each journalled step of it once, with the journal's value and time."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=address)
+    experiment = client.get_experiment_by_name(study)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    told = journals(root)
+    assert sorted(run.data.tags["ssmscale.id"] for run in runs) == sorted(told)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:
+        progress = told[run.data.tags["ssmscale.id"]]
+        for key, name in MIRRORED.items():
+            history = client.get_metric_history(run.info.run_id, key)
+            assert sorted((held.step, held.value) for held in history) == [
+                (step, float(event[name])) for step, event in sorted(progress.steps.items())
+            ]
+            for held in history:
+                assert abs(held.timestamp - 1000 * progress.steps[held.step]["t"]) <= 1
+        if run.data.tags["ssmscale.kind"] == "run":
+            assert progress.result is not None
+            assert run.data.metrics["final.loss"] == progress.result["loss"]
+
+
+def unread_bytes(port: int) -> int:
+    """What clients have sent to a port and its server has not read, or connections it has not taken."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if int(row[1].partition(":")[2], 16) == port)
+
+
+# -- the faults
+
+
+def stop_server(training: Training, server: Served, _: Postgres | None) -> None:
+    """MLflow's server is stopped, and started again after it was missed."""
+    before = len(training.warnings())
+    server.stop()
+    wait_until(lambda: len(training.warnings()) > before)
+    training.go_on()
+    server.start()
+
+
+def talk_nonsense(training: Training, server: Served, _: Postgres | None) -> None:
+    """Where the server was something answers nonsense; then nothing; then the server."""
+    server.stop()
+    with Misbehaving(server.port) as nonsense:
+        wait_until(lambda: nonsense.asked > 1)
+        training.go_on()
+    server.start()
+
+
+def freeze_server(training: Training, server: Served, _: Postgres | None) -> None:
+    """MLflow's server takes requests and answers none for a while."""
+    server.freeze()
+    try:
+        wait_until(lambda: unread_bytes(server.port) > 0)
+        training.go_on()
+    finally:
+        server.thaw()
+
+
+def crash_database(training: Training, _: Served, postgres: Postgres | None) -> None:
+    """PostgreSQL ends as in a crash, is missed, and comes back."""
+    assert postgres is not None
+    before = len(training.warnings())
+    postgres.stop()
+    try:
+        wait_until(lambda: len(training.warnings()) > before)
+        training.go_on()
+    finally:
+        postgres.start()
+
+
+def assert_survives(
+    faults: Sequence[Fault],
+    training: Training,
+    server: Served,
+    postgres: Postgres | None,
+    fields: Fields,
+    undisturbed: Undisturbed,
+    *,
+    at_step: int = 50,
+) -> None:
+    """Training ends as if nothing had been, with a warning at most for each fault."""
+    undisturbed.begin(fields)
+    training.wait_for_step(at_step)
+    for fault in faults:
+        fault(training, server, postgres)
+    training.end()
+    assert losses(training.root, fields) == pytest.approx(undisturbed.losses(fields), abs=1e-6)
+    assert len(training.warnings()) <= len(faults), training.said()
+
+
+def test_a_server_replaced_by_nonsense_is_told_everything_when_it_is_back(
+    long_study: Fields,
+    write_study: Callable[..., Path],
+    start_submit: Callable[[Path, str], Training],
+    sqlite_server: Served,
+    undisturbed: Undisturbed,
+    sync_to: Callable[[str, str], None],
+) -> None:
+    long_study["name"] = "nonsense"
+    training = start_submit(write_study(long_study), sqlite_server.address)
+    assert_survives([talk_nonsense], training, sqlite_server, None, long_study, undisturbed)
+    assert len(training.warnings()) == 1
+    sync_to(sqlite_server.address, "nonsense")  # training may have been over before the server was back
+    assert_mlflow_tells_the_truth(sqlite_server.address, "nonsense", training.root)
+
+
+def test_a_frozen_server_and_a_crashed_database_miss_nothing_while_training_goes_on(
+    long_study: Fields,
+    write_study: Callable[..., Path],
+    start_submit: Callable[[Path, str], Training],
+    postgres_server: Served,
+    postgres: Postgres,
+    undisturbed: Undisturbed,
+) -> None:
+    long_study["name"] = "crashed"
+    training = start_submit(write_study(long_study), postgres_server.address)
+    faults = [freeze_server, crash_database]
+    assert_survives(faults, training, postgres_server, postgres, long_study, undisturbed)
+    assert len(training.warnings()) == 1  # a slow server is no reason for one
+    assert_mlflow_tells_the_truth(postgres_server.address, "crashed", training.root)
+
+
+def test_a_study_whose_tracker_was_never_there_is_synced_afterwards(
+    study_fields: Fields,
+    write_study: Callable[..., Path],
+    start_submit: Callable[[Path, str], Training],
+    postgres_server: Served,
+    sync_to: Callable[[str, str], None],
+    tmp_path: Path,
+) -> None:
+    study_fields["name"] = "absent"
+    training = start_submit(write_study(study_fields), f"http://127.0.0.1:{free_port()}")
+    apart = Root(tmp_path / "apart")
+    train(apart, study_fields)
+    training.end()
+    assert losses(training.root, study_fields) == pytest.approx(losses(apart, study_fields), abs=1e-6)
+    assert len(training.warnings()) == 1
+    for _ in range(2):  # the second finds nothing to do
+        sync_to(postgres_server.address, "absent")
+        assert_mlflow_tells_the_truth(postgres_server.address, "absent", training.root)
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize("at_step", [0, 1, 200, STEPS - 100])
+@pytest.mark.parametrize("fault", [stop_server, talk_nonsense, freeze_server, crash_database])
+def test_every_fault_at_every_stage_on_every_database(
+    fault: Fault,
+    at_step: int,
+    long_study: Fields,
+    write_study: Callable[..., Path],
+    start_submit: Callable[[Path, str], Training],
+    mlflow_server: Served,
+    request: pytest.FixtureRequest,
+    undisturbed: Undisturbed,
+    sync_to: Callable[[str, str], None],
+) -> None:
+    if fault is crash_database and "postgres" not in request.node.name:
+        pytest.skip("SQLite has no server to crash")
+    postgres = request.getfixturevalue("postgres") if fault is crash_database else None
+    long_study["name"] = f"{fault.__name__}-{at_step}-{request.node.callspec.params['mlflow_server']}"
+    training = start_submit(write_study(long_study), mlflow_server.address)
+    assert_survives([fault], training, mlflow_server, postgres, long_study, undisturbed, at_step=at_step)
+    sync_to(mlflow_server.address, long_study["name"])
+    assert_mlflow_tells_the_truth(mlflow_server.address, long_study["name"], training.root)
