@@ -18,6 +18,7 @@ from analysis.errors import InputError as AnalysisError
 from harness import submission, tables
 from harness.cli_data import data_app
 from harness.cluster import this_machine
+from harness.disk import DiskFull
 from harness.foreground import Stopped, train_here
 from harness.options import (
     ColumnOption,
@@ -508,7 +509,15 @@ def _choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStat
 
 def _train(resolved: ResolvedStudy, made: Plan) -> None:
     """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
-    rows = train_here(resolved, made)
+    try:
+        rows = train_here(resolved, made)
+    except DiskFull as full:
+        errors.print(
+            f"error: {full}; make some (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs), then "
+            f"the same command goes on from here",
+            markup=False,
+        )
+        raise typer.Exit(1) from full
     tables.print_summary(console, resolved.study.name, rows)
     if any(row.state is RunState.FAILED for row in rows):
         raise typer.Exit(1)

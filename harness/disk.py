@@ -9,11 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a disk is full, or the share of it that a user may fill."""
+
+SLACK = 2**20
+"""What a file system takes for itself beside the bytes of files."""
 
 
 class DiskFull(Exception):
@@ -22,15 +26,22 @@ class DiskFull(Exception):
     def __init__(self, path: Path | str, needed: int | None = None) -> None:
         wanted = "" if needed is None else f" for {needed / 2**20:.1f} MiB"
         super().__init__(f"{path}: no room is left on its disk{wanted}")
-        self.path = Path(path)
+        self.path, self.needed = Path(path), needed
 
-    def __reduce__(self) -> tuple[type[DiskFull], tuple[Path]]:
-        return DiskFull, (self.path,)
+    def __reduce__(self) -> tuple[type[DiskFull], tuple[Path, int | None]]:
+        return DiskFull, (self.path, self.needed)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that a disk is full."""
-    return isinstance(error, OSError) and error.errno in NO_ROOM
+    """Whether an error, or one it came from, says that a disk is full; libraries say so in words of their own."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, DiskFull) or (isinstance(found, OSError) and found.errno in NO_ROOM):
+            return True
+        if any(os.strerror(number) in str(found) for number in NO_ROOM):
+            return True
+        found = found.__cause__ or found.__context__
+    return False
 
 
 @contextlib.contextmanager
@@ -42,6 +53,39 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
         if is_full(error):
             raise DiskFull(path) from error
         raise
+
+
+@contextlib.contextmanager
+def room_for(needed: int, path: Path) -> Iterator[None]:
+    """Run a block that writes some `needed` bytes to the file or folder `path`, or raise DiskFull naming it.
+
+    Asked before, and again where the block fails: libraries that write through C++ do not say why they did.
+    """
+    if free_bytes(path) < needed:
+        raise DiskFull(path, needed)
+    try:
+        yield
+    except Exception as error:
+        if is_full(error) or free_bytes(path) + size_of(path) < needed + SLACK:
+            raise DiskFull(path, needed) from error
+        raise
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes this user may still write where a path is or would be."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; of what is not there, none."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    total = 0
+    for file in files:
+        with contextlib.suppress(OSError):
+            total += file.lstat().st_size
+    return total
 
 
 def append_line(descriptor: int, line: bytes, path: Path, *, durable: bool) -> None:

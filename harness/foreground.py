@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from harness.cluster import this_machine
+from harness.disk import DiskFull
 from harness.dispatch.local import LocalDispatcher
 from harness.plan import Plan
 from harness.progress import StudyProgress
@@ -24,7 +25,8 @@ class Stopped(Exception):
 def train_here(resolved: ResolvedStudy, plan: Plan) -> list[RunStatus]:
     """Train what is missing on this machine, mirroring into MLflow on the way; returns how every Run ended.
 
-    Raises Stopped after Ctrl-C or SIGTERM, when all workers have saved and gone.
+    Raises Stopped after Ctrl-C or SIGTERM, when all workers have saved and gone, and DiskFull where no room was left
+    to go on, when they have gone.
     """
     study, root = resolved.study, resolved.root
     reader = StatusReader(root, study.name)
@@ -56,6 +58,11 @@ def train_here(resolved: ResolvedStudy, plan: Plan) -> list[RunStatus]:
             dispatcher.close()
             mirror.finish(reader.read(resolved.points, submitter=submission.process))
             raise Stopped from interrupt
+        except DiskFull:
+            progress.stop()
+            dispatcher.close()
+            mirror.finish(reader.read(resolved.points, submitter=submission.process))
+            raise
         finally:
             dispatcher.close()
         mirror.finish(rows)

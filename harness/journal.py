@@ -8,6 +8,7 @@ one's word; attempts are ordered by their numbers and never by a clock.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from harness.disk import append_line, make_folder, naming_a_full_disk, sync_folder
+from harness.disk import DiskFull, append_line, make_folder, naming_a_full_disk, sync_folder
 from harness.lines import Damage, LineReader
 from harness.process import process_is_alive
 from harness.training.result import Result
@@ -97,6 +98,12 @@ class Journal:
         """See all that was written to the disk: what is about to be saved must not be ahead of its record."""
         with naming_a_full_disk(self.path):
             os.fsync(self._descriptor)
+
+    def leave(self, reason: str) -> None:
+        """Say that this attempt trains no more and has not failed, where there is room for that much, and close."""
+        with contextlib.suppress(DiskFull, Fenced, OSError):
+            self.append(Event.PREEMPTED, reason=reason)
+        self.close()
 
     def check_fence(self) -> None:
         """Raise Fenced where a newer attempt exists."""

@@ -30,6 +30,8 @@ class Layout(Frozen):
     zero_stage: Literal[0, 1, 2, 3] = 0
     threads: Count = 1
     """Threads of each rank's CPU arithmetic, set explicitly because every launcher has another default."""
+    kernels: str = "torch"
+    """What computes the state-space scan: ssmttm.ssd.kernel_name()."""
 
 
 class Launch(Frozen):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.control import Control
 from harness.cost import calibrate
+from harness.disk import DiskFull
 from harness.dispatch.base import Dispatcher, Handle, Job, JobState
 from harness.journal import Event, Journal, read_progress
 from harness.plan import Plan, PlannedRun
@@ -142,7 +143,10 @@ class Submission:
         self._submitted: list[str] = []
 
     def run(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
-        """Train what is missing, wait for what others train, and return how every Run ended."""
+        """Train what is missing, wait for what others train, and return how every Run ended.
+
+        Raises DiskFull as soon as a worker says that no room is left: nothing more is handed over.
+        """
         while True:
             rows = self._read()
             on_progress(rows)
@@ -165,6 +169,9 @@ class Submission:
         shown = 0.0
         while True:
             states = self.dispatcher.poll(handles)
+            for handle, state in states.items():
+                if state is JobState.NO_SPACE:
+                    raise DiskFull(self.root.series(handle.job.series_id))
             if time.monotonic() - shown > 1.0:
                 shown = time.monotonic()
                 on_progress(self._read())
@@ -248,7 +255,8 @@ class Submission:
             trunk = read_progress(self.root.series(row.series_id))
             flops_per_token = own.result["flops"] / own.result["tokens"]
             ranks = own.started.get("layout", {}).get("ranks", 1)
-            speeds = [step["tokens_per_second"] for step in (*trunk.steps.values(), *own.steps.values())]
+            told = (*trunk.steps.values(), *own.steps.values())
+            speeds = [step["tokens_per_second"] for step in told if "tokens_per_second" in step]
             key = f"{row.point.architecture}/{row.point.size}"
             measured.setdefault(key, []).extend(speed * flops_per_token / ranks for speed in speeds)
         text = calibrate(measured).model_dump_json(indent=1) + "\n"

@@ -17,34 +17,33 @@ import logging
 import os
 import platform
 import sys
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from harness.control import Control
+from harness.disk import DiskFull, is_full, make_folder, naming_a_full_disk
+from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
 from harness.journal import Event, Fenced, Journal, read_progress
+from harness.output import flush_or_drop, print_traceback, sent_to
 from harness.process import identify_process
 from harness.provenance import commit, installed_version
 from harness.run import Run
 from harness.rundir import Launch, Root, read_launch, read_run
 from harness.training.engine import Ranks, initialise_ranks
-from harness.training.loop import Diverged, Outcome, SeriesTrainer, series_layout
+from harness.training.layout import series_layout
+from harness.training.loop import Diverged, Outcome, SeriesTrainer
 from harness.training.preemption import StopFlag, stop_when_parent_ends
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.worker")
 
-EXIT_PREEMPTED = 75
-"""EX_TEMPFAIL: stopped at a step boundary with everything saved, or busy elsewhere: to be started again."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the worker; returns its exit status: 0 done, 1 some Run failed, 2 bad input, 75 preempted."""
+    """Run the worker; returns its exit status: 0 done, 1 some Run failed, 2 bad input, 74 disk full, 75 preempted."""
     parser = argparse.ArgumentParser(prog="python -m harness.worker", description=__doc__.splitlines()[0])
     parser.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR")
     parser.add_argument("--feed", action="store_true", help="read run directories from standard input")
@@ -63,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         log.error("%s", error)
         return 2
+    except DiskFull as error:
+        log.error("%s", error)
+        return EXIT_NO_SPACE
+    finally:
+        flush_or_drop()
 
 
 def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
@@ -88,6 +92,10 @@ def _serve(stop: StopFlag) -> int:
                 outcome = train_series(runs, root, stop)
         except InputError as error:
             log.error("%s", error)
+        except DiskFull as error:
+            log.error("%s", error)
+            outcome = "no_space"
+        flush_or_drop()
         replies.write(json.dumps({"outcome": outcome}) + "\n")
     return 0
 
@@ -119,13 +127,29 @@ def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
 
 
 def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
-    """Train what is missing of one Series: finished, failed, preempted, or busy where another process has it."""
-    series_id = runs[0].series_id
-    folder = root.series(series_id)
-    launch = read_launch(root, series_id)
+    """Train what is missing of one Series: finished, failed, preempted, or busy where another process has it.
+
+    Raises DiskFull where there was no room to go on; what was saved before is kept, and no Run counts as failed.
+    """
+    folder = root.series(runs[0].series_id)
+    launch = read_launch(root, runs[0].series_id)
     ranks = initialise_ranks(launch.threads)
+    try:
+        with naming_a_full_disk(folder):
+            return _train_logged(runs, root, launch, ranks, stop)
+    except DiskFull as full:
+        if ranks.world == 1:
+            raise
+        # The others may be waiting for this rank: whoever started the ranks ends them all.
+        log.error("%s", full)
+        raise SystemExit(EXIT_NO_SPACE) from full
+
+
+def _train_logged(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
+    folder = root.series(runs[0].series_id)
     lock = FileLock(folder / "lock")
-    with _logging_to(folder / "logs", ranks):
+    make_folder(folder / "logs")
+    with sent_to(folder / "logs" / f"rank-{ranks.rank}.log"):
         if not ranks.tell(not ranks.is_first or _acquire(lock)):
             return "busy"
         try:
@@ -147,24 +171,51 @@ def _acquire(lock: FileLock) -> bool:
 
 def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
     folder = root.series(runs[0].series_id)
-    before = {run.run_id: read_progress(root.run(run.run_id)).attempt for run in runs}
-    process = describe_process(launch)
     start = Event.RESUMED if read_progress(folder).attempt else Event.STARTED
     journal = Journal.open(folder) if ranks.is_first else None
     try:
-        layout = series_layout(root, runs, launch, ranks)
+        return _train(runs, root, launch, ranks, stop, journal, start)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        print_traceback()
+        if journal is not None:
+            journal.leave(str(error))
+        raise error if isinstance(error, DiskFull) else DiskFull(folder) from error
+    finally:
+        if journal is not None:
+            journal.close()
+
+
+def _train(
+    runs: Sequence[Run],
+    root: Root,
+    launch: Launch,
+    ranks: Ranks,
+    stop: StopFlag,
+    journal: Journal | None,
+    start: Event,
+) -> str:
+    before = {run.run_id: read_progress(root.run(run.run_id)).attempt for run in runs}
+    process = describe_process(launch)
+    try:
+        layout, changes = series_layout(root, runs, launch, ranks)
         if journal is not None:
             journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
+            for change in changes:
+                journal.append(Event.WARNING, text=change)
         trainer = SeriesTrainer(root, runs, launch, ranks, layout, stop, process)
         outcome = trainer.train(journal)
     except Diverged as error:  # every rank saw the same loss
         _fail(runs, root, launch, journal, str(error), "diverged", before)
         return "failed"
     except Exception as error:
+        if is_full(error):
+            raise
         if not isinstance(error, InputError | Fenced):
-            traceback.print_exc()
+            print_traceback()
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        log.error("series %s: %s", folder.name, reason)
+        log.error("series %s: %s", runs[0].series_id, reason)
         if ranks.world > 1:
             # The others are somewhere else now, and what the first rank sees may be their end and not the cause:
             # whoever started the ranks ends them all and tries again.
@@ -177,7 +228,6 @@ def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
         return "preempted" if outcome is Outcome.PREEMPTED else "busy"
     if journal is not None:
         journal.append(Event.FINISHED)
-        journal.close()
     states = [read_progress(root.run(run.run_id)).state for run in runs]
     return "failed" if Event.FAILED in states else "finished"
 
@@ -199,7 +249,6 @@ def _fail(
     if journal is None:
         return
     journal.append(Event.FAILED, reason=reason, kind=kind)
-    journal.close()
     cancelled = Control(launch.control).cancelled()
     for run in runs:
         own = read_progress(root.run(run.run_id))
@@ -219,26 +268,6 @@ def describe_process(launch: Launch) -> dict[str, Any]:
         "versions": {name: installed_version(name) for name in ("ssmscale", "torch", "deepspeed")},
         "commit": commit(),
     }
-
-
-@contextmanager
-def _logging_to(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Send standard output and error to the series' log while it is trained."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with (folder / f"rank-{ranks.rank}.log").open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
 
 
 if __name__ == "__main__":

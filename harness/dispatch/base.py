@@ -8,6 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+EXIT_NO_SPACE = 74
+"""EX_IOERR: a worker's exit status where no room is left on the disk; everything saved before is kept."""
+EXIT_PREEMPTED = 75
+"""EX_TEMPFAIL: stopped at a step boundary with everything saved, or busy elsewhere: to be started again."""
+
 
 class JobState(StrEnum):
     """Where a job is with its dispatcher; what its Runs achieved is in their journals."""
@@ -20,6 +25,8 @@ class JobState(StrEnum):
     """Another process is training the Series."""
     PREEMPTED = "preempted"
     """It was told to stop and has saved; to be submitted again."""
+    NO_SPACE = "no_space"
+    """No room was left on its disk; what it had saved is kept, and nothing helps until there is room."""
     LOST = "lost"
     """Its process went away without a word."""
 

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from harness.cluster import Cluster
-from harness.dispatch.base import Handle, Job, JobState
+from harness.dispatch.base import EXIT_NO_SPACE, Handle, Job, JobState
 
 GRACE_SECONDS = 60.0
 """How long a worker may take over its last step and its checkpoint when it is asked to stop."""
@@ -52,11 +52,14 @@ class LocalDispatcher:
         """Take up what workers said, start what there is room for, and tell where each job is."""
         for group in list(self.groups):
             handle, state = group.poll()
-            if handle is not None and state is not None:
-                self.ended[handle] = state
             if not group.is_alive:
                 self._drop(group)
-        self._start_queued()
+                if state is JobState.LOST and group.had_no_room:
+                    state = JobState.NO_SPACE
+            if handle is not None and state is not None:
+                self.ended[handle] = state
+        if JobState.NO_SPACE not in self.ended.values():  # nothing that is started now would get further
+            self._start_queued()
         running = {group.handle for group in self.groups if group.handle is not None}
         return {
             handle: self.ended.get(handle, JobState.RUNNING if handle in running else JobState.QUEUED)
@@ -147,6 +150,11 @@ class _Group:
     def is_alive(self) -> bool:
         return all(process.poll() is None for process in self._processes)
 
+    @property
+    def had_no_room(self) -> bool:
+        """Whether a rank ended for want of room; the others then end because it did."""
+        return any(process.poll() == EXIT_NO_SPACE for process in self._processes)
+
     def feed(self, handle: Handle) -> None:
         self.handle = handle
         line = json.dumps([str(path) for path in handle.job.run_dirs]).encode() + b"\n"
@@ -167,7 +175,11 @@ class _Group:
             for replies in self._replies[1:]:
                 replies.pop(0)
             handle, self.handle = self.handle, None
-            known = {"busy": JobState.BUSY, "preempted": JobState.PREEMPTED}
+            known = {
+                "busy": JobState.BUSY,
+                "preempted": JobState.PREEMPTED,
+                "no_space": JobState.NO_SPACE,
+            }
             return handle, known.get(outcome, JobState.ENDED)
         if not self.is_alive:
             handle, self.handle = self.handle, None

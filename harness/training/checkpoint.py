@@ -1,28 +1,40 @@
 """Checkpoints that are either whole or not there.
 
 DeepSpeed writes a tag's files from all ranks and is not atomic. So after the last rank's barrier the first rank
-writes TAG.complete, with the size and SHA-256 of every file; only a tag whose marker agrees with its files is
-resumed from, and before DeepSpeed unpickles any of them each must load under torch's weights_only rules.
+writes TAG.complete, with the size and SHA-256 of every file and a seal over itself; only a tag whose marker agrees
+with all that lies in its folder is resumed from, and before DeepSpeed unpickles any of it each file must load under
+torch's weights_only rules.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from harness.disk import DiskFull, make_folder, room_for, sync_file, sync_folder
 from harness.run import Frozen
 from harness.rundir import write_atomically
 
 if TYPE_CHECKING:
     from harness.training.engine import Engine
 
-TAG = re.compile(r"step-(\d{9})")
+TAG = re.compile(r"step-([0-9]{9})")
+
+
+def _inside(name: str) -> str:
+    """A file's name within its tag; raises ValueError for one that could lead out of it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or str(path) != name or "\0" in name:
+        raise ValueError("is no file inside the tag")
+    return name
 
 
 class FileFacts(Frozen):
@@ -35,14 +47,32 @@ class FileFacts(Frozen):
 class Marker(Frozen):
     """TAG.complete: written last."""
 
-    step: int
-    tokens: int
+    step: Annotated[int, Field(strict=True, ge=0)]
+    tokens: Annotated[int, Field(strict=True, ge=0)]
     """Tokens trained on when it was written."""
     ranks: int
     zero_stage: int
     branch: bool
-    """Whether Runs leave the trunk here, so that it is kept; others go when a newer one is whole."""
-    files: dict[str, FileFacts]
+    """Whether Runs leave the trunk here, so that it is kept; of the others the newest are."""
+    loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Held-out loss at that step, nats a token, where it was measured."""
+    files: dict[Annotated[str, AfterValidator(_inside)], FileFacts]
+    seal: str | None = None
+    """SHA-256 over all of the above; a checkpoint older than seals has none."""
+
+    @model_validator(mode="after")
+    def _is_as_written(self) -> Self:
+        if self.seal is not None and self.seal != self._digest():
+            raise ValueError("differs from what was written (checksum)")
+        return self
+
+    def sealed(self, **changes: Any) -> Marker:
+        """The marker with these fields changed and a seal that fits."""
+        open_marker = self.model_copy(update={**changes, "seal": None})
+        return open_marker.model_copy(update={"seal": open_marker._digest()})
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"seal"}).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -53,93 +83,216 @@ class Checkpoint:
     tag: str
     marker: Marker
 
+    @property
+    def path(self) -> Path:
+        """The folder of its files."""
+        return self.folder / self.tag
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a checkpoint must not be loaded."""
+
+    text: str
+    damaged: Checkpoint | None = None
+    """What is known to be damaged; a disk that hesitates once must not cost a checkpoint."""
+
 
 def tag_of(step: int) -> str:
     """Name of the checkpoint made after that many steps."""
     return f"step-{step:09d}"
 
 
-def save(engine: Engine, folder: Path, step: int, tokens: int, *, branch: bool = False) -> None:
+def save(
+    engine: Engine,
+    folder: Path,
+    step: int,
+    tokens: int,
+    *,
+    branch: bool = False,
+    loss: float | None = None,
+    before_marking: Callable[[], None] = lambda: None,
+) -> None:
     """Write a checkpoint from all ranks together and mark it complete; collective.
 
-    Older checkpoints of the folder that no branch needs are dropped once this one is whole.
+    `before_marking` is called on the first rank when all is on the disk: what it raises leaves the tag unmarked, and is
+    raised on every rank. Raises DiskFull where there is no room; what was written of the tag is then gone again.
     """
     import torch
 
-    tag = tag_of(step)
-    marker_path = folder / f"{tag}.complete"
-    if engine.ranks.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        marker_path.unlink(missing_ok=True)
+    tag, ranks, needed = tag_of(step), engine.ranks, engine.checkpoint_bytes
+
+    def prepare() -> None:
+        make_folder(folder)
+        for ending in (".complete", ".damaged"):
+            (folder / f"{tag}{ending}").unlink(missing_ok=True)
         shutil.rmtree(folder / tag, ignore_errors=True)
-    torch.distributed.barrier()
-    engine.deepspeed.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=False)
-    torch.distributed.barrier()
-    if engine.ranks.is_first:
-        files = {
-            str(path.relative_to(folder / tag)): FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
-            for path in sorted((folder / tag).rglob("*"))
-            if path.is_file()
-        }
+        with room_for(needed, folder / tag):
+            pass  # asked by one rank for all: alone, none of them may leave
+
+    def mark() -> None:
+        files = {}
+        for path in sorted((folder / tag).rglob("*")):
+            if path.is_file():
+                sync_file(path)
+                facts = FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
+                files[path.relative_to(folder / tag).as_posix()] = facts
+        sync_folder(folder / tag)
+        sync_folder(folder)
+        before_marking()
         marker = Marker(
             step=step,
             tokens=tokens,
-            ranks=engine.ranks.world,
+            ranks=ranks.world,
             zero_stage=engine.layout.zero_stage,
             branch=branch,
+            loss=loss,
             files=files,
         )
-        write_atomically(marker_path, marker.model_dump_json(indent=1) + "\n")
-        kept = {held.tag for held in marked(folder) if held.marker.branch or held.marker.step >= step}
-        for older in folder.glob("step-*"):
-            if older.is_dir() and older.name not in kept and older.name < tag:
-                remove(folder, older.name)
-    torch.distributed.barrier()
+        write_atomically(folder / f"{tag}.complete", marker.sealed().model_dump_json(indent=1) + "\n")
+
+    try:
+        ranks.first_does(prepare)
+        with room_for(needed, folder / tag):
+            engine.save_checkpoint(folder, tag)
+        torch.distributed.barrier()
+        ranks.first_does(mark)
+    except DiskFull:
+        shutil.rmtree(folder / tag, ignore_errors=True)
+        raise
 
 
 def load(engine: Engine, checkpoint: Checkpoint) -> None:
     """Put an engine back to where a checkpoint was made; collective. Random state is a function of the step."""
     path, _ = engine.deepspeed.load_checkpoint(str(checkpoint.folder), tag=checkpoint.tag)
     if path is None:
-        raise RuntimeError(f"{checkpoint.folder / checkpoint.tag}: DeepSpeed loaded nothing from it")
+        raise RuntimeError(f"{checkpoint.path}: DeepSpeed loaded nothing from it")
 
 
 def marked(folder: Path) -> list[Checkpoint]:
     """Checkpoints whose marker is there and whose files have the right sizes, by step."""
-    found = []
-    for path in folder.glob("step-*.complete"):
-        if not TAG.fullmatch(path.stem):
-            continue
-        try:
-            marker = Marker.model_validate_json(path.read_bytes())
-        except (ValidationError, OSError):
-            continue
-        tag_folder = folder / path.stem
-        if all(_has_size(tag_folder / name, facts.bytes) for name, facts in marker.files.items()):
-            found.append(Checkpoint(folder, path.stem, marker))
+    found = [held for held in _read_all(folder) if isinstance(held, Checkpoint) and not _wrong_sizes(held)]
     return sorted(found, key=lambda checkpoint: checkpoint.marker.step)
 
 
-def problem_with(checkpoint: Checkpoint) -> str | None:
-    """Why a marked checkpoint must not be loaded, or None: checksums, then torch's safe loading of every file."""
-    for name, facts in checkpoint.marker.files.items():
-        path = checkpoint.folder / checkpoint.tag / name
+def unusable(folder: Path) -> list[Problem]:
+    """Why each marker of a folder that `marked` does not list stands for no checkpoint."""
+    problems = []
+    for held in _read_all(folder):
+        if isinstance(held, Problem):
+            problems.append(held)
+        elif wrong := _wrong_sizes(held):
+            problems.append(Problem(wrong, held))
+    return problems
+
+
+def _read_all(folder: Path) -> Iterator[Checkpoint | Problem]:
+    for path in sorted(folder.glob("step-*.complete")):
+        if not TAG.fullmatch(path.stem):
+            yield Problem(f"{path}: is named after no step")
+            continue
         try:
-            if _sha256(path) != facts.sha256:
-                return f"{path}: differs from what was written (checksum)"
-            if path.suffix == ".pt":
-                _load_safely(path)
-        except Exception as error:  # whatever is wrong with it, it is passed over and reported
-            return f"{path}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            marker = Marker.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the document"
+            yield Problem(f"{path}: {where}: {first['msg']}")
+        except OSError as error:
+            yield Problem(f"{path}: cannot be read ({error.strerror})")
+        else:
+            if tag_of(marker.step) != path.stem:
+                yield Problem(f"{path}: is the marker of step {marker.step}")
+            else:
+                yield Checkpoint(folder, path.stem, marker)
+
+
+def _wrong_sizes(checkpoint: Checkpoint) -> str | None:
+    for name, facts in checkpoint.marker.files.items():
+        path = checkpoint.path / name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        if size != facts.bytes:
+            return f"{path}: holds {size} bytes of {facts.bytes}"
     return None
 
 
-def keep(folder: Path, step: int, *, branch: bool) -> bool:
-    """Whether a whole checkpoint of that step is there; from now on it is kept for branching if `branch` says so."""
+def problem_with(checkpoint: Checkpoint) -> str | None:
+    """Why a marked checkpoint must not be loaded, or None."""
+    problem = inspect(checkpoint)
+    return None if problem is None else problem.text
+
+
+def inspect(checkpoint: Checkpoint) -> Problem | None:
+    """Look through a checkpoint: exactly the files it lists, their checksums, then torch's safe loading of each."""
+    try:
+        if foreign := _foreign(checkpoint):
+            return Problem(f"{foreign}: is not one of the files it was written with", checkpoint)
+        for name, facts in checkpoint.marker.files.items():
+            path = checkpoint.path / name
+            if _sha256(path) != facts.sha256:
+                return Problem(f"{path}: differs from what was written (checksum)", checkpoint)
+            if problem := _unsafe(path):
+                return Problem(f"{path}: {problem}", checkpoint)
+    except OSError as error:
+        return Problem(f"{error.filename or checkpoint.path}: cannot be read ({error.strerror})")
+    return None
+
+
+def _foreign(checkpoint: Checkpoint) -> Path | None:
+    """What lies in the tag and is neither a listed plain file nor a folder: DeepSpeed takes files by pattern."""
+    if checkpoint.path.is_symlink():
+        return checkpoint.path
+    for place, folders, files in os.walk(checkpoint.path, onerror=_raise):
+        for name in (*folders, *files):
+            path = Path(place) / name
+            listed = path.relative_to(checkpoint.path).as_posix() in checkpoint.marker.files
+            if path.is_symlink() or not (path.is_dir() or (listed and path.is_file())):
+                return path
+    return None
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _unsafe(path: Path) -> str | None:
+    try:
+        load_safely(path, "meta")
+    except OSError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return None
+
+
+def load_safely(path: Path | str, device: Any) -> Any:
+    """What a file of a checkpoint holds, of the classes DeepSpeed's checkpoints are made of and no others.
+
+    Raises pickle.UnpicklingError for any other.
+    """
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(path, map_location=device, weights_only=True)
+
+
+def keep(folder: Path, step: int, *, branch: bool, verified: bool = False) -> bool:
+    """Whether a whole checkpoint of that step is there; from now on it is kept for branching if `branch` says so.
+
+    Unless it is `verified`, it is looked through first: one that is damaged is not there, and is written again.
+    """
     for held in marked(folder):
         if held.marker.step == step:
+            if not verified and inspect(held) is not None:
+                return False
             if branch and not held.marker.branch:
-                marker = held.marker.model_copy(update={"branch": True})
+                marker = held.marker.sealed(branch=True)
                 write_atomically(folder / f"{held.tag}.complete", marker.model_dump_json(indent=1) + "\n")
             return True
     return False
@@ -153,26 +306,9 @@ def condemn(checkpoint: Checkpoint) -> None:
 
 def remove(folder: Path, tag: str) -> None:
     """Drop a checkpoint: its marker first, so that it is never half there."""
-    (folder / f"{tag}.complete").unlink(missing_ok=True)
+    for ending in (".complete", ".damaged"):
+        (folder / f"{tag}{ending}").unlink(missing_ok=True)
     shutil.rmtree(folder / tag, ignore_errors=True)
-
-
-def _load_safely(path: Path) -> None:
-    import torch
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-    with torch.serialization.safe_globals(allowed):
-        torch.load(path, map_location="meta", weights_only=True)
-
-
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except OSError:
-        return False
 
 
 def _sha256(path: Path) -> str:

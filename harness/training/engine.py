@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.run import Precision, Run
 from harness.rundir import Layout
+from harness.training.checkpoint import load_safely
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +46,18 @@ class Ranks:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
+
+    def first_does(self, action: Callable[[], None]) -> None:
+        """Run something on the first rank alone; what it raises is raised on every rank. Collective."""
+        problem: Exception | None = None
+        if self.is_first:
+            try:
+                action()
+            except Exception as error:
+                problem = error
+        problem = self.tell(problem)
+        if problem is not None:
+            raise problem
 
 
 def initialise_ranks(threads: int) -> Ranks:
@@ -143,8 +157,11 @@ class Engine:
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
         )
-        config = deepspeed_config(run, layout, sum(p.numel() for p in model.parameters()))
+        self._sizes = [parameter.numel() for parameter in model.parameters()]
+        config = deepspeed_config(run, layout, sum(self._sizes))
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        # DeepSpeed's own would run whatever a pickle says, in any file that fits its patterns.
+        self.deepspeed.checkpoint_engine.load = _load_safely
 
     @property
     def model(self) -> MusicLM:
@@ -170,6 +187,18 @@ class Engine:
         norm = self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About the bytes of a checkpoint of all ranks: weights, two moments, and ZeRO's copy of the weights."""
+        words = 3 if self.layout.zero_stage == 0 else 4
+        return 4 * words * sum(self._sizes) + 1024 * len(self._sizes)
+
+    def save_checkpoint(self, folder: Path, tag: str) -> None:
+        """Write the files of a checkpoint; collective."""
+        self.deepspeed.save_checkpoint(
+            str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=False
+        )
+
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """The whole model's weights on the CPU, on the first rank; collective under ZeRO 3."""
         import deepspeed
@@ -183,7 +212,9 @@ class Engine:
             return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+def _load_safely(path: str, map_location: Any = None) -> Any:
+    return load_safely(path, map_location)
 
+
+if TYPE_CHECKING:
     _MicroLoss = Callable[[], torch.Tensor]

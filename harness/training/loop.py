@@ -12,24 +12,25 @@ import hashlib
 import logging
 import math
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from harness.cluster import choose_layout
 from harness.control import Control
+from harness.disk import is_full
 from harness.journal import Event, Fenced, Journal
+from harness.output import print_traceback
 from harness.run import Run
 from harness.rundir import Launch, Layout, Root
 from harness.training import checkpoint as checkpoints
 from harness.training.batches import Batches, MicroBatch
-from harness.training.checkpoint import Checkpoint
 from harness.training.engine import Engine, Ranks
 from harness.training.preemption import StopFlag
 from harness.training.result import Result, describe_result
+from harness.training.saving import Saver, remove_partial, save_weights
 from harness.training.schedule import branch_step, learning_rate, trunk_learning_rate
+from harness.training.usage import Usage
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.worker")
@@ -72,6 +73,10 @@ class SeriesTrainer:
         self.control = Control(launch.control)
         self._control_size = -1
         self._cancelled: set[str] = set()
+        self._usage = Usage(ranks.device)
+        self._measured: tuple[int, float] | None = None
+        """Step and held-out loss of the newest evaluation on the way."""
+        self._saver = Saver(ranks, launch)
         self.step = 0
         """Steps behind the engine's present state."""
         self.on_trunk = True
@@ -84,6 +89,8 @@ class SeriesTrainer:
 
         Raises Diverged where the trunk diverges; a branch that does fails alone.
         """
+        folders = [self.folder, *(self.root.run(run.run_id) for run in self.runs)]
+        self._saver.clear([folder / "checkpoints" for folder in folders])
         for run in self.runs:
             outcome = self._to_branch(run, journal)
             if outcome is Outcome.DONE:
@@ -143,9 +150,13 @@ class SeriesTrainer:
         except (Fenced, InputError):
             raise
         except Exception as problem:
+            if is_full(problem):  # the run has not failed
+                if journal is not None:
+                    journal.leave(str(problem))
+                raise
             if self.ranks.world > 1:
                 raise  # the other ranks are somewhere else now
-            traceback.print_exc()
+            print_traceback()
             reason = f"{type(problem).__name__}: {problem}"
             _append(journal, Event.FAILED, step=self.step, reason=reason, kind="error")
             return Outcome.DONE
@@ -160,7 +171,7 @@ class SeriesTrainer:
         weights = self.engine.state_dict()
         if journal is not None and weights is not None:
             journal.check_fence()
-            _save_weights(weights, folder / "checkpoints" / "model.safetensors")
+            save_weights(weights, folder / "checkpoints" / "model.safetensors")
             measured = {"loss": loss, "loss_codebooks": by_codebook, "step": self.step, "tokens": self.tokens}
             derived = describe_result(run, self.tokens, self.batches.flops_per_token)
             result = Result.model_validate({**measured, **derived})
@@ -168,6 +179,7 @@ class SeriesTrainer:
             log.info("run %s finished after %d iterations: held-out loss %.4f", run.run_id, self.step, loss)
             for old in checkpoints.marked(folder / "checkpoints"):
                 checkpoints.remove(folder / "checkpoints", old.tag)
+            remove_partial(folder / "checkpoints")
 
     # -- steps
 
@@ -197,14 +209,16 @@ class SeriesTrainer:
                 return outcome
             done = self.step + 1
             self._take_step(rate(self.step), journal, must_log=done == target and not on_trunk)
-            if done < target and done % self.launch.checkpoint_every == 0:
-                self._save(folder, journal)
+            # Evaluated first, so that the checkpoint knows its loss and no end in between costs the evaluation.
             if on_trunk and self.launch.eval_every and done % self.launch.eval_every == 0:
                 loss, by_codebook = self.evaluate()
                 _append(
                     journal, Event.EVAL, step=done, loss=loss, loss_codebooks=by_codebook, tokens=self.tokens
                 )
+                self._measured = done, loss
                 self._restart_clock()
+            if done < target and done % self.launch.checkpoint_every == 0:
+                self._save(folder, journal)
         return Outcome.DONE
 
     def _take_step(self, lr: float, journal: Journal | None, *, must_log: bool) -> None:
@@ -247,6 +261,8 @@ class SeriesTrainer:
             flops = self.batches.flops_per_token * speed / self.ranks.world
             fields["mfu"] = round(flops / self.launch.peak_flops, 4)
         _append(journal, Event.STEP, **fields)
+        if journal is not None and (used := self._usage.sample()) is not None:
+            journal.append(Event.SYSTEM, step=self.step, **used)
         log.info("step %d loss %.4f lr %.3g, %.0f tokens/s", self.step, loss, lr, speed)
 
     def _restart_clock(self) -> None:
@@ -316,40 +332,24 @@ class SeriesTrainer:
 
     def _resume(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> bool:
         """Load the newest good checkpoint with lowest <= step <= highest, if there is one."""
-        chosen: Checkpoint | None = None
-        if self.ranks.is_first:
-            for found in reversed(checkpoints.marked(folder)):
-                if not lowest <= found.marker.step <= highest:
-                    continue
-                problem = checkpoints.problem_with(found)
-                if problem is None:
-                    chosen = found
-                    break
-                checkpoints.condemn(found)
-                _append(journal, Event.WARNING, text=f"checkpoint passed over: {problem}")
-        chosen = self.ranks.tell(chosen)
-        if chosen is None:
+        found = self._saver.find(folder, lowest, highest, journal)
+        if found is None:
             return False
-        checkpoints.load(self.engine, chosen)
-        self.step, self.tokens = chosen.marker.step, chosen.marker.tokens
-        log.info("resumed from %s", chosen.folder / chosen.tag)
+        checkpoints.load(self.engine, found)
+        self.step, self.tokens = found.marker.step, found.marker.tokens
+        log.info("resumed from %s", found.path)
         return True
+
+    def _save(self, folder: Path, journal: Journal | None, *, branch: bool = False) -> None:
+        loss = self._measured[1] if self._measured and self._measured[0] == self.step else None
+        if self.step:
+            self._saver.save(self.engine, folder, self.step, self.tokens, journal, branch=branch, loss=loss)
+        self._restart_clock()
 
     def _start_over(self) -> None:
         """Put the engine back to step 0."""
         self.engine = Engine(self.first, self.layout, self.ranks)
         self.step, self.tokens, self.on_trunk = 0, 0, True
-
-    def _save(self, folder: Path, journal: Journal | None, *, branch: bool = False) -> None:
-        is_there = self.ranks.is_first and checkpoints.keep(folder, self.step, branch=branch)
-        if self.step == 0 or self.ranks.tell(is_there):
-            return
-        if journal is not None:
-            journal.check_fence()
-        begun = time.monotonic()
-        checkpoints.save(self.engine, folder, self.step, self.tokens, branch=branch)
-        _append(journal, Event.CHECKPOINT, step=self.step, seconds=round(time.monotonic() - begun, 3))
-        self._restart_clock()
 
     def _sum_over_ranks(self, value: Any) -> float:
         if self.ranks.world > 1:
@@ -357,23 +357,6 @@ class SeriesTrainer:
 
             torch.distributed.all_reduce(value)
         return float(value)
-
-
-def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks) -> Layout:
-    """The layout this process group trains a Series on; the ZeRO stage is that of its checkpoints, if there are any.
-
-    Raises InputError, on all ranks, where those were written by another number of ranks under ZeRO.
-    """
-    folders = [root.series(runs[0].series_id), *(root.run(run.run_id) for run in runs)]
-    held = [found for folder in folders for found in checkpoints.marked(folder / "checkpoints")]
-    newest = ranks.tell(held[-1].marker if held else None)
-    stage = launch.zero_stage if newest is None else newest.zero_stage
-    if newest is not None and stage and newest.ranks != ranks.world:
-        raise InputError(
-            f"resources.ranks: {ranks.world}: {folders[0]} has checkpoints of {newest.ranks} ranks under ZeRO {stage}, "
-            f"which another number of ranks cannot read"
-        )
-    return choose_layout(runs[0].batch, ranks.world, launch.micro_batch, stage, launch.threads)
 
 
 def _append(journal: Journal | None, event: Event, **fields: Any) -> None:
@@ -387,12 +370,3 @@ def _dropout_seed(seed: int, step: int, rank: int) -> int:
     It depends on the layout too, since ranks and micro-batches draw one after the other.
     """
     return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "big")
-
-
-def _save_weights(weights: dict[str, Any], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft")
-    save_file(weights, draft)
-    draft.replace(path)

@@ -73,5 +73,6 @@ def test_two_ranks_under_zero_give_the_losses_of_one(
         "accumulation": 2,
         "zero_stage": stage,
         "threads": 1,
+        "kernels": "torch",
     }
     assert training_losses(root, fields) == pytest.approx(one_rank, abs=1e-4)

@@ -1,0 +1,61 @@
+"""The layout a Series is trained on: what its checkpoints and its earlier attempts leave to be chosen.
+
+Resuming is exact on the layout that was interrupted and on no other. So whatever memory was judged to allow this
+time, the micro-batch stays; where something else has changed, it is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.cluster import choose_layout
+from harness.journal import read_progress
+from harness.run import Run
+from harness.rundir import Launch, Layout, Root
+from harness.training import checkpoint as checkpoints
+from harness.training.engine import Ranks
+from ssmttm.errors import InputError
+
+EXACT = ("ranks", "micro_batch", "zero_stage", "threads", "kernels")
+"""Keys of a layout whose values change floating-point order."""
+
+
+def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks) -> tuple[Layout, list[str]]:
+    """The layout this process group trains a Series on, and in what it differs from the newest earlier attempt's.
+
+    The ZeRO stage is that of the Series' checkpoints, if there are any; the micro-batch that of the newest earlier
+    attempt on as many ranks, unless it is above what this launch allows. Raises InputError, on all ranks, where the
+    checkpoints were written by another number of ranks under ZeRO.
+    """
+    from ssmttm.ssd import kernel_name
+
+    series = root.series(runs[0].series_id)
+    folders = [series, *(root.run(run.run_id) for run in runs)]
+    held = [found for folder in folders for found in checkpoints.marked(folder / "checkpoints")]
+    newest, started = ranks.tell((held[-1].marker if held else None, read_progress(series).started))
+    stage = launch.zero_stage if newest is None else newest.zero_stage
+    if newest is not None and stage and newest.ranks != ranks.world:
+        raise InputError(
+            f"resources.ranks: {ranks.world}: {series} has checkpoints of {newest.ranks} ranks under ZeRO {stage}, "
+            f"which another number of ranks cannot read"
+        )
+    earlier = {} if started is None else started.get("layout", {})
+    micro_batch = launch.micro_batch
+    if earlier.get("ranks") == ranks.world:
+        micro_batch = min(micro_batch, earlier.get("micro_batch", micro_batch))
+    layout = choose_layout(runs[0].batch, ranks.world, micro_batch, stage, launch.threads)
+    layout = layout.model_copy(update={"kernels": kernel_name()})
+    return layout, _differences(started or {}, layout, ranks.device)
+
+
+def _differences(started: Mapping[str, Any], layout: Layout, device: str) -> list[str]:
+    before = {key: value for key, value in started.get("layout", {}).items() if key in EXACT}
+    now = layout.model_dump(include=set(EXACT))
+    if "device" in started:
+        before["device"], now["device"] = started["device"].split(":")[0], device.split(":", maxsplit=1)[0]
+    return [
+        f"{key} {now[key]} where the attempt before had {before[key]}: its losses are met to rounding alone"
+        for key in now
+        if key in before and before[key] != now[key]
+    ]
