@@ -113,6 +113,13 @@ def build_frame(
 
     columns = columns or {}
     where: dict[str, int] = {}
+    missing = [name for name in REQUIRED if name not in columns and name not in header]
+    if missing:
+        several = len(missing) > 1
+        raise InputError(
+            f"{source}: column{'s' if several else ''} {', '.join(missing)} {'are' if several else 'is'} missing; "
+            f"it has {', '.join(header) or 'no columns'} (map another name with --column {missing[0]}=NAME)."
+        )
     for name in COLUMNS:
         theirs = columns.get(name, name)
         if theirs in header:
@@ -120,11 +127,6 @@ def build_frame(
         elif name in columns:
             raise InputError(
                 f"{source}: no column {theirs!r} for --column {name}={theirs}; it has {', '.join(header)}."
-            )
-        elif name in REQUIRED:
-            raise InputError(
-                f"{source}: column {name} is missing; it has {', '.join(header) or 'no columns'} "
-                f"(map another name with --column {name}=NAME)."
             )
     if not rows:
         raise InputError(
@@ -152,7 +154,7 @@ def check_points(frame: pd.DataFrame) -> CheckedPoints:
     """Set aside, in stages, rows counted twice and rows taken before the learning rate was annealed."""
     identity = ["run_id", "tokens"]
     named = ["architecture", "n_params", *identity, "loss"]
-    unnamed = [name for name in frame.columns if name not in {"row", "run_id", "cluster"}]
+    unnamed = [name for name in frame.columns if name not in {"row", "run_id"}]
     anonymous = frame["run_id"].str.startswith("row-")
     twice = (frame.duplicated(named) & ~anonymous) | (frame.duplicated(unnamed) & anonymous)
     stages = (

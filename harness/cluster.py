@@ -5,6 +5,7 @@ Resources never change an experiment: the global batch is met exactly by micro-b
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, thr
     if batch % ranks:
         raise InputError(f"training.batch: {batch}: does not divide among {ranks} ranks (resources.ranks)")
     share = batch // ranks
-    micro = max(m for m in range(1, min(share, micro_batch) + 1) if share % m == 0)
+    micro = max(m for m in _divisors(share) if m <= micro_batch)
     return Layout.model_validate(
         {
             "ranks": ranks,
@@ -90,13 +91,17 @@ def _fitting_micro_batch(run: Run, choice: ResourceChoice, cluster: Cluster) -> 
         return share
     slots = max(1, cluster.cores // (choice.ranks * (choice.threads or 1)))
     free = 0.5 * cluster.memory_gib / (slots * choice.ranks)
-    fitting = [
+    fitting = (
         micro
-        for micro in range(1, share + 1)
-        if share % micro == 0
-        and memory_gib(
+        for micro in _divisors(share)
+        if memory_gib(
             run.model, frames=run.frames, micro_batch=micro, ranks=choice.ranks, zero_stage=choice.zero_stage
         )
         <= free
-    ]
+    )
     return max(fitting, default=1)
+
+
+def _divisors(number: int) -> list[int]:
+    low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return [*low, *(number // divisor for divisor in low)]

@@ -20,8 +20,8 @@ from ssmttm.config import ModelConfig
 RECIPE_VERSION = 1
 """Moves when the numerics of training move, so that results of two recipes are never taken for one."""
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-WholeNumber = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+WholeNumber = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

@@ -104,7 +104,7 @@ def write_atomically(path: Path, text: str) -> None:
 def read_model(path: Path, kind: type[Model]) -> Model:
     """Read a JSON file of ROOT as `kind`; raises InputError naming the file and the key that is wrong."""
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:

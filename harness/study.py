@@ -7,6 +7,7 @@ be planned and costed, but have no identity yet.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, create_model, field_validator, model_validator
 
 from harness.run import (
     RECIPE_VERSION,
@@ -22,7 +23,6 @@ from harness.run import (
     Digest,
     Frozen,
     Optimiser,
-    Positive,
     Precision,
     Regularisation,
     Run,
@@ -128,6 +128,21 @@ MOST_RUNS = 100_000
 """Runs of one study: beyond it a grid is a slip of the pen, and expanding it takes minutes."""
 
 
+def _usable_path(value: Path | str) -> Path | str:
+    """What the system would otherwise refuse in words of its own, wherever it is first asked."""
+    if "\0" in str(value):
+        raise ValueError("holds a NUL character, which no path may")
+    if len(os.fsencode(value)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(value).parts):
+        raise ValueError("is longer than a path may be")
+    return value
+
+
+PlainPath = Annotated[Path, AfterValidator(_usable_path)]
+"""A path that may be asked for."""
+Flops = Annotated[float, Field(ge=1e6, le=1e24)]
+"""Peak operations a second of a device."""
+
+
 class CorpusFacts(Frozen):
     """What planning needs of a corpus that is not on this machine."""
 
@@ -141,7 +156,7 @@ class CorpusFacts(Frozen):
 class CorpusChoice(Frozen):
     """Which corpus, and what the study expects of it."""
 
-    path: Path
+    path: PlainPath
     codec: str | None = None
     """Name the corpus's codec must have."""
     frames: Count | None = None
@@ -152,13 +167,20 @@ class CorpusChoice(Frozen):
 class TextChoice(Frozen):
     """The text encoder: bytes (trained with the model), or a frozen one by hub name or local folder."""
 
-    encoder: str = "bytes"
+    encoder: Annotated[str, AfterValidator(_usable_path)] = "bytes"
     dim: Count = 64
     """Width of the text embedding; of a frozen encoder, its hidden size."""
-    patch: Count = 8
+    patch: Annotated[Count, Field(ge=2)] = 8
     max_positions: Count = 64
     fingerprint: Digest | None = None
     """A frozen encoder's fingerprint, where its weights are not on this machine."""
+
+    @field_validator("patch")
+    @classmethod
+    def _patches_are_even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError("is odd: choose an even number of bytes, such as 8")
+        return value
 
 
 class Training(Frozen):
@@ -204,14 +226,14 @@ class ResourceChoice(Frozen):
     """Newest periodic checkpoints kept besides branch points: the older ones are what a damaged one falls back on."""
     keep_best: bool = False
     """Whether the checkpoint with the lowest held-out loss is kept too; needs tracking.eval_every to have any."""
-    peak_flops: Positive | None = None
+    peak_flops: Flops | None = None
 
 
 class Study(Frozen):
     """The validated YAML."""
 
     name: str
-    root: Path | None = None
+    root: PlainPath | None = None
     corpus: CorpusChoice
     text: TextChoice = TextChoice()
     model: ModelPatch = ModelPatch()

@@ -58,6 +58,10 @@ class Architecture(StrEnum):
         return SubLayer.MAMBA2 in self.sub_layers
 
 
+LIMIT = 2**31
+"""No width or count reaches it: beyond, a number is a slip of the pen, and sums of such overflow."""
+
+
 class TextConfig(BaseModel):
     """How a caption becomes a sequence of vectors."""
 
@@ -65,11 +69,11 @@ class TextConfig(BaseModel):
 
     encoder: Literal["bytes", "frozen"] = "bytes"
     """`bytes`: a small encoder trained with the model; `frozen`: a pretrained one's cached embeddings."""
-    dim: int = Field(strict=True, ge=1)
+    dim: int = Field(strict=True, ge=1, lt=LIMIT)
     """Width of the encoder's output."""
-    patch: int = Field(strict=True, default=8, ge=2)
+    patch: int = Field(strict=True, default=8, ge=2, lt=LIMIT)
     """Bytes that make one text position (encoder `bytes` only)."""
-    max_positions: int = Field(strict=True, default=64, ge=1)
+    max_positions: int = Field(strict=True, default=64, ge=1, lt=LIMIT)
     """Text positions kept at most; what is longer is cut at the end."""
 
     @model_validator(mode="after")
@@ -85,26 +89,26 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: Architecture
-    n_blocks: int = Field(strict=True, ge=1)
-    d_model: int = Field(strict=True, ge=2)
-    d_state: int = Field(strict=True, default=512, ge=1)
+    n_blocks: int = Field(strict=True, ge=1, lt=LIMIT)
+    d_model: int = Field(strict=True, ge=2, lt=LIMIT)
+    d_state: int = Field(strict=True, default=512, ge=1, lt=LIMIT)
     """Width of the state-space memory a channel."""
-    d_conv: int = Field(strict=True, default=4, ge=2)
+    d_conv: int = Field(strict=True, default=4, ge=2, lt=LIMIT)
     """Taps of the causal convolution in front of the scan."""
-    expand: int = Field(strict=True, default=2, ge=1)
+    expand: int = Field(strict=True, default=2, ge=1, lt=LIMIT)
     """The mixer works on expand * d_model channels."""
-    ssm_head_dim: int = Field(strict=True, default=64, ge=1)
+    ssm_head_dim: int = Field(strict=True, default=64, ge=1, lt=LIMIT)
     """Channels that share one decay in the scan."""
-    n_groups: int = Field(strict=True, default=1, ge=1)
+    n_groups: int = Field(strict=True, default=1, ge=1, lt=LIMIT)
     """Groups of scan heads with their own B and C."""
-    head_dim: int = Field(strict=True, default=64, ge=1)
+    head_dim: int = Field(strict=True, default=64, ge=1, lt=LIMIT)
     """Channels of an attention head."""
-    ff_mult: int = Field(strict=True, default=2, ge=1)
+    ff_mult: int = Field(strict=True, default=2, ge=1, lt=LIMIT)
     """The feed-forward layer is ff_mult * d_model wide inside."""
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
     """On every sub-layer's output and inside the feed-forward layer."""
-    n_codebooks: int = Field(strict=True, default=1, ge=1)
-    codebook_size: int = Field(strict=True, default=1024, ge=2)
+    n_codebooks: int = Field(strict=True, default=1, ge=1, lt=LIMIT)
+    codebook_size: int = Field(strict=True, default=1024, ge=2, lt=LIMIT)
     """Codes of a codebook; the vocabulary has one more, `special`, which is both start and padding."""
     text: TextConfig
 

@@ -1,4 +1,4 @@
-"""What tests of the harness share: disks that fill up."""
+"""What tests of the harness share: disks that fill up, and how often and with what input is made up."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.harness.fuzzing import Planted
 
 
 @pytest.fixture
@@ -27,3 +29,15 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     yield mount
     for place in mounted:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture(params=[1, pytest.param(10, marks=pytest.mark.verify)], ids=["few", "many"])
+def times(request: pytest.FixtureRequest) -> int:
+    """How many times as many cases as every `make test` makes."""
+    return int(request.param)
+
+
+@pytest.fixture
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Something that makes a folder if it is ever executed."""
+    return Planted(tmp_path_factory.mktemp("planted") / "executed")
