@@ -67,7 +67,7 @@ class Plan:
     """Whether the corpus is known, so that Runs have ids."""
     runs: tuple[PlannedRun, ...]
     disk_passing_gib: float
-    """GiB that periodic and decay checkpoints take besides, at most, while Series are trained side by side."""
+    """GiB that periodic and decay checkpoints take besides, about, while Series are trained side by side."""
     notes: tuple[tuple[str, str], ...]
     """Coded notes: (code, text)."""
 
@@ -196,7 +196,7 @@ def _disk_notes(root: Root, runs: Sequence[PlannedRun], passing: float) -> list[
     if free >= needed:
         return []
     text = (
-        f"{root.path} has {free:.4g} GiB free, and training what is left takes up to {needed:.4g} GiB, "
+        f"{root.path} has {free:.4g} GiB free, and training what is left takes about {needed:.4g} GiB, "
         f"{passing:.4g} GiB of them in passing; `ssmscale prune` frees what finished studies no longer need"
     )
     return [("disk_short", text)]

@@ -204,8 +204,12 @@ class _Folder:
 
     def want_best(self) -> None:
         """Keep the good checkpoint with the lowest held-out loss, where any was evaluated."""
-        measured = [found for found in self.marked if _loss(found) is not None]
-        for found in sorted(measured, key=lambda held: (_loss(held), held.marker.step)):
+        measured = [
+            (found.marker.loss, found.marker.step, found)
+            for found in self.marked
+            if found.marker.loss is not None
+        ]
+        for _, _, found in sorted(measured, key=lambda entry: entry[:2]):
             if self._problem_with(found) is None:
                 self.needed.setdefault(self.folder / found.tag, "the best held-out loss (keep_best)")
                 return
@@ -265,10 +269,6 @@ def _is_readable(marker: Path) -> bool:
 
 def _listed(folder: Path) -> Sequence[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _loss(found: Checkpoint) -> Any:
-    return getattr(found.marker, "loss", None)
 
 
 def _size(path: Path) -> int:

@@ -256,6 +256,20 @@ def test_a_checkpoint_whose_marker_this_version_cannot_read_stays(root: Root, st
     assert {item.why for item in done.kept} == {"its marker cannot be read, perhaps a newer version wrote it"}
 
 
+def test_the_best_checkpoint_stays_where_the_study_wants_it(root: Root, study_fields: Fields) -> None:
+    fields = with_iterations(study_fields, 5, 10, 20)
+    train(root, fields)
+    held = checkpoints.marked(series_folder(root) / "checkpoints")
+    for found, loss in zip(held, (3.0, 2.0, 2.5), strict=True):
+        sealed = found.marker.sealed(loss=loss)
+        (found.folder / f"{found.tag}.complete").write_text(sealed.model_dump_json())
+    fields["resources"] = {"keep_best": True}
+    done = prune(root, fields)
+    assert [item.step for item in done.removed] == [4]
+    assert {item.step: item.why for item in done.kept}[8] == "the best held-out loss (keep_best)"
+    assert trunk_tags(root) == [8, 16]
+
+
 def test_the_verb_prints_a_table_and_one_document(
     root: Root, study_fields: Fields, ssmscale: Callable[..., Answer], write_study: Callable[..., Path]
 ) -> None:
