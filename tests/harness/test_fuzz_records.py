@@ -260,8 +260,9 @@ def test_a_control_file_says_what_its_good_lines_say(
 def file_cases(draw: st.DrawFn, kind: str, files: dict[Path, Any], planted: Planted) -> Case:
     path = draw(st.sampled_from(list(files)))
     if kind == "valid":
-        text = json.dumps(
-            files[path], indent=draw(st.sampled_from([None, 1, 4])), sort_keys=draw(st.booleans())
+        document = {key: files[path][key] for key in draw(st.permutations(sorted(files[path])))}
+        text = json.dumps(document, indent=draw(st.sampled_from([None, 1, 4]))) + draw(
+            st.text(" \t\r\n", max_size=9)
         )
         return Case(kind, (path, text.encode()))
     if kind == "mutated":
@@ -306,7 +307,8 @@ def test_the_json_of_root_is_read_right_or_refused_by_name(
                 ["export", "--out", bundle],
             ):
                 answer = ssmscale(verb[0], "tiny", *verb[1:])
-                if not refused(answer, path.name):
+                # a study changed into another that is right may have nothing to export, which is no fault of the file
+                if not refused(answer, "tiny" if verb[0] == "export" else path.name):
                     assert verb[0] == "export" or strictly(answer.out)
                 else:
                     assert case.kind != "valid", answer.err
@@ -414,7 +416,11 @@ def bundle_cases(draw: st.DrawFn, kind: str, bundle: bytes, planted: Planted) ->
         members = {name: archive.read(name) for name in archive.namelist()}
     name = draw(st.sampled_from(sorted(members)))
     if kind == "valid":
-        return Case(kind, bundle if draw(st.booleans()) else zipped(members))
+        journal = next(key for key in members if key.endswith(".jsonl"))
+        first, *rest = members[journal].splitlines(keepends=True)
+        noted = json.loads(first) | {"note": draw(st.text(max_size=8)), "more": draw(st.integers())}
+        members[journal] = lines_of([noted]) + b"".join(rest)
+        return Case(kind, zipped({key: members[key] for key in draw(st.permutations(sorted(members)))}))
     if kind == "broken" and draw(st.booleans()):
         return Case(kind, draw(damaged(bundle)))
     if kind == "broken":
