@@ -1,4 +1,4 @@
-"""What tests of the harness share: disks that fill up, and how often and with what input is made up."""
+"""What tests of the harness share: an empty store, disks that fill up, and how often and with what input is made up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from harness.rundir import Root
+from harness.tracking import Tracker, default_uri
 from tests.harness.fuzzing import Planted
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store with its tables made, which takes seconds; to be copied."""
+    root = Root(tmp_path_factory.mktemp("store"))
+    Tracker(default_uri(root), "nothing", root)
+    return root.path / "mlflow.db"
 
 
 @pytest.fixture

@@ -19,14 +19,6 @@ from tests.harness.trainer import StopAfter, series_folder, train
 Fields = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with its tables made, which takes seconds; to be copied."""
-    root = Root(tmp_path_factory.mktemp("store"))
-    Tracker(default_uri(root), "nothing", root)
-    return root.path / "mlflow.db"
-
-
 @pytest.fixture
 def root(tmp_path: Path, empty_store: Path) -> Root:
     root = Root(tmp_path / "runs")

@@ -1,0 +1,165 @@
+"""A study trained by real processes, each of which may be killed at a chosen instant, and mirrored in between."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from harness.journal import read_events, read_progress
+from harness.rundir import Root
+from harness.status import StatusReader
+from harness.study import Study
+from harness.submission import resolve
+from harness.tracking import Tracker, default_uri
+from harness.validation import validate
+from tests.conftest import tiny_study
+from tests.harness.trainer import losses, prepared
+
+EVAL_EVERY, CHECKPOINT_EVERY = 2, 3
+Moment = Callable[[], bool]
+"""Asked again and again while a worker trains; when it says so, the worker is killed."""
+
+
+def work(run_dirs: Sequence[str]) -> None:
+    """What a forked process does: what `python -m harness.worker` does."""
+    from harness.worker import main
+
+    sys.exit(main(run_dirs))
+
+
+def start_worker(run_dirs: Sequence[Path]) -> BaseProcess:
+    """A worker in a process of its own, forked from one that has made its imports."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.harness.preloaded"])
+    process = server.Process(target=work, args=([str(path) for path in run_dirs],))
+    process.start()
+    return process
+
+
+def fault_study(corpus: Path, *iterations: int) -> dict[str, Any]:
+    """The tiny study with these lengths."""
+    fields = tiny_study(corpus)
+    fields["grid"]["iterations"] = list(iterations)
+    return fields
+
+
+class Story:
+    """One study under one ROOT, from its first attempt to its last."""
+
+    def __init__(self, root: Root, fields: dict[str, Any], **launch: Any) -> None:
+        self.root, self.fields = root, fields
+        settings = {"checkpoint_every": CHECKPOINT_EVERY, "eval_every": EVAL_EVERY, "keep_last": 2}
+        ((_, self.runs),) = prepared(root, fields, **{**settings, **launch})
+        self.run_dirs = [root.run(run.run_id) for run in self.runs]
+        self.series = root.series(self.runs[0].series_id)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The directories that hold a journal."""
+        return [self.series, *self.run_dirs]
+
+    def attempt(self, kill_at: Moment | None = None, seconds: float = 120) -> int | None:
+        """Train in a process of its own; returns its exit status, -9 where it was killed at that moment."""
+        process = start_worker(self.run_dirs)
+        deadline = time.monotonic() + seconds
+        while process.is_alive():
+            if kill_at is not None and kill_at():
+                process.kill()
+                break
+            assert time.monotonic() < deadline, "waited in vain"
+            process.join(0.0005)
+        process.join()
+        return process.exitcode
+
+    def finish(self) -> list[float]:
+        """Train to the end; returns the losses of the Runs."""
+        assert self.attempt() == 0, self.log()
+        return losses(self.root, self.fields)
+
+    def mirror(self) -> None:
+        """Send to MLflow what there is, with a tracker that remembers nothing."""
+        points = resolve(validate(Study, self.fields, "t"), self.root, "t").points
+        rows = StatusReader(self.root, "tiny").read(points)
+        Tracker(default_uri(self.root), "tiny", self.root).mirror(rows, settle=True)
+
+    def log(self) -> str:
+        """What the newest worker printed last."""
+        return "".join(path.read_text()[-3000:] for path in self.series.glob("logs/*.log"))
+
+    def warnings(self) -> str:
+        """What the journals warn of."""
+        return "\n".join(
+            event["text"]
+            for folder in self.folders
+            for event in read_events(folder)
+            if event["event"] == "warning"
+        )
+
+    def check_mlflow(self) -> None:
+        """Every journalled step and evaluation is in MLflow, once, and every run is over."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=default_uri(self.root))
+        experiment = client.get_experiment_by_name("tiny")
+        assert experiment is not None
+        held = {
+            run.data.tags["ssmscale.id"]: run
+            for run in client.search_runs([experiment.experiment_id], max_results=1000)
+        }
+        assert set(held) == {folder.name for folder in self.folders}
+        for folder in self.folders:
+            run, told = held[folder.name], read_progress(folder)
+            assert run.info.status == "FINISHED"
+            for key in run.data.metrics:
+                steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+                assert len(steps) == len(set(steps)), (folder, key)
+            for key, events in (("train_loss", told.steps), ("valid_loss", told.evals)):
+                history = client.get_metric_history(run.info.run_id, key) if events else []
+                assert {metric.step: metric.value for metric in history} == {
+                    step: event["loss"] for step, event in events.items()
+                }, (folder, key)
+
+    # -- moments
+
+    def while_saving(self) -> bool:
+        """A checkpoint is being written: its folder is there and its marker is not."""
+        return any(
+            not path.with_suffix(".complete").exists()
+            for folder in self.folders
+            for path in (folder / "checkpoints").glob("step-*")
+            if path.is_dir()
+        )
+
+    def while_evaluating(self) -> bool:
+        """The trunk is being evaluated: its step is told, its held-out loss is not."""
+        told = read_progress(self.series)
+        return told.step > 0 and told.step % EVAL_EVERY == 0 and told.step not in told.evals
+
+    def at_step(self, step: int) -> Moment:
+        """That many training steps are told, those of all journals together."""
+        return lambda: sum(len(read_progress(folder).steps) for folder in self.folders) >= step
+
+    def after(self, seconds: float) -> Moment:
+        """So long after the attempt that is to come told of itself."""
+        begun: list[float] = []
+        before = read_progress(self.series).attempt
+
+        def passed() -> bool:
+            if not begun and read_progress(self.series).attempt > before:
+                begun.append(time.monotonic())
+            return bool(begun) and time.monotonic() - begun[0] > seconds
+
+        return passed
+
+
+def step_files(story: Story) -> list[Path]:
+    """The files of the trunk's newest checkpoint, its marker first."""
+    from harness.training import checkpoint as checkpoints
+
+    newest = checkpoints.marked(story.series / "checkpoints")[-1]
+    return [newest.path.with_suffix(".complete"), *(newest.path / name for name in newest.marker.files)]
