@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.bundle import CONTENTS, FORMAT, MEMBER, Contents, count_members
 from harness.cost import Calibration
-from harness.journal import Event, attempts, read_progress
+from harness.journal import Event, Progress, attempts, read_progress
 from harness.run import Run, WholeNumber
 from harness.rundir import Root, read_model, read_run
 from harness.study import expand
@@ -184,10 +184,11 @@ def _check_contents(path: Path, contents: Contents, unpacked: Root) -> OpenBundl
             raise InputError(f"{unpacked.run(run.run_id)}/run.json: is no run of the study {contents.study}")
         _check_series(unpacked, run)
         _check_run(unpacked.run(run.run_id), run)
+    held = {run.series_id for run in runs}
     for series_dir in _below(folder / "series"):
-        if series_dir.name not in {run.series_id for run in runs}:
+        if series_dir.name not in held:
             raise InputError(f"{series_dir}/series.json: none of the bundle's runs is of this series")
-        _check_lines(series_dir)
+        _read_checked(series_dir)
     return OpenBundle(path, contents, unpacked, registration, tuple(runs))
 
 
@@ -208,8 +209,7 @@ def _check_series(unpacked: Root, run: Run) -> None:
 
 
 def _check_run(run_dir: Path, run: Run) -> None:
-    _check_lines(run_dir)
-    progress = read_progress(run_dir)
+    progress = _read_checked(run_dir)
     if progress.state != Event.FINISHED or progress.result is None:
         raise InputError(f"{run_dir}/journal: does not end with a finished run")
     held = progress.result
@@ -222,12 +222,14 @@ def _check_run(run_dir: Path, run: Run) -> None:
         raise InputError(f"{run_dir}/journal: ends at step {result.step} of {run.iterations}")
 
 
-def _check_lines(directory: Path) -> None:
-    """Raise InputError unless every line of every attempt is one of ours."""
+def _read_checked(directory: Path) -> Progress:
+    """What a journal says; raises InputError unless every line of every attempt is one of ours."""
     if not attempts(directory) and directory.parent.name == "runs":
         raise InputError(f"{directory}/journal: is missing")
-    for note in read_progress(directory).damaged:
+    progress = read_progress(directory)
+    for note in progress.damaged:
         raise InputError(note)
+    return progress
 
 
 def _brief(error: Exception) -> str:
