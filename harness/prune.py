@@ -278,9 +278,10 @@ def _size(path: Path) -> int:
 
 def _remove(path: Path) -> None:
     """Markers first, so that a checkpoint is never half there; raises OSError where the rest cannot go."""
-    if not path.is_dir():
+    if path.is_dir():
+        for ending in (".complete", ".damaged"):
+            path.with_suffix(ending).unlink(missing_ok=True)
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:  # of a link the link alone: what it leads to is somebody's own
         path.unlink()
-        return
-    for ending in (".complete", ".damaged"):
-        path.with_suffix(ending).unlink(missing_ok=True)
-    shutil.rmtree(path)

@@ -246,6 +246,18 @@ def test_what_can_never_be_resumed_from_goes(root: Root, study_fields: Fields, l
     }
 
 
+def test_of_a_link_only_the_link_goes(root: Root, study_fields: Fields, tmp_path: Path) -> None:
+    fields = with_iterations(study_fields, 5, 10)
+    train(root, fields)
+    tag, elsewhere = series_folder(root) / "checkpoints" / "step-000000004", tmp_path / "elsewhere"
+    tag.rename(elsewhere)
+    tag.symlink_to(elsewhere)
+    before = files_below(elsewhere)
+    assert [item.step for item in prune(root, fields).removed] == [4]
+    assert not tag.is_symlink()
+    assert files_below(elsewhere) == before != []
+
+
 def test_a_checkpoint_whose_marker_this_version_cannot_read_stays(root: Root, study_fields: Fields) -> None:
     fields = with_iterations(study_fields, 5, 10)
     train(root, fields)
