@@ -24,11 +24,11 @@ from pydantic import Field
 from harness.journal import FORMAT as ATTEMPT_FILE
 from harness.journal import attempts, check_for, read_progress
 from harness.lines import Damage, LineReader
+from harness.points_table import Point
 from harness.provenance import commit, installed_version
 from harness.run import Frozen, WholeNumber
 from harness.status import RunState, RunStatus, StatusReader
 from harness.submission import ResolvedStudy
-from harness.tracking import Point
 from harness.training.result import Result
 from ssmttm.errors import InputError
 

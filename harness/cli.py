@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,19 +38,19 @@ from harness.plan import make_plan
 from harness.provenance import installed_version
 from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
+from harness.store import redact
 from harness.study import load_study
 from harness.submission import ResolvedStudy
+from harness.syncing import bring_up_to_date, keep_report, replay, warn
 from harness.terminal import console, counted, errors, print_json
-from harness.tracking import Tracker, tracking_uri
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from analysis.document import FitDocument
     from analysis.points import CheckedPoints
     from harness.plan import Plan
     from harness.study import Study
+    from harness.tracking import Tracker
 
 app = typer.Typer(
     name="ssmscale",
@@ -167,6 +168,7 @@ def submit(
         tables.print_plan(console, made)
         return
     submission.register(resolved)
+    submission.keep_plan(resolved.root, made)
     _train(resolved, made)
 
 
@@ -230,12 +232,18 @@ def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = No
 
 @app.command()
 def sync(study: StudyArgument, root: RootOption = None) -> None:
-    """Replay the journals into MLflow and settle runs that nobody trains any more."""
+    """Check MLflow against the journals: send what it lacks, merge what is there twice, settle what nobody trains."""
     resolved = _registered(study, root)
     rows = _begun(resolved)
-    tracker = _tracker(resolved)
-    tracker.mirror(rows, settle=True)
-    console.print(f"{sum(row.state is RunState.DONE for row in rows)} finished runs are in {tracker.uri}")
+    tracker, done = replay(resolved, rows)
+    warn(done.notes)
+    if done.merged:
+        console.print(f"{counted(done.merged, 'run')} that were there twice merged into the oldest")
+    if done.settled:
+        console.print(f"{counted(done.settled, 'run')} settled that the study lists no more")
+    console.print(
+        f"{sum(row.state is RunState.DONE for row in rows)} finished runs are in {redact(tracker.uri)}"
+    )
 
 
 @app.command()
@@ -297,17 +305,19 @@ def points(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write CSV or Parquet, by the name's ending.")
     ] = None,
+    on_the_way: Annotated[
+        bool,
+        typer.Option("--all", help="Add the evaluations made on the way, as rows with annealed=False."),
+    ] = False,
 ) -> None:
-    """The table of finished runs, a row a run, as CSV."""
-    frame = _points_frame(_registered(study, root))
-    if out is None:
-        sys.stdout.write(frame.to_csv(index=False))
-    elif out.suffix == ".parquet":
-        frame.to_parquet(out, index=False)
-    elif out.suffix == ".csv":
-        frame.to_csv(out, index=False)
-    else:
-        raise InputError(f"--out {out}: ends in neither .csv nor .parquet")
+    """The table of finished runs, a row a run, as CSV: from the journals, which MLflow is brought up to first."""
+    from harness.points_table import check_ending, points_of, write_table
+
+    check_ending(out)
+    resolved = _registered(study, root)
+    rows = _begun(resolved)
+    bring_up_to_date(resolved, rows)
+    write_table(points_of(rows, resolved.root, on_the_way=on_the_way), out, sys.stdout)
 
 
 @app.command()
@@ -324,11 +334,11 @@ def fit(
     """Fit a scaling law to each architecture and compare them at equal loss."""
     from analysis.terminal import print_fit
 
-    checked, document, _ = _fit(study, points_file, law, delta, reference, columns, root)
+    fitted = _fit(study, points_file, law, delta, reference, columns, root)
     if as_json:
-        print_json(document.model_dump(mode="json"))
+        print_json(fitted.document.model_dump(mode="json"))
     else:
-        print_fit(console, checked, document)
+        print_fit(console, fitted.checked, fitted.document)
 
 
 @app.command()
@@ -347,16 +357,19 @@ def report(
     """Write the report: one self-contained HTML page with the curves, the comparison and every warning."""
     from analysis.report import Provenance, write_report
 
-    checked, document, resolved = _fit(study, points_file, law, delta, reference, columns, root)
+    fitted = _fit(study, points_file, law, delta, reference, columns, root)
+    resolved, tracker = fitted.resolved, fitted.tracker
     provenance = Provenance(command=_command_line(), commit=_commit())
     page = write_report(
-        checked,
-        document,
+        fitted.checked,
+        fitted.document,
         out,
         study=resolved.study.name if resolved else None,
         provenance=provenance,
-        mlflow_links=_tracker(resolved).links() if resolved else None,
+        mlflow_links=tracker.links() if tracker else None,
     )
+    if resolved is not None:
+        keep_report(resolved, fitted.rows, out, tracker)
     console.print(str(page.absolute()), markup=False)
 
 
@@ -523,22 +536,15 @@ def _train(resolved: ResolvedStudy, made: Plan) -> None:
         raise typer.Exit(1)
 
 
-def _tracker(resolved: ResolvedStudy) -> Tracker:
-    return Tracker(tracking_uri(resolved.study, resolved.root), resolved.study.name, resolved.root)
+@dataclass(frozen=True)
+class _Fitted:
+    """A fit and, where its points are a study's, what came with them."""
 
-
-def _points_frame(resolved: ResolvedStudy) -> pd.DataFrame:
-    from dataclasses import asdict, fields
-
-    import pandas as pd
-
-    from harness.tracking import Point
-
-    rows = _begun(resolved)
-    tracker = _tracker(resolved)
-    tracker.mirror(rows, settle=True)
-    held = tracker.points([row.run_id for row in rows])
-    return pd.DataFrame([asdict(point) for point in held], columns=[field.name for field in fields(Point)])
+    checked: CheckedPoints
+    document: FitDocument
+    resolved: ResolvedStudy | None
+    rows: list[RunStatus]
+    tracker: Tracker | None
 
 
 def _fit(
@@ -549,9 +555,10 @@ def _fit(
     reference: str | None,
     columns: Sequence[str] | None,
     root: Path | None,
-) -> tuple[CheckedPoints, FitDocument, ResolvedStudy | None]:
+) -> _Fitted:
     from analysis.document import fit_points
     from analysis.points import build_frame, check_points, read_table
+    from harness.points_table import COLUMNS, cells, points_of
 
     if (study is None) == (points_file is None):
         raise InputError("give either a STUDY or --points FILE, and not both")
@@ -561,17 +568,19 @@ def _fit(
         if not equals or not ours or not theirs:
             raise InputError(f"--column {pair}: is not OURS=THEIRS, such as n_params=params")
         names[ours] = theirs
-    resolved = None
+    resolved, rows, tracker = None, list[RunStatus](), None
     if points_file is not None:
         frame = read_table(points_file, names)
     else:
         assert study is not None
         resolved = _registered(study, root)
-        table = _points_frame(resolved)
-        cells = list(enumerate(table.itertuples(index=False, name=None), start=1))
-        frame = build_frame(list(table.columns), cells, f"study {resolved.study.name}")
+        rows = _begun(resolved)
+        tracker = bring_up_to_date(resolved, rows)
+        points = list(points_of(rows, resolved.root))
+        frame = build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")
     checked = check_points(frame)
-    return checked, fit_points(checked, law=law, delta=delta, reference=reference), resolved
+    document = fit_points(checked, law=law, delta=delta, reference=reference)
+    return _Fitted(checked, document, resolved, rows, tracker)
 
 
 def _command_line() -> str:

@@ -10,12 +10,13 @@ from types import FrameType
 from harness.cluster import this_machine
 from harness.disk import DiskFull
 from harness.dispatch.local import LocalDispatcher
+from harness.mirror import MirrorThread
 from harness.plan import Plan
 from harness.progress import StudyProgress
 from harness.status import RunState, RunStatus, StatusReader
 from harness.submission import ResolvedStudy, Submission
 from harness.terminal import console, counted, errors
-from harness.tracking import MirrorThread, tracking_uri
+from harness.tracking import tracking_uri
 
 
 class Stopped(Exception):

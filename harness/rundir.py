@@ -59,6 +59,8 @@ class Launch(Frozen):
     """Trunk steps between two evaluations; null evaluates finished Runs alone."""
     peak_flops: Positive | None = None
     """Peak FLOP/s of a rank's device where known: what MFU is measured against."""
+    tracking: str | None = None
+    """Address that a mirror beside the worker sends to; null where the submitting process mirrors, and for SQLite."""
 
 
 class Root:

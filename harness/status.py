@@ -50,6 +50,8 @@ class RunStatus:
     job_id: str | None
     reason: str | None
     """Why a Run failed."""
+    result: Mapping[str, Any] | None = None
+    """The journal's last word on a finished Run."""
 
     def as_json(self) -> dict[str, Any]:
         """The row of `ssmscale status --json`."""
@@ -147,6 +149,7 @@ def _row(
         tokens_per_second=newest.get("tokens_per_second"),
         job_id=(own.started or trunk.started or {}).get("job_id"),
         reason=reason,
+        result=own.result if finished else None,
     )
 
 

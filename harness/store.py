@@ -60,8 +60,9 @@ def be_quiet() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     # Standard output is for what was asked: a table, a JSON document.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # A tracker that is gone is tried again by the next mirroring, not for minutes within one call.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    # A tracker that is gone is tried again by the next mirroring, not for minutes within one call; and a request that
+    # failed may have been heard all the same, so that repeating it blindly would make a run twice.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -23,6 +23,7 @@ from harness.run import Digest, Frozen
 from harness.rundir import Launch, Root, read_model, write_atomically, write_launch, write_run, write_series
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import CorpusView, GridPoint, Study, expand, view_corpus
+from harness.tracking import sidecar_uri
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
 
@@ -128,6 +129,12 @@ def register(resolved: ResolvedStudy) -> None:
         write_atomically(path, text)
 
 
+def keep_plan(root: Root, plan: Plan) -> None:
+    """Keep what was planned when it was submitted, beside the study."""
+    path = root.study(plan.study.name) / "plan.json"
+    write_atomically(path, json.dumps(plan.as_json(), indent=1, allow_nan=False) + "\n")
+
+
 class Submission:
     """One foreground submission: rounds of handing over what is missing, until nothing is."""
 
@@ -216,6 +223,7 @@ class Submission:
             keep_best=study.resources.keep_best,
             eval_every=study.tracking.eval_every,
             peak_flops=study.resources.peak_flops,
+            tracking=None if self.name == "local" else sidecar_uri(study, self.root),
         )
 
     def _job(self, series_id: str, runs: Sequence[PlannedRun]) -> Job:

@@ -19,6 +19,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from harness.process import identify_process
 from harness.provenance import commit, installed_version
 from harness.run import Run
 from harness.rundir import Launch, Root, read_launch, read_run
+from harness.sidecar import mirrored_beside
 from harness.training.engine import Ranks, initialise_ranks
 from harness.training.layout import series_layout
 from harness.training.loop import Diverged, Outcome, SeriesTrainer
@@ -155,7 +157,10 @@ def _train_logged(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
         try:
             states = ranks.tell([read_progress(root.run(run.run_id)).state for run in runs])
             missing = [run for run, state in zip(runs, states, strict=True) if state != Event.FINISHED]
-            return _train_locked(missing, root, launch, ranks, stop) if missing else "finished"
+            if not missing:
+                return "finished"
+            with mirrored_beside(launch, root, runs[0].series_id) if ranks.is_first else nullcontext():
+                return _train_locked(missing, root, launch, ranks, stop)
         finally:
             gc.collect()  # an engine refers to itself: its memory is wanted by the next Series
             lock.release()

@@ -141,7 +141,7 @@ def test_a_tracker_with_the_printed_environment_is_let_in(
     password = Path(guarded.told["password_file"]).read_text(encoding="utf-8").strip()
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", guarded.told["environment"]["MLFLOW_TRACKING_USERNAME"])
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-    assert Tracker(address, "guarded", root).experiment_id
+    assert Tracker(address, "guarded", root).experiment.id
 
 
 def test_a_second_server_on_one_sqlite_file_is_refused(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.rundir import Root
-from harness.tracking import Tracker, default_uri
+from harness.store import connect
+from harness.tracking import default_uri
 from tests.harness.fuzzing import Planted
 
 
@@ -17,7 +18,7 @@ from tests.harness.fuzzing import Planted
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite store with its tables made, which takes seconds; to be copied."""
     root = Root(tmp_path_factory.mktemp("store"))
-    Tracker(default_uri(root), "nothing", root)
+    connect(default_uri(root))
     return root.path / "mlflow.db"
 
 
@@ -51,3 +52,12 @@ def times(request: pytest.FixtureRequest) -> int:
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """Something that makes a folder if it is ever executed."""
     return Planted(tmp_path_factory.mktemp("planted") / "executed")
+
+
+@pytest.fixture
+def tracked_root(tmp_path: Path, empty_store: Path) -> Root:
+    """A ROOT with an MLflow store and nothing in it."""
+    root = Root(tmp_path / "runs")
+    root.path.mkdir()
+    (root.path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    return root

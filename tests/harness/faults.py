@@ -110,6 +110,7 @@ class Story:
         held = {
             run.data.tags["ssmscale.id"]: run
             for run in client.search_runs([experiment.experiment_id], max_results=1000)
+            if run.data.tags["ssmscale.kind"] != "study"
         }
         assert set(held) == {folder.name for folder in self.folders}
         for folder in self.folders:

@@ -1,0 +1,94 @@
+"""Journals written as a worker writes them, without the training: for tests and measurements of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness.journal import Event, Journal
+from harness.process import identify_process
+from harness.run import Run
+from harness.rundir import Root, write_run, write_series
+from harness.status import RunStatus, StatusReader
+from harness.study import GridPoint, Study
+from harness.submission import ResolvedStudy, register, resolve
+from harness.validation import validate
+
+WHO: dict[str, Any] = {"dispatcher": "test", "job_id": "7", "commit": "c" * 40, "layout": {"ranks": 1}}
+
+
+def registered(root: Root, fields: dict[str, Any]) -> ResolvedStudy:
+    """A study as its submission leaves it."""
+    resolved = resolve(validate(Study, fields, "test"), root, "test")
+    register(resolved)
+    return resolved
+
+
+def rows_of(root: Root, fields: dict[str, Any]) -> list[RunStatus]:
+    study = validate(Study, fields, "test")
+    return StatusReader(root, study.name).read(resolve(study, root, "test").points)
+
+
+def begin_series(root: Root, run: Run, **more: Any) -> Journal:
+    """A new attempt on the trunk of a Run."""
+    journal = Journal.open(write_series(root, run))
+    journal.append(Event.STARTED, **{**identify_process(), **WHO, **more})
+    return journal
+
+
+def begin_run(root: Root, run: Run, **more: Any) -> Journal:
+    """A new attempt on a Run."""
+    journal = Journal.open(write_run(root, run))
+    journal.append(Event.STARTED, **{**identify_process(), **WHO, **more})
+    return journal
+
+
+def log_steps(journal: Journal, steps: Iterable[int], **more: Any) -> None:
+    for step in steps:
+        journal.append(Event.STEP, **{**measured_at(step), **more})
+
+
+def measured_at(step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "loss": 5.0 - step / 1000,
+        "lr": 3e-3,
+        "tokens": step * 800,
+        "tokens_per_second": 1000.5,
+        "grad_norm": 1.25,
+    }
+
+
+def finish(journal: Journal, run: Run, loss: float = 4.0, **more: Any) -> None:
+    """End a Run with its result."""
+    result = {
+        "loss": loss,
+        "loss_codebooks": [loss, loss],
+        "step": run.iterations,
+        "tokens": run.iterations * 800,
+        "flops": run.iterations * 1e6,
+        "n_params": 1000 + run.model.n_blocks,
+        "n_params_non_embedding": 900 + run.model.n_blocks,
+        "n_params_text_encoder": 0,
+        "n_params_null_condition": 0,
+        "annealed": True,
+    }
+    journal.append(Event.FINISHED, **{**result, **more})
+    journal.close()
+
+
+def write_finished(root: Root, points: Sequence[GridPoint], steps: int = 20) -> None:
+    """Journals of a study that is done: every Run, and the trunk of every Series, with so many logged steps."""
+    seen: set[str] = set()
+    longest = max(point.run.iterations for point in points)
+    for point in points:
+        run = point.run
+        if run.series_id not in seen:
+            seen.add(run.series_id)
+            trunk = begin_series(root, run)
+            log_steps(trunk, sorted({longest * 4 * k // (5 * steps) for k in range(1, steps + 1)} - {0}))
+            trunk.append(Event.FINISHED)
+            trunk.close()
+        journal = begin_run(root, run)
+        log_steps(journal, range(max(1, run.iterations - steps + 1), run.iterations + 1))
+        finish(journal, run)
