@@ -72,7 +72,8 @@ class SeriesTrainer:
         self.engine = Engine(self.first, self.layout, ranks)
         self.control = Control(launch.control)
         self._control_size = -1
-        self._cancelled: set[str] = set()
+        self._cancelled: set[int] = set()
+        """Iterations of the Runs that are cancelled: hashing a Run at every step would take 1 % of a small one."""
         self._usage = Usage(ranks.device)
         self._measured: tuple[int, float] | None = None
         """Step and held-out loss of the newest evaluation on the way."""
@@ -326,8 +327,10 @@ class SeriesTrainer:
             except FileNotFoundError:
                 size = 0
             if size != self._control_size:
-                self._control_size, self._cancelled = size, self.control.cancelled()
-        known = run.run_id in self._cancelled
+                cancelled = self.control.cancelled()
+                self._control_size = size
+                self._cancelled = {one.iterations for one in self.runs if one.run_id in cancelled}
+        known = run.iterations in self._cancelled
         return bool(self.ranks.tell(known)) if ask_others else known
 
     def _resume(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> bool:
