@@ -36,6 +36,10 @@ from ssmttm.errors import InputError
 log = logging.getLogger("ssmscale.worker")
 
 
+LOOK_SECONDS = 0.2
+"""Between two looks at the disk for what others want: a short step on a slow disk must not wait for it."""
+
+
 class Outcome(IntEnum):
     """How a walk along trunk or branch ended; the order is the order of precedence between ranks."""
 
@@ -74,6 +78,8 @@ class SeriesTrainer:
         self._control_size = -1
         self._cancelled: set[int] = set()
         """Iterations of the Runs that are cancelled: hashing a Run at every step would take 1 % of a small one."""
+        self._look_again = 0.0
+        """When the first rank looks again for cancellations and newer attempts (monotonic)."""
         self._usage = Usage(ranks.device)
         self._measured: tuple[int, float] | None = None
         """Step and held-out loss of the newest evaluation on the way."""
@@ -305,7 +311,9 @@ class SeriesTrainer:
     def _agree(self, journal: Journal | None, run: Run) -> Outcome:
         """What all ranks do next: the gravest thing any of them knows of."""
         mine = Outcome.PREEMPTED if self.stop.reason else Outcome.DONE
-        if journal is not None:
+        now = time.monotonic()
+        if journal is not None and now >= self._look_again:
+            self._look_again = now + LOOK_SECONDS
             if self._is_cancelled(run, ask_others=False):
                 mine = max(mine, Outcome.CANCELLED)
             try:

@@ -36,7 +36,6 @@ from harness.training.loop import Outcome, SeriesTrainer
 from harness.training.schedule import trunk_learning_rate
 from harness.validation import validate
 from tests.benchmarks.measure import Row, Seconds, as_time, clocked
-from tests.benchmarks.trunk import stopwatch
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import series_folder, train
 
@@ -122,7 +121,7 @@ def _blocks(folder: Path, pairs: int) -> Blocks:
                     taken.wall.append((pair[True][0], pair[False][0]))
                     taken.processor.append((pair[True][1], pair[False][1]))
             mirror.suspend()
-            with _spent_in((Journal, "append"), (SeriesTrainer, "_agree")) as spent:
+            with _spent_in(time.thread_time, (Journal, "append"), (SeriesTrainer, "_agree")) as spent:
                 _walk(trainer, steps, journal)
             taken.inside = sum(spent) / steps
 
@@ -155,14 +154,14 @@ def median_with_interval(values: Seconds) -> tuple[float, float, float]:
 
 def _share_of_saving(folder: Path, iterations: list[int]) -> Row:
     """Saving in the whole Series of the demo's smallest model, branch points and all."""
-    with stopwatch() as spent:
+    with _spent_in(time.perf_counter, (SeriesTrainer, "_save")) as spent:
         wall = clocked(
             lambda: train(Root(folder / f"share-{len(iterations)}"), _demo(folder, _smallest(), iterations))
         )
-    saving = sum(spent["save"])
+    saving = sum(spent)
     lengths = ", ".join(map(str, iterations))
     return Row(
-        f"saving: {len(spent['save'])} checkpoints in runs of {lengths}",
+        f"saving: {len(spent)} checkpoints in runs of {lengths}",
         as_time(saving),
         as_time(wall),
         f"{saving / wall:.2%} of the whole",
@@ -227,21 +226,21 @@ def _steps_of(seconds: float, trainer: SeriesTrainer) -> int:
 
 
 @contextmanager
-def _spent_in(*watched: tuple[type, str]) -> Iterator[list[float]]:
-    """Processor seconds of each outermost call of the functions."""
+def _spent_in(clock: Callable[[], float], *watched: tuple[type, str]) -> Iterator[list[float]]:
+    """Seconds by `clock` of each outermost call of the functions."""
     spent: list[float] = []
     depth = [0]
 
     def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
             depth[0] += 1
-            start = time.thread_time()
+            start = clock()
             try:
                 return function(*arguments, **named)
             finally:
                 depth[0] -= 1
                 if not depth[0]:
-                    spent.append(time.thread_time() - start)
+                    spent.append(clock() - start)
 
         return call
 

@@ -63,6 +63,10 @@ class Training:
         """Return when training is `FURTHER` steps further, or over."""
         self.wait_for_step(min(self.step() + FURTHER, STEPS))
 
+    def miss_its_tracker(self) -> None:
+        """Return when it has said that the tracker is gone, or is over."""
+        wait_until(lambda: self.warnings() or self.process.poll() is not None)
+
     def said(self) -> str:
         return self.errors.read_text(encoding="utf-8")
 
@@ -184,9 +188,8 @@ def unread_bytes(port: int) -> int:
 
 def stop_server(training: Training, server: Served, _: Postgres | None) -> None:
     """MLflow's server is stopped, and started again after it was missed."""
-    before = len(training.warnings())
     server.stop()
-    wait_until(lambda: len(training.warnings()) > before)
+    training.miss_its_tracker()
     training.go_on()
     server.start()
 
@@ -195,7 +198,7 @@ def talk_nonsense(training: Training, server: Served, _: Postgres | None) -> Non
     """Where the server was something answers nonsense; then nothing; then the server."""
     server.stop()
     with Misbehaving(server.port) as nonsense:
-        wait_until(lambda: nonsense.asked > 1)
+        wait_until(lambda: nonsense.asked > 1 or training.process.poll() is not None)
         training.go_on()
     server.start()
 
@@ -204,7 +207,7 @@ def freeze_server(training: Training, server: Served, _: Postgres | None) -> Non
     """MLflow's server takes requests and answers none for a while."""
     server.freeze()
     try:
-        wait_until(lambda: unread_bytes(server.port) > 0)
+        wait_until(lambda: unread_bytes(server.port) > 0 or training.process.poll() is not None)
         training.go_on()
     finally:
         server.thaw()
@@ -213,10 +216,9 @@ def freeze_server(training: Training, server: Served, _: Postgres | None) -> Non
 def crash_database(training: Training, _: Served, postgres: Postgres | None) -> None:
     """PostgreSQL ends as in a crash, is missed, and comes back."""
     assert postgres is not None
-    before = len(training.warnings())
     postgres.stop()
     try:
-        wait_until(lambda: len(training.warnings()) > before)
+        training.miss_its_tracker()
         training.go_on()
     finally:
         postgres.start()
