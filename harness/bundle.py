@@ -7,7 +7,6 @@ the same bytes. harness/bundle_check.py reads one, harness/bundle_merge.py bring
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -15,21 +14,19 @@ import re
 import uuid
 import zipfile
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from harness.journal import FORMAT as ATTEMPT_FILE
-from harness.journal import attempts, check_for, read_progress
+from harness.journal import attempts, check_for
 from harness.lines import Damage, LineReader
-from harness.points_table import Point
+from harness.points_table import points_of, write_table
 from harness.provenance import commit, installed_version
 from harness.run import Frozen, WholeNumber
 from harness.status import RunState, RunStatus, StatusReader
 from harness.submission import ResolvedStudy
-from harness.training.result import Result
 from ssmttm.errors import InputError
 
 FORMAT = 1
@@ -157,24 +154,8 @@ def whole_lines(path: Path) -> bytes:
 
 
 def _points(done: list[RunStatus], resolved: ResolvedStudy) -> bytes:
-    names = [field.name for field in fields(Point)]
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in done:
-        held = read_progress(resolved.root.run(row.run_id)).result or {}
-        result = Result.model_validate({name: held.get(name) for name in Result.model_fields})
-        writer.writerow(
-            {
-                **result.model_dump(),
-                "run_id": row.run_id,
-                "cluster": row.series_id,
-                "architecture": row.point.architecture,
-                "size": row.point.size,
-                "iterations": row.point.run.iterations,
-                "seed": row.point.run.seed,
-            }
-        )
+    write_table(points_of(done, resolved.root), None, text)
     return text.getvalue().encode()
 
 

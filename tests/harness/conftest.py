@@ -5,13 +5,20 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness.rundir import Root
+from harness.rundir import Root, write_run, write_series
 from harness.store import connect
+from harness.study import Study
+from harness.submission import ResolvedStudy, register, resolve
 from harness.tracking import default_uri
+from harness.validation import validate
+from tests.conftest import tiny_study
+from tests.harness.bundles import exported, registered, with_iterations
 from tests.harness.fuzzing import Planted
+from tests.harness.trainer import train
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +68,36 @@ def tracked_root(tmp_path: Path, empty_store: Path) -> Root:
     root.path.mkdir()
     (root.path / "mlflow.db").write_bytes(empty_store.read_bytes())
     return root
+
+
+@pytest.fixture
+def resolved(tmp_path: Path, study_fields: dict[str, Any]) -> ResolvedStudy:
+    """A registered study of two runs that nobody has trained, under ./runs."""
+    root = Root(tmp_path / "runs")
+    found = resolve(validate(Study, study_fields, "test"), root, "test")
+    register(found)
+    for point in found.points:
+        write_run(root, point.run)
+        write_series(root, point.run)
+    return found
+
+
+@pytest.fixture(scope="session")
+def there(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path:
+    """A ROOT where the runs of 5 and 10 iterations have been trained; read it, never change it."""
+    root = Root(tmp_path_factory.mktemp("there") / "runs")
+    fields = with_iterations(tiny_study(tiny_corpus), 5, 10)
+    train(root, fields)
+    registered(root, fields)
+    return root.path
+
+
+@pytest.fixture(scope="session")
+def bundle(there: Path, tiny_corpus: Path) -> Path:
+    """Those two runs in one file."""
+    return exported(Root(there), with_iterations(tiny_study(tiny_corpus), 5, 10), there.parent / "tiny.zip")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Root:
+    return Root(tmp_path / "runs")

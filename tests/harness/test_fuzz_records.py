@@ -1,4 +1,4 @@
-"""Records nobody meant: journals, control files, the JSON of ROOT, checkpoints and bundles, changed and torn.
+"""Records nobody meant: journals, control files and the JSON of ROOT, changed and torn.
 
 What is whole among them must still give the right answer, which a small model of its own says; everything else is
 passed over or refused with a sentence, nothing in it is executed, and nothing but the expected output is written.
@@ -6,26 +6,16 @@ passed over or refused with a sentence, nothing in it is executed, and nothing b
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import strategies as st
 
-from harness.bundle import count_members
-from harness.journal import Event, read_progress
-from harness.rundir import Root, read_launch, read_run, write_run, write_series
-from harness.study import Study
-from harness.submission import ResolvedStudy, register, resolve
-from harness.training import checkpoint as checkpoints
-from harness.training.result import describe_result
-from harness.validation import validate
+from harness.rundir import read_launch
+from harness.submission import ResolvedStudy
 from harness.worker import group_by_series
 from ssmttm.errors import InputError
 from tests.conftest import Answer
@@ -41,51 +31,9 @@ from tests.harness.fuzzing import (
     repeat,
     strictly,
 )
+from tests.harness.records import ELSEWHERE, finish_all, lines_of, result_of, written
 
 Command = Callable[..., Answer]
-ELSEWHERE = {"host": "elsewhere", "pid": 7, "process_started": 1.0, "job_id": "7"}
-
-
-@pytest.fixture
-def resolved(tmp_path: Path, study_fields: dict[str, Any]) -> ResolvedStudy:
-    """A registered study of two runs that nobody has trained, under ./runs."""
-    root = Root(tmp_path / "runs")
-    found = resolve(validate(Study, study_fields, "test"), root, "test")
-    register(found)
-    for point in found.points:
-        write_run(root, point.run)
-        write_series(root, point.run)
-    return found
-
-
-def result_of(resolved: ResolvedStudy, number: int, loss: float) -> dict[str, Any]:
-    run = resolved.points[number].run
-    measured = {"loss": loss, "loss_codebooks": [loss, loss], "step": run.iterations, "tokens": 100}
-    return {**measured, **describe_result(run, 100, 1e6)}
-
-
-def written(root: Root, run_id: str, attempts: list[bytes]) -> None:
-    """The journal of a Run, and no other attempts than these."""
-    folder = root.run(run_id) / "journal"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for number, content in enumerate(attempts, 1):
-        (folder / f"{number:04d}.jsonl").write_bytes(content)
-
-
-def finish_all(resolved: ResolvedStudy) -> None:
-    for number, point in enumerate(resolved.points):
-        events = [
-            {"t": 1.0 + number, "event": "started", "step": 4, **ELSEWHERE},
-            {"t": 2.0, "event": "finished", **result_of(resolved, number, 3.0)},
-        ]
-        written(resolved.root, point.run.run_id, [lines_of(events)])
-
-
-def lines_of(events: list[Any]) -> bytes:
-    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
-
-
 # -- journals
 
 NOT_OURS = st.sampled_from(
@@ -325,153 +273,3 @@ def test_the_json_of_root_is_read_right_or_refused_by_name(
             path.write_bytes(dumped(files[path]))
 
     repeat(24 * times, lambda kind: file_cases(kind, files, planted), check)
-
-
-# -- checkpoints
-
-
-@st.composite
-def checkpoint_cases(
-    draw: st.DrawFn, kind: str, marker: dict[str, Any], content: bytes, planted: Planted
-) -> Case:
-    if kind == "valid":
-        told = {"tokens": draw(st.integers(0, 2**62)), "branch": draw(st.booleans())}
-        return Case(kind, (dumped(marker | told), content))
-    if kind == "mutated":
-        changed = draw(mutations(marker))
-        files = changed.get("files") if isinstance(changed, dict) else None
-        if isinstance(files, dict) and files and draw(st.booleans()):
-            stray = draw(st.sampled_from(["../secret", "/etc/passwd", "../../../study.json", ".", "", "\0"]))
-            files[stray] = next(iter(files.values()))
-        return Case(kind, (dumped(changed), content))
-    spoilt = draw(st.one_of(damaged(content), st.just(planted.pickled)))
-    facts = {"bytes": len(spoilt), "sha256": hashlib.sha256(spoilt).hexdigest()}
-    return Case(kind, (dumped(marker | {"files": {"a.pt": facts}}), spoilt))
-
-
-def test_a_checkpoint_is_good_or_has_a_problem_and_pruning_touches_nothing_else(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
-) -> None:
-    import torch
-
-    box = io.BytesIO()
-    torch.save({"module": {"w": torch.zeros(3)}, "step": 8}, box)
-    content = box.getvalue()
-    facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    marker = {"step": 8, "tokens": 1, "ranks": 1, "zero_stage": 0, "branch": True, "files": {"a.pt": facts}}
-    folder = resolved.root.series(resolved.points[0].run.series_id) / "checkpoints"
-    (folder / "step-000000008").mkdir(parents=True)
-    (tmp_path / "secret").write_text("kept")
-
-    def check(case: Case) -> None:
-        mark, file = case.content
-        (folder / "step-000000008").mkdir(exist_ok=True)
-        (folder / "step-000000008" / "a.pt").write_bytes(file)
-        (folder / "step-000000008.complete").write_bytes(mark)
-        problems = [checkpoints.problem_with(held) for held in checkpoints.marked(folder)]
-        if case.kind == "valid":
-            assert problems == [None]
-        before = hashes(tmp_path)
-        told = ssmscale("prune", "tiny", "--json")
-        planted.assert_not_executed()
-        assert not refused(told)
-        after = hashes(tmp_path)
-        gone = {name for name in before if name not in after}
-        assert all("checkpoints/step-000000008" in name for name in gone)
-        assert not gone or case.kind != "valid"
-        assert all(before[name] == after[name] for name in after if name in before and "control" not in name)
-        if strictly(told.out)["removed"]:
-            assert gone
-
-    repeat(12 * times, lambda kind: checkpoint_cases(kind, marker, content, planted), check)
-
-
-# -- bundles
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    """A bundle of these members, its list of contents brought up to date where there is one to be read."""
-    facts = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in members.items()
-        if name != "bundle.json"
-    }
-    contents = json.loads(members["bundle.json"])
-    if isinstance(contents, dict) and "members" in contents:
-        contents |= {"members": facts, "counts": count_members(facts).model_dump()}
-    box = io.BytesIO()
-    with zipfile.ZipFile(box, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, dumped(contents) if name == "bundle.json" else content)
-    return box.getvalue()
-
-
-@st.composite
-def bundle_cases(draw: st.DrawFn, kind: str, bundle: bytes, planted: Planted) -> Case:
-    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    name = draw(st.sampled_from(sorted(members)))
-    if kind == "valid":
-        journal = next(key for key in members if key.endswith(".jsonl"))
-        first, *rest = members[journal].splitlines(keepends=True)
-        noted = json.loads(first) | {"note": draw(st.text(max_size=8)), "more": draw(st.integers())}
-        members[journal] = lines_of([noted]) + b"".join(rest)
-        return Case(kind, zipped({key: members[key] for key in draw(st.permutations(sorted(members)))}))
-    if kind == "broken" and draw(st.booleans()):
-        return Case(kind, draw(damaged(bundle)))
-    if kind == "broken":
-        return Case(
-            kind,
-            zipped(
-                members | {name: draw(damaged(members[name]))}
-                if name != "bundle.json"
-                else {**members, "x": b""}
-            ),
-        )
-    if name.endswith(".jsonl"):
-        events = [json.loads(line) for line in members[name].splitlines()]
-        members[name] = lines_of(draw(mutations(events)))
-    elif name.endswith(".json"):
-        members[name] = dumped(draw(mutations(json.loads(members[name]))))
-    else:
-        members[name] = draw(st.one_of(damaged(members[name]), st.just(planted.pickled)))
-    return Case(kind, zipped(members))
-
-
-def test_a_bundle_is_imported_whole_or_refused_and_then_nothing_is_written(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
-) -> None:
-    finish_all(resolved)
-    assert ssmscale("export", "tiny", "--out", "whole.zip").status == 0
-    whole, path, here = Path("whole.zip").read_bytes(), tmp_path / "case.zip", tmp_path / "here"
-
-    def check(case: Case) -> None:
-        path.write_bytes(case.content)
-        shutil.rmtree(here, ignore_errors=True)
-        before = hashes(tmp_path)
-        answer = ssmscale("import", path, "--root", here)
-        planted.assert_not_executed()
-        if refused(answer, path.name):
-            assert case.kind != "valid", answer.err
-            assert hashes(tmp_path) == before
-            return
-        after = hashes(tmp_path)
-        assert {name: after[name] for name in before} == before
-        assert all(name.startswith("here") for name in after if name not in before)
-        for folder in (here / "runs").iterdir():
-            assert read_run(folder).run_id == folder.name
-            assert read_progress(folder).state == Event.FINISHED
-        first = hashes(here)
-        assert ssmscale("import", path, "--root", here).status == 0
-        assert hashes(here) == first
-        assert ssmscale("status", "tiny", "--root", here).status == 0
-
-    repeat(16 * times, lambda kind: bundle_cases(kind, whole, planted), check)

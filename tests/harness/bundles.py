@@ -1,0 +1,66 @@
+"""Bundles of tiny studies, and what is done to them: taken apart, changed, put together again."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.bundle import count_members, export_bundle
+from harness.rundir import Root
+from harness.study import Study
+from harness.submission import register, resolve
+from harness.validation import validate
+
+Fields = dict[str, Any]
+Members = dict[str, bytes]
+
+
+def with_iterations(fields: Fields, *iterations: int) -> Fields:
+    changed = copy.deepcopy(fields)
+    changed["grid"]["iterations"] = list(iterations)
+    return changed
+
+
+def registered(root: Root, fields: Fields) -> Any:
+    resolved = resolve(validate(Study, fields, "test"), root, "test")
+    register(resolved)
+    return resolved
+
+
+def exported(root: Root, fields: Fields, out: Path) -> Path:
+    export_bundle(registered(root, fields), out)
+    return out
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def members_of(bundle: Path) -> Members:
+    with zipfile.ZipFile(bundle) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def rewritten(members: Members, path: Path, listed: Mapping[str, Any] | None = None) -> Path:
+    """A bundle of these members, its bundle.json brought up to date but for what `listed` says."""
+    contents = json.loads(members["bundle.json"])
+    contents["members"] = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in members.items()
+        if name != "bundle.json"
+    }
+    contents["counts"] = count_members(members).model_dump()
+    contents |= listed or {}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, json.dumps(contents) if name == "bundle.json" else content)
+    return path
