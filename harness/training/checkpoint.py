@@ -246,6 +246,10 @@ def _foreign(checkpoint: Checkpoint) -> Path | None:
         return checkpoint.path
     for place, folders, files in os.walk(checkpoint.path, onerror=_raise):
         for name in (*folders, *files):
+            if name.startswith(
+                "."
+            ):  # no pattern takes it; NFS keeps a file so that is removed while it is read
+                continue
             path = Path(place) / name
             listed = path.relative_to(checkpoint.path).as_posix() in checkpoint.marker.files
             if path.is_symlink() or not (path.is_dir() or (listed and path.is_file())):

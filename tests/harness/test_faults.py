@@ -239,7 +239,7 @@ def state_of(story: Story) -> list[RunState]:
     return [row.state for row in StatusReader(story.root, "tiny").read(points)]
 
 
-@pytest.mark.parametrize("when", ["while_saving", "while_evaluating"])
+@pytest.mark.parametrize("when", ["while_saving", pytest.param("while_evaluating", marks=pytest.mark.verify)])
 def test_a_disk_that_fills_up_interrupts_and_the_same_command_goes_on(
     small_disk: Callable[[int], Path],
     fields: dict[str, Any],
