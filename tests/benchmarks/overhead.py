@@ -27,11 +27,12 @@ import yaml
 
 from harness.control import Control
 from harness.journal import Journal
+from harness.mirror import MirrorThread
 from harness.rundir import Root
 from harness.status import StatusReader
 from harness.study import Study
 from harness.submission import resolve
-from harness.tracking import MirrorThread, default_uri
+from harness.tracking import default_uri
 from harness.training.loop import Outcome, SeriesTrainer
 from harness.training.schedule import trunk_learning_rate
 from harness.validation import validate
