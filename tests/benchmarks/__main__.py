@@ -1,7 +1,7 @@
-"""What is claimed of speed, measured: `python -m tests.benchmarks [scan] [fit] [trunk] [overhead] [--quick]`.
+"""What is claimed of speed, measured: `python -m tests.benchmarks [scan] [fit] [trunk] [overhead] [points] [--quick]`.
 
-Each comparison runs both sides in this process and prints a ratio. Nothing fails for being slow: how fast a machine
-is today is no property of the code. What does fail is two sides that differ in their answer.
+Each comparison runs both sides here and now and prints a ratio. Nothing fails for being slow: how fast a machine is
+today is no property of the code. What does fail is two sides that differ in their answer.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "KINETO
 import torch
 from threadpoolctl import threadpool_limits
 
-from tests.benchmarks import fit, overhead, scan, trunk
+from tests.benchmarks import fit, overhead, points, scan, trunk
 
-BENCHMARKS = {"scan": scan.run, "fit": fit.run, "trunk": trunk.run, "overhead": overhead.run}
+BENCHMARKS = {
+    "scan": scan.run,
+    "fit": fit.run,
+    "trunk": trunk.run,
+    "overhead": overhead.run,
+    "points": points.run,
+}
 THREADS = 1  # what a training process has unless told otherwise
 LINE = "{:<60} {:>12} {:>12}  {}"
 
