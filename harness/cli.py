@@ -18,9 +18,12 @@ import typer
 from analysis.errors import InputError as AnalysisError
 from harness import submission, tables
 from harness.cli_data import data_app
+from harness.cli_keep import export_study, import_bundle, prune
+from harness.cli_serve import serve
 from harness.cluster import this_machine
 from harness.disk import DiskFull
 from harness.foreground import Stopped, train_here
+from harness.opening import begun, choose, open_study, registered, rows_of
 from harness.options import (
     ColumnOption,
     DeltaOption,
@@ -36,10 +39,8 @@ from harness.options import (
 )
 from harness.plan import make_plan
 from harness.provenance import installed_version
-from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
 from harness.store import redact
-from harness.study import load_study
 from harness.submission import ResolvedStudy
 from harness.syncing import bring_up_to_date, keep_report, replay, warn
 from harness.terminal import console, counted, errors, print_json
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from analysis.document import FitDocument
     from analysis.points import CheckedPoints
     from harness.plan import Plan
-    from harness.study import Study
     from harness.tracking import Tracker
 
 app = typer.Typer(
@@ -138,7 +138,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """What is left to train and what it will cost; trains nothing."""
-    resolved = _open(study, root, changes)
+    resolved = open_study(study, root, changes)
     made = _plan(resolved)
     if as_json:
         print_json(made.as_json())
@@ -161,7 +161,7 @@ def submit(
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
     if on != "local":
         raise InputError(f"--on {on}: there is no such dispatcher here; local is the one there is")
-    resolved = _open(study, root, changes)
+    resolved = open_study(study, root, changes)
     submission.check_before_training(resolved)
     made = _plan(resolved)  # whatever is wrong with the resources is said before anything is written
     if dry_run:
@@ -182,9 +182,9 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Where every run of a study stands."""
-    resolved = _registered(study, root)
+    resolved = registered(study, root)
     if watch and not as_json:
-        tables.watch_status(console, lambda: _rows(resolved), resolved.study.name)
+        tables.watch_status(console, lambda: rows_of(resolved), resolved.study.name)
         return
     reader = StatusReader(resolved.root, resolved.study.name)
     rows = reader.read(resolved.points)
@@ -203,8 +203,8 @@ def logs(
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is written.")] = False,
 ) -> None:
     """What a run's workers printed."""
-    resolved = _registered(study, root)
-    row = _choose(_rows(resolved), [run])[0]
+    resolved = registered(study, root)
+    row = choose(rows_of(resolved), [run])[0]
     files = submission.log_files(resolved.root, row)
     if not files:
         raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet")
@@ -214,17 +214,17 @@ def logs(
 @app.command()
 def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
     """Cancel runs of a study that are not over; others of the same trunk go on."""
-    resolved = _registered(study, root)
-    concerned = submission.cancel(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
+    resolved = registered(study, root)
+    concerned = submission.cancel(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} cancelled")
 
 
 @app.command()
 def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
     """Forget failures and cancellations, then train what is missing here."""
-    resolved = _registered(study, root)
+    resolved = registered(study, root)
     submission.check_before_training(resolved)
-    concerned = submission.forgive(resolved.root, resolved.study.name, _choose(_rows(resolved), runs))
+    concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:
         _train(resolved, _plan(resolved))
@@ -233,8 +233,8 @@ def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = No
 @app.command()
 def sync(study: StudyArgument, root: RootOption = None) -> None:
     """Check MLflow against the journals: send what it lacks, merge what is there twice, settle what nobody trains."""
-    resolved = _registered(study, root)
-    rows = _begun(resolved)
+    resolved = registered(study, root)
+    rows = begun(resolved)
     tracker, done = replay(resolved, rows)
     warn(done.notes)
     if done.merged:
@@ -246,56 +246,12 @@ def sync(study: StudyArgument, root: RootOption = None) -> None:
     )
 
 
-@app.command()
-def prune(
-    study: StudyArgument,
-    root: RootOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Drop checkpoints no run or extension needs; final weights stay, and so does what retry goes on from."""
-    from harness.prune import prune as drop
-
-    resolved = _registered(study, root)
-    done = drop(resolved, dry_run=dry_run)
-    name = resolved.study.name
-    if as_json:
-        print_json(tables.pruned_document(name, resolved.root, done, dry_run=dry_run))
-    else:
-        tables.print_pruned(console, name, resolved.root, done, dry_run=dry_run)
-
+app.command()(prune)
 
 # -- what came out: export, import, points, fit, report
 
-
-@app.command("export")
-def export_study(
-    study: StudyArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="F.zip", help="The bundle to write.")],
-    root: RootOption = None,
-) -> None:
-    """Write the finished runs of a study into one file: identities, journals and points; no weights."""
-    from harness.bundle import export_bundle
-
-    counts = export_bundle(_registered(study, root), out)
-    console.print(f"{out}: {counted(counts.runs, 'run')} in {counted(counts.series, 'series')}", markup=False)
-
-
-@app.command("import")
-def import_bundle(
-    bundle: Annotated[Path, typer.Argument(metavar="F.zip", help="A bundle `ssmscale export` wrote.")],
-    root: RootOption = None,
-) -> None:
-    """Add a bundle's finished runs to those here; it is checked whole first, and twice is as good as once."""
-    from harness.bundle_check import open_bundle
-    from harness.bundle_merge import merge
-
-    place = Root(root or Path("runs"))
-    with open_bundle(bundle) as opened:
-        done = merge(opened, place)
-    tables.print_imported(console, opened.contents.study, done)
-    if done.busy:
-        raise typer.Exit(1)
+app.command("export")(export_study)
+app.command("import")(import_bundle)
 
 
 @app.command()
@@ -314,8 +270,8 @@ def points(
     from harness.points_table import check_ending, points_of, write_table
 
     check_ending(out)
-    resolved = _registered(study, root)
-    rows = _begun(resolved)
+    resolved = registered(study, root)
+    rows = begun(resolved)
     bring_up_to_date(resolved, rows)
     write_table(points_of(rows, resolved.root, on_the_way=on_the_way), out, sys.stdout)
 
@@ -373,58 +329,7 @@ def report(
     console.print(str(page.absolute()), markup=False)
 
 
-@app.command()
-def serve(
-    study: StudyArgument,
-    root: RootOption = None,
-    database: Annotated[
-        str | None,
-        typer.Option(
-            envvar="SSMSCALE_DATABASE",
-            metavar="URI",
-            help="Keep runs there: postgresql://USER@HOST/NAME (default: ROOT/mlflow.db). A password is hidden best in "
-            "the variable, or in ~/.pgpass.",
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; any but this machine's own asks users for a password.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
-    ] = 5000,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A further name it is called by, as of a proxy; may be repeated."),
-    ] = None,
-    show_password: Annotated[bool, typer.Option("--show-password", help="Print the password, too.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """MLflow's server and page on a database, until Ctrl-C; prints what jobs need to find it."""
-    from harness import serve as serving
-    from harness.mlflow_server import stay
-
-    loaded, place = _place(study, root)
-    log = place.study(loaded.name) / "logs" / "mlflow-server.log"
-    if serving.password_on_show(database):
-        errors.print(
-            "every user here can read a command line's password; SSMSCALE_DATABASE or ~/.pgpass hides it"
-        )
-    try:
-        with (
-            serving.stoppable(),
-            serving.serving(place, database, host, port, allow_host or (), log) as (server, process),
-        ):
-            if as_json:
-                print_json(serving.describe(server, loaded.name, show_password=show_password))
-            else:
-                for line in serving.lines(server, show_password=show_password):
-                    console.print(line, markup=False, soft_wrap=True)
-            sys.stdout.flush()
-            if loaded.tracking.uri not in {None, server.address}:
-                errors.print(f"study {loaded.name} has a tracking.uri of its own, which goes first")
-            stay(server, process)
-    except KeyboardInterrupt:
-        errors.print("stopped")
+app.command()(serve)
 
 
 @app.command()
@@ -441,47 +346,7 @@ def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-# -- what the verbs share
-
-
-def _open(study: str, root: Path | None, changes: Sequence[str] | None) -> ResolvedStudy:
-    """A study from its YAML, or by the name it was submitted under."""
-    path = Path(study)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        loaded = load_study(path, changes or ())
-        return submission.resolve(loaded, Root(root or loaded.root or Path("runs")), study)
-    found = submission.resolve_registered(Root(root or Path("runs")), study) if _is_name(study) else None
-    if found is None:
-        raise InputError(
-            f"{study}: neither a file nor the name of a study under {(root or Path('runs')) / 'studies'}"
-        )
-    if changes:
-        raise InputError(f"{study}: --set changes a YAML file; this is a study as it was submitted")
-    return found
-
-
-def _place(study: str, root: Path | None) -> tuple[Study, Root]:
-    """A study and where its runs are kept; neither its corpus nor a submission is needed."""
-    path = Path(study)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        loaded = load_study(path)
-        return loaded, Root(root or loaded.root or Path("runs"))
-    resolved = _open(study, root, None)
-    return resolved.study, resolved.root
-
-
-def _registered(study: str, root: Path | None) -> ResolvedStudy:
-    """A study as it was submitted; the YAML itself where it was not."""
-    path = Path(study)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        loaded = load_study(path)
-        place = Root(root or loaded.root or Path("runs"))
-        return submission.resolve_registered(place, loaded.name) or submission.resolve(loaded, place, study)
-    return _open(study, root, None)
-
-
-def _is_name(study: str) -> bool:
-    return "/" not in study and not study.startswith(".")
+# -- what several verbs share
 
 
 def _plan(resolved: ResolvedStudy) -> Plan:
@@ -489,35 +354,6 @@ def _plan(resolved: ResolvedStudy) -> Plan:
         return make_plan(resolved.study, resolved.points, resolved.corpus, resolved.root, this_machine())
     except InputError as error:
         raise InputError(f"{resolved.where}: {error}") from error
-
-
-def _rows(resolved: ResolvedStudy) -> list[RunStatus]:
-    return StatusReader(resolved.root, resolved.study.name).read(resolved.points)
-
-
-def _begun(resolved: ResolvedStudy) -> list[RunStatus]:
-    """The study's rows; raises InputError where nothing of it was ever trained here."""
-    rows = _rows(resolved)
-    if all(row.state in {RunState.NEW, RunState.CANCELLED} for row in rows):
-        name = resolved.study.name
-        raise InputError(
-            f"study {name}: nothing of it has been trained under {resolved.root.path}; submit it first"
-        )
-    return rows
-
-
-def _choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStatus]:
-    if not wanted:
-        return rows
-    chosen = []
-    for name in wanted:
-        found = [row for row in rows if row.run_id.startswith(name)]
-        if len(found) != 1:
-            raise InputError(
-                f"{name}: begins the id of {len(found)} runs of this study; see `ssmscale status`"
-            )
-        chosen += found
-    return chosen
 
 
 def _train(resolved: ResolvedStudy, made: Plan) -> None:
@@ -573,8 +409,8 @@ def _fit(
         frame = read_table(points_file, names)
     else:
         assert study is not None
-        resolved = _registered(study, root)
-        rows = _begun(resolved)
+        resolved = registered(study, root)
+        rows = begun(resolved)
         tracker = bring_up_to_date(resolved, rows)
         points = list(points_of(rows, resolved.root))
         frame = build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")

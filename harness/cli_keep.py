@@ -1,0 +1,60 @@
+"""`ssmscale prune`, `export` and `import`: what of a ROOT is kept, and what is carried elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness import tables
+from harness.opening import registered
+from harness.options import JsonOption, RootOption, StudyArgument
+from harness.rundir import Root
+from harness.terminal import console, counted, print_json
+
+
+def prune(
+    study: StudyArgument,
+    root: RootOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop checkpoints no run or extension needs; final weights stay, and so does what retry goes on from."""
+    from harness.prune import prune as drop
+
+    resolved = registered(study, root)
+    done = drop(resolved, dry_run=dry_run)
+    name = resolved.study.name
+    if as_json:
+        print_json(tables.pruned_document(name, resolved.root, done, dry_run=dry_run))
+    else:
+        tables.print_pruned(console, name, resolved.root, done, dry_run=dry_run)
+
+
+def export_study(
+    study: StudyArgument,
+    out: Annotated[Path, typer.Option("--out", metavar="F.zip", help="The bundle to write.")],
+    root: RootOption = None,
+) -> None:
+    """Write the finished runs of a study into one file: identities, journals and points; no weights."""
+    from harness.bundle import export_bundle
+
+    counts = export_bundle(registered(study, root), out)
+    console.print(f"{out}: {counted(counts.runs, 'run')} in {counted(counts.series, 'series')}", markup=False)
+
+
+def import_bundle(
+    bundle: Annotated[Path, typer.Argument(metavar="F.zip", help="A bundle `ssmscale export` wrote.")],
+    root: RootOption = None,
+) -> None:
+    """Add a bundle's finished runs to those here; it is checked whole first, and twice is as good as once."""
+    from harness.bundle_check import open_bundle
+    from harness.bundle_merge import merge
+
+    place = Root(root or Path("runs"))
+    with open_bundle(bundle) as opened:
+        done = merge(opened, place)
+    tables.print_imported(console, opened.contents.study, done)
+    if done.busy:
+        raise typer.Exit(1)

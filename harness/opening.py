@@ -1,0 +1,84 @@
+"""From what a user calls a study or a run to the study and the run: what most verbs of the command begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import submission
+from harness.rundir import Root
+from harness.status import RunState, RunStatus, StatusReader
+from harness.study import Study, load_study
+from harness.submission import ResolvedStudy
+from ssmttm.errors import InputError
+
+
+def open_study(study: str, root: Path | None, changes: Sequence[str] | None) -> ResolvedStudy:
+    """A study from its YAML, or by the name it was submitted under."""
+    path = Path(study)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        loaded = load_study(path, changes or ())
+        return submission.resolve(loaded, Root(root or loaded.root or Path("runs")), study)
+    found = submission.resolve_registered(Root(root or Path("runs")), study) if _is_name(study) else None
+    if found is None:
+        raise InputError(
+            f"{study}: neither a file nor the name of a study under {(root or Path('runs')) / 'studies'}"
+        )
+    if changes:
+        raise InputError(f"{study}: --set changes a YAML file; this is a study as it was submitted")
+    return found
+
+
+def place_of(study: str, root: Path | None) -> tuple[Study, Root]:
+    """A study and where its runs are kept; neither its corpus nor a submission is needed."""
+    path = Path(study)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        loaded = load_study(path)
+        return loaded, Root(root or loaded.root or Path("runs"))
+    resolved = open_study(study, root, None)
+    return resolved.study, resolved.root
+
+
+def registered(study: str, root: Path | None) -> ResolvedStudy:
+    """A study as it was submitted; the YAML itself where it was not."""
+    path = Path(study)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        loaded = load_study(path)
+        place = Root(root or loaded.root or Path("runs"))
+        return submission.resolve_registered(place, loaded.name) or submission.resolve(loaded, place, study)
+    return open_study(study, root, None)
+
+
+def _is_name(study: str) -> bool:
+    return "/" not in study and not study.startswith(".")
+
+
+def rows_of(resolved: ResolvedStudy) -> list[RunStatus]:
+    """Where every Run of a study stands now."""
+    return StatusReader(resolved.root, resolved.study.name).read(resolved.points)
+
+
+def begun(resolved: ResolvedStudy) -> list[RunStatus]:
+    """The study's rows; raises InputError where nothing of it was ever trained here."""
+    rows = rows_of(resolved)
+    if all(row.state in {RunState.NEW, RunState.CANCELLED} for row in rows):
+        name = resolved.study.name
+        raise InputError(
+            f"study {name}: nothing of it has been trained under {resolved.root.path}; submit it first"
+        )
+    return rows
+
+
+def choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStatus]:
+    """The rows whose ids begin with what is wanted, all where nothing is; raises InputError unless each means one."""
+    if not wanted:
+        return rows
+    chosen = []
+    for name in wanted:
+        found = [row for row in rows if row.run_id.startswith(name)]
+        if len(found) != 1:
+            raise InputError(
+                f"{name}: begins the id of {len(found)} runs of this study; see `ssmscale status`"
+            )
+        chosen += found
+    return chosen
