@@ -1,0 +1,77 @@
+"""A mirror beside a worker, against MLflow's real server: what it shows while training goes on, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.journal import read_progress
+from harness.rundir import Root
+from tests.cluster.servers import Served, wait_until
+from tests.harness.journals import registered
+from tests.harness.trainer import prepared, train
+
+pytestmark = pytest.mark.cluster
+
+Fields = dict[str, Any]
+
+
+def mlflow_runs(address: str, study: str) -> dict[str, Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=address)
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        return {}
+    return {run.data.tags["ssmscale.id"]: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_a_worker_started_elsewhere_is_mirrored_by_its_own_machine(
+    tmp_path: Path, study_fields: Fields, sqlite_server: Served
+) -> None:
+    root, study_fields["name"] = Root(tmp_path / "runs"), "beside"
+    points = registered(root, study_fields).points
+    assert train(root, study_fields, tracking=sqlite_server.address) == ["finished"]
+    told = {run.run_id: read_progress(root.run(run.run_id)) for run in (point.run for point in points)}
+    wait_until(lambda: len(mlflow_runs(sqlite_server.address, "beside")) == 3)  # its last round may be late
+    wait_until(
+        lambda: (
+            {run.info.status for run in mlflow_runs(sqlite_server.address, "beside").values()} == {"FINISHED"}
+        )
+    )
+    held = mlflow_runs(sqlite_server.address, "beside")
+    for run_id, progress in told.items():
+        assert progress.result is not None
+        assert held[run_id].data.metrics["final.loss"] == progress.result["loss"]
+
+
+def test_a_worker_that_is_killed_is_called_killed_by_its_mirror(
+    tmp_path: Path, study_fields: Fields, sqlite_server: Served
+) -> None:
+    root, study_fields["name"] = Root(tmp_path / "runs"), "killed"
+    study_fields["grid"]["iterations"] = [100_000]
+    (point,) = registered(root, study_fields).points
+    prepared(root, study_fields, tracking=sqlite_server.address)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "harness.worker", str(root.run(point.run.run_id))],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        wait_until(lambda: point.run.series_id in mlflow_runs(sqlite_server.address, "killed"))
+        assert mlflow_runs(sqlite_server.address, "killed")[point.run.series_id].info.status == "RUNNING"
+    finally:
+        worker.send_signal(signal.SIGKILL)
+        worker.wait(30)
+    wait_until(
+        lambda: mlflow_runs(sqlite_server.address, "killed")[point.run.series_id].info.status == "KILLED"
+    )
+    reason = mlflow_runs(sqlite_server.address, "killed")[point.run.series_id].data.tags["ssmscale.reason"]
+    assert "no process trains it" in reason
