@@ -92,7 +92,7 @@ class StatusReader:
         found = []
         notes: list[str] = []
         for point in points:
-            run_id, series_id = point.run.run_id, point.run.series_id
+            run_id, series_id = point.run_id, point.series_id
             if series_id not in trunks:
                 trunks[series_id] = self._journals.read(self.root.series(series_id))
                 notes += trunks[series_id].damaged

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -286,6 +287,16 @@ class GridPoint:
     size: str
     run: Run
 
+    @cached_property
+    def run_id(self) -> str:
+        """The Run's identity, hashed once."""
+        return self.run.run_id
+
+    @cached_property
+    def series_id(self) -> str:
+        """The identity of the Run's Series, hashed once."""
+        return self.run.series_id
+
 
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read a study and apply `key=value` changes; raises InputError for every mistake in it at once."""
@@ -371,7 +382,7 @@ def expand(study: Study, corpus: CorpusView, text_fingerprint: str | None, where
     points = list(_points(study, corpus, text_fingerprint, where))
     seen: dict[str, GridPoint] = {}
     for point in points:
-        first = seen.setdefault(point.run.run_id, point)
+        first = seen.setdefault(point.run_id, point)
         if first is not point:
             raise InputError(
                 f"{where}: grid.sizes.{point.size} ({point.architecture}): is the same run as {first.size}; drop one"
