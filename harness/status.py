@@ -76,7 +76,7 @@ class RunStatus:
 
 @contextmanager
 def _without_collecting() -> Iterator[None]:
-    """Read ten thousand journals a third faster: none of it is a cycle, and the collector would look again and again."""
+    """Read many journals a third faster: nothing of them is a cycle, and the collector would look again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:
