@@ -2,7 +2,9 @@
 
 It holds identities and journals, from which points, fits and MLflow's view are made again, and neither weights nor
 logs. bundle.json lists every member with size and SHA-256; nothing in it tells of the host, and the same Runs give
-the same bytes. harness/bundle_check.py reads one, harness/bundle_merge.py brings it into a ROOT.
+the same bytes. The tracker's address stays behind: it may hold a password, and whoever imports a bundle must not be
+made to send journals and the login of their environment to a server of somebody else's choosing.
+harness/bundle_check.py reads one, harness/bundle_merge.py brings it into a ROOT.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ def count_members(names: Any) -> Counts:
 
 def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[str, bytes]]:
     root, study = resolved.root, resolved.root.study(resolved.study.name)
-    yield "study.json", (study / "study.json").read_bytes()
+    yield "study.json", without_tracker((study / "study.json").read_bytes())
     if (study / "calibration.json").exists():
         yield "calibration.json", (study / "calibration.json").read_bytes()
     yield "points.csv", _points(done, resolved)
@@ -141,10 +143,18 @@ def _journal(folder: str, directory: Path) -> Iterator[tuple[str, bytes]]:
         reader, content = LineReader(path), whole_lines(path)
         damaged = {line.number for line in reader.read(check_for(directory)) if isinstance(line, Damage)}
         if damaged:
-            lines = content.splitlines(keepends=True)
-            content = b"".join(line for number, line in enumerate(lines, 1) if number not in damaged)
+            lines = content.split(b"\n")[:-1]  # as the reader counts: other ends of line are none
+            content = b"".join(line + b"\n" for number, line in enumerate(lines, 1) if number not in damaged)
         if content:
             yield f"{folder}/journal/{path.name}", content
+
+
+def without_tracker(registration: bytes) -> bytes:
+    """A study.json as it travels: as it is, but for an address of a tracker."""
+    document = json.loads(registration)
+    if document["study"].get("tracking", {}).pop("uri", None) is None:
+        return registration
+    return json.dumps(document, indent=1).encode() + b"\n"
 
 
 def whole_lines(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.bundle import whole_lines
+from harness.bundle import whole_lines, without_tracker
 from harness.bundle_check import OpenBundle
 from harness.control import Control
 from harness.journal import FORMAT as ATTEMPT_FILE
@@ -123,7 +123,7 @@ def _register(bundle: OpenBundle, root: Root) -> None:
     folder = root.study(bundle.contents.study)
     if bundle.calibration_file is not None:
         write_atomically(folder / "calibration.json", bundle.calibration_file.read_text(encoding="utf-8"))
-    write_atomically(folder / "study.json", bundle.study_file.read_text(encoding="utf-8"))
+    write_atomically(folder / "study.json", without_tracker(bundle.study_file.read_bytes()).decode())
 
 
 def _note_unlisted(registered: ResolvedStudy, done: Imported) -> None:

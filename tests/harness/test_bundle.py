@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from filelock import FileLock
 
 from harness.bundle_check import open_bundle
@@ -20,6 +21,7 @@ from tests.harness.bundles import (
     exported,
     members_of,
     registered,
+    rewritten,
     tree,
     with_iterations,
 )
@@ -49,6 +51,26 @@ def test_the_same_runs_give_the_same_bytes(
 ) -> None:
     again = exported(Root(there), with_iterations(tiny_study(tiny_corpus), 5, 10), tmp_path / "again.zip")
     assert again.read_bytes() == bundle.read_bytes()
+
+
+@pytest.mark.parametrize("whose", ["exported", "made by hand"])
+def test_no_bundle_says_where_the_one_who_imports_it_tracks_runs(
+    there: Path, here: Root, study_fields: Fields, tmp_path: Path, whose: str
+) -> None:
+    copied, fields = Root(tmp_path / "copied"), with_iterations(study_fields, 5, 10)
+    shutil.copytree(there, copied.path)
+    fields["tracking"] = {"uri": "http://me:secret@tracker.example.org:5000"}
+    file = exported(copied, fields, tmp_path / "tiny.zip")
+    registered_there = (copied.study("tiny") / "study.json").read_bytes()
+    members = members_of(file)
+    assert not any(b"tracker.example.org" in content for content in members.values())
+    if whose == "made by hand":
+        file = rewritten(members | {"study.json": registered_there}, tmp_path / "crafted.zip")
+    assert len(imported(file, here).added) == 2
+    taken = json.loads((here.study("tiny") / "study.json").read_bytes())
+    there_then = json.loads(registered_there)
+    assert there_then["study"]["tracking"].pop("uri") == fields["tracking"]["uri"]
+    assert taken == there_then
 
 
 def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_without_its_corpus(
@@ -197,7 +219,7 @@ def test_a_torn_or_damaged_line_stays_behind_when_a_study_is_exported(
     shutil.copytree(there, copied.path)
     journal = next((copied.path / "series").iterdir()) / "journal" / "0001.jsonl"
     first, *rest = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(b"".join([first, b"\xff\x00 damaged\n", *rest, b'{"t": 1, "ev']))
+    journal.write_bytes(b"".join([first, b"\xff\r\x00 damaged\n", *rest, b'{"t": 1, "ev']))
     imported(exported(copied, fields, tmp_path / "tiny.zip"), here)
     (copy_here,) = (here.path / "series").glob("*/journal/0001.jsonl")
     assert copy_here.read_bytes() == b"".join([first, *rest])
