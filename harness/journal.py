@@ -175,9 +175,14 @@ def read_progress(directory: Path) -> Progress:
 
 
 class ProgressReader:
-    """Reads journals again and again, each time only what has been appended."""
+    """Reads journals again and again, each time only what has been appended.
 
-    def __init__(self) -> None:
+    With `newest_only` it holds the highest step of each kind of event and no others: all steps of ten thousand Runs
+    take gigabytes, and where a Run stands is told by the last.
+    """
+
+    def __init__(self, *, newest_only: bool = False) -> None:
+        self._newest_only = newest_only
         self._held: dict[Path, _Fold] = {}
 
     def read(self, directory: Path) -> Progress:
@@ -185,7 +190,7 @@ class ProgressReader:
         found = _attempt_files(directory)
         fold = self._held.get(directory)
         if fold is None or not fold.is_continued_by(found):
-            fold = self._held[directory] = _Fold(directory)
+            fold = self._held[directory] = _Fold(directory, newest_only=self._newest_only)
         return fold.read(found)
 
 
@@ -204,7 +209,8 @@ _Files = list[tuple[int, _FileFacts]]
 class _Fold:
     """One journal, folded as far as it was read."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, newest_only: bool) -> None:
+        self.newest_only = newest_only
         self.folder = directory / "journal"
         self.check = check_for(directory)
         self.files: _Files = []
@@ -219,9 +225,13 @@ class _Fold:
         self.result: dict[str, Any] | None = None
         self.notes: list[str] = []
         self.unnamed = 0
+        self.is_partial = False
+        """Whether something could not be read: it may be another time, though no file has changed."""
 
     def is_continued_by(self, found: _Files) -> bool:
         """Whether reading on gives what reading from the start would: older files as they were, the newest grown."""
+        if self.is_partial:
+            return False
         if not self.files:
             return True
         last = len(self.files) - 1
@@ -259,6 +269,7 @@ class _Fold:
                     self._add(attempt, line)
         except OSError as error:
             self._note(reader, reader.number + 1, f"cannot be read ({error.strerror})")
+            self.is_partial = True
             return True
         return news
 
@@ -276,17 +287,24 @@ class _Fold:
         kind = event["event"]
         self.step = event.get("step", self.step)
         if kind == Event.STEP:
-            self.steps[self.step] = event
+            self._hold(self.steps, event)
         elif kind == Event.EVAL:
-            self.evals[self.step] = event
+            self._hold(self.evals, event)
         elif kind == Event.SYSTEM:
-            self.systems[self.step] = event
+            self._hold(self.systems, event)
         elif kind in {Event.STARTED, Event.RESUMED}:
             self.state, self.started, self.result = kind, event, None
         elif kind in {Event.FINISHED, Event.FAILED}:
             self.state, self.result = kind, event
         elif kind in {Event.PREEMPTED, Event.CANCELLED}:
             self.state = kind
+
+    def _hold(self, held: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
+        if self.newest_only and held:
+            if self.step < max(held):
+                return
+            held.clear()
+        held[self.step] = event
 
     def _progress(self) -> Progress:
         notes = list(self.notes)

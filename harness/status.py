@@ -93,7 +93,7 @@ class StatusReader:
         self.root = root
         self.notes: tuple[str, ...] = ()
         """What the newest reading passed over in journals, a sentence each."""
-        self._journals = ProgressReader()
+        self._journals = ProgressReader(newest_only=True)
         self.control = Control(root.study(study_name) / "control.jsonl")
 
     @_without_collecting()

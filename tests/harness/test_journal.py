@@ -1,5 +1,6 @@
 """The journal: what it says survives torn lines, several attempts and a process thought dead."""
 
+import errno
 import json
 import os
 import re
@@ -269,6 +270,49 @@ def test_reading_on_says_what_reading_anew_says_whatever_the_bytes(
         assert progress.is_alive in {True, False}
         assert all(isinstance(step, int) and step >= 0 for step in progress.steps)
         assert all(event["attempt"] in {1, 2, 3} for event in read_events(directory))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.sampled_from(["step", "eval"]), st.integers(0, 5)), max_size=12)
+)
+def test_a_reader_of_the_newest_alone_holds_one_step_and_says_the_same_of_it(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, str, int]]
+) -> None:
+    directory = tmp_path_factory.mktemp("any") / "runs" / "a"
+    (directory / "journal").mkdir(parents=True)
+    reader = ProgressReader(newest_only=True)
+    for number, (attempt, kind, step) in enumerate(written):
+        line = {"t": 1.0, "event": kind, "step": step, "loss": number}
+        with (directory / "journal" / f"{attempt:04d}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        brief, whole = reader.read(directory), read_progress(directory)
+        assert (brief.step, brief.attempt) == (whole.step, whole.attempt)
+        for few, every in ((brief.steps, whole.steps), (brief.evals, whole.evals)):
+            assert few == ({max(every): every[max(every)]} if every else {})
+
+
+def test_what_could_not_be_read_once_is_read_again_though_no_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Journal.open(tmp_path), Journal.open(tmp_path)
+    second.append(Event.STEP, step=2, loss=3.0)
+    os.write(
+        first._descriptor, json.dumps({"t": 1.0, "event": "step", "step": 1, "loss": 3.0}).encode() + b"\n"
+    )
+    reader, whole = ProgressReader(), Path.open
+
+    def hesitate(path: Path, *how: Any, **more: Any) -> Any:
+        if path == first.path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return whole(path, *how, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", hesitate)
+        progress = reader.read(tmp_path)
+        assert (list(progress.steps), len(progress.damaged)) == ([2], 1)
+    progress = reader.read(tmp_path)
+    assert (list(progress.steps), progress.damaged) == ([1, 2], ())
 
 
 def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
