@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def size_of(path: Path) -> int:
     total = 0
     for file in files:
         with contextlib.suppress(OSError):
-            total += file.lstat().st_size
+            facts = file.lstat()
+            total += 0 if stat.S_ISDIR(facts.st_mode) else facts.st_size
     return total
 
 

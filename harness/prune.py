@@ -10,22 +10,22 @@ hesitates once must not cost a checkpoint. Final weights are results and stay.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from harness.control import Control
 from harness.cost import GIB
+from harness.disk import size_of
 from harness.journal import Event, read_progress
 from harness.run import Run
 from harness.rundir import Root, read_run
 from harness.submission import ResolvedStudy, resolve_registered
 from harness.training import checkpoint as checkpoints
-from harness.training.checkpoint import TAG, Checkpoint, Marker
+from harness.training.checkpoint import TAG, Checkpoint
 from harness.training.schedule import branch_step
 from ssmttm.errors import InputError
 
@@ -187,7 +187,9 @@ class _Folder:
 
     def __init__(self, owner: str, folder: Path) -> None:
         self.owner, self.folder = owner, folder
-        self.marked = checkpoints.marked(folder)
+        self.marked, problems = checkpoints.survey(folder)
+        self._undecided = {problem.tag: problem.text for problem in problems if problem.tag is not None}
+        """Tags that may be whole all the same, and why that is not known."""
         self.needed: dict[Path, str] = {}
         """Paths that stay, and why."""
         self._problems: dict[str, str | None] = {}
@@ -221,8 +223,8 @@ class _Folder:
         for path in sorted(_pieces(self.folder)):
             tag = path.name.removeprefix(".").split(".")[0]
             matched = TAG.fullmatch(tag)
-            if path.is_dir() and path.name not in whole and not _is_readable(path.with_suffix(".complete")):
-                self.needed[path] = "its marker cannot be read, perhaps a newer version wrote it"
+            if path.is_dir() and path.name not in whole and path.name in self._undecided:
+                self.needed[path] = f"cannot be judged, so it stays: {self._undecided[path.name]}"
             if path in self.needed:
                 why = self.needed[path]
             elif path.name in whole:
@@ -233,7 +235,7 @@ class _Folder:
                 why = "its files are not those its marker lists"
             else:
                 why = "never completed"
-            found.append(Item(self.owner, path, int(matched[1]) if matched else 0, _size(path), why))
+            found.append(Item(self.owner, path, int(matched[1]) if matched else 0, size_of(path), why))
         return found
 
     def _problem_with(self, found: Checkpoint) -> str | None:
@@ -256,24 +258,8 @@ def _pieces(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _is_readable(marker: Path) -> bool:
-    """Whether a marker is one of this version's; one that is not there is nobody's."""
-    try:
-        Marker.model_validate_json(marker.read_bytes())
-    except FileNotFoundError:
-        return True
-    except (ValidationError, OSError):
-        return False
-    return True
-
-
 def _listed(folder: Path) -> Sequence[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
-
-
-def _size(path: Path) -> int:
-    files: Iterable[Path] = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _remove(path: Path) -> None:

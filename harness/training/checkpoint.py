@@ -96,6 +96,8 @@ class Problem:
     text: str
     damaged: Checkpoint | None = None
     """What is known to be damaged; a disk that hesitates once must not cost a checkpoint."""
+    tag: str | None = None
+    """Which checkpoint, where it is not known to be damaged and so must stay."""
 
 
 def tag_of(step: int) -> str:
@@ -171,19 +173,19 @@ def load(engine: Engine, checkpoint: Checkpoint) -> None:
 
 def marked(folder: Path) -> list[Checkpoint]:
     """Checkpoints whose marker is there and whose files have the right sizes, by step."""
-    found = [held for held in _read_all(folder) if isinstance(held, Checkpoint) and not _wrong_sizes(held)]
-    return sorted(found, key=lambda checkpoint: checkpoint.marker.step)
+    return survey(folder)[0]
 
 
-def unusable(folder: Path) -> list[Problem]:
-    """Why each marker of a folder that `marked` does not list stands for no checkpoint."""
-    problems = []
+def survey(folder: Path) -> tuple[list[Checkpoint], list[Problem]]:
+    """The `marked` checkpoints of a folder, and why each other marker stands for none; in one look at the disk."""
+    found, problems = [], []
     for held in _read_all(folder):
-        if isinstance(held, Problem):
-            problems.append(held)
-        elif wrong := _wrong_sizes(held):
-            problems.append(Problem(wrong, held))
-    return problems
+        problem = held if isinstance(held, Problem) else _wrong_sizes(held)
+        if problem is not None:
+            problems.append(problem)
+        elif isinstance(held, Checkpoint):
+            found.append(held)
+    return sorted(found, key=lambda checkpoint: checkpoint.marker.step), problems
 
 
 def _read_all(folder: Path) -> Iterator[Checkpoint | Problem]:
@@ -196,9 +198,9 @@ def _read_all(folder: Path) -> Iterator[Checkpoint | Problem]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the document"
-            yield Problem(f"{path}: {where}: {first['msg']}")
+            yield Problem(f"{path}: {where}: {first['msg']}", tag=path.stem)
         except OSError as error:
-            yield Problem(f"{path}: cannot be read ({error.strerror})")
+            yield Problem(f"{path}: cannot be read ({error.strerror})", tag=path.stem)
         else:
             if tag_of(marker.step) != path.stem:
                 yield Problem(f"{path}: is the marker of step {marker.step}")
@@ -206,15 +208,17 @@ def _read_all(folder: Path) -> Iterator[Checkpoint | Problem]:
                 yield Checkpoint(folder, path.stem, marker)
 
 
-def _wrong_sizes(checkpoint: Checkpoint) -> str | None:
+def _wrong_sizes(checkpoint: Checkpoint) -> Problem | None:
     for name, facts in checkpoint.marker.files.items():
         path = checkpoint.path / name
         try:
             size = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError) as error:
+            return Problem(f"{path}: {error.strerror}", checkpoint)
         except OSError as error:
-            return f"{path}: {error.strerror}"
+            return Problem(f"{path}: cannot be read ({error.strerror})", tag=checkpoint.tag)
         if size != facts.bytes:
-            return f"{path}: holds {size} bytes of {facts.bytes}"
+            return Problem(f"{path}: holds {size} bytes of {facts.bytes}", checkpoint)
     return None
 
 

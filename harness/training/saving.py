@@ -47,9 +47,10 @@ class Saver:
 
         def look() -> None:
             nonlocal chosen
-            for problem in checkpoints.unusable(folder):
+            held, problems = checkpoints.survey(folder)
+            for problem in problems:
                 self._pass_over(problem, journal)
-            for found in reversed(checkpoints.marked(folder)):
+            for found in reversed(held):
                 if not lowest <= found.marker.step <= highest:
                     continue
                 if (wrong := checkpoints.inspect(found)) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,12 +15,14 @@ from typing import Any
 import pytest
 
 from harness.journal import Event, Fenced, Journal, read_events, read_progress
-from harness.rundir import Layout, Root
+from harness.prune import prune
+from harness.rundir import Layout, Root, read_launch
 from harness.training import checkpoint as checkpoints
 from harness.training.checkpoint import Checkpoint, FileFacts, Marker, tag_of
 from harness.training.engine import Engine, initialise_ranks
-from harness.training.saving import retire
+from harness.training.saving import Saver, retire
 from tests.conftest import tiny_study
+from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps
 
 Fields = dict[str, Any]
@@ -68,9 +71,11 @@ def write(checkpoint: Checkpoint, files: dict[str, bytes]) -> Checkpoint:
 
 def problems(checkpoint: Checkpoint) -> list[str]:
     """What training would report of a checkpoint's folder, and of the checkpoint where it is still listed."""
-    found = [problem.text for problem in checkpoints.unusable(checkpoint.folder)]
-    still = [held for held in checkpoints.marked(checkpoint.folder) if held.tag == checkpoint.tag]
-    return found + [problem for held in still if (problem := checkpoints.problem_with(held))]
+    held, unusable = checkpoints.survey(checkpoint.folder)
+    still = [found for found in held if found.tag == checkpoint.tag]
+    return [problem.text for problem in unusable] + [
+        problem for found in still if (problem := checkpoints.problem_with(found))
+    ]
 
 
 def test_whole_checkpoints_have_no_problem_and_know_their_held_out_loss(root: Root) -> None:
@@ -179,6 +184,30 @@ def test_a_marker_that_cannot_be_read_is_reported_and_left_where_it_is(
     assert str(path) in problem
     assert why in problem
     assert path.read_bytes() == before
+
+
+def test_a_disk_that_hesitates_costs_no_checkpoint(
+    root: Root, study_fields: Fields, newest: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, whole = newest.path / next(iter(newest.marker.files)), Path.stat
+
+    def hesitate(path: Path, **how: Any) -> os.stat_result:
+        if path == file:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return whole(path, **how)
+
+    study_fields["grid"]["iterations"] = [5, 10, 20]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", hesitate)
+        saver = Saver(initialise_ranks(1), read_launch(root, newest.folder.parent.name))
+        found = saver.find(newest.folder, 1, newest.marker.step, None)
+        assert found is not None
+        assert found.marker.step < newest.marker.step
+        done = prune(registered(root, study_fields))
+        (kept,) = [item for item in done.kept if item.path == newest.path]
+        assert "cannot be read" in kept.why
+    assert checkpoints.marked(newest.folder)[-1] == newest
+    assert checkpoints.problem_with(newest) is None
 
 
 def test_a_damaged_checkpoint_does_not_occupy_its_step(

@@ -265,7 +265,7 @@ def test_a_checkpoint_whose_marker_this_version_cannot_read_stays(root: Root, st
         marker.write_text(json.dumps(json.loads(marker.read_text()) | {"from the future": 1}))
     done = prune(root, fields)
     assert done.removed == []
-    assert {item.why for item in done.kept} == {"its marker cannot be read, perhaps a newer version wrote it"}
+    assert all("step-00000000" in item.why and "from the future" in item.why for item in done.kept)
 
 
 def test_the_best_checkpoint_stays_where_the_study_wants_it(root: Root, study_fields: Fields) -> None:
