@@ -173,8 +173,6 @@ class SeriesTrainer:
 
     def _finish(self, run: Run, folder: Path, journal: Journal | None) -> None:
         loss, by_codebook = self.evaluate()
-        if not math.isfinite(loss):
-            raise Diverged(f"held-out loss is {loss} after {self.step} steps")
         weights = self.engine.state_dict()
         if journal is not None and weights is not None:
             journal.check_fence()
@@ -285,7 +283,10 @@ class SeriesTrainer:
             )
 
     def evaluate(self) -> tuple[float, list[float]]:
-        """Mean cross-entropy in nats a token on the held-out split, and that of each codebook; collective."""
+        """Mean cross-entropy in nats a token on the held-out split, and that of each codebook; collective.
+
+        Raises Diverged where it is not a number: between two logged steps nobody else looks.
+        """
         import torch
 
         from ssmttm.model import codebook_cross_entropy
@@ -304,7 +305,10 @@ class SeriesTrainer:
             torch.distributed.all_reduce(totals)
             totals = totals.cpu()
         by_codebook = (totals[0] / totals[1]).tolist()
-        return float(totals[0].sum() / totals[1].sum()), [float(value) for value in by_codebook]
+        loss = float(totals[0].sum() / totals[1].sum())
+        if not math.isfinite(loss):
+            raise Diverged(f"held-out loss is {loss} after {self.step} steps")
+        return loss, [float(value) for value in by_codebook]
 
     # -- between steps
 

@@ -222,6 +222,20 @@ def test_a_diverged_series_fails_with_its_reason(root: Root, study_fields: Field
         assert "loss is" in progress.result["reason"]
 
 
+def test_a_trunk_that_diverged_since_its_last_logged_step_is_told_by_its_evaluation(
+    root: Root, study_fields: Fields
+) -> None:
+    study_fields["training"]["optimiser"] = {"lr": 1e30, "grad_clip": None}
+    fields = with_iterations(study_fields, 20)
+    assert train(root, fields, log_every=100, eval_every=3) == ["failed"]
+    (progress,) = progress_of(root, fields)
+    assert progress.result is not None
+    assert (progress.result["kind"], "held-out loss is nan" in progress.result["reason"]) == (
+        "diverged",
+        True,
+    )
+
+
 def test_a_cancelled_run_is_skipped_and_the_others_of_its_trunk_finish(
     root: Root, study_fields: Fields
 ) -> None:
