@@ -1,6 +1,6 @@
 """A mirror that goes along with training: a thread of the submitting process, or a process beside a worker.
 
-    python -m harness.mirror STUDY_DIR SERIES_ID...    mirror those Series until the process that started it ends
+    python -m harness.mirror --parent PID STUDY_DIR SERIES_ID...    mirror those Series until that process ends
 
 Neither is in a process that trains: importing MLflow alone would stop every other thread there for seconds. What is
 kept in memory does not grow with what a tracker has not taken. There is no queue: each round begins with the newest
@@ -144,9 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("study_dir", type=Path, metavar="STUDY_DIR", help="ROOT/studies/NAME")
     parser.add_argument("series", nargs="+", metavar="SERIES_ID")
+    parser.add_argument(
+        "--parent", type=int, required=True, metavar="PID", help="the process that starts this one"
+    )
     parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS", help="between two rounds")
     options = parser.parse_args(arguments)
-    parent = os.getppid()
     told: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
@@ -159,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.nice(10)  # it shares its cores with training
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        _go_along(options.study_dir.absolute(), options.series, options.every, parent, told)
+        _go_along(options.study_dir.absolute(), options.series, options.every, options.parent, told)
     except InputError as error:
         log.error("%s", error)
         return 2

@@ -38,7 +38,9 @@ def mirrored_beside(launch: Launch, root: Root, series_id: str) -> Iterator[None
 
 
 def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes] | None:
-    command = [sys.executable, "-m", "harness.mirror", str(launch.control.parent), series_id]
+    # The parent is said, since one that is killed in the first second is gone before anybody looks for it.
+    command = [sys.executable, "-m", "harness.mirror", "--parent", str(os.getpid())]
+    command += [str(launch.control.parent), series_id]
     hidden = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     log_file = root.series(series_id) / "logs" / "mirror.log"

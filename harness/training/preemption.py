@@ -30,7 +30,10 @@ class StopFlag:
 
 
 def stop_when_parent_ends() -> None:
-    """Ask the kernel for a SIGTERM when the process that started this one ends (Linux; elsewhere nothing)."""
+    """Ask the kernel for a SIGTERM when the process that started this one ends (Linux; elsewhere nothing).
+
+    One that has ended already is not noticed: whoever must know compares parents.
+    """
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
