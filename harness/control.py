@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from filelock import FileLock
 
 from harness.disk import append_line, naming_a_full_disk
 from harness.lines import read_lines
+
+RUNS_A_LINE = 10_000
+"""Runs told of in one line: a line of a study's hundred thousand would be too long to be read."""
 
 
 class Control:
@@ -21,14 +25,16 @@ class Control:
         self.path = path
 
     def append(self, event: str, **fields: Any) -> None:
-        """Write one line and see it to the disk; raises DiskFull."""
-        line = json.dumps({"t": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
+        """Write what happened and see it to the disk, many `runs` on several lines; raises DiskFull."""
+        now = round(time.time(), 3)
+        lines = [json.dumps({"t": now, "event": event, **part}, allow_nan=False) for part in _parts(fields)]
         with naming_a_full_disk(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock"):
                 descriptor = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o644)
                 try:
-                    append_line(descriptor, line.encode() + b"\n", self.path, durable=True)
+                    for line in lines:
+                        append_line(descriptor, line.encode() + b"\n", self.path, durable=line is lines[-1])
                 finally:
                     os.close(descriptor)
 
@@ -53,3 +59,15 @@ class Control:
             if event["event"] == "retried":
                 found |= event.get("attempts", {})
         return found
+
+
+def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    runs, attempts = fields.get("runs", ()), fields.get("attempts")
+    if len(runs) <= RUNS_A_LINE:
+        yield fields
+        return
+    for first in range(0, len(runs), RUNS_A_LINE):
+        part = runs[first : first + RUNS_A_LINE]
+        yield {**fields, "runs": part} | (
+            {} if attempts is None else {"attempts": {run: attempts[run] for run in part if run in attempts}}
+        )

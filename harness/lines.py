@@ -132,7 +132,7 @@ class LineReader:
                 for line in lines:
                     self.offset += len(line) + 1
                     self.number += 1
-                    if self._skipping:
+                    if self._skipping or len(line) > CHUNK:
                         self._skipping = False
                         yield Damage(self.number, f"longer than {CHUNK} bytes")
                         continue

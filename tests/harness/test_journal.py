@@ -339,6 +339,25 @@ def test_a_control_file_of_any_bytes_stops_nobody(
     assert all(isinstance(attempt, int) for attempt in control.forgiven().values())
 
 
+def test_what_is_said_of_a_hundred_thousand_runs_is_heard(tmp_path: Path) -> None:
+    control, runs = Control(tmp_path / "control.jsonl"), [f"{number:012x}" for number in range(100_000)]
+    control.append("cancelled", runs=runs)
+    assert control.cancelled() == set(runs)
+    control.append("retried", runs=runs, attempts=dict.fromkeys(runs, 3))
+    assert control.cancelled() == set()
+    assert control.forgiven() == dict.fromkeys(runs, 3)
+
+
+@pytest.mark.parametrize("before", [0, CHUNK // 2])
+def test_a_line_that_is_too_long_is_so_wherever_it_lies(tmp_path: Path, before: int) -> None:
+    journal = Journal.open(tmp_path)
+    journal.append(Event.WARNING, text="x" * before)
+    journal.append(Event.WARNING, text="x" * (CHUNK + CHUNK // 4))
+    journal.append(Event.STEP, step=1, loss=3.0)
+    progress = read_progress(tmp_path)
+    assert (list(progress.steps), len(progress.damaged)) == ([1], 1)
+
+
 def test_a_line_no_disk_has_room_for_is_taken_back_whole(small_disk: Callable[[int], Path]) -> None:
     disk = small_disk(64 * 1024)
     journal = Journal.open(disk / "run")
