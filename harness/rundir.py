@@ -60,7 +60,8 @@ class Launch(Frozen):
     peak_flops: Positive | None = None
     """Peak FLOP/s of a rank's device where known: what MFU is measured against."""
     tracking: str | None = None
-    """Address that a mirror beside the worker sends to; null where the submitting process mirrors, and for SQLite."""
+    """Address that a mirror beside the worker sends to; null where the submitting process mirrors, for SQLite, and for
+    one that holds a password."""
 
 
 class Root:

@@ -32,6 +32,7 @@ from harness.rundir import Root
 from harness.series_mirror import Members, SeriesMirror, survivor, tell_of
 from harness.settling import OVER, WAITING, ending_of_study, ending_unlisted, may_live_elsewhere
 from harness.status import RunState, RunStatus
+from harness.store import redact
 from harness.study import Study
 
 SERVER_THREADS = 4
@@ -55,9 +56,13 @@ def tracking_uri(study: Study, root: Root) -> str:
 
 
 def sidecar_uri(study: Study, root: Root) -> str | None:
-    """The address a mirror beside a worker may use; null for an SQLite file, which no other machine may open."""
+    """The address a mirror beside a worker may use, as launch.json keeps it.
+
+    Null for an SQLite file, which no other machine may open, and for an address that holds a password: every user of a
+    shared ROOT may read launch.json. `ssmscale sync` mirrors then.
+    """
     uri = tracking_uri(study, root)
-    return None if uri.startswith("sqlite") else uri
+    return None if uri.startswith("sqlite") or redact(uri) != uri else uri
 
 
 @dataclass

@@ -123,6 +123,16 @@ def test_a_mirror_beside_a_worker_is_never_given_an_sqlite_file(
     assert sidecar_uri(validate(Study, study_fields, "test"), tracked_root) == "http://127.0.0.1:9"
 
 
+@pytest.mark.parametrize(
+    "address", ["http://me:secret@127.0.0.1:9", "postgresql://me:secret@127.0.0.1:9/runs"]
+)
+def test_a_password_of_the_environment_is_not_written_beside_the_series(
+    tracked_root: Root, study_fields: Fields, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert sidecar_uri(validate(Study, study_fields, "test"), tracked_root) is None
+
+
 def prepared(root: Root, fields: Fields, tracking: str | None) -> tuple[str, Launch]:
     resolved = registered(root, fields)
     run = resolved.points[0].run
