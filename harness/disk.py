@@ -60,9 +60,10 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
 def room_for(needed: int, path: Path) -> Iterator[None]:
     """Run a block that writes some `needed` bytes to the file or folder `path`, or raise DiskFull naming it.
 
-    Asked before, and again where the block fails: libraries that write through C++ do not say why they did.
+    Asked before, and again where the block fails: libraries that write through C++ do not say why they did. What is
+    there already counts as written, since other ranks may have begun.
     """
-    if free_bytes(path) < needed:
+    if free_bytes(path) + size_of(path) < needed:
         raise DiskFull(path, needed)
     try:
         yield

@@ -28,6 +28,14 @@ def test_what_has_no_room_is_refused_before_it_is_written(disk: Path) -> None:
     assert not (disk / "x").exists()
 
 
+def test_what_another_rank_has_written_of_it_already_is_not_asked_for_again(disk: Path) -> None:
+    (disk / "tag").mkdir()
+    (disk / "tag" / "of another rank").write_bytes(bytes(150_000))
+    assert free_bytes(disk) < 200_000
+    with room_for(200_000, disk / "tag"):
+        (disk / "tag" / "of this rank").write_bytes(bytes(50_000))
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_torch_running_out_of_room_is_a_full_disk(disk: Path, zipped: bool) -> None:
     import torch
