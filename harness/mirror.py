@@ -1,6 +1,6 @@
 """A mirror that goes along with training: a thread of the submitting process, or a process beside a worker.
 
-    python -m harness.mirror --parent PID STUDY_DIR SERIES_ID...    mirror those Series until that process ends
+    python -m harness.mirror STUDY_DIR SERIES_ID...    mirror those Series until standard input ends
 
 Neither is in a process that trains: importing MLflow alone would stop every other thread there for seconds. What is
 kept in memory does not grow with what a tracker has not taken. There is no queue: each round begins with the newest
@@ -9,8 +9,8 @@ has not, and waits; what cannot be sent is read again from the journals. A track
 costs one warning; it is tried again, less and less often, and has everything when it is back.
 
 A process beside a worker is for jobs that a scheduler starts elsewhere; it is never given an SQLite file, which only
-one machine may open. SIGUSR1 tells it that its Series is over; SIGTERM, from a scheduler or from the kernel when its
-parent ends, that it soon will be.
+one machine may open. The end of its standard input tells it that its Series is over, or that the worker is gone;
+SIGTERM, from a scheduler, that it soon will be.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -30,7 +31,6 @@ from harness.rundir import Root, read_launch
 from harness.status import RunStatus, StatusReader
 from harness.store import redact
 from harness.tracking import Tracker, first_line
-from harness.training.preemption import stop_when_parent_ends
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.tracking")
@@ -138,15 +138,12 @@ class MirrorThread:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Mirror some Series of a study until the parent ends or says so; returns the exit status."""
+    """Mirror some Series of a study until standard input ends; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.mirror", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("study_dir", type=Path, metavar="STUDY_DIR", help="ROOT/studies/NAME")
     parser.add_argument("series", nargs="+", metavar="SERIES_ID")
-    parser.add_argument(
-        "--parent", type=int, required=True, metavar="PID", help="the process that starts this one"
-    )
     parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS", help="between two rounds")
     options = parser.parse_args(arguments)
     told: list[int] = []
@@ -154,21 +151,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def remember(number: int, _frame: FrameType | None) -> None:
         told.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, remember)
+    signal.signal(signal.SIGTERM, remember)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop_when_parent_ends()
     os.nice(10)  # it shares its cores with training
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        _go_along(options.study_dir.absolute(), options.series, options.every, options.parent, told)
+        _go_along(options.study_dir.absolute(), options.series, options.every, told)
     except InputError as error:
         log.error("%s", error)
         return 2
     return 0
 
 
-def _go_along(study_dir: Path, series: Sequence[str], every: float, parent: int, told: Sequence[int]) -> None:
+def _go_along(study_dir: Path, series: Sequence[str], every: float, told: Sequence[int]) -> None:
     from harness.submission import resolve_registered
 
     root = Root(study_dir.parent.parent)
@@ -186,18 +181,21 @@ def _go_along(study_dir: Path, series: Sequence[str], every: float, parent: int,
     pause = every
     deadline = float("inf")
     while True:
-        orphan = os.getppid() != parent
-        over = orphan or signal.SIGUSR1 in told or time.monotonic() > deadline
+        over = _input_has_ended() or time.monotonic() > deadline
         rounds.go(reader.read(points), settle=over)
         if over:
             rounds.insist(reader.read(points))
             return
         pause = min(2 * pause, LONGEST_PAUSE) if rounds.problem else every
         awake = time.monotonic() + pause
-        while time.monotonic() < awake and os.getppid() == parent and signal.SIGUSR1 not in told:
+        while time.monotonic() < awake and not _input_has_ended(seconds=0.1):
             if told and deadline == float("inf"):
                 deadline = time.monotonic() + PARENT_SECONDS
-            time.sleep(0.1)
+
+
+def _input_has_ended(seconds: float = 0.0) -> bool:
+    """Whether nobody holds the other end of standard input any more; waits up to so long for that."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 if __name__ == "__main__":

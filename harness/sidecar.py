@@ -1,7 +1,7 @@
 """A mirror beside a worker, where the submitting process is not there to mirror: started, and never waited for long.
 
-Nothing of it is in the training process: no import of MLflow, no thread, no pipe. It runs with less priority and in a
-session of its own, ends when the worker does, and what it has not sent by then `ssmscale sync` does.
+Nothing of it is in the training process but one end of a pipe: no import of MLflow, no thread. It runs with less
+priority and in a session of its own, ends when the worker does, and what it has not sent by then `ssmscale sync` does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,9 +37,7 @@ def mirrored_beside(launch: Launch, root: Root, series_id: str) -> Iterator[None
 
 
 def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes] | None:
-    # The parent is said, since one that is killed in the first second is gone before anybody looks for it.
-    command = [sys.executable, "-m", "harness.mirror", "--parent", str(os.getpid())]
-    command += [str(launch.control.parent), series_id]
+    command = [sys.executable, "-m", "harness.mirror", str(launch.control.parent), series_id]
     hidden = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     log_file = root.series(series_id) / "logs" / "mirror.log"
@@ -49,7 +46,7 @@ def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes
         with log_file.open("ab") as file:
             return subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # its end cannot come too early, as a signal can
                 stdout=file,
                 stderr=file,
                 env=environment,
@@ -61,6 +58,7 @@ def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGUSR1)
+    assert process.stdin is not None
+    process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(LAST_SECONDS)

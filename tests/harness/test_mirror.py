@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -153,8 +152,7 @@ def test_a_mirror_beside_a_worker_refuses_to_open_a_file(
     tracked_root: Root, study_fields: Fields, tracking: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     series_id, _ = prepared(tracked_root, study_fields, tracking)
-    command = [sys.executable, "-m", "harness.mirror", "--parent", str(os.getpid())]
-    command += [str(tracked_root.study("tiny")), series_id]
+    command = [sys.executable, "-m", "harness.mirror", str(tracked_root.study("tiny")), series_id]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "names no tracker a second machine may write to" in done.stderr
@@ -179,9 +177,9 @@ def test_a_mirror_beside_a_worker_that_is_killed_ends_too(tracked_root: Root, st
         [
             sys.executable,
             "-c",
-            "import os, subprocess, sys, time\n"
-            "parent = ['--parent', str(os.getpid())]\n"
-            "mirror = subprocess.Popen([sys.executable, '-m', 'harness.mirror', *parent, *sys.argv[1:]])\n"
+            "import subprocess, sys, time\n"
+            "command = [sys.executable, '-m', 'harness.mirror', *sys.argv[1:]]\n"
+            "mirror = subprocess.Popen(command, stdin=subprocess.PIPE)\n"
             "print(mirror.pid, flush=True)\n"
             "time.sleep(600)",
             str(tracked_root.study("tiny")),
@@ -200,12 +198,9 @@ def test_a_mirror_beside_a_worker_that_is_killed_ends_too(tracked_root: Root, st
     wait_for(lambda: not beside.is_running() or beside.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_a_mirror_whose_worker_was_gone_before_it_began_does_not_stay(
+def test_a_mirror_whose_worker_is_done_before_it_begins_does_not_stay(
     tracked_root: Root, study_fields: Fields
 ) -> None:
     series_id, _ = prepared(tracked_root, study_fields, "http://127.0.0.1:9")
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait(30)
-    command = [sys.executable, "-m", "harness.mirror", "--parent", str(gone.pid)]
-    command += [str(tracked_root.study("tiny")), series_id]
-    subprocess.run(command, capture_output=True, timeout=60, check=True)
+    command = [sys.executable, "-m", "harness.mirror", str(tracked_root.study("tiny")), series_id]
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True)
