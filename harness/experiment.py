@@ -2,8 +2,9 @@
 
 A metric that the store has is never sent again. Between a run's creation here and its end that needs no question:
 what was sent is marked, in the same call and after the metrics (MLflow writes parameters, metrics and tags in this
-order). After a run was found rather than made, and after a call that failed, the mark may lag behind: then the store is
-asked for what it has of the pending keys, and only what is missing goes there. A server that answers an error after it
+order). After a run was found rather than made, after a call that failed, and where a newer attempt may tell in other
+words what another mirror has sent meanwhile, the mark may lag behind: then the store is asked for what it has of the
+pending keys, and only what is missing goes there. A server that answers an error after it
 has written is therefore asked, and not told twice. For the same reason MLflow's own repetition of requests is off.
 """
 
@@ -43,6 +44,8 @@ class Held:
     marks: Marks = field(default_factory=dict)
     sure: bool = False
     """Whether the marks are known to tell of everything the store has."""
+    attempt: int = 0
+    """Newest attempt of whose journal it was told here; 0 before any."""
 
 
 class Experiment:

@@ -100,6 +100,9 @@ class SeriesMirror:
                 document = row.point.run.series_canonical()
             tags = self._tags(members, identity, parent)
             tags |= self.artefacts.keep_json(one, f"{kind}.json", document)
+            if one.attempt not in {0, progress.attempt}:
+                one.sure = False  # it may tell steps again that another mirror has sent
+            one.attempt = progress.attempt
             doubles = active(held[identity])[1:] if merge else []
             if doubles:
                 one.marks, one.sure = {}, False  # the others may have been ahead: what it lacks is asked for

@@ -155,6 +155,19 @@ def test_what_a_mirror_sent_before_it_was_killed_is_not_sent_again(study: Study,
     assert study.steps(key="lr") == [1, 2, 3, 4]  # of which nothing had arrived
 
 
+def test_a_step_another_mirror_sent_before_a_later_attempt_told_it_again_is_there_once(
+    study: Study, trunk: Any
+) -> None:
+    log_steps(trunk, range(1, 4))
+    goes_along = study.tracker()
+    study.mirror(goes_along)
+    log_steps(trunk, range(4, 7))
+    study.mirror()  # `ssmscale sync`, say
+    log_steps(begin_series(study.root, study.points[0].run), range(4, 8), tokens_per_second=77.0)
+    study.mirror(goes_along)
+    assert study.steps() == list(range(1, 8))
+
+
 @pytest.mark.parametrize("anew", [False, True], ids=["same mirror", "another mirror"])
 def test_a_step_logged_again_by_a_later_attempt_keeps_its_first_time(
     study: Study, trunk: Any, anew: bool
