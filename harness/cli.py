@@ -40,9 +40,8 @@ from harness.options import (
 from harness.plan import make_plan
 from harness.provenance import installed_version
 from harness.status import RunState, RunStatus, StatusReader
-from harness.store import redact
 from harness.submission import ResolvedStudy
-from harness.syncing import bring_up_to_date, keep_report, replay, warn
+from harness.syncing import bring_up_to_date, keep_report, kept_by, replay, warn
 from harness.terminal import console, counted, errors, print_json
 from ssmttm.errors import InputError
 
@@ -241,9 +240,7 @@ def sync(study: StudyArgument, root: RootOption = None) -> None:
         console.print(f"{counted(done.merged, 'run')} that were there twice merged into the oldest")
     if done.settled:
         console.print(f"{counted(done.settled, 'run')} settled that the study lists no more")
-    console.print(
-        f"{sum(row.state is RunState.DONE for row in rows)} finished runs are in {redact(tracker.uri)}"
-    )
+    console.print(kept_by(tracker, rows))
 
 
 app.command()(prune)

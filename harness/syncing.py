@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.status import RunStatus
+from harness.status import RunState, RunStatus
 from harness.store import redact
 from harness.submission import ResolvedStudy
 from harness.terminal import errors
@@ -29,6 +29,14 @@ def replay(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> tuple[Tracker,
         raise TrackerProblem(
             f"MLflow at {redact(uri)}: {first_line(error)}; the journals keep everything"
         ) from error
+
+
+def kept_by(tracker: Tracker, rows: Sequence[RunStatus]) -> str:
+    """A sentence: how many of the finished Runs MLflow holds; a run that was deleted there, or refused, it does not."""
+    done, known = [row.run_id for row in rows if row.state is RunState.DONE], tracker.mlflow_ids()
+    held = sum(run_id in known for run_id in done)
+    of_all = "" if held == len(done) else f" of {len(done)}"
+    return f"{held}{of_all} finished runs are in {redact(tracker.uri)}"
 
 
 def bring_up_to_date(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> Tracker | None:

@@ -148,10 +148,14 @@ class Tracker:
         if not self.experiment.is_server:
             return {}
         base = f"{self.uri.rstrip('/')}/#/experiments/{self.experiment.id}/runs"
+        return {identity: f"{base}/{mlflow_id}" for identity, mlflow_id in self.mlflow_ids().items()}
+
+    def mlflow_ids(self) -> dict[str, str]:
+        """MLflow's run by run id, of all that is known to be there; none for one that was deleted or refused."""
         known = self.record.mlflow_ids()
         for series, _ in self._series.values():
             known |= series.mlflow_ids()
-        return {identity: f"{base}/{mlflow_id}" for identity, mlflow_id in known.items()}
+        return known
 
     # -- Series
 

@@ -16,6 +16,7 @@ from harness.series_mirror import active
 from harness.study import GridPoint
 from harness.tracking import Mirrored, Tracker, default_uri
 from ssmttm.errors import InputError
+from tests.conftest import Answer
 from tests.harness.journals import (
     begin_run,
     begin_series,
@@ -414,6 +415,17 @@ def test_a_run_deleted_in_mlflow_stays_deleted_and_is_named(study: Study) -> Non
         assert (len(study.found(run_id)), len(study.found(run_id, deleted=True))) == (0, 1)
     client.restore_run(held.mlflow_id)
     assert study.mirror(settle=True, thorough=True).notes == []
+
+
+def test_sync_counts_no_run_that_was_deleted_in_mlflow(study: Study, ssmscale: Callable[..., Answer]) -> None:
+    write_finished(study.root, study.points)
+    sync = ("sync", "tiny", "--root", study.root.path)
+    assert "2 finished runs are in" in ssmscale(*sync).out
+    tracker = study.tracker()
+    tracker.experiment.client.delete_run(study.found(study.points[1].run.run_id)[0].mlflow_id)
+    answer = ssmscale(*sync)
+    assert "1 of 2 finished runs are in" in answer.out
+    assert "was deleted in MLflow" in answer.err
 
 
 def test_a_run_deleted_while_it_trains_does_not_stop_the_others(study: Study, trunk: Any) -> None:
