@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from harness.control import Control
 from harness.cost import calibrate
 from harness.disk import DiskFull
@@ -249,9 +251,13 @@ class Submission:
             f"{log} ends: {_last_line(log)}" for log in self.dispatcher.log_paths(handle) if log.exists()
         ]
         reason = f"its worker ended {attempts} times before it did; {'; '.join(endings)}"
-        for folder in left:
-            with Journal.open(folder) as journal:
-                journal.append(Event.FAILED, reason=reason, kind="lost")
+        try:
+            with FileLock(self.root.series(handle.job.series_id) / "lock", blocking=False):
+                for folder in left:
+                    with Journal.open(folder) as journal:
+                        journal.append(Event.FAILED, reason=reason, kind="lost")
+        except Timeout:
+            pass  # another process trains the Series: what it makes of it counts
 
     def _calibrate(self, rows: Sequence[RunStatus]) -> None:
         """Write the speeds this study's Runs were trained at into calibration.json."""

@@ -212,8 +212,7 @@ def _train(
         trainer = SeriesTrainer(root, runs, launch, ranks, layout, stop, process)
         outcome = trainer.train(journal)
     except Diverged as error:  # every rank saw the same loss
-        _fail(runs, root, launch, journal, str(error), "diverged", before)
-        return "failed"
+        return _fail(runs, root, launch, journal, str(error), "diverged", before)
     except Exception as error:
         if is_full(error):
             raise
@@ -227,8 +226,7 @@ def _train(
             raise SystemExit(1) from error
         if isinstance(error, Fenced):
             return "busy"
-        _fail(runs, root, launch, journal, reason, "error", before)
-        return "failed"
+        return _fail(runs, root, launch, journal, reason, "error", before)
     if outcome in {Outcome.PREEMPTED, Outcome.FENCED}:
         return "preempted" if outcome is Outcome.PREEMPTED else "busy"
     if journal is not None:
@@ -245,15 +243,18 @@ def _fail(
     reason: str,
     kind: str,
     before: Mapping[str, int],
-) -> None:
-    """Write the reason into the trunk's journal and into that of every Run it takes with it.
+) -> str:
+    """Write the reason into the trunk's journal and into that of every Run it takes with it; returns the outcome.
 
     `before` holds each Run's attempts when this training began: those that ended since have their own word, and
     cancelled ones stay cancelled.
     """
     if journal is None:
-        return
-    journal.append(Event.FAILED, reason=reason, kind=kind)
+        return "failed"
+    try:
+        journal.append(Event.FAILED, reason=reason, kind=kind)
+    except Fenced:  # somebody else trains these Runs by now, and they have not failed
+        return "busy"
     cancelled = Control(launch.control).cancelled()
     for run in runs:
         own = read_progress(root.run(run.run_id))
@@ -261,6 +262,7 @@ def _fail(
         if own.state != Event.FINISHED and not failed and run.run_id not in cancelled:
             with Journal.open(root.run(run.run_id)) as latest:
                 latest.append(Event.FAILED, reason=reason, kind=kind)
+    return "failed"
 
 
 def describe_process(launch: Launch) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.control import Control
 from harness.disk import is_full
-from harness.journal import Event, Fenced, Journal
+from harness.journal import Event, Fenced, Journal, read_progress
 from harness.output import print_traceback
 from harness.run import Run
 from harness.rundir import Launch, Layout, Root
@@ -84,6 +84,7 @@ class SeriesTrainer:
         self._measured: tuple[int, float] | None = None
         """Step and held-out loss of the newest evaluation on the way."""
         self._saver = Saver(ranks, launch)
+        self._trunk_journal: Journal | None = None
         self.step = 0
         """Steps behind the engine's present state."""
         self.on_trunk = True
@@ -96,6 +97,7 @@ class SeriesTrainer:
 
         Raises Diverged where the trunk diverges; a branch that does fails alone.
         """
+        self._trunk_journal = journal
         folders = [self.folder, *(self.root.run(run.run_id) for run in self.runs)]
         self._saver.clear([folder / "checkpoints" for folder in folders])
         for run in self.runs:
@@ -135,6 +137,8 @@ class SeriesTrainer:
     def _branch(self, run: Run) -> Outcome:
         """Take a Run from its branch point to its end and write its result; its failure is its own."""
         folder = self.root.run(run.run_id)
+        if self.ranks.tell(self.ranks.is_first and read_progress(folder).state == Event.FINISHED):
+            return Outcome.DONE  # by an older attempt, in the moment before it was fenced off
         resumed = not self.on_trunk
         self.on_trunk = False
         journal = Journal.open(folder) if self.ranks.is_first else None
@@ -175,7 +179,7 @@ class SeriesTrainer:
         loss, by_codebook = self.evaluate()
         weights = self.engine.state_dict()
         if journal is not None and weights is not None:
-            journal.check_fence()
+            self._check_fences(journal)
             save_weights(weights, folder / "checkpoints" / "model.safetensors")
             measured = {"loss": loss, "loss_codebooks": by_codebook, "step": self.step, "tokens": self.tokens}
             derived = describe_result(run, self.tokens, self.batches.flops_per_token)
@@ -321,7 +325,7 @@ class SeriesTrainer:
             if self._is_cancelled(run, ask_others=False):
                 mine = max(mine, Outcome.CANCELLED)
             try:
-                journal.check_fence()
+                self._check_fences(journal)
             except Fenced:
                 mine = Outcome.FENCED
         if self.ranks.world == 1:
@@ -331,6 +335,12 @@ class SeriesTrainer:
         word = torch.tensor([int(mine)], device=self.ranks.device)
         torch.distributed.all_reduce(word, op=torch.distributed.ReduceOp.MAX)
         return Outcome(int(word.item()))
+
+    def _check_fences(self, journal: Journal) -> None:
+        """Raise Fenced where a newer attempt has taken over the journal, or the trunk while this one is on a branch."""
+        journal.check_fence()
+        if self._trunk_journal is not None:
+            self._trunk_journal.check_fence()
 
     def _is_cancelled(self, run: Run, *, ask_others: bool = True) -> bool:
         if self.ranks.is_first:

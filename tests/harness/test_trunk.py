@@ -144,6 +144,26 @@ def test_a_newer_attempt_takes_over_and_the_older_one_leaves(root: Root, study_f
     assert "finished" not in events
 
 
+def test_a_newer_attempt_on_the_trunk_fences_who_is_on_a_branch(root: Root, study_fields: Fields) -> None:
+    class Overtaken(StopAfter):
+        @property  # type: ignore[override]
+        def reason(self) -> str | None:
+            self._left -= 1
+            if self._left == 0:
+                Journal.open(series_folder(root)).close()
+            return None
+
+        @reason.setter
+        def reason(self, value: str | None) -> None:
+            assert value is None
+
+    study_fields["grid"]["iterations"] = [10]
+    assert train(root, study_fields, Overtaken(10)) == ["busy"]  # at the second step of the branch
+    (progress,) = progress_of(root, study_fields)
+    assert progress.attempt == 1
+    assert progress.state != Event.FINISHED
+
+
 def test_cancelled_runs_stay_cancelled_when_their_trunk_diverges(root: Root, study_fields: Fields) -> None:
     study_fields["training"]["optimiser"] = {"lr": 1e5, "grad_clip": None}
     ((_, runs),) = prepared(root, study_fields)
