@@ -1,0 +1,158 @@
+"""Cluster profiles: one YAML file says what a SLURM cluster offers and what it asks of its users.
+
+A profile holds nothing of an experiment and a study nothing of a cluster, so one study runs anywhere. Profiles are
+found by path, or by name in ./slurm/profiles and in the profiles that came with the code.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from harness.cluster import Cluster
+from harness.run import Count, Frozen, Positive, Precision
+from harness.validation import validate
+from harness.yaml_file import read_yaml
+from ssmttm.errors import InputError
+
+SHIPPED = Path(__file__).parent.parent / "slurm" / "profiles"
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*")
+"""What SLURM's own names look like; anything else would have to be quoted somewhere."""
+
+Name = Annotated[str, Field(pattern=rf"^{WORD.pattern}$", max_length=64)]
+
+
+class Partition(Frozen):
+    """One partition of a cluster; what is not said is as on the others."""
+
+    hours: Positive | None = None
+    """Longest job it takes; null where it knows no limit."""
+    nodes: Count | None = None
+    """Most nodes a job may have in it."""
+    qos: Name | None = None
+    """QOS jobs in it are submitted under."""
+
+
+class Limits(Frozen):
+    """What the site allows one user."""
+
+    array_size: Count = 1000
+    """SLURM's MaxArraySize: the largest index of an array is one below it."""
+    parallel: Count | None = None
+    """Jobs of one array that run at once; null leaves it to the cluster."""
+    hours: Positive = 24.0
+    """Time asked for each job; a job that needs longer saves, is requeued and goes on."""
+
+
+class Profile(Frozen):
+    """The validated YAML of a cluster."""
+
+    name: Name
+    partitions: Annotated[dict[Name, Partition], Field(min_length=1)]
+    """Partitions in the order of preference; a job may start in any that takes it."""
+    nodes: Count = 1
+    """Nodes a job may have at most."""
+    gpus: Annotated[int, Field(strict=True, ge=0)]
+    """GPUs a node; 0 where ranks run on the CPU."""
+    gpu_type: Name | None = None
+    """SLURM's name for the GPU, where it must be said (--gpus-per-node h100:8)."""
+    gpu_memory_gib: Positive | None = None
+    cores: Count
+    """CPU cores a node."""
+    memory_gib: Positive
+    """Memory a node, GiB."""
+    peak_flops: dict[Precision, Positive] = {}
+    """Peak FLOP/s of a GPU by precision of the run: the vendor's dense figure."""
+    account: Name | None = None
+    qos: Name | None = None
+    constraint: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,&|*()\[\]:!-]+$")] | None = None
+    exclude: Name | None = None
+    reservation: Name | None = None
+    setup: tuple[str, ...] = ()
+    """Shell lines a job begins with, such as `module load cuda/12.8`; run as they are, so they are the user's own."""
+    signal_seconds: Count = 90
+    """Seconds before its end at which a job is told to save."""
+    limits: Limits = Limits()
+    shared: tuple[Path, ...] = ()
+    """Directories every node sees; where any is given, ROOT and corpus must lie in one."""
+    confirm_gpu_hours: Positive = 100.0
+    """Above this, submitting asks first."""
+
+    @field_validator("partitions", mode="before")
+    @classmethod
+    def _bare_names_know_no_limits(cls, value: object) -> object:
+        if isinstance(value, list):
+            return {name: {} for name in value}
+        if isinstance(value, dict):
+            return {name: {} if limits is None else limits for name, limits in value.items()}
+        return value
+
+    @field_validator("setup")
+    @classmethod
+    def _setup_lines_are_lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for line in value:
+            if "\n" in line or line.startswith("#SBATCH"):
+                raise ValueError("a setup line is one line of shell and no #SBATCH")
+        return value
+
+    @model_validator(mode="after")
+    def _gpus_have_memory(self) -> Profile:
+        if self.gpus and self.gpu_memory_gib is None:
+            raise ValueError("gpu_memory_gib: is missing though there are gpus")
+        return self
+
+    def partitions_for(self, nodes: int) -> list[str]:
+        """Partitions that take a job of so many nodes, in the order of preference."""
+        return [name for name, part in self.partitions.items() if part.nodes is None or nodes <= part.nodes]
+
+    def hours_in(self, names: list[str]) -> float:
+        """Hours a job may ask for that is to start in any of the named partitions."""
+        held = [self.partitions[name].hours for name in names]
+        return min([self.limits.hours, *(hours for hours in held if hours is not None)])
+
+    def cluster(self) -> Cluster:
+        """What planning needs of it."""
+        return Cluster(
+            name=self.name,
+            nodes=self.nodes,
+            gpus=self.gpus,
+            cores=self.cores,
+            memory_gib=self.memory_gib,
+            peak_flops=self.peak_flops,
+            gpu_memory_gib=self.gpu_memory_gib,
+        )
+
+    def check_shared(self, where: str, path: Path) -> None:
+        """Raise InputError where `path` is on no file system that every node sees."""
+        if self.shared and not any(path.absolute().is_relative_to(folder) for folder in self.shared):
+            seen = ", ".join(str(folder) for folder in self.shared)
+            raise InputError(f"{where}: {path.absolute()}: lies in none of the shared directories {seen}")
+
+
+def load_profile(name_or_path: str) -> Profile:
+    """The profile of that name or path; raises InputError naming the file and the key that is wrong."""
+    path = _find(name_or_path)
+    return validate(Profile, read_yaml(path), str(path))
+
+
+def profile_names() -> list[str]:
+    """Profiles that can be called by name."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
+
+
+def _find(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        return path
+    for folder in _folders():
+        if WORD.fullmatch(name_or_path) and (found := folder / f"{name_or_path}.yaml").is_file():
+            return found
+    known = ", ".join(profile_names()) or "none"
+    raise InputError(f"--cluster {name_or_path}: neither a file nor the name of a profile; there are {known}")
+
+
+def _folders() -> list[Path]:
+    return [Path("slurm") / "profiles", SHIPPED]

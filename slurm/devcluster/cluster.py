@@ -1,0 +1,308 @@
+"""Bring a real SLURM up on this machine, and take it down again, in a directory of its own.
+
+munge, a private MariaDB, slurmdbd, slurmctld and one slurmd a virtual node, each with fake GPUs, listening on
+127.0.0.1 and on ports that were free. Two partitions share the nodes: jobs in `high` preempt those in `low`, which
+are requeued. Nothing outside the directory is touched and no daemon of the machine's own is used. Needs root and
+the Debian packages slurm-wlm, slurmdbd, munge and mariadb-server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import Template
+
+import psutil
+
+HERE = Path(__file__).parent
+PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
+PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the cluster pretends to be."""
+
+    nodes: int = 2
+    gpus: int = 4
+    """Fake GPUs a node: plain files, enough for SLURM to count."""
+    cores: int = 8
+    memory_mib: int = 16_000
+    max_array_size: int = 1001
+    max_jobs: int = 10_000
+    grace_seconds: int = 30
+    """Time a preempted job has between SIGTERM and SIGKILL."""
+    node_timeout: int = 15
+    """Seconds after which a silent slurmd makes its node DOWN."""
+
+
+class DevCluster:
+    """A SLURM cluster in `home`; `env` is what clients need to talk to it."""
+
+    def __init__(self, home: Path, shape: Shape | None = None) -> None:
+        self.home = home.absolute()
+        self.shape = shape or Shape()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment under which sbatch, squeue and the rest talk to this cluster."""
+        return {"SLURM_CONF": str(self.home / "slurm.conf")}
+
+    @property
+    def node_names(self) -> list[str]:
+        """n1, n2, ..."""
+        return [f"n{number}" for number in range(1, self.shape.nodes + 1)]
+
+    def up(self) -> None:
+        """Start every daemon and wait until all nodes are idle; raises RuntimeError saying what did not start."""
+        if missing := missing_programs():
+            raise RuntimeError(f"a SLURM cluster needs the programs {', '.join(missing)}; see the README")
+        if os.geteuid() != 0:
+            raise RuntimeError(
+                "a SLURM cluster on one machine needs root: its daemons start jobs as their users"
+            )
+        if (self.home / "slurm.conf").exists():
+            raise RuntimeError(f"{self.home}: holds a cluster already; take it down first")
+        try:
+            self._write()
+            self._start_munge()
+            self._start_database()
+            self._start("slurmdbd", "slurmdbd", "-D")
+            self._wait("slurmdbd", lambda: self._answers("sacctmgr", "-n", "list", "cluster"))
+            self._start("slurmctld", "slurmctld", "-D", "-c")
+            self._wait("slurmctld", lambda: self._answers("scontrol", "ping"))
+            for node in self.node_names:
+                self.start_node(node)
+            self._wait("nodes", self._all_idle)
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> None:
+        """End the daemons and their jobs, and remove the directory."""
+        self._run("scancel", "--user", str(os.geteuid()), check=False)
+        held = self._processes()
+        children = [child for process in held for child in process.children(recursive=True)]
+        for process in held:
+            process.terminate()
+        _, stuck = psutil.wait_procs(held, timeout=10)
+        # A job's shepherd detaches itself from the slurmd that started it.
+        shepherds = [
+            process
+            for process in psutil.process_iter(["name", "environ"])
+            if process.info["name"] == "slurmstepd"
+            and (process.info["environ"] or {}).get("SLURM_CONF") == str(self.home / "slurm.conf")
+        ]
+        left = [*stuck, *shepherds, *(child for child in children if child.is_running())]
+        for process in left:
+            _kill(process)
+        psutil.wait_procs(left, timeout=10)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def start_node(self, node: str) -> None:
+        """Start a node's slurmd."""
+        self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
+
+    def stop_node(self, node: str) -> None:
+        """End a node's slurmd with SIGKILL, as if its machine had gone silent; jobs on it may go on writing."""
+        for process in self._processes(f"slurmd-{node}"):
+            _kill(process)
+            process.wait(10)
+
+    def _write(self) -> None:
+        for name in ("logs", "state", "spool", "gpus", "munge", "database", "pids"):
+            (self.home / name).mkdir(parents=True, exist_ok=True)
+        self.home.chmod(0o755)
+        shape, (ctld, dbd, database, *ports) = self.shape, free_ports(3 + self.shape.nodes)
+        devices = [self.home / "gpus" / f"gpu{number}" for number in range(shape.gpus)]
+        for device in devices:
+            device.touch()
+        host = socket.gethostname().split(".")[0]
+        gres = f" Gres=gpu:{shape.gpus}" if shape.gpus else ""
+        node_lines = [
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={shape.cores} "
+            f"RealMemory={shape.memory_mib}{gres} State=UNKNOWN"
+            for node, port in zip(self.node_names, ports, strict=True)
+        ]
+        facts = {
+            "home": self.home,
+            "host": host,
+            "nodes": shape.nodes,
+            "node_list": f"n[1-{shape.nodes}]",
+            "node_lines": "\n".join(node_lines),
+            "slurmctld_port": ctld,
+            "slurmdbd_port": dbd,
+            "database_port": database,
+            "password": secrets.token_hex(16),
+            "max_array_size": shape.max_array_size,
+            "max_jobs": shape.max_jobs,
+            "grace": shape.grace_seconds,
+            "node_timeout": shape.node_timeout,
+        }
+        for name in ("slurm.conf", "slurmdbd.conf"):
+            text = Template((HERE / name).read_text(encoding="utf-8")).substitute(facts)
+            self._write_private(name, text)
+        (self.home / "slurm.conf").chmod(0o644)
+        lines = [f"Name=gpu File={device}" for device in devices]
+        (self.home / "gres.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        self._write_private("devcluster.json", json.dumps({**asdict(shape), "database_port": database}))
+        self._password = str(facts["password"])
+        self._database_port = database
+
+    def _write_private(self, name: str, text: str) -> None:
+        path = self.home / name
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+
+    def _start_munge(self) -> None:
+        folder = self.home / "munge"
+        folder.chmod(0o711)
+        key = folder / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(128))
+        self._start(
+            "munged",
+            "munged",
+            "--foreground",
+            "--force",
+            "--num-threads=2",
+            *(f"--{name}-file={folder / name}" for name in ("key", "pid", "log", "seed")),
+            f"--socket={folder / 'socket'}",
+        )
+        self._wait("munged", (folder / "socket").exists)
+
+    def _start_database(self) -> None:
+        data = self.home / "database" / "data"
+        endpoint = self.home / "database" / "socket"
+        self._run(
+            "mariadb-install-db",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={data}",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        )
+        self._start(
+            "mariadbd",
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            f"--datadir={data}",
+            f"--socket={endpoint}",
+            f"--pid-file={self.home / 'database' / 'pid'}",
+            "--bind-address=127.0.0.1",
+            f"--port={self._database_port}",
+            "--innodb-buffer-pool-size=64M",
+            "--innodb-lock-wait-timeout=900",
+            "--innodb-flush-log-at-trx-commit=0",
+        )
+        client = ("mariadb", "--no-defaults", f"--socket={endpoint}", "--user=root")
+        self._wait("mariadbd", lambda: self._answers(*client, "--execute=select 1"))
+        statements = (
+            f"create user slurm@127.0.0.1 identified by '{self._password}'; "
+            "create database slurm; grant all on slurm.* to slurm@127.0.0.1;"
+        )
+        self._run(*client, text=statements)
+
+    def _start(self, name: str, *command: str) -> None:
+        with (self.home / "logs" / f"{name}.out").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,
+                cwd=self.home,
+            )
+        started = psutil.Process(process.pid).create_time()
+        (self.home / "pids" / name).write_text(f"{process.pid} {started}", encoding="utf-8")
+
+    def _processes(self, only: str | None = None) -> list[psutil.Process]:
+        """The daemons of this cluster that run, the last started first."""
+        files = sorted(self.home.glob("pids/*"), key=lambda path: -path.stat().st_mtime)
+        found = []
+        for path in files:
+            if only not in {None, path.name}:
+                continue
+            pid, started = path.read_text(encoding="utf-8").split()
+            try:
+                process = psutil.Process(int(pid))
+            except psutil.NoSuchProcess:
+                continue
+            if abs(process.create_time() - float(started)) < 2:
+                found.append(process)
+        return found
+
+    def _all_idle(self) -> bool:
+        done = self._run("sinfo", "--noheader", "--Node", "--format=%t", check=False)
+        states = done.stdout.split()
+        return len(states) >= self.shape.nodes and set(states) <= {"idle"}
+
+    def _answers(self, *command: str) -> bool:
+        return self._run(*command, check=False).returncode == 0
+
+    def _run(
+        self, *command: str, text: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            env=self._environment(),
+            timeout=60,
+            check=False,
+        )
+        if check and done.returncode:
+            raise RuntimeError(
+                f"{command[0]} ended with {done.returncode}: {done.stderr.strip() or done.stdout}"
+            )
+        return done
+
+    def _environment(self) -> Mapping[str, str]:
+        return {**os.environ, **self.env, "PATH": PATH}
+
+    def _wait(self, what: str, condition: Callable[[], bool]) -> None:
+        limit = time.monotonic() + START_SECONDS
+        while not condition():
+            if time.monotonic() > limit:
+                endings = [f"{log.name}: {_last_lines(log)}" for log in sorted(self.home.glob("logs/*"))]
+                raise RuntimeError(f"{what} did not start in {START_SECONDS:.0f} s; {'; '.join(endings)}")
+            time.sleep(0.1)
+
+
+def missing_programs() -> list[str]:
+    """Programs a cluster needs and this machine lacks."""
+    return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+
+
+def free_ports(count: int) -> Sequence[int]:
+    """Ports of 127.0.0.1 that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for endpoint in sockets:
+            endpoint.bind(("127.0.0.1", 0))
+        return [endpoint.getsockname()[1] for endpoint in sockets]
+    finally:
+        for endpoint in sockets:
+            endpoint.close()
+
+
+def _kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+def _last_lines(log: Path) -> str:
+    return " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
