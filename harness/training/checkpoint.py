@@ -165,7 +165,15 @@ def save(
 
 
 def load(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Put an engine back to where a checkpoint was made; collective. Random state is a function of the step."""
+    """Put an engine back to where a checkpoint was made; collective. Random state is a function of the step.
+
+    Under ZeRO a rank's file holds its share: another number of ranks goes through a universal checkpoint.
+    """
+    if checkpoint.marker.zero_stage and checkpoint.marker.ranks != engine.ranks.world:
+        from harness.training.universal import load_universal
+
+        load_universal(engine, checkpoint)
+        return
     path, _ = engine.deepspeed.load_checkpoint(str(checkpoint.folder), tag=checkpoint.tag)
     if path is None:
         raise RuntimeError(f"{checkpoint.path}: DeepSpeed loaded nothing from it")

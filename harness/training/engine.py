@@ -74,6 +74,10 @@ def initialise_ranks(threads: int) -> Ranks:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(threads)
     keep_freed_memory()
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_PROCID" in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if on_cuda:
@@ -99,8 +103,13 @@ def _join(rank: int, world: int, backend: str) -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
     if world == 1:  # no port to clash over
         torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    elif meeting := os.environ.get("SSMSCALE_RENDEZVOUS"):
-        store = FileStore(meeting, world)
+    elif meeting := os.environ.get("SSMSCALE_RENDEZVOUS"):  # on one machine
+        file_store = FileStore(meeting, world)
+        torch.distributed.init_process_group(backend, store=file_store, rank=rank, world_size=world)
+    elif folder := os.environ.get("SSMSCALE_MEETING"):  # on several
+        from harness.training.rendezvous import meet
+
+        store = meet(Path(folder), rank, world)
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
     else:
         torch.distributed.init_process_group(backend, init_method="env://")
@@ -199,6 +208,25 @@ class Engine:
             str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=False
         )
 
+    def load_universal(self, folder: Path, tag: str) -> None:
+        """Read a checkpoint that DeepSpeed's converter made for any number of ranks; collective."""
+        config, optimizer = self.deepspeed._config, self.deepspeed.optimizer
+        settings = [_without_parameters(group) for group in optimizer.param_groups]
+        config.load_universal_checkpoint = True
+        try:
+            path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
+        finally:
+            config.load_universal_checkpoint = False
+        if path is None:
+            raise RuntimeError(f"{folder / tag}: DeepSpeed loaded nothing from it")
+        # DeepSpeed gives every group the settings of the first, weight decay with them, and under stage 3 one and
+        # the same step counter to all, which would then count once for each.
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        for state in optimizer.optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].clone()
+
     def state_dict(self) -> dict[str, torch.Tensor] | None:
         """The whole model's weights on the CPU, on the first rank; collective under ZeRO 3."""
         import deepspeed
@@ -210,6 +238,10 @@ class Engine:
             if not self.ranks.is_first:
                 return None
             return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
+
+def _without_parameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
 
 
 def _load_safely(path: str, map_location: Any = None) -> Any:

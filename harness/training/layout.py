@@ -15,7 +15,6 @@ from harness.run import Run
 from harness.rundir import Launch, Layout, Root
 from harness.training import checkpoint as checkpoints
 from harness.training.engine import Ranks
-from ssmttm.errors import InputError
 
 EXACT = ("ranks", "micro_batch", "zero_stage", "threads", "kernels")
 """Keys of a layout whose values change floating-point order."""
@@ -25,8 +24,7 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     """The layout this process group trains a Series on, and in what it differs from the newest earlier attempt's.
 
     The ZeRO stage is that of the Series' checkpoints, if there are any; the micro-batch that of the newest earlier
-    attempt on as many ranks, unless it is above what this launch allows. Raises InputError, on all ranks, where the
-    checkpoints were written by another number of ranks under ZeRO.
+    attempt on as many ranks, unless it is above what this launch allows.
     """
     from ssmttm.ssd import kernel_name
 
@@ -35,11 +33,6 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     held = [found for folder in folders for found in checkpoints.marked(folder / "checkpoints")]
     newest, started = ranks.tell((held[-1].marker if held else None, read_progress(series).started))
     stage = launch.zero_stage if newest is None else newest.zero_stage
-    if newest is not None and stage and newest.ranks != ranks.world:
-        raise InputError(
-            f"resources.ranks: {ranks.world}: {series} has checkpoints of {newest.ranks} ranks under ZeRO {stage}, "
-            f"which another number of ranks cannot read"
-        )
     earlier = {} if started is None else started.get("layout", {})
     micro_batch = launch.micro_batch
     if earlier.get("ranks") == ranks.world:

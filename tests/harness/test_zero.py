@@ -44,27 +44,7 @@ def test_two_ranks_under_zero_give_the_losses_of_one(
 ) -> None:
     root = Root(tmp_path / "two")
     ((_, (run,)),) = prepared(root, fields, log_every=1, zero_stage=stage, micro_batch=2)
-    done = subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--nproc_per_node",
-                "2",
-                "--rdzv-backend",
-                "c10d",
-            ),
-            *("--rdzv-endpoint", "127.0.0.1:0", "-m", "harness.worker", str(root.run(run.run_id))),
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_on_ranks(2, root.run(run.run_id))
     started = read_progress(root.run(run.run_id)).started
     assert started is not None
     assert started["layout"] == {
@@ -76,3 +56,42 @@ def test_two_ranks_under_zero_give_the_losses_of_one(
         "kernels": "torch",
     }
     assert training_losses(root, fields) == pytest.approx(one_rank, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(1, marks=pytest.mark.verify), pytest.param(2, marks=pytest.mark.verify), 3]
+)
+def test_what_two_ranks_saved_one_rank_goes_on_with(
+    tmp_path: Path, fields: dict[str, Any], one_rank: list[float], stage: int
+) -> None:
+    root = Root(tmp_path / "two")
+    fields["grid"]["iterations"] = [5]
+    ((_, (short,)),) = prepared(root, fields, log_every=1, zero_stage=stage)
+    train_on_ranks(2, root.run(short.run_id))  # leaves the trunk at step 4
+    fields["grid"]["iterations"] = [STEPS]
+    train(root, fields, log_every=1, zero_stage=stage)
+    assert training_losses(root, fields) == pytest.approx(one_rank, abs=1e-5)
+
+
+def train_on_ranks(ranks: int, run_dir: Path) -> None:
+    done = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc_per_node",
+                str(ranks),
+                "--rdzv-backend",
+                "c10d",
+            ),
+            *("--rdzv-endpoint", "127.0.0.1:0", "-m", "harness.worker", str(run_dir)),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
