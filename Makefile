@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .constraints.txt
 DEMO_CORPUS := corpora/bach
-TEST_PACKAGES := chromium faketime postgresql-15
+TEST_PACKAGES := chromium faketime mariadb-server munge postgresql-15 rsync slurm-wlm slurmdbd
 
 .PHONY: demo test check verify bench clean
 .DELETE_ON_ERROR:
@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  ## a small scaling study on real music, end to end
 
 test: $(VENV)/.dev  ## every test; Debian packages they need are installed where that is allowed
 	sh .ci/debian $(TEST_PACKAGES)
-	$(BIN)/python -m pytest -m "not verify and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not verify and not gpu"
 
 check: $(VENV)/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

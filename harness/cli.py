@@ -22,9 +22,11 @@ from harness.cli_keep import export_study, import_bundle, prune
 from harness.cli_serve import serve
 from harness.cluster import this_machine
 from harness.disk import DiskFull
+from harness.dispatch.slurm_queue import SchedulerGone
 from harness.foreground import Stopped, train_here
-from harness.opening import begun, choose, open_study, registered, rows_of
+from harness.opening import begun, choose, jobs_of, open_study, registered, rows_of
 from harness.options import (
+    ClusterOption,
     ColumnOption,
     DeltaOption,
     JsonOption,
@@ -38,7 +40,9 @@ from harness.options import (
     StudyArgument,
 )
 from harness.plan import make_plan
+from harness.profile import Profile, load_profile, profile_names
 from harness.provenance import installed_version
+from harness.remote import cancel_jobs_of, check_cluster, submit_to_slurm
 from harness.status import RunState, RunStatus, StatusReader
 from harness.submission import ResolvedStudy
 from harness.syncing import bring_up_to_date, keep_report, kept_by, replay, warn
@@ -72,6 +76,8 @@ def main() -> None:
         _fail(error, debug=debug, status=2)
     except ModuleNotFoundError as error:
         _fail(_missing_package(error), debug=debug, status=2, cause=error)
+    except SchedulerGone as gone:
+        _fail(f"SLURM: {gone}", debug=debug, status=1, cause=gone)
     except Stopped:
         errors.print("stopped; the same command goes on from here")
         sys.exit(130)
@@ -134,11 +140,12 @@ def plan(
     study: StudyArgument,
     root: RootOption = None,
     changes: SetOption = None,
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What is left to train and what it will cost; trains nothing."""
     resolved = open_study(study, root, changes)
-    made = _plan(resolved)
+    made = _plan(resolved, load_profile(cluster) if cluster else None)
     if as_json:
         print_json(made.as_json())
     else:
@@ -149,26 +156,38 @@ def plan(
 def submit(
     study: StudyArgument,
     on: Annotated[
-        str, typer.Option("--on", metavar="local", help="Dispatcher: local trains here, in the foreground.")
+        str,
+        typer.Option(
+            "--on",
+            metavar="local|slurm|auto",
+            help="local trains here, in the foreground; slurm hands over and returns; auto takes slurm where a cluster "
+            "is named.",
+        ),
     ],
     root: RootOption = None,
     changes: SetOption = None,
+    cluster: ClusterOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask, however many GPU-hours the profile wants confirmed.")
+    ] = False,
 ) -> None:
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
-    if on != "local":
-        raise InputError(f"--on {on}: there is no such dispatcher here; local is the one there is")
+    profile = _profile(on, cluster)
     resolved = open_study(study, root, changes)
     submission.check_before_training(resolved)
-    made = _plan(resolved)  # whatever is wrong with the resources is said before anything is written
+    made = _plan(resolved, profile)  # whatever is wrong with the resources is said before anything is written
     if dry_run:
         tables.print_plan(console, made)
         return
+    if profile is not None:
+        check_cluster(profile, resolved)
+        _confirm(made, profile, yes=yes)
     submission.register(resolved)
     submission.keep_plan(resolved.root, made)
-    _train(resolved, made)
+    _hand_over(resolved, made, profile)
 
 
 @app.command()
@@ -186,7 +205,7 @@ def status(
         tables.watch_status(console, lambda: rows_of(resolved), resolved.study.name)
         return
     reader = StatusReader(resolved.root, resolved.study.name)
-    rows = reader.read(resolved.points)
+    rows = reader.read(resolved.points, jobs=jobs_of(resolved))
     if as_json:
         print_json(tables.status_document(resolved.study.name, rows, reader.notes))
     else:
@@ -214,19 +233,30 @@ def logs(
 def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
     """Cancel runs of a study that are not over; others of the same trunk go on."""
     resolved = registered(study, root)
-    concerned = submission.cancel(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
+    rows = rows_of(resolved)
+    concerned = submission.cancel(resolved.root, resolved.study.name, choose(rows, runs))
+    ended = cancel_jobs_of(resolved, rows)
+    if ended:
+        console.print(f"{counted(len(ended), 'job')} taken from SLURM: {', '.join(ended)}")
     console.print(f"{counted(len(concerned), 'run')} cancelled")
 
 
 @app.command()
-def retry(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
-    """Forget failures and cancellations, then train what is missing here."""
+def retry(
+    study: StudyArgument,
+    runs: RunsArgument = None,
+    root: RootOption = None,
+    on: Annotated[str, typer.Option("--on", metavar="local|slurm|auto", help="As for submit.")] = "auto",
+    cluster: ClusterOption = None,
+) -> None:
+    """Forget failures and cancellations, then submit what is missing."""
+    profile = _profile(on, cluster)
     resolved = registered(study, root)
     submission.check_before_training(resolved)
     concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:
-        _train(resolved, _plan(resolved))
+        _hand_over(resolved, _plan(resolved, profile), profile)
 
 
 @app.command()
@@ -346,9 +376,57 @@ def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
 # -- what several verbs share
 
 
-def _plan(resolved: ResolvedStudy) -> Plan:
+def _profile(on: str, cluster: str | None) -> Profile | None:
+    """The cluster a submission goes to; None for this machine."""
+    if on not in {"local", "slurm", "auto"}:
+        raise InputError(f"--on {on}: there is no such dispatcher; there are local, slurm and auto")
+    if on == "local" or (on == "auto" and cluster is None):
+        return None
+    if cluster is None:
+        raise InputError(
+            f"--on slurm: name the cluster with --cluster; there are {', '.join(profile_names())}"
+        )
+    return load_profile(cluster)
+
+
+def _confirm(made: Plan, profile: Profile, *, yes: bool) -> None:
+    """Ask before much is spent; where nobody can answer, --yes has to be given."""
+    hours = made.totals()["gpu_hours"]
+    if yes or hours <= profile.confirm_gpu_hours:
+        return
+    question = f"submit {hours:.4g} GPU-hours to {profile.name}"
+    if not sys.stdin.isatty():
+        raise InputError(
+            f"{question}: more than its confirm_gpu_hours, {profile.confirm_gpu_hours:g}; say --yes"
+        )
+    typer.confirm(f"{question}?", abort=True)
+
+
+def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None) -> None:
+    """Train here, or give what is missing to SLURM and say what was given."""
+    if profile is None:
+        _train(resolved, made)
+        return
+    done = submit_to_slurm(resolved, made, profile)
+    name = resolved.study.name
+    if done.arrays:
+        console.print(
+            f"{counted(done.runs, 'run')} in {counted(done.series, 'series')} submitted to {profile.name}: "
+            f"SLURM jobs {', '.join(done.arrays)}"
+        )
+    else:
+        console.print(f"nothing of {name} is left to submit")
+    if done.taken:
+        console.print(f"{counted(done.taken, 'series')} left to another submission")
+    console.print(f"`ssmscale status {name} --watch` shows how they do", markup=False)
+
+
+def _plan(resolved: ResolvedStudy, profile: Profile | None = None) -> Plan:
+    cluster = this_machine() if profile is None else profile.cluster()
     try:
-        return make_plan(resolved.study, resolved.points, resolved.corpus, resolved.root, this_machine())
+        return make_plan(
+            resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, jobs_of(resolved)
+        )
     except InputError as error:
         raise InputError(f"{resolved.where}: {error}") from error
 

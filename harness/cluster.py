@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from harness.cost import GIB, memory_gib
-from harness.run import Run
+from harness.run import Precision, Run
 from harness.rundir import Layout
 from harness.study import ResourceChoice
 from ssmttm.errors import InputError
@@ -31,8 +32,10 @@ class Cluster:
     """CPU cores a node that may be used."""
     memory_gib: float
     """Memory a node offers its CPU ranks."""
-    peak_flops: float | None = None
-    """Peak FLOP/s of a rank's device, where known."""
+    peak_flops: Mapping[Precision, float] = field(default_factory=dict)
+    """Peak FLOP/s of a rank's device by precision, where known."""
+    gpu_memory_gib: float | None = None
+    """Memory of a GPU, where known."""
 
 
 def this_machine() -> Cluster:
@@ -76,21 +79,39 @@ def choose_resources(run: Run, choice: ResourceChoice, cluster: Cluster) -> Layo
 
     Raises InputError where the machine has too few devices or cores for the ranks asked for.
     """
-    devices = cluster.gpus or cluster.cores
-    if choice.ranks > devices:
-        kind = "GPUs" if cluster.gpus else "cores"
-        raise InputError(f"resources.ranks: {choice.ranks}: {cluster.name} has {devices} {kind}")
     threads = choice.threads or 1
+    a_node = _ranks_a_node(cluster, threads)
+    if choice.ranks > cluster.nodes * a_node:
+        kind = "GPUs" if cluster.gpus else "cores"
+        raise InputError(
+            f"resources.ranks: {choice.ranks}: {cluster.name} has {cluster.nodes * a_node} {kind} to a job"
+        )
+    if choice.ranks % (nodes := -(-choice.ranks // a_node)):
+        raise InputError(
+            f"resources.ranks: {choice.ranks}: does not divide among the {nodes} nodes of {cluster.name} it takes"
+        )
     micro = choice.micro_batch or _fitting_micro_batch(run, choice, cluster)
     return choose_layout(run.batch, choice.ranks, micro, choice.zero_stage, threads)
+
+
+def nodes_for(layout: Layout, cluster: Cluster) -> int:
+    """Nodes a layout takes, as many ranks on each."""
+    return -(-layout.ranks // _ranks_a_node(cluster, layout.threads))
+
+
+def _ranks_a_node(cluster: Cluster, threads: int) -> int:
+    return cluster.gpus or max(1, cluster.cores // threads)
 
 
 def _fitting_micro_batch(run: Run, choice: ResourceChoice, cluster: Cluster) -> int:
     share = max(1, run.batch // choice.ranks)
     if cluster.gpus:
-        return share
-    slots = max(1, cluster.cores // (choice.ranks * (choice.threads or 1)))
-    free = 0.5 * cluster.memory_gib / (slots * choice.ranks)
+        if cluster.gpu_memory_gib is None:
+            return share
+        free = 0.8 * cluster.gpu_memory_gib
+    else:
+        slots = max(1, cluster.nodes * cluster.cores // (choice.ranks * (choice.threads or 1)))
+        free = 0.5 * cluster.nodes * cluster.memory_gib / (slots * choice.ranks)
     fitting = (
         micro
         for micro in _divisors(share)

@@ -158,6 +158,8 @@ class Progress:
     """The finished or failed event."""
     systems: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """What the first rank used of its machine, by step, each once."""
+    stopped_by: str | None = None
+    """Why the newest attempt stopped, where it did: the signal's name."""
     damaged: tuple[str, ...] = ()
     """Lines that were passed over, a sentence each: file, line and why."""
 
@@ -223,6 +225,7 @@ class _Fold:
         self.state: str | None = None
         self.started: dict[str, Any] | None = None
         self.result: dict[str, Any] | None = None
+        self.stopped_by: str | None = None
         self.notes: list[str] = []
         self.unnamed = 0
         self.is_partial = False
@@ -293,11 +296,11 @@ class _Fold:
         elif kind == Event.SYSTEM:
             self._hold(self.systems, event)
         elif kind in {Event.STARTED, Event.RESUMED}:
-            self.state, self.started, self.result = kind, event, None
+            self.state, self.started, self.result, self.stopped_by = kind, event, None, None
         elif kind in {Event.FINISHED, Event.FAILED}:
             self.state, self.result = kind, event
         elif kind in {Event.PREEMPTED, Event.CANCELLED}:
-            self.state = kind
+            self.state, self.stopped_by = kind, event.get("reason")
 
     def _hold(self, held: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
         if self.newest_only and held:
@@ -322,6 +325,7 @@ class _Fold:
             started=self.started,
             result=self.result,
             systems=dict(self.systems),
+            stopped_by=self.stopped_by,
             damaged=tuple(notes),
         )
 

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import submission
+from harness.dispatch.slurm import jobs_of_runs, open_book
+from harness.dispatch.slurm_queue import JobView, SchedulerGone
 from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import Study, load_study
 from harness.submission import ResolvedStudy
+from harness.terminal import errors
 from ssmttm.errors import InputError
 
 
@@ -55,7 +58,19 @@ def _is_name(study: str) -> bool:
 
 def rows_of(resolved: ResolvedStudy) -> list[RunStatus]:
     """Where every Run of a study stands now."""
-    return StatusReader(resolved.root, resolved.study.name).read(resolved.points)
+    return StatusReader(resolved.root, resolved.study.name).read(resolved.points, jobs=jobs_of(resolved))
+
+
+def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
+    """What SLURM says of the study's jobs, by run id; nothing, and a warning, where it does not answer."""
+    folder = resolved.root.study(resolved.study.name)
+    if not (folder / "arrays").is_dir():
+        return {}
+    try:
+        return jobs_of_runs(open_book(folder))
+    except SchedulerGone as gone:
+        errors.print(f"warning: {gone}; the journals tell what is known", markup=False, soft_wrap=True)
+        return {}
 
 
 def begun(resolved: ResolvedStudy) -> list[RunStatus]:

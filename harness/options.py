@@ -41,3 +41,12 @@ PointsOption = Annotated[
     typer.Option("--points", metavar="FILE", help="Fit a CSV or Parquet table instead of a study."),
 ]
 OptionalStudy = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; not with --points.")]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        envvar="SSMSCALE_CLUSTER",
+        metavar="C",
+        help="A cluster's profile: a YAML file, or a name in slurm/profiles.",
+    ),
+]

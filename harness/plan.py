@@ -7,11 +7,11 @@ sharing trunks saves against training every Run from the start.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.cluster import Cluster, choose_resources
+from harness.cluster import Cluster, choose_resources, nodes_for
 from harness.cost import (
     GIB,
     Calibration,
@@ -23,6 +23,7 @@ from harness.cost import (
     run_cost,
     weights_bytes,
 )
+from harness.dispatch.slurm_queue import JobView
 from harness.rundir import Layout, Root, read_model
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import CorpusView, GridPoint, Study
@@ -39,6 +40,7 @@ class PlannedRun:
     status: RunStatus
     cost: Cost
     layout: Layout
+    nodes: int
     gpus: int
     """Devices: GPUs, or CPU ranks where there is no GPU."""
     memory_gib: float
@@ -51,6 +53,8 @@ class PlannedRun:
     """Hours this Run adds to its Series, from the last branch point before its own."""
     wall_hours_alone: float
     """Hours it would take from the start, sharing nothing."""
+    peak_flops: float | None = None
+    """Peak FLOP/s of a rank's device, where known."""
 
     @property
     def gpu_hours(self) -> float:
@@ -114,7 +118,7 @@ class Plan:
             "flops": run.cost.flops,
             "seed": model.seed,
             "state": shown.get(status.state, status.state),
-            "nodes": 1,
+            "nodes": run.nodes,
             "gpus": run.gpus,
             "zero_stage": run.layout.zero_stage,
             "micro_batch": run.layout.micro_batch,
@@ -127,10 +131,18 @@ class Plan:
 
 
 def make_plan(
-    study: Study, points: Sequence[GridPoint], corpus: CorpusView, root: Root, cluster: Cluster
+    study: Study,
+    points: Sequence[GridPoint],
+    corpus: CorpusView,
+    root: Root,
+    cluster: Cluster,
+    jobs: Mapping[str, JobView] | None = None,
 ) -> Plan:
-    """Cost every Run of the grid and find its state; raises InputError where resources do not fit."""
-    rows = StatusReader(root, study.name).read(points)
+    """Cost every Run of the grid and find its state, `jobs` being a scheduler's word by run id.
+
+    Raises InputError where resources do not fit.
+    """
+    rows = StatusReader(root, study.name).read(points, jobs=jobs)
     calibration = read_calibration(root, study.name)
     text_positions = _text_positions(study, points, corpus)
     behind: dict[str, int] = {}
@@ -142,7 +154,8 @@ def make_plan(
         layout = choose_resources(run, study.resources, cluster)
         cost = run_cost(run, text_positions)
         speed = calibration.speed(status.point.architecture, status.point.size)
-        speed = (speed or assumed_speed(layout.threads, study.resources.peak_flops)) * layout.ranks
+        peak = study.resources.peak_flops or cluster.peak_flops.get(run.precision)
+        speed = (speed or assumed_speed(layout.threads, peak)) * layout.ranks
         branch = branch_step(run.schedule, run.iterations)
         trunk = branch - behind.get(status.series_id, 0)
         if status.state not in {RunState.FAILED, RunState.CANCELLED}:
@@ -155,7 +168,9 @@ def make_plan(
             status=status,
             cost=cost,
             layout=layout,
+            nodes=nodes_for(layout, cluster),
             gpus=layout.ranks,
+            peak_flops=peak,
             memory_gib=memory_gib(
                 run.model,
                 frames=run.frames,

@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import Any
 
 from harness.control import Control
+from harness.dispatch.base import JobState
+from harness.dispatch.slurm_queue import JobView
 from harness.journal import Event, Progress, ProgressReader
 from harness.process import process_is_alive
 from harness.run import Run
@@ -51,7 +53,7 @@ class RunStatus:
     tokens_per_second: float | None
     job_id: str | None
     reason: str | None
-    """Why a Run failed."""
+    """Why a Run failed, or why its job waits."""
     result: Mapping[str, Any] | None = None
     """The journal's last word on a finished Run."""
 
@@ -98,9 +100,16 @@ class StatusReader:
 
     @_without_collecting()
     def read(
-        self, points: Iterable[GridPoint], *, submitter: Mapping[str, Any] | None = None
+        self,
+        points: Iterable[GridPoint],
+        *,
+        submitter: Mapping[str, Any] | None = None,
+        jobs: Mapping[str, JobView] | None = None,
     ) -> list[RunStatus]:
-        """The status of each Run, in the order given; what `submitter` itself handed over does not count as queued."""
+        """The status of each Run, in the order given; what `submitter` itself handed over does not count as queued.
+
+        `jobs` holds a scheduler's word by run id: only it knows of waiting jobs and of other machines' processes.
+        """
         cancelled, forgiven = self.control.cancelled(), self.control.forgiven()
         waiting = self._waiting(submitter)
         trunks: dict[str, Progress] = {}
@@ -114,11 +123,13 @@ class StatusReader:
             own = self._journals.read(self.root.run(run_id))
             notes += own.damaged
             state = _state(point.run, own, trunks[series_id], forgiven=forgiven.get(run_id, 0))
+            job = (jobs or {}).get(run_id)
+            state = _by_scheduler(state, job)
             if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
                 state = RunState.CANCELLED
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
                 state = RunState.QUEUED
-            found.append(_row(point, run_id, series_id, state, own, trunks[series_id]))
+            found.append(_row(point, run_id, series_id, state, own, trunks[series_id], job))
         self.notes = tuple(notes)
         return found
 
@@ -144,8 +155,25 @@ def _state(run: Run, own: Progress, trunk: Progress, *, forgiven: int) -> RunSta
     return RunState.NEW
 
 
+def _by_scheduler(state: RunState, job: JobView | None) -> RunState:
+    """A state as journals tell it, corrected by a scheduler that knows of a live job."""
+    if job is None or state not in {RunState.NEW, RunState.INTERRUPTED, RunState.RUNNING}:
+        return state
+    if job.state is JobState.QUEUED:
+        return RunState.QUEUED
+    if job.state is JobState.RUNNING:
+        return RunState.RUNNING
+    return state
+
+
 def _row(
-    point: GridPoint, run_id: str, series_id: str, state: RunState, own: Progress, trunk: Progress
+    point: GridPoint,
+    run_id: str,
+    series_id: str,
+    state: RunState,
+    own: Progress,
+    trunk: Progress,
+    job: JobView | None,
 ) -> RunStatus:
     finished = state is RunState.DONE and own.result is not None
     latest = own if own.step else trunk
@@ -153,6 +181,8 @@ def _row(
     branch = branch_step(point.run.schedule, point.run.iterations)
     done = point.run.iterations if finished else max(own.step, min(trunk.step, branch))
     reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
+    if job is not None and state is RunState.QUEUED:
+        reason = job.reason
     return RunStatus(
         point=point,
         run_id=run_id,
@@ -162,7 +192,7 @@ def _row(
         loss=own.result.get("loss") if finished and own.result else None,
         train_loss=newest.get("loss"),
         tokens_per_second=newest.get("tokens_per_second"),
-        job_id=(own.started or trunk.started or {}).get("job_id"),
+        job_id=(job.job_id if job else None) or (own.started or trunk.started or {}).get("job_id"),
         reason=reason,
         result=own.result if finished else None,
     )

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from harness.control import Control
 from harness.cost import calibrate
 from harness.disk import DiskFull
-from harness.dispatch.base import Dispatcher, Handle, Job, JobState
+from harness.dispatch.base import MOST_ATTEMPTS, Dispatcher, Handle, Job, JobState
 from harness.journal import Event, Journal, read_progress
 from harness.plan import Plan, PlannedRun
 from harness.process import identify_process
@@ -29,8 +29,6 @@ from harness.tracking import sidecar_uri
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
 
-MOST_ATTEMPTS = 3
-"""Times a Series whose worker goes away without a word is started again before it counts as failed."""
 POLL_SECONDS = 0.25
 BUSY_SECONDS = 5.0
 """Pause before Series that another process holds are asked for again."""
@@ -174,7 +172,12 @@ class Submission:
     def _round(
         self, missing: Sequence[RunStatus], on_progress: Callable[[Sequence[RunStatus]], None]
     ) -> None:
-        handles = self.dispatcher.submit(self._prepare(missing))
+        jobs = self.prepare(missing)
+        wanted = [row.run_id for row in missing]
+        if wanted != self._submitted:
+            self.control.append("submitted", runs=wanted, process=self.process, dispatcher=self.name)
+            self._submitted = wanted
+        handles = self.dispatcher.submit(jobs)
         shown = 0.0
         while True:
             states = self.dispatcher.poll(handles)
@@ -192,7 +195,8 @@ class Submission:
         for handle, state in states.items():
             self._settle(handle, state)
 
-    def _prepare(self, missing: Sequence[RunStatus]) -> list[Job]:
+    def prepare(self, missing: Sequence[RunStatus]) -> list[Job]:
+        """Write what workers read of these Runs; returns their Series as jobs, the longest first."""
         planned = {run.status.run_id: run for run in self.plan.runs}
         groups: dict[str, list[PlannedRun]] = {}
         for row in missing:
@@ -202,10 +206,6 @@ class Submission:
             write_launch(self.root, series_id, self._launch(runs[0]))
             for run in runs:
                 write_run(self.root, run.status.point.run)
-        wanted = [row.run_id for row in missing]
-        if wanted != self._submitted:
-            self.control.append("submitted", runs=wanted, process=self.process, dispatcher=self.name)
-            self._submitted = wanted
         longest_first = sorted(groups, key=lambda key: -sum(run.gpu_hours for run in groups[key]))
         return [self._job(series_id, groups[series_id]) for series_id in longest_first]
 
@@ -224,7 +224,7 @@ class Submission:
             keep_last=study.resources.keep_last,
             keep_best=study.resources.keep_best,
             eval_every=study.tracking.eval_every,
-            peak_flops=study.resources.peak_flops,
+            peak_flops=planned.peak_flops,
             tracking=None if self.name == "local" else sidecar_uri(study, self.root),
         )
 
@@ -233,6 +233,7 @@ class Submission:
         return Job(
             series_id=series_id,
             run_dirs=tuple(self.root.run(run.status.run_id).absolute() for run in ordered),
+            nodes=runs[0].nodes,
             ranks=runs[0].layout.ranks,
             threads=runs[0].layout.threads,
             log_dir=self.root.series(series_id) / "logs",

@@ -2,6 +2,7 @@
 
     python -m harness.worker RUN_DIR...         one process, or as many ranks as torchrun or a scheduler starts
     python -m harness.worker --feed             one JSON list of run directories a line on standard input
+    python -m harness.worker --supervised RUN_DIR...   under a supervisor that reads the journals (harness.slurm_job)
 
 Runs of one Series are trained together along their trunk. A fed worker answers each line with one JSON line on
 standard output and stays, imports done and process group kept, until its input ends: starting a process costs more
@@ -23,8 +24,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from harness.control import Control
 from harness.disk import DiskFull, is_full, make_folder, naming_a_full_disk
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
@@ -34,6 +33,7 @@ from harness.process import identify_process
 from harness.provenance import commit, installed_version
 from harness.run import Run
 from harness.rundir import Launch, Root, read_launch, read_run
+from harness.series_lock import SeriesLock, scheduler_job
 from harness.sidecar import mirrored_beside
 from harness.training.engine import Ranks, initialise_ranks
 from harness.training.layout import series_layout
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.worker", description=__doc__.splitlines()[0])
     parser.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR")
     parser.add_argument("--feed", action="store_true", help="read run directories from standard input")
+    parser.add_argument(
+        "--supervised", action="store_true", help="end with 0 wherever the journals tell the outcome"
+    )
     options = parser.parse_args(arguments)
     if not options.feed and not options.run_dirs:
         parser.error("give RUN_DIRs, or --feed")
@@ -60,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop_when_parent_ends()
             return _serve(stop)
         stop.install()
-        return _run_all(options.run_dirs, stop)
+        status = _run_all(options.run_dirs, stop)
+        # A rank that ends with another status has the rest killed, before they have closed what they hold.
+        return 0 if options.supervised and status in {1, EXIT_PREEMPTED} else status
     except InputError as error:
         log.error("%s", error)
         return 2
@@ -149,10 +154,10 @@ def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
 
 def _train_logged(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
     folder = root.series(runs[0].series_id)
-    lock = FileLock(folder / "lock")
+    lock = SeriesLock(folder)
     make_folder(folder / "logs")
     with sent_to(folder / "logs" / f"rank-{ranks.rank}.log"):
-        if not ranks.tell(not ranks.is_first or _acquire(lock)):
+        if not ranks.tell(not ranks.is_first or lock.acquire()):
             return "busy"
         try:
             states = ranks.tell([read_progress(root.run(run.run_id)).state for run in runs])
@@ -164,14 +169,6 @@ def _train_logged(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
         finally:
             gc.collect()  # an engine refers to itself: its memory is wanted by the next Series
             lock.release()
-
-
-def _acquire(lock: FileLock) -> bool:
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    return True
 
 
 def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
@@ -267,10 +264,11 @@ def _fail(
 
 def describe_process(launch: Launch) -> dict[str, Any]:
     """Who trains: process, versions, code and dispatcher, for a journal's first line."""
+    job = scheduler_job()
     return {
         **identify_process(),
         "dispatcher": launch.dispatcher,
-        "job_id": os.environ.get("SLURM_JOB_ID", str(os.getpid())),
+        "job_id": job.job_id if job else str(os.getpid()),
         "python": platform.python_version(),
         "versions": {name: installed_version(name) for name in ("ssmscale", "torch", "deepspeed")},
         "commit": commit(),

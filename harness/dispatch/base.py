@@ -12,6 +12,8 @@ EXIT_NO_SPACE = 74
 """EX_IOERR: a worker's exit status where no room is left on the disk; everything saved before is kept."""
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL: stopped at a step boundary with everything saved, or busy elsewhere: to be started again."""
+MOST_ATTEMPTS = 3
+"""Times a Series whose worker goes away without a word is started again before it counts as failed."""
 
 
 class JobState(StrEnum):
@@ -37,6 +39,7 @@ class Job:
 
     series_id: str
     run_dirs: tuple[Path, ...]
+    nodes: int
     ranks: int
     threads: int
     log_dir: Path

@@ -1,0 +1,325 @@
+"""Jobs on a SLURM cluster, through submitit: one array for each shape of resources, split where the site says so.
+
+What a job executes is a plain command with a path and an index, no pickle: it survives an upgrade of Python, and a
+requeued job reads what it is to do from ROOT. submitit writes the batch file and calls sbatch. An array is written
+down before it is submitted and carries a name of its own, so that whoever finds one without a job id can ask SLURM
+whether it was submitted.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.dispatch.base import Handle, Job, JobState
+from harness.dispatch.slurm_queue import JobView, SchedulerGone, call, read_jobs
+from harness.process import identify_process, process_is_alive
+from harness.profile import Profile
+from harness.run import Count, Frozen, Positive
+from harness.rundir import read_model, write_atomically
+from ssmttm.errors import InputError
+
+UNSEEN_SECONDS = 300.0
+"""How long an array without a job may be in the hands of a submission on another host before it counts as lost."""
+
+
+class Shape(Frozen):
+    """Resources that all jobs of an array share."""
+
+    nodes: Count
+    ranks: Count
+    """Ranks in all, as many on each node."""
+    threads: Count
+    """CPU cores a rank."""
+    memory_gib: Positive
+    """Memory a node, GiB."""
+
+    @property
+    def ranks_a_node(self) -> int:
+        """Ranks on each node: its tasks, and its GPUs."""
+        return self.ranks // self.nodes
+
+
+class Task(Frozen):
+    """What one element of an array trains."""
+
+    series_id: str
+    run_dirs: tuple[Path, ...]
+
+
+class Array(Frozen):
+    """ROOT/studies/NAME/arrays/NAME.json: an array of jobs, written before it is submitted."""
+
+    name: str
+    """Its name in SLURM too, and nobody else's."""
+    shape: Shape
+    tasks: tuple[Task, ...]
+    process: dict[str, Any]
+    """The submission that wrote it."""
+    t: float
+    job_id: str | None = None
+    """SLURM's number of it; null until sbatch has answered."""
+    is_void: bool = False
+    """Whether it was found never to have been submitted."""
+
+
+def new_name() -> str:
+    """A name for an array that no other has."""
+    return f"ssmscale-{uuid.uuid4().hex[:12]}"
+
+
+def shape_of(job: Job, profile: Profile) -> Shape:
+    """The resources a job asks for on a cluster: its ranks' share of each node's memory."""
+    a_node = job.ranks // job.nodes
+    most = profile.gpus or max(1, profile.cores // job.threads)
+    memory = round(profile.memory_gib * min(1.0, a_node / most), 2)
+    return Shape(nodes=job.nodes, ranks=job.ranks, threads=job.threads, memory_gib=max(0.5, memory))
+
+
+def split_arrays(jobs: Sequence[Job], profile: Profile) -> list[tuple[Shape, list[Job]]]:
+    """Jobs by shape in the order of their first, each shape split at the site's limit; indices begin at 0 anew."""
+    by_shape: dict[Shape, list[Job]] = {}
+    for job in jobs:
+        by_shape.setdefault(shape_of(job, profile), []).append(job)
+    most = profile.limits.array_size
+    return [
+        (shape, members[first : first + most])
+        for shape, members in by_shape.items()
+        for first in range(0, len(members), most)
+    ]
+
+
+class ArrayBook:
+    """The arrays of one study, as written down under ROOT/studies/NAME/arrays."""
+
+    def __init__(self, study_dir: Path) -> None:
+        self.folder = study_dir / "arrays"
+
+    def write(self, array: Array) -> None:
+        """Write an array down, or what has become known of it."""
+        write_atomically(self.folder / f"{array.name}.json", array.model_dump_json(indent=1) + "\n")
+
+    def read(self) -> dict[str, Array]:
+        """Every array by name, oldest first."""
+        arrays = [read_model(path, Array) for path in self.folder.glob("ssmscale-*.json")]
+        return {array.name: array for array in sorted(arrays, key=lambda array: (array.t, array.name))}
+
+
+@dataclass(frozen=True)
+class Book:
+    """What is written down and what SLURM says, put together."""
+
+    arrays: Mapping[str, Array]
+    views: Mapping[str, JobView]
+
+    def job_of(self, array: Array, index: int) -> JobView | None:
+        """SLURM's word on one element; None where it has never heard of it."""
+        return self.views.get(f"{array.job_id}_{index}")
+
+    def elements(self) -> Iterator[tuple[Array, int, Task, JobView | None]]:
+        """Every element of every array that was submitted, oldest first."""
+        for array in self.arrays.values():
+            if array.job_id is not None:
+                for index, task in enumerate(array.tasks):
+                    yield array, index, task, self.job_of(array, index)
+
+    def holds(self, name: str, series_id: str) -> bool:
+        """Whether a live job of that array is to train a Series, or may yet be."""
+        array = self.arrays.get(name)
+        if array is None or array.is_void:
+            return False
+        if array.job_id is None:
+            return True
+        return any(
+            task.series_id == series_id
+            and (view := self.job_of(array, index)) is not None
+            and view.state in _LIVE
+            for index, task in enumerate(array.tasks)
+        )
+
+
+_LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
+
+
+def open_book(study_dir: Path) -> Book:
+    """Read what is written down and ask SLURM about it, settling arrays whose submission was cut short.
+
+    Raises SchedulerGone where SLURM does not answer.
+    """
+    book = ArrayBook(study_dir)
+    arrays = book.read()
+    live = {name: array for name, array in arrays.items() if not array.is_void}
+    if not live:
+        return Book(arrays, {})
+    since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(a.t for a in live.values()) - 86400))
+    views = read_jobs(list(live), since)
+    ids = {view.name: view.job_id.split("_")[0] for view in views.values()}
+    for name, array in live.items():
+        if array.job_id is not None:
+            continue
+        if name in ids:
+            arrays[name] = array.model_copy(update={"job_id": ids[name]})
+        elif is_given_up(array.process, array.t):
+            arrays[name] = array.model_copy(update={"is_void": True})
+        else:
+            continue
+        book.write(arrays[name])
+    return Book(arrays, views)
+
+
+def jobs_of_runs(book: Book) -> dict[str, JobView]:
+    """The newest job of each Run, by run id, as SLURM sees it; arrays not yet answered for count as waiting."""
+    found: dict[str, JobView] = {}
+    for array, _, task, view in book.elements():
+        for folder in task.run_dirs:
+            if view is not None:
+                found[folder.name] = view
+            elif folder.name not in found and array.job_id is not None:
+                found[folder.name] = JobView(array.job_id, array.name, JobState.ENDED, "UNKNOWN", 0.0, "")
+    for array in book.arrays.values():
+        if array.job_id is None and not array.is_void:
+            waiting = JobView("", array.name, JobState.QUEUED, "SUBMITTING", 0.0, "", "being submitted")
+            found |= {folder.name: waiting for task in array.tasks for folder in task.run_dirs}
+    return found
+
+
+def is_given_up(process: Mapping[str, Any], t: float) -> bool:
+    """Whether a submission that began something at `t` is gone, as far as can be told from here."""
+    if process.get("host") == identify_process()["host"]:
+        return not process_is_alive(process)
+    return time.time() - t > UNSEEN_SECONDS
+
+
+class SlurmDispatcher:
+    """Implements Dispatcher with arrays of SLURM jobs; everything outlives the process that submits."""
+
+    def __init__(self, profile: Profile, study_dir: Path, hours: float | None = None) -> None:
+        self.profile, self.study_dir = profile, study_dir.absolute()
+        self.hours = hours
+        self.book = ArrayBook(self.study_dir)
+        self.log_dir = self.study_dir / "logs" / "slurm"
+        if "%" in str(self.study_dir):
+            raise InputError(
+                f"--root: {study_dir}: SLURM reads % in a log's path as a pattern; choose another"
+            )
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Submit jobs that nobody else claims, one sbatch an array; raises SchedulerGone."""
+        handles = []
+        for shape, members in split_arrays(jobs, self.profile):
+            handles += self.submit_array(new_name(), shape, members)
+        return handles
+
+    def submit_array(self, name: str, shape: Shape, jobs: Sequence[Job]) -> list[Handle]:
+        """Write an array down, submit it, and write down SLURM's number of it."""
+        array = Array(
+            name=name,
+            shape=shape,
+            tasks=tuple(Task(series_id=job.series_id, run_dirs=job.run_dirs) for job in jobs),
+            process=identify_process(),
+            t=time.time(),
+        )
+        self.book.write(array)
+        job_id = self._sbatch(array)
+        self.book.write(array.model_copy(update={"job_id": job_id}))
+        return [Handle(job, f"{job_id}_{index}") for index, job in enumerate(jobs)]
+
+    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+        """Where each job is; one that SLURM has forgotten has ended."""
+        views = open_book(self.study_dir).views
+        return {
+            handle: views[handle.job_id].state if handle.job_id in views else JobState.ENDED
+            for handle in handles
+        }
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Take jobs out of the queue and end those that run; SLURM's SIGTERM has them save first."""
+        cancel_jobs([handle.job_id for handle in handles])
+
+    def log_paths(self, handle: Handle) -> list[Path]:
+        """A file a rank, and what the batch script said."""
+        ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
+        return [*ranks, *sorted(self.log_dir.glob(f"{handle.job_id}_*"))]
+
+    def close(self) -> None:
+        """Nothing to let go of: the jobs are SLURM's."""
+
+    def _sbatch(self, array: Array) -> str:
+        """Hand an array to SLURM; returns its number."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+        from submitit.slurm.slurm import SlurmExecutor
+
+        class Executor(SlurmExecutor):  # type: ignore[misc]
+            """Writes the batch file with our own command instead of a pickle's."""
+
+            def submit_command(self, command: str, count: int) -> str:
+                self.parameters["map_count"] = count
+                return str(self._submit_command(command).job_id)
+
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        (self.log_dir / array.name).mkdir(exist_ok=True)
+        try:
+            executor = Executor(self.log_dir / array.name)
+            executor.update_parameters(**self._parameters(array))
+            command = shlex.join(
+                [
+                    sys.executable,
+                    "-u",
+                    "-m",
+                    "harness.slurm_job",
+                    str(self.book.folder / f"{array.name}.json"),
+                ]
+            )
+            return executor.submit_command(command, len(array.tasks))
+        except (FailedSubmissionError, FailedJobError, RuntimeError, OSError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if "error:" in line]
+            raise SchedulerGone(lines[-1] if lines else str(error)) from error
+
+    def _parameters(self, array: Array) -> dict[str, Any]:
+        profile, shape = self.profile, array.shape
+        names = profile.partitions_for(shape.nodes)
+        if not names:
+            raise InputError(f"{profile.name}: no partition takes a job of {shape.nodes} nodes")
+        hours = min(profile.hours_in(names), self.hours or profile.limits.hours)
+        gpus: dict[str, Any] = {}
+        if profile.gpus:
+            kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
+            gpus = {"gpus_per_node": f"{kind}{shape.ranks_a_node}"}
+        asked = {
+            "account": profile.account,
+            "qos": profile.qos or profile.partitions[names[0]].qos,
+            "constraint": profile.constraint,
+            "exclude": profile.exclude,
+        }
+        return {
+            "job_name": array.name,
+            "partition": ",".join(names),
+            "time": max(1, round(60 * hours)),
+            "nodes": shape.nodes,
+            "ntasks_per_node": shape.ranks_a_node,
+            "cpus_per_task": shape.threads,
+            "mem": f"{max(1, round(1024 * shape.memory_gib))}MB",
+            "signal_delay_s": profile.signal_seconds,
+            "array_parallelism": profile.limits.parallel or len(array.tasks),
+            "setup": list(profile.setup),
+            "stderr_to_stdout": True,
+            "use_srun": False,  # our own command starts the ranks, and outlives them
+            "additional_parameters": {
+                "requeue": True,
+                **({"reservation": profile.reservation} if profile.reservation else {}),
+            },
+            **gpus,
+            **{key: value for key, value in asked.items() if value is not None},
+        }
+
+
+def cancel_jobs(job_ids: Sequence[str]) -> None:
+    """scancel these jobs and no others; those that are over already do not matter."""
+    if job_ids:
+        call("scancel", *job_ids)

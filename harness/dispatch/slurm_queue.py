@@ -1,0 +1,151 @@
+"""What SLURM says of our jobs: one call of squeue and one of sacct, however many jobs there are.
+
+squeue knows what waits and runs, and what ended in the last minutes; sacct, where the site has accounting, what ended
+before. Where both speak of a job squeue is right: sacct still calls a requeued job PREEMPTED while it waits again.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.dispatch.base import JobState
+
+QUEUED, RUNNING, ENDED, PREEMPTED, LOST = (
+    JobState.QUEUED,
+    JobState.RUNNING,
+    JobState.ENDED,
+    JobState.PREEMPTED,
+    JobState.LOST,
+)
+STATES = {
+    "PENDING": QUEUED,
+    "REQUEUED": QUEUED,
+    "REQUEUE_FED": QUEUED,
+    "REQUEUE_HOLD": QUEUED,
+    "RESV_DEL_HOLD": QUEUED,
+    "SPECIAL_EXIT": QUEUED,
+    "CONFIGURING": QUEUED,
+    "RUNNING": RUNNING,
+    "COMPLETING": RUNNING,
+    "SIGNALING": RUNNING,
+    "STAGE_OUT": RUNNING,
+    "RESIZING": RUNNING,
+    "SUSPENDED": RUNNING,
+    "STOPPED": RUNNING,
+    "COMPLETED": ENDED,
+    "FAILED": ENDED,
+    "CANCELLED": PREEMPTED,
+    "DEADLINE": PREEMPTED,
+    "PREEMPTED": PREEMPTED,
+    "REVOKED": PREEMPTED,
+    "BOOT_FAIL": LOST,
+    "NODE_FAIL": LOST,
+    "OUT_OF_MEMORY": LOST,
+    "TIMEOUT": LOST,
+}
+"""Every state of SLURM's (squeue's manual, job state codes) as a dispatcher's."""
+PENDING_ELEMENTS = re.compile(r"(\d+)_\[.*\]")
+SQUEUE = "%i|%j|%T|%M|%N|%r"
+SACCT = "JobID,JobName,State,ElapsedRaw,NodeList"
+SECONDS = 60.0
+"""How long a call may take: a busy slurmctld answers late."""
+
+
+class SchedulerGone(RuntimeError):
+    """SLURM does not answer; what it would say is not known, which is no word about the jobs."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """One job, or one element of an array, as SLURM sees it."""
+
+    job_id: str
+    """12, or 12_3 for an array's element."""
+    name: str
+    state: JobState
+    slurm_state: str
+    seconds: float
+    """Time it has run since it last started."""
+    nodes: str
+    reason: str | None = None
+    """Why it waits."""
+
+
+def read_jobs(names: Sequence[str], since: str) -> dict[str, JobView]:
+    """Jobs of these names by job id; `since` bounds what accounting looks through, as sacct's --starttime takes it.
+
+    Raises SchedulerGone where squeue does not answer; accounting is asked for where there is one.
+    """
+    if not names:
+        return {}
+    wanted = ",".join(names)
+    found = {
+        view.job_id: view for line in _accounting(wanted, since) if (view := _from_sacct(line)) is not None
+    }
+    answer = call("squeue", "--noheader", "--array", "--states=all", f"--name={wanted}", f"--format={SQUEUE}")
+    found |= {view.job_id: view for line in answer.splitlines() if (view := _from_squeue(line)) is not None}
+    return found
+
+
+def call(*command: str) -> str:
+    """Standard output of one of SLURM's programs; raises SchedulerGone with its last word where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise SchedulerGone(
+            f"{command[0]} is not installed here: is this a SLURM cluster's login node?"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SchedulerGone(f"{command[0]} has not answered for {SECONDS:.0f} s") from error
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise SchedulerGone(said[-1].strip() if said else f"{command[0]} ended with {done.returncode}")
+    return done.stdout
+
+
+def _accounting(wanted: str, since: str) -> list[str]:
+    try:
+        return call(
+            "sacct",
+            "--allocations",
+            "--noheader",
+            "--parsable2",
+            f"--name={wanted}",
+            f"--starttime={since}",
+            f"--format={SACCT}",
+        ).splitlines()
+    except SchedulerGone:  # many sites keep no accounts: squeue and the journals have to do
+        return []
+
+
+def _from_squeue(line: str) -> JobView | None:
+    job_id, name, slurm_state, elapsed, nodes, reason = line.split("|", 5)
+    state = STATES.get(slurm_state)
+    if state is None or PENDING_ELEMENTS.fullmatch(job_id):
+        return None
+    return JobView(
+        job_id, name, state, slurm_state, _seconds(elapsed), nodes, reason if state is QUEUED else None
+    )
+
+
+def _from_sacct(line: str) -> JobView | None:
+    job_id, name, said, elapsed, nodes = line.split("|", 4)
+    slurm_state = said.split()[0] if said else ""  # CANCELLED by 1000
+    state = STATES.get(slurm_state)
+    if state is None or PENDING_ELEMENTS.fullmatch(job_id):
+        return None
+    return JobView(job_id, name, state, slurm_state, float(elapsed or 0), nodes)
+
+
+def _seconds(elapsed: str) -> float:
+    """Seconds of squeue's [days-][hours:]minutes:seconds."""
+    days, _, clock = elapsed.rpartition("-")
+    total = 0.0
+    for part in clock.split(":"):
+        if not part.isdigit():  # INVALID, where a node's clock is wrong
+            return 0.0
+        total = 60 * total + int(part)
+    return total + 86400 * int(days or 0)

@@ -1,0 +1,156 @@
+"""Submitting to a scheduler: everything that is missing is handed over once, and the command returns.
+
+Two submissions at once, or one killed half-way and made again, hand every Series over exactly once: a Series is claimed
+before the array that holds it is submitted, and a claim is free again only when its job has ended or is known never
+to have existed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from harness.claims import Claim, drop_claim, make_claim, read_claim
+from harness.control import Control
+from harness.dispatch.base import JobState
+from harness.dispatch.slurm import (
+    Book,
+    SlurmDispatcher,
+    cancel_jobs,
+    is_given_up,
+    new_name,
+    open_book,
+    split_arrays,
+)
+from harness.dispatch.slurm_queue import call
+from harness.plan import Plan, PlannedRun
+from harness.process import identify_process
+from harness.profile import Profile
+from harness.rundir import Root
+from harness.status import RunState, RunStatus
+from harness.submission import ResolvedStudy, Submission
+from ssmttm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What a submission did."""
+
+    runs: int
+    series: int
+    arrays: tuple[str, ...]
+    """SLURM's numbers of the arrays submitted."""
+    taken: int
+    """Series that another submission had claimed."""
+
+
+@dataclass
+class Claims:
+    """The claims on a ROOT's Series, judged by what SLURM says of the arrays they were made for."""
+
+    root: Root
+    books: dict[str, Book] = field(default_factory=dict)
+
+    def take(self, series_id: str, claim: Claim) -> bool:
+        """Claim a Series, in place of a claim that is over; False where somebody else has it."""
+        folder = self.root.series(series_id)
+        held = read_claim(folder)
+        if held is not None:
+            if self._holds(held, series_id):
+                return False
+            drop_claim(folder, held)
+        return make_claim(folder, claim)
+
+    def _holds(self, claim: Claim, series_id: str) -> bool:
+        if not claim.study:
+            return False
+        if claim.array not in self._book(claim.study).arrays:
+            return is_in_hand(claim)
+        return self._book(claim.study).holds(claim.array, series_id)
+
+    def _book(self, study_name: str) -> Book:
+        if study_name not in self.books:
+            self.books[study_name] = open_book(self.root.study(study_name))
+        return self.books[study_name]
+
+
+def submit_missing(
+    submission: Submission, dispatcher: SlurmDispatcher, missing: Sequence[RunStatus], claims: Claims
+) -> Submitted:
+    """Hand over the Series of these Runs that nobody has claimed; raises SchedulerGone where SLURM does not answer."""
+    name = submission.resolved.study.name
+    jobs = submission.prepare(missing)
+    numbers, runs, series, taken = [], 0, 0, 0
+    for shape, members in split_arrays(jobs, dispatcher.profile):
+        array = new_name()
+        claim = Claim(study=name, array=array, process=identify_process(), t=time.time())
+        ours = [job for job in members if claims.take(job.series_id, claim)]
+        taken += len(members) - len(ours)
+        if not ours:
+            continue
+        handles = dispatcher.submit_array(array, shape, ours)
+        number = handles[0].job_id.split("_")[0]
+        names = [folder.name for job in ours for folder in job.run_dirs]
+        submission.control.append("submitted", runs=names, dispatcher="slurm", job_id=number)
+        numbers.append(number)
+        runs, series = runs + len(names), series + len(ours)
+    return Submitted(runs, series, tuple(numbers), taken)
+
+
+def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[str]:
+    """scancel the study's jobs of which no Run is wanted any more; returns their ids.
+
+    A job some of whose Runs are still wanted goes on: its worker skips what was cancelled.
+    """
+    folder = resolved.root.study(resolved.study.name)
+    if not (folder / "arrays").is_dir():
+        return []
+    over = {row.run_id for row in rows if row.state in {RunState.DONE, RunState.FAILED}}
+    over |= Control(folder / "control.jsonl").cancelled()
+    doomed = [
+        view.job_id
+        for _, _, task, view in open_book(folder).elements()
+        if view is not None
+        and view.state in {JobState.QUEUED, JobState.RUNNING}
+        and {run_dir.name for run_dir in task.run_dirs} <= over
+    ]
+    cancel_jobs(doomed)
+    return doomed
+
+
+def hours_for(missing: Sequence[PlannedRun], profile: Profile) -> float:
+    """Time to ask for: twice what the longest Series is planned to take and a quarter of an hour, within the limit."""
+    by_series: dict[str, float] = {}
+    for run in missing:
+        by_series[run.status.series_id] = by_series.get(run.status.series_id, 0.0) + run.wall_hours
+    return min(profile.limits.hours, 2 * max(by_series.values(), default=0.0) + 0.25)
+
+
+def is_in_hand(claim: Claim) -> bool:
+    """Whether a claim without an array may belong to a submission that is about to write it."""
+    return not is_given_up(claim.process, claim.t)
+
+
+def submit_to_slurm(resolved: ResolvedStudy, plan: Plan, profile: Profile) -> Submitted:
+    """Hand everything that is missing to SLURM; raises SchedulerGone, and InputError where a profile is wrong."""
+    study = resolved.study
+    check_cluster(profile, resolved)
+    folder = resolved.root.study(study.name)
+    dispatcher = SlurmDispatcher(profile, folder, hours_for(plan.missing, profile))
+    rows = [run.status for run in plan.missing]
+    return submit_missing(
+        Submission(resolved, plan, dispatcher, "slurm"), dispatcher, rows, Claims(resolved.root)
+    )
+
+
+def check_cluster(profile: Profile, resolved: ResolvedStudy) -> None:
+    """Raise InputError where a profile names a partition SLURM has not, or nodes cannot see ROOT or the corpus."""
+    profile.check_shared("--root", resolved.root.path)
+    profile.check_shared("corpus.path", resolved.study.corpus.path)
+    known = set(call("sinfo", "--noheader", "--format=%R").split())
+    for name in profile.partitions:
+        if name not in known:
+            raise InputError(
+                f"--cluster {profile.name}: partitions: {name}: SLURM here has {', '.join(sorted(known))}"
+            )

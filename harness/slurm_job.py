@@ -1,0 +1,214 @@
+"""What a SLURM job's batch script runs: start the ranks, wait for them, and have SLURM start them again where it must.
+
+    python -m harness.slurm_job ARRAY_FILE      inside a job; its index says which Series
+
+The ranks save by themselves when they are told to stop. What became of their Runs is read from the journals, never
+from exit codes. A job near its time limit or preempted is requeued under its own number; one that dies is requeued
+too, until it has died several times at the same place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tenacity import (
+    Retrying,
+    before_sleep_log,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_exponential_jitter,
+)
+
+from harness.control import Control
+from harness.disk import DiskFull
+from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
+from harness.dispatch.slurm import Array, Task
+from harness.dispatch.slurm_queue import SchedulerGone, call
+from harness.journal import Event, Journal, Progress, read_progress
+from harness.rundir import Root, read_launch, read_model
+from harness.training import checkpoint as checkpoints
+from ssmttm.errors import InputError
+
+log = logging.getLogger("ssmscale.slurm")
+
+NEAR_TIME_LIMIT = "SIGUSR2"
+"""What SLURM sends a job before its time is over, as `--signal` asks."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one element of an array; returns the job's exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    (array_file,) = arguments if arguments is not None else sys.argv[1:]
+    # What SLURM sends is for the ranks: this process has to be there when they have saved.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCONT):
+        signal.signal(number, lambda number, _: log.info("%s", signal.Signals(number).name))
+    try:
+        array = read_model(Path(array_file), Array)
+        task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+        code = _run_ranks(array, task, Path(array_file).parent.parent)
+        return settle(task, code)
+    except InputError as error:
+        log.error("%s", error)
+        return 2
+
+
+def settle(task: Task, code: int) -> int:
+    """Decide from the journals what becomes of the job whose ranks ended with `code`; returns its exit status."""
+    root = Root(task.run_dirs[0].parent.parent)
+    control = Control(read_launch(root, task.series_id).control)
+    left = unfinished(root, task, control)
+    if not left:
+        states = [read_progress(folder).state for folder in task.run_dirs]
+        return 1 if Event.FAILED in states else 0
+    if code == EXIT_NO_SPACE:
+        log.error("no room is left on the disk of %s; free some and submit again", root.path)
+        return code
+    stopped = [
+        reason
+        for progress in (read_progress(root.series(task.series_id)), *map(read_progress, left))
+        if (reason := _stopped_by(progress)) is not None
+    ]
+    job_id = _job_id()
+    if stopped and code in {0, EXIT_PREEMPTED}:
+        if NEAR_TIME_LIMIT in stopped or is_preempted(job_id):
+            requeue(job_id)
+        return EXIT_PREEMPTED
+    if code in {0, EXIT_PREEMPTED}:
+        log.info("another process trains the series")
+        return EXIT_PREEMPTED
+    place = _place(root, task)
+    last = _last_line(root.series(task.series_id) / "logs")
+    control.append("crashed", runs=[folder.name for folder in left], job_id=job_id, kind=place, reason=last)
+    if count_crashes(control, left, place) < MOST_ATTEMPTS:
+        requeue(job_id)
+        return EXIT_PREEMPTED
+    for folder in left:
+        with Journal.open(folder) as journal:
+            reason = f"its job {job_id} ended {MOST_ATTEMPTS} times at the same place; its log ends: {last}"
+            journal.append(Event.FAILED, reason=reason, kind="lost")
+    return 1
+
+
+def unfinished(root: Root, task: Task, control: Control) -> list[Path]:
+    """Directories of the Runs that are neither over nor cancelled."""
+    cancelled, forgiven = control.cancelled(), control.forgiven()
+    left = []
+    for folder in task.run_dirs:
+        progress = read_progress(root.run(folder.name))
+        failed = progress.state == Event.FAILED and progress.attempt > forgiven.get(folder.name, 0)
+        if progress.state != Event.FINISHED and not failed and folder.name not in cancelled:
+            left.append(folder)
+    return left
+
+
+def count_crashes(control: Control, left: Sequence[Path], place: str) -> int:
+    """How often in a row, as of now, the job of these Runs died with nothing gained since."""
+    wanted = {folder.name for folder in left}
+    count = 0
+    for event in control.read():
+        if not wanted & set(event.get("runs", ())):
+            continue
+        if event["event"] == "retried":
+            count = 0
+        elif event["event"] == "crashed":
+            count = count + 1 if event.get("kind") == place else 0
+    return count
+
+
+def is_preempted(job_id: str) -> bool:
+    """Whether SLURM ends this job to make room for another, and not because somebody cancelled it."""
+    said = call("scontrol", "--oneliner", "show", "job", job_id)
+    found = re.search(r"\bPreemptTime=(\S+)", said)
+    return found is not None and found[1] not in {"None", "Unknown", "N/A"}
+
+
+def requeue(job_id: str) -> None:
+    """Have SLURM start this job again under its own number; a slurmctld that is away is waited for."""
+    patience = Retrying(
+        retry=retry_if_exception_type(SchedulerGone),
+        wait=wait_exponential_jitter(initial=1, max=20),
+        stop=stop_after_delay(300),
+        before_sleep=before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )
+    log.info("requeueing job %s", job_id)
+    patience(call, "scontrol", "requeue", job_id)
+
+
+def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
+    """Start the ranks with srun and wait for them; returns srun's exit status."""
+    shape = array.shape
+    meeting = study_dir / "meetings" / f"{_job_id()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    meeting.mkdir(parents=True, exist_ok=True)
+    command = [
+        "srun",
+        "--unbuffered",
+        "--kill-on-bad-exit=1",
+        f"--nodes={shape.nodes}",
+        f"--ntasks={shape.ranks}",
+        f"--ntasks-per-node={shape.ranks_a_node}",
+        f"--cpus-per-task={shape.threads}",
+        sys.executable,
+        "-u",
+        "-m",
+        "harness.worker",
+        "--supervised",
+        *(str(folder) for folder in task.run_dirs),
+    ]
+    environment = {
+        **os.environ,
+        "SSMSCALE_MEETING": str(meeting),
+        "OMP_NUM_THREADS": str(shape.threads),
+        "MKL_NUM_THREADS": str(shape.threads),
+    }
+    log.info("series %s: %d ranks on %s", task.series_id, shape.ranks, os.environ.get("SLURM_JOB_NODELIST"))
+    with subprocess.Popen(command, env=environment, start_new_session=True) as ranks:
+        return ranks.wait()
+
+
+def _job_id() -> str:
+    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+
+
+def _stopped_by(progress: Progress) -> str | None:
+    if progress.state != Event.PREEMPTED:
+        return None
+    return progress.stopped_by or ""
+
+
+def _place(root: Root, task: Task) -> str:
+    """Where a Series stands, as far as it would be resumed from."""
+    done = sum(read_progress(folder).state == Event.FINISHED for folder in task.run_dirs)
+    folders = [root.series(task.series_id), *task.run_dirs]
+    steps = [
+        str(held[-1].marker.step) if (held := checkpoints.marked(folder / "checkpoints")) else "0"
+        for folder in folders
+    ]
+    return f"{done} finished, checkpoints at {' '.join(steps)}"
+
+
+def _last_line(folder: Path) -> str:
+    """The last thing any rank said."""
+    logs = sorted(folder.glob("rank-*.log"), key=lambda path: path.stat().st_mtime)
+    lines = [
+        line.strip()
+        for path in logs[-1:]
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.strip()
+    ]
+    return lines[-1][:300] if lines else "nothing"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except DiskFull as error:
+        log.error("%s", error)
+        sys.exit(EXIT_NO_SPACE)

@@ -1,0 +1,221 @@
+"""On a real SLURM: a study is submitted once, and finishes by itself, whatever the cluster does to its jobs."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.journal import Event, read_progress
+from harness.rundir import Root
+from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
+from tests.cluster.conftest import missing
+from tests.cluster.servers import wait_until
+from tests.cluster.slurm_study import PROFILE, SlurmStudy
+from tests.harness.trainer import losses, train
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+Fields = dict[str, Any]
+Make = Callable[..., SlurmStudy]
+
+
+@pytest.fixture(scope="session")
+def devcluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
+    """A SLURM of the tests' own: two nodes of four fake GPUs, arrays of at most fifty."""
+    if absent := missing_programs():
+        missing(f"no {', '.join(absent)} on this machine")
+    cluster = DevCluster(tmp_path_factory.mktemp("slurm") / "cluster", Shape(max_array_size=50))
+    cluster.up()
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def make(devcluster: DevCluster, study_fields: Fields, tmp_path: Path) -> Iterator[Make]:
+    """Make a study on the cluster; what it leaves in the queue goes with the test."""
+    made: list[SlurmStudy] = []
+
+    def make(fields: Fields | None = None, name: str = "slurm", **profile: Any) -> SlurmStudy:
+        study = SlurmStudy(
+            devcluster, tmp_path / name, copy.deepcopy(fields or study_fields), {**PROFILE, **profile}
+        )
+        made.append(study)
+        return study
+
+    yield make
+    for study in made:
+        ids = [line.split()[0] for line in study.queue()]
+        if ids:
+            study.slurm("scancel", *ids)
+    if made:
+        made[0].wait_until_over(60)
+
+
+def undisturbed(tmp_path: Path, fields: Fields, **launch: Any) -> list[float]:
+    apart = Root(tmp_path / "apart")
+    train(apart, fields, **launch)
+    return losses(apart, fields)
+
+
+def test_a_study_is_submitted_and_finishes_by_itself(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    study = make()
+    assert "2 runs in 1 series submitted to dev" in study.submit()
+    states = json.loads(study.run("status", "--json"))["counts"]
+    assert states in ({"queued": 2}, {"running": 2}, {"done": 2})
+    study.wait_until_over()
+    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields)
+    assert "nothing of tiny is left to submit" in study.submit()
+
+
+def test_ranks_on_two_nodes_train_one_series(make: Make, study_fields: Fields, tmp_path: Path) -> None:
+    study_fields["resources"] = {"ranks": 2, "zero_stage": 3}
+    study = make(study_fields, gpus=1)
+    study.submit()
+    study.wait_until_over()
+    assert losses(study.root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-4)
+    (series,) = study.series()
+    started = read_progress(series).started
+    assert started is not None
+    assert (started["layout"]["ranks"], started["layout"]["zero_stage"]) == (2, 3)
+
+
+def test_a_study_preempted_and_killed_ends_with_the_losses_it_would_have_had(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    study_fields["grid"]["iterations"] = [100, 1500]
+    study_fields["resources"] = {"checkpoint_every": 100}
+    study_fields["tracking"]["log_every"] = 10
+    study = make(study_fields)
+    study.submit()
+    study.wait_for_step(150)
+    study.make_room()
+    wait_until(lambda: study.count(Event.PREEMPTED) == 1, 60)
+    wait_until(lambda: study.count(Event.RESUMED) >= 1, 120)
+    study.wait_for_step(study.step() + 100)
+    study.kill_a_rank()
+    study.wait_until_over()
+    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields, checkpoint_every=100)
+
+
+@pytest.mark.verify
+def test_a_node_that_falls_silent_is_fenced_off_and_its_job_goes_on_elsewhere(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    study_fields["grid"]["iterations"] = [100, 6000]
+    study_fields["resources"] = {"checkpoint_every": 200}
+    study_fields["tracking"]["log_every"] = 10
+    study = make(study_fields)
+    study.submit()
+    study.wait_for_step(200)
+    node = study.slurm("squeue", "--noheader", "--format=%N").split()[0]
+    study.cluster.stop_node(node)
+    try:
+        wait_until(lambda: study.count(Event.RESUMED) >= 1, 180)
+    finally:
+        study.cluster.start_node(node)
+    study.wait_until_over(400)
+    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields, checkpoint_every=200)
+
+
+def test_two_submissions_at_once_submit_every_series_once(make: Make, study_fields: Fields) -> None:
+    study_fields["grid"]["seeds"] = list(range(6))
+    study = make(study_fields)
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")  # jobs wait and are not run
+    try:
+        both = [study.start_submit(), study.start_submit()]
+        for process in both:
+            said, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, said
+        assert len(study.queue()) == 6
+    finally:
+        study.slurm("scontrol", "update", "partitionname=low", "state=up")
+
+
+def test_a_submission_killed_half_way_is_completed_by_the_next(make: Make, study_fields: Fields) -> None:
+    study_fields["grid"]["seeds"] = list(range(120))
+    study = make(study_fields, limits={"hours": 1, "array_size": 20})
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        process = study.start_submit()
+        wait_until(lambda: len(list(study.root.path.glob("studies/*/arrays/*.json"))) >= 2, 60)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        study.submit()
+        assert len(study.queue()) == 120
+        names = set(study.slurm("squeue", "--noheader", "--format=%j").split())
+        assert len(names) <= 7
+    finally:
+        study.slurm("scontrol", "update", "partitionname=low", "state=up")
+
+
+def test_arrays_are_split_at_the_sites_limit(make: Make, study_fields: Fields) -> None:
+    study_fields["grid"]["seeds"] = list(range(70))
+    study = make(study_fields, limits={"hours": 1, "array_size": 50})
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        study.submit()
+        ids = [line.split()[0].split("_") for line in study.queue()]
+        assert len({number for number, _ in ids}) == 2
+        assert max(int(index) for _, index in ids) == 49
+        assert len(ids) == 70
+        said = study.run("cancel")
+        assert "70 jobs taken from SLURM" in said
+        assert json.loads(study.run("status", "--json"))["counts"] == {"cancelled": 140}
+    finally:
+        study.slurm("scontrol", "update", "partitionname=low", "state=up")
+
+
+def test_cancelling_a_study_leaves_other_jobs_alone(make: Make, study_fields: Fields) -> None:
+    study = make()
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        other = study.slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap", "true").strip()
+        study.submit()
+        study.run("cancel")
+        assert [line.split()[0] for line in study.queue()] == [other]
+    finally:
+        study.slurm("scontrol", "update", "partitionname=low", "state=up")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("partitions", {"nosuch": None}, ["partitions", "nosuch", "high, low"]),
+        ("partitions", {"lo w": None}, ["partitions", "lo w"]),
+        ("account", "$(touch hacked)", ["account", "$(touch hacked)"]),
+        ("constraint", "a;b", ["constraint", "a;b"]),
+        ("setup", ["true\ntouch hacked"], ["setup"]),
+        ("gpu", 8, ["gpu", "gpus"]),
+    ],
+)
+def test_a_profile_that_is_wrong_is_a_sentence_and_nothing_is_submitted(
+    make: Make, tmp_path: Path, key: str, value: Any, said: list[str]
+) -> None:
+    study = make(**{key: value})
+    process = study.start_submit()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, out
+    assert "Traceback" not in out
+    for word in said:
+        assert word in out
+    assert study.queue() == []
+    assert not study.root.path.exists()
+    assert not list(tmp_path.rglob("hacked"))
+
+
+def test_a_root_with_spaces_and_quotes_in_its_name_is_trained_in(make: Make, study_fields: Fields) -> None:
+    study = make(study_fields, name='it\'s a "study" $(touch hacked)')
+    study.submit()
+    study.wait_until_over()
+    assert len(losses(study.root, study_fields)) == 2
+    assert not list(study.folder.parent.rglob("hacked"))
