@@ -9,7 +9,7 @@ import typer
 
 from harness.opening import place_of
 from harness.options import JsonOption, RootOption, StudyArgument
-from harness.terminal import console, errors, print_json
+from harness.terminal import console, errors, print_json, stoppable
 
 
 def serve(
@@ -49,7 +49,7 @@ def serve(
         )
     try:
         with (
-            serving.stoppable(),
+            stoppable(),
             serving.serving(place, database, host, port, allow_host or (), log) as (server, process),
         ):
             if as_json:

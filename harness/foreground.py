@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 from harness.cluster import this_machine
 from harness.disk import DiskFull
@@ -15,7 +12,7 @@ from harness.plan import Plan
 from harness.progress import StudyProgress
 from harness.status import RunState, RunStatus, StatusReader
 from harness.submission import ResolvedStudy, Submission
-from harness.terminal import console, counted, errors
+from harness.terminal import console, counted, errors, stoppable
 from harness.tracking import tracking_uri
 
 
@@ -44,7 +41,7 @@ def train_here(resolved: ResolvedStudy, plan: Plan) -> list[RunStatus]:
         )
     else:
         console.print("everything that is missing is being trained by another process; waiting for it")
-    with _stoppable(), StudyProgress(console) as progress:
+    with stoppable(), StudyProgress(console) as progress:
         mirror.start()
 
         def on_progress(now: Sequence[RunStatus]) -> None:
@@ -68,17 +65,3 @@ def train_here(resolved: ResolvedStudy, plan: Plan) -> list[RunStatus]:
             dispatcher.close()
         mirror.finish(rows)
     return rows
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends a submission as Ctrl-C does: in order, with everything saved."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import errno
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock, Timeout
 
@@ -71,20 +69,6 @@ def choose_port(host: str, port: int) -> int:
                 problem = f"--host {host}: cannot be listened on ({error.strerror})"
             raise InputError(problem) from error
         return int(trial.getsockname()[1])
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM ends it as Ctrl-C does."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def password_on_show(database: str | None) -> bool:

@@ -1,9 +1,13 @@
-"""Where the command speaks: results on standard output, everything else on standard error."""
+"""Where the command speaks, results on standard output and all else on standard error, and how it is ended."""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -25,3 +29,17 @@ def counted(number: int, noun: str) -> str:
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document, alone on standard output."""
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, in order: by KeyboardInterrupt."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -126,39 +126,34 @@ def test_a_stop_right_after_resuming_keeps_the_branch_point_it_resumed_from(
     assert steps == [(4, True), (8, True)]
 
 
+class Overtaken(StopAfter):
+    """Never stops; when it has been asked so many times, a newer attempt on the trunk appears."""
+
+    def __init__(self, root: Root, asked: int) -> None:
+        super().__init__(asked)
+        self._root = root
+
+    @property  # type: ignore[override]
+    def reason(self) -> str | None:
+        self._left -= 1
+        if self._left == 0:
+            Journal.open(series_folder(self._root)).close()
+        return None
+
+    @reason.setter
+    def reason(self, value: str | None) -> None:
+        assert value is None
+
+
 def test_a_newer_attempt_takes_over_and_the_older_one_leaves(root: Root, study_fields: Fields) -> None:
-    class Overtaken(StopAfter):
-        @property  # type: ignore[override]
-        def reason(self) -> str | None:
-            self._left -= 1
-            if self._left == 0:
-                Journal.open(series_folder(root)).close()
-            return None
-
-        @reason.setter
-        def reason(self, value: str | None) -> None:
-            assert value is None
-
-    assert train(root, study_fields, Overtaken(3)) == ["busy"]
+    assert train(root, study_fields, Overtaken(root, 3)) == ["busy"]
     events = [event["event"] for event in read_events(series_folder(root)) if event["attempt"] == 1]
     assert "finished" not in events
 
 
 def test_a_newer_attempt_on_the_trunk_fences_who_is_on_a_branch(root: Root, study_fields: Fields) -> None:
-    class Overtaken(StopAfter):
-        @property  # type: ignore[override]
-        def reason(self) -> str | None:
-            self._left -= 1
-            if self._left == 0:
-                Journal.open(series_folder(root)).close()
-            return None
-
-        @reason.setter
-        def reason(self, value: str | None) -> None:
-            assert value is None
-
     study_fields["grid"]["iterations"] = [10]
-    assert train(root, study_fields, Overtaken(10)) == ["busy"]  # at the second step of the branch
+    assert train(root, study_fields, Overtaken(root, 10)) == ["busy"]  # at the second step of the branch
     (progress,) = progress_of(root, study_fields)
     assert progress.attempt == 1
     assert progress.state != Event.FINISHED
