@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from harness.bundle import whole_lines, without_tracker
 from harness.bundle_check import OpenBundle
 from harness.control import Control
@@ -21,6 +19,7 @@ from harness.journal import FORMAT as ATTEMPT_FILE
 from harness.journal import Event, attempts, read_progress
 from harness.run import Run
 from harness.rundir import Root, read_run, write_atomically, write_run, write_series
+from harness.series_lock import untrained
 from harness.submission import ResolvedStudy, resolve_registered
 
 
@@ -71,13 +70,10 @@ def _merge_series(
     bundle: OpenBundle, root: Root, series_id: str, runs: Sequence[Run], done: Imported
 ) -> None:
     root.series(series_id).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root.series(series_id) / "lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        done.busy.append(series_id)
-        return
-    try:
+    with untrained(root.series(series_id)) as nobody_trains_it:
+        if not nobody_trains_it:
+            done.busy.append(series_id)
+            return
         write_series(root, runs[0])
         _merge_journal(root.series(series_id), bundle.unpacked.series(series_id))
         for run in runs:  # after the trunk's: a Run that is finished here is not looked at again
@@ -92,8 +88,6 @@ def _merge_series(
                 done.notes.append(
                     f"{root.run(run.run_id)}: its own journal goes on after the attempt that finished"
                 )
-    finally:
-        lock.release()
 
 
 def _merge_journal(here: Path, there: Path) -> None:

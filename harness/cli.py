@@ -253,6 +253,8 @@ def retry(
     profile = _profile(on, cluster)
     resolved = registered(study, root)
     submission.check_before_training(resolved)
+    if profile is not None:
+        check_cluster(profile, resolved)
     concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:

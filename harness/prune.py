@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from harness.control import Control
 from harness.cost import GIB
 from harness.disk import size_of
 from harness.journal import Event, read_progress
 from harness.run import Run
 from harness.rundir import Root, read_run
+from harness.series_lock import untrained
 from harness.submission import ResolvedStudy, resolve_registered
 from harness.training import checkpoint as checkpoints
 from harness.training.checkpoint import TAG, Checkpoint
@@ -138,13 +137,10 @@ def _wanted_by_all(resolved: ResolvedStudy, notes: list[str]) -> dict[str, _Want
 
 
 def _prune_series(root: Root, series_id: str, wanted: _Wanted, done: Pruned, *, dry_run: bool) -> None:
-    lock = FileLock(root.series(series_id) / "lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        done.busy.append(series_id)
-        return
-    try:
+    with untrained(root.series(series_id)) as nobody_trains_it:
+        if not nobody_trains_it:
+            done.busy.append(series_id)
+            return
         for items, needed in _sorted_out(root, series_id, wanted):
             for item in items:
                 if item.path in needed:
@@ -153,8 +149,6 @@ def _prune_series(root: Root, series_id: str, wanted: _Wanted, done: Pruned, *, 
                 if not dry_run:
                     _remove(item.path)
                 done.removed.append(item)
-    finally:
-        lock.release()
 
 
 def _sorted_out(root: Root, series_id: str, wanted: _Wanted) -> Iterator[tuple[list[Item], Set[Path]]]:

@@ -133,9 +133,8 @@ def is_in_hand(claim: Claim) -> bool:
 
 
 def submit_to_slurm(resolved: ResolvedStudy, plan: Plan, profile: Profile) -> Submitted:
-    """Hand everything that is missing to SLURM; raises SchedulerGone, and InputError where a profile is wrong."""
+    """Hand everything that is missing to SLURM, on a cluster that was checked; raises SchedulerGone."""
     study = resolved.study
-    check_cluster(profile, resolved)
     folder = resolved.root.study(study.name)
     dispatcher = SlurmDispatcher(profile, folder, hours_for(plan.missing, profile))
     rows = [run.status for run in plan.missing]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -34,6 +35,21 @@ def scheduler_job() -> Holder | None:
         return None
     restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
     return Holder(job_id=job_id, start=int(restarts) if restarts.isdigit() else 0)
+
+
+@contextlib.contextmanager
+def untrained(series_dir: Path) -> Iterator[bool]:
+    """Keep everybody from training a Series while the block runs; False, and nothing kept, where somebody does."""
+    lock = FileLock(series_dir / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 class SeriesLock:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from harness.control import Control
 from harness.cost import calibrate
 from harness.disk import DiskFull
@@ -23,6 +21,7 @@ from harness.plan import Plan, PlannedRun
 from harness.process import identify_process
 from harness.run import Digest, Frozen
 from harness.rundir import Launch, Root, read_model, write_atomically, write_launch, write_run, write_series
+from harness.series_lock import untrained
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import CorpusView, GridPoint, Study, expand, view_corpus
 from harness.tracking import sidecar_uri
@@ -252,13 +251,12 @@ class Submission:
             f"{log} ends: {_last_line(log)}" for log in self.dispatcher.log_paths(handle) if log.exists()
         ]
         reason = f"its worker ended {attempts} times before it did; {'; '.join(endings)}"
-        try:
-            with FileLock(self.root.series(handle.job.series_id) / "lock", blocking=False):
-                for folder in left:
-                    with Journal.open(folder) as journal:
-                        journal.append(Event.FAILED, reason=reason, kind="lost")
-        except Timeout:
-            pass  # another process trains the Series: what it makes of it counts
+        with untrained(self.root.series(handle.job.series_id)) as nobody_trains_it:
+            if not nobody_trains_it:
+                return  # what that process makes of it counts
+            for folder in left:
+                with Journal.open(folder) as journal:
+                    journal.append(Event.FAILED, reason=reason, kind="lost")
 
     def _calibrate(self, rows: Sequence[RunStatus]) -> None:
         """Write the speeds this study's Runs were trained at into calibration.json."""
