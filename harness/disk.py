@@ -17,6 +17,13 @@ from pathlib import Path
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a disk is full, or the share of it that a user may fill."""
 
+SHORT_WRITES = (
+    "PytorchStreamWriter failed writing",
+    "inline_container.cc",
+    "basic_ios::clear: iostream error",
+)
+"""Words of torch's writer where the system took fewer bytes than it was given; it keeps no error number."""
+
 SLACK = 2**20
 """What a file system takes for itself beside the bytes of files."""
 
@@ -39,7 +46,7 @@ def is_full(error: BaseException) -> bool:
     while found is not None:
         if isinstance(found, DiskFull) or (isinstance(found, OSError) and found.errno in NO_ROOM):
             return True
-        if any(os.strerror(number) in str(found) for number in NO_ROOM):
+        if any(words in str(found) for words in (*map(os.strerror, NO_ROOM), *SHORT_WRITES)):
             return True
         found = found.__cause__ or found.__context__
     return False
@@ -60,8 +67,9 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
 def room_for(needed: int, path: Path) -> Iterator[None]:
     """Run a block that writes some `needed` bytes to the file or folder `path`, or raise DiskFull naming it.
 
-    Asked before, and again where the block fails: libraries that write through C++ do not say why they did. What is
-    there already counts as written, since other ranks may have begun.
+    Asked before, and again where the block fails: libraries that write through C++ do not say why they did, and by
+    then others may have made room; nor does a file system's free space tell of a quota. What is there already counts as
+    written, since other ranks may have begun.
     """
     if free_bytes(path) + size_of(path) < needed:
         raise DiskFull(path, needed)

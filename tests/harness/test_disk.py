@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.disk import DiskFull, append_line, free_bytes, is_full, room_for
+from harness.disk import SLACK, DiskFull, append_line, free_bytes, is_full, room_for
 
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
@@ -76,6 +76,26 @@ def fill(disk: Path) -> None:
     with (disk / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
+
+
+def test_a_write_cut_short_is_a_full_disk_even_where_there_is_room_again(
+    small_disk: Callable[[int], Path],
+) -> None:
+    import torch
+
+    disk = small_disk(4 * SLACK)
+    (disk / "filling").write_bytes(bytes(4 * SLACK - 2**14))
+
+    def save_and_make_room() -> None:
+        with room_for(1, disk / "weights"):
+            try:
+                torch.save(torch.zeros(10_000), disk / "weights")
+            finally:
+                (disk / "filling").unlink()
+
+    with pytest.raises(DiskFull, match="weights"):
+        save_and_make_room()
+    assert free_bytes(disk) > 2 * SLACK
 
 
 def test_output_to_a_full_disk_is_dropped_and_the_exit_status_stays(disk: Path) -> None:
