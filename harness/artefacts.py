@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.brief import first_line
 from harness.experiment import Experiment, Held
 
 SHA256 = "ssmscale.sha256."
@@ -56,9 +57,7 @@ class Artefacts:
         try:
             send()
         except Exception as error:  # each kind of store for files has errors of its own
-            self.problem = (
-                f"MLflow does not keep files: {str(error).splitlines()[0] if str(error) else error!r}"
-            )
+            self.problem = f"MLflow does not keep files: {first_line(error)}"
             return {}
         return tags
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from harness.brief import first_line, first_mistake
 from harness.bundle import CONTENTS, FORMAT, MEMBER, Contents, count_members
 from harness.cost import Calibration
 from harness.journal import Event, Progress, attempts, read_progress
@@ -79,7 +80,7 @@ def open_bundle(path: Path) -> Iterator[OpenBundle]:
                     if member != CONTENTS:
                         _unpack(archive, info, contents, folder, path)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError) as error:
-            raise InputError(f"{path}: is no whole zip archive ({_brief(error)})") from error
+            raise InputError(f"{path}: is no whole zip archive ({first_line(error)})") from error
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
         try:
@@ -132,9 +133,7 @@ def _read_contents(archive: zipfile.ZipFile, infos: dict[str, zipfile.ZipInfo], 
             )
         contents = Contents.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise InputError(f"{path}: {CONTENTS}: {key}: {first['msg']}") from error
+        raise InputError(f"{path}: {CONTENTS}: {first_mistake(error)}") from error
     listed, held = set(contents.members), set(infos) - {CONTENTS}
     for name in sorted(listed ^ held):
         missing = "is listed and not there" if name in listed else "is there and not listed"
@@ -203,7 +202,7 @@ def _check_series(unpacked: Root, run: Run) -> None:
     except FileNotFoundError:
         raise InputError(f"{path}: is missing, and run {run.run_id} is of this series") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON ({_brief(error)})") from error
+        raise InputError(f"{path}: is not JSON ({first_line(error)})") from error
     if held != run.series_canonical():
         raise InputError(f"{path}: is not the series of run {run.run_id}")
 
@@ -216,8 +215,7 @@ def _check_run(run_dir: Path, run: Run) -> None:
     try:
         result = Result.model_validate({name: held[name] for name in Result.model_fields if name in held})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{run_dir}/journal: {first['loc'][0]}: {first['msg']}") from error
+        raise InputError(f"{run_dir}/journal: {first_mistake(error)}") from error
     if result.step != run.iterations:
         raise InputError(f"{run_dir}/journal: ends at step {result.step} of {run.iterations}")
 
@@ -230,7 +228,3 @@ def _read_checked(directory: Path) -> Progress:
     for note in progress.damaged:
         raise InputError(note)
     return progress
-
-
-def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -7,6 +7,7 @@ only with --debug. With --json standard output holds one JSON document and nothi
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +17,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analysis.errors import InputError as AnalysisError
-from harness import submission, tables
+from harness import tables
 from harness.cli_data import data_app
-from harness.cli_keep import export_study, import_bundle, prune
+from harness.cli_keep import export_study, import_bundle, prune, sync
 from harness.cli_serve import serve
-from harness.cluster import this_machine
-from harness.disk import DiskFull
+from harness.cli_status import cancel, logs, status
+from harness.cli_submit import plan, retry, submit
 from harness.dispatch.slurm_queue import SchedulerGone
-from harness.foreground import Stopped, train_here
-from harness.opening import begun, choose, jobs_of, open_study, registered, rows_of
+from harness.foreground import Stopped
+from harness.opening import begun, registered
 from harness.options import (
-    ClusterOption,
     ColumnOption,
     DeltaOption,
     JsonOption,
@@ -35,24 +35,18 @@ from harness.options import (
     PointsOption,
     ReferenceOption,
     RootOption,
-    RunsArgument,
-    SetOption,
     StudyArgument,
 )
-from harness.plan import make_plan
-from harness.profile import Profile, load_profile, profile_names
-from harness.provenance import installed_version
-from harness.remote import cancel_jobs_of, check_cluster, submit_to_slurm
-from harness.status import RunState, RunStatus, StatusReader
+from harness.provenance import commit, installed_version
+from harness.status import RunStatus
 from harness.submission import ResolvedStudy
-from harness.syncing import bring_up_to_date, keep_report, kept_by, replay, warn
-from harness.terminal import console, counted, errors, print_json
+from harness.syncing import bring_up_to_date, keep_report
+from harness.terminal import console, errors, print_json
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from analysis.document import FitDocument
     from analysis.points import CheckedPoints
-    from harness.plan import Plan
     from harness.tracking import Tracker
 
 app = typer.Typer(
@@ -134,148 +128,8 @@ def _globals(
 
 # -- the study: plan, submit, watch, steer
 
-
-@app.command()
-def plan(
-    study: StudyArgument,
-    root: RootOption = None,
-    changes: SetOption = None,
-    cluster: ClusterOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """What is left to train and what it will cost; trains nothing."""
-    resolved = open_study(study, root, changes)
-    made = _plan(resolved, load_profile(cluster) if cluster else None)
-    if as_json:
-        print_json(made.as_json())
-    else:
-        tables.print_plan(console, made)
-
-
-@app.command()
-def submit(
-    study: StudyArgument,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on",
-            metavar="local|slurm|auto",
-            help="local trains here, in the foreground; slurm hands over and returns; auto takes slurm where a cluster "
-            "is named.",
-        ),
-    ],
-    root: RootOption = None,
-    changes: SetOption = None,
-    cluster: ClusterOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
-    ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask, however many GPU-hours the profile wants confirmed.")
-    ] = False,
-) -> None:
-    """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
-    profile = _profile(on, cluster)
-    resolved = open_study(study, root, changes)
-    submission.check_before_training(resolved)
-    made = _plan(resolved, profile)  # whatever is wrong with the resources is said before anything is written
-    if dry_run:
-        tables.print_plan(console, made)
-        return
-    if profile is not None:
-        check_cluster(profile, resolved)
-        _confirm(made, profile, yes=yes)
-    submission.register(resolved)
-    submission.keep_plan(resolved.root, made)
-    _hand_over(resolved, made, profile)
-
-
-@app.command()
-def status(
-    study: StudyArgument,
-    root: RootOption = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Show it again every two seconds until all is over.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Where every run of a study stands."""
-    resolved = registered(study, root)
-    if watch and not as_json:
-        tables.watch_status(console, lambda: rows_of(resolved), resolved.study.name)
-        return
-    reader = StatusReader(resolved.root, resolved.study.name)
-    rows = reader.read(resolved.points, jobs=jobs_of(resolved))
-    if as_json:
-        print_json(tables.status_document(resolved.study.name, rows, reader.notes))
-    else:
-        tables.print_status(console, resolved.study.name, rows)
-        tables.print_notes(errors, reader.notes)
-
-
-@app.command()
-def logs(
-    study: StudyArgument,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run id, or its first digits.")],
-    root: RootOption = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is written.")] = False,
-) -> None:
-    """What a run's workers printed."""
-    resolved = registered(study, root)
-    row = choose(rows_of(resolved), [run])[0]
-    files = submission.log_files(resolved.root, row)
-    if not files:
-        raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet")
-    tables.print_logs(console, files, follow=follow)
-
-
-@app.command()
-def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
-    """Cancel runs of a study that are not over; others of the same trunk go on."""
-    resolved = registered(study, root)
-    rows = rows_of(resolved)
-    concerned = submission.cancel(resolved.root, resolved.study.name, choose(rows, runs))
-    ended = cancel_jobs_of(resolved, rows)
-    if ended:
-        console.print(f"{counted(len(ended), 'job')} taken from SLURM: {', '.join(ended)}")
-    console.print(f"{counted(len(concerned), 'run')} cancelled")
-
-
-@app.command()
-def retry(
-    study: StudyArgument,
-    runs: RunsArgument = None,
-    root: RootOption = None,
-    on: Annotated[str, typer.Option("--on", metavar="local|slurm|auto", help="As for submit.")] = "auto",
-    cluster: ClusterOption = None,
-) -> None:
-    """Forget failures and cancellations, then submit what is missing."""
-    profile = _profile(on, cluster)
-    resolved = registered(study, root)
-    submission.check_before_training(resolved)
-    if profile is not None:
-        check_cluster(profile, resolved)
-    concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
-    console.print(f"{counted(len(concerned), 'run')} to be tried again")
-    if concerned:
-        _hand_over(resolved, _plan(resolved, profile), profile)
-
-
-@app.command()
-def sync(study: StudyArgument, root: RootOption = None) -> None:
-    """Check MLflow against the journals: send what it lacks, merge what is there twice, settle what nobody trains."""
-    resolved = registered(study, root)
-    rows = begun(resolved)
-    tracker, done = replay(resolved, rows)
-    warn(done.notes)
-    if done.merged:
-        console.print(f"{counted(done.merged, 'run')} that were there twice merged into the oldest")
-    if done.settled:
-        console.print(f"{counted(done.settled, 'run')} settled that the study lists no more")
-    console.print(kept_by(tracker, rows))
-
-
-app.command()(prune)
+for verb in (plan, submit, status, logs, cancel, retry, sync, prune):
+    app.command()(verb)
 
 # -- what came out: export, import, points, fit, report
 
@@ -344,7 +198,7 @@ def report(
 
     fitted = _fit(study, points_file, law, delta, reference, columns, root)
     resolved, tracker = fitted.resolved, fitted.tracker
-    provenance = Provenance(command=_command_line(), commit=_commit())
+    provenance = Provenance(command=shlex.join(["ssmscale", *sys.argv[1:]]), commit=commit())
     page = write_report(
         fitted.checked,
         fitted.document,
@@ -375,78 +229,7 @@ def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-# -- what several verbs share
-
-
-def _profile(on: str, cluster: str | None) -> Profile | None:
-    """The cluster a submission goes to; None for this machine."""
-    if on not in {"local", "slurm", "auto"}:
-        raise InputError(f"--on {on}: there is no such dispatcher; there are local, slurm and auto")
-    if on == "local" or (on == "auto" and cluster is None):
-        return None
-    if cluster is None:
-        raise InputError(
-            f"--on slurm: name the cluster with --cluster; there are {', '.join(profile_names())}"
-        )
-    return load_profile(cluster)
-
-
-def _confirm(made: Plan, profile: Profile, *, yes: bool) -> None:
-    """Ask before much is spent; where nobody can answer, --yes has to be given."""
-    hours = made.totals()["gpu_hours"]
-    if yes or hours <= profile.confirm_gpu_hours:
-        return
-    question = f"submit {hours:.4g} GPU-hours to {profile.name}"
-    if not sys.stdin.isatty():
-        raise InputError(
-            f"{question}: more than its confirm_gpu_hours, {profile.confirm_gpu_hours:g}; say --yes"
-        )
-    typer.confirm(f"{question}?", abort=True)
-
-
-def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None) -> None:
-    """Train here, or give what is missing to SLURM and say what was given."""
-    if profile is None:
-        _train(resolved, made)
-        return
-    done = submit_to_slurm(resolved, made, profile)
-    name = resolved.study.name
-    if done.arrays:
-        console.print(
-            f"{counted(done.runs, 'run')} in {counted(done.series, 'series')} submitted to {profile.name}: "
-            f"SLURM jobs {', '.join(done.arrays)}"
-        )
-    else:
-        console.print(f"nothing of {name} is left to submit")
-    if done.taken:
-        console.print(f"{counted(done.taken, 'series')} left to another submission")
-    console.print(f"`ssmscale status {name} --watch` shows how they do", markup=False)
-
-
-def _plan(resolved: ResolvedStudy, profile: Profile | None = None) -> Plan:
-    cluster = this_machine() if profile is None else profile.cluster()
-    try:
-        return make_plan(
-            resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, jobs_of(resolved)
-        )
-    except InputError as error:
-        raise InputError(f"{resolved.where}: {error}") from error
-
-
-def _train(resolved: ResolvedStudy, made: Plan) -> None:
-    """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
-    try:
-        rows = train_here(resolved, made)
-    except DiskFull as full:
-        errors.print(
-            f"error: {full}; make some (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs), then "
-            f"the same command goes on from here",
-            markup=False,
-        )
-        raise typer.Exit(1) from full
-    tables.print_summary(console, resolved.study.name, rows)
-    if any(row.state is RunState.FAILED for row in rows):
-        raise typer.Exit(1)
+# -- what fit and report share
 
 
 @dataclass(frozen=True)
@@ -494,18 +277,6 @@ def _fit(
     checked = check_points(frame)
     document = fit_points(checked, law=law, delta=delta, reference=reference)
     return _Fitted(checked, document, resolved, rows, tracker)
-
-
-def _command_line() -> str:
-    import shlex
-
-    return shlex.join(["ssmscale", *sys.argv[1:]])
-
-
-def _commit() -> str | None:
-    from harness.provenance import commit
-
-    return commit()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`ssmscale prune`, `export` and `import`: what of a ROOT is kept, and what is carried elsewhere."""
+"""`ssmscale sync`, `prune`, `export` and `import`: what MLflow and a ROOT keep, and what is carried elsewhere."""
 
 from __future__ import annotations
 
@@ -8,10 +8,24 @@ from typing import Annotated
 import typer
 
 from harness import tables
-from harness.opening import registered
+from harness.opening import begun, registered
 from harness.options import JsonOption, RootOption, StudyArgument
 from harness.rundir import Root
+from harness.syncing import kept_by, replay, warn
 from harness.terminal import console, counted, print_json
+
+
+def sync(study: StudyArgument, root: RootOption = None) -> None:
+    """Check MLflow against the journals: send what it lacks, merge what is there twice, settle what nobody trains."""
+    resolved = registered(study, root)
+    rows = begun(resolved)
+    tracker, done = replay(resolved, rows)
+    warn(done.notes)
+    if done.merged:
+        console.print(f"{counted(done.merged, 'run')} that were there twice merged into the oldest")
+    if done.settled:
+        console.print(f"{counted(done.settled, 'run')} settled that the study lists no more")
+    console.print(kept_by(tracker, rows))
 
 
 def prune(

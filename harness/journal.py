@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
+from harness.brief import first_mistake
 from harness.disk import DiskFull, append_line, make_folder, naming_a_full_disk, sync_folder
 from harness.lines import Damage, LineReader
 from harness.process import process_is_alive
@@ -358,7 +359,6 @@ def check_for(directory: Path) -> Callable[[dict[str, Any]], None]:
             try:
                 Result.model_validate({name: fields[name] for name in Result.model_fields if name in fields})
             except ValidationError as error:
-                first = error.errors()[0]
-                raise ValueError(f"{first['loc'][0]}: {first['msg']}, so the run is not finished") from None
+                raise ValueError(f"{first_mistake(error)}, so the run is not finished") from None
 
     return check

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Required
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from harness.brief import first_mistake
+
 CHUNK = 2**20
 """Bytes read at once, and the length above which a line is none of ours."""
 
@@ -98,9 +100,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     try:
         return dict(_LINE.validate_json(line))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{key}: {first['msg']}" if key else str(first["msg"])) from None
+        raise ValueError(first_mistake(error, whole="")) from None
 
 
 @dataclass

@@ -27,10 +27,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from harness.brief import first_line
 from harness.rundir import Root, read_launch
 from harness.status import RunStatus, StatusReader
 from harness.store import redact
-from harness.tracking import Tracker, first_line
+from harness.tracking import Tracker
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.tracking")

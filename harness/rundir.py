@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from harness.brief import first_mistake
 from harness.disk import make_folder, naming_a_full_disk, sync_folder
 from harness.run import Count, Frozen, Positive, Run
 from ssmttm.errors import InputError
@@ -111,9 +112,7 @@ def read_model(path: Path, kind: type[Model]) -> Model:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise InputError(f"{path}: {key}: {first['msg']}") from error
+        raise InputError(f"{path}: {first_mistake(error)}") from error
 
 
 def write_run(root: Root, run: Run) -> Path:

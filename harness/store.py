@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from harness.brief import first_line
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def prepare_database(uri: str, where: str) -> str:
                 f"{shown}: its tables were made by another version of MLflow; back it up, then run "
                 f"`mlflow db upgrade {redact(uri)}` (or install the MLflow that made them, where that is the newer one)"
             ) from error
-        raise InputError(f"{shown}: {_first_line(error, url)}") from error
+        raise InputError(f"{shown}: {first_line(error, url.password)}") from error
     return uri
 
 
@@ -145,9 +146,4 @@ def _reach(url: URL, shown: str) -> None:
         raise InputError(f"{shown}: {url.drivername} is no driver of SQLAlchemy's") from error
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise InputError(f"{shown}: cannot be opened: {_first_line(cause, url)}") from error
-
-
-def _first_line(error: BaseException, url: URL) -> str:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return text.replace(url.password, "***") if url.password else text
+        raise InputError(f"{shown}: cannot be opened: {first_line(cause, url.password)}") from error

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.brief import first_line
 from harness.status import RunState, RunStatus
 from harness.store import redact
 from harness.submission import ResolvedStudy
 from harness.terminal import errors
-from harness.tracking import Mirrored, Tracker, first_line, tracking_uri
+from harness.tracking import Mirrored, Tracker, tracking_uri
 from ssmttm.errors import InputError
 
 

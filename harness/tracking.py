@@ -23,6 +23,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from harness.artefacts import Artefacts, study_facts
+from harness.brief import first_line
 from harness.control import Control
 from harness.experiment import KIND, REASON, SERIES, Experiment, Held
 from harness.journal import ProgressReader, read_progress
@@ -289,12 +290,6 @@ class Tracker:
             ending = ending_unlisted(progress)
             tell_of(self.experiment, held, progress, ending, {}, {})
             done.settled += ending is not None and ending.status != "RUNNING"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, cut to its first line: MLflow's go on with whole web pages."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _is_refusal(error: Exception) -> bool:

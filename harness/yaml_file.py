@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import yaml
 
+from harness.brief import first_line
 from ssmttm.errors import InputError
 
 MAX_BYTES = 1_000_000
@@ -80,4 +81,4 @@ def _parse(text: str, where: str) -> Any:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{where}:{line} {error.problem or 'is not YAML'}".replace(": :", ":")) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{where}: is not YAML ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{where}: is not YAML ({first_line(error)})") from error

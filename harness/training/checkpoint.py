@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from harness.brief import first_line, first_mistake
 from harness.disk import DiskFull, make_folder, room_for, sync_file, sync_folder
 from harness.run import Frozen
 from harness.rundir import write_atomically
@@ -204,9 +205,7 @@ def _read_all(folder: Path) -> Iterator[Checkpoint | Problem]:
         try:
             marker = Marker.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the document"
-            yield Problem(f"{path}: {where}: {first['msg']}", tag=path.stem)
+            yield Problem(f"{path}: {first_mistake(error)}", tag=path.stem)
         except OSError as error:
             yield Problem(f"{path}: cannot be read ({error.strerror})", tag=path.stem)
         else:
@@ -279,7 +278,7 @@ def _unsafe(path: Path) -> str | None:
     except OSError:
         raise
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 

@@ -1,0 +1,165 @@
+"""`ssmscale plan`, `submit` and `retry`: what a study costs, and having it trained here or on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from harness import submission, tables
+from harness.cluster import this_machine
+from harness.disk import DiskFull
+from harness.foreground import train_here
+from harness.opening import choose, jobs_of, open_study, registered, rows_of
+from harness.options import ClusterOption, JsonOption, RootOption, RunsArgument, SetOption, StudyArgument
+from harness.plan import Plan, make_plan
+from harness.profile import Profile, load_profile, profile_names
+from harness.remote import check_cluster, submit_to_slurm
+from harness.status import RunState
+from harness.submission import ResolvedStudy
+from harness.terminal import console, counted, errors, print_json
+from ssmttm.errors import InputError
+
+
+def plan(
+    study: StudyArgument,
+    root: RootOption = None,
+    changes: SetOption = None,
+    cluster: ClusterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What is left to train and what it will cost; trains nothing."""
+    resolved = open_study(study, root, changes)
+    made = _plan(resolved, load_profile(cluster) if cluster else None)
+    if as_json:
+        print_json(made.as_json())
+    else:
+        tables.print_plan(console, made)
+
+
+def submit(
+    study: StudyArgument,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="local|slurm|auto",
+            help="local trains here, in the foreground; slurm hands over and returns; auto takes slurm where a cluster "
+            "is named.",
+        ),
+    ],
+    root: RootOption = None,
+    changes: SetOption = None,
+    cluster: ClusterOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask, however many GPU-hours the profile wants confirmed.")
+    ] = False,
+) -> None:
+    """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
+    profile = _profile(on, cluster)
+    resolved = open_study(study, root, changes)
+    submission.check_before_training(resolved)
+    made = _plan(resolved, profile)  # whatever is wrong with the resources is said before anything is written
+    if dry_run:
+        tables.print_plan(console, made)
+        return
+    if profile is not None:
+        check_cluster(profile, resolved)
+        _confirm(made, profile, yes=yes)
+    submission.register(resolved)
+    submission.keep_plan(resolved.root, made)
+    _hand_over(resolved, made, profile)
+
+
+def retry(
+    study: StudyArgument,
+    runs: RunsArgument = None,
+    root: RootOption = None,
+    on: Annotated[str, typer.Option("--on", metavar="local|slurm|auto", help="As for submit.")] = "auto",
+    cluster: ClusterOption = None,
+) -> None:
+    """Forget failures and cancellations, then submit what is missing."""
+    profile = _profile(on, cluster)
+    resolved = registered(study, root)
+    submission.check_before_training(resolved)
+    if profile is not None:
+        check_cluster(profile, resolved)
+    concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
+    console.print(f"{counted(len(concerned), 'run')} to be tried again")
+    if concerned:
+        _hand_over(resolved, _plan(resolved, profile), profile)
+
+
+def _profile(on: str, cluster: str | None) -> Profile | None:
+    """The cluster a submission goes to; None for this machine."""
+    if on not in {"local", "slurm", "auto"}:
+        raise InputError(f"--on {on}: there is no such dispatcher; there are local, slurm and auto")
+    if on == "local" or (on == "auto" and cluster is None):
+        return None
+    if cluster is None:
+        raise InputError(
+            f"--on slurm: name the cluster with --cluster; there are {', '.join(profile_names())}"
+        )
+    return load_profile(cluster)
+
+
+def _confirm(made: Plan, profile: Profile, *, yes: bool) -> None:
+    """Ask before much is spent; where nobody can answer, --yes has to be given."""
+    hours = made.totals()["gpu_hours"]
+    if yes or hours <= profile.confirm_gpu_hours:
+        return
+    question = f"submit {hours:.4g} GPU-hours to {profile.name}"
+    if not sys.stdin.isatty():
+        raise InputError(
+            f"{question}: more than its confirm_gpu_hours, {profile.confirm_gpu_hours:g}; say --yes"
+        )
+    typer.confirm(f"{question}?", abort=True)
+
+
+def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None) -> None:
+    """Train here, or give what is missing to SLURM and say what was given."""
+    if profile is None:
+        _train(resolved, made)
+        return
+    done = submit_to_slurm(resolved, made, profile)
+    name = resolved.study.name
+    if done.arrays:
+        console.print(
+            f"{counted(done.runs, 'run')} in {counted(done.series, 'series')} submitted to {profile.name}: "
+            f"SLURM jobs {', '.join(done.arrays)}"
+        )
+    else:
+        console.print(f"nothing of {name} is left to submit")
+    if done.taken:
+        console.print(f"{counted(done.taken, 'series')} left to another submission")
+    console.print(f"`ssmscale status {name} --watch` shows how they do", markup=False)
+
+
+def _plan(resolved: ResolvedStudy, profile: Profile | None = None) -> Plan:
+    cluster = this_machine() if profile is None else profile.cluster()
+    try:
+        return make_plan(
+            resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, jobs_of(resolved)
+        )
+    except InputError as error:
+        raise InputError(f"{resolved.where}: {error}") from error
+
+
+def _train(resolved: ResolvedStudy, made: Plan) -> None:
+    """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
+    try:
+        rows = train_here(resolved, made)
+    except DiskFull as full:
+        errors.print(
+            f"error: {full}; make some (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs), then "
+            f"the same command goes on from here",
+            markup=False,
+        )
+        raise typer.Exit(1) from full
+    tables.print_summary(console, resolved.study.name, rows)
+    if any(row.state is RunState.FAILED for row in rows):
+        raise typer.Exit(1)
