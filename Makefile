@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .constraints.txt
 DEMO_CORPUS := corpora/bach
-TEST_PACKAGES := chromium faketime mariadb-server munge postgresql-15 slurm-wlm slurmdbd
+TEST_PACKAGES := chromium faketime git mariadb-server munge postgresql-15 rsync slurm-wlm slurmdbd
 
 .PHONY: demo test check verify bench clean
 .DELETE_ON_ERROR:

@@ -12,7 +12,15 @@ from harness.cluster import this_machine
 from harness.disk import DiskFull
 from harness.foreground import train_here
 from harness.opening import choose, jobs_of, open_study, registered, rows_of
-from harness.options import ClusterOption, JsonOption, RootOption, RunsArgument, SetOption, StudyArgument
+from harness.options import (
+    ClusterOption,
+    JsonOption,
+    RootOption,
+    RunsArgument,
+    SetOption,
+    SnapshotOption,
+    StudyArgument,
+)
 from harness.plan import Plan, make_plan
 from harness.profile import Profile, load_profile, profile_names
 from harness.remote import check_cluster, submit_to_slurm
@@ -58,17 +66,19 @@ def submit(
     yes: Annotated[
         bool, typer.Option("--yes", help="Do not ask, however many GPU-hours the profile wants confirmed.")
     ] = False,
+    snapshot: SnapshotOption = None,
 ) -> None:
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
-    profile = _profile(on, cluster)
+    profile = _profile(on, cluster, snapshot)
     resolved = open_study(study, root, changes)
     submission.check_before_training(resolved)
     made = _plan(resolved, profile)  # whatever is wrong with the resources is said before anything is written
+    if profile is not None:
+        check_cluster(profile, resolved)
     if dry_run:
         tables.print_plan(console, made)
         return
     if profile is not None:
-        check_cluster(profile, resolved)
         _confirm(made, profile, yes=yes)
     submission.register(resolved)
     submission.keep_plan(resolved.root, made)
@@ -81,9 +91,10 @@ def retry(
     root: RootOption = None,
     on: Annotated[str, typer.Option("--on", metavar="local|slurm|auto", help="As for submit.")] = "auto",
     cluster: ClusterOption = None,
+    snapshot: SnapshotOption = None,
 ) -> None:
     """Forget failures and cancellations, then submit what is missing."""
-    profile = _profile(on, cluster)
+    profile = _profile(on, cluster, snapshot)
     resolved = registered(study, root)
     submission.check_before_training(resolved)
     if profile is not None:
@@ -94,17 +105,20 @@ def retry(
         _hand_over(resolved, _plan(resolved, profile), profile)
 
 
-def _profile(on: str, cluster: str | None) -> Profile | None:
+def _profile(on: str, cluster: str | None, snapshot: bool | None) -> Profile | None:
     """The cluster a submission goes to; None for this machine."""
     if on not in {"local", "slurm", "auto"}:
         raise InputError(f"--on {on}: there is no such dispatcher; there are local, slurm and auto")
     if on == "local" or (on == "auto" and cluster is None):
+        if snapshot:
+            raise InputError("--snapshot: is for jobs that wait in a queue; here training begins at once")
         return None
     if cluster is None:
         raise InputError(
             f"--on slurm: name the cluster with --cluster; there are {', '.join(profile_names())}"
         )
-    return load_profile(cluster)
+    profile = load_profile(cluster)
+    return profile if snapshot is None else profile.model_copy(update={"snapshot": snapshot})
 
 
 def _confirm(made: Plan, profile: Profile, *, yes: bool) -> None:

@@ -41,6 +41,14 @@ PointsOption = Annotated[
     typer.Option("--points", metavar="FILE", help="Fit a CSV or Parquet table instead of a study."),
 ]
 OptionalStudy = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; not with --points.")]
+SnapshotOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--snapshot/--no-snapshot",
+        help="Whether SLURM's jobs run from a copy of the code as it is now, or from what is there when they start "
+        "(default: as the profile says, else no).",
+    ),
+]
 ClusterOption = Annotated[
     str | None,
     typer.Option(

@@ -73,6 +73,8 @@ class Profile(Frozen):
     reservation: Name | None = None
     setup: tuple[str, ...] = ()
     """Shell lines a job begins with, such as `module load cuda/12.8`; run as they are, so they are the user's own."""
+    snapshot: bool = False
+    """Whether jobs run from a copy of the checkout as it was when they were submitted."""
     signal_seconds: Count = 90
     """Seconds before its end at which a job is told to save."""
     limits: Limits = Limits()

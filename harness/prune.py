@@ -4,7 +4,8 @@ Needed of a Series are, for every unfinished Run that any study under ROOT lists
 below its branch point and its newest decay checkpoint; and the newest trunk checkpoint, from which a longer Run
 continues. Cancelled and failed Runs are unfinished, since `retry` takes them up. A checkpoint replaces an older one
 only after it was verified as a resuming trainer verifies it; one that fails stays where it is, because a disk that
-hesitates once must not cost a checkpoint. Final weights are results and stay.
+hesitates once must not cost a checkpoint. Final weights are results and stay. Of the copies of the code that jobs run
+from (`submit --snapshot`) those go that no job needs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from harness.control import Control
 from harness.cost import GIB
 from harness.disk import size_of
 from harness.journal import Event, read_progress
+from harness.prune_code import judge_copies
 from harness.run import Run
 from harness.rundir import Root, read_run
 from harness.series_lock import untrained
@@ -34,13 +36,14 @@ ITEMS_A_LINE = 1000
 
 @dataclass(frozen=True)
 class Item:
-    """One checkpoint, or what is left of one."""
+    """One checkpoint, or what is left of one; or one copy of the code."""
 
     owner: str
-    """Whose it is: "series ID" or "run ID"."""
+    """Whose it is: "series ID", "run ID", or "code STATE"."""
     path: Path
     """Its folder, or the file that is left of it."""
-    step: int
+    step: int | None
+    """Of a checkpoint."""
     bytes: int
     why: str
     """Why it goes, or why it stays."""
@@ -92,6 +95,7 @@ def prune(resolved: ResolvedStudy, *, dry_run: bool = False) -> Pruned:
         for series_id in series_ids:
             if root.series(series_id).is_dir():
                 _prune_series(root, series_id, wanted[series_id], done, dry_run=dry_run)
+        _prune_copies(root.study(resolved.study.name), done, dry_run=dry_run)
     finally:
         if not dry_run:
             _write_down(resolved, done.removed)
@@ -149,6 +153,17 @@ def _prune_series(root: Root, series_id: str, wanted: _Wanted, done: Pruned, *, 
                 if not dry_run:
                     _remove(item.path)
                 done.removed.append(item)
+
+
+def _prune_copies(study_dir: Path, done: Pruned, *, dry_run: bool) -> None:
+    for copy in judge_copies(study_dir):
+        item = Item(f"code {copy.path.name}", copy.path, None, size_of(copy.path), copy.why)
+        if copy.stays:
+            done.kept.append(item)
+            continue
+        if not dry_run:
+            _remove(copy.path)
+        done.removed.append(item)
 
 
 def _sorted_out(root: Root, series_id: str, wanted: _Wanted) -> Iterator[tuple[list[Item], Set[Path]]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from harness.claims import Claim, drop_claim, make_claim, read_claim
+from harness.code_copy import check_copying, copy_code
 from harness.control import Control
 from harness.dispatch.base import JobState
 from harness.dispatch.slurm import (
@@ -92,7 +93,9 @@ def submit_missing(
         handles = dispatcher.submit_array(array, shape, ours)
         number = handles[0].job_id.split("_")[0]
         names = [folder.name for job in ours for folder in job.run_dirs]
-        submission.control.append("submitted", runs=names, dispatcher="slurm", job_id=number)
+        submission.control.append(
+            "submitted", runs=names, dispatcher="slurm", job_id=number, code=submission.code
+        )
         numbers.append(number)
         runs, series = runs + len(names), series + len(ours)
     return Submitted(runs, series, tuple(numbers), taken)
@@ -133,20 +136,28 @@ def is_in_hand(claim: Claim) -> bool:
 
 
 def submit_to_slurm(resolved: ResolvedStudy, plan: Plan, profile: Profile) -> Submitted:
-    """Hand everything that is missing to SLURM, on a cluster that was checked; raises SchedulerGone."""
-    study = resolved.study
-    folder = resolved.root.study(study.name)
+    """Hand everything that is missing to SLURM, on a cluster that was checked; raises SchedulerGone.
+
+    Where the profile wants it, the jobs run from a copy of the code as it is now.
+    """
+    folder = resolved.root.study(resolved.study.name)
     dispatcher = SlurmDispatcher(profile, folder, hours_for(plan.missing, profile))
+    submission = Submission(resolved, plan, dispatcher, "slurm")
+    if profile.snapshot and plan.missing:
+        dispatcher.copy = copy_code(folder, submission.code)
     rows = [run.status for run in plan.missing]
-    return submit_missing(
-        Submission(resolved, plan, dispatcher, "slurm"), dispatcher, rows, Claims(resolved.root)
-    )
+    return submit_missing(submission, dispatcher, rows, Claims(resolved.root))
 
 
 def check_cluster(profile: Profile, resolved: ResolvedStudy) -> None:
-    """Raise InputError where a profile names a partition SLURM has not, or nodes cannot see ROOT or the corpus."""
+    """Raise InputError where a profile names a partition SLURM has not, or nodes cannot see ROOT or the corpus.
+
+    Also where the code is to be copied and cannot be.
+    """
     profile.check_shared("--root", resolved.root.path)
     profile.check_shared("corpus.path", resolved.study.corpus.path)
+    if profile.snapshot:
+        check_copying(resolved.root.study(resolved.study.name))
     known = set(call("sinfo", "--noheader", "--format=%R").split())
     for name in profile.partitions:
         if name not in known:

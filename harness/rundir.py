@@ -60,6 +60,8 @@ class Launch(Frozen):
     """Trunk steps between two evaluations; null evaluates finished Runs alone."""
     peak_flops: Positive | None = None
     """Peak FLOP/s of a rank's device where known: what MFU is measured against."""
+    code: str | None = None
+    """State of the code it was submitted with: a record under ROOT/studies/NAME/code."""
     tracking: str | None = None
     """Address that a mirror beside the worker sends to; null where the submitting process mirrors, for SQLite, and for
     one that holds a password."""
@@ -89,14 +91,14 @@ class Root:
         return self.path / "text"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old one or the new one, never a part; raises DiskFull."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never a part; raises DiskFull."""
     make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with naming_a_full_disk(path):
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with draft.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)

@@ -10,8 +10,10 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from harness.code_record import record_code
 from harness.control import Control
 from harness.cost import calibrate
 from harness.disk import DiskFull
@@ -148,6 +150,11 @@ class Submission:
         self._attempts: dict[str, int] = {}
         self._submitted: list[str] = []
 
+    @cached_property
+    def code(self) -> str:
+        """State of the code that is submitted, recorded beside the study."""
+        return record_code(self.root.study(self.resolved.study.name))
+
     def run(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
         """Train what is missing, wait for what others train, and return how every Run ended.
 
@@ -174,7 +181,9 @@ class Submission:
         jobs = self.prepare(missing)
         wanted = [row.run_id for row in missing]
         if wanted != self._submitted:
-            self.control.append("submitted", runs=wanted, process=self.process, dispatcher=self.name)
+            self.control.append(
+                "submitted", runs=wanted, process=self.process, dispatcher=self.name, code=self.code
+            )
             self._submitted = wanted
         handles = self.dispatcher.submit(jobs)
         shown = 0.0
@@ -224,6 +233,7 @@ class Submission:
             keep_best=study.resources.keep_best,
             eval_every=study.tracking.eval_every,
             peak_flops=planned.peak_flops,
+            code=self.code,
             tracking=None if self.name == "local" else sidecar_uri(study, self.root),
         )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.bundle_merge import Imported
     from harness.doctor import Finding
     from harness.plan import Plan
-    from harness.prune import Pruned
+    from harness.prune import Item, Pruned
     from harness.rundir import Root
 
 COLOURS = {
@@ -173,20 +173,34 @@ def print_pruned(console: Console, name: str, root: Root, done: Pruned, *, dry_r
         table = _table(title, ("what", "path", "step", "GiB", "why it goes"), ("step", "GiB"))
         for item in done.removed:
             path = str(item.path.relative_to(root.path))
-            table.add_row(item.owner, path, f"{item.step:,}", f"{item.bytes / GIB:.4f}", item.why)
+            table.add_row(
+                item.owner,
+                path,
+                "" if item.step is None else f"{item.step:,}",
+                f"{item.bytes / GIB:.4f}",
+                item.why,
+            )
         _print_whole(console, table)
-    reasons: dict[str, list[int]] = {}
+    reasons: dict[str, list[Item]] = {}
     for item in done.kept:
-        reasons.setdefault(item.why, []).append(item.bytes)
-    for why, sizes in reasons.items():
-        count = counted(len(sizes), "checkpoint")
-        console.print(f"stays: {count}, {sum(sizes) / GIB:.4f} GiB: {why}", markup=False)
+        reasons.setdefault(item.why, []).append(item)
+    for why, items in reasons.items():
+        size = sum(item.bytes for item in items) / GIB
+        console.print(f"stays: {_counted_items(items)}, {size:.4f} GiB: {why}", markup=False)
     for series_id in done.busy:
         console.print(f"series {series_id} is in training: left alone")
     for note in done.notes:
         console.print(f"note: {note}", markup=False)
     verb = "would be freed; nothing was removed" if dry_run else "freed"
-    console.print(f"{counted(len(done.removed), 'checkpoint')}, {done.bytes / GIB:.4f} GiB {verb}")
+    console.print(f"{_counted_items(done.removed)}, {done.bytes / GIB:.4f} GiB {verb}")
+
+
+def _counted_items(items: Sequence[Item]) -> str:
+    copies = sum(item.step is None for item in items)
+    parts = [] if copies and copies == len(items) else [counted(len(items) - copies, "checkpoint")]
+    if copies:
+        parts.append("1 copy of the code" if copies == 1 else f"{copies} copies of the code")
+    return " and ".join(parts)
 
 
 def pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> dict[str, Any]:

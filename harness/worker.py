@@ -30,7 +30,7 @@ from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
 from harness.journal import Event, Fenced, Journal, read_progress
 from harness.output import flush_or_drop, print_traceback, sent_to
 from harness.process import identify_process
-from harness.provenance import commit, installed_version
+from harness.provenance import commit, installed_version, running_code
 from harness.run import Run
 from harness.rundir import Launch, Root, read_launch, read_run
 from harness.series_lock import SeriesLock, scheduler_job
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     stop = StopFlag()
+    running_code()  # now: what lies on disk may be edited while this process waits for its next Series
     try:
         if options.feed:
             stop_when_parent_ends()
@@ -204,6 +205,9 @@ def _train(
         layout, changes = series_layout(root, runs, launch, ranks)
         if journal is not None:
             journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
+            if launch.code not in {None, process["code"]}:
+                text = f"trained with the code {process['code']}, not with {launch.code} as it was submitted"
+                journal.append(Event.WARNING, text=text)
             for change in changes:
                 journal.append(Event.WARNING, text=change)
         trainer = SeriesTrainer(root, runs, launch, ranks, layout, stop, process)
@@ -272,6 +276,7 @@ def describe_process(launch: Launch) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: installed_version(name) for name in ("ssmscale", "torch", "deepspeed")},
         "commit": commit(),
+        "code": running_code(),
     }
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.code_copy import running_from
 from harness.dispatch.base import Handle, Job, JobState
 from harness.dispatch.slurm_queue import JobView, SchedulerGone, call, read_jobs
 from harness.process import identify_process, process_is_alive
@@ -63,6 +64,8 @@ class Array(Frozen):
     process: dict[str, Any]
     """The submission that wrote it."""
     t: float
+    copy_of_code: str | None = None
+    """State of the code whose copy its jobs run from; null where they run what is installed when they start."""
     job_id: str | None = None
     """SLURM's number of it; null until sbatch has answered."""
     is_void: bool = False
@@ -202,6 +205,8 @@ class SlurmDispatcher:
     def __init__(self, profile: Profile, study_dir: Path, hours: float | None = None) -> None:
         self.profile, self.study_dir = profile, study_dir.absolute()
         self.hours = hours
+        self.copy: Path | None = None
+        """A copy of the code that jobs are to run from."""
         self.book = ArrayBook(self.study_dir)
         self.log_dir = self.study_dir / "logs" / "slurm"
         if "%" in str(self.study_dir):
@@ -224,6 +229,7 @@ class SlurmDispatcher:
             tasks=tuple(Task(series_id=job.series_id, run_dirs=job.run_dirs) for job in jobs),
             process=identify_process(),
             t=time.time(),
+            copy_of_code=self.copy.name if self.copy else None,
         )
         self.book.write(array)
         job_id = self._sbatch(array)
@@ -267,16 +273,10 @@ class SlurmDispatcher:
         try:
             executor = Executor(self.log_dir / array.name)
             executor.update_parameters(**self._parameters(array))
-            command = shlex.join(
-                [
-                    sys.executable,
-                    "-u",
-                    "-m",
-                    "harness.slurm_job",
-                    str(self.book.folder / f"{array.name}.json"),
-                ]
-            )
-            return executor.submit_command(command, len(array.tasks))
+            array_file = str(self.book.folder / f"{array.name}.json")
+            command = [sys.executable, "-u", "-m", "harness.slurm_job", array_file]
+            line = running_from(self.copy, command) if self.copy else shlex.join(command)
+            return executor.submit_command(line, len(array.tasks))
         except (FailedSubmissionError, FailedJobError, RuntimeError, OSError) as error:
             lines = [line.strip() for line in str(error).splitlines() if "error:" in line]
             raise SchedulerGone(lines[-1] if lines else str(error)) from error

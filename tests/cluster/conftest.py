@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.servers import Postgres, Served
+from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
+from tests.conftest import REPOSITORY
 
 STUDY = """\
 name: served
@@ -103,3 +108,38 @@ def mlflow_server(request: pytest.FixtureRequest) -> Served:
     """MLflow's server, once on each database."""
     server: Served = request.getfixturevalue(f"{request.param}_server")
     return server
+
+
+@pytest.fixture(scope="session")
+def devcluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
+    """A SLURM of the tests' own: two nodes of four fake GPUs, arrays of at most fifty."""
+    if absent := missing_programs():
+        missing(f"no {', '.join(absent)} on this machine")
+    cluster = DevCluster(tmp_path_factory.mktemp("slurm") / "cluster", Shape(max_array_size=50))
+    cluster.up()
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def make(devcluster: DevCluster, study_fields: dict[str, Any], tmp_path: Path) -> Iterator[Make]:
+    """Make a study on the cluster; what it leaves in the queue goes with the test."""
+    made: list[SlurmStudy] = []
+
+    def make(
+        fields: dict[str, Any] | None = None, name: str = "slurm", code: Path = REPOSITORY, **profile: Any
+    ) -> SlurmStudy:
+        own = copy.deepcopy(fields or study_fields)
+        study = SlurmStudy(devcluster, tmp_path / name, own, {**PROFILE, **profile}, code)
+        made.append(study)
+        return study
+
+    yield make
+    for study in made:
+        ids = [line.split()[0] for line in study.queue()]
+        if ids:
+            study.slurm("scancel", *ids)
+    if made:
+        made[0].wait_until_over(60)

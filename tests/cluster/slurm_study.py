@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import yaml
 from harness.journal import Event, Progress, read_events, read_progress
 from harness.rundir import Root
 from slurm.devcluster.cluster import DevCluster
+from tests.checkouts import environment_of
 from tests.cluster.servers import wait_until
+from tests.conftest import REPOSITORY
 
 PROFILE: dict[str, Any] = {
     "name": "dev",
@@ -39,6 +41,8 @@ class SlurmStudy:
     folder: Path
     fields: dict[str, Any]
     profile: dict[str, Any] = field(default_factory=lambda: dict(PROFILE))
+    code: Path = REPOSITORY
+    """The checkout it is submitted from."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,24 +54,31 @@ class SlurmStudy:
     @property
     def environment(self) -> dict[str, str]:
         """What the command and the jobs it submits run under."""
-        return {**os.environ, **self.cluster.env, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        return {
+            **environment_of(self.code),
+            **self.cluster.env,
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
 
-    def start_submit(self) -> subprocess.Popen[str]:
+    def start_submit(self, *options: str) -> subprocess.Popen[str]:
         """`ssmscale submit --on slurm` as a process of its own."""
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "harness", "submit", str(self.study)),
                 *("--on", "slurm", "--cluster", str(self.profile_path), "--root", str(self.root.path)),
+                *options,
             ],
+            cwd=self.code,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=self.environment,
         )
 
-    def submit(self) -> str:
+    def submit(self, *options: str) -> str:
         """Submit; returns what was said."""
-        process = self.start_submit()
+        process = self.start_submit(*options)
         said, _ = process.communicate(timeout=120)
         assert process.returncode == 0, said
         return said
@@ -77,6 +88,7 @@ class SlurmStudy:
         verb, *rest = arguments
         done = subprocess.run(
             [sys.executable, "-m", "harness", verb, str(self.study), *rest, "--root", str(self.root.path)],
+            cwd=self.code,
             capture_output=True,
             text=True,
             env=self.environment,
@@ -142,3 +154,7 @@ class SlurmStudy:
 
     def wait_until_over(self, seconds: float = 240) -> None:
         wait_until(lambda: not self.queue(), seconds)
+
+
+Make = Callable[..., SlurmStudy]
+"""The fixture `make`: a study's fields, a folder's name, and changes to the profile."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +11,13 @@ import pytest
 
 from harness.journal import Event, read_progress
 from harness.rundir import Root
-from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
-from tests.cluster.conftest import missing
 from tests.cluster.servers import wait_until
-from tests.cluster.slurm_study import PROFILE, SlurmStudy
+from tests.cluster.slurm_study import Make
 from tests.harness.trainer import losses, train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 Fields = dict[str, Any]
-Make = Callable[..., SlurmStudy]
-
-
-@pytest.fixture(scope="session")
-def devcluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
-    """A SLURM of the tests' own: two nodes of four fake GPUs, arrays of at most fifty."""
-    if absent := missing_programs():
-        missing(f"no {', '.join(absent)} on this machine")
-    cluster = DevCluster(tmp_path_factory.mktemp("slurm") / "cluster", Shape(max_array_size=50))
-    cluster.up()
-    try:
-        yield cluster
-    finally:
-        cluster.down()
-
-
-@pytest.fixture
-def make(devcluster: DevCluster, study_fields: Fields, tmp_path: Path) -> Iterator[Make]:
-    """Make a study on the cluster; what it leaves in the queue goes with the test."""
-    made: list[SlurmStudy] = []
-
-    def make(fields: Fields | None = None, name: str = "slurm", **profile: Any) -> SlurmStudy:
-        study = SlurmStudy(
-            devcluster, tmp_path / name, copy.deepcopy(fields or study_fields), {**PROFILE, **profile}
-        )
-        made.append(study)
-        return study
-
-    yield make
-    for study in made:
-        ids = [line.split()[0] for line in study.queue()]
-        if ids:
-            study.slurm("scancel", *ids)
-    if made:
-        made[0].wait_until_over(60)
 
 
 def undisturbed(tmp_path: Path, fields: Fields, **launch: Any) -> list[float]:

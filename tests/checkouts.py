@@ -1,0 +1,52 @@
+"""A checkout of the harness that a test may edit: its packages as they are here, in a git repository of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import REPOSITORY
+
+PARTS = ("harness", "ssmttm", "analysis", "slurm")
+
+
+def make_checkout(folder: Path) -> Path:
+    """Copy the packages and commit them."""
+    for part in PARTS:
+        shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".gitignore").write_text("__pycache__/\nharness/made.py\n")
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "all of it")
+    return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says in a folder."""
+    who = ("-c", "user.name=tester", "-c", "user.email=tester@localhost")
+    return subprocess.run(
+        ["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def environment_of(checkout: Path) -> dict[str, str]:
+    """The environment in which Python imports the harness from there."""
+    return {**os.environ, "PYTHONPATH": str(checkout)}
+
+
+def python(checkout: Path, program: str, *arguments: object, **environment: str) -> str:
+    """What a program prints that runs with the harness of a checkout."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=checkout,
+        env={**environment_of(checkout), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

@@ -1,0 +1,98 @@
+"""On a real SLURM: which code a queued job runs when the checkout is edited before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.journal import Event, read_events
+from harness.provenance import code_state, source_files
+from tests.checkouts import make_checkout
+from tests.cluster.conftest import missing
+from tests.cluster.servers import wait_until
+from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.harness.trainer import losses
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return make_checkout(tmp_path / "checkout")
+
+
+@contextmanager
+def waiting(study: SlurmStudy) -> Iterator[None]:
+    """Jobs wait, and start when the block ends."""
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        yield
+    finally:
+        study.slurm("scontrol", "update", "partitionname=low", "state=up")
+
+
+def told(study: SlurmStudy, *events: Event) -> list[dict[str, Any]]:
+    folders = [*study.root.path.glob("series/*"), *study.root.path.glob("runs/*")]
+    return [found for folder in folders for found in read_events(folder) if found["event"] in events]
+
+
+def test_queued_and_requeued_jobs_run_from_the_copy_that_was_made_when_they_were_submitted(
+    make: Make, study_fields: dict[str, Any], checkout: Path
+) -> None:
+    if shutil.which("rsync") is None:
+        missing("no rsync on this machine")
+    study_fields["grid"]["iterations"] = [5, 1500]
+    study_fields["resources"] = {"checkpoint_every": 100}
+    study_fields["tracking"]["log_every"] = 10
+    (checkout / "harness" / "helper.py").write_text("RECIPE = 1\n")  # never added to git
+    worker = checkout / "harness" / "worker.py"
+    worker.write_text(worker.read_text() + "\nfrom harness import helper\n")
+    submitted = code_state(source_files(checkout))
+    study = make(study_fields, code=checkout)
+    copy = study.root.study("tiny") / "code" / submitted
+    with waiting(study):
+        study.submit("--snapshot")
+        assert source_files(copy) == source_files(checkout)
+        (checkout / "harness" / "helper.py").unlink()
+        for name in ("worker", "slurm_job"):
+            source = checkout / "harness" / f"{name}.py"
+            source.write_text("raise SystemExit('edited while jobs wait')\n")
+    study.wait_for_step(50)
+    study.slurm("scontrol", "requeue", study.queue()[0].split()[0])
+    wait_until(lambda: study.count(Event.RESUMED) >= 1, 120)
+    os.utime(copy, (0, 0))
+    pruned = json.loads(study.run("prune", "--json"))
+    assert [kept["why"] for kept in pruned["kept"]] == ["a job in SLURM runs from it"]
+    study.wait_until_over()
+    assert len(losses(study.root, study_fields)) == 2
+    assert {event["code"] for event in told(study, Event.STARTED, Event.RESUMED)} == {submitted}
+    assert not told(study, Event.WARNING)
+    (study.root.study("tiny") / "code" / f"{submitted}.json").read_bytes()
+    pruned = json.loads(study.run("prune", "--json"))
+    assert f"code {submitted}" in {gone["owner"] for gone in pruned["removed"]}
+    assert not copy.exists()
+
+
+def test_without_a_copy_a_job_says_that_its_code_is_not_what_was_submitted(
+    make: Make, study_fields: dict[str, Any], checkout: Path
+) -> None:
+    submitted = code_state(source_files(checkout))
+    study = make(code=checkout)
+    with waiting(study):
+        study.submit()
+        source = checkout / "harness" / "worker.py"
+        source.write_text(source.read_text() + "\n# edited while jobs wait\n")
+    study.wait_until_over()
+    assert len(losses(study.root, study_fields)) == 2
+    (warning,) = told(study, Event.WARNING)
+    edited = code_state(source_files(checkout))
+    assert submitted in warning["text"]
+    assert edited in warning["text"]
+    assert {event["code"] for event in told(study, Event.STARTED)} == {edited}
