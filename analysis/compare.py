@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from analysis import wording
-from analysis.laws import Array, Law
+from analysis.law import Array, Law
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,10 @@ MANY_SIZES = 8
 
 @dataclass(frozen=True)
 class Curve:
-    """A fitted law in its own units, at the estimate (first row) and at every resample: (1 + resamples, parameters)."""
+    """A fitted law in its own units, at the estimate (first row) and at every resample: (1 + resamples, parameters).
+
+    A law of repeated data is read at the most unique tokens its architecture was trained on.
+    """
 
     law: Law
     params: Array
@@ -42,10 +45,10 @@ class Curve:
     def loss(self, n_params: Array | float, data: Array | float) -> Array:
         """Loss in nats (1 + resamples) at sizes and budgets that are one number or one a resample."""
         columns = {"n_params": n_params, "tokens": data, "iterations": data}
+        if "unique_tokens" in self.law.inputs:
+            columns["unique_tokens"] = float(self.frame["unique_tokens"].max())
         logs = [np.log(np.broadcast_to(columns[name], len(self.params))) for name in self.law.inputs]
-        k = len(self.law.linear)
-        phi = self.law.terms(self.params[:, k:], np.stack(logs, axis=1)[:, None, :])
-        out: Array = (phi[:, 0, :] * self.params[:, :k]).sum(axis=1)
+        out: Array = self.law.predict(self.params, np.stack(logs, axis=1)[:, None, :])[:, 0]
         return out
 
     def budget(self, iterations: float | None, tokens: float) -> float:

@@ -9,11 +9,12 @@ import numpy as np
 
 from analysis.checks import budget_column
 from analysis.compare import Curve
-from analysis.laws import Array, law_named
+from analysis.law import Array
+from analysis.laws import law_named
 
 if TYPE_CHECKING:
-    from analysis.document import FitDocument
     from analysis.points import CheckedPoints
+    from analysis.results import FitDocument
 
 STEPS = 60
 MARGIN = 1.12  # how far a curve runs past the points it was fitted to

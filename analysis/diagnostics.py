@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from analysis import wording
 from analysis.checks import budget_column, seed_noise
 from analysis.heldout import Split
-from analysis.uncertainty import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Profile, Resamples
+from analysis.profile import Profile
+from analysis.uncertainty import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Resamples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +58,19 @@ def exclusion_notes(codes: Mapping[str, int]) -> list[Note]:
         Note(code=names[code], text=f"{count} row{'s' if count > 1 else ''} {texts[code]}.")
         for code, count in sorted(codes.items())
     ]
+
+
+def flat_profiles(profiles: Mapping[str, Profile]) -> list[Note]:
+    """A note for each parameter whose profile leaves an end open."""
+    notes = []
+    for name, curve in profiles.items():
+        if curve.flat:
+            side = " and ".join(
+                word for word, end in zip(("below", "above"), curve.interval, strict=True) if end is None
+            )
+            text = f"the objective is flat in {name} towards {side}: no interval closes."
+            notes.append(Note(code="flat_profile", text=text))
+    return notes
 
 
 def correlation(fit: Fitted) -> float:
@@ -141,17 +155,7 @@ def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Pr
                 "the irreducible loss is not identified.",
             )
         )
-    for name, curve in profiles.items():
-        if None in curve.interval:
-            side = " and ".join(
-                word for word, end in zip(("below", "above"), curve.interval, strict=True) if end is None
-            )
-            notes.append(
-                Note(
-                    code="flat_profile",
-                    text=f"the objective is flat in {name} towards {side}: no interval closes.",
-                )
-            )
+    notes += flat_profiles(profiles)
     share = resamples.at_bound[fit.architecture]
     if share > OFTEN:
         notes.append(

@@ -1,168 +1,43 @@
-"""The fitted study as one document: what `fit --json` prints and what a report is made of."""
+"""From checked points to the fitted study: every law, its intervals, its errors, its notes and the comparison."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from analysis import compare, heldout, uncertainty
-from analysis.checks import SeedNoise, TrendCheck, seed_noise, trend_checks
+from analysis.checks import seed_noise, trend_checks
 from analysis.diagnostics import Note, exclusion_notes, fit_notes, obstacle
 from analysis.errors import InputError
-from analysis.fit import Problem, Status, fit_law
-from analysis.laws import Array, Law, law_named
+from analysis.fit import Problem, fit_law
+from analysis.joint import fit_shared
+from analysis.law import Array, Law
+from analysis.laws import law_named
 from analysis.points import CheckedPoints
+from analysis.profile import Profile, profile
+from analysis.results import (
+    ArchitectureFit,
+    Comparison,
+    ComputeGain,
+    FitDocument,
+    HeldOut,
+    HeldOutPoint,
+    HeldOutSplit,
+    ProfileCurve,
+    Resampling,
+    SizeRatio,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Interval = tuple[float, float]
+__all__ = ["FitDocument", "SizeRatio", "fit_points"]
+
 FEWEST_RESAMPLES = 100
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class HeldOutPoint(_Frozen):
-    """A point left out of a fit, with the loss that fit predicts for it."""
-
-    run_id: str
-    n_params: float
-    tokens: float
-    iterations: float | None
-    loss: float
-    predicted: float
-    relative_error: float
-
-
-class HeldOutSplit(_Frozen):
-    """Error of a fit on the points at and above `threshold` of `column`, none of which it saw."""
-
-    column: str
-    threshold: float
-    status: Status
-    determined: bool
-    mean_relative_error: float
-    rms_relative_error: float
-    points: tuple[HeldOutPoint, ...]
-
-
-class HeldOut(_Frozen):
-    """Held-out errors, beside the in-sample one that they should be read against."""
-
-    in_sample_rms: float
-    largest_size: HeldOutSplit | None
-    longest_budget: HeldOutSplit | None
-
-
-class ProfileCurve(_Frozen):
-    """Objective minimised over all else at each value; an open end of `interval` is null."""
-
-    values: tuple[float, ...]
-    objective: tuple[float, ...]
-    interval: tuple[float | None, float | None]
-
-
-class ArchitectureFit(_Frozen):
-    """One architecture's law, how its fit ended, intervals, held-out error and notes."""
-
-    params: dict[str, float]
-    objective: float
-    n_points: int
-    n_runs: int
-    n_clusters: int
-    status: Status
-    ci95: dict[str, Interval]
-    heldout: HeldOut
-    profile: dict[str, ProfileCurve]
-    checks: tuple[TrendCheck, ...]
-    seed_noise: tuple[SeedNoise, ...]
-    notes: tuple[Note, ...]
-
-
-class SizeRatio(_Frozen):
-    """N_ref / N' at equal loss and budget.
-
-    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is what the laws give even where the
-    equal size lies outside the trained ones; an end of 0 in an interval means that some resamples never reach the loss.
-    """
-
-    architecture: str
-    iterations: float | None
-    tokens: float
-    reference_n_params: float
-    loss: float
-    n_params: float | None
-    ratio: float | None
-    ci95: Interval | None
-    estimate: float | None
-    estimate_ci95: Interval | None
-    status: compare.Verdict
-    reason: str
-
-
-class ComputeGain(_Frozen):
-    """Training FLOPs of the reference over those of the architecture at equal loss and budget."""
-
-    architecture: str
-    iterations: float | None
-    tokens: float
-    reference_n_params: float
-    loss: float
-    reference_flops: float | None
-    flops: float | None
-    gain: float | None
-    ci95: Interval | None
-    status: compare.Verdict
-
-
-class Comparison(_Frozen):
-    """Every architecture against the reference."""
-
-    reference: str
-    n_convention: str
-    paired: bool
-    size_ratio: tuple[SizeRatio, ...]
-    compute_gain: tuple[ComputeGain, ...]
-
-
-class Resampling(_Frozen):
-    """How the intervals were made: enough to make them again."""
-
-    scheme: Literal["cluster", "wild"]
-    resamples: int
-    seed: int
-
-
-class FitDocument(_Frozen):
-    """The whole result; `model_dump(mode="json")` is what `fit --json` prints."""
-
-    law: str
-    formula: str
-    huber_delta: float
-    architectures: dict[str, ArchitectureFit]
-    comparison: Comparison
-    resampling: Resampling
-    notes: tuple[Note, ...]
-    versions: dict[str, str]
-
-    _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
-
-    @property
-    def formula_data_symbol(self) -> str:
-        """T where the law counts iterations, D where it counts tokens."""
-        return "T" if law_named(self.law).inputs[-1] == "iterations" else "D"
-
-    def draws(self, architecture: str) -> Array:
-        """Parameters at every resample (resamples, parameters); empty when the document was read from a file."""
-        width = len(self.architectures[architecture].params)
-        return self._draws.get(architecture, np.empty((0, width)))
 
 
 def fit_points(
@@ -182,7 +57,7 @@ def fit_points(
     form = law_named(law)
     names = list(points.architectures)
     _refuse(points, form, names, delta, reference, resamples)
-    fits = [_fit_one(points, form, name, delta) for name in names]
+    fits = _fit_all(points, form, delta)
     drawn = uncertainty.resample(fits, resamples, seed)
     architectures = {fit.architecture: _describe(fit, points, drawn) for fit in fits}
     base = reference or compare.default_reference(names)
@@ -234,14 +109,19 @@ def _refuse(
             )
 
 
-def _fit_one(points: CheckedPoints, law: Law, name: str, delta: float) -> uncertainty.Fitted:
-    frame = points.of(name)
-    x, loss = _columns(frame, law)
-    problem = Problem.of(law, x, loss, delta)
-    size = frame["n_params"].to_numpy(dtype=np.float64)
-    seeds = frame["seed"].to_numpy(dtype=np.float64)
-    cluster, keys = uncertainty.cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])
-    return uncertainty.Fitted(name, problem, fit_law(problem), cluster, keys, size)
+def _fit_all(points: CheckedPoints, law: Law, delta: float) -> list[uncertainty.Fitted]:
+    """Each architecture fitted alone, or all at once where the law shares a parameter among them."""
+    frames = [points.of(name) for name in points.architectures]
+    problems = [Problem.of(law, *_columns(frame, law), delta) for frame in frames]
+    joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
+    fits = []
+    for part, (name, frame, problem) in enumerate(zip(points.architectures, frames, problems, strict=True)):
+        size = frame["n_params"].to_numpy(dtype=np.float64)
+        seeds = frame["seed"].to_numpy(dtype=np.float64)
+        cluster, keys = uncertainty.cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])
+        result = joint.result_of(part) if joint else fit_law(problem)
+        fits.append(uncertainty.Fitted(name, problem, result, cluster, keys, size, joint, part))
+    return fits
 
 
 def _columns(frame: pd.DataFrame, law: Law) -> tuple[Array, Array]:
@@ -257,9 +137,9 @@ def _describe(
     splits: dict[str, heldout.Split | None] = {}
     for name, columns in (("largest_size", ("n_params",)), ("longest_budget", ("tokens", "iterations"))):
         found = [law.inputs.index(column) for column in columns if column in law.inputs]
-        splits[name] = heldout.held_out(law, x, loss, fit.problem.delta, found[0]) if found else None
-    shapes = ("E", *law.nonlinear)
-    profiles = {name: uncertainty.profile(fit.problem, result, name) for name in shapes}
+        others = fit.joint.parts[: fit.part] + fit.joint.parts[fit.part + 1 :] if fit.joint else ()
+        splits[name] = heldout.held_out(law, x, loss, fit.problem.delta, found[0], others) if found else None
+    profiles = _profiles(fit)
     fitted = np.log(law.predict(result.u[None], fit.problem.z)[0])
     params = drawn.params[fit.architecture]
     return ArchitectureFit(
@@ -279,6 +159,7 @@ def _describe(
             name: ProfileCurve(
                 values=tuple(curve.values.tolist()),
                 objective=tuple(curve.objective.tolist()),
+                allowed=curve.allowed,
                 interval=curve.interval,
             )
             for name, curve in profiles.items()
@@ -287,6 +168,15 @@ def _describe(
         seed_noise=tuple(seed_noise(frame)),
         notes=tuple(fit_notes(fit, frame, drawn, profiles, splits)),
     )
+
+
+def _profiles(fit: uncertainty.Fitted) -> dict[str, Profile]:
+    """A profile of each parameter; in a joint fit, of those that no centring shifts."""
+    law, joint = fit.problem.law, fit.joint
+    if joint is None:
+        return {name: profile(fit.problem, fit.result, name) for name in law.names}
+    own = dict(zip(law.names, joint.own(fit.part), strict=True))
+    return {name: profile(joint.problem, joint.result, own[name]) for name in ("E", *law.nonlinear)}
 
 
 def _split(split: heldout.Split | None, frame: pd.DataFrame, column: str) -> HeldOutSplit | None:

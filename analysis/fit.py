@@ -10,13 +10,14 @@ instead of the sum would stop early, as it did in the Chinchilla paper.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws import Array, Law
+from analysis.law import Array, Law
 
 Status = Literal["converged", "max_iter", "bound_hit", "abnormal"]
 Mask = NDArray[np.bool_]
@@ -36,12 +37,26 @@ class Problem:
     y: Array
     centre: Array
     delta: float
+    held: Mapping[str, float] = field(default_factory=dict)  # parameters held fixed, in the solver's terms
 
     @classmethod
-    def of(cls, law: Law, x: Array, loss: Array, delta: float) -> Problem:
-        """From inputs x (points, inputs) in their own units and loss (points) in nats."""
-        centre = np.log(x).mean(axis=0)
-        return cls(law, law.centred(x, centre), np.log(loss), centre, delta)
+    def of(
+        cls, law: Law, x: Array, loss: Array, delta: float, held: Mapping[str, float] | None = None
+    ) -> Problem:
+        """From inputs x (points, inputs) in their own units and loss (points) in nats.
+
+        `held` fixes parameters at values in the law's own units; a coefficient only together with its exponent, as
+        centring joins the two (ValueError).
+        """
+        centre = law.centre(x)
+        held = dict(held or {})
+        for name in held:
+            if name in law.scaled and law.scaled[name][1] not in held:
+                raise ValueError(f"{name} can be held only together with {law.scaled[name][1]}")
+        public = np.array([[held.get(name, 1.0) for name in law.names]])
+        solver = law.to_solver(public, centre)[0]
+        fixed = {name: float(solver[law.names.index(name)]) for name in held}
+        return cls(law, law.centred(x, centre), np.log(loss), centre, delta, fixed)
 
 
 @dataclass(frozen=True)
@@ -79,39 +94,47 @@ def fit_law(problem: Problem, weights: Array | None = None) -> FitResult:
     best = found.u[order[0]][None]
     final = minimise(problem, problem.y[None], w[None], best, low, high, tolerance=1e-15)
     u, objective = final.u[0], float(final.objective[0])
-    at_bound = tuple(
-        name
-        for j, name in enumerate(law.names)
-        if u[j] <= low[j] * (1 + 1e-9) + FLOOR or u[j] >= high[j] * (1 - 1e-9)
-    )
-    status: Status
-    if not np.isfinite(objective) or not np.isfinite(u).all() or int((w > 0).sum()) < len(law.names):
-        status = "abnormal"
-    elif at_bound:
-        status = "bound_hit"
-    elif not final.settled[0]:
-        status = "max_iter"
-    else:
-        status = "converged"
+    at_bound = tuple(name for name, hit in zip(law.names, on_bound(problem, u[None])[0], strict=True) if hit)
     public = law.to_public(u[None], problem.centre)[0]
     return FitResult(
         law=law,
         params={name: float(value) for name, value in zip(law.names, public, strict=True)},
         u=u,
         objective=objective,
-        status=status,
+        status=ended(problem, final, at_bound, int((w > 0).sum())),
         at_bound=at_bound,
-        rivals=_distinct(found.u[order], found.objective[order]),
+        rivals=distinct(found.u[order], found.objective[order]),
     )
 
 
+def ended(problem: Problem, final: Solution, at_bound: tuple[str, ...], points: int) -> Status:
+    """How a minimisation ended, from its one solution, the parameters on a bound and the points it had."""
+    if not np.isfinite(final.objective[0]) or not np.isfinite(final.u[0]).all():
+        return "abnormal"
+    if points < len(problem.law.names) - len(problem.held):
+        return "abnormal"
+    if at_bound:
+        return "bound_hit"
+    return "converged" if final.settled[0] else "max_iter"
+
+
 def limits(problem: Problem) -> tuple[Array, Array]:
-    """Lower and upper bounds of the solver's parameters; coefficients are not negative."""
+    """Lower and upper bounds of the solver's parameters; coefficients are not negative, what is held has no room."""
     law = problem.law
     ceiling = 1e3 * float(np.exp(problem.y.max()))
     low = [0.0] * len(law.linear) + [bound[0] for bound in law.bounds]
     high = [ceiling] * len(law.linear) + [bound[1] for bound in law.bounds]
+    for name, value in problem.held.items():
+        low[law.names.index(name)] = high[law.names.index(name)] = value
     return np.array(low), np.array(high)
+
+
+def on_bound(problem: Problem, u: Array) -> Mask:
+    """Whether each parameter of u (problems, parameters) lies on a bound; one that is held does not."""
+    low, high = limits(problem)
+    held = np.array([name in problem.held for name in problem.law.names])
+    out: Mask = ((u <= low * (1 + 1e-9) + FLOOR) | (u >= high * (1 - 1e-9))) & ~held
+    return out
 
 
 def huber(r: Array, delta: float) -> Array:
@@ -233,11 +256,17 @@ def _solve(matrix: Array, lift: Array, rhs: Array) -> Array:
 
 
 def _grid_shape(law: Law, cells: int) -> tuple[int, ...]:
-    return (cells,) * len(law.nonlinear)
+    """So many cells an axis up to two axes; beyond, as many cells in all as two axes would have."""
+    axes = len(law.nonlinear)
+    return (cells if axes <= 2 else max(3, round(cells ** (2 / axes))),) * axes
 
 
 def _grid(law: Law, cells: int) -> Array:
-    axes = [np.geomspace(low * 1.5, high * 0.8, cells) for low, high in law.bounds]
+    shape = _grid_shape(law, cells)
+    axes = [
+        np.geomspace(low * 1.5, high * 0.8, count)
+        for (low, high), count in zip(law.bounds, shape, strict=True)
+    ]
     mesh = np.meshgrid(*axes, indexing="ij")
     return np.stack([axis.ravel() for axis in mesh], axis=1)
 
@@ -283,7 +312,8 @@ def _spread(cost: Array, shape: tuple[int, ...], keep: int) -> NDArray[np.int64]
     return order
 
 
-def _distinct(u: Array, objective: Array, most: int = 3) -> Array:
+def distinct(u: Array, objective: Array, most: int = 3) -> Array:
+    """The lowest few minima (most, parameters) that are not the same one, of u in ascending order of objective."""
     kept = [u[0]]
     for candidate, value in zip(u[1:], objective[1:], strict=True):
         if value > 2.0 * objective[0] + FLOOR or len(kept) >= most:

@@ -5,13 +5,15 @@ In-sample error says little about extrapolation (0.25 % against -3.8 % on the OL
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fit import Problem, Status, fit_law
-from analysis.laws import Array, Law
+from analysis.joint import fit_shared
+from analysis.law import Array, Law
 
 MANY = 10  # above so many distinct values the top fifth of the rows is left out instead of the top value
 TOP_SHARE = 0.8
@@ -29,8 +31,13 @@ class Split:
     determined: bool  # whether the rest still holds three sizes and three budgets
 
 
-def held_out(law: Law, x: Array, loss: Array, delta: float, column: int) -> Split | None:
-    """Leave out the top of input `column`, fit the rest, predict; None where no other value is left to fit."""
+def held_out(
+    law: Law, x: Array, loss: Array, delta: float, column: int, others: Sequence[Problem] = ()
+) -> Split | None:
+    """Leave out the top of input `column`, fit the rest, predict; None where no other value is left to fit.
+
+    `others` are architectures that share a parameter, fitted whole beside the rest.
+    """
     values = np.unique(x[:, column])
     if len(values) < 2:
         return None
@@ -40,7 +47,7 @@ def held_out(law: Law, x: Array, loss: Array, delta: float, column: int) -> Spli
     if rest.sum() < 2:
         return None
     problem = Problem.of(law, x[rest], loss[rest], delta)
-    result = fit_law(problem)
+    result = fit_shared([problem, *others]).result_of(0) if others else fit_law(problem)
     predicted = law.predict(result.u[None], law.centred(x[out], problem.centre))[0]
     return Split(
         threshold=threshold,

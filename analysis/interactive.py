@@ -17,8 +17,8 @@ from analysis.laws import law_named
 from analysis.style import INK, LOSS, budget_label, colour, plain_ticks, shade, shades
 
 if TYPE_CHECKING:
-    from analysis.document import FitDocument
     from analysis.points import CheckedPoints
+    from analysis.results import FitDocument
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from analysis import wording
 from analysis.curves import Spread, bar, spreads
-from analysis.laws import Array, law_named
+from analysis.law import Array
+from analysis.laws import law_named
 from analysis.style import (
     INK,
     LOSS,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from analysis.document import FitDocument, HeldOutSplit
     from analysis.points import CheckedPoints
+    from analysis.results import FitDocument, HeldOutSplit
 
 
 def draw_figures(points: CheckedPoints, document: FitDocument, out: Path) -> list[Path]:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from markupsafe import Markup
 
-    from analysis.document import FitDocument
     from analysis.points import CheckedPoints
+    from analysis.results import FitDocument
 
 PACKAGES = ("ssmscale", "numpy", "pandas", "matplotlib", "plotly", "torch", "deepspeed", "mlflow")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.laws import Array
+from analysis.law import Array
 
 # Okabe and Ito's palette, one colour an architecture wherever it appears.
 COLOURS = {

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.diagnostics import Note
-from analysis.document import FitDocument
 from analysis.points import CheckedPoints
+from analysis.results import FitDocument
 from analysis.wording import human
 
 

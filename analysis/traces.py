@@ -10,13 +10,13 @@ import numpy as np
 
 from analysis import wording
 from analysis.curves import Line, Spread
-from analysis.laws import Array
+from analysis.law import Array
 from analysis.style import INK, budget_label, linear_ticks, plain_ticks
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.document import FitDocument
+    from analysis.results import FitDocument
 
 Trace = dict[str, Any]
 GREY = "#9AA5B1"

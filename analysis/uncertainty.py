@@ -1,4 +1,4 @@
-"""How far a fit can be trusted: resamples of whole clusters and profiles of each shape parameter.
+"""How far a fit can be trusted: resamples of whole clusters.
 
 Rows of one training run share its seed and its trunk, so clusters are resampled and never rows (on the Gemstones points
 the standard deviation of alpha is three times larger that way). With few clusters a resample would often hold two sizes
@@ -8,15 +8,17 @@ instead (Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414; Webb 2023,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fit import FitResult, Problem, huber, limits, minimise, projected_starts
-from analysis.laws import Array
+from analysis.fit import FitResult, Problem, limits, minimise, on_bound, projected_starts
+from analysis.joint import Joint, refit_shared
+from analysis.law import Array
 
 Scheme = Literal["cluster", "wild"]
 Key = tuple[int, int, int]  # size rung, seed, ordinal among alike: what pairs clusters across architectures
@@ -44,6 +46,10 @@ class Fitted:
     cluster: NDArray[np.int64]  # (points), index into keys
     keys: tuple[Key, ...]
     size: Array  # (points) n_params
+    joint: Joint | None = (
+        None  # where a parameter is shared: the fit of all architectures, and which this one is
+    )
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,19 +63,6 @@ class Resamples:
     solver: Mapping[str, Array]
     paired: bool
     at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The objective minimised over everything else at fixed values of one parameter.
-
-    `interval` is where the objective stays within a nominal 95 % of its optimum, counting rows as independent: an
-    optimistic width, so that an end that is still open (None) shows a flat valley.
-    """
-
-    values: Array
-    objective: Array
-    interval: tuple[float | None, float | None]
 
 
 def cluster_keys(
@@ -108,15 +101,24 @@ def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
 def resample(fits: Sequence[Fitted], count: int, seed: int) -> Resamples:
     """Refit `count` resamples of each architecture, the same draw for clusters of the same size rung and seed."""
     scheme = choose_scheme(fits, count, seed)
-    solver: dict[str, Array] = {}
+    drawn = []
     for fit in fits:
         rows = len(fit.problem.y)
         if scheme == "wild":
-            y, w = _wild(fit, count, seed), np.ones((count, rows))
+            drawn.append((_wild(fit, count, seed), np.ones((count, rows))))
         else:
             draws = _draw_counts(fit.keys, count, seed)
-            y, w = np.tile(fit.problem.y, (count, 1)), draws[:, fit.cluster].astype(np.float64)
-        solver[fit.architecture] = refit(fit, y, w)
+            drawn.append((np.tile(fit.problem.y, (count, 1)), draws[:, fit.cluster].astype(np.float64)))
+    joint = fits[0].joint
+    if joint is None:
+        solver = {
+            fit.architecture: _sliced(partial(_refit, fit), y, w)
+            for fit, (y, w) in zip(fits, drawn, strict=True)
+        }
+    else:
+        y, w = (np.concatenate(columns, axis=1) for columns in zip(*drawn, strict=True))
+        whole = _sliced(partial(refit_shared, joint), y, w)
+        solver = {fit.architecture: joint.split(whole, fit.part) for fit in fits}
     return Resamples(
         scheme=scheme,
         seed=seed,
@@ -131,15 +133,15 @@ def resample(fits: Sequence[Fitted], count: int, seed: int) -> Resamples:
     )
 
 
-def refit(fit: Fitted, y: Array, w: Array) -> Array:
-    """Best of warm starts from the point estimate, its rivals and a projected grid: (resamples, parameters)."""
-    # In slices, so that memory stays bounded however many points there are.
-    rows = max(20, SLICE // len(fit.problem.y))
+def _sliced(refit: Callable[[Array, Array], Array], y: Array, w: Array) -> Array:
+    """Refits of y, w (resamples, points), in slices so that memory stays bounded however many points there are."""
+    rows = max(20, SLICE // y.shape[1])
     slices = [slice(start, start + rows) for start in range(0, len(y), rows)]
-    return np.concatenate([_refit(fit, y[part], w[part]) for part in slices])
+    return np.concatenate([refit(y[part], w[part]) for part in slices])
 
 
 def _refit(fit: Fitted, y: Array, w: Array) -> Array:
+    """Best of warm starts from the point estimate, its rivals and a projected grid: (resamples, parameters)."""
     problem, count = fit.problem, len(y)
     low, high = limits(problem)
     starts = [np.tile(start, (count, 1)) for start in fit.result.rivals[:2]]
@@ -157,47 +159,6 @@ def interval(values: Array) -> tuple[float, float]:
     """Central 95 % of resampled values, by percentiles."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def profile(problem: Problem, result: FitResult, name: str, points: int = 25) -> Profile:
-    """Profile of one parameter: E over [0, lowest loss], an exponent over an eightfold range either way."""
-    law = problem.law
-    j = law.names.index(name)
-    low, high = limits(problem)
-    centre = result.u[j]
-    if name == "E":
-        values = np.linspace(0.0, float(np.exp(problem.y.min())) * 0.999, points)
-    else:
-        values = np.geomspace(max(low[j], centre / 8), min(high[j], centre * 8), points)
-    values = np.unique(np.append(values, np.clip(centre, low[j], high[j])))
-    lows, highs = np.tile(low, (len(values), 1)), np.tile(high, (len(values), 1))
-    lows[:, j] = highs[:, j] = values
-    y, w = np.tile(problem.y, (len(values), 1)), np.ones((len(values), len(problem.y)))
-    best, reached = np.tile(result.u, (len(values), 1)), np.full(len(values), np.inf)
-    starts = [np.tile(start, (len(values), 1)) for start in result.rivals]
-    for _ in range(2):
-        for start in starts:
-            found = minimise(problem, y, w, start, lows, highs, max_iter=40, tolerance=1e-8)
-            better = found.objective < reached
-            best = np.where(better[:, None], found.u, best)
-            reached = np.where(better, found.objective, reached)
-        # A neighbour's solution is the warm start that a batch cannot hand on within one sweep.
-        starts = [np.roll(best, 1, axis=0), np.roll(best, -1, axis=0)]
-    allowed = float(reached.min()) * _allowance(problem, result.u)
-    return Profile(
-        values=values,
-        objective=reached,
-        interval=(_crossing(values[::-1], reached[::-1], allowed), _crossing(values, reached, allowed)),
-    )
-
-
-def _crossing(values: Array, objective: Array, allowed: float) -> float | None:
-    """Where the objective last rises through `allowed`, linear between neighbours; None where it has not by the end."""
-    last = int(np.flatnonzero(objective <= allowed)[-1])
-    if last == len(values) - 1:
-        return None
-    share = (allowed - objective[last]) / (objective[last + 1] - objective[last])
-    return float(values[last] + share * (values[last + 1] - values[last]))
 
 
 def _first(size: Array, seed: Array, cluster: Sequence[str], name: str) -> tuple[float, int, str]:
@@ -247,16 +208,4 @@ def _wild(fit: Fitted, count: int, seed: int) -> Array:
 
 
 def _share_at_bound(problem: Problem, u: Array) -> float:
-    low, high = limits(problem)
-    return float(((u <= low * (1 + 1e-9) + 1e-12) | (u >= high * (1 - 1e-9))).any(axis=1).mean())
-
-
-def _allowance(problem: Problem, u: Array) -> float:
-    """Factor on the objective at a nominal 95 %: exp(3.84 q / 2 nu) for an objective that grows as |residual|^q."""
-    residual = np.log(problem.law.predict(u[None], problem.z)[0]) - problem.y
-    total = float(huber(residual, problem.delta).sum())
-    if total <= 0:
-        return 1.0
-    q = float((np.clip(residual, -problem.delta, problem.delta) * residual).sum()) / total
-    freedom = max(1, len(problem.y) - len(problem.law.names))
-    return float(np.exp(3.84 * q / (2 * freedom)))
+    return float(on_bound(problem, u).any(axis=1).mean())

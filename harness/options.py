@@ -28,7 +28,15 @@ SetOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-LawOption = Annotated[str, typer.Option(help="The law to fit.")]
+# Written out, since the laws themselves come with numpy; a test holds this list to theirs.
+LawOption = Annotated[
+    str,
+    typer.Option(
+        help="The law to fit: chinchilla (size and tokens), chinchilla_iterations (size and iterations), size, data "
+        "(tokens), learning_curve (iterations), data_constrained (repeated data: column unique_tokens), and with one "
+        "E for all architectures chinchilla_shared_e, chinchilla_iterations_shared_e, size_shared_e."
+    ),
+]
 DeltaOption = Annotated[float, typer.Option(help="Huber delta on log-loss residuals.")]
 ReferenceOption = Annotated[
     str | None, typer.Option(metavar="ARCH", help="Architecture the others are compared with.")

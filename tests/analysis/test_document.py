@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.document import FitDocument, fit_points
 from analysis.errors import InputError
+from analysis.laws import law_named
 from analysis.points import CheckedPoints
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SIMBA, TRANSFORMER, SyntheticStudy
@@ -150,3 +152,53 @@ def test_a_thousand_resamples_of_two_architectures_take_seconds(points: CheckedP
     start = time.process_time()
     fit_points(points)
     assert time.process_time() - start < 10
+
+
+def test_architectures_fitted_with_one_e_share_it_in_the_estimate_and_in_every_resample() -> None:
+    points = checked(SyntheticStudy(cluster_noise=0.001, row_noise=0.001).table(0))
+    document = fit_points(points, law="chinchilla_shared_e", resamples=200)
+    one, other = document.architectures.values()
+    assert one.params["E"] == other.params["E"]
+    assert one.ci95["E"] == other.ci95["E"]
+    assert one.params["A"] != other.params["A"]
+    np.testing.assert_array_equal(*(document.draws(name)[:, 0] for name in document.architectures))
+    assert {one.status, other.status} == {"converged"}
+    alone = fit_points(points, resamples=200)
+    together = one.objective + other.objective
+    assert together >= sum(fit.objective for fit in alone.architectures.values()) * (1 - 1e-9)
+
+
+def test_a_law_with_one_e_gives_back_points_without_noise() -> None:
+    points = checked(SyntheticStudy(cluster_noise=0, row_noise=0).table(0))
+    document = fit_points(points, law="chinchilla_shared_e", resamples=100)
+    assert document.architectures["cross_transformer"].params == pytest.approx(TRANSFORMER, rel=1e-4)
+    assert document.architectures["prefix_simba"].params == pytest.approx(SIMBA, rel=1e-4)
+
+
+def test_a_learning_curve_is_found_in_iterations() -> None:
+    table = SyntheticStudy(iterations=(100, 200, 400, 800, 1600)).table(0)
+    table = table[(table["n_params"] == 1e6)].assign(loss=lambda t: 2.0 + 40.0 / t["iterations"] ** 0.5)
+    document = fit_points(checked(table), law="learning_curve", resamples=100)
+    assert document.architectures["prefix_simba"].params == pytest.approx(
+        {"E": 2.0, "B": 40.0, "beta": 0.5}, rel=1e-4
+    )
+
+
+def repeated(law: dict[str, float]) -> pd.DataFrame:
+    """Points of a law of repeated data, without noise."""
+    form = law_named("data_constrained")
+    rows = [
+        (n, unique * times, unique)
+        for n in np.geomspace(1e6, 3e8, 6)
+        for unique in (1e7, 1e8)
+        for times in (1, 4, 16, 64)
+    ]
+    loss = form.predict(np.array([[law[name] for name in form.names]]), np.log(rows))[0]
+    table = pd.DataFrame(rows, columns=["n_params", "tokens", "unique_tokens"])
+    return table.assign(architecture="cross_transformer", loss=loss)
+
+
+def test_the_law_of_repeated_data_is_recovered_with_all_its_parameters() -> None:
+    law = {"E": 1.8, "A": 200.0, "B": 900.0, "alpha": 0.33, "beta": 0.36, "R_D": 12.0, "R_N": 4.0}
+    document = fit_points(checked(repeated(law)), law="data_constrained", resamples=100)
+    assert document.architectures["cross_transformer"].params == pytest.approx(law, rel=1e-3)

@@ -200,13 +200,17 @@ def test_a_table_of_runs_and_the_provenance_are_shown(
         assert text in html
 
 
-@pytest.mark.parametrize("law", ["size", "data", "chinchilla_iterations"])
+@pytest.mark.parametrize(
+    "law", ["size", "data", "learning_curve", "chinchilla_iterations_shared_e", "data_constrained"]
+)
 def test_every_law_has_its_report(law: str, tmp_path: Path) -> None:
     table = SyntheticStudy().table(0)
     if law == "size":
         table = table[table["iterations"] == 1600]
-    if law == "data":
+    if law in {"data", "learning_curve"}:
         table = table[table["n_params"] == 1e6]
+    if law == "data_constrained":
+        table["unique_tokens"] = table["tokens"] / 2
     points = checked(table)
     html, page = page_of(points, fit_points(points, law=law, resamples=100), tmp_path)
     assert page.figures

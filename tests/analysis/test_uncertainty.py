@@ -10,7 +10,8 @@ from analysis.document import FitDocument, fit_points
 from analysis.fit import Problem, fit_law
 from analysis.laws import CHINCHILLA
 from analysis.points import CheckedPoints
-from analysis.uncertainty import WEBB, Fitted, cluster_keys, profile, resample
+from analysis.profile import profile
+from analysis.uncertainty import WEBB, Fitted, cluster_keys, resample
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import TRANSFORMER, TRUE_RATIO, SyntheticStudy
 

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.optimize import minimize
 
 from analysis.fit import FitResult, Problem, fit_law, huber
-from analysis.laws import CHINCHILLA, Array
+from analysis.law import Array
+from analysis.laws import CHINCHILLA
 from tests.benchmarks.measure import Row, Seconds, clocked, times
 
 DELTA = 1e-3

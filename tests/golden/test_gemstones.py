@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from analysis.fit import FitResult, Problem, fit_law, objective_at
-from analysis.laws import CHINCHILLA, Array
+from analysis.law import Array
+from analysis.laws import CHINCHILLA
 from analysis.uncertainty import Fitted, cluster_keys, resample
 
 PREFIX = "approach_3_parameters_grid_search_0_"

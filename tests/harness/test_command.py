@@ -294,6 +294,19 @@ def test_fit_asks_for_one_table_that_is_there(ssmscale: Command, arguments: list
     assert answer.err.startswith("error: ")
 
 
+def test_the_help_of_fit_lists_every_law_and_an_unknown_one_is_refused_with_them(
+    ssmscale: Command, tmp_path: Path
+) -> None:
+    from analysis.laws import LAWS
+
+    shown = ssmscale("fit", "--help").out
+    assert all(re.search(rf"\b{name}\b", shown) for name in LAWS)
+    (tmp_path / "p.csv").write_text("architecture,n_params,tokens,loss\nx,1e5,1e6,3\n")
+    answer = ssmscale("fit", "--points", "p.csv", "--law", "kaplan")
+    assert answer.status == 2
+    assert all(name in answer.err for name in ("kaplan", *LAWS))
+
+
 def test_an_unknown_dispatcher_is_named(
     study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
 ) -> None:

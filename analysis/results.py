@@ -1,0 +1,162 @@
+"""The fitted study as plain frozen values: what `fit --json` prints and what a report is made of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from analysis import compare
+from analysis.checks import SeedNoise, TrendCheck
+from analysis.diagnostics import Note
+from analysis.fit import Status
+from analysis.law import Array
+from analysis.laws import law_named
+
+Interval = tuple[float, float]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HeldOutPoint(_Frozen):
+    """A point left out of a fit, with the loss that fit predicts for it."""
+
+    run_id: str
+    n_params: float
+    tokens: float
+    iterations: float | None
+    loss: float
+    predicted: float
+    relative_error: float
+
+
+class HeldOutSplit(_Frozen):
+    """Error of a fit on the points at and above `threshold` of `column`, none of which it saw."""
+
+    column: str
+    threshold: float
+    status: Status
+    determined: bool
+    mean_relative_error: float
+    rms_relative_error: float
+    points: tuple[HeldOutPoint, ...]
+
+
+class HeldOut(_Frozen):
+    """Held-out errors, beside the in-sample one that they should be read against."""
+
+    in_sample_rms: float
+    largest_size: HeldOutSplit | None
+    longest_budget: HeldOutSplit | None
+
+
+class ProfileCurve(_Frozen):
+    """Objective minimised over all else at each value.
+
+    `allowed` is where its nominal 95 % ends; an open end of `interval` is null, and makes the profile flat.
+    """
+
+    values: tuple[float, ...]
+    objective: tuple[float, ...]
+    allowed: float
+    interval: tuple[float | None, float | None]
+
+
+class ArchitectureFit(_Frozen):
+    """One architecture's law, how its fit ended, intervals, held-out error and notes."""
+
+    params: dict[str, float]
+    objective: float
+    n_points: int
+    n_runs: int
+    n_clusters: int
+    status: Status
+    ci95: dict[str, Interval]
+    heldout: HeldOut
+    profile: dict[str, ProfileCurve]
+    checks: tuple[TrendCheck, ...]
+    seed_noise: tuple[SeedNoise, ...]
+    notes: tuple[Note, ...]
+
+
+class SizeRatio(_Frozen):
+    """N_ref / N' at equal loss and budget.
+
+    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is what the laws give even where the
+    equal size lies outside the trained ones; an end of 0 in an interval means that some resamples never reach the loss.
+    """
+
+    architecture: str
+    iterations: float | None
+    tokens: float
+    reference_n_params: float
+    loss: float
+    n_params: float | None
+    ratio: float | None
+    ci95: Interval | None
+    estimate: float | None
+    estimate_ci95: Interval | None
+    status: compare.Verdict
+    reason: str
+
+
+class ComputeGain(_Frozen):
+    """Training FLOPs of the reference over those of the architecture at equal loss and budget."""
+
+    architecture: str
+    iterations: float | None
+    tokens: float
+    reference_n_params: float
+    loss: float
+    reference_flops: float | None
+    flops: float | None
+    gain: float | None
+    ci95: Interval | None
+    status: compare.Verdict
+
+
+class Comparison(_Frozen):
+    """Every architecture against the reference."""
+
+    reference: str
+    n_convention: str
+    paired: bool
+    size_ratio: tuple[SizeRatio, ...]
+    compute_gain: tuple[ComputeGain, ...]
+
+
+class Resampling(_Frozen):
+    """How the intervals were made: enough to make them again."""
+
+    scheme: Literal["cluster", "wild"]
+    interval: Literal["percentile"] = "percentile"
+    resamples: int
+    seed: int
+
+
+class FitDocument(_Frozen):
+    """The whole result; `model_dump(mode="json")` is what `fit --json` prints."""
+
+    law: str
+    formula: str
+    huber_delta: float
+    architectures: dict[str, ArchitectureFit]
+    comparison: Comparison
+    resampling: Resampling
+    notes: tuple[Note, ...]
+    versions: dict[str, str]
+
+    _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
+
+    @property
+    def formula_data_symbol(self) -> str:
+        """T where the law counts iterations, D where it counts tokens."""
+        return "T" if law_named(self.law).inputs[-1] == "iterations" else "D"
+
+    def draws(self, architecture: str) -> Array:
+        """Parameters at every resample (resamples, parameters); empty when the document was read from a file."""
+        width = len(self.architectures[architecture].params)
+        return self._draws.get(architecture, np.empty((0, width)))
