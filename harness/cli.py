@@ -27,6 +27,7 @@ from harness.dispatch.slurm_queue import SchedulerGone
 from harness.foreground import Stopped
 from harness.opening import begun, registered
 from harness.options import (
+    ClusterOption,
     ColumnOption,
     DeltaOption,
     JsonOption,
@@ -216,11 +217,11 @@ app.command()(serve)
 
 
 @app.command()
-def doctor(root: RootOption = None, as_json: JsonOption = False) -> None:
-    """What of this machine works, and what to do about the rest."""
+def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+    """What of this machine, and of a cluster that is named, works, and what to do about the rest."""
     from harness.doctor import examine
 
-    findings = examine(root or Path("runs"))
+    findings = examine(root or Path("runs"), cluster)
     if as_json:
         print_json({"checks": [finding.model_dump() for finding in findings]})
     else:

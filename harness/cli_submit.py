@@ -141,12 +141,18 @@ def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None) -> 
         return
     done = submit_to_slurm(resolved, made, profile)
     name = resolved.study.name
+    if done.waiting:
+        errors.print(
+            f"warning: {counted(done.waiting, 'series')} not submitted: {profile.name} takes {profile.limits.jobs} "
+            "jobs of yours at once (limits.jobs); the same command submits them when some have ended",
+            markup=False,
+        )
     if done.arrays:
         console.print(
             f"{counted(done.runs, 'run')} in {counted(done.series, 'series')} submitted to {profile.name}: "
             f"SLURM jobs {', '.join(done.arrays)}"
         )
-    else:
+    elif not done.waiting:
         console.print(f"nothing of {name} is left to submit")
     if done.taken:
         console.print(f"{counted(done.taken, 'series')} left to another submission")

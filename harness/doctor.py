@@ -37,17 +37,19 @@ class Finding(Frozen):
     """Whether nothing can be trained or reported without it."""
 
 
-def examine(root: Path) -> list[Finding]:
-    """Try everything; takes a few seconds, since what is tried is imported."""
+def examine(root: Path, cluster: str | None = None) -> list[Finding]:
+    """Try everything, on a cluster too where one is named; takes seconds, since what is tried is imported."""
     findings = [_python(), _hardware(), _writable(root)]
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
     if importlib.util.find_spec("torch") is not None:
         findings.append(_torch())
     findings += [_soundfont(), _program("git", "the commit of the code is recorded", "install git")]
-    findings.append(
-        _program("sbatch", "SLURM commands are here", "nothing to do unless this is a SLURM login node")
-    )
-    return findings
+    if cluster is not None:
+        from harness.doctor_cluster import examine_cluster
+
+        return [*findings, *examine_cluster(cluster, root)]
+    remedy = "nothing to do unless this is a SLURM login node"
+    return [*findings, _program("sbatch", "SLURM commands are here; --cluster C examines them", remedy)]
 
 
 def _python() -> Finding:

@@ -7,6 +7,7 @@ found by path, or by name in ./slurm/profiles and in the profiles that came with
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,7 @@ class Partition(Frozen):
     nodes: Count | None = None
     """Most nodes a job may have in it."""
     qos: Name | None = None
-    """QOS jobs in it are submitted under."""
+    """QOS jobs in it are submitted under, instead of the profile's."""
 
 
 class Limits(Frozen):
@@ -41,6 +42,8 @@ class Limits(Frozen):
 
     array_size: Count = 1000
     """SLURM's MaxArraySize: the largest index of an array is one below it."""
+    jobs: Count | None = None
+    """Jobs a user may have in SLURM at once, an array's elements each for itself; null knows no limit."""
     parallel: Count | None = None
     """Jobs of one array that run at once; null leaves it to the cluster."""
     hours: Positive = 24.0
@@ -107,8 +110,20 @@ class Profile(Frozen):
         return self
 
     def partitions_for(self, nodes: int) -> list[str]:
-        """Partitions that take a job of so many nodes, in the order of preference."""
-        return [name for name, part in self.partitions.items() if part.nodes is None or nodes <= part.nodes]
+        """Partitions that take a job of so many nodes, in the order of preference.
+
+        A job has one QOS: partitions that want another than the first of them are left out.
+        """
+        fitting = {
+            name: part.qos
+            for name, part in self.partitions.items()
+            if part.nodes is None or nodes <= part.nodes
+        }
+        return [name for name, qos in fitting.items() if qos == next(iter(fitting.values()))]
+
+    def qos_in(self, names: Sequence[str]) -> str | None:
+        """QOS of a job in the named partitions: their own, else the profile's."""
+        return self.partitions[names[0]].qos or self.qos
 
     def hours_in(self, names: list[str]) -> float:
         """Hours a job may ask for that is to start in any of the named partitions."""

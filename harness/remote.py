@@ -7,6 +7,7 @@ to have existed.
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ class Submitted:
     """SLURM's numbers of the arrays submitted."""
     taken: int
     """Series that another submission had claimed."""
+    waiting: int = 0
+    """Series for which the profile's limits.jobs leaves no room now."""
 
 
 @dataclass
@@ -83,11 +86,13 @@ def submit_missing(
     name = submission.resolved.study.name
     jobs = submission.prepare(missing)
     numbers, runs, series, taken = [], 0, 0, 0
+    room = room_for_jobs(dispatcher.profile, len(jobs))
     for shape, members in split_arrays(jobs, dispatcher.profile):
         array = new_name()
         claim = Claim(study=name, array=array, process=identify_process(), t=time.time())
-        ours = [job for job in members if claims.take(job.series_id, claim)]
-        taken += len(members) - len(ours)
+        wanted = members[: room - series]
+        ours = [job for job in wanted if claims.take(job.series_id, claim)]
+        taken += len(wanted) - len(ours)
         if not ours:
             continue
         handles = dispatcher.submit_array(array, shape, ours)
@@ -98,7 +103,15 @@ def submit_missing(
         )
         numbers.append(number)
         runs, series = runs + len(names), series + len(ours)
-    return Submitted(runs, series, tuple(numbers), taken)
+    return Submitted(runs, series, tuple(numbers), taken, len(jobs) - series - taken)
+
+
+def room_for_jobs(profile: Profile, wanted: int) -> int:
+    """How many of so many jobs this user may submit now; raises SchedulerGone."""
+    if profile.limits.jobs is None:
+        return wanted
+    there = call("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i")
+    return max(0, min(wanted, profile.limits.jobs - len(there.split())))
 
 
 def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[str]:

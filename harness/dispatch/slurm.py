@@ -279,7 +279,10 @@ class SlurmDispatcher:
             return executor.submit_command(line, len(array.tasks))
         except (FailedSubmissionError, FailedJobError, RuntimeError, OSError) as error:
             lines = [line.strip() for line in str(error).splitlines() if "error:" in line]
-            raise SchedulerGone(lines[-1] if lines else str(error)) from error
+            said = " ".join(lines) or str(error)
+            if "MaxSubmit" in said:
+                said += " (limits.jobs in the profile keeps a submission below that)"
+            raise SchedulerGone(said) from error
 
     def _parameters(self, array: Array) -> dict[str, Any]:
         profile, shape = self.profile, array.shape
@@ -293,7 +296,7 @@ class SlurmDispatcher:
             gpus = {"gpus_per_node": f"{kind}{shape.ranks_a_node}"}
         asked = {
             "account": profile.account,
-            "qos": profile.qos or profile.partitions[names[0]].qos,
+            "qos": profile.qos_in(names),
             "constraint": profile.constraint,
             "exclude": profile.exclude,
         }

@@ -128,10 +128,10 @@ class DevCluster:
         for device in devices:
             device.touch()
         host = socket.gethostname().split(".")[0]
-        gres = f" Gres=gpu:{shape.gpus}" if shape.gpus else ""
+        gres = f" Gres=gpu:fake:{shape.gpus}" if shape.gpus else ""
         node_lines = [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={shape.cores} "
-            f"RealMemory={shape.memory_mib}{gres} State=UNKNOWN"
+            f"RealMemory={shape.memory_mib}{gres} Feature=virtual State=UNKNOWN"
             for node, port in zip(self.node_names, ports, strict=True)
         ]
         facts = {
@@ -153,7 +153,7 @@ class DevCluster:
             text = Template((HERE / name).read_text(encoding="utf-8")).substitute(facts)
             self._write_private(name, text)
         (self.home / "slurm.conf").chmod(0o644)
-        lines = [f"Name=gpu File={device}" for device in devices]
+        lines = [f"Name=gpu Type=fake File={device}" for device in devices]
         (self.home / "gres.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
         self._write_private("devcluster.json", json.dumps({**asdict(shape), "database_port": database}))
         self._password = str(facts["password"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,20 @@ def devcluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]
         yield cluster
     finally:
         cluster.down()
+
+
+@pytest.fixture(scope="session")
+def account(devcluster: DevCluster) -> str:
+    """An account of the cluster that this user may charge; under its QOS `few` he may have three jobs at once."""
+    for words in (
+        "add qos few MaxSubmitJobsPerUser=3",
+        "add account lab",
+        "add user root account=lab",
+        "modify user root where account=lab set qos=normal,few",
+    ):
+        command = ["sacctmgr", "--immediate", *words.split()]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, **devcluster.env})
+    return "lab"
 
 
 @pytest.fixture

@@ -48,8 +48,8 @@ def test_queued_and_requeued_jobs_run_from_the_copy_that_was_made_when_they_were
 ) -> None:
     if shutil.which("rsync") is None:
         missing("no rsync on this machine")
-    study_fields["grid"]["iterations"] = [5, 1500]
-    study_fields["resources"] = {"checkpoint_every": 100}
+    study_fields["grid"]["iterations"] = [5, 800]
+    study_fields["resources"] = {"checkpoint_every": 50}
     study_fields["tracking"]["log_every"] = 10
     (checkout / "harness" / "helper.py").write_text("RECIPE = 1\n")  # never added to git
     worker = checkout / "harness" / "worker.py"
@@ -64,7 +64,7 @@ def test_queued_and_requeued_jobs_run_from_the_copy_that_was_made_when_they_were
         for name in ("worker", "slurm_job"):
             source = checkout / "harness" / f"{name}.py"
             source.write_text("raise SystemExit('edited while jobs wait')\n")
-    study.wait_for_step(50)
+    study.wait_for_step(20)
     study.slurm("scontrol", "requeue", study.queue()[0].split()[0])
     wait_until(lambda: study.count(Event.RESUMED) >= 1, 120)
     os.utime(copy, (0, 0))

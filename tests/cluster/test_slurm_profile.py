@@ -1,0 +1,120 @@
+"""On a real SLURM: every key of a profile reaches the jobs, and a site's limits drop nothing in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.profile import Profile
+from slurm.devcluster.cluster import DevCluster
+from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def reserved(make: Make, devcluster: DevCluster) -> Iterator[SlurmStudy]:
+    """A study of six Series whose jobs wait, on a cluster with a reservation."""
+    study = make()
+    study.fields["grid"]["seeds"] = list(range(6))
+    study.study.write_text(yaml.safe_dump(study.fields))
+    study.slurm(
+        *("scontrol", "create", "reservation", "reservationname=ours", "users=root", "nodes=n1"),
+        *("starttime=now", "duration=60", "flags=ignore_jobs"),
+    )
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")
+    yield study
+    study.slurm("scontrol", "update", "partitionname=low", "state=up")
+    if ids := [line.split()[0] for line in study.queue()]:
+        study.slurm("scancel", *ids)
+    study.wait_until_over(60)
+    study.slurm("scontrol", "delete", "reservationname=ours")
+
+
+def set_profile(study: SlurmStudy, **changes: Any) -> None:
+    study.profile_path.write_text(yaml.safe_dump({**PROFILE, **changes}, sort_keys=False))
+
+
+def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: str) -> None:
+    profile = {
+        "partitions": {"low": {"hours": 0.2, "nodes": 2, "qos": "normal"}},
+        "nodes": 2,
+        "gpus": 2,
+        "gpu_type": "fake",
+        "gpu_memory_gib": 1,
+        "cores": 4,
+        "memory_gib": 4,
+        "peak_flops": {"fp32": 1.0e12},
+        "account": account,
+        "qos": "few",
+        "constraint": "virtual",
+        "exclude": "n2",
+        "reservation": "ours",
+        "setup": ["export FROM_SETUP=1", "ulimit -c 0"],
+        "snapshot": False,
+        "signal_seconds": 33,
+        "limits": {"array_size": 40, "jobs": 100, "parallel": 2, "hours": 1},
+        "shared": ["/"],
+        "confirm_gpu_hours": 50,
+    }
+    assert {"name", *profile} == set(Profile.model_fields), "a key was added: say here where it goes"
+    set_profile(reserved, **profile)
+    reserved.submit()
+    job = reserved.queue()[0].split()[0]
+    shown = reserved.slurm("scontrol", "--oneliner", "show", "job", job)
+    for said in (
+        "Partition=low ",
+        f"Account={account} ",
+        "QOS=normal ",
+        "Features=virtual ",
+        "ReqNodeList=(null) ExcNodeList=n2 ",
+        "Reservation=ours ",
+        "TimeLimit=00:12:00 ",
+        "MinMemoryNode=2G ",
+        "TresPerNode=gres:gpu:fake:1",
+        "ArrayTaskThrottle=2 ",
+        "Requeue=1 ",
+        "NumNodes=1",
+    ):
+        assert said in shown, (said, shown)
+    script = reserved.slurm("scontrol", "write", "batch_script", job, "-")
+    lines = script.splitlines()
+    assert "#SBATCH --signal=USR2@33" in lines
+    assert "#SBATCH --array=0-5%2" in lines
+    command = next(number for number, line in enumerate(lines) if "harness.slurm_job" in line)
+    assert lines.index("export FROM_SETUP=1") < lines.index("ulimit -c 0") < command
+
+
+def test_a_job_has_one_qos_and_goes_where_that_is_wanted(reserved: SlurmStudy, account: str) -> None:
+    partitions = {"low": {"qos": "normal"}, "high": {"qos": "few"}}
+    set_profile(reserved, partitions=partitions, account=account)
+    reserved.submit()
+    job = reserved.queue()[0].split()[0]
+    shown = reserved.slurm("scontrol", "--oneliner", "show", "job", job)
+    assert "Partition=low " in shown
+    assert "QOS=normal " in shown
+
+
+def test_more_jobs_than_a_site_takes_are_never_dropped_in_silence(reserved: SlurmStudy, account: str) -> None:
+    under = {"account": account, "qos": "few"}
+    set_profile(reserved, **under)
+    refused = reserved.start_submit()
+    said, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 1
+    assert "QOSMaxSubmitJobPerUserLimit" in said
+    assert "limits.jobs" in said
+    assert reserved.queue() == []
+    set_profile(reserved, **under, limits={"hours": 1, "jobs": 3})
+    assert "3 series not submitted" in reserved.submit()
+    assert len(reserved.queue()) == 3
+    said = reserved.submit()
+    assert "3 series not submitted" in said
+    assert "SLURM jobs" not in said
+    set_profile(reserved, account=account, limits={"hours": 1, "jobs": 5})
+    assert "1 series not submitted" in reserved.submit()
+    set_profile(reserved, account=account, limits={"hours": 1, "jobs": 50})
+    assert "not submitted" not in reserved.submit()
+    assert len(reserved.queue()) == 6
