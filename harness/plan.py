@@ -24,11 +24,13 @@ from harness.cost import (
     weights_bytes,
 )
 from harness.dispatch.slurm_queue import JobView
+from harness.grid import CorpusView, GridPoint
 from harness.rundir import Layout, Root, read_model
 from harness.status import RunState, RunStatus, StatusReader
-from harness.study import CorpusView, GridPoint, Study
+from harness.study import Study
 from harness.training.schedule import branch_step
 from ssmttm.dataset import TokenDataset
+from ssmttm.errors import InputError
 
 OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
 
@@ -151,7 +153,7 @@ def make_plan(
     for index in sorted(range(len(rows)), key=lambda i: rows[i].point.run.iterations):
         status = rows[index]
         run = status.point.run
-        layout = choose_resources(run, study.resources, cluster)
+        layout = _layout(study, status.point, cluster)
         cost = run_cost(run, text_positions)
         speed = calibration.speed(status.point.architecture, status.point.size)
         peak = study.resources.peak_flops or cluster.peak_flops.get(run.precision)
@@ -189,6 +191,16 @@ def make_plan(
     return Plan(study, corpus.is_known, runs, passing, tuple(notes))
 
 
+def _layout(study: Study, point: GridPoint, cluster: Cluster) -> Layout:
+    choice = study.resources_of(point.architecture, point.size)
+    try:
+        return choose_resources(point.run, choice, cluster)
+    except InputError as error:
+        if choice is study.resources:
+            raise
+        raise InputError(f"grid.sizes.{point.size} ({point.architecture}): {error}") from error
+
+
 def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> float:
     """GiB of what comes and goes in training: `keep_last` periodic checkpoints and one of a decay for each Series."""
     series: dict[str, PlannedRun] = {
@@ -196,7 +208,8 @@ def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> 
     }
     choice, capacity = study.resources, cluster.gpus or cluster.cores
     each = choice.keep_last + choice.keep_best + 1
-    need = choice.ranks if cluster.gpus else min(choice.ranks * (choice.threads or 1), capacity)
+    needs = (r.layout.ranks * (1 if cluster.gpus else r.layout.threads) for r in series.values())
+    need = min(capacity, min(needs, default=1))
     at_once = min(choice.jobs or capacity, max(1, capacity // need))
     largest = sorted((run.checkpoint_gib for run in series.values()), reverse=True)
     return each * sum(largest[:at_once])

@@ -11,6 +11,8 @@ import getpass
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
 
 from harness.claims import Claim, drop_claim, make_claim, read_claim
 from harness.code_copy import check_copying, copy_code
@@ -30,6 +32,7 @@ from harness.plan import Plan, PlannedRun
 from harness.process import identify_process
 from harness.profile import Profile
 from harness.rundir import Root
+from harness.side_by_side import DISK_THREADS, side_by_side
 from harness.status import RunState, RunStatus
 from harness.submission import ResolvedStudy, Submission
 from ssmttm.errors import InputError
@@ -55,6 +58,7 @@ class Claims:
 
     root: Root
     books: dict[str, Book] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
     def take(self, series_id: str, claim: Claim) -> bool:
         """Claim a Series, in place of a claim that is over; False where somebody else has it."""
@@ -74,9 +78,10 @@ class Claims:
         return self._book(claim.study).holds(claim.array, series_id)
 
     def _book(self, study_name: str) -> Book:
-        if study_name not in self.books:
-            self.books[study_name] = open_book(self.root.study(study_name))
-        return self.books[study_name]
+        with self.lock:  # Series are claimed side by side, and SLURM is asked once
+            if study_name not in self.books:
+                self.books[study_name] = open_book(self.root.study(study_name))
+            return self.books[study_name]
 
 
 def submit_missing(
@@ -91,7 +96,10 @@ def submit_missing(
         array = new_name()
         claim = Claim(study=name, array=array, process=identify_process(), t=time.time())
         wanted = members[: room - series]
-        ours = [job for job in wanted if claims.take(job.series_id, claim)]
+        taking = side_by_side(
+            partial(claims.take, claim=claim), [job.series_id for job in wanted], DISK_THREADS
+        )
+        ours = [job for job, is_ours in zip(wanted, taking, strict=True) if is_ours]
         taken += len(wanted) - len(ours)
         if not ours:
             continue

@@ -16,11 +16,11 @@ from typing import Any
 from harness.control import Control
 from harness.dispatch.base import JobState
 from harness.dispatch.slurm_queue import JobView
+from harness.grid import GridPoint
 from harness.journal import Event, Progress, ProgressReader
 from harness.process import process_is_alive
 from harness.run import Run
 from harness.rundir import Root
-from harness.study import GridPoint
 from harness.training.schedule import branch_step
 
 

@@ -1,45 +1,31 @@
-"""A Study: the YAML file a user writes, validated, and the grid of Runs it stands for.
-
-Everything is checked before anything is written. What the grid needs of a corpus (codebooks, clip length,
-fingerprint) is read from its manifest, or taken from `corpus.facts` where the corpus is elsewhere; then runs can
-be planned and costed, but have no identity yet.
-"""
+"""A Study: the YAML file a user writes, validated before anything is done with it; grid.py makes Runs of it."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from harness.run import (
-    RECIPE_VERSION,
     Count,
     Digest,
     Frozen,
     Optimiser,
     Precision,
     Regularisation,
-    Run,
     Schedule,
-    ScheduleKind,
     WholeNumber,
 )
 from harness.training.schedule import branch_step
 from harness.validation import validate
 from harness.yaml_file import read_yaml, read_yaml_value
-from ssmttm.config import Architecture, ModelConfig, SubLayer, TextConfig
-from ssmttm.corpus.manifest import Manifest, load_manifest
+from ssmttm.config import Architecture, ModelConfig
 from ssmttm.errors import InputError
-
-UNKNOWN_FINGERPRINT = "0" * 64
-"""Stands for a corpus or an encoder that is not here: such Runs are planned and never trained."""
 
 
 def _patch(of: type[Frozen] | type[ModelConfig], leave_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -58,8 +44,40 @@ _FROM_ELSEWHERE = ("architecture", "text", "n_codebooks", "codebook_size")
 ModelPatch: Any = create_model("ModelPatch", __base__=Frozen, **_patch(ModelConfig, _FROM_ELSEWHERE))
 """Model keys given once for the study, for an architecture or for a size; the last of these wins."""
 
-SizePatch: Any = create_model("SizePatch", __base__=ModelPatch, optimiser=(OptimiserPatch | None, None))
-"""A size: its model keys, and optimiser keys where they go with size."""
+Flops = Annotated[float, Field(ge=1e6, le=1e24)]
+"""Peak operations a second of a device."""
+
+
+class ResourceChoice(Frozen):
+    """Resources asked for by hand; null lets the harness choose."""
+
+    ranks: Count = 1
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    micro_batch: Count | None = None
+    threads: Count | None = None
+    jobs: Count | None = None
+    """Series trained at once by the local dispatcher."""
+    checkpoint_every: Count = 1000
+    keep_last: Count = 1
+    """Newest periodic checkpoints kept besides branch points: the older ones are what a damaged one falls back on."""
+    keep_best: bool = False
+    """Whether the checkpoint with the lowest held-out loss is kept too; needs tracking.eval_every to have any."""
+    peak_flops: Flops | None = None
+
+
+_OF_THE_WHOLE_STUDY = ("jobs", "checkpoint_every", "keep_last", "keep_best", "peak_flops")
+ResourcePatch: Any = create_model(
+    "ResourcePatch", __base__=Frozen, **_patch(ResourceChoice, _OF_THE_WHOLE_STUDY)
+)
+"""Resources a size asks for itself: what is too large for one GPU takes several."""
+
+SizePatch: Any = create_model(
+    "SizePatch",
+    __base__=ModelPatch,
+    optimiser=(OptimiserPatch | None, None),
+    resources=(ResourcePatch | None, None),
+)
+"""A size: its model keys, optimiser keys where they go with size, and resources of its own."""
 
 
 class ArchitecturePatch(Frozen):
@@ -125,10 +143,6 @@ class Grid(Frozen):
         return list(dict.fromkeys([*self.seeds, *extra]))
 
 
-MOST_RUNS = 100_000
-"""Runs of one study: beyond it a grid is a slip of the pen, and expanding it takes minutes."""
-
-
 def _usable_path(value: Path | str) -> Path | str:
     """What the system would otherwise refuse in words of its own, wherever it is first asked."""
     if "\0" in str(value):
@@ -140,8 +154,6 @@ def _usable_path(value: Path | str) -> Path | str:
 
 PlainPath = Annotated[Path, AfterValidator(_usable_path)]
 """A path that may be asked for."""
-Flops = Annotated[float, Field(ge=1e6, le=1e24)]
-"""Peak operations a second of a device."""
 
 
 class CorpusFacts(Frozen):
@@ -213,23 +225,6 @@ class Tracking(Frozen):
         return value
 
 
-class ResourceChoice(Frozen):
-    """Resources asked for by hand; null lets the harness choose."""
-
-    ranks: Count = 1
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    micro_batch: Count | None = None
-    threads: Count | None = None
-    jobs: Count | None = None
-    """Series trained at once by the local dispatcher."""
-    checkpoint_every: Count = 1000
-    keep_last: Count = 1
-    """Newest periodic checkpoints kept besides branch points: the older ones are what a damaged one falls back on."""
-    keep_best: bool = False
-    """Whether the checkpoint with the lowest held-out loss is kept too; needs tracking.eval_every to have any."""
-    peak_flops: Flops | None = None
-
-
 class Study(Frozen):
     """The validated YAML."""
 
@@ -242,6 +237,21 @@ class Study(Frozen):
     training: Training
     tracking: Tracking = Tracking()
     resources: ResourceChoice = ResourceChoice()
+
+    def resources_of(self, architecture: str, size: str) -> ResourceChoice:
+        """What one size asks for under one architecture: the study's choice and its own changes to it.
+
+        Raises InputError where a change takes away what has to be there.
+        """
+        patches = (
+            self.grid.sizes[size],
+            self.grid.architectures[Architecture(architecture)].sizes.get(size),
+        )
+        changes = merged(*(getattr(patch, "resources", None) for patch in patches))
+        if not changes:
+            return self.resources
+        fields = self.resources.model_dump() | changes
+        return validate(ResourceChoice, fields, f"grid.sizes.{size} ({architecture}): resources")
 
     @field_validator("name")
     @classmethod
@@ -262,40 +272,6 @@ class Study(Frozen):
                 f"of the shortest run, grid.iterations.0 = {shortest}"
             )
         return self
-
-
-class CorpusView(Frozen):
-    """A corpus as the grid sees it."""
-
-    n_codebooks: int
-    codebook_size: int
-    frames: int
-    clips: int
-    fingerprint: str
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the content is known, so that Runs on it have an identity."""
-        return self.fingerprint != UNKNOWN_FINGERPRINT
-
-
-@dataclass(frozen=True)
-class GridPoint:
-    """A Run with the names its study gives to where it stands in the grid."""
-
-    architecture: str
-    size: str
-    run: Run
-
-    @cached_property
-    def run_id(self) -> str:
-        """The Run's identity, hashed once."""
-        return self.run.run_id
-
-    @cached_property
-    def series_id(self) -> str:
-        """The identity of the Run's Series, hashed once."""
-        return self.run.series_id
 
 
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
@@ -321,158 +297,8 @@ def _apply(fields: dict[str, Any], change: str) -> None:
     here[parts[-1]] = read_yaml_value(text, f"--set {change}")
 
 
-def view_corpus(study: Study, where: str) -> CorpusView:
-    """The study's corpus from its manifest, else from the facts declared; raises InputError without either.
-
-    Also raises InputError where the manifest and what the study expects of it disagree.
-    """
-    choice = study.corpus
-    try:
-        manifest = load_manifest(choice.path)
-    except InputError as error:
-        if choice.facts is None or choice.path.exists():
-            raise InputError(f"{where}: corpus.path: {error}") from error
-        facts = choice.facts
-        return CorpusView(
-            n_codebooks=facts.n_codebooks,
-            codebook_size=facts.codebook_size,
-            frames=choice.frames or facts.frames,
-            clips=facts.clips,
-            fingerprint=UNKNOWN_FINGERPRINT,
-        )
-    _compare(study, manifest, where)
-    return CorpusView(
-        n_codebooks=manifest.codec.n_codebooks,
-        codebook_size=manifest.codec.codebook_size,
-        frames=choice.frames or manifest.frames,
-        clips=manifest.splits["train"].clips if "train" in manifest.splits else 0,
-        fingerprint=manifest.fingerprint,
-    )
-
-
-def _compare(study: Study, manifest: Manifest, where: str) -> None:
-    choice, codec = study.corpus, manifest.codec
-    if choice.codec is not None and choice.codec != codec.name:
-        raise InputError(
-            f"{where}: corpus.codec: {choice.codec!r}: {choice.path} was made by the codec {codec.name!r}"
-        )
-    if choice.frames is not None and choice.frames > manifest.frames:
-        raise InputError(
-            f"{where}: corpus.frames: {choice.frames}: the clips of {choice.path} have {manifest.frames} frames"
-        )
-    if choice.facts is not None:
-        held = {
-            "n_codebooks": codec.n_codebooks,
-            "codebook_size": codec.codebook_size,
-            "frames": manifest.frames,
-            "clips": manifest.splits["train"].clips if "train" in manifest.splits else 0,
-        }
-        for key, value in choice.facts.model_dump().items():
-            if held[key] != value:
-                raise InputError(f"{where}: corpus.facts.{key}: {value}: {choice.path} has {held[key]}")
-
-
-def expand(study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str) -> list[GridPoint]:
-    """Every Run of the grid, architectures and sizes in the study's order, then seeds, then iterations.
-
-    Raises InputError where a size makes no model, naming the size and the architecture, and where there are too many.
-    """
-    if (runs := study.grid.n_runs) > MOST_RUNS:
-        raise InputError(f"{where}: grid: stands for {runs:,} runs; at most {MOST_RUNS:,} make one study")
-    points = list(_points(study, corpus, text_fingerprint, where))
-    seen: dict[str, GridPoint] = {}
-    for point in points:
-        first = seen.setdefault(point.run_id, point)
-        if first is not point:
-            raise InputError(
-                f"{where}: grid.sizes.{point.size} ({point.architecture}): is the same run as {first.size}; drop one"
-            )
-    return points
-
-
-def _points(
-    study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str
-) -> Iterator[GridPoint]:
-    training = study.training
-    for architecture, own in study.grid.architectures.items():
-        for size, shared in study.grid.sizes.items():
-            patches = (shared, own.sizes.get(size, SizePatch()))
-            model = _model(study, corpus, architecture, (own.model, *patches), f"{where}: grid.sizes.{size}")
-            changes = _merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
-            optimiser = validate(
-                Optimiser,
-                training.optimiser.model_dump() | changes,
-                f"{where}: grid.sizes.{size} ({architecture}): optimiser",
-            )
-            for seed in study.grid.seeds_of(size):
-                for iterations in study.grid.iterations:
-                    run = Run(
-                        recipe_version=RECIPE_VERSION,
-                        model=model,
-                        corpus=corpus.fingerprint,
-                        text_encoder=text_fingerprint,
-                        frames=corpus.frames,
-                        batch=training.batch,
-                        optimiser=optimiser,
-                        schedule=_own_schedule(training.schedule),
-                        regularisation=training.regularisation,
-                        precision=training.precision,
-                        eval_clips=training.eval_clips,
-                        iterations=iterations,
-                        seed=seed,
-                    )
-                    yield GridPoint(str(architecture), size, run)
-
-
-def _model(
-    study: Study, corpus: CorpusView, architecture: Architecture, patches: Sequence[Any], where: str
-) -> ModelConfig:
-    text = TextConfig(
-        encoder="bytes" if study.text.encoder == "bytes" else "frozen",
-        dim=study.text.dim,
-        patch=study.text.patch,
-        max_positions=study.text.max_positions,
-    )
-    unused = _unused_by(architecture)
-    fields = {name: value for name, value in _merged(study.model, *patches).items() if name not in unused}
-    try:
-        return ModelConfig(
-            architecture=architecture,
-            text=text,
-            n_codebooks=corpus.n_codebooks,
-            codebook_size=corpus.codebook_size,
-            **fields,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}{'.' + key if key else ''} ({architecture}): {message}") from error
-
-
-def _unused_by(architecture: Architecture) -> set[str]:
-    """Keys of a model, given for all architectures, that decide nothing about this one and so are no part of it."""
-    unused = {"optimiser"}
-    if not architecture.has_mixer:
-        unused |= {"d_state", "d_conv", "expand", "ssm_head_dim", "n_groups"}
-    if architecture.has_prefix:
-        unused.add("head_dim")
-    if SubLayer.FEED_FORWARD not in architecture.sub_layers:
-        unused.add("ff_mult")
-    return unused
-
-
-def _own_schedule(schedule: Schedule) -> Schedule:
-    """A schedule without what its kind does not use."""
-    if schedule.kind is ScheduleKind.WSD:
-        return schedule
-    unused = (
-        {"decay_fraction"} if schedule.kind is ScheduleKind.COSINE else {"decay_fraction", "final_fraction"}
-    )
-    return Schedule(**schedule.model_dump(exclude=unused))
-
-
-def _merged(*patches: Any) -> dict[str, Any]:
+def merged(*patches: Any) -> dict[str, Any]:
+    """What patches set, the last of them winning."""
     fields: dict[str, Any] = {}
     for patch in patches:
         if patch is not None:

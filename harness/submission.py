@@ -18,14 +18,16 @@ from harness.control import Control
 from harness.cost import calibrate
 from harness.disk import DiskFull
 from harness.dispatch.base import MOST_ATTEMPTS, Dispatcher, Handle, Job, JobState
+from harness.grid import CorpusView, GridPoint, expand, view_corpus
 from harness.journal import Event, Journal, read_progress
 from harness.plan import Plan, PlannedRun
 from harness.process import identify_process
 from harness.run import Digest, Frozen
 from harness.rundir import Launch, Root, read_model, write_atomically, write_launch, write_run, write_series
 from harness.series_lock import untrained
+from harness.side_by_side import DISK_THREADS, side_by_side
 from harness.status import RunState, RunStatus, StatusReader
-from harness.study import CorpusView, GridPoint, Study, expand, view_corpus
+from harness.study import Study
 from harness.tracking import sidecar_uri
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
@@ -209,11 +211,16 @@ class Submission:
         groups: dict[str, list[PlannedRun]] = {}
         for row in missing:
             groups.setdefault(row.series_id, []).append(planned[row.run_id])
-        for series_id, runs in groups.items():
+        launches = {series_id: self._launch(runs[0]) for series_id, runs in groups.items()}
+
+        def write(series_id: str) -> None:
+            runs = groups[series_id]
             write_series(self.root, runs[0].status.point.run)
-            write_launch(self.root, series_id, self._launch(runs[0]))
+            write_launch(self.root, series_id, launches[series_id])
             for run in runs:
                 write_run(self.root, run.status.point.run)
+
+        side_by_side(write, groups, DISK_THREADS)
         longest_first = sorted(groups, key=lambda key: -sum(run.gpu_hours for run in groups[key]))
         return [self._job(series_id, groups[series_id]) for series_id in longest_first]
 

@@ -16,9 +16,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from filelock import FileLock
 
@@ -32,6 +30,7 @@ from harness.record import Record, state_of
 from harness.rundir import Root
 from harness.series_mirror import Members, SeriesMirror, survivor, tell_of
 from harness.settling import OVER, WAITING, ending_of_study, ending_unlisted, may_live_elsewhere
+from harness.side_by_side import side_by_side
 from harness.status import RunState, RunStatus
 from harness.store import redact
 from harness.study import Study
@@ -42,8 +41,6 @@ MOST_REFUSED = 3
 """Series a store may refuse something of; one that refuses more takes nothing today."""
 STUDY = "study"
 """Kind of the one run that holds a study's files."""
-
-T = TypeVar("T")
 
 
 def default_uri(root: Root) -> str:
@@ -130,7 +127,7 @@ class Tracker:
         try:
             pending = (item for item in by_series.items() if self._is_open(*item, settle=settle))
             if self.experiment.is_server:
-                _side_by_side(visit, pending)
+                side_by_side(visit, pending, SERVER_THREADS)
             else:
                 for item in pending:
                     visit(item)
@@ -298,15 +295,3 @@ def _is_refusal(error: Exception) -> bool:
 
     refusals = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"}
     return isinstance(error, MlflowException) and error.error_code in refusals
-
-
-def _side_by_side(visit: Callable[[T], None], items: Iterable[T]) -> None:
-    """Visit all with a few threads; after the first error no further one begins."""
-    with ThreadPoolExecutor(SERVER_THREADS) as pool:
-        visits = [pool.submit(visit, item) for item in items]
-        try:
-            for one in visits:
-                one.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

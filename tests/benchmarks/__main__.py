@@ -1,4 +1,4 @@
-"""What is claimed of speed, measured: `python -m tests.benchmarks [scan] [fit] [trunk] [overhead] [points] [--quick]`.
+"""What is claimed of speed, measured: `python -m tests.benchmarks [NAME]... [--quick]`.
 
 Each comparison runs both sides here and now and prints a ratio. Nothing fails for being slow: how fast a machine is
 today is no property of the code. What does fail is two sides that differ in their answer.
@@ -18,7 +18,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "KINETO
 import torch
 from threadpoolctl import threadpool_limits
 
-from tests.benchmarks import fit, overhead, points, scan, trunk
+from tests.benchmarks import fit, overhead, points, scan, slurm, trunk
 
 BENCHMARKS = {
     "scan": scan.run,
@@ -26,6 +26,7 @@ BENCHMARKS = {
     "trunk": trunk.run,
     "overhead": overhead.run,
     "points": points.run,
+    "slurm": slurm.run,
 }
 THREADS = 1  # what a training process has unless told otherwise
 LINE = "{:<60} {:>12} {:>12}  {}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness.grid import GridPoint
 from harness.journal import Event, Journal
 from harness.process import identify_process
 from harness.run import Run
 from harness.rundir import Root, write_run, write_series
 from harness.status import RunStatus, StatusReader
-from harness.study import GridPoint, Study
+from harness.study import Study
 from harness.submission import ResolvedStudy, register, resolve
 from harness.validation import validate
 

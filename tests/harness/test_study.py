@@ -1,5 +1,6 @@
 """Reading a study: what is right becomes a grid, what is wrong becomes a sentence with file, key and value."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,21 @@ def test_an_architecture_and_a_size_may_have_their_own_model_and_optimiser(
     assert (last.run.model.ff_mult, last.run.optimiser.lr, last.run.optimiser.weight_decay) == (4, 1e-4, 0.5)
 
 
+def test_a_size_may_have_resources_of_its_own_and_stays_the_same_run(
+    study_fields: Fields, write_study: Write, ssmscale: Command
+) -> None:
+    study_fields["grid"] |= {
+        "sizes": {"xs": {"n_blocks": 1, "d_model": 16}, "s": {"n_blocks": 2, "d_model": 16}},
+        "iterations": [5],
+    }
+    study_fields["resources"] = {"zero_stage": 1}
+    before = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    study_fields["grid"]["sizes"]["s"]["resources"] = {"ranks": 2}
+    small, large = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    assert [small["run_id"], large["run_id"]] == [run["run_id"] for run in before]
+    assert (small["gpus"], small["zero_stage"], large["gpus"], large["zero_stage"]) == (1, 1, 2, 1)
+
+
 def test_what_an_architecture_does_not_use_is_no_part_of_its_runs(
     study_fields: Fields, write_study: Write
 ) -> None:
@@ -128,6 +144,9 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
             ["facts.n_codebooks", "4"],
         ),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
+        ("grid.sizes.xs.resources", {"ranks": 3}, ["grid.sizes.xs", "ranks", "3"]),
+        ("grid.sizes.xs.resources", {"ranks": None}, ["grid.sizes.xs", "ranks"]),
+        ("grid.sizes.xs.resources", {"keep_last": 2}, ["grid.sizes.xs.resources", "keep_last"]),
         ("resources", {"keep_last": 0}, ["resources.keep_last", "0"]),
         ("resources", {"keep_best": "perhaps"}, ["resources.keep_best", "'perhaps'"]),
         ("grid.sizes.xs.n_blocks", True, ["n_blocks", "True"]),

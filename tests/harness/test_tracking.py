@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from harness.experiment import Experiment, Held
+from harness.grid import GridPoint
 from harness.journal import Event, read_events
 from harness.measurements import Measured
 from harness.rundir import Root
 from harness.series_mirror import active
-from harness.study import GridPoint
 from harness.tracking import Mirrored, Tracker, default_uri
 from ssmttm.errors import InputError
 from tests.conftest import Answer

@@ -1,0 +1,221 @@
+"""From a Study to the grid of Runs it stands for.
+
+Everything is checked before anything is written. What the grid needs of a corpus (codebooks, clip length,
+fingerprint) is read from its manifest, or taken from `corpus.facts` where the corpus is elsewhere; then runs can
+be planned and costed, but have no identity yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.run import (
+    RECIPE_VERSION,
+    Frozen,
+    Optimiser,
+    Run,
+    Schedule,
+    ScheduleKind,
+)
+from harness.study import SizePatch, Study, merged
+from harness.validation import validate
+from ssmttm.config import Architecture, ModelConfig, SubLayer, TextConfig
+from ssmttm.corpus.manifest import Manifest, load_manifest
+from ssmttm.errors import InputError
+
+UNKNOWN_FINGERPRINT = "0" * 64
+"""Stands for a corpus or an encoder that is not here: such Runs are planned and never trained."""
+
+
+MOST_RUNS = 100_000
+"""Runs of one study: beyond it a grid is a slip of the pen, and expanding it takes minutes."""
+
+
+class CorpusView(Frozen):
+    """A corpus as the grid sees it."""
+
+    n_codebooks: int
+    codebook_size: int
+    frames: int
+    clips: int
+    fingerprint: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the content is known, so that Runs on it have an identity."""
+        return self.fingerprint != UNKNOWN_FINGERPRINT
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """A Run with the names its study gives to where it stands in the grid."""
+
+    architecture: str
+    size: str
+    run: Run
+
+    @cached_property
+    def run_id(self) -> str:
+        """The Run's identity, hashed once."""
+        return self.run.run_id
+
+    @cached_property
+    def series_id(self) -> str:
+        """The identity of the Run's Series, hashed once."""
+        return self.run.series_id
+
+
+def view_corpus(study: Study, where: str) -> CorpusView:
+    """The study's corpus from its manifest, else from the facts declared; raises InputError without either.
+
+    Also raises InputError where the manifest and what the study expects of it disagree.
+    """
+    choice = study.corpus
+    try:
+        manifest = load_manifest(choice.path)
+    except InputError as error:
+        if choice.facts is None or choice.path.exists():
+            raise InputError(f"{where}: corpus.path: {error}") from error
+        facts = choice.facts
+        return CorpusView(
+            n_codebooks=facts.n_codebooks,
+            codebook_size=facts.codebook_size,
+            frames=choice.frames or facts.frames,
+            clips=facts.clips,
+            fingerprint=UNKNOWN_FINGERPRINT,
+        )
+    _compare(study, manifest, where)
+    return CorpusView(
+        n_codebooks=manifest.codec.n_codebooks,
+        codebook_size=manifest.codec.codebook_size,
+        frames=choice.frames or manifest.frames,
+        clips=manifest.splits["train"].clips if "train" in manifest.splits else 0,
+        fingerprint=manifest.fingerprint,
+    )
+
+
+def _compare(study: Study, manifest: Manifest, where: str) -> None:
+    choice, codec = study.corpus, manifest.codec
+    if choice.codec is not None and choice.codec != codec.name:
+        raise InputError(
+            f"{where}: corpus.codec: {choice.codec!r}: {choice.path} was made by the codec {codec.name!r}"
+        )
+    if choice.frames is not None and choice.frames > manifest.frames:
+        raise InputError(
+            f"{where}: corpus.frames: {choice.frames}: the clips of {choice.path} have {manifest.frames} frames"
+        )
+    if choice.facts is not None:
+        held = {
+            "n_codebooks": codec.n_codebooks,
+            "codebook_size": codec.codebook_size,
+            "frames": manifest.frames,
+            "clips": manifest.splits["train"].clips if "train" in manifest.splits else 0,
+        }
+        for key, value in choice.facts.model_dump().items():
+            if held[key] != value:
+                raise InputError(f"{where}: corpus.facts.{key}: {value}: {choice.path} has {held[key]}")
+
+
+def expand(study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str) -> list[GridPoint]:
+    """Every Run of the grid, architectures and sizes in the study's order, then seeds, then iterations.
+
+    Raises InputError where a size makes no model, naming the size and the architecture, and where there are too many.
+    """
+    if (runs := study.grid.n_runs) > MOST_RUNS:
+        raise InputError(f"{where}: grid: stands for {runs:,} runs; at most {MOST_RUNS:,} make one study")
+    points = list(_points(study, corpus, text_fingerprint, where))
+    seen: dict[str, GridPoint] = {}
+    for point in points:
+        first = seen.setdefault(point.run_id, point)
+        if first is not point:
+            raise InputError(
+                f"{where}: grid.sizes.{point.size} ({point.architecture}): is the same run as {first.size}; drop one"
+            )
+    return points
+
+
+def _points(
+    study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str
+) -> Iterator[GridPoint]:
+    training = study.training
+    for architecture, own in study.grid.architectures.items():
+        for size, shared in study.grid.sizes.items():
+            patches = (shared, own.sizes.get(size, SizePatch()))
+            model = _model(study, corpus, architecture, (own.model, *patches), f"{where}: grid.sizes.{size}")
+            changes = merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
+            optimiser = validate(
+                Optimiser,
+                training.optimiser.model_dump() | changes,
+                f"{where}: grid.sizes.{size} ({architecture}): optimiser",
+            )
+            for seed in study.grid.seeds_of(size):
+                for iterations in study.grid.iterations:
+                    run = Run(
+                        recipe_version=RECIPE_VERSION,
+                        model=model,
+                        corpus=corpus.fingerprint,
+                        text_encoder=text_fingerprint,
+                        frames=corpus.frames,
+                        batch=training.batch,
+                        optimiser=optimiser,
+                        schedule=_own_schedule(training.schedule),
+                        regularisation=training.regularisation,
+                        precision=training.precision,
+                        eval_clips=training.eval_clips,
+                        iterations=iterations,
+                        seed=seed,
+                    )
+                    yield GridPoint(str(architecture), size, run)
+
+
+def _model(
+    study: Study, corpus: CorpusView, architecture: Architecture, patches: Sequence[Any], where: str
+) -> ModelConfig:
+    text = TextConfig(
+        encoder="bytes" if study.text.encoder == "bytes" else "frozen",
+        dim=study.text.dim,
+        patch=study.text.patch,
+        max_positions=study.text.max_positions,
+    )
+    unused = _unused_by(architecture)
+    fields = {name: value for name, value in merged(study.model, *patches).items() if name not in unused}
+    try:
+        return ModelConfig(
+            architecture=architecture,
+            text=text,
+            n_codebooks=corpus.n_codebooks,
+            codebook_size=corpus.codebook_size,
+            **fields,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}{'.' + key if key else ''} ({architecture}): {message}") from error
+
+
+def _unused_by(architecture: Architecture) -> set[str]:
+    """Keys of a model, given for all architectures, that decide nothing about this one and so are no part of it."""
+    unused = {"optimiser", "resources"}
+    if not architecture.has_mixer:
+        unused |= {"d_state", "d_conv", "expand", "ssm_head_dim", "n_groups"}
+    if architecture.has_prefix:
+        unused.add("head_dim")
+    if SubLayer.FEED_FORWARD not in architecture.sub_layers:
+        unused.add("ff_mult")
+    return unused
+
+
+def _own_schedule(schedule: Schedule) -> Schedule:
+    """A schedule without what its kind does not use."""
+    if schedule.kind is ScheduleKind.WSD:
+        return schedule
+    unused = (
+        {"decay_fraction"} if schedule.kind is ScheduleKind.COSINE else {"decay_fraction", "final_fraction"}
+    )
+    return Schedule(**schedule.model_dump(exclude=unused))
