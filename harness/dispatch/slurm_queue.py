@@ -1,7 +1,8 @@
 """What SLURM says of our jobs: one call of squeue and one of sacct, however many jobs there are.
 
 squeue knows what waits and runs, and what ended in the last minutes; sacct, where the site has accounting, what ended
-before. Where both speak of a job squeue is right: sacct still calls a requeued job PREEMPTED while it waits again.
+before. Where both speak of a job squeue is right: sacct still calls a requeued job PREEMPTED while it waits again, and
+calls a job running for ever whose end the controller could not tell it.
 """
 
 from __future__ import annotations
@@ -9,47 +10,15 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.dispatch.base import JobState
+from harness.dispatch.slurm_words import state_of
 
-QUEUED, RUNNING, ENDED, PREEMPTED, LOST = (
-    JobState.QUEUED,
-    JobState.RUNNING,
-    JobState.ENDED,
-    JobState.PREEMPTED,
-    JobState.LOST,
-)
-STATES = {
-    "PENDING": QUEUED,
-    "REQUEUED": QUEUED,
-    "REQUEUE_FED": QUEUED,
-    "REQUEUE_HOLD": QUEUED,
-    "RESV_DEL_HOLD": QUEUED,
-    "SPECIAL_EXIT": QUEUED,
-    "CONFIGURING": QUEUED,
-    "RUNNING": RUNNING,
-    "COMPLETING": RUNNING,
-    "SIGNALING": RUNNING,
-    "STAGE_OUT": RUNNING,
-    "RESIZING": RUNNING,
-    "SUSPENDED": RUNNING,
-    "STOPPED": RUNNING,
-    "COMPLETED": ENDED,
-    "FAILED": ENDED,
-    "CANCELLED": PREEMPTED,
-    "DEADLINE": PREEMPTED,
-    "PREEMPTED": PREEMPTED,
-    "REVOKED": PREEMPTED,
-    "BOOT_FAIL": LOST,
-    "NODE_FAIL": LOST,
-    "OUT_OF_MEMORY": LOST,
-    "TIMEOUT": LOST,
-}
-"""Every state of SLURM's (squeue's manual, job state codes) as a dispatcher's."""
 PENDING_ELEMENTS = re.compile(r"(\d+)_\[.*\]")
 SQUEUE = "%i|%j|%T|%M|%N|%r"
 SACCT = "JobID,JobName,State,ElapsedRaw,NodeList"
+LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
 SECONDS = 60.0
 """How long a call may take: a busy slurmctld answers late."""
 
@@ -72,6 +41,8 @@ class JobView:
     nodes: str
     reason: str | None = None
     """Why it waits."""
+    accounted_seconds: float | None = None
+    """Time it has run in all, every start counted; None without accounting."""
 
 
 def read_jobs(names: Sequence[str], since: str) -> dict[str, JobView]:
@@ -82,12 +53,22 @@ def read_jobs(names: Sequence[str], since: str) -> dict[str, JobView]:
     if not names:
         return {}
     wanted = ",".join(names)
-    found = {
-        view.job_id: view for line in _accounting(wanted, since) if (view := _from_sacct(line)) is not None
-    }
+    found: dict[str, JobView] = {}
+    for line in _accounting(wanted, since):
+        if (view := _from_sacct(line)) is not None:  # a line for each start, oldest first
+            before = found.get(view.job_id)
+            in_all = view.seconds + ((before.accounted_seconds if before else None) or 0.0)
+            found[view.job_id] = replace(view, accounted_seconds=in_all)
     answer = call("squeue", "--noheader", "--array", "--states=all", f"--name={wanted}", f"--format={SQUEUE}")
-    found |= {view.job_id: view for line in answer.splitlines() if (view := _from_squeue(line)) is not None}
-    return found
+    queue = {view.job_id: view for line in answer.splitlines() if (view := _from_squeue(line)) is not None}
+    for job_id, view in found.items():
+        if job_id in queue:
+            queue[job_id] = replace(queue[job_id], accounted_seconds=view.accounted_seconds)
+        elif view.state in LIVE:
+            queue[job_id] = replace(view, state=JobState.LOST)
+        else:
+            queue[job_id] = view
+    return queue
 
 
 def call(*command: str) -> str:
@@ -111,6 +92,7 @@ def _accounting(wanted: str, since: str) -> list[str]:
         return call(
             "sacct",
             "--allocations",
+            "--duplicates",
             "--noheader",
             "--parsable2",
             f"--name={wanted}",
@@ -122,22 +104,21 @@ def _accounting(wanted: str, since: str) -> list[str]:
 
 
 def _from_squeue(line: str) -> JobView | None:
-    job_id, name, slurm_state, elapsed, nodes, reason = line.split("|", 5)
-    state = STATES.get(slurm_state)
+    job_id, name, said, elapsed, nodes, reason = line.split("|", 5)
+    state = state_of(said)
     if state is None or PENDING_ELEMENTS.fullmatch(job_id):
         return None
     return JobView(
-        job_id, name, state, slurm_state, _seconds(elapsed), nodes, reason if state is QUEUED else None
+        job_id, name, state, said, _seconds(elapsed), nodes, reason if state is JobState.QUEUED else None
     )
 
 
 def _from_sacct(line: str) -> JobView | None:
     job_id, name, said, elapsed, nodes = line.split("|", 4)
-    slurm_state = said.split()[0] if said else ""  # CANCELLED by 1000
-    state = STATES.get(slurm_state)
+    state = state_of(said)
     if state is None or PENDING_ELEMENTS.fullmatch(job_id):
         return None
-    return JobView(job_id, name, state, slurm_state, float(elapsed or 0), nodes)
+    return JobView(job_id, name, state, said.split()[0], float(elapsed or 0), nodes)
 
 
 def _seconds(elapsed: str) -> float:

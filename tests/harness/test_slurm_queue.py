@@ -3,7 +3,8 @@
 import pytest
 
 from harness.dispatch.base import JobState
-from harness.dispatch.slurm_queue import STATES, _from_sacct, _from_squeue, _seconds
+from harness.dispatch.slurm_queue import _from_sacct, _from_squeue, _seconds
+from harness.dispatch.slurm_words import STATES, explain, state_of
 
 
 @pytest.mark.parametrize(
@@ -63,4 +64,33 @@ def test_every_state_of_slurms_manual_is_known() -> None:
         "SUSPENDED",
         "TIMEOUT",
     ]
-    assert set(codes) == set(STATES)
+    newer = ["EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL", "UPDATE_DB"]
+    assert {*codes, *newer} == set(STATES)
+
+
+def test_a_state_nobody_has_heard_of_is_no_end_of_a_job() -> None:
+    assert state_of("TELEPORTING") is JobState.RUNNING
+    assert state_of("RUNNING+") is JobState.RUNNING
+    assert state_of("") is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("Priority", "higher priority"),
+        ("Resources", "no nodes are free"),
+        ("QOSMaxJobsPerUserLimit", "no more jobs at once"),
+        ("QOSMaxGRESPerUser", "the QOS allows no more"),
+        ("AssocGrpCPUMinutesLimit", "of the account together"),
+        ("BeginTime", "requeued"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "down, reserved or taken"),
+        ("launch failed requeued held", "scontrol release"),
+    ],
+)
+def test_a_reason_is_given_in_slurms_word_and_in_ours(reason: str, said: str) -> None:
+    assert explain(reason).startswith(f"{reason} (")
+    assert said in explain(reason)
+
+
+def test_a_reason_nobody_has_heard_of_is_passed_on() -> None:
+    assert explain("PhaseOfTheMoon") == "PhaseOfTheMoon"
