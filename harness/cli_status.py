@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from harness import submission, tables
+from harness.dispatch.slurm import batch_logs
 from harness.opening import choose, jobs_of, registered, rows_of
 from harness.options import JsonOption, RootOption, RunsArgument, StudyArgument
 from harness.remote import cancel_jobs_of
@@ -47,6 +48,8 @@ def logs(
     resolved = registered(study, root)
     row = choose(rows_of(resolved), [run])[0]
     files = submission.log_files(resolved.root, row)
+    if not files and row.job_id:  # a job that ended before its ranks began: its batch script may say why
+        files = batch_logs(resolved.root.study(resolved.study.name), row.job_id)
     if not files:
         raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet")
     tables.print_logs(console, files, follow=follow)

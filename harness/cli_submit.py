@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -156,7 +159,10 @@ def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None) -> 
         console.print(f"nothing of {name} is left to submit")
     if done.taken:
         console.print(f"{counted(done.taken, 'series')} left to another submission")
-    console.print(f"`ssmscale status {name} --watch` shows how they do", markup=False)
+    place = resolved.root.path
+    usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
+    root = "" if place in usual else f" --root {shlex.quote(str(place))}"
+    console.print(f"`ssmscale status {name}{root} --watch` shows how they do", markup=False)
 
 
 def _plan(resolved: ResolvedStudy, profile: Profile | None = None) -> Plan:

@@ -89,6 +89,8 @@ class Profile(Frozen):
     @field_validator("partitions", mode="before")
     @classmethod
     def _bare_names_know_no_limits(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {value: {}}
         if isinstance(value, list):
             return {name: {} for name in value}
         if isinstance(value, dict):

@@ -183,6 +183,8 @@ def _row(
     reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
     if job is not None and state is RunState.QUEUED:
         reason = job.reason
+    elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
+        reason = f"job {job.job_id} is over: {job.slurm_state}"  # of which the journals may not know
     return RunStatus(
         point=point,
         run_id=run_id,

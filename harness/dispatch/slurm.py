@@ -26,6 +26,8 @@ from harness.run import Count, Frozen, Positive
 from harness.rundir import read_model, write_atomically
 from ssmttm.errors import InputError
 
+LOGS = Path("logs", "slurm")
+"""Below a study's directory: a folder an array, with what submitit and the batch scripts write."""
 UNSEEN_SECONDS = 300.0
 """How long an array without a job may be in the hands of a submission on another host before it counts as lost."""
 
@@ -208,7 +210,7 @@ class SlurmDispatcher:
         self.copy: Path | None = None
         """A copy of the code that jobs are to run from."""
         self.book = ArrayBook(self.study_dir)
-        self.log_dir = self.study_dir / "logs" / "slurm"
+        self.log_dir = self.study_dir / LOGS
         if "%" in str(self.study_dir):
             raise InputError(
                 f"--root: {study_dir}: SLURM reads % in a log's path as a pattern; choose another"
@@ -251,7 +253,7 @@ class SlurmDispatcher:
     def log_paths(self, handle: Handle) -> list[Path]:
         """A file a rank, and what the batch script said."""
         ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
-        return [*ranks, *sorted(self.log_dir.glob(f"{handle.job_id}_*"))]
+        return [*ranks, *batch_logs(self.study_dir, handle.job_id)]
 
     def close(self) -> None:
         """Nothing to let go of: the jobs are SLURM's."""
@@ -320,6 +322,11 @@ class SlurmDispatcher:
             **gpus,
             **{key: value for key, value in asked.items() if value is not None},
         }
+
+
+def batch_logs(study_dir: Path, job_id: str) -> list[Path]:
+    """What the batch script of a study's job said, before, beside and after the ranks."""
+    return sorted((study_dir / LOGS).glob(f"*/{job_id}_*.out"))
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,3 +119,15 @@ def test_more_jobs_than_a_site_takes_are_never_dropped_in_silence(reserved: Slur
     set_profile(reserved, account=account, limits={"hours": 1, "jobs": 50})
     assert "not submitted" not in reserved.submit()
     assert len(reserved.queue()) == 6
+
+
+def test_a_job_that_ends_before_its_ranks_begin_is_told_with_what_its_script_said(make: Make) -> None:
+    study = make(setup=["echo no such module here", "exit 7"])
+    study.submit()
+    study.wait_until_over()
+    rows = json.loads(study.run("status", "--json"))["runs"]
+    job = study.root.path / "studies" / "tiny" / "arrays"
+    (array,) = [json.loads(path.read_text()) for path in job.glob("*.json")]
+    assert {row["state"] for row in rows} == {"new"}
+    assert {row["reason"] for row in rows} == {f"job {array['job_id']}_0 is over: FAILED"}
+    assert "no such module here" in study.run("logs", rows[0]["run_id"])

@@ -40,6 +40,11 @@ def test_a_job_goes_to_the_partitions_that_take_it(tmp_path: Path) -> None:
     assert profile.hours_in(["long"]) == 24
 
 
+@pytest.mark.parametrize("partitions", ["long", ["long"], {"long": None}, {"long": {}}], ids=str)
+def test_partitions_without_limits_are_named_in_any_way(tmp_path: Path, partitions: Any) -> None:
+    assert list(load_profile(write(tmp_path, partitions=partitions)).partitions) == ["long"]
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
