@@ -73,6 +73,8 @@ class DevCluster:
             )
         if (self.home / "slurm.conf").exists():
             raise RuntimeError(f"{self.home}: holds a cluster already; take it down first")
+        if self.home.exists() and any(self.home.iterdir()):
+            raise RuntimeError(f"{self.home}: is not empty; name a directory that may be the cluster's own")
         try:
             self._write()
             self._start_munge()
@@ -85,11 +87,16 @@ class DevCluster:
                 self.start_node(node)
             self._wait("nodes", self._all_idle)
         except BaseException:
-            self.down()
+            self._remove()
             raise
 
     def down(self) -> None:
-        """End the daemons and their jobs, and remove the directory."""
+        """End the daemons and their jobs, and remove the directory; raises RuntimeError where it holds no cluster."""
+        if not (self.home / "devcluster.json").exists():
+            raise RuntimeError(f"{self.home}: holds no cluster")
+        self._remove()
+
+    def _remove(self) -> None:
         self._run("scancel", "--user", str(os.geteuid()), check=False)
         held = self._processes()
         children = [child for process in held for child in process.children(recursive=True)]

@@ -119,3 +119,22 @@ def test_without_slurms_programs_each_is_named(examine: Examine, monkeypatch: py
 def test_the_kernel_says_what_file_system_a_path_is_on() -> None:
     assert file_system(Path("/proc/self")) == "proc"
     assert file_system(Path("/proc/nosuch/folder")) == "proc"
+
+
+def test_a_partition_that_is_down_and_nodes_that_are_drained_are_told(
+    examine: Examine, devcluster: DevCluster
+) -> None:
+    def scontrol(*words: str) -> None:
+        environment = {**environment_of(REPOSITORY), **devcluster.env}
+        subprocess.run(["scontrol", "update", *words], check=True, capture_output=True, env=environment)
+
+    scontrol("partitionname=low", "state=down")
+    scontrol("nodename=n[1-2]", "state=drain", "reason=tests")
+    try:
+        finding = examine()["partition low"]
+    finally:
+        scontrol("partitionname=low", "state=up")
+        scontrol("nodename=n[1-2]", "state=resume")
+    assert not finding.works
+    assert not finding.needed  # it passes: jobs may be submitted all the same
+    assert "it takes no jobs now, no such node is up: 2 nodes drained" in finding.found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,3 +132,12 @@ def test_a_job_that_ends_before_its_ranks_begin_is_told_with_what_its_script_sai
     assert {row["state"] for row in rows} == {"new"}
     assert {row["reason"] for row in rows} == {f"job {array['job_id']}_0 is over: FAILED"}
     assert "no such module here" in study.run("logs", rows[0]["run_id"])
+
+
+def test_only_a_directory_of_its_own_is_taken_and_removed_by_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("dear to me")
+    with pytest.raises(RuntimeError, match="holds no cluster"):
+        DevCluster(tmp_path).down()
+    with pytest.raises(RuntimeError, match="not empty"):
+        DevCluster(tmp_path).up()
+    assert (tmp_path / "mine").exists()
