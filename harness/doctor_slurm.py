@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from harness.dispatch.slurm_queue import SchedulerGone, call
 from harness.doctor import Finding
 from harness.profile import Profile
+from harness.terminal import counted
 
 AWAY = re.compile(r"down|drain|fail|inval|maint|unk", re.IGNORECASE)
 """Words in the states of nodes that take no new job of ours now."""
@@ -244,6 +245,6 @@ def _described(profile: Profile) -> str:
 def _shown(group: Nodes) -> str:
     gpus = ", ".join(f"{number} {f'{name} ' if name else ''}GPUs" for name, number in group.gpus)
     return (
-        f"{group.count} nodes {group.state} with {f'{gpus}, ' if gpus else ''}{group.cores} cores, "
+        f"{counted(group.count, 'node')} {group.state} with {f'{gpus}, ' if gpus else ''}{group.cores} cores, "
         f"{group.memory_mib / 1024:.4g} GiB"
     )
