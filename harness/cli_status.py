@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from harness import submission, tables
-from harness.dispatch.slurm import batch_logs
-from harness.opening import choose, jobs_of, registered, rows_of
+from harness.logs import find_logs, follow_logs, print_logs
+from harness.opening import choose, registered, rows_of
 from harness.options import JsonOption, RootOption, RunsArgument, StudyArgument
+from harness.reading import StudyReader
 from harness.remote import cancel_jobs_of
 from harness.status import StatusReader
+from harness.status_table import print_status, watch_status
 from harness.terminal import console, counted, errors, print_json
 from ssmttm.errors import InputError
 
@@ -20,22 +22,24 @@ def status(
     study: StudyArgument,
     root: RootOption = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it again every two seconds until all is over.")
+        bool,
+        typer.Option("--watch", help="Show it until all is over; SLURM is asked every 20 s at most."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Where every run of a study stands."""
-    resolved = registered(study, root)
+    reader = StudyReader(registered(study, root))
     if watch and not as_json:
-        tables.watch_status(console, lambda: rows_of(resolved), resolved.study.name)
+        watch_status(console, reader.read)
         return
-    reader = StatusReader(resolved.root, resolved.study.name)
-    rows = reader.read(resolved.points, jobs=jobs_of(resolved))
+    reading = reader.read()
     if as_json:
-        print_json(tables.status_document(resolved.study.name, rows, reader.notes))
+        print_json(reading.as_json())
     else:
-        tables.print_status(console, resolved.study.name, rows)
-        tables.print_notes(errors, reader.notes)
+        print_status(console, reading)
+        tables.print_notes(errors, reading.notes)
+    if reading.problem:
+        errors.print(f"warning: {reading.problem}", markup=False)
 
 
 def logs(
@@ -44,15 +48,17 @@ def logs(
     root: RootOption = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is written.")] = False,
 ) -> None:
-    """What a run's workers printed."""
+    """What a run's workers printed, and SLURM about its jobs."""
     resolved = registered(study, root)
-    row = choose(rows_of(resolved), [run])[0]
-    files = submission.log_files(resolved.root, row)
-    if not files and row.job_id:  # a job that ended before its ranks began: its batch script may say why
-        files = batch_logs(resolved.root.study(resolved.study.name), row.job_id)
-    if not files:
-        raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet")
-    tables.print_logs(console, files, follow=follow)
+    name = resolved.study.name
+    row = choose(StatusReader(resolved.root, name).read(resolved.points), [run])[0]
+    found = find_logs(resolved.root, name, row)
+    if not found:
+        raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet; see `ssmscale status`")
+    if follow:
+        follow_logs(console, lambda: find_logs(resolved.root, name, row))
+    else:
+        print_logs(console, found)
 
 
 def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:

@@ -25,8 +25,8 @@ from harness.options import (
     StudyArgument,
 )
 from harness.plan import Plan, make_plan
-from harness.profile import Profile, load_profile, profile_names
-from harness.remote import check_cluster, submit_to_slurm
+from harness.profile import Profile, lasting_name, load_profile, profile_names
+from harness.remote import check_cluster, last_submitted_to, submit_to_slurm
 from harness.status import RunState
 from harness.submission import ResolvedStudy
 from harness.terminal import console, counted, errors, print_json
@@ -85,27 +85,39 @@ def submit(
         _confirm(made, profile, yes=yes)
     submission.register(resolved)
     submission.keep_plan(resolved.root, made)
-    _hand_over(resolved, made, profile)
+    _hand_over(resolved, made, profile, cluster)
 
 
 def retry(
     study: StudyArgument,
     runs: RunsArgument = None,
     root: RootOption = None,
-    on: Annotated[str, typer.Option("--on", metavar="local|slurm|auto", help="As for submit.")] = "auto",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="local|slurm|auto",
+            help="As for submit; where and with what cluster it last went.",
+        ),
+    ] = None,
     cluster: ClusterOption = None,
     snapshot: SnapshotOption = None,
 ) -> None:
     """Forget failures and cancellations, then submit what is missing."""
-    profile = _profile(on, cluster, snapshot)
     resolved = registered(study, root)
+    if cluster is None and on in {None, "slurm"}:
+        last, cluster = last_submitted_to(resolved)
+        if cluster is not None:
+            console.print(f"on slurm, cluster {cluster}, as it was last submitted", markup=False)
+        on = on or last
+    profile = _profile(on or "auto", cluster, snapshot)
     submission.check_before_training(resolved)
     if profile is not None:
         check_cluster(profile, resolved)
     concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:
-        _hand_over(resolved, _plan(resolved, profile), profile)
+        _hand_over(resolved, _plan(resolved, profile), profile, cluster)
 
 
 def _profile(on: str, cluster: str | None, snapshot: bool | None) -> Profile | None:
@@ -137,12 +149,12 @@ def _confirm(made: Plan, profile: Profile, *, yes: bool) -> None:
     typer.confirm(f"{question}?", abort=True)
 
 
-def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None) -> None:
+def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None, cluster: str | None) -> None:
     """Train here, or give what is missing to SLURM and say what was given."""
-    if profile is None:
+    if profile is None or cluster is None:
         _train(resolved, made)
         return
-    done = submit_to_slurm(resolved, made, profile)
+    done = submit_to_slurm(resolved, made, profile, lasting_name(cluster))
     name = resolved.study.name
     if done.waiting:
         errors.print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +44,31 @@ class Control:
 
     def cancelled(self) -> set[str]:
         """Run ids cancelled and not retried since."""
-        found: set[str] = set()
-        for event in self.read():
-            if event["event"] == "cancelled":
-                found |= set(event.get("runs", ()))
-            elif event["event"] == "retried":
-                found -= set(event.get("runs", ()))
-        return found
+        return cancelled_in(self.read())
 
     def forgiven(self) -> dict[str, int]:
         """For each retried run id, the newest attempt whose failure is forgotten."""
-        found: dict[str, int] = {}
-        for event in self.read():
-            if event["event"] == "retried":
-                found |= event.get("attempts", {})
-        return found
+        return forgiven_in(self.read())
+
+
+def cancelled_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Run ids cancelled and not retried since, by the lines of a control.jsonl."""
+    found: set[str] = set()
+    for event in events:
+        if event["event"] == "cancelled":
+            found |= set(event.get("runs", ()))
+        elif event["event"] == "retried":
+            found -= set(event.get("runs", ()))
+    return found
+
+
+def forgiven_in(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """For each retried run id, the newest attempt whose failure is forgotten, by the lines of a control.jsonl."""
+    found: dict[str, int] = {}
+    for event in events:
+        if event["event"] == "retried":
+            found |= event.get("attempts", {})
+    return found
 
 
 def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -140,6 +140,16 @@ def read_events(directory: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+@dataclass
+class Span:
+    """When one attempt was at work, as far as it told."""
+
+    begun: float
+    ended: float
+    job_id: str | None
+    ranks: int
+
+
 @dataclass(frozen=True)
 class Progress:
     """What one journal says of its run or series."""
@@ -161,6 +171,8 @@ class Progress:
     """What the first rank used of its machine, by step, each once."""
     stopped_by: str | None = None
     """Why the newest attempt stopped, where it did: the signal's name."""
+    spans: tuple[Span, ...] = ()
+    """Every attempt, oldest first, from its first event to its newest."""
     damaged: tuple[str, ...] = ()
     """Lines that were passed over, a sentence each: file, line and why."""
 
@@ -227,6 +239,7 @@ class _Fold:
         self.started: dict[str, Any] | None = None
         self.result: dict[str, Any] | None = None
         self.stopped_by: str | None = None
+        self.spans: list[Span] = []
         self.notes: list[str] = []
         self.unnamed = 0
         self.is_partial = False
@@ -288,8 +301,13 @@ class _Fold:
 
     def _add(self, attempt: int, event: dict[str, Any]) -> None:
         event["attempt"] = self.attempt = attempt
-        kind = event["event"]
+        kind, now = event["event"], event["t"]
         self.step = event.get("step", self.step)
+        if kind in {Event.STARTED, Event.RESUMED}:
+            ranks = event.get("layout", {}).get("ranks", 1)
+            self.spans.append(Span(now, now, event.get("job_id"), ranks))
+        elif self.spans and now > self.spans[-1].ended:  # a clock may be set back
+            self.spans[-1].ended = now
         if kind == Event.STEP:
             self._hold(self.steps, event)
         elif kind == Event.EVAL:
@@ -327,6 +345,7 @@ class _Fold:
             result=self.result,
             systems=dict(self.systems),
             stopped_by=self.stopped_by,
+            spans=tuple(replace(span) for span in self.spans),
             damaged=tuple(notes),
         )
 

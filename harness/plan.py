@@ -26,13 +26,11 @@ from harness.cost import (
 from harness.dispatch.slurm_queue import JobView
 from harness.grid import CorpusView, GridPoint
 from harness.rundir import Layout, Root, read_model
-from harness.status import RunState, RunStatus, StatusReader
+from harness.status import OVER, RunState, RunStatus, StatusReader
 from harness.study import Study
 from harness.training.schedule import branch_step
 from ssmttm.dataset import TokenDataset
 from ssmttm.errors import InputError
-
-OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
 
 
 @dataclass(frozen=True)

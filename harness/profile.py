@@ -157,6 +157,12 @@ def load_profile(name_or_path: str) -> Profile:
     return validate(Profile, read_yaml(path), str(path))
 
 
+def lasting_name(name_or_path: str) -> str:
+    """What a profile may be called by from any directory: the name it was given, or the whole path of its file."""
+    path = _find(name_or_path)
+    return name_or_path if path.is_relative_to(SHIPPED) else str(path.absolute())
+
+
 def profile_names() -> list[str]:
     """Profiles that can be called by name."""
     return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})

@@ -9,9 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from harness.status import RunState, RunStatus
-
-OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
+from harness.status import OVER, RunState, RunStatus
 
 
 class _Display:

@@ -85,9 +85,16 @@ class Claims:
 
 
 def submit_missing(
-    submission: Submission, dispatcher: SlurmDispatcher, missing: Sequence[RunStatus], claims: Claims
+    submission: Submission,
+    dispatcher: SlurmDispatcher,
+    missing: Sequence[RunStatus],
+    claims: Claims,
+    cluster: str | None = None,
 ) -> Submitted:
-    """Hand over the Series of these Runs that nobody has claimed; raises SchedulerGone where SLURM does not answer."""
+    """Hand over the Series of these Runs that nobody has claimed; `cluster` is what the user called the profile.
+
+    Raises SchedulerGone where SLURM does not answer.
+    """
     name = submission.resolved.study.name
     jobs = submission.prepare(missing)
     numbers, runs, series, taken = [], 0, 0, 0
@@ -107,7 +114,12 @@ def submit_missing(
         number = handles[0].job_id.split("_")[0]
         names = [folder.name for job in ours for folder in job.run_dirs]
         submission.control.append(
-            "submitted", runs=names, dispatcher="slurm", job_id=number, code=submission.code
+            "submitted",
+            runs=names,
+            dispatcher="slurm",
+            cluster=cluster,
+            job_id=number,
+            code=submission.code,
         )
         numbers.append(number)
         runs, series = runs + len(names), series + len(ours)
@@ -143,6 +155,16 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[s
     return doomed
 
 
+def last_submitted_to(resolved: ResolvedStudy) -> tuple[str, str | None]:
+    """Dispatcher and cluster of the study's newest submission; local where there was none."""
+    control = Control(resolved.root.study(resolved.study.name) / "control.jsonl")
+    for event in reversed(control.read()):
+        if event["event"] == "submitted":
+            cluster = event.get("cluster")
+            return event.get("dispatcher", "local"), cluster if isinstance(cluster, str) else None
+    return "local", None
+
+
 def hours_for(missing: Sequence[PlannedRun], profile: Profile) -> float:
     """Time to ask for: twice what the longest Series is planned to take and a quarter of an hour, within the limit."""
     by_series: dict[str, float] = {}
@@ -156,7 +178,7 @@ def is_in_hand(claim: Claim) -> bool:
     return not is_given_up(claim.process, claim.t)
 
 
-def submit_to_slurm(resolved: ResolvedStudy, plan: Plan, profile: Profile) -> Submitted:
+def submit_to_slurm(resolved: ResolvedStudy, plan: Plan, profile: Profile, cluster: str) -> Submitted:
     """Hand everything that is missing to SLURM, on a cluster that was checked; raises SchedulerGone.
 
     Where the profile wants it, the jobs run from a copy of the code as it is now.
@@ -167,7 +189,7 @@ def submit_to_slurm(resolved: ResolvedStudy, plan: Plan, profile: Profile) -> Su
     if profile.snapshot and plan.missing:
         dispatcher.copy = copy_code(folder, submission.code)
     rows = [run.status for run in plan.missing]
-    return submit_missing(submission, dispatcher, rows, Claims(resolved.root))
+    return submit_missing(submission, dispatcher, rows, Claims(resolved.root), cluster)
 
 
 def check_cluster(profile: Profile, resolved: ResolvedStudy) -> None:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from harness.control import Control
+from harness.control import Control, cancelled_in, forgiven_in
 from harness.dispatch.base import JobState
 from harness.dispatch.slurm_queue import JobView
+from harness.dispatch.slurm_words import explain
 from harness.grid import GridPoint
+from harness.hours import Hours, JobTime, count_hours
 from harness.journal import Event, Progress, ProgressReader
 from harness.process import process_is_alive
 from harness.run import Run
@@ -37,6 +39,10 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"
 
 
+OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
+"""States in which nothing more happens to a Run by itself."""
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """One row of the status table."""
@@ -54,6 +60,8 @@ class RunStatus:
     job_id: str | None
     reason: str | None
     """Why a Run failed, or why its job waits."""
+    slurm_state: str | None = None
+    """SLURM's own word for its newest job."""
     result: Mapping[str, Any] | None = None
     """The journal's last word on a finished Run."""
 
@@ -73,6 +81,7 @@ class RunStatus:
             "tokens_per_second": self.tokens_per_second,
             "job_id": self.job_id,
             "reason": self.reason,
+            "slurm_state": self.slurm_state,
         }
 
 
@@ -96,6 +105,8 @@ class StatusReader:
         self.notes: tuple[str, ...] = ()
         """What the newest reading passed over in journals, a sentence each."""
         self._journals = ProgressReader(newest_only=True)
+        self._trunks: dict[str, Progress] = {}
+        self._runs: dict[str, Progress] = {}
         self.control = Control(root.study(study_name) / "control.jsonl")
 
     @_without_collecting()
@@ -110,9 +121,10 @@ class StatusReader:
 
         `jobs` holds a scheduler's word by run id: only it knows of waiting jobs and of other machines' processes.
         """
-        cancelled, forgiven = self.control.cancelled(), self.control.forgiven()
-        waiting = self._waiting(submitter)
+        events = self.control.read()
+        cancelled, forgiven, waiting = cancelled_in(events), forgiven_in(events), _waiting(events, submitter)
         trunks: dict[str, Progress] = {}
+        runs: dict[str, Progress] = {}
         found = []
         notes: list[str] = []
         for point in points:
@@ -120,7 +132,7 @@ class StatusReader:
             if series_id not in trunks:
                 trunks[series_id] = self._journals.read(self.root.series(series_id))
                 notes += trunks[series_id].damaged
-            own = self._journals.read(self.root.run(run_id))
+            own = runs[run_id] = self._journals.read(self.root.run(run_id))
             notes += own.damaged
             state = _state(point.run, own, trunks[series_id], forgiven=forgiven.get(run_id, 0))
             job = (jobs or {}).get(run_id)
@@ -130,17 +142,24 @@ class StatusReader:
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
                 state = RunState.QUEUED
             found.append(_row(point, run_id, series_id, state, own, trunks[series_id], job))
-        self.notes = tuple(notes)
+        self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
         return found
 
-    def _waiting(self, submitter: Mapping[str, Any] | None) -> set[str]:
-        """Runs handed to a submission whose process still runs."""
-        waiting: set[str] = set()
-        for event in self.control.read():
-            process = event.get("process", {})
-            if event["event"] == "submitted" and process != submitter and process_is_alive(process):
-                waiting |= set(event.get("runs", ()))
-        return waiting
+    def hours(self, rows: Sequence[RunStatus], jobs: Mapping[str, JobTime]) -> Hours:
+        """GPU-hours used and left as of the newest reading, whose rows these are; `jobs` by job id, from accounting."""
+        points = [row.point for row in rows]
+        wanted = [row.run_id for row in rows if row.state not in OVER]
+        return count_hours(points, self._trunks, self._runs, wanted, jobs)
+
+
+def _waiting(events: Iterable[Mapping[str, Any]], submitter: Mapping[str, Any] | None) -> set[str]:
+    """Runs handed to a submission whose process still runs."""
+    waiting: set[str] = set()
+    for event in events:
+        process = event.get("process", {})
+        if event["event"] == "submitted" and process != submitter and process_is_alive(process):
+            waiting |= set(event.get("runs", ()))
+    return waiting
 
 
 def _state(run: Run, own: Progress, trunk: Progress, *, forgiven: int) -> RunState:
@@ -181,8 +200,8 @@ def _row(
     branch = branch_step(point.run.schedule, point.run.iterations)
     done = point.run.iterations if finished else max(own.step, min(trunk.step, branch))
     reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
-    if job is not None and state is RunState.QUEUED:
-        reason = job.reason
+    if job is not None and state in {RunState.QUEUED, RunState.RUNNING}:
+        reason = _why(job)
     elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
         reason = f"job {job.job_id} is over: {job.slurm_state}"  # of which the journals may not know
     return RunStatus(
@@ -197,7 +216,17 @@ def _row(
         job_id=(job.job_id if job else None) or (own.started or trunk.started or {}).get("job_id"),
         reason=reason,
         result=own.result if finished else None,
+        slurm_state=job.slurm_state if job else None,
     )
+
+
+def _why(job: JobView) -> str | None:
+    """Why a job waits, or why one that has its nodes does not get on; None for one that plainly runs."""
+    if job.state is JobState.RUNNING:
+        return None if job.slurm_state == "RUNNING" else job.slurm_state
+    if job.slurm_state in {"PENDING", "SUBMITTING"}:
+        return explain(job.reason or "")
+    return f"{job.slurm_state}: {explain(job.reason or '')}"
 
 
 def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:

@@ -318,8 +318,3 @@ def forgive(root: Root, study_name: str, rows: Sequence[RunStatus]) -> list[RunS
             attempts={row.run_id: read_progress(root.run(row.run_id)).attempt for row in concerned},
         )
     return concerned
-
-
-def log_files(root: Root, row: RunStatus) -> list[Path]:
-    """Where a Run's workers wrote their output."""
-    return sorted((root.series(row.series_id) / "logs").glob("rank-*.log"))

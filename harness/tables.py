@@ -1,19 +1,16 @@
-"""How results look in a terminal: the tables behind the verbs, and the JSON of `status`."""
+"""How results look in a terminal: the tables behind the verbs."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.measure import Measurement
-from rich.table import Table
 
 from harness.cost import GIB
 from harness.progress import describe
+from harness.sheet import Sheet
 from harness.status import RunState, RunStatus, count_states
 from harness.terminal import counted
 
@@ -33,13 +30,6 @@ COLOURS = {
 }
 
 
-def _table(title: str, columns: Sequence[str], numbers: Sequence[str] = ()) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
-    return table
-
-
 def print_plan(console: Console, plan: Plan) -> None:
     """The plan as a table, its totals and its notes."""
     numbers = (
@@ -55,7 +45,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         "time added",
     )
     columns = ("run", "architecture", "size", *numbers, "state")
-    table = _table(f"plan of {plan.study.name}", columns, numbers)
+    table = Sheet(f"plan of {plan.study.name}", columns, numbers)
     for run in plan.runs:
         status = run.status
         table.add_row(
@@ -72,9 +62,9 @@ def print_plan(console: Console, plan: Plan) -> None:
             f"{run.memory_gib:.2f}",
             f"{run.disk_gib:.3g}",
             duration(run.wall_hours),
-            _coloured(status.state),
+            coloured(status.state),
         )
-    _print_whole(console, table)
+    table.print(console)
     totals = plan.totals()
     console.print(
         f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}; to spend "
@@ -86,33 +76,6 @@ def print_plan(console: Console, plan: Plan) -> None:
     )
     for code, text in plan.notes:
         console.print(f"note {code}: {text}", markup=False)
-
-
-def print_status(console: Console, name: str, rows: Sequence[RunStatus]) -> None:
-    """Where every Run stands, and how many stand where."""
-    _print_whole(console, _status_table(name, rows))
-    console.print(", ".join(f"{count} {state}" for state, count in count_states(rows).items()))
-
-
-def watch_status(console: Console, read: Callable[[], Sequence[RunStatus]], name: str) -> None:
-    """Show the status again every two seconds until every Run is over or nobody trains any."""
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            rows = read()
-            live.update(_status_table(name, rows), refresh=True)
-            if not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
-                return
-            time.sleep(2)
-
-
-def status_document(name: str, rows: Sequence[RunStatus], notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The document of `ssmscale status --json`; `notes` name what was passed over in journals."""
-    return {
-        "study": name,
-        "runs": [row.as_json() for row in rows],
-        "counts": count_states(rows),
-        "notes": list(notes),
-    }
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:
@@ -132,28 +95,6 @@ def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> Non
         console.print(f"`ssmscale retry {name}` trains what failed or was cancelled", markup=False)
 
 
-def print_logs(console: Console, files: Sequence[Path], *, follow: bool) -> None:
-    """Print log files one after the other; with `follow`, the first one's further lines as they come."""
-    for path in files:
-        if len(files) > 1:
-            console.print(f"==> {path.name} <==", markup=False)
-        text = path.read_text(encoding="utf-8", errors="replace")
-        console.print(text, markup=False, end="")
-    if not follow:
-        return
-    with files[0].open(encoding="utf-8", errors="replace") as file:
-        file.seek(0, 2)
-        try:
-            while True:
-                line = file.readline()
-                if line:
-                    console.print(line, markup=False, end="")
-                else:
-                    time.sleep(0.2)
-        except KeyboardInterrupt:
-            return
-
-
 def print_corpus(console: Console, corpus: Path, description: Any) -> None:
     """What a corpus holds."""
     console.print(f"{corpus}", markup=False)
@@ -170,7 +111,7 @@ def print_pruned(console: Console, name: str, root: Root, done: Pruned, *, dry_r
     """What went and why, what stays and why, and the sum."""
     title = f"{'would go' if dry_run else 'gone'} from {name}"
     if done.removed:
-        table = _table(title, ("what", "path", "step", "GiB", "why it goes"), ("step", "GiB"))
+        table = Sheet(title, ("what", "path", "step", "GiB", "why it goes"), ("step", "GiB"))
         for item in done.removed:
             path = str(item.path.relative_to(root.path))
             table.add_row(
@@ -180,7 +121,7 @@ def print_pruned(console: Console, name: str, root: Root, done: Pruned, *, dry_r
                 f"{item.bytes / GIB:.4f}",
                 item.why,
             )
-        _print_whole(console, table)
+        table.print(console)
     reasons: dict[str, list[Item]] = {}
     for item in done.kept:
         reasons.setdefault(item.why, []).append(item)
@@ -243,12 +184,6 @@ def print_doctor(console: Console, findings: Sequence[Finding]) -> None:
         console.print(f" -> {finding.remedy}" if finding.remedy else "", markup=False)
 
 
-def _print_whole(console: Console, table: Table) -> None:
-    """Print a table as wide as it needs to be: a terminal that is narrower wraps it, and nothing is cut."""
-    needed = Measurement.get(console, console.options.update(max_width=400), table).maximum
-    console.print(table, width=max(console.width, needed), crop=False, overflow="ignore", no_wrap=True)
-
-
 def duration(hours: float) -> str:
     """A time with two digits and a unit: 0.34 s, 12 min, 5.1 h."""
     seconds = hours * 3600
@@ -266,27 +201,6 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _status_table(name: str, rows: Sequence[RunStatus]) -> Table:
-    numbers = ("seed", "iterations", "done", "loss", "tokens/s")
-    columns = ("run", "architecture", "size", *numbers, "state", "reason")
-    table = _table(f"study {name}", columns, numbers)
-    for row in rows:
-        loss = row.loss if row.loss is not None else row.train_loss
-        table.add_row(
-            row.run_id,
-            row.point.architecture,
-            row.point.size,
-            str(row.point.run.seed),
-            f"{row.point.run.iterations:,}",
-            f"{100 * row.iterations_done // row.point.run.iterations} %",
-            "-" if loss is None else f"{loss:.4f}" + ("" if row.loss is not None else " (train)"),
-            "-" if row.tokens_per_second is None else short(row.tokens_per_second),
-            _coloured(row.state),
-            row.reason or "",
-        )
-    return table
-
-
-def _coloured(state: RunState) -> str:
-    colour = COLOURS.get(state)
-    return f"[{colour}]{state}[/]" if colour else str(state)
+def coloured(state: RunState) -> tuple[str, str | None]:
+    """A state as a sheet's cell."""
+    return str(state), COLOURS.get(state)

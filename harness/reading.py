@@ -1,0 +1,90 @@
+"""Where a study stands, read once or again and again: journals each time, the scheduler seldom.
+
+A journal is a file on our own disk. slurmctld is one process that a whole site talks to, so it is asked at most every
+twenty seconds and the less often the longer it took; in between, and while it does not answer, its last word holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.dispatch.slurm import Book, jobs_of_runs, open_book
+from harness.dispatch.slurm_queue import SchedulerGone
+from harness.hours import Hours, times_of_jobs
+from harness.status import RunState, RunStatus, StatusReader, count_states
+from harness.submission import ResolvedStudy
+
+SCHEDULER_SECONDS = 20.0
+"""Least time between two questions to the scheduler."""
+PATIENCE = 20.0
+"""How many times as long as an answer took nothing further is asked."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A study at one moment."""
+
+    study: str
+    rows: Sequence[RunStatus]
+    hours: Hours
+    notes: tuple[str, ...]
+    """What was passed over in journals, a sentence each."""
+    problem: str | None = None
+    """Why the scheduler's word is old or missing."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many Runs are in each state, states that occur alone."""
+        return count_states(self.rows)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything is being trained or waits to be."""
+        return any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `ssmscale status --json`."""
+        rows = [row.as_json() | {"gpu_hours_left": self.hours.left[row.run_id]} for row in self.rows]
+        return {
+            "study": self.study,
+            "runs": rows,
+            "counts": self.counts,
+            "gpu_hours": self.hours.as_json(),
+            "notes": list(self.notes),
+        }
+
+
+class StudyReader:
+    """Reads one study."""
+
+    def __init__(self, resolved: ResolvedStudy) -> None:
+        self.resolved = resolved
+        self._journals = StatusReader(resolved.root, resolved.study.name)
+        self._folder = resolved.root.study(resolved.study.name)
+        self._book: Book | None = None
+        self._problem: str | None = None
+        self._next = float("-inf")
+
+    def read(self) -> Reading:
+        """Where it stands now, by the scheduler's newest word."""
+        self._ask()
+        jobs = {} if self._book is None else jobs_of_runs(self._book)
+        times = {} if self._book is None else times_of_jobs(self._book)
+        rows = self._journals.read(self.resolved.points, jobs=jobs)
+        hours = self._journals.hours(rows, times)
+        return Reading(self.resolved.study.name, rows, hours, self._journals.notes, self._problem)
+
+    def _ask(self) -> None:
+        begun = time.monotonic()
+        if begun < self._next or not (self._folder / "arrays").is_dir():
+            return
+        try:
+            self._book, self._problem = open_book(self._folder), None
+        except SchedulerGone as gone:
+            known = "the journals tell what is known" if self._book is None else "its last word holds"
+            self._problem = f"SLURM: {gone}; {known}"
+        now = time.monotonic()
+        self._next = now + max(SCHEDULER_SECONDS, PATIENCE * (now - begun))

@@ -1,0 +1,137 @@
+"""How `ssmscale status` looks: a table of all runs, or a display that keeps to the terminal's height."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from harness.reading import Reading
+from harness.sheet import Sheet
+from harness.status import RunState, RunStatus, count_states
+from harness.tables import coloured, short
+
+WATCH_SECONDS = 2.0
+"""Time between two looks at the journals."""
+FIRST = (
+    RunState.RUNNING,
+    RunState.FAILED,
+    RunState.INTERRUPTED,
+    RunState.QUEUED,
+    RunState.NEW,
+    RunState.CANCELLED,
+    RunState.DONE,
+)
+"""What is shown first where not everything has room."""
+
+
+def print_status(console: Console, reading: Reading) -> None:
+    """Where every Run stands, how many stand where, and GPU-hours."""
+    _sheet(reading, reading.rows).print(console)
+    for line in summary(reading):
+        console.print(line, soft_wrap=True)
+
+
+def summary(reading: Reading) -> Iterator[Text]:
+    """How many Runs stand where; and GPU-hours used and left, with what is not known of them."""
+    yield Text(", ").join(_counted(state, count) for state, count in reading.counts.items())
+    hours, unknown = reading.hours, reading.hours.unknown
+    left = f"{hours.left_as_far_as_known:.3g} left"
+    if unknown and unknown == sum(left != 0.0 for left in hours.left.values()):
+        left = "what is left is not known before a run has measured its speed"
+    elif unknown:
+        left += f" and that of {unknown} runs whose speed nobody has measured"
+    yield Text(f"GPU-hours: {hours.used_in_all:.3g} used, {left}")
+
+
+def watch_status(console: Console, read: Callable[[], Reading]) -> None:
+    """Show the status again every two seconds until every Run is over or nobody trains any, or Ctrl-C.
+
+    Without a terminal a line tells of each change, and the whole table of the end.
+    """
+    try:
+        if console.is_terminal:
+            _watch_on_terminal(console, read)
+        else:
+            _watch_in_lines(console, read)
+    except KeyboardInterrupt:  # watching is over; what is watched goes on
+        return
+
+
+def _watch_on_terminal(console: Console, read: Callable[[], Reading]) -> None:
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            reading = read()
+            live.update(_Display(reading), refresh=True)
+            if not reading.is_live:
+                return
+            time.sleep(WATCH_SECONDS)
+
+
+def _watch_in_lines(console: Console, read: Callable[[], Reading]) -> None:
+    told = None
+    while True:
+        reading = read()
+        if reading.is_live and told != (told := (dict(reading.counts), reading.problem)):
+            problem = [Text(f"warning: {reading.problem}")] if reading.problem else []
+            console.print(Text("; ").join([*summary(reading), *problem]), soft_wrap=True)
+        if not reading.is_live:
+            print_status(console, reading)
+            return
+        time.sleep(WATCH_SECONDS)
+
+
+class _Display:
+    """As much of a reading as there is room for: what runs and what failed first."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        reading = self.reading
+        tail = [*summary(reading)]
+        if reading.problem:
+            tail.append(Text(f"warning: {reading.problem}", style="yellow"))
+        room = max(1, console.size.height - len(tail) - 4)  # title, names, what is not shown, and the cursor
+        if len(reading.rows) <= room:
+            yield _sheet(reading, reading.rows)
+        else:
+            order = sorted(range(len(reading.rows)), key=lambda i: FIRST.index(reading.rows[i].state))
+            shown = set(order[:room])
+            yield _sheet(reading, [reading.rows[i] for i in sorted(shown)])
+            rest = [row for i, row in enumerate(reading.rows) if i not in shown]
+            counts = ", ".join(f"{count} {state}" for state, count in count_states(rest).items())
+            yield Text(f"and {len(rest)} more: {counts}", style="dim", no_wrap=True, overflow="ellipsis")
+        for line in tail:
+            line.no_wrap, line.overflow = True, "ellipsis"
+            yield line
+
+
+def _sheet(reading: Reading, rows: Sequence[RunStatus]) -> Sheet:
+    numbers = ("seed", "iterations", "done", "loss", "tokens/s", "GPU-h left")
+    columns = ("run", "state", "architecture", "size", *numbers, "reason")
+    sheet = Sheet(f"study {reading.study}", columns, numbers)
+    for row in rows:
+        loss = row.loss if row.loss is not None else row.train_loss
+        left = reading.hours.left[row.run_id]
+        sheet.add_row(
+            row.run_id,
+            coloured(row.state),
+            row.point.architecture,
+            row.point.size,
+            str(row.point.run.seed),
+            f"{row.point.run.iterations:,}",
+            f"{100 * row.iterations_done // row.point.run.iterations} %",
+            "-" if loss is None else f"{loss:.4f}" + ("" if row.loss is not None else " (train)"),
+            "-" if row.tokens_per_second is None else short(row.tokens_per_second),
+            "?" if left is None else f"{left:.3g}" if left else "-",
+            row.reason or "",
+        )
+    return sheet
+
+
+def _counted(state: str, count: int) -> Text:
+    return Text(f"{count} {state}", style=coloured(RunState(state))[1] or "")
