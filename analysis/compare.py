@@ -7,7 +7,7 @@ intervals say nothing about a difference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -51,15 +51,32 @@ class Curve:
         out: Array = self.law.predict(self.params, np.stack(logs, axis=1)[:, None, :])[:, 0]
         return out
 
+    def estimate_at(self, n_params: Array, data: Array) -> Array:
+        """The estimate's loss in nats (points) at sizes and budgets (points)."""
+        columns = {"n_params": n_params, "tokens": data, "iterations": data}
+        if "unique_tokens" in self.law.inputs:
+            columns["unique_tokens"] = np.full(len(data), float(self.frame["unique_tokens"].max()))
+        z = np.log(np.stack([columns[name] for name in self.law.inputs], axis=1))
+        out: Array = self.law.predict(self.params[:1], z)[0]
+        return out
+
+    def loss_of_points(self) -> Array:
+        """The estimate's loss in nats at every point of the frame (points)."""
+        z = np.log(self.frame[list(self.law.inputs)].to_numpy(dtype=np.float64))
+        out: Array = self.law.predict(self.params[:1], z)[0]
+        return out
+
     def budget(self, iterations: float | None, tokens: float) -> float:
         """The data input of this law at that iteration count: its own tokens there, or the iterations themselves."""
         if iterations is None:
             return tokens
-        if "iterations" in self.law.inputs:
-            return iterations
-        own = self.frame["tokens"] / self.frame["iterations"]
+        return iterations if "iterations" in self.law.inputs else self.tokens(iterations)
+
+    def tokens(self, iterations: float) -> float:
+        """Tokens this architecture sees in so many iterations."""
         there = self.frame.loc[self.frame["iterations"] == iterations, "tokens"]
-        return float(there.median()) if len(there) else float(own.median()) * iterations
+        rate = self.frame["tokens"] / self.frame["iterations"]
+        return float(there.median()) if len(there) else float(rate.median()) * iterations
 
     @property
     def sizes(self) -> Array:
@@ -100,7 +117,7 @@ def equal_loss(curves: Mapping[str, Curve], reference: str) -> list[Equal]:
         for name, curve in curves.items()
         if name != reference
         for size in sizes
-        for iterations, tokens in _budgets(base)
+        for iterations, tokens in budgets_of(base)
     ]
 
 
@@ -116,16 +133,23 @@ def default_reference(architectures: list[str]) -> str:
 
 
 def size_at(curve: Curve, loss: Array, data: float) -> Array:
-    """n_params (1 + resamples) that reach `loss` at that budget: inf where no size does, 0 where every size does.
+    """n_params (1 + resamples) that reach `loss` at that budget: inf where no size does, 0 where every size does."""
+    return _reaching(lambda n_params: curve.loss(n_params, data), loss)
 
-    Bisection on ln N: the laws fall with N, and it needs no formula of their own.
-    """
+
+def data_at(curve: Curve, loss: Array, n_params: float) -> Array:
+    """The data input (1 + resamples) with which that size reaches `loss`: inf where none does, 0 where all do."""
+    return _reaching(lambda data: curve.loss(n_params, data), loss)
+
+
+def _reaching(curve: Callable[[Array], Array], loss: Array) -> Array:
+    """Bisection on the logarithm of what the loss falls with: it needs no formula of a law's own."""
     low, high = np.full(len(loss), SMALLEST), np.full(len(loss), LARGEST)
-    never = ~(curve.loss(np.exp(high), data) < loss)
-    always = curve.loss(np.exp(low), data) < loss
+    never = ~(curve(np.exp(high)) < loss)
+    always = curve(np.exp(low)) < loss
     for _ in range(36):
         middle = 0.5 * (low + high)
-        reached = curve.loss(np.exp(middle), data) < loss
+        reached = curve(np.exp(middle)) < loss
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)
     out: Array = np.where(never, np.inf, np.where(always, 0.0, np.exp(0.5 * (low + high))))
     return out
@@ -150,7 +174,7 @@ def _compare(
     status, reason = _verdict(
         wording.architecture(name), curve, base, float(n_params[0]), float(loss[0]), flat
     )
-    interval = _spread(ratio)
+    interval = central(ratio)
     if status != "not_identified" and interval is not None and not 0 < interval[0] <= interval[1] < UNBOUNDED:
         status, reason = (
             "not_identified",
@@ -175,7 +199,7 @@ def _compare(
         status=status,
         reason=reason,
         gain=None if gain is None else float(gain[0]),
-        gain_ci95=None if gain is None else _spread(gain),
+        gain_ci95=None if gain is None else central(gain),
         reference_flops=None if spent is None else float(spent[0]),
         flops=None if own is None else float(own[0]),
     )
@@ -197,12 +221,14 @@ def _verdict(
         return "not_identified", f"every size of {name} would be below a loss of {loss:.4f} by its fitted law"
     sizes = curve.sizes
     if n_params < sizes[0] or n_params > sizes[-1]:
-        side = "below the smallest" if n_params < sizes[0] else "above the largest"
-        return "extrapolated", f"the equal size lies {side} trained size"
+        below = n_params < sizes[0]
+        factor = sizes[0] / n_params if below else n_params / sizes[-1]
+        side = "below the smallest" if below else "above the largest"
+        return "extrapolated", f"the equal size lies {wording.times(float(factor))} times {side} trained size"
     return "identified", ""
 
 
-def _spread(values: Array) -> tuple[float, float] | None:
+def central(values: Array) -> tuple[float, float] | None:
     """Central 95 % of the resamples; a resample in which no size reaches the loss counts as a ratio of 0."""
     drawn = values[1:]
     if len(drawn) < 2:
@@ -211,7 +237,7 @@ def _spread(values: Array) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def _budgets(base: Curve) -> list[tuple[float | None, float]]:
+def budgets_of(base: Curve) -> list[tuple[float | None, float]]:
     """Iteration counts with the reference's tokens there, else token counts (a handful where there are many)."""
     frame = base.frame
     if frame["iterations"].notna().all():
@@ -240,12 +266,6 @@ def _flops(curve: Curve, n_params: Array, iterations: float | None, tokens: floa
     at = np.log(np.clip(n_params, 1.0, 1e18))
     slope = np.diff(rates) / np.diff(sizes)
     piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
-    own_tokens = tokens if iterations is None else _tokens(curve, iterations)
+    own_tokens = tokens if iterations is None else curve.tokens(iterations)
     out: Array = np.exp(rates[piece] + slope[piece] * (at - sizes[piece])) * own_tokens
     return out
-
-
-def _tokens(curve: Curve, iterations: float) -> float:
-    there = curve.frame.loc[curve.frame["iterations"] == iterations, "tokens"]
-    rate = curve.frame["tokens"] / curve.frame["iterations"]
-    return float(there.median()) if len(there) else float(rate.median()) * iterations

@@ -65,9 +65,7 @@ class Spread:
 
     def fitted(self) -> Array:
         """The fit's loss at every point of the architecture (points)."""
-        z = np.log(self.curve.frame[list(self.curve.law.inputs)].to_numpy(dtype=np.float64))
-        out: Array = self.curve.law.predict(self.curve.params[:1], z)[0]
-        return out
+        return self.curve.loss_of_points()
 
     def _data(self, budget: float) -> float:
         return self.curve.budget(budget, budget) if self.budget == "iterations" else budget

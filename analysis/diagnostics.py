@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,14 +10,19 @@ from pydantic import BaseModel, ConfigDict
 
 from analysis import wording
 from analysis.checks import budget_column, seed_noise
+from analysis.effects import SIGNIFICANT, Pattern
 from analysis.heldout import Split
+from analysis.predict import FAR, Prediction
 from analysis.profile import Profile
 from analysis.uncertainty import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Resamples
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pandas as pd
+
+    from analysis.points import Exclusion
+    from analysis.results import OtherPoints
 
 COLLINEAR = 0.95
 OFTEN = 0.05
@@ -47,17 +53,65 @@ def fit_notes(
     ]
 
 
-def exclusion_notes(codes: Mapping[str, int]) -> list[Note]:
+def exclusion_notes(exclusions: Sequence[Exclusion]) -> list[Note]:
     """One note for each reason for which rows were set aside, with their number."""
     texts = {
         "unannealed": "taken before the learning rate decayed, left out of the fit",
+        "annealed": "taken after the learning rate decayed, left out of a fit of points taken mid-run",
         "duplicate": "repeating an earlier row, left out of the fit",
     }
-    names = {"unannealed": "unannealed_points", "duplicate": "duplicate_points"}
+    notes = []
+    for code, count in sorted(Counter(item.code for item in exclusions if item.code in texts).items()):
+        text = f"{count} row{'s' if count > 1 else ''} {texts[code]}."
+        notes.append(Note(code=f"{code}_points", text=text))
+    left = dict.fromkeys(item.reason for item in exclusions if item.code == "too_few")
     return [
-        Note(code=names[code], text=f"{count} row{'s' if count > 1 else ''} {texts[code]}.")
-        for code, count in sorted(codes.items())
+        *notes,
+        *(Note(code="architecture_left_out", text=f"{reason}; it was left out.") for reason in left),
     ]
+
+
+def effect_notes(size_effect: float | None, pattern: Pattern | None) -> list[Note]:
+    """Whether size was seen to matter, and what pattern the residuals follow."""
+    notes = []
+    if size_effect is not None and size_effect > SIGNIFICANT:
+        text = f"no effect of size on the loss can be measured (p = {size_effect:.2g}): no size ratio can be read off."
+        notes.append(Note(code="no_size_effect", text=text))
+    if pattern is not None:
+        notes.append(
+            Note(
+                code="structured_residuals",
+                text=f"the residuals follow a pattern that the law lacks ({pattern.term}; {100 * pattern.size:.2g} % "
+                f"of the loss, p = {pattern.p:.2g}): do not extrapolate it far.",
+            )
+        )
+    return notes
+
+
+def prediction_notes(predictions: Sequence[Prediction]) -> list[Note]:
+    """How far predictions reach beyond the points, where that is far."""
+    size = max((one.size_factor for one in predictions), default=1.0)
+    budget = max((one.budget_factor for one in predictions), default=1.0)
+    if max(size, budget) <= FAR:
+        return []
+    text = (
+        f"predictions reach {wording.times(size)} times beyond the trained sizes and {wording.times(budget)} times "
+        "beyond the trained budgets: the held-out errors cover no such reach."
+    )
+    return [Note(code="extrapolation_ratio", text=text)]
+
+
+def other_notes(others: OtherPoints | None) -> list[Note]:
+    """How points of the other kind lie to the law."""
+    if others is None:
+        return []
+    what = "taken mid-run" if others.kind == "unannealed" else "annealed"
+    side = "above" if others.mean_relative_difference > 0 else "below"
+    text = (
+        f"{others.points} points {what} lie {100 * abs(others.mean_relative_difference):.2g} % {side} this law on "
+        "average; they are not in it."
+    )
+    return [Note(code=f"{others.kind}_gap", text=text)]
 
 
 def flat_profiles(profiles: Mapping[str, Profile]) -> list[Note]:
@@ -81,10 +135,12 @@ def correlation(fit: Fitted) -> float:
     return float(np.asarray(np.corrcoef(z.T))[0, 1])
 
 
-def obstacle(fit: Fitted) -> str:
-    """Why no size may be read off a fit, or nothing: too few sizes, no fit, size and data varied together."""
+def obstacle(fit: Fitted, size_effect: float | None = None) -> str:
+    """Why no size may be read off a fit, or nothing: too few sizes, no effect of size, no fit, size bound to data."""
     if len(np.unique(fit.size)) < FEWEST_SIZES:
         return f"{wording.architecture(fit.architecture)} was trained at fewer than {FEWEST_SIZES} sizes"
+    if size_effect is not None and size_effect > SIGNIFICANT:
+        return f"size has no measurable effect on the loss of {wording.architecture(fit.architecture)}"
     if fit.result.status == "abnormal":
         return f"the fit of {wording.architecture(fit.architecture)} did not end in a law"
     if fit.result.status == "bound_hit":
@@ -121,6 +177,16 @@ def _design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
                     text=f"{budgets} values of {name} cannot identify B and beta; train 3.",
                 )
             )
+    if "n_params" not in law.inputs and sizes > 1:
+        text = (
+            f"{sizes} sizes are pooled in a law that knows none; fit them one by one, or with a law of size."
+        )
+        notes.append(Note(code="pooled_sizes", text=text))
+    if not data and frame["tokens"].nunique() > 1:
+        text = (
+            "several budgets are pooled in a law that knows none; keep one, or take a law of size and data."
+        )
+        notes.append(Note(code="pooled_budgets", text=text))
     r = correlation(fit)
     if abs(r) > COLLINEAR:
         notes.append(

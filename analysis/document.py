@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -11,18 +10,28 @@ import numpy as np
 
 from analysis import compare, heldout, uncertainty
 from analysis.checks import seed_noise, trend_checks
-from analysis.diagnostics import Note, exclusion_notes, fit_notes, obstacle
+from analysis.comparison import Studied, columns_of, comparison_of
+from analysis.diagnostics import (
+    Note,
+    effect_notes,
+    exclusion_notes,
+    fit_notes,
+    other_notes,
+    prediction_notes,
+)
+from analysis.effects import pattern
 from analysis.errors import InputError
 from analysis.fit import Problem, fit_law
+from analysis.isoflop import optimal_sizes
 from analysis.joint import fit_shared
 from analysis.law import Array, Law
 from analysis.laws import law_named
-from analysis.points import CheckedPoints
+from analysis.midrun import other_points
+from analysis.points import CheckedPoints, too_few
+from analysis.predict import Ask, extension, predict
 from analysis.profile import Profile, profile
 from analysis.results import (
     ArchitectureFit,
-    Comparison,
-    ComputeGain,
     FitDocument,
     HeldOut,
     HeldOutPoint,
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["FitDocument", "SizeRatio", "fit_points"]
 
 FEWEST_RESAMPLES = 100
+ISOFLOP_RESAMPLES = 400
 
 
 def fit_points(
@@ -48,44 +58,45 @@ def fit_points(
     reference: str | None = None,
     resamples: int = 1000,
     seed: int = 0,
+    asks: Sequence[Ask] = (),
 ) -> FitDocument:
-    """Fit the law to each architecture, resample clusters, compare at equal loss.
+    """Fit the law to each architecture, resample clusters, compare at equal loss, predict what is asked for.
 
-    Raises InputError for an unknown law or reference, for a delta that is not positive, for missing
-    iterations where the law needs them, and for fewer than 100 resamples.
+    Without `asks` twice and four times the largest trained size are predicted. Raises InputError for an unknown law or
+    reference, for a delta that is not positive, for what the law needs and the points lack, for an
+    architecture with too few points or one size, and for fewer than 100 resamples.
     """
     form = law_named(law)
     names = list(points.architectures)
     _refuse(points, form, names, delta, reference, resamples)
     fits = _fit_all(points, form, delta)
     drawn = uncertainty.resample(fits, resamples, seed)
-    architectures = {fit.architecture: _describe(fit, points, drawn) for fit in fits}
+    studied = {fit.architecture: Studied.of(fit, points, drawn) for fit in fits}
     base = reference or compare.default_reference(names)
-    notes = list(exclusion_notes(Counter(item.code for item in points.exclusions)))
+    notes = list(exclusion_notes(points.exclusions))
     if reference is None and len(names) > 1:
         notes.append(Note(code="default_reference", text=f"no reference was named; {base} was taken."))
-    rows = _equal_loss(fits, points, drawn, base) if len(names) > 1 and "n_params" in form.inputs else []
-    if rows and not drawn.paired:
-        notes.append(
-            Note(
-                code="unpaired_resamples",
-                text="the architectures were not trained on the same size rungs and seeds: their resamples "
-                "pair only in part.",
-            )
-        )
-    notes.extend(_extrapolation_notes(rows))
+    comparison, found = comparison_of(studied, base, delta, paired=drawn.paired)
+    notes.extend(found)
     document = FitDocument(
         law=form.name,
         formula=form.formula,
         huber_delta=delta,
-        architectures=architectures,
-        comparison=_comparison(rows, base, drawn.paired),
+        architectures={name: _describe(one, points, drawn, asks) for name, one in studied.items()},
+        comparison=comparison,
+        isoflop={name: optimal_sizes(one.curve, _redrawn(one, seed)) for name, one in studied.items()},
+        points="annealed" if points.annealed else "unannealed",
         resampling=Resampling(scheme=drawn.scheme, resamples=resamples, seed=seed),
         notes=tuple(notes),
         versions=_versions(),
     )
     document._draws.update(drawn.params)
     return document
+
+
+def _redrawn(one: Studied, seed: int) -> Array:
+    """Log losses as another study might have had them (resamples, points), for the intervals of IsoFLOP sizes."""
+    return uncertainty.wild_losses(one.fit, ISOFLOP_RESAMPLES, seed)
 
 
 def _refuse(
@@ -107,12 +118,22 @@ def _refuse(
             raise InputError(
                 f"row {missing['row'].iloc[0]}, column {column}: empty, but law {law.name} needs it in every row."
             )
+    for name in names:
+        reason = too_few(points.of(name), law)
+        if reason:
+            raise InputError(f"{reason}.")
+        own = points.of(name)
+        if "unique_tokens" in law.inputs and not (own["tokens"] > own["unique_tokens"]).any():
+            raise InputError(
+                f"row {own['row'].iloc[0]}, column unique_tokens: no row of {name} has seen its data twice, so what a "
+                "repetition is worth cannot be fitted; take --law chinchilla."
+            )
 
 
 def _fit_all(points: CheckedPoints, law: Law, delta: float) -> list[uncertainty.Fitted]:
     """Each architecture fitted alone, or all at once where the law shares a parameter among them."""
     frames = [points.of(name) for name in points.architectures]
-    problems = [Problem.of(law, *_columns(frame, law), delta) for frame in frames]
+    problems = [Problem.of(law, *columns_of(frame, law), delta) for frame in frames]
     joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
     fits = []
     for part, (name, frame, problem) in enumerate(zip(points.architectures, frames, problems, strict=True)):
@@ -124,24 +145,17 @@ def _fit_all(points: CheckedPoints, law: Law, delta: float) -> list[uncertainty.
     return fits
 
 
-def _columns(frame: pd.DataFrame, law: Law) -> tuple[Array, Array]:
-    x = frame[list(law.inputs)].to_numpy(dtype=np.float64)
-    return x, frame["loss"].to_numpy(dtype=np.float64)
-
-
 def _describe(
-    fit: uncertainty.Fitted, points: CheckedPoints, drawn: uncertainty.Resamples
+    one: Studied, points: CheckedPoints, drawn: uncertainty.Resamples, asks: Sequence[Ask]
 ) -> ArchitectureFit:
-    frame, law, result = points.of(fit.architecture), fit.problem.law, fit.result
-    x, loss = _columns(frame, law)
-    splits: dict[str, heldout.Split | None] = {}
-    for name, columns in (("largest_size", ("n_params",)), ("longest_budget", ("tokens", "iterations"))):
-        found = [law.inputs.index(column) for column in columns if column in law.inputs]
-        others = fit.joint.parts[: fit.part] + fit.joint.parts[fit.part + 1 :] if fit.joint else ()
-        splits[name] = heldout.held_out(law, x, loss, fit.problem.delta, found[0], others) if found else None
+    fit, frame = one.fit, one.frame
+    law, result = fit.problem.law, fit.result
+    splits = _splits(one)
     profiles = _profiles(fit)
-    fitted = np.log(law.predict(result.u[None], fit.problem.z)[0])
+    residual = fit.problem.y - np.log(law.predict(result.u[None], fit.problem.z)[0])
     params = drawn.params[fit.architecture]
+    predictions = tuple(predict(one.curve, asks or extension(one.curve), residual, drawn.seed))
+    others = other_points(one.curve, points)
     return ArchitectureFit(
         params=result.params,
         objective=result.objective,
@@ -151,9 +165,9 @@ def _describe(
         status=result.status,
         ci95={name: uncertainty.interval(params[:, j]) for j, name in enumerate(law.names)},
         heldout=HeldOut(
-            in_sample_rms=float(np.sqrt(np.mean((np.exp(fitted - fit.problem.y) - 1.0) ** 2))),
+            in_sample_rms=float(np.sqrt(np.mean((np.exp(-residual) - 1.0) ** 2))),
             largest_size=_split(splits["largest_size"], frame, "n_params"),
-            longest_budget=_split(splits["longest_budget"], frame, law.inputs[-1]),
+            longest_budget=_split(splits["longest_budget"], frame, _data_column(law)),
         ),
         profile={
             name: ProfileCurve(
@@ -164,10 +178,37 @@ def _describe(
             )
             for name, curve in profiles.items()
         },
+        size_effect_p=one.size_effect,
+        predictions=predictions,
+        other_points=others,
         checks=tuple(trend_checks(fit.architecture, frame)),
         seed_noise=tuple(seed_noise(frame)),
-        notes=tuple(fit_notes(fit, frame, drawn, profiles, splits)),
+        notes=(
+            *fit_notes(fit, frame, drawn, profiles, splits),
+            *effect_notes(one.size_effect, pattern(fit, drawn.seed)),
+            *prediction_notes(predictions),
+            *other_notes(others),
+        ),
     )
+
+
+def _data_column(law: Law) -> str:
+    return "iterations" if "iterations" in law.inputs else "tokens"
+
+
+def _splits(one: Studied) -> dict[str, heldout.Split | None]:
+    fit = one.fit
+    law, joint = fit.problem.law, fit.joint
+    x, loss = columns_of(one.frame, law)
+    others = joint.parts[: fit.part] + joint.parts[fit.part + 1 :] if joint else ()
+    splits: dict[str, heldout.Split | None] = {}
+    for name, column in (("largest_size", "n_params"), ("longest_budget", _data_column(law))):
+        splits[name] = (
+            heldout.held_out(law, x, loss, fit.problem.delta, law.inputs.index(column), others)
+            if column in law.inputs
+            else None
+        )
+    return splits
 
 
 def _profiles(fit: uncertainty.Fitted) -> dict[str, Profile]:
@@ -212,68 +253,6 @@ def _split(split: heldout.Split | None, frame: pd.DataFrame, column: str) -> Hel
             )
         ),
     )
-
-
-def _equal_loss(
-    fits: list[uncertainty.Fitted], points: CheckedPoints, drawn: uncertainty.Resamples, base: str
-) -> list[compare.Equal]:
-    curves: Mapping[str, compare.Curve] = {
-        fit.architecture: compare.Curve(
-            law=fit.problem.law,
-            params=np.vstack([[list(fit.result.params.values())], drawn.params[fit.architecture]]),
-            frame=points.of(fit.architecture),
-            obstacle=obstacle(fit),
-        )
-        for fit in fits
-    }
-    return compare.equal_loss(curves, base)
-
-
-def _comparison(rows: list[compare.Equal], base: str, paired: bool) -> Comparison:
-    shared = ("architecture", "iterations", "tokens", "reference_n_params", "loss", "status")
-    return Comparison(
-        reference=base,
-        n_convention="n_params",
-        paired=paired,
-        size_ratio=tuple(
-            SizeRatio(
-                n_params=row.n_params,
-                ratio=row.ratio if row.status == "identified" else None,
-                ci95=row.ci95 if row.status == "identified" else None,
-                estimate=row.ratio,
-                estimate_ci95=row.ci95,
-                reason=row.reason,
-                **{name: getattr(row, name) for name in shared},
-            )
-            for row in rows
-        ),
-        compute_gain=tuple(
-            ComputeGain(
-                reference_flops=row.reference_flops,
-                flops=row.flops,
-                gain=row.gain,
-                ci95=row.gain_ci95,
-                **{name: getattr(row, name) for name in shared},
-            )
-            for row in rows
-            if row.gain is not None
-        ),
-    )
-
-
-def _extrapolation_notes(rows: list[compare.Equal]) -> list[Note]:
-    notes = []
-    for code, status in (("extrapolation", "extrapolated"), ("ratio_not_identified", "not_identified")):
-        hit = [row for row in rows if row.status == status]
-        if hit:
-            worst = max(hit, key=lambda row: (row.reference_n_params, row.tokens))
-            notes.append(
-                Note(
-                    code=code,
-                    text=f"{len(hit)} of {len(rows)} size ratios are {status.replace('_', ' ')}: {worst.reason}.",
-                )
-            )
-    return notes
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The Points table: one row a finished run, read from CSV or Parquet and checked in stages.
+"""The Points table: one row a finished run, read from CSV, Parquet or JSON lines and checked in stages.
 
 Reading refuses what is wrong (text for a number, a loss that cannot be one, one run with two losses) and
 names file, row and column. Checking sets aside what is right but must not enter a fit, each row with its
@@ -7,8 +7,6 @@ reason; nothing else is dropped, outliers least of all.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
+from analysis.law import Law
+from analysis.tables import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,10 +64,16 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class CheckedPoints:
-    """Points that may enter a fit (`frame`) and, listed one by one, those that may not (`exclusions`)."""
+    """Points that may enter a fit (`frame`) and, listed one by one, those that may not (`exclusions`).
+
+    A fit holds annealed points or points taken mid-run, never both; those of the other kind are in `others`, to be
+    compared with its law.
+    """
 
     frame: pd.DataFrame
     exclusions: tuple[Exclusion, ...]
+    others: pd.DataFrame
+    annealed: bool = True
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -81,7 +87,9 @@ class CheckedPoints:
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read a Points table; `columns` maps this project's names to the file's own.
+    """Read a Points table as CSV, Parquet, JSON lines or JSON; `columns` maps this project's names to the file's own.
+
+    A name that begins with = is a value for every row: {"architecture": "=mine"}.
 
     Returns every column of COLUMNS plus `row`, the line of the file (the header is line 1). A missing
     `cluster` becomes the run_id, else architecture, size and seed; a missing run_id becomes the row's number.
@@ -98,7 +106,11 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
         raise InputError(
             f"{path}: no such file; give a CSV or Parquet table with the columns {', '.join(REQUIRED)}."
         )
-    header, rows = _parquet(path) if path.suffix.lower() in {".parquet", ".pq"} else _csv(path)
+    header, rows = read_rows(path, [name for name in columns.values() if name.startswith("=")])
+    if not header:
+        raise InputError(
+            f"{path}: the file is empty; it needs the columns {', '.join(REQUIRED)} and one row a run."
+        )
     return build_frame(header, rows, str(path), columns)
 
 
@@ -118,7 +130,8 @@ def build_frame(
         several = len(missing) > 1
         raise InputError(
             f"{source}: column{'s' if several else ''} {', '.join(missing)} {'are' if several else 'is'} missing; "
-            f"it has {', '.join(header) or 'no columns'} (map another name with --column {missing[0]}=NAME)."
+            f"it has {', '.join(header) or 'no columns'} (map another name with --column {missing[0]}=NAME, or give "
+            f"one value for every row with --column {missing[0]}==VALUE)."
         )
     for name in COLUMNS:
         theirs = columns.get(name, name)
@@ -150,21 +163,40 @@ def build_frame(
     return frame
 
 
-def check_points(frame: pd.DataFrame) -> CheckedPoints:
-    """Set aside, in stages, rows counted twice and rows taken before the learning rate was annealed."""
+def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool = True) -> CheckedPoints:
+    """Set aside, in stages, rows counted twice, rows of the other kind, and what `law` cannot be fitted to.
+
+    The kind is annealed points or, on request, those taken before the learning rate was annealed. An architecture with
+    too few points for the law is set aside only while another can be fitted (InputError otherwise).
+    """
     identity = ["run_id", "tokens"]
     named = ["architecture", "n_params", *identity, "loss"]
     unnamed = [name for name in frame.columns if name not in {"row", "run_id"}]
     anonymous = frame["run_id"].str.startswith("row-")
     twice = (frame.duplicated(named) & ~anonymous) | (frame.duplicated(unnamed) & anonymous)
-    stages = (
-        ("duplicate", twice, "the same run at the same tokens with the same loss stands in an earlier row"),
-        (
-            "unannealed",
-            ~frame["annealed"],
-            "taken before the learning rate decayed, where the loss is biased upwards",
-        ),
+    other = ~frame["annealed"] if annealed else frame["annealed"]
+    kind = (
+        ("unannealed", other, "taken before the learning rate decayed, where the loss is biased upwards")
+        if annealed
+        else (
+            "annealed",
+            other,
+            "taken after the learning rate decayed, and the fit is of points taken mid-run",
+        )
     )
+    stages = [
+        ("duplicate", twice, "the same run at the same tokens with the same loss stands in an earlier row"),
+        kind,
+    ]
+    if law is not None:
+        rest = frame[~twice & ~other]
+        reasons = {name: too_few(rows, law) for name, rows in rest.groupby("architecture")}
+        if any(reasons.values()) and not all(reasons.values()):
+            stages += [
+                ("too_few", frame["architecture"] == name, reason)
+                for name, reason in reasons.items()
+                if reason
+            ]
     kept = frame
     excluded: list[Exclusion] = []
     for code, hit, reason in stages:
@@ -186,64 +218,32 @@ def check_points(frame: pd.DataFrame) -> CheckedPoints:
     if kept.empty:
         raise InputError(
             f"no point is left to fit: all {len(frame)} rows were set aside ({excluded[-1].reason}); "
-            "give finished, annealed runs."
+            f"give {'finished, annealed runs' if annealed else 'points taken mid-run, with annealed=false'}."
         )
-    return CheckedPoints(kept.reset_index(drop=True), tuple(excluded))
+    others = frame[other & ~twice].reset_index(drop=True)
+    return CheckedPoints(kept.reset_index(drop=True), tuple(excluded), others, annealed)
 
 
-def _csv(path: Path) -> tuple[list[str], list[tuple[int, Sequence[object]]]]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: byte {error.start} is not UTF-8; save the table as UTF-8 CSV or Parquet."
-        ) from None
-    if "\0" in text:
-        raise InputError(
-            f"{path}: holds NUL bytes, so it is not a CSV table; save it as UTF-8 CSV or Parquet."
+def too_few(frame: pd.DataFrame, law: Law) -> str:
+    """Why the rows of one architecture cannot carry a law at all, naming row and column, or nothing."""
+    rows, wanted = [int(row) for row in frame["row"]], len(law.names)
+    name = str(frame["architecture"].iloc[0])
+    where = f"row {rows[0]}" if len(rows) == 1 else f"rows {min(rows)} to {max(rows)}"
+    for column in law.inputs[:1]:
+        values = frame[column].dropna().unique()
+        if len(values) == 1:
+            needs = "sizes" if column == "n_params" else "values"
+            other = "; --law data needs one size only" if column == "n_params" else ""
+            return (
+                f"{where}, column {column}: {name} has {float(values[0]):.15g} throughout, and law {law.name} needs "
+                f"several {needs}, better three or more{other}"
+            )
+    if len(rows) < wanted:
+        return (
+            f"{where}, column architecture: {name} has {len(rows)} row{'s' if len(rows) > 1 else ''}, fewer than the "
+            f"{wanted} parameters of law {law.name}"
         )
-    first = text.partition("\n")[0]
-    separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
-    header: list[str] = []
-    rows: list[tuple[int, Sequence[object]]] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                header = [cell.strip() for cell in cells]
-            elif len(cells) != len(header):
-                raise InputError(
-                    f"{path}: row {reader.line_num} has {len(cells)} cells where the header has {len(header)}"
-                    + ("; write decimals with a point." if separator == "," else ".")
-                )
-            else:
-                rows.append((reader.line_num, cells))
-    except csv.Error as error:
-        raise InputError(f"{path}: row {reader.line_num} cannot be read as CSV ({error}).") from None
-    if not header:
-        raise InputError(
-            f"{path}: the file is empty; it needs the columns {', '.join(REQUIRED)} and one row a run."
-        )
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise InputError(f"{path}: the column {repeated[0]} stands twice in the header; keep one.")
-    return header, rows
-
-
-def _parquet(path: Path) -> tuple[list[str], list[tuple[int, Sequence[object]]]]:
-    import pandas as pd
-
-    try:
-        table = pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises several unrelated kinds for a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read as Parquet ({reason}).") from None
-    rows: list[tuple[int, Sequence[object]]] = [
-        (number + 1, list(cells)) for number, cells in enumerate(table.itertuples(index=False, name=None))
-    ]
-    return [str(name) for name in table.columns], rows
+    return ""
 
 
 def _cell(value: object, name: str, row: int, source: str) -> object:

@@ -11,8 +11,11 @@ from analysis import compare
 from analysis.checks import SeedNoise, TrendCheck
 from analysis.diagnostics import Note
 from analysis.fit import Status
+from analysis.isoflop import OptimalSizes
 from analysis.law import Array
 from analysis.laws import law_named
+from analysis.predict import Prediction
+from analysis.tokengain import TokenGain
 
 Interval = tuple[float, float]
 
@@ -65,8 +68,34 @@ class ProfileCurve(_Frozen):
     interval: tuple[float | None, float | None]
 
 
+class OtherPoints(_Frozen):
+    """Points of the kind that is not in the fit, against its law within the fitted range: never mixed, but compared.
+
+    `mean_relative_difference` is of their losses from the law's: above 0, they lie above it.
+    """
+
+    kind: Literal["annealed", "unannealed"]
+    points: int
+    mean_relative_difference: float
+
+
+class Convention(_Frozen):
+    """A headline figure under another convention of counting, and whether that changes what it says."""
+
+    architecture: str
+    quantity: Literal["size_ratio", "compute_gain"]
+    convention: str
+    value: float
+    under: str
+    value_under: float
+    changes: bool
+
+
 class ArchitectureFit(_Frozen):
-    """One architecture's law, how its fit ended, intervals, held-out error and notes."""
+    """One architecture's law, how its fit ended, intervals, held-out error and notes.
+
+    `size_effect_p` is how often a loss that does not depend on size would look as if it did as much.
+    """
 
     params: dict[str, float]
     objective: float
@@ -77,6 +106,9 @@ class ArchitectureFit(_Frozen):
     ci95: dict[str, Interval]
     heldout: HeldOut
     profile: dict[str, ProfileCurve]
+    size_effect_p: float | None
+    predictions: tuple[Prediction, ...]
+    other_points: OtherPoints | None
     checks: tuple[TrendCheck, ...]
     seed_noise: tuple[SeedNoise, ...]
     notes: tuple[Note, ...]
@@ -126,6 +158,8 @@ class Comparison(_Frozen):
     paired: bool
     size_ratio: tuple[SizeRatio, ...]
     compute_gain: tuple[ComputeGain, ...]
+    token_gain: tuple[TokenGain, ...]
+    conventions: tuple[Convention, ...]
 
 
 class Resampling(_Frozen):
@@ -145,6 +179,8 @@ class FitDocument(_Frozen):
     huber_delta: float
     architectures: dict[str, ArchitectureFit]
     comparison: Comparison
+    isoflop: dict[str, OptimalSizes]
+    points: Literal["annealed", "unannealed"]
     resampling: Resampling
     notes: tuple[Note, ...]
     versions: dict[str, str]

@@ -10,7 +10,7 @@ from rich.table import Table
 from analysis.diagnostics import Note
 from analysis.points import CheckedPoints
 from analysis.results import FitDocument
-from analysis.wording import human
+from analysis.wording import budget, human
 
 
 def print_fit(console: Console, points: CheckedPoints, document: FitDocument) -> None:
@@ -18,6 +18,16 @@ def print_fit(console: Console, points: CheckedPoints, document: FitDocument) ->
     console.print(_laws(points, document))
     if document.comparison.size_ratio:
         console.print(_ratios(document))
+    for table in (_token_gains(document), _predictions(document), _optimal(document)):
+        if table.row_count:
+            console.print(table)
+    how = document.resampling
+    console.print(
+        f"intervals: {how.interval} of {how.resamples:,} resamples, "
+        f"{'wild cluster bootstrap' if how.scheme == 'wild' else 'whole series'}, seed {how.seed}; "
+        f"points: {document.points}",
+        markup=False,
+    )
     if points.exclusions:
         kinds = Counter(exclusion.code for exclusion in points.exclusions)
         console.print("set aside: " + ", ".join(f"{count} {code}" for code, count in kinds.items()))
@@ -51,18 +61,81 @@ def _laws(points: CheckedPoints, document: FitDocument) -> Table:
 def _ratios(document: FitDocument) -> Table:
     table = _table(
         f"size ratio against {document.comparison.reference}: how many times smaller for the same loss",
-        ("architecture", "iterations", "reference", "loss", "ratio", "95 %", "status"),
+        ("architecture", "budget", "reference", "loss", "ratio", "95 %", "status"),
     )
     for row in document.comparison.size_ratio:
         table.add_row(
             row.architecture,
-            "-" if row.iterations is None else f"{row.iterations:,.0f}",
+            budget(row.iterations, row.tokens),
             human(row.reference_n_params),
             "-" if row.loss is None else f"{row.loss:.4f}",
             "-" if row.estimate is None else f"{row.estimate:.2f}",
             "-" if row.estimate_ci95 is None else f"{row.estimate_ci95[0]:.2f} to {row.estimate_ci95[1]:.2f}",
             row.status,
         )
+    return table
+
+
+def _token_gains(document: FitDocument) -> Table:
+    table = _table(
+        f"token gain over {document.comparison.reference}: how many times fewer tokens for the same loss and size",
+        ("architecture", "reference", "size", "loss", "gain", "95 %", "status"),
+    )
+    for row in document.comparison.token_gain:
+        table.add_row(
+            row.architecture,
+            budget(row.iterations, row.reference_tokens),
+            human(row.reference_n_params),
+            f"{row.loss:.4f}",
+            "-" if row.estimate is None else f"{row.estimate:.2f}",
+            "-" if row.estimate_ci95 is None else f"{row.estimate_ci95[0]:.2f} to {row.estimate_ci95[1]:.2f}",
+            row.status,
+        )
+    return table
+
+
+def _predictions(document: FitDocument) -> Table:
+    table = _table(
+        "predicted loss: of the law, and of one further run",
+        ("architecture", "size", "budget", "loss", "95 %", "run 95 %", "beyond"),
+    )
+    for name, fitted in document.architectures.items():
+        for one in fitted.predictions:
+            table.add_row(
+                name,
+                human(one.n_params),
+                budget(one.iterations, one.tokens or 0.0),
+                f"{one.loss:.4f}",
+                *(
+                    "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+                    for ends in (one.ci95, one.run95)
+                ),
+                f"{max(one.size_factor, one.budget_factor):.3g}x",
+            )
+    return table
+
+
+def _optimal(document: FitDocument) -> Table:
+    table = _table(
+        "compute-optimal size: N grows as FLOPs to this power, by method",
+        ("architecture", "isoflop", "corrected", "95 %", "envelope", "law", "95 %", "budgets"),
+    )
+    for name, found in document.isoflop.items():
+        if not found.exponents:
+            continue
+        cells = []
+        for method, interval in (
+            ("isoflop", False),
+            ("corrected", True),
+            ("envelope", False),
+            ("parametric", True),
+        ):
+            one = found.exponents.get(method)
+            cells.append("-" if one is None else f"{one.value:.3f}")
+            if interval:
+                ends = one.ci95 if one else None
+                cells.append("-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}")
+        table.add_row(name, *cells, str(len(found.optima)))
     return table
 
 

@@ -105,7 +105,7 @@ def resample(fits: Sequence[Fitted], count: int, seed: int) -> Resamples:
     for fit in fits:
         rows = len(fit.problem.y)
         if scheme == "wild":
-            drawn.append((_wild(fit, count, seed), np.ones((count, rows))))
+            drawn.append((wild_losses(fit, count, seed), np.ones((count, rows))))
         else:
             draws = _draw_counts(fit.keys, count, seed)
             drawn.append((np.tile(fit.problem.y, (count, 1)), draws[:, fit.cluster].astype(np.float64)))
@@ -177,7 +177,7 @@ def _draw_counts(keys: Sequence[Key], count: int, seed: int) -> NDArray[np.int64
     return out.astype(np.int64)
 
 
-def _wild(fit: Fitted, count: int, seed: int) -> Array:
+def wild_losses(fit: Fitted, count: int, seed: int) -> Array:
     """Resampled log losses (resamples, points): the fit plus each cluster's residuals times one random factor.
 
     Residuals are corrected for leverage as in CR3 (Bell and McCaffrey 2002), since a fit of five parameters follows the

@@ -34,9 +34,11 @@ from harness.options import (
     LawOption,
     OptionalStudy,
     PointsOption,
+    PredictOption,
     ReferenceOption,
     RootOption,
     StudyArgument,
+    UnannealedOption,
 )
 from harness.provenance import commit, installed_version
 from harness.status import RunStatus
@@ -168,13 +170,15 @@ def fit(
     delta: DeltaOption = 1e-3,
     reference: ReferenceOption = None,
     columns: ColumnOption = None,
+    predict: PredictOption = None,
+    unannealed: UnannealedOption = False,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to each architecture and compare them at equal loss."""
     from analysis.terminal import print_fit
 
-    fitted = _fit(study, points_file, law, delta, reference, columns, root)
+    fitted = _fit(study, points_file, law, delta, reference, columns, predict, unannealed, root)
     if as_json:
         print_json(fitted.document.model_dump(mode="json"))
     else:
@@ -192,12 +196,14 @@ def report(
     delta: DeltaOption = 1e-3,
     reference: ReferenceOption = None,
     columns: ColumnOption = None,
+    predict: PredictOption = None,
+    unannealed: UnannealedOption = False,
     root: RootOption = None,
 ) -> None:
     """Write the report: one self-contained HTML page with the curves, the comparison and every warning."""
     from analysis.report import Provenance, write_report
 
-    fitted = _fit(study, points_file, law, delta, reference, columns, root)
+    fitted = _fit(study, points_file, law, delta, reference, columns, predict, unannealed, root)
     resolved, tracker = fitted.resolved, fitted.tracker
     provenance = Provenance(command=shlex.join(["ssmscale", *sys.argv[1:]]), commit=commit())
     page = write_report(
@@ -251,10 +257,14 @@ def _fit(
     delta: float,
     reference: str | None,
     columns: Sequence[str] | None,
+    predict: Sequence[str] | None,
+    unannealed: bool,
     root: Path | None,
 ) -> _Fitted:
     from analysis.document import fit_points
+    from analysis.laws import law_named
     from analysis.points import build_frame, check_points, read_table
+    from analysis.predict import asked
     from harness.points_table import COLUMNS, cells, points_of
 
     if (study is None) == (points_file is None):
@@ -265,6 +275,7 @@ def _fit(
         if not equals or not ours or not theirs:
             raise InputError(f"--column {pair}: is not OURS=THEIRS, such as n_params=params")
         names[ours] = theirs
+    form, asks = law_named(law), [asked(text) for text in predict or ()]
     resolved, rows, tracker = None, list[RunStatus](), None
     if points_file is not None:
         frame = read_table(points_file, names)
@@ -273,10 +284,10 @@ def _fit(
         resolved = registered(study, root)
         rows = begun(resolved)
         tracker = bring_up_to_date(resolved, rows)
-        points = list(points_of(rows, resolved.root))
+        points = list(points_of(rows, resolved.root, on_the_way=unannealed))
         frame = build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")
-    checked = check_points(frame)
-    document = fit_points(checked, law=law, delta=delta, reference=reference)
+    checked = check_points(frame, form, annealed=not unannealed)
+    document = fit_points(checked, law=law, delta=delta, reference=reference, asks=asks)
     return _Fitted(checked, document, resolved, rows, tracker)
 
 

@@ -42,11 +42,34 @@ ReferenceOption = Annotated[
     str | None, typer.Option(metavar="ARCH", help="Architecture the others are compared with.")
 ]
 ColumnOption = Annotated[
-    list[str] | None, typer.Option("--column", metavar="A=B", help="Column B of the table is our column A.")
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="A=B",
+        help="Column B of the table is our column A; A==TEXT is one value for every row.",
+    ),
+]
+PredictOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--predict",
+        metavar="SIZE:BUDGET",
+        help="Predict the loss of SIZE parameters after BUDGET iterations (tokens where the points have no iterations, "
+        "or as 300M:2Btokens); may be given several times. Unasked: 2 and 4 times the largest size.",
+    ),
+]
+UnannealedOption = Annotated[
+    bool,
+    typer.Option(
+        "--unannealed",
+        help="Fit the points taken mid-run instead, as a set of their own beside the annealed.",
+    ),
 ]
 PointsOption = Annotated[
     Path | None,
-    typer.Option("--points", metavar="FILE", help="Fit a CSV or Parquet table instead of a study."),
+    typer.Option(
+        "--points", metavar="FILE", help="Fit a CSV, Parquet or JSON-lines table instead of a study."
+    ),
 ]
 OptionalStudy = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; not with --points.")]
 SnapshotOption = Annotated[

@@ -6,13 +6,26 @@ import pandas as pd
 import pytest
 
 from analysis.document import FitDocument, fit_points
+from analysis.fit import Problem, fit_law
+from analysis.laws import CHINCHILLA
 from analysis.points import CheckedPoints, build_frame, check_points
+from analysis.uncertainty import Fitted, cluster_keys
 from tests.analysis.synthetic import SyntheticStudy
 
 
 def checked(table: pd.DataFrame) -> CheckedPoints:
     rows = [(number + 2, row) for number, row in enumerate(table.itertuples(index=False, name=None))]
     return check_points(build_frame(list(table.columns), rows, "synthetic"))
+
+
+def fitted(points: CheckedPoints, name: str) -> Fitted:
+    frame = points.of(name)
+    size = frame["n_params"].to_numpy(dtype=float)
+    problem = Problem.of(
+        CHINCHILLA, frame[["n_params", "tokens"]].to_numpy(dtype=float), frame["loss"].to_numpy(), 1e-3
+    )
+    cluster, keys = cluster_keys(size, frame["seed"].to_numpy(dtype=float), list(frame["cluster"]))
+    return Fitted(name, problem, fit_law(problem), cluster, keys, size)
 
 
 @pytest.fixture(scope="session")

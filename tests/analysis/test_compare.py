@@ -133,3 +133,36 @@ def test_the_interval_reaches_zero_where_resampled_laws_stay_above_the_loss(poin
     ).table(3)
     row = main_row(fit_points(checked(table), resamples=200))
     assert row.ci95 is None or row.ci95[0] == 0.0
+
+
+def test_token_gain_is_that_of_the_known_laws_at_equal_size() -> None:
+    gains = fit(QUIET).comparison.token_gain
+    assert {row.iterations for row in gains} == {400, 800, 1600}
+    for row in gains:
+        size, law, other = row.reference_n_params, TRANSFORMER, SIMBA
+        saved = (law["A"] - other["A"]) / size ** law["alpha"]
+        tokens = (other["B"] / (law["B"] / row.reference_tokens ** law["beta"] + saved)) ** (
+            1 / other["beta"]
+        )
+        assert row.tokens == pytest.approx(tokens, rel=0.01)
+        assert row.estimate == pytest.approx(row.reference_tokens / tokens, rel=0.01)
+        inside = 400 * 16_000 <= tokens <= 1600 * 16_000
+        assert row.status == ("identified" if inside else "extrapolated")
+        assert row.gain == (row.estimate if inside else None)
+        assert bool(row.reason) != inside
+
+
+def test_token_gain_counts_tokens_under_a_law_in_iterations_too() -> None:
+    by_tokens, by_iterations = (
+        fit(QUIET, law=law).comparison.token_gain for law in ("chinchilla", "chinchilla_iterations")
+    )
+    for one, other in zip(by_tokens, by_iterations, strict=True):
+        assert other.estimate == pytest.approx(one.estimate, rel=0.01)
+        assert other.tokens == pytest.approx(one.tokens, rel=0.01)
+
+
+def test_no_token_gain_where_no_training_reaches_the_loss() -> None:
+    laws = {"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA | {"E": 6.0}}
+    (row, *_) = fit(SyntheticStudy(laws=laws)).comparison.token_gain
+    assert (row.status, row.gain, row.estimate) == ("not_identified", None, None)
+    assert "no amount of training" in row.reason

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from analysis.document import fit_points
 from analysis.errors import InputError
-from analysis.points import check_points, read_table
+from analysis.laws import law_named
+from analysis.points import build_frame, check_points, read_table
 from tests.analysis.synthetic import SyntheticStudy
 
 HEADER = "architecture,n_params,tokens,loss"
@@ -135,3 +138,83 @@ def test_nothing_left_to_fit_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", f"{HEADER},annealed\nx,1e5,1e6,3,false\n")
     with pytest.raises(InputError, match="no point is left"):
         check_points(read_table(path))
+
+
+def test_json_lines_and_json_give_the_same_points_as_csv(tmp_path: Path) -> None:
+    table = SyntheticStudy().table(0)
+    table.to_csv(tmp_path / "p.csv", index=False)
+    table.to_json(tmp_path / "p.jsonl", orient="records", lines=True, double_precision=15)
+    table.to_json(tmp_path / "p.json", orient="records", double_precision=15)
+    expected = read_table(tmp_path / "p.csv").drop(columns="row")
+    for name in ("p.jsonl", "p.json"):
+        pd.testing.assert_frame_equal(read_table(tmp_path / name).drop(columns="row"), expected)
+
+
+def test_a_field_that_is_missing_in_one_line_of_json_is_an_empty_cell(tmp_path: Path) -> None:
+    row = '{"architecture": "x", "n_params": 1e5, "tokens": 1e6%s}\n'
+    path = write(tmp_path / "p.jsonl", row % ', "loss": 3' + row % "")
+    with pytest.raises(InputError, match="row 2, column loss: is empty"):
+        read_table(path)
+    with pytest.raises(InputError, match="row 1 is not a JSON object"):
+        read_table(write(tmp_path / "list.jsonl", "[1, 2]\n"))
+    for text in ("{", "3", "not json"):
+        with pytest.raises(InputError, match="JSON"):
+            read_table(write(tmp_path / "bad.json", text))
+
+
+def test_one_value_can_be_given_for_every_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", "N,D,loss\n1e5,1e6,3\n2e5,1e6,2.9\n")
+    columns = {"architecture": "=ours", "n_params": "N", "tokens": "D"}
+    assert read_table(path, columns)["architecture"].tolist() == ["ours", "ours"]
+    with pytest.raises(InputError, match=r"--column architecture==VALUE"):
+        read_table(path, {"n_params": "N", "tokens": "D"})
+
+
+def test_utf16_as_spreadsheets_write_it_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", f"{HEADER}\nx,1e5,1e6,3.0\n".replace(",", "\t"), encoding="utf-16")
+    assert read_table(path)["loss"].tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            "a,1e5,1e6,3\na,2e5,2e6,2.9\n",
+            "rows 2 to 3, column architecture: a has 2 rows, fewer than the 5 param",
+        ),
+        ("a,1e5,1e6,3\n", "row 2, column n_params: a has 100000 throughout"),
+        (
+            "".join(f"a,1e5,{k}e6,{3 - k / 10}\n" for k in range(1, 8)),
+            "rows 2 to 8, column n_params: a has 100000",
+        ),
+    ],
+    ids=["two rows", "one row", "one size"],
+)
+def test_what_no_law_can_be_fitted_to_is_refused_by_row_and_column(
+    tmp_path: Path, rows: str, said: str
+) -> None:
+    law = law_named("chinchilla")
+    frame = read_table(write(tmp_path / "p.csv", f"{HEADER}\n{rows}"))
+    for points in (check_points(frame), check_points(frame, law)):
+        with pytest.raises(InputError, match=re.escape(said)):
+            fit_points(points, resamples=100)
+
+
+def test_one_size_is_enough_for_a_law_of_data(tmp_path: Path) -> None:
+    rows = "".join(f"a,1e5,{k}e6,{2 + 1 / k}\n" for k in range(1, 8))
+    points = check_points(read_table(write(tmp_path / "p.csv", f"{HEADER}\n{rows}")), law_named("data"))
+    assert fit_points(points, law="data", resamples=100).architectures["a"].params["E"] == pytest.approx(
+        2, rel=1e-3
+    )
+
+
+def test_an_architecture_with_too_few_points_is_set_aside_while_another_can_be_fitted() -> None:
+    table = SyntheticStudy().table(0)
+    few = table[(table["architecture"] != "prefix_simba") | (table["cluster"] == "prefix_simba-100000-0")]
+    rows = [(number + 2, row) for number, row in enumerate(few.itertuples(index=False, name=None))]
+    points = check_points(build_frame(list(few.columns), rows, "synthetic"), law_named("chinchilla"))
+    assert points.architectures == ("cross_transformer",)
+    assert [item.code for item in points.exclusions] == ["too_few"] * 3
+    document = fit_points(points, resamples=100)
+    (note,) = [note for note in document.notes if note.code == "architecture_left_out"]
+    assert "prefix_simba has 100000 throughout" in note.text

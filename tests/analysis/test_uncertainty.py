@@ -7,25 +7,13 @@ import pandas as pd
 import pytest
 
 from analysis.document import FitDocument, fit_points
-from analysis.fit import Problem, fit_law
-from analysis.laws import CHINCHILLA
 from analysis.points import CheckedPoints
 from analysis.profile import profile
-from analysis.uncertainty import WEBB, Fitted, cluster_keys, resample
-from tests.analysis.conftest import checked
+from analysis.uncertainty import WEBB, resample
+from tests.analysis.conftest import checked, fitted
 from tests.analysis.synthetic import TRANSFORMER, TRUE_RATIO, SyntheticStudy
 
 WIDE = SyntheticStudy(sizes=tuple(np.geomspace(1e5, 1e7, 6)), seeds=(2, 2, 2, 2, 2, 2))
-
-
-def fitted(points: CheckedPoints, name: str) -> Fitted:
-    frame = points.of(name)
-    size = frame["n_params"].to_numpy(dtype=float)
-    problem = Problem.of(
-        CHINCHILLA, frame[["n_params", "tokens"]].to_numpy(dtype=float), frame["loss"].to_numpy(), 1e-3
-    )
-    cluster, keys = cluster_keys(size, frame["seed"].to_numpy(dtype=float), list(frame["cluster"]))
-    return Fitted(name, problem, fit_law(problem), cluster, keys, size)
 
 
 def test_webbs_weights_have_mean_zero_and_variance_one() -> None:

@@ -1,0 +1,201 @@
+"""The comparison of all architectures with the reference, and whether another way of counting would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis import compare, wording
+from analysis.checks import pooled_sd, seed_noise
+from analysis.diagnostics import Note, obstacle
+from analysis.effects import size_effect
+from analysis.fit import Problem, fit_law
+from analysis.law import Array, Law
+from analysis.results import Comparison, ComputeGain, Convention, SizeRatio
+from analysis.tokengain import TokenGain, token_gains
+from analysis.uncertainty import Fitted, Resamples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.points import CheckedPoints
+
+NON_EMBEDDING = "n_params_non_embedding"
+
+
+@dataclass(frozen=True)
+class Studied:
+    """One architecture's fit with its points, its law at every resample, and whether size matters to it at all."""
+
+    fit: Fitted
+    frame: pd.DataFrame
+    curve: compare.Curve
+    size_effect: float | None
+
+    @classmethod
+    def of(cls, fit: Fitted, points: CheckedPoints, drawn: Resamples) -> Studied:
+        """From a fit, its points and its resamples."""
+        frame = points.of(fit.architecture)
+        sd = pooled_sd(seed_noise(frame))
+        effect = size_effect(fit, None if sd is None else sd / float(frame["loss"].mean()))
+        params = np.vstack([[list(fit.result.params.values())], drawn.params[fit.architecture]])
+        curve = compare.Curve(fit.problem.law, params, frame, obstacle(fit, effect))
+        return cls(fit, frame, curve, effect)
+
+
+def columns_of(frame: pd.DataFrame, law: Law) -> tuple[Array, Array]:
+    """Inputs of a law (points, inputs) and losses (points)."""
+    x = frame[list(law.inputs)].to_numpy(dtype=np.float64)
+    return x, frame["loss"].to_numpy(dtype=np.float64)
+
+
+def comparison_of(
+    studied: Mapping[str, Studied], base: str, delta: float, *, paired: bool
+) -> tuple[Comparison, list[Note]]:
+    """Size ratios, compute and token gains at equal loss, and notes on what they rest on."""
+    inputs = studied[base].curve.law.inputs
+    if len(studied) < 2 or "n_params" not in inputs:
+        return _tables([], [], [], base, paired), []
+    curves = {name: one.curve for name, one in studied.items()}
+    rows = compare.equal_loss(curves, base)
+    gains = token_gains(curves, base) if len(inputs) > 1 else []
+    conventions = _conventions(curves, rows, base, delta)
+    notes = []
+    if not paired:
+        notes.append(
+            Note(
+                code="unpaired_resamples",
+                text="the architectures were not trained on the same size rungs and seeds: their resamples "
+                "pair only in part.",
+            )
+        )
+    notes += _extrapolation_notes(rows)
+    notes += [
+        Note(
+            code="convention_sensitive",
+            text=f"the {one.quantity.replace('_', ' ')} of {wording.architecture(one.architecture)} is "
+            f"{wording.times(one.value)} counted by {one.convention} and {wording.times(one.value_under)} by "
+            f"{one.under}: the conclusion rests on the convention.",
+        )
+        for one in conventions
+        if one.changes
+    ]
+    return _tables(rows, gains, conventions, base, paired), notes
+
+
+def _conventions(
+    curves: Mapping[str, compare.Curve], rows: list[compare.Equal], base: str, delta: float
+) -> list[Convention]:
+    out = []
+    for name in curves:
+        row = compare.headline(rows, name)
+        if row is None or row.ratio is None:
+            continue
+        other = _without_embeddings(curves[name], curves[base], row, delta)
+        if other is not None:
+            out.append(_convention(name, "size_ratio", "n_params", row.ratio, row.ci95, NON_EMBEDDING, other))
+        if row.gain is not None and row.n_params is not None:
+            own = curves[name].tokens(row.iterations) if row.iterations is not None else row.tokens
+            plain = row.reference_n_params * row.tokens / (row.n_params * own)
+            out.append(
+                _convention(
+                    name, "compute_gain", "flops", row.gain, row.gain_ci95, "6 n_params tokens", plain
+                )
+            )
+    return out
+
+
+def _convention(
+    name: str,
+    quantity: str,
+    convention: str,
+    value: float,
+    ends: tuple[float, float] | None,
+    under: str,
+    other: float,
+) -> Convention:
+    """It changes the conclusion where it turns fewer into more, or leaves the interval."""
+    outside = ends is not None and not ends[0] <= other <= ends[1]
+    return Convention.model_validate(
+        {
+            "architecture": name,
+            "quantity": quantity,
+            "convention": convention,
+            "value": value,
+            "under": under,
+            "value_under": other,
+            "changes": (value > 1) != (other > 1) or outside,
+        }
+    )
+
+
+def _without_embeddings(
+    curve: compare.Curve, base: compare.Curve, row: compare.Equal, delta: float
+) -> float | None:
+    """The headline's size ratio with sizes counted without embeddings, both laws fitted anew; None where uncounted."""
+    again = []
+    for one in (curve, base):
+        if not one.frame[NON_EMBEDDING].notna().all():
+            return None
+        frame = one.frame.assign(n_params=one.frame[NON_EMBEDDING])
+        result = fit_law(Problem.of(one.law, *columns_of(frame, one.law), delta))
+        again.append(compare.Curve(one.law, np.array([list(result.params.values())]), frame))
+    arm, reference = again
+    size = float(reference.sizes[-1])
+    loss = reference.loss(size, reference.budget(row.iterations, row.tokens))
+    found = float(compare.size_at(arm, loss, arm.budget(row.iterations, row.tokens))[0])
+    return size / found if np.isfinite(found) and found > 1.0 else None
+
+
+def _tables(
+    rows: list[compare.Equal], gains: list[TokenGain], conventions: list[Convention], base: str, paired: bool
+) -> Comparison:
+    shared = ("architecture", "iterations", "tokens", "reference_n_params", "loss", "status")
+    return Comparison(
+        reference=base,
+        n_convention="n_params",
+        paired=paired,
+        size_ratio=tuple(
+            SizeRatio(
+                n_params=row.n_params,
+                ratio=row.ratio if row.status == "identified" else None,
+                ci95=row.ci95 if row.status == "identified" else None,
+                estimate=row.ratio,
+                estimate_ci95=row.ci95,
+                reason=row.reason,
+                **{name: getattr(row, name) for name in shared},
+            )
+            for row in rows
+        ),
+        compute_gain=tuple(
+            ComputeGain(
+                reference_flops=row.reference_flops,
+                flops=row.flops,
+                gain=row.gain,
+                ci95=row.gain_ci95,
+                **{name: getattr(row, name) for name in shared},
+            )
+            for row in rows
+            if row.gain is not None
+        ),
+        token_gain=tuple(gains),
+        conventions=tuple(conventions),
+    )
+
+
+def _extrapolation_notes(rows: list[compare.Equal]) -> list[Note]:
+    notes = []
+    for code, status in (("extrapolation", "extrapolated"), ("ratio_not_identified", "not_identified")):
+        hit = [row for row in rows if row.status == status]
+        if hit:
+            worst = max(hit, key=lambda row: (row.reference_n_params, row.tokens))
+            notes.append(
+                Note(
+                    code=code,
+                    text=f"{len(hit)} of {len(rows)} size ratios are {status.replace('_', ' ')}: {worst.reason}.",
+                )
+            )
+    return notes

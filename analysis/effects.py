@@ -1,0 +1,105 @@
+"""Two questions to the residuals: does size matter at all to the loss, and is there a pattern that the law lacks?
+
+Both count clusters and not rows, since the rows of one series err together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.fit import limits, minimise
+from analysis.law import Array
+from analysis.uncertainty import Fitted
+
+SIGNIFICANT = 0.05
+STRUCTURED = 0.01
+FLIPS = 999
+FEWEST_FREEDOM = 2
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What residuals follow: the strongest term, its size relative to the loss, and how often chance does as much."""
+
+    term: str
+    size: float
+    p: float
+
+
+def size_effect(fit: Fitted, seed_sd: float | None = None) -> float | None:
+    """How often a loss that does not depend on size would look as much as if it did; None for a law without size.
+
+    An F test of the law against itself with A = 0, on the mean residual of each cluster; its two further parameters
+    are A and alpha, and the F distribution with 2 and nu degrees of freedom ends as (1 + 2 F / nu)^(-nu/2). With
+    too few clusters for that the noise is the rows', or that between seeds (`seed_sd`, relative to the loss) if larger.
+    """
+    problem, law = fit.problem, fit.problem.law
+    if "A" not in law.names:
+        return None
+    without = replace(problem, held={**problem.held, "A": 0.0})
+    starts = fit.result.rivals.copy()
+    starts[:, 0] += starts[:, law.names.index("A")]
+    low, high = limits(without)
+    y, w = np.tile(problem.y, (len(starts), 1)), np.ones((len(starts), len(problem.y)))
+    found = minimise(without, y, w, starts, low, high)
+    nothing = found.u[int(np.argmin(found.objective))]
+    rows = np.bincount(fit.cluster).astype(float)
+
+    def spread(u: Array) -> tuple[float, Array]:
+        residual = problem.y - np.log(law.predict(u[None], problem.z)[0])
+        means = np.bincount(fit.cluster, residual) / rows
+        return float((rows * means**2).sum()), residual
+
+    flat, _ = spread(nothing)
+    fitted, residual = spread(fit.result.u)
+    if flat <= fitted:
+        return 1.0
+    freedom = len(rows) - 3
+    if freedom >= FEWEST_FREEDOM:
+        return float((fitted / flat) ** (freedom / 2))
+    freedom = max(1, len(residual) - len(law.names))
+    noise = max(float(residual @ residual) / freedom, (seed_sd or 0.0) ** 2)
+    ratio = (flat - fitted) / 2 / max(noise * float(rows.mean()), 1e-300)
+    return float((1 + 2 * ratio / freedom) ** (-freedom / 2))
+
+
+def pattern(fit: Fitted, seed: int) -> Pattern | None:
+    """Curvature or interplay left in the residuals; None where flipping clusters' signs does as much by chance."""
+    problem, law = fit.problem, fit.problem.law
+    loss, jacobian = law.predict_with_jacobian(fit.result.u[None], problem.z)
+    residual = _tamed(problem.y - np.log(loss[0]))
+    terms = _lacking(problem.z, law.inputs)
+    slope = jacobian[0] / loss[0][:, None]
+    columns = {}
+    for name, values in terms.items():
+        left = values - slope @ np.linalg.lstsq(slope, values, rcond=None)[0]
+        if float(np.linalg.norm(left)) > 1e-3 * float(np.linalg.norm(values - values.mean())):
+            columns[name] = left
+    if not columns or not np.any(residual):
+        return None
+    basis, _ = np.linalg.qr(np.stack(list(columns.values()), axis=1))
+    signs = np.random.default_rng([seed, 4]).choice([-1.0, 1.0], (FLIPS, len(fit.keys)))
+    chance = (((signs[:, fit.cluster] * residual) @ basis) ** 2).sum(axis=1)
+    seen = float(((residual @ basis) ** 2).sum())
+    p = float((1 + (chance >= seen * (1 - 1e-12)).sum()) / (1 + FLIPS))
+    if p > STRUCTURED:
+        return None
+    strongest = max(columns, key=lambda name: abs(residual @ columns[name]) / np.linalg.norm(columns[name]))
+    return Pattern(strongest, float(np.sqrt(seen / len(residual))), p)
+
+
+def _tamed(residual: Array) -> Array:
+    """Residuals with what lies far out pulled in, as the fit itself does."""
+    far = 3 * 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    return np.clip(residual, -far, far) if far > 0 else residual
+
+
+def _lacking(z: Array, inputs: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
+    out = {"curvature in size" if inputs[0] == "n_params" else "curvature in data": z[:, 0] ** 2}
+    if len(inputs) > 1:
+        out["curvature in data"] = z[:, 1] ** 2
+        out["size and data acting together"] = z[:, 0] * z[:, 1]
+    return out
