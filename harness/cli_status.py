@@ -54,7 +54,9 @@ def logs(
     row = choose(StatusReader(resolved.root, name).read(resolved.points), [run])[0]
     found = find_logs(resolved.root, name, row)
     if not found:
-        raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet; see `ssmscale status`")
+        (now,) = choose(rows_of(resolved), [row.run_id])
+        why = f", {now.reason}" if now.reason else ""
+        raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet, it is {now.state}{why}")
     if follow:
         follow_logs(console, lambda: find_logs(resolved.root, name, row))
     else:

@@ -29,7 +29,6 @@ from harness.rundir import Layout, Root, read_model
 from harness.status import OVER, RunState, RunStatus, StatusReader
 from harness.study import Study
 from harness.training.schedule import branch_step
-from ssmttm.dataset import TokenDataset
 from ssmttm.errors import InputError
 
 
@@ -238,6 +237,8 @@ def _text_positions(study: Study, points: Sequence[GridPoint], corpus: CorpusVie
     text = points[0].run.model.text
     if not corpus.is_known or not study.corpus.path.exists():
         return text.max_positions
+    from ssmttm.dataset import TokenDataset  # and with it NumPy, which `status` does without
+
     train = TokenDataset(study.corpus.path, "train")
     return mean_text_positions(text, train.captions(range(min(len(train), 512))))
 

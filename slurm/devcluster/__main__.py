@@ -16,8 +16,10 @@ def main() -> int:
     parser.add_argument("home", type=Path, metavar="DIR", help="the cluster's own directory; down removes it")
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--gpus", type=int, default=4, help="fake GPUs a node")
+    parser.add_argument("--no-accounting", action="store_true", help="keep no accounts, as many sites do")
     options = parser.parse_args()
-    cluster = DevCluster(options.home, Shape(nodes=options.nodes, gpus=options.gpus))
+    shape = Shape(nodes=options.nodes, gpus=options.gpus, accounting=not options.no_accounting)
+    cluster = DevCluster(options.home, shape)
     try:
         if options.verb == "down":
             cluster.down()

@@ -42,6 +42,8 @@ class Shape:
     max_jobs: int = 10_000
     grace_seconds: int = 30
     """Time a preempted job has between SIGTERM and SIGKILL."""
+    accounting: bool = True
+    """Whether it keeps accounts; many sites keep none, and then there is no sacct."""
     node_timeout: int = 15
     """Seconds after which a silent slurmd makes its node DOWN."""
 
@@ -78,9 +80,10 @@ class DevCluster:
         try:
             self._write()
             self._start_munge()
-            self._start_database()
-            self._start("slurmdbd", "slurmdbd", "-D")
-            self._wait("slurmdbd", lambda: self._answers("sacctmgr", "-n", "list", "cluster"))
+            if self.shape.accounting:
+                self._start_database()
+                self._start("slurmdbd", "slurmdbd", "-D")
+                self._wait("slurmdbd", lambda: self._answers("sacctmgr", "-n", "list", "cluster"))
             self._start("slurmctld", "slurmctld", "-D", "-c")
             self._wait("slurmctld", lambda: self._answers("scontrol", "ping"))
             for node in self.node_names:
@@ -141,8 +144,17 @@ class DevCluster:
             f"RealMemory={shape.memory_mib}{gres} Feature=virtual State=UNKNOWN"
             for node, port in zip(self.node_names, ports, strict=True)
         ]
+        accounts = {
+            "Type": "accounting_storage/slurmdbd",
+            "Host": "127.0.0.1",
+            "Port": dbd,
+            "Pass": self.home / "munge" / "socket",
+            "TRES": "gres/gpu",
+        }
+        accounts = accounts if shape.accounting else {"Type": "accounting_storage/none"}
         facts = {
             "home": self.home,
+            "accounting": "\n".join(f"AccountingStorage{key}={value}" for key, value in accounts.items()),
             "host": host,
             "nodes": shape.nodes,
             "node_list": f"n[1-{shape.nodes}]",

@@ -1,0 +1,113 @@
+"""What is said of jobs on a real SLURM, with accounts and on a cluster that keeps none."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.dispatch.base import JobState
+from harness.dispatch.slurm_queue import read_jobs
+from harness.reading import StudyReader
+from harness.submission import resolve_registered
+from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
+from tests.cluster.conftest import missing
+from tests.cluster.servers import wait_until
+from tests.cluster.slurm_study import SlurmStudy
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+Fields = dict[str, Any]
+
+
+@pytest.fixture
+def without_accounts(tmp_path: Path) -> Iterator[DevCluster]:
+    """A SLURM that keeps no accounts: there sacct answers with an error."""
+    if absent := missing_programs():
+        missing(f"no {', '.join(absent)} on this machine")
+    cluster = DevCluster(tmp_path / "cluster", Shape(nodes=1, accounting=False))
+    cluster.up()
+    try:
+        yield cluster
+    finally:
+        cluster.down()
+
+
+def test_without_accounts_a_study_is_followed_cancelled_and_tried_again_all_the_same(
+    without_accounts: DevCluster, study_fields: Fields, tmp_path: Path
+) -> None:
+    study = SlurmStudy(without_accounts, tmp_path / "study", copy.deepcopy(study_fields))
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")
+    study.submit()
+    told = json.loads(study.run("status", "--json"))
+    assert told["counts"] == {"queued": 2}
+    assert {run["reason"] for run in told["runs"]} == {"PartitionDown (its partition is down)"}
+    assert (told["gpu_hours"]["used"], told["gpu_hours"]["left_unknown_runs"]) == (0, 2)
+
+    study.run("cancel")
+    assert study.queue() == []
+    assert f"on slurm, cluster {study.profile_path}, as it was last submitted" in study.run("retry")
+    assert len(study.queue()) == 1
+    study.slurm("scontrol", "update", "partitionname=low", "state=up")
+    watched = study.run("status", "--watch")
+    assert "2 done" in watched
+    told = json.loads(study.run("status", "--json"))
+    assert told["counts"] == {"done": 2}
+    assert told["gpu_hours"]["used"] > 0 == told["gpu_hours"]["left"]
+
+    said = study.run("logs", told["runs"][0]["run_id"])
+    first, second = said.index("SLURM's log of job"), said.index("worker, rank 0")
+    assert first < said.index("1 ranks on n1") < second < said.index("held-out loss")
+
+
+def test_accounts_count_every_start_of_a_job(
+    devcluster: DevCluster, study_fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = SlurmStudy(devcluster, tmp_path, study_fields)
+    monkeypatch.setenv("SLURM_CONF", devcluster.env["SLURM_CONF"])
+    stop = tmp_path / "stop"
+    script = f"until [ -e '{stop}' ]; do sleep 0.2; done"
+    options = ["--parsable", "--requeue", "--output=/dev/null", "--job-name=twice", "--array=0"]
+    job_id = study.slurm("sbatch", *options, "--wrap", script).strip() + "_0"
+
+    def seen() -> Any:
+        return read_jobs(["twice"], "now-1days").get(job_id)
+
+    wait_until(lambda: seen() is not None and seen().seconds >= 2, 60)
+    study.slurm("scontrol", "requeue", job_id)
+    wait_until(lambda: seen().state is JobState.RUNNING and seen().seconds >= 1, 120)
+    stop.touch()
+    wait_until(lambda: seen().state is JobState.ENDED, 60)
+    wait_until(lambda: (seen().accounted_seconds or 0) >= seen().seconds + 2, 60)
+
+
+def test_readings_that_follow_each_other_ask_slurm_once(
+    devcluster: DevCluster, study_fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = SlurmStudy(devcluster, tmp_path / "study", study_fields)
+    told = tmp_path / "told"
+    for program in ("squeue", "sacct"):
+        wrapper = tmp_path / "bin" / program
+        wrapper.parent.mkdir(exist_ok=True)
+        wrapper.write_text(f'#!/bin/sh\necho {program} >> "{told}"\nexec {shutil.which(program)} "$@"\n')
+        wrapper.chmod(0o755)
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        study.submit()
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.setenv("SLURM_CONF", devcluster.env["SLURM_CONF"])
+        resolved = resolve_registered(study.root, "tiny")
+        assert resolved is not None
+        reader = StudyReader(resolved)
+        for _ in range(3):
+            assert reader.read().counts == {"queued": 2}
+        assert sorted(told.read_text().split()) == ["sacct", "squeue"]
+        study.run("cancel")
+    finally:
+        study.slurm("scontrol", "update", "partitionname=low", "state=up")

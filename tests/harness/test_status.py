@@ -1,0 +1,161 @@
+"""What `status` makes of journals: GPU-hours used and left, and a display that keeps to its terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.grid import GridPoint
+from harness.hours import Hours, JobTime, count_hours, tokens_a_step
+from harness.journal import Progress, Span
+from harness.reading import Reading
+from harness.rundir import Root
+from harness.status import RunState, RunStatus
+from harness.status_table import _Display, print_status
+from harness.study import Study
+from harness.submission import resolve
+from harness.validation import validate
+from tests.harness.journals import begin_run, begin_series, finish, log_steps, rows_of
+
+Fields = dict[str, Any]
+
+
+@pytest.fixture
+def points(study_fields: Fields) -> list[GridPoint]:
+    """Two Series of two runs of 10 and 100 iterations, which leave the trunk at 8 and 80."""
+    study_fields["grid"] |= {"iterations": [10, 100], "seeds": [0, 1]}
+    return list(resolve(validate(Study, study_fields, "test"), Root(Path("runs")), "test").points)
+
+
+def hours_of(
+    points: list[GridPoint],
+    journals: dict[str, Progress],
+    wanted: list[GridPoint] | None = None,
+    jobs: dict[str, JobTime] | None = None,
+) -> Hours:
+    """Hours where all other journals are empty."""
+    return count_hours(
+        points,
+        {point.series_id: journals.get(point.series_id, Progress()) for point in points},
+        {point.run_id: journals.get(point.run_id, Progress()) for point in points},
+        [point.run_id for point in (points if wanted is None else wanted)],
+        jobs or {},
+    )
+
+
+def worked(*spans: tuple[float, float, str, int]) -> Progress:
+    return Progress(spans=tuple(Span(*span) for span in spans))
+
+
+def timed(step: int, tokens_per_second: float, ranks: int = 1) -> Progress:
+    event = {"t": 1.0, "step": step, "loss": 1.0, "tokens_per_second": tokens_per_second}
+    return Progress(step=step, steps={step: event}, started={"layout": {"ranks": ranks}})
+
+
+def test_every_attempt_counts_and_a_branch_trained_within_its_trunk_counts_once(
+    points: list[GridPoint],
+) -> None:
+    first = points[0]
+    trunk = worked((0, 1800, "a", 2), (3600, 5400, "b", 4))
+    branch = worked((900, 1200, "a", 2))
+    hours = hours_of(points, {first.series_id: trunk, first.run_id: branch})
+    assert hours.used[first.series_id] == pytest.approx(0.5 * 2 + 0.5 * 4)
+    assert hours.used_in_all == hours.used[first.series_id]
+
+
+def test_a_schedulers_accounts_stand_for_the_journals_of_that_job(points: list[GridPoint]) -> None:
+    series_id = points[0].series_id
+    trunk = worked((0, 1800, "12_0", 2), (3600, 5400, "local", 1))
+    accounts = {"12_0": JobTime(series_id, 7200.0), "12_1": JobTime("elsewhere", 9e9)}
+    assert hours_of(points, {series_id: trunk}, jobs=accounts).used == {
+        series_id: pytest.approx(2.0 + 0.5),
+        points[-1].series_id: 0.0,
+    }
+
+
+def test_what_is_left_follows_the_speed_that_was_measured(points: list[GridPoint]) -> None:
+    short, long = points[:2]
+    tokens = tokens_a_step(short.run)
+    journals = {short.series_id: timed(step=8, tokens_per_second=tokens, ranks=4)}
+    left = hours_of(points[:2], journals).left
+    assert left[short.run_id] == pytest.approx(2 * 4 / 3600)  # its decay, a step a second on 4 ranks
+    assert left[long.run_id] == pytest.approx((72 + 20) * 4 / 3600)
+
+
+def test_a_series_that_has_not_begun_takes_the_speed_of_its_like_and_without_any_nothing_is_said(
+    points: list[GridPoint],
+) -> None:
+    measured, unmeasured = points[0].series_id, points[-1].run_id
+    tokens = tokens_a_step(points[0].run)
+    assert hours_of(points, {}).left[unmeasured] is None
+    assert hours_of(points, {}).unknown == len(points)
+    known = hours_of(points, {measured: timed(8, tokens)})
+    assert known.left[unmeasured] == pytest.approx((72 + 20) / 3600)
+    assert known.unknown == 0
+
+
+def test_nothing_is_left_of_a_run_that_is_over(points: list[GridPoint]) -> None:
+    journals = {points[0].series_id: timed(8, 100.0)}
+    left = hours_of(points, journals, wanted=points[1:]).left
+    assert left[points[0].run_id] == 0.0
+    assert left[points[1].run_id] > 0.0  # type: ignore[operator]
+
+
+def test_the_journal_of_an_attempt_says_when_it_was_at_work(tmp_path: Path, study_fields: Fields) -> None:
+    root = Root(tmp_path / "runs")
+    run = resolve(validate(Study, study_fields, "test"), root, "test").points[0].run
+    from harness.journal import read_progress
+
+    for job in ("1_0", "2_0"):
+        with begin_series(root, run, job_id=job, layout={"ranks": 2}) as trunk:
+            log_steps(trunk, [1, 2])
+    spans = read_progress(root.series(run.series_id)).spans
+    assert [(span.job_id, span.ranks) for span in spans] == [("1_0", 2), ("2_0", 2)]
+    assert all(span.begun <= span.ended for span in spans)
+
+
+@pytest.fixture
+def reading(tmp_path: Path, study_fields: Fields) -> Reading:
+    """Forty runs: one done, one in training by this process, the rest new."""
+    root = Root(tmp_path / "runs")
+    study_fields["grid"] |= {"iterations": [10], "seeds": list(range(40))}
+    points = resolve(validate(Study, study_fields, "test"), root, "test").points
+    finish(begin_run(root, points[0].run), points[0].run)
+    with begin_series(root, points[-1].run) as trunk:
+        log_steps(trunk, [3])
+    rows = rows_of(root, study_fields)
+    return Reading("tiny", rows, _hours(rows), ())
+
+
+def _hours(rows: list[RunStatus]) -> Hours:
+    return Hours({}, {row.run_id: None if row.state is RunState.NEW else 0.0 for row in rows})
+
+
+def printed(reading: Reading, *, height: int | None = None) -> list[str]:
+    console = Console(file=io.StringIO(), width=100, height=height, force_terminal=False, highlight=False)
+    if height is None:
+        print_status(console, reading)
+    else:
+        console.print(_Display(reading))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_table_has_every_run_and_what_nobody_knows_is_said(reading: Reading) -> None:
+    lines = printed(reading)
+    assert all(any(row.run_id in line for line in lines) for row in reading.rows)
+    assert "1 done" in lines[-2]
+    assert "38 new" in lines[-2]
+    assert lines[-1] == "GPU-hours: 0 used, what is left is not known before a run has measured its speed"
+
+
+def test_a_display_keeps_to_the_terminals_height_and_shows_what_runs_first(reading: Reading) -> None:
+    lines = printed(reading, height=12)
+    assert len(lines) < 12
+    assert any(reading.rows[-1].run_id in line and "running" in line for line in lines)
+    assert not any(reading.rows[0].run_id in line for line in lines)  # done: shown last
+    assert any(line.startswith("and 34 more: 1 done, 33 new") for line in lines)
