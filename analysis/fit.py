@@ -2,10 +2,10 @@
 
 A coarse grid over the nonlinear parameters, with the linear ones projected out in closed form (variable
 projection), gives starts that do not depend on a guess; Levenberg-Marquardt with analytic Jacobians then
-polishes all of them together. Two curvatures are tried in each step, re-weighted least squares (robust far
-away) and the Huber loss's own second derivative (fast close by), and the better step is taken: with delta
-far below the noise the objective is nearly a sum of absolute values, on which either alone crawls. A mean
-instead of the sum would stop early, as it did in the Chinchilla paper.
+polishes all of them together. A step follows the Huber loss's own second derivative, which is exact close by; where
+that does not keep what it promises, re-weighted least squares (robust far away) is tried beside it and the better
+step is taken: with delta far below the noise the objective is nearly a sum of absolute values, on which either alone
+crawls. A mean instead of the sum would stop early, as it did in the Chinchilla paper.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from analysis.law import Array, Law
 
 Status = Literal["converged", "max_iter", "bound_hit", "abnormal"]
 Mask = NDArray[np.bool_]
+Rows = NDArray[np.int64]
 
 GRID = 24  # cells an axis of the projection grid
 STARTS = 12  # grid cells polished for the point estimate
 MAX_ITER = 400
 FLOOR = 1e-12
+KEPT = 0.5  # share of the promised gain from which on a step is taken without asking for another
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,8 @@ def minimise(
     """Levenberg-Marquardt inside a box, for a batch: y, w (problems, points), u (problems, parameters).
 
     low and high are (parameters) or (problems, parameters); equal ones hold a parameter fixed. A problem has
-    settled when its steps improve the objective by less than `tolerance` of it, or when no damping finds an
-    improving step.
+    settled when a step that kept its promise, or several in a row, improve the objective by less than `tolerance`
+    of it, or when no damping finds an improving step.
     """
     low, high = np.broadcast_to(low, u.shape), np.broadcast_to(high, u.shape)
     u = np.clip(u, low, high)
@@ -177,7 +179,9 @@ def minimise(
         live = np.flatnonzero(~settled)
         if live.size == 0:
             break
-        tried, reached = _best_step(problem, y[live], w[live], u[live], low[live], high[live], damping[live])
+        tried, reached, kept = _best_step(
+            problem, y[live], w[live], u[live], value[live], low[live], high[live], damping[live]
+        )
         gain = value[live] - reached
         better = gain > 0
         small = ~better | (gain <= tolerance * np.maximum(value[live], 1e-300))
@@ -186,7 +190,7 @@ def minimise(
         damping[live] = np.clip(np.where(better, damping[live] * 0.2, damping[live] * 6.0), 1e-12, 1e12)
         calm[live] = np.where(small, calm[live] + 1, 0)
         stuck = ~better & (damping[live] > 1e9)
-        settled[live] = stuck | (better & small & (calm[live] >= 4)) | (value[live] == 0.0)
+        settled[live] = stuck | (better & small & (kept | (calm[live] >= 4))) | (value[live] == 0.0)
     return Solution(u, value, settled)
 
 
@@ -212,35 +216,42 @@ def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: 
 
 
 def _best_step(
-    problem: Problem, y: Array, w: Array, u: Array, low: Array, high: Array, damping: Array
-) -> tuple[Array, Array]:
+    problem: Problem, y: Array, w: Array, u: Array, value: Array, low: Array, high: Array, damping: Array
+) -> tuple[Array, Array, Mask]:
+    """A step for each problem from `value`: where it leads, the objective there, and whether that was foreseen."""
     loss, jacobian = problem.law.predict_with_jacobian(u, problem.z)
     loss = np.maximum(loss, FLOOR)
     jacobian = jacobian / loss[:, :, None]
     r = np.log(loss) - y
     size = np.abs(r)
-    bend = np.minimum(1.0, problem.delta / np.maximum(size, FLOOR))
-    inside = size <= problem.delta
-    slope = ((w * bend * r)[:, None, :] @ jacobian)[:, 0]
+    slope = ((w * np.clip(r, -problem.delta, problem.delta))[:, None, :] @ jacobian)[:, 0]
     span = high - low
     edge = 1e-12 * np.maximum(1.0, np.abs(u))
     held = ((u <= low + edge) & (slope > 0)) | ((u >= high - edge) & (slope < 0)) | (span <= 0)
     slope = np.where(held, 0.0, slope)
-    flat = (jacobian * (w * bend)[:, :, None]).transpose(0, 2, 1) @ jacobian
-    steep = (jacobian * (w * inside)[:, :, None]).transpose(0, 2, 1) @ jacobian
-    scale = np.maximum(np.einsum("rpp->rp", flat), 1e-18)
-    tried, reached = u, np.full(len(u), np.inf)
-    for matrix, factor in ((flat, damping), (steep, np.maximum(damping, 1e-9))):
-        free = ~held
+
+    def follow(curvature: Array, rows: Rows, least: float) -> tuple[Array, Array, Array]:
+        """Where a curvature (problems, points) leads these problems, the objective there, and the gain it promises."""
+        part, change = jacobian[rows], slope[rows]
+        matrix = (part * curvature[:, :, None]).transpose(0, 2, 1) @ part
+        free = ~held[rows]
         system = matrix * (free[:, :, None] & free[:, None, :])
-        lift = np.where(held, 1.0, scale * factor[:, None])
-        step = _solve(system, lift, slope)
-        candidate = np.clip(u - step, low, high)
-        value = objective_at(problem, candidate, y, w)
-        better = value < reached
-        tried = np.where(better[:, None], candidate, tried)
-        reached = np.where(better, value, reached)
-    return tried, reached
+        scale = np.maximum(np.einsum("rpp->rp", matrix), 1e-18) * np.maximum(damping[rows], least)[:, None]
+        change = _solve(system, np.where(free, scale, 1.0), change)
+        bent = (system @ change[:, :, None])[:, :, 0]
+        promise = (change * (slope[rows] - 0.5 * bent)).sum(axis=1)
+        there = np.clip(u[rows] - change, low[rows], high[rows])
+        return there, objective_at(problem, there, y[rows], w[rows]), promise
+
+    tried, reached, promise = follow(w * (size <= problem.delta), np.arange(len(u)), 1e-9)
+    kept = (reached < value) & (value - reached >= KEPT * promise)
+    rest = np.flatnonzero(~kept)
+    if rest.size:
+        bend = np.minimum(1.0, problem.delta / np.maximum(size[rest], FLOOR))
+        other, there, _ = follow(w[rest] * bend, rest, 0.0)
+        better = there < reached[rest]
+        tried[rest[better]], reached[rest[better]] = other[better], there[better]
+    return tried, reached, kept
 
 
 def _solve(matrix: Array, lift: Array, rhs: Array) -> Array:
