@@ -221,7 +221,7 @@ def _best_step(
     """A step for each problem from `value`: where it leads, the objective there, and whether that was foreseen."""
     loss, jacobian = problem.law.predict_with_jacobian(u, problem.z)
     loss = np.maximum(loss, FLOOR)
-    jacobian = jacobian / loss[:, :, None]
+    jacobian /= loss[:, :, None]
     r = np.log(loss) - y
     size = np.abs(r)
     slope = ((w * np.clip(r, -problem.delta, problem.delta))[:, None, :] @ jacobian)[:, 0]
@@ -230,7 +230,7 @@ def _best_step(
     held = ((u <= low + edge) & (slope > 0)) | ((u >= high - edge) & (slope < 0)) | (span <= 0)
     slope = np.where(held, 0.0, slope)
 
-    def follow(curvature: Array, rows: Rows, least: float) -> tuple[Array, Array, Array]:
+    def follow(curvature: Array, rows: Rows | slice, least: float) -> tuple[Array, Array, Array]:
         """Where a curvature (problems, points) leads these problems, the objective there, and the gain it promises."""
         part, change = jacobian[rows], slope[rows]
         matrix = (part * curvature[:, :, None]).transpose(0, 2, 1) @ part
@@ -243,7 +243,7 @@ def _best_step(
         there = np.clip(u[rows] - change, low[rows], high[rows])
         return there, objective_at(problem, there, y[rows], w[rows]), promise
 
-    tried, reached, promise = follow(w * (size <= problem.delta), np.arange(len(u)), 1e-9)
+    tried, reached, promise = follow(w * (size <= problem.delta), slice(None), 1e-9)
     kept = (reached < value) & (value - reached >= KEPT * promise)
     rest = np.flatnonzero(~kept)
     if rest.size:

@@ -18,8 +18,10 @@ def _powers(theta: Array, z: Array) -> Array:
     """1 and exp(-theta_j z_j) for each input: a constant and one power law an input."""
     count = theta.shape[1]
     shape = (len(theta), z.shape[-2])
-    terms = [np.broadcast_to(np.exp(-theta[:, j, None] * z[..., j]), shape) for j in range(count)]
-    return np.stack([np.ones(shape), *terms], axis=2)
+    phi = np.ones((*shape, count + 1))
+    for j in range(count):
+        np.exp(-theta[:, j, None] * z[..., j], out=phi[:, :, j + 1])
+    return phi
 
 
 def _power_bends(phi: Array, z: Array, coefficients: Array) -> Array:
