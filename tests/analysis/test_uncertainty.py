@@ -96,15 +96,20 @@ def test_a_profile_of_what_the_points_cannot_tell_stays_open() -> None:
 
 
 def coverage(study: SyntheticStudy, trials: int) -> tuple[float, float]:
-    """Share of studies whose intervals hold the true alpha and the true size ratio at the headline."""
-    alpha = ratio = 0
+    """Share of the intervals given that hold the true alpha, and the true size ratio at the headline.
+
+    A ratio that cannot be identified has none; at least half of them must have one.
+    """
+    alpha, ratio = [], []
     for seed in range(trials):
         document = fit_points(checked(study.table(1000 + seed)), resamples=200, seed=seed)
         low, high = document.architectures["cross_transformer"].ci95["alpha"]
-        alpha += low <= TRANSFORMER["alpha"] <= high
+        alpha.append(low <= TRANSFORMER["alpha"] <= high)
         row = max(document.comparison.size_ratio, key=lambda row: (row.reference_n_params, row.tokens))
-        ratio += row.estimate_ci95 is not None and row.estimate_ci95[0] <= TRUE_RATIO <= row.estimate_ci95[1]
-    return alpha / trials, ratio / trials
+        if row.estimate_ci95 is not None:
+            ratio.append(row.estimate_ci95[0] <= TRUE_RATIO <= row.estimate_ci95[1])
+    assert len(ratio) >= trials / 2
+    return float(np.mean(alpha)), float(np.mean(ratio))
 
 
 def test_intervals_of_the_few_series_of_a_demo_cover_the_truth() -> None:
