@@ -14,6 +14,11 @@ import numpy as np
 from analysis import traces, wording
 from analysis.curves import bar, spreads
 from analysis.laws import law_named
+from analysis.optimum_figures import CAPTION as OPTIMUM_CAPTION
+from analysis.optimum_figures import TITLE as OPTIMUM_TITLE
+from analysis.optimum_figures import has_optima, interactive_optima
+from analysis.profile_figures import CAPTION as PROFILE_CAPTION
+from analysis.profile_figures import flat_parameters, interactive_profiles
 from analysis.style import INK, LOSS, budget_label, colour, plain_ticks, shade, shades
 
 if TYPE_CHECKING:
@@ -44,11 +49,18 @@ def interactive_figures(
     if "n_params" in inputs:
         figures.append(_together(scene))
         figures.append(_families(scene, by_size=True))
-    if len(inputs) == 2 or "n_params" not in inputs:
+    if len(inputs) > 1 or "n_params" not in inputs:
         figures.append(_families(scene, by_size=False))
     if wording.ratio_rows(document):
         figures.append(_ratio(scene))
+    if has_optima(document):
+        data, layout = interactive_optima(scene)
+        figures.append(InteractiveFigure("compute_optimal", OPTIMUM_TITLE, OPTIMUM_CAPTION, data, layout))
     figures.append(_residuals(scene))
+    if flat_parameters(document):
+        data, layout = interactive_profiles(scene)
+        title = "What the points do not tell"
+        figures.append(InteractiveFigure("profiles", title, PROFILE_CAPTION, data, layout))
     return figures
 
 

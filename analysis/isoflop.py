@@ -160,7 +160,7 @@ def _interpolated(size: Array, flops: Array) -> list[Rung]:
         return []
     grid = np.geomspace(min(low for low, _ in spans.values()), max(high for _, high in spans.values()), 200)
     covered = [c for c in grid if sum(low <= c <= high for low, high in spans.values()) >= FEWEST]
-    if not covered:
+    if not covered or covered[-1] < 2 * covered[0]:
         return []
     rungs = []
     for budget in np.geomspace(covered[0], covered[-1], MANY):

@@ -12,6 +12,9 @@ from analysis import wording
 from analysis.curves import Spread, bar, spreads
 from analysis.law import Array
 from analysis.laws import law_named
+from analysis.optimum_figures import draw_optima, has_optima
+from analysis.profile_figures import draw_profiles, flat_parameters
+from analysis.profile_figures import size as profile_size
 from analysis.style import (
     INK,
     LOSS,
@@ -42,7 +45,7 @@ def draw_figures(points: CheckedPoints, document: FitDocument, out: Path) -> lis
     out.mkdir(parents=True, exist_ok=True)
     laws = spreads(points, document)
     inputs = law_named(document.law).inputs
-    two = "n_params" in inputs and len(inputs) == 2
+    two = "n_params" in inputs and len(inputs) > 1
     figures: list[tuple[str, tuple[float, float], Callable[[Figure], None]]] = []
     if "n_params" in inputs:
         figures.append(("main", (7.2, 4.8), lambda f: _main(f, laws, document)))
@@ -53,7 +56,11 @@ def draw_figures(points: CheckedPoints, document: FitDocument, out: Path) -> lis
         figures.append(("loss_vs_budget", _wide(laws), lambda f: _families(f, laws, document, "budget")))
     if wording.ratio_rows(document):
         figures.append(("size_ratio", (7.2, 4.2), lambda f: _ratio(f, document)))
+    if has_optima(document):
+        figures.append(("compute_optimal", (7.2, 4.6), lambda f: draw_optima(f, document)))
     figures.append(("residuals", _wide(laws), lambda f: _residuals(f, laws, document)))
+    if flat_parameters(document):
+        figures.append(("profiles", profile_size(document), lambda f: draw_profiles(f, document)))
     written = []
     with mpl.rc_context(RC):  # type: ignore[arg-type]
         for name, size, draw in figures:

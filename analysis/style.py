@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis.law import Array
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, one colour an architecture wherever it appears.
 COLOURS = {
@@ -88,3 +91,17 @@ def linear_ticks(values: Array) -> tuple[float, float, list[float], Callable[[fl
 def budget_label(unit: str) -> str:
     """Axis label of a budget column."""
     return "training iterations" if unit == "iterations" else "training tokens"
+
+
+def log_axis(
+    axes: Axes, which: str, low: float, high: float, ticks: Sequence[float], text: Callable[[float], str]
+) -> None:
+    """A drawn logarithmic axis, `which` being x or y, with the ticks given as text in real units and no others."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator(list(ticks)))
+    axis.set_major_formatter(FixedFormatter([text(tick) for tick in ticks]))
+    axis.set_minor_locator(NullLocator())

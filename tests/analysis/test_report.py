@@ -87,6 +87,7 @@ def test_figures_and_the_fit_stand_beside_the_page(
 ) -> None:
     out, _, _ = written
     names = {"main", "loss_vs_parameters", "loss_vs_budget", "size_ratio", "residuals"}
+    names |= {"profiles"}  # so few points leave most parameters without an end
     assert {path.name for path in (out / "figures").iterdir()} == {
         f"{name}{suffix}" for name in names for suffix in (".svg", ".png")
     }
@@ -103,7 +104,7 @@ def test_every_point_and_seed_is_in_the_table_and_under_the_pointer(
     runs = set(points.frame["run_id"])
     assert {row[0] for row in page.tables["points"][1:]} == runs
     for figure in page.figures:
-        if figure["name"] == "size_ratio":
+        if figure["name"] in {"size_ratio", "compute_optimal", "profiles"}:
             continue
         hovered = " ".join(text for trace in figure["data"] for text in trace.get("hovertext", []))
         assert {run for run in runs if f"run {run}<" in hovered} == runs, figure["name"]
@@ -215,3 +216,50 @@ def test_every_law_has_its_report(law: str, tmp_path: Path) -> None:
     html, page = page_of(points, fit_points(points, law=law, resamples=100), tmp_path)
     assert page.figures
     assert "Fitted laws" in html
+
+
+@pytest.fixture(scope="module")
+def ample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitDocument, Page]:
+    """The report of a study that tells every parameter and holds compute equal across sizes."""
+    sizes, counts = tuple(1e5 * 2.0**k for k in range(8)), tuple(50 * 2**k for k in range(7))
+    points = checked(
+        SyntheticStudy(sizes=sizes, iterations=counts, seeds=(2,) * 8, cluster_noise=0.001).table(0)
+    )
+    document = fit_points(points, resamples=100)
+    out = tmp_path_factory.mktemp("ample")
+    return out, document, page_of(points, document, out)[1]
+
+
+def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(
+    ample: tuple[Path, FitDocument, Page],
+) -> None:
+    out, document, page = ample
+    assert (out / "figures" / "compute_optimal.svg").exists()
+    (figure,) = [figure for figure in page.figures if figure["name"] == "compute_optimal"]
+    lines = [trace["y"] for trace in figure["data"] if trace["mode"] == "lines"]
+    assert lines == [[one.parametric for one in found.optima] for found in document.isoflop.values()]
+    predicted = [one for fit in document.architectures.values() for one in fit.predictions]
+    assert [row[3] for row in page.tables["predictions"][1:]] == [f"{one.loss:.4f}" for one in predicted]
+    gains = document.comparison.token_gain
+    assert [row[3] for row in page.tables["token-gain"][1:]] == [f"{row.loss:.4f}" for row in gains]
+    exponents = [found.exponents["parametric"].value for found in document.isoflop.values()]
+    assert [row[1] for row in page.tables["compute-optimal"][1:]] == [f"{value:.3f}" for value in exponents]
+    assert len(page.tables["conventions"]) == 1 + len(document.comparison.conventions) > 1
+
+
+def test_a_profile_is_drawn_where_it_is_flat_and_not_where_it_closes(
+    ample: tuple[Path, FitDocument, Page], tmp_path: Path
+) -> None:
+    out, _, closed = ample
+    assert not any(figure["name"] == "profiles" for figure in closed.figures)
+    assert not (out / "figures" / "profiles.png").exists()
+    points = checked(SyntheticStudy(sizes=(1e5, 3e5), seeds=(3, 3)).table(0))
+    document = fit_points(points, resamples=100)
+    _, page = page_of(points, document, tmp_path)
+    (figure,) = [figure for figure in page.figures if figure["name"] == "profiles"]
+    fit = document.architectures["prefix_simba"]
+    flat = [name for name, curve in fit.profile.items() if None in curve.interval]
+    assert flat
+    drawn = [trace["x"] for trace in figure["data"] if trace["mode"] == "lines"]
+    assert all(list(fit.profile[name].values) in drawn for name in flat)
+    assert (tmp_path / "figures" / "profiles.svg").exists()

@@ -41,7 +41,9 @@ def chromium() -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    points = checked(SyntheticStudy().table(0))
+    sizes, counts = tuple(1e5 * 2.0**k for k in range(5)), (200, 400, 800, 1600)
+    study = SyntheticStudy(sizes=sizes, iterations=counts, seeds=(1,) * 5, cluster_noise=0.012)
+    points = checked(study.table(0))
     document = fit_points(points, resamples=100)
     out = tmp_path_factory.mktemp("report")
     return write_report(points, document, out, study="demo", provenance=Provenance(command="test"))
@@ -65,13 +67,22 @@ def test_every_figure_is_drawn_without_a_word_on_the_console(
     dom, console = browse(chromium, report, tmp_path)
     assert console == []
     names = re.findall(r'id="figure-(\w+)"', dom)
-    assert names == ["together", "loss_vs_parameters", "loss_vs_budget", "size_ratio", "residuals"]
+    drawn = [
+        "together",
+        "loss_vs_parameters",
+        "loss_vs_budget",
+        "size_ratio",
+        "compute_optimal",
+        "residuals",
+        "profiles",
+    ]
+    assert names == drawn
     assert dom.count('data-drawn="yes"') == len(names)
     parts = re.split(r'id="figure-\w+"', dom)[1:]
     for name, part in zip(names, parts, strict=True):
         assert 'class="main-svg"' in part, name
         points = len(re.findall(r'class="point\b', part))
-        assert points >= (36 if name != "size_ratio" else 3), name
+        assert points >= {"size_ratio": 3, "compute_optimal": 3, "profiles": 2}.get(name, 40), name
 
 
 def test_a_broken_script_would_be_seen(chromium: str, report: Path, tmp_path: Path) -> None:
