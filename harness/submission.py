@@ -202,8 +202,9 @@ class Submission:
             time.sleep(POLL_SECONDS)
         if set(states.values()) == {JobState.BUSY}:
             time.sleep(BUSY_SECONDS)
+        unfinished = {row.run_id for row in self._read() if row.state in {RunState.NEW, RunState.INTERRUPTED}}
         for handle, state in states.items():
-            self._settle(handle, state)
+            self._settle(handle, state, unfinished)
 
     def prepare(self, missing: Sequence[RunStatus]) -> list[Job]:
         """Write what workers read of these Runs; returns their Series as jobs, the longest first."""
@@ -255,11 +256,10 @@ class Submission:
             log_dir=self.root.series(series_id) / "logs",
         )
 
-    def _settle(self, handle: Handle, state: JobState) -> None:
+    def _settle(self, handle: Handle, state: JobState, unfinished: set[str]) -> None:
         """Give up a Series whose workers come back again and again without having finished or failed its Runs."""
         if state in {JobState.BUSY, JobState.PREEMPTED}:
             return
-        unfinished = {row.run_id for row in self._read() if row.state in {RunState.NEW, RunState.INTERRUPTED}}
         left = [folder for folder in handle.job.run_dirs if folder.name in unfinished]
         attempts = self._attempts[handle.job.series_id] = self._attempts.get(handle.job.series_id, 0) + 1
         if not left or attempts < MOST_ATTEMPTS:

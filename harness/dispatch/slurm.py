@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +143,18 @@ class Book:
         if array.job_id is None:
             return True
         return any(
-            task.series_id == series_id
-            and (view := self.job_of(array, index)) is not None
-            and view.state in _LIVE
-            for index, task in enumerate(array.tasks)
+            (view := self.job_of(array, index)) is not None and view.state in _LIVE
+            for index in self._places.get((name, series_id), ())
         )
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, str], list[int]]:
+        """By array and Series, the elements that train it."""
+        places: dict[tuple[str, str], list[int]] = {}
+        for name, array in self.arrays.items():
+            for index, task in enumerate(array.tasks):
+                places.setdefault((name, task.series_id), []).append(index)
+        return places
 
 
 _LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})

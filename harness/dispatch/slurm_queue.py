@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from harness.dispatch.base import JobState
@@ -61,14 +61,20 @@ def read_jobs(names: Sequence[str], since: str) -> dict[str, JobView]:
             found[view.job_id] = replace(view, accounted_seconds=in_all)
     answer = call("squeue", "--noheader", "--array", "--states=all", f"--name={wanted}", f"--format={SQUEUE}")
     queue = {view.job_id: view for line in answer.splitlines() if (view := _from_squeue(line)) is not None}
-    for job_id, view in found.items():
+    return put_together(queue, found)
+
+
+def put_together(queue: Mapping[str, JobView], accounts: Mapping[str, JobView]) -> dict[str, JobView]:
+    """What squeue and, before it, sacct said, by job id: of what is alive squeue alone knows."""
+    views = dict(queue)
+    for job_id, view in accounts.items():
         if job_id in queue:
-            queue[job_id] = replace(queue[job_id], accounted_seconds=view.accounted_seconds)
+            views[job_id] = replace(queue[job_id], accounted_seconds=view.accounted_seconds)
         elif view.state in LIVE:
-            queue[job_id] = replace(view, state=JobState.LOST)
+            views[job_id] = replace(view, state=JobState.LOST)
         else:
-            queue[job_id] = view
-    return queue
+            views[job_id] = view
+    return views
 
 
 def call(*command: str) -> str:

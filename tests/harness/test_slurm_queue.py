@@ -1,9 +1,11 @@
 """What squeue and sacct print, read as jobs."""
 
+from dataclasses import replace
+
 import pytest
 
 from harness.dispatch.base import JobState
-from harness.dispatch.slurm_queue import _from_sacct, _from_squeue, _seconds
+from harness.dispatch.slurm_queue import _from_sacct, _from_squeue, _seconds, put_together
 from harness.dispatch.slurm_words import STATES, explain, state_of
 
 
@@ -94,3 +96,18 @@ def test_a_reason_is_given_in_slurms_word_and_in_ours(reason: str, said: str) ->
 
 def test_a_reason_nobody_has_heard_of_is_passed_on() -> None:
     assert explain("PhaseOfTheMoon") == "PhaseOfTheMoon"
+
+
+def test_of_a_requeued_job_the_queue_is_right_and_its_accounts_tell_the_time() -> None:
+    waits = _from_squeue("12_3|ssmscale-a|PENDING|0:00||BeginTime")
+    ended = _from_sacct("12_3|ssmscale-a|PREEMPTED|17|n1")
+    assert waits is not None
+    assert ended is not None
+    (view,) = put_together({"12_3": waits}, {"12_3": replace(ended, accounted_seconds=40.0)}).values()
+    assert (view.state, view.accounted_seconds) == (JobState.QUEUED, 40.0)
+
+
+def test_a_job_that_accounts_call_running_and_the_queue_does_not_know_is_lost() -> None:
+    stale = _from_sacct("12_3|ssmscale-a|RUNNING|17|n1")
+    assert stale is not None
+    assert put_together({}, {"12_3": stale})["12_3"].state is JobState.LOST
