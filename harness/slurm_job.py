@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tenacity import (
@@ -76,8 +77,12 @@ def settle(task: Task, code: int) -> int:
         if (reason := _stopped_by(progress)) is not None
     ]
     job_id = _job_id()
+    job = look_up(job_id)
+    if job.starts_again > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        log.info("job %s was started again elsewhere", job_id)
+        return EXIT_PREEMPTED
     if stopped and code in {0, EXIT_PREEMPTED}:
-        if NEAR_TIME_LIMIT in stopped or is_preempted(job_id):
+        if NEAR_TIME_LIMIT in stopped or job.is_wanted:
             requeue(job_id)
         return EXIT_PREEMPTED
     if code in {0, EXIT_PREEMPTED}:
@@ -122,15 +127,31 @@ def count_crashes(control: Control, left: Sequence[Path], place: str) -> int:
     return count
 
 
-def is_preempted(job_id: str) -> bool:
-    """Whether SLURM ends this job to make room for another, and not because somebody cancelled it."""
-    said = call("scontrol", "--oneliner", "show", "job", job_id)
-    found = re.search(r"\bPreemptTime=(\S+)", said)
-    return found is not None and found[1] not in {"None", "Unknown", "N/A"}
+@dataclass(frozen=True)
+class JobWord:
+    """What SLURM says of this very job."""
+
+    is_wanted: bool
+    """Whether nobody cancelled it: it goes on, or SLURM ends it to make room for another."""
+    starts_again: int
+    """How often it has been requeued; the batch script on a node thought dead may be older."""
+
+
+def look_up(job_id: str) -> JobWord:
+    """Ask SLURM about a job; raises SchedulerGone where it has not answered for minutes."""
+    said = _patiently("scontrol", "--oneliner", "show", "job", job_id)
+    facts = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", said))
+    preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
+    return JobWord(facts.get("JobState") == "RUNNING" or preempted, int(facts.get("Restarts", 0)))
 
 
 def requeue(job_id: str) -> None:
     """Have SLURM start this job again under its own number; a slurmctld that is away is waited for."""
+    log.info("requeueing job %s", job_id)
+    _patiently("scontrol", "requeue", job_id)
+
+
+def _patiently(*command: str) -> str:
     patience = Retrying(
         retry=retry_if_exception_type(SchedulerGone),
         wait=wait_exponential_jitter(initial=1, max=20),
@@ -138,8 +159,7 @@ def requeue(job_id: str) -> None:
         before_sleep=before_sleep_log(log, logging.WARNING),
         reraise=True,
     )
-    log.info("requeueing job %s", job_id)
-    patience(call, "scontrol", "requeue", job_id)
+    return str(patience(call, *command))
 
 
 def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:

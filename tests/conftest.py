@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from harness.rundir import Root
+from harness.store import connect
+from harness.tracking import default_uri
 from tests.corpora import write_tiny_corpus
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -51,6 +55,34 @@ def tiny_study(corpus: Path) -> dict[str, Any]:
         "training": {"batch": 8, "optimiser": {"lr": 3e-3}, "schedule": {"warmup": 2}},
         "tracking": {"log_every": 1},
     }
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store with its tables made, which takes seconds; to be copied."""
+    root = Root(tmp_path_factory.mktemp("store"))
+    connect(default_uri(root))
+    return root.path / "mlflow.db"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount real, small disks: call it with their bytes; skips where this machine lets nobody mount."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        place = tmp_path / f"disk-{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import psutil
 import yaml
 
-from harness.journal import Event, Progress, read_events, read_progress
+from harness.dispatch.slurm import Array, ArrayBook, Task
+from harness.journal import Event, read_events, read_progress
 from harness.rundir import Root
 from slurm.devcluster.cluster import DevCluster
 from tests.checkouts import environment_of
@@ -111,46 +111,90 @@ class SlurmStudy:
     def series(self) -> list[Path]:
         return sorted((self.root.path / "series").iterdir())
 
-    def progress(self) -> list[Progress]:
-        """Every journal of the study."""
-        folders = [*self.root.path.glob("series/*"), *self.root.path.glob("runs/*")]
-        return [read_progress(folder) for folder in folders]
+    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+        """Return when any journal tells of that step."""
+        wait_until(lambda: any(read_progress(folder).step >= step for folder in self.journals()), seconds)
 
-    def step(self) -> int:
-        """The furthest step any journal tells of."""
-        return max((progress.step for progress in self.progress()), default=0)
+    def tasks(self) -> dict[Path, Task]:
+        """What each Series' newest job trains, by the Series' directory."""
+        return {self.root.series(task.series_id): task for array in self.arrays() for task in array.tasks}
 
-    def count(self, event: Event) -> int:
-        """How often an event was journalled."""
-        folders = [*self.root.path.glob("series/*"), *self.root.path.glob("runs/*")]
-        return sum(found["event"] == event for folder in folders for found in read_events(folder))
+    def arrays(self) -> list[Array]:
+        """The arrays submitted so far, oldest first."""
+        return list(ArrayBook(self.root.study(self.fields["name"])).read().values())
 
-    def ranks(self) -> list[psutil.Process]:
-        """The processes that train, on whatever node."""
+    def job(self, series: Path) -> str:
+        """SLURM's number of a Series' newest job."""
+        ids = [
+            f"{array.job_id}_{index}"
+            for array in self.arrays()
+            for index, task in enumerate(array.tasks)
+            if task.series_id == series.name
+        ]
+        return ids[-1]
+
+    def nodes(self) -> dict[Path, str]:
+        """Where the jobs that run are, by the Series' directory."""
+        lines = self.slurm("squeue", "--noheader", "--array", "--states=running", "--format=%i %N")
+        held = dict(line.split() for line in lines.splitlines())
+        return {series: held[job] for series in self.tasks() if (job := self.job(series)) in held}
+
+    def journals(self) -> list[Path]:
+        """Every directory of the study that holds a journal."""
+        return sorted([*self.root.path.glob("series/*"), *self.root.path.glob("runs/*")])
+
+    def count(self, event: Event, **fields: Any) -> int:
+        """How often an event with these fields was journalled."""
+        told = (found for folder in self.journals() for found in read_events(folder))
+        return sum(found["event"] == event and fields.items() <= found.items() for found in told)
+
+    def ranks(self, series: Path) -> list[psutil.Process]:
+        """The processes that train a Series, on whatever node."""
+        run_dirs = set(map(str, self.tasks()[series].run_dirs))
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if (
-                "harness.worker" in line
-                and any(str(self.root.path) in word for word in line)
-                and "srun" not in line[0]
-            ):
+            if "harness.worker" in line and run_dirs & set(line) and "srun" not in line[0]:
                 found.append(process)
         return found
 
-    def wait_for_step(self, step: int, seconds: float = 120) -> None:
-        wait_until(lambda: self.step() >= step, seconds)
+    def hold(self, beyond: Mapping[Path, int], seconds: float = 240) -> dict[Path, list[psutil.Process]]:
+        """Freeze the ranks of each Series as it passes a step of its trunk; returns them.
 
-    def make_room(self) -> None:
-        """Have a job of higher priority take both nodes for a moment."""
+        What is to befall a job then finds it training, however fast this machine is.
+        """
+        held: dict[Path, list[psutil.Process]] = {}
+
+        def all_are_held() -> bool:
+            for series, step in beyond.items():
+                if series not in held and read_progress(series).step > step:
+                    held[series] = self.ranks(series)
+                    for process in held[series]:
+                        process.suspend()
+                    assert held[series], f"{series} was trained to its end before it could be held"
+            return len(held) == len(beyond)
+
+        wait_until(all_are_held, seconds)
+        return held
+
+    def waits(self, series: Path) -> bool:
+        """Whether a Series' job is in the queue and does not run."""
+        return f"{self.job(series)} PENDING" in self.queue()
+
+    def drain(self, node: str) -> None:
+        """Have SLURM give a node no more jobs; those it has stay."""
+        self.slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=testing")
+
+    def make_room(self, node: str) -> None:
+        """Have a job of higher priority take a whole node for a moment."""
         self.slurm(
-            *("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"),
-            *("--wrap", "sleep 1"),
+            *("sbatch", "--partition=high", f"--nodelist={node}", "--exclusive", "--output=/dev/null"),
+            *("--wrap", "true"),
         )
 
-    def kill_a_rank(self) -> None:
-        """End one rank with SIGKILL."""
-        self.ranks()[-1].send_signal(signal.SIGKILL)
+    def near_time_limit(self, series: Path) -> None:
+        """Send a job's ranks what SLURM sends them when its time is nearly over: a limit is a minute at least."""
+        self.slurm("scancel", "--signal=USR2", self.job(series))
 
     def wait_until_over(self, seconds: float = 240) -> None:
         wait_until(lambda: not self.queue(), seconds)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.journal import Event, read_progress
+from harness.journal import read_progress
 from harness.rundir import Root
 from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import Make
@@ -48,44 +48,6 @@ def test_ranks_on_two_nodes_train_one_series(make: Make, study_fields: Fields, t
     started = read_progress(series).started
     assert started is not None
     assert (started["layout"]["ranks"], started["layout"]["zero_stage"]) == (2, 3)
-
-
-def test_a_study_preempted_and_killed_ends_with_the_losses_it_would_have_had(
-    make: Make, study_fields: Fields, tmp_path: Path
-) -> None:
-    study_fields["grid"]["iterations"] = [100, 1500]
-    study_fields["resources"] = {"checkpoint_every": 100}
-    study_fields["tracking"]["log_every"] = 10
-    study = make(study_fields)
-    study.submit()
-    study.wait_for_step(150)
-    study.make_room()
-    wait_until(lambda: study.count(Event.PREEMPTED) == 1, 60)
-    wait_until(lambda: study.count(Event.RESUMED) >= 1, 120)
-    study.wait_for_step(study.step() + 100)
-    study.kill_a_rank()
-    study.wait_until_over()
-    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields, checkpoint_every=100)
-
-
-@pytest.mark.verify
-def test_a_node_that_falls_silent_is_fenced_off_and_its_job_goes_on_elsewhere(
-    make: Make, study_fields: Fields, tmp_path: Path
-) -> None:
-    study_fields["grid"]["iterations"] = [100, 6000]
-    study_fields["resources"] = {"checkpoint_every": 200}
-    study_fields["tracking"]["log_every"] = 10
-    study = make(study_fields)
-    study.submit()
-    study.wait_for_step(200)
-    node = study.slurm("squeue", "--noheader", "--format=%N").split()[0]
-    study.cluster.stop_node(node)
-    try:
-        wait_until(lambda: study.count(Event.RESUMED) >= 1, 180)
-    finally:
-        study.cluster.start_node(node)
-    study.wait_until_over(400)
-    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields, checkpoint_every=200)
 
 
 def test_two_submissions_at_once_submit_every_series_once(make: Make, study_fields: Fields) -> None:

@@ -2,51 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.rundir import Root, write_run, write_series
-from harness.store import connect
 from harness.study import Study
 from harness.submission import ResolvedStudy, register, resolve
-from harness.tracking import default_uri
 from harness.validation import validate
 from tests.conftest import tiny_study
 from tests.harness.bundles import exported, registered, with_iterations
 from tests.harness.fuzzing import Planted
 from tests.harness.trainer import train
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with its tables made, which takes seconds; to be copied."""
-    root = Root(tmp_path_factory.mktemp("store"))
-    connect(default_uri(root))
-    return root.path / "mlflow.db"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount real, small disks: call it with their bytes; skips where this machine lets nobody mount."""
-    mounted: list[Path] = []
-
-    def mount(size: int) -> Path:
-        place = tmp_path / f"disk-{len(mounted)}"
-        place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.fixture(params=[1, pytest.param(10, marks=pytest.mark.verify)], ids=["few", "many"])

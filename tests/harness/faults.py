@@ -115,28 +115,7 @@ class Story:
 
     def check_mlflow(self) -> None:
         """Every journalled step and evaluation is in MLflow, once, and every run is over."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=default_uri(self.root))
-        experiment = client.get_experiment_by_name("tiny")
-        assert experiment is not None
-        held = {
-            run.data.tags["ssmscale.id"]: run
-            for run in client.search_runs([experiment.experiment_id], max_results=1000)
-            if run.data.tags["ssmscale.kind"] != "study"
-        }
-        assert set(held) == {folder.name for folder in self.folders}
-        for folder in self.folders:
-            run, told = held[folder.name], read_progress(folder)
-            assert run.info.status == "FINISHED"
-            for key in run.data.metrics:
-                steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
-                assert len(steps) == len(set(steps)), (folder, key)
-            for key, events in (("train_loss", told.steps), ("valid_loss", told.evals)):
-                history = client.get_metric_history(run.info.run_id, key) if events else []
-                assert {metric.step: metric.value for metric in history} == {
-                    step: event["loss"] for step, event in events.items()
-                }, (folder, key)
+        check_mirrored(default_uri(self.root), "tiny", self.folders)
 
     # -- moments
 
@@ -169,6 +148,34 @@ class Story:
             return bool(begun) and time.monotonic() - begun[0] > seconds
 
         return passed
+
+
+def check_mirrored(uri: str, study: str, folders: Sequence[Path]) -> None:
+    """Every Run and Series is in MLflow once and is over, and with it every journalled step and evaluation, once."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(study)
+    assert experiment is not None
+    found = [
+        run
+        for run in client.search_runs([experiment.experiment_id], max_results=1000)
+        if run.data.tags["ssmscale.kind"] != "study"
+    ]
+    held = {run.data.tags["ssmscale.id"]: run for run in found}
+    assert set(held) == {folder.name for folder in folders}
+    assert len(held) == len(found)
+    for folder in folders:
+        run, told = held[folder.name], read_progress(folder)
+        assert run.info.status == "FINISHED"
+        for key in run.data.metrics:
+            steps = [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+            assert len(steps) == len(set(steps)), (folder, key)
+        for key, events in (("train_loss", told.steps), ("valid_loss", told.evals)):
+            history = client.get_metric_history(run.info.run_id, key) if events else []
+            assert {metric.step: metric.value for metric in history} == {
+                step: event["loss"] for step, event in events.items()
+            }, (folder, key)
 
 
 def step_files(story: Story) -> list[Path]:

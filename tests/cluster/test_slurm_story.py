@@ -1,0 +1,171 @@
+"""The whole story on a real SLURM: a study is submitted once, everything happens to its jobs, and it finishes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.journal import Event, attempts, read_events, read_progress
+from harness.rundir import Root
+from harness.tracking import default_uri
+from tests.cluster.servers import wait_until
+from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.harness.faults import check_mirrored
+from tests.harness.trainer import losses, prepared
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+Fields = dict[str, Any]
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.verify)])
+def test_a_study_submitted_once_finishes_whatever_befalls_its_jobs(
+    make: Make, study_fields: Fields, empty_store: Path, tmp_path: Path, ranks: int
+) -> None:
+    study = make(eighteen_runs(study_fields, ranks))
+    study.root.path.mkdir(parents=True)
+    shutil.copy(empty_store, study.root.path / "mlflow.db")
+    assert "18 runs in 6 series submitted to dev" in study.submit()
+
+    everyone = sorted(study.tasks())
+    held = study.hold(dict.fromkeys(everyone, 30))
+    nodes = study.nodes()
+    killed, timed_out, *silent = [series for series in everyone if nodes[series] == "n1"]
+    preempted = [series for series in everyone if nodes[series] == "n2"]
+    assert silent
+    assert preempted
+    with undisturbed(tmp_path, study) as apart:
+        study.drain("n1")  # keeps the jobs it has and is given no more
+        study.make_room("n2")  # SLURM itself wakes those it tells to leave
+        held[killed][-1].kill()
+        study.near_time_limit(timed_out)
+        wake([*held[killed][:-1], *held[timed_out]])
+        wait_until(lambda: study.waits(killed) and study.waits(timed_out))
+        with fallen_silent(study, "n1"):
+            again = study.hold({series: read_progress(series).step + 10 for series in preempted})
+            study.make_room("n2")
+            wait_until(lambda: study.count(Event.PREEMPTED, reason="SIGTERM") >= 2 * len(preempted))
+
+            wait_until(lambda: all(len(attempts(series)) > 1 for series in silent))
+            lines = {series: told_by(series, attempt=1) for series in silent}
+            wake([process for series in silent for process in held[series]])
+            wait_until(lambda: not any(is_running(process) for series in silent for process in held[series]))
+            assert {series: told_by(series, attempt=1) for series in silent} == lines  # fenced off
+        study.wait_until_over()
+        expected = apart()
+    assert losses(study.root, study.fields) == expected
+    assert not any(is_running(process) for processes in again.values() for process in processes)
+
+    assert study.count(Event.PREEMPTED, reason="SIGUSR2") == 1
+    for series in everyone:
+        assert read_progress(series).attempt >= (3 if series in preempted else 2)
+    for folder in study.journals():
+        check_nothing_but_unsaved_steps_was_lost(folder)
+    assert "18 finished runs are in" in study.run("sync")
+    check_mirrored(default_uri(study.root), "tiny", study.journals())
+    assert json.loads(study.run("status", "--json"))["counts"] == {"done": 18}
+    assert "nothing of tiny is left to submit" in study.submit()
+
+
+def eighteen_runs(fields: Fields, ranks: int) -> Fields:
+    fields["grid"] = {
+        "architectures": {"prefix_simba": None, "cross_transformer": None},
+        "sizes": {
+            "xs": {"n_blocks": 1, "d_model": 16},
+            "s": {"n_blocks": 1, "d_model": 24},
+            "m": {"n_blocks": 2, "d_model": 16},
+        },
+        "iterations": [20, 60, 160],
+    }
+    fields["resources"] = {"ranks": ranks, "zero_stage": 0 if ranks == 1 else 1, "checkpoint_every": 20}
+    return fields
+
+
+@contextmanager
+def fallen_silent(study: SlurmStudy, node: str) -> Iterator[None]:
+    """A node whose slurmd is gone while its jobs are not; SLURM starts them elsewhere once it has noticed."""
+    study.cluster.stop_node(node)
+    try:
+        yield
+    finally:
+        study.cluster.start_node(node)
+        study.slurm("scontrol", "update", f"nodename={node}", "state=resume")
+
+
+@contextmanager
+def undisturbed(tmp_path: Path, study: SlurmStudy) -> Iterator[Any]:
+    """Train the same study apart, on the same layout, meanwhile; what is yielded waits for its losses."""
+    resources = study.fields["resources"]
+    apart, launch = Root(tmp_path / "apart"), {"checkpoint_every": resources["checkpoint_every"]}
+    groups = prepared(apart, study.fields, zero_stage=resources["zero_stage"], **launch)
+    run_dirs = [str(apart.run(run.run_id)) for _, runs in groups for run in runs]
+    starter = (
+        ["-m"]
+        if resources["ranks"] == 1
+        else [
+            *("-m", "torch.distributed.run", "--nproc_per_node", str(resources["ranks"])),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m"),
+        ]
+    )
+    with (tmp_path / "apart.log").open("wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, *starter, "harness.worker", *run_dirs],
+            stdout=log,
+            stderr=log,
+            env=study.environment,
+        )
+
+    def finish() -> list[float]:
+        assert worker.wait(300) == 0, (tmp_path / "apart.log").read_text()[-3000:]
+        for folder in study.root.path.glob("series/*"):
+            ours, theirs = read_progress(folder).started, read_progress(apart.series(folder.name)).started
+            assert ours is not None
+            assert theirs is not None
+            assert ours["layout"] == theirs["layout"]
+        return losses(apart, study.fields)
+
+    try:
+        yield finish
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def told_by(folder: Path, attempt: int) -> list[dict[str, Any]]:
+    return [event for event in read_events(folder) if event["attempt"] == attempt]
+
+
+def wake(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.resume()
+
+
+def is_running(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def check_nothing_but_unsaved_steps_was_lost(folder: Path) -> None:
+    """Each attempt begins where the newest checkpoint was made, and no step is missing in the end."""
+    saved = done = first = None
+    for attempt in attempts(folder):
+        events = told_by(folder, attempt)
+        steps = [event["step"] for event in events if event["event"] == Event.STEP]
+        if steps:
+            begun = min(steps) - 1
+            if first is None:
+                saved = done = first = begun
+            assert saved <= begun <= done, (
+                f"attempt {attempt} of {folder} begins at {begun}, saved were {saved}"
+            )
+        saved = max([saved or 0, *(event["step"] for event in events if event["event"] == Event.CHECKPOINT)])
+        done = max([done or 0, *steps])
+    assert sorted(read_progress(folder).steps) == list(range((first or 0) + 1, (done or 0) + 1))
