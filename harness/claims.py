@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.disk import naming_a_full_disk, sync_folder
+from harness.disk import drop_draft, naming_a_full_disk, sync_folder
 from harness.run import Frozen
 
 
@@ -49,7 +49,7 @@ def make_claim(series_dir: Path, claim: Claim) -> bool:
     except FileExistsError:
         return False
     finally:
-        draft.unlink(missing_ok=True)
+        drop_draft(draft)
     return True
 
 

@@ -23,6 +23,7 @@ from harness.cli_keep import export_study, import_bundle, prune, sync
 from harness.cli_serve import serve
 from harness.cli_status import cancel, logs, status
 from harness.cli_submit import plan, retry, submit
+from harness.disk import DiskFull
 from harness.dispatch.slurm_queue import SchedulerGone
 from harness.foreground import Stopped
 from harness.opening import begun, registered
@@ -75,6 +76,13 @@ def main() -> None:
         _fail(_missing_package(error), debug=debug, status=2, cause=error)
     except SchedulerGone as gone:
         _fail(f"SLURM: {gone}", debug=debug, status=1, cause=gone)
+    except DiskFull as full:
+        _fail(
+            f"{full}; {full.remedy}, then the same command goes on from here",
+            debug=debug,
+            status=1,
+            cause=full,
+        )
     except Stopped:
         errors.print("stopped; the same command goes on from here")
         sys.exit(130)

@@ -192,11 +192,9 @@ def _train(resolved: ResolvedStudy, made: Plan) -> None:
     try:
         rows = train_here(resolved, made)
     except DiskFull as full:
-        errors.print(
-            f"error: {full}; make some (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs), then "
-            f"the same command goes on from here",
-            markup=False,
-        )
+        prune = f" (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs)"
+        remedy = full.remedy if full.is_read_only else full.remedy + prune
+        errors.print(f"error: {full}; {remedy}, then the same command goes on from here", markup=False)
         raise typer.Exit(1) from full
     tables.print_summary(console, resolved.study.name, rows)
     if any(row.state is RunState.FAILED for row in rows):

@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -29,37 +29,64 @@ SLACK = 2**20
 
 
 class DiskFull(Exception):
-    """There is no room left where something had to be written; the same command goes on once there is."""
+    """A disk takes nothing more where something had to be written; the same command goes on once it does.
 
-    def __init__(self, path: Path | str, needed: int | None = None) -> None:
+    It has no room left, or its file system was made read-only, as Linux does with one that has errors.
+    """
+
+    def __init__(self, path: Path | str, needed: int | None = None, *, is_read_only: bool = False) -> None:
         wanted = "" if needed is None else f" for {needed / 2**20:.1f} MiB"
-        super().__init__(f"{path}: no room is left on its disk{wanted}")
-        self.path, self.needed = Path(path), needed
+        why = "its file system is read-only" if is_read_only else f"no room is left on its disk{wanted}"
+        super().__init__(f"{path}: {why}")
+        self.path, self.needed, self.is_read_only = Path(path), needed, is_read_only
 
-    def __reduce__(self) -> tuple[type[DiskFull], tuple[Path, int | None]]:
-        return DiskFull, (self.path, self.needed)
+    def __reduce__(self) -> tuple[Callable[..., DiskFull], tuple[Path, int | None, bool]]:
+        return _disk_full, (self.path, self.needed, self.is_read_only)
+
+    @property
+    def remedy(self) -> str:
+        """What to do, as the beginning of a sentence."""
+        return "make it writable" if self.is_read_only else "make some room"
+
+
+def _disk_full(path: Path, needed: int | None, is_read_only: bool) -> DiskFull:
+    return DiskFull(path, needed, is_read_only=is_read_only)
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one it came from, says that a disk is full; libraries say so in words of their own."""
+    """Whether an error, or one it came from, says that a disk takes no more; libraries say so in words of their own."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, DiskFull) or (isinstance(found, OSError) and found.errno in NO_ROOM):
+        if isinstance(found, DiskFull) or (
+            isinstance(found, OSError) and found.errno in {*NO_ROOM, errno.EROFS}
+        ):
             return True
-        if any(words in str(found) for words in (*map(os.strerror, NO_ROOM), *SHORT_WRITES)):
+        if any(words in str(found) for words in (*map(os.strerror, (*NO_ROOM, errno.EROFS)), *SHORT_WRITES)):
             return True
         found = found.__cause__ or found.__context__
     return False
 
 
+def disk_full(path: Path, error: BaseException, needed: int | None = None) -> DiskFull:
+    """What to raise for an error that `is_full` of something written to `path`."""
+    if isinstance(error, DiskFull):
+        return error
+    return DiskFull(path, needed, is_read_only=is_read_only(path) or os.strerror(errno.EROFS) in str(error))
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether a path is, or would be, on a file system that is mounted read-only."""
+    return bool(os.statvfs(_existing(path)).f_flag & os.ST_RDONLY)
+
+
 @contextlib.contextmanager
 def naming_a_full_disk(path: Path) -> Iterator[None]:
-    """Raise DiskFull with `path` where the block fails for want of room."""
+    """Raise DiskFull with `path` where the block fails because a disk takes no more."""
     try:
         yield
     except OSError as error:
         if is_full(error):
-            raise DiskFull(path) from error
+            raise disk_full(path, error) from error
         raise
 
 
@@ -71,21 +98,27 @@ def room_for(needed: int, path: Path) -> Iterator[None]:
     then others may have made room; nor does a file system's free space tell of a quota. What is there already counts as
     written, since other ranks may have begun.
     """
+    if is_read_only(path):
+        raise DiskFull(path, is_read_only=True)
     if free_bytes(path) + size_of(path) < needed:
         raise DiskFull(path, needed)
     try:
         yield
     except Exception as error:
-        if is_full(error) or free_bytes(path) + size_of(path) < needed + SLACK:
-            raise DiskFull(path, needed) from error
+        if is_full(error) or is_read_only(path) or free_bytes(path) + size_of(path) < needed + SLACK:
+            raise disk_full(path, error, needed) from error
         raise
 
 
 def free_bytes(path: Path) -> int:
     """Bytes this user may still write where a path is or would be."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
 
 
 def size_of(path: Path) -> int:
@@ -141,6 +174,12 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def drop_draft(path: Path) -> None:
+    """Remove a half-written file if it is there; a disk that is read-only by now keeps it."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def sync_file(path: Path) -> None:

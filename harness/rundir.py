@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.brief import first_mistake
-from harness.disk import make_folder, naming_a_full_disk, sync_folder
+from harness.disk import drop_draft, make_folder, naming_a_full_disk, sync_folder
 from harness.run import Count, Frozen, Positive, Run
 from ssmttm.errors import InputError
 
@@ -104,7 +104,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             draft.replace(path)
             sync_folder(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        drop_draft(draft)
 
 
 def read_model(path: Path, kind: type[Model]) -> Model:

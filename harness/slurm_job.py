@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,14 @@ from tenacity import (
 )
 
 from harness.control import Control
-from harness.disk import DiskFull
+from harness.disk import DiskFull, make_folder
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
-from harness.dispatch.slurm import Array, Task
+from harness.dispatch.slurm import Array, Task, batch_logs
 from harness.dispatch.slurm_queue import SchedulerGone, call
 from harness.journal import Event, Journal, Progress, read_progress
 from harness.rundir import Root, read_launch, read_model
 from harness.training import checkpoint as checkpoints
+from harness.training.preemption import ANOTHER_RANKS_SIGNAL
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.slurm")
@@ -53,29 +55,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         array = read_model(Path(array_file), Array)
         task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+        began = time.time()
         code = _run_ranks(array, task, Path(array_file).parent.parent)
-        return settle(task, code)
+        return settle(task, code, began)
     except InputError as error:
         log.error("%s", error)
         return 2
 
 
-def settle(task: Task, code: int) -> int:
-    """Decide from the journals what becomes of the job whose ranks ended with `code`; returns its exit status."""
+def settle(task: Task, code: int, began: float) -> int:
+    """Decide from the journals what becomes of the job whose ranks ended with `code`; returns its exit status.
+
+    `began` is when the ranks were started, in seconds since 1970.
+    """
     root = Root(task.run_dirs[0].parent.parent)
     control = Control(read_launch(root, task.series_id).control)
     left = unfinished(root, task, control)
     if not left:
         states = [read_progress(folder).state for folder in task.run_dirs]
         return 1 if Event.FAILED in states else 0
-    if code == EXIT_NO_SPACE:
-        log.error("no room is left on the disk of %s; free some and submit again", root.path)
-        return code
     stopped = [
         reason
         for progress in (read_progress(root.series(task.series_id)), *map(read_progress, left))
         if (reason := _stopped_by(progress)) is not None
     ]
+    full = [reason for reason in stopped if not _is_a_signal(reason)]
+    if code == EXIT_NO_SPACE or (full and code not in {0, EXIT_PREEMPTED}):
+        # Of several ranks some are killed because one left, and their status is srun's.
+        log.error(
+            "%s; submit again when that has changed", full[0] if full else f"{root.path}: takes no more"
+        )
+        return EXIT_NO_SPACE
     job_id = _job_id()
     job = look_up(job_id)
     if job.starts_again > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
@@ -89,7 +99,7 @@ def settle(task: Task, code: int) -> int:
         log.info("another process trains the series")
         return EXIT_PREEMPTED
     place = _place(root, task)
-    last = _last_line(root.series(task.series_id) / "logs")
+    last = _last_words(root.series(task.series_id) / "logs", control.path.parent, began)
     control.append("crashed", runs=[folder.name for folder in left], job_id=job_id, kind=place, reason=last)
     if count_crashes(control, left, place) < MOST_ATTEMPTS:
         requeue(job_id)
@@ -166,7 +176,7 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
     """Start the ranks with srun and wait for them; returns srun's exit status."""
     shape = array.shape
     meeting = study_dir / "meetings" / f"{_job_id()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    meeting.mkdir(parents=True, exist_ok=True)
+    make_folder(meeting)
     command = [
         "srun",
         "--unbuffered",
@@ -203,6 +213,10 @@ def _stopped_by(progress: Progress) -> str | None:
     return progress.stopped_by or ""
 
 
+def _is_a_signal(reason: str) -> bool:
+    return reason in signal.Signals.__members__ or reason == ANOTHER_RANKS_SIGNAL
+
+
 def _place(root: Root, task: Task) -> str:
     """Where a Series stands, as far as it would be resumed from."""
     done = sum(read_progress(folder).state == Event.FINISHED for folder in task.run_dirs)
@@ -214,16 +228,16 @@ def _place(root: Root, task: Task) -> str:
     return f"{done} finished, checkpoints at {' '.join(steps)}"
 
 
-def _last_line(folder: Path) -> str:
-    """The last thing any rank said."""
-    logs = sorted(folder.glob("rank-*.log"), key=lambda path: path.stat().st_mtime)
-    lines = [
-        line.strip()
-        for path in logs[-1:]
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if line.strip()
-    ]
-    return lines[-1][:300] if lines else "nothing"
+def _last_words(logs: Path, study_dir: Path, began: float) -> str:
+    """The last thing a rank said since `began`, in its own log or, where it did not get so far, in the job's."""
+    told = [path for path in logs.glob("rank-*.log") if path.stat().st_mtime >= began]
+    newest = max(told, key=lambda path: path.stat().st_mtime, default=None)
+    for path in [newest] if newest else batch_logs(study_dir, _job_id()):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        own = [line for line in lines if line and not line.startswith(("srun: ", "slurmstepd"))]
+        if own or lines:
+            return (own or lines)[-1][:300]
+    return "nothing"
 
 
 if __name__ == "__main__":

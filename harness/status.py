@@ -59,7 +59,7 @@ class RunStatus:
     tokens_per_second: float | None
     job_id: str | None
     reason: str | None
-    """Why a Run failed, or why its job waits."""
+    """Why a Run failed or was interrupted, or why its job waits."""
     slurm_state: str | None = None
     """SLURM's own word for its newest job."""
     result: Mapping[str, Any] | None = None
@@ -200,10 +200,13 @@ def _row(
     branch = branch_step(point.run.schedule, point.run.iterations)
     done = point.run.iterations if finished else max(own.step, min(trunk.step, branch))
     reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
+    if state is RunState.INTERRUPTED:
+        reason = (own if own.attempt else trunk).stopped_by
     if job is not None and state in {RunState.QUEUED, RunState.RUNNING}:
         reason = _why(job)
     elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
-        reason = f"job {job.job_id} is over: {job.slurm_state}"  # of which the journals may not know
+        over = f"job {job.job_id} is over: {job.slurm_state}"  # of which the journals may not know
+        reason = f"{reason}; {over}" if reason else over
     return RunStatus(
         point=point,
         run_id=run_id,

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.code_record import record_code
 from harness.control import Control
 from harness.cost import calibrate
-from harness.disk import DiskFull
+from harness.disk import DiskFull, is_read_only
 from harness.dispatch.base import MOST_ATTEMPTS, Dispatcher, Handle, Job, JobState
 from harness.grid import CorpusView, GridPoint, expand, view_corpus
 from harness.journal import Event, Journal, read_progress
@@ -193,7 +193,8 @@ class Submission:
             states = self.dispatcher.poll(handles)
             for handle, state in states.items():
                 if state is JobState.NO_SPACE:
-                    raise DiskFull(self.root.series(handle.job.series_id))
+                    folder = self.root.series(handle.job.series_id)
+                    raise DiskFull(folder, is_read_only=is_read_only(folder))
             if time.monotonic() - shown > 1.0:
                 shown = time.monotonic()
                 on_progress(self._read())

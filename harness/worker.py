@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.control import Control
-from harness.disk import DiskFull, is_full, make_folder, naming_a_full_disk
+from harness.disk import DiskFull, disk_full, is_full, make_folder, naming_a_full_disk
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
 from harness.journal import Event, Fenced, Journal, read_progress
 from harness.output import flush_or_drop, print_traceback, sent_to
@@ -182,9 +182,12 @@ def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
         if not is_full(error):
             raise
         print_traceback()
+        full = disk_full(folder, error)
         if journal is not None:
-            journal.leave(str(error))
-        raise error if isinstance(error, DiskFull) else DiskFull(folder) from error
+            journal.leave(str(full))
+        if full is error:
+            raise
+        raise full from error
     finally:
         if journal is not None:
             journal.close()

@@ -325,6 +325,7 @@ class SlurmDispatcher:
             "use_srun": False,  # our own command starts the ranks, and outlives them
             "additional_parameters": {
                 "requeue": True,
+                "open_mode": "append",  # what a job said before it was requeued is wanted too
                 **({"reservation": profile.reservation} if profile.reservation else {}),
             },
             **gpus,

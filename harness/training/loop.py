@@ -26,7 +26,7 @@ from harness.rundir import Launch, Layout, Root
 from harness.training import checkpoint as checkpoints
 from harness.training.batches import Batches, MicroBatch
 from harness.training.engine import Engine, Ranks
-from harness.training.preemption import StopFlag
+from harness.training.preemption import ANOTHER_RANKS_SIGNAL, StopFlag
 from harness.training.result import Result, describe_result
 from harness.training.saving import Saver, remove_partial, save_weights
 from harness.training.schedule import branch_step, learning_rate, trunk_learning_rate
@@ -212,7 +212,7 @@ class SeriesTrainer:
                     journal,
                     Event.PREEMPTED,
                     step=self.step,
-                    reason=self.stop.reason or "another rank's signal",
+                    reason=self.stop.reason or ANOTHER_RANKS_SIGNAL,
                 )
             if outcome is not Outcome.DONE:
                 return outcome

@@ -14,6 +14,10 @@ from types import FrameType
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
+ANOTHER_RANKS_SIGNAL = "another rank's signal"
+"""Why a rank stopped that was told nothing itself."""
+
+
 class StopFlag:
     """Remembers that this process was asked to stop, and by what."""
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.disk import make_folder, room_for, sync_file, sync_folder
+from harness.disk import drop_draft, make_folder, room_for, sync_file, sync_folder
 from harness.journal import Event, Journal
 from harness.rundir import Launch
 from harness.training import checkpoint as checkpoints
@@ -162,4 +162,4 @@ def save_weights(weights: dict[str, Any], path: Path) -> None:
             draft.replace(path)
             sync_folder(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        drop_draft(draft)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.disk import SLACK, DiskFull, append_line, free_bytes, is_full, room_for
+from harness.rundir import write_atomically
 
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
@@ -133,3 +135,15 @@ def test_a_process_whose_output_has_nowhere_to_go_ends_with_its_own_status(disk:
                 subprocess.run(command, env=BUFFERED, stdout=log, stderr=log, check=False).returncode
             )
     assert endings == [120, 74]  # what Python says of itself, and what was meant
+
+
+def test_a_file_system_that_is_read_only_is_named_as_such(disk: Path) -> None:
+    (disk / "old").write_text("kept")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(DiskFull, match=r"new: its file system is read-only") as told:
+        write_atomically(disk / "new", "{}")
+    assert told.value.remedy == "make it writable"
+    assert pickle.loads(pickle.dumps(told.value)).args == told.value.args  # as ranks tell each other
+    with pytest.raises(DiskFull, match="is read-only"), room_for(10, disk / "folder"):
+        pass
+    assert (disk / "old").read_text() == "kept"

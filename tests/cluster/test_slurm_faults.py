@@ -1,0 +1,177 @@
+"""On a real SLURM: what goes wrong is said where the user looks and costs nothing that was saved."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.journal import Event, read_progress
+from harness.rundir import Root
+from tests.cluster.servers import wait_until
+from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.harness.trainer import losses, train
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+Fields = dict[str, Any]
+
+
+def states(study: SlurmStudy) -> dict[str, int]:
+    counts: dict[str, int] = json.loads(study.run("status", "--json"))["counts"]
+    return counts
+
+
+def reasons(study: SlurmStudy) -> set[str]:
+    return {str(row["reason"]) for row in json.loads(study.run("status", "--json"))["runs"]}
+
+
+def test_a_job_that_ends_three_times_at_the_same_place_stays_failed_until_it_is_retried(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    broken = tmp_path / "module" / "torch"  # what a wrong `module load` puts before the right one
+    broken.mkdir(parents=True)
+    missing = "libcudart.so.12: cannot open shared object file"
+    (broken / "__init__.py").write_text(f"raise ImportError({missing!r})\n")
+    study = make(study_fields, setup=[f'export PYTHONPATH="{broken.parent}:$PYTHONPATH"'])
+    study.submit()
+    study.wait_until_over()
+    assert states(study) == {"failed": 2}
+    (reason,) = reasons(study)
+    assert f"ended 3 times at the same place; its log ends: ImportError: {missing}" in reason
+    run_id = json.loads(study.run("status", "--json"))["runs"][0]["run_id"]
+    assert study.run("logs", run_id).count(f"ImportError: {missing}") == 3
+    assert "nothing of tiny is left to submit" in study.submit()  # not tried again by itself
+
+    study.profile_path.write_text(yaml.safe_dump({**study.profile, "setup": []}), encoding="utf-8")
+    assert "2 runs to be tried again" in study.run("retry", "--cluster", str(study.profile_path))
+    study.wait_until_over()
+    assert states(study) == {"done": 2}
+
+
+@contextmanager
+def full(study: SlurmStudy) -> Iterator[None]:
+    """The disk of ROOT has no room left."""
+    filling = study.root.path / "filling"
+    try:
+        with filling.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(2**16))
+        yield
+    finally:
+        filling.unlink()
+
+
+@contextmanager
+def read_only(study: SlurmStudy) -> Iterator[None]:
+    """The directories that are trained in have been made read-only, which holds for root too."""
+    with ExitStack() as undo:
+        for folder in map(str, study.series()):
+            subprocess.run(["mount", "--bind", folder, folder], check=True)
+            undo.callback(subprocess.run, ["umount", "--lazy", folder], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("trouble", "said", "remedy"),
+    [
+        (full, "no room is left on its disk", "make some room"),
+        (read_only, "its file system is read-only", "make it writable"),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_takes_nothing_more_interrupts_and_the_same_command_goes_on(
+    make: Make,
+    study_fields: Fields,
+    small_disk: Callable[[int], Path],
+    tmp_path: Path,
+    trouble: Callable[[SlurmStudy], Any],
+    said: str,
+    remedy: str,
+) -> None:
+    study_fields["grid"]["iterations"] = [10, 200]
+    study_fields["resources"] = {"checkpoint_every": 20}
+    small_disk(16 * 2**20)  # which is tmp_path / "disk-0"
+    study = make(study_fields, name="disk-0")
+    study.submit()
+    (series,) = study.tasks()
+    held = study.hold({series: 30})[series]
+    with trouble(study):
+        for process in held:
+            process.resume()
+        study.wait_until_over()
+        assert states(study) == {"done": 1, "interrupted": 1}
+        (why,) = reasons(study) - {"None"}
+        assert said in why
+        refused = study.start_submit()
+        sentence, _ = refused.communicate(timeout=60)
+        assert refused.returncode == 1
+        assert said in sentence
+        assert f"{remedy}, then the same command goes on from here" in " ".join(sentence.split())
+    kept = read_progress(series)
+    study.submit()
+    study.wait_until_over()
+    events = [step for step in read_progress(series).steps if step > 20]
+    assert min(events) == 21
+    assert read_progress(series).attempt == kept.attempt + 1
+    apart = Root(tmp_path / "apart")
+    train(apart, study_fields, checkpoint_every=20)
+    assert losses(study.root, study_fields) == losses(apart, study_fields)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two words",
+        "it's",
+        'say "x"',
+        "$(touch hacked)",
+        "`touch hacked`",
+        "a\ntouch hacked",
+        "a;touch hacked",
+        "-x",
+        "../up",
+    ],
+    ids=["space", "quote", "quotes", "substitution", "backticks", "newline", "semicolon", "option", "parent"],
+)
+def test_a_hostile_name_is_a_sentence_and_nothing_is_submitted_or_executed(
+    make: Make, study_fields: Fields, tmp_path: Path, name: str
+) -> None:
+    study_fields["name"] = name
+    study = make(study_fields)
+    process = study.start_submit()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, said
+    assert "study.yaml: name: " in said
+    assert "a name has letters, digits" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert study.queue() == []
+    assert not study.root.path.exists()
+    assert not [*tmp_path.rglob("hacked"), *study.code.glob("hacked")]
+
+
+@pytest.mark.verify
+def test_a_job_that_reaches_its_time_limit_saves_and_is_requeued_under_its_own_number(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    study_fields["grid"]["iterations"] = [10, 200]
+    study = make(study_fields, limits={"hours": 1 / 60}, signal_seconds=20)
+    study.submit()
+    (series,) = study.tasks()
+    job = study.job(series)
+    study.hold({series: 30})  # and SLURM wakes whom it signals
+    wait_until(lambda: study.count(Event.PREEMPTED, reason="SIGUSR2") == 1, 150)
+    study.wait_until_over()
+    assert read_progress(series).attempt == 2
+    assert study.job(series) == job
+    assert f"requeueing job {job}" in study.run("logs", study.tasks()[series].run_dirs[0].name)
+    apart = Root(tmp_path / "apart")
+    train(apart, study_fields)
+    assert losses(study.root, study_fields) == losses(apart, study_fields)
