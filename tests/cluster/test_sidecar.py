@@ -14,12 +14,52 @@ import pytest
 from harness.journal import read_progress
 from harness.rundir import Root
 from tests.cluster.servers import Served, wait_until
+from tests.cluster.slurm_study import Make
+from tests.harness.faults import check_mirrored
 from tests.harness.journals import registered
 from tests.harness.trainer import prepared, train
 
 pytestmark = pytest.mark.cluster
 
 Fields = dict[str, Any]
+
+
+def test_jobs_on_nodes_are_in_mlflow_while_they_train_and_no_sync_is_needed(
+    make: Make, study_fields: Fields, sqlite_server: Served
+) -> None:
+    study_fields |= {"name": "nodes", "tracking": {"log_every": 1, "uri": sqlite_server.address}}
+    study_fields["grid"] |= {"seeds": [0, 1], "iterations": [10, 200]}
+    study = make(study_fields)
+    study.submit()
+    held = study.hold(dict.fromkeys(study.tasks(), 20))
+
+    def everything_told_is_there() -> bool:
+        runs = mlflow_runs(sqlite_server.address, "nodes")
+        return all(
+            series.name in runs
+            and runs[series.name].info.status == "RUNNING"
+            and runs[series.name].data.metrics.get("train_loss") == newest_loss(series)
+            for series in held
+        )
+
+    wait_until(everything_told_is_there)
+    for process in [process for processes in held.values() for process in processes]:
+        process.resume()
+    study.wait_until_over()
+    folders = study.journals()
+    assert len(folders) == 6
+
+    def all_are_over() -> bool:  # the last round of a mirror may be late
+        runs = mlflow_runs(sqlite_server.address, "nodes")
+        return all(folder.name in runs and runs[folder.name].info.status == "FINISHED" for folder in folders)
+
+    wait_until(all_are_over)
+    check_mirrored(sqlite_server.address, "nodes", folders)
+
+
+def newest_loss(folder: Path) -> float:
+    steps = read_progress(folder).steps
+    return float(steps[max(steps)]["loss"])
 
 
 def mlflow_runs(address: str, study: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""On a real SLURM: a study is submitted once, and finishes by itself, whatever the cluster does to its jobs."""
+"""On a real SLURM: a study is handed over once and whole, however it is submitted, and nothing else is."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ from typing import Any
 
 import pytest
 
-from harness.journal import read_progress
-from harness.rundir import Root
 from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import Make
-from tests.harness.trainer import losses, train
+from tests.harness.trainer import losses, undisturbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 Fields = dict[str, Any]
-
-
-def undisturbed(tmp_path: Path, fields: Fields, **launch: Any) -> list[float]:
-    apart = Root(tmp_path / "apart")
-    train(apart, fields, **launch)
-    return losses(apart, fields)
 
 
 def test_a_study_is_submitted_and_finishes_by_itself(
@@ -36,18 +28,6 @@ def test_a_study_is_submitted_and_finishes_by_itself(
     study.wait_until_over()
     assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields)
     assert "nothing of tiny is left to submit" in study.submit()
-
-
-def test_ranks_on_two_nodes_train_one_series(make: Make, study_fields: Fields, tmp_path: Path) -> None:
-    study_fields["resources"] = {"ranks": 2, "zero_stage": 3}
-    study = make(study_fields, gpus=1)
-    study.submit()
-    study.wait_until_over()
-    assert losses(study.root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-4)
-    (series,) = study.series()
-    started = read_progress(series).started
-    assert started is not None
-    assert (started["layout"]["ranks"], started["layout"]["zero_stage"]) == (2, 3)
 
 
 def test_two_submissions_at_once_submit_every_series_once(make: Make, study_fields: Fields) -> None:

@@ -13,10 +13,9 @@ import pytest
 import yaml
 
 from harness.journal import Event, read_progress
-from harness.rundir import Root
 from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import Make, SlurmStudy
-from tests.harness.trainer import losses, train
+from tests.harness.trainer import losses, undisturbed
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -121,9 +120,7 @@ def test_a_disk_that_takes_nothing_more_interrupts_and_the_same_command_goes_on(
     events = [step for step in read_progress(series).steps if step > 20]
     assert min(events) == 21
     assert read_progress(series).attempt == kept.attempt + 1
-    apart = Root(tmp_path / "apart")
-    train(apart, study_fields, checkpoint_every=20)
-    assert losses(study.root, study_fields) == losses(apart, study_fields)
+    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields, checkpoint_every=20)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +169,4 @@ def test_a_job_that_reaches_its_time_limit_saves_and_is_requeued_under_its_own_n
     assert read_progress(series).attempt == 2
     assert study.job(series) == job
     assert f"requeueing job {job}" in study.run("logs", study.tasks()[series].run_dirs[0].name)
-    apart = Root(tmp_path / "apart")
-    train(apart, study_fields)
-    assert losses(study.root, study_fields) == losses(apart, study_fields)
+    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields)

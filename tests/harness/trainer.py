@@ -69,6 +69,13 @@ def losses(root: Root, fields: dict[str, Any]) -> list[float]:
     return [progress.result["loss"] for progress in found if progress.result]
 
 
+def undisturbed(tmp_path: Path, fields: dict[str, Any], **launch: Any) -> list[float]:
+    """The held-out losses of the study's Runs, trained apart and by nobody disturbed."""
+    apart = Root(tmp_path / "apart")
+    train(apart, fields, **launch)
+    return losses(apart, fields)
+
+
 def series_folder(root: Root) -> Path:
     """The one Series of a root."""
     (folder,) = (root.path / "series").iterdir()
