@@ -41,9 +41,6 @@ from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.slurm")
 
-NEAR_TIME_LIMIT = "SIGUSR2"
-"""What SLURM sends a job before its time is over, as `--signal` asks."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one element of an array; returns the job's exit status."""
@@ -91,9 +88,11 @@ def settle(task: Task, code: int, began: float) -> int:
     if job.starts_again > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         log.info("job %s was started again elsewhere", job_id)
         return EXIT_PREEMPTED
+    if not job.is_wanted:
+        log.info("job %s was cancelled", job_id)
+        return EXIT_PREEMPTED
     if stopped and code in {0, EXIT_PREEMPTED}:
-        if NEAR_TIME_LIMIT in stopped or job.is_wanted:
-            requeue(job_id)
+        requeue(job_id)
         return EXIT_PREEMPTED
     if code in {0, EXIT_PREEMPTED}:
         log.info("another process trains the series")
@@ -142,7 +141,7 @@ class JobWord:
     """What SLURM says of this very job."""
 
     is_wanted: bool
-    """Whether nobody cancelled it: it goes on, or SLURM ends it to make room for another."""
+    """Whether nobody cancelled it: it runs, or SLURM ends it for its time or to make room for another."""
     starts_again: int
     """How often it has been requeued; the batch script on a node thought dead may be older."""
 
@@ -150,9 +149,11 @@ class JobWord:
 def look_up(job_id: str) -> JobWord:
     """Ask SLURM about a job; raises SchedulerGone where it has not answered for minutes."""
     said = _patiently("scontrol", "--oneliner", "show", "job", job_id)
-    facts = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", said))
+    facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", said))
     preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
-    return JobWord(facts.get("JobState") == "RUNNING" or preempted, int(facts.get("Restarts", 0)))
+    # A job that is being ended is COMPLETING, whatever ends it.
+    is_wanted = preempted or facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
+    return JobWord(is_wanted, int(facts.get("Restarts", 0)))
 
 
 def requeue(job_id: str) -> None:

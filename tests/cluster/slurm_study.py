@@ -181,10 +181,6 @@ class SlurmStudy:
         """Whether a Series' job is in the queue and does not run."""
         return f"{self.job(series)} PENDING" in self.queue()
 
-    def drain(self, node: str) -> None:
-        """Have SLURM give a node no more jobs; those it has stay."""
-        self.slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=testing")
-
     def make_room(self, node: str) -> None:
         """Have a job of higher priority take a whole node for a moment."""
         self.slurm(

@@ -54,6 +54,21 @@ def test_a_job_that_ends_three_times_at_the_same_place_stays_failed_until_it_is_
     assert states(study) == {"done": 2}
 
 
+def test_a_job_that_its_user_cancels_in_slurm_saves_and_stays_out_of_the_queue(
+    make: Make, study_fields: Fields
+) -> None:
+    study_fields["grid"]["iterations"] = [10, 200]
+    study = make(study_fields)
+    study.submit()
+    (series,) = study.tasks()
+    study.hold({series: 30})
+    study.slurm("scancel", study.job(series))
+    study.wait_until_over()
+    assert states(study) == {"done": 1, "interrupted": 1}
+    told = read_progress(series)
+    assert (told.attempt, told.stopped_by) == (1, "SIGTERM")
+
+
 @contextmanager
 def full(study: SlurmStudy) -> Iterator[None]:
     """The disk of ROOT has no room left."""
