@@ -37,7 +37,7 @@ class Profile:
 
 
 def profile(problem: Problem, result: FitResult, name: str, points: int = 25) -> Profile:
-    """Profile of one parameter: E over [0, lowest loss], any other over an eightfold range either way.
+    """Profile of one parameter: E over [0, lowest loss], any other over an eightfold range either way or more.
 
     A coefficient is profiled as it stands in the law, where its input is not centred.
     """
@@ -54,9 +54,12 @@ def profile(problem: Problem, result: FitResult, name: str, points: int = 25) ->
         problem = replace(problem, z=problem.z + problem.centre - centre, centre=centre)
         starts = law.to_solver(public, centre)
         estimate = max(float(starts[0, j]), 1e-6 * top)
-        values = estimate * np.geomspace(1 / REACH, REACH, points)
+        # At least eightfold, and as far as its exponent takes it from half to twice its own estimate.
+        swing = abs(shift) * float(starts[0, law.names.index(exponent)])
+        below, above = max(np.log(REACH), 0.5 * swing), max(np.log(REACH), swing)
+        values = np.unique(np.append(estimate * np.exp(np.linspace(-below, above, points)), estimate))
         # The exponent that keeps the term where it was at the middle of the points.
-        moved = np.repeat(starts[:, None], points, axis=1)
+        moved = np.repeat(starts[:, None], len(values), axis=1)
         moved[:, :, law.names.index(exponent)] += np.log(values / estimate) / (shift or 1.0)
     else:
         estimate = float(result.u[j])

@@ -87,6 +87,8 @@ def test_the_heldout_error_is_that_of_points_the_fit_had_not_seen(
     [
         (SyntheticStudy(sizes=(1e5, 1e6), seeds=(3, 1)), "too_few_sizes"),
         (SyntheticStudy(iterations=(400, 800)), "too_few_budgets"),
+        (SyntheticStudy(laws={"prefix_simba": SIMBA | {"A": -1.0}}), "bound_hit"),
+        (SyntheticStudy(laws={"prefix_simba": SIMBA | {"A": -1.0}}), "resamples_at_bound"),
         (SyntheticStudy(seeds=(1, 1, 1, 1)), "no_seed_replicates"),
         (
             SyntheticStudy(sizes=(1e5, 3e5, 1e6, 3e6, 1e7), iterations=(400,), seeds=(1,) * 5),

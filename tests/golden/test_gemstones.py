@@ -11,6 +11,7 @@ import pytest
 from analysis.fit import FitResult, Problem, fit_law, objective_at
 from analysis.law import Array
 from analysis.laws import CHINCHILLA
+from analysis.profile import profile
 from analysis.uncertainty import Fitted, cluster_keys, resample
 
 PREFIX = "approach_3_parameters_grid_search_0_"
@@ -85,6 +86,16 @@ def test_hot_points_give_the_published_law(golden: Path) -> None:
     assert result.params["alpha"] == pytest.approx(params["alpha"], rel=1e-3)
     assert result.params["beta"] == pytest.approx(params["beta"], rel=1e-3)
     assert result.params["E"] == pytest.approx(params["E"], rel=1e-3)
+
+
+def test_every_profile_of_the_hot_points_closes_about_its_estimate(golden: Path) -> None:
+    x, loss, _ = load(golden, "hot")
+    problem, result = fit(x, loss, 1e-3)
+    for name, estimate in result.params.items():
+        low, high = profile(problem, result, name).interval
+        assert low is not None, name
+        assert high is not None, name
+        assert low < estimate < high
 
 
 def test_runs_resampled_spread_alpha_three_times_as_wide_as_rows(golden: Path) -> None:
