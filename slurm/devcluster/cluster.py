@@ -202,12 +202,16 @@ class DevCluster:
 
     def _start_database(self) -> None:
         data = self.home / "database" / "data"
+        # A server that starts removes what it takes for its own left-over tables from the machine's /tmp.
+        temporary = self.home / "database" / "tmp"
+        temporary.mkdir()
         endpoint = self.home / "database" / "socket"
         self._run(
             "mariadb-install-db",
             "--no-defaults",
             "--user=root",
             f"--datadir={data}",
+            f"--tmpdir={temporary}",
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
         )
@@ -217,6 +221,7 @@ class DevCluster:
             "--no-defaults",
             "--user=root",
             f"--datadir={data}",
+            f"--tmpdir={temporary}",
             f"--socket={endpoint}",
             f"--pid-file={self.home / 'database' / 'pid'}",
             "--bind-address=127.0.0.1",
