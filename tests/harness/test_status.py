@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from harness.grid import GridPoint
 from harness.hours import Hours, JobTime, count_hours, tokens_a_step
-from harness.journal import Progress, Span
+from harness.journal import Progress, Span, read_progress
 from harness.reading import Reading
 from harness.rundir import Root
 from harness.status import RunState, RunStatus
@@ -108,8 +109,6 @@ def test_nothing_is_left_of_a_run_that_is_over(points: list[GridPoint]) -> None:
 def test_the_journal_of_an_attempt_says_when_it_was_at_work(tmp_path: Path, study_fields: Fields) -> None:
     root = Root(tmp_path / "runs")
     run = resolve(validate(Study, study_fields, "test"), root, "test").points[0].run
-    from harness.journal import read_progress
-
     for job in ("1_0", "2_0"):
         with begin_series(root, run, job_id=job, layout={"ranks": 2}) as trunk:
             log_steps(trunk, [1, 2])
@@ -159,3 +158,11 @@ def test_a_display_keeps_to_the_terminals_height_and_shows_what_runs_first(readi
     assert any(reading.rows[-1].run_id in line and "running" in line for line in lines)
     assert not any(reading.rows[0].run_id in line for line in lines)  # done: shown last
     assert any(line.startswith("and 34 more: 1 done, 33 new") for line in lines)
+
+
+def test_what_a_log_put_into_a_reason_moves_no_cursor(reading: Reading) -> None:
+    first, *rest = reading.rows
+    unruly = dataclasses.replace(first, reason="its log ends: \x1b[2J\nKilled")
+    lines = printed(dataclasses.replace(reading, rows=[unruly, *rest]))
+    (line,) = (line for line in lines if first.run_id in line)
+    assert line.endswith("its log ends:  [2J Killed")
