@@ -25,6 +25,7 @@ from harness.cli_status import cancel, logs, status
 from harness.cli_submit import plan, retry, submit
 from harness.disk import DiskFull
 from harness.dispatch.slurm_queue import SchedulerGone
+from harness.extras import missing_package
 from harness.foreground import Stopped
 from harness.opening import begun, registered
 from harness.options import (
@@ -73,7 +74,7 @@ def main() -> None:
     except (InputError, AnalysisError) as error:
         _fail(error, debug=debug, status=2)
     except ModuleNotFoundError as error:
-        _fail(_missing_package(error), debug=debug, status=2, cause=error)
+        _fail(missing_package(error), debug=debug, status=2, cause=error)
     except SchedulerGone as gone:
         _fail(f"SLURM: {gone}", debug=debug, status=1, cause=gone)
     except DiskFull as full:
@@ -108,17 +109,6 @@ def _fail(problem: Exception | str, *, debug: bool, status: int, cause: Exceptio
     for line in str(problem).splitlines() or [type(problem).__name__]:
         errors.print(f"error: {line}", markup=False)
     sys.exit(status)
-
-
-def _missing_package(error: ModuleNotFoundError) -> str:
-    extras = {"pandas": "analysis", "scipy": "analysis", "plotly": "analysis", "matplotlib": "analysis"}
-    extras |= {"jinja2": "analysis", "pyarrow": "analysis", "mlflow": "train", "torch": "train"}
-    extras |= {"psycopg": "serve", "psycopg2": "serve", "flask_wtf": "serve"}
-    extras |= {"deepspeed": "train", "transformers": "train", "music21": "audio", "symusic": "audio"}
-    extras |= {"sklearn": "audio", "soundfile": "audio", "pretty_midi": "audio", "soxr": "audio"}
-    name = (error.name or "").split(".")[0]
-    extra = extras.get(name, "all")
-    return f"the package {name} is not installed; pip install 'ssmscale[{extra}]' brings it"
 
 
 def _print_version(wanted: bool) -> None:

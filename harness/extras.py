@@ -1,0 +1,19 @@
+"""Which of the project's extras brings a package that is not installed."""
+
+from __future__ import annotations
+
+EXTRAS = {
+    "train": ("deepspeed", "mlflow", "torch", "transformers"),
+    "analysis": ("jinja2", "matplotlib", "pandas", "plotly", "pyarrow", "scipy"),
+    "serve": ("flask_wtf", "psycopg", "psycopg2"),
+    "slurm": ("submitit",),
+    "audio": ("music21", "pretty_midi", "sklearn", "soundfile", "soxr", "symusic"),
+}
+"""Packages users meet first, by the extra that brings them."""
+
+
+def missing_package(error: ModuleNotFoundError) -> str:
+    """A sentence that names the package that is missing and what installs it."""
+    name = (error.name or "").split(".")[0]
+    extra = next((extra for extra, names in EXTRAS.items() if name in names), "all")
+    return f"the package {name} is not installed; pip install 'ssmscale[{extra}]' brings it"
