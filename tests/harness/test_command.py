@@ -307,6 +307,30 @@ def test_the_help_of_fit_lists_every_law_and_an_unknown_one_is_refused_with_them
     assert all(name in answer.err for name in ("kaplan", *LAWS))
 
 
+def test_fit_predicts_what_is_asked_for_and_fits_points_taken_mid_run_on_request(
+    ssmscale: Command, tmp_path: Path
+) -> None:
+    from tests.analysis.synthetic import SyntheticStudy
+
+    table = SyntheticStudy().table(0)
+    table.loc[table["architecture"] == "prefix_simba", "annealed"] = False
+    table.drop(columns="architecture").to_csv(tmp_path / "p.csv", index=False)
+    asked = ("fit", "--points", "p.csv", "--column", "architecture==any", "--predict", "12M:3200")
+    for more, kind in (((), "annealed"), (("--unannealed",), "unannealed")):
+        document = json.loads(ssmscale(*asked, *more, "--json").out)
+        assert document["points"] == kind
+        fit = document["architectures"]["any"]
+        assert fit["n_points"] == 18
+        (predicted,) = fit["predictions"]
+        assert (predicted["n_params"], predicted["iterations"]) == (12e6, 3200)
+        assert predicted["ci95"][0] < predicted["ci95"][1]
+    shown = ssmscale(*asked).out
+    assert "12M" in shown
+    assert "seed 0" in shown
+    refused = ssmscale(*asked[:-1], "12M")
+    assert (refused.status, "--predict 12M" in refused.err) == (2, True)
+
+
 def test_an_unknown_dispatcher_is_named(
     study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
 ) -> None:
