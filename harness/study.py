@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -22,7 +21,7 @@ from harness.run import (
     WholeNumber,
 )
 from harness.training.schedule import branch_step
-from harness.validation import validate
+from harness.validation import usable_path, validate
 from harness.yaml_file import read_yaml, read_yaml_value
 from ssmttm.config import Architecture, ModelConfig
 from ssmttm.errors import InputError
@@ -143,16 +142,7 @@ class Grid(Frozen):
         return list(dict.fromkeys([*self.seeds, *extra]))
 
 
-def _usable_path(value: Path | str) -> Path | str:
-    """What the system would otherwise refuse in words of its own, wherever it is first asked."""
-    if "\0" in str(value):
-        raise ValueError("holds a NUL character, which no path may")
-    if len(os.fsencode(value)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(value).parts):
-        raise ValueError("is longer than a path may be")
-    return value
-
-
-PlainPath = Annotated[Path, AfterValidator(_usable_path)]
+PlainPath = Annotated[Path, AfterValidator(usable_path)]
 """A path that may be asked for."""
 
 
@@ -180,7 +170,7 @@ class CorpusChoice(Frozen):
 class TextChoice(Frozen):
     """The text encoder: bytes (trained with the model), or a frozen one by hub name or local folder."""
 
-    encoder: Annotated[str, AfterValidator(_usable_path)] = "bytes"
+    encoder: Annotated[str, AfterValidator(usable_path)] = "bytes"
     dim: Count = 64
     """Width of the text embedding; of a frozen encoder, its hidden size."""
     patch: Annotated[Count, Field(ge=2)] = 8

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -25,6 +27,15 @@ def validate(kind: type[Model], value: Mapping[str, Any], where: str) -> Model:
 def describe(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
     """Every mistake pydantic found, a sentence a line."""
     return "\n".join(f"{where}: {_sentence(detail, kind)}" for detail in error.errors())
+
+
+def usable_path(value: Path | str) -> Path | str:
+    """A path, or a ValueError for what the system would refuse in words of its own, wherever it is first asked."""
+    if "\0" in str(value):
+        raise ValueError("holds a NUL character, which no path may")
+    if len(os.fsencode(value)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(value).parts):
+        raise ValueError("is longer than a path may be")
+    return value
 
 
 def _sentence(detail: ErrorDetails, kind: type[BaseModel]) -> str:
