@@ -25,6 +25,7 @@ from analysis.style import (
     colour,
     linear_ticks,
     plain_ticks,
+    set_ticks,
     shade,
     shades,
 )
@@ -281,7 +282,7 @@ def _ratio(figure: Figure, document: FitDocument) -> None:
     axes.set_yscale("log")
     budgets = sorted({float(row.iterations or row.tokens) for row in rows})
     axes.set_xlim(budgets[0] / 1.25, budgets[-1] * 1.25)
-    _set_ticks(
+    set_ticks(
         axes,
         "x",
         budgets if len(budgets) <= 8 else plain_ticks(budgets[0], budgets[-1]),
@@ -289,7 +290,7 @@ def _ratio(figure: Figure, document: FitDocument) -> None:
     )
     low, high = min(seen) / 1.35, max(seen) * 1.35
     axes.set_ylim(low, high)
-    _set_ticks(axes, "y", plain_ticks(low, high), lambda v: f"{v:g}×")
+    set_ticks(axes, "y", plain_ticks(low, high), lambda v: f"{v:g}×")
     axes.set_xlabel(budget_label(unit))
     axes.set_ylabel("size ratio (times fewer parameters)")
     axes.set_title(
@@ -359,7 +360,7 @@ def _log_sizes(axes: Axes, laws: Sequence[Spread]) -> None:
     low, high = float(sizes.min()) / 1.25, float(sizes.max()) * 1.25
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    _set_ticks(axes, "x", plain_ticks(low, high), wording.human)
+    set_ticks(axes, "x", plain_ticks(low, high), wording.human)
     axes.set_xlabel(PARAMETERS)
 
 
@@ -372,7 +373,7 @@ def _log_budgets(axes: Axes, laws: Sequence[Spread]) -> None:
     ticks = (
         [float(value) for value in budgets] if spaced else plain_ticks(float(budgets[0]), float(budgets[-1]))
     )
-    _set_ticks(axes, "x", ticks, (lambda v: f"{v:,.0f}") if unit == "iterations" else wording.human)
+    set_ticks(axes, "x", ticks, (lambda v: f"{v:,.0f}") if unit == "iterations" else wording.human)
     axes.set_xlabel(budget_label(unit))
 
 
@@ -380,13 +381,4 @@ def _log_loss(axes: Axes, losses: Array) -> None:
     low, high, ticks, text = linear_ticks(losses)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    _set_ticks(axes, "y", ticks, text)
-
-
-def _set_ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str]) -> None:
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(FixedLocator(list(ticks)))
-    axis.set_major_formatter(FixedFormatter([text(tick) for tick in ticks]))
-    axis.set_minor_locator(NullLocator())
+    set_ticks(axes, "y", ticks, text)

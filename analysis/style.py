@@ -97,10 +97,15 @@ def log_axis(
     axes: Axes, which: str, low: float, high: float, ticks: Sequence[float], text: Callable[[float], str]
 ) -> None:
     """A drawn logarithmic axis, `which` being x or y, with the ticks given as text in real units and no others."""
-    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
-
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+    set_ticks(axes, which, ticks, text)
+
+
+def set_ticks(axes: Axes, which: str, ticks: Sequence[float], text: Callable[[float], str]) -> None:
+    """The ticks of a drawn axis, x or y, and no others."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_major_formatter(FixedFormatter([text(tick) for tick in ticks]))
