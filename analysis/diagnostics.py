@@ -59,6 +59,7 @@ def exclusion_notes(exclusions: Sequence[Exclusion]) -> list[Note]:
         "unannealed": "taken before the learning rate decayed, left out of the fit",
         "annealed": "taken after the learning rate decayed, left out of a fit of points taken mid-run",
         "duplicate": "repeating an earlier row, left out of the fit",
+        "outlier": "far off the law of the others, left out of the fit as was asked",
     }
     notes = []
     for code, count in sorted(Counter(item.code for item in exclusions if item.code in texts).items()):

@@ -27,6 +27,7 @@ from analysis.joint import fit_shared
 from analysis.law import Array, Law
 from analysis.laws import law_named
 from analysis.midrun import other_points
+from analysis.outliers import outlier_notes, without_outliers
 from analysis.points import CheckedPoints, too_few
 from analysis.predict import Ask, extension, predict
 from analysis.profile import Profile, profile
@@ -59,12 +60,13 @@ def fit_points(
     resamples: int = 1000,
     seed: int = 0,
     asks: Sequence[Ask] = (),
+    about: Sequence[Note] = (),
 ) -> FitDocument:
     """Fit the law to each architecture, resample clusters, compare at equal loss, predict what is asked for.
 
-    Without `asks` twice and four times the largest trained size are predicted. Raises InputError for an unknown law or
-    reference, for a delta that is not positive, for what the law needs and the points lack, for an
-    architecture with too few points or one size, and for fewer than 100 resamples.
+    `about` holds notes on where the points come from. Without `asks` twice and four times the largest trained size are
+    predicted. Raises InputError for an unknown law or reference, for a delta that is not positive, for what the law
+    needs and the points lack, for an architecture with too few points or one size, and for fewer than 100 resamples.
     """
     form = law_named(law)
     names = list(points.architectures)
@@ -73,7 +75,7 @@ def fit_points(
     drawn = uncertainty.resample(fits, resamples, seed)
     studied = {fit.architecture: Studied.of(fit, points, drawn) for fit in fits}
     base = reference or compare.default_reference(names)
-    notes = list(exclusion_notes(points.exclusions))
+    notes = [*about, *exclusion_notes(points.exclusions)]
     if reference is None and len(names) > 1:
         notes.append(Note(code="default_reference", text=f"no reference was named; {base} was taken."))
     comparison, found = comparison_of(studied, base, delta, paired=drawn.paired)
@@ -92,6 +94,13 @@ def fit_points(
     )
     document._draws.update(drawn.params)
     return document
+
+
+def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: float = 1e-3) -> CheckedPoints:
+    """The points less those far off the law fitted to all of them; raises what `fit_points` does."""
+    form = law_named(law)
+    _refuse(points, form, list(points.architectures), delta, None, FEWEST_RESAMPLES)
+    return without_outliers(points, _fit_all(points, form, delta))
 
 
 def _redrawn(one: Studied, seed: int) -> Array:
@@ -185,6 +194,7 @@ def _describe(
         seed_noise=tuple(seed_noise(frame)),
         notes=(
             *fit_notes(fit, frame, drawn, profiles, splits),
+            *outlier_notes(fit, points),
             *effect_notes(one.size_effect, pattern(fit, drawn.seed)),
             *prediction_notes(predictions),
             *other_notes(others),

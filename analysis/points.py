@@ -2,7 +2,7 @@
 
 Reading refuses what is wrong (text for a number, a loss that cannot be one, one run with two losses) and
 names file, row and column. Checking sets aside what is right but must not enter a fit, each row with its
-reason; nothing else is dropped, outliers least of all.
+reason; nothing else is dropped, and outliers only on request (analysis.outliers).
 """
 
 from __future__ import annotations
@@ -200,21 +200,8 @@ def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool 
     kept = frame
     excluded: list[Exclusion] = []
     for code, hit, reason in stages:
-        for index in kept.index[hit.loc[kept.index]]:
-            row = kept.loc[index]
-            excluded.append(
-                Exclusion(
-                    row=int(row["row"]),
-                    run_id=str(row["run_id"]),
-                    architecture=str(row["architecture"]),
-                    n_params=float(row["n_params"]),
-                    tokens=float(row["tokens"]),
-                    loss=float(row["loss"]),
-                    code=code,
-                    reason=reason,
-                )
-            )
-        kept = kept[~hit.loc[kept.index]]
+        kept, out = exclude(kept, hit.loc[kept.index], code, reason)
+        excluded += out
     if kept.empty:
         raise InputError(
             f"no point is left to fit: all {len(frame)} rows were set aside ({excluded[-1].reason}); "
@@ -222,6 +209,26 @@ def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool 
         )
     others = frame[other & ~twice].reset_index(drop=True)
     return CheckedPoints(kept.reset_index(drop=True), tuple(excluded), others, annealed)
+
+
+def exclude(
+    frame: pd.DataFrame, hit: pd.Series[bool], code: str, reason: str
+) -> tuple[pd.DataFrame, list[Exclusion]]:
+    """The rows of a frame that `hit` does not mark, and for each that it does why it was left out."""
+    excluded = [
+        Exclusion(
+            row=int(row["row"]),
+            run_id=str(row["run_id"]),
+            architecture=str(row["architecture"]),
+            n_params=float(row["n_params"]),
+            tokens=float(row["tokens"]),
+            loss=float(row["loss"]),
+            code=code,
+            reason=reason,
+        )
+        for _, row in frame[hit].iterrows()
+    ]
+    return frame[~hit], excluded
 
 
 def too_few(frame: pd.DataFrame, law: Law) -> str:

@@ -32,6 +32,7 @@ from harness.options import (
     ClusterOption,
     ColumnOption,
     DeltaOption,
+    DropOutliersOption,
     JsonOption,
     LawOption,
     OptionalStudy,
@@ -170,13 +171,16 @@ def fit(
     columns: ColumnOption = None,
     predict: PredictOption = None,
     unannealed: UnannealedOption = False,
+    drop_outliers: DropOutliersOption = False,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fit a scaling law to each architecture and compare them at equal loss."""
     from analysis.terminal import print_fit
 
-    fitted = _fit(study, points_file, law, delta, reference, columns, predict, unannealed, root)
+    fitted = _fit(
+        study, points_file, law, delta, reference, columns, predict, unannealed, drop_outliers, root
+    )
     if as_json:
         print_json(fitted.document.model_dump(mode="json"))
     else:
@@ -196,12 +200,15 @@ def report(
     columns: ColumnOption = None,
     predict: PredictOption = None,
     unannealed: UnannealedOption = False,
+    drop_outliers: DropOutliersOption = False,
     root: RootOption = None,
 ) -> None:
     """Write the report: one self-contained HTML page with the curves, the comparison and every warning."""
     from analysis.report import Provenance, write_report
 
-    fitted = _fit(study, points_file, law, delta, reference, columns, predict, unannealed, root)
+    fitted = _fit(
+        study, points_file, law, delta, reference, columns, predict, unannealed, drop_outliers, root
+    )
     resolved, tracker = fitted.resolved, fitted.tracker
     provenance = Provenance(command=shlex.join(["ssmscale", *sys.argv[1:]]), commit=commit())
     page = write_report(
@@ -257,13 +264,15 @@ def _fit(
     columns: Sequence[str] | None,
     predict: Sequence[str] | None,
     unannealed: bool,
+    outliers: bool,
     root: Path | None,
 ) -> _Fitted:
-    from analysis.document import fit_points
+    from analysis.diagnostics import Note
+    from analysis.document import drop_outliers, fit_points
     from analysis.laws import law_named
     from analysis.points import build_frame, check_points, read_table
     from analysis.predict import asked
-    from harness.points_table import COLUMNS, cells, points_of
+    from harness.points_table import COLUMNS, cells, points_of, without_points
 
     if (study is None) == (points_file is None):
         raise InputError("give either a STUDY or --points FILE, and not both")
@@ -285,7 +294,11 @@ def _fit(
         points = list(points_of(rows, resolved.root, on_the_way=unannealed))
         frame = build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")
     checked = check_points(frame, form, annealed=not unannealed)
-    document = fit_points(checked, law=law, delta=delta, reference=reference, asks=asks)
+    if outliers:
+        checked = drop_outliers(checked, law=law, delta=delta)
+    missing = without_points(rows)
+    about = [Note(code="runs_without_points", text=missing)] if missing else []
+    document = fit_points(checked, law=law, delta=delta, reference=reference, asks=asks, about=about)
     return _Fitted(checked, document, resolved, rows, tracker)
 
 

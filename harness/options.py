@@ -65,6 +65,13 @@ UnannealedOption = Annotated[
         help="Fit the points taken mid-run instead, as a set of their own beside the annealed.",
     ),
 ]
+DropOutliersOption = Annotated[
+    bool,
+    typer.Option(
+        "--drop-outliers",
+        help="Leave out points far off the law that is fitted to all of them; they are listed with the rule.",
+    ),
+]
 PointsOption = Annotated[
     Path | None,
     typer.Option(

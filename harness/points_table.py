@@ -8,6 +8,7 @@ Series.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -39,6 +40,9 @@ class Point:
     annealed: bool
 
 
+MOST_TOLD = 5
+"""Runs of which a note says why they have no point."""
+
 COLUMNS = [field.name for field in fields(Point)]
 
 
@@ -62,6 +66,17 @@ def points_of(rows: Sequence[RunStatus], root: Root, *, on_the_way: bool = False
             yield from _evaluations(row, row.run_id, read_progress(root.run(row.run_id)), result)
         if row.state is RunState.DONE:
             yield _final(row)
+
+
+def without_points(rows: Sequence[RunStatus]) -> str:
+    """Which Runs of a study have no final loss and why, a sentence; empty where all have one."""
+    left = [row for row in rows if row.state is not RunState.DONE]
+    if not left:
+        return ""
+    counts = Counter(row.state for row in left)
+    told = [f"{row.run_id} {row.state} ({row.reason})" for row in left if row.reason][:MOST_TOLD]
+    text = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return f"{len(left)} of the study's {len(rows)} runs have no point: {text}{'; '.join(['', *told])}."
 
 
 def cells(points: Sequence[Point]) -> list[tuple[int, tuple[object, ...]]]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.journal import Event
-from harness.points_table import COLUMNS, points_of
+from harness.points_table import COLUMNS, points_of, without_points
 from harness.rundir import Root
 from tests.conftest import Answer
 from tests.harness.journals import (
@@ -149,3 +149,18 @@ def test_a_report_is_kept_with_the_study_and_its_run(
     (run,) = client.search_runs([experiment.experiment_id], "tags.`ssmscale.kind` = 'study'")
     held = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert held == {"study.json", "report.html", "fit.json"}
+
+
+def test_runs_without_a_point_are_counted_with_the_reason(tracked_root: Root, study_fields: Fields) -> None:
+    points = registered(tracked_root, study_fields).points
+    trunk = begin_series(tracked_root, points[0].run)
+    log_steps(trunk, [1, 2])
+    with begin_run(tracked_root, points[0].run) as journal:
+        journal.append(Event.FAILED, reason="the loss is not finite at step 2", kind="diverged")
+    said = without_points(rows_of(tracked_root, study_fields))
+    assert said.startswith("2 of the study's 2 runs have no point: 1 failed, 1 ")
+    assert f"{points[0].run_id} failed (the loss is not finite at step 2)" in said
+
+
+def test_a_finished_study_has_a_point_for_every_run(evaluated: Root, study_fields: Fields) -> None:
+    assert without_points(rows_of(evaluated, study_fields)) == ""
