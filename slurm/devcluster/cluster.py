@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -27,6 +28,8 @@ HERE = Path(__file__).parent
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 START_SECONDS = 60.0
+LOWEST_PORT = 20000
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True)
@@ -312,15 +315,19 @@ def missing_programs() -> list[str]:
 
 
 def free_ports(count: int) -> Sequence[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports of 127.0.0.1 that nobody listens on now, below those the system gives to whoever asks for any."""
     try:
-        for endpoint in sockets:
-            endpoint.bind(("127.0.0.1", 0))
-        return [endpoint.getsockname()[1] for endpoint in sockets]
-    finally:
-        for endpoint in sockets:
-            endpoint.close()
+        first = int(EPHEMERAL.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        first = 32768
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(LOWEST_PORT, max(first, LOWEST_PORT + 1000)), k=1000):
+        with socket.socket() as endpoint, contextlib.suppress(OSError):
+            endpoint.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"no {count} free ports on 127.0.0.1")
 
 
 def _kill(process: psutil.Process) -> None:

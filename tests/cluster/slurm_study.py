@@ -83,7 +83,7 @@ class SlurmStudy:
         assert process.returncode == 0, said
         return said
 
-    def run(self, *arguments: str) -> str:
+    def run(self, *arguments: str, seconds: float = 120) -> str:
         """A verb of the command on this study."""
         verb, *rest = arguments
         done = subprocess.run(
@@ -92,7 +92,7 @@ class SlurmStudy:
             capture_output=True,
             text=True,
             env=self.environment,
-            timeout=120,
+            timeout=seconds,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr

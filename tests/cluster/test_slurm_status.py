@@ -55,7 +55,7 @@ def test_without_accounts_a_study_is_followed_cancelled_and_tried_again_all_the_
     assert f"on slurm, cluster {study.profile_path}, as it was last submitted" in study.run("retry")
     assert len(study.queue()) == 1
     study.slurm("scontrol", "update", "partitionname=low", "state=up")
-    watched = study.run("status", "--watch")
+    watched = study.run("status", "--watch", seconds=240)
     assert "2 done" in watched
     told = json.loads(study.run("status", "--json"))
     assert told["counts"] == {"done": 2}
@@ -79,12 +79,16 @@ def test_accounts_count_every_start_of_a_job(
     def seen() -> Any:
         return read_jobs(["twice"], "now-1days").get(job_id)
 
-    wait_until(lambda: seen() is not None and seen().seconds >= 2, 60)
-    study.slurm("scontrol", "requeue", job_id)
-    wait_until(lambda: seen().state is JobState.RUNNING and seen().seconds >= 1, 120)
-    stop.touch()
-    wait_until(lambda: seen().state is JobState.ENDED, 60)
-    wait_until(lambda: (seen().accounted_seconds or 0) >= seen().seconds + 2, 60)
+    try:
+        wait_until(lambda: seen() is not None and seen().seconds >= 2, 60)
+        study.slurm("scontrol", "requeue", job_id)
+        wait_until(lambda: seen().state is JobState.RUNNING and seen().seconds >= 1, 120)
+        stop.touch()
+        wait_until(lambda: seen().state is JobState.ENDED, 60)
+        wait_until(lambda: (seen().accounted_seconds or 0) >= seen().seconds + 2, 60)
+    finally:
+        stop.touch()
+        study.slurm("scancel", job_id)
 
 
 def test_readings_that_follow_each_other_ask_slurm_once(
@@ -108,6 +112,6 @@ def test_readings_that_follow_each_other_ask_slurm_once(
         for _ in range(3):
             assert reader.read().counts == {"queued": 2}
         assert sorted(told.read_text().split()) == ["sacct", "squeue"]
-        study.run("cancel")
     finally:
+        study.run("cancel")
         study.slurm("scontrol", "update", "partitionname=low", "state=up")
