@@ -44,6 +44,9 @@ CEILING = {
     "n_params_non_embedding": 1e18,
     "unique_tokens": 1e24,
 }
+FLOOR = 1e-6
+"""The smallest value a column may hold, whatever its unit."""
+
 TRUE = ("true", "1", "1.0", "yes")
 FALSE = ("false", "0", "0.0", "no")
 
@@ -170,7 +173,7 @@ def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool 
     too few points for the law is set aside only while another can be fitted (InputError otherwise).
     """
     identity = ["run_id", "tokens"]
-    named = ["architecture", "n_params", *identity, "loss"]
+    named = ["architecture", "n_params", *identity, "loss", "annealed"]
     unnamed = [name for name in frame.columns if name not in {"row", "run_id"}]
     anonymous = frame["run_id"].str.startswith("row-")
     twice = (frame.duplicated(named) & ~anonymous) | (frame.duplicated(unnamed) & anonymous)
@@ -282,9 +285,13 @@ def _cell(value: object, name: str, row: int, source: str) -> object:
     if name == "seed":
         if not number.is_integer():
             raise InputError(f"{place} {text} is not a whole number.")
+        if number < 0:
+            raise InputError(f"{place} {text} is below 0; number the seeds from 0 on.")
         return number
-    if not math.isfinite(number) or number <= 0 or number > CEILING[name]:
-        raise InputError(f"{place} {text} is out of range; it must be above 0 and at most {CEILING[name]:g}.")
+    if not math.isfinite(number) or number < FLOOR or number > CEILING[name]:
+        raise InputError(
+            f"{place} {text} is out of range; it must be above 0 (at least {FLOOR:g}) and at most {CEILING[name]:g}."
+        )
     return number
 
 

@@ -45,7 +45,7 @@ def _csv(path: Path) -> Table:
         raise InputError(
             f"{path}: holds NUL bytes, so it is not a CSV table; save it as UTF-8 CSV or Parquet."
         )
-    first = text.partition("\n")[0]
+    first = text.lstrip().partition("\n")[0]
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
     header: list[str] = []
@@ -65,7 +65,7 @@ def _csv(path: Path) -> Table:
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise InputError(f"{path}: row {reader.line_num} cannot be read as CSV ({error}).") from None
-    repeated = sorted({name for name in header if header.count(name) > 1})
+    repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
         raise InputError(f"{path}: the column {repeated[0]} stands twice in the header; keep one.")
     return header, rows

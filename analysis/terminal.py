@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from analysis.diagnostics import Note
@@ -52,8 +53,8 @@ def _laws(points: CheckedPoints, document: FitDocument) -> Table:
             spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
             cells.append(f"{fitted.params[key]:.4g}{spread}")
         clusters = points.of(name)["cluster"].nunique()
-        table.add_row(
-            name, str(fitted.n_points), str(clusters), *cells, f"{fitted.objective:.4g}", fitted.status
+        _add(
+            table, name, str(fitted.n_points), str(clusters), *cells, f"{fitted.objective:.4g}", fitted.status
         )
     return table
 
@@ -64,7 +65,8 @@ def _ratios(document: FitDocument) -> Table:
         ("architecture", "budget", "reference", "loss", "ratio", "95 %", "status"),
     )
     for row in document.comparison.size_ratio:
-        table.add_row(
+        _add(
+            table,
             row.architecture,
             budget(row.iterations, row.tokens),
             human(row.reference_n_params),
@@ -82,7 +84,8 @@ def _token_gains(document: FitDocument) -> Table:
         ("architecture", "reference", "size", "loss", "gain", "95 %", "status"),
     )
     for row in document.comparison.token_gain:
-        table.add_row(
+        _add(
+            table,
             row.architecture,
             budget(row.iterations, row.reference_tokens),
             human(row.reference_n_params),
@@ -101,7 +104,8 @@ def _predictions(document: FitDocument) -> Table:
     )
     for name, fitted in document.architectures.items():
         for one in fitted.predictions:
-            table.add_row(
+            _add(
+                table,
                 name,
                 human(one.n_params),
                 budget(one.iterations, one.tokens or 0.0),
@@ -135,12 +139,17 @@ def _optimal(document: FitDocument) -> Table:
             if interval:
                 ends = one.ci95 if one else None
                 cells.append("-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}")
-        table.add_row(name, *cells, str(len(found.optima)))
+        _add(table, name, *cells, str(len(found.optima)))
     return table
 
 
+def _add(table: Table, *cells: str) -> None:
+    """Add a row of cells as they are: a foreign table's names may hold what rich reads as markup."""
+    table.add_row(*map(escape, cells))
+
+
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in columns:
         table.add_column(
             name, justify="left" if name in {"architecture", "status"} else "right", no_wrap=True

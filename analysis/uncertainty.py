@@ -73,12 +73,15 @@ def cluster_keys(
     size: Array, seed: Array, cluster: Sequence[str]
 ) -> tuple[NDArray[np.int64], tuple[Key, ...]]:
     """Index of each row's cluster and, for each cluster, (size rung, seed, ordinal); a missing seed counts as -1."""
-    names = sorted(set(cluster), key=lambda name: _first(size, seed, cluster, name))
+    first: dict[str, tuple[float, int]] = {}
+    for n_params, number, name in zip(size, seed, cluster, strict=True):
+        first.setdefault(name, (float(n_params), -1 if np.isnan(number) else int(number)))
+    names = sorted(first, key=lambda name: (*first[name], name))
     rungs = {value: rung for rung, value in enumerate(sorted(set(size.tolist())))}
     keys: list[Key] = []
     used: dict[tuple[int, int], int] = {}
     for name in names:
-        n_params, number, _ = _first(size, seed, cluster, name)
+        n_params, number = first[name]
         pair = (rungs[n_params], number)
         keys.append((*pair, used.get(pair, 0)))
         used[pair] = used.get(pair, 0) + 1
@@ -185,11 +188,6 @@ def interval(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _first(size: Array, seed: Array, cluster: Sequence[str], name: str) -> tuple[float, int, str]:
-    i = list(cluster).index(name)
-    return float(size[i]), -1 if np.isnan(seed[i]) else int(seed[i]), name
-
-
 def _draw_counts(keys: Sequence[Key], count: int, seed: int) -> NDArray[np.int64]:
     """How often each cluster is drawn (resamples, clusters); equal for architectures with the same keys."""
     order = sorted(range(len(keys)), key=lambda i: keys[i])
@@ -213,11 +211,11 @@ def wild_losses(fit: Fitted, count: int, seed: int) -> Array:
     loss, jacobian = problem.law.predict_with_jacobian(fit.result.u[None], problem.z)
     base = np.log(loss[0])
     slope = jacobian[0] / loss[0][:, None]
-    hat = slope @ np.linalg.pinv(slope)
+    inverse = np.linalg.pinv(slope)
     residual = problem.y - base
     for number in range(len(fit.keys)):
         rows = np.flatnonzero(fit.cluster == number)
-        left, axes = np.linalg.eigh(np.eye(len(rows)) - hat[np.ix_(rows, rows)])
+        left, axes = np.linalg.eigh(np.eye(len(rows)) - slope[rows] @ inverse[:, rows])
         residual[rows] = axes @ ((axes.T @ residual[rows]) / np.maximum(left, LEVERAGE_FLOOR))
     factor = np.column_stack(
         [

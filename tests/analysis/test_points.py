@@ -37,8 +37,15 @@ def test_csv_and_parquet_give_the_same_points(tmp_path: Path) -> None:
         "architecture;n_params;tokens;loss\r\nx;1e5;1e6;3.0\r\n",
         "architecture\tn_params\ttokens\tloss\nx\t100000\t1000000\t3\n",
         f'{HEADER}\n\n"x", 1e5 ,1e6, 3.0\n\n',
+        "\narchitecture;n_params;tokens;loss;;\nx;1e5;1e6;3.0;;\n",
     ],
-    ids=["byte order mark", "semicolons", "tabs", "blank lines and spaces"],
+    ids=[
+        "byte order mark",
+        "semicolons",
+        "tabs",
+        "blank lines and spaces",
+        "blank line first, columns without a name",
+    ],
 )
 def test_ordinary_variants_of_csv_are_read(tmp_path: Path, text: str) -> None:
     frame = read_table(write(tmp_path / "p.csv", text))
@@ -67,6 +74,8 @@ def test_ordinary_variants_of_csv_are_read(tmp_path: Path, text: str) -> None:
         (f"{HEADER}\nx,1e5,1e6,3,1\n", "row 2 has 5 cells where the header has 4"),
         (f"{HEADER},loss\nx,1e5,1e6,3,3\n", "the column loss stands twice"),
         (f"{HEADER},seed\nx,1e5,1e6,3,0.5\n", "row 2, column seed: 0.5 is not a whole number"),
+        (f"{HEADER},seed\nx,1e5,1e6,3,-2\n", "row 2, column seed: -2 is below 0"),
+        (f"{HEADER}\nx,1e5,1e6,1e-320\n", "row 2, column loss: 1e-320 is out of range"),
         (
             f"{HEADER},annealed\nx,1e5,1e6,3,maybe\n",
             "row 2, column annealed: 'maybe' is neither true nor false",
@@ -218,3 +227,11 @@ def test_an_architecture_with_too_few_points_is_set_aside_while_another_can_be_f
     document = fit_points(points, resamples=100)
     (note,) = [note for note in document.notes if note.code == "architecture_left_out"]
     assert "prefix_simba has 100000 throughout" in note.text
+
+
+def test_the_annealed_row_of_a_run_that_also_has_another_stays(tmp_path: Path) -> None:
+    rows = "a,1e5,1e6,3,r,false\na,1e5,1e6,3,r,true\n"
+    frame = read_table(write(tmp_path / "p.csv", f"{HEADER},run_id,annealed\n{rows}"))
+    points = check_points(frame)
+    assert points.frame["row"].tolist() == [3]
+    assert [gone.code for gone in points.exclusions] == ["unannealed"]
