@@ -10,6 +10,7 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,7 +52,10 @@ def source_files(home: Path = HOME) -> dict[str, str]:
             folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
             for name in files:
                 path = Path(folder, name)
-                if path.suffix in SOURCES:
+                # An editor's lock file is a hidden link to nowhere that bears a source's ending.
+                if path.suffix not in SOURCES or name.startswith(".") or not path.is_file():
+                    continue
+                with suppress(FileNotFoundError):  # removed since it was listed
                     digest = hashlib.sha256(path.read_bytes()).hexdigest()
                     found[path.relative_to(home).as_posix()] = digest
     return dict(sorted(found.items()))
@@ -64,9 +68,15 @@ def code_state(sources: Mapping[str, str]) -> str:
 
 
 @lru_cache(maxsize=1)
-def running_code() -> str:
-    """The state of this process's code; ask when it starts, for the files may change under it later."""
-    return code_state(source_files())
+def running_code() -> str | None:
+    """The state of this process's code, None where it cannot be read.
+
+    Ask when the process starts, for the files may change under it later.
+    """
+    try:
+        return code_state(source_files())
+    except OSError:
+        return None
 
 
 def installed_version(package: str) -> str | None:

@@ -208,7 +208,7 @@ def _train(
         layout, changes = series_layout(root, runs, launch, ranks)
         if journal is not None:
             journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
-            if launch.code not in {None, process["code"]}:
+            if process["code"] is not None and launch.code not in {None, process["code"]}:
                 text = f"trained with the code {process['code']}, not with {launch.code} as it was submitted"
                 journal.append(Event.WARNING, text=text)
             for change in changes:

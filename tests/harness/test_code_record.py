@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.code_record import LARGEST_FILE, CodeRecord
-from harness.provenance import PACKAGES, code_state, source_files
+from harness.provenance import PACKAGES, code_state, running_code, source_files
 from tests.checkouts import git, make_checkout, python
 
 RECORD = "import sys; from pathlib import Path; from harness.code_record import record_code; "
@@ -153,6 +153,30 @@ def test_where_no_copy_can_be_made_a_sentence_says_why(checkout: Path, tmp_path:
     assert "rsync" in python(checkout, COPY, tmp_path / "study", PATH=str(programs))
     assert "':'" in python(checkout, COPY, tmp_path / "a:b")
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_what_an_editor_leaves_among_the_sources_is_no_part_of_the_code(
+    checkout: Path, tmp_path: Path
+) -> None:
+    before = source_files(checkout)
+    (checkout / "harness" / ".#worker.py").symlink_to("user@host.1234:5678")
+    (checkout / "harness" / "nowhere.py").symlink_to("removed.py")
+    (checkout / "harness" / ".worker.py").write_text("half = ")
+    (checkout / "harness" / "folder.py").mkdir()
+    assert source_files(checkout) == before
+    assert record_of(checkout, tmp_path / "study").sources == before
+
+
+def test_a_process_whose_code_cannot_be_read_does_not_know_its_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_: Path) -> bytes:
+        raise PermissionError
+
+    running_code.cache_clear()
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert running_code() is None
+    running_code.cache_clear()
 
 
 def test_another_place_or_time_makes_no_other_state(checkout: Path, tmp_path: Path) -> None:
