@@ -71,7 +71,8 @@ def put_together(queue: Mapping[str, JobView], accounts: Mapping[str, JobView]) 
         if job_id in queue:
             views[job_id] = replace(queue[job_id], accounted_seconds=view.accounted_seconds)
         elif view.state in LIVE:
-            views[job_id] = replace(view, state=JobState.LOST)
+            # Its clock goes on in the accounts; how long it ran the journals know.
+            views[job_id] = replace(view, state=JobState.LOST, accounted_seconds=None)
         else:
             views[job_id] = view
     return views

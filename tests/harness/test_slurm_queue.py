@@ -110,4 +110,6 @@ def test_of_a_requeued_job_the_queue_is_right_and_its_accounts_tell_the_time() -
 def test_a_job_that_accounts_call_running_and_the_queue_does_not_know_is_lost() -> None:
     stale = _from_sacct("12_3|ssmscale-a|RUNNING|17|n1")
     assert stale is not None
-    assert put_together({}, {"12_3": stale})["12_3"].state is JobState.LOST
+    running_away = replace(stale, accounted_seconds=9e9)
+    view = put_together({}, {"12_3": running_away})["12_3"]
+    assert (view.state, view.accounted_seconds) == (JobState.LOST, None)
