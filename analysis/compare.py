@@ -117,7 +117,7 @@ def equal_loss(curves: Mapping[str, Curve], reference: str) -> list[Equal]:
         for name, curve in curves.items()
         if name != reference
         for size in sizes
-        for iterations, tokens in budgets_of(base)
+        for iterations, tokens in budgets_of(base, curves)
     ]
 
 
@@ -237,10 +237,13 @@ def central(values: Array) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def budgets_of(base: Curve) -> list[tuple[float | None, float]]:
-    """Iteration counts with the reference's tokens there, else token counts (a handful where there are many)."""
+def budgets_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | None, float]]:
+    """Iteration counts with the reference's tokens there, else token counts (a handful where there are many).
+
+    They are iterations only where every one of the curves has them: no other could be read at a count of them.
+    """
     frame = base.frame
-    if frame["iterations"].notna().all():
+    if all(curve.frame["iterations"].notna().all() for curve in curves.values()):
         counts = np.unique(frame["iterations"].to_numpy(dtype=np.float64))
         if len(counts) > MANY_BUDGETS:
             counts = counts[np.linspace(0, len(counts) - 1, MANY_BUDGETS).round().astype(int)]

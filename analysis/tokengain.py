@@ -40,7 +40,7 @@ def token_gains(curves: Mapping[str, Curve], reference: str) -> list[TokenGain]:
         _token_gain(name, curve, base, iterations, tokens, float(base.sizes[-1]))
         for name, curve in curves.items()
         if name != reference
-        for iterations, tokens in budgets_of(base)
+        for iterations, tokens in budgets_of(base, curves)
     ]
 
 

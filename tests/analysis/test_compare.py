@@ -103,6 +103,17 @@ def test_without_iterations_the_budgets_are_tokens() -> None:
     assert {row.tokens for row in rows} == {6.4e6, 12.8e6, 25.6e6}
 
 
+def test_budgets_are_tokens_where_one_architecture_has_no_iterations() -> None:
+    table = QUIET.table(0)
+    table["iterations"] = table["iterations"].where(table["architecture"] == "cross_transformer")
+    comparison = fit_points(checked(table), resamples=100).comparison
+    for rows in (comparison.size_ratio, comparison.token_gain):
+        assert {row.iterations for row in rows} == {None}
+        assert "not_identified" not in {row.status for row in rows}
+    for row in comparison.size_ratio:
+        assert row.estimate == pytest.approx(TRUE_RATIO, rel=0.01)
+
+
 def test_each_architecture_is_read_at_its_own_tokens_of_an_iteration_count() -> None:
     """SiMBA saw twice the tokens an iteration: its law in tokens is read at twice the tokens."""
     table = QUIET.table(0)
