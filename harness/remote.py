@@ -59,6 +59,8 @@ class Claims:
     root: Root
     books: dict[str, Book] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
+    judged: set[str] = field(default_factory=set)
+    """Arrays for whose sake a study's Book was read again."""
 
     def take(self, series_id: str, claim: Claim) -> bool:
         """Claim a Series, in place of a claim that is over; False where somebody else has it."""
@@ -73,15 +75,26 @@ class Claims:
     def _holds(self, claim: Claim, series_id: str) -> bool:
         if not claim.study:
             return False
-        if claim.array not in self._book(claim.study).arrays:
-            return is_in_hand(claim)
-        return self._book(claim.study).holds(claim.array, series_id)
+        if claim.array in (book := self._book(claim.study)).arrays:
+            return book.holds(claim.array, series_id)
+        if is_in_hand(claim):
+            return True
+        # Whoever is gone now may have claimed, submitted and ended since the Book was read.
+        return self._book_after(claim).holds(claim.array, series_id)
 
     def _book(self, study_name: str) -> Book:
         with self.lock:  # Series are claimed side by side, and SLURM is asked once
             if study_name not in self.books:
                 self.books[study_name] = open_book(self.root.study(study_name))
             return self.books[study_name]
+
+    def _book_after(self, claim: Claim) -> Book:
+        """The Book of a study, read after the submission that made a claim was gone; once for each array."""
+        with self.lock:
+            if claim.array not in self.judged:
+                self.books[claim.study] = open_book(self.root.study(claim.study))
+                self.judged.add(claim.array)
+            return self.books[claim.study]
 
 
 def submit_missing(

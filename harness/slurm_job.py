@@ -51,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda number, _: log.info("%s", signal.Signals(number).name))
     try:
         array = read_model(Path(array_file), Array)
+        if array.is_void:
+            log.info("the submission of this job was given up; others train its series")
+            return 0
         task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
         began = time.time()
         code = _run_ranks(array, task, Path(array_file).parent.parent)

@@ -31,6 +31,8 @@ LOGS = Path("logs", "slurm")
 """Below a study's directory: a folder an array, with what submitit and the batch scripts write."""
 UNSEEN_SECONDS = 300.0
 """How long an array without a job may be in the hands of a submission on another host before it counts as lost."""
+ORPHAN_SECONDS = 3.0
+"""Age an array has before SLURM is asked whether it was submitted: sbatch outlives the submission that was killed."""
 
 
 class Shape(Frozen):
@@ -116,6 +118,10 @@ class ArrayBook:
         arrays = [read_model(path, Array) for path in self.folder.glob("ssmscale-*.json")]
         return {array.name: array for array in sorted(arrays, key=lambda array: (array.t, array.name))}
 
+    def read_again(self, array: Array) -> Array:
+        """What is written down of an array now."""
+        return read_model(self.folder / f"{array.name}.json", Array)
+
 
 @dataclass(frozen=True)
 class Book:
@@ -170,19 +176,22 @@ def open_book(study_dir: Path) -> Book:
     live = {name: array for name, array in arrays.items() if not array.is_void}
     if not live:
         return Book(arrays, {})
+    # Who is gone before SLURM is asked has submitted nothing that the answer does not know of.
+    gone = [array for array in live.values() if array.job_id is None and is_given_up(array.process, array.t)]
+    if gone:
+        age = time.time() - max(array.t for array in gone)
+        time.sleep(min(ORPHAN_SECONDS, max(0.0, ORPHAN_SECONDS - age)))
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(a.t for a in live.values()) - 86400))
     views = read_jobs(list(live), since)
     ids = {view.name: view.job_id.split("_")[0] for view in views.values()}
     for name, array in live.items():
-        if array.job_id is not None:
+        if array.job_id is not None or (name not in ids and array not in gone):
             continue
-        if name in ids:
-            arrays[name] = array.model_copy(update={"job_id": ids[name]})
-        elif is_given_up(array.process, array.t):
-            arrays[name] = array.model_copy(update={"is_void": True})
-        else:
-            continue
-        book.write(arrays[name])
+        arrays[name] = book.read_again(array)
+        if arrays[name].job_id is None and not arrays[name].is_void:
+            known = {"job_id": ids[name]} if name in ids else {"is_void": True}
+            arrays[name] = array.model_copy(update=known)
+            book.write(arrays[name])
     return Book(arrays, views)
 
 
