@@ -62,10 +62,10 @@ def partition(profile: Profile, name: str) -> Finding:
     """Whether a partition is there and up, with nodes as the profile describes them."""
     title = f"partition {name}"
     form = "%a|%D|%c|%m|%G|%l|%T"
-    answer = _asked("sinfo", "--noheader", "--exact", f"--partition={name}", f"--format={form}")
-    nodes = [] if isinstance(answer, SchedulerGone) else [_nodes(line) for line in answer.splitlines()]
+    answer = _asked("sinfo", "--all", "--noheader", "--exact", f"--partition={name}", f"--format={form}")
+    nodes = [] if isinstance(answer, SchedulerGone) else [*_groups(answer)]
     if not nodes:
-        known = _asked("sinfo", "--noheader", "--format=%R")
+        known = _asked("sinfo", "--all", "--noheader", "--format=%R")
         there = known if isinstance(known, SchedulerGone) else ", ".join(sorted(set(known.split())))
         remedy = f"take it out of the profile's partitions, or correct it; there are {there}"
         return Finding(
@@ -211,8 +211,13 @@ def _asked(*command: str) -> str | SchedulerGone:
         return gone
 
 
-def _nodes(line: str) -> Nodes:
-    available, count, cores, memory, gres, limit, state = line.split("|", 6)
+def _groups(answer: str) -> Iterator[Nodes]:
+    for line in answer.splitlines():
+        if len(fields := line.split("|", 6)) == 7:  # others are headings of the site's own
+            yield _nodes(*fields)
+
+
+def _nodes(available: str, count: str, cores: str, memory: str, gres: str, limit: str, state: str) -> Nodes:
     return Nodes(
         available=available == "up",
         count=int(count),

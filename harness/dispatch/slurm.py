@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.code_copy import running_from
 from harness.dispatch.base import Handle, Job, JobState
-from harness.dispatch.slurm_queue import JobView, SchedulerGone, call, read_jobs
+from harness.dispatch.slurm_queue import JobView, SchedulerGone, call, read_jobs, steering
 from harness.process import identify_process, process_is_alive
 from harness.profile import Profile
 from harness.run import Count, Frozen, Positive
@@ -287,6 +287,11 @@ class SlurmDispatcher:
                 self.parameters["map_count"] = count
                 return str(self._submit_command(command).job_id)
 
+            def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+                command = super()._make_submission_command(submission_file_path)
+                # What SBATCH_PARTITION and its like say goes before what the batch file asks for.
+                return ["env", *(f"--unset={name}" for name in steering()), *command]
+
         self.log_dir.mkdir(parents=True, exist_ok=True)
         (self.log_dir / array.name).mkdir(exist_ok=True)
         try:
@@ -331,6 +336,7 @@ class SlurmDispatcher:
             "array_parallelism": profile.limits.parallel or len(array.tasks),
             "setup": list(profile.setup),
             "stderr_to_stdout": True,
+            "wckey": None,  # submitit's own is refused where the site checks them
             "use_srun": False,  # our own command starts the ranks, and outlives them
             "additional_parameters": {
                 "requeue": True,

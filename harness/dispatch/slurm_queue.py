@@ -7,6 +7,7 @@ calls a job running for ever whose end the controller could not tell it.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ PENDING_ELEMENTS = re.compile(r"(\d+)_\[.*\]")
 SQUEUE = "%i|%j|%T|%M|%N|%r"
 SACCT = "JobID,JobName,State,ElapsedRaw,NodeList"
 LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
+STEERING = ("SQUEUE_", "SACCT_", "SINFO_", "SBATCH_", "SCANCEL_")
+"""How variables begin by which a user has SLURM's programs leave jobs out or ask for something else."""
 SECONDS = 60.0
 """How long a call may take: a busy slurmctld answers late."""
 
@@ -59,7 +62,11 @@ def read_jobs(names: Sequence[str], since: str) -> dict[str, JobView]:
             before = found.get(view.job_id)
             in_all = view.seconds + ((before.accounted_seconds if before else None) or 0.0)
             found[view.job_id] = replace(view, accounted_seconds=in_all)
-    answer = call("squeue", "--noheader", "--array", "--states=all", f"--name={wanted}", f"--format={SQUEUE}")
+    # Partitions that a site hides are not listed unless --all is asked for.
+    answer = call(
+        *("squeue", "--all", "--noheader", "--array", "--states=all"),
+        *(f"--name={wanted}", f"--format={SQUEUE}"),
+    )
     queue = {view.job_id: view for line in answer.splitlines() if (view := _from_squeue(line)) is not None}
     return put_together(queue, found)
 
@@ -78,10 +85,22 @@ def put_together(queue: Mapping[str, JobView], accounts: Mapping[str, JobView]) 
     return views
 
 
+def steering() -> list[str]:
+    """Variables of this process's environment that SLURM's programs must not see."""
+    return sorted(name for name in os.environ if name.startswith(STEERING))
+
+
 def call(*command: str) -> str:
-    """Standard output of one of SLURM's programs; raises SchedulerGone with its last word where it fails."""
+    """Standard output of one of SLURM's programs; raises SchedulerGone with its last word where it fails.
+
+    The program hears what it is asked and nothing of what the user's environment would add.
+    """
+    hidden = steering()
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
     except FileNotFoundError as error:
         raise SchedulerGone(
             f"{command[0]} is not installed here: is this a SLURM cluster's login node?"
@@ -111,7 +130,10 @@ def _accounting(wanted: str, since: str) -> list[str]:
 
 
 def _from_squeue(line: str) -> JobView | None:
-    job_id, name, said, elapsed, nodes, reason = line.split("|", 5)
+    fields = line.split("|", 5)
+    if len(fields) < 6:  # a heading of the site's own, such as CLUSTER: c
+        return None
+    job_id, name, said, elapsed, nodes, reason = fields
     state = state_of(said)
     if state is None or PENDING_ELEMENTS.fullmatch(job_id):
         return None
@@ -121,7 +143,10 @@ def _from_squeue(line: str) -> JobView | None:
 
 
 def _from_sacct(line: str) -> JobView | None:
-    job_id, name, said, elapsed, nodes = line.split("|", 4)
+    fields = line.split("|", 4)
+    if len(fields) < 5:
+        return None
+    job_id, name, said, elapsed, nodes = fields
     state = state_of(said)
     if state is None or PENDING_ELEMENTS.fullmatch(job_id):
         return None

@@ -1,12 +1,55 @@
 """What squeue and sacct print, read as jobs."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from harness.dispatch.base import JobState
-from harness.dispatch.slurm_queue import _from_sacct, _from_squeue, _seconds, put_together
+from harness.dispatch.base import Job, JobState
+from harness.dispatch.slurm import SlurmDispatcher
+from harness.dispatch.slurm_queue import _from_sacct, _from_squeue, _seconds, put_together, read_jobs
 from harness.dispatch.slurm_words import STATES, explain, state_of
+from harness.profile import Partition, Profile
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Programs of SLURM's names that print PROGRAM.says and keep what they were called with, and where."""
+    for name in ("squeue", "sacct", "sbatch", "srun"):
+        program = tmp_path / name
+        program.write_text(
+            f'#!/bin/sh\n/usr/bin/env > "$0.environment"\necho "$@" > "$0.arguments"\n'
+            f'cat "$0.says" 2> /dev/null || exit {int(name == "sacct")}\n'
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for name in ("SQUEUE_PARTITION", "SACCT_FORMAT", "SBATCH_PARTITION", "SBATCH_TIMELIMIT"):
+        monkeypatch.setenv(name, "hidden")
+    return tmp_path
+
+
+def test_the_users_environment_hides_no_job_and_odd_lines_are_passed_over(programs: Path) -> None:
+    said = "CLUSTER: c\n\n12_3|ssmscale-a|RUNNING|0:07|n1|None\n"
+    (programs / "squeue.says").write_text(said)
+    (programs / "sacct.says").write_text("CLUSTER: c\n12_3|ssmscale-a|RUNNING|7|n1\n")
+    (view,) = read_jobs(["ssmscale-a"], "now").values()
+    assert (view.state, view.seconds, view.accounted_seconds) == (JobState.RUNNING, 7, 7)
+    assert "hidden" not in (programs / "squeue.environment").read_text()
+    assert "hidden" not in (programs / "sacct.environment").read_text()
+    assert "--all" in (programs / "squeue.arguments").read_text().split()
+
+
+def test_a_job_is_submitted_as_its_profile_says_and_nothing_else(programs: Path, tmp_path: Path) -> None:
+    (programs / "sbatch.says").write_text("Submitted batch job 77\n")
+    profile = Profile(name="c", partitions={"low": Partition()}, gpus=0, cores=1, memory_gib=1.0)
+    job = Job("s", (tmp_path / "runs" / "r",), nodes=1, ranks=1, threads=1, log_dir=tmp_path / "logs")
+    dispatcher = SlurmDispatcher(profile, tmp_path / "study")
+    (handle,) = dispatcher.submit([job])
+    assert handle.job_id == "77_0"
+    assert "hidden" not in (programs / "sbatch.environment").read_text()
+    (script,) = (tmp_path / "study" / "logs").rglob("77_submission.sh")
+    assert "#SBATCH --partition=low\n" in script.read_text()
+    assert "wckey" not in script.read_text()
 
 
 @pytest.mark.parametrize(
