@@ -51,7 +51,12 @@ def examine_slurm(profile: Profile) -> Iterator[Finding]:
     yield Finding(name="slurmctld", works=True, found=answer.splitlines()[0])
     for name in profile.partitions:
         yield partition(profile, name)
-    config = dict(re.findall(r"^(\w+)\s*= (.*)$", call("scontrol", "show", "config"), re.MULTILINE))
+    answer = _asked("scontrol", "show", "config")
+    if isinstance(answer, SchedulerGone):
+        remedy = "run this again; array size, requeueing, accounting and a job as a whole were not asked"
+        yield Finding(name="slurm.conf", works=False, needed=True, found=str(answer), remedy=remedy)
+        return
+    config = dict(re.findall(r"^(\w+)\s*= (.*)$", answer, re.MULTILINE))
     yield array_limit(profile, config)
     yield requeueing(config)
     yield from accounting(profile, config)
@@ -80,7 +85,8 @@ def partition(profile: Profile, name: str) -> Finding:
         and group.memory_mib >= 1024 * profile.memory_gib
     ]
     wanted = min(own.nodes or profile.nodes, profile.nodes)
-    hours = nodes[0].hours
+    hours, asked = nodes[0].hours, _hours_asked(profile, name)
+    too_long = hours is not None and asked > hours
     problems = []
     if not nodes[0].available:
         problems.append(("it takes no jobs now", "wait, or name another partition first"))
@@ -90,14 +96,15 @@ def partition(profile: Profile, name: str) -> Finding:
         problems.append((f"fewer than {wanted} nodes have {_described(profile)}", "correct nodes"))
     elif not any(AWAY.search(group.state) is None for group in fitting):
         problems.append(("no such node is up", "ask the site; jobs wait until then"))
-    if hours is not None and own.hours is not None and own.hours > hours:
-        problems.append((f"its jobs end after {hours:g} h, not {own.hours:g}", f"set hours to {hours:g}"))
+    if too_long:
+        remedy = f"set limits.hours, or hours of partitions.{name}, to {hours:g}"
+        problems.append((f"its jobs end after {hours:g} h, and jobs ask for {asked:g}", remedy))
     kinds = "; ".join(dict.fromkeys(_shown(group) for group in nodes))
     limit = "no time limit" if hours is None else f"at most {hours:g} h"
     return Finding(
         name=title,
         works=not problems,
-        needed=not fitting,
+        needed=not fitting or too_long,
         found=f"{', '.join(found for found, _ in problems)}: {kinds}" if problems else f"{kinds}; {limit}",
         remedy="; ".join(remedy for _, remedy in problems) or None,
     )
@@ -209,6 +216,12 @@ def _asked(*command: str) -> str | SchedulerGone:
         return call(*command)
     except SchedulerGone as gone:
         return gone
+
+
+def _hours_asked(profile: Profile, name: str) -> float:
+    """Most hours that a job asks for which may start in a partition."""
+    together = [profile.partitions_for(nodes) for nodes in range(1, profile.nodes + 1)]
+    return max((profile.hours_in(names) for names in together if name in names), default=0.0)
 
 
 def _groups(answer: str) -> Iterator[Nodes]:
