@@ -26,6 +26,7 @@ DEFAULT_REFERENCE = "cross_transformer"
 SMALLEST, LARGEST = 0.0, float(np.log(1e18))
 # Relative fall in loss over the trained sizes below which a law says nothing of size.
 FLATTEST = 1e-4
+SAME_BUDGET = 1.01  # budgets that differ by no more than this factor count as one
 MANY_BUDGETS = 12
 MANY_SIZES = 8
 
@@ -77,6 +78,14 @@ class Curve:
         there = self.frame.loc[self.frame["iterations"] == iterations, "tokens"]
         rate = self.frame["tokens"] / self.frame["iterations"]
         return float(there.median()) if len(there) else float(rate.median()) * iterations
+
+    @property
+    def budgets(self) -> tuple[float, float]:
+        """The shortest and the longest trained budget, in what the law counts data in; without end where in nothing."""
+        counted = [name for name in ("tokens", "iterations") if name in self.law.inputs]
+        if not counted:
+            return 0.0, float("inf")
+        return float(self.frame[counted[0]].min()), float(self.frame[counted[0]].max())
 
     @property
     def sizes(self) -> Array:
@@ -172,7 +181,7 @@ def _compare(
         if own.loss(own.sizes[0], budget)[0] < own.loss(own.sizes[-1], budget)[0] * (1 + FLATTEST)
     ]
     status, reason = _verdict(
-        wording.architecture(name), curve, base, float(n_params[0]), float(loss[0]), flat
+        name, curve, base, float(n_params[0]), float(loss[0]), flat, (data, base.budget(iterations, tokens))
     )
     interval = central(ratio)
     if status != "not_identified" and interval is not None and not 0 < interval[0] <= interval[1] < UNBOUNDED:
@@ -206,8 +215,16 @@ def _compare(
 
 
 def _verdict(
-    name: str, curve: Curve, base: Curve, n_params: float, loss: float, flat: list[str]
+    name: str,
+    curve: Curve,
+    base: Curve,
+    n_params: float,
+    loss: float,
+    flat: list[str],
+    budgets: tuple[float, float],
 ) -> tuple[Verdict, str]:
+    """What may be said of an equal size; `budgets` are the data inputs at which curve and base are read."""
+    name = wording.architecture(name)
     if flat:
         return "not_identified", f"the fitted loss of {wording.architecture(flat[0])} does not fall with size"
     if curve.obstacle or base.obstacle:
@@ -220,12 +237,19 @@ def _verdict(
     if n_params <= 1.0:
         return "not_identified", f"every size of {name} would be below a loss of {loss:.4f} by its fitted law"
     sizes = curve.sizes
+    beyond = []
     if n_params < sizes[0] or n_params > sizes[-1]:
         below = n_params < sizes[0]
         factor = sizes[0] / n_params if below else n_params / sizes[-1]
         side = "below the smallest" if below else "above the largest"
-        return "extrapolated", f"the equal size lies {wording.times(float(factor))} times {side} trained size"
-    return "identified", ""
+        beyond.append(f"the equal size lies {wording.times(float(factor))} times {side} trained size")
+    for arm, own, budget in zip((name, "the reference"), (curve, base), budgets, strict=True):
+        short, long = own.budgets
+        if not short / SAME_BUDGET <= budget <= long * SAME_BUDGET:
+            factor = max(short / budget, budget / long)
+            side = "below the shortest" if budget < short else "above the longest"
+            beyond.append(f"the budget lies {wording.times(factor)} times {side} of {arm}")
+    return ("extrapolated" if beyond else "identified"), " and ".join(beyond)
 
 
 def central(values: Array) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ import pytest
 from analysis.document import FitDocument, SizeRatio, fit_points
 from analysis.errors import InputError
 from analysis.points import CheckedPoints
+from analysis.wording import times
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SIMBA, TRANSFORMER, TRUE_RATIO, SyntheticStudy
 
@@ -49,6 +50,32 @@ def test_an_equal_size_below_the_trained_ones_is_an_extrapolation_and_says_so() 
         assert row.status == ("extrapolated" if outside else "identified")
         assert bool(row.reason) == outside
     assert "extrapolation" in {note.code for note in document.notes}
+
+
+def test_a_budget_an_architecture_was_never_trained_at_is_an_extrapolation_and_says_so() -> None:
+    """SiMBA saw 6.4M to 25.6M tokens, the transformer 16 times as many."""
+    table = QUIET.table(0).drop(columns=["iterations", "flops"])
+    base = table["architecture"] == "cross_transformer"
+    tokens = table["tokens"] * np.where(base, 16, 1)
+    law = TRANSFORMER
+    clean = law["E"] + law["A"] / table["n_params"] ** law["alpha"] + law["B"] / tokens ** law["beta"]
+    table = table.assign(tokens=tokens, loss=np.where(base, clean, table["loss"]))
+    rows = fit_points(checked(table), resamples=100).comparison.size_ratio
+    assert {row.tokens / 25.6e6 for row in rows} == {4, 8, 16}
+    for row in rows:
+        assert (row.status, row.ratio, row.ci95) == ("extrapolated", None, None)
+        assert row.estimate == pytest.approx(TRUE_RATIO, rel=0.02)
+        far = f"the budget lies {times(row.tokens / 25.6e6)} times above the longest of Prefix SiMBA"
+        assert far in row.reason
+        assert ("equal size" in row.reason) == (row.reference_n_params / TRUE_RATIO < 1e5)
+
+
+def test_budgets_within_a_hundredth_count_as_the_same() -> None:
+    table = QUIET.table(0).drop(columns=["iterations"])
+    base = table["architecture"] == "cross_transformer"
+    table["tokens"] = table["tokens"] * np.where(base, 1.009, 1)
+    rows = fit_points(checked(table), resamples=100).comparison.size_ratio
+    assert "identified" in {row.status for row in rows if row.tokens > 25.6e6}
 
 
 def test_no_ratio_where_no_size_reaches_the_loss() -> None:
