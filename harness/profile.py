@@ -111,6 +111,17 @@ class Profile(Frozen):
             raise ValueError("gpu_memory_gib: is missing though there are gpus")
         return self
 
+    @model_validator(mode="after")
+    def _jobs_train_before_they_save(self) -> Profile:
+        held = {f"partitions.{name}.hours": part.hours for name, part in self.partitions.items()}
+        for key, hours in {"limits.hours": self.limits.hours, **held}.items():
+            if hours is not None and self.signal_seconds >= 3600 * hours:
+                raise ValueError(
+                    f"signal_seconds: {self.signal_seconds} is no less than the {3600 * hours:g} s of {key}: "
+                    "jobs would be told to save as soon as they begin"
+                )
+        return self
+
     def partitions_for(self, nodes: int) -> list[str]:
         """Partitions that take a job of so many nodes, in the order of preference.
 

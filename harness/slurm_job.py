@@ -4,7 +4,7 @@
 
 The ranks save by themselves when they are told to stop. What became of their Runs is read from the journals, never
 from exit codes. A job near its time limit or preempted is requeued under its own number; one that dies is requeued
-too, until it has died several times at the same place.
+too, until it has died several times at the same place, and so is one whose time is over before it has gained anything.
 """
 
 from __future__ import annotations
@@ -55,18 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.info("the submission of this job was given up; others train its series")
             return 0
         task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
+        before = _place(Root(task.run_dirs[0].parent.parent), task)
         began = time.time()
         code = _run_ranks(array, task, Path(array_file).parent.parent)
-        return settle(task, code, began)
+        return settle(task, code, began, before)
     except InputError as error:
         log.error("%s", error)
         return 2
 
 
-def settle(task: Task, code: int, began: float) -> int:
+def settle(task: Task, code: int, began: float, before: str) -> int:
     """Decide from the journals what becomes of the job whose ranks ended with `code`; returns its exit status.
 
-    `began` is when the ranks were started, in seconds since 1970.
+    `began` is when the ranks were started, in seconds since 1970, and `before` the place the Series was at then.
     """
     root = Root(task.run_dirs[0].parent.parent)
     control = Control(read_launch(root, task.series_id).control)
@@ -74,11 +75,8 @@ def settle(task: Task, code: int, began: float) -> int:
     if not left:
         states = [read_progress(folder).state for folder in task.run_dirs]
         return 1 if Event.FAILED in states else 0
-    stopped = [
-        reason
-        for progress in (read_progress(root.series(task.series_id)), *map(read_progress, left))
-        if (reason := _stopped_by(progress)) is not None
-    ]
+    told = [read_progress(root.series(task.series_id)), *map(read_progress, left)]
+    stopped = [reason for progress in told if (reason := _stopped_by(progress)) is not None]
     full = [reason for reason in stopped if not _is_a_signal(reason)]
     if code == EXIT_NO_SPACE or (full and code not in {0, EXIT_PREEMPTED}):
         # Of several ranks some are killed because one left, and their status is srun's.
@@ -94,21 +92,28 @@ def settle(task: Task, code: int, began: float) -> int:
     if not job.is_wanted:
         log.info("job %s was cancelled", job_id)
         return EXIT_PREEMPTED
-    if stopped and code in {0, EXIT_PREEMPTED}:
+    place = _place(root, task)
+    # What stopped an earlier start is told by the journals until a later one begins to train.
+    now = {_stopped_by(progress) for progress in told if progress.spans and progress.spans[-1].ended >= began}
+    out_of_time = "SIGUSR2" in now and "SIGTERM" not in now and not job.makes_room
+    in_vain = code in {0, EXIT_PREEMPTED} and out_of_time and place == before
+    if stopped and code in {0, EXIT_PREEMPTED} and not in_vain:
         requeue(job_id)
         return EXIT_PREEMPTED
-    if code in {0, EXIT_PREEMPTED}:
+    if code in {0, EXIT_PREEMPTED} and not in_vain:
         log.info("another process trains the series")
         return EXIT_PREEMPTED
-    place = _place(root, task)
     last = _last_words(root.series(task.series_id) / "logs", control.path.parent, began)
     control.append("crashed", runs=[folder.name for folder in left], job_id=job_id, kind=place, reason=last)
     if count_crashes(control, left, place) < MOST_ATTEMPTS:
         requeue(job_id)
         return EXIT_PREEMPTED
+    why = f"ended {MOST_ATTEMPTS} times at the same place; its log ends: {last}"
+    if in_vain:
+        why = f"ended {MOST_ATTEMPTS} times at the same place, the last time because its time was over"
+    reason = f"its job {job_id} {why}"
     for folder in left:
         with Journal.open(folder) as journal:
-            reason = f"its job {job_id} ended {MOST_ATTEMPTS} times at the same place; its log ends: {last}"
             journal.append(Event.FAILED, reason=reason, kind="lost")
     return 1
 
@@ -145,6 +150,8 @@ class JobWord:
 
     is_wanted: bool
     """Whether nobody cancelled it: it runs, or SLURM ends it for its time or to make room for another."""
+    makes_room: bool
+    """Whether SLURM ends it for another job, which says nothing about how far it came."""
     starts_again: int
     """How often it has been requeued; the batch script on a node thought dead may be older."""
 
@@ -156,7 +163,7 @@ def look_up(job_id: str) -> JobWord:
     preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
     # A job that is being ended is COMPLETING, whatever ends it.
     is_wanted = preempted or facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
-    return JobWord(is_wanted, int(facts.get("Restarts", 0)))
+    return JobWord(is_wanted, preempted, int(facts.get("Restarts", 0)))
 
 
 def requeue(job_id: str) -> None:

@@ -53,6 +53,7 @@ def test_partitions_without_limits_are_named_in_any_way(tmp_path: Path, partitio
         ("gpu_memory_gib", None),
         ("limits", {"array": 5}),
         ("name", "a b"),
+        ("signal_seconds", 4 * 3600),
         ("x", 1),
     ],
 )
@@ -61,6 +62,15 @@ def test_what_is_wrong_in_a_profile_is_named(tmp_path: Path, key: str, value: An
     with pytest.raises(InputError, match=key) as caught:
         load_profile(path)
     assert path in str(caught.value)
+
+
+def test_jobs_that_would_save_as_soon_as_they_begin_are_refused(tmp_path: Path) -> None:
+    minute = {"hours": 1 / 60}
+    assert load_profile(write(tmp_path, limits=minute, signal_seconds=59)).signal_seconds == 59
+    with pytest.raises(InputError, match=r"signal_seconds: 90 is no less than the 60 s of limits\.hours"):
+        load_profile(write(tmp_path, limits=minute))
+    with pytest.raises(InputError, match=r"partitions\.short\.hours"):
+        load_profile(write(tmp_path, partitions={"short": minute}))
 
 
 def test_an_unknown_profile_is_answered_with_those_there_are() -> None:

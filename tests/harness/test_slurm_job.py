@@ -1,0 +1,84 @@
+"""What becomes of a SLURM job whose ranks have ended, by the journals and by what scontrol says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.dispatch.base import EXIT_PREEMPTED
+from harness.dispatch.slurm import Task
+from harness.journal import Event, read_progress
+from harness.rundir import Launch, Root, write_launch, write_run
+from harness.slurm_job import _place, settle
+from tests.harness.journals import begin_series, registered
+
+Fields = dict[str, Any]
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scontrol that knows of one running job; returns where its requeueings are kept."""
+    program, told = tmp_path / "bin" / "scontrol", tmp_path / "requeued"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\ncase "$1" in requeue) echo "$2" >> "{told}";; '
+        f'*) echo "JobState=RUNNING Reason=None $(cat "{tmp_path}/more" 2> /dev/null)";; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    return told
+
+
+class Stopped:
+    """A Series whose job is told to stop again and again, before it has saved anything."""
+
+    def __init__(self, root: Root, fields: Fields) -> None:
+        fields["grid"] |= {"iterations": [10], "seeds": [0]}
+        point = registered(root, fields).points[0]
+        self.root, self.run = root, point.run
+        control = root.study(fields["name"]) / "control.jsonl"
+        self.task = Task(series_id=point.series_id, run_dirs=(write_run(root, point.run),))
+        begin_series(root, point.run).close()
+        launch = Launch(corpus=Path("corpus"), control=control, dispatcher="slurm", micro_batch=1)
+        write_launch(root, point.series_id, launch)
+
+    def by(self, signal: str) -> int:
+        before, began = _place(self.root, self.task), time.time() - 1
+        with begin_series(self.root, self.run) as journal:
+            journal.append(Event.PREEMPTED, reason=signal)
+        return settle(self.task, 0, began, before)
+
+    @property
+    def state(self) -> str | None:
+        return read_progress(self.task.run_dirs[0]).state
+
+
+def test_a_job_whose_time_is_over_before_it_has_gained_anything_is_started_three_times(
+    scontrol: Path, tmp_path: Path, study_fields: Fields
+) -> None:
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    assert [stopped.by("SIGUSR2") for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert scontrol.read_text().split() == ["7_0", "7_0"]
+    result = read_progress(stopped.task.run_dirs[0]).result
+    assert result is not None
+    assert "because its time was over" in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("signal", "more"),
+    [("SIGTERM", ""), ("SIGUSR2", "PreemptTime=2026-01-01T00:00:00")],
+    ids=["told-to-end", "preempted"],
+)
+def test_a_job_that_has_to_make_room_is_started_again_however_often(
+    scontrol: Path, tmp_path: Path, study_fields: Fields, signal: str, more: str
+) -> None:
+    (tmp_path / "more").write_text(more)
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    assert [stopped.by(signal) for _ in range(4)] == [EXIT_PREEMPTED] * 4
+    assert scontrol.read_text().split() == ["7_0"] * 4
+    assert stopped.state is None
