@@ -29,14 +29,16 @@ def status(
 ) -> None:
     """Where every run of a study stands."""
     reader = StudyReader(registered(study, root))
-    if watch and not as_json:
-        watch_status(console, reader.read)
-        return
-    reading = reader.read()
     if as_json:
+        reading = reader.read()
         print_json(reading.as_json())
     else:
-        print_status(console, reading)
+        shown = watch_status(console, reader.read) if watch else reader.read()
+        if shown is None:
+            return
+        reading = shown
+        if not watch:
+            print_status(console, reading)
         tables.print_notes(errors, reading.notes)
     if reading.problem:
         errors.print(f"warning: {reading.problem}", markup=False)

@@ -34,6 +34,8 @@ class Reading:
     """What was passed over in journals, a sentence each."""
     problem: str | None = None
     """Why the scheduler's word is old or missing."""
+    is_unheard: bool = False
+    """Whether the scheduler has been asked and has never answered."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -42,8 +44,11 @@ class Reading:
 
     @property
     def is_live(self) -> bool:
-        """Whether anything is being trained or waits to be."""
-        return any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in self.rows)
+        """Whether anything is being trained or waits to be, or may be, for all that an unheard scheduler knows."""
+        live = {RunState.RUNNING, RunState.QUEUED}
+        if self.is_unheard:
+            live |= {RunState.NEW, RunState.INTERRUPTED}
+        return any(row.state in live for row in self.rows)
 
     def as_json(self) -> dict[str, Any]:
         """The document of `ssmscale status --json`."""
@@ -75,7 +80,14 @@ class StudyReader:
         times = {} if self._book is None else times_of_jobs(self._book)
         rows = self._journals.read(self.resolved.points, jobs=jobs)
         hours = self._journals.hours(rows, times)
-        return Reading(self.resolved.study.name, rows, hours, self._journals.notes, self._problem)
+        return Reading(
+            self.resolved.study.name,
+            rows,
+            hours,
+            self._journals.notes,
+            self._problem,
+            is_unheard=self._problem is not None and self._book is None,
+        )
 
     def _ask(self) -> None:
         begun = time.monotonic()

@@ -47,31 +47,29 @@ def summary(reading: Reading) -> Iterator[Text]:
     yield Text(f"GPU-hours: {hours.used_in_all:.3g} used, {left}")
 
 
-def watch_status(console: Console, read: Callable[[], Reading]) -> None:
+def watch_status(console: Console, read: Callable[[], Reading]) -> Reading | None:
     """Show the status again every two seconds until every Run is over or nobody trains any, or Ctrl-C.
 
-    Without a terminal a line tells of each change, and the whole table of the end.
+    Without a terminal a line tells of each change, and the whole table of the end. Returns the reading that ended it,
+    None after Ctrl-C. A scheduler that has not answered yet is waited for.
     """
     try:
-        if console.is_terminal:
-            _watch_on_terminal(console, read)
-        else:
-            _watch_in_lines(console, read)
+        return _watch_on_terminal(console, read) if console.is_terminal else _watch_in_lines(console, read)
     except KeyboardInterrupt:  # watching is over; what is watched goes on
-        return
+        return None
 
 
-def _watch_on_terminal(console: Console, read: Callable[[], Reading]) -> None:
+def _watch_on_terminal(console: Console, read: Callable[[], Reading]) -> Reading:
     with Live(console=console, auto_refresh=False) as live:
         while True:
             reading = read()
             live.update(_Display(reading), refresh=True)
             if not reading.is_live:
-                return
+                return reading
             time.sleep(WATCH_SECONDS)
 
 
-def _watch_in_lines(console: Console, read: Callable[[], Reading]) -> None:
+def _watch_in_lines(console: Console, read: Callable[[], Reading]) -> Reading:
     told = None
     while True:
         reading = read()
@@ -80,7 +78,7 @@ def _watch_in_lines(console: Console, read: Callable[[], Reading]) -> None:
             console.print(Text("; ").join([*summary(reading), *problem]), soft_wrap=True)
         if not reading.is_live:
             print_status(console, reading)
-            return
+            return reading
         time.sleep(WATCH_SECONDS)
 
 

@@ -13,12 +13,14 @@ from typing import Any
 from rich.console import Console
 
 # A pipe has no width of its own; tables are then as wide as they need to be.
+# What a log says stays as it is: :warning: is no picture.
 console = Console(
     highlight=False,
+    emoji=False,
     width=None if sys.stdout.isatty() else 250,
     soft_wrap=not sys.stdout.isatty(),
 )
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def counted(number: int, noun: str) -> str:

@@ -10,17 +10,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from harness import status_table, terminal
+from harness.dispatch.slurm import Array, ArrayBook, Shape
 from harness.grid import GridPoint
 from harness.hours import Hours, JobTime, count_hours, tokens_a_step
 from harness.journal import Progress, Span, read_progress
-from harness.reading import Reading
+from harness.reading import Reading, StudyReader
 from harness.rundir import Root
 from harness.status import RunState, RunStatus
-from harness.status_table import _Display, print_status
+from harness.status_table import _Display, print_status, watch_status
 from harness.study import Study
 from harness.submission import resolve
 from harness.validation import validate
-from tests.harness.journals import begin_run, begin_series, finish, log_steps, rows_of
+from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
 
 Fields = dict[str, Any]
 
@@ -160,9 +162,46 @@ def test_a_display_keeps_to_the_terminals_height_and_shows_what_runs_first(readi
     assert any(line.startswith("and 34 more: 1 done, 33 new") for line in lines)
 
 
+def test_watching_goes_on_while_a_scheduler_has_not_answered_yet(
+    tmp_path: Path, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = registered(Root(tmp_path / "runs"), study_fields)
+    array = Array(
+        name="ssmscale-0123456789ab",
+        shape=Shape(nodes=1, ranks=1, threads=1, memory_gib=1),
+        tasks=(),
+        process={},
+        t=0.0,
+        job_id="7",
+    )
+    ArrayBook(resolved.root.study("tiny")).write(array)
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho slurmctld is away >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent))
+    monkeypatch.setattr(status_table, "WATCH_SECONDS", 0.0)
+    reader = StudyReader(resolved)
+    unheard = reader.read()
+    assert "slurmctld is away" in str(unheard.problem)
+    squeue.write_text("#!/bin/sh\n")
+    heard = StudyReader(resolved).read()
+    assert (heard.problem, heard.is_live) == (None, False)
+    coming = iter([unheard, unheard, heard])
+    console = Console(file=io.StringIO(), width=200)
+    assert watch_status(console, lambda: next(coming)) is heard
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("slurmctld is away") == 1
+
+
 def test_what_a_log_put_into_a_reason_moves_no_cursor(reading: Reading) -> None:
     first, *rest = reading.rows
     unruly = dataclasses.replace(first, reason="its log ends: \x1b[2J\nKilled")
     lines = printed(dataclasses.replace(reading, rows=[unruly, *rest]))
     (line,) = (line for line in lines if first.run_id in line)
     assert line.endswith("its log ends:  [2J Killed")
+
+
+@pytest.mark.parametrize("stream", [terminal.console, terminal.errors], ids=["out", "err"])
+def test_what_a_log_calls_a_warning_becomes_no_picture(stream: Console) -> None:
+    assert stream.render_str(":warning: low memory").plain == ":warning: low memory"
