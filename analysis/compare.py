@@ -184,11 +184,9 @@ def _compare(
         name, curve, base, float(n_params[0]), float(loss[0]), flat, (data, base.budget(iterations, tokens))
     )
     interval = central(ratio)
-    if status != "not_identified" and interval is not None and not 0 < interval[0] <= interval[1] < UNBOUNDED:
-        status, reason = (
-            "not_identified",
-            "its 95 % interval has no end: too many resamples never reach the loss",
-        )
+    end = open_end(interval, "at any size")
+    if status != "not_identified" and end:
+        status, reason = "not_identified", end
     if status == "not_identified":
         return Equal(name, iterations, tokens, size, float(loss[0]), None, None, None, status, reason)
     spent, own = (
@@ -259,6 +257,18 @@ def central(values: Array) -> tuple[float, float] | None:
         return None
     low, high = np.percentile(np.nan_to_num(drawn, nan=0.0, posinf=1e300), [2.5, 97.5], method="nearest")
     return float(low), float(high)
+
+
+def open_end(interval: tuple[float, float] | None, always: str) -> str:
+    """Why an interval of ratios has no end, or nothing; `always` says of what a law may be below a loss regardless."""
+    if interval is None or 0 < interval[0] <= interval[1] < UNBOUNDED:
+        return ""
+    ends = []
+    if interval[0] <= 0:
+        ends.append("never reach the loss")
+    if interval[1] >= UNBOUNDED:
+        ends.append(f"are below the loss {always}")
+    return f"its 95 % interval has no end: too many resamples {' or '.join(ends)}"
 
 
 def budgets_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | None, float]]:

@@ -118,7 +118,7 @@ class SizeRatio(_Frozen):
     """N_ref / N' at equal loss and budget.
 
     `ratio` and `ci95` are null unless the ratio is identified. `estimate` is what the laws give even where the
-    equal size lies outside the trained ones; an end of 0 in an interval means that some resamples never reach the loss.
+    equal size or the budget lies outside the trained ones.
     """
 
     architecture: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis import wording
-from analysis.compare import FLATTEST, UNBOUNDED, Curve, Verdict, budgets_of, central, data_at
+from analysis.compare import FLATTEST, Curve, Verdict, budgets_of, central, data_at, open_end
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,8 @@ def _token_gain(
             "not_identified",
             f"no amount of training gives {arm} a loss of {float(loss[0]):.4f} there",
         )
-    elif interval is not None and not 0 < interval[0] <= interval[1] < UNBOUNDED:
-        status, reason = (
-            "not_identified",
-            "its 95 % interval has no end: too many resamples never reach the loss",
-        )
+    elif end := open_end(interval, "with any training"):
+        status, reason = "not_identified", end
     elif not curve.sizes[0] <= size <= curve.sizes[-1]:
         status, reason = "extrapolated", f"{arm} was not trained as large, or as small, as the reference"
     elif not own.min() <= spent[0] <= own.max():

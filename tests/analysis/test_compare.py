@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from analysis.compare import Curve, equal_loss
 from analysis.document import FitDocument, SizeRatio, fit_points
 from analysis.errors import InputError
-from analysis.points import CheckedPoints
+from analysis.laws import CHINCHILLA
 from analysis.wording import times
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SIMBA, TRANSFORMER, TRUE_RATIO, SyntheticStudy
@@ -165,12 +166,36 @@ def test_compute_gain_follows_from_the_flops_of_the_points() -> None:
     )
 
 
-def test_the_interval_reaches_zero_where_resampled_laws_stay_above_the_loss(points: CheckedPoints) -> None:
+def test_no_ratio_where_resampled_laws_stay_above_the_loss() -> None:
     table = SyntheticStudy(
-        laws={"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA | {"E": 2.95}}
+        laws={"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA | {"E": 2.65}}
     ).table(3)
     row = main_row(fit_points(checked(table), resamples=200))
-    assert row.ci95 is None or row.ci95[0] == 0.0
+    assert (row.status, row.ratio, row.estimate_ci95) == ("not_identified", None, None)
+    assert "too many resamples never reach the loss" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("far", "reason"),
+    [
+        ({"E": 6.0}, "too many resamples never reach the loss"),
+        ({"A": 1e-9, "E": 2.0}, "too many resamples are below the loss at any size"),
+    ],
+)
+def test_the_reason_names_the_end_that_an_interval_lacks(far: dict[str, float], reason: str) -> None:
+    """One resample in ten is far from the others: above the loss at every size, or below it at every size."""
+    frame = checked(QUIET.table(0)).of("cross_transformer")
+    base, near, other = (
+        [law[name] for name in CHINCHILLA.names] for law in (TRANSFORMER, SIMBA, SIMBA | far)
+    )
+    arm = np.array([near] * 37 + [other] * 4)
+    curves = {
+        "prefix_simba": Curve(CHINCHILLA, arm, frame),
+        "cross_transformer": Curve(CHINCHILLA, np.array([base] * 41), frame),
+    }
+    for row in equal_loss(curves, "cross_transformer"):
+        assert (row.status, row.ratio, row.ci95) == ("not_identified", None, None)
+        assert row.reason == f"its 95 % interval has no end: {reason}"
 
 
 def test_token_gain_is_that_of_the_known_laws_at_equal_size() -> None:
