@@ -130,7 +130,7 @@ def flat_profiles(profiles: Mapping[str, Profile]) -> list[Note]:
 
 def correlation(fit: Fitted) -> float:
     """Correlation of ln N and ln D over an architecture's points; 0 where either does not vary."""
-    z = fit.problem.z
+    z = fit.problem.z[:, :2]
     if z.shape[1] < 2 or len(z) < 3 or float(z.std(axis=0).min()) == 0.0:
         return 0.0
     return float(np.asarray(np.corrcoef(z.T))[0, 1])
@@ -168,7 +168,8 @@ def _design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
                 code="too_few_sizes", text=f"{sizes} sizes cannot identify E, A and alpha; train at least 3."
             )
         )
-    data = [name for name in law.inputs if name != "n_params"]
+    # Unique tokens may well be the same throughout: B and beta are read off the tokens.
+    data = [name for name in law.inputs if name not in ("n_params", "unique_tokens")]
     for name in data:
         budgets = frame[name].nunique()
         if budgets < FEWEST_SIZES:

@@ -175,8 +175,8 @@ def _describe(
         ci95={name: uncertainty.interval(params[:, j]) for j, name in enumerate(law.names)},
         heldout=HeldOut(
             in_sample_rms=float(np.sqrt(np.mean((np.exp(-residual) - 1.0) ** 2))),
-            largest_size=_split(splits["largest_size"], frame, "n_params"),
-            longest_budget=_split(splits["longest_budget"], frame, _data_column(law)),
+            largest_size=_split(splits.get("largest_size"), frame, "n_params"),
+            longest_budget=_split(splits.get("longest_budget"), frame, _data_column(law)),
         ),
         profile={
             name: ProfileCurve(
@@ -207,18 +207,16 @@ def _data_column(law: Law) -> str:
 
 
 def _splits(one: Studied) -> dict[str, heldout.Split | None]:
+    """What the fit predicts of the top of each input that its law has; None where nothing else would remain."""
     fit = one.fit
     law, joint = fit.problem.law, fit.joint
     x, loss = columns_of(one.frame, law)
     others = joint.parts[: fit.part] + joint.parts[fit.part + 1 :] if joint else ()
-    splits: dict[str, heldout.Split | None] = {}
-    for name, column in (("largest_size", "n_params"), ("longest_budget", _data_column(law))):
-        splits[name] = (
-            heldout.held_out(law, x, loss, fit.problem.delta, law.inputs.index(column), others)
-            if column in law.inputs
-            else None
-        )
-    return splits
+    return {
+        name: heldout.held_out(law, x, loss, fit.problem.delta, law.inputs.index(column), others)
+        for name, column in (("largest_size", "n_params"), ("longest_budget", _data_column(law)))
+        if column in law.inputs
+    }
 
 
 def _profiles(fit: uncertainty.Fitted) -> dict[str, Profile]:

@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.diagnostics import correlation, obstacle
 from analysis.document import FitDocument, fit_points
 from analysis.errors import InputError
+from analysis.fit import FitResult, Problem
 from analysis.laws import law_named
 from analysis.points import CheckedPoints
+from analysis.uncertainty import Fitted, cluster_keys
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SIMBA, TRANSFORMER, SyntheticStudy
 
@@ -207,3 +210,36 @@ def test_the_law_of_repeated_data_is_recovered_with_all_its_parameters() -> None
     law = {"E": 1.8, "A": 200.0, "B": 900.0, "alpha": 0.33, "beta": 0.36, "R_D": 12.0, "R_N": 4.0}
     document = fit_points(checked(repeated(law)), law="data_constrained", resamples=100)
     assert document.architectures["cross_transformer"].params == pytest.approx(law, rel=1e-3)
+
+
+def test_unique_tokens_that_are_the_same_throughout_are_no_lack_of_budgets() -> None:
+    law = {"E": 1.8, "A": 200.0, "B": 900.0, "alpha": 0.33, "beta": 0.36, "R_D": 12.0, "R_N": 4.0}
+    table = repeated(law)
+    table = table[(table["unique_tokens"] == 1e7)]
+    document = fit_points(checked(table), law="data_constrained", resamples=100)
+    fit = document.architectures["cross_transformer"]
+    assert "too_few_budgets" not in {note.code for note in fit.notes}
+    assert fit.heldout.largest_size is not None
+    assert fit.heldout.largest_size.determined
+
+
+def test_sizes_trained_longer_the_larger_they_are_are_collinear_under_a_law_of_three_inputs() -> None:
+    sizes = np.geomspace(1e6, 1e8, 8)
+    x = np.stack([sizes, 20 * sizes, np.full(8, 1e7)], axis=1)
+    problem = Problem.of(law_named("data_constrained"), x, 3 + sizes**-0.1, 1e-3)
+    result = FitResult(problem.law, {}, np.ones(7), 0.0, "converged", (), np.ones((1, 7)))
+    cluster, keys = cluster_keys(sizes, np.full(8, np.nan), [str(size) for size in sizes])
+    fit = Fitted("cross_transformer", problem, result, cluster, keys, sizes)
+    assert correlation(fit) == pytest.approx(1.0)
+    assert "vary together" in obstacle(fit)
+
+
+def test_a_law_without_an_input_has_no_split_of_it_to_leave_out() -> None:
+    table = SyntheticStudy().table(0)
+    for law, rows in (("data", table["n_params"] == 1e5), ("size", table["iterations"] == 400)):
+        fit = fit_points(checked(table[rows]), law=law, resamples=100).architectures["prefix_simba"]
+        assert "no_heldout" not in {note.code for note in fit.notes}
+        assert (fit.heldout.largest_size is None, fit.heldout.longest_budget is None) == (
+            law == "data",
+            law == "size",
+        )
