@@ -313,7 +313,9 @@ class SlurmDispatcher:
         names = profile.partitions_for(shape.nodes)
         if not names:
             raise InputError(f"{profile.name}: no partition takes a job of {shape.nodes} nodes")
-        hours = min(profile.hours_in(names), self.hours or profile.limits.hours)
+        # What a job needs to save comes on top: it is told so long before its end.
+        needed = (self.hours or profile.limits.hours) + profile.signal_seconds / 3600
+        hours = min(profile.hours_in(names), needed)
         gpus: dict[str, Any] = {}
         if profile.gpus:
             kind = f"{profile.gpu_type}:" if profile.gpu_type else ""

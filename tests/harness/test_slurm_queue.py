@@ -41,14 +41,17 @@ def test_the_users_environment_hides_no_job_and_odd_lines_are_passed_over(progra
 
 def test_a_job_is_submitted_as_its_profile_says_and_nothing_else(programs: Path, tmp_path: Path) -> None:
     (programs / "sbatch.says").write_text("Submitted batch job 77\n")
-    profile = Profile(name="c", partitions={"low": Partition()}, gpus=0, cores=1, memory_gib=1.0)
+    profile = Profile(
+        name="c", partitions={"low": Partition()}, gpus=0, cores=1, memory_gib=1.0, signal_seconds=1200
+    )
     job = Job("s", (tmp_path / "runs" / "r",), nodes=1, ranks=1, threads=1, log_dir=tmp_path / "logs")
-    dispatcher = SlurmDispatcher(profile, tmp_path / "study")
+    dispatcher = SlurmDispatcher(profile, tmp_path / "study", hours=0.25)
     (handle,) = dispatcher.submit([job])
     assert handle.job_id == "77_0"
     assert "hidden" not in (programs / "sbatch.environment").read_text()
     (script,) = (tmp_path / "study" / "logs").rglob("77_submission.sh")
     assert "#SBATCH --partition=low\n" in script.read_text()
+    assert "#SBATCH --time=35\n" in script.read_text()  # what it trains, and what it needs to save
     assert "wckey" not in script.read_text()
 
 
