@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from analysis import wording
 from analysis.checks import budget_column, seed_noise
-from analysis.effects import SIGNIFICANT, Pattern
+from analysis.effects import SIGNIFICANT, Pattern, freedom
 from analysis.heldout import Split
 from analysis.predict import FAR, Prediction
 from analysis.profile import Profile
@@ -137,9 +137,11 @@ def correlation(fit: Fitted) -> float:
 
 
 def obstacle(fit: Fitted, size_effect: float | None = None) -> str:
-    """Why no size may be read off a fit, or nothing: too few sizes, no effect of size, no fit, size bound to data."""
+    """Why no size may be read off a fit, or nothing: few sizes or points, no effect of size, no fit, collinear data."""
     if len(np.unique(fit.size)) < FEWEST_SIZES:
         return f"{wording.architecture(fit.architecture)} was trained at fewer than {FEWEST_SIZES} sizes"
+    if freedom(fit) <= 0:
+        return f"the law of {wording.architecture(fit.architecture)} has as many parameters as points"
     if size_effect is not None and size_effect > SIGNIFICANT:
         return f"size has no measurable effect on the loss of {wording.architecture(fit.architecture)}"
     if fit.result.status == "abnormal":

@@ -29,15 +29,23 @@ class Pattern:
     p: float
 
 
+def freedom(fit: Fitted) -> int:
+    """Points less parameters, those of all architectures where they share one: without any no error can be seen."""
+    problem = fit.problem if fit.joint is None else fit.joint.problem
+    return len(problem.y) - len(problem.law.names)
+
+
 def size_effect(fit: Fitted, seed_sd: float | None = None) -> float | None:
     """How often a loss that does not depend on size would look as much as if it did; None for a law without size.
+
+    None too where the law has as many parameters as there are points, as it then meets every one of them.
 
     An F test of the law against itself with A = 0, on the mean residual of each cluster; its two further parameters
     are A and alpha, and the F distribution with 2 and nu degrees of freedom ends as (1 + 2 F / nu)^(-nu/2). With
     too few clusters for that the noise is the rows', or that between seeds (`seed_sd`, relative to the loss) if larger.
     """
     problem, law = fit.problem, fit.problem.law
-    if "A" not in law.names:
+    if "A" not in law.names or freedom(fit) <= 0:
         return None
     without = replace(problem, held={**problem.held, "A": 0.0})
     starts = fit.result.rivals.copy()
@@ -57,13 +65,13 @@ def size_effect(fit: Fitted, seed_sd: float | None = None) -> float | None:
     fitted, residual = spread(fit.result.u)
     if flat <= fitted:
         return 1.0
-    freedom = len(rows) - 3
-    if freedom >= FEWEST_FREEDOM:
-        return float((fitted / flat) ** (freedom / 2))
-    freedom = max(1, len(residual) - len(law.names))
-    noise = max(float(residual @ residual) / freedom, (seed_sd or 0.0) ** 2)
+    left = len(rows) - 3
+    if left >= FEWEST_FREEDOM:
+        return float((fitted / flat) ** (left / 2))
+    left = max(1, len(residual) - len(law.names))
+    noise = max(float(residual @ residual) / left, (seed_sd or 0.0) ** 2)
     ratio = (flat - fitted) / 2 / max(noise * float(rows.mean()), 1e-300)
-    return float((1 + 2 * ratio / freedom) ** (-freedom / 2))
+    return float((1 + 2 * ratio / left) ** (-left / 2))
 
 
 def pattern(fit: Fitted, seed: int) -> Pattern | None:

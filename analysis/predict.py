@@ -33,9 +33,9 @@ class Ask:
 class Prediction:
     """The law's loss there in nats.
 
-    `ci95` is where the law itself may lie, `run95` where one further run may end, its own noise included. The
-    factors say how far beyond the trained range size and budget are: 1 inside it, 2 at twice the largest, or at half
-    the smallest.
+    `ci95` is where the law itself may lie, `run95` where one further run may end, its own noise included; None
+    where the law has as many parameters as points, whose noise is then not seen. The factors say how far beyond the
+    trained range size and budget are: 1 inside it, 2 at twice the largest, or at half the smallest.
     """
 
     n_params: float
@@ -78,7 +78,8 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
     frame = curve.frame
     counted = bool(frame["iterations"].notna().all())
     rate = float((frame["tokens"] / frame["iterations"]).median()) if counted else None
-    noise = np.sqrt(len(residual) / max(1, len(residual) - len(curve.law.names))) * residual
+    freedom = len(residual) - len(curve.law.names)
+    noise = np.sqrt(len(residual) / max(1, freedom)) * residual
     out = []
     for number, ask in enumerate(asks):
         unit = ask.unit or ("iterations" if counted else "tokens")
@@ -104,7 +105,7 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
                 tokens=tokens,
                 loss=float(loss[0]),
                 ci95=_central(drawn),
-                run95=_central(drawn * np.exp(spread)),
+                run95=_central(drawn * np.exp(spread)) if freedom > 0 else None,
                 size_factor=_beyond(ask.n_params, curve.sizes),
                 budget_factor=_beyond(tokens, frame["tokens"].to_numpy(dtype=np.float64)),
             )

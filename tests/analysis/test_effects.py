@@ -36,6 +36,20 @@ def test_a_loss_that_does_not_depend_on_size_gives_no_size_ratio(seed: int) -> N
     assert {row.ratio for row in document.comparison.size_ratio} == {None}
 
 
+def test_as_many_points_as_parameters_tell_nothing_of_their_error() -> None:
+    """Three sizes and three budgets that share a point: a law of five parameters meets all five."""
+    table = SyntheticStudy(sizes=(1e5, 3e5, 1e6), seeds=(1,) * 3).table(0)
+    document = fit(table[(table["iterations"] == 400) | (table["n_params"] == 1e5)])
+    for row in (*document.comparison.size_ratio, *document.comparison.token_gain):
+        assert (row.status, row.ci95) == ("not_identified", None)
+        assert "as many parameters as points" in row.reason
+    for one in document.architectures.values():
+        assert (one.n_points, one.size_effect_p) == (5, None)
+        assert {prediction.run95 for prediction in one.predictions} == {None}
+    dumped = document.model_dump(mode="json")
+    assert FitDocument.model_validate(dumped).model_dump(mode="json") == dumped
+
+
 def test_larger_and_worse_is_no_effect_either() -> None:
     table = WIDE.table(0)
     simba = table["architecture"] == "prefix_simba"
