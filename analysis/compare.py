@@ -52,14 +52,13 @@ class Curve:
         out: Array = self.law.predict(self.params, np.stack(logs, axis=1)[:, None, :])[:, 0]
         return out
 
-    def estimate_at(self, n_params: Array, data: Array) -> Array:
-        """The estimate's loss in nats (points) at sizes and budgets (points)."""
+    def losses_at(self, params: Array, n_params: Array, data: Array) -> Array:
+        """Loss in nats (problems, points) by params (problems, parameters) at sizes and budgets (points)."""
         columns = {"n_params": n_params, "tokens": data, "iterations": data}
         if "unique_tokens" in self.law.inputs:
             columns["unique_tokens"] = np.full(len(data), float(self.frame["unique_tokens"].max()))
         z = np.log(np.stack([columns[name] for name in self.law.inputs], axis=1))
-        out: Array = self.law.predict(self.params[:1], z)[0]
-        return out
+        return self.law.predict(params, z)
 
     def loss_of_points(self) -> Array:
         """The estimate's loss in nats at every point of the frame (points)."""

@@ -31,6 +31,7 @@ EACH_SIDE = 3  # sizes on either side of the lowest that a parabola takes
 MANY = 10  # budgets at which curves are interpolated
 OFF_CENTRE = 0.25  # share of the sampled width by which a minimum may lie off its middle
 BIASED = float(np.log(1.1))
+DRAWS = 300  # resampled laws whose minima make an interval
 REACH = float(np.log(1e3))  # how far outside the trained sizes a law's minimum is looked for
 
 
@@ -126,7 +127,7 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
         optimum, spread = _optimum(curve, rung, flops, y, fitted, resampled)
         optima.append(optimum)
         drawn.append(spread)
-    return OptimalSizes(method, convention, tuple(optima), _exponents(curve, optima, drawn), "")
+    return OptimalSizes(method, convention, tuple(optima), _exponents(curve, flops, optima, drawn), "")
 
 
 def rungs_of(frame: pd.DataFrame, flops: Array) -> tuple[list[Rung], Method]:
@@ -217,6 +218,11 @@ def _optimum(
 
 def _law_optimum(curve: Curve, flops: Array, budget: float) -> float:
     """ln N that minimises the law at a budget, at the FLOPs a token of the trained sizes."""
+    return float(_law_optima(curve, curve.params[:1], flops, budget)[0][0])
+
+
+def _law_optima(curve: Curve, params: Array, flops: Array, budget: float) -> tuple[Array, NDArray[np.bool_]]:
+    """ln N (problems) that minimises the law with params (problems, parameters), and whether the grid ends there."""
     frame = curve.frame
     sizes = np.log(curve.sizes)
     per_token = flops / frame["tokens"].to_numpy(dtype=np.float64)
@@ -228,15 +234,21 @@ def _law_optimum(curve: Curve, flops: Array, budget: float) -> float:
     tokens = budget / np.exp(rates[piece] + slope[piece] * (at - sizes[piece]))
     if "iterations" in curve.law.inputs:
         tokens = tokens / float((frame["tokens"] / frame["iterations"]).median())
-    loss = curve.estimate_at(np.exp(at), tokens)
-    lowest = int(np.clip(np.argmin(loss), 1, len(at) - 2))
+    loss = curve.losses_at(params, np.exp(at), tokens)
+    lowest = np.argmin(loss, axis=1)
+    edge = (lowest == 0) | (lowest == len(at) - 1)
+    lowest = np.clip(lowest, 1, len(at) - 2)
     # Three neighbours of a fine grid: here a parabola is exact to far below what is asked.
-    a, b, c = loss[lowest - 1 : lowest + 2]
-    shift = 0.5 * (a - c) / (a - 2 * b + c) if a - 2 * b + c > 0 else 0.0
-    return float(at[lowest] + np.clip(shift, -1, 1) * (at[1] - at[0]))
+    rows = np.arange(len(params))
+    a, b, c = (loss[rows, lowest + step] for step in (-1, 0, 1))
+    bend = a - 2 * b + c
+    shift = np.where(bend > 0, 0.5 * (a - c) / np.where(bend > 0, bend, 1.0), 0.0)
+    return at[lowest] + np.clip(shift, -1, 1) * (at[1] - at[0]), edge
 
 
-def _exponents(curve: Curve, optima: list[Optimum], drawn: list[Array]) -> dict[str, Exponent]:
+def _exponents(
+    curve: Curve, trained: Array, optima: list[Optimum], drawn: list[Array]
+) -> dict[str, Exponent]:
     out = {}
     for name in ("isoflop", "corrected", "envelope", "parametric"):
         found = [(o.flops, getattr(o, name), i) for i, o in enumerate(optima) if getattr(o, name) is not None]
@@ -245,7 +257,7 @@ def _exponents(curve: Curve, optima: list[Optimum], drawn: list[Array]) -> dict[
         flops, sizes = np.array([f for f, _, _ in found]), np.array([n for _, n, _ in found])
         ci95 = None
         if name == "parametric":
-            ci95 = _parametric_interval(curve)
+            ci95 = _parametric_interval(curve, trained, flops)
         elif name == "corrected":
             ci95 = _slope_interval(np.log(flops), np.array([drawn[i] for _, _, i in found]))
         out[name] = Exponent(power_law(flops, sizes)[0], ci95, len(found))
@@ -262,11 +274,14 @@ def _slope_interval(log_flops: Array, vertices: Array) -> tuple[float, float] | 
     return float(low), float(high)
 
 
-def _parametric_interval(curve: Curve) -> tuple[float, float] | None:
-    """Central 95 % of beta/(alpha + beta), the law's own exponent at FLOPs proportional to N D."""
-    names = curve.law.names
-    alpha, beta = (curve.params[1:, names.index(name)] for name in ("alpha", "beta"))
-    if len(alpha) < 2:
+def _parametric_interval(curve: Curve, flops: Array, budgets: Array) -> tuple[float, float] | None:
+    """Central 95 % of the same slope by resampled laws; None where a minimum, theirs or the fit's, is out of reach."""
+    params = curve.params[: DRAWS + 1]
+    if len(params) < 3:
         return None
-    low, high = np.percentile(beta / (alpha + beta), [2.5, 97.5])
-    return float(low), float(high)
+    found = [_law_optima(curve, params, flops, float(budget)) for budget in budgets]
+    sizes = np.stack([at for at, _ in found])
+    edge: NDArray[np.bool_] = np.logical_or.reduce(np.stack([out for _, out in found]), axis=0)
+    if edge[0]:
+        return None
+    return _slope_interval(np.log(budgets), np.where(edge, np.nan, sizes)[:, 1:])

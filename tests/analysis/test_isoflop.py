@@ -94,6 +94,25 @@ def test_intervals_hold_the_estimate_and_the_truth() -> None:
         assert one.ci95[0] <= EXPONENT <= one.ci95[1]
 
 
+def test_the_interval_is_of_the_same_exponent_where_flops_grow_slower_than_size() -> None:
+    """Attention costs FLOPs that a small model spends as well: C is in proportion to (N + 5 sqrt(N N0)) D."""
+    table = equal_flops(1 / 4, 4)
+    size = table["n_params"]
+    table["tokens"] = table["flops"] / (6 * (size + 5 * np.sqrt(size * size.max())))
+    clean = LAW["E"] + LAW["A"] / size ** LAW["alpha"] + LAW["B"] / table["tokens"] ** LAW["beta"]
+    table["loss"] = clean * np.exp(np.random.default_rng(0).normal(0, 0.002, len(table)))
+    one = found_in(table).exponents["parametric"]
+    assert abs(one.value - EXPONENT) > 0.05
+    assert one.ci95 is not None
+    assert one.ci95[0] <= one.value <= one.ci95[1]
+
+
+def test_no_interval_where_the_law_has_no_minimum_within_reach() -> None:
+    """Sizes far below the best ones: what the law would take lies a thousand times beyond them."""
+    one = found_in(equal_flops(1e-5, 1e-4)).exponents["parametric"]
+    assert one.ci95 is None
+
+
 def test_too_few_sizes_give_no_estimate_and_say_why() -> None:
     found = found_in(SyntheticStudy(sizes=(1e5, 3e5, 1e6), seeds=(1, 1, 1)).table(0))
     assert (found.method, found.optima, found.exponents) == (None, (), {})
