@@ -13,6 +13,7 @@ from analysis.checks import pooled_sd, seed_noise
 from analysis.diagnostics import Note, obstacle
 from analysis.effects import size_effect
 from analysis.fit import Problem, fit_law
+from analysis.joint import fit_shared
 from analysis.law import Array, Law
 from analysis.results import Comparison, ComputeGain, Convention, SizeRatio
 from analysis.tokengain import TokenGain, token_gains
@@ -90,11 +91,13 @@ def _conventions(
     curves: Mapping[str, compare.Curve], rows: list[compare.Equal], base: str, delta: float
 ) -> list[Convention]:
     out = []
+    again: dict[str, compare.Curve] | None = None
     for name in curves:
         row = compare.headline(rows, name)
         if row is None or row.ratio is None:
             continue
-        other = _without_embeddings(curves[name], curves[base], row, delta)
+        again = _recounted(curves, delta) if again is None else again
+        other = _without_embeddings(again[name], again[base], row) if {name, base} <= set(again) else None
         if other is not None:
             out.append(_convention(name, "size_ratio", "n_params", row.ratio, row.ci95, NON_EMBEDDING, other))
         if row.gain is not None and row.n_params is not None:
@@ -132,18 +135,30 @@ def _convention(
     )
 
 
-def _without_embeddings(
-    curve: compare.Curve, base: compare.Curve, row: compare.Equal, delta: float
-) -> float | None:
-    """The headline's size ratio with sizes counted without embeddings, both laws fitted anew; None where uncounted."""
-    again = []
-    for one in (curve, base):
-        if not one.frame[NON_EMBEDDING].notna().all():
-            return None
-        frame = one.frame.assign(n_params=one.frame[NON_EMBEDDING])
-        result = fit_law(Problem.of(one.law, *columns_of(frame, one.law), delta))
-        again.append(compare.Curve(one.law, np.array([list(result.params.values())]), frame))
-    arm, reference = again
+def _recounted(curves: Mapping[str, compare.Curve], delta: float) -> dict[str, compare.Curve]:
+    """The laws fitted anew to sizes counted without embeddings, as those were; an uncounted one is left out."""
+    frames = {
+        name: one.frame.assign(n_params=one.frame[NON_EMBEDDING])
+        for name, one in curves.items()
+        if one.frame[NON_EMBEDDING].notna().all()
+    }
+    law = next(iter(curves.values())).law
+    if law.shared and len(frames) < len(curves):
+        return {}
+    problems = [Problem.of(law, *columns_of(frame, law), delta) for frame in frames.values()]
+    if law.shared and len(problems) > 1:
+        joint = fit_shared(problems)
+        results = [joint.result_of(part) for part in range(len(problems))]
+    else:
+        results = [fit_law(problem) for problem in problems]
+    return {
+        name: compare.Curve(law, np.array([list(result.params.values())]), frame)
+        for (name, frame), result in zip(frames.items(), results, strict=True)
+    }
+
+
+def _without_embeddings(arm: compare.Curve, reference: compare.Curve, row: compare.Equal) -> float | None:
+    """The headline's size ratio by laws of sizes counted without embeddings; None where it has no number."""
     size = float(reference.sizes[-1])
     loss = reference.loss(size, reference.budget(row.iterations, row.tokens))
     found = float(compare.size_at(arm, loss, arm.budget(row.iterations, row.tokens))[0])

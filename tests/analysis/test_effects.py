@@ -95,6 +95,18 @@ def test_a_count_of_parameters_that_changes_the_ratio_is_noted_and_one_that_does
     assert one.value_under == pytest.approx(one.value * 0.1 / 0.95, rel=0.02)
 
 
+def test_another_count_under_one_e_is_fitted_with_one_e_too() -> None:
+    """Nine tenths of every size leave a law with one E and its ratio as they are; one E each would move both."""
+    table = SyntheticStudy().table(0).drop(columns="flops")
+    alike = table.assign(n_params_non_embedding=0.9 * table["n_params"])
+    by_law = {
+        law: fit(alike, law=law).comparison.conventions for law in ("chinchilla", "chinchilla_shared_e")
+    }
+    (alone,), (one,) = by_law.values()
+    assert one.value_under == pytest.approx(one.value, rel=1e-3)
+    assert alone.value_under != pytest.approx(one.value, rel=0.01)
+
+
 def test_a_count_of_flops_that_changes_the_gain_is_noted() -> None:
     table = WIDE.table(0)
     assert "convention_sensitive" not in codes(fit(table))  # a fifth more a token stays within the interval
