@@ -67,7 +67,7 @@ def partition(profile: Profile, name: str) -> Finding:
     """Whether a partition is there and up, with nodes as the profile describes them."""
     title = f"partition {name}"
     form = "%a|%D|%c|%m|%G|%l|%T"
-    answer = _asked("sinfo", "--all", "--noheader", "--exact", f"--partition={name}", f"--format={form}")
+    answer = _asked("sinfo", "--noheader", "--exact", f"--partition={name}", f"--format={form}")
     nodes = [] if isinstance(answer, SchedulerGone) else [*_groups(answer)]
     if not nodes:
         known = _asked("sinfo", "--all", "--noheader", "--format=%R")
