@@ -167,7 +167,7 @@ def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None, clu
             f"{counted(done.runs, 'run')} in {counted(done.series, 'series')} submitted to {profile.name}: "
             f"SLURM jobs {', '.join(done.arrays)}"
         )
-    elif not done.waiting:
+    elif not done.waiting and not done.taken:
         console.print(f"nothing of {name} is left to submit")
     if done.taken:
         console.print(f"{counted(done.taken, 'series')} left to another submission")

@@ -123,6 +123,7 @@ def submit_missing(
         taken += len(wanted) - len(ours)
         if not ours:
             continue
+        submission.launch(ours)
         handles = dispatcher.submit_array(array, shape, ours)
         number = handles[0].job_id.split("_")[0]
         names = [folder.name for job in ours for folder in job.run_dirs]

@@ -181,6 +181,7 @@ class Submission:
         self, missing: Sequence[RunStatus], on_progress: Callable[[Sequence[RunStatus]], None]
     ) -> None:
         jobs = self.prepare(missing)
+        self.launch(jobs)
         wanted = [row.run_id for row in missing]
         if wanted != self._submitted:
             self.control.append(
@@ -208,23 +209,35 @@ class Submission:
             self._settle(handle, state, unfinished)
 
     def prepare(self, missing: Sequence[RunStatus]) -> list[Job]:
-        """Write what workers read of these Runs; returns their Series as jobs, the longest first."""
+        """Write what these Runs are, the same for every study; returns their Series as jobs, the longest first."""
         planned = {run.status.run_id: run for run in self.plan.runs}
         groups: dict[str, list[PlannedRun]] = {}
         for row in missing:
             groups.setdefault(row.series_id, []).append(planned[row.run_id])
-        launches = {series_id: self._launch(runs[0]) for series_id, runs in groups.items()}
 
         def write(series_id: str) -> None:
             runs = groups[series_id]
             write_series(self.root, runs[0].status.point.run)
-            write_launch(self.root, series_id, launches[series_id])
             for run in runs:
                 write_run(self.root, run.status.point.run)
 
         side_by_side(write, groups, DISK_THREADS)
         longest_first = sorted(groups, key=lambda key: -sum(run.gpu_hours for run in groups[key]))
         return [self._job(series_id, groups[series_id]) for series_id in longest_first]
+
+    def launch(self, jobs: Sequence[Job]) -> None:
+        """Say how these Series are to be started: for a study of ours, so only where nobody else has them."""
+        first = {job.run_dirs[0].name: job.series_id for job in jobs}
+        launches = {
+            first[run.status.run_id]: self._launch(run)
+            for run in self.plan.runs
+            if run.status.run_id in first
+        }
+
+        def write(series_id: str) -> None:
+            write_launch(self.root, series_id, launches[series_id])
+
+        side_by_side(write, launches, DISK_THREADS)
 
     def _launch(self, planned: PlannedRun) -> Launch:
         study = self.resolved.study

@@ -1,0 +1,81 @@
+"""The command on a cluster where others got there first: what it then leaves alone, and what it waits for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.claims import Claim, make_claim
+from harness.process import identify_process
+from harness.rundir import Root
+from harness.study import Study
+from harness.submission import resolve
+from harness.validation import validate
+from tests.cluster.slurm_study import PROFILE
+from tests.conftest import Answer
+
+Fields = dict[str, Any]
+Command = Callable[..., Answer]
+
+SQUEUE = """\
+state=$(head -n 1 {place}/states)
+if [ "$(wc -l <{place}/states)" -gt 1 ]; then sed -i 1d {place}/states; fi
+for array in {root}/studies/*/arrays/ssmscale-*.json; do
+    if [ -f "$array" ]; then echo "77_0|$(basename "$array" .json)|$state|0:07|n1|None"; fi
+done
+"""
+
+
+@pytest.fixture
+def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put programs of SLURM's names on PATH; squeue tells of every job the states in this file, one a call."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    programs = {
+        "squeue": SQUEUE.format(place=place, root=tmp_path / "runs"),
+        "sbatch": "echo Submitted batch job 77\n",
+        "sinfo": "echo low\n",
+        "scancel": "",
+        "sacct": "exit 1\n",
+    }
+    for name, body in programs.items():
+        (place / name).write_text(f"#!/bin/sh\n{body}", encoding="utf-8")
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+    (place / "states").write_text("RUNNING\n", encoding="utf-8")
+    return place / "states"
+
+
+@pytest.fixture
+def on_slurm(tmp_path: Path) -> tuple[str, ...]:
+    """Options that name a cluster and a ROOT."""
+    (tmp_path / "dev.yaml").write_text(yaml.safe_dump(PROFILE), encoding="utf-8")
+    return "--on", "slurm", "--cluster", str(tmp_path / "dev.yaml"), "--root", str(tmp_path / "runs")
+
+
+def test_a_series_that_others_have_claimed_is_launched_as_they_said(
+    ssmscale: Command,
+    write_study: Callable[..., Path],
+    study_fields: Fields,
+    states: Path,
+    on_slurm: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    root = Root(tmp_path / "runs")
+    (point, *_) = resolve(validate(Study, study_fields, "test"), root, "test").points
+    folder = root.series(point.series_id)
+    folder.mkdir(parents=True)
+    (folder / "launch.json").write_text("theirs", encoding="utf-8")
+    theirs = Claim(study="theirs", array="ssmscale-a", process=identify_process(), t=time.time())
+    make_claim(folder, theirs)
+    said = ssmscale("submit", write_study(study_fields), *on_slurm)
+    assert said.status == 0, said.err
+    assert "1 series left to another submission" in said.out
+    assert "nothing of tiny is left to submit" not in said.out
+    assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
