@@ -26,7 +26,7 @@ from harness.options import (
 )
 from harness.plan import Plan, make_plan
 from harness.profile import Profile, lasting_name, load_profile, profile_names
-from harness.remote import check_cluster, last_submitted_to, submit_to_slurm
+from harness.remote import check_cluster, last_submitted_to, submit_to_slurm, wait_for_ending_jobs
 from harness.status import RunState
 from harness.submission import ResolvedStudy
 from harness.terminal import console, counted, errors, print_json
@@ -114,6 +114,13 @@ def retry(
     submission.check_before_training(resolved)
     if profile is not None:
         check_cluster(profile, resolved)
+        if ending := wait_for_ending_jobs(resolved, choose(rows_of(resolved), runs)):
+            errors.print(
+                f"error: SLURM job {', '.join(ending)} still saves what it has trained; say the same again when it has "
+                "ended",
+                markup=False,
+            )
+            raise typer.Exit(1)
     concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:

@@ -23,6 +23,7 @@ from harness.dispatch.slurm import (
     SlurmDispatcher,
     cancel_jobs,
     is_given_up,
+    jobs_of_runs,
     new_name,
     open_book,
     split_arrays,
@@ -36,6 +37,11 @@ from harness.side_by_side import DISK_THREADS, side_by_side
 from harness.status import RunState, RunStatus
 from harness.submission import ResolvedStudy, Submission
 from ssmttm.errors import InputError
+
+SAVING_SECONDS = 60.0
+"""How long a job that has been told to end is waited for: SLURM itself ends it 30 s later, unless a site says more."""
+LOOK_SECONDS = 2.0
+"""Pause between two questions whether it has ended."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,25 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[s
     ]
     cancel_jobs(doomed)
     return doomed
+
+
+def wait_for_ending_jobs(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[str]:
+    """Wait for jobs that still save what these Runs were cancelled with; returns the ids of those that still do.
+
+    Until such a job has ended its Series is taken, and it trains nothing more. Raises SchedulerGone.
+    """
+    folder = resolved.root.study(resolved.study.name)
+    cancelled = Control(folder / "control.jsonl").cancelled()
+    given_up = {row.run_id for row in rows if row.state is RunState.FAILED or row.run_id in cancelled}
+    deadline = time.monotonic() + SAVING_SECONDS
+    while True:
+        jobs = jobs_of_runs(open_book(folder)) if given_up else {}
+        ending = {
+            view.job_id for run, view in jobs.items() if run in given_up and view.slurm_state == "COMPLETING"
+        }
+        if not ending or time.monotonic() >= deadline:
+            return sorted(ending)
+        time.sleep(LOOK_SECONDS)
 
 
 def last_submitted_to(resolved: ResolvedStudy) -> tuple[str, str | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harness import remote
 from harness.claims import Claim, make_claim
 from harness.process import identify_process
 from harness.rundir import Root
@@ -79,3 +80,44 @@ def test_a_series_that_others_have_claimed_is_launched_as_they_said(
     assert "1 series left to another submission" in said.out
     assert "nothing of tiny is left to submit" not in said.out
     assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
+
+
+def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
+    ssmscale: Command,
+    write_study: Callable[..., Path],
+    study_fields: Fields,
+    states: Path,
+    on_slurm: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "LOOK_SECONDS", 0.01)
+    study = write_study(study_fields)
+    assert "2 runs in 1 series submitted" in ssmscale("submit", study, *on_slurm).out
+    ssmscale("cancel", study, *on_slurm[-2:])
+    states.write_text("COMPLETING\n" * 4 + "CANCELLED\n", encoding="utf-8")
+    said = ssmscale("retry", study, *on_slurm[-2:])
+    assert said.status == 0, said.err
+    assert "2 runs to be tried again" in said.out
+    assert "2 runs in 1 series submitted" in said.out
+
+
+def test_a_job_that_does_not_end_is_named_and_nothing_is_forgotten(
+    ssmscale: Command,
+    write_study: Callable[..., Path],
+    study_fields: Fields,
+    states: Path,
+    on_slurm: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(remote, "SAVING_SECONDS", 0.0)
+    study = write_study(study_fields)
+    ssmscale("submit", study, *on_slurm)
+    ssmscale("cancel", study, *on_slurm[-2:])
+    control = tmp_path / "runs" / "studies" / "tiny" / "control.jsonl"
+    before = control.read_bytes()
+    states.write_text("COMPLETING\n", encoding="utf-8")
+    said = ssmscale("retry", study, *on_slurm[-2:])
+    assert said.status == 1
+    assert "SLURM job 77_0 still saves" in said.err
+    assert control.read_bytes() == before
