@@ -164,7 +164,7 @@ class Served:
             return 0, ""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        _, said = self.process.communicate(timeout=60)
+        _, said = self.process.communicate(timeout=200)
         status, self._process = self.process.returncode, None
         return status, said
 

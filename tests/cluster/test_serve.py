@@ -153,6 +153,19 @@ def test_a_second_server_on_one_sqlite_file_is_refused(
     assert f"{sqlite_server.root}/mlflow.db: is served by another `ssmscale serve` already" in second.err
 
 
+def test_the_doctor_asks_a_tracker_whether_jobs_could_reach_it(
+    sqlite_server: Served, guarded: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    alone = tracker(sqlite_server.address)
+    assert (alone.works, "--host" in str(alone.remedy)) == (False, True)
+    assert tracker(f"http://127.0.0.2:{guarded.port}").works
+    gone = tracker("http://ssmscale:hunter2@127.0.0.2:9/")
+    assert not gone.works
+    assert "hunter2" not in str(gone)
+    assert tracker(None).works
+
+
 def test_ctrl_c_ends_it_in_order(guarded: Served) -> None:
     held = guarded.processes()
     assert len(held) == 2
@@ -231,16 +244,3 @@ def test_a_server_that_never_becomes_healthy_is_told_with_its_log(
     assert (failed.status, failed.out) == (2, "")
     assert failed.err.startswith("error: MLflow's server did not start")
     assert "No such option '--no-such-option'" in failed.err
-
-
-def test_the_doctor_asks_a_tracker_whether_jobs_could_reach_it(
-    sqlite_server: Served, guarded: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "*")
-    alone = tracker(sqlite_server.address)
-    assert (alone.works, "--host" in str(alone.remedy)) == (False, True)
-    assert tracker(f"http://127.0.0.2:{guarded.port}").works
-    gone = tracker("http://ssmscale:hunter2@127.0.0.2:9/")
-    assert not gone.works
-    assert "hunter2" not in str(gone)
-    assert tracker(None).works

@@ -141,9 +141,13 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
     process = start_submit(study)
     wait_until(lambda: trunk_step(root) >= 20)
     workers = psutil.Process(process.pid).children(recursive=True)
+    for worker in workers:  # held still, lest they finish first
+        worker.suspend()
     process.send_signal(ending)
-    process.wait(timeout=60)
-    psutil.wait_procs(workers, timeout=60)
+    for worker in workers:
+        worker.resume()
+    process.wait(timeout=120)
+    psutil.wait_procs(workers, timeout=120)
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     left = json.loads(ssmscale("status", "tiny", "--json").out)["counts"]
     assert left.get("running", 0) == left.get("queued", 0) == 0

@@ -110,6 +110,8 @@ def model_of(attempts: list[list[dict[str, Any]]]) -> dict[str, Any]:
         told |= {"state": "done", "loss": last["loss"], "iterations_done": 10}
     elif last is not None and last["event"] == "failed":
         told |= {"state": "failed", "reason": last["reason"]}
+    elif last is not None and last["event"] == "preempted":
+        told["reason"] = last.get("reason")
     return told
 
 
