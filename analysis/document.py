@@ -116,7 +116,7 @@ def _refuse(
             f"--delta {delta}: Huber's delta must be above 0, in units of log loss; 0.001 is usual."
         )
     if resamples < FEWEST_RESAMPLES:
-        raise InputError(f"--resamples {resamples}: an interval needs at least {FEWEST_RESAMPLES} resamples.")
+        raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
     if reference is not None and reference not in names:
         raise InputError(
             f"--reference {reference}: no such architecture among the points; they hold {', '.join(names)}."

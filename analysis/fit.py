@@ -83,11 +83,11 @@ class FitResult:
     rivals: Array  # other distinct local minima worth a warm start (rivals, parameters)
 
 
-def fit_law(problem: Problem, weights: Array | None = None) -> FitResult:
-    """Fit one law to one set of points; weights (points) default to one each."""
+def fit_law(problem: Problem) -> FitResult:
+    """Fit one law to one set of points."""
     law = problem.law
     n = len(problem.y)
-    w = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
+    w = np.ones(n)
     low, high = limits(problem)
     starts = projected_starts(problem, problem.y[None], w[None], cells=GRID, keep=STARTS)[0]
     count = len(starts)
@@ -103,7 +103,7 @@ def fit_law(problem: Problem, weights: Array | None = None) -> FitResult:
         params={name: float(value) for name, value in zip(law.names, public, strict=True)},
         u=u,
         objective=objective,
-        status=ended(problem, final, at_bound, int((w > 0).sum())),
+        status=ended(problem, final, at_bound, n),
         at_bound=at_bound,
         rivals=distinct(found.u[order], found.objective[order]),
     )
