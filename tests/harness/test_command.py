@@ -65,6 +65,13 @@ def two_series(study_fields: Fields) -> Fields:
     return study_fields
 
 
+def is_told_to_stop(process: psutil.Process) -> bool:
+    """Whether a process held still has a SIGTERM waiting for it."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (waiting,) = [int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:")]
+    return bool(waiting >> (signal.SIGTERM - 1) & 1)
+
+
 def trunk_step(root: Root) -> int:
     return max((read_progress(folder).step for folder in (root.path / "series").glob("*")), default=0)
 
@@ -141,10 +148,12 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
     process = start_submit(study)
     wait_until(lambda: trunk_step(root) >= 20)
     workers = psutil.Process(process.pid).children(recursive=True)
-    for worker in workers:  # held still, lest they finish first
+    held = [worker for worker in workers if "harness.worker" in worker.cmdline()]
+    for worker in held:  # lest they finish before they are told to stop
         worker.suspend()
     process.send_signal(ending)
-    for worker in workers:
+    wait_until(lambda: any(map(is_told_to_stop, held)))
+    for worker in held:
         worker.resume()
     process.wait(timeout=120)
     psutil.wait_procs(workers, timeout=120)
