@@ -68,7 +68,8 @@ def drop_claim(series_dir: Path, claim: Claim) -> None:
     path = series_dir / "claim.json"
     aside = path.with_name(f".claim.{uuid.uuid4().hex[:8]}")
     try:
-        path.rename(aside)
+        with naming_a_full_disk(path):
+            path.rename(aside)
     except FileNotFoundError:
         return
     taken = NOBODYS
