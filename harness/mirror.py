@@ -28,8 +28,9 @@ from pathlib import Path
 from types import FrameType
 
 from harness.brief import first_line
+from harness.grid import GridPoint
 from harness.rundir import Root, read_launch
-from harness.status import RunStatus, StatusReader
+from harness.status import RunState, RunStatus, StatusReader
 from harness.store import redact
 from harness.tracking import Tracker
 from ssmttm.errors import InputError
@@ -42,6 +43,9 @@ STUCK_SECONDS = 30.0
 """How long the end of a submission waits for a tracker that gets nowhere; `ssmscale sync` brings the rest."""
 LAST_TRIES, LAST_PAUSE = 4, 1.0
 """How often, and after how many seconds each, a last round that failed is tried again."""
+ENDING_SECONDS = 5.0
+"""How long a trainer may take to end once it has let go of its mirror."""
+
 PARENT_SECONDS = 120.0
 """How long a worker that was told to stop may take to save and go."""
 
@@ -183,7 +187,7 @@ def _go_along(study_dir: Path, series: Sequence[str], every: float, told: Sequen
     deadline = float("inf")
     while True:
         over = _input_has_ended() or time.monotonic() > deadline
-        rounds.go(reader.read(points), settle=over)
+        rounds.go(_read_at_rest(reader, points) if over else reader.read(points), settle=over)
         if over:
             rounds.insist(reader.read(points))
             return
@@ -192,6 +196,16 @@ def _go_along(study_dir: Path, series: Sequence[str], every: float, told: Sequen
         while time.monotonic() < awake and not _input_has_ended(seconds=0.1):
             if told and deadline == float("inf"):
                 deadline = time.monotonic() + PARENT_SECONDS
+
+
+def _read_at_rest(reader: StatusReader, points: Sequence[GridPoint]) -> list[RunStatus]:
+    """What became of the Runs once their trainer is gone: a process that is killed closes its files before it ends."""
+    deadline = time.monotonic() + ENDING_SECONDS
+    rows = reader.read(points)
+    while any(row.state is RunState.RUNNING for row in rows) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        rows = reader.read(points)
+    return rows
 
 
 def _input_has_ended(seconds: float = 0.0) -> bool:
