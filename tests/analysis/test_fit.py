@@ -61,11 +61,13 @@ def test_the_objective_is_a_sum_over_points() -> None:
 
 def test_a_weight_of_two_is_a_point_seen_twice() -> None:
     x, loss = points(noise=0.01)
-    weight = np.ones(len(loss))
-    weight[3] = 2
-    weighted = fit_law(Problem.of(CHINCHILLA, x, loss, 1e-3), weight)
+    weight = np.ones((1, len(loss)))
+    weight[0, 3] = 2
+    problem = Problem.of(CHINCHILLA, x, loss, 1e-3)
+    start = fit_law(problem).u[None]
+    weighted = minimise(problem, problem.y[None], weight, start, *limits(problem))
     repeated = fit_law(Problem.of(CHINCHILLA, np.vstack([x, x[3:4]]), np.append(loss, loss[3]), 1e-3))
-    assert weighted.objective == pytest.approx(repeated.objective, rel=1e-8)
+    assert weighted.objective[0] == pytest.approx(repeated.objective, rel=1e-8)
 
 
 def test_one_wild_point_hardly_moves_the_law() -> None:
