@@ -161,7 +161,7 @@ def _describe(
     law, result = fit.problem.law, fit.result
     splits = _splits(one)
     profiles = _profiles(fit)
-    residual = fit.problem.y - np.log(law.predict(result.u[None], fit.problem.z)[0])
+    residual = fit.residual
     params = drawn.params[fit.architecture]
     predictions = tuple(predict(one.curve, asks or extension(one.curve), residual, drawn.seed))
     others = other_points(one.curve, points)

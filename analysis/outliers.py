@@ -31,7 +31,7 @@ MOST_NAMED = 5
 
 def outliers(fit: Fitted) -> list[int]:
     """Rows of an architecture's frame (as CheckedPoints.of orders them) that lie off its law by that rule."""
-    residual = np.abs(fit.problem.y - np.log(fit.problem.law.predict(fit.result.u[None], fit.problem.z)[0]))
+    residual = np.abs(fit.residual)
     free = max(1, len(residual) - len(fit.problem.law.names))
     spread = 1.4826 * float(np.median(np.sort(residual)[-free:]))
     return [int(index) for index in np.flatnonzero((residual > FAR_OFF * spread) & (residual > LEAST))]

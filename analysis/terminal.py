@@ -10,7 +10,8 @@ from rich.table import Table
 
 from analysis.diagnostics import Note
 from analysis.points import CheckedPoints
-from analysis.results import FitDocument
+from analysis.results import FitDocument, SizeRatio
+from analysis.tokengain import TokenGain
 from analysis.wording import budget, human
 
 
@@ -71,11 +72,19 @@ def _ratios(document: FitDocument) -> Table:
             budget(row.iterations, row.tokens),
             human(row.reference_n_params),
             "-" if row.loss is None else f"{row.loss:.4f}",
-            "-" if row.estimate is None else f"{row.estimate:.2f}",
-            "-" if row.estimate_ci95 is None else f"{row.estimate_ci95[0]:.2f} to {row.estimate_ci95[1]:.2f}",
-            row.status,
+            *_estimate(row),
         )
     return table
+
+
+def _estimate(row: SizeRatio | TokenGain) -> tuple[str, str, str]:
+    """The last cells of a comparison: what the laws give, its interval, how far it is to be believed."""
+    ends = row.estimate_ci95
+    return (
+        "-" if row.estimate is None else f"{row.estimate:.2f}",
+        "-" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}",
+        row.status,
+    )
 
 
 def _token_gains(document: FitDocument) -> Table:
@@ -90,9 +99,7 @@ def _token_gains(document: FitDocument) -> Table:
             budget(row.iterations, row.reference_tokens),
             human(row.reference_n_params),
             f"{row.loss:.4f}",
-            "-" if row.estimate is None else f"{row.estimate:.2f}",
-            "-" if row.estimate_ci95 is None else f"{row.estimate_ci95[0]:.2f} to {row.estimate_ci95[1]:.2f}",
-            row.status,
+            *_estimate(row),
         )
     return table
 

@@ -55,6 +55,12 @@ class Fitted:
     )
     part: int = 0
 
+    @property
+    def residual(self) -> Array:
+        """Log loss seen less the law's (points)."""
+        out: Array = self.problem.y - np.log(self.problem.law.predict(self.result.u[None], self.problem.z)[0])
+        return out
+
 
 @dataclass(frozen=True)
 class Resamples:
