@@ -44,5 +44,5 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) --editable '.[train,analysis,audio,serve,slurm,ray,dev]'
+	$(PIP) --editable '.[train,analysis,audio,codecs,serve,slurm,ray,tune,dev]'
 	touch $@
