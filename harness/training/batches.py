@@ -140,18 +140,13 @@ def _tensor(values: Bools) -> torch.Tensor:
 
 
 def _captions(run: Run, launch: Launch, datasets: Sequence[TokenDataset], text_root: Path) -> Captions:
-    from ssmttm.conditioning import EmbeddingCache, collate_bytes
+    from ssmttm.conditioning import collate_bytes
+    from ssmttm.prompts import FrozenEncoder
 
     if run.model.text.encoder == "bytes":
         return lambda captions, dropped: collate_bytes(captions, dropped, run.model.text)
-    if launch.text_encoder is None:
+    if launch.text_encoder is None or run.text_encoder is None:
         raise InputError(f"run {run.run_id}: its frozen text encoder is not named in launch.json")
     captions = sorted({caption for data in datasets for caption in data.captions(np.arange(len(data)))})
-    cache = EmbeddingCache.build(
-        text_root, launch.text_encoder, captions, max_positions=run.model.text.max_positions
-    )
-    if cache.fingerprint != run.text_encoder:
-        raise InputError(
-            f"{launch.text_encoder}: is not the text encoder of run {run.run_id}: its weights differ"
-        )
-    return cache.batch
+    encoder = FrozenEncoder(launch.text_encoder, run.text_encoder, text_root)
+    return encoder.embeddings(captions, run.model.text.max_positions).batch
