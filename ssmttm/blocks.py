@@ -63,17 +63,23 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Return the mixed sequence (batch, length, d_model); what is masked leaves no trace on the rest."""
+        return self.read(x, context)[0]
+
+    def read(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mixed sequence and what going on after it needs: what entered the convolution, (batch,
+        length, channels), and the scan's final state (batch, heads, d_state, head_dim).
+        """
         if context.mask is not None:
             x = x * context.mask[..., None]
         state = self.groups * self.d_state
         widths = [self.d_inner, self.d_inner + 2 * state, self.heads]
         z, xBC, dt = torch.split(self.in_proj(x), widths, dim=-1)
-        xBC = causal_conv_silu(xBC, self.conv1d.weight, self.conv1d.bias)
-        values, B, C = torch.split(xBC, [self.d_inner, state, state], dim=-1)
+        convolved = causal_conv_silu(xBC, self.conv1d.weight, self.conv1d.bias)
+        values, B, C = torch.split(convolved, [self.d_inner, state, state], dim=-1)
         dt = F.softplus(dt + self.dt_bias)
         if context.mask is not None:
             dt = dt * context.mask[..., None]  # a step of size 0 lets the state pass
-        y, _ = ssd_scan(
+        y, final = ssd_scan(
             torch.unflatten(values, -1, (self.heads, -1)),
             dt,
             -self.A_log.exp(),
@@ -81,7 +87,7 @@ class Mamba2Mixer(nn.Module):
             torch.unflatten(C, -1, (self.groups, -1)),
             self.D,
         )
-        return self.out_proj(self.norm(y.flatten(-2), z))  # type: ignore[no-any-return]
+        return self.out_proj(self.norm(y.flatten(-2), z)), xBC, final
 
 
 class GatedRMSNorm(nn.Module):

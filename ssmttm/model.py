@@ -45,8 +45,8 @@ class MusicLM(nn.Module):
         tokens: (batch, codebooks, steps) int64, the inputs `patterns.delay` makes.
         """
         steps = tokens.shape[2]
-        memory, memory_mask = self._read(text)  # (batch, positions, d_model), (batch, positions)
-        x = self._embed(tokens)  # (batch, steps, d_model)
+        memory, memory_mask = self.read_text(text)  # (batch, positions, d_model), (batch, positions)
+        x = self.embed(tokens)  # (batch, steps, d_model)
         if self.config.architecture.has_prefix:
             x = torch.cat([memory, x], dim=1)  # (batch, positions + steps, d_model)
             mask = torch.cat([memory_mask, memory_mask.new_ones(1, 1).expand(x.shape[0], steps)], dim=1)
@@ -61,15 +61,15 @@ class MusicLM(nn.Module):
         logits = self.head(x[:, -steps:])  # (batch, steps, codebooks * vocabulary)
         return torch.unflatten(logits, -1, (self.config.n_codebooks, -1)).transpose(1, 2)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        """The sum of the codebooks' embeddings, (batch, steps, d_model)."""
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the sum of the codebooks' embeddings, (batch, steps, d_model)."""
         if self.config.n_codebooks == 1:
             return self.embedding(tokens[:, 0])  # type: ignore[no-any-return]
         first = torch.arange(self.config.n_codebooks, device=tokens.device) * self.config.vocabulary
         return self.embedding(tokens + first[:, None]).sum(1)  # type: ignore[no-any-return]
 
-    def _read(self, text: TextBatch) -> tuple[Tensor, Tensor]:
-        """The text as the backbone sees it, (batch, positions, d_model), and which positions are real."""
+    def read_text(self, text: TextBatch) -> tuple[Tensor, Tensor]:
+        """Return the text as the backbone sees it, (batch, positions, d_model), and which positions are real."""
         values = text.values if self.text_encoder is None else self.text_encoder(text.values)
         # With no text at all a row holds one real position, its last: the learned null condition.
         dropped = text.dropped | ~text.mask.any(1)
