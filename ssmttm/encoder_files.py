@@ -1,14 +1,13 @@
 """The files of a pretrained text encoder: where they are and what they are, without loading them or torch."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
 from filelock import FileLock
 from pydantic import RootModel, ValidationError
 
-from ssmttm.errors import InputError
+from ssmttm.pretrained import pretrained_folder, read_config
 
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """What an encoder consists of; weights as safetensors only, since other formats are pickles."""
@@ -24,34 +23,13 @@ def encoder_folder(encoder: str) -> Path:
     """Return the folder of an encoder's files: itself, or the hub's local copy; InputError if there is
     none.
     """
-    folder = Path(encoder).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(encoder, allow_patterns=list(ENCODER_FILES)))
-        except Exception as error:  # the hub's client raises a dozen kinds, for network, name and cache
-            raise InputError(
-                f"text encoder {encoder!r} is neither a folder nor a model the hub's cache has or can fetch: put "
-                "its config.json, tokenizer files and model.safetensors into a folder and give that folder"
-            ) from error
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise InputError(
-            f"text encoder {encoder!r}: {folder} lacks config.json or *.safetensors; put them there with the "
-            "tokenizer's files"
-        )
-    return folder
+    needs = "config.json, tokenizer files and model.safetensors"
+    return pretrained_folder(encoder, "text encoder", ENCODER_FILES, needs)
 
 
 def encoder_width(encoder: str) -> int | None:
     """Return the width of an encoder's embeddings by its config.json; None where that does not say."""
-    path = encoder_folder(encoder) / "config.json"
-    try:
-        fields = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}: holds {type(fields).__name__}, not an encoder's configuration")
+    fields = read_config(encoder_folder(encoder))
     width = fields.get("d_model", fields.get("hidden_size"))  # T5's word, and everybody else's
     return width if isinstance(width, int) else None
 

@@ -46,8 +46,11 @@ class Codec(Protocol):
         ...
 
 
-def load_codec(folder: Path) -> Codec:
-    """Load the codec of a folder; raises InputError when it is missing, damaged or of an unknown kind."""
+def load_codec(folder: Path, device: str = "cpu") -> Codec:
+    """Load the codec of a folder; raises InputError when it is missing, damaged or of an unknown kind.
+
+    device: where a neural codec computes, `cpu` or `cuda`; rvq needs none.
+    """
     path = folder / CODEC_FILE
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
@@ -60,4 +63,8 @@ def load_codec(folder: Path) -> Codec:
         from ssmttm.codec.rvq import RvqCodec
 
         return RvqCodec.load(folder)
-    raise InputError(f"{path}: name is {kind!r}; known codecs: rvq")
+    if kind in {"encodec", "dac"}:
+        from ssmttm.codec.neural import NeuralCodec
+
+        return NeuralCodec.load(folder, kind, device)
+    raise InputError(f"{path}: name is {kind!r}; known codecs: rvq, encodec, dac")

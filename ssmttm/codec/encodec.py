@@ -1,0 +1,162 @@
+"""EnCodec (arXiv 2210.13438) by transformers' EncodecModel, from its files or from a checkpoint of the encodec package.
+
+A package's checkpoint has the same weights under other names, so that the package itself is not needed. Models that
+write down more than codes (the stereo one, whose segments overlap and have a loudness each) are refused: a language
+model would have to make that up.
+"""
+
+import re
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssmttm.codec.weights import codec_folder, fill, network_of
+from ssmttm.compat import tame_torchaudio
+from ssmttm.corpus.manifest import sha256_file
+from ssmttm.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEFAULT_MODEL = "facebook/encodec_24khz"
+
+_WINDOW_SECONDS, _CONTEXT_SECONDS = 30, 1  # 1 GB of activations at 24 kHz
+_ARITHMETIC = (
+    "sampling_rate",
+    "upsampling_ratios",
+    "norm_type",
+    "use_causal_conv",
+    "pad_mode",
+    "trim_right_ratio",
+    "dilation_growth_rate",
+    "num_residual_layers",
+)
+_CHECKPOINTS = "encodec_24khz-*.th"
+_PACKAGE_NAMES = (
+    (r"^quantizer\.vq\.", "quantizer."),
+    (r"\._codebook\.", ".codebook."),
+    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
+    (r"\.(?:conv\.conv|convtr\.convtr)\.", ".conv."),
+)
+
+
+@dataclass(frozen=True)
+class EncodecNetwork:
+    """EnCodec's encoder, quantisers and decoder."""
+
+    module: Any
+    """transformers.EncodecModel."""
+    name: str = "encodec"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """As config.json has it."""
+        fields: dict[str, Any] = self.module.config.to_dict()
+        return fields
+
+    @property
+    def arithmetic(self) -> dict[str, Any]:
+        """Rates, paddings and dilations."""
+        config = self.module.config
+        fields = {name: getattr(config, name) for name in _ARITHMETIC}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return int(self.module.config.sampling_rate)
+
+    @property
+    def hop(self) -> int:
+        """Samples a frame."""
+        return prod(self.module.config.upsampling_ratios)
+
+    @property
+    def n_codebooks(self) -> int:
+        """All it has: 32 at 24 kHz, where all of them take 24 kbit a second."""
+        return int(self.module.config.num_quantizers)
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries of a codebook."""
+        return int(self.module.config.codebook_size)
+
+    @property
+    def window(self) -> int:
+        """Frames taken through the network at once: clips of the usual lengths are whole."""
+        return ceil(_WINDOW_SECONDS * self.sample_rate / self.hop)
+
+    @property
+    def context(self) -> int:
+        """Frames to either side of a part; the LSTM remembers further, but little."""
+        return ceil(_CONTEXT_SECONDS * self.sample_rate / self.hop)
+
+    def encode(self, audio: "Tensor", n_codebooks: int) -> "Tensor":
+        """Codes (batch, n_codebooks, frames) of audio (batch, samples)."""
+        # Codebooks are counted in bandwidth there: the lowest that has enough of them.
+        books_of = self.module.quantizer.get_num_quantizers_for_bandwidth
+        widths = [width for width in self.module.config.target_bandwidths if books_of(width) >= n_codebooks]
+        codes: Tensor = self.module.encode(audio[:, None], bandwidth=min(widths)).audio_codes[0]
+        return codes[:, :n_codebooks]
+
+    def decode(self, codes: "Tensor") -> "Tensor":
+        """Audio (batch, samples) of codes (batch, codebooks, frames)."""
+        audio: Tensor = self.module.decode(codes[None], [None]).audio_values
+        return audio[:, 0]
+
+
+def load_network(model: str = DEFAULT_MODEL) -> EncodecNetwork:
+    """EnCodec from a folder or a name on the hub, or from a checkpoint of the encodec package.
+
+    Raises InputError where the model cannot be had, or where it is one whose codes are not all it writes down.
+    """
+    checkpoint = _package_checkpoint(Path(model).expanduser())
+    if checkpoint is not None:
+        module = _from_package(checkpoint)
+    else:
+        module = network_of(codec_folder(model, "encodec"), "EncodecConfig", "EncodecModel")
+    config = module.config
+    if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
+        raise InputError(
+            f"codec model {model!r}: takes {config.audio_channels} channels in normalised, overlapping segments; "
+            "only mono models whose codes are all there is can be used, such as facebook/encodec_24khz"
+        )
+    return EncodecNetwork(module)
+
+
+def _package_checkpoint(path: Path) -> Path | None:
+    """The package's checkpoint at a path or in a folder, if there is one and no other model."""
+    if path.suffix == ".th" or not path.is_dir() or (path / "config.json").exists():
+        return path if path.suffix == ".th" and path.is_file() else None
+    if list(path.glob("encodec_48khz-*.th")) and not list(path.glob(_CHECKPOINTS)):
+        raise InputError(f"{path}: holds the stereo model, which cannot be used; put {_CHECKPOINTS} there")
+    return next(iter(sorted(path.glob(_CHECKPOINTS))), None)
+
+
+def _from_package(path: Path) -> Any:
+    """The 24 kHz model of the encodec package; its file's name ends with the start of its own sha256."""
+    tame_torchaudio()
+    import pickle
+
+    import torch
+    from transformers import EncodecConfig, EncodecModel
+
+    wanted = path.stem.rpartition("-")[2]
+    if not path.match(_CHECKPOINTS) or not sha256_file(path).startswith(wanted):
+        raise InputError(f"{path}: is not {_CHECKPOINTS} with the sha256 its name says; fetch it again")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"{path}: not a checkpoint of weights alone: {str(error).splitlines()[0]}"
+        ) from error
+    network = EncodecModel(EncodecConfig())  # the defaults are those of the 24 kHz model
+    fill(network, {_renamed(name): tensor for name, tensor in tensors.items()}, str(path))
+    return network
+
+
+def _renamed(name: str) -> str:
+    for pattern, replacement in _PACKAGE_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
