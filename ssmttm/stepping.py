@@ -11,9 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssmttm.blocks import Context, CrossAttention, Layer, Mamba2Mixer, Residual, SelfAttention
+from ssmttm.blocks import (
+    Context,
+    CrossAttention,
+    FeedForward,
+    Layer,
+    Mamba2Mixer,
+    Residual,
+    RMSNorm,
+    SelfAttention,
+)
 from ssmttm.conditioning import TextBatch
 from ssmttm.model import MusicLM, positions_from_first, sinusoids
+from ssmttm.packed import PackedLinear
 
 Step = Callable[[Tensor], Tensor]
 """The next position (batch, d_model) through one sub-layer, which remembers it."""
@@ -37,20 +47,21 @@ class Decoder:
             context = Context(memory=memory, memory_mask=mask[:, None, None])
             self._position = torch.zeros(batch, dtype=torch.int64, device=mask.device)
         self._encodings = sinusoids(torch.arange(positions + steps, device=mask.device), memory)
-        self._layers: list[tuple[Residual, Step]] = []
+        self._head = PackedLinear(model.head.weight)
+        self._layers: list[tuple[RMSNorm, Step]] = []
         for residual in model.blocks.modules():
             if isinstance(residual, Residual):
                 y, step = _begin(residual.layer, residual.norm(x), context, steps)
-                self._layers.append((residual, step))
+                self._layers.append((residual.norm, step))
                 x = x + y
 
     def step(self, tokens: Tensor) -> Tensor:
         """Return logits (batch, codebooks, vocabulary) after the next step's tokens (batch, codebooks)."""
         x = self._model.embed(tokens[:, :, None])[:, 0] + self._encodings[self._position]
         self._position += 1
-        for residual, step in self._layers:
-            x = x + step(residual.norm(x))
-        return torch.unflatten(self._model.head(x), -1, (self._model.config.n_codebooks, -1))
+        for norm, step in self._layers:
+            x = x + step(norm(x))
+        return torch.unflatten(self._head(x), -1, (self._model.config.n_codebooks, -1))
 
 
 def _begin(layer: Layer, x: Tensor, context: Context, steps: int) -> tuple[Tensor, Step]:
@@ -66,7 +77,7 @@ def _begin(layer: Layer, x: Tensor, context: Context, steps: int) -> tuple[Tenso
         if x.shape[1]:
             raise NotImplementedError("self-attention behind a prefix: no architecture has it")
         return x, SelfAttentionStep(layer, x.shape[0], steps)
-    return layer(x, context), lambda x: layer(x, context)
+    return layer(x, context), FeedForwardStep(layer)
 
 
 class MixerStep:
@@ -76,7 +87,10 @@ class MixerStep:
         self, layer: Mamba2Mixer, batch: int, entered: Tensor | None = None, state: Tensor | None = None
     ) -> None:
         self._layer = layer
-        weight = layer.conv1d.weight[:, 0]  # (channels, taps)
+        self._in_proj = PackedLinear(layer.in_proj.weight)
+        self._out_proj = PackedLinear(layer.out_proj.weight)
+        assert layer.conv1d.bias is not None
+        weight, self._bias = layer.conv1d.weight[:, 0], layer.conv1d.bias  # (channels, taps), (channels,)
         channels, taps = weight.shape
         self._window = weight.new_zeros(taps, batch, channels)
         """The last inputs of the convolution, that of position t in slot t modulo taps."""
@@ -84,58 +98,61 @@ class MixerStep:
             known = min(taps, entered.shape[1])
             self._window[taps - known :] = entered[:, -known:].transpose(0, 1)
         # Which tap a slot meets turns with the position; all turns are laid out once, so that no slot is moved.
-        order = torch.arange(taps)
-        self._taps = [weight.T[(order - turn - 1) % taps, None].contiguous() for turn in range(taps)]
+        slots = torch.arange(taps)
+        self._taps = [weight.T[(slots - turn - 1) % taps, None].contiguous() for turn in range(taps)]
         self._turn = 0
-        assert layer.conv1d.bias is not None
-        self._bias = layer.conv1d.bias
-        size = (batch, layer.heads, layer.d_state, layer.d_inner // layer.heads)
-        self._state = weight.new_zeros(size, dtype=torch.float32) if state is None else state
-        self._A = -layer.A_log.float().exp()
+        if state is None:
+            width = layer.d_inner // layer.heads
+            state = weight.new_zeros(batch, layer.heads, layer.d_state, width, dtype=torch.float32)
+        # (batch groups, d_state, heads of a group, head_dim): heads that share B and C lie side by side, as one matrix.
+        by_group = torch.unflatten(state, 1, (layer.groups, -1)).transpose(2, 3)
+        self._state = by_group.flatten(0, 1).contiguous()
+        self._A, self._D = -layer.A_log.float().exp(), layer.D.float()[:, None]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return what the next position (batch, d_model) reads, and remember it."""
-        layer = self._layer
-        width, heads, groups = layer.d_inner, layer.heads, layer.groups
-        state = groups * layer.d_state
-        z, xBC, dt = torch.split(layer.in_proj(x), [width, width + 2 * state, heads], dim=-1)
+        layer, batch, n = self._layer, x.shape[0], self._layer.groups * self._layer.d_state
+        z, xBC, dt = torch.split(
+            self._in_proj(x), [layer.d_inner, layer.d_inner + 2 * n, layer.heads], dim=-1
+        )
         self._window[self._turn] = xBC
         mixed = F.silu((self._window * self._taps[self._turn]).sum(0) + self._bias).float()
         self._turn = (self._turn + 1) % len(self._taps)
-        values, B, C = torch.split(mixed, [width, state, state], dim=-1)
+
+        values, B, C = torch.split(mixed, [layer.d_inner, n, n], dim=-1)
+        values = values.reshape(batch, layer.heads, -1)
         dt = F.softplus(dt.float() + layer.dt_bias)  # (batch, heads)
-        values = torch.unflatten(values, -1, (heads, -1))  # (batch, heads, head_dim)
-        by_group = torch.unflatten(
-            self._state, 1, (groups, -1)
-        )  # (batch, groups, heads of one, d_state, head_dim)
-        added = torch.unflatten(values * dt[..., None], 1, (groups, -1))
-        by_group.mul_(torch.unflatten((dt * self._A).exp(), 1, (groups, -1))[..., None, None])
-        B, C = (torch.unflatten(t, -1, (groups, 1, -1)) for t in (B, C))
-        by_group.addcmul_(B[..., None], added[..., None, :])
-        y = (C[..., None, :] @ by_group).reshape(values.shape)
-        y = torch.addcmul(y, values, layer.D[:, None].float())
-        return layer.out_proj(layer.norm(y.flatten(1).to(z.dtype), z))  # type: ignore[no-any-return]
+        groups = batch * layer.groups
+        self._state.mul_((dt * self._A).exp().view(groups, 1, -1, 1))
+        state = self._state.flatten(2)  # (batch groups, d_state, columns), the same memory
+        state.addcmul_(B.reshape(groups, -1, 1), (values * dt[..., None]).view(groups, 1, -1))
+        y = torch.bmm(C.reshape(groups, 1, -1), state).view(values.shape)
+        y = torch.addcmul(y, values, self._D)
+        return self._out_proj(layer.norm(y.flatten(1).to(z.dtype), z))
 
 
 class SelfAttentionStep:
     """Self-attention that keeps keys and values, in room that is taken once."""
 
     def __init__(self, layer: SelfAttention, batch: int, steps: int) -> None:
-        self._layer = layer
+        self._head_dim = layer.head_dim
         width = layer.q_proj.weight.shape[0]
         room = (batch, width // layer.head_dim, steps, layer.head_dim)
         self._keys, self._values = (layer.k_proj.weight.new_zeros(room) for _ in range(2))
-        self._fused = torch.cat([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight])
+        self._in_proj = PackedLinear(
+            torch.cat([layer.q_proj.weight, layer.k_proj.weight, layer.v_proj.weight])
+        )
+        self._out_proj = PackedLinear(layer.out_proj.weight)
         self._seen = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return what the next position (batch, d_model) reads, and remember it."""
-        q, k, v = torch.unflatten(F.linear(x, self._fused), -1, (3, -1, self._layer.head_dim)).unbind(1)
+        q, k, v = torch.unflatten(self._in_proj(x), -1, (3, -1, self._head_dim)).unbind(1)
         self._keys[:, :, self._seen], self._values[:, :, self._seen] = k, v
         self._seen += 1
         keys, values = self._keys[:, :, : self._seen], self._values[:, :, : self._seen]
         read = F.scaled_dot_product_attention(q[:, :, None], keys, values)
-        return self._layer.out_proj(read.flatten(1))  # type: ignore[no-any-return]
+        return self._out_proj(read.flatten(1))
 
 
 class CrossAttentionStep:
@@ -143,7 +160,8 @@ class CrossAttentionStep:
 
     def __init__(self, layer: CrossAttention, context: Context) -> None:
         assert context.memory is not None
-        self._layer, self._mask = layer, context.memory_mask
+        self._head_dim, self._mask = layer.head_dim, context.memory_mask
+        self._q_proj, self._out_proj = PackedLinear(layer.q_proj.weight), PackedLinear(layer.out_proj.weight)
         self._keys, self._values = (
             torch.unflatten(project(context.memory), -1, (-1, layer.head_dim)).transpose(1, 2).contiguous()
             for project in (layer.k_proj, layer.v_proj)
@@ -151,6 +169,18 @@ class CrossAttentionStep:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return what the next position (batch, d_model) reads."""
-        q = torch.unflatten(self._layer.q_proj(x), -1, (-1, 1, self._layer.head_dim))
+        q = torch.unflatten(self._q_proj(x), -1, (-1, 1, self._head_dim))
         read = F.scaled_dot_product_attention(q, self._keys, self._values, attn_mask=self._mask)
-        return self._layer.out_proj(read.flatten(1))  # type: ignore[no-any-return]
+        return self._out_proj(read.flatten(1))
+
+
+class FeedForwardStep:
+    """The feed-forward layer, which remembers nothing."""
+
+    def __init__(self, layer: FeedForward) -> None:
+        self._up = PackedLinear(layer.up.weight, layer.up.bias)
+        self._down = PackedLinear(layer.down.weight, layer.down.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the next position (batch, d_model) transformed."""
+        return self._down(F.gelu(self._up(x)))

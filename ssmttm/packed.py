@@ -1,0 +1,28 @@
+"""Linear layers for a few rows: there a layer costs what it takes to read its weights.
+
+torch gives a product of few rows to MKL, which reads a matrix at a third of what the memory gives; oneDNN, once it has
+laid the weights out for itself, reads them three times as fast: 0.19 ms instead of 0.66 ms for 2 rows of 512 to 3,088
+on one core. torch's own compiler packs weights by the same two operators.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class PackedLinear:
+    """What F.linear gives, from a copy of the weights laid out for reading; not for training."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+        is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32
+        self._is_packed = is_plain and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        if self._is_packed:
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return x (rows, inputs) times the weights, (rows, outputs)."""
+        if not self._is_packed:
+            return F.linear(x, self._weight, self._bias)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return y
