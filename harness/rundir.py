@@ -32,7 +32,7 @@ class Layout(Frozen):
     threads: Count = 1
     """Threads of each rank's CPU arithmetic, set explicitly because every launcher has another default."""
     kernels: str = "torch"
-    """What computes the state-space scan: ssmttm.ssd.kernel_name()."""
+    """What computes the mixers: ssmttm.kernels.chosen().name."""
 
 
 class Launch(Frozen):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssmttm import kernels
 from ssmttm.config import ModelConfig, SubLayer
 from ssmttm.conv import causal_conv_silu
 from ssmttm.dropout import Dropout
@@ -63,6 +64,8 @@ class Mamba2Mixer(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Return the mixed sequence (batch, length, d_model); what is masked leaves no trace on the rest."""
+        if kernels.fuses(x, self.conv1d.weight):
+            return self._fused(x, context)
         return self.read(x, context)[0]
 
     def read(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,6 +92,23 @@ class Mamba2Mixer(nn.Module):
         )
         return self.out_proj(self.norm(y.flatten(-2), z)), xBC, final
 
+    def _fused(self, x: Tensor, context: Context) -> Tensor:
+        if context.mask is not None:
+            x = x * context.mask[..., None]
+        mixed = kernels.fused_mixer(
+            self.in_proj(x),
+            context.mask,
+            conv_weight=self.conv1d.weight,
+            conv_bias=self.conv1d.bias,
+            dt_bias=self.dt_bias,
+            A=-self.A_log.exp(),
+            D=self.D,
+            norm_weight=self.norm.weight,
+            norm_eps=self.norm.eps,
+            groups=self.groups,
+        )
+        return self.out_proj(mixed)  # type: ignore[no-any-return]
+
 
 class GatedRMSNorm(nn.Module):
     """RMSNorm of x * silu(gate), each group of channels by itself."""
@@ -100,6 +120,9 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """Return the gated and normalised x (batch, length, width)."""
+        by_kernel = kernels.gated_norm(x, gate, self.weight, self.eps, self.groups)
+        if by_kernel is not None:
+            return by_kernel
         x = x * F.silu(gate)
         if self.groups == 1:
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)

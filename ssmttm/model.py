@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ssmttm.blocks import Block, Context, CrossAttention, FeedForward, Mamba2Mixer, SelfAttention
 from ssmttm.conditioning import ByteEncoder, TextBatch
@@ -37,6 +38,8 @@ class MusicLM(nn.Module):
         self.embedding = nn.Embedding(entries, d)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.head = nn.Linear(d, entries, bias=False)
+        self.checkpoints_activations = False
+        """Whether blocks are computed again in the backward pass, dropout and all, and only their inputs kept."""
         self._initialise()
 
     def forward(self, tokens: Tensor, text: TextBatch) -> Tensor:
@@ -57,7 +60,10 @@ class MusicLM(nn.Module):
             memory = memory + sinusoids(positions_from_first(memory_mask), memory)
             context = Context(memory=memory, memory_mask=memory_mask[:, None, None])
         for block in self.blocks:
-            x = block(x, context)
+            if self.checkpoints_activations:
+                x = checkpoint(block, x, context, use_reentrant=False)
+            else:
+                x = block(x, context)
         logits = self.head(x[:, -steps:])  # (batch, steps, codebooks * vocabulary)
         return torch.unflatten(logits, -1, (self.config.n_codebooks, -1)).transpose(1, 2)
 

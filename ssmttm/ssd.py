@@ -4,9 +4,8 @@
 
     S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T        y_t = S_t^T C_t + D x_t
 
-`ssd_scan` is the one door: which kernel runs behind it is not the model's business. The gradient of the
-PyTorch kernel is written out by hand: a tenth to a sixth faster on a CPU than autograd's, which keeps every
-intermediate.
+`ssd_scan` is the one door: which kernel runs behind it (`ssmttm.kernels`) is not the model's business. PyTorch's
+gradient is written out by hand: a tenth to a sixth faster on a CPU than autograd's, which keeps every intermediate.
 
 Letters for shapes: z = batch * chunks, q = positions of a chunk, h = heads, p = head_dim, n = d_state,
 g = groups, r = heads of a group, which share B and C and so lie side by side as columns of one product.
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ssmttm import kernels
 
 
 def ssd_scan(
@@ -35,9 +36,13 @@ def ssd_scan(
 
     x: (batch, length, heads, head_dim). dt: (batch, length, heads), step sizes of 0 or more; where dt is 0
     the state passes through unchanged. A: (heads,), negative. B, C: (batch, length, groups, d_state). D:
-    (heads,). initial_state: as the final state; None for zeros. The scan is computed in float32 whatever
-    the inputs are. chunk_size changes speed and floating-point order only.
+    (heads,). initial_state: as the final state; None for zeros. PyTorch computes the scan in float32 whatever
+    the inputs are; a kernel multiplies in the type of x, TF32 for float32, and adds up in float32. chunk_size changes
+    speed and floating-point order only.
     """
+    by_kernel = kernels.scan(x, dt, A, B, C, D, chunk_size, initial_state)
+    if by_kernel is not None:
+        return by_kernel
     batch, length, heads, width = x.shape
     chunks = math.ceil(length / (chunk_size or preferred_chunk(B.shape[-1])))
     chunk = math.ceil(length / chunks)  # even chunks need the least padding
@@ -57,11 +62,6 @@ def ssd_scan(
         )
     y = y.reshape(batch, chunks * chunk, heads, width)
     return (y[:, :length] if padding else y).to(x.dtype), state
-
-
-def kernel_name() -> str:
-    """Return the name of what computes the scan here: other kernels add up in another order."""
-    return "torch"
 
 
 def preferred_chunk(d_state: int) -> int:

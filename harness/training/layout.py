@@ -26,7 +26,7 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     The ZeRO stage is that of the Series' checkpoints, if there are any; the micro-batch that of the newest earlier
     attempt on as many ranks, unless it is above what this launch allows.
     """
-    from ssmttm.ssd import kernel_name
+    from ssmttm.kernels import chosen
 
     series = root.series(runs[0].series_id)
     folders = [series, *(root.run(run.run_id) for run in runs)]
@@ -38,7 +38,7 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     if earlier.get("ranks") == ranks.world:
         micro_batch = min(micro_batch, earlier.get("micro_batch", micro_batch))
     layout = choose_layout(runs[0].batch, ranks.world, micro_batch, stage, launch.threads)
-    layout = layout.model_copy(update={"kernels": kernel_name()})
+    layout = layout.model_copy(update={"kernels": chosen().name})
     return layout, _differences(started or {}, layout, ranks.device)
 
 
