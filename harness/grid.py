@@ -7,10 +7,9 @@ be planned and costed, but have no identity yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -22,11 +21,12 @@ from harness.run import (
     Schedule,
     ScheduleKind,
 )
-from harness.study import SizePatch, Study, merged
+from harness.study import SizeKeys, SizePatch, Study, merged
 from harness.validation import validate
 from ssmttm.config import Architecture, ModelConfig, SubLayer, TextConfig
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.errors import InputError
+from ssmttm.sizes import Sizing, sized_model, width_step
 
 UNKNOWN_FINGERPRINT = "0" * 64
 """Stands for a corpus or an encoder that is not here: such Runs are planned and never trained."""
@@ -146,7 +146,7 @@ def _points(
     for architecture, own in study.grid.architectures.items():
         for size, shared in study.grid.sizes.items():
             patches = (shared, own.sizes.get(size, SizePatch()))
-            model = _model(study, corpus, architecture, (own.model, *patches), f"{where}: grid.sizes.{size}")
+            model = _model(study, corpus, architecture, size, where)
             changes = merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
             optimiser = validate(
                 Optimiser,
@@ -154,7 +154,7 @@ def _points(
                 f"{where}: grid.sizes.{size} ({architecture}): optimiser",
             )
             for seed in study.grid.seeds_of(size):
-                for iterations in study.grid.iterations:
+                for iterations in study.grid.iterations_of(architecture):
                     run = Run(
                         recipe_version=RECIPE_VERSION,
                         model=model,
@@ -174,7 +174,7 @@ def _points(
 
 
 def _model(
-    study: Study, corpus: CorpusView, architecture: Architecture, patches: Sequence[Any], where: str
+    study: Study, corpus: CorpusView, architecture: Architecture, size: str, where: str
 ) -> ModelConfig:
     text = TextConfig(
         encoder="bytes" if study.text.encoder == "bytes" else "frozen",
@@ -182,26 +182,29 @@ def _model(
         patch=study.text.patch,
         max_positions=study.text.max_positions,
     )
+    own = study.grid.architectures[architecture]
+    said = merged(study.model, own.model, study.grid.sizes[size], own.sizes.get(size))
     unused = _unused_by(architecture)
-    fields = {name: value for name, value in merged(study.model, *patches).items() if name not in unused}
+    fields = {name: value for name, value in said.items() if name not in unused}
+    fields |= {"architecture": architecture, "text": text}
+    fields |= {"n_codebooks": corpus.n_codebooks, "codebook_size": corpus.codebook_size}
+    keys = study.size_keys_of(architecture, size)
+    sizing = Sizing(n_params=keys.n_params, aspect=keys.aspect, tolerance=keys.tolerance)
+    key = f"{where}: grid.sizes.{size}"
     try:
-        return ModelConfig(
-            architecture=architecture,
-            text=text,
-            n_codebooks=corpus.n_codebooks,
-            codebook_size=corpus.codebook_size,
-            **fields,
-        )
+        return sized_model(fields, sizing, width_step(said))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        inner = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}{'.' + key if key else ''} ({architecture}): {message}") from error
+        raise InputError(f"{key}{'.' + inner if inner else ''} ({architecture}): {message}") from error
+    except InputError as error:
+        raise InputError(f"{key}.{error}") from error
 
 
 def _unused_by(architecture: Architecture) -> set[str]:
     """Keys of a model, given for all architectures, that decide nothing about this one and so are no part of it."""
-    unused = {"optimiser", "resources"}
+    unused = {"optimiser", "resources", *SizeKeys.model_fields}
     if not architecture.has_mixer:
         unused |= {"d_state", "d_conv", "expand", "ssm_head_dim", "n_groups"}
     if architecture.has_prefix:

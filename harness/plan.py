@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.cluster import Cluster, choose_resources, nodes_for
@@ -62,6 +62,24 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
+class PlannedSize:
+    """What a size is under one architecture, beside what was asked for and what was published."""
+
+    size: str
+    architecture: str
+    n_blocks: int
+    d_model: int
+    n_params: int
+    target_n_params: float | None
+    reference_n_params: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of `sizes` in `ssmscale plan --json`; deviations are shares of the target and of the reference."""
+        off = {"deviation": self.target_n_params, "reference_deviation": self.reference_n_params}
+        return asdict(self) | {key: count and self.n_params / count - 1 for key, count in off.items()}
+
+
+@dataclass(frozen=True)
 class Plan:
     """Every Run of a study with its state, cost and resources."""
 
@@ -83,10 +101,22 @@ class Plan:
         """The document of `ssmscale plan --json`."""
         return {
             "study": self.study.name,
+            "sizes": [size.as_json() for size in self.sizes()],
             "runs": [self._row(run) for run in self.runs],
             "totals": self.totals(),
             "design": {"notes": [{"code": code, "text": text} for code, text in self.notes]},
         }
+
+    def sizes(self) -> list[PlannedSize]:
+        """Each size under each architecture, size by size."""
+        models = {(run.status.point.size, run.status.point.architecture): run for run in self.runs}
+        names = list(self.study.grid.sizes)
+        found = []
+        for (size, architecture), run in sorted(models.items(), key=lambda entry: names.index(entry[0][0])):
+            model, asked = run.status.point.run.model, self.study.size_keys_of(architecture, size)
+            shape = (model.n_blocks, model.d_model, run.cost.n_params)
+            found.append(PlannedSize(size, architecture, *shape, asked.n_params, asked.reference_n_params))
+        return found
 
     def totals(self) -> dict[str, Any]:
         """Sums over the Runs: what a submission spends, what it would without trunks, what finished Runs save."""
@@ -251,7 +281,8 @@ def _notes(
         notes.append(
             (
                 "corpus_unknown",
-                f"{study.corpus.path} is not here: costs follow corpus.facts, runs have no ids and cannot be submitted",
+                f"{study.corpus.path} is not here: costs follow corpus.facts, runs have no ids and cannot be submitted"
+                + ("" if study.text.encoder == "bytes" else f"; {study.text.encoder} was not looked for"),
             )
         )
     elif not study.corpus.path.exists():

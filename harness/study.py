@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
+from harness.ladder import rungs
 from harness.run import (
     Count,
     Digest,
@@ -25,6 +26,7 @@ from harness.validation import usable_path, validate
 from harness.yaml_file import read_yaml, read_yaml_value
 from ssmttm.config import Architecture, ModelConfig
 from ssmttm.errors import InputError
+from ssmttm.sizes import TOLERANCE
 
 
 def _patch(of: type[Frozen] | type[ModelConfig], leave_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -70,13 +72,41 @@ ResourcePatch: Any = create_model(
 )
 """Resources a size asks for itself: what is too large for one GPU takes several."""
 
+Parameters = Annotated[float, Field(ge=1.0, le=1e13)]
+"""A number of parameters asked for."""
+
+
+class SizeKeys(Frozen):
+    """What a size may say instead of its blocks or its width, and what it stands for."""
+
+    n_params: Parameters | None = None
+    """Parameters each architecture comes as near to as it can."""
+    aspect: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """d_model over n_blocks."""
+    tolerance: Annotated[float, Field(ge=0.0, lt=1.0)] = TOLERANCE
+    """How far from n_params the nearest model may be, as a share."""
+    reference_n_params: Parameters | None = None
+    """Parameters of the published model that a size stands for: shown beside its own, and nothing else."""
+
+
 SizePatch: Any = create_model(
     "SizePatch",
     __base__=ModelPatch,
+    **_patch(SizeKeys),
     optimiser=(OptimiserPatch | None, None),
     resources=(ResourcePatch | None, None),
 )
 """A size: its model keys, optimiser keys where they go with size, and resources of its own."""
+
+
+def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
+    if any(later <= earlier for earlier, later in pairwise(value)):
+        raise ValueError("iterations must rise from one to the next")
+    return value
+
+
+Iterations = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_rising)]
+"""Lengths of the runs of a size, shortest first."""
 
 
 class ArchitecturePatch(Frozen):
@@ -86,6 +116,8 @@ class ArchitecturePatch(Frozen):
     optimiser: OptimiserPatch = OptimiserPatch()
     sizes: dict[str, SizePatch] = {}
     """Changes to the study's sizes under this architecture alone, by the size's name."""
+    iterations: Iterations | None = None
+    """Instead of the grid's."""
 
 
 class Replicates(Frozen):
@@ -100,7 +132,7 @@ class Grid(Frozen):
 
     architectures: Annotated[dict[Architecture, ArchitecturePatch], Field(min_length=1)]
     sizes: Annotated[dict[str, SizePatch], Field(min_length=1)]
-    iterations: Annotated[tuple[Count, ...], Field(min_length=1)]
+    iterations: Iterations
     seeds: Annotated[tuple[WholeNumber, ...], Field(min_length=1)] = (0,)
     replicates: tuple[Replicates, ...] = ()
 
@@ -111,12 +143,10 @@ class Grid(Frozen):
             return {name: {} if patch is None else patch for name, patch in value.items()}
         return value
 
-    @field_validator("iterations")
+    @field_validator("sizes", mode="before")
     @classmethod
-    def _iterations_rise(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(later <= earlier for earlier, later in pairwise(value)):
-            raise ValueError("iterations must rise from one to the next")
-        return value
+    def _lists_make_ladders(cls, value: Any) -> Any:
+        return rungs(value) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Grid:
@@ -134,7 +164,11 @@ class Grid(Frozen):
     def n_runs(self) -> int:
         """How many Runs the grid stands for."""
         seeds = sum(len(self.seeds_of(size)) for size in self.sizes)
-        return len(self.architectures) * seeds * len(self.iterations)
+        return seeds * sum(len(self.iterations_of(name)) for name in self.architectures)
+
+    def iterations_of(self, architecture: Architecture) -> tuple[int, ...]:
+        """Iterations of every run of an architecture's sizes: its own, else the grid's."""
+        return self.architectures[architecture].iterations or self.iterations
 
     def seeds_of(self, size: str) -> list[int]:
         """Every seed a size is trained with, each once."""
@@ -233,15 +267,20 @@ class Study(Frozen):
 
         Raises InputError where a change takes away what has to be there.
         """
-        patches = (
-            self.grid.sizes[size],
-            self.grid.architectures[Architecture(architecture)].sizes.get(size),
-        )
-        changes = merged(*(getattr(patch, "resources", None) for patch in patches))
+        changes = merged(*(getattr(patch, "resources", None) for patch in self._patches(architecture, size)))
         if not changes:
             return self.resources
         fields = self.resources.model_dump() | changes
         return validate(ResourceChoice, fields, f"grid.sizes.{size} ({architecture}): resources")
+
+    def size_keys_of(self, architecture: str, size: str) -> SizeKeys:
+        """What a size asks for under one architecture beside its model keys; null takes back what was said before."""
+        said = merged(*self._patches(architecture, size))
+        return SizeKeys(**{key: said[key] for key in SizeKeys.model_fields if said.get(key) is not None})
+
+    def _patches(self, architecture: str, size: str) -> tuple[Any, Any]:
+        own = self.grid.architectures[Architecture(architecture)]
+        return self.grid.sizes[size], own.sizes.get(size)
 
     @field_validator("name")
     @classmethod
@@ -254,13 +293,16 @@ class Study(Frozen):
 
     @model_validator(mode="after")
     def _warmup_ends_before_the_first_branch(self) -> Study:
-        schedule, shortest = self.training.schedule, self.grid.iterations[0]
-        stable_end = branch_step(schedule, shortest) or shortest
-        if schedule.warmup > stable_end:
-            raise ValueError(
-                f"training.schedule.warmup: {schedule.warmup}: longer than the {stable_end} steps before the decay "
-                f"of the shortest run, grid.iterations.0 = {shortest}"
-            )
+        schedule = self.training.schedule
+        for name, own in self.grid.architectures.items():
+            shortest = self.grid.iterations_of(name)[0]
+            key = "grid.iterations" if own.iterations is None else f"grid.architectures.{name}.iterations"
+            stable_end = branch_step(schedule, shortest) or shortest
+            if schedule.warmup > stable_end:
+                raise ValueError(
+                    f"training.schedule.warmup: {schedule.warmup}: longer than the {stable_end} steps before the decay "
+                    f"of the shortest run, {key}.0 = {shortest}"
+                )
         return self
 
 

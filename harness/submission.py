@@ -18,7 +18,7 @@ from harness.control import Control
 from harness.cost import calibrate
 from harness.disk import DiskFull, is_read_only
 from harness.dispatch.base import MOST_ATTEMPTS, Dispatcher, Handle, Job, JobState
-from harness.grid import CorpusView, GridPoint, expand, view_corpus
+from harness.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
 from harness.journal import Event, Journal, read_progress
 from harness.plan import Plan, PlannedRun
 from harness.process import identify_process
@@ -62,7 +62,10 @@ class ResolvedStudy:
 def resolve(study: Study, root: Root, where: str) -> ResolvedStudy:
     """Find the study's corpus and encoder and expand its grid; raises InputError where that cannot be."""
     corpus = view_corpus(study, where)
-    text = None if study.text.encoder == "bytes" else text_fingerprint(study, root, where)
+    text = None
+    if study.text.encoder != "bytes":
+        # Without the corpus no Run has an identity: then nobody needs to fetch an encoder only to plan.
+        text = text_fingerprint(study, root, where) if corpus.is_known else UNKNOWN_FINGERPRINT
     return ResolvedStudy(study, root, corpus, text, tuple(expand(study, corpus, text, where)), where)
 
 

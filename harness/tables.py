@@ -31,7 +31,8 @@ COLOURS = {
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """The plan as a table, its totals and its notes."""
+    """The sizes and the plan as tables, its totals and its notes."""
+    _print_sizes(console, plan)
     numbers = (
         "parameters",
         "iterations",
@@ -76,6 +77,30 @@ def print_plan(console: Console, plan: Plan) -> None:
     )
     for code, text in plan.notes:
         console.print(f"note {code}: {text}", markup=False)
+
+
+def _print_sizes(console: Console, plan: Plan) -> None:
+    """What each size is, beside the parameters that were asked for and those of a published model, where there are."""
+    sizes = [size.as_json() for size in plan.sizes()]
+    beside = {
+        key: (title, off)
+        for key, title, off in (
+            ("target_n_params", "asked for", "deviation"),
+            ("reference_n_params", "published", "reference_deviation"),
+        )
+        if any(size[key] is not None for size in sizes)
+    }
+    numbers = ["blocks", "width", "parameters"]
+    for title, _ in beside.values():
+        numbers += [title, f"off {title.split()[0]}"]
+    table = Sheet(f"sizes of {plan.study.name}", ("size", "architecture", *numbers), numbers)
+    for size in sizes:
+        cells = [f"{size['n_blocks']}", f"{size['d_model']}", f"{size['n_params']:,}"]
+        for key, (_, off) in beside.items():
+            known = size[key] is not None
+            cells += [f"{size[key]:,.0f}", f"{size[off]:+z.2%}"] if known else ["-", "-"]
+        table.add_row(size["size"], size["architecture"], *cells)
+    table.print(console)
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from harness.cluster import Cluster, choose_layout, choose_resources
+from harness.run import Run
 from harness.rundir import Root
 from harness.study import load_study
 from harness.submission import resolve
 from ssmttm.errors import InputError
-from tests.conftest import Answer
+from tests.conftest import REPOSITORY, Answer
 from tests.harness.trainer import train
 
 Fields = dict[str, Any]
@@ -26,7 +27,7 @@ def test_the_document_has_what_other_programs_read(
     study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
 ) -> None:
     plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
-    assert set(plan) == {"study", "runs", "totals", "design"}
+    assert set(plan) == {"study", "sizes", "runs", "totals", "design"}
     row = plan["runs"][0]
     assert {
         *(
@@ -87,6 +88,49 @@ def test_planning_a_corpus_that_is_elsewhere_gives_null_ids(
     plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
     assert {run["run_id"] for run in plan["runs"]} == {None}
     assert "corpus_unknown" in {note["code"] for note in plan["design"]["notes"]}
+
+
+def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study_fields["grid"] |= {
+        "architectures": {
+            "prefix_simba": None,
+            "cross_transformer": {"sizes": {"xs": {"reference_n_params": 4e4}}},
+        },
+        "sizes": {
+            "xs": {"n_params": 50e3, "d_model": 32, "tolerance": 0.3},
+            "plain": {"n_blocks": 1, "d_model": 16},
+        },
+    }
+    study = write_study(study_fields)
+    plan = json.loads(ssmscale("plan", study, "--json").out)
+    sizes = {(size["size"], size["architecture"]): size for size in plan["sizes"]}
+    counts = {(run["size"], run["architecture"]): run["n_params"] for run in plan["runs"]}
+    assert {key: size["n_params"] for key, size in sizes.items()} == counts
+    assert list(sizes) == [
+        (size, arm) for size in ("xs", "plain") for arm in ("prefix_simba", "cross_transformer")
+    ]
+    theirs = sizes["xs", "cross_transformer"]
+    assert theirs["deviation"] == pytest.approx(theirs["n_params"] / 50e3 - 1)
+    assert theirs["reference_deviation"] == pytest.approx(theirs["n_params"] / 4e4 - 1)
+    assert sizes["xs", "prefix_simba"]["reference_deviation"] is None
+    assert sizes["plain", "prefix_simba"]["deviation"] is None
+    line = next(line for line in ssmscale("plan", study).out.splitlines() if "cross_transformer" in line)
+    off = [f"{theirs[key]:+.2%}" for key in ("deviation", "reference_deviation")]
+    assert line.split()[2:] == [
+        f"{theirs['n_blocks']}",
+        "32",
+        f"{theirs['n_params']:,}",
+        "50,000",
+        off[0],
+        "40,000",
+        off[1],
+    ]
+    del study_fields["grid"]["sizes"]["xs"], study_fields["grid"]["architectures"]["cross_transformer"]
+    said = ssmscale("plan", write_study(study_fields)).out
+    assert "asked for" not in said
+    assert "published" not in said
 
 
 @pytest.mark.parametrize(
@@ -194,3 +238,67 @@ def test_more_checkpoints_kept_and_more_series_at_once_need_more_disk(
     assert passing(jobs=1, keep_last=3) == pytest.approx(2 * one)
     assert passing(jobs=1, keep_last=2, keep_best=True) == pytest.approx(2 * one)
     assert passing(jobs=2) == pytest.approx(min(2, len(os.sched_getaffinity(0))) * one)
+
+
+SWEEPS = sorted((REPOSITORY / "sweeps").glob("*.yaml"))
+MATCHED = {
+    ("full", "prefix_simba"): 281_042_176,
+    ("full", "prefix_mamba"): 283_759_168,
+    ("full", "cross_simba"): 287_019_712,
+    ("full", "cross_transformer"): 279_847_936,
+}
+"""24, 38, 18 and 22 blocks of width 1024, to the unit; the first equal to the published code."""
+PARAMETERS = {
+    "scaling_down": {
+        key: count for key, count in MATCHED.items() if key[1] in {"prefix_simba", "cross_transformer"}
+    }
+    | {
+        ("half", "prefix_simba"): 141_965_440,
+        ("half", "cross_transformer"): 141_368_320,
+        ("quarter", "prefix_simba"): 72_427_072,
+        ("quarter", "cross_transformer"): 78_423_040,
+        ("eighth", "prefix_simba"): 37_657_888,
+        ("eighth", "cross_transformer"): 40_655_872,
+    },
+    "convergence": {key: MATCHED[key] for key in [("full", "prefix_simba"), ("full", "cross_transformer")]},
+    "variants": MATCHED
+    | {
+        ("quarter", "prefix_mamba"): 71_910_272,
+        ("quarter", "prefix_simba"): 73_508_740,
+        ("quarter", "cross_simba"): 70_012_670,
+        ("quarter", "cross_transformer"): 70_672_000,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "sweep", [path for path in SWEEPS if path.stem != "demo"], ids=lambda path: path.stem
+)
+def test_every_study_that_comes_along_is_planned_without_its_corpus_and_its_encoder(
+    sweep: Path, ssmscale: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = json.loads(ssmscale("plan", sweep, "--cluster", "h100x8", "--json").out)
+    assert {run["run_id"] for run in plan["runs"]} == {None}
+    assert plan["totals"]["gpu_hours"] > 100
+    (note,) = [note["text"] for note in plan["design"]["notes"] if note["code"] == "corpus_unknown"]
+    assert "google/flan-t5-base was not looked for" in note
+    assert {(size["size"], size["architecture"]): size["n_params"] for size in plan["sizes"]} == PARAMETERS[
+        sweep.stem
+    ]
+    assert ssmscale("plan", sweep).status == 0  # and so it is on this machine
+    assert ssmscale("submit", sweep, "--on", "local").status == 2
+
+
+def test_the_studies_of_one_paper_share_the_runs_they_have_in_common() -> None:
+    def runs(name: str) -> set[Run]:
+        path = REPOSITORY / "sweeps" / f"{name}.yaml"
+        return {point.run for point in resolve(load_study(path), Root(Path("runs")), str(path)).points}
+
+    def full(name: str) -> set[str]:
+        return {
+            run.run_id for run in runs(name) if run.model.d_model == 1024 and run.model.n_blocks in {22, 24}
+        }
+
+    down, convergence, variants = full("scaling_down"), full("convergence"), full("variants")
+    assert (len(down), len(convergence - down), len(variants - down)) == (16, 1, 0)

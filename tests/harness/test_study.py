@@ -10,6 +10,8 @@ import pytest
 from harness.rundir import Root
 from harness.study import load_study
 from harness.submission import resolve
+from ssmttm.config import ModelConfig
+from ssmttm.flops import parameter_count
 from tests.conftest import Answer, files_below
 
 Fields = dict[str, Any]
@@ -51,6 +53,76 @@ def test_the_other_members_of_a_grid_never_change_a_run(study_fields: Fields, wr
     study_fields["tracking"]["log_every"] = 3
     study_fields["resources"] = {"threads": 2, "micro_batch": 1, "keep_last": 3, "keep_best": True}
     assert before < ids()
+
+
+def models_of(fields: Fields, write: Write, *changes: str) -> dict[tuple[str, str], ModelConfig]:
+    path = write(fields)
+    points = resolve(load_study(path, changes), Root(Path("runs")), str(path)).points
+    return {(point.architecture, point.size): point.run.model for point in points}
+
+
+def test_a_size_in_parameters_is_the_same_run_as_in_blocks(study_fields: Fields, write_study: Write) -> None:
+    def ids() -> list[str]:
+        path = write_study(study_fields)
+        return [point.run_id for point in resolve(load_study(path), Root(Path("runs")), str(path)).points]
+
+    put(study_fields, "grid.sizes", {"s": {"n_blocks": 3, "d_model": 32}})
+    plain, model = ids(), models_of(study_fields, write_study)["prefix_simba", "s"]
+    asked = {"n_params": parameter_count(model).n_params * 1.01, "tolerance": 0.05, "reference_n_params": 1e9}
+    for size in ({"d_model": 32} | asked, {"n_blocks": 3} | asked, {"d_model": 32, "aspect": 10.7}):
+        put(study_fields, "grid.sizes", {"s": size})
+        assert ids() == plain
+
+
+def test_a_ladder_makes_a_size_of_each_width_depth_or_target(
+    study_fields: Fields, write_study: Write
+) -> None:
+    study_fields["grid"] |= {
+        "sizes": {
+            "wide": {"d_model": [32, 64], "aspect": 16, "optimiser": {"lr": 1e-4}},
+            "deep": {"n_blocks": [3, 6], "aspect": 9},
+            "big": {"n_params": [50e3, 0.2e6], "aspect": 16, "tolerance": 0.3},
+        },
+        "replicates": [{"sizes": ["wide-d32"], "seeds": [1]}],
+    }
+    found = models_of(study_fields, write_study)
+    shapes = {size: (model.n_blocks, model.d_model) for (_, size), model in found.items()}
+    assert list(shapes) == ["wide-d32", "wide-d64", "deep-b3", "deep-b6", "big-50k", "big-200k"]
+    assert [shapes[f"wide-d{width}"] for width in (32, 64)] == [(2, 32), (4, 64)]
+    assert [shapes[f"deep-b{blocks}"] for blocks in (3, 6)] == [(3, 24), (6, 56)]  # heads are 8 wide
+    put(study_fields, "grid.sizes.wide.d_model", [32])
+    longer = models_of(study_fields, write_study, "grid.sizes.wide.d_model=[32, 64]")
+    assert longer == found
+
+
+def test_set_reaches_a_size_in_parameters(study_fields: Fields, write_study: Write) -> None:
+    put(study_fields, "grid.sizes.xs", {"n_params": 30000, "d_model": 32})
+    before = models_of(study_fields, write_study)
+    after = models_of(study_fields, write_study, "grid.sizes.xs.n_params=120e3")
+    assert after["prefix_simba", "xs"].n_blocks > 3 * before["prefix_simba", "xs"].n_blocks
+
+
+def test_an_architecture_may_take_another_way_to_its_size(study_fields: Fields, write_study: Write) -> None:
+    own = {"n_params": None, "n_blocks": 2}
+    study_fields["grid"] |= {
+        "architectures": {"prefix_simba": None, "cross_transformer": {"sizes": {"xs": own}}},
+        "sizes": {"xs": {"n_params": 60000, "d_model": 32}},
+    }
+    found = models_of(study_fields, write_study)
+    assert (found["prefix_simba", "xs"].n_blocks, found["cross_transformer", "xs"].n_blocks) == (4, 2)
+
+
+def test_an_architecture_may_have_iterations_of_its_own(study_fields: Fields, write_study: Write) -> None:
+    longer = {"prefix_simba": None, "cross_transformer": {"iterations": [5, 10, 40]}}
+    put(study_fields, "grid.architectures", longer)
+    path = write_study(study_fields)
+    study = load_study(path)
+    points = resolve(study, Root(Path("runs")), str(path)).points
+    assert [(point.architecture, point.run.iterations) for point in points] == [
+        *(("prefix_simba", count) for count in (5, 10)),
+        *(("cross_transformer", count) for count in (5, 10, 40)),
+    ]
+    assert study.grid.n_runs == len(points)
 
 
 def test_an_architecture_and_a_size_may_have_their_own_model_and_optimiser(
@@ -152,6 +224,38 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         ("grid.sizes.xs.n_blocks", True, ["n_blocks", "True"]),
         ("grid.sizes.xs.optimiser", {"lr": None}, ["grid.sizes.xs", "lr", "None"]),
         ("grid.sizes.twin", {"n_blocks": 1, "d_model": 16}, ["twin", "same run as xs"]),
+        (
+            "grid.sizes.xs",
+            {"n_params": 1e6},
+            ["grid.sizes.xs.n_params", "1,000,000", "half of a size", "d_model"],
+        ),
+        (
+            "grid.sizes.xs.n_params",
+            1e6,
+            ["grid.sizes.xs.n_params", "n_blocks 1, d_model 16, n_params 1,000,000"],
+        ),
+        (
+            "grid.sizes.xs",
+            {"n_params": 1000, "d_model": 16},
+            [
+                "grid.sizes.xs.n_params",
+                "1,000",
+                "prefix_simba has 7,708 (1 block, d_model 16), +",
+                "0.1",
+            ],
+        ),
+        ("grid.sizes.xs", {"n_params": "72M", "d_model": 16}, ["grid.sizes.xs.n_params", "'72M'"]),
+        ("grid.sizes.xs", {"d_model": [16, 32], "n_params": [1e6]}, ["xs", "d_model and n_params"]),
+        ("grid.sizes.xs", {"d_model": [16, 16], "aspect": 8}, ["xs.d_model", "[16, 16]", "one size twice"]),
+        ("grid.sizes.xs", {"d_model": [], "aspect": 8}, ["xs.d_model", "[]", "at least one"]),
+        ("grid.sizes.xs", {"d_model": [16, "b"], "aspect": 8}, ["grid.sizes.xs-db.d_model", "'b'"]),
+        ("grid.sizes.xs", {"d_model": [16, 20], "aspect": 8}, ["xs-d20", "heads of 16"]),
+        ("grid.architectures.prefix_simba", {"iterations": [9, 8]}, ["prefix_simba.iterations", "rise"]),
+        (
+            "grid.architectures.prefix_simba",
+            {"iterations": [2, 8]},
+            ["warmup", "2", "1 steps", "grid.architectures.prefix_simba.iterations.0 = 2"],
+        ),
         ("tracking", {"uri": "./mlruns"}, ["tracking.uri", "./mlruns"]),
     ],
 )
