@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from harness import tables
+from harness.corpus_table import print_built, print_corpus
 from harness.options import JsonOption
 from harness.terminal import console, print_json
 
@@ -38,10 +38,24 @@ def data_build(
     segment_seconds: Annotated[float, typer.Option(help="Seconds of a clip.")] = 10.0,
     valid: Annotated[float, typer.Option(help="Share of the tracks held out for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the tracks held out for testing.")] = 0.0,
-    codec: Annotated[str, typer.Option(help="Codec that makes the tokens.")] = "rvq",
-    codebooks: Annotated[int, typer.Option(help="Codebooks of the codec.")] = 4,
-    codebook_size: Annotated[int, typer.Option(help="Entries of a codebook.")] = 1024,
-    sample_rate: Annotated[int, typer.Option(help="Hz.")] = 16000,
+    codec: Annotated[
+        str,
+        typer.Option(help="What makes the tokens: rvq (fitted to the music), encodec or dac (pretrained)."),
+    ] = "rvq",
+    codec_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_FOLDER",
+            help="encodec, dac: the model, on the hub or in a folder; facebook/encodec_24khz and "
+            "descript/dac_44khz where not given.",
+        ),
+    ] = None,
+    codebooks: Annotated[
+        int, typer.Option(help="Codebooks of the codec; of a pretrained one the first so many.")
+    ] = 4,
+    codebook_size: Annotated[int | None, typer.Option(help="rvq: entries of a codebook; 1024.")] = None,
+    sample_rate: Annotated[int | None, typer.Option(help="rvq: Hz; 16000.")] = None,
+    device: Annotated[str, typer.Option(help="encodec, dac: cpu or cuda.")] = "cpu",
     transpose: Annotated[bool, typer.Option(help="bach: move each rendering by some semitones.")] = False,
     orchestrate: Annotated[bool, typer.Option(help="bach: give each rendering another ensemble.")] = False,
     versions: Annotated[int, typer.Option(help="bach: renderings of each score.")] = 1,
@@ -54,7 +68,7 @@ def data_build(
     from ssmttm.corpus.build import build_corpus
     from ssmttm.corpus.spec import BuildSpec
 
-    fields = {
+    fields: dict[str, Any] = {
         "source": source,
         "audio": audio,
         "captions": captions,
@@ -65,21 +79,19 @@ def data_build(
         "valid": valid,
         "test": test,
         "codec": codec,
+        "codec_model": codec_model,
         "codebooks": codebooks,
-        "codebook_size": codebook_size,
-        "sample_rate": sample_rate,
         "transpose": transpose,
         "orchestrate": orchestrate,
         "versions": versions,
         "seed": seed,
     }
+    of_rvq = {"codebook_size": codebook_size, "sample_rate": sample_rate}
+    fields |= {key: value for key, value in of_rvq.items() if value is not None}
     spec = validate(BuildSpec, fields, "data build")
     with StageProgress(console) as progress:
-        manifest = build_corpus(spec, out, workers or len(os.sched_getaffinity(0)), progress)
-    hours = sum(manifest.hours(split) for split in manifest.splits)
-    console.print(
-        f"{out}: {hours:.2f} hours in {len(manifest.splits)} splits, fingerprint {manifest.fingerprint[:12]}"
-    )
+        manifest = build_corpus(spec, out, workers or len(os.sched_getaffinity(0)), progress, device)
+    print_built(console, out, manifest)
 
 
 @data_app.command("inspect")
@@ -87,7 +99,7 @@ def data_inspect(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS")],
     as_json: JsonOption = False,
 ) -> None:
-    """What a corpus holds: splits, hours, entropy a codebook, licences; checks every shard's checksum."""
+    """What a corpus holds: splits, hours, entropy a codebook, licences; checks the checksum of every file."""
     from ssmttm.corpus.describe import describe
     from ssmttm.corpus.manifest import load_manifest, verify_corpus
 
@@ -96,4 +108,4 @@ def data_inspect(
     if as_json:
         print_json(description.model_dump(mode="json"))
     else:
-        tables.print_corpus(console, corpus, description)
+        print_corpus(console, corpus, description)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 EXTRAS = {
-    "train": ("deepspeed", "mlflow", "torch", "transformers"),
+    "train": ("deepspeed", "huggingface_hub", "mlflow", "safetensors", "torch", "transformers"),
     "analysis": ("jinja2", "matplotlib", "pandas", "plotly", "pyarrow", "scipy"),
     "serve": ("flask_wtf", "psycopg", "psycopg2"),
     "slurm": ("submitit",),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -118,18 +117,6 @@ def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> Non
             console.print(f"  {row.run_id} {describe(row)}", markup=False)
     if any(row.state in {RunState.FAILED, RunState.CANCELLED} for row in rows):
         console.print(f"`ssmscale retry {name}` trains what failed or was cancelled", markup=False)
-
-
-def print_corpus(console: Console, corpus: Path, description: Any) -> None:
-    """What a corpus holds."""
-    console.print(f"{corpus}", markup=False)
-    for key, value in description.model_dump(mode="json").items():
-        if isinstance(value, dict):
-            console.print(f"  {key}:")
-            for inner, fact in value.items():
-                console.print(f"    {inner}: {fact}", markup=False)
-        else:
-            console.print(f"  {key}: {value}", markup=False)
 
 
 def print_pruned(console: Console, name: str, root: Root, done: Pruned, *, dry_run: bool) -> None:

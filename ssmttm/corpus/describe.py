@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from ssmttm.codec.rvq import entropy_bits
-from ssmttm.corpus.manifest import CodecFacts, load_manifest
+from ssmttm.corpus.manifest import CodecFacts, Manifest, load_manifest
 from ssmttm.dataset import TokenDataset
 
 _CLIPS = 256  # read at once: 2 MB of tokens at 4 codebooks and 500 frames
@@ -42,7 +42,8 @@ class CorpusDescription(BaseModel):
     splits: dict[str, SplitDescription]
     licences: tuple[str, ...]
     skipped: int
-    skipped_reasons: dict[str, int]
+    skipped_reasons: dict[str, tuple[str, ...]]
+    """The tracks that were left out, by reason."""
     captions: tuple[str, ...]
     """Of the first clips of the training split."""
 
@@ -50,9 +51,6 @@ class CorpusDescription(BaseModel):
 def describe(corpus: Path) -> CorpusDescription:
     """Read a corpus through and describe it; raises InputError when it is damaged."""
     manifest = load_manifest(corpus)
-    reasons: dict[str, int] = {}
-    for one in manifest.skipped:
-        reasons[one.reason] = reasons.get(one.reason, 0) + 1
     opened = {split: TokenDataset(corpus, split) for split in manifest.splits}
     shown = opened.get("train") or next(iter(opened.values()))
     return CorpusDescription(
@@ -65,9 +63,18 @@ def describe(corpus: Path) -> CorpusDescription:
         splits={split: _describe_split(dataset) for split, dataset in opened.items()},
         licences=manifest.licences,
         skipped=len(manifest.skipped),
-        skipped_reasons=reasons,
+        skipped_reasons=left_out(manifest),
         captions=tuple(shown.captions(range(min(5, len(shown))))),
     )
+
+
+def left_out(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """The tracks that were found and not used, by reason, the commonest first."""
+    found: dict[str, list[str]] = {}
+    for one in manifest.skipped:
+        found.setdefault(one.reason, []).append(one.track)
+    ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    return {reason: tuple(tracks) for reason, tracks in ordered}
 
 
 def _describe_split(dataset: TokenDataset) -> SplitDescription:

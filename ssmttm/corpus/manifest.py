@@ -109,6 +109,8 @@ class Manifest(_Frozen):
     skipped: tuple[Skipped, ...] = ()
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
     """The build specification that made the content, for the next build to compare itself with."""
+    codec_files: dict[InsidePath, str] = Field(default_factory=dict)
+    """sha256 of each of the codec's files; corpora from before they were listed have none."""
     fingerprint: str
 
     def hours(self, split: str) -> float:
@@ -167,18 +169,20 @@ def load_manifest(corpus: Path) -> Manifest:
 
 
 def verify_corpus(corpus: Path, manifest: Manifest) -> None:
-    """Hash every shard and captions file again; raises InputError naming the first that differs."""
+    """Hash every shard, captions file and file of the codec again; raises InputError naming the first that differs."""
+    files = list(manifest.codec_files.items())
     for facts in manifest.splits.values():
-        files = [(shard.file, shard.sha256) for shard in facts.shards]
-        for file, expected in [*files, (facts.captions, facts.captions_sha256)]:
-            path = corpus / file
-            if not path.is_file():
-                raise InputError(f"{path}: missing, though {MANIFEST} lists it")
-            found = sha256_file(path)
-            if found != expected:
-                raise InputError(
-                    f"{path}: sha256 is {found[:12]}, {MANIFEST} says {expected[:12]}: the file has changed"
-                )
+        files += [(shard.file, shard.sha256) for shard in facts.shards]
+        files.append((facts.captions, facts.captions_sha256))
+    for file, expected in files:
+        path = corpus / file
+        if not path.is_file():
+            raise InputError(f"{path}: missing, though {MANIFEST} lists it")
+        found = sha256_file(path)
+        if found != expected:
+            raise InputError(
+                f"{path}: sha256 is {found[:12]}, {MANIFEST} says {expected[:12]}: the file has changed"
+            )
 
 
 def sha256_file(path: Path) -> str:

@@ -7,6 +7,7 @@ that the bits of a result do not depend on how many workers there are. A worker 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -81,8 +82,16 @@ def single_thread() -> Iterator[None]:
     """Numerical libraries use one thread inside."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
+    torch = sys.modules.get("torch")  # keeps count of its threads itself
+    before = torch.get_num_threads() if torch else 0
     with threadpool_limits(limits=1):
-        yield
+        if torch:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if torch:
+                torch.set_num_threads(before)
 
 
 def _start_worker(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -90,6 +99,7 @@ def _start_worker(setup: Callable[..., None], arguments: tuple[Any, ...]) -> Non
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(limits=1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported when a job needs it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the work, and its workers with it
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     setup(*arguments)

@@ -9,6 +9,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from ssmttm.corpus.manifest import CodecFacts
+from ssmttm.errors import InputError
+
 RECIPE = 1
 """Moves when the same specification would make other tokens than before."""
 
@@ -49,11 +52,16 @@ class BuildSpec(BaseModel):
     """bach: give each rendering one of several ensembles in place of the score's own voices."""
     versions: int = Field(default=1, ge=1, le=100)
     """bach: renderings of each score; more than one needs transpose or orchestrate."""
-    codec: Literal["rvq"] = "rvq"
+    codec: Literal["rvq", "encodec", "dac"] = "rvq"
+    """rvq is fitted to the music; encodec and dac are pretrained."""
+    codec_model: str | None = None
+    """encodec, dac: the model's folder or name on the hub; one usual for the codec where not given."""
     codebooks: int = Field(default=4, ge=1, le=32)
+    """Of a pretrained codec, the first so many of those it has."""
     codebook_size: int = Field(default=1024, ge=2, le=65535)
     sample_rate: int = Field(default=16000, ge=8000, le=96000)
-    frame_rate: int = Field(default=50, ge=10, le=200)
+    frame_rate: float = Field(default=50, ge=10, le=200)
+    """Frames a second; a whole number for rvq. A pretrained codec decides its own rates and entries."""
     mel_bands: int = Field(default=64, ge=8, le=256)
 
     @model_validator(mode="after")
@@ -80,13 +88,35 @@ class BuildSpec(BaseModel):
             raise ValueError("transpose, orchestrate and versions are for source bach")
         if self.valid + self.test >= 1:
             raise ValueError(f"valid {self.valid} and test {self.test} leave nothing to train on")
-        if self.sample_rate % self.frame_rate:
+        if self.codec != "rvq":
+            for key in ("codebook_size", "sample_rate", "frame_rate", "mel_bands"):
+                if key in self.model_fields_set:
+                    raise ValueError(f"{key} is for codec rvq; the model of codec {self.codec} has its own")
+            return self
+        if self.codec_model is not None:
+            raise ValueError("codec_model is for codecs encodec and dac; rvq is fitted to the music")
+        if self.sample_rate % self.frame_rate or self.frame_rate % 1:
             raise ValueError(
-                f"sample_rate {self.sample_rate} is not a multiple of frame_rate {self.frame_rate}"
+                f"sample_rate {self.sample_rate} is not a multiple of frame_rate {self.frame_rate:g}"
             )
         if self.frames < 2:
             raise ValueError(f"segment_seconds {self.segment_seconds} is less than two frames")
         return self
+
+    def settled(self, codec: CodecFacts) -> "BuildSpec":
+        """With what a pretrained codec decides; raises InputError where a clip would be shorter than two frames."""
+        settled = self.model_copy(
+            update={
+                "sample_rate": codec.sample_rate,
+                "frame_rate": codec.frame_rate,
+                "codebook_size": codec.codebook_size,
+            }
+        )
+        if settled.frames < 2:
+            raise InputError(
+                f"segment_seconds is {self.segment_seconds:g}: less than two frames of codec {codec.name}"
+            )
+        return settled
 
     @property
     def frames(self) -> int:
@@ -99,8 +129,9 @@ class BuildSpec(BaseModel):
         return max(1, round(self.frames * self.min_fill))
 
     def identity(self) -> dict[str, JsonValue]:
-        """Everything but the paths, as plain JSON."""
-        return self.model_dump(mode="json", exclude={"audio", "captions", "tags"})
+        """Everything but the paths, as plain JSON; a pretrained codec is known by its fingerprint."""
+        paths = {"audio", "captions", "tags", "codec_model"}
+        return self.model_dump(mode="json", exclude=paths if self.codec == "rvq" else paths | {"mel_bands"})
 
 
 def differences(before: dict[str, JsonValue], now: dict[str, JsonValue], prefix: str = "") -> list[str]:

@@ -1,13 +1,18 @@
-"""The stages of a build, in order: read tracks, leave out what cannot be used, fit the codec, encode, describe."""
+"""The stages of a build, in order: read tracks, leave out what cannot be used, fit the codec, encode, describe.
+
+A pretrained codec is there before the tracks are read, and nothing is fitted.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ssmttm.codec.base import CODEC_FILE
-from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec, RvqConfig
 from ssmttm.corpus.bach_captions import place_phrase
 from ssmttm.corpus.manifest import Clip, ShardFacts, Skipped
@@ -16,8 +21,18 @@ from ssmttm.corpus.progress import Progress
 from ssmttm.corpus.source import TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.split import clips_of, shard_plans
-from ssmttm.corpus.tracks import TrackRecord, encode_shard, finished_record, load_frames, read_track
+from ssmttm.corpus.tracks import (
+    TrackRecord,
+    encode_shard,
+    finished_record,
+    load_frames,
+    mel_of,
+    read_track,
+)
 from ssmttm.errors import InputError
+
+if TYPE_CHECKING:
+    from ssmttm.codec.neural import NeuralCodec
 
 # Frames the codec is fitted on: enough for k-means (FAISS advises 39 to 256 an entry), and bounded, whatever the
 # corpus. 26 MB at 64 bands.
@@ -78,14 +93,29 @@ def fit_codec(
     if (folder / CODEC_FILE).exists():
         codec = RvqCodec.load(folder)
     else:
-        mel = LogMel(sample_rate=spec.sample_rate, frame_rate=spec.frame_rate, bands=spec.mel_bands)
         config = RvqConfig(
-            mel=mel, n_codebooks=spec.codebooks, codebook_size=spec.codebook_size, seed=spec.seed
+            mel=mel_of(spec),
+            n_codebooks=spec.codebooks,
+            codebook_size=spec.codebook_size,
+            seed=spec.seed,
         )
         codec = RvqCodec.fit(_frames_to_fit(work, train, spec), config)
         codec.save(folder)
     progress.advance()
     return codec
+
+
+def pretrained_codec(spec: BuildSpec, device: str) -> NeuralCodec | None:
+    """The pretrained codec a specification names, or None for rvq; raises InputError where it cannot be had."""
+    if spec.codec == "rvq":
+        if device != "cpu":
+            raise InputError(
+                f"device is {device!r}, but codec rvq computes on the cpu; encodec and dac can use cuda"
+            )
+        return None
+    from ssmttm.codec.neural import NeuralCodec
+
+    return NeuralCodec.of_model(spec.codec, spec.codec_model, spec.codebooks, device)
 
 
 def encode(
@@ -133,7 +163,7 @@ def _frames_to_fit(work: Path, train: Sequence[TrackRecord], spec: BuildSpec) ->
     stride = max(1, -(-total // wanted))
     parts, offset = [], 0
     for record in train:
-        frames = load_frames(work, record.track, spec.mel_bands)
+        frames = load_frames(work, record.track, spec)
         parts.append(frames[offset::stride].astype(np.float32))
         offset = (offset - record.frames) % stride
     return np.concatenate(parts)

@@ -98,7 +98,8 @@ def write_manifest(
     skipped: Iterable[Skipped] = (),
     recipe: dict[str, JsonValue] | None = None,
 ) -> Manifest:
-    """Write the manifest, which makes the corpus complete."""
+    """Write the manifest, which makes the corpus complete; the codec's files are those in its folder."""
+    codec_files = sorted(path for path in (corpus / "codec").glob("*") if not path.name.startswith("."))
     manifest = Manifest(
         format=FORMAT,
         name=name,
@@ -109,6 +110,7 @@ def write_manifest(
         licences=tuple(sorted(set(licences))),
         skipped=tuple(skipped),
         recipe=recipe or {},
+        codec_files={f"codec/{path.name}": sha256_file(path) for path in codec_files},
         fingerprint=content_fingerprint(codec, frames, splits),
     )
     write_atomically(corpus / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())

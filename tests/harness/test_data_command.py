@@ -90,6 +90,16 @@ def test_another_specification_does_not_overwrite_a_corpus(ssmscale: Command, re
         (["--source", "folder", "--audio", "nowhere"], "nowhere"),
         (["--codebooks", "0"], "codebooks"),
         (["--valid", "2"], "valid"),
+        (["--codec", "opus"], "codec: 'opus': input should be 'rvq', 'encodec' or 'dac'"),
+        (["--codec", "dac"], "put its config.json and model.safetensors into a folder"),
+        (
+            ["--codec", "encodec", "--codec-model", "nobody/nothing"],
+            "codec model 'nobody/nothing' is neither",
+        ),
+        (["--codec", "encodec", "--codec-model", "."], "lacks config.json or *.safetensors"),
+        (["--codec", "dac", "--codebook-size", "64"], "codebook_size is for codec rvq"),
+        (["--codec-model", "descript/dac_44khz"], "codec_model is for codecs encodec and dac"),
+        (["--device", "cuda"], "codec rvq computes on the cpu"),
     ],
 )
 def test_wrong_words_are_named_and_nothing_is_written(ssmscale: Command, words: list[str], said: str) -> None:
@@ -98,6 +108,21 @@ def test_wrong_words_are_named_and_nothing_is_written(ssmscale: Command, words: 
     assert said in answer.err
     assert "Traceback" not in answer.err
     assert not Path("corpus").exists()
+
+
+def test_what_was_left_out_is_named_with_its_reason(ssmscale: Command, recordings: Path) -> None:
+    (recordings / "piece-0.flac").write_bytes(b"not music")
+    (recordings / "loose.wav").touch()
+    built = build(ssmscale, recordings)
+    assert "left out: 2 tracks" in built.out
+    assert "loose.wav: no caption" in built.out
+    assert "piece-0.flac: unreadable audio" in built.out
+    told = ssmscale("data", "inspect", "corpus").out
+    assert "loose.wav: no caption" in told
+    assert "2 codebooks of 16 entries" in told
+    assert json.loads(ssmscale("data", "inspect", "corpus", "--json").out)["skipped_reasons"][
+        "no caption"
+    ] == ["loose.wav"]
 
 
 def test_a_damaged_shard_is_named_by_inspect(ssmscale: Command, recordings: Path) -> None:
