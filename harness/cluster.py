@@ -91,7 +91,8 @@ def choose_resources(run: Run, choice: ResourceChoice, cluster: Cluster) -> Layo
             f"resources.ranks: {choice.ranks}: does not divide among the {nodes} nodes of {cluster.name} it takes"
         )
     micro = choice.micro_batch or _fitting_micro_batch(run, choice, cluster)
-    return choose_layout(run.batch, choice.ranks, micro, choice.zero_stage, threads)
+    layout = choose_layout(run.batch, choice.ranks, micro, choice.zero_stage, threads)
+    return layout.model_copy(update={"activation_checkpointing": choice.activation_checkpointing})
 
 
 def nodes_for(layout: Layout, cluster: Cluster) -> int:
@@ -116,7 +117,12 @@ def _fitting_micro_batch(run: Run, choice: ResourceChoice, cluster: Cluster) -> 
         micro
         for micro in _divisors(share)
         if memory_gib(
-            run.model, frames=run.frames, micro_batch=micro, ranks=choice.ranks, zero_stage=choice.zero_stage
+            run.model,
+            frames=run.frames,
+            micro_batch=micro,
+            ranks=choice.ranks,
+            zero_stage=choice.zero_stage,
+            checkpointed=choice.activation_checkpointing,
         )
         <= free
     )

@@ -70,13 +70,26 @@ def run_cost(run: Run, text_positions: int) -> Cost:
     )
 
 
-def memory_gib(model: ModelConfig, *, frames: int, micro_batch: int, ranks: int, zero_stage: int) -> float:
-    """GiB a rank: weights, gradients and moments under the ZeRO stage, and saved activations."""
+def memory_gib(
+    model: ModelConfig,
+    *,
+    frames: int,
+    micro_batch: int,
+    ranks: int,
+    zero_stage: int,
+    checkpointed: bool = False,
+) -> float:
+    """GiB a rank: weights, gradients and moments under the ZeRO stage, and saved activations.
+
+    checkpointed: whether of each block its input alone is saved.
+    """
     n = _saved_parameters(model)
     optimiser = 8 * n / (ranks if zero_stage >= 1 else 1)
     gradients = 4 * n / (ranks if zero_stage >= 2 else 1)
     weights = 4 * n / (ranks if zero_stage >= 3 else 1)
-    return (weights + gradients + optimiser + activation_bytes(model, frames, micro_batch)) / GIB
+    return (
+        weights + gradients + optimiser + activation_bytes(model, frames, micro_batch, checkpointed)
+    ) / GIB
 
 
 def checkpoint_bytes(model: ModelConfig, zero_stage: int) -> int:
@@ -97,8 +110,11 @@ def _saved_parameters(model: ModelConfig) -> int:
     return count.n_params + count.text_encoder + count.null_condition
 
 
-def activation_bytes(model: ModelConfig, frames: int, micro_batch: int) -> float:
-    """Bytes of fp32 activations kept for the backward pass, about: vectors saved by each sub-layer and the logits."""
+def activation_bytes(model: ModelConfig, frames: int, micro_batch: int, checkpointed: bool = False) -> float:
+    """Bytes of fp32 activations kept for the backward pass, about: vectors saved by each sub-layer and the logits.
+
+    checkpointed: the inputs of all blocks, and what one block saves.
+    """
     steps = (
         frames + model.n_codebooks - 1 + (model.text.max_positions if model.architecture.has_prefix else 0)
     )
@@ -111,7 +127,8 @@ def activation_bytes(model: ModelConfig, frames: int, micro_batch: int) -> float
     if SubLayer.FEED_FORWARD in model.architecture.sub_layers:
         saved += (3 + 3 * model.ff_mult) * model.d_model
     logits = 3 * model.n_codebooks * model.vocabulary
-    return 4.0 * micro_batch * steps * (model.n_blocks * saved + logits)
+    blocks = model.n_blocks * model.d_model + saved if checkpointed else model.n_blocks * saved
+    return 4.0 * micro_batch * steps * (blocks + logits)
 
 
 def assumed_speed(threads: int, peak_flops: float | None) -> float:

@@ -206,6 +206,7 @@ def make_plan(
                 micro_batch=layout.micro_batch,
                 ranks=layout.ranks,
                 zero_stage=layout.zero_stage,
+                checkpointed=layout.activation_checkpointing,
             ),
             disk_gib=adds_branch_point * checkpoint_gib + weights_bytes(run.model) / GIB,
             checkpoint_gib=checkpoint_gib,

@@ -31,6 +31,8 @@ class Layout(Frozen):
     zero_stage: Literal[0, 1, 2, 3] = 0
     threads: Count = 1
     """Threads of each rank's CPU arithmetic, set explicitly because every launcher has another default."""
+    activation_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass; it moves no loss."""
     kernels: str = "torch"
     """What computes the mixers: ssmttm.kernels.chosen().name."""
 
@@ -48,6 +50,7 @@ class Launch(Frozen):
     micro_batch: Count
     """Largest number of sequences a rank takes through the model at once."""
     threads: Count = 1
+    activation_checkpointing: bool = False
     log_every: Count = 10
     """Steps between two step events of the journal."""
     checkpoint_every: Count = 1000

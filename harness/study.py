@@ -56,6 +56,8 @@ class ResourceChoice(Frozen):
     zero_stage: Literal[0, 1, 2, 3] = 0
     micro_batch: Count | None = None
     threads: Count | None = None
+    activation_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass: less memory, about a third more work, the same losses."""
     jobs: Count | None = None
     """Series trained at once by the local dispatcher."""
     checkpoint_every: Count = 1000

@@ -252,6 +252,7 @@ class Submission:
             zero_stage=planned.layout.zero_stage,
             micro_batch=planned.layout.micro_batch,
             threads=planned.layout.threads,
+            activation_checkpointing=planned.layout.activation_checkpointing,
             log_every=study.tracking.log_every,
             checkpoint_every=study.resources.checkpoint_every,
             keep_last=study.resources.keep_last,

@@ -155,6 +155,7 @@ class Engine:
         self.run, self.layout, self.ranks = run, layout, ranks
         torch.manual_seed(run.seed)
         model = MusicLM(run.model).to(ranks.device)
+        model.checkpoints_activations = layout.activation_checkpointing
         decayed, spared = weight_decay_groups(model)
         settings = run.optimiser
         optimizer = torch.optim.AdamW(

@@ -38,7 +38,9 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     if earlier.get("ranks") == ranks.world:
         micro_batch = min(micro_batch, earlier.get("micro_batch", micro_batch))
     layout = choose_layout(runs[0].batch, ranks.world, micro_batch, stage, launch.threads)
-    layout = layout.model_copy(update={"kernels": chosen().name})
+    layout = layout.model_copy(
+        update={"kernels": chosen().name, "activation_checkpointing": launch.activation_checkpointing}
+    )
     return layout, _differences(started or {}, layout, ranks.device)
 
 
