@@ -37,17 +37,16 @@ if TYPE_CHECKING:
     from analysis.points import CheckedPoints
     from analysis.results import FitDocument, HeldOutSplit
 
+Drawing = tuple[str, tuple[float, float], "Callable[[Figure], None]"]
+"""A figure's name, its width and height in inches, and what draws it."""
+
 
 def draw_figures(points: CheckedPoints, document: FitDocument, out: Path) -> list[Path]:
     """Write every figure as SVG and PNG into `out`; returns the files written."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    out.mkdir(parents=True, exist_ok=True)
     laws = spreads(points, document)
     inputs = law_named(document.law).inputs
     two = "n_params" in inputs and len(inputs) > 1
-    figures: list[tuple[str, tuple[float, float], Callable[[Figure], None]]] = []
+    figures: list[Drawing] = []
     if "n_params" in inputs:
         figures.append(("main", (7.2, 4.8), lambda f: _main(f, laws, document)))
         figures.append(
@@ -62,6 +61,15 @@ def draw_figures(points: CheckedPoints, document: FitDocument, out: Path) -> lis
     figures.append(("residuals", _wide(laws), lambda f: _residuals(f, laws, document)))
     if flat_parameters(document):
         figures.append(("profiles", profile_size(document), lambda f: draw_profiles(f, document)))
+    return save_figures(figures, out)
+
+
+def save_figures(figures: Sequence[Drawing], out: Path) -> list[Path]:
+    """Draw each figure of that size in inches and write it as SVG and PNG into `out`; returns the files written."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    out.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context(RC):  # type: ignore[arg-type]
         for name, size, draw in figures:

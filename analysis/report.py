@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from analysis import wording
+from analysis.convergence import convergence_panels, draw_convergence, interactive_convergence
 from analysis.interactive import InteractiveFigure, interactive_figures
 from analysis.plots import draw_figures
 from analysis.style import colour
@@ -62,18 +63,24 @@ def write_report(
     study: str | None,
     provenance: Provenance,
     runs: pd.DataFrame | None = None,
+    evaluations: pd.DataFrame | None = None,
     mlflow_links: Mapping[str, str] | None = None,
 ) -> Path:
     """Write report.html, figures/*.svg and *.png and fit.json into `out`; returns the page.
 
-    `runs` is any further table a study wants shown; `mlflow_links` maps run ids to web addresses, others are left out.
+    `runs` is any further table a study wants shown. `evaluations` tells of what models generate, in the columns of
+    analysis.convergence, and makes a section of its own. `mlflow_links` maps run ids to web addresses, others are
+    left out.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     links = {run: url for run, url in (mlflow_links or {}).items() if url.startswith(("http://", "https://"))}
+    panels = [] if evaluations is None or evaluations.empty else convergence_panels(evaluations)
     draw_figures(points, document, out / "figures")
+    if panels:
+        draw_convergence(panels, out / "figures")
     result = document.model_dump(mode="json")
     (out / "fit.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     environment = Environment(
@@ -92,18 +99,21 @@ def write_report(
         "powers": _powers,
     }
     figures = interactive_figures(points, document, links)
+    convergence = interactive_convergence(panels)
     page = environment.get_template("report.html").render(
         study=study,
         document=document,
         headlines=wording.headlines(document),
         figures=figures,
-        payload=_payload(figures),
+        convergence=convergence,
+        evaluations=[] if evaluations is None else evaluations.to_dict("records"),
+        payload=_payload([*figures, *convergence]),
         plotly=_plotly_script(),
         points=_rows(points, links),
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,
-        tone=lambda name: colour(name, list(document.architectures)),
+        tone=lambda name: colour(name, [*document.architectures, name]),
         runs=None if runs is None else (list(runs.columns), runs.astype(str).to_numpy().tolist()),
     )
     path = out / "report.html"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Trace = dict[str, Any]
 GREY = "#9AA5B1"
+LINE = {"gridcolor": "#E4E7EB", "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
 
 
 @dataclass(frozen=True)
@@ -144,36 +145,14 @@ def layout(
 ) -> dict[str, Any]:
     """Axes side by side, one pair an architecture (or `panels` of them), sharing the vertical one."""
     count = len(scene.laws) if panels is None else panels
-    line = {
-        "gridcolor": "#E4E7EB",
-        "linecolor": GREY,
-        "ticks": "outside",
-        "tickcolor": GREY,
-        "automargin": True,
-    }
-    layout: dict[str, Any] = {
-        "template": None,
-        "font": {
-            "family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif",
-            "size": 13,
-            "color": INK,
-        },
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
-        "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "font": {"size": 12}},
-        "height": 520,
-        "annotations": [],
-    }
+    layout = _page()
     gap = 0.05
     width = (1 - gap * (count - 1)) / count
     for panel in range(count):
         suffix = "" if panel == 0 else str(panel + 1)
         domain = [panel * (width + gap), panel * (width + gap) + width]
-        layout[f"xaxis{suffix}"] = {**line, **x_axis, "domain": domain, "title": {"text": x_title}}
-        axis = {**line, **y_axis, "anchor": f"x{suffix}"}
+        layout[f"xaxis{suffix}"] = {**LINE, **x_axis, "domain": domain, "title": {"text": x_title}}
+        axis = {**LINE, **y_axis, "anchor": f"x{suffix}"}
         if panel:
             layout[f"yaxis{suffix}"] = {**axis, "matches": "y", "showticklabels": False}
         else:
@@ -193,6 +172,36 @@ def layout(
                 }
             )
     return layout
+
+
+def plain_layout(
+    x_axis: dict[str, Any], x_title: str, y_axis: dict[str, Any], y_title: str
+) -> dict[str, Any]:
+    """One pair of axes that belongs to no law."""
+    return _page() | {
+        "xaxis": {**LINE, **x_axis, "title": {"text": x_title}},
+        "yaxis": {**LINE, **y_axis, "title": {"text": y_title}},
+    }
+
+
+def _page() -> dict[str, Any]:
+    """What every figure of a page has in common."""
+    return {
+        "template": None,
+        "font": {
+            "family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif",
+            "size": 13,
+            "color": INK,
+        },
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
+        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "font": {"size": 12}},
+        "height": 520,
+        "annotations": [],
+    }
 
 
 def x_axis(scene: Scene, *, by_size: bool) -> tuple[dict[str, Any], str]:

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +51,8 @@ from harness.terminal import console, errors, print_json
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from analysis.document import FitDocument
     from analysis.points import CheckedPoints
     from harness.tracking import Tracker
@@ -217,6 +219,7 @@ def report(
         out,
         study=resolved.study.name if resolved else None,
         provenance=provenance,
+        evaluations=_evaluations(resolved) if resolved else None,
         mlflow_links=tracker.links() if tracker else None,
     )
     if resolved is not None:
@@ -253,6 +256,15 @@ class _Fitted:
     resolved: ResolvedStudy | None
     rows: list[RunStatus]
     tracker: Tracker | None
+
+
+def _evaluations(resolved: ResolvedStudy) -> pd.DataFrame:
+    """What evaluations found of a study's finished runs."""
+    import pandas as pd
+
+    from harness.evaluations import COLUMNS, evaluation_rows
+
+    return pd.DataFrame([asdict(row) for row in evaluation_rows(resolved)], columns=COLUMNS)
 
 
 def _fit(
