@@ -124,8 +124,8 @@ class Panel:
             return text + "measured with the same embedding model."
         return (
             text
-            + "on the axis at the right: they were measured with another embedding model and other prompts, so "
-            "that shapes compare and heights do not."
+            + "on the axis at the right: they were measured on other prompts (MusicCaps) and with another embedding "
+            "model, which the figure does not name, so that shapes compare and heights do not."
         )
 
 
@@ -268,7 +268,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     low, high = _reach(panel)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    set_ticks(axes, "x", plain_ticks(low, high), lambda value: f"{value:,.0f}")
+    set_ticks(axes, "x", plain_ticks(low, high), wording.human)
     axes.set_xlabel(budget_label("iterations"))
     axes.set_ylabel(panel.metric)
     axes.set_title(panel.title)
@@ -335,12 +335,14 @@ def _data(panel: Panel) -> list[traces.Trace]:
 
 def _layout(panel: Panel) -> dict[str, Any]:
     low, high = _reach(panel)
-    x_axis = traces.log_axis(low, high, plain_ticks(low, high), lambda value: f"{value:,.0f}")
+    x_axis = traces.log_axis(low, high, plain_ticks(low, high), wording.human)
     layout = traces.plain_layout(x_axis, budget_label("iterations"), {}, traces.plain(panel.metric))
+    layout["legend"] = {**layout["legend"], "y": -0.28}  # below the axis' title where the page is narrow
     if panel.published and not panel.same_embedding:
         layout["yaxis2"] = {
             **layout["yaxis"],
             "overlaying": "y",
+            "tickmode": "auto",
             "side": "right",
             "showgrid": False,
             "title": {"text": "published, another embedding"},
