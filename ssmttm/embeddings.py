@@ -4,10 +4,11 @@ The encoder does not learn, so running it in every training step buys nothing. A
 named after the encoder's fingerprint and what else decides the numbers:
 
     cache.json     what the cache holds
-    00000.npy      (positions, dim): the captions of one build, one after another
+    00000.npy      (positions, dim): some thousands of captions, one after another
     00000.json     where each caption's rows are; written last: a shard without it does not exist
 
-Builds take a lock, so that of several processes that start together one computes and the others read.
+Builds take a lock, so that of several processes that start together one computes and the others read. One that is
+stopped goes on after the last whole shard; captions that come later make shards of their own.
 """
 
 import hashlib
@@ -28,6 +29,9 @@ from ssmttm.errors import InputError
 from ssmttm.text_batch import TextBatch
 
 Facts = TypeVar("Facts", bound=BaseModel)
+
+_SHARD_CAPTIONS = 4096  # 400 MB at 64 positions of 768 in float16
+_AT_ONCE = 64  # captions the encoder takes at once
 
 
 class _CacheFacts(BaseModel):
@@ -105,8 +109,23 @@ class EmbeddingCache:
             cache = cls(folder) if (folder / "cache.json").exists() else None
             missing = sorted({caption for caption in captions if cache is None or caption not in cache})
             if missing or cache is None:
-                facts = _encode(source, folder, missing, fingerprint, max_positions, dtype, progress)
+                models = _load(source)
+                dim = int(models[1].config.hidden_size)
+                facts = _CacheFacts(
+                    fingerprint=fingerprint, dim=dim, max_positions=max_positions, dtype=dtype
+                )
                 _write(folder / "cache.json", facts)
+                done = 0
+
+                def advance(captions: int) -> None:
+                    nonlocal done
+                    done += captions
+                    if progress is not None:
+                        progress(done, len(missing))
+
+                for first in range(0, len(missing), _SHARD_CAPTIONS):
+                    part = missing[first : first + _SHARD_CAPTIONS]
+                    _encode(source, folder, part, facts, models, advance)
         return cls(folder)
 
     def embeddings(self, caption: str) -> np.ndarray:
@@ -143,58 +162,62 @@ def _encode(
     source: Path,
     folder: Path,
     captions: list[str],
-    fingerprint: str,
-    max_positions: int,
-    dtype: Literal["float16", "float32"],
-    progress: Callable[[int, int], None] | None,
-) -> _CacheFacts:
-    """Write one shard with the embeddings of captions, and return the facts of the cache."""
-    tokenizer, model = _load(source)
-    dim = int(model.config.hidden_size)
-    facts = _CacheFacts(fingerprint=fingerprint, dim=dim, max_positions=max_positions, dtype=dtype)
-    if not captions:
-        return facts
-    ids = [tokenizer(caption, truncation=True, max_length=max_positions)["input_ids"] for caption in captions]
+    facts: _CacheFacts,
+    models: tuple[Any, Any],
+    progress: Callable[[int], None],
+) -> None:
+    """Write one shard with the embeddings of captions."""
+    tokenizer, model = models
+    ids = tokenizer(captions, truncation=True, max_length=facts.max_positions)["input_ids"]
     starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).tolist()
     number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=-1)
     target = folder / f"{number:05d}.npy"
     partial = folder / f"{number:05d}.partial"
-    shard = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=(starts[-1], dim))
+    shard = np.lib.format.open_memmap(partial, mode="w+", dtype=facts.dtype, shape=(starts[-1], facts.dim))
     # Captions of one length at a time: no padding, so that a caption's embeddings are its own.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     done = 0
     while done < len(order):
         length = len(ids[order[done]])
-        rows = [i for i in order[done : done + 64] if len(ids[i]) == length]
+        rows = [i for i in order[done : done + _AT_ONCE] if len(ids[i]) == length]
         with torch.inference_mode():
-            tokens = torch.tensor([ids[i] for i in rows])
+            tokens = torch.tensor([ids[i] for i in rows], device=model.device)
             hidden = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-        values = hidden.float().numpy().astype(dtype)
+        values = hidden.cpu().numpy().astype(facts.dtype)
         if not np.isfinite(values).all():
-            raise InputError(f"text encoder {source}: embeddings overflow {dtype}; choose float32")
+            raise InputError(f"text encoder {source}: embeddings overflow {facts.dtype}; choose float32")
         for i, value in zip(rows, values, strict=True):
             shard[starts[i] : starts[i + 1]] = value
         done += len(rows)
-        if progress is not None:
-            progress(done, len(order))
+        progress(len(rows))
     shard.flush()
     del shard
     partial.replace(target)
     places = {_key(c): (starts[i], starts[i + 1] - starts[i]) for i, c in enumerate(captions)}
     _write(target.with_suffix(".json"), _ShardIndex(rows=starts[-1], captions=places))
-    return facts
 
 
 def _load(source: Path) -> tuple[Any, Any]:
+    """The tokenizer and the encoder, in float32 whatever its files hold, on a GPU where there is one."""
     tame_torchaudio()
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a library does not write to the terminal
-    kind = AutoConfig.from_pretrained(source, local_files_only=True).model_type
-    loader = T5EncoderModel if kind == "t5" else AutoModel
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    return tokenizer, loader.from_pretrained(source, local_files_only=True, use_safetensors=True).eval()
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # that T5's decoder stays unused is meant
+    try:
+        kind = AutoConfig.from_pretrained(source, local_files_only=True).model_type
+        loader = T5EncoderModel if kind == "t5" else AutoModel
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        model = loader.from_pretrained(
+            source, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    except Exception as error:  # transformers and tokenizers raise many kinds for files that are not theirs
+        raise InputError(f"text encoder {source}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(said)
+    return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _key(caption: str) -> str:

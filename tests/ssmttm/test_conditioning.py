@@ -185,3 +185,116 @@ def test_a_broken_cache_is_named(encoder, tmp_path):
     (cache.folder / "00000.json").write_text("{")
     with pytest.raises(InputError, match=r"00000\.json: not readable"):
         EmbeddingCache.build(tmp_path, encoder, ["a"])
+
+
+WORDS = ("calm", "loud", "piano", "strings", "drums", "a", "the", "in", "slow", "hall", "march", "of", "and")
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory) -> str:
+    """A folder as google/flan-t5-base is one: an encoder-decoder of random weights and its tokenizer's files."""
+    tame_torchaudio()
+    from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+
+    folder = tmp_path_factory.mktemp("t5")
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), *((f"▁{word}", -3.0) for word in WORDS)]
+    vocab += [(letter, -8.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    T5Tokenizer(vocab=vocab, extra_ids=0).save_pretrained(folder)
+    sizes = {"d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 3}
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=len(vocab), feed_forward_proj="gated-gelu", **sizes)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-3)])
+def test_cached_embeddings_are_those_of_a_padded_batch_in_the_step(t5, tmp_path, dtype, tolerance):
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    captions = ["calm piano", "a slow march of loud drums and strings in the hall", "zither", "the slow hall"]
+    cache = EmbeddingCache.build(tmp_path, t5, captions, dtype=dtype, max_positions=10)
+    tokenizer, model = AutoTokenizer.from_pretrained(t5), T5EncoderModel.from_pretrained(t5).eval()
+    inputs = tokenizer(captions, padding=True, truncation=True, max_length=10, return_tensors="pt")
+    with torch.inference_mode():
+        step = model(**inputs).last_hidden_state
+    batch = cache.batch(captions, [False] * 4)
+    assert batch.mask.sum(1).tolist() == inputs["attention_mask"].sum(1).tolist()
+    assert len(set(batch.mask.sum(1).tolist())) == 4
+    for cached, mask, theirs, real in zip(
+        batch.values, batch.mask, step, inputs["attention_mask"].bool(), strict=True
+    ):
+        torch.testing.assert_close(cached[mask].float(), theirs[real], atol=tolerance, rtol=tolerance)
+
+
+def test_a_caption_that_is_too_long_is_cut_and_still_ends(t5, tmp_path):
+    cache = EmbeddingCache.build(tmp_path, t5, ["calm " * 30, "calm " * 2], max_positions=3)
+    assert cache.embeddings("calm " * 30).shape == (3, 24)
+    # Two words and the end of text, both of them.
+    assert np.array_equal(cache.embeddings("calm " * 30), cache.embeddings("calm " * 2))
+
+
+def test_captions_are_kept_in_shards_and_a_stopped_build_goes_on(t5, tmp_path, monkeypatch):
+    from ssmttm import embeddings
+
+    monkeypatch.setattr(embeddings, "_SHARD_CAPTIONS", 10)
+    captions = [f"{WORDS[i % 13]} {WORDS[i // 13]}" for i in range(25)]
+
+    def stop(done, _of):
+        if done > 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        EmbeddingCache.build(tmp_path, t5, captions, progress=stop)
+    computed = []
+    cache = EmbeddingCache.build(tmp_path, t5, captions, progress=lambda n, of: computed.append((n, of)))
+    assert computed[-1] == (15, 15)
+    before = {path: path.stat().st_mtime_ns for path in cache.folder.glob("*.npy")}
+    assert len(before) == 3
+    more = EmbeddingCache.build(tmp_path, t5, [*captions, "zither"])
+    after = {path: path.stat().st_mtime_ns for path in more.folder.glob("*.npy")}
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    whole = EmbeddingCache.build(tmp_path / "whole", t5, captions)
+    for caption in captions:
+        assert np.allclose(more.embeddings(caption), whole.embeddings(caption), atol=1e-3)
+
+
+def test_weights_of_another_precision_are_computed_in_float32(t5, tmp_path):
+    import safetensors.torch
+
+    half = shutil.copytree(t5, tmp_path / "half")
+    tensors = safetensors.torch.load_file(half / "model.safetensors")
+    safetensors.torch.save_file(
+        {name: tensor.bfloat16() for name, tensor in tensors.items()},
+        half / "model.safetensors",
+        {"format": "pt"},
+    )
+    settings = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps(settings | {"dtype": "bfloat16"}))
+    exact = EmbeddingCache.build(tmp_path / "a", t5, ["calm piano"], dtype="float32").embeddings("calm piano")
+    near = EmbeddingCache.build(tmp_path / "b", str(half), ["calm piano"], dtype="float32").embeddings(
+        "calm piano"
+    )
+    assert np.abs(near - exact).max() < 0.05
+    assert (near.view(np.uint32) & 0xFFFF).any()  # numbers bfloat16 has not
+
+
+def test_files_that_are_no_encoder_are_one_sentence(t5, tmp_path):
+    broken = shutil.copytree(t5, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"text encoder .*broken: cannot be loaded"):
+        EmbeddingCache.build(tmp_path, str(broken), ["a"])
+
+
+def test_a_name_on_the_hub_is_the_copy_that_is_here(t5, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    copy = tmp_path / "hub/models--somebody--t5"
+    shutil.copytree(t5, copy / "snapshots/0123abc")
+    (copy / "refs").mkdir()
+    (copy / "refs/main").write_text("0123abc")
+    assert encoder_fingerprint(tmp_path, "somebody/t5") == encoder_fingerprint(tmp_path, t5)
+    (copy / "snapshots/0123abc/model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"'somebody/t5': .* lacks config\.json or"):
+        encoder_fingerprint(tmp_path, "somebody/t5")
