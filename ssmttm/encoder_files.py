@@ -37,14 +37,20 @@ def encoder_width(encoder: str) -> int | None:
 def encoder_fingerprint(root: Path, encoder: str) -> str:
     """Return 64 hex digits over the encoder's files by name and content, never by path.
 
-    Files are hashed once: `root`, the folder of the embedding caches, remembers them by size and time of
-    change. Raises InputError where the files cannot be had.
+    `root` is the folder of the embedding caches. Raises InputError where the files cannot be had.
     """
-    folder = encoder_folder(encoder)
+    return files_fingerprint(root, encoder_folder(encoder), "text encoder 1")
+
+
+def files_fingerprint(root: Path, folder: Path, kind: str) -> str:
+    """Return 64 hex digits over the files of a model's folder by name and content.
+
+    Files are hashed once: the folder `root` remembers them by size and time of change.
+    """
     names = {path.name: path for pattern in ENCODER_FILES for path in folder.glob(pattern)}
     memory = root / "hashes.json"
     root.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(b"text encoder 1")
+    digest = hashlib.sha256(kind.encode())
     with FileLock(root / "hashes.lock"):
         try:
             known = _Hashes.model_validate_json(memory.read_bytes()).root

@@ -293,26 +293,20 @@ class SeriesTrainer:
         """
         import torch
 
-        from ssmttm.model import codebook_cross_entropy
+        from ssmttm.evaluation.likelihood import cross_entropy_sums, mean_losses
 
-        n_codebooks = self.first.model.n_codebooks
-        totals = torch.zeros(2, n_codebooks, dtype=torch.float64)
         self.engine.deepspeed.eval()
-        with torch.no_grad():
-            for batch in self.batches.held_out():
-                logits = self.engine.deepspeed(batch.inputs, batch.text)
-                sums, counts = codebook_cross_entropy(logits.float(), batch.targets)
-                totals += torch.stack([sums, counts]).double().cpu()
+        batches = ((one.inputs, one.targets, one.text) for one in self.batches.held_out())
+        totals = cross_entropy_sums(self.engine.deepspeed, batches)
         self.engine.deepspeed.train()
         if self.ranks.world > 1:
             totals = totals.to(self.ranks.device)
             torch.distributed.all_reduce(totals)
             totals = totals.cpu()
-        by_codebook = (totals[0] / totals[1]).tolist()
-        loss = float(totals[0].sum() / totals[1].sum())
+        loss, by_codebook = mean_losses(totals)
         if not math.isfinite(loss):
             raise Diverged(f"held-out loss is {loss} after {self.step} steps")
-        return loss, [float(value) for value in by_codebook]
+        return loss, by_codebook
 
     # -- between steps
 

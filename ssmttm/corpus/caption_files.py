@@ -32,8 +32,11 @@ class CaptionRow:
     """The row's place, for messages."""
 
 
-def read_captions(path: Path) -> Iterator[CaptionRow]:
-    """Rows of a caption file; raises InputError naming the file and row when one is not understood."""
+def read_captions(path: Path, *, named: bool = True) -> Iterator[CaptionRow]:
+    """Rows of a caption file; raises InputError naming the file and row when one is not understood.
+
+    Where `named` is false a row need not name a file; its name is then empty.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such captions file")
     readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows, ".tsv": _jamendo_rows}
@@ -44,7 +47,7 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
         )
     try:
         for where, row in reader(path):
-            yield _caption_row(f"{path}, {where}", row)
+            yield _caption_row(f"{path}, {where}", row, named=named)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from None
 
@@ -118,21 +121,21 @@ def _jamendo_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"line {number}", {"path": fields[3], "caption": sentence_from_tags(fields[5:])}
 
 
-def _caption_row(where: str, row: Any) -> CaptionRow:
+def _caption_row(where: str, row: Any, *, named: bool) -> CaptionRow:
     if not isinstance(row, dict):
         raise InputError(f"{where}: should be a record with path and caption, is {type(row).__name__}")
     record = {str(key).strip().lower(): value for key, value in row.items()}
     name = _first(record, _NAME_KEYS)
     caption = _first(record, _CAPTION_KEYS)
-    if not name:
+    if not name and named:
         raise InputError(f"{where}: names no file; one of {', '.join(_NAME_KEYS)} is needed")
     if not caption:
         raise InputError(f"{where}: has no caption; one of {', '.join(_CAPTION_KEYS)} is needed")
     plain = PurePosixPath(name.replace("\\", "/"))
-    if plain.is_absolute() or ".." in plain.parts or ":" in plain.parts[0]:
+    if plain.is_absolute() or ".." in plain.parts or ":" in "".join(plain.parts[:1]):
         raise InputError(f"{where}: {name!r} is outside the audio directory; give a path relative to it")
     return CaptionRow(
-        name=str(plain),
+        name=str(plain) if name else "",
         caption=" ".join(caption.split()),
         title=_first(record, ("title",)),
         licence=_first(record, _LICENCE_KEYS),

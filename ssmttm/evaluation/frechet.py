@@ -3,9 +3,9 @@
     FD = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
 The trace of (S1 S2)^(1/2) is the sum of the singular values of S1^(1/2) S2^(1/2), with the roots of S1 and S2 from
-their symmetric eigenvalues. That is preferred to the usual `scipy.linalg.sqrtm(S1 @ S2)`: the product is not symmetric, its
-root comes out complex or not at all where a covariance is singular, which it is whenever there are fewer samples than
-dimensions, and the eigenvalues near zero of a product are known to half the digits only.
+their symmetric eigenvalues. That is preferred to the usual `scipy.linalg.sqrtm(S1 @ S2)`: the product is not symmetric,
+its root comes out complex or not at all where a covariance is singular, which it is whenever there are fewer samples
+than dimensions, and the eigenvalues near zero of a product are known to half the digits only.
 
 With n samples the distance is biased upwards by about 1/n, more for more dimensions (Chong and Forsyth 2020,
 arXiv 1911.07023): two values are comparable only at equal n.

@@ -1,0 +1,44 @@
+"""Cross-entropy and perplexity of a model on held-out clips, a codebook at a time (MusicGen's ce_q and ppl_q)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ssmttm.loss import codebook_cross_entropy
+from ssmttm.text_batch import TextBatch
+
+Batch = tuple[Tensor, Tensor, TextBatch]
+"""Inputs and targets (batch, codebooks, steps), and the captions."""
+
+
+def cross_entropy_sums(model: Callable[[Tensor, TextBatch], Tensor], batches: Iterable[Batch]) -> Tensor:
+    """Summed cross-entropy in nats and targets counted, (2, codebooks) float64 on the CPU, without label smoothing.
+
+    The model is to be in evaluation mode.
+    """
+    totals: Tensor | None = None
+    with torch.no_grad():
+        for inputs, targets, text in batches:
+            sums, counts = codebook_cross_entropy(model(inputs, text).float(), targets)
+            both = torch.stack([sums, counts]).double().cpu()
+            totals = both if totals is None else totals + both
+    if totals is None:
+        raise ValueError("no batches")
+    return totals
+
+
+def mean_losses(totals: Tensor) -> tuple[float, list[float]]:
+    """Mean cross-entropy in nats a token over all codebooks, and that of each, of sums (2, codebooks)."""
+    return float(totals[0].sum() / totals[1].sum()), [float(one) for one in totals[0] / totals[1]]
+
+
+def likelihood_scores(loss: float, by_codebook: Sequence[float]) -> dict[str, float]:
+    """Scores by name: ce and ppl over all codebooks, ce_K and ppl_K of codebook K; ppl is exp(ce)."""
+    scores = {"ce": loss, "ppl": math.exp(loss)}
+    for book, own in enumerate(by_codebook):
+        scores |= {f"ce_{book}": own, f"ppl_{book}": math.exp(own)}
+    return scores

@@ -1,0 +1,189 @@
+"""Which captions are sung and what the result is compared with.
+
+By default both are the corpus's held-out clips: their captions, and their own tokens decoded, so that the codec's
+losses are on both sides. A file of prompts replaces the captions, a folder of recordings the reference. Reference and
+prompts are paired where the reference holds what each prompt describes, in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ssmttm.codec.base import Audio, Codec
+from ssmttm.corpus.audio import SUFFIXES, stream_audio
+from ssmttm.corpus.caption_files import read_captions
+from ssmttm.corpus.manifest import sha256_file
+from ssmttm.corpus.source import SkipTrackError
+from ssmttm.dataset import TokenDataset
+from ssmttm.errors import InputError
+
+RECORDING_RATE = 48000
+"""Hz at which recordings are read: the highest any measure asks for, so that none hears less than it could."""
+
+
+class Reference(Protocol):
+    """Clips that generated ones are compared with."""
+
+    @property
+    def what(self) -> str:
+        """What they are, in words."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what they are by content."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def clips(self, items: Sequence[int], codec: Codec) -> tuple[list[Audio], int]:
+        """Mono clips, each (samples,), and their sample rate."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeldOutClips:
+    """The first clips of a corpus's held-out split, decoded from their own tokens."""
+
+    data: TokenDataset
+    count: int
+    frames: int
+    """Of a clip at most; its padding is cut off."""
+    what: str = "codec-decoded held-out clips"
+
+    @property
+    def digest(self) -> str:
+        """Of the corpus's fingerprint, which covers its codec."""
+        return _sha256(self.what, self.data.manifest.fingerprint, self.count, self.frames)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def clips(self, items: Sequence[int], codec: Codec) -> tuple[list[Audio], int]:
+        """The clips, and the codec's sample rate."""
+        facts = self.data.manifest.codec
+        lengths = np.minimum(self.data.lengths(items), self.frames)
+        codes = self.data.codes(items)[..., : int(lengths.max())].astype(np.uint16)
+        samples = np.ceil(lengths * (facts.sample_rate / facts.frame_rate)).astype(int)
+        decoded = codec.decode(codes)
+        return [clip[:n] for clip, n in zip(decoded, samples, strict=True)], facts.sample_rate
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Sound files, mono, from their beginning."""
+
+    paths: Sequence[Path]
+    seconds: float
+    """Of each at most."""
+    digest: str
+    what: str = "recordings"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def clips(self, items: Sequence[int], codec: Codec) -> tuple[list[Audio], int]:  # noqa: ARG002  # not decoded
+        """The clips at 48 kHz; raises InputError naming a file that cannot be read."""
+        return [self._clip(self.paths[item]) for item in items], RECORDING_RATE
+
+    def _clip(self, path: Path) -> Audio:
+        wanted = round(self.seconds * RECORDING_RATE)
+        blocks: list[Audio] = []
+        try:
+            for block in stream_audio(path, RECORDING_RATE):
+                blocks.append(block)
+                if sum(map(len, blocks)) >= wanted:
+                    break
+        except SkipTrackError as error:
+            raise InputError(f"{path}: {error}; remove it from the reference") from None
+        clip = np.concatenate(blocks)[:wanted] if blocks else np.zeros(0, np.float32)
+        if not len(clip):
+            raise InputError(f"{path}: holds no audio; remove it from the reference")
+        return clip
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Captions and what is compared with the audio made of them."""
+
+    captions: tuple[str, ...]
+    reference: Reference
+    paired: bool
+    """Whether reference clip i is what caption i describes."""
+    left_out: int = 0
+    """Prompts whose recording is not there."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the captions in their order."""
+        return _sha256(*self.captions)
+
+
+def choose_prompts(
+    data: TokenDataset, frames: int, prompts: Path | None, reference: Path | None, limit: int | None
+) -> PromptSet:
+    """The captions of a file, else of the held-out split `data`, at most `limit`, and their reference.
+
+    prompts: a caption file such as MusicCaps' CSV, whose rows may name a recording (path, audio, ytid). reference: a
+    folder of recordings; paired with the prompts that name one, others being left out, and where none names any the
+    whole folder is the reference of all. frames: of a generated clip, and so of a reference clip at most. Raises
+    InputError where a file is not understood, or nothing is left.
+    """
+    seconds = frames / data.manifest.codec.frame_rate
+    if prompts is None:
+        count = min(len(data), limit or len(data))
+        rows = [(caption, "") for caption in data.captions(range(count))]
+    else:
+        rows = [(row.caption, row.name) for row in read_captions(prompts, named=False)][:limit]
+        if not rows:
+            raise InputError(f"{prompts}: holds no prompts")
+    captions = tuple(caption for caption, _ in rows)
+    if reference is None:
+        held = HeldOutClips(data, min(len(data), limit or len(data)), frames)
+        return PromptSet(captions, held, paired=prompts is None)
+    files = _sound_files(reference)
+    if not any(name for _, name in rows):
+        return PromptSet(captions, _recordings(list(files.values()), seconds), paired=False)
+    stems = {Path(name).stem: path for name, path in files.items()}
+    found = [(caption, files.get(name) or stems.get(_without_suffix(name))) for caption, name in rows]
+    there = [(caption, path) for caption, path in found if path is not None]
+    if not there:
+        raise InputError(f"{reference}: holds none of the recordings {prompts} names, such as {rows[0][1]!r}")
+    return PromptSet(
+        tuple(caption for caption, _ in there),
+        _recordings([path for _, path in there], seconds),
+        paired=True,
+        left_out=len(rows) - len(there),
+    )
+
+
+def _recordings(paths: Sequence[Path], seconds: float) -> Recordings:
+    return Recordings(paths, seconds, _sha256("recordings", seconds, *(sha256_file(path) for path in paths)))
+
+
+def _sound_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"--reference {folder}: no such folder")
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    }
+    if not found:
+        raise InputError(f"--reference {folder}: holds no sound file ({', '.join(SUFFIXES)})")
+    return found
+
+
+def _without_suffix(name: str) -> str:
+    path = Path(name)
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
+def _sha256(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
