@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from harness.lines import Seconds
+from harness.measurements import Measured, milliseconds
 from harness.run import Count, Frozen, WholeNumber
 from harness.rundir import Root, read_model, write_atomically
 from harness.status import RunState, StatusReader
-from harness.submission import ResolvedStudy
 from harness.training.result import Finite
+
+if TYPE_CHECKING:
+    from harness.submission import ResolvedStudy
 
 HELD_OUT = "held-out"
 """Settings of what needs no generation: the loss on the held-out split."""
@@ -41,8 +45,8 @@ class Settings(Frozen):
     frames: Count
     """Frames generated for each prompt."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    top_k: WholeNumber
-    """Codes sampled from; 0 takes all."""
+    top_k: Count | None
+    """Codes sampled from; None takes all."""
     guidance: Annotated[float, Field(allow_inf_nan=False)]
     """Weight of classifier-free guidance; 1 is none."""
     seed: WholeNumber
@@ -78,6 +82,8 @@ class Evaluation(Frozen):
     n_prompts: Count
     """Prompts generated for; clips of the held-out split where nothing was generated."""
     scores: dict[str, Score] = {}
+    notes: tuple[str, ...] = ()
+    """What limits the meaning of a score, a sentence each."""
 
     @property
     def name(self) -> str:
@@ -147,6 +153,15 @@ def evaluations_of(root: Root, run_id: str) -> Iterator[Evaluation]:
         yield read_model(path, Evaluation)
 
 
+def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measured]:
+    """The results of one Run as a tracker hears them: `eval/SETTINGS/METRIC`, at the Run's last step."""
+    return [
+        Measured("eval", f"eval/{evaluation.name}/{metric}", iterations, milliseconds(score.t), score.value)
+        for evaluation in evaluations_of(root, run_id)
+        for metric, score in evaluation.scores.items()
+    ]
+
+
 def held_evaluation(root: Root, run_id: str, name: str) -> Evaluation | None:
     """What one Run's results under those settings are; None where there are none."""
     path = evaluation_folder(root, run_id) / f"{name}.json"
@@ -159,11 +174,13 @@ def keep_evaluation(root: Root, run_id: str, evaluation: Evaluation) -> None:
     write_atomically(path, evaluation.model_dump_json(indent=1) + "\n")
 
 
-def write_rows(rows: Iterable[EvaluationRow], file: TextIO) -> None:
-    """Write the table as CSV."""
+def as_csv(rows: Iterable[EvaluationRow]) -> str:
+    """The table as CSV."""
+    file = io.StringIO(newline="")
     writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
+    return file.getvalue()
 
 
 def _digest(document: object) -> str:

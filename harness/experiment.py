@@ -10,14 +10,17 @@ has written is therefore asked, and not told twice. For the same reason MLflow's
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.measurements import Marks, Measured, above, dump_marks, load_marks, marks_after
 from harness.store import connect
 from ssmttm.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 ID, KIND, SERIES = "ssmscale.id", "ssmscale.kind", "ssmscale.series"
 MIRRORED, REASON, MERGED = "ssmscale.mirrored", "ssmscale.reason", "ssmscale.merged_into"
@@ -127,7 +130,7 @@ class Experiment:
 
         Parameters are sent to a run that has none, and never again: MLflow refuses a changed one.
         """
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Param, RunTag
 
         pending, doubtful = above(found, held.marks)
         if pending and (doubtful or not held.sure):
@@ -141,7 +144,7 @@ class Experiment:
         if not (pending or fresh or wanted):
             held.sure = True
             return
-        metrics = [Metric(one.key, one.value, one.milliseconds, one.step) for one in pending]
+        metrics = _metrics(pending)
         held.sure = False
         while len(metrics) > MOST_METRICS:
             self.client.log_batch(held.mlflow_id, metrics=metrics[:MOST_METRICS])
@@ -155,6 +158,20 @@ class Experiment:
         held.sure, held.marks = True, marks
         held.has_params = held.has_params or bool(wanted)
         held.tags.update(fresh)
+
+    def add(self, held: Held, found: Sequence[Measured], tag: str, value: str) -> None:
+        """Bring metrics that no mark tells of to what was found, once for each value of a tag."""
+        from mlflow.entities import RunTag
+
+        if held.tags.get(tag) == value:
+            return
+        there = self.steps_of(held, {one.key for one in found})
+        metrics = _metrics([one for one in found if (one.key, one.step) not in there])
+        while len(metrics) > MOST_METRICS:
+            self.client.log_batch(held.mlflow_id, metrics=metrics[:MOST_METRICS])
+            metrics = metrics[MOST_METRICS:]
+        self.client.log_batch(held.mlflow_id, metrics=metrics, tags=[RunTag(tag, value)])
+        held.tags[tag] = value
 
     def end(self, held: Held, status: str, when: int | None) -> None:
         """Bring a run's status and end (ms) to what they should be; no call where they are."""
@@ -176,6 +193,12 @@ class Experiment:
         self.client.set_tag(held.mlflow_id, MERGED, survivor.mlflow_id)
         self.client.delete_run(held.mlflow_id)
         held.tags[MERGED], held.deleted = survivor.mlflow_id, True
+
+
+def _metrics(found: Iterable[Measured]) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [Metric(one.key, one.value, one.milliseconds, one.step) for one in found]
 
 
 def _held(run: Any) -> Held:

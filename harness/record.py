@@ -70,7 +70,7 @@ class Record:
 
 
 def state_of(folders: Iterable[Path], *facts: object) -> str:
-    """A digest of facts and of the journals' files and sizes: another one means that there is something to mirror."""
+    """A digest of facts and of the files and sizes of journals and evaluations: another means that there is news."""
     digest = hashlib.sha256(repr(facts).encode())
     for folder in folders:
         try:
@@ -79,4 +79,6 @@ def state_of(folders: Iterable[Path], *facts: object) -> str:
         except (FileNotFoundError, NotADirectoryError):
             files = []
         digest.update(repr(files).encode())
+        if scores := sorted((path.name, path.stat().st_size) for path in folder.glob("evaluation/*.json")):
+            digest.update(repr(scores).encode())
     return digest.hexdigest()[:16]

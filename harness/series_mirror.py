@@ -7,6 +7,7 @@ thorough mirroring deletes the others once the oldest has everything.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,16 @@ from typing import Any
 from filelock import FileLock
 
 from harness.artefacts import Artefacts
+from harness.evaluations import evaluation_metrics
 from harness.experiment import PARENT, REASON, SERIES, Experiment, Held
 from harness.journal import Progress
-from harness.measurements import measured, milliseconds, result_of
+from harness.measurements import Measured, measured, milliseconds, result_of
 from harness.run import Run
 from harness.rundir import Root
 from harness.settling import Ending, ending_of_run, ending_of_series
 from harness.status import RunStatus
 
-CLUSTER = "ssmscale.cluster"
+CLUSTER, EVALUATED = "ssmscale.cluster", "ssmscale.evaluated"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ class SeriesMirror:
             if doubles:
                 one.marks, one.sure = {}, False  # the others may have been ahead: what it lacks is asked for
             tell_of(self.experiment, one, progress, ending, dict(_flat(row.point.run, kind)), tags)
+            if kind == "run" and (
+                scores := evaluation_metrics(self.root, identity, row.point.run.iterations)
+            ):
+                self.experiment.add(one, scores, EVALUATED, digest_of(scores))
             for other in doubles:
                 self.experiment.merge(other, one)
                 self.merged += 1
@@ -175,6 +181,11 @@ def active(found: Sequence[Held]) -> list[Held]:
 def survivor(found: Sequence[Held]) -> Held | None:
     """The one run of an identity; None where there is none, or every one was deleted."""
     return next(iter(active(found)), None)
+
+
+def digest_of(scores: Sequence[Measured]) -> str:
+    """What a run is tagged with once it has these scores: they are not appended to, as a journal is."""
+    return hashlib.sha256(repr(sorted(scores)).encode()).hexdigest()[:16]
 
 
 def _flat(run: Run, kind: str) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ssmttm.corpus.manifest import Clip, CodecFacts, Manifest
+from ssmttm.codec.mel import LogMel
+from ssmttm.codec.rvq import RvqCodec, RvqConfig, RvqReport
+from ssmttm.corpus.manifest import Clip, Manifest
 from ssmttm.corpus.writer import write_clips, write_manifest, write_shard
 
 KEYS = ("C major", "G major", "D minor", "A minor")
@@ -25,16 +27,11 @@ def write_tiny_corpus(
 
     A clip holds notes of 3 to 12 frames; the caption's key decides which codes its notes are drawn from,
     later codebooks follow the first with noise, and a tenth of the codes is noise. So a model has something
-    to learn from the past, from the caption, and a floor above zero. Every fourth clip is shorter.
+    to learn from the past, from the caption, and a floor above zero. Every fourth clip is shorter. Its codec
+    makes a tone of every code.
     """
-    facts = CodecFacts(
-        name="tiny",
-        fingerprint=f"tiny-{codebooks}x{codebook_size}",
-        sample_rate=16000,
-        frame_rate=50.0,
-        n_codebooks=codebooks,
-        codebook_size=codebook_size,
-    )
+    codec = tone_codec(codebooks, codebook_size)
+    codec.save(path / "codec")
     rng = np.random.default_rng(seed)
     splits = {}
     for split, count in (("train", clips), ("valid", max(4, clips // 3))):
@@ -60,8 +57,29 @@ def write_tiny_corpus(
         ]
         splits[split] = write_clips(path, split, records, shards)
     return write_manifest(
-        path, name=path.name, source="tiny", codec=facts, frames=frames, splits=splits, licences=["CC0-1.0"]
+        path,
+        name=path.name,
+        source="tiny",
+        codec=codec.facts,
+        frames=frames,
+        splits=splits,
+        licences=["CC0-1.0"],
     )
+
+
+def tone_codec(codebooks: int, codebook_size: int, bands: int = 40) -> RvqCodec:
+    """A codec nobody fitted: a code of the first codebook is a narrow band of sound, those after it colour it."""
+    config = RvqConfig(
+        mel=LogMel(sample_rate=16000, frame_rate=50, bands=bands),
+        n_codebooks=codebooks,
+        codebook_size=codebook_size,
+        seed=0,
+    )
+    entries = np.random.default_rng(0).normal(0, 0.3, (codebooks, codebook_size, bands)).astype(np.float32)
+    entries[0, np.arange(codebook_size), np.arange(codebook_size) * bands // codebook_size] = 9
+    silence = np.full(bands, -13, np.float32)
+    report = RvqReport(frames=0, variance_explained=(), entropy_bits=())
+    return RvqCodec(config, silence, np.ones(bands, np.float32), entries, report)
 
 
 def _notes(

@@ -208,7 +208,7 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         ("name", "../up", ["name", "'../up'"]),
         ("name", "a\nb", ["name", "a\\nb"]),
         ("training.schedule.warmup", 9, ["warmup", "9", "4 steps"]),
-        ("corpus.codec", "dac", ["corpus.codec", "'dac'", "'tiny'"]),
+        ("corpus.codec", "dac", ["corpus.codec", "'dac'", "'rvq'"]),
         ("corpus.frames", 51, ["corpus.frames", "51", "50"]),
         (
             "corpus.facts",
