@@ -25,7 +25,7 @@ check: $(VENV)/.dev  ## format, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-verify: $(VENV)/.dev  ## checks that repeat, at their full counts
+verify: $(VENV)/.dev $(VENV)/.kernels  ## checks that repeat, at their full counts; CUDA kernels in Triton's interpreter
 	$(BIN)/python -m pytest -m verify
 
 bench: $(VENV)/.dev  ## what is claimed of speed, both sides in one run
@@ -45,4 +45,12 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[train,analysis,audio,codecs,serve,slurm,ray,tune,dev]'
+	touch $@
+
+# The Python part of the kernels, in a folder of its own: torch and transformers would try to use it without a GPU.
+$(VENV)/.kernels: $(VENV)/.dev
+	$(PIP) 'setuptools>=77' wheel packaging
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE CAUSAL_CONV1D_SKIP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE \
+	    $(PIP) --no-deps --no-build-isolation --upgrade --target $(VENV)/kernels \
+	    triton==3.7.1 mamba-ssm causal-conv1d einops
 	touch $@

@@ -21,7 +21,6 @@ EXTRAS = {
     "audio": ("music21", "symusic", "pretty_midi", "scikit-learn", "soundfile"),
     "slurm": ("submitit",),
     "ray": ("ray",),
-    "cuda": ("mamba-ssm", "causal-conv1d"),
 }
 NEEDED = frozenset({"train", "analysis"})
 
@@ -42,7 +41,7 @@ def examine(root: Path, cluster: str | None = None) -> list[Finding]:
     findings = [_python(), _hardware(), _writable(root)]
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
     if importlib.util.find_spec("torch") is not None:
-        findings.append(_torch())
+        findings += [_torch(), _kernels()]
     findings += [_soundfont(), _program("git", "the commit of the code is recorded", "install git")]
     if cluster is not None:
         from harness.doctor_cluster import examine_cluster
@@ -107,6 +106,23 @@ def _torch() -> Finding:
         return f"{torch.__version__} on {device}"
 
     return _tried("torch device", attempt, "install torch==2.13.0 for this machine")
+
+
+def _kernels() -> Finding:
+    from ssmttm.errors import InputError
+    from ssmttm.kernels import NO_DEVICE, VARIABLE, chosen
+
+    try:
+        kernels = chosen()
+    except InputError as error:
+        return Finding(name="kernels", works=False, found=str(error), remedy=f"unset {VARIABLE}")
+    wanted = kernels.reason not in {None, NO_DEVICE} and VARIABLE not in os.environ
+    return Finding(
+        name="kernels",
+        works=not wanted,
+        found=f"mixers by {kernels.name}" + (f": {kernels.reason}" if kernels.reason else ""),
+        remedy="build them as the README says under Installing by hand" if wanted else None,
+    )
 
 
 def _soundfont() -> Finding:

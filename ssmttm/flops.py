@@ -45,6 +45,8 @@ class FlopConvention:
     """Whether self-attention is charged for what a position may see, half on average, or for all."""
     scan_chunk: int = 256
     """Chunk of the state-space scan (mamba_ssm's default); a larger one costs more inside chunks."""
+    prefix: bool = True
+    """Whether the positions of a prefix are charged, to the frames; those of a cross model's text always are."""
     training_factor: float = 3.0
     """Operations of a training step over those of its forward pass (backward costs two of them)."""
 
@@ -114,7 +116,7 @@ def forward_flops(
     The delay pattern's extra steps and a prefix's positions are charged to the frames.
     """
     steps = frames + config.n_codebooks - 1
-    prefix = text_positions if config.architecture.has_prefix else 0
+    prefix = text_positions if config.architecture.has_prefix and convention.prefix else 0
     length = prefix + steps
     blocks = {kind: float(config.n_blocks * config.architecture.sub_layers.count(kind)) for kind in SubLayer}
     a_position = length / frames  # from operations a position of the sequence to operations a frame
@@ -152,6 +154,10 @@ def training_flops(
     return convention.training_factor * forward_flops(config, frames, text_positions, convention).forward
 
 
-def six_n(config: ModelConfig) -> float:
-    """Return 6 N, the usual estimate of training operations a position: no scan and no attention."""
-    return 6.0 * parameter_count(config).n_params
+def six_n(config: ModelConfig, *, embeddings: bool = True) -> float:
+    """Return 6 N, the usual estimate of training operations a position: no scan, no attention, no prefix.
+
+    embeddings: whether N counts embeddings and heads (arXiv 2203.15556) or not (arXiv 2001.08361).
+    """
+    count = parameter_count(config)
+    return 6.0 * (count.n_params if embeddings else count.non_embedding)

@@ -25,6 +25,9 @@ from ssmttm.errors import InputError
 VARIABLE = "SSMSCALE_KERNELS"
 """Environment variable that keeps a process to PyTorch where it says `torch`."""
 
+NO_DEVICE = "no CUDA device"
+"""The reason that is none to worry about."""
+
 CHUNK = 256
 """Chunk of the scan in mamba-ssm's kernels, its own default."""
 
@@ -87,7 +90,7 @@ def _choose() -> Kernels:
     if wanted:
         raise InputError(f"{VARIABLE}: {wanted!r}: must be torch, or unset for the fastest there is")
     if not torch.cuda.is_available():
-        return Kernels(reason="no CUDA device")
+        return Kernels(reason=NO_DEVICE)
     return load("cuda")
 
 

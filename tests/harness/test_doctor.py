@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.doctor import examine
+from harness.doctor import Finding, _kernels, examine
+from ssmttm import kernels
 from tests.conftest import Answer
 
 
@@ -38,3 +39,32 @@ def test_a_place_that_cannot_be_written_is_named_with_a_remedy(tmp_path: Path) -
 @pytest.mark.parametrize("word", ["python", "hardware"])
 def test_the_table_names_every_check(ssmscale: Callable[..., Answer], word: str) -> None:
     assert word in ssmscale("doctor").out
+
+
+def kernels_line() -> Finding:
+    kernels._choose.cache_clear()
+    try:
+        return _kernels()
+    finally:
+        kernels._choose.cache_clear()
+
+
+def test_on_a_gpu_without_kernels_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels.load("cuda").scan is not None:
+        pytest.skip("mamba-ssm is installed")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    finding = kernels_line()
+    assert (finding.works, finding.found) == (False, "mixers by torch: mamba-ssm is not installed")
+    assert finding.remedy is not None
+    monkeypatch.setenv("SSMSCALE_KERNELS", "torch")
+    assert (kernels_line().works, kernels_line().found) == (
+        True,
+        "mixers by torch: SSMSCALE_KERNELS is torch",
+    )
+    monkeypatch.setenv("SSMSCALE_KERNELS", "quick")
+    assert (kernels_line().works, kernels_line().remedy) == (False, "unset SSMSCALE_KERNELS")
+
+
+def test_without_a_gpu_no_kernels_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert (kernels_line().works, kernels_line().found) == (True, "mixers by torch: no CUDA device")
