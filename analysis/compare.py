@@ -129,6 +129,17 @@ def equal_loss(curves: Mapping[str, Curve], reference: str) -> list[Equal]:
     ]
 
 
+def at_the_top(curves: Mapping[str, Curve], reference: str) -> list[Equal]:
+    """Every architecture against the reference at its largest size and longest budget, which headlines speak of."""
+    base = curves[reference]
+    iterations, tokens = max(budgets_of(base, curves), key=lambda budget: budget[1])
+    return [
+        _compare(name, curve, base, iterations, tokens, float(base.sizes[-1]))
+        for name, curve in curves.items()
+        if name != reference
+    ]
+
+
 def headline(rows: list[Equal], architecture: str) -> Equal | None:
     """The comparison at the largest trained reference and the longest budget."""
     own = [row for row in rows if row.architecture == architecture]

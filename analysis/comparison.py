@@ -17,7 +17,7 @@ from analysis.joint import fit_shared
 from analysis.law import Array, Law
 from analysis.results import Comparison, ComputeGain, Convention, SizeRatio
 from analysis.tokengain import TokenGain, token_gains
-from analysis.uncertainty import Fitted, Resamples
+from analysis.uncertainty import Fitted, Resamples, cluster_keys
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +51,21 @@ def columns_of(frame: pd.DataFrame, law: Law) -> tuple[Array, Array]:
     """Inputs of a law (points, inputs) and losses (points)."""
     x = frame[list(law.inputs)].to_numpy(dtype=np.float64)
     return x, frame["loss"].to_numpy(dtype=np.float64)
+
+
+def fit_all(points: CheckedPoints, law: Law, delta: float) -> list[Fitted]:
+    """Each architecture fitted alone, or all at once where the law shares a parameter among them."""
+    frames = [points.of(name) for name in points.architectures]
+    problems = [Problem.of(law, *columns_of(frame, law), delta) for frame in frames]
+    joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
+    fits = []
+    for part, (name, frame, problem) in enumerate(zip(points.architectures, frames, problems, strict=True)):
+        size = frame["n_params"].to_numpy(dtype=np.float64)
+        seeds = frame["seed"].to_numpy(dtype=np.float64)
+        cluster, keys = cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])
+        result = joint.result_of(part) if joint else fit_law(problem)
+        fits.append(Fitted(name, problem, result, cluster, keys, size, joint, part))
+    return fits
 
 
 def comparison_of(

@@ -46,10 +46,10 @@ def fit_notes(
 ) -> list[Note]:
     """Everything about one architecture's fit that a reader of its numbers should know."""
     return [
-        *_design_notes(fit, frame),
+        *design_notes(fit, frame),
         *_solution_notes(fit, resamples, profiles),
         *_heldout_notes(splits),
-        *_resample_notes(fit, resamples, frame),
+        *resample_notes(fit, resamples, frame),
     ]
 
 
@@ -153,7 +153,8 @@ def obstacle(fit: Fitted, size_effect: float | None = None) -> str:
     return ""
 
 
-def _design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
+def design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
+    """What the grid that was trained, and no loss of it, says about the law: known before anything is trained."""
     notes = []
     law, n = fit.problem.law, len(fit.problem.y)
     if n <= len(law.names):
@@ -256,7 +257,8 @@ def _heldout_notes(splits: Mapping[str, Split | None]) -> list[Note]:
     return notes
 
 
-def _resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> list[Note]:
+def resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> list[Note]:
+    """How the intervals came about, and what noise is not seen."""
     notes = []
     clusters = len(fit.keys)
     if clusters < FEW_CLUSTERS:

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis import compare, heldout, uncertainty
 from analysis.checks import seed_noise, trend_checks
-from analysis.comparison import Studied, columns_of, comparison_of
+from analysis.comparison import Studied, columns_of, comparison_of, fit_all
 from analysis.diagnostics import (
     Note,
     effect_notes,
@@ -21,9 +21,7 @@ from analysis.diagnostics import (
 )
 from analysis.effects import pattern
 from analysis.errors import InputError
-from analysis.fit import Problem, fit_law
 from analysis.isoflop import optimal_sizes
-from analysis.joint import fit_shared
 from analysis.law import Array, Law
 from analysis.laws import law_named
 from analysis.midrun import other_points
@@ -71,7 +69,7 @@ def fit_points(
     form = law_named(law)
     names = list(points.architectures)
     _refuse(points, form, names, delta, reference, resamples)
-    fits = _fit_all(points, form, delta)
+    fits = fit_all(points, form, delta)
     drawn = uncertainty.resample(fits, resamples, seed)
     studied = {fit.architecture: Studied.of(fit, points, drawn) for fit in fits}
     base = reference or compare.default_reference(names)
@@ -100,7 +98,7 @@ def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: floa
     """The points less those far off the law fitted to all of them; raises what `fit_points` does."""
     form = law_named(law)
     _refuse(points, form, list(points.architectures), delta, None, FEWEST_RESAMPLES)
-    return without_outliers(points, _fit_all(points, form, delta))
+    return without_outliers(points, fit_all(points, form, delta))
 
 
 def _redrawn(one: Studied, seed: int) -> Array:
@@ -137,21 +135,6 @@ def _refuse(
                 f"row {own['row'].iloc[0]}, column unique_tokens: no row of {name} has seen its data twice, so what a "
                 "repetition is worth cannot be fitted; take --law chinchilla."
             )
-
-
-def _fit_all(points: CheckedPoints, law: Law, delta: float) -> list[uncertainty.Fitted]:
-    """Each architecture fitted alone, or all at once where the law shares a parameter among them."""
-    frames = [points.of(name) for name in points.architectures]
-    problems = [Problem.of(law, *columns_of(frame, law), delta) for frame in frames]
-    joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
-    fits = []
-    for part, (name, frame, problem) in enumerate(zip(points.architectures, frames, problems, strict=True)):
-        size = frame["n_params"].to_numpy(dtype=np.float64)
-        seeds = frame["seed"].to_numpy(dtype=np.float64)
-        cluster, keys = uncertainty.cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])
-        result = joint.result_of(part) if joint else fit_law(problem)
-        fits.append(uncertainty.Fitted(name, problem, result, cluster, keys, size, joint, part))
-    return fits
 
 
 def _describe(

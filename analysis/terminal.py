@@ -43,7 +43,7 @@ def print_fit(console: Console, points: CheckedPoints, document: FitDocument) ->
 
 def _laws(points: CheckedPoints, document: FitDocument) -> Table:
     names = list(next(iter(document.architectures.values())).params)
-    table = _table(
+    table = titled(
         f"{document.law}: {document.formula}",
         ("architecture", "points", "series", *names, "objective", "status"),
     )
@@ -54,19 +54,19 @@ def _laws(points: CheckedPoints, document: FitDocument) -> Table:
             spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
             cells.append(f"{fitted.params[key]:.4g}{spread}")
         clusters = points.of(name)["cluster"].nunique()
-        _add(
+        add(
             table, name, str(fitted.n_points), str(clusters), *cells, f"{fitted.objective:.4g}", fitted.status
         )
     return table
 
 
 def _ratios(document: FitDocument) -> Table:
-    table = _table(
+    table = titled(
         f"size ratio against {document.comparison.reference}: how many times smaller for the same loss",
         ("architecture", "budget", "reference", "loss", "ratio", "95 %", "status"),
     )
     for row in document.comparison.size_ratio:
-        _add(
+        add(
             table,
             row.architecture,
             budget(row.iterations, row.tokens),
@@ -88,12 +88,12 @@ def _estimate(row: SizeRatio | TokenGain) -> tuple[str, str, str]:
 
 
 def _token_gains(document: FitDocument) -> Table:
-    table = _table(
+    table = titled(
         f"token gain over {document.comparison.reference}: how many times fewer tokens for the same loss and size",
         ("architecture", "reference", "size", "loss", "gain", "95 %", "status"),
     )
     for row in document.comparison.token_gain:
-        _add(
+        add(
             table,
             row.architecture,
             budget(row.iterations, row.reference_tokens),
@@ -105,13 +105,13 @@ def _token_gains(document: FitDocument) -> Table:
 
 
 def _predictions(document: FitDocument) -> Table:
-    table = _table(
+    table = titled(
         "predicted loss: of the law, and of one further run",
         ("architecture", "size", "budget", "loss", "95 %", "run 95 %", "beyond"),
     )
     for name, fitted in document.architectures.items():
         for one in fitted.predictions:
-            _add(
+            add(
                 table,
                 name,
                 human(one.n_params),
@@ -127,7 +127,7 @@ def _predictions(document: FitDocument) -> Table:
 
 
 def _optimal(document: FitDocument) -> Table:
-    table = _table(
+    table = titled(
         "compute-optimal size: N grows as FLOPs to this power, by method",
         ("architecture", "isoflop", "corrected", "95 %", "envelope", "law", "95 %", "budgets"),
     )
@@ -146,16 +146,17 @@ def _optimal(document: FitDocument) -> Table:
             if interval:
                 ends = one.ci95 if one else None
                 cells.append("-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}")
-        _add(table, name, *cells, str(len(found.optima)))
+        add(table, name, *cells, str(len(found.optima)))
     return table
 
 
-def _add(table: Table, *cells: str) -> None:
+def add(table: Table, *cells: str) -> None:
     """Add a row of cells as they are: a foreign table's names may hold what rich reads as markup."""
     table.add_row(*map(escape, cells))
 
 
-def _table(title: str, columns: tuple[str, ...]) -> Table:
+def titled(title: str, columns: tuple[str, ...]) -> Table:
+    """An empty table; names and verdicts stand left, numbers right."""
     table = Table(title=escape(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in columns:
         table.add_column(

@@ -33,9 +33,9 @@ WEBB = np.sign(WEBB) * np.sqrt(np.abs(WEBB))
 # would explode.
 LEVERAGE_FLOOR = 0.1
 RESAMPLE_CELLS = 8
-ASKED = (
-    128  # resamples started elsewhere too: where one in fifty has to be, 12 times in 13 one of these shows it
-)
+# Share of the resamples that are started elsewhere too: of a thousand 128, one of which shows it 12 times in 13 where
+# one in fifty has to be.
+ASKED = 0.128
 LOWER = 1e-5  # share by which an objective must be lower to be another minimum
 SLICE = 80_000  # points times resamples held at once: more would not stay in a processor's cache
 
@@ -111,9 +111,12 @@ def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
     return "cluster"
 
 
-def resample(fits: Sequence[Fitted], count: int, seed: int) -> Resamples:
-    """Refit `count` resamples of each architecture, the same draw for clusters of the same size rung and seed."""
-    scheme = choose_scheme(fits, count, seed)
+def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | None = None) -> Resamples:
+    """Refit `count` resamples of each architecture, the same draw for clusters of the same size rung and seed.
+
+    The scheme is chosen where none is given.
+    """
+    scheme = scheme or choose_scheme(fits, count, seed)
     drawn = []
     for fit in fits:
         rows = len(fit.problem.y)
@@ -159,7 +162,7 @@ def refit(fit: Fitted, y: Array, w: Array) -> Array:
     warm = _sliced(lambda y, w: _descend(fit, y, w, [np.tile(fit.result.u, (len(y), 1))]), y, w)
     again = partial(_start_again, fit)
     if len(fit.result.rivals) == 1:
-        asked = np.unique(np.linspace(0, len(y) - 1, ASKED).astype(int))
+        asked = np.unique(np.linspace(0, len(y) - 1, max(2, round(ASKED * len(y)))).astype(int))
         tried = _sliced(again, y[asked], w[asked])
         before = objective_at(fit.problem, warm[asked], y[asked], w[asked])
         after = objective_at(fit.problem, tried, y[asked], w[asked])

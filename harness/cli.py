@@ -23,7 +23,7 @@ from harness.cli_evaluate import evaluate
 from harness.cli_keep import export_study, import_bundle, prune, sync
 from harness.cli_serve import serve
 from harness.cli_status import cancel, logs, status
-from harness.cli_submit import plan, retry, submit
+from harness.cli_submit import planned, retry, submit
 from harness.disk import DiskFull
 from harness.dispatch.slurm_queue import SchedulerGone
 from harness.extras import missing_package
@@ -33,14 +33,18 @@ from harness.options import (
     ClusterOption,
     ColumnOption,
     DeltaOption,
+    DesignLawOption,
+    DesignOption,
     DropOutliersOption,
     JsonOption,
     LawOption,
     OptionalStudy,
     PointsOption,
     PredictOption,
+    PriorOption,
     ReferenceOption,
     RootOption,
+    SetOption,
     StudyArgument,
     UnannealedOption,
 )
@@ -54,8 +58,10 @@ from ssmttm.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.design import DesignDocument
     from analysis.document import FitDocument
     from analysis.points import CheckedPoints
+    from harness.plan import Plan
     from harness.tracking import Tracker
 
 app = typer.Typer(
@@ -133,7 +139,39 @@ def _globals(
 
 # -- the study: plan, submit, watch, steer
 
-for verb in (plan, submit, status, logs, cancel, retry, sync, prune):
+
+@app.command()
+def plan(
+    study: StudyArgument,
+    root: RootOption = None,
+    changes: SetOption = None,
+    cluster: ClusterOption = None,
+    design: DesignOption = False,
+    prior: PriorOption = None,
+    law: DesignLawOption = None,
+    reference: ReferenceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What is left to train and what it will cost; trains nothing."""
+    resolved, made = planned(study, root, changes, cluster)
+    if not design and (prior or law or reference):
+        raise InputError("--prior, --law and --reference: are about --design; add that")
+    document = made.as_json()
+    expected = _expected(resolved, made, prior, law, reference) if design else None
+    if expected is not None:
+        found = expected.model_dump(mode="json")
+        document["design"] = found | {"notes": document["design"]["notes"] + found["notes"]}
+    if as_json:
+        print_json(document)
+        return
+    tables.print_plan(console, made)
+    if expected is not None:
+        from analysis.design_terminal import print_design
+
+        print_design(console, expected)
+
+
+for verb in (submit, status, logs, cancel, retry, sync, prune):
     app.command()(verb)
 
 # -- what came out: export, import, evaluate, points, fit, report
@@ -244,6 +282,28 @@ def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: Json
         tables.print_doctor(console, findings)
     if any(finding.needed and not finding.works for finding in findings):
         raise typer.Exit(1)
+
+
+# -- what is expected of a grid
+
+
+def _expected(
+    resolved: ResolvedStudy, made: Plan, prior: Path | None, law: str | None, reference: str | None
+) -> DesignDocument:
+    from analysis.design import expected
+    from analysis.prior import choose_prior
+    from analysis.simulate import grid_of
+    from harness.design_table import COLUMNS, design_cells
+
+    grid = grid_of(COLUMNS, design_cells(made), resolved.study.name)
+    taken = choose_prior(grid.frame, prior, resolved.study.design.model_dump(), law, resolved.where)
+    with errors.status("simulating studies") as shown:
+        return expected(
+            grid,
+            taken,
+            reference,
+            progress=lambda done, total: shown.update(f"{done} of {total} studies simulated"),
+        )
 
 
 # -- what fit and report share

@@ -1,10 +1,11 @@
-"""`ssmscale plan`, `submit` and `retry`: what a study costs, and having it trained here or on a cluster."""
+"""`ssmscale submit` and `retry`: having a study trained here or on a cluster, and the plan that both begin with."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,6 @@ from harness.foreground import train_here
 from harness.opening import choose, jobs_of, open_study, registered, rows_of
 from harness.options import (
     ClusterOption,
-    JsonOption,
     RootOption,
     RunsArgument,
     SetOption,
@@ -29,24 +29,16 @@ from harness.profile import Profile, lasting_name, load_profile, profile_names
 from harness.remote import check_cluster, last_submitted_to, submit_to_slurm, wait_for_ending_jobs
 from harness.status import RunState
 from harness.submission import ResolvedStudy
-from harness.terminal import console, counted, errors, print_json
+from harness.terminal import console, counted, errors
 from ssmttm.errors import InputError
 
 
-def plan(
-    study: StudyArgument,
-    root: RootOption = None,
-    changes: SetOption = None,
-    cluster: ClusterOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """What is left to train and what it will cost; trains nothing."""
+def planned(
+    study: str, root: Path | None, changes: Sequence[str] | None, cluster: str | None
+) -> tuple[ResolvedStudy, Plan]:
+    """A study and what is left to train of it, here or on a cluster; trains nothing."""
     resolved = open_study(study, root, changes)
-    made = _plan(resolved, load_profile(cluster) if cluster else None)
-    if as_json:
-        print_json(made.as_json())
-    else:
-        tables.print_plan(console, made)
+    return resolved, _plan(resolved, load_profile(cluster) if cluster else None)
 
 
 def submit(

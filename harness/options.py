@@ -41,6 +41,28 @@ DeltaOption = Annotated[float, typer.Option(help="Huber delta on log-loss residu
 ReferenceOption = Annotated[
     str | None, typer.Option(metavar="ARCH", help="Architecture the others are compared with.")
 ]
+DesignOption = Annotated[
+    bool,
+    typer.Option(
+        "--design",
+        help="Simulate the study first: what intervals its report will have, and what its grid cannot identify.",
+    ),
+]
+PriorOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prior",
+        metavar="FIT.json",
+        help="What `ssmscale fit --json` printed of a former study: what --design takes for true.",
+    ),
+]
+DesignLawOption = Annotated[
+    str | None,
+    typer.Option(
+        "--law",
+        help="The law the report will fit (default: the prior's, else chinchilla); see `ssmscale fit`.",
+    ),
+]
 ColumnOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
+from harness.design_choice import DesignChoice
 from harness.ladder import rungs
 from harness.run import (
     Count,
@@ -263,6 +264,7 @@ class Study(Frozen):
     training: Training
     tracking: Tracking = Tracking()
     resources: ResourceChoice = ResourceChoice()
+    design: DesignChoice = DesignChoice()
 
     def resources_of(self, architecture: str, size: str) -> ResourceChoice:
         """What one size asks for under one architecture: the study's choice and its own changes to it.
