@@ -20,6 +20,7 @@ from analysis.errors import InputError as AnalysisError
 from harness import tables
 from harness.cli_data import data_app
 from harness.cli_evaluate import evaluate
+from harness.cli_generate import generate
 from harness.cli_keep import export_study, import_bundle, prune, sync
 from harness.cli_serve import serve
 from harness.cli_status import cancel, logs, status
@@ -174,10 +175,11 @@ def plan(
 for verb in (submit, status, logs, cancel, retry, sync, prune):
     app.command()(verb)
 
-# -- what came out: export, import, evaluate, points, fit, report
+# -- what came out: export, import, generate, evaluate, points, fit, report
 
 app.command("export")(export_study)
 app.command("import")(import_bundle)
+app.command()(generate)
 app.command()(evaluate)
 
 

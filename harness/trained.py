@@ -6,6 +6,7 @@ were; nothing in it can be executed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from ssmttm.codec.base import Codec
+    from ssmttm.conditioning import TextBatch
     from ssmttm.model import MusicLM
 
 
@@ -38,12 +40,21 @@ class Trained:
     text_encoder: str | None
     """Folder or hub name of the frozen text encoder; None where the model has its own."""
 
+    def read(self, captions: Sequence[str]) -> TextBatch:
+        """Captions as the model reads them; raises InputError where its frozen encoder is gone or another."""
+        from ssmttm.prompts import FrozenEncoder, read_captions
+
+        encoder = None
+        if self.run.text_encoder is not None and self.text_encoder is not None:
+            encoder = FrozenEncoder(self.text_encoder, self.run.text_encoder, self.root.text)
+        return read_captions(captions, self.run.model.text, encoder)
+
     @cached_property
     def codec(self) -> Codec:
         """The codec of the corpus; raises InputError where it is missing or is not what made the tokens."""
         from ssmttm.codec.base import load_codec
 
-        codec = load_codec(self.corpus / "codec")
+        codec = load_codec(self.corpus / "codec", self.model.null_condition.device.type)
         if codec.fingerprint != self.manifest.codec.fingerprint:
             raise InputError(
                 f"{self.corpus / 'codec'}: is not the codec that made the corpus: it has changed"
