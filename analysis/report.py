@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from analysis import wording
-from analysis.convergence import convergence_panels, draw_convergence, interactive_convergence
+from analysis.convergence import convergence_panels
+from analysis.convergence_figures import draw_convergence, interactive_convergence
 from analysis.interactive import InteractiveFigure, interactive_figures
 from analysis.plots import draw_figures
 from analysis.style import colour

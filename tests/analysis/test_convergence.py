@@ -12,9 +12,9 @@ from analysis.convergence import (
     COLUMNS,
     convergence_panels,
     family_of,
-    interactive_convergence,
     published_table,
 )
+from analysis.convergence_figures import interactive_convergence
 from analysis.document import FitDocument
 from analysis.errors import InputError
 from analysis.points import CheckedPoints

@@ -14,6 +14,7 @@ from analysis.document import fit_points
 from analysis.report import Provenance, write_report
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SyntheticStudy
+from tests.analysis.test_convergence import evaluations
 
 pytestmark = pytest.mark.cluster
 
@@ -46,7 +47,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     points = checked(study.table(2))  # of which one profile stays open, and the ratios are identified
     document = fit_points(points, resamples=100)
     out = tmp_path_factory.mktemp("report")
-    return write_report(points, document, out, study="demo", provenance=Provenance(command="test"))
+    return write_report(
+        points,
+        document,
+        out,
+        study="demo",
+        provenance=Provenance(command="test"),
+        evaluations=evaluations(("fd_clap-5e", "ce")),
+    )
 
 
 def browse(chromium: str, page: Path, profile: Path) -> tuple[str, list[str]]:
@@ -75,6 +83,8 @@ def test_every_figure_is_drawn_without_a_word_on_the_console(
         "compute_optimal",
         "residuals",
         "profiles",
+        "convergence_fd_clap_5e_0a1b2c",
+        "convergence_ce_held_out",
     ]
     assert names == drawn
     assert dom.count('data-drawn="yes"') == len(names)
@@ -82,7 +92,12 @@ def test_every_figure_is_drawn_without_a_word_on_the_console(
     for name, part in zip(names, parts, strict=True):
         assert 'class="main-svg"' in part, name
         points = len(re.findall(r'class="point\b', part))
-        assert points >= {"size_ratio": 3, "compute_optimal": 3, "profiles": 2}.get(name, 40), name
+        few = {"size_ratio": 3, "compute_optimal": 3, "profiles": 2}
+        few |= {
+            "convergence_fd_clap_5e_0a1b2c": 12 + 17,
+            "convergence_ce_held_out": 12,
+        }  # ours, and the published
+        assert points >= few.get(name, 40), name
 
 
 def test_a_broken_script_would_be_seen(chromium: str, report: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.evaluations import Evaluation, Score, keep_evaluation
 from harness.journal import Event
 from harness.points_table import COLUMNS, points_of, without_points
 from harness.rundir import Root
@@ -136,8 +137,16 @@ def test_a_report_is_kept_with_the_study_and_its_run(
     study_fields["grid"]["iterations"] = [50, 100, 200]
     resolved = registered(tracked_root, study_fields)
     write_finished(tracked_root, resolved.points)
+    point = resolved.points[0]
+    keep_evaluation(
+        tracked_root, point.run_id, Evaluation(n_prompts=6, scores={"ce": Score(value=4.125, t=1.0)})
+    )
     said = ssmscale("report", "tiny", "--root", tracked_root.path, "--out", tmp_path / "out")
     assert said.status == 0, said.err
+    section = (tmp_path / "out" / "report.html").read_text(encoding="utf-8").split('id="convergence"')[1]
+    table = section.split('<table id="evaluations">')[1].split("</table>")[0]
+    assert table.count("</tr>") == 2
+    assert all(f">{cell}<" in table for cell in (point.run_id, "ce", "4.125"))
     kept = tracked_root.study("tiny") / "report"
     for name in ("report.html", "fit.json"):
         assert (kept / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
