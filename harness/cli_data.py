@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +59,9 @@ def data_build(
     orchestrate: Annotated[bool, typer.Option(help="bach: give each rendering another ensemble.")] = False,
     versions: Annotated[int, typer.Option(help="bach: renderings of each score.")] = 1,
     seed: Annotated[int, typer.Option(help="Decides splits, limits and variety.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes; all cores where not given.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; all cores, or 2 on a GPU, where not given.")
+    ] = None,
 ) -> None:
     """Make a corpus of music tokens: stopped at any point it goes on, finished it is left alone."""
     from harness.progress import StageProgress
@@ -90,7 +91,7 @@ def data_build(
     fields |= {key: value for key, value in of_rvq.items() if value is not None}
     spec = validate(BuildSpec, fields, "data build")
     with StageProgress(console) as progress:
-        manifest = build_corpus(spec, out, workers or len(os.sched_getaffinity(0)), progress, device)
+        manifest = build_corpus(spec, out, workers, progress, device)
     print_built(console, out, manifest)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "descript/dac_44khz"
 
-_WINDOW_SECONDS = 5  # 1 GB of activations at 44.1 kHz
+_WINDOW_SECONDS = 5  # 0.7 GB of activations at 44.1 kHz
 _DILATIONS = 1 + 3 + 9  # of the three residual units of a block, each a convolution of 7
 
 

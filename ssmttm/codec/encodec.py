@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "facebook/encodec_24khz"
 
-_WINDOW_SECONDS, _CONTEXT_SECONDS = 30, 1  # 1 GB of activations at 24 kHz
+_WINDOW_SECONDS, _CONTEXT_SECONDS = 30, 1  # 0.5 GB of activations at 24 kHz
 _ARITHMETIC = (
     "sampling_rate",
     "upsampling_ratios",

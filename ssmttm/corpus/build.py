@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 REPORT = "build.json"
 _WORK = ".work"
+_WORKERS_A_GPU = 2  # each holds the codec and its activations there; one reads audio while the other encodes
 
 
 class BuildReport(BaseModel):
@@ -93,7 +94,8 @@ def build_corpus(
                 return _finished(recipe, out)
             recipe["made_with"] = _made_with(source, codec)
             _claim(recipe, out)
-            job = _Job(spec, source, out, workers or _cores(), progress or Silent(), codec, recipe)
+            share = workers or (_cores() if device == "cpu" else min(_cores(), _WORKERS_A_GPU))
+            job = _Job(spec, source, out, share, progress or Silent(), codec, recipe)
             manifest = _build(job)
     except Timeout:
         raise InputError(f"{out}: another build is writing it; wait for it to end or stop it") from None
