@@ -203,15 +203,13 @@ class Evaluator:
         import numpy as np
 
         from ssmttm.generation import generate
-        from ssmttm.prompts import FrozenEncoder, read_captions
 
-        encoder, run = None, trained.run
-        if trained.text_encoder is not None and run.text_encoder is not None:
-            encoder = FrozenEncoder(trained.text_encoder, run.text_encoder, self.root.text)
         missing = codes.missing(n)
         for items in _in_batches(missing, self.request.batch):
-            self.say(f"{run.run_id}: generating, {n - len(missing) + missing.index(items[0])} of {n} prompts")
-            text = read_captions([self.prompts.captions[i] for i in items], run.model.text, encoder)
+            self.say(
+                f"{trained.run.run_id}: generating, {n - len(missing) + missing.index(items[0])} of {n} prompts"
+            )
+            text = trained.read([self.prompts.captions[i] for i in items])
             seeds = [prompt_seed(self.request.seed, i) for i in items]
             made = generate(trained.model, text, self.frames, self.sampling, seeds)
             codes.add(items, {"codes": made.cpu().numpy().astype(np.uint16)})

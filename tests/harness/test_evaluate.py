@@ -297,15 +297,46 @@ def document_iterations(document: dict[str, Any], run_id: str) -> int:
     return next(row["iterations"] for row in document["rows"] if row["run_id"] == run_id)
 
 
-def test_a_tracker_that_is_gone_costs_a_warning(
-    trained: Root, monkeypatch: pytest.MonkeyPatch, ssmscale: Callable[..., Answer]
+def test_a_tracker_that_is_gone_costs_a_warning_and_hears_it_from_sync(
+    trained: Root, empty_store: Path, monkeypatch: pytest.MonkeyPatch, ssmscale: Callable[..., Answer]
 ) -> None:
+    run = run_ids(trained)[0]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    answer = ssmscale("evaluate", "tiny", run_ids(trained)[0], "--root", trained.path, "--limit", 2)
+    answer = ssmscale("evaluate", "tiny", run, "--root", trained.path, "--limit", 2)
     assert answer.status == 0
     assert "warning: MLflow at http://127.0.0.1:9" in answer.err
     assert "codec-decoded held-out clips" in answer.out
     assert "not measured: fd_clap: give --clap" in answer.out
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    shutil.copyfile(empty_store, trained.path / "mlflow.db")
+    assert ssmscale("sync", "tiny", "--root", trained.path).status == 0
+    assert told(trained, run, "ce") == [
+        row.value for row in evaluation_rows(studied(trained)) if row.metric == "ce"
+    ]
+
+
+def told(root: Root, run_id: str, metric: str, settings: str = "held-out") -> list[float]:
+    """What MLflow has heard of one metric."""
+    experiment = Tracker(default_uri(root), "tiny", root).experiment
+    (held,) = experiment.search(ID, run_id)
+    history = experiment.client.get_metric_history(held.mlflow_id, f"eval/{settings}/{metric}")
+    return [one.value for one in history]
+
+
+def test_a_score_that_is_added_later_is_told_and_no_other_twice(
+    tracked_root: Root, study_fields: dict[str, Any]
+) -> None:
+    resolved = registered(tracked_root, study_fields)
+    write_finished(tracked_root, resolved.points)
+    run = resolved.points[0].run.run_id
+    for scores in ({"fd_a-1": 1.0}, {"fd_a-1": 1.0, "fd_b-2": 2.0}):
+        keep_evaluation(tracked_root, run, scored(SETTINGS, **scores))
+        for _ in range(2):
+            mirrored = Tracker(default_uri(tracked_root), "tiny", tracked_root)
+            mirrored.mirror(rows_of(tracked_root, study_fields), settle=True)
+        assert {name: told(tracked_root, run, name, SETTINGS.digest) for name in scores} == {
+            name: [value] for name, value in scores.items()
+        }
 
 
 def test_mistakes_are_named(trained: Root, tmp_path: Path, ssmscale: Callable[..., Answer]) -> None:
