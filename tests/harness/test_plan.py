@@ -240,7 +240,6 @@ def test_more_checkpoints_kept_and_more_series_at_once_need_more_disk(
     assert passing(jobs=2) == pytest.approx(min(2, len(os.sched_getaffinity(0))) * one)
 
 
-SWEEPS = sorted((REPOSITORY / "sweeps").glob("*.yaml"))
 MATCHED = {
     ("full", "prefix_simba"): 281_042_176,
     ("full", "prefix_mamba"): 283_759_168,
@@ -271,21 +270,19 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "sweep", [path for path in SWEEPS if path.stem != "demo"], ids=lambda path: path.stem
-)
-def test_every_study_that_comes_along_is_planned_without_its_corpus_and_its_encoder(
-    sweep: Path, ssmscale: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_papers_studies_are_planned_without_corpus_and_encoder_to_the_parameter(
+    name: str, ssmscale: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sweep = REPOSITORY / "sweeps" / f"{name}.yaml"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     plan = json.loads(ssmscale("plan", sweep, "--cluster", "h100x8", "--json").out)
     assert {run["run_id"] for run in plan["runs"]} == {None}
     assert plan["totals"]["gpu_hours"] > 100
     (note,) = [note["text"] for note in plan["design"]["notes"] if note["code"] == "corpus_unknown"]
     assert "google/flan-t5-base was not looked for" in note
-    assert {(size["size"], size["architecture"]): size["n_params"] for size in plan["sizes"]} == PARAMETERS[
-        sweep.stem
-    ]
+    found = {(size["size"], size["architecture"]): size["n_params"] for size in plan["sizes"]}
+    assert found == PARAMETERS[name]
     assert ssmscale("plan", sweep).status == 0  # and so it is on this machine
     assert ssmscale("submit", sweep, "--on", "local").status == 2
 

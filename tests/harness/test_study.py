@@ -9,7 +9,7 @@ import pytest
 
 from harness.rundir import Root
 from harness.study import load_study
-from harness.submission import resolve
+from harness.submission import register, resolve, resolve_registered
 from ssmttm.config import ModelConfig
 from ssmttm.flops import parameter_count
 from tests.conftest import Answer, files_below
@@ -93,6 +93,21 @@ def test_a_ladder_makes_a_size_of_each_width_depth_or_target(
     put(study_fields, "grid.sizes.wide.d_model", [32])
     longer = models_of(study_fields, write_study, "grid.sizes.wide.d_model=[32, 64]")
     assert longer == found
+
+
+def test_a_study_that_was_submitted_has_the_runs_of_its_file(
+    study_fields: Fields, write_study: Write, tmp_path: Path
+) -> None:
+    study_fields["grid"] |= {
+        "architectures": {"prefix_simba": None, "cross_transformer": {"iterations": [5, 40]}},
+        "sizes": {"l": {"d_model": [32, 64], "aspect": 16}, "s": {"n_params": 60000, "d_model": 32}},
+    }
+    path, root = write_study(study_fields), Root(tmp_path / "runs")
+    submitted = resolve(load_study(path), root, str(path))
+    register(submitted)
+    again = resolve_registered(root, "tiny")
+    assert again is not None
+    assert [point.run_id for point in again.points] == [point.run_id for point in submitted.points]
 
 
 def test_set_reaches_a_size_in_parameters(study_fields: Fields, write_study: Write) -> None:
