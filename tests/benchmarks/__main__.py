@@ -18,10 +18,11 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "KINETO
 import torch
 from threadpoolctl import threadpool_limits
 
-from tests.benchmarks import bootstrap, fit, overhead, points, scan, slurm, trunk
+from tests.benchmarks import bootstrap, fit, gpu, overhead, points, scan, slurm, trunk
 
 BENCHMARKS = {
     "scan": scan.run,
+    "gpu": gpu.run,
     "fit": fit.run,
     "bootstrap": bootstrap.run,
     "trunk": trunk.run,

@@ -1,0 +1,197 @@
+"""A training step of all four backbones at the paper's size: tokens a second, share of the ceiling, peak memory.
+
+With the kernels that are here and by PyTorch, with activation checkpointing and with torch.compile: each a model of
+its own with the same weights, and beside it, as the baseline, the model as it is. The ceiling is what a large product
+of matrices reaches here and now, in the precision of the step.
+
+torch.compile is no choice of a study: on a CPU it takes two minutes to start, gains nothing (0.94 times as fast) and
+moves gradients. Whether it pays on a GPU is what its row is for.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssmttm.conditioning import TextBatch
+from ssmttm.config import Architecture, ModelConfig, TextConfig
+from ssmttm.flops import training_flops
+from ssmttm.kernels import TORCH, Kernels, chosen, using
+from ssmttm.model import MusicLM, codebook_cross_entropy
+from tests.benchmarks.measure import Row, Work, as_ratio, by_turns
+from tests.benchmarks.scan import peak_bytes
+
+TEXT_WIDTH = 768
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is trained in one step, and the matrix product it is held against."""
+
+    n_blocks: int = 24
+    d_model: int = 1024
+    d_state: int = 512
+    frames: int = 2588  # 30 s
+    text_positions: int = 64
+    batch: int = 4
+    square: int = 8192
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model."""
+
+    kernels: Kernels
+    checkpointed: bool = False
+    compiler: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant's step in seconds and its peak in bytes; `problem` where it could not run."""
+
+    step: float = math.nan
+    peak: int = 0
+    problem: str | None = None
+
+
+def run(*, quick: bool) -> Iterator[Row]:
+    """Everything on the GPU, or one line that says there is none."""
+    if not torch.cuda.is_available():
+        yield Row("gpu: skipped, since there is no CUDA device here", "", "", "")
+        return
+    size = Size(n_blocks=6) if quick else Size()
+    yield from measure(size, "cuda", chosen(), rounds=3 if quick else 9)
+
+
+def measure(
+    size: Size, device: str, kernels: Kernels, *, rounds: int, compiler: str | None = "inductor"
+) -> Iterator[Row]:
+    """The rows of all four backbones at a size on a device; compiler: a backend of torch.compile, None for none."""
+    ceiling = product_speed(size.square, device, rounds)
+    yield Row(f"gpu: bf16 product of {size.square} x {size.square}", f"{ceiling / 1e12:.3g} TFLOP/s", "", "")
+    yield Row(f"gpu: mixers by {kernels.name}", kernels.reason or "complete", "", "")
+    for architecture in Architecture:
+        yield from _backbone(architecture, size, device, kernels, ceiling, rounds, compiler)
+
+
+def _backbone(
+    architecture: Architecture,
+    size: Size,
+    device: str,
+    kernels: Kernels,
+    ceiling: float,
+    rounds: int,
+    compiler: str | None,
+) -> Iterator[Row]:
+    config = ModelConfig(
+        architecture=architecture,
+        n_blocks=size.n_blocks,
+        d_model=size.d_model,
+        d_state=size.d_state,
+        text=TextConfig(encoder="frozen", dim=TEXT_WIDTH, max_positions=size.text_positions),
+    )
+    variants = {
+        "as it is": Variant(kernels),
+        "by PyTorch": Variant(TORCH),
+        "activation checkpointing": Variant(kernels, checkpointed=True),
+    }
+    if compiler is not None:
+        variants["torch.compile"] = Variant(kernels, compiler=compiler)
+    if not architecture.has_mixer:
+        del variants["by PyTorch"]
+    found = {name: _measured(variant, config, size, device, rounds) for name, variant in variants.items()}
+
+    tokens = size.batch * size.frames * config.n_codebooks
+    flops = training_flops(config, size.frames, size.text_positions) * size.batch * size.frames
+    own = found["as it is"]
+    for name, each in found.items():
+        what = f"{architecture} {name}"
+        if each.problem is not None:
+            yield Row(what, each.problem, "", "")
+            continue
+        share = flops / each.step / ceiling
+        others, other_peak, faster, smaller = "", "", "", ""
+        if each is not own and own.problem is None:
+            others, other_peak = f"{tokens / own.step:.4g}", _as_size(own.peak)
+            faster, smaller = f"{as_ratio(own.step / each.step)}, ", as_ratio(own.peak / each.peak)
+        yield Row(
+            f"{what}: tokens/s", f"{tokens / each.step:.4g}", others, f"{faster}{share:.0%} of the ceiling"
+        )
+        yield Row(f"{what}: peak memory", _as_size(each.peak), other_peak, smaller)
+
+
+def _measured(variant: Variant, config: ModelConfig, size: Size, device: str, rounds: int) -> Measured:
+    """Seconds and peak memory of a model of its own, gone afterwards."""
+    with using(variant.kernels):
+        try:
+            step = training_step(variant, config, size, device)
+            (seconds,) = by_turns(rounds, step)
+            return Measured(float(np.median(seconds)), peak(step, device))
+        except torch.OutOfMemoryError:
+            return Measured(problem="out of memory")
+        except torch._dynamo.exc.TorchDynamoException as error:
+            return Measured(problem=f"not compiled: {str(error).splitlines()[0]}")
+        finally:
+            gc.collect()
+            if device == "cuda":
+                torch.cuda.empty_cache()
+
+
+def training_step(variant: Variant, config: ModelConfig, size: Size, device: str) -> Work:
+    """A step of training in bf16, optimiser and all; returns when the device has done it."""
+    torch.manual_seed(0)
+    model = MusicLM(config).to(device).train()
+    model.checkpoints_activations = variant.checkpointed
+    if variant.compiler is not None:
+        for block in model.blocks:
+            block.compile(backend=variant.compiler)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    shape = (size.batch, config.n_codebooks, size.frames)
+    tokens = torch.randint(0, config.codebook_size, shape, device=device)
+    text = TextBatch(
+        torch.randn(size.batch, size.text_positions, TEXT_WIDTH),
+        torch.ones(size.batch, size.text_positions, dtype=torch.bool),
+        torch.zeros(size.batch, dtype=torch.bool),
+    ).to(device)
+    return partial(_step, model, optimiser, tokens, text)
+
+
+def _step(model: MusicLM, optimiser: torch.optim.Optimizer, tokens: Tensor, text: TextBatch) -> float:
+    with torch.autocast(tokens.device.type, torch.bfloat16):
+        logits = model(tokens, text)
+    codebook_cross_entropy(logits, tokens)[0].sum().div(tokens.numel()).backward()
+    optimiser.step()
+    optimiser.zero_grad()
+    return float(next(model.parameters()).detach().view(-1)[0])  # waits for the device
+
+
+def product_speed(square: int, device: str, rounds: int) -> float:
+    """FLOP/s of a product of two square matrices in bf16."""
+    left, right = torch.randn(2, square, square, device=device, dtype=torch.bfloat16)
+
+    def product() -> float:
+        return float((left @ right)[0, 0])
+
+    (seconds,) = by_turns(rounds, product)
+    return 2 * square**3 / float(np.median(seconds))
+
+
+def peak(step: Work, device: str) -> int:
+    """The most bytes one step holds at once: weights and moments too on a GPU, beyond them on a CPU."""
+    if device != "cuda":
+        return peak_bytes(step)
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated()
+
+
+def _as_size(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
