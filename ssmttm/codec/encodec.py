@@ -151,6 +151,12 @@ def _from_package(path: Path) -> Any:
         raise InputError(
             f"{path}: not a checkpoint of weights alone: {str(error).splitlines()[0]}"
         ) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(value, torch.Tensor) for value in tensors.values()
+    ):
+        raise InputError(
+            f"{path}: not a checkpoint of weights alone: it holds other things than tensors by name"
+        )
     network = EncodecModel(EncodecConfig())  # the defaults are those of the 24 kHz model
     fill(network, {_renamed(name): tensor for name, tensor in tensors.items()}, str(path))
     return network

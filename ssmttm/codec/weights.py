@@ -37,7 +37,8 @@ def network_of(folder: Path, config_class: str, model_class: str) -> "nn.Module"
     except Exception as error:  # transformers checks a configuration in several ways, each with its own error
         raise InputError(f"{folder / CONFIG}: not a configuration of {model_class}: {error}") from error
     tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    whole = folder / "model.safetensors"
+    for path in [whole] if whole.is_file() else sorted(folder.glob("*.safetensors")):
         try:
             tensors |= safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:

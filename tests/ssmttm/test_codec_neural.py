@@ -291,6 +291,9 @@ def test_checkpoints_that_are_not_weights_are_refused(
     with pytest.raises(InputError, match="not a checkpoint of weights alone"):
         NeuralCodec.of_model("encodec", str(put({"bomb": Bomb()})), 1)
     assert not (tmp_path / "ran").exists()
+    for content in ({"step": 3}, [torch.zeros(2)]):
+        with pytest.raises(InputError, match="it holds other things than tensors by name"):
+            NeuralCodec.of_model("encodec", str(put(content)), 1)
     renamed = put({}).rename(tmp_path / "encodec_24khz-d7cc33bc.th")
     with pytest.raises(InputError, match="with the sha256 its name says; fetch it again"):
         NeuralCodec.of_model("encodec", str(renamed), 1)
