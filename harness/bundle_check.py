@@ -175,7 +175,9 @@ def _check_contents(path: Path, contents: Contents, unpacked: Root) -> OpenBundl
     where = f"{folder}/study.json"
     listed = {
         point.run.run_id
-        for point in expand(registration.study, registration.corpus, registration.text_encoder, where)
+        for point in expand(
+            registration.study, registration.corpus, registration.text_encoder, where, registration.tuned
+        )
     }
     runs = [read_run(run_dir) for run_dir in sorted(_below(folder / "runs"))]
     for run in runs:

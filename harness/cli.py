@@ -25,6 +25,7 @@ from harness.cli_keep import export_study, import_bundle, prune, sync
 from harness.cli_serve import serve
 from harness.cli_status import cancel, logs, status
 from harness.cli_submit import planned, retry, submit
+from harness.cli_tune import tune
 from harness.disk import DiskFull
 from harness.dispatch.slurm_queue import SchedulerGone
 from harness.extras import missing_package
@@ -173,6 +174,7 @@ def plan(
 
 
 for verb in (submit, status, logs, cancel, retry, sync, prune):
+from harness.cli_tune import tune
     app.command()(verb)
 
 # -- what came out: export, import, generate, evaluate, points, fit, report

@@ -23,6 +23,7 @@ from harness.options import (
     SetOption,
     SnapshotOption,
     StudyArgument,
+    YesOption,
 )
 from harness.plan import Plan, make_plan
 from harness.profile import Profile, lasting_name, load_profile, profile_names
@@ -58,13 +59,11 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Do not ask, however many GPU-hours the profile wants confirmed.")
-    ] = False,
+    yes: YesOption = False,
     snapshot: SnapshotOption = None,
 ) -> None:
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
-    profile = _profile(on, cluster, snapshot)
+    profile = profile_for(on, cluster, snapshot)
     resolved = open_study(study, root, changes)
     submission.check_before_training(resolved)
     made = _plan(resolved, profile)  # whatever is wrong with the resources is said before anything is written
@@ -74,7 +73,7 @@ def submit(
         tables.print_plan(console, made)
         return
     if profile is not None:
-        _confirm(made, profile, yes=yes)
+        confirm(made.totals()["gpu_hours"], profile, yes=yes)
     submission.register(resolved)
     submission.keep_plan(resolved.root, made)
     _hand_over(resolved, made, profile, cluster)
@@ -102,7 +101,7 @@ def retry(
         if cluster is not None:
             console.print(f"on slurm, cluster {cluster}, as it was last submitted", markup=False)
         on = on or last
-    profile = _profile(on or "auto", cluster, snapshot)
+    profile = profile_for(on or "auto", cluster, snapshot)
     submission.check_before_training(resolved)
     if profile is not None:
         check_cluster(profile, resolved)
@@ -119,7 +118,7 @@ def retry(
         _hand_over(resolved, _plan(resolved, profile), profile, cluster)
 
 
-def _profile(on: str, cluster: str | None, snapshot: bool | None) -> Profile | None:
+def profile_for(on: str, cluster: str | None, snapshot: bool | None) -> Profile | None:
     """The cluster a submission goes to; None for this machine."""
     if on not in {"local", "slurm", "auto"}:
         raise InputError(f"--on {on}: there is no such dispatcher; there are local, slurm and auto")
@@ -135,9 +134,8 @@ def _profile(on: str, cluster: str | None, snapshot: bool | None) -> Profile | N
     return profile if snapshot is None else profile.model_copy(update={"snapshot": snapshot})
 
 
-def _confirm(made: Plan, profile: Profile, *, yes: bool) -> None:
+def confirm(hours: float, profile: Profile, *, yes: bool) -> None:
     """Ask before much is spent; where nobody can answer, --yes has to be given."""
-    hours = made.totals()["gpu_hours"]
     if yes or hours <= profile.confirm_gpu_hours:
         return
     question = f"submit {hours:.4g} GPU-hours to {profile.name}"

@@ -21,7 +21,8 @@ from harness.run import (
     Schedule,
     ScheduleKind,
 )
-from harness.study import SizeKeys, SizePatch, Study, merged
+from harness.study import TUNED, SizeKeys, SizePatch, Study, merged
+from harness.tuned import Tuned, tuned_rate
 from harness.validation import validate
 from ssmttm.config import Architecture, ModelConfig, SubLayer, TextConfig
 from ssmttm.corpus.manifest import Manifest, load_manifest
@@ -121,14 +122,17 @@ def _compare(study: Study, manifest: Manifest, where: str) -> None:
                 raise InputError(f"{where}: corpus.facts.{key}: {value}: {choice.path} has {held[key]}")
 
 
-def expand(study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str) -> list[GridPoint]:
+def expand(
+    study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str, tuned: Tuned | None = None
+) -> list[GridPoint]:
     """Every Run of the grid, architectures and sizes in the study's order, then seeds, then iterations.
 
-    Raises InputError where a size makes no model, naming the size and the architecture, and where there are too many.
+    Raises InputError where a size makes no model, naming the size and the architecture, where there are too many, and
+    where a learning rate is left to `tuned`, which does not tell it.
     """
     if (runs := study.grid.n_runs) > MOST_RUNS:
         raise InputError(f"{where}: grid: stands for {runs:,} runs; at most {MOST_RUNS:,} make one study")
-    points = list(_points(study, corpus, text_fingerprint, where))
+    points = list(_points(study, corpus, text_fingerprint, where, tuned))
     seen: dict[str, GridPoint] = {}
     for point in points:
         first = seen.setdefault(point.run_id, point)
@@ -140,7 +144,7 @@ def expand(study: Study, corpus: CorpusView, text_fingerprint: str | None, where
 
 
 def _points(
-    study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str
+    study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str, tuned: Tuned | None
 ) -> Iterator[GridPoint]:
     training = study.training
     for architecture, own in study.grid.architectures.items():
@@ -148,11 +152,11 @@ def _points(
             patches = (shared, own.sizes.get(size, SizePatch()))
             model = _model(study, corpus, architecture, size, where)
             changes = merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
-            optimiser = validate(
-                Optimiser,
-                training.optimiser.model_dump() | changes,
-                f"{where}: grid.sizes.{size} ({architecture}): optimiser",
-            )
+            of_size = f"{where}: grid.sizes.{size} ({architecture}): optimiser"
+            fields = training.optimiser.model_dump() | changes
+            if fields["lr"] == TUNED:
+                fields["lr"] = tuned_rate(tuned, model, of_size)
+            optimiser = validate(Optimiser, fields, of_size)
             for seed in study.grid.seeds_of(size):
                 for iterations in study.grid.iterations_of(architecture):
                     run = Run(

@@ -32,7 +32,7 @@ from harness.grid import GridPoint
 from harness.rundir import Root, read_launch
 from harness.status import RunState, RunStatus, StatusReader
 from harness.store import redact
-from harness.tracking import Tracker
+from harness.tracking import Tags, Tracker
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.tracking")
@@ -53,8 +53,11 @@ PARENT_SECONDS = 120.0
 class Rounds:
     """One study's mirroring, round after round; whatever a tracker does, a round ends without an error."""
 
-    def __init__(self, uri: str, study_name: str, root: Root, *, with_study: bool) -> None:
-        self._uri, self._arguments, self._with_study = redact(uri), (uri, study_name, root), with_study
+    def __init__(
+        self, uri: str, study_name: str, root: Root, tags_of: Tags = lambda _: {}, *, with_study: bool
+    ) -> None:
+        self._uri, self._arguments = redact(uri), (uri, study_name, root, tags_of)
+        self._with_study = with_study
         self.problem: str | None = None
         """What was wrong in the newest round, if anything."""
         self.tracker: Tracker | None = None
@@ -90,8 +93,15 @@ class Rounds:
 class MirrorThread:
     """Mirrors while training goes on: the trainer's processes know nothing of it, its failures cost one warning."""
 
-    def __init__(self, uri: str, study_name: str, root: Root, every_seconds: float = 3.0) -> None:
-        self._rounds = Rounds(uri, study_name, root, with_study=True)
+    def __init__(
+        self,
+        uri: str,
+        study_name: str,
+        root: Root,
+        every_seconds: float = 3.0,
+        tags_of: Tags = lambda _: {},
+    ) -> None:
+        self._rounds = Rounds(uri, study_name, root, tags_of, with_study=True)
         self._study_name, self._every = study_name, every_seconds
         self._rows: Sequence[RunStatus] = ()
         self._wake = threading.Event()

@@ -118,3 +118,6 @@ ClusterOption = Annotated[
         help="A cluster's profile: a YAML file, or a name in slurm/profiles.",
     ),
 ]
+YesOption = Annotated[
+    bool, typer.Option("--yes", help="Do not ask, however many GPU-hours the profile wants confirmed.")
+]

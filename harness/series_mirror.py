@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,15 @@ class Members:
 class SeriesMirror:
     """What MLflow has of one Series, kept as long as its story goes on."""
 
-    def __init__(self, experiment: Experiment, artefacts: Artefacts, root: Root, series_id: str) -> None:
-        self.experiment, self.artefacts, self.root = experiment, artefacts, root
+    def __init__(
+        self,
+        experiment: Experiment,
+        artefacts: Artefacts,
+        root: Root,
+        series_id: str,
+        tags_of: Callable[[RunStatus], Mapping[str, str]] = lambda _: {},
+    ) -> None:
+        self.experiment, self.artefacts, self.root, self.tags_of = experiment, artefacts, root, tags_of
         self.series_id = series_id
         self.held: dict[str, list[Held]] | None = None
         """By identity; None before the store was asked."""
@@ -154,7 +161,7 @@ class SeriesMirror:
             "ssmscale.commit": start.get("commit"),
             PARENT: parent.mlflow_id if parent is not None and identity != self.series_id else None,
         }
-        return {key: str(value) for key, value in tags.items() if value is not None}
+        return {key: str(value) for key, value in tags.items() if value is not None} | dict(self.tags_of(row))
 
 
 def tell_of(

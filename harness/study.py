@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    WrapValidator,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from harness.design_choice import DesignChoice
 from harness.ladder import rungs
@@ -17,12 +25,14 @@ from harness.run import (
     Digest,
     Frozen,
     Optimiser,
+    Positive,
     Precision,
     Regularisation,
     Schedule,
     WholeNumber,
 )
 from harness.training.schedule import branch_step
+from harness.tuning.settings import Tune
 from harness.validation import usable_path, validate
 from harness.yaml_file import read_yaml, read_yaml_value
 from ssmttm.config import Architecture, ModelConfig
@@ -39,7 +49,18 @@ def _patch(of: type[Frozen] | type[ModelConfig], leave_out: Sequence[str] = ()) 
     }
 
 
-OptimiserPatch: Any = create_model("OptimiserPatch", __base__=Frozen, **_patch(Optimiser))
+TUNED = "tuned"
+"""What a study gives for a learning rate that `ssmscale tune` found; the grid puts its number there."""
+
+
+def _rate_or_tuned(value: Any, validate_rate: Callable[[Any], float]) -> Any:
+    return value if value == TUNED else validate_rate(value)
+
+
+LearningRate = Annotated[Positive, WrapValidator(_rate_or_tuned), PlainSerializer(lambda rate: rate)]
+StudyOptimiser: Any = create_model("StudyOptimiser", __base__=Optimiser, lr=(LearningRate, ...))
+"""A Run's optimiser, whose learning rate a study may leave to what was tuned."""
+OptimiserPatch: Any = create_model("OptimiserPatch", __base__=Frozen, **_patch(StudyOptimiser))
 """Optimiser keys an architecture or a size sets for itself."""
 
 _FROM_ELSEWHERE = ("architecture", "text", "n_codebooks", "codebook_size")
@@ -227,7 +248,7 @@ class Training(Frozen):
     """Everything about training that a Run takes over as it is."""
 
     batch: Count
-    optimiser: Optimiser
+    optimiser: StudyOptimiser
     schedule: Schedule = Schedule()
     regularisation: Regularisation = Regularisation()
     precision: Precision = Precision.FP32
@@ -265,6 +286,16 @@ class Study(Frozen):
     tracking: Tracking = Tracking()
     resources: ResourceChoice = ResourceChoice()
     design: DesignChoice = DesignChoice()
+    tune: Tune | None = None
+
+    @property
+    def uses_tuned(self) -> bool:
+        """Whether some learning rate is left to what was tuned."""
+        patches: list[Any] = [*self.grid.sizes.values()]
+        for own in self.grid.architectures.values():
+            patches += [own, *own.sizes.values()]
+        chosen = [self.training.optimiser, *(getattr(patch, "optimiser", None) for patch in patches)]
+        return any(getattr(optimiser, "lr", None) == TUNED for optimiser in chosen)
 
     def resources_of(self, architecture: str, size: str) -> ResourceChoice:
         """What one size asks for under one architecture: the study's choice and its own changes to it.
@@ -294,6 +325,13 @@ class Study(Frozen):
                 "a name has letters, digits, '.', '_' and '-', begins with a letter or digit, at most 64"
             )
         return value
+
+    @model_validator(mode="after")
+    def _tuned_sizes_are_known(self) -> Study:
+        for name in self.tune.sizes if self.tune else ():
+            if name not in self.grid.sizes:
+                raise ValueError(f"tune.sizes: {name!r} is not one of the sizes {', '.join(self.grid.sizes)}")
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends_before_the_first_branch(self) -> Study:

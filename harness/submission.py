@@ -29,6 +29,7 @@ from harness.side_by_side import DISK_THREADS, side_by_side
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import Study
 from harness.tracking import sidecar_uri
+from harness.tuned import Tuned, read_tuned
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
 
@@ -43,6 +44,8 @@ class Registration(Frozen):
     study: Study
     corpus: CorpusView
     text_encoder: Digest | None = None
+    tuned: Tuned | None = None
+    """The learning rates it was submitted with, where it leaves them to tuning: tuning again moves no Run of it."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,17 @@ class ResolvedStudy:
     points: tuple[GridPoint, ...]
     where: str
     """What errors call it: the file it was read from."""
+    tuned: Tuned | None = None
+    """What its learning rates were taken from, where it leaves them to tuning."""
 
 
 def resolve(study: Study, root: Root, where: str) -> ResolvedStudy:
     """Find the study's corpus and encoder and expand its grid; raises InputError where that cannot be."""
     corpus = view_corpus(study, where)
-    text = None
-    if study.text.encoder != "bytes":
-        # Without the corpus no Run has an identity: then nobody needs to fetch an encoder only to plan.
-        text = text_fingerprint(study, root, where) if corpus.is_known else UNKNOWN_FINGERPRINT
-    return ResolvedStudy(study, root, corpus, text, tuple(expand(study, corpus, text, where)), where)
+    text = text_of(study, root, corpus, where)
+    tuned = read_tuned(root, study.name) if study.uses_tuned else None
+    points = tuple(expand(study, corpus, text, where, tuned))
+    return ResolvedStudy(study, root, corpus, text, points, where, tuned)
 
 
 def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
@@ -75,8 +79,16 @@ def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
     if not path.exists():
         return None
     held = read_model(path, Registration)
-    points = tuple(expand(held.study, held.corpus, held.text_encoder, str(path)))
-    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, str(path))
+    points = tuple(expand(held.study, held.corpus, held.text_encoder, str(path), held.tuned))
+    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, str(path), held.tuned)
+
+
+def text_of(study: Study, root: Root, corpus: CorpusView, where: str) -> str | None:
+    """Fingerprint of the study's frozen text encoder, None without one; raises InputError as `text_fingerprint` does."""
+    if study.text.encoder == "bytes":
+        return None
+    # Without the corpus no Run has an identity: then nobody needs to fetch an encoder only to plan.
+    return text_fingerprint(study, root, where) if corpus.is_known else UNKNOWN_FINGERPRINT
 
 
 def text_fingerprint(study: Study, root: Root, where: str) -> str:
@@ -129,6 +141,8 @@ def register(resolved: ResolvedStudy) -> None:
         "corpus": resolved.corpus.model_dump(),
         "text_encoder": resolved.text_encoder,
     }
+    if resolved.tuned is not None:
+        document["tuned"] = resolved.tuned.model_dump(mode="json")
     path = resolved.root.study(study.name) / "study.json"
     text = json.dumps(document, indent=1) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -145,8 +159,16 @@ class Submission:
     """One foreground submission: rounds of handing over what is missing, until nothing is."""
 
     def __init__(
-        self, resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, dispatcher_name: str
+        self,
+        resolved: ResolvedStudy,
+        plan: Plan,
+        dispatcher: Dispatcher,
+        dispatcher_name: str,
+        *,
+        sidecars: bool = True,
     ) -> None:
+        self.sidecars = sidecars and dispatcher_name != "local"
+        """Whether jobs mirror their Series by themselves, and not this process."""
         self.resolved, self.plan, self.dispatcher, self.name = resolved, plan, dispatcher, dispatcher_name
         self.root = resolved.root
         self.reader = StatusReader(self.root, resolved.study.name)
@@ -185,12 +207,7 @@ class Submission:
     ) -> None:
         jobs = self.prepare(missing)
         self.launch(jobs)
-        wanted = [row.run_id for row in missing]
-        if wanted != self._submitted:
-            self.control.append(
-                "submitted", runs=wanted, process=self.process, dispatcher=self.name, code=self.code
-            )
-            self._submitted = wanted
+        self.tell_submitted([row.run_id for row in missing])
         handles = self.dispatcher.submit(jobs)
         shown = 0.0
         while True:
@@ -210,6 +227,14 @@ class Submission:
         unfinished = {row.run_id for row in self._read() if row.state in {RunState.NEW, RunState.INTERRUPTED}}
         for handle, state in states.items():
             self._settle(handle, state, unfinished)
+
+    def tell_submitted(self, wanted: list[str]) -> None:
+        """Note in control.jsonl that this process has Runs trained, once for the same ones."""
+        if wanted != self._submitted:
+            self.control.append(
+                "submitted", runs=wanted, process=self.process, dispatcher=self.name, code=self.code
+            )
+            self._submitted = wanted
 
     def prepare(self, missing: Sequence[RunStatus]) -> list[Job]:
         """Write what these Runs are, the same for every study; returns their Series as jobs, the longest first."""
@@ -260,7 +285,7 @@ class Submission:
             eval_every=study.tracking.eval_every,
             peak_flops=planned.peak_flops,
             code=self.code,
-            tracking=None if self.name == "local" else sidecar_uri(study, self.root),
+            tracking=sidecar_uri(study, self.root) if self.sidecars else None,
         )
 
     def _job(self, series_id: str, runs: Sequence[PlannedRun]) -> Job:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from filelock import FileLock
@@ -63,6 +63,10 @@ def sidecar_uri(study: Study, root: Root) -> str | None:
     return None if uri.startswith("sqlite") or redact(uri) != uri else uri
 
 
+Tags = Callable[[RunStatus], Mapping[str, str]]
+"""What a Run's run, and that of its Series, is tagged with besides what its journal says."""
+
+
 @dataclass
 class Mirrored:
     """What one mirroring came to."""
@@ -80,8 +84,8 @@ class Mirrored:
 class Tracker:
     """One study's experiment in an MLflow store; its methods raise whatever MLflow raises."""
 
-    def __init__(self, uri: str, study_name: str, root: Root) -> None:
-        self.uri, self.study_name, self.root = uri, study_name, root
+    def __init__(self, uri: str, study_name: str, root: Root, tags_of: Tags = lambda _: {}) -> None:
+        self.uri, self.study_name, self.root, self.tags_of = uri, study_name, root, tags_of
         note = (
             f"Scaling study {study_name}. A parent run is a series (the trunk its runs share), a child run one "
             "run (its decay and its result); the run of kind study holds the study, its plan and its newest report."
@@ -177,7 +181,7 @@ class Tracker:
     ) -> None:
         state = self._state(series_id, rows)  # before the journals are read: what is written later is news
         if series_id not in self._series:
-            made = SeriesMirror(self.experiment, self.artefacts, self.root, series_id)
+            made = SeriesMirror(self.experiment, self.artefacts, self.root, series_id, self.tags_of)
             self._series[series_id] = (made, ProgressReader())
         series, reader = self._series[series_id]
         members = Members(
@@ -271,7 +275,7 @@ class Tracker:
             else:
                 found.setdefault(held.tags.get(SERIES, ""), []).append(held)
         for series_id in by_series:
-            series = SeriesMirror(self.experiment, self.artefacts, self.root, series_id)
+            series = SeriesMirror(self.experiment, self.artefacts, self.root, series_id, self.tags_of)
             series.know(found.get(series_id, ()))
             self._series[series_id] = (series, ProgressReader())
         listed = {*by_series, *(row.run_id for row in rows)}

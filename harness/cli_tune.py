@@ -1,0 +1,91 @@
+"""`ssmscale tune`: the best values of keys at the smaller sizes, and the learning rates that follow for the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness import submission
+from harness.cli_submit import confirm, profile_for
+from harness.opening import place_of
+from harness.options import ClusterOption, JsonOption, RootOption, SetOption, StudyArgument, YesOption
+from harness.plan import make_plan
+from harness.profile import Profile, lasting_name
+from harness.remote import check_cluster
+from harness.rundir import Root
+from harness.study import load_study
+from harness.terminal import console, errors, print_json
+
+if TYPE_CHECKING:
+    from harness.tuning.space import Cell, Space
+    from harness.tuning.trials import Told
+    from harness.tuning.workplace import Workplace
+
+
+def tune(
+    study: StudyArgument,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="local|slurm|auto",
+            help="Where trials are trained, as for submit; this process stays and controls the search.",
+        ),
+    ],
+    root: RootOption = None,
+    changes: SetOption = None,
+    cluster: ClusterOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the study's `tune:` keys for its smaller sizes, and carry the learning rate to the others (Optuna).
+
+    Each trial is a run like any other. Killed and started again it goes on; what it learns is in ROOT/studies/NAME/
+    tuned.json, where `lr: tuned` finds it.
+    """
+    from harness.tuning.report import describe, print_tuning, tuning_document
+    from harness.tuning.session import tune_study
+    from harness.tuning.space import Space
+
+    profile = profile_for(on, cluster, None)
+    if Path(study).suffix in {".yaml", ".yml"} and changes:
+        loaded = load_study(Path(study), changes)
+        place = Root(root or loaded.root or Path("runs"))
+    else:
+        loaded, place = place_of(study, root)
+    space = Space(loaded, place, study)
+    trials = [space.trial(cell.architecture, cell.size, space.corner()) for cell in space.cells]
+    submission.check_before_training(trials[0])
+    if profile is not None:
+        check_cluster(profile, trials[0])
+        confirm(_gpu_hours(space, trials, profile), profile, yes=yes)
+    out = errors if as_json else console
+
+    def say(cell: Cell, told: Told) -> None:
+        out.print(describe(cell, told), markup=False)
+
+    done = tune_study(space, lambda: _workplace(space, profile, cluster), say)
+    if as_json:
+        print_json(tuning_document(done))
+    else:
+        print_tuning(console, done)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def _workplace(space: Space, profile: Profile | None, cluster: str | None) -> Workplace:
+    from harness.tuning.workplace import Here, OnSlurm
+
+    study = space.trial(space.cells[0].architecture, space.cells[0].size, space.corner()).study
+    if profile is None or cluster is None:
+        return Here(space.root, study)
+    return OnSlurm(space.root, study, profile, lasting_name(cluster))
+
+
+def _gpu_hours(space: Space, trials: list[submission.ResolvedStudy], profile: Profile) -> float:
+    """What all trials take if none is pruned and none was trained before, `trials` being one of each cell."""
+    cluster = profile.cluster()
+    plans = [make_plan(one.study, one.points, one.corpus, one.root, cluster) for one in trials]
+    return space.tune.trials * sum(run.gpu_hours for plan in plans for run in plan.runs)

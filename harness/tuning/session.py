@@ -1,0 +1,159 @@
+"""One call of `ssmscale tune`: in control of the searches, trials mirrored on the way, what was learnt written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.disk import DiskFull
+from harness.foreground import Stopped
+from harness.mirror import MirrorThread
+from harness.rundir import read_model, write_atomically
+from harness.status import RunState, RunStatus, StatusReader
+from harness.submission import Registration
+from harness.terminal import errors, stoppable
+from harness.tracking import tracking_uri
+from harness.tuned import Tuned, read_tuned
+from harness.tuning.controller import Controller, Listener
+from harness.tuning.record import in_control, open_record
+from harness.tuning.space import Cell, Space
+from harness.tuning.transfer import Note, learn
+from harness.tuning.trials import LiveTrial, Outcome, Told, has_diverged
+from harness.tuning.workplace import Workplace
+
+MIRROR_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a study's tuning has come to."""
+
+    space: Space
+    told: Mapping[Cell, Sequence[Told]]
+    steps: Mapping[Cell, int]
+    """Steps trained for the trials of each cell, each Run counted once."""
+    tuned: Tuned | None
+    notes: Sequence[Note]
+    is_kept: bool
+    """Whether tuned.json holds what was learnt."""
+
+    @property
+    def failed(self) -> list[tuple[Cell, Told]]:
+        """Trials that failed other than by diverging."""
+        return [
+            (cell, one) for cell, all_ in self.told.items() for one in all_ if one.outcome is Outcome.FAILED
+        ]
+
+
+def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listener) -> Tuning:
+    """Search what is left to search, and fit and keep what was learnt.
+
+    Raises InputError where another process tunes the study, Stopped after Ctrl-C or SIGTERM, and DiskFull.
+    """
+    import optuna  # noqa: F401 - where it is missing, nothing is to be written
+
+    folder = space.root.study(space.study.name) / "tune"
+    with in_control(folder, f"study {space.study.name}"):
+        storage = open_record(folder, space.tune)
+        place = workplace()
+        controller = Controller(space, storage, place, on_told)
+        trials = _Trials(space, controller)
+        mirror = MirrorThread(
+            tracking_uri(space.study, space.root), trials.name, space.root, tags_of=trials.tags_of
+        )
+        with stoppable():
+            mirror.start()
+            try:
+                controller.run(lambda: trials.show(mirror))
+            except KeyboardInterrupt as interrupt:
+                errors.print("stopping: workers save what they have")
+                place.close()
+                mirror.finish(trials.rows())
+                raise Stopped from interrupt
+            except DiskFull:
+                place.close()
+                mirror.finish(trials.rows())
+                raise
+            finally:
+                place.close()
+            rows = trials.rows()
+            mirror.finish(rows)
+        told = {cell: controller.told(cell) for cell in space.cells}
+        tuned, notes = learn(space, told)
+        is_kept = _keep(space, tuned, notes)
+    return Tuning(space, told, trials.steps(rows), tuned, notes, is_kept)
+
+
+def _keep(space: Space, tuned: Tuned | None, notes: list[Note]) -> bool:
+    """Write tuned.json, unless the study was submitted with another one: its Runs would get other identities."""
+    if tuned is None:
+        return False
+    folder = space.root.study(space.study.name)
+    path = folder / "tuned.json"
+    text = tuned.model_dump_json(indent=1) + "\n"
+    held = folder / "study.json"
+    is_used = held.exists() and read_model(held, Registration).tuned is not None
+    if is_used and read_tuned(space.root, space.study.name) != tuned:
+        why = f"{path}: is kept as it is, since the study was submitted with it; tune anew under another name"
+        notes.append(Note("tuned_kept", why))
+        return False
+    write_atomically(path, text)
+    return True
+
+
+class _Trials:
+    """The Runs of all trials as a mirror wants them: rows, and tags that say which trial each belongs to."""
+
+    def __init__(self, space: Space, controller: Controller) -> None:
+        self.space, self.controller = space, controller
+        self.name = f"{space.study.name}/tune"
+        self._reader = StatusReader(space.root, self.name)
+        self._points: dict[tuple[Cell, int], Any] = {}
+        self._tags: dict[str, dict[str, str]] = {}
+        self._cells: dict[str, Cell] = {}
+        self._shown = 0.0
+
+    def rows(self) -> list[RunStatus]:
+        """Where the Runs of every trial stand, each Run once."""
+        for cell, number, one in self.controller.trials():
+            if (cell, number) in self._points:
+                continue
+            resolved = (
+                one.resolved
+                if isinstance(one, LiveTrial)
+                else self.space.trial(cell.architecture, cell.size, one.values)
+            )
+            self._points[cell, number] = resolved.points
+            for point in resolved.points:
+                tags = {"tune.study": self.space.study.name, "tune.trial": str(number)}
+                self._tags.setdefault(point.run_id, tags)
+                self._cells.setdefault(point.run_id, cell)
+        points = {point.run_id: point for points in self._points.values() for point in points}
+        return self._reader.read(points.values(), submitter=self.controller.process)
+
+    def show(self, mirror: MirrorThread) -> None:
+        """Tell the mirror now and then."""
+        if time.monotonic() - self._shown > MIRROR_SECONDS:
+            self._shown = time.monotonic()
+            mirror.show(self.rows())
+
+    def tags_of(self, row: RunStatus) -> dict[str, str]:
+        """Which trial a Run belongs to, and what became of that."""
+        ended = {
+            RunState.DONE: Outcome.FINISHED,
+            RunState.CANCELLED: Outcome.PRUNED,  # nobody else cancels a trial's Run
+            RunState.FAILED: Outcome.FAILED,
+        }
+        state = ended.get(row.state, "running")
+        if state is Outcome.FAILED and has_diverged(self.space.root, row.run_id):
+            state = Outcome.DIVERGED
+        return self._tags.get(row.run_id, {}) | {"tune.state": str(state)}
+
+    def steps(self, rows: Sequence[RunStatus]) -> dict[Cell, int]:
+        """Steps trained for each cell."""
+        steps = dict.fromkeys(self.space.cells, 0)
+        for row in rows:
+            steps[self._cells[row.run_id]] += row.iterations_done
+        return steps

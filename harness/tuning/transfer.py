@@ -1,0 +1,214 @@
+"""From finished trials to learning rates: the optimum of each size, how it moves with size, and where that leads.
+
+Near its minimum a loss is a parabola in the logarithm of the learning rate; its vertex is a better estimate than the
+best trial, and resampling the trials says how much better. Across sizes the optimum is taken to be a power law
+(Kaplan et al. 2020, arXiv 2001.08361, appendix D; Bjorck et al. 2024, arXiv 2409.19913), fitted to the vertices by
+least squares with each weighted by its own interval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.tuned import Carried, Law, Tuned, TunedArchitecture, TunedSize, rounded
+from harness.tuning.space import RATE, Cell, Space
+from harness.tuning.trials import Outcome, Told, finished
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+RESAMPLES = 1000
+NEAR = math.log(10.0) / 2
+"""How far from the best trial a learning rate may lie to be near the minimum, in its logarithm: half a decade."""
+FEWEST = 5
+"""Trials a parabola is fitted to where there are so many: the nearest to the best one, however far."""
+EDGE = 0.05
+"""Share of the searched range at either end in which an optimum is called at the edge."""
+LEAST_ERROR = 0.02
+"""Smallest standard error an optimum's logarithm is given: a parabola is not exact."""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The minimum of one size: log learning rate, its standard error and its 95 % interval."""
+
+    log_rate: float
+    error: float
+    ci95: tuple[float, float]
+    n_near: int
+    """Trials near the minimum."""
+    is_vertex: bool
+    """Whether it is a parabola's vertex, and not just the best trial."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What should be known before a learning rate is believed."""
+
+    code: str
+    text: str
+
+
+def find_optimum(rates: Sequence[float], losses: Sequence[float]) -> Optimum:
+    """The minimum of the losses against the logarithm of their learning rates, one of each a trial."""
+    import numpy as np
+
+    x, y = np.log(np.asarray(rates, dtype=float)), np.asarray(losses, dtype=float)
+    vertex, n_near, is_vertex = _vertex(x, y)
+    chance = np.random.default_rng(0)
+    draws = np.array(
+        [_vertex(x[rows], y[rows])[0] for rows in chance.integers(len(x), size=(RESAMPLES, len(x)))]
+    )
+    low, high = (float(end) for end in np.quantile(draws, (0.025, 0.975)))
+    return Optimum(
+        vertex, max(LEAST_ERROR, float(draws.std())), (min(low, vertex), max(high, vertex)), n_near, is_vertex
+    )
+
+
+def _vertex(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, int, bool]:
+    """Vertex of a parabola through the points near the lowest, kept among them; the lowest where there is none."""
+    import numpy as np
+
+    best = float(x[np.argmin(y)])
+    distance = np.abs(x - best)
+    reach = max(NEAR, float(np.sort(distance)[min(FEWEST, len(x)) - 1])) + 1e-9
+    near = distance <= reach
+    count = int(near.sum())
+    if len(np.unique(x[near])) < 4:  # three points make a parabola whatever the noise
+        return best, count, False
+    design = np.stack([np.ones(count), x[near] - best, (x[near] - best) ** 2], axis=1)
+    _, slope, curvature = np.linalg.lstsq(design, y[near], rcond=None)[0]
+    if curvature <= 0:
+        return best, count, False
+    vertex = best - slope / (2 * curvature)
+    return float(np.clip(vertex, x[near].min(), x[near].max())), count, True
+
+
+def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> Law | None:
+    """The power law through the optima of two sizes or more; None with fewer.
+
+    Where the optima scatter about it by more than their own errors, it is that much less certain.
+    """
+    import numpy as np
+
+    if len(set(scales)) < 2:
+        return None
+    x = np.log(np.asarray(scales, dtype=float))
+    design = np.stack([np.ones(len(x)), x - x.mean()], axis=1)
+    y = np.array([optimum.log_rate for optimum in optima])
+    weights = np.array([optimum.error for optimum in optima]) ** -2.0
+    covariance = np.linalg.inv(design.T @ (weights[:, None] * design))
+    level, slope = covariance @ (design.T @ (weights * y))
+    free = len(x) - 2
+    if free:
+        scatter = float(np.sum(weights * (y - design @ np.array([level, slope])) ** 2)) / free
+        covariance *= max(1.0, scatter)
+    # From the centre of the sizes back to x = 1.
+    shift = np.array([[1.0, -x.mean()], [0.0, 1.0]])
+    covariance = shift @ covariance @ shift.T
+    half = 1.96 * math.sqrt(covariance[1, 1])
+    return Law(
+        intercept=float(level - slope * x.mean()),
+        slope=float(slope),
+        slope_ci95=(float(slope - half), float(slope + half)),
+        covariance=(float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1])),
+    )
+
+
+def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | None, list[Note]]:
+    """What the trials say: the file to keep, None where no learning rate was searched or found, and notes."""
+    if not space.searches_rate:
+        text = f"{RATE} was not searched: the best trials are told, and nothing is carried to other sizes"
+        return None, [Note("rate_not_searched", text)]
+    notes: list[Note] = []
+    facts: list[Any] = []
+    architectures = {}
+    for architecture in space.study.grid.architectures:
+        sizes, scales, optima = [], [], []
+        for cell, trials in told.items():
+            ended = finished(trials)
+            if cell.architecture != architecture:
+                continue
+            if not ended:
+                notes.append(Note("no_trial", f"{architecture} {cell.size}: no trial finished"))
+                continue
+            pairs = sorted({(float(one.values[RATE]), loss) for one, loss in ended})
+            facts.append([cell.name, pairs])
+            optimum = find_optimum([rate for rate, _ in pairs], [loss for _, loss in pairs])
+            notes += _doubts(space, cell, optimum, trials)
+            best, best_loss = min(ended, key=lambda one: one[1])
+            low, high = optimum.ci95
+            sizes.append(
+                TunedSize(
+                    size=cell.size,
+                    n_params=cell.n_params,
+                    d_model=cell.d_model,
+                    lr=rounded(math.exp(optimum.log_rate)),
+                    ci95=(rounded(math.exp(low)), rounded(math.exp(high))),
+                    n_trials=len(pairs),
+                    best=best.values,
+                    best_loss=best_loss,
+                )
+            )
+            scales.append(getattr(cell, space.tune.scale_by))
+            optima.append(optimum)
+        if sizes:
+            law = fit_law(scales, optima)
+            carried = _carry(space, architecture, law) if law else ()
+            architectures[str(architecture)] = TunedArchitecture(sizes=sizes, law=law, carried=carried)
+            if law is None:
+                text = f"{architecture}: one size tells no slope; tune two or more to carry the learning rate to others"
+                notes.append(Note("one_size", text))
+    if not architectures:
+        return None, notes
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return (
+        Tuned(
+            study=space.study.name,
+            scale_by=space.tune.scale_by,
+            iterations=space.iterations,
+            fingerprint=digest,
+            architectures=architectures,
+        ),
+        notes,
+    )
+
+
+def _carry(space: Space, architecture: str, law: Law) -> tuple[Carried, ...]:
+    carried = []
+    for size in space.study.grid.sizes:
+        if size not in space.tune.sizes:
+            cell = space.describe(architecture, size)
+            rate, interval = law.at(getattr(cell, space.tune.scale_by))
+            carried.append(
+                Carried(size=size, n_params=cell.n_params, d_model=cell.d_model, lr=rate, ci95=interval)
+            )
+    return tuple(carried)
+
+
+def _doubts(space: Space, cell: Cell, optimum: Optimum, trials: Sequence[Told]) -> list[Note]:
+    where, notes = f"{cell.architecture} {cell.size}", []
+    rate = math.exp(optimum.log_rate)
+    one = space.dimensions[RATE]
+    tried = [told.values[RATE] for told in trials if told.outcome is not Outcome.FAILED]
+    if one.choices is None:
+        margin = EDGE * math.log(one.high / one.low)
+        at_low = optimum.log_rate < math.log(one.low) + margin or rate <= min(tried) * (1 + 1e-9)
+        at_high = optimum.log_rate > math.log(one.high) - margin or rate >= max(tried) * (1 - 1e-9)
+        if at_low or at_high:
+            end = f"low {one.low:g}" if at_low else f"high {one.high:g}"
+            text = f"{where}: the best learning rate, {rounded(rate):g}, is at the edge of its range, {end}; search on"
+            notes.append(Note("optimum_at_edge", text))
+    if not optimum.is_vertex:
+        text = (
+            f"{where}: no parabola goes through the {optimum.n_near} trials near the best, whose learning rate is "
+            "taken as it is; give it more trials"
+        )
+        notes.append(Note("no_vertex", text))
+    return notes

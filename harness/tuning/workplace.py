@@ -1,0 +1,150 @@
+"""Where trials are trained: the dispatchers of `submit`, fed a trial at a time while others run.
+
+Both leave what is finished or in other hands alone, and both find again what an earlier controller left running: here
+by the journals, on a cluster by SLURM's word and the claims on Series.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from harness.cluster import Cluster, this_machine
+from harness.code_copy import copy_code
+from harness.disk import DiskFull, is_read_only
+from harness.dispatch.base import Dispatcher, Handle, JobState
+from harness.dispatch.local import LocalDispatcher
+from harness.dispatch.slurm import SlurmDispatcher, jobs_of_runs, open_book
+from harness.dispatch.slurm_queue import JobView
+from harness.grid import GridPoint
+from harness.process import identify_process
+from harness.profile import Profile
+from harness.remote import Claims, hours_for, submit_missing
+from harness.rundir import Root
+from harness.status import RunState, RunStatus, StatusReader
+from harness.study import Study
+from harness.submission import Submission
+
+ASK_SECONDS = 5.0
+"""Between two questions to SLURM: a controller may watch for days."""
+AT_ONCE_ON_SLURM = 8
+"""Trials in SLURM's hands at once where neither study nor profile says: with more, a search is blind to its own."""
+
+
+class Workplace(Protocol):
+    """Trains Runs and tells where they stand."""
+
+    name: str
+    cluster: Cluster
+    pause: float
+    """Seconds between two looks."""
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """What hands Runs over."""
+
+    def room(self, series: int) -> int:
+        """How many trials of so many Series are worth training at once."""
+
+    def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
+        """Hand Runs over that nobody trains; False where there is no room, or another has them by now."""
+
+    def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
+        """Where these Runs stand; raises DiskFull where no room is left to go on."""
+
+    def close(self) -> None:
+        """End what would not outlive this process, saving what it has."""
+
+
+class Here:
+    """This machine, on workers that stay warm from one trial to the next."""
+
+    name = "local"
+    pause = 0.1
+
+    def __init__(self, root: Root, study: Study) -> None:
+        self.cluster = this_machine()
+        self.threads, self.jobs = study.resources.threads or 1, study.resources.jobs
+        self.dispatcher = LocalDispatcher(self.cluster, root.study(study.name) / "logs", self.jobs)
+        self.reader = StatusReader(root, study.name)
+        self.root, self.process = root, identify_process()
+        self._handles: dict[str, Handle] = {}
+
+    def room(self, series: int) -> int:
+        """As many trials as keep the workers busy."""
+        workers = self.jobs or self.cluster.gpus or max(1, self.cluster.cores // self.threads)
+        return max(1, -(-workers // series))
+
+    def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
+        """Queue Runs behind those of other trials."""
+        jobs = submission.prepare(missing)
+        submission.launch(jobs)
+        submission.tell_submitted([row.run_id for row in missing])
+        for handle in self.dispatcher.submit(jobs):
+            self._handles[handle.job.series_id] = handle
+        return True
+
+    def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
+        """Take up what workers said and read the journals."""
+        states = self.dispatcher.poll(list(self._handles.values()))
+        for handle, state in states.items():
+            if state is JobState.NO_SPACE:
+                folder = self.root.series(handle.job.series_id)
+                raise DiskFull(folder, is_read_only=is_read_only(folder))
+            if state not in {JobState.QUEUED, JobState.RUNNING}:
+                del self._handles[handle.job.series_id]
+        rows = self.reader.read(points, submitter=self.process)
+        # What a worker was just told of has written nothing yet.
+        return [
+            replace(row, state=RunState.QUEUED)
+            if row.series_id in self._handles and row.state in {RunState.NEW, RunState.INTERRUPTED}
+            else row
+            for row in rows
+        ]
+
+    def close(self) -> None:
+        """Have the workers save and go."""
+        self.dispatcher.close()
+
+
+class OnSlurm:
+    """A cluster: jobs outlive this process, and the next one finds them."""
+
+    name = "slurm"
+    pause = 1.0
+
+    def __init__(self, root: Root, study: Study, profile: Profile, called: str) -> None:
+        self.cluster, self.profile, self.called = profile.cluster(), profile, called
+        self.folder = root.study(study.name)
+        self.dispatcher = SlurmDispatcher(profile, self.folder)
+        self.root, self.reader = root, StatusReader(root, study.name)
+        self._jobs: Mapping[str, JobView] = {}
+        self._asked = float("-inf")
+
+    def room(self, series: int) -> int:
+        """What the profile says may run at once."""
+        return max(1, (self.profile.limits.parallel or AT_ONCE_ON_SLURM) // series)
+
+    def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
+        """Claim the Series and submit an array for them."""
+        planned = [
+            run for run in submission.plan.runs if run.status.run_id in {row.run_id for row in missing}
+        ]
+        if self.profile.snapshot and self.dispatcher.copy is None:
+            self.dispatcher.copy = copy_code(self.folder, submission.code)
+        self.dispatcher.hours = hours_for(planned, self.profile)
+        done = submit_missing(submission, self.dispatcher, missing, Claims(self.root), self.called)
+        self._asked = float("-inf")
+        return bool(done.series)
+
+    def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
+        """Read the journals and, every few seconds, ask SLURM."""
+        if time.monotonic() - self._asked > ASK_SECONDS:
+            self._jobs = jobs_of_runs(open_book(self.folder))
+            self._asked = time.monotonic()
+        return self.reader.read(points, jobs=self._jobs)
+
+    def close(self) -> None:
+        """Nothing to let go of: the jobs are SLURM's."""
