@@ -22,7 +22,7 @@ from harness.brief import first_line
 from harness.disk import make_folder
 from harness.process import identify_process
 from harness.rundir import write_atomically
-from harness.store import redact
+from harness.store import redact, with_driver
 from harness.tuning.settings import Tune
 from harness.tuning.space import Cell
 from ssmttm.errors import InputError
@@ -53,24 +53,26 @@ def in_control(folder: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def open_record(folder: Path, tune: Tune) -> BaseStorage:
-    """The record of a study's searches; call it in control. Raises InputError for a database that cannot be opened."""
-    import optuna
-    from optuna.storages import RDBStorage
+def open_journal(folder: Path) -> BaseStorage:
+    """The record of a study's searches in a file; call it in control."""
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if tune.storage is None:
-        path = folder / JOURNAL
-        _mend(path)
-        return JournalStorage(JournalFileBackend(str(path)))
+    path = folder / JOURNAL
+    _mend(path)
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def open_database(uri: str, where: str) -> BaseStorage:
+    """The record of searches in a database; raises InputError where it cannot be opened, never showing its password."""
+    from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return RDBStorage(tune.storage)
+        return RDBStorage(with_driver(uri))
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"tune.storage: {redact(tune.storage)}: cannot be opened: {first_line(error)}"
+            f"{where}: tune.storage: {redact(uri)}: cannot be opened: {first_line(error)}; right is "
+            "postgresql://USER@HOST:PORT/NAME"
         ) from error
 
 

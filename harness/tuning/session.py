@@ -17,7 +17,7 @@ from harness.terminal import errors, stoppable
 from harness.tracking import tracking_uri
 from harness.tuned import Tuned, read_tuned
 from harness.tuning.controller import Controller, Listener
-from harness.tuning.record import in_control, open_record
+from harness.tuning.record import in_control, open_database, open_journal
 from harness.tuning.space import Cell, Space
 from harness.tuning.transfer import Note, learn
 from harness.tuning.trials import LiveTrial, Outcome, Told, has_diverged
@@ -52,13 +52,15 @@ def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listen
 
     Raises InputError where another process tunes the study, Stopped after Ctrl-C or SIGTERM, and DiskFull.
     """
-    import optuna  # noqa: F401 - where it is missing, nothing is to be written
+    import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    uri = space.tune.storage
+    database = open_database(uri, space.where) if uri else None  # before anything is written
     folder = space.root.study(space.study.name) / "tune"
     with in_control(folder, f"study {space.study.name}"):
-        storage = open_record(folder, space.tune)
         place = workplace()
-        controller = Controller(space, storage, place, on_told)
+        controller = Controller(space, database or open_journal(folder), place, on_told)
         trials = _Trials(space, controller)
         mirror = MirrorThread(
             tracking_uri(space.study, space.root), trials.name, space.root, tags_of=trials.tags_of

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Floats = npt.NDArray[np.float64]
+
 RESAMPLES = 1000
 NEAR = math.log(10.0) / 2
 """How far from the best trial a learning rate may lie to be near the minimum, in its logarithm: half a decade."""
 FEWEST = 5
 """Trials a parabola is fitted to where there are so many: the nearest to the best one, however far."""
+FEWEST_DISTINCT = 4
+"""Learning rates without which there is no parabola: three make one whatever the noise."""
 EDGE = 0.05
 """Share of the searched range at either end in which an optimum is called at the edge."""
 LEAST_ERROR = 0.02
@@ -60,34 +64,41 @@ def find_optimum(rates: Sequence[float], losses: Sequence[float]) -> Optimum:
     import numpy as np
 
     x, y = np.log(np.asarray(rates, dtype=float)), np.asarray(losses, dtype=float)
-    vertex, n_near, is_vertex = _vertex(x, y)
-    chance = np.random.default_rng(0)
-    draws = np.array(
-        [_vertex(x[rows], y[rows])[0] for rows in chance.integers(len(x), size=(RESAMPLES, len(x)))]
-    )
-    low, high = (float(end) for end in np.quantile(draws, (0.025, 0.975)))
+    vertices, n_near, are_vertices = _vertices(x[None], y[None])
+    rows = np.random.default_rng(0).integers(len(x), size=(RESAMPLES, len(x)))
+    draws, _, _ = _vertices(x[rows], y[rows])
+    vertex, (low, high) = float(vertices[0]), np.quantile(draws, (0.025, 0.975))
     return Optimum(
-        vertex, max(LEAST_ERROR, float(draws.std())), (min(low, vertex), max(high, vertex)), n_near, is_vertex
+        log_rate=vertex,
+        error=max(LEAST_ERROR, float(draws.std())),
+        ci95=(min(float(low), vertex), max(float(high), vertex)),
+        n_near=int(n_near[0]),
+        is_vertex=bool(are_vertices[0]),
     )
 
 
-def _vertex(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> tuple[float, int, bool]:
-    """Vertex of a parabola through the points near the lowest, kept among them; the lowest where there is none."""
+def _vertices(x: Floats, y: Floats) -> tuple[Floats, npt.NDArray[np.int_], npt.NDArray[np.bool_]]:
+    """For each row (samples, trials): the vertex, the trials it rests on, and whether there is one.
+
+    It is that of a parabola through the points near the lowest, kept among them; the lowest where there is none.
+    """
     import numpy as np
 
-    best = float(x[np.argmin(y)])
-    distance = np.abs(x - best)
-    reach = max(NEAR, float(np.sort(distance)[min(FEWEST, len(x)) - 1])) + 1e-9
-    near = distance <= reach
-    count = int(near.sum())
-    if len(np.unique(x[near])) < 4:  # three points make a parabola whatever the noise
-        return best, count, False
-    design = np.stack([np.ones(count), x[near] - best, (x[near] - best) ** 2], axis=1)
-    _, slope, curvature = np.linalg.lstsq(design, y[near], rcond=None)[0]
-    if curvature <= 0:
-        return best, count, False
-    vertex = best - slope / (2 * curvature)
-    return float(np.clip(vertex, x[near].min(), x[near].max())), count, True
+    best = x[np.arange(len(x)), y.argmin(axis=1)][:, None]
+    away = x - best
+    reach = np.sort(np.abs(away), axis=1)[:, min(FEWEST, x.shape[1]) - 1 :][:, :1]
+    near = np.abs(away) <= np.maximum(NEAR, reach) + 1e-9
+    in_order = np.sort(np.where(near, x, np.inf), axis=1)
+    steps = in_order[:, 1:] > in_order[:, :-1]
+    distinct = 1 + (steps & np.isfinite(in_order[:, 1:])).sum(axis=1)
+    powers = np.stack([np.ones_like(away), away, away**2], axis=2) * near[:, :, None]
+    solved = np.linalg.pinv(powers) @ (y * near)[:, :, None]
+    slope, curvature = solved[:, 1, 0], solved[:, 2, 0]
+    found = (distinct >= FEWEST_DISTINCT) & (curvature > 0)
+    shift = np.where(found, -slope / np.where(found, 2 * curvature, 1.0), 0.0)
+    lowest = np.where(near, away, np.inf).min(axis=1)
+    highest = np.where(near, away, -np.inf).max(axis=1)
+    return best[:, 0] + np.clip(shift, lowest, highest), near.sum(axis=1), found
 
 
 def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> Law | None:

@@ -1,0 +1,153 @@
+"""The controller of a search: what it asks, has trained, tells and finds again; with real training in this process."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.journal import read_progress
+from harness.rundir import Root
+from harness.tuning.record import JOURNAL, open_database, open_journal
+from harness.tuning.space import Cell, Space
+from harness.tuning.trials import Outcome, Told
+from tests.harness.trainer import losses, train
+from tests.harness.tuner import Fields, space_of, tuned_here
+
+
+@pytest.fixture
+def fields(study_fields: Fields) -> Fields:
+    """Three trials of one size, two steps each."""
+    study_fields["grid"]["iterations"] = [2, 4]
+    study_fields["training"]["schedule"] = {"warmup": 1}
+    study_fields["tune"] = {
+        "sizes": ["xs"],
+        "trials": 3,
+        "search": {"optimiser.lr": {"low": 1e-3, "high": 1e-1, "log": True}},
+    }
+    return study_fields
+
+
+def the_cell(space: Space) -> Cell:
+    (cell,) = space.cells
+    return cell
+
+
+def test_a_trial_is_worth_the_mean_of_its_runs_final_losses(fields: Fields, here: Root) -> None:
+    fields["tune"] |= {"trials": 2, "seeds": [0, 1]}
+    controller, place = tuned_here(here, fields)
+    cell = the_cell(controller.space)
+    assert len(place.trained) == 4
+    for told in controller.told(cell):
+        points = controller.space.trial(cell.architecture, cell.size, told.values).points
+        finals = [(read_progress(here.run(point.run_id)).result or {})["loss"] for point in points]
+        assert told.ending.loss == pytest.approx(sum(finals) / 2, rel=1e-12)
+
+
+def test_a_trial_that_somebody_trained_as_a_run_is_not_trained_again(fields: Fields, here: Root) -> None:
+    fields["tune"] |= {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}, "trials": 4}
+    theirs = copy.deepcopy(fields)
+    theirs["training"]["optimiser"]["lr"] = 0.01
+    theirs["grid"]["iterations"] = [2]
+    train(here, theirs)
+    controller, place = tuned_here(here, fields)
+    told = {
+        one.values["training.optimiser.lr"]: one.ending.loss
+        for one in controller.told(the_cell(controller.space))
+    }
+    assert [told[0.01]] == losses(here, theirs)
+    assert len(place.trained) == 1
+
+
+def test_equal_suggestions_are_trained_once_and_told_alike(fields: Fields, here: Root) -> None:
+    fields["tune"] |= {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}, "trials": 6, "parallel": 3}
+    controller, place = tuned_here(here, fields)
+    told = controller.told(the_cell(controller.space))
+    assert len(told) == 6
+    assert len(place.trained) == len(set(place.trained)) == 2
+    assert len({(one.values["training.optimiser.lr"], one.ending.loss) for one in told}) == 2
+
+
+def test_suggestions_that_differ_in_the_fourth_digit_are_one_trial(fields: Fields, here: Root) -> None:
+    fields["tune"]["search"]["optimiser.lr"] = {"low": 0.01, "high": 0.0100001}
+    _, place = tuned_here(here, fields)
+    assert len(place.trained) == 1
+
+
+class Killed(Exception):
+    """Stands for the end of a controller between two of its steps."""
+
+
+@pytest.mark.parametrize("storage", ["file", "database"])
+def test_a_controller_goes_on_where_one_was_killed(
+    storage: str, fields: Fields, here: Root, tmp_path: Path
+) -> None:
+    def opened() -> Any:
+        uri = f"sqlite:///{tmp_path / 'optuna.db'}"
+        return open_database(uri, "test") if storage == "database" else None
+
+    def kill_after_the_second(_: Cell, told: Told) -> None:
+        if told.number == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tuned_here(here, fields, kill_after_the_second, opened())
+    before = {path: path.read_bytes() for path in here.path.glob("runs/*/journal/*")}
+    assert len(before) == 2
+    controller, place = tuned_here(here, fields, storage=opened())
+    assert len(controller.told(the_cell(controller.space))) == 3
+    assert len(place.trained) == 1
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_finished_while_nobody_controlled_is_told_and_not_trained(fields: Fields, here: Root) -> None:
+    space = space_of(here, fields)
+    cell = the_cell(space)
+    folder = here.study("tiny") / "tune"
+    folder.mkdir(parents=True)
+    controller, _ = tuned_here(here, {**fields, "tune": {**fields["tune"], "trials": 1}})
+    search = controller.searches[cell]
+    search.enqueue_trial({"training.optimiser.lr": 0.05})
+    search.ask(fixed_distributions=space.distributions())  # and then killed, while a job elsewhere trained on
+    theirs = copy.deepcopy(fields)
+    theirs["training"]["optimiser"]["lr"], theirs["grid"]["iterations"] = 0.05, [2]
+    train(here, theirs)
+    controller, place = tuned_here(here, fields)
+    assert [controller.told(cell)[1].ending.loss] == losses(here, theirs)
+    assert len(place.trained) == 1
+
+
+def test_values_that_diverge_are_told_as_bad_and_not_as_a_failure(fields: Fields, here: Root) -> None:
+    fields["grid"]["iterations"] = [8]
+    fields["tune"] |= {"search": {"optimiser.lr": {"choices": [1e-3, 1e30]}}, "trials": 4}
+    controller, _ = tuned_here(here, fields)
+    by_rate = {
+        one.values["training.optimiser.lr"]: one for one in controller.told(the_cell(controller.space))
+    }
+    assert by_rate[1e-3].outcome is Outcome.FINISHED
+    assert by_rate[1e30].outcome is Outcome.DIVERGED
+    assert "loss" in str(by_rate[1e30].ending.reason)
+
+
+def test_a_record_that_ends_in_half_a_line_is_read_and_written_on(fields: Fields, here: Root) -> None:
+    fields["tune"]["trials"] = 2
+    tuned_here(here, fields)
+    folder = here.study("tiny") / "tune"
+    with (folder / JOURNAL).open("ab") as file:
+        file.write(b'{"op_code": 4, "worker')  # as a writer leaves it that is killed
+    (folder / f"{JOURNAL}.lock").symlink_to(folder / JOURNAL)
+    fields["tune"]["trials"] = 3
+    controller, place = tuned_here(here, fields)
+    assert len(place.trained) == 1
+    assert len(open_journal(folder).get_all_studies()) == 1
+    assert len(controller.told(the_cell(controller.space))) == 3
+
+
+def test_another_length_or_other_seeds_begin_a_search_of_their_own(fields: Fields, here: Root) -> None:
+    name = the_cell(space_of(here, fields)).name
+    for change in ({"iterations": 4}, {"seeds": [0, 1]}):
+        assert the_cell(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name != name
+    for change in ({"trials": 9}, {"search": {"optimiser.lr": {"low": 1e-4, "high": 1.0, "log": True}}}):
+        assert the_cell(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name == name

@@ -1,0 +1,76 @@
+"""Tuning in the test's own process: real engines train the trials, one after the other, when they are handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from harness.cluster import this_machine
+from harness.dispatch.local import LocalDispatcher
+from harness.grid import GridPoint
+from harness.rundir import Root
+from harness.status import RunStatus, StatusReader
+from harness.study import Study
+from harness.submission import Submission
+from harness.training.preemption import StopFlag
+from harness.tuning.controller import Controller
+from harness.tuning.record import open_journal
+from harness.tuning.space import Cell, Space
+from harness.tuning.trials import Told
+from harness.validation import validate
+from harness.worker import group_by_series, train_series
+
+Fields = dict[str, Any]
+
+
+class InThisProcess:
+    """A Workplace whose trials are trained by the time they have been handed over."""
+
+    name = "local"
+    pause = 0.0
+
+    def __init__(self, root: Root, study_name: str) -> None:
+        self.cluster = this_machine()
+        self.dispatcher = LocalDispatcher(self.cluster, root.path / "logs")
+        self.reader = StatusReader(root, study_name)
+        self.trained: list[str] = []
+        """Runs trained here, in order."""
+
+    def room(self, series: int) -> int:
+        return 1
+
+    def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
+        jobs = submission.prepare(missing)
+        submission.launch(jobs)
+        for job in jobs:
+            for root, runs in group_by_series(job.run_dirs):
+                train_series(runs, root, StopFlag())
+                self.trained += [run.run_id for run in runs]
+        return True
+
+    def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
+        return self.reader.read(points)
+
+    def close(self) -> None:
+        pass
+
+
+def space_of(root: Root, fields: Fields) -> Space:
+    """The space of a study's `tune:`."""
+    return Space(validate(Study, fields, "test"), root, "test")
+
+
+def tuned_here(
+    root: Root,
+    fields: Fields,
+    on_told: Callable[[Cell, Told], None] = lambda cell, told: None,
+    storage: Any = None,
+) -> tuple[Controller, InThisProcess]:
+    """Tune a study in this process; its controller and where its trials were trained."""
+    space = space_of(root, fields)
+    place = InThisProcess(root, f"{space.study.name}/tune")
+    folder = root.study(space.study.name) / "tune"
+    folder.mkdir(parents=True, exist_ok=True)
+    controller = Controller(space, storage or open_journal(folder), place, on_told)
+    controller.run()
+    return controller, place
