@@ -173,8 +173,7 @@ def plan(
         print_design(console, expected)
 
 
-for verb in (submit, status, logs, cancel, retry, sync, prune):
-from harness.cli_tune import tune
+for verb in (submit, status, logs, cancel, retry, sync, prune, tune):
     app.command()(verb)
 
 # -- what came out: export, import, generate, evaluate, points, fit, report

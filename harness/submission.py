@@ -84,7 +84,7 @@ def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
 
 
 def text_of(study: Study, root: Root, corpus: CorpusView, where: str) -> str | None:
-    """Fingerprint of the study's frozen text encoder, None without one; raises InputError as `text_fingerprint` does."""
+    """Fingerprint of the study's frozen text encoder, None without one; raises what `text_fingerprint` raises."""
     if study.text.encoder == "bytes":
         return None
     # Without the corpus no Run has an identity: then nobody needs to fetch an encoder only to plan.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from harness.grid import CorpusView, expand, view_corpus
 from harness.rundir import Root
 from harness.study import ModelPatch, Study, TextChoice, Training
-from harness.submission import ResolvedStudy, text_fingerprint
+from harness.submission import ResolvedStudy, text_of
 from harness.training.schedule import branch_step
 from harness.tuned import rounded
 from harness.tuning.settings import Dimension, Tune
@@ -64,7 +64,7 @@ class Space:
         self.dimensions = self._dimensions()
         self.iterations = self.tune.iterations or study.grid.iterations[0]
         self.corpus: CorpusView = view_corpus(study, where)
-        self.text = None if study.text.encoder == "bytes" else text_fingerprint(study, root, where)
+        self.text = text_of(study, root, self.corpus, where)
         if study.uses_tuned and not self.searches_rate:
             raise InputError(
                 f"{where}: lr: tuned: is what tuning is to find; search {RATE}, or give a number"
@@ -196,6 +196,7 @@ class Space:
         fields = self.study.model_dump(mode="json", exclude_unset=True)
         fields.pop("tune")
         own = fields["grid"]["architectures"][architecture] or {}
+        own.pop("iterations", None)
         patch = own.get("sizes", {}).get(size) or {}
         own["sizes"] = {size: patch}
         for key, value in values.items():

@@ -7,18 +7,20 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.rundir import Root
-from harness.study import Study
+from harness.study import Study, load_study
 from harness.submission import register, resolve, resolve_registered
 from harness.tuned import Law, Tuned, TunedArchitecture, TunedSize
+from harness.tuning.space import Space
 from harness.validation import validate
 from ssmttm.flops import parameter_count
-from tests.conftest import Answer, files_below
+from tests.conftest import REPOSITORY, Answer, files_below
 from tests.harness.tuner import Fields, space_of
 
 Command = Callable[..., Answer]
@@ -152,6 +154,16 @@ def test_the_first_trials_fill_each_dimension_evenly(fields: Fields, here: Root)
     assert sorted(int(place * 8) for place in places) == list(range(8))
     assert {one["training.schedule.warmup"] for one in design} <= {0, 1, 2, 3}
     assert space.design(8, "name") == design != space.design(8, "other")
+
+
+def test_the_search_that_comes_along_covers_the_small_sizes_of_both_architectures(here: Root) -> None:
+    facts = "corpus.facts={n_codebooks: 2, codebook_size: 256, frames: 256, clips: 1000}"
+    path = REPOSITORY / "sweeps" / "tune_lr.yaml"
+    cells = Space(load_study(path, [facts]), here, str(path)).cells
+    architectures = ("prefix_simba", "cross_transformer")
+    assert [(cell.architecture, cell.size) for cell in cells] == list(
+        product(architectures, ("xs", "s", "m"))
+    )
 
 
 # -- lr: tuned
