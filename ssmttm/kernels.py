@@ -3,6 +3,9 @@
 The choice is made once a process, so that a run never changes its arithmetic under way; it is named in the layout
 of a journal and by `ssmscale doctor`. Parameters are the same both ways.
 
+Kernels add up in whatever order their threads finish, so that on CUDA a run is met again to rounding alone. With
+MAMBA_DETERMINISTIC=1, CAUSAL_CONV1D_DETERMINISTIC=1 and TRITON_CACHE_AUTOTUNING=1 they keep to one order, slower.
+
 Of mamba-ssm nothing but its Triton kernels is imported: its package imports a compiled extension for Mamba-1, which
 Mamba-2 does not need and which takes most of the time to build.
 """

@@ -34,6 +34,8 @@ def kernels_on(device: str) -> Iterator[Kernels]:
             pytest.skip(f"the kernels are not complete: {kernels.reason}")
         yield kernels
         return
+    if torch.cuda.is_available():
+        pytest.skip("the kernels run compiled here, and a process runs them one way or the other")
     # One block size instead of a search that times them.
     variables = {"TRITON_INTERPRET": "1", "MAMBA_DETERMINISTIC": "1"}
     properties = types.SimpleNamespace(multi_processor_count=1)

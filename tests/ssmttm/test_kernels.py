@@ -14,7 +14,7 @@ from ssmttm.errors import InputError
 from ssmttm.kernels import TORCH, Kernels, using
 from ssmttm.model import codebook_cross_entropy
 from ssmttm.ssd import ssd_scan
-from tests.ssmttm.kernel_devices import kernels_on
+from tests.ssmttm.kernel_devices import FOLDER, kernels_on
 from tests.ssmttm.small import small_config, small_model, text_for, tokens_for
 from tests.ssmttm.test_ssd import inputs
 
@@ -160,6 +160,21 @@ def test_a_missing_package_is_named():
         pytest.skip("mamba-ssm is installed")
     assert kernels.load("cuda") == Kernels(reason="mamba-ssm is not installed")
     assert "mamba_ssm" not in sys.modules
+
+
+@pytest.mark.verify
+def test_without_any_compiled_part_the_scan_is_found_and_the_convolution_missed():
+    if not FOLDER.is_dir():
+        pytest.skip(f"no mamba-ssm in {FOLDER}: make verify brings it")
+    program = (
+        f"import sys; sys.path.append({str(FOLDER)!r}); from ssmttm.kernels import load; found = load('cuda')\n"
+        "print(found.name.split()[0], found.scan is not None, found.mixer, found.reason, sep='|')\n"
+        "import mamba_ssm"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("mamba-ssm|True|None|causal-conv1d ")
+    assert "No module named 'causal_conv1d_cuda'" in done.stdout
+    assert "No module named 'selective_scan_cuda'" in done.stderr  # the package's own error is its own still
 
 
 def test_tensors_of_another_device_are_left_to_pytorch():
