@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,9 +21,9 @@ from harness import tables
 from harness.cli_data import data_app
 from harness.cli_evaluate import evaluate
 from harness.cli_generate import generate
-from harness.cli_keep import export_study, import_bundle, prune, sync
+from harness.cli_keep import export_study, import_bundle, points, prune, sync
 from harness.cli_serve import serve
-from harness.cli_status import cancel, logs, status
+from harness.cli_status import cancel, doctor, logs, status
 from harness.cli_submit import planned, retry, submit
 from harness.cli_tune import tune
 from harness.disk import DiskFull
@@ -32,6 +32,7 @@ from harness.extras import missing_package
 from harness.foreground import Stopped
 from harness.opening import begun, registered
 from harness.options import (
+    BudgetOption,
     ClusterOption,
     ColumnOption,
     DeltaOption,
@@ -60,11 +61,13 @@ from ssmttm.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.design import DesignDocument
     from analysis.document import FitDocument
     from analysis.points import CheckedPoints
     from harness.plan import Plan
     from harness.tracking import Tracker
+
+FRESH_SEED = 1_000_000
+"""Of simulated studies that no choice was made by."""
 
 app = typer.Typer(
     name="ssmscale",
@@ -149,6 +152,7 @@ def plan(
     changes: SetOption = None,
     cluster: ClusterOption = None,
     design: DesignOption = False,
+    budget: BudgetOption = None,
     prior: PriorOption = None,
     law: DesignLawOption = None,
     reference: ReferenceOption = None,
@@ -156,21 +160,15 @@ def plan(
 ) -> None:
     """What is left to train and what it will cost; trains nothing."""
     resolved, made = planned(study, root, changes, cluster)
-    if not design and (prior or law or reference):
-        raise InputError("--prior, --law and --reference: are about --design; add that")
+    if not design and budget is None and (prior or law or reference):
+        raise InputError("--prior, --law and --reference: are about --design and --budget; add one of them")
     document = made.as_json()
-    expected = _expected(resolved, made, prior, law, reference) if design else None
-    if expected is not None:
-        found = expected.model_dump(mode="json")
-        document["design"] = found | {"notes": document["design"]["notes"] + found["notes"]}
+    if not as_json:
+        tables.print_plan(console, made)
+    if design or budget is not None:
+        _design(resolved, made, _Wanted(design, budget, prior, law, reference), document, as_json=as_json)
     if as_json:
         print_json(document)
-        return
-    tables.print_plan(console, made)
-    if expected is not None:
-        from analysis.design_terminal import print_design
-
-        print_design(console, expected)
 
 
 for verb in (submit, status, logs, cancel, retry, sync, prune, tune):
@@ -182,28 +180,7 @@ app.command("export")(export_study)
 app.command("import")(import_bundle)
 app.command()(generate)
 app.command()(evaluate)
-
-
-@app.command()
-def points(
-    study: StudyArgument,
-    root: RootOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write CSV or Parquet, by the name's ending.")
-    ] = None,
-    on_the_way: Annotated[
-        bool,
-        typer.Option("--all", help="Add the evaluations made on the way, as rows with annealed=False."),
-    ] = False,
-) -> None:
-    """The table of finished runs, a row a run, as CSV: from the journals, which MLflow is brought up to first."""
-    from harness.points_table import check_ending, points_of, write_table
-
-    check_ending(out)
-    resolved = registered(study, root)
-    rows = begun(resolved)
-    bring_up_to_date(resolved, rows)
-    write_table(points_of(rows, resolved.root, on_the_way=on_the_way), out, sys.stdout)
+app.command()(points)
 
 
 @app.command()
@@ -273,40 +250,77 @@ def report(
 app.command()(serve)
 
 
-@app.command()
-def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
-    """What of this machine, and of a cluster that is named, works, and what to do about the rest."""
-    from harness.doctor import examine
+app.command()(doctor)
 
-    findings = examine(root or Path("runs"), cluster)
-    if as_json:
-        print_json({"checks": [finding.model_dump() for finding in findings]})
-    else:
-        tables.print_doctor(console, findings)
-    if any(finding.needed and not finding.works for finding in findings):
-        raise typer.Exit(1)
+# -- what is expected of a grid, and the best one for a budget
 
 
-# -- what is expected of a grid
+@dataclass(frozen=True)
+class _Wanted:
+    """What `plan` was asked about the design."""
+
+    expectations: bool
+    budget: float | None
+    prior: Path | None
+    law: str | None
+    reference: str | None
 
 
-def _expected(
-    resolved: ResolvedStudy, made: Plan, prior: Path | None, law: str | None, reference: str | None
-) -> DesignDocument:
+def _design(
+    resolved: ResolvedStudy, made: Plan, wanted: _Wanted, document: dict[str, Any], *, as_json: bool
+) -> None:
+    """Add what is expected and proposed to the plan's document, or print it."""
+    from analysis.budget import Rung, Space, propose, spelled
     from analysis.design import expected
+    from analysis.design_terminal import print_design, print_proposal
     from analysis.prior import choose_prior
     from analysis.simulate import grid_of
+    from harness.candidates import candidates_of, grid_fields
     from harness.design_table import COLUMNS, design_cells
+    from harness.yaml_file import yaml_text
 
     grid = grid_of(COLUMNS, design_cells(made), resolved.study.name)
-    taken = choose_prior(grid.frame, prior, resolved.study.design.model_dump(), law, resolved.where)
+    prior = choose_prior(
+        grid.frame, wanted.prior, resolved.study.design.model_dump(), wanted.law, resolved.where
+    )
+    design = document["design"]
     with errors.status("simulating studies") as shown:
-        return expected(
-            grid,
-            taken,
-            reference,
-            progress=lambda done, total: shown.update(f"{done} of {total} studies simulated"),
+
+        def progress(done: int, total: int) -> None:
+            shown.update(f"{done} of {total} studies simulated")
+
+        if wanted.expectations:
+            found = expected(grid, prior, wanted.reference, progress=progress)
+            told = found.model_dump(mode="json")
+            design |= told | {"notes": design["notes"] + told["notes"]}
+            if not as_json:
+                print_design(console, found)
+        if wanted.budget is None:
+            return
+        there = candidates_of(made)
+        rungs = tuple(
+            Rung(one.architecture, one.size, one.n_params, one.tokens_an_iteration) for one in there.sizes
         )
+        space = Space(rungs, there.counts, there.hours, there.shares_trunk)
+        best = propose(
+            space,
+            prior,
+            wanted.budget,
+            wanted.reference,
+            progress=lambda done, total: shown.update(f"{done} of {total} candidate grids simulated"),
+        )
+        fields = grid_fields(resolved.study, spelled(space, best.grid))
+        # Other studies than those by which it was chosen: they flatter it.
+        found = expected(best.grid.points(space), prior, wanted.reference, seed=FRESH_SEED, progress=progress)
+    if as_json:
+        design["proposal"] = {
+            "budget_gpu_hours": wanted.budget,
+            "gpu_hours": best.gpu_hours,
+            "grid": fields,
+            "expected": found.model_dump(mode="json"),
+        }
+    else:
+        print_proposal(console, space, best, found, yaml_text({"grid": fields}))
 
 
 # -- what fit and report share

@@ -1,7 +1,8 @@
-"""`ssmscale sync`, `prune`, `export` and `import`: what MLflow and a ROOT keep, and what is carried elsewhere."""
+"""`ssmscale sync`, `prune`, `points`, `export`, `import`: what MLflow and a ROOT keep, and what leaves them."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from harness import tables
 from harness.opening import begun, registered
 from harness.options import JsonOption, RootOption, StudyArgument
 from harness.rundir import Root
-from harness.syncing import kept_by, replay, warn
+from harness.syncing import bring_up_to_date, kept_by, replay, warn
 from harness.terminal import console, counted, print_json
 
 
@@ -72,3 +73,24 @@ def import_bundle(
     tables.print_imported(console, opened.contents.study, done)
     if done.busy:
         raise typer.Exit(1)
+
+
+def points(
+    study: StudyArgument,
+    root: RootOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write CSV or Parquet, by the name's ending.")
+    ] = None,
+    on_the_way: Annotated[
+        bool,
+        typer.Option("--all", help="Add the evaluations made on the way, as rows with annealed=False."),
+    ] = False,
+) -> None:
+    """The table of finished runs, a row a run, as CSV: from the journals, which MLflow is brought up to first."""
+    from harness.points_table import check_ending, points_of, write_table
+
+    check_ending(out)
+    resolved = registered(study, root)
+    rows = begun(resolved)
+    bring_up_to_date(resolved, rows)
+    write_table(points_of(rows, resolved.root, on_the_way=on_the_way), out, sys.stdout)

@@ -1,7 +1,8 @@
-"""`ssmscale status`, `logs` and `cancel`: how a study does, and taking runs of it back."""
+"""`ssmscale status`, `logs`, `cancel` and `doctor`: how a study and a machine do, and taking runs back."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from harness import submission, tables
 from harness.logs import find_logs, follow_logs, print_logs
 from harness.opening import choose, registered, rows_of
-from harness.options import JsonOption, RootOption, RunsArgument, StudyArgument
+from harness.options import ClusterOption, JsonOption, RootOption, RunsArgument, StudyArgument
 from harness.reading import StudyReader
 from harness.remote import cancel_jobs_of
 from harness.status import StatusReader
@@ -74,3 +75,16 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     if ended:
         console.print(f"{counted(len(ended), 'job')} taken from SLURM: {', '.join(ended)}")
     console.print(f"{counted(len(concerned), 'run')} cancelled")
+
+
+def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+    """What of this machine, and of a cluster that is named, works, and what to do about the rest."""
+    from harness.doctor import examine
+
+    findings = examine(root or Path("runs"), cluster)
+    if as_json:
+        print_json({"checks": [finding.model_dump() for finding in findings]})
+    else:
+        tables.print_doctor(console, findings)
+    if any(finding.needed and not finding.works for finding in findings):
+        raise typer.Exit(1)

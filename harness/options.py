@@ -48,6 +48,10 @@ DesignOption = Annotated[
         help="Simulate the study first: what intervals its report will have, and what its grid cannot identify.",
     ),
 ]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option("--budget", metavar="GPU_HOURS", help="Propose the best grid for so many GPU-hours."),
+]
 PriorOption = Annotated[
     Path | None,
     typer.Option(

@@ -82,3 +82,8 @@ def _parse(text: str, where: str) -> Any:
         raise InputError(f"{where}:{line} {error.problem or 'is not YAML'}".replace(": :", ":")) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"{where}: is not YAML ({first_line(error)})") from error
+
+
+def yaml_text(document: Any) -> str:
+    """A document as YAML that people read: blocks above, the innermost mappings and lists on one line."""
+    return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)

@@ -7,6 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
+from harness.candidates import candidates_of, grid_fields
+from harness.cli_submit import planned
+from harness.study import load_study
+from harness.yaml_file import yaml_text
 from tests.conftest import Answer
 
 Fields = dict[str, Any]
@@ -52,3 +59,49 @@ def test_what_cannot_be_planned_with_is_refused_in_one_sentence(
         assert words in answer.err
     study_fields["design"] = {"prior": {"cross_simba": {"E": 1, "A": 1, "B": 1, "alpha": 0.5, "beta": 0.5}}}
     assert "no law for prefix_simba" in ssmscale("plan", write_study(study_fields), "--design").err
+
+
+@pytest.fixture
+def three_sizes(study_fields: Fields) -> Fields:
+    study_fields["grid"] |= {
+        "architectures": {"prefix_simba": {"sizes": {"d8": {"d_state": 4}}}, "cross_transformer": None},
+        "sizes": {f"d{d}": {"n_blocks": 1, "d_model": d} for d in (16, 8, 32)},
+        "iterations": [10, 20, 40],
+        "seeds": [0, 1],
+    }
+    return study_fields
+
+
+@pytest.mark.parametrize("kind", ["wsd", "cosine"])
+def test_what_a_grid_is_said_to_cost_is_what_the_plan_of_it_costs(
+    three_sizes: Fields, write_study: Callable[..., Path], kind: str
+) -> None:
+    three_sizes["training"]["schedule"] |= {"kind": kind}
+    _, made = planned(str(write_study(three_sizes)), None, None, None)
+    there = candidates_of(made)
+    assert [one.size for one in there.sizes] == ["d8", "d8", "d16", "d16", "d32", "d32"]
+    assert set(there.counts) == {10, 14, 20, 28, 40}
+    cost = sum(2 * there.hours(one.architecture, one.size, (10, 20, 40)) for one in there.sizes)
+    assert cost == pytest.approx(made.totals()["gpu_hours"])
+
+
+def test_a_chosen_grid_is_pasted_as_it_is_written(
+    three_sizes: Fields, write_study: Callable[..., Path]
+) -> None:
+    study = load_study(write_study(three_sizes))
+    chosen = {"sizes": ["d16", "d32"], "iterations": [10, 40], "seeds": [0]}
+    chosen["replicates"] = [{"sizes": ["d16"], "seeds": [1, 2, 3]}]
+    written = yaml.safe_load(yaml_text({"grid": grid_fields(study, chosen)}))
+    again = load_study(write_study(three_sizes | written))
+    assert list(again.grid.sizes) == ["d16", "d32"]
+    assert again.grid.iterations == (10, 40)
+    assert again.grid.n_runs == 2 * (4 + 1) * 2
+    assert again.grid.sizes["d32"] == study.grid.sizes["d32"]
+
+
+def test_a_budget_too_small_for_any_grid_is_refused_with_what_would_do(
+    three_sizes: Fields, write_study: Callable[..., Path], ssmscale: Command
+) -> None:
+    answer = ssmscale("plan", write_study(three_sizes), "--budget", "1e-9", "--json")
+    assert (answer.status, answer.out, len(answer.err.splitlines())) == (2, "", 1)
+    assert "GPU-hours" in answer.err

@@ -1,0 +1,123 @@
+"""What a study's grid could be made of instead, with what each series would cost, and a grid chosen of it as YAML.
+
+Sizes are the study's own, iteration counts lie within its range: another choice of these needs no new decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from harness.plan import Plan, PlannedRun
+from harness.run import Schedule, ScheduleKind
+from harness.study import Study
+from harness.training.schedule import branch_step, decay_steps
+
+MOST_COUNTS = 8
+ENOUGH_COUNTS = 6
+"""With fewer of its own, a study's counts are joined by those half-way between them."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A size under one architecture."""
+
+    architecture: str
+    size: str
+    n_params: int
+    tokens_an_iteration: float
+    gpu_hours_an_iteration: float
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Sizes in ascending order, iteration counts likewise, and the schedule that says what a series of them takes."""
+
+    sizes: tuple[Candidate, ...]
+    counts: tuple[int, ...]
+    schedule: Schedule
+
+    @property
+    def shares_trunk(self) -> bool:
+        """Whether runs of different length are one series."""
+        return self.schedule.kind is ScheduleKind.WSD
+
+    def hours(self, architecture: str, size: str, counts: Sequence[int]) -> float:
+        """GPU-hours of one seed: the trunk to where the longest run leaves it, and the decay of each."""
+        trunk = max(branch_step(self.schedule, count) for count in counts) if self.shares_trunk else 0
+        steps = trunk + sum(decay_steps(self.schedule, count) for count in counts)
+        (rate,) = (
+            one.gpu_hours_an_iteration
+            for one in self.sizes
+            if (one.architecture, one.size) == (architecture, size)
+        )
+        return steps * rate
+
+
+def candidates_of(plan: Plan) -> Candidates:
+    """The sizes and iteration counts of a planned study."""
+    longest: dict[tuple[str, str], PlannedRun] = {}
+    for planned in plan.runs:
+        point = planned.status.point
+        held = longest.setdefault((point.architecture, point.size), planned)
+        if point.run.iterations > held.status.point.run.iterations:
+            longest[point.architecture, point.size] = planned
+    sizes = [_candidate(planned) for planned in longest.values()]
+    largest = {name: max(one.n_params for one in sizes if one.size == name) for _, name in longest}
+    own = {planned.status.point.run.iterations for planned in plan.runs}
+    return Candidates(
+        sizes=tuple(sorted(sizes, key=lambda one: (largest[one.size], one.size, one.architecture))),
+        counts=_pool(sorted(own)),
+        schedule=plan.study.training.schedule,
+    )
+
+
+def _candidate(planned: PlannedRun) -> Candidate:
+    point, cost = planned.status.point, planned.cost
+    iterations = point.run.iterations
+    return Candidate(
+        architecture=point.architecture,
+        size=point.size,
+        n_params=cost.n_params,
+        tokens_an_iteration=cost.tokens / iterations,
+        gpu_hours_an_iteration=planned.wall_hours_alone * planned.gpus / iterations,
+    )
+
+
+def _pool(own: Sequence[int]) -> tuple[int, ...]:
+    found = set(own)
+    if len(own) < ENOUGH_COUNTS:
+        found |= {_rounded(math.sqrt(low * high)) for low, high in pairwise(own) if high > 1.3 * low}
+    ordered = sorted(found)
+    if len(ordered) <= MOST_COUNTS:
+        return tuple(ordered)
+    last = len(ordered) - 1
+    return tuple(ordered[round(index * last / (MOST_COUNTS - 1))] for index in range(MOST_COUNTS))
+
+
+def _rounded(value: float) -> int:
+    """To two digits."""
+    unit: int = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return max(1, round(value / unit) * unit)
+
+
+def grid_fields(study: Study, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The study's `grid` with other iterations, seeds and replicates, and without the sizes that were not chosen."""
+    grid = study.grid.model_dump(mode="json", exclude_unset=True)
+    kept = chosen["sizes"]
+    architectures = {}
+    for name, patch in grid["architectures"].items():
+        own = {key: value for key, value in (patch or {}).items() if key != "iterations"}
+        if "sizes" in own:
+            own["sizes"] = {size: keys for size, keys in own["sizes"].items() if size in kept}
+        architectures[name] = {key: value for key, value in own.items() if value != {}} or None
+    fields = {
+        "architectures": architectures,
+        "sizes": {size: grid["sizes"][size] for size in grid["sizes"] if size in kept},
+        "iterations": list(chosen["iterations"]),
+        "seeds": list(chosen["seeds"]),
+    }
+    return fields | ({"replicates": chosen["replicates"]} if chosen["replicates"] else {})
