@@ -54,6 +54,7 @@ def test_two_ranks_under_zero_give_the_losses_of_one(
         "zero_stage": stage,
         "threads": 1,
         "kernels": "torch",
+        "activation_checkpointing": False,
     }
     assert training_losses(root, fields) == pytest.approx(one_rank, abs=1e-4)
 
