@@ -42,7 +42,7 @@ def tune(
 ) -> None:
     """Search the study's `tune:` keys for its smaller sizes, and carry the learning rate to the others (Optuna).
 
-    Each trial is a run like any other. Killed and started again it goes on; what it learns is in ROOT/studies/NAME/
+    Each trial is a run like any other. Killed and started again it goes on. What it learns is kept beside the study in
     tuned.json, where `lr: tuned` finds it.
     """
     from harness.tuning.report import describe, print_tuning, tuning_document

@@ -165,7 +165,8 @@ class Controller:
         if not missing:
             return None
         if live.handed >= MOST_ATTEMPTS * len(rows):
-            reason = f"{missing[0].run_id} was handed over {MOST_ATTEMPTS} times and did not end; {missing[0].reason}"
+            why = f": {missing[0].reason}" if missing[0].reason else ""
+            reason = f"run {missing[0].run_id} was handed over {MOST_ATTEMPTS} times and did not end{why}"
             return Ending(Outcome.FAILED, reason=reason)
         live.handed += len(missing) if self.workplace.train(live.submission, missing) else 0
         return None

@@ -15,7 +15,7 @@ from harness.status import RunState, RunStatus, StatusReader
 from harness.submission import Registration
 from harness.terminal import errors, stoppable
 from harness.tracking import tracking_uri
-from harness.tuned import Tuned, read_tuned
+from harness.tuned import Tuned
 from harness.tuning.controller import Controller, Listener
 from harness.tuning.record import in_control, open_database, open_journal
 from harness.tuning.space import Cell, Space
@@ -84,24 +84,25 @@ def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listen
             mirror.finish(rows)
         told = {cell: controller.told(cell) for cell in space.cells}
         tuned, notes = learn(space, told)
-        is_kept = _keep(space, tuned, notes)
+        is_kept = keep(space, tuned, notes)
     return Tuning(space, told, trials.steps(rows), tuned, notes, is_kept)
 
 
-def _keep(space: Space, tuned: Tuned | None, notes: list[Note]) -> bool:
-    """Write tuned.json, unless the study was submitted with another one: its Runs would get other identities."""
+def keep(space: Space, tuned: Tuned | None, notes: list[Note]) -> bool:
+    """Write tuned.json and say whether it holds what was learnt.
+
+    One that the study was submitted with stays, with a note: its Runs would get other identities.
+    """
     if tuned is None:
         return False
     folder = space.root.study(space.study.name)
-    path = folder / "tuned.json"
-    text = tuned.model_dump_json(indent=1) + "\n"
-    held = folder / "study.json"
-    is_used = held.exists() and read_model(held, Registration).tuned is not None
-    if is_used and read_tuned(space.root, space.study.name) != tuned:
+    path, held = folder / "tuned.json", folder / "study.json"
+    used = read_model(held, Registration).tuned if path.exists() and held.exists() else None
+    if used not in (None, tuned):
         why = f"{path}: is kept as it is, since the study was submitted with it; tune anew under another name"
         notes.append(Note("tuned_kept", why))
         return False
-    write_atomically(path, text)
+    write_atomically(path, tuned.model_dump_json(indent=1) + "\n")
     return True
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.tuned import Carried, Law, Tuned, TunedArchitecture, TunedSize, rounded
 from harness.tuning.space import RATE, Cell, Space
-from harness.tuning.trials import Outcome, Told, finished
+from harness.tuning.trials import Told, finished
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +32,7 @@ FEWEST = 5
 """Trials a parabola is fitted to where there are so many: the nearest to the best one, however far."""
 FEWEST_DISTINCT = 4
 """Learning rates without which there is no parabola: three make one whatever the noise."""
-EDGE = 0.05
+EDGE = 0.1
 """Share of the searched range at either end in which an optimum is called at the edge."""
 LEAST_ERROR = 0.02
 """Smallest standard error an optimum's logarithm is given: a parabola is not exact."""
@@ -80,7 +80,7 @@ def find_optimum(rates: Sequence[float], losses: Sequence[float]) -> Optimum:
 def _vertices(x: Floats, y: Floats) -> tuple[Floats, npt.NDArray[np.int_], npt.NDArray[np.bool_]]:
     """For each row (samples, trials): the vertex, the trials it rests on, and whether there is one.
 
-    It is that of a parabola through the points near the lowest, kept among them; the lowest where there is none.
+    It is that of a parabola through the points near the lowest; the lowest where there is none, or not among them.
     """
     import numpy as np
 
@@ -94,11 +94,12 @@ def _vertices(x: Floats, y: Floats) -> tuple[Floats, npt.NDArray[np.int_], npt.N
     powers = np.stack([np.ones_like(away), away, away**2], axis=2) * near[:, :, None]
     solved = np.linalg.pinv(powers) @ (y * near)[:, :, None]
     slope, curvature = solved[:, 1, 0], solved[:, 2, 0]
-    found = (distinct >= FEWEST_DISTINCT) & (curvature > 0)
-    shift = np.where(found, -slope / np.where(found, 2 * curvature, 1.0), 0.0)
+    bends = (distinct >= FEWEST_DISTINCT) & (curvature > 0)
+    shift = -slope / np.where(bends, 2 * curvature, np.inf)
     lowest = np.where(near, away, np.inf).min(axis=1)
     highest = np.where(near, away, -np.inf).max(axis=1)
-    return best[:, 0] + np.clip(shift, lowest, highest), near.sum(axis=1), found
+    found = bends & (lowest <= shift) & (shift <= highest)
+    return best[:, 0] + np.where(found, shift, 0.0), near.sum(axis=1), found
 
 
 def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> Law | None:
@@ -152,7 +153,7 @@ def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | No
             pairs = sorted({(float(one.values[RATE]), loss) for one, loss in ended})
             facts.append([cell.name, pairs])
             optimum = find_optimum([rate for rate, _ in pairs], [loss for _, loss in pairs])
-            notes += _doubts(space, cell, optimum, trials)
+            notes += _doubts(space, cell, optimum)
             best, best_loss = min(ended, key=lambda one: one[1])
             low, high = optimum.ci95
             sizes.append(
@@ -176,6 +177,10 @@ def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | No
             if law is None:
                 text = f"{architecture}: one size tells no slope; tune two or more to carry the learning rate to others"
                 notes.append(Note("one_size", text))
+    others = [key for key in space.dimensions if key != RATE]
+    if others and architectures:
+        text = f"the best learning rate is that of trials in which {', '.join(others)} varied too"
+        notes.append(Note("others_varied", text))
     if not architectures:
         return None, notes
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -203,23 +208,18 @@ def _carry(space: Space, architecture: str, law: Law) -> tuple[Carried, ...]:
     return tuple(carried)
 
 
-def _doubts(space: Space, cell: Cell, optimum: Optimum, trials: Sequence[Told]) -> list[Note]:
-    where, notes = f"{cell.architecture} {cell.size}", []
-    rate = math.exp(optimum.log_rate)
-    one = space.dimensions[RATE]
-    tried = [told.values[RATE] for told in trials if told.outcome is not Outcome.FAILED]
+def _doubts(space: Space, cell: Cell, optimum: Optimum) -> list[Note]:
+    where, rate, one = f"{cell.architecture} {cell.size}", math.exp(optimum.log_rate), space.dimensions[RATE]
     if one.choices is None:
-        margin = EDGE * math.log(one.high / one.low)
-        at_low = optimum.log_rate < math.log(one.low) + margin or rate <= min(tried) * (1 + 1e-9)
-        at_high = optimum.log_rate > math.log(one.high) - margin or rate >= max(tried) * (1 - 1e-9)
-        if at_low or at_high:
-            end = f"low {one.low:g}" if at_low else f"high {one.high:g}"
+        margin = (one.high / one.low) ** EDGE
+        end = f"low {one.low:g}" if rate < one.low * margin else f"high {one.high:g}"
+        if not one.low * margin <= rate <= one.high / margin:
             text = f"{where}: the best learning rate, {rounded(rate):g}, is at the edge of its range, {end}; search on"
-            notes.append(Note("optimum_at_edge", text))
+            return [Note("optimum_at_edge", text)]
     if not optimum.is_vertex:
         text = (
-            f"{where}: no parabola goes through the {optimum.n_near} trials near the best, whose learning rate is "
-            "taken as it is; give it more trials"
+            f"{where}: the {optimum.n_near} trials near the best show no minimum between them; the best one's learning "
+            "rate is taken as it is; give it more trials"
         )
-        notes.append(Note("no_vertex", text))
-    return notes
+        return [Note("no_vertex", text)]
+    return []

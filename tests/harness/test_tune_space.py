@@ -13,14 +13,21 @@ from typing import Any
 
 import pytest
 
+from harness.bundle_check import open_bundle
+from harness.bundle_merge import merge
 from harness.rundir import Root
+from harness.status import RunState, StatusReader
 from harness.study import Study, load_study
 from harness.submission import register, resolve, resolve_registered
-from harness.tuned import Law, Tuned, TunedArchitecture, TunedSize
+from harness.tuned import Law, Tuned, TunedArchitecture, TunedSize, read_tuned
+from harness.tuning.session import keep
 from harness.tuning.space import Space
+from harness.tuning.transfer import Note
 from harness.validation import validate
 from ssmttm.flops import parameter_count
 from tests.conftest import REPOSITORY, Answer, files_below
+from tests.harness.bundles import exported
+from tests.harness.trainer import train
 from tests.harness.tuner import Fields, space_of
 
 Command = Callable[..., Answer]
@@ -244,6 +251,35 @@ def test_a_submitted_study_keeps_the_rates_it_was_submitted_with(
     held = resolve_registered(here, "tiny")
     assert held is not None
     assert held.points == resolved.points
+
+
+def test_a_tuned_study_goes_to_another_machine_with_its_rates(
+    fields: Fields, here: Root, tuned: Tuned, tmp_path: Path
+) -> None:
+    fields["grid"]["iterations"] = [2]
+    fields["training"]["schedule"] = {"warmup": 1}
+    train(here, left_to_tuning(fields))
+    there = Root(tmp_path / "there")
+    with open_bundle(exported(here, left_to_tuning(fields), tmp_path / "tuned.zip")) as bundle:
+        merge(bundle, there)
+    held = resolve_registered(there, "tiny")
+    assert held is not None
+    assert [point.run_id for point in held.points] == run_ids(left_to_tuning(fields), here)
+    assert {row.state for row in StatusReader(there, "tiny").read(held.points)} == {RunState.DONE}
+
+
+def test_tuning_on_leaves_a_submitted_study_the_rates_it_has(
+    fields: Fields, here: Root, tuned: Tuned
+) -> None:
+    register(resolve(validate(Study, left_to_tuning(fields), "test"), here, "test"))
+    space = space_of(here, left_to_tuning(fields))
+    notes: list[Note] = []
+    assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is False
+    assert [note.code for note in notes] == ["tuned_kept"]
+    assert read_tuned(here, "tiny") == tuned
+    assert keep(space, tuned, notes) is True
+    (here.study("tiny") / "study.json").unlink()
+    assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is True
 
 
 def test_a_study_without_tuned_rates_is_registered_as_before(

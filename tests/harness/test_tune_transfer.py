@@ -136,13 +136,13 @@ def test_an_optimum_at_the_edge_of_its_range_is_named(
     assert end in notes[0].text
 
 
-def test_a_trial_that_was_pruned_shows_that_the_range_goes_on(fields: Fields, here: Root) -> None:
+def test_the_outermost_of_the_trials_is_not_taken_for_a_minimum(fields: Fields, here: Root) -> None:
     space, rates = space_of(here, fields), np.geomspace(1e-3, 3e-2, 9)
-    losses = made_losses(rates, 0.03, 0.0, np.random.default_rng(0))
-    beyond = told(np.array([0.07]), [9.0], Outcome.PRUNED)
-    for more, codes in (([], {"optimum_at_edge"}), (beyond, set())):
-        _, notes = learn(space, {cell: [*told(rates, losses), *more] for cell in space.cells})
-        assert {note.code for note in notes} == codes
+    losses = made_losses(rates, 0.1, 0.0, np.random.default_rng(0))
+    tuned, notes = learn(space, {cell: told(rates, losses) for cell in space.cells})
+    assert tuned is not None
+    assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {0.03}
+    assert [note.code for note in notes] == ["no_vertex"] * 2
 
 
 def test_too_few_trials_for_a_parabola_leave_the_best_one(fields: Fields, here: Root) -> None:
@@ -151,6 +151,16 @@ def test_too_few_trials_for_a_parabola_leave_the_best_one(fields: Fields, here: 
     assert tuned is not None
     assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {0.01}
     assert [note.code for note in notes] == ["no_vertex"] * 2
+
+
+def test_an_optimum_that_moves_with_other_searched_keys_is_said_to(fields: Fields, here: Root) -> None:
+    fields["tune"]["search"]["schedule.warmup"] = {"low": 1, "high": 3}
+    space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
+    losses = made_losses(rates, 0.01, 0.0, np.random.default_rng(0))
+    _, notes = learn(space, {cell: told(rates, losses) for cell in space.cells})
+    (note,) = notes
+    assert note.code == "others_varied"
+    assert note.text.endswith("trials in which training.schedule.warmup varied too")
 
 
 def test_a_size_no_trial_of_which_finished_is_named_and_left_out(fields: Fields, here: Root) -> None:
