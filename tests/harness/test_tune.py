@@ -21,7 +21,9 @@ from tests.conftest import tiny_study
 from tests.harness.test_command import wait_until
 from tests.harness.tuner import Fields, space_of
 
-TRIALS = 5
+pytestmark = pytest.mark.timeout(900)
+
+TRIALS = 4
 
 
 def tune_fields(corpus: Path) -> Fields:
@@ -62,7 +64,7 @@ def tune(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def end_of(process: subprocess.Popen[str]) -> Said:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=300)
     return Said(process.returncode, out, err)
 
 
@@ -101,7 +103,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_sto
     (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
     first = tune(folder)
     try:
-        wait_until(lambda: len(finished_runs(root)) >= 2)
+        wait_until(lambda: len(finished_runs(root)) >= 2, 240)
         second = end_of(tune(folder))
     finally:
         first.send_signal(signal.SIGKILL)
