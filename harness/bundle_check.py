@@ -22,11 +22,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.brief import first_line, first_mistake
 from harness.bundle import CONTENTS, FORMAT, MEMBER, Contents, count_members
-from harness.cost import Calibration
 from harness.grid import expand
 from harness.journal import Event, Progress, attempts, read_progress
 from harness.run import Run, WholeNumber
 from harness.rundir import Root, read_model, read_run
+from harness.speed import Calibration
 from harness.submission import Registration
 from harness.training.result import Result
 from ssmttm.errors import InputError

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from harness.cost import Duration
 from harness.plan import Plan, PlannedRun
 from harness.run import Schedule, ScheduleKind
 from harness.study import Study
@@ -30,6 +31,10 @@ class Candidate:
     n_params: int
     tokens_an_iteration: float
     gpu_hours_an_iteration: float
+    gpu_hours_a_run: float
+    """Its evaluation at the end, and its branch point."""
+    gpu_hours_a_series: float
+    """A job's start."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,10 @@ class Candidates:
         """GPU-hours of one seed: the trunk to where the longest run leaves it, and the decay of each."""
         trunk = max(branch_step(self.schedule, count) for count in counts) if self.shares_trunk else 0
         steps = trunk + sum(decay_steps(self.schedule, count) for count in counts)
-        (rate,) = (
-            one.gpu_hours_an_iteration
-            for one in self.sizes
-            if (one.architecture, one.size) == (architecture, size)
-        )
-        return steps * rate
+        (one,) = (one for one in self.sizes if (one.architecture, one.size) == (architecture, size))
+        series = 1 if self.shares_trunk else len(counts)
+        ends = one.gpu_hours_a_run * len(counts) + one.gpu_hours_a_series * series
+        return steps * one.gpu_hours_an_iteration + ends
 
 
 def candidates_of(plan: Plan) -> Candidates:
@@ -65,7 +68,7 @@ def candidates_of(plan: Plan) -> Candidates:
         held = longest.setdefault((point.architecture, point.size), planned)
         if point.run.iterations > held.status.point.run.iterations:
             longest[point.architecture, point.size] = planned
-    sizes = [_candidate(planned) for planned in longest.values()]
+    sizes = [_candidate(plan, planned) for planned in longest.values()]
     largest = {name: max(one.n_params for one in sizes if one.size == name) for _, name in longest}
     own = {planned.status.point.run.iterations for planned in plan.runs}
     return Candidates(
@@ -75,16 +78,26 @@ def candidates_of(plan: Plan) -> Candidates:
     )
 
 
-def _candidate(planned: PlannedRun) -> Candidate:
+def _candidate(plan: Plan, planned: PlannedRun) -> Candidate:
     point, cost = planned.status.point, planned.cost
     iterations = point.run.iterations
+    taken, rate = planned.size.duration, planned.gpus / 3600
     return Candidate(
         architecture=point.architecture,
         size=point.size,
         n_params=cost.n_params,
         tokens_an_iteration=cost.tokens / iterations,
-        gpu_hours_an_iteration=planned.wall_hours_alone * planned.gpus / iterations,
+        gpu_hours_an_iteration=(taken.step.expected + _on_the_way(plan.study, taken)) * rate,
+        gpu_hours_a_run=(taken.evaluation.expected + taken.checkpoint.expected) * rate,
+        gpu_hours_a_series=taken.start.expected * rate,
     )
+
+
+def _on_the_way(study: Study, taken: Duration) -> float:
+    """Seconds a step of periodic checkpoints and evaluations, on average."""
+    every = study.tracking.eval_every
+    evaluations = taken.evaluation.expected / every if every else 0.0
+    return evaluations + taken.checkpoint.expected / study.resources.checkpoint_every
 
 
 def _pool(own: Sequence[int]) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.errors import InputError as AnalysisError
-from harness import tables
 from harness.cli_data import data_app
 from harness.cli_evaluate import evaluate
 from harness.cli_generate import generate
@@ -51,6 +50,7 @@ from harness.options import (
     StudyArgument,
     UnannealedOption,
 )
+from harness.plan_table import print_plan
 from harness.provenance import commit, installed_version
 from harness.status import RunStatus
 from harness.submission import ResolvedStudy
@@ -164,7 +164,7 @@ def plan(
         raise InputError("--prior, --law and --reference: are about --design and --budget; add one of them")
     document = made.as_json()
     if not as_json:
-        tables.print_plan(console, made)
+        print_plan(console, made)
     if design or budget is not None:
         _design(resolved, made, _Wanted(design, budget, prior, law, reference), document, as_json=as_json)
     if as_json:

@@ -26,6 +26,7 @@ from harness.options import (
     YesOption,
 )
 from harness.plan import Plan, make_plan
+from harness.plan_table import print_plan
 from harness.profile import Profile, lasting_name, load_profile, profile_names
 from harness.remote import check_cluster, last_submitted_to, submit_to_slurm, wait_for_ending_jobs
 from harness.status import RunState
@@ -70,7 +71,7 @@ def submit(
     if profile is not None:
         check_cluster(profile, resolved)
     if dry_run:
-        tables.print_plan(console, made)
+        print_plan(console, made)
         return
     if profile is not None:
         confirm(made.totals()["gpu_hours"], profile, yes=yes)

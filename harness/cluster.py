@@ -1,7 +1,4 @@
-"""Where training happens and what a Series gets there: from sizes and hardware to ranks, threads and micro-batch.
-
-Resources never change an experiment: the global batch is met exactly by micro-batch x accumulation x ranks.
-"""
+"""Where training happens, and layouts that meet a global batch exactly; harness.resources chooses among them."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from harness.cost import GIB, memory_gib
-from harness.run import Precision, Run
+from harness.memory import GIB
+from harness.run import Precision
 from harness.rundir import Layout
-from harness.study import ResourceChoice
+from harness.speed import Device
 from ssmttm.errors import InputError
 
 
@@ -36,6 +33,18 @@ class Cluster:
     """Peak FLOP/s of a rank's device by precision, where known."""
     gpu_memory_gib: float | None = None
     """Memory of a GPU, where known."""
+    gpu_type: str | None = None
+    """A GPU's name, or a profile's word for it."""
+    hours: float | None = None
+    """Longest time a job may ask for; None where there is no limit."""
+    mfu: float | None = None
+    """Share of the peak that training reaches there, where the site knows it."""
+
+    def device(self, precision: Precision, threads: int, peak_flops: float | None = None) -> Device:
+        """What a rank computes on."""
+        if not self.gpus:
+            return Device("cpu", threads=threads)
+        return Device("cuda", self.gpu_type, peak_flops or self.peak_flops.get(precision), mfu=self.mfu)
 
 
 def this_machine() -> Cluster:
@@ -51,7 +60,16 @@ def this_machine() -> Cluster:
         gpus=gpus,
         cores=len(os.sched_getaffinity(0)),
         memory_gib=psutil.virtual_memory().total / GIB,
+        gpu_type=_gpu_model(drivers) if gpus else None,
     )
+
+
+def _gpu_model(drivers: Path) -> str | None:
+    for facts in sorted(drivers.glob("*/information")):
+        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.removeprefix("Model:").strip()
+    return None
 
 
 def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, threads: int) -> Layout:
@@ -62,7 +80,7 @@ def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, thr
     if batch % ranks:
         raise InputError(f"training.batch: {batch}: does not divide among {ranks} ranks (resources.ranks)")
     share = batch // ranks
-    micro = max(m for m in _divisors(share) if m <= micro_batch)
+    micro = max(m for m in divisors(share) if m <= micro_batch)
     return Layout.model_validate(
         {
             "ranks": ranks,
@@ -74,61 +92,17 @@ def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, thr
     )
 
 
-def choose_resources(run: Run, choice: ResourceChoice, cluster: Cluster) -> Layout:
-    """The layout of a Series here: what the study asks for, else the largest micro-batch that fits in memory.
-
-    Raises InputError where the machine has too few devices or cores for the ranks asked for.
-    """
-    threads = choice.threads or 1
-    a_node = _ranks_a_node(cluster, threads)
-    if choice.ranks > cluster.nodes * a_node:
-        kind = "GPUs" if cluster.gpus else "cores"
-        raise InputError(
-            f"resources.ranks: {choice.ranks}: {cluster.name} has {cluster.nodes * a_node} {kind} to a job"
-        )
-    if choice.ranks % (nodes := -(-choice.ranks // a_node)):
-        raise InputError(
-            f"resources.ranks: {choice.ranks}: does not divide among the {nodes} nodes of {cluster.name} it takes"
-        )
-    micro = choice.micro_batch or _fitting_micro_batch(run, choice, cluster)
-    layout = choose_layout(run.batch, choice.ranks, micro, choice.zero_stage, threads)
-    return layout.model_copy(update={"activation_checkpointing": choice.activation_checkpointing})
-
-
 def nodes_for(layout: Layout, cluster: Cluster) -> int:
     """Nodes a layout takes, as many ranks on each."""
-    return -(-layout.ranks // _ranks_a_node(cluster, layout.threads))
+    return -(-layout.ranks // ranks_a_node(cluster, layout.threads))
 
 
-def _ranks_a_node(cluster: Cluster, threads: int) -> int:
+def ranks_a_node(cluster: Cluster, threads: int) -> int:
+    """Ranks that a node takes: one a GPU, else one for each share of its cores."""
     return cluster.gpus or max(1, cluster.cores // threads)
 
 
-def _fitting_micro_batch(run: Run, choice: ResourceChoice, cluster: Cluster) -> int:
-    share = max(1, run.batch // choice.ranks)
-    if cluster.gpus:
-        if cluster.gpu_memory_gib is None:
-            return share
-        free = 0.8 * cluster.gpu_memory_gib
-    else:
-        slots = max(1, cluster.nodes * cluster.cores // (choice.ranks * (choice.threads or 1)))
-        free = 0.5 * cluster.nodes * cluster.memory_gib / (slots * choice.ranks)
-    fitting = (
-        micro
-        for micro in _divisors(share)
-        if memory_gib(
-            run.model,
-            frames=run.frames,
-            micro_batch=micro,
-            ranks=choice.ranks,
-            zero_stage=choice.zero_stage,
-            checkpointed=choice.activation_checkpointing,
-        )
-        <= free
-    )
-    return max(fitting, default=1)
-
-
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """Every divisor of a number, in no order."""
     low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     return [*low, *(number // divisor for divisor in low)]

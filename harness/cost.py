@@ -1,41 +1,31 @@
-"""What a Run costs before it is trained: tokens, FLOPs, memory, disk and time, from arithmetic alone.
+"""What a Run costs before it is trained: tokens, FLOPs, disk and hours, from arithmetic alone.
 
-Tokens and FLOPs are exact for whole clips. Memory is weights, gradients and AdamW's two moments in fp32 under
-the ZeRO stage, and an estimate of saved activations; disk is what checkpoints hold of these. Time is FLOPs over a
-speed: the one measured on this machine for the architecture and size where the study has finished something, else
-an assumed share of the peak.
+Tokens and FLOPs are exact for whole clips; disk is what checkpoints hold. Hours are steps at the speed that
+harness.speed predicts, evaluations, checkpoints and a start, as a range; memory is harness.memory's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
-from harness.run import Frozen, Positive, Run
-from ssmttm.config import ModelConfig, SubLayer, TextConfig
+from harness.memory import NOTHING, Range, trained_parameters
+from harness.run import Run
+from harness.rundir import Layout
+from harness.speed import Device, Speeds, step_work
+from ssmttm.config import ModelConfig, TextConfig
 from ssmttm.flops import parameter_count, training_flops
 
-CPU_FLOPS_A_THREAD = 8e9
-"""Assumed FLOP/s of a CPU thread training a small model, until a finished Run says better."""
-ASSUMED_MFU = 0.3
-"""Assumed share of a GPU's peak."""
 BYTES_A_BYTE_TOKEN = 4.0
 """Bytes of caption a position of a frozen subword encoder covers, about."""
-GIB = 2.0**30
-
-
-class Calibration(Frozen):
-    """calibration.json of a study: speeds measured by its finished Runs, FLOP/s a rank, by architecture/size."""
-
-    flops_per_second: dict[str, Positive] = {}
-
-    def speed(self, architecture: str, size: str) -> float | None:
-        """The measured speed of a size, else the median over the architecture's sizes, else None."""
-        if (exact := self.flops_per_second.get(f"{architecture}/{size}")) is not None:
-            return exact
-        others = sorted(v for k, v in self.flops_per_second.items() if k.split("/")[0] == architecture)
-        return others[len(others) // 2] if others else None
+START_SECONDS = Range(10.0, 30.0, 120.0)
+"""From a job's start to its first step on a cluster: imports, process group, engine."""
+WARM_START_SECONDS = Range(0.2, 1.0, 10.0)
+"""The same where workers stay warm between Series."""
+CHECKPOINT_BYTES_A_SECOND = Range(0.1e9, 0.4e9, 2e9)
+"""What a checkpoint with its checksums is written at: from a busy network disk to a local one."""
+EVAL_SHARE = 1 / 3
+"""Work of an evaluated sequence over that of one trained on: a forward pass alone."""
 
 
 @dataclass(frozen=True)
@@ -70,72 +60,64 @@ def run_cost(run: Run, text_positions: int) -> Cost:
     )
 
 
-def memory_gib(
-    model: ModelConfig,
-    *,
-    frames: int,
-    micro_batch: int,
-    ranks: int,
-    zero_stage: int,
-    checkpointed: bool = False,
-) -> float:
-    """GiB a rank: weights, gradients and moments under the ZeRO stage, and saved activations.
-
-    checkpointed: whether of each block its input alone is saved.
-    """
-    n = _saved_parameters(model)
-    optimiser = 8 * n / (ranks if zero_stage >= 1 else 1)
-    gradients = 4 * n / (ranks if zero_stage >= 2 else 1)
-    weights = 4 * n / (ranks if zero_stage >= 3 else 1)
-    return (
-        weights + gradients + optimiser + activation_bytes(model, frames, micro_batch, checkpointed)
-    ) / GIB
-
-
 def checkpoint_bytes(model: ModelConfig, zero_stage: int) -> int:
     """Bytes of a checkpoint, whatever the ranks: fp32 weights and AdamW's two moments.
 
     Under ZeRO 1 and 2 the optimiser's shards hold the weights once more; measured to within 0.4 %.
     """
-    return (16 if zero_stage in {1, 2} else 12) * _saved_parameters(model)
+    return (16 if zero_stage in {1, 2} else 12) * trained_parameters(model)
 
 
 def weights_bytes(model: ModelConfig) -> int:
     """Bytes of a finished Run's model.safetensors."""
-    return 4 * _saved_parameters(model)
+    return 4 * trained_parameters(model)
 
 
-def _saved_parameters(model: ModelConfig) -> int:
-    count = parameter_count(model)
-    return count.n_params + count.text_encoder + count.null_condition
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of training a Series, by what they are spent on."""
+
+    step: Range
+    """An optimiser step."""
+    evaluation: Range
+    """The held-out loss, once."""
+    checkpoint: Range
+    """Writing one."""
+    start: Range
+    """A job's way to its first step."""
+    source: str
+    """What the step rests on: measured, calibrated, borrowed or assumed."""
+
+    def hours(self, steps: int, *, evaluations: int, checkpoints: int, starts: int = 0) -> Range:
+        """Hours of so many steps and what goes with them."""
+        seconds = self.step * steps + self.evaluation * evaluations + self.checkpoint * checkpoints
+        return (seconds + self.start * starts) * (1 / 3600)
 
 
-def activation_bytes(model: ModelConfig, frames: int, micro_batch: int, checkpointed: bool = False) -> float:
-    """Bytes of fp32 activations kept for the backward pass, about: vectors saved by each sub-layer and the logits.
-
-    checkpointed: the inputs of all blocks, and what one block saves.
-    """
-    steps = (
-        frames + model.n_codebooks - 1 + (model.text.max_positions if model.architecture.has_prefix else 0)
+def duration(
+    architecture: str,
+    run: Run,
+    layout: Layout,
+    device: Device,
+    speeds: Speeds,
+    *,
+    text_positions: int,
+    eval_clips: int,
+    warm: bool = False,
+) -> Duration:
+    """How long a Series like this takes on a device."""
+    work = step_work(run, layout, text_positions, on_cuda=device.kind == "cuda")
+    step, source = speeds.seconds(architecture, run, work, device)
+    size, rate = checkpoint_bytes(run.model, layout.zero_stage), CHECKPOINT_BYTES_A_SECOND
+    return Duration(
+        step=step,
+        evaluation=step * (EVAL_SHARE * eval_clips / run.batch),
+        checkpoint=Range(size / rate.high, size / rate.expected, size / rate.low),
+        start=WARM_START_SECONDS if warm else START_SECONDS,
+        source=source,
     )
-    saved = 0.0
-    if model.architecture.has_mixer:
-        scan = 2 * model.n_ssm_heads * min(steps, 256) + 4 * model.n_groups * model.d_state
-        saved += 2 * model.d_model + 10 * model.d_inner + scan
-    if not model.architecture.has_prefix:
-        saved += 2 * 8 * model.d_model
-    if SubLayer.FEED_FORWARD in model.architecture.sub_layers:
-        saved += (3 + 3 * model.ff_mult) * model.d_model
-    logits = 3 * model.n_codebooks * model.vocabulary
-    blocks = model.n_blocks * model.d_model + saved if checkpointed else model.n_blocks * saved
-    return 4.0 * micro_batch * steps * (blocks + logits)
 
 
-def assumed_speed(threads: int, peak_flops: float | None) -> float:
-    """FLOP/s of a rank before anything was measured."""
-    return ASSUMED_MFU * peak_flops if peak_flops else CPU_FLOPS_A_THREAD * threads
-
-
-def calibrate(measured: Mapping[str, Sequence[float]]) -> Calibration:
-    """The median of the speeds (FLOP/s a rank) that finished Runs had, by architecture/size."""
-    return Calibration(flops_per_second={key: median(speeds) for key, speeds in measured.items() if speeds})
+def total(ranges: Sequence[Range]) -> Range:
+    """The sum of ranges, end by end: what is wrong with one estimate is wrong with its like."""
+    return sum(ranges, NOTHING)

@@ -6,30 +6,21 @@ sharing trunks saves against training every Run from the start.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.cluster import Cluster, choose_resources, nodes_for
-from harness.cost import (
-    GIB,
-    Calibration,
-    Cost,
-    assumed_speed,
-    checkpoint_bytes,
-    mean_text_positions,
-    memory_gib,
-    run_cost,
-    weights_bytes,
-)
+from harness.cluster import Cluster
+from harness.cost import Cost, checkpoint_bytes, total, weights_bytes
 from harness.dispatch.slurm_queue import JobView
+from harness.estimate import Estimator, SizeEstimate, make_estimator
 from harness.grid import CorpusView, GridPoint
-from harness.rundir import Layout, Root, read_model
+from harness.memory import GIB, NOTHING, Range
+from harness.plan_notes import notes_on
+from harness.rundir import Layout, Root
 from harness.status import OVER, RunState, RunStatus, StatusReader
 from harness.study import Study
 from harness.training.schedule import branch_step
-from ssmttm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,22 +29,51 @@ class PlannedRun:
 
     status: RunStatus
     cost: Cost
-    layout: Layout
-    nodes: int
-    gpus: int
-    """Devices: GPUs, or CPU ranks where there is no GPU."""
-    memory_gib: float
-    """GiB a device."""
+    size: SizeEstimate
+    """What it has in common with all Series of its size."""
     disk_gib: float
     """GiB it leaves under ROOT: its branch point, unless a shorter Run leaves the trunk there too, and its weights."""
-    checkpoint_gib: float
-    """GiB of one checkpoint of its Series."""
-    wall_hours: float
+    hours: Range
     """Hours this Run adds to its Series, from the last branch point before its own."""
-    wall_hours_alone: float
+    hours_alone: Range
     """Hours it would take from the start, sharing nothing."""
-    peak_flops: float | None = None
-    """Peak FLOP/s of a rank's device, where known."""
+    hours_apart: Range
+    """Hours from the start of its Series to its own end, were its branch a job of its own."""
+
+    @property
+    def layout(self) -> Layout:
+        """What it is trained on."""
+        return self.size.layout
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of its job."""
+        return self.size.nodes
+
+    @property
+    def gpus(self) -> int:
+        """Devices: GPUs, or CPU ranks where there is no GPU."""
+        return self.layout.ranks
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Peak FLOP/s of a rank's device, where known."""
+        return self.size.peak_flops
+
+    @property
+    def memory_gib(self) -> Range:
+        """GiB a device."""
+        return self.size.resources.memory.gib
+
+    @property
+    def checkpoint_gib(self) -> float:
+        """GiB of one checkpoint of its Series."""
+        return checkpoint_bytes(self.status.point.run.model, self.layout.zero_stage) / GIB
+
+    @property
+    def wall_hours(self) -> float:
+        """Hours it is expected to add to its Series."""
+        return self.hours.expected
 
     @property
     def gpu_hours(self) -> float:
@@ -125,12 +145,22 @@ class Plan:
         return {
             "runs": len(self.runs),
             "series": len({run.status.series_id for run in self.runs}),
-            "gpu_hours": sum(run.gpu_hours for run in left),
-            "gpu_hours_independent": sum(run.wall_hours_alone * run.gpus for run in left),
+            **_ends("gpu_hours", total([run.hours * run.gpus for run in left])),
+            "gpu_hours_independent": sum(run.hours_alone.expected * run.gpus for run in left),
             "gpu_hours_reused": sum(run.gpu_hours for run in self.runs if run.status.state is RunState.DONE),
+            **_ends("longest_path_hours", self.longest_path()),
+            "branches_apart_hours": max((run.hours_apart.expected for run in left), default=0.0),
             "disk_gib": kept,
             "disk_peak_gib": kept + self.disk_passing_gib,
         }
+
+    def longest_path(self) -> Range:
+        """Hours of the Series that takes longest, its branches one after the other: no number of GPUs ends sooner."""
+        series: dict[str, Range] = {}
+        for run in self.runs:
+            if run.status.state not in OVER:
+                series[run.status.series_id] = series.get(run.status.series_id, NOTHING) + run.hours
+        return max(series.values(), key=lambda hours: hours.expected, default=NOTHING)
 
     def _row(self, run: PlannedRun) -> dict[str, Any]:
         status, model = run.status, run.status.point.run
@@ -152,11 +182,24 @@ class Plan:
             "zero_stage": run.layout.zero_stage,
             "micro_batch": run.layout.micro_batch,
             "accumulation": run.layout.accumulation,
-            "memory_gib": round(run.memory_gib, 4),
+            "activation_checkpointing": run.layout.activation_checkpointing,
+            "gpu_fraction": run.size.resources.gpu_fraction,
+            **_ends("memory_gib", run.memory_gib, digits=4),
             "disk_gib": run.disk_gib,
-            "wall_hours": run.wall_hours,
+            **_ends("wall_hours", run.hours),
             "gpu_hours": run.gpu_hours,
+            "speed": run.size.duration.source,
+            "why": run.size.resources.why,
         }
+
+
+def _ends(key: str, value: Range, digits: int | None = None) -> dict[str, float]:
+    """A range as three keys: what is expected, and between what."""
+    low, expected, high = (
+        figure if digits is None else round(figure, digits)
+        for figure in (value.low, value.expected, value.high)
+    )
+    return {key: expected, f"{key}_low": low, f"{key}_high": high}
 
 
 def make_plan(
@@ -172,61 +215,60 @@ def make_plan(
     Raises InputError where resources do not fit.
     """
     rows = StatusReader(root, study.name).read(points, jobs=jobs)
-    calibration = read_calibration(root, study.name)
-    text_positions = _text_positions(study, points, corpus)
-    behind: dict[str, int] = {}
-    branch_points: set[tuple[str, int]] = set()
+    estimator = make_estimator(study, points, corpus, root, cluster, rows)
+    members: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        members.setdefault(row.series_id, []).append(index)
     planned: dict[int, PlannedRun] = {}
-    for index in sorted(range(len(rows)), key=lambda i: rows[i].point.run.iterations):
-        status = rows[index]
-        run = status.point.run
-        layout = _layout(study, status.point, cluster)
-        cost = run_cost(run, text_positions)
-        speed = calibration.speed(status.point.architecture, status.point.size)
-        peak = study.resources.peak_flops or cluster.peak_flops.get(run.precision)
-        speed = (speed or assumed_speed(layout.threads, peak)) * layout.ranks
-        branch = branch_step(run.schedule, run.iterations)
-        trunk = branch - behind.get(status.series_id, 0)
-        if status.state not in {RunState.FAILED, RunState.CANCELLED}:
-            behind[status.series_id] = branch
-        steps = trunk + run.iterations - branch
-        checkpoint_gib = checkpoint_bytes(run.model, layout.zero_stage) / GIB
-        adds_branch_point = branch > 0 and (status.series_id, branch) not in branch_points
-        branch_points.add((status.series_id, branch))
-        planned[index] = PlannedRun(
-            status=status,
-            cost=cost,
-            layout=layout,
-            nodes=nodes_for(layout, cluster),
-            gpus=layout.ranks,
-            peak_flops=peak,
-            memory_gib=memory_gib(
-                run.model,
-                frames=run.frames,
-                micro_batch=layout.micro_batch,
-                ranks=layout.ranks,
-                zero_stage=layout.zero_stage,
-                checkpointed=layout.activation_checkpointing,
-            ),
-            disk_gib=adds_branch_point * checkpoint_gib + weights_bytes(run.model) / GIB,
-            checkpoint_gib=checkpoint_gib,
-            wall_hours=cost.flops * steps / run.iterations / speed / 3600,
-            wall_hours_alone=cost.flops / speed / 3600,
-        )
-    runs = tuple(planned[i] for i in range(len(rows)))
+    for indices in members.values():
+        indices.sort(key=lambda index: rows[index].point.run.iterations)
+        series = _series([rows[index] for index in indices], estimator)
+        planned |= zip(indices, series, strict=True)
+    runs = tuple(planned[index] for index in range(len(rows)))
     passing = _passing_gib(study, runs, cluster)
-    notes = [*_notes(study, corpus, cluster, calibration), *_disk_notes(root, runs, passing)]
-    return Plan(study, corpus.is_known, runs, passing, tuple(notes))
+    needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
+    sources = {run.size.duration.source for run in runs}
+    notes = notes_on(study, corpus, cluster, root, sources=sources, needed=needed, passing=passing)
+    return Plan(study, corpus.is_known, runs, passing, notes)
 
 
-def _layout(study: Study, point: GridPoint, cluster: Cluster) -> Layout:
-    choice = study.resources_of(point.architecture, point.size)
-    try:
-        return choose_resources(point.run, choice, cluster)
-    except InputError as error:
-        if choice is study.resources:
-            raise
-        raise InputError(f"grid.sizes.{point.size} ({point.architecture}): {error}") from error
+def _series(rows: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]:
+    """The Runs of one Series, shortest first: each pays for the trunk from the last branch point before its own."""
+    point = rows[0].point
+    size = estimator.of_size(point.architecture, point.size, [row.point.run for row in rows])
+    checkpoint_gib = checkpoint_bytes(point.run.model, size.layout.zero_stage) / GIB
+    weights_gib = weights_bytes(point.run.model) / GIB
+    behind, begun, branches, found = 0, False, set[int](), []
+    for status in rows:
+        run = status.point.run
+        branch = branch_step(run.schedule, run.iterations)
+        steps = branch - behind + run.iterations - branch
+        starts = int(not begun and status.state not in OVER)
+        begun = begun or bool(starts)
+        found.append(
+            PlannedRun(
+                status=status,
+                cost=_times(size.cost, run.iterations),
+                size=size,
+                disk_gib=(branch > 0 and branch not in branches) * checkpoint_gib + weights_gib,
+                hours=estimator.hours(size.duration, steps, starts=starts),
+                hours_alone=estimator.hours(size.duration, run.iterations, starts=1),
+                hours_apart=estimator.hours(size.duration, run.iterations, starts=2 if branch else 1),
+            )
+        )
+        branches.add(branch)
+        if status.state not in {RunState.FAILED, RunState.CANCELLED}:
+            behind = branch
+    return found
+
+
+def _times(step: Cost, iterations: int) -> Cost:
+    return Cost(
+        n_params=step.n_params,
+        n_params_non_embedding=step.n_params_non_embedding,
+        tokens=iterations * step.tokens,
+        flops=iterations * step.flops,
+    )
 
 
 def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> float:
@@ -241,64 +283,3 @@ def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> 
     at_once = min(choice.jobs or capacity, max(1, capacity // need))
     largest = sorted((run.checkpoint_gib for run in series.values()), reverse=True)
     return each * sum(largest[:at_once])
-
-
-def _disk_notes(root: Root, runs: Sequence[PlannedRun], passing: float) -> list[tuple[str, str]]:
-    needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
-    place = root.path.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / GIB
-    if free >= needed:
-        return []
-    text = (
-        f"{root.path} has {free:.4g} GiB free, and training what is left takes about {needed:.4g} GiB, "
-        f"{passing:.4g} GiB of them in passing; `ssmscale prune` frees what finished studies no longer need"
-    )
-    return [("disk_short", text)]
-
-
-def read_calibration(root: Root, study_name: str) -> Calibration:
-    """calibration.json of a study; empty where nothing has finished."""
-    path = root.study(study_name) / "calibration.json"
-    return read_model(path, Calibration) if path.exists() else Calibration()
-
-
-def _text_positions(study: Study, points: Sequence[GridPoint], corpus: CorpusView) -> int:
-    text = points[0].run.model.text
-    if not corpus.is_known or not study.corpus.path.exists():
-        return text.max_positions
-    from ssmttm.dataset import TokenDataset  # and with it NumPy, which `status` does without
-
-    train = TokenDataset(study.corpus.path, "train")
-    return mean_text_positions(text, train.captions(range(min(len(train), 512))))
-
-
-def _notes(
-    study: Study, corpus: CorpusView, cluster: Cluster, calibration: Calibration
-) -> list[tuple[str, str]]:
-    notes = []
-    if not corpus.is_known:
-        notes.append(
-            (
-                "corpus_unknown",
-                f"{study.corpus.path} is not here: costs follow corpus.facts, runs have no ids and cannot be submitted"
-                + ("" if study.text.encoder == "bytes" else f"; {study.text.encoder} was not looked for"),
-            )
-        )
-    elif not study.corpus.path.exists():
-        notes.append(
-            (
-                "corpus_elsewhere",
-                f"{study.corpus.path} is not here: captions count as long as they may be; `submit` needs the corpus",
-            )
-        )
-    if not cluster.gpus:
-        notes.append(
-            ("cpu_ranks", "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks")
-        )
-    if not calibration.flops_per_second:
-        notes.append(
-            ("speed_assumed", "nothing of this study has finished yet: hours follow an assumed speed")
-        )
-    return notes

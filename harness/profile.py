@@ -69,6 +69,8 @@ class Profile(Frozen):
     """Memory a node, GiB."""
     peak_flops: dict[Precision, Positive] = {}
     """Peak FLOP/s of a GPU by precision of the run: the vendor's dense figure."""
+    mfu: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the peak that training reaches here, until runs of a study have shown it; null assumes 0.15 to 0.5."""
     account: Name | None = None
     qos: Name | None = None
     constraint: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,&|*()\[\]:!-]+$")] | None = None
@@ -153,6 +155,9 @@ class Profile(Frozen):
             memory_gib=self.memory_gib,
             peak_flops=self.peak_flops,
             gpu_memory_gib=self.gpu_memory_gib,
+            gpu_type=self.gpu_type,
+            hours=self.hours_in(self.partitions_for(1)),
+            mfu=self.mfu,
         )
 
     def check_shared(self, where: str, path: Path) -> None:

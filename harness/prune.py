@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.control import Control
-from harness.cost import GIB
 from harness.disk import size_of
 from harness.journal import Event, read_progress
+from harness.memory import GIB
 from harness.prune_code import judge_copies
 from harness.run import Run
 from harness.rundir import Root, read_run

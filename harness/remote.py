@@ -205,11 +205,11 @@ def last_submitted_to(resolved: ResolvedStudy) -> tuple[str, str | None]:
 
 
 def hours_for(missing: Sequence[PlannedRun], profile: Profile) -> float:
-    """Time to ask for: twice what the longest Series is planned to take and a quarter of an hour, within the limit."""
+    """Time to ask for: the most that the longest Series may take and a quarter of an hour, within the limit."""
     by_series: dict[str, float] = {}
     for run in missing:
-        by_series[run.status.series_id] = by_series.get(run.status.series_id, 0.0) + run.wall_hours
-    return min(profile.limits.hours, 2 * max(by_series.values(), default=0.0) + 0.25)
+        by_series[run.status.series_id] = by_series.get(run.status.series_id, 0.0) + run.hours.high
+    return min(profile.limits.hours, max(by_series.values(), default=0.0) + 0.25)
 
 
 def is_in_hand(claim: Claim) -> bool:

@@ -74,12 +74,15 @@ Flops = Annotated[float, Field(ge=1e6, le=1e24)]
 class ResourceChoice(Frozen):
     """Resources asked for by hand; null lets the harness choose."""
 
-    ranks: Count = 1
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    ranks: Count | None = 1
+    """GPUs (or CPU ranks) of a Series; null takes the fewest on which it fits and ends within a job's time limit."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """Null is 0 where ranks are given, and the lowest that fits where they are chosen."""
     micro_batch: Count | None = None
     threads: Count | None = None
-    activation_checkpointing: bool = False
-    """Whether blocks are computed again in the backward pass: less memory, about a third more work, the same losses."""
+    activation_checkpointing: bool | None = None
+    """Whether blocks are computed again in the backward pass: less memory, about a third more work, the same losses.
+    Null is false, unless ranks are chosen and nothing fits without."""
     jobs: Count | None = None
     """Series trained at once by the local dispatcher."""
     checkpoint_every: Count = 1000

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from harness.calibration import write_calibration
 from harness.code_record import record_code
 from harness.control import Control
-from harness.cost import calibrate
 from harness.disk import DiskFull, is_read_only
 from harness.dispatch.base import MOST_ATTEMPTS, Dispatcher, Handle, Job, JobState
+from harness.estimate import read_text_positions
 from harness.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
 from harness.journal import Event, Journal, read_progress
 from harness.plan import Plan, PlannedRun
@@ -155,6 +156,13 @@ def keep_plan(root: Root, plan: Plan) -> None:
     write_atomically(path, json.dumps(plan.as_json(), indent=1, allow_nan=False) + "\n")
 
 
+def keep_calibration(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
+    """Keep how long the steps of finished Runs took, for this study's next plan and for those of others."""
+    study, text = resolved.study, resolved.points[0].run.model.text
+    positions = read_text_positions(study, text, resolved.corpus)
+    write_calibration(resolved.root, study.name, rows, positions)
+
+
 class Submission:
     """One foreground submission: rounds of handing over what is missing, until nothing is."""
 
@@ -196,7 +204,7 @@ class Submission:
             elif any(row.state in {RunState.QUEUED, RunState.RUNNING} for row in rows):
                 time.sleep(POLL_SECONDS)
             else:
-                self._calibrate(rows)
+                keep_calibration(self.resolved, rows)
                 return rows
 
     def _read(self) -> list[RunStatus]:
@@ -317,23 +325,6 @@ class Submission:
             for folder in left:
                 with Journal.open(folder) as journal:
                     journal.append(Event.FAILED, reason=reason, kind="lost")
-
-    def _calibrate(self, rows: Sequence[RunStatus]) -> None:
-        """Write the speeds this study's Runs were trained at into calibration.json."""
-        measured: dict[str, list[float]] = {}
-        for row in rows:
-            own = read_progress(self.root.run(row.run_id))
-            if own.state != Event.FINISHED or own.result is None or own.started is None:
-                continue
-            trunk = read_progress(self.root.series(row.series_id))
-            flops_per_token = own.result["flops"] / own.result["tokens"]
-            ranks = own.started.get("layout", {}).get("ranks", 1)
-            told = (*trunk.steps.values(), *own.steps.values())
-            speeds = [step["tokens_per_second"] for step in told if "tokens_per_second" in step]
-            key = f"{row.point.architecture}/{row.point.size}"
-            measured.setdefault(key, []).extend(speed * flops_per_token / ranks for speed in speeds)
-        text = calibrate(measured).model_dump_json(indent=1) + "\n"
-        write_atomically(self.root.study(self.resolved.study.name) / "calibration.json", text)
 
 
 def _last_line(log: Path) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from harness.cost import GIB
+from harness.memory import GIB
 from harness.progress import describe
 from harness.sheet import Sheet
 from harness.status import RunState, RunStatus, count_states
@@ -16,7 +16,6 @@ from harness.terminal import counted
 if TYPE_CHECKING:
     from harness.bundle_merge import Imported
     from harness.doctor import Finding
-    from harness.plan import Plan
     from harness.prune import Item, Pruned
     from harness.rundir import Root
 
@@ -27,79 +26,6 @@ COLOURS = {
     RunState.INTERRUPTED: "yellow",
     RunState.CANCELLED: "magenta",
 }
-
-
-def print_plan(console: Console, plan: Plan) -> None:
-    """The sizes and the plan as tables, its totals and its notes."""
-    _print_sizes(console, plan)
-    numbers = (
-        "parameters",
-        "iterations",
-        "tokens",
-        "FLOPs",
-        "seed",
-        "ranks",
-        "micro",
-        "GiB",
-        "disk GiB",
-        "time added",
-    )
-    columns = ("run", "architecture", "size", *numbers, "state")
-    table = Sheet(f"plan of {plan.study.name}", columns, numbers)
-    for run in plan.runs:
-        status = run.status
-        table.add_row(
-            status.run_id if plan.identified else "-",
-            status.point.architecture,
-            status.point.size,
-            f"{run.cost.n_params:,}",
-            f"{status.point.run.iterations:,}",
-            short(run.cost.tokens),
-            f"{run.cost.flops:.2e}",
-            str(status.point.run.seed),
-            f"{run.layout.ranks} x ZeRO {run.layout.zero_stage}",
-            f"{run.layout.micro_batch} x {run.layout.accumulation}",
-            f"{run.memory_gib:.2f}",
-            f"{run.disk_gib:.3g}",
-            duration(run.wall_hours),
-            coloured(status.state),
-        )
-    table.print(console)
-    totals = plan.totals()
-    console.print(
-        f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}; to spend "
-        f"{totals['gpu_hours']:.4g} GPU-hours, {totals['gpu_hours_independent']:.4g} if no trunk were shared; "
-        f"finished already {totals['gpu_hours_reused']:.4g}"
-    )
-    console.print(
-        f"on disk {totals['disk_gib']:.3g} GiB when all is done, {totals['disk_peak_gib']:.3g} GiB on the way there"
-    )
-    for code, text in plan.notes:
-        console.print(f"note {code}: {text}", markup=False)
-
-
-def _print_sizes(console: Console, plan: Plan) -> None:
-    """What each size is, beside the parameters that were asked for and those of a published model, where there are."""
-    sizes = [size.as_json() for size in plan.sizes()]
-    beside = {
-        key: (title, off)
-        for key, title, off in (
-            ("target_n_params", "asked for", "deviation"),
-            ("reference_n_params", "published", "reference_deviation"),
-        )
-        if any(size[key] is not None for size in sizes)
-    }
-    numbers = ["blocks", "width", "parameters"]
-    for title, _ in beside.values():
-        numbers += [title, f"off {title.split()[0]}"]
-    table = Sheet(f"sizes of {plan.study.name}", ("size", "architecture", *numbers), numbers)
-    for size in sizes:
-        cells = [f"{size['n_blocks']}", f"{size['d_model']}", f"{size['n_params']:,}"]
-        for key, (_, off) in beside.items():
-            known = size[key] is not None
-            cells += [f"{size[key]:,.0f}", f"{size[off]:+z.2%}"] if known else ["-", "-"]
-        table.add_row(size["size"], size["architecture"], *cells)
-    table.print(console)
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:

@@ -122,7 +122,8 @@ def _quieten_deepspeed() -> None:
 
 def deepspeed_config(run: Run, layout: Layout, n_params: int) -> dict[str, Any]:
     """DeepSpeed's JSON for a Run on a layout."""
-    bucket = max(100_000, min(n_params, 200_000_000))  # the default takes gigabytes for the smallest model
+    # The default takes gigabytes for the smallest model; an odd one is refused by ZeRO 1 and 2.
+    bucket = max(100_000, min(n_params + n_params % 2, 200_000_000))
     return {
         "train_batch_size": run.batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,

