@@ -68,7 +68,7 @@ def fit_points(
     """
     form = law_named(law)
     names = list(points.architectures)
-    _refuse(points, form, names, delta, reference, resamples)
+    refuse(points, form, names, delta, reference, resamples)
     fits = fit_all(points, form, delta)
     drawn = uncertainty.resample(fits, resamples, seed)
     studied = {fit.architecture: Studied.of(fit, points, drawn) for fit in fits}
@@ -97,7 +97,7 @@ def fit_points(
 def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: float = 1e-3) -> CheckedPoints:
     """The points less those far off the law fitted to all of them; raises what `fit_points` does."""
     form = law_named(law)
-    _refuse(points, form, list(points.architectures), delta, None, FEWEST_RESAMPLES)
+    refuse(points, form, list(points.architectures), delta, None, FEWEST_RESAMPLES)
     return without_outliers(points, fit_all(points, form, delta))
 
 
@@ -106,9 +106,10 @@ def _redrawn(one: Studied, seed: int) -> Array:
     return uncertainty.wild_losses(one.fit, ISOFLOP_RESAMPLES, seed)
 
 
-def _refuse(
+def refuse(
     points: CheckedPoints, law: Law, names: list[str], delta: float, reference: str | None, resamples: int
 ) -> None:
+    """Raise InputError for what `fit_points` cannot use."""
     if not 0 < delta < float("inf"):
         raise InputError(
             f"--delta {delta}: Huber's delta must be above 0, in units of log loss; 0.001 is usual."

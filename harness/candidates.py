@@ -134,3 +134,11 @@ def grid_fields(study: Study, chosen: Mapping[str, Any]) -> dict[str, Any]:
         "seeds": list(chosen["seeds"]),
     }
     return fields | ({"replicates": chosen["replicates"]} if chosen["replicates"] else {})
+
+
+def gpu_hours_an_iteration(plan: Plan) -> dict[str, dict[float, float]]:
+    """GPU-hours of one iteration, by architecture and parameters."""
+    found: dict[str, dict[float, float]] = {}
+    for one in candidates_of(plan).sizes:
+        found.setdefault(one.architecture, {})[float(one.n_params)] = one.gpu_hours_an_iteration
+    return found

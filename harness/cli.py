@@ -6,7 +6,6 @@ only with --debug. With --json standard output holds one JSON document and nothi
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,12 +22,9 @@ from harness.cli_generate import generate
 from harness.cli_keep import export_study, import_bundle, points, prune, sync
 from harness.cli_serve import serve
 from harness.cli_status import cancel, doctor, logs, status
-from harness.cli_submit import planned, retry, submit
+from harness.cli_submit import plan_of, planned, retry, submit
 from harness.cli_tune import tune
-from harness.disk import DiskFull
-from harness.dispatch.slurm_queue import SchedulerGone
-from harness.extras import missing_package
-from harness.foreground import Stopped
+from harness.exits import run
 from harness.opening import begun, registered
 from harness.options import (
     BudgetOption,
@@ -47,6 +43,7 @@ from harness.options import (
     ReferenceOption,
     RootOption,
     SetOption,
+    StepBudgetOption,
     StudyArgument,
     UnannealedOption,
 )
@@ -81,49 +78,8 @@ app.add_typer(data_app, name="data")
 
 
 def main() -> None:
-    """Entry point of `ssmscale`: turns errors into sentences and exit statuses."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
-        app()
-    except (InputError, AnalysisError) as error:
-        _fail(error, debug=debug, status=2)
-    except ModuleNotFoundError as error:
-        _fail(missing_package(error), debug=debug, status=2, cause=error)
-    except SchedulerGone as gone:
-        _fail(f"SLURM: {gone}", debug=debug, status=1, cause=gone)
-    except DiskFull as full:
-        _fail(
-            f"{full}; {full.remedy}, then the same command goes on from here",
-            debug=debug,
-            status=1,
-            cause=full,
-        )
-    except Stopped:
-        errors.print("stopped; the same command goes on from here")
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        _fail(f"{error.filename}: {error.strerror}", debug=debug, status=2, cause=error)
-    except OSError as error:
-        _fail(error, debug=debug, status=1)
-    except Exception as error:
-        _fail(
-            f"unexpected {type(error).__name__}: {error} (--debug shows where)",
-            debug=debug,
-            status=1,
-            cause=error,
-        )
-
-
-def _fail(problem: Exception | str, *, debug: bool, status: int, cause: Exception | None = None) -> None:
-    if debug:
-        raise cause or (problem if isinstance(problem, Exception) else RuntimeError(problem))
-    for line in str(problem).splitlines() or [type(problem).__name__]:
-        errors.print(f"error: {line}", markup=False)
-    sys.exit(status)
+    """Entry point of `ssmscale`."""
+    run(app, (InputError, AnalysisError))
 
 
 def _print_version(wanted: bool) -> None:
@@ -247,6 +203,43 @@ def report(
     console.print(str(page.absolute()), markup=False)
 
 
+@app.command("scale-up")
+def scale_up(
+    study: StudyArgument,
+    budget: StepBudgetOption = None,
+    law: LawOption = "chinchilla",
+    delta: DeltaOption = 1e-3,
+    root: RootOption = None,
+    cluster: ClusterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What to train next for a budget, with the loss foreseen for it; later, what was foreseen beside what was seen."""
+    from analysis.points import check_points
+    from analysis.prior import design_law
+    from analysis.scale_up import former_steps, next_step, seen_since
+    from analysis.scale_up_terminal import print_scale_up
+    from harness.candidates import gpu_hours_an_iteration
+    from harness.scale_up_record import add_record, read_records, record_path
+
+    resolved, _, _, frame = _points(study, root)
+    name, place = resolved.study.name, resolved.root
+    former = former_steps(read_records(place, name), str(record_path(place, name)))
+    if budget is None and not former:
+        raise InputError(f"scale-up {name}: nothing was proposed yet; say --budget GPU_HOURS")
+    points = check_points(frame, design_law(law))
+    seen = list({one.run_id: one for record in former for one in seen_since(points, record)}.values())
+    step = None
+    if budget is not None:
+        rates = gpu_hours_an_iteration(plan_of(resolved, cluster))
+        step = next_step(points, rates, budget, law=law, delta=delta)
+        add_record(place, name, step.model_dump(mode="json"))
+    if as_json:
+        told = step and step.model_dump(mode="json")
+        print_json({"study": name, "proposed": told, "seen": [one.model_dump(mode="json") for one in seen]})
+    else:
+        print_scale_up(console, step, seen)
+
+
 app.command()(serve)
 
 
@@ -361,9 +354,9 @@ def _fit(
     from analysis.diagnostics import Note
     from analysis.document import drop_outliers, fit_points
     from analysis.laws import law_named
-    from analysis.points import build_frame, check_points, read_table
+    from analysis.points import check_points, read_table
     from analysis.predict import asked
-    from harness.points_table import COLUMNS, cells, points_of, without_points
+    from harness.points_table import without_points
 
     if (study is None) == (points_file is None):
         raise InputError("give either a STUDY or --points FILE, and not both")
@@ -379,11 +372,7 @@ def _fit(
         frame = read_table(points_file, names)
     else:
         assert study is not None
-        resolved = registered(study, root)
-        rows = begun(resolved)
-        tracker = bring_up_to_date(resolved, rows)
-        points = list(points_of(rows, resolved.root, on_the_way=unannealed))
-        frame = build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")
+        resolved, rows, tracker, frame = _points(study, root, on_the_way=unannealed)
     checked = check_points(frame, form, annealed=not unannealed)
     if outliers:
         checked = drop_outliers(checked, law=law, delta=delta)
@@ -391,6 +380,20 @@ def _fit(
     about = [Note(code="runs_without_points", text=missing)] if missing else []
     document = fit_points(checked, law=law, delta=delta, reference=reference, asks=asks, about=about)
     return _Fitted(checked, document, resolved, rows, tracker)
+
+
+def _points(
+    study: str, root: Path | None, *, on_the_way: bool = False
+) -> tuple[ResolvedStudy, list[RunStatus], Tracker | None, pd.DataFrame]:
+    """A study as it was submitted, its rows, its tracker, and the table of its points."""
+    from analysis.points import build_frame
+    from harness.points_table import COLUMNS, cells, points_of
+
+    resolved = registered(study, root)
+    rows = begun(resolved)
+    tracker = bring_up_to_date(resolved, rows)
+    points = list(points_of(rows, resolved.root, on_the_way=on_the_way))
+    return resolved, rows, tracker, build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,12 @@ def planned(
 ) -> tuple[ResolvedStudy, Plan]:
     """A study and what is left to train of it, here or on a cluster; trains nothing."""
     resolved = open_study(study, root, changes)
-    return resolved, _plan(resolved, load_profile(cluster) if cluster else None)
+    return resolved, plan_of(resolved, cluster)
+
+
+def plan_of(resolved: ResolvedStudy, cluster: str | None) -> Plan:
+    """What is left to train of a study, here or on a cluster."""
+    return _plan(resolved, load_profile(cluster) if cluster else None)
 
 
 def submit(

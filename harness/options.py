@@ -52,6 +52,12 @@ BudgetOption = Annotated[
     float | None,
     typer.Option("--budget", metavar="GPU_HOURS", help="Propose the best grid for so many GPU-hours."),
 ]
+StepBudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        "--budget", metavar="GPU_HOURS", help="GPU-hours of the next step, shared evenly by architectures."
+    ),
+]
 PriorOption = Annotated[
     Path | None,
     typer.Option(
