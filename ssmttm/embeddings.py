@@ -207,12 +207,12 @@ def _load(source: Path) -> tuple[Any, Any]:
     said = logging.get_verbosity()
     logging.set_verbosity_error()  # that T5's decoder stays unused is meant
     try:
-        kind = AutoConfig.from_pretrained(source, local_files_only=True).model_type
+        # Code that comes with a model is never run; left unsaid, the terminal would be asked whether to.
+        as_here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        kind = AutoConfig.from_pretrained(source, **as_here).model_type
         loader = T5EncoderModel if kind == "t5" else AutoModel
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-        model = loader.from_pretrained(
-            source, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **as_here)
+        model = loader.from_pretrained(source, **as_here, use_safetensors=True, dtype=torch.float32)
     except Exception as error:  # transformers and tokenizers raise many kinds for files that are not theirs
         raise InputError(f"text encoder {source}: cannot be loaded: {str(error).splitlines()[0]}") from error
     finally:

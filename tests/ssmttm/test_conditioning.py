@@ -286,6 +286,20 @@ def test_files_that_are_no_encoder_are_one_sentence(t5, tmp_path):
         EmbeddingCache.build(tmp_path, str(broken), ["a"])
 
 
+def test_code_that_comes_with_an_encoder_is_neither_run_nor_asked_about(t5, tmp_path, monkeypatch):
+    model = shutil.copytree(t5, tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    foreign = {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Theirs"}}
+    (model / "config.json").write_text(json.dumps(settings | foreign))
+    (model / "theirs.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    with pytest.raises(InputError, match=r"text encoder .*model: cannot be loaded"):
+        EmbeddingCache.build(tmp_path / "caches", str(model), ["a"])
+    assert not asked
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_name_on_the_hub_is_the_copy_that_is_here(t5, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
