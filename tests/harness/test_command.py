@@ -66,8 +66,11 @@ def two_series(study_fields: Fields) -> Fields:
 
 
 def is_told_to_stop(process: psutil.Process) -> bool:
-    """Whether a process held still has a SIGTERM waiting for it."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    """Whether a process held still has a SIGTERM waiting for it; one that had ended before has none."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
     (waiting,) = [int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:")]
     return bool(waiting >> (signal.SIGTERM - 1) & 1)
 
