@@ -38,8 +38,8 @@ from ssmttm.errors import InputError
 def planned(
     study: str, root: Path | None, changes: Sequence[str] | None, cluster: str | None
 ) -> tuple[ResolvedStudy, Plan]:
-    """A study and what is left to train of it, here or on a cluster; trains nothing."""
-    resolved = open_study(study, root, changes)
+    """A study and what is left to train of it, here or on a cluster; trains nothing and fetches nothing."""
+    resolved = open_study(study, root, changes, fetch=False)
     return resolved, plan_of(resolved, cluster)
 
 

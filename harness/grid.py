@@ -111,15 +111,19 @@ def _compare(study: Study, manifest: Manifest, where: str) -> None:
             f"{where}: corpus.frames: {choice.frames}: the clips of {choice.path} have {manifest.frames} frames"
         )
     if choice.facts is not None:
-        held = {
-            "n_codebooks": codec.n_codebooks,
-            "codebook_size": codec.codebook_size,
-            "frames": manifest.frames,
-            "clips": manifest.splits["train"].clips if "train" in manifest.splits else 0,
+        # What decides the model and its sequences is held to; how many clips there are is noted by the plan.
+        facts, frames = choice.facts, choice.frames
+        said = {
+            "n_codebooks": (facts.n_codebooks, codec.n_codebooks),
+            "codebook_size": (facts.codebook_size, codec.codebook_size),
+            "frames": (frames or facts.frames, frames or manifest.frames),
         }
-        for key, value in choice.facts.model_dump().items():
-            if held[key] != value:
-                raise InputError(f"{where}: corpus.facts.{key}: {value}: {choice.path} has {held[key]}")
+        for key, (expected, held) in said.items():
+            if expected != held:
+                raise InputError(
+                    f"{where}: corpus.facts.{key}: {expected}: {choice.path} has {held}; build the corpus that was "
+                    "planned for, or say what this one has"
+                )
 
 
 def expand(

@@ -16,12 +16,14 @@ from harness.terminal import errors
 from ssmttm.errors import InputError
 
 
-def open_study(study: str, root: Path | None, changes: Sequence[str] | None) -> ResolvedStudy:
-    """A study from its YAML, or by the name it was submitted under."""
+def open_study(
+    study: str, root: Path | None, changes: Sequence[str] | None, *, fetch: bool = True
+) -> ResolvedStudy:
+    """A study from its YAML, or by the name it was submitted under; `fetch` as for `resolve`."""
     path = Path(study)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         loaded = load_study(path, changes or ())
-        return submission.resolve(loaded, Root(root or loaded.root or Path("runs")), study)
+        return submission.resolve(loaded, Root(root or loaded.root or Path("runs")), study, fetch=fetch)
     found = submission.resolve_registered(Root(root or Path("runs")), study) if _is_name(study) else None
     if found is None:
         raise InputError(

@@ -14,7 +14,7 @@ from harness.cluster import Cluster
 from harness.cost import Cost, checkpoint_bytes, total, weights_bytes
 from harness.dispatch.slurm_queue import JobView
 from harness.estimate import Estimator, SizeEstimate, make_estimator
-from harness.grid import CorpusView, GridPoint
+from harness.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint
 from harness.memory import GIB, NOTHING, Range
 from harness.plan_notes import notes_on
 from harness.rundir import Layout, Root
@@ -105,7 +105,7 @@ class Plan:
 
     study: Study
     identified: bool
-    """Whether the corpus is known, so that Runs have ids."""
+    """Whether corpus and text encoder are known, so that Runs have ids."""
     runs: tuple[PlannedRun, ...]
     disk_passing_gib: float
     """GiB that periodic and decay checkpoints take besides, about, while Series are trained side by side."""
@@ -228,8 +228,10 @@ def make_plan(
     passing = _passing_gib(study, runs, cluster)
     needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
     sources = {run.size.duration.source for run in runs}
-    notes = notes_on(study, corpus, cluster, root, sources=sources, needed=needed, passing=passing)
-    return Plan(study, corpus.is_known, runs, passing, notes)
+    text_is_known = points[0].run.text_encoder != UNKNOWN_FINGERPRINT
+    disk = {"needed": needed, "passing": passing}
+    notes = notes_on(study, corpus, cluster, root, text_is_known=text_is_known, sources=sources, **disk)
+    return Plan(study, corpus.is_known and text_is_known, runs, passing, notes)
 
 
 def _series(rows: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]:

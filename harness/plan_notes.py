@@ -20,25 +20,34 @@ def notes_on(
     cluster: Cluster,
     root: Root,
     *,
+    text_is_known: bool,
     sources: Collection[str],
     needed: float,
     passing: float,
 ) -> tuple[Note, ...]:
     """Coded notes, (code, text): `sources` are what the speeds rest on, `needed` and `passing` GiB of disk."""
-    return (*_on_corpus(study, corpus), *_on_speed(cluster, sources), *_on_disk(root, needed, passing))
+    on_corpus = _on_corpus(study, corpus, text_is_known=text_is_known)
+    return (*on_corpus, *_on_speed(cluster, sources), *_on_disk(root, needed, passing))
 
 
-def _on_corpus(study: Study, corpus: CorpusView) -> list[Note]:
-    path = study.corpus.path
+def _on_corpus(study: Study, corpus: CorpusView, *, text_is_known: bool) -> list[Note]:
+    path, encoder, facts = study.corpus.path, study.text.encoder, study.corpus.facts
     if not corpus.is_known:
         text = f"{path} is not here: costs follow corpus.facts, runs have no ids and cannot be submitted"
-        if study.text.encoder != "bytes":
-            text += f"; {study.text.encoder} was not looked for"
+        if encoder != "bytes":
+            text += f"; {encoder} was not looked for"
         return [("corpus_unknown", text)]
     if not path.exists():
         text = f"{path} is not here: captions count as long as they may be; `submit` needs the corpus"
         return [("corpus_elsewhere", text)]
-    return []
+    notes = []
+    if not text_is_known:
+        text = f"text encoder {encoder} is not here: runs have no ids and finished ones are not found"
+        notes.append(("text_unknown", f"{text}; `submit` fetches it from the hub"))
+    if facts is not None and facts.clips != corpus.clips:
+        text = f"{path} has {corpus.clips:,} clips to train on; corpus.facts.clips is {facts.clips:,}"
+        notes.append(("corpus_facts", text))
+    return notes
 
 
 def _on_speed(cluster: Cluster, sources: Collection[str]) -> list[Note]:

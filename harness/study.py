@@ -208,13 +208,13 @@ PlainPath = Annotated[Path, AfterValidator(usable_path)]
 
 
 class CorpusFacts(Frozen):
-    """What planning needs of a corpus that is not on this machine."""
+    """What planning needs of a corpus that is not on this machine, and holds it to once it is, but for `clips`."""
 
     n_codebooks: Count
     codebook_size: Count
     frames: Count
     clips: Count
-    """Clips of the training split."""
+    """Clips of the training split, as many as are expected: what a corpus has counts, and a difference is noted."""
 
 
 class CorpusChoice(Frozen):

@@ -65,10 +65,13 @@ class ResolvedStudy:
     """What its learning rates were taken from, where it leaves them to tuning."""
 
 
-def resolve(study: Study, root: Root, where: str) -> ResolvedStudy:
-    """Find the study's corpus and encoder and expand its grid; raises InputError where that cannot be."""
+def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> ResolvedStudy:
+    """Find the study's corpus and encoder and expand its grid; raises InputError where that cannot be.
+
+    fetch: whether an encoder that is not here is fetched; else Runs that need it have no identity.
+    """
     corpus = view_corpus(study, where)
-    text = text_of(study, root, corpus, where)
+    text = text_of(study, root, corpus, where, fetch=fetch)
     tuned = read_tuned(root, study.name) if study.uses_tuned else None
     points = tuple(expand(study, corpus, text, where, tuned))
     return ResolvedStudy(study, root, corpus, text, points, where, tuned)
@@ -84,12 +87,23 @@ def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
     return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, str(path), held.tuned)
 
 
-def text_of(study: Study, root: Root, corpus: CorpusView, where: str) -> str | None:
-    """Fingerprint of the study's frozen text encoder, None without one; raises what `text_fingerprint` raises."""
+def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: bool = True) -> str | None:
+    """Fingerprint of the study's frozen text encoder, None without one; raises what `text_fingerprint` raises.
+
+    Unknown where the encoder would have to be fetched and `fetch` is false, and where the corpus is not known: then no
+    Run has an identity, and nobody needs an encoder only to plan.
+    """
     if study.text.encoder == "bytes":
         return None
-    # Without the corpus no Run has an identity: then nobody needs to fetch an encoder only to plan.
-    return text_fingerprint(study, root, where) if corpus.is_known else UNKNOWN_FINGERPRINT
+    if not corpus.is_known or not (fetch or _text_is_known(study)):
+        return UNKNOWN_FINGERPRINT
+    return text_fingerprint(study, root, where)
+
+
+def _text_is_known(study: Study) -> bool:
+    from ssmttm.encoder_files import encoder_is_here
+
+    return study.text.fingerprint is not None or encoder_is_here(study.text.encoder)
 
 
 def text_fingerprint(study: Study, root: Root, where: str) -> str:

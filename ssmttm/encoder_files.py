@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 from pydantic import RootModel, ValidationError
 
-from ssmttm.pretrained import pretrained_folder, read_config
+from ssmttm.pretrained import is_here, pretrained_folder, read_config
 
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """What an encoder consists of; weights as safetensors only, since other formats are pickles."""
@@ -25,6 +25,11 @@ def encoder_folder(encoder: str) -> Path:
     """
     needs = "config.json, tokenizer files and model.safetensors"
     return pretrained_folder(encoder, "text encoder", ENCODER_FILES, needs)
+
+
+def encoder_is_here(encoder: str) -> bool:
+    """Whether an encoder's files are on this machine, so that asking about them fetches nothing."""
+    return is_here(encoder, ENCODER_FILES)
 
 
 def encoder_width(encoder: str) -> int | None:

@@ -27,6 +27,11 @@ def pretrained_folder(model: str, what: str, patterns: Sequence[str], needs: str
     return folder
 
 
+def is_here(model: str, patterns: Sequence[str]) -> bool:
+    """Whether a model's files need not be fetched: a folder, whatever is in it, or a whole copy of the hub's."""
+    return Path(model).expanduser().is_dir() or _copy_of_hub(model, patterns) is not None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return what config.json of a model's folder says; raises InputError where it is not a JSON object."""
     path = folder / CONFIG
@@ -40,15 +45,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _from_hub(model: str, what: str, patterns: Sequence[str], needs: str) -> Path:
+    # What is here is used as it is: no network is asked, and a model that moves on there stays the same here.
+    here = _copy_of_hub(model, patterns)
+    if here is not None:
+        return here
     from huggingface_hub import snapshot_download
 
-    try:
-        # What is here is used as it is: no network is asked, and a model that moves on there stays the same here.
-        here = Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=True))
-        if _whole(here):
-            return here
-    except Exception:  # noqa: S110  # not here, or not a name at all, which the next call says better
-        pass
     try:
         return Path(snapshot_download(model, allow_patterns=list(patterns)))
     except Exception as error:  # the hub's client raises a dozen kinds, for network, name and cache
@@ -56,6 +58,17 @@ def _from_hub(model: str, what: str, patterns: Sequence[str], needs: str) -> Pat
             f"{what} {model!r} is neither a folder nor a model the hub's cache has or can fetch: put its {needs} "
             "into a folder and give that folder"
         ) from error
+
+
+def _copy_of_hub(model: str, patterns: Sequence[str]) -> Path | None:
+    """The hub's whole copy of a model on this machine."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        here = Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=True))
+    except Exception:  # not here, or not a name at all, which fetching it says better
+        return None
+    return here if _whole(here) else None
 
 
 def _whole(folder: Path) -> bool:

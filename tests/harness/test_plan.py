@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from harness.run import Run
 from harness.rundir import Root
 from harness.study import load_study
 from harness.submission import resolve
+from ssmttm.corpus.manifest import CodecFacts
+from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
 from tests.conftest import REPOSITORY, Answer
 from tests.harness.trainer import train
@@ -89,6 +92,41 @@ def test_planning_a_corpus_that_is_elsewhere_gives_null_ids(
     plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
     assert {run["run_id"] for run in plan["runs"]} == {None}
     assert "corpus_unknown" in {note["code"] for note in plan["design"]["notes"]}
+
+
+def test_a_corpus_may_have_other_clips_than_were_planned_for(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50}
+
+    def planned(clips: int) -> tuple[list[Fields], dict[str, str]]:
+        study_fields["corpus"]["facts"] = facts | {"clips": clips}
+        plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+        return plan["runs"], {note["code"]: note["text"] for note in plan["design"]["notes"]}
+
+    runs, notes = planned(48)
+    assert "corpus_facts" not in notes
+    others, notes = planned(5000)
+    assert others == runs
+    assert "48 clips" in notes["corpus_facts"]
+    assert "5,000" in notes["corpus_facts"]
+
+
+def test_planning_fetches_no_encoder_and_submitting_says_that_it_is_missing(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study_fields["text"] = {"encoder": "nobody/no-such-encoder", "dim": 16}
+    study = write_study(study_fields)
+    plan = json.loads(ssmscale("plan", study, "--json").out)
+    assert {(run["run_id"], run["series"]) for run in plan["runs"]} == {(None, None)}
+    (text,) = [note["text"] for note in plan["design"]["notes"] if note["code"] == "text_unknown"]
+    assert "nobody/no-such-encoder is not here" in text
+    answer = ssmscale("submit", study, "--on", "local", "--dry-run")
+    assert answer.status == 2
+    assert "text.encoder" in answer.err
+    study_fields["text"]["fingerprint"] = "1" * 64
+    plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+    assert None not in {run["run_id"] for run in plan["runs"]}
 
 
 def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
@@ -286,6 +324,22 @@ def test_the_papers_studies_are_planned_without_corpus_and_encoder_to_the_parame
     assert found == PARAMETERS[name]
     assert ssmscale("plan", sweep).status == 0  # and so it is on this machine
     assert ssmscale("submit", sweep, "--on", "local").status == 2
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_papers_studies_take_the_corpus_that_their_command_builds(name: str) -> None:
+    header = (REPOSITORY / "sweeps" / "scaling_down.yaml").read_text()
+    seconds, codebooks = (
+        float(re.search(rf"{option} ([\d.]+)", header)[1])  # type: ignore[index]
+        for option in ("--segment-seconds", "--codebooks")
+    )
+    rates = {"sample_rate": 44_100, "frame_rate": 44_100 / 512, "codebook_size": 1024}  # descript/dac_44khz
+    codec = CodecFacts(name="dac", fingerprint="0" * 64, n_codebooks=int(codebooks), **rates)
+    spec = BuildSpec(source="folder", audio=Path(), codec="dac", segment_seconds=seconds).settled(codec)
+    facts = load_study(REPOSITORY / "sweeps" / f"{name}.yaml").corpus.facts
+    assert facts is not None
+    assert (facts.n_codebooks, facts.codebook_size, facts.frames) == (1, spec.codebook_size, spec.frames)
+    assert codec.n_codebooks == facts.n_codebooks
 
 
 def test_the_studies_of_one_paper_share_the_runs_they_have_in_common() -> None:

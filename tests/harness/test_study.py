@@ -230,6 +230,11 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
             {"n_codebooks": 4, "codebook_size": 64, "frames": 50, "clips": 48},
             ["facts.n_codebooks", "4"],
         ),
+        (
+            "corpus.facts",
+            {"n_codebooks": 2, "codebook_size": 64, "frames": 60, "clips": 1000},
+            ["facts.frames: 60", "has 50", "build the corpus"],
+        ),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
         ("grid.sizes.xs.resources", {"ranks": 3}, ["grid.sizes.xs", "ranks", "3"]),
         ("grid.sizes.xs.resources", {"ranks": None}, ["grid.sizes.xs", "ranks"]),
