@@ -156,8 +156,8 @@ class Controller:
         self.live.remove(live)
         left = [row.run_id for row in rows if row.state not in {RunState.DONE, RunState.FAILED}]
         if left:
-            # Through control.jsonl, which workers read at each step: they leave the Run and stay warm for the next.
             live.submission.control.append("cancelled", runs=left, reason=str(ending.outcome))
+            self.workplace.cancel(live.resolved, rows)
 
     def _hand_over(self, live: LiveTrial, rows: Sequence[RunStatus]) -> Ending | None:
         """Have trained what nobody trains; the trial's end where that was done too often."""

@@ -6,6 +6,7 @@ by the journals, on a cluster by SLURM's word and the claims on Series.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,15 +18,16 @@ from harness.disk import DiskFull, is_read_only
 from harness.dispatch.base import Dispatcher, Handle, JobState
 from harness.dispatch.local import LocalDispatcher
 from harness.dispatch.slurm import SlurmDispatcher, jobs_of_runs, open_book
-from harness.dispatch.slurm_queue import JobView
+from harness.dispatch.slurm_queue import JobView, SchedulerGone
 from harness.grid import GridPoint
 from harness.process import identify_process
 from harness.profile import Profile
-from harness.remote import Claims, hours_for, submit_missing
+from harness.remote import Claims, cancel_jobs_of, hours_for, submit_missing
 from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import Study
-from harness.submission import Submission
+from harness.submission import BUSY_SECONDS, ResolvedStudy, Submission
+from harness.terminal import errors
 
 ASK_SECONDS = 5.0
 """Between two questions to SLURM: a controller may watch for days."""
@@ -49,7 +51,10 @@ class Workplace(Protocol):
         """How many trials of so many Series are worth training at once."""
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
-        """Hand Runs over that nobody trains; False where there is no room, or another has them by now."""
+        """Hand Runs over that nobody trains; False where others have them, or there is no room now."""
+
+    def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
+        """End what trains Runs that control.jsonl says are cancelled."""
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
         """Where these Runs stand; raises DiskFull where no room is left to go on."""
@@ -71,6 +76,8 @@ class Here:
         self.reader = StatusReader(root, study.name)
         self.root, self.process = root, identify_process()
         self._handles: dict[str, Handle] = {}
+        self._busy: dict[str, float] = {}
+        """Series that another process held when they were last handed over, and when to try again (monotonic)."""
 
     def room(self, series: int) -> int:
         """As many trials as keep the workers busy."""
@@ -84,7 +91,10 @@ class Here:
         submission.tell_submitted([row.run_id for row in missing])
         for handle in self.dispatcher.submit(jobs):
             self._handles[handle.job.series_id] = handle
-        return True
+        return not any(row.series_id in self._busy for row in missing)
+
+    def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
+        """Nothing: workers read control.jsonl at each step, leave the Run and stay warm for the next."""
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
         """Take up what workers said and read the journals."""
@@ -95,13 +105,16 @@ class Here:
                 raise DiskFull(folder, is_read_only=is_read_only(folder))
             if state not in {JobState.QUEUED, JobState.RUNNING}:
                 del self._handles[handle.job.series_id]
-        rows = self.reader.read(points, submitter=self.process)
+            if state is JobState.BUSY:
+                self._busy[handle.job.series_id] = time.monotonic() + BUSY_SECONDS
         # What a worker was just told of has written nothing yet.
+        now = time.monotonic()
+        waiting = {*self._handles, *(series for series, until in self._busy.items() if now < until)}
         return [
             replace(row, state=RunState.QUEUED)
-            if row.series_id in self._handles and row.state in {RunState.NEW, RunState.INTERRUPTED}
+            if row.series_id in waiting and row.state in {RunState.NEW, RunState.INTERRUPTED}
             else row
-            for row in rows
+            for row in self.reader.read(points, submitter=self.process)
         ]
 
     def close(self) -> None:
@@ -121,14 +134,18 @@ class OnSlurm:
         self.dispatcher = SlurmDispatcher(profile, self.folder)
         self.root, self.reader = root, StatusReader(root, study.name)
         self._jobs: Mapping[str, JobView] = {}
-        self._asked = float("-inf")
+        self._asked = self._refused = float("-inf")
+        """When SLURM was last asked, and when there was last no room (monotonic)."""
+        self._problem: str | None = None
 
     def room(self, series: int) -> int:
         """What the profile says may run at once."""
         return max(1, (self.profile.limits.parallel or AT_ONCE_ON_SLURM) // series)
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
-        """Claim the Series and submit an array for them."""
+        """Claim the Series and submit an array for them; raises SchedulerGone."""
+        if time.monotonic() - self._refused < ASK_SECONDS:
+            return False
         planned = [
             run for run in submission.plan.runs if run.status.run_id in {row.run_id for row in missing}
         ]
@@ -137,14 +154,29 @@ class OnSlurm:
         self.dispatcher.hours = hours_for(planned, self.profile)
         done = submit_missing(submission, self.dispatcher, missing, Claims(self.root), self.called)
         self._asked = float("-inf")
+        if not done.series:
+            self._refused = time.monotonic()
         return bool(done.series)
+
+    def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
+        """Take jobs out of the queue, and end those that run, of which no Run is wanted any more."""
+        with contextlib.suppress(SchedulerGone):  # their workers leave by themselves
+            cancel_jobs_of(resolved, rows)
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
         """Read the journals and, every few seconds, ask SLURM."""
         if time.monotonic() - self._asked > ASK_SECONDS:
-            self._jobs = jobs_of_runs(open_book(self.folder))
-            self._asked = time.monotonic()
+            self._ask()
         return self.reader.read(points, jobs=self._jobs)
+
+    def _ask(self) -> None:
+        self._asked = time.monotonic()
+        try:
+            self._jobs, self._problem = jobs_of_runs(open_book(self.folder)), None
+        except SchedulerGone as gone:  # what it last said holds until it is back
+            if self._problem is None:
+                errors.print(f"warning: {gone}; going on with what it last said", markup=False)
+            self._problem = str(gone)
 
     def close(self) -> None:
         """Nothing to let go of: the jobs are SLURM's."""

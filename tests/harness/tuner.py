@@ -11,7 +11,7 @@ from harness.grid import GridPoint
 from harness.rundir import Root
 from harness.status import RunStatus, StatusReader
 from harness.study import Study
-from harness.submission import Submission
+from harness.submission import ResolvedStudy, Submission
 from harness.training.preemption import StopFlag
 from harness.tuning.controller import Controller
 from harness.tuning.record import open_journal
@@ -47,6 +47,9 @@ class InThisProcess:
                 train_series(runs, root, StopFlag())
                 self.trained += [run.run_id for run in runs]
         return True
+
+    def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
+        pass
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
         return self.reader.read(points)
