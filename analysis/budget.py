@@ -122,9 +122,11 @@ def propose(
 ) -> Proposal:
     """The narrowest grid of at most `budget` GPU-hours that keeps the largest size and the longest run.
 
-    Raises InputError where the budget pays for no grid that a law can be fitted to, saying what would, and where the
-    study has too few sizes or architectures for a size ratio.
+    Raises InputError for a budget that is not above 0, where it pays for no grid that a law can be fitted to, saying
+    what would, and where the study has too few sizes or architectures for a size ratio.
     """
+    if not 0 < budget < float("inf"):
+        raise InputError(f"--budget {budget:g}: must be above 0, in GPU-hours.")
     if len(space.architectures) < 2:
         raise InputError(
             f"--budget: a size ratio needs two architectures; the grid has {space.architectures[0]}."

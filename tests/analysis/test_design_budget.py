@@ -97,6 +97,9 @@ def test_a_budget_that_pays_for_nothing_says_what_would_be_enough() -> None:
     ) as refused:
         propose(where, PRIOR, 0.1)
     least = float(str(refused.value).split("takes ")[1].split()[0])
+    for budget in (0.0, float("nan")):
+        with pytest.raises(InputError, match="above 0"):
+            propose(where, PRIOR, budget)
     cheapest = Grid((100, 200, 1600), (1, 1, 0, 0, 0, 1))
     assert least == pytest.approx(cheapest.gpu_hours(where), rel=1e-3)
 
