@@ -25,6 +25,7 @@ from analysis.uncertainty import resample
 Interval = tuple[float, float]
 OFTEN = 0.05
 FEW_DRAWS = 100
+TOO_LOW = 0.9  # of coverage: two standard errors below 95 in a hundred studies
 
 
 class _Frozen(BaseModel):
@@ -117,8 +118,10 @@ def expected(
             progress=progress,
         )
         notes += _grid_notes(grid, prior, delta)
-    ratios = () if found is None else tuple(ratios_of(found, reference or _default(grid)))
-    notes += [note for ratio in ratios for note in _ratio_notes(ratio, found)]
+    ratios: tuple[ExpectedRatio, ...] = ()
+    if found is not None:
+        ratios = tuple(ratios_of(found, reference or _default(grid)))
+        notes += [note for ratio in ratios for note in ratio_notes(ratio, found)]
     return DesignDocument(
         law=prior.law.name,
         prior={name: dict(prior.params[name]) for name in grid.architectures},
@@ -218,8 +221,8 @@ def _grid_notes(grid: CheckedPoints, prior: Prior, delta: float) -> list[Note]:
     return notes
 
 
-def _ratio_notes(ratio: ExpectedRatio, found: Simulated | None) -> list[Note]:
-    assert found is not None
+def ratio_notes(ratio: ExpectedRatio, found: Simulated) -> list[Note]:
+    """What simulated studies say against a size ratio: not identified, beyond the grid, or beside the truth."""
     arm = wording.architecture(ratio.architecture)
     notes = []
     for code, share in (("not_identified", ratio.not_identified), ("extrapolated", ratio.extrapolated)):
@@ -230,4 +233,10 @@ def _ratio_notes(ratio: ExpectedRatio, found: Simulated | None) -> list[Note]:
         usual = truth.reason if truth.status == code else reasons.most_common(1)[0][0]
         text = f"in {share:.0%} of simulated studies the size ratio of {arm} is {code.replace('_', ' ')}: {usual}."
         notes.append(Note(code=code, text=text))
+    if ratio.coverage is not None and ratio.coverage < TOO_LOW:
+        text = (
+            f"intervals of the ratio of {arm} hold the truth in {ratio.coverage:.0%} of simulated studies, not in 95 %: "
+            "much hangs on few series; another seed of the largest size helps."
+        )
+        notes.append(Note(code="undercovered", text=text))
     return notes

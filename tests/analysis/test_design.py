@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from analysis.design import DesignDocument, expected
+from analysis.design import DesignDocument, expected, ratio_notes, ratios_of
 from analysis.design_terminal import print_design
 from analysis.document import FitDocument, fit_points
 from analysis.errors import InputError
@@ -175,3 +175,13 @@ def test_a_stated_prior_has_every_parameter_of_every_architecture(grid: CheckedP
 def test_a_law_that_lacks_size_or_training_plans_no_grid(law: str) -> None:
     with pytest.raises(InputError, match=f"--law {law}"):
         design_law(law)
+
+
+def test_intervals_that_often_miss_the_truth_are_told_of(grid: CheckedPoints) -> None:
+    found = simulate(grid, KNOWN, studies=4, resamples=50)
+    truth = found.truth[OTHER]
+    assert truth.ratio is not None
+    shifted = replace(found, truth={OTHER: replace(truth, ratio=truth.ratio * 3)})
+    (ratio,) = ratios_of(shifted, "cross_transformer")
+    assert ratio.coverage == 0.0
+    assert "undercovered" in {note.code for note in ratio_notes(ratio, shifted)}

