@@ -12,7 +12,6 @@ stopped goes on after the last whole shard; captions that come later make shards
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ssmttm.compat import tame_torchaudio
+from ssmttm.corpus.writer import replacing, write_atomically
 from ssmttm.encoder_files import encoder_fingerprint, encoder_folder
 from ssmttm.errors import InputError
 from ssmttm.text_batch import TextBatch
@@ -109,12 +109,14 @@ class EmbeddingCache:
             cache = cls(folder) if (folder / "cache.json").exists() else None
             missing = sorted({caption for caption in captions if cache is None or caption not in cache})
             if missing or cache is None:
+                for leftover in folder.glob(".*.tmp"):  # of a build that was killed
+                    leftover.unlink()
                 models = _load(source)
                 dim = int(models[1].config.hidden_size)
                 facts = _CacheFacts(
                     fingerprint=fingerprint, dim=dim, max_positions=max_positions, dtype=dtype
                 )
-                _write(folder / "cache.json", facts)
+                write_atomically(folder / "cache.json", facts.model_dump_json().encode())
                 done = 0
 
                 def advance(captions: int) -> None:
@@ -172,29 +174,31 @@ def _encode(
     starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).tolist()
     number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=-1)
     target = folder / f"{number:05d}.npy"
-    partial = folder / f"{number:05d}.partial"
-    shard = np.lib.format.open_memmap(partial, mode="w+", dtype=facts.dtype, shape=(starts[-1], facts.dim))
+    dtype, shape = np.dtype(facts.dtype), (starts[-1], facts.dim)
     # Captions of one length at a time: no padding, so that a caption's embeddings are its own.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     done = 0
-    while done < len(order):
-        length = len(ids[order[done]])
-        rows = [i for i in order[done : done + _AT_ONCE] if len(ids[i]) == length]
-        with torch.inference_mode():
-            tokens = torch.tensor([ids[i] for i in rows], device=model.device)
-            hidden = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-        values = hidden.cpu().numpy().astype(facts.dtype)
-        if not np.isfinite(values).all():
-            raise InputError(f"text encoder {source}: embeddings overflow {facts.dtype}; choose float32")
-        for i, value in zip(rows, values, strict=True):
-            shard[starts[i] : starts[i + 1]] = value
-        done += len(rows)
-        progress(len(rows))
-    shard.flush()
-    del shard
-    partial.replace(target)
+    with replacing(target) as file:  # and no memory map, where a full disk is a signal that ends the process
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        first, width = file.tell(), dtype.itemsize * facts.dim  # bytes
+        while done < len(order):
+            length = len(ids[order[done]])
+            rows = [i for i in order[done : done + _AT_ONCE] if len(ids[i]) == length]
+            with torch.inference_mode():
+                tokens = torch.tensor([ids[i] for i in rows], device=model.device)
+                hidden = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+            values = hidden.cpu().numpy().astype(facts.dtype)
+            if not np.isfinite(values).all():
+                raise InputError(f"text encoder {source}: embeddings overflow {facts.dtype}; choose float32")
+            for i, value in zip(rows, values, strict=True):
+                file.seek(first + starts[i] * width)
+                file.write(value.tobytes())
+            done += len(rows)
+            progress(len(rows))
     places = {_key(c): (starts[i], starts[i + 1] - starts[i]) for i, c in enumerate(captions)}
-    _write(target.with_suffix(".json"), _ShardIndex(rows=starts[-1], captions=places))
+    index = _ShardIndex(rows=starts[-1], captions=places)
+    write_atomically(target.with_suffix(".json"), index.model_dump_json().encode())
 
 
 def _load(source: Path) -> tuple[Any, Any]:
@@ -231,9 +235,3 @@ def _read(path: Path, kind: type[Facts]) -> Facts:
         raise InputError(
             f"{path}: not readable as part of an embedding cache; delete {path.parent} and build again"
         ) from error
-
-
-def _write(path: Path, facts: BaseModel) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(facts.model_dump_json())
-    partial.replace(path)
