@@ -235,7 +235,7 @@ def ratio_notes(ratio: ExpectedRatio, found: Simulated) -> list[Note]:
         notes.append(Note(code=code, text=text))
     if ratio.coverage is not None and ratio.coverage < TOO_LOW:
         text = (
-            f"intervals of the ratio of {arm} hold the truth in {ratio.coverage:.0%} of simulated studies, not in 95 %: "
+            f"intervals of the ratio of {arm} hold the truth in {ratio.coverage:.0%} of simulated studies, not 95 %: "
             "much hangs on few series; another seed of the largest size helps."
         )
         notes.append(Note(code="undercovered", text=text))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from analysis.budget import Proposal, Space
+from analysis.budget import Proposal
 from analysis.design import DesignDocument
+from analysis.space import Space
 from analysis.terminal import add, titled
 from analysis.wording import budget, human
 

@@ -22,6 +22,8 @@ from analysis.uncertainty import Scheme, choose_scheme, interval, resample
 STUDIES = 100
 RESAMPLES = 100
 """Enough where the middle of many studies is asked for: its intervals are within a few per cent of a thousand's."""
+FRESH_SEED = 1_000_000
+"""Of studies that no grid was chosen by."""
 REPORTED_RESAMPLES, REPORTED_SEED = 1000, 0
 """What `fit` draws unless told otherwise: its choice between two bootstraps depends on it."""
 

@@ -63,9 +63,6 @@ if TYPE_CHECKING:
     from harness.plan import Plan
     from harness.tracking import Tracker
 
-FRESH_SEED = 1_000_000
-"""Of simulated studies that no choice was made by."""
-
 app = typer.Typer(
     name="ssmscale",
     help="Scaling studies of state-space models against the Transformer: plan, train, track, fit, report.",
@@ -263,11 +260,12 @@ def _design(
     resolved: ResolvedStudy, made: Plan, wanted: _Wanted, document: dict[str, Any], *, as_json: bool
 ) -> None:
     """Add what is expected and proposed to the plan's document, or print it."""
-    from analysis.budget import Rung, Space, propose, spelled
+    from analysis.budget import propose
     from analysis.design import expected
     from analysis.design_terminal import print_design, print_proposal
     from analysis.prior import choose_prior
-    from analysis.simulate import grid_of
+    from analysis.simulate import FRESH_SEED, grid_of
+    from analysis.space import Rung, Space, spelled
     from harness.candidates import candidates_of, grid_fields
     from harness.design_table import COLUMNS, design_cells
     from harness.yaml_file import yaml_text

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.budget import Grid, Proposal, Rung, Space, propose, spelled
+from analysis.budget import Proposal, propose
 from analysis.design import ExpectedRatio, ratios_of
 from analysis.errors import InputError
 from analysis.laws import law_named
 from analysis.prior import Noise, Prior
 from analysis.simulate import simulate
+from analysis.space import Grid, Rung, Space, spelled
 from tests.analysis.synthetic import TOKENS_AN_ITERATION
 
 REFERENCE = "cross_transformer"
@@ -109,5 +110,7 @@ def test_a_size_ratio_needs_two_architectures_and_a_law_three_sizes() -> None:
     alone = Space(where.rungs[::2], where.counts, hours)
     with pytest.raises(InputError, match="two architectures"):
         propose(alone, PRIOR, 10.0)
+    with pytest.raises(InputError, match="--reference moon"):
+        propose(where, PRIOR, 10.0, "moon")
     with pytest.raises(InputError, match="2 sizes and 5 iteration counts"):
         propose(Space(where.rungs[:4], where.counts, hours), PRIOR, 10.0)

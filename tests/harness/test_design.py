@@ -53,6 +53,7 @@ def test_what_cannot_be_planned_with_is_refused_in_one_sentence(
         (("--design", "--prior", "none.json"), "none.json: no such file"),
         (("--design", "--law", "size"), "--law size"),
         (("--design", "--reference", "cross_simba"), "--reference cross_simba"),
+        (("--budget", "1"), "two architectures"),
     ):
         answer = ssmscale("plan", study, *arguments)
         assert (answer.status, len(answer.err.splitlines())) == (2, 1), answer.err
