@@ -21,23 +21,22 @@ from harness.rundir import Layout
 from harness.speed import same_device
 
 NAME = "out_of_memory.jsonl"
+STOPPED = "out of memory"
+"""What the reason of a journal's preempted event begins with, where a Series goes on with a smaller micro-batch."""
 WORDS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "CUDA out of memory",
+    "could not create a primitive",
 )
-"""What torch says in plain RuntimeErrors where memory is short."""
-
-
-class OutOfMemory(RuntimeError):
-    """A rank has no memory for its micro-batch."""
+"""What torch says in plain RuntimeErrors where memory is short; the last is oneDNN's, which gives no reason."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is short, on whatever device."""
     named = type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch to ask
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
-    return isinstance(error, MemoryError | OutOfMemory) or named or said
+    return isinstance(error, MemoryError) or named or said
 
 
 def shape_of(run: Run, layout: Layout) -> str:

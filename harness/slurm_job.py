@@ -34,6 +34,7 @@ from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
 from harness.dispatch.slurm import Array, Task, batch_logs
 from harness.dispatch.slurm_queue import SchedulerGone, call
 from harness.journal import Event, Journal, Progress, read_progress
+from harness.out_of_memory import STOPPED
 from harness.rundir import Root, read_launch, read_model
 from harness.training import checkpoint as checkpoints
 from harness.training.preemption import ANOTHER_RANKS_SIGNAL
@@ -77,7 +78,8 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
         return 1 if Event.FAILED in states else 0
     told = [read_progress(root.series(task.series_id)), *map(read_progress, left)]
     stopped = [reason for progress in told if (reason := _stopped_by(progress)) is not None]
-    full = [reason for reason in stopped if not _is_a_signal(reason)]
+    smaller = any(reason.startswith(STOPPED) for reason in stopped)  # the next start's micro-batch is
+    full = [reason for reason in stopped if not (_is_a_signal(reason) or reason.startswith(STOPPED))]
     if code == EXIT_NO_SPACE or (full and code not in {0, EXIT_PREEMPTED}):
         # Of several ranks some are killed because one left, and their status is srun's.
         log.error(
@@ -97,7 +99,7 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
     now = {_stopped_by(progress) for progress in told if progress.spans and progress.spans[-1].ended >= began}
     out_of_time = "SIGUSR2" in now and "SIGTERM" not in now and not job.makes_room
     in_vain = code in {0, EXIT_PREEMPTED} and out_of_time and place == before
-    if stopped and code in {0, EXIT_PREEMPTED} and not in_vain:
+    if smaller or (stopped and code in {0, EXIT_PREEMPTED} and not in_vain):
         requeue(job_id)
         return EXIT_PREEMPTED
     if code in {0, EXIT_PREEMPTED} and not in_vain:

@@ -28,14 +28,15 @@ from harness.control import Control
 from harness.disk import DiskFull, disk_full, is_full, make_folder, naming_a_full_disk
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
 from harness.journal import Event, Fenced, Journal, read_progress
+from harness.out_of_memory import STOPPED, is_out_of_memory, remember, what_would_fit
 from harness.output import flush_or_drop, print_traceback, sent_to
 from harness.process import identify_process
 from harness.provenance import commit, installed_version, running_code
 from harness.run import Run
-from harness.rundir import Launch, Root, read_launch, read_run
+from harness.rundir import Launch, Layout, Root, read_launch, read_run
 from harness.series_lock import SeriesLock, scheduler_job
 from harness.sidecar import mirrored_beside
-from harness.training.engine import Ranks, initialise_ranks
+from harness.training.engine import Ranks, device_name, initialise_ranks
 from harness.training.layout import series_layout
 from harness.training.loop import Diverged, Outcome, SeriesTrainer
 from harness.training.preemption import StopFlag, stop_when_parent_ends
@@ -203,18 +204,30 @@ def _train(
     start: Event,
 ) -> str:
     before = {run.run_id: read_progress(root.run(run.run_id)).attempt for run in runs}
-    process = describe_process(launch)
+    process = describe_process(launch) | {"device_name": device_name(ranks.device)}
     try:
-        layout, changes = series_layout(root, runs, launch, ranks)
-        if journal is not None:
-            journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
-            if process["code"] is not None and launch.code not in {None, process["code"]}:
-                text = f"trained with the code {process['code']}, not with {launch.code} as it was submitted"
-                journal.append(Event.WARNING, text=text)
-            for change in changes:
-                journal.append(Event.WARNING, text=change)
-        trainer = SeriesTrainer(root, runs, launch, ranks, layout, stop, process)
-        outcome = trainer.train(journal)
+        while True:
+            layout, changes = series_layout(root, runs, launch, ranks)
+            if journal is not None:
+                journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
+                if process["code"] is not None and launch.code not in {None, process["code"]}:
+                    text = (
+                        f"trained with the code {process['code']}, not with {launch.code} as it was submitted"
+                    )
+                    journal.append(Event.WARNING, text=text)
+                for change in changes:
+                    journal.append(Event.WARNING, text=change)
+            outcome = _attempt(runs, root, launch, ranks, layout, stop, process, journal)
+            if outcome is not None:
+                break
+            gc.collect()  # what the attempt held is wanted by the next
+            reason = _out_of_memory(runs[0], root, launch, ranks, layout, process, journal)
+            if reason is not None:
+                log.error("series %s: %s", runs[0].series_id, reason)
+                told = journal or Journal.open(root.series(runs[0].series_id))
+                ending = _fail(runs, root, launch, told, reason, "out_of_memory", before)
+                return ending if ranks.world == 1 else sys.exit(1)  # the others may wait for this rank
+            start = Event.RESUMED
     except Diverged as error:  # every rank saw the same loss
         return _fail(runs, root, launch, journal, str(error), "diverged", before)
     except Exception as error:
@@ -237,6 +250,53 @@ def _train(
         journal.append(Event.FINISHED)
     states = [read_progress(root.run(run.run_id)).state for run in runs]
     return "failed" if Event.FAILED in states else "finished"
+
+
+def _attempt(
+    runs: Sequence[Run],
+    root: Root,
+    launch: Launch,
+    ranks: Ranks,
+    layout: Layout,
+    stop: StopFlag,
+    process: Mapping[str, Any],
+    journal: Journal | None,
+) -> Outcome | None:
+    """Train on a layout; None where memory was short, by when nothing refers to what was held any more."""
+    try:
+        return SeriesTrainer(root, runs, launch, ranks, layout, stop, process).train(journal)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.error("out of memory: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+        return None
+
+
+def _out_of_memory(
+    run: Run,
+    root: Root,
+    launch: Launch,
+    ranks: Ranks,
+    layout: Layout,
+    process: Mapping[str, Any],
+    journal: Journal | None,
+) -> str | None:
+    """Remember that a micro-batch did not fit; returns why the Series fails where there is no smaller one.
+
+    Of several ranks the others may wait for this one: all are ended, and their next start heeds what is remembered.
+    """
+    remember(launch.control.parent, run, layout, ranks.device, process["device_name"])
+    folder = root.series(run.series_id)
+    text = f"{STOPPED} with micro-batch {layout.micro_batch} on rank {ranks.rank}"
+    if layout.micro_batch == 1:
+        return what_would_fit(run, layout, on_cuda=ranks.device.startswith("cuda"))
+    if ranks.world == 1:
+        if journal is not None:
+            journal.append(Event.WARNING, text=f"{text}: goes on from the last checkpoint with a smaller one")
+        return None
+    log.error("series %s: %s", run.series_id, text)
+    (journal or Journal.open(folder)).leave(text)
+    raise SystemExit(EXIT_PREEMPTED)
 
 
 def _fail(

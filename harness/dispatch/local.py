@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from harness.cluster import Cluster
-from harness.dispatch.base import EXIT_NO_SPACE, Handle, Job, JobState
+from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, Handle, Job, JobState
 
 GRACE_SECONDS = 60.0
 """How long a worker may take over its last step and its checkpoint when it is asked to stop."""
@@ -54,8 +54,10 @@ class LocalDispatcher:
             handle, state = group.poll()
             if not group.is_alive:
                 self._drop(group)
-                if state is JobState.LOST and group.had_no_room:
+                if state is JobState.LOST and group.ended_with(EXIT_NO_SPACE):
                     state = JobState.NO_SPACE
+                elif state is JobState.LOST and group.ended_with(EXIT_PREEMPTED):
+                    state = JobState.PREEMPTED
             if handle is not None and state is not None:
                 self.ended[handle] = state
         if JobState.NO_SPACE not in self.ended.values():  # nothing that is started now would get further
@@ -150,10 +152,9 @@ class _Group:
     def is_alive(self) -> bool:
         return all(process.poll() is None for process in self._processes)
 
-    @property
-    def had_no_room(self) -> bool:
-        """Whether a rank ended for want of room; the others then end because it did."""
-        return any(process.poll() == EXIT_NO_SPACE for process in self._processes)
+    def ended_with(self, status: int) -> bool:
+        """Whether a rank ended with this status; the others then end because it did."""
+        return any(process.poll() == status for process in self._processes)
 
     def feed(self, handle: Handle) -> None:
         self.handle = handle

@@ -60,6 +60,15 @@ class Ranks:
             raise problem
 
 
+def device_name(device: str) -> str | None:
+    """A GPU as its driver names it; None for the CPU."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
 def initialise_ranks(threads: int) -> Ranks:
     """Join the process group described by RANK, WORLD_SIZE and MASTER_ADDR, or be a group of one.
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from harness.cluster import choose_layout
 from harness.journal import read_progress
+from harness.out_of_memory import Refused
 from harness.run import Run
 from harness.rundir import Launch, Layout, Root
 from harness.training import checkpoint as checkpoints
-from harness.training.engine import Ranks
+from harness.training.engine import Ranks, device_name
 
 EXACT = ("ranks", "micro_batch", "zero_stage", "threads", "kernels")
 """Keys of a layout whose values change floating-point order."""
@@ -24,7 +25,8 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     """The layout this process group trains a Series on, and in what it differs from the newest earlier attempt's.
 
     The ZeRO stage is that of the Series' checkpoints, if there are any; the micro-batch that of the newest earlier
-    attempt on as many ranks, unless it is above what this launch allows.
+    attempt on as many ranks, unless it is above what this launch allows or what has run out of memory: once a
+    micro-batch of 1 has, it is tried again, since memory may have been freed.
     """
     from ssmttm.kernels import chosen
 
@@ -41,7 +43,17 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     layout = layout.model_copy(
         update={"kernels": chosen().name, "activation_checkpointing": launch.activation_checkpointing}
     )
+    layout = ranks.tell(_within_memory(runs[0], layout, launch, ranks.device))
     return layout, _differences(started or {}, layout, ranks.device)
+
+
+def _within_memory(run: Run, layout: Layout, launch: Launch, device: str) -> Layout:
+    refused = Refused(launch.control.parent)
+    most = refused.most(run, layout, device.split(":", maxsplit=1)[0], device_name(device))
+    if most is None:
+        return layout
+    micro = choose_layout(run.batch, layout.ranks, max(1, min(most, layout.micro_batch)), 0, 1)
+    return layout.model_copy(update={"micro_batch": micro.micro_batch, "accumulation": micro.accumulation})
 
 
 def _differences(started: Mapping[str, Any], layout: Layout, device: str) -> list[str]:

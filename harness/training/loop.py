@@ -20,6 +20,7 @@ from typing import Any
 from harness.control import Control
 from harness.disk import is_full
 from harness.journal import Event, Fenced, Journal, read_progress
+from harness.out_of_memory import STOPPED, is_out_of_memory
 from harness.output import print_traceback
 from harness.run import Run
 from harness.rundir import Launch, Layout, Root
@@ -161,9 +162,9 @@ class SeriesTrainer:
         except (Fenced, InputError):
             raise
         except Exception as problem:
-            if is_full(problem):  # the run has not failed
+            if is_full(problem) or is_out_of_memory(problem):  # the run has not failed
                 if journal is not None:
-                    journal.leave(str(problem))
+                    journal.leave(STOPPED if is_out_of_memory(problem) else str(problem))
                 raise
             if self.ranks.world > 1:
                 raise  # the other ranks are somewhere else now
