@@ -83,6 +83,11 @@ def view_corpus(study: Study, where: str) -> CorpusView:
         if choice.facts is None or choice.path.exists():
             raise InputError(f"{where}: corpus.path: {error}") from error
         facts = choice.facts
+        if choice.frames is not None and choice.frames > facts.frames:
+            raise InputError(
+                f"{where}: corpus.frames: {choice.frames}: corpus.facts.frames is {facts.frames}; a sequence is "
+                "cropped from a clip"
+            ) from error
         return CorpusView(
             n_codebooks=facts.n_codebooks,
             codebook_size=facts.codebook_size,

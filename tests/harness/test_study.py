@@ -235,6 +235,15 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
             {"n_codebooks": 2, "codebook_size": 64, "frames": 60, "clips": 1000},
             ["facts.frames: 60", "has 50", "build the corpus"],
         ),
+        (
+            "corpus",
+            {
+                "path": "elsewhere",
+                "frames": 51,
+                "facts": {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48},
+            },
+            ["corpus.frames: 51", "facts.frames is 50"],
+        ),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
         ("grid.sizes.xs.resources", {"ranks": 3}, ["grid.sizes.xs", "ranks", "3"]),
         ("grid.sizes.xs.resources", {"ranks": None}, ["grid.sizes.xs", "ranks"]),
