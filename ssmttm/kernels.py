@@ -224,7 +224,8 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None
     if kernel is None or not _convolves(weight):
         return None
     if x.stride(0) % 8 or x.stride(1) % 8:  # a slice of rows whose width is not a multiple of 8
-        x = x.contiguous()
+        # Not x.contiguous(): a single position of a single row is contiguous to torch, whatever its strides.
+        x = x.clone(memory_format=torch.contiguous_format)
     return kernel(x.mT, weight[:, 0], bias, activation="silu").mT  # type: ignore[no-any-return]
 
 

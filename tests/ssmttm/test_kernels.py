@@ -10,11 +10,12 @@ import torch
 from ssmttm import kernels
 from ssmttm.blocks import Context, Mamba2Mixer
 from ssmttm.config import Architecture
+from ssmttm.conv import causal_conv_silu
 from ssmttm.errors import InputError
 from ssmttm.kernels import TORCH, Kernels, using
 from ssmttm.model import codebook_cross_entropy
 from ssmttm.ssd import ssd_scan
-from tests.ssmttm.kernel_devices import FOLDER, kernels_on
+from tests.ssmttm.kernel_devices import FOLDER, compiled_convolution, kernels_on
 from tests.ssmttm.small import small_config, small_model, text_for, tokens_for
 from tests.ssmttm.test_ssd import inputs
 
@@ -181,3 +182,17 @@ def test_tensors_of_another_device_are_left_to_pytorch():
     with using(Kernels(name="other", device="cuda", scan=lambda *_, **__: pytest.fail("called"))):
         y, _ = ssd_scan(*inputs(1, 5, 2, 4, 1, 3)[:-1])
     assert y.shape == (1, 5, 2, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 1)])
+def test_a_slice_of_any_length_reaches_the_convolution_with_strides_it_takes(shape):
+    projected, weight, bias = torch.randn(*shape, 20), torch.randn(8, 1, 4), torch.randn(8)
+
+    def kernel(x, weight, bias, *, activation):
+        out = torch.empty_like(x)
+        compiled_convolution().causal_conv1d_fwd(x, weight, bias, None, None, out, None, activation == "silu")
+        return out
+
+    with using(Kernels(device="cpu", convolution=kernel)):
+        found = causal_conv_silu(projected[..., 4:12], weight, bias)
+    torch.testing.assert_close(found, causal_conv_silu(projected[..., 4:12], weight, bias))
