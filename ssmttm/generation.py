@@ -65,23 +65,30 @@ def generate(
         special = torch.full((batch, config.n_codebooks), config.special, device=device)
         written, tokens = [], special
         for step in range(steps):
-            logits = decoder.step(tokens if sampling.guidance in {0, 1} else tokens.repeat(2, 1)).float()
+            logits = decoder.step(tokens if sampling.guidance in {0, 1} else tokens.repeat(2, 1))
+            logits = logits.double()  # which holds whatever temperature and guidance make of them
             if sampling.guidance not in {0, 1}:
                 conditional, without = logits.chunk(2)
                 logits = torch.lerp(without, conditional, sampling.guidance)
             logits[..., config.special] = -torch.inf
             tokens = torch.where(is_due[:, step], pick(logits, draws[step], sampling), special)
             written.append(tokens)
-        return undelay(torch.stack(written, dim=2))
+        drawn = undelay(torch.stack(written, dim=2))
+        if (drawn == config.special).any():  # whose probability is 0, among numbers
+            raise InputError("the model's logits are not finite numbers: nothing can be drawn from them")
+        return drawn
 
 
 def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
-    """Return tokens (...,) drawn from logits (..., vocabulary) with draws (...,), uniform in [0, 1).
+    """Return tokens (...,) drawn from logits (..., vocabulary) with draws (...,), uniform in [0, 1); of logits that
+    are not numbers the last token.
 
     The inverse of the distribution function in the vocabulary's own order: logits that differ by rounding give
     another token only where a draw falls into that difference.
     """
-    logits = logits / sampling.temperature
+    logits = logits.double()
+    # The likeliest at 0, where it stays however low the temperature.
+    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         lowest = logits.topk(sampling.top_k, sorted=False).values.amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < lowest, -torch.inf)
@@ -91,8 +98,9 @@ def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
         beyond = ranked.cumsum(-1) - ranked >= sampling.top_p
         probabilities = probabilities.masked_fill(beyond.scatter(-1, order, beyond), 0)
     # In float64 a draw, a multiple of 2^-24, times the sum is below the sum: no token of probability 0 is reached.
-    reached = probabilities.double().cumsum(-1)
-    return torch.searchsorted(reached, (draws.double() * reached[..., -1])[..., None], right=True)[..., 0]
+    reached = probabilities.cumsum(-1)
+    drawn = torch.searchsorted(reached, (draws.double() * reached[..., -1])[..., None], right=True)[..., 0]
+    return drawn.clamp(max=logits.shape[-1] - 1)
 
 
 def _draws(seeds: Sequence[int], steps: int, codebooks: int) -> Tensor:

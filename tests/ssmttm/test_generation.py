@@ -144,6 +144,37 @@ def test_sampling_that_means_nothing_is_refused(mistake, named):
         Sampling(**mistake)
 
 
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"temperature": 1e-45},
+        {"temperature": 1e300, "top_k": 1},
+        {"top_k": None, "top_p": 1e-300},
+    ],
+    ids=["cold", "hot", "top_p"],
+)
+def test_the_likeliest_token_is_drawn_however_extreme_the_sampling(extreme):
+    config = small_config(Architecture.PREFIX_SIMBA, n_codebooks=2)
+    model, text = small_model(config), text_for(config, CAPTIONS)
+    greedy = generate(model, text, FRAMES, Sampling(top_k=1), range(4))
+    assert torch.equal(generate(model, text, FRAMES, Sampling(**extreme), range(4)), greedy)
+
+
+@pytest.mark.parametrize("broken", [{"guidance": 1e308}, {"weight": float("nan")}], ids=["overflow", "nan"])
+def test_nothing_is_drawn_from_what_is_no_number(broken):
+    config = small_config(Architecture.PREFIX_SIMBA)
+    model = small_model(config)
+    model.head.weight.data *= broken.get("weight", 1e4)
+    with pytest.raises(InputError, match="logits are not finite numbers"):
+        generate(
+            model,
+            text_for(config, CAPTIONS),
+            FRAMES,
+            Sampling(guidance=broken.get("guidance", 1.0)),
+            range(4),
+        )
+
+
 def test_half_precision_says_nearly_the_same():
     config = small_config(Architecture.PREFIX_SIMBA)
     model = small_model(config).bfloat16()
