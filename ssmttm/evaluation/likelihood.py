@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -37,8 +38,14 @@ def mean_losses(totals: Tensor) -> tuple[float, list[float]]:
 
 
 def likelihood_scores(loss: float, by_codebook: Sequence[float]) -> dict[str, float]:
-    """Scores by name: ce and ppl over all codebooks, ce_K and ppl_K of codebook K; ppl is exp(ce)."""
-    scores = {"ce": loss, "ppl": math.exp(loss)}
-    for book, own in enumerate(by_codebook):
-        scores |= {f"ce_{book}": own, f"ppl_{book}": math.exp(own)}
+    """Scores by name: ce and ppl over all codebooks, ce_K and ppl_K of codebook K; ppl is exp(ce), left out where no
+    number is that large.
+    """
+    losses = {"": loss, **{f"_{book}": own for book, own in enumerate(by_codebook)}}
+    largest = math.log(sys.float_info.max)
+    scores = {}
+    for book, own in losses.items():
+        scores[f"ce{book}"] = own
+        if own < largest:
+            scores[f"ppl{book}"] = math.exp(own)
     return scores

@@ -11,6 +11,7 @@ import pytest
 from ssmttm.errors import InputError
 from ssmttm.evaluation.clap import Clap
 from ssmttm.evaluation.frechet import Moments, frechet_distance
+from ssmttm.evaluation.likelihood import likelihood_scores
 from ssmttm.evaluation.measure import windows
 from ssmttm.evaluation.mel_proxy import MelProxy
 from ssmttm.evaluation.row_store import RowStore
@@ -159,3 +160,7 @@ def test_a_damaged_file_of_rows_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(InputError, match=rf"{file.name}: is damaged"):
         RowStore(tmp_path).missing(1)
+
+
+def test_a_perplexity_beyond_all_numbers_is_left_out_and_the_loss_is_not() -> None:
+    assert likelihood_scores(800.0, [0.0]) == {"ce": 800.0, "ce_0": 0.0, "ppl_0": 1.0}
