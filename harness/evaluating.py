@@ -35,6 +35,7 @@ from harness.evaluations import (
 from harness.run import Precision
 from harness.rundir import Layout, read_launch
 from harness.submission import ResolvedStudy
+from harness.terminal import counted
 from harness.trained import Trained, load_trained
 from ssmttm.errors import InputError
 
@@ -272,7 +273,9 @@ class Evaluator:
     def notes(self) -> list[str]:
         """What to know of the prompts, a sentence each."""
         left = self.prompts.left_out
-        return [f"{left} prompts are left out: their recordings are not in the reference"] if left else []
+        return (
+            [f"left out: {counted(left, 'prompt')} whose recording is not in the reference"] if left else []
+        )
 
 
 def held_out_scores(trained: Trained, micro_batch: int | None = None) -> tuple[int, dict[str, float]]:

@@ -8,7 +8,7 @@ prompts are paired where the reference holds what each prompt describes, in the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -150,8 +150,7 @@ def choose_prompts(
     files = _sound_files(reference)
     if not any(name for _, name in rows):
         return PromptSet(captions, _recordings(list(files.values()), seconds), paired=False)
-    stems = {Path(name).stem: path for name, path in files.items()}
-    found = [(caption, files.get(name) or stems.get(_without_suffix(name))) for caption, name in rows]
+    found = [(caption, _recording(name, files)) for caption, name in rows]
     there = [(caption, path) for caption, path in found if path is not None]
     if not there:
         raise InputError(f"{reference}: holds none of the recordings {prompts} names, such as {rows[0][1]!r}")
@@ -178,6 +177,18 @@ def _sound_files(folder: Path) -> dict[str, Path]:
     if not found:
         raise InputError(f"--reference {folder}: holds no sound file ({', '.join(SUFFIXES)})")
     return found
+
+
+def _recording(name: str, files: Mapping[str, Path]) -> Path | None:
+    """The file of that path, else the only one whose own name it is; raises InputError where several are."""
+    if name in files:
+        return files[name]
+    alike = [other for other in files if Path(other).stem == _without_suffix(name)]
+    if len(alike) > 1:
+        raise InputError(
+            f"prompt of {name!r}: may be {alike[0]} or {alike[1]}; name its path in the reference"
+        )
+    return files[alike[0]] if alike else None
 
 
 def _without_suffix(name: str) -> str:

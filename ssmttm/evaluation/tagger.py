@@ -1,9 +1,11 @@
 """KL divergence between what an audio tagger hears in generated and in reference clips of the same captions.
 
-As stable-audio-metrics computes it (src/passt_kld.py there, after MusicGen, arXiv 2306.05284): logits averaged over
-windows that overlap by half, a softmax over the classes, KL(generated || reference) with 1e-6 added to the reference,
-averaged over the pairs. AudioSet taggers are trained with a sigmoid a class; the softmax makes one distribution of them
-and is part of the metric's name. Those two use PaSST, this the Audio Spectrogram Transformer, whose numbers are others.
+As stable-audio-metrics computes it (src/passt_kld.py there): logits averaged over windows that overlap by half, a
+softmax over the classes, KL(generated || reference) with 1e-6 added to the reference, averaged over the pairs. AudioSet
+taggers are trained with a sigmoid a class; the softmax makes one distribution of them and is part of the metric's name.
+Clips are not brought to one loudness first, as they are there. MusicGen's `kld` (audiocraft/metrics/kld.py) is the
+divergence the other way round, KL(reference || generated). Both of them use PaSST, this the Audio Spectrogram
+Transformer, whose numbers are others.
 """
 
 from __future__ import annotations

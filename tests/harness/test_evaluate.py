@@ -258,7 +258,7 @@ def test_prompts_are_paired_with_the_recordings_they_name(trained: Root, tmp_pat
     paired = Evaluator(studied(trained), Request(prompts=prompts, reference=recordings, tagger=judge))
     assert paired.prompts.captions == ("A tone", "A lower tone")
     assert paired.evaluate(run_ids(trained)[0]).outcome == "evaluated"
-    assert any("1 prompts are left out" in note for note in paired.notes)
+    assert any("left out: 1 prompt whose recording" in note for note in paired.notes)
     assert any(row.metric.startswith("kl_softmax_ast") for row in evaluation_rows(studied(trained)))
     loose = Evaluator(studied(trained), Request(prompts=prompts, tagger=judge))
     assert "kl_softmax_ast" in loose.skipped

@@ -86,3 +86,15 @@ def test_what_is_missing_is_named(data: TokenDataset, recordings: Path, tmp_path
     damaged = choose_prompts(data, 50, None, recordings, None).reference
     with pytest.raises(InputError, match=r"a\.wav: unreadable audio"):
         damaged.clips([0], load_codec(data.corpus / "codec"))
+
+
+def test_a_name_that_several_recordings_have_is_not_guessed(
+    data: TokenDataset, recordings: Path, tmp_path: Path
+) -> None:
+    (recordings / "a.flac").write_bytes((recordings / "more" / "b.flac").read_bytes())
+    by_path = written(tmp_path / "by_path.csv", "path,caption\na.flac,x\nb,y\n")
+    chosen = choose_prompts(data, 40, by_path, recordings, None)
+    assert [path.name for path in chosen.reference.paths] == ["a.flac", "b.flac"]
+    by_name = written(tmp_path / "by_name.csv", "ytid,caption\na,x\n")
+    with pytest.raises(InputError, match=r"prompt of 'a': may be a\.flac or a\.wav; name its path"):
+        choose_prompts(data, 40, by_name, recordings, None)
