@@ -29,8 +29,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Captions to generate for: CSV, JSON or JSON lines, such as MusicCaps' CSV (default: the held-out "
-            "captions).",
+            help="Captions to generate for: CSV, JSON or JSON lines, such as MusicCaps' CSV, or text with one a line "
+            "(default: the held-out captions).",
         ),
     ] = None,
     reference: Annotated[

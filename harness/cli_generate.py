@@ -25,7 +25,10 @@ def generate(
         typer.Option("--prompt", metavar="TEXT", help="A caption; may be repeated. An empty one is none."),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", metavar="FILE", help="A text file, a caption a line.")
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="Captions: text with one a line, CSV, JSON or JSON lines."
+        ),
     ] = None,
     seconds: Annotated[
         float | None, typer.Option(metavar="S", help="Length (default: what it was trained on).")
@@ -80,11 +83,9 @@ def _captions(given: list[str] | None, file: Path | None) -> list[str]:
         raise InputError("give either --prompt TEXT, as often as you like, or --prompts FILE")
     if file is None:
         return list(given or ())
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-    if captions := [line.strip() for line in lines if line.strip()]:
+    from ssmttm.corpus.caption_files import read_captions
+
+    if captions := [row.caption for row in read_captions(file, named=False)]:
         return captions
     raise InputError(f"{file}: holds no caption; write one a line")
 

@@ -1,6 +1,6 @@
-"""Caption files: CSV, JSON, JSONL, and MTG-Jamendo's TSV whose tags are made into captions.
+"""Caption files: CSV, JSON, JSONL, text with a caption a line, and MTG-Jamendo's TSV whose tags are made into captions.
 
-Whatever the form, a row names a file and says something of it. Names are relative to the audio directory; one that
+A row names a file, save in plain text, and says something of it. Names are relative to the audio directory; one that
 would leave it is refused, because caption files come from other people.
 """
 
@@ -39,11 +39,18 @@ def read_captions(path: Path, *, named: bool = True) -> Iterator[CaptionRow]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such captions file")
-    readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows, ".tsv": _jamendo_rows}
+    readers = {
+        ".csv": _csv_rows,
+        ".json": _json_rows,
+        ".jsonl": _jsonl_rows,
+        ".tsv": _jamendo_rows,
+        ".txt": _text_rows,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
+        ending = path.suffix or "a name without an ending"
         raise InputError(
-            f"{path}: captions are read from .csv, .json, .jsonl or a Jamendo .tsv, not {path.suffix}"
+            f"{path}: captions are read from .csv, .json, .jsonl, .txt or a Jamendo .tsv, not {ending}"
         )
     try:
         for where, row in reader(path):
@@ -103,6 +110,13 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"line {number}", json.loads(line)
             except ValueError as error:
                 raise InputError(f"{path}, line {number}: not valid JSON: {error}") from None
+
+
+def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"line {number}", {"caption": line}
 
 
 def _jamendo_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

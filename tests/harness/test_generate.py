@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from harness.generating import frames_of, write_pieces
-from harness.rundir import Root, read_launch, read_run, write_launch
+from harness.rundir import Root, read_launch, read_run, write_atomically, write_launch
 from harness.submission import ResolvedStudy
 from harness.trained import Trained, load_trained
 from ssmttm.config import Architecture
@@ -92,10 +92,14 @@ def test_beside_a_piece_lies_all_that_makes_it_again(ssmscale: Command, there: P
 
 
 def test_a_file_of_prompts_fills_a_folder(ssmscale: Command, there: Path, run_id: str) -> None:
-    Path("prompts.txt").write_text(f"{MAJOR}\n\n{MINOR}\n")
+    Path("prompts.txt").write_text(f"{MAJOR}\n\n{MINOR}\n", encoding="utf-8-sig")
     said = ssmscale("generate", there / "runs" / run_id, "--prompts", "prompts.txt", "--out", "pieces")
     assert said.status == 0, said.err
     assert files_below(Path("pieces")) == ["0.wav", "0.wav.json", "1.wav", "1.wav.json"]
+    Path("prompts.csv").write_text(f'ytid,caption\na,"{MAJOR}"\nb,"{MINOR}"\n')
+    ssmscale("generate", there / "runs" / run_id, "--prompts", "prompts.csv", "--out", "rows", "--seconds", 1)
+    for piece in files_below(Path("pieces")):
+        assert Path("rows", piece).read_bytes() == Path("pieces", piece).read_bytes()
 
 
 def test_tokens_follow_caption_and_seed(trained: Trained) -> None:
@@ -128,6 +132,24 @@ def test_audio_beyond_full_scale_is_brought_down_and_that_is_said(tmp_path: Path
     assert np.abs(audio).max() == pytest.approx(0.99, abs=1e-4)
 
 
+def test_what_lies_beside_a_piece_tells_of_no_other(
+    tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "piece.wav"
+    list(write_pieces(trained, [MAJOR], [path], 5, Sampling(), 0))
+    written = []
+
+    def killed(where: Path, content: str | bytes) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(write_atomically(where, content))
+
+    monkeypatch.setattr("harness.generating.write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        list(write_pieces(trained, [MINOR], [path], 5, Sampling(), 0))
+    assert files_below(tmp_path) == ["piece.wav"]
+
+
 def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
     ssmscale: Command, there: Path, run_id: str, trained: Trained
 ) -> None:
@@ -152,7 +174,7 @@ def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
         (["--out", "x.wav"], "give either --prompt TEXT"),
         (["--prompt", "a", "--prompts", "empty.txt", "--out", "x.wav"], "give either --prompt TEXT"),
         (["--prompts", "empty.txt", "--out", "x.wav"], "empty.txt: holds no caption"),
-        (["--prompts", "gone.txt", "--out", "x.wav"], "gone.txt: No such file"),
+        (["--prompts", "gone.txt", "--out", "x.wav"], "gone.txt: no such captions file"),
         (["--prompt", "a", "--out", "x.mp3"], "--out x.mp3: sound is written as F.wav"),
         (["--prompt", "a", "--out", "x.wav", "--temperature", "0"], "temperature is 0.0"),
         (["--prompt", "a", "--out", "x.wav", "--top-k", "-1"], "top_k is -1"),

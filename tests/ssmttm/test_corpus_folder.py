@@ -221,7 +221,8 @@ def test_a_folder_without_captions_is_explained(music: Path, tmp_path: Path) -> 
         ("c.jsonl", '["one.wav"]\n', "line 1: should be a record"),
         ("c.tsv", "a\tb\n", "MTG-Jamendo's header"),
         ("c.tsv", JAMENDO + "track_1\tx\n", "line 2: has 2 fields"),
-        ("c.txt", "x", r"not \.txt"),
+        ("c.doc", "x", r"not \.doc"),
+        ("c.txt", "x", "line 1: names no file"),
     ],
 )
 def test_a_wrong_caption_file_is_explained(
