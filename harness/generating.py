@@ -116,6 +116,8 @@ def write_pieces(
             )
             sound = io.BytesIO()
             soundfile.write(sound, audio * np.float32(scale), facts.sample_rate, "PCM_16", format="WAV")
+            beside = path.with_name(f"{path.name}.json")
+            beside.unlink(missing_ok=True)  # it tells of the sound that is replaced
             write_atomically(path, sound.getvalue())
-            write_atomically(path.with_name(f"{path.name}.json"), piece.model_dump_json(indent=1) + "\n")
+            write_atomically(beside, piece.model_dump_json(indent=1) + "\n")
             yield piece
