@@ -246,7 +246,6 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         ),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
         ("grid.sizes.xs.resources", {"ranks": 3}, ["grid.sizes.xs", "ranks", "3"]),
-        ("grid.sizes.xs.resources", {"ranks": None}, ["grid.sizes.xs", "ranks"]),
         ("grid.sizes.xs.resources", {"keep_last": 2}, ["grid.sizes.xs.resources", "keep_last"]),
         ("resources", {"keep_last": 0}, ["resources.keep_last", "0"]),
         ("resources", {"keep_best": "perhaps"}, ["resources.keep_best", "'perhaps'"]),
