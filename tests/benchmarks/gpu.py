@@ -140,8 +140,8 @@ def _measured(variant: Variant, config: ModelConfig, size: Size, device: str, ro
         except torch._dynamo.exc.TorchDynamoException as error:
             return Measured(problem=f"not compiled: {str(error).splitlines()[0]}")
         finally:
-            gc.collect()
             if device == "cuda":
+                gc.collect()
                 torch.cuda.empty_cache()
 
 

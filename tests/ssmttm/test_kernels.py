@@ -135,19 +135,21 @@ def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, hal
     assert_same_gradients(gradients, expected_gradients, 10 * within)
 
 
-def chosen_in_a_process(**variables):
-    program = "from ssmttm.kernels import chosen; print(chosen().name, chosen().reason, sep='|')"
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
-    return done.stdout.strip() or done.stderr.splitlines()[-1]
-
-
-def test_without_a_gpu_pytorch_computes_mixers_and_says_why():
-    assert chosen_in_a_process(CUDA_VISIBLE_DEVICES="", PATH="/usr/bin:/bin") == "torch|no CUDA device"
-
-
-def test_the_choice_can_be_kept_to_pytorch(monkeypatch):
+@pytest.fixture
+def unchosen():
+    """No choice is held from before, nor after."""
     kernels._choose.cache_clear()
+    yield
+    kernels._choose.cache_clear()
+
+
+def test_without_a_gpu_pytorch_computes_mixers_and_says_why(monkeypatch, unchosen):
+    monkeypatch.delenv("SSMSCALE_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernels.chosen() == Kernels(name="torch", reason="no CUDA device")
+
+
+def test_the_choice_can_be_kept_to_pytorch(monkeypatch, unchosen):
     monkeypatch.setenv("SSMSCALE_KERNELS", "torch")
     assert kernels.chosen() == Kernels(reason="SSMSCALE_KERNELS is torch")
     kernels._choose.cache_clear()
