@@ -23,9 +23,9 @@ from ssmttm.flops import training_flops
 MFU = Range(0.15, 0.3, 0.5)
 """Share of a GPU's peak before anything was measured: from small models and unfused kernels to what large Transformers
 reach (46 % for PaLM, arXiv 2204.02311, section 4; 52 % for Megatron, arXiv 2104.04473, table 1)."""
-CPU_FLOPS_A_THREAD = 5e10
-CPU_BYTES_A_SECOND = 1e9
-CPU_PASS_SECONDS = 1.5e-3
+CPU_FLOPS_A_THREAD = 6e10
+CPU_BYTES_A_SECOND = 4e9
+CPU_PASS_SECONDS = 1.2e-3
 """A CPU thread, fitted to steps of the demo's models: products, saved activations that are written and read in the
 backward pass with all that lies between, and a sub-layer's forward and backward calls."""
 GPU_PASS_SECONDS = 4e-4

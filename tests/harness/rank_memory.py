@@ -84,16 +84,21 @@ def peak_of(spec: dict[str, Any]) -> int:
 
     def share() -> torch.Tensor:
         tokens = torch.randint(0, model.codebook_size, (size, model.n_codebooks, steps))
-        text = collate_bytes(captions, np.zeros(size, bool), model.text)
+        tokens = tokens.to(ranks.device)
+        text = collate_bytes(captions, np.zeros(size, bool), model.text).to(ranks.device)
         sums, _ = codebook_cross_entropy(engine.deepspeed(tokens, text), tokens)
         return sums.sum() / tokens.numel()
 
+    on_cuda = ranks.device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
     with Peak() as peak:
         engine = Engine(run, layout, ranks)
         for _ in range(3):
             engine.step([share] * layout.accumulation, 1e-4)
             gc.collect()
-    return peak.bytes
+    return int(torch.cuda.max_memory_allocated() - before) if on_cuda else peak.bytes
 
 
 def main() -> None:

@@ -112,3 +112,13 @@ def test_the_predicted_peak_is_the_engines_at_every_stage_on_one_two_and_four_ra
     )
     print("measured on the CPU: it does not validate what CUDA kernels keep for the backward pass")
     assert worst < TOLERANCE
+
+
+@pytest.mark.gpu
+def test_the_peak_on_a_gpu_lies_within_the_range(tmp_path: Path) -> None:
+    specs = [drawn(seed, 1, stage) for seed in range(5) for stage in range(4)]
+    for spec, peak in zip(specs, measured(specs, tmp_path), strict=True):
+        foreseen = predicted(spec, on_cuda=True)
+        low, high = foreseen.peak.low - foreseen.fixed, foreseen.peak.high - foreseen.fixed
+        print(f"{spec}: {low / 2**20:.1f} to {high / 2**20:.1f} MiB, measured {peak / 2**20:.1f} MiB")
+        assert low <= peak <= high
