@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from harness.brief import first_line
+from harness.disk import naming_a_full_disk
 from harness.evaluations import (
     HELD_OUT,
     Evaluation,
@@ -134,7 +135,7 @@ class Evaluator:
         )
 
     def evaluate(self, run_id: str) -> Evaluated:
-        """Measure of one Run what has not been measured yet."""
+        """Measure of one Run what has not been measured yet; raises DiskFull where no room is left to keep it."""
         folder = evaluation_folder(self.root, run_id)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
@@ -143,7 +144,8 @@ class Evaluator:
         except Timeout:
             return Evaluated(run_id, Outcome.BUSY, "another process evaluates it")
         try:
-            return self._evaluate(run_id)
+            with naming_a_full_disk(folder):
+                return self._evaluate(run_id)
         finally:
             lock.release()
 

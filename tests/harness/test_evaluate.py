@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +19,7 @@ import pytest
 import soundfile
 from filelock import FileLock
 
+from harness.disk import DiskFull
 from harness.evaluating import Evaluator, Request, held_out_scores
 from harness.evaluations import (
     COLUMNS,
@@ -233,6 +236,23 @@ def test_a_judge_added_later_needs_no_generation(trained: Root, tmp_path: Path) 
     assert {"fd_mel_proxy", "fd_clap", "clap_score", "kl_softmax_ast"} <= metrics
     assert later.skipped == {}
     assert later.evaluate(run).outcome == "kept"
+
+
+def test_a_disk_that_fills_up_is_named_and_what_was_measured_is_kept(
+    trained: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (run, _), request = run_ids(trained), Request(limit=2)
+    with monkeypatch.context() as patched:
+        patched.setattr("ssmttm.evaluation.row_store.write_atomically", full)
+        with pytest.raises(DiskFull, match=f"{run}/evaluation: no room is left"):
+            Evaluator(studied(trained), request).evaluate(run)
+    kept = files_of(trained, run, "json")
+    assert list(kept) == ["held-out.json"]
+    assert Evaluator(studied(trained), request).evaluate(run).outcome == "evaluated"
+    assert kept.items() <= files_of(trained, run, "json").items()
 
 
 def test_two_processes_do_not_evaluate_one_run_at_once(trained: Root) -> None:
