@@ -20,7 +20,7 @@ BYTES_A_BYTE_TOKEN = 4.0
 """Bytes of caption a position of a frozen subword encoder covers, about."""
 START_SECONDS = Range(10.0, 30.0, 120.0)
 """From a job's start to its first step on a cluster: imports, process group, engine."""
-WARM_START_SECONDS = Range(0.2, 1.0, 10.0)
+WARM_START_SECONDS = Range(0.2, 0.5, 10.0)
 """The same where workers stay warm between Series."""
 CHECKPOINT_BYTES_A_SECOND = Range(0.1e9, 0.4e9, 2e9)
 """What a checkpoint with its checksums is written at: from a busy network disk to a local one."""
