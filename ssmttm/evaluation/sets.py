@@ -8,6 +8,7 @@ prompts are paired where the reference holds what each prompt describes, in the 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ class HeldOutClips:
     @property
     def digest(self) -> str:
         """Of the corpus's fingerprint, which covers its codec."""
-        return _sha256(self.what, self.data.manifest.fingerprint, self.count, self.frames)
+        return _sha256(self.what, "without padding", self.data.manifest.fingerprint, self.count, self.frames)
 
     def __len__(self) -> int:
         return self.count
@@ -69,10 +70,15 @@ class HeldOutClips:
         """The clips, and the codec's sample rate."""
         facts = self.data.manifest.codec
         lengths = np.minimum(self.data.lengths(items), self.frames)
-        codes = self.data.codes(items)[..., : int(lengths.max())].astype(np.uint16)
-        samples = np.ceil(lengths * (facts.sample_rate / facts.frame_rate)).astype(int)
-        decoded = codec.decode(codes)
-        return [clip[:n] for clip, n in zip(decoded, samples, strict=True)], facts.sample_rate
+        codes = self.data.codes(items).astype(np.uint16)
+        clips: dict[int, Audio] = {}
+        # Padding that is decoded sounds, and moves what is before it: only clips of one length go together.
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            samples = math.ceil(length * facts.sample_rate / facts.frame_rate)
+            decoded = codec.decode(codes[rows, :, :length])
+            clips |= {int(row): clip[:samples] for row, clip in zip(rows, decoded, strict=True)}
+        return [clips[row] for row in range(len(items))], facts.sample_rate
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,15 @@ def test_what_is_missing_is_named(data: TokenDataset, recordings: Path, tmp_path
         damaged.clips([0], load_codec(data.corpus / "codec"))
 
 
+def test_a_held_out_clip_sounds_the_same_whatever_clips_are_beside_it(data: TokenDataset) -> None:
+    reference = choose_prompts(data, 50, None, None, limit=2).reference
+    assert len(set(data.lengths([0, 1]))) == 2
+    codec = load_codec(data.corpus / "codec")
+    together, _ = reference.clips([0, 1], codec)
+    for item, clip in enumerate(together):
+        assert np.array_equal(clip, reference.clips([item], codec)[0][0])
+
+
 def test_a_name_that_several_recordings_have_is_not_guessed(
     data: TokenDataset, recordings: Path, tmp_path: Path
 ) -> None:
