@@ -38,7 +38,7 @@ class PlannedRun:
     hours_alone: Range
     """Hours it would take from the start, sharing nothing."""
     hours_apart: Range
-    """Hours from the start of its Series to its own end, were its branch a job of its own."""
+    """Hours to its own end from the newest branch point of a finished Run, were its branch a job of its own."""
 
     @property
     def layout(self) -> Layout:
@@ -240,7 +240,7 @@ def _series(rows: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]
     size = estimator.of_size(point.architecture, point.size, [row.point.run for row in rows])
     checkpoint_gib = checkpoint_bytes(point.run.model, size.layout.zero_stage) / GIB
     weights_gib = weights_bytes(point.run.model) / GIB
-    behind, begun, branches, found = 0, False, set[int](), []
+    behind, trained, begun, branches, found = 0, 0, False, set[int](), []
     for status in rows:
         run = status.point.run
         branch = branch_step(run.schedule, run.iterations)
@@ -255,12 +255,16 @@ def _series(rows: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]
                 disk_gib=(branch > 0 and branch not in branches) * checkpoint_gib + weights_gib,
                 hours=estimator.hours(size.duration, steps, starts=starts),
                 hours_alone=estimator.hours(size.duration, run.iterations, starts=1),
-                hours_apart=estimator.hours(size.duration, run.iterations, starts=2 if branch else 1),
+                hours_apart=estimator.hours(
+                    size.duration, run.iterations - trained, starts=2 if branch > trained else 1
+                ),
             )
         )
         branches.add(branch)
         if status.state not in {RunState.FAILED, RunState.CANCELLED}:
             behind = branch
+        if status.state is RunState.DONE:
+            trained = branch
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from harness.cli_submit import planned
 from harness.cluster import Cluster, choose_layout
 from harness.resources import choose_resources
 from harness.run import Run
@@ -22,6 +23,7 @@ from ssmttm.corpus.manifest import CodecFacts
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
 from tests.conftest import REPOSITORY, Answer
+from tests.harness.journals import write_finished
 from tests.harness.trainer import train
 
 Fields = dict[str, Any]
@@ -72,6 +74,22 @@ def test_what_is_finished_costs_nothing_more(
     assert [run["state"] for run in plan["runs"]] == ["done", "done", "new"]
     assert plan["totals"]["gpu_hours"] == pytest.approx(plan["runs"][2]["gpu_hours"])
     assert plan["totals"]["gpu_hours_independent"] > plan["totals"]["gpu_hours"]
+
+
+def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
+    study_fields: Fields, write_study: Callable[..., Path]
+) -> None:
+    study_fields["grid"] |= {"iterations": [1000, 2000, 4000, 8000]}
+    study = write_study(study_fields)
+    _, fresh = planned(str(study), None, None, None)
+    *shorter, longest = fresh.runs
+    assert longest.hours_apart.expected < fresh.longest_path().expected
+    assert longest.hours_apart.expected == pytest.approx(longest.hours_alone.expected, abs=1.1 / 3600)
+    write_finished(Root(Path("runs").absolute()), [run.status.point for run in shorter])
+    _, made = planned(str(study), None, None, None)
+    alone = made.runs[-1]
+    start = alone.size.duration.start.expected / 3600
+    assert alone.hours_apart.expected == pytest.approx(alone.hours.expected + start)
 
 
 def test_failed_and_cancelled_runs_are_nothing_to_spend(
