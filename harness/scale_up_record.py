@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from harness.disk import naming_a_full_disk
 from harness.rundir import Root, write_atomically
 from ssmttm.errors import InputError
 
@@ -34,11 +37,13 @@ def read_records(root: Root, study: str) -> list[dict[str, Any]]:
 
 
 def add_record(root: Root, study: str, proposed: Mapping[str, Any]) -> None:
-    """Add a proposal, unless it repeats the newest."""
-    records = read_records(root, study)
-    if records and {key: value for key, value in records[-1].items() if key != "made"} == proposed:
-        return
-    records.append({"made": datetime.now(UTC).isoformat(timespec="seconds"), **proposed})
+    """Add a proposal under a lock, unless it repeats the newest; raises DiskFull."""
     path = record_path(root, study)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(records, indent=1, allow_nan=False) + "\n")
+    with naming_a_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            records = read_records(root, study)
+            if records and {key: value for key, value in records[-1].items() if key != "made"} == proposed:
+                return
+            records.append({"made": datetime.now(UTC).isoformat(timespec="seconds"), **proposed})
+            write_atomically(path, json.dumps(records, indent=1, allow_nan=False) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from harness.grid import GridPoint
 from harness.run import Run
 from harness.rundir import Root
+from harness.scale_up_record import add_record, read_records
 from harness.study import load_study
 from harness.submission import resolve
 from ssmttm.flops import parameter_count
@@ -74,6 +76,19 @@ def test_a_step_is_foreseen_kept_and_later_compared_with_what_was_seen(
     assert {one["run_id"] for one in seen} == {p.run_id for p in grown.points if p.size == "d128"}
     assert "predicted and seen" in ssmscale("scale-up", "tiny").out
     assert len(json.loads(kept.read_text())) == 1
+
+
+def test_proposals_made_at_once_are_all_kept(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+
+    def propose(number: int) -> None:
+        for budget in range(3):
+            add_record(root, "tiny", {"number": number, "budget": budget, "notes": "n" * 20_000})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(propose, range(8)))
+    kept = {(one["number"], one["budget"]) for one in read_records(root, "tiny")}
+    assert kept == {(number, budget) for number in range(8) for budget in range(3)}
 
 
 def test_nothing_is_foreseen_without_a_budget_or_from_nothing(
