@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from analysis import wording
 from analysis.compare import Curve
 from analysis.comparison import fit_all
-from analysis.diagnostics import Note
+from analysis.diagnostics import Note, effect_notes, fit_notes
 from analysis.document import refuse
+from analysis.effects import size_effect
 from analysis.errors import InputError
 from analysis.law import Array
 from analysis.points import CheckedPoints
@@ -92,6 +93,8 @@ class _Law:
 
     curve: Curve
     residual: Array
+    notes: tuple[Note, ...]
+    """On the fit: what is foreseen can be no better."""
 
     def foresee(self, asks: Sequence[Ask]) -> list[Prediction]:
         return predict(self.curve, asks, self.residual, 0)
@@ -115,13 +118,18 @@ def next_step(
     laws = _laws(points, law, delta)
     share = budget / len(laws)
     steps = tuple(_step(name, one, rates.get(name, {}), share) for name, one in laws.items())
+    fitted = [
+        Note(code=note.code, text=f"{wording.architecture(name)}: {note.text}")
+        for name, one in laws.items()
+        for note in one.notes
+    ]
     return ScaleUp(
         law=law,
         huber_delta=delta,
         budget_gpu_hours=budget,
         runs=tuple(sorted(str(name) for name in points.frame["run_id"])),
         steps=steps,
-        notes=tuple(note for step in steps for note in _notes(step)),
+        notes=(*fitted, *(note for step in steps for note in _notes(step))),
     )
 
 
@@ -192,6 +200,10 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _Law]:
                 points.of(fit.architecture),
             ),
             fit.residual,
+            (
+                *fit_notes(fit, points.of(fit.architecture), drawn, {}, {}),
+                *effect_notes(size_effect(fit), None),
+            ),
         )
         for fit in fits
     }
@@ -238,13 +250,20 @@ def _tokens_an_iteration(curve: Curve) -> float:
 
 
 def _rate(rates: Mapping[float, float], sizes: Array) -> Array:
-    """GPU-hours an iteration of sizes: linear in logarithms between those known, and on beyond them."""
+    """GPU-hours an iteration of sizes: between those known a smooth curve in logarithms that never falls.
+
+    Above the largest they grow in proportion, as arithmetic does: a slope between two measured steps, carried on a
+    hundredfold, could make size free. Below the smallest the slope there goes on, but for the same reason from 0 to 1.
+    """
+    from scipy.interpolate import PchipInterpolator
+
     known = np.log(np.array(sorted(rates)))
-    cost = np.log(np.array([rates[size] for size in sorted(rates)]))
-    slope = np.diff(cost) / np.diff(known)
+    cost = np.maximum.accumulate(np.log(np.array([rates[size] for size in sorted(rates)])))
+    curve = PchipInterpolator(known, cost)
     at = np.log(sizes)
-    piece = np.clip(np.searchsorted(known, at) - 1, 0, len(slope) - 1)
-    out: Array = np.exp(cost[piece] + slope[piece] * (at - known[piece]))
+    above, below = np.maximum(0.0, at - known[-1]), np.minimum(0.0, at - known[0])
+    inside = curve(np.clip(at, known[0], known[-1]))
+    out: Array = np.exp(inside + above + below * np.clip(float(curve.derivative()(known[0])), 0.0, 1.0))
     return out
 
 

@@ -87,3 +87,33 @@ def test_what_a_budget_cannot_do_is_said(points: CheckedPoints, table: pd.DataFr
     with pytest.raises(InputError, match="--law data"):
         next_step(points, RATES, 1.0, law="data")
     assert {"within_range"} <= {note.code for note in next_step(points, RATES, 0.02).notes}
+
+
+def test_a_size_timed_as_cheaper_than_a_smaller_one_makes_no_size_free(points: CheckedPoints) -> None:
+    *_, second, largest = STUDY.sizes
+    rates = {name: RATES[name] | {largest: 0.95 * RATES[name][second]} for name in RATES}
+    for step in next_step(points, rates, BUDGET).steps:
+        assert step.size_factor < 10
+        low, high = step.n_params_ci95
+        assert high / low > 1.1
+    # Beyond the largest the cost is in proportion to size.
+    large = next_step(points, rates, 100 * BUDGET).steps[0]
+    cost = rates["cross_transformer"][second] * large.n_params / largest
+    assert large.gpu_hours == pytest.approx(cost * large.iterations, rel=1e-3)
+
+
+def test_the_best_size_is_not_drawn_to_the_sizes_whose_cost_is_known(points: CheckedPoints) -> None:
+    """A launch costs the same at every size: between the sizes known the cost bends, and at them it has no corner."""
+    rates = {name: {size: (size + 3e5) * 1e-10 for size in STUDY.sizes} for name in RATES}
+    ends = [
+        step.n_params_ci95
+        for budget in np.geomspace(0.1, 0.5, 6)
+        for step in next_step(points, rates, float(budget)).steps
+    ]
+    assert min(high / low for low, high in ends) > 1.05
+
+
+def test_a_law_without_an_effect_of_size_is_told_of(table: pd.DataFrame) -> None:
+    flat = table.assign(loss=2.0 + 30 / table["iterations"] ** 0.7 + 1e-3 * np.sin(np.arange(len(table))))
+    codes = {note.code for note in next_step(checked(flat), RATES, BUDGET).notes}
+    assert {"no_size_effect", "optimum_vague"} <= codes
