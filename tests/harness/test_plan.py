@@ -77,16 +77,16 @@ def test_what_is_finished_costs_nothing_more(
 
 
 def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
-    study_fields: Fields, write_study: Callable[..., Path]
+    study_fields: Fields, write_study: Callable[..., Path], tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {"iterations": [1000, 2000, 4000, 8000]}
     study = write_study(study_fields)
-    _, fresh = planned(str(study), None, None, None)
+    _, fresh = planned(str(study), tmp_path, None, None)
     *shorter, longest = fresh.runs
     assert longest.hours_apart.expected < fresh.longest_path().expected
     assert longest.hours_apart.expected == pytest.approx(longest.hours_alone.expected, abs=1.1 / 3600)
-    write_finished(Root(Path("runs").absolute()), [run.status.point for run in shorter])
-    _, made = planned(str(study), None, None, None)
+    write_finished(Root(tmp_path), [run.status.point for run in shorter])
+    _, made = planned(str(study), tmp_path, None, None)
     alone = made.runs[-1]
     start = alone.size.duration.start.expected / 3600
     assert alone.hours_apart.expected == pytest.approx(alone.hours.expected + start)
