@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +13,6 @@ from harness.options import ClusterOption, JsonOption, RootOption, SetOption, St
 from harness.plan import make_plan
 from harness.profile import Profile, lasting_name
 from harness.remote import check_cluster
-from harness.rundir import Root
-from harness.study import load_study
 from harness.terminal import console, errors, print_json
 
 if TYPE_CHECKING:
@@ -50,11 +47,7 @@ def tune(
     from harness.tuning.space import Space
 
     profile = profile_for(on, cluster, None)
-    if Path(study).suffix in {".yaml", ".yml"} and changes:
-        loaded = load_study(Path(study), changes)
-        place = Root(root or loaded.root or Path("runs"))
-    else:
-        loaded, place = place_of(study, root)
+    loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
     trials = [space.trial(cell.architecture, cell.size, space.corner()) for cell in space.cells]
     submission.check_before_training(trials[0])

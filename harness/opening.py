@@ -34,13 +34,13 @@ def open_study(
     return found
 
 
-def place_of(study: str, root: Path | None) -> tuple[Study, Root]:
+def place_of(study: str, root: Path | None, changes: Sequence[str] | None = None) -> tuple[Study, Root]:
     """A study and where its runs are kept; neither its corpus nor a submission is needed."""
     path = Path(study)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
-        loaded = load_study(path)
+        loaded = load_study(path, changes or ())
         return loaded, Root(root or loaded.root or Path("runs"))
-    resolved = open_study(study, root, None)
+    resolved = open_study(study, root, changes)
     return resolved.study, resolved.root
 
 

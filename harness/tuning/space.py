@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 RATE = "training.optimiser.lr"
 ROOMS: Mapping[str, Any] = {"training": Training, "model": ModelPatch, "text": TextChoice}
 """Parts of a study whose keys decide a result that trials can be compared by."""
-YARDSTICK = "training.eval_clips"
+FIXED = frozenset({"training.eval_clips", "text.encoder", "text.fingerprint"})
+"""Keys below them that no search changes: the yardstick, and the encoder, whose identity is found once a study."""
 Values = dict[str, Any]
 """A trial's values by full key."""
 
@@ -47,7 +48,10 @@ class Cell:
     n_params: int
     d_model: int
     name: str
-    """Of its search in Optuna's record: study, cell, and a digest of what decides a trial besides the values."""
+    """Of its search in Optuna's record: study, cell, and a digest of what decides a trial besides the values.
+
+    The digest holds the choices too.
+    """
 
 
 class Space:
@@ -94,10 +98,7 @@ class Space:
 
     def corner(self, *, high: bool = False) -> Values:
         """The values at one end of every dimension."""
-        return {
-            key: (one.choices[-1 if high else 0] if one.choices else one.high if high else one.low)
-            for key, one in self.dimensions.items()
-        }
+        return {key: _ends(one)[-1 if high else 0] for key, one in self.dimensions.items()}
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """The dimensions in Optuna's words."""
@@ -112,11 +113,13 @@ class Space:
         return {key: told(key, one) for key, one in self.dimensions.items()}
 
     def values(self, suggested: Mapping[str, Any]) -> Values:
-        """What is trained for a suggestion: its values with three digits, in the study's order of keys."""
-        return {
-            key: rounded(suggested[key]) if isinstance(suggested[key], float) else suggested[key]
-            for key in self.dimensions
-        }
+        """What is trained for a suggestion, in the study's order of keys: of a range three digits, never beyond it."""
+
+        def told(one: Dimension, value: Any) -> Any:
+            is_round = one.choices is None and isinstance(value, float)
+            return min(one.high, max(one.low, rounded(value))) if is_round else value
+
+        return {key: told(one, suggested[key]) for key, one in self.dimensions.items()}
 
     def design(self, count: int, name: str) -> list[Values]:
         """Values that fill the space evenly, each dimension cut into `count` strata and each stratum met once.
@@ -147,10 +150,10 @@ class Space:
             key = f"training.{given}" if given.split(".")[0] in Training.model_fields else given
             place = f"{self.where}: tune.search.{given}"
             room, *path = key.split(".")
-            if room not in ROOMS or not path or key == YARDSTICK:
+            if room not in ROOMS or not path or key in FIXED:
                 raise InputError(
                     f"{place}: is no key that can be searched; those below training, model and text can, but for what "
-                    "the loss is measured on"
+                    "the loss is measured on and which text encoder there is"
                 )
             _check_key(key, place)
             if key in found:
@@ -175,20 +178,26 @@ class Space:
             )
 
     def describe(self, architecture: str, size: str) -> Cell:
-        """A size of the grid, searched or not; raises InputError where an end of the space makes no run."""
-        for high in (False, True):
-            resolved = self.trial(architecture, size, self.corner(high=high))
-        run = resolved.points[0].run
-        same = run.canonical()
+        """A size of the grid, searched or not; raises InputError where an end of a range or a choice makes no run."""
+        low = self.corner()
+        for key, one in self.dimensions.items():
+            for value in _ends(one):
+                self.trial(architecture, size, low | {key: value})
+        same = self.trial(architecture, size, self.corner(high=True)).points[0].run.canonical()
         for key in self.dimensions:
             _drop(same, key.removeprefix("training.").replace("text.", "model.text.").split("."))
-        facts = [same, list(self.tune.seeds), sorted(self.dimensions)]
+        # To Optuna another list of choices is another search; a range may move.
+        kinds = {key: list(one.choices or [one.log]) for key, one in self.dimensions.items()}
+        facts = [same, list(self.tune.seeds), kinds]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        # The study's own model, which `lr: tuned` is to be recognised by: searched keys may change its size.
+        rate = {key: value for key, value in low.items() if key == RATE}
+        model = self.trial(architecture, size, rate).points[0].run.model
         return Cell(
             architecture,
             size,
-            parameter_count(run.model).n_params,
-            run.model.d_model,
+            parameter_count(model).n_params,
+            model.d_model,
             f"{self.study.name}/{architecture}/{size}/{digest}",
         )
 
@@ -213,6 +222,11 @@ class Space:
         variant = validate(Study, fields, f"{self.where}: tune ({architecture}, {size})")
         # A place of its own below the study's, for what is written of trials: no study can have such a name.
         return variant.model_copy(update={"name": f"{self.study.name}/tune"})
+
+
+def _ends(one: Dimension) -> tuple[Any, ...]:
+    """Every choice, or both ends of a range."""
+    return one.choices or (one.low, one.high)
 
 
 def _field(key: str) -> Any:

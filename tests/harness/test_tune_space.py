@@ -68,6 +68,14 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         {"search": {"optimiser.beta1": {"low": 0.5, "high": 1.5}}},
         "beta1: 1.5: input should be less",
     ),
+    "an encoder": (
+        {"search": {"text.encoder": {"choices": ["bytes", "t5"]}}},
+        "encoder: is no key that can be",
+    ),
+    "one choice of three": (
+        {"search": {"model.ssm_head_dim": {"choices": [8, 7, 16]}}},
+        "does not divide into heads of 7",
+    ),
     "said twice": (
         {"search": {"optimiser.lr": RATE, "training.optimiser.lr": dict(RATE)}},
         "training.optimiser.lr: is searched twice",
@@ -135,6 +143,24 @@ def test_a_trial_is_the_run_that_a_study_with_its_values_has(fields: Fields, her
     theirs = copy.deepcopy(fields)
     theirs["training"]["optimiser"]["lr"] = 0.0123
     assert {point.run_id for point in trial.points} < set(run_ids(theirs, here))
+
+
+def test_a_range_is_never_left_by_rounding_and_choices_are_not_rounded(fields: Fields, here: Root) -> None:
+    fields["tune"]["search"] = {
+        "optimiser.beta2": {"low": 0.9, "high": 0.9999},
+        "optimiser.lr": {"choices": [0.01, 0.012345]},
+    }
+    space = space_of(here, fields)
+    values = space.values({"training.optimiser.lr": 0.012345, "training.optimiser.beta2": 0.99963})
+    (point,) = space.trial("prefix_simba", "xs", values).points
+    assert (point.run.optimiser.lr, point.run.optimiser.beta2) == (0.012345, 0.9999)
+
+
+def test_a_size_is_known_by_its_own_model_whatever_is_searched_there(fields: Fields, here: Root) -> None:
+    fields["tune"]["search"]["model.d_state"] = {"choices": [8, 32]}
+    (cell,) = space_of(here, fields).cells
+    own = resolve(validate(Study, fields, "test"), here, "test").points[0].run.model
+    assert cell.n_params == parameter_count(own).n_params
 
 
 @pytest.mark.parametrize("where", ["size", "architecture", "both"])
@@ -315,6 +341,15 @@ def test_a_rate_that_was_not_tuned_is_refused_in_one_sentence(
         assert sentence in said.err
         assert len(said.err.splitlines()) == 1
     assert files_below(here.path) == before
+
+
+def test_changes_to_a_study_that_was_submitted_are_refused(
+    fields: Fields, here: Root, ssmscale: Command
+) -> None:
+    register(resolve(validate(Study, fields, "test"), here, "test"))
+    said = ssmscale("tune", "tiny", "--root", here.path, "--on", "local", "--set", "tune.trials=99")
+    assert said.status == 2
+    assert "--set changes a YAML file" in said.err
 
 
 def test_tuning_what_is_left_to_tuning_needs_no_rate_yet(fields: Fields, here: Root) -> None:
