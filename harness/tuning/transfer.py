@@ -67,13 +67,27 @@ def find_optimum(rates: Sequence[float], losses: Sequence[float]) -> Optimum:
     vertices, n_near, are_vertices = _vertices(x[None], y[None])
     rows = np.random.default_rng(0).integers(len(x), size=(RESAMPLES, len(x)))
     draws, _, _ = _vertices(x[rows], y[rows])
-    vertex, (low, high) = float(vertices[0]), np.quantile(draws, (0.025, 0.975))
+    vertex, is_vertex = float(vertices[0]), bool(are_vertices[0])
+    low, high = (float(end) for end in np.quantile(draws, (0.025, 0.975)))
+    error = max(LEAST_ERROR, float(draws.std()))
+    if not is_vertex:
+        below, above = _around(x, vertex)
+        low, high, error = min(low, below), max(high, above), max(error, (above - below) / (2 * 1.96))
     return Optimum(
         log_rate=vertex,
-        error=max(LEAST_ERROR, float(draws.std())),
-        ci95=(min(float(low), vertex), max(float(high), vertex)),
+        error=error,
+        ci95=(min(low, vertex), max(high, vertex)),
         n_near=int(n_near[0]),
-        is_vertex=bool(are_vertices[0]),
+        is_vertex=is_vertex,
+    )
+
+
+def _around(x: Floats, best: float) -> tuple[float, float]:
+    """Between what the minimum lies where only its best trial is known: the trials beside it, else half a decade."""
+    below, above = x[x < best], x[x > best]
+    return (
+        float(below.max()) if below.size else best - NEAR,
+        float(above.min()) if above.size else best + NEAR,
     )
 
 

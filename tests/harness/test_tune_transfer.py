@@ -65,6 +65,17 @@ def test_the_law_and_where_it_leads_are_recovered_with_intervals_that_hold(times
     assert carried_held / (30 * times) >= 0.85
 
 
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_an_optimum_that_is_no_vertex_is_known_no_better_than_the_trials_beside_it_are_apart(
+    count: int,
+) -> None:
+    rates = np.geomspace(0.01, 0.1, count)
+    found = find_optimum(rates, made_losses(rates, 1.0, 0.0, np.random.default_rng(0)))
+    assert not found.is_vertex
+    assert found.ci95[1] >= math.log(rates[-1]) + math.log(3)  # what no trial lies beyond may be anywhere
+    assert found.error >= 0.25
+
+
 def test_one_size_tells_no_law() -> None:
     rates = np.geomspace(1e-3, 1e-1, 9)
     optimum = find_optimum(rates, made_losses(rates, 0.01, 0.0, np.random.default_rng(0)))
