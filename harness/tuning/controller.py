@@ -19,6 +19,7 @@ from harness.tuning.record import open_search, startup_trials
 from harness.tuning.space import Cell, Space, Values
 from harness.tuning.trials import OUTCOME, REASON, Ending, LiveTrial, Outcome, Told, has_diverged, told_of
 from harness.tuning.workplace import Workplace
+from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -109,15 +110,20 @@ class Controller:
 
     def _begin(self, cell: Cell, trial: Trial, values: Values) -> None:
         """Have a trial trained, unless one of the same values tells what it comes to."""
-        for live in self.live:
-            if live.cell == cell and live.values == values:
-                live.twins.append(trial)
-                return
         for told in self.told(cell):
             if told.values == values and told.outcome is not Outcome.FAILED:
                 self._tell(cell, trial, told.values, told.ending)
                 return
-        resolved = self.space.trial(cell.architecture, cell.size, values)
+        try:
+            resolved = self.space.trial(cell.architecture, cell.size, values)
+        except InputError as error:  # each value alone made a run
+            self._tell(cell, trial, values, Ending(Outcome.FAILED, reason=str(error)))
+            return
+        for live in self.live:
+            # Equal values, or ones that differ in what this architecture has no use for.
+            if live.resolved.points == resolved.points:
+                live.twins.append(trial)
+                return
         plan = make_plan(
             resolved.study, resolved.points, resolved.corpus, resolved.root, self.workplace.cluster
         )
@@ -151,13 +157,13 @@ class Controller:
             ending = self._hand_over(live, rows)
         if ending is None:
             return
-        for trial in (live.trial, *live.twins):
-            self._tell(live.cell, trial, live.values, ending)
-        self.live.remove(live)
         left = [row.run_id for row in rows if row.state not in {RunState.DONE, RunState.FAILED}]
-        if left:
+        if left:  # before it is told: jobs of a trial that is over are looked at by nobody
             live.submission.control.append("cancelled", runs=left, reason=str(ending.outcome))
             self.workplace.cancel(live.resolved, rows)
+        for trial in (live.trial, *live.twins):
+            self._tell(live.cell, trial, self.space.values(trial.params), ending)
+        self.live.remove(live)
 
     def _hand_over(self, live: LiveTrial, rows: Sequence[RunStatus]) -> Ending | None:
         """Have trained what nobody trains; the trial's end where that was done too often."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from harness.disk import DiskFull
 from harness.foreground import Stopped
+from harness.grid import GridPoint
 from harness.mirror import MirrorThread
 from harness.rundir import read_model, write_atomically
 from harness.status import RunState, RunStatus, StatusReader
@@ -22,6 +22,7 @@ from harness.tuning.space import Cell, Space
 from harness.tuning.transfer import Note, learn
 from harness.tuning.trials import LiveTrial, Outcome, Told, has_diverged
 from harness.tuning.workplace import Workplace
+from ssmttm.errors import InputError
 
 MIRROR_SECONDS = 3.0
 
@@ -113,7 +114,7 @@ class _Trials:
         self.space, self.controller = space, controller
         self.name = f"{space.study.name}/tune"
         self._reader = StatusReader(space.root, self.name)
-        self._points: dict[tuple[Cell, int], Any] = {}
+        self._points: dict[tuple[Cell, int], tuple[GridPoint, ...]] = {}
         self._tags: dict[str, dict[str, str]] = {}
         self._cells: dict[str, Cell] = {}
         self._shown = 0.0
@@ -123,18 +124,21 @@ class _Trials:
         for cell, number, one in self.controller.trials():
             if (cell, number) in self._points:
                 continue
-            resolved = (
-                one.resolved
-                if isinstance(one, LiveTrial)
-                else self.space.trial(cell.architecture, cell.size, one.values)
-            )
-            self._points[cell, number] = resolved.points
-            for point in resolved.points:
+            points_of = self._points[cell, number] = self._points_of(cell, one)
+            for point in points_of:
                 tags = {"tune.study": self.space.study.name, "tune.trial": str(number)}
                 self._tags.setdefault(point.run_id, tags)
                 self._cells.setdefault(point.run_id, cell)
         points = {point.run_id: point for points in self._points.values() for point in points}
         return self._reader.read(points.values(), submitter=self.controller.process)
+
+    def _points_of(self, cell: Cell, one: LiveTrial | Told) -> tuple[GridPoint, ...]:
+        if isinstance(one, LiveTrial):
+            return one.resolved.points
+        try:
+            return self.space.trial(cell.architecture, cell.size, one.values).points
+        except InputError:  # values that make no run
+            return ()
 
     def show(self, mirror: MirrorThread) -> None:
         """Tell the mirror now and then."""

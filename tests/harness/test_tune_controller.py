@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from harness.control import Control
 from harness.journal import read_progress
 from harness.rundir import Root
-from harness.tuning.record import JOURNAL, open_database, open_journal
+from harness.tuning.record import JOURNAL, open_database, open_journal, open_search
+from harness.tuning.session import tune_study
 from harness.tuning.space import Cell, Space
 from harness.tuning.trials import Outcome, Told
 from tests.harness.trainer import losses, train
-from tests.harness.tuner import Fields, space_of, tuned_here
+from tests.harness.tuner import Fields, InThisProcess, space_of, tuned_here
 
 
 @pytest.fixture
@@ -76,6 +78,33 @@ def test_suggestions_that_differ_in_the_fourth_digit_are_one_trial(fields: Field
     assert len(place.trained) == 1
 
 
+def test_values_that_differ_in_what_an_architecture_has_no_use_for_are_one_trial(
+    fields: Fields, here: Root
+) -> None:
+    fields["grid"]["architectures"] = {"cross_transformer": None}
+    fields["tune"] |= {"search": {"model.d_state": {"choices": [8, 16]}}, "trials": 4, "parallel": 4}
+    controller, place = tuned_here(here, fields)
+    assert len(controller.told(the_cell(controller.space))) == 4
+    assert len(place.trained) == 1
+
+
+def test_values_that_make_no_run_together_fail_and_the_search_goes_on(
+    fields: Fields, here: Root, empty_store: Path
+) -> None:
+    search = {"d_model": {"choices": [16, 24]}, "ssm_head_dim": {"choices": [8, 32, 16]}}
+    fields["tune"] |= {"search": {f"model.{key}": one for key, one in search.items()}, "trials": 1}
+    space = space_of(here, fields)
+    folder = here.study("tiny") / "tune"
+    folder.mkdir(parents=True)
+    record = open_search(open_journal(folder), the_cell(space), space.tune, space.iterations, None)
+    record.enqueue_trial({"model.d_model": 24, "model.ssm_head_dim": 32})
+    (here.path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    done = tune_study(space, lambda: InThisProcess(here, "tiny/tune"), lambda cell, told: None)
+    ((_, failed),) = done.failed
+    assert "does not divide into heads of 32" in str(failed.ending.reason)
+    assert [told.outcome for told in done.told[the_cell(space)]] == [Outcome.FAILED, Outcome.FINISHED]
+
+
 class Killed(Exception):
     """Stands for the end of a controller between two of its steps."""
 
@@ -131,6 +160,24 @@ def test_values_that_diverge_are_told_as_bad_and_not_as_a_failure(fields: Fields
     assert "loss" in str(by_rate[1e30].ending.reason)
 
 
+def test_runs_of_a_trial_that_is_over_are_cancelled_before_anything_calls_it_over(
+    fields: Fields, here: Root
+) -> None:
+    fields["tune"] |= {"seeds": [0, 1], "search": {"optimiser.lr": {"low": 1e30, "high": 1.0001e30}}}
+    theirs = copy.deepcopy(fields)
+    theirs["training"]["optimiser"]["lr"], theirs["grid"]["iterations"] = 1e30, [2]
+    train(here, theirs)  # the first seed, which diverges
+
+    def kill(_: Cell, told: Told) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        tuned_here(here, fields, kill)
+    (second,) = Control(here.study("tiny/tune") / "control.jsonl").cancelled()
+    trial = space_of(here, fields).trial("prefix_simba", "xs", {"training.optimiser.lr": 1e30})
+    assert second == trial.points[1].run_id
+
+
 def test_a_record_that_ends_in_half_a_line_is_read_and_written_on(fields: Fields, here: Root) -> None:
     fields["tune"]["trials"] = 2
     tuned_here(here, fields)
@@ -147,7 +194,10 @@ def test_a_record_that_ends_in_half_a_line_is_read_and_written_on(fields: Fields
 
 def test_another_length_or_other_seeds_begin_a_search_of_their_own(fields: Fields, here: Root) -> None:
     name = the_cell(space_of(here, fields)).name
-    for change in ({"iterations": 4}, {"seeds": [0, 1]}):
+    choices = {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}}
+    more = {"search": {"optimiser.lr": {"choices": [0.01, 0.02, 0.03]}}}
+    even = {"search": {"optimiser.lr": {"low": 1e-3, "high": 1e-1}}}
+    for change in ({"iterations": 4}, {"seeds": [0, 1]}, choices, more, even):
         assert the_cell(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name != name
     for change in ({"trials": 9}, {"search": {"optimiser.lr": {"low": 1e-4, "high": 1.0, "log": True}}}):
         assert the_cell(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name == name
