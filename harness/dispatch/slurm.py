@@ -251,7 +251,13 @@ class SlurmDispatcher:
             copy_of_code=self.copy.name if self.copy else None,
         )
         self.book.write(array)
-        job_id = self._sbatch(array)
+        try:
+            job_id = self._sbatch(array)
+        except (
+            SchedulerGone
+        ):  # nobody is about to submit it any more: whoever looks next asks SLURM by its name
+            self.book.write(array.model_copy(update={"process": {**array.process, "pid": 0}}))
+            raise
         self.book.write(array.model_copy(update={"job_id": job_id}))
         return [Handle(job, f"{job_id}_{index}") for index, job in enumerate(jobs)]
 

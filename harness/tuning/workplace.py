@@ -137,13 +137,17 @@ class OnSlurm:
         self._asked = self._refused = float("-inf")
         """When SLURM was last asked, and when there was last no room (monotonic)."""
         self._problem: str | None = None
+        """What SLURM last failed at, told once."""
 
     def room(self, series: int) -> int:
         """What the profile says may run at once."""
         return max(1, (self.profile.limits.parallel or AT_ONCE_ON_SLURM) // series)
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
-        """Claim the Series and submit an array for them; raises SchedulerGone."""
+        """Claim the Series and submit an array for them.
+
+        SLURM that has taken trials of this search before is waited for; else it raises SchedulerGone.
+        """
         if time.monotonic() - self._refused < ASK_SECONDS:
             return False
         planned = [
@@ -152,8 +156,16 @@ class OnSlurm:
         if self.profile.snapshot and self.dispatcher.copy is None:
             self.dispatcher.copy = copy_code(self.folder, submission.code)
         self.dispatcher.hours = hours_for(planned, self.profile)
-        done = submit_missing(submission, self.dispatcher, missing, Claims(self.root), self.called)
         self._asked = float("-inf")
+        try:
+            done = submit_missing(submission, self.dispatcher, missing, Claims(self.root), self.called)
+        except SchedulerGone as gone:
+            if all(array.job_id is None for array in self.dispatcher.book.read().values()):
+                raise
+            self._warn(gone, "submitting again until it takes it")
+            self._refused = time.monotonic()
+            return False
+        self._problem = None
         if not done.series:
             self._refused = time.monotonic()
         return bool(done.series)
@@ -172,10 +184,13 @@ class OnSlurm:
     def _ask(self) -> None:
         self._asked = time.monotonic()
         try:
-            self._jobs, self._problem = jobs_of_runs(open_book(self.folder)), None
-        except SchedulerGone as gone:  # what it last said holds until it is back
-            if self._problem is None:
-                errors.print(f"warning: {gone}; going on with what it last said", markup=False)
+            self._jobs = jobs_of_runs(open_book(self.folder))
+        except SchedulerGone as gone:
+            self._warn(gone, "going on with what it last said")
+
+    def _warn(self, gone: SchedulerGone, what_now: str) -> None:
+        if self._problem != str(gone):
+            errors.print(f"warning: {gone}; {what_now}", markup=False)
             self._problem = str(gone)
 
     def close(self) -> None:

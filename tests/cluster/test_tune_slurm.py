@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from tests.cluster.slurm_study import Make, SlurmStudy
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
-def start_tune(study: SlurmStudy) -> subprocess.Popen[str]:
+def start_tune(study: SlurmStudy, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "harness", "tune", str(study.study), "--json"),
@@ -27,12 +29,27 @@ def start_tune(study: SlurmStudy) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=study.environment,
+        env={**study.environment, **environment},
     )
 
 
-def test_a_search_whose_controller_was_killed_finds_its_jobs_again(
-    make: Make, study_fields: dict[str, Any]
+def refusing_once(folder: Path, path: str) -> str:
+    """A PATH on which sbatch fails the first time, as it does while SLURM's controller is started again."""
+    mark, real = folder / "refuse", shutil.which("sbatch", path=path)
+    mark.touch()
+    script = folder / "bin" / "sbatch"
+    script.parent.mkdir()
+    script.write_text(
+        f"#!/bin/sh\nrm {mark} 2>/dev/null && echo 'sbatch: error: Unable to contact slurm controller' >&2 && exit 1\n"
+        f'exec {real} "$@"\n',
+        encoding="utf-8",
+    )
+    script.chmod(0o755)
+    return f"{script.parent}:{path}"
+
+
+def test_a_search_whose_controller_was_killed_finds_its_jobs_again_and_waits_for_slurm(
+    make: Make, study_fields: dict[str, Any], tmp_path: Path
 ) -> None:
     study_fields["grid"]["iterations"] = [30]
     study_fields["tune"] = {
@@ -49,8 +66,14 @@ def test_a_search_whose_controller_was_killed_finds_its_jobs_again(
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
-    out, err = start_tune(study).communicate(timeout=300)
+    path = refusing_once(tmp_path, study.environment["PATH"])
+    out, err = start_tune(study, PATH=path).communicate(timeout=300)
     (cell,) = json.loads(out)["cells"]
     assert cell["trials"] == {"finished": 4}, err
+    assert (
+        "warning: sbatch: error: Unable to contact slurm controller; submitting again until it takes it"
+        in err
+    )
     assert [attempts(run) for run in runs.glob("*")] == [[1]] * 4  # none was trained, or begun, twice
-    assert len(list((study.root.study("tiny/tune") / "arrays").glob("*.json"))) == 4
+    arrays = [json.loads(path.read_text()) for path in study.root.study("tiny/tune").glob("arrays/*.json")]
+    assert sorted(array["is_void"] for array in arrays) == [False] * 4 + [True]
