@@ -78,7 +78,6 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
         return 1 if Event.FAILED in states else 0
     told = [read_progress(root.series(task.series_id)), *map(read_progress, left)]
     stopped = [reason for progress in told if (reason := _stopped_by(progress)) is not None]
-    smaller = any(reason.startswith(STOPPED) for reason in stopped)  # the next start's micro-batch is
     full = [reason for reason in stopped if not (_is_a_signal(reason) or reason.startswith(STOPPED))]
     if code == EXIT_NO_SPACE or (full and code not in {0, EXIT_PREEMPTED}):
         # Of several ranks some are killed because one left, and their status is srun's.
@@ -97,6 +96,7 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
     place = _place(root, task)
     # What stopped an earlier start is told by the journals until a later one begins to train.
     now = {_stopped_by(progress) for progress in told if progress.spans and progress.spans[-1].ended >= began}
+    smaller = any((reason or "").startswith(STOPPED) for reason in now)  # the next start's micro-batch is
     out_of_time = "SIGUSR2" in now and "SIGTERM" not in now and not job.makes_room
     in_vain = code in {0, EXIT_PREEMPTED} and out_of_time and place == before
     if smaller or (stopped and code in {0, EXIT_PREEMPTED} and not in_vain):

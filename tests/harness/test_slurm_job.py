@@ -11,6 +11,7 @@ import pytest
 from harness.dispatch.base import EXIT_PREEMPTED
 from harness.dispatch.slurm import Task
 from harness.journal import Event, read_progress
+from harness.out_of_memory import STOPPED
 from harness.rundir import Launch, Root, write_launch, write_run
 from harness.slurm_job import _place, settle
 from tests.harness.journals import begin_series, registered
@@ -47,11 +48,15 @@ class Stopped:
         launch = Launch(corpus=Path("corpus"), control=control, dispatcher="slurm", micro_batch=1)
         write_launch(root, point.series_id, launch)
 
-    def by(self, signal: str) -> int:
+    def by(self, signal: str, code: int = 0) -> int:
         before, began = _place(self.root, self.task), time.time() - 1
         with begin_series(self.root, self.run) as journal:
             journal.append(Event.PREEMPTED, reason=signal)
-        return settle(self.task, 0, began, before)
+        return settle(self.task, code, began, before)
+
+    def dies(self) -> int:
+        """The ranks of a later start end before they write anything."""
+        return settle(self.task, 1, time.time() + 1, _place(self.root, self.task))
 
     @property
     def state(self) -> str | None:
@@ -82,3 +87,14 @@ def test_a_job_that_has_to_make_room_is_started_again_however_often(
     assert [stopped.by(signal) for _ in range(4)] == [EXIT_PREEMPTED] * 4
     assert scontrol.read_text().split() == ["7_0"] * 4
     assert stopped.state is None
+
+
+def test_what_once_ran_out_of_memory_and_now_does_not_begin_is_started_three_times(
+    scontrol: Path, tmp_path: Path, study_fields: Fields
+) -> None:
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    assert [stopped.by(f"{STOPPED} with micro-batch {2**k}", code=143) for k in range(4)] == [
+        EXIT_PREEMPTED
+    ] * 4
+    assert [stopped.dies() for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert scontrol.read_text().split() == ["7_0"] * 6
