@@ -86,7 +86,7 @@ def _demo(folder: Path, size: dict[str, Any], iterations: list[int]) -> dict[str
     """The demo's study with one prefix_simba of one size, on a corpus of the same shape."""
     fields: dict[str, Any] = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     fields["name"] = "overhead"
-    fields["corpus"] |= {"path": str(folder / "corpus"), "codec": "tiny"}
+    fields["corpus"] |= {"path": str(folder / "corpus"), "codec": "rvq"}
     fields["grid"] = {
         "architectures": {"prefix_simba": None},
         "sizes": {"one": size},
