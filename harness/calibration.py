@@ -1,7 +1,7 @@
 """Steps that were timed: read from the journals of finished Runs, kept in the study's calibration.json.
 
-What other studies under the same ROOT have kept counts too. A size that calibration.json knows is not read again, so
-that planning reads a few journals and not ten thousand.
+What other studies under the same ROOT have kept counts too. Of each size its longest finished Runs are read, and not
+again once calibration.json has them, so that planning reads a few journals and not ten thousand.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.status import RunState, RunStatus
 from ssmttm.errors import InputError
 
 RUNS_A_SIZE = 3
-"""Finished Runs of a size that are read: their steps are hundreds already."""
+"""Finished Runs of a size that are read, the longest: their steps are hundreds already."""
 
 
 def read_calibration(root: Root, study_name: str) -> Calibration:
@@ -34,20 +34,23 @@ def timed_steps(
 
 
 def own_steps(root: Root, study_name: str, rows: Iterable[RunStatus], text_positions: int) -> list[StepTime]:
-    """What calibration.json holds and, of sizes it does not know, what finished Runs tell."""
+    """What calibration.json holds and what finished Runs tell that it does not know of."""
     kept = list(read_calibration(root, study_name).steps)
-    known = {(step.architecture, step.size) for step in kept}
-    read: dict[tuple[str, str], list[StepTime]] = {}
+    known = {run_id for step in kept for run_id in step.runs}
+    done: dict[tuple[str, str], list[RunStatus]] = {}
     for row in rows:
-        key = (row.point.architecture, row.point.size)
-        if row.state is not RunState.DONE or key in known or len(read.get(key, ())) >= RUNS_A_SIZE:
+        if row.state is RunState.DONE:
+            done.setdefault((row.point.architecture, row.point.size), []).append(row)
+    for members in done.values():
+        longest = sorted(members, key=lambda row: -row.point.run.iterations)[:RUNS_A_SIZE]
+        read = tuple(row.run_id for row in longest)
+        if known.issuperset(read):
             continue
-        step = _timed(root, row, text_positions)
-        if step is not None:
-            read.setdefault(key, []).append(step)
-    for steps in read.values():
-        middle = sorted(steps, key=lambda step: step.seconds)[len(steps) // 2]
-        kept.append(middle)
+        timed = [step for row in longest if (step := _timed(root, row, text_positions)) is not None]
+        if timed:
+            middle = sorted(timed, key=lambda step: step.seconds)[len(timed) // 2]
+            kept = [step for step in kept if not step.is_of(middle)]
+            kept.append(middle.model_copy(update={"runs": read}))
     return kept
 
 

@@ -62,6 +62,15 @@ class StepTime(Frozen):
     """Operations a step and rank."""
     seconds: Positive
     """Median of a step."""
+    runs: tuple[str, ...] = ()
+    """Ids of the Runs that were read for it."""
+
+    def is_of(self, other: StepTime) -> bool:
+        """Whether the same was timed on the same device."""
+        same = ("architecture", "size", "device", "device_name", "precision", "ranks", "threads")
+        return all(getattr(self, key) == getattr(other, key) for key in same) and self.work.is_like(
+            other.work
+        )
 
     @property
     def work(self) -> Work:
