@@ -1,8 +1,9 @@
-"""`ssmscale tune` as a user runs it: real workers, killed and started again, two at once, a trial that is pruned."""
+"""`ssmscale tune` as a user runs it: real workers, killed and started again, two at once."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,21 +17,21 @@ import yaml
 
 from harness.journal import Event, read_progress
 from harness.rundir import Root
-from harness.tuning.record import open_journal, open_search
+from harness.tuning.record import in_control
 from tests.conftest import tiny_study
 from tests.harness.test_command import wait_until
-from tests.harness.tuner import Fields, space_of
+from tests.harness.tuner import Fields
 
 pytestmark = pytest.mark.timeout(900)
 
-TRIALS = 4
+TRIALS = 3
 
 
 def tune_fields(corpus: Path) -> Fields:
     """A study that leaves its rate to tuning at one size of two, trained by one worker."""
     fields = tiny_study(corpus)
     fields["grid"] |= {
-        "iterations": [40],
+        "iterations": [10],
         "sizes": {"xs": {"n_blocks": 1, "d_model": 16}, "s": {"n_blocks": 1, "d_model": 24}},
     }
     fields["training"]["optimiser"]["lr"] = "tuned"
@@ -80,12 +81,10 @@ def journals_of(runs: set[Path]) -> dict[Path, bytes]:
 
 @dataclass(frozen=True)
 class Story:
-    """A tuning that was killed after two trials, while a second one asked for the same study, and started again."""
+    """A tuning that was killed after two trials, and started again."""
 
     root: Root
     fields: Fields
-    holder: int
-    second: Said
     before: dict[Path, bytes]
     end: Said
 
@@ -104,13 +103,12 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_sto
     first = tune(folder)
     try:
         wait_until(lambda: len(finished_runs(root)) >= 2, 240)
-        second = end_of(tune(folder))
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
     before = journals_of(finished_runs(root))
     end = end_of(tune(folder, "--json"))
-    return Story(root, fields, first.pid, second, before, end)
+    return Story(root, fields, before, end)
 
 
 def test_tuning_ends_with_every_trial_told_and_the_rates_kept(story: Story) -> None:
@@ -134,10 +132,15 @@ def test_killed_and_started_again_it_repeats_no_finished_trial(story: Story) -> 
     assert len(rates) == len(finished_runs(story.root)) <= 2 * TRIALS
 
 
-def test_a_second_tuning_at_once_is_refused_and_told_whom_to_wait_for(story: Story) -> None:
-    assert story.second.status == 2
-    assert f"study tiny: is being tuned by process {story.holder} on" in story.second.err
-    assert len(story.second.err.splitlines()) == 1
+def test_a_second_tuning_at_once_is_refused_and_told_whom_to_wait_for(
+    story: Story, ssmscale: Callable[..., Any]
+) -> None:
+    with in_control(story.root.study("tiny") / "tune", "study tiny"):
+        place = ("--root", story.root.path, "--on", "local")
+        said = ssmscale("tune", story.root.path.parent / "study.yaml", *place)
+    assert said.status == 2
+    assert f"study tiny: is being tuned by process {os.getpid()} on" in said.err
+    assert len(said.err.splitlines()) == 1
 
 
 def test_the_tuned_study_is_planned_with_what_was_found(story: Story, ssmscale: Callable[..., Any]) -> None:
@@ -161,52 +164,3 @@ def test_trials_are_mirrored_with_number_and_state(story: Story) -> None:
     assert {(tags["tune.study"], tags["tune.state"]) for tags in held} == {("tiny", "finished")}
     numbers = {(tags["ssmscale.size"], int(tags["tune.trial"])) for tags in held}
     assert numbers <= {(size, number) for size in ("xs", "s") for number in range(2 * TRIALS)}
-
-
-# -- pruning
-
-
-def test_a_trial_without_hope_is_pruned_and_its_run_left_to_others(
-    tmp_path: Path, tiny_corpus: Path, empty_store: Path, ssmscale: Callable[..., Any]
-) -> None:
-    from optuna.trial import TrialState, create_trial
-
-    root, fields = Root(tmp_path / "runs"), tune_fields(tiny_corpus)
-    fields["grid"]["iterations"] = [2000]
-    fields["tracking"]["eval_every"] = 500
-    fields["tune"] |= {"sizes": ["xs"], "trials": 5, "pruner": "median"}
-    space = space_of(root, fields)
-    (cell,) = space.cells
-    folder = root.study("tiny") / "tune"
-    folder.mkdir(parents=True)
-    search = open_search(open_journal(folder), cell, space.tune, space.iterations, 500)
-    for rate in (1e-3, 1e-2, 2e-2, 1e-1):  # earlier trials that learnt what nobody can
-        earlier = create_trial(
-            params={"training.optimiser.lr": rate},
-            distributions=space.distributions(),
-            value=0.1,
-            intermediate_values=dict.fromkeys((500, 1000, 1500), 0.1),
-        )
-        search.add_trial(earlier)
-    (root.path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
-
-    said = end_of(tune(tmp_path, "--json"))
-    assert said.status == 0, said.err
-    (told,) = json.loads(said.out)["cells"]
-    assert told["trials"] == {"finished": 4, "pruned": 1}
-    (run_dir,) = (root.path / "runs").glob("*")
-    run = json.loads((run_dir / "run.json").read_text())
-    assert read_progress(run_dir).state in {None, Event.CANCELLED}
-    assert 500 <= told["steps"] < 2000
-    (trial,) = search.get_trials(states=(TrialState.PRUNED,))
-    assert set(trial.intermediate_values) == {500}
-
-    # A study that has this Run finds it neither failed nor cancelled.
-    fields["training"]["optimiser"] = run["optimiser"]
-    del fields["tune"], fields["grid"]["sizes"]["s"]
-    fields["name"] = "other"
-    (tmp_path / "other.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
-    (row,) = json.loads(ssmscale("status", "other.yaml", "--json").out)["runs"]
-    assert row["run_id"] == run_dir.name
-    assert row["state"] in {"new", "interrupted"}

@@ -7,26 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from harness.control import Control
 from harness.journal import read_progress
 from harness.rundir import Root
+from harness.status import RunState, StatusReader
+from harness.study import Study
+from harness.submission import resolve
 from harness.tuning.record import JOURNAL, open_database, open_journal, open_search
 from harness.tuning.session import tune_study
 from harness.tuning.space import Cell, Space
 from harness.tuning.trials import Outcome, Told
+from harness.validation import validate
 from tests.harness.trainer import losses, train
 from tests.harness.tuner import Fields, InThisProcess, space_of, tuned_here
 
 
 @pytest.fixture
 def fields(study_fields: Fields) -> Fields:
-    """Three trials of one size, two steps each."""
+    """Two trials of one size, two steps each."""
     study_fields["grid"]["iterations"] = [2, 4]
     study_fields["training"]["schedule"] = {"warmup": 1}
     study_fields["tune"] = {
         "sizes": ["xs"],
-        "trials": 3,
+        "trials": 2,
         "search": {"optimiser.lr": {"low": 1e-3, "high": 1e-1, "log": True}},
     }
     return study_fields
@@ -105,6 +110,43 @@ def test_values_that_make_no_run_together_fail_and_the_search_goes_on(
     assert [told.outcome for told in done.told[the_cell(space)]] == [Outcome.FAILED, Outcome.FINISHED]
 
 
+def test_a_trial_without_hope_is_pruned_and_its_run_left_to_others(
+    fields: Fields, here: Root, empty_store: Path
+) -> None:
+    fields["grid"]["iterations"] = [20]
+    fields["tracking"]["eval_every"] = 5
+    fields["tune"] |= {"trials": 5, "pruner": "median"}
+    space = space_of(here, fields)
+    folder = here.study("tiny") / "tune"
+    folder.mkdir(parents=True)
+    record = open_search(open_journal(folder), the_cell(space), space.tune, space.iterations, 5)
+    for rate in (1e-3, 1e-2, 2e-2, 1e-1):  # earlier trials that learnt what nobody can
+        earlier = create_trial(
+            params={"training.optimiser.lr": rate},
+            distributions=space.distributions(),
+            value=0.1,
+            intermediate_values=dict.fromkeys((5, 10, 15), 0.1),
+        )
+        record.add_trial(earlier)
+    (here.path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    place = InThisProcess(here, "tiny/tune", stop_after=8)
+    done = tune_study(space, lambda: place, lambda cell, told: None)
+    assert [told.outcome for told in done.told[the_cell(space)]] == [Outcome.FINISHED] * 4 + [Outcome.PRUNED]
+    (run_id,) = place.trained
+    assert 5 <= done.steps[the_cell(space)] < 15
+    (trial,) = record.get_trials(states=(TrialState.PRUNED,))
+    assert set(trial.intermediate_values) == {5}
+    assert Control(here.study("tiny/tune") / "control.jsonl").cancelled() == {run_id}
+
+    # A study that has this Run finds it neither failed nor cancelled.
+    theirs = copy.deepcopy(fields)
+    theirs["training"]["optimiser"]["lr"] = space.values(trial.params)["training.optimiser.lr"]
+    points = resolve(validate(Study, theirs, "test"), here, "test").points
+    (row,) = StatusReader(here, "other").read(points)
+    assert row.run_id == run_id
+    assert row.state in {RunState.NEW, RunState.INTERRUPTED}
+
+
 class Killed(Exception):
     """Stands for the end of a controller between two of its steps."""
 
@@ -117,16 +159,15 @@ def test_a_controller_goes_on_where_one_was_killed(
         uri = f"sqlite:///{tmp_path / 'optuna.db'}"
         return open_database(uri, "test") if storage == "database" else None
 
-    def kill_after_the_second(_: Cell, told: Told) -> None:
-        if told.number == 1:
-            raise Killed
+    def kill_after_the_first(_: Cell, told: Told) -> None:
+        raise Killed
 
     with pytest.raises(Killed):
-        tuned_here(here, fields, kill_after_the_second, opened())
+        tuned_here(here, fields, kill_after_the_first, opened())
     before = {path: path.read_bytes() for path in here.path.glob("runs/*/journal/*")}
-    assert len(before) == 2
+    assert len(before) == 1
     controller, place = tuned_here(here, fields, storage=opened())
-    assert len(controller.told(the_cell(controller.space))) == 3
+    assert len(controller.told(the_cell(controller.space))) == 2
     assert len(place.trained) == 1
     assert {path: path.read_bytes() for path in before} == before
 
@@ -145,7 +186,7 @@ def test_what_finished_while_nobody_controlled_is_told_and_not_trained(fields: F
     train(here, theirs)
     controller, place = tuned_here(here, fields)
     assert [controller.told(cell)[1].ending.loss] == losses(here, theirs)
-    assert len(place.trained) == 1
+    assert place.trained == []
 
 
 def test_values_that_diverge_are_told_as_bad_and_not_as_a_failure(fields: Fields, here: Root) -> None:
@@ -179,17 +220,17 @@ def test_runs_of_a_trial_that_is_over_are_cancelled_before_anything_calls_it_ove
 
 
 def test_a_record_that_ends_in_half_a_line_is_read_and_written_on(fields: Fields, here: Root) -> None:
-    fields["tune"]["trials"] = 2
+    fields["tune"]["trials"] = 1
     tuned_here(here, fields)
     folder = here.study("tiny") / "tune"
     with (folder / JOURNAL).open("ab") as file:
         file.write(b'{"op_code": 4, "worker')  # as a writer leaves it that is killed
     (folder / f"{JOURNAL}.lock").symlink_to(folder / JOURNAL)
-    fields["tune"]["trials"] = 3
+    fields["tune"]["trials"] = 2
     controller, place = tuned_here(here, fields)
     assert len(place.trained) == 1
     assert len(open_journal(folder).get_all_studies()) == 1
-    assert len(controller.told(the_cell(controller.space))) == 3
+    assert len(controller.told(the_cell(controller.space))) == 2
 
 
 def test_another_length_or_other_seeds_begin_a_search_of_their_own(fields: Fields, here: Root) -> None:

@@ -283,6 +283,7 @@ def test_a_tuned_study_goes_to_another_machine_with_its_rates(
     fields: Fields, here: Root, tuned: Tuned, tmp_path: Path
 ) -> None:
     fields["grid"]["iterations"] = [2]
+    del fields["grid"]["sizes"]["s"]
     fields["training"]["schedule"] = {"warmup": 1}
     train(here, left_to_tuning(fields))
     there = Root(tmp_path / "there")

@@ -19,6 +19,7 @@ from harness.tuning.space import Cell, Space
 from harness.tuning.trials import Told
 from harness.validation import validate
 from harness.worker import group_by_series, train_series
+from tests.harness.trainer import StopAfter
 
 Fields = dict[str, Any]
 
@@ -29,12 +30,14 @@ class InThisProcess:
     name = "local"
     pause = 0.0
 
-    def __init__(self, root: Root, study_name: str) -> None:
+    def __init__(self, root: Root, study_name: str, stop_after: int | None = None) -> None:
         self.cluster = this_machine()
         self.dispatcher = LocalDispatcher(self.cluster, root.path / "logs")
         self.reader = StatusReader(root, study_name)
         self.trained: list[str] = []
         """Runs trained here, in order."""
+        self.stop_after = stop_after
+        """How often training asks whether to stop before it is told so; None lets it end."""
 
     def room(self, series: int) -> int:
         return 1
@@ -44,7 +47,9 @@ class InThisProcess:
         submission.launch(jobs)
         for job in jobs:
             for root, runs in group_by_series(job.run_dirs):
-                train_series(runs, root, StopFlag())
+                train_series(
+                    runs, root, StopFlag() if self.stop_after is None else StopAfter(self.stop_after)
+                )
                 self.trained += [run.run_id for run in runs]
         return True
 
