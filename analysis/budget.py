@@ -21,14 +21,14 @@ from analysis.information import Sensitivity, sensitivity
 from analysis.law import Array
 from analysis.prior import Noise, Prior
 from analysis.simulate import Progress, Simulated, simulate
-from analysis.space import Grid, Space
+from analysis.space import MOST_SEEDS, Grid, Space, spent
 
 FEWEST = 3
 """Sizes, and iteration counts, that a law of both needs."""
 MOST_COUNTS = 5
-MOST_SEEDS = 12
 FINALISTS = 5
 TRIALS = 30
+NEARLY_FREE = 1e-9  # of a budget: what has been trained already costs no more, and gains are over costs
 UNLIKE = 0.2  # share of its seeds by which a finalist differs from every other
 
 
@@ -52,7 +52,9 @@ def propose(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Proposal:
-    """The narrowest grid of at most `budget` GPU-hours that keeps the largest size and the longest run.
+    """The narrowest grid that `budget` GPU-hours pay for and that keeps the largest size and the longest run.
+
+    What has been trained costs nothing more.
 
     Raises InputError for a budget that is not above 0, where it pays for no grid that a law can be fitted to, saying
     what would, and where the study has too few sizes or architectures for a size ratio.
@@ -73,7 +75,8 @@ def propose(
             f"--reference {reference}: no such architecture in the grid; it has {', '.join(space.architectures)}."
         )
     base = reference or compare.default_reference(list(space.architectures))
-    least = min(_cheapest(space, counts) for counts in _choices(space))
+    costs = {counts: space.cost_of_seeds(counts) for counts in _choices(space)}
+    least = min(_cheapest(cost) for cost in costs.values())
     if budget < least:
         raise InputError(
             f"--budget {budget:g}: pays for no grid with the largest size and the longest run; the smallest that a law "
@@ -81,10 +84,10 @@ def propose(
         )
     truth = _truth(space, prior, base)
     ranked: list[tuple[float, Grid]] = []
-    for counts in _choices(space):
-        if _cheapest(space, counts) <= budget:
+    for counts, cost in costs.items():
+        if _cheapest(cost) <= budget:
             screen = _screen(space, prior, truth, base, counts)
-            ranked += _best_seeds(screen, space.cost_of_a_seed(counts), counts, budget)
+            ranked += _best_seeds(screen, cost, counts, budget)
     ranked.sort(key=lambda found: found[0])
     finalists = _unlike([grid for _, grid in ranked])
     best: Proposal | None = None
@@ -133,10 +136,10 @@ def _choices(space: Space) -> Iterator[tuple[int, ...]]:
             yield (*chosen, longest)
 
 
-def _cheapest(space: Space, counts: Sequence[int]) -> float:
+def _cheapest(cost: Array) -> float:
     """GPU-hours of the largest size and the two cheapest others, one seed each."""
-    cost = space.cost_of_a_seed(counts)
-    return float(cost[-1] + np.sort(cost[:-1])[: FEWEST - 1].sum())
+    first = cost[:, 0]
+    return float(first[-1] + np.sort(first[:-1])[: FEWEST - 1].sum())
 
 
 def _truth(space: Space, prior: Prior, reference: str) -> list[compare.Equal]:
@@ -171,7 +174,7 @@ def _best_seeds(
     for middle in range(1, len(cost) - 1):
         start = np.zeros(len(cost))
         start[[0, middle, -1]] = 1
-        if start @ cost > budget:
+        if spent(cost, start).sum() > budget:
             continue
         seeds, value = _filled(screen, cost, budget, start)
         improved = True
@@ -196,11 +199,11 @@ def _filled(
     """Add the seed that gains most for its cost until none can be paid; the first is not of size `without`."""
     value = float(_widened(screen, seeds[None])[0])
     while True:
-        left = budget - float(seeds @ cost)
+        left = budget - float(spent(cost, seeds).sum())
         able = [
             j
             for j in range(len(cost))
-            if cost[j] <= left * (1 + 1e-9) and seeds[j] < MOST_SEEDS and j != without
+            if seeds[j] < MOST_SEEDS and cost[j, int(seeds[j])] <= left * (1 + 1e-9) and j != without
         ]
         without = None
         if not able:
@@ -208,7 +211,8 @@ def _filled(
         tried = np.repeat(seeds[None], len(able), axis=0)
         tried[range(len(able)), able] += 1
         reached = _widened(screen, tried)
-        gain = (np.log(value) - np.log(reached)) / cost[able] if np.isfinite(value) else -np.log(reached)
+        price = np.maximum(cost[able, seeds[able].astype(int)], NEARLY_FREE * budget)
+        gain = (np.log(value) - np.log(reached)) / price if np.isfinite(value) else -np.log(reached)
         chosen = int(np.argmax(gain))
         if not reached[chosen] < value:
             return seeds, value

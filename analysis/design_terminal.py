@@ -55,12 +55,12 @@ def print_proposal(
     console: Console, space: Space, found: Proposal, expected: DesignDocument, written: str
 ) -> None:
     """Print a proposed grid, what it costs, what is expected of it, and the YAML to paste."""
-    cost = space.cost_of_a_seed(found.grid.counts)
+    cost = found.grid.gpu_hours_of_sizes(space)
     table = titled("proposed grid", ("size", *space.architectures, "seeds", "GPU-hours"))
     for size, seeds, hours in zip(space.sizes, found.grid.seeds, cost, strict=True):
         parameters = {rung.architecture: rung.n_params for rung in space.rungs if rung.size == size}
         cells = [human(parameters[name]) for name in space.architectures]
-        add(table, size, *cells, str(seeds), f"{seeds * hours:.4g}")
+        add(table, size, *cells, str(seeds), f"{hours:.4g}")
     console.print(table)
     counts = ", ".join(f"{count:,}" for count in found.grid.counts)
     console.print(f"iterations {counts}; {found.gpu_hours:.4g} GPU-hours in all", markup=False)

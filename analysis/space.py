@@ -13,6 +13,7 @@ from analysis.points import CheckedPoints
 from analysis.simulate import grid_of
 
 COLUMNS = ("architecture", "n_params", "tokens", "iterations", "seed", "cluster", "run_id")
+MOST_SEEDS = 12
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Rung:
 class Space:
     """What a grid may be made of, and what it costs.
 
-    Every architecture has every size, named alike, in ascending order. `hours(architecture, size, counts)` are the
-    GPU-hours of one series that is trained to each of these iteration counts.
+    Every architecture has every size, named alike, in ascending order. `hours(architecture, size, counts, seed)` are
+    the GPU-hours of one series that is trained to each of these iteration counts, less what has been trained.
     """
 
     rungs: tuple[Rung, ...]
     counts: tuple[int, ...]
-    hours: Callable[[str, str, Sequence[int]], float]
+    hours: Callable[[str, str, Sequence[int], int], float]
     shares_trunk: bool = True
 
     @property
@@ -48,10 +49,16 @@ class Space:
         """Names in sorted order."""
         return tuple(sorted({rung.architecture for rung in self.rungs}))
 
-    def cost_of_a_seed(self, counts: Sequence[int]) -> Array:
-        """GPU-hours (sizes) of one seed of a size, all architectures together."""
+    def cost_of_seeds(self, counts: Sequence[int]) -> Array:
+        """GPU-hours (sizes, MOST_SEEDS) of each seed of a size, all architectures together."""
         return np.array(
-            [sum(self.hours(name, size, counts) for name in self.architectures) for size in self.sizes]
+            [
+                [
+                    sum(self.hours(name, size, counts, seed) for name in self.architectures)
+                    for seed in range(MOST_SEEDS)
+                ]
+                for size in self.sizes
+            ]
         )
 
 
@@ -64,7 +71,11 @@ class Grid:
 
     def gpu_hours(self, space: Space) -> float:
         """What it costs."""
-        return float(np.array(self.seeds) @ space.cost_of_a_seed(self.counts))
+        return float(self.gpu_hours_of_sizes(space).sum())
+
+    def gpu_hours_of_sizes(self, space: Space) -> Array:
+        """What each size of the space costs (sizes)."""
+        return spent(space.cost_of_seeds(self.counts), np.array(self.seeds))
 
     def points(self, space: Space) -> CheckedPoints:
         """The points it would give, before they have losses."""
@@ -79,6 +90,12 @@ class Grid:
                     cluster = series if space.shares_trunk else run
                     rows.append((rung.architecture, rung.n_params, tokens, count, seed, cluster, run))
         return grid_of(COLUMNS, list(enumerate(rows, start=1)), "proposed")
+
+
+def spent(cost: Array, seeds: Array) -> Array:
+    """GPU-hours (sizes) of the first so many seeds of each size, by the cost of each (sizes, MOST_SEEDS)."""
+    out: Array = np.where(np.arange(cost.shape[1]) < seeds[:, None], cost, 0.0).sum(axis=1)
+    return out
 
 
 def spelled(space: Space, grid: Grid) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from typing import Any
 from harness.cost import Duration
 from harness.plan import Plan, PlannedRun
 from harness.run import Schedule, ScheduleKind
+from harness.status import RunState
 from harness.study import Study
-from harness.training.schedule import branch_step, decay_steps
+from harness.training.schedule import branch_step
 
 MOST_COUNTS = 8
 ENOUGH_COUNTS = 6
@@ -44,20 +45,27 @@ class Candidates:
     sizes: tuple[Candidate, ...]
     counts: tuple[int, ...]
     schedule: Schedule
+    done: Mapping[tuple[str, str, int], frozenset[int]]
+    """Iteration counts that have been trained already, by architecture, size and seed."""
 
     @property
     def shares_trunk(self) -> bool:
         """Whether runs of different length are one series."""
         return self.schedule.kind is ScheduleKind.WSD
 
-    def hours(self, architecture: str, size: str, counts: Sequence[int]) -> float:
-        """GPU-hours of one seed: the trunk to where the longest run leaves it, and the decay of each."""
-        trunk = max(branch_step(self.schedule, count) for count in counts) if self.shares_trunk else 0
-        steps = trunk + sum(decay_steps(self.schedule, count) for count in counts)
+    def hours(self, architecture: str, size: str, counts: Sequence[int], seed: int) -> float:
+        """GPU-hours of what is left of one seed: from the branch of the run before to a run's own end, as in a plan."""
         (one,) = (one for one in self.sizes if (one.architecture, one.size) == (architecture, size))
-        series = 1 if self.shares_trunk else len(counts)
-        ends = one.gpu_hours_a_run * len(counts) + one.gpu_hours_a_series * series
-        return steps * one.gpu_hours_an_iteration + ends
+        done = self.done.get((architecture, size, seed), frozenset())
+        behind, steps = 0, 0
+        for count in sorted(counts):
+            steps += 0 if count in done else count - behind
+            behind = branch_step(self.schedule, count) if self.shares_trunk else 0
+        left = len(set(counts) - done)
+        series = min(1, left) if self.shares_trunk else left
+        return (
+            steps * one.gpu_hours_an_iteration + left * one.gpu_hours_a_run + series * one.gpu_hours_a_series
+        )
 
 
 def candidates_of(plan: Plan) -> Candidates:
@@ -70,11 +78,17 @@ def candidates_of(plan: Plan) -> Candidates:
             longest[point.architecture, point.size] = planned
     sizes = [_candidate(plan, planned) for planned in longest.values()]
     largest = {name: max(one.n_params for one in sizes if one.size == name) for _, name in longest}
+    done: dict[tuple[str, str, int], set[int]] = {}
+    for planned in plan.runs:
+        run, point = planned.status.point.run, planned.status.point
+        if planned.status.state is RunState.DONE:
+            done.setdefault((point.architecture, point.size, run.seed), set()).add(run.iterations)
     own = {planned.status.point.run.iterations for planned in plan.runs}
     return Candidates(
         sizes=tuple(sorted(sizes, key=lambda one: (largest[one.size], one.size, one.architecture))),
         counts=_pool(sorted(own)),
         schedule=plan.study.training.schedule,
+        done={key: frozenset(counts) for key, counts in done.items()},
     )
 
 

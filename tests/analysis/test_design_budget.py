@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,7 @@ PRIOR = Prior(law_named("chinchilla"), LAWS, Noise(0.003, 0.004), "known")
 FACTORIAL = (100, 200, 400, 800, 1600)
 
 
-def hours(architecture: str, size: str, counts: tuple[int, ...]) -> float:
+def hours(architecture: str, size: str, counts: tuple[int, ...], seed: int) -> float:
     """GPU-hours in proportion to parameters and steps: a trunk to the longest run's branch, and each decay."""
     return SIZES[size] * (0.8 * max(counts) + 0.2 * sum(counts)) * 1e-9
 
@@ -78,6 +80,19 @@ def test_the_proposed_grid_is_a_quarter_narrower_over_a_hundred_studies() -> Non
     assert gain >= 0.25
     assert best.coverage is not None
     assert best.coverage >= 0.85
+
+
+def test_what_has_been_trained_costs_no_more_and_is_kept() -> None:
+    def left(architecture: str, size: str, counts: tuple[int, ...], seed: int) -> float:
+        return (
+            0.0 if (size, seed) in {("f", 0), ("f", 1), ("b", 0)} else hours(architecture, size, counts, seed)
+        )
+
+    where = space(FACTORIAL[::2])
+    cost = 1.2 * Grid(where.counts, (1, 1, 0, 0, 0, 1)).gpu_hours(where)
+    whole, rest = (propose(replace(where, hours=price), PRIOR, cost, trials=2) for price in (hours, left))
+    assert rest.grid.seeds[-1] >= 2 > whole.grid.seeds[-1]
+    assert rest.gpu_hours <= cost * (1 + 1e-9) < rest.grid.gpu_hours(where)
 
 
 def test_a_grid_is_spelled_as_a_study_writes_it() -> None:

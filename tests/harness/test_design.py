@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.candidates import candidates_of, grid_fields
+from harness.candidates import Candidates, candidates_of, grid_fields
 from harness.cli_submit import planned
+from harness.rundir import Root
 from harness.study import load_study
 from harness.yaml_file import yaml_text
 from tests.conftest import Answer
+from tests.harness.journals import write_finished
 
 Fields = dict[str, Any]
 Command = Callable[..., Answer]
@@ -75,17 +77,29 @@ def three_sizes(study_fields: Fields) -> Fields:
 
 @pytest.mark.parametrize("kind", ["wsd", "cosine"])
 def test_what_a_grid_is_said_to_cost_is_what_the_plan_of_it_costs(
-    three_sizes: Fields, write_study: Callable[..., Path], kind: str
+    three_sizes: Fields, write_study: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
     three_sizes["training"]["schedule"] |= {"kind": kind}
-    _, made = planned(str(write_study(three_sizes)), None, None, None)
+    _, made = planned(str(write_study(three_sizes)), tmp_path, None, None)
     there = candidates_of(made)
     assert [one.size for one in there.sizes] == ["d8", "d8", "d16", "d16", "d32", "d32"]
     assert set(there.counts) == {10, 14, 20, 28, 40}
-    cost = sum(2 * there.hours(one.architecture, one.size, (10, 20, 40)) for one in there.sizes)
-    assert cost == pytest.approx(
-        made.totals()["gpu_hours"], rel=1e-3
-    )  # but for checkpoints that fall due within a run
+
+    def cost(there: Candidates) -> float:
+        return sum(
+            there.hours(one.architecture, one.size, (10, 20, 40), seed)
+            for one in there.sizes
+            for seed in (0, 1)
+        )
+
+    whole = made.totals()["gpu_hours"]
+    assert cost(there) == pytest.approx(whole, rel=1e-3)  # but for checkpoints that fall due within a run
+    write_finished(
+        Root(tmp_path), [run.status.point for run in made.runs if run.status.point.run.iterations < 40]
+    )
+    _, grown = planned(str(write_study(three_sizes)), tmp_path, None, None)
+    assert cost(candidates_of(grown)) == pytest.approx(grown.totals()["gpu_hours"], rel=1e-3)
+    assert grown.totals()["gpu_hours_reused"] > 0
 
 
 def test_a_chosen_grid_is_pasted_as_it_is_written(
