@@ -72,9 +72,15 @@ def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> Reso
     """
     corpus = view_corpus(study, where)
     text = text_of(study, root, corpus, where, fetch=fetch)
-    tuned = read_tuned(root, study.name) if study.uses_tuned else None
+    tuned = (read_tuned(root, study.name) or submitted_with(root, study.name)) if study.uses_tuned else None
     points = tuple(expand(study, corpus, text, where, tuned))
     return ResolvedStudy(study, root, corpus, text, points, where, tuned)
+
+
+def submitted_with(root: Root, name: str) -> Tuned | None:
+    """The learning rates a study of that name was last submitted with, here or where it was imported from."""
+    path = root.study(name) / "study.json"
+    return read_model(path, Registration).tuned if path.exists() else None
 
 
 def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:

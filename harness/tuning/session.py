@@ -10,9 +10,9 @@ from harness.disk import DiskFull
 from harness.foreground import Stopped
 from harness.grid import GridPoint
 from harness.mirror import MirrorThread
-from harness.rundir import read_model, write_atomically
+from harness.rundir import write_atomically
 from harness.status import RunState, RunStatus, StatusReader
-from harness.submission import Registration
+from harness.submission import submitted_with
 from harness.terminal import errors, stoppable
 from harness.tracking import tracking_uri
 from harness.tuned import Tuned
@@ -97,13 +97,12 @@ def keep(space: Space, tuned: Tuned | None, notes: list[Note]) -> bool:
     if tuned is None:
         return False
     folder = space.root.study(space.study.name)
-    path, held = folder / "tuned.json", folder / "study.json"
-    used = read_model(held, Registration).tuned if path.exists() and held.exists() else None
+    used = submitted_with(space.root, space.study.name)
     if used not in (None, tuned):
-        why = f"{path}: is kept as it is, since the study was submitted with it; tune anew under another name"
+        why = f"{folder / 'study.json'}: was submitted with other learning rates, which stay; tune under another name"
         notes.append(Note("tuned_kept", why))
         return False
-    write_atomically(path, tuned.model_dump_json(indent=1) + "\n")
+    write_atomically(folder / "tuned.json", tuned.model_dump_json(indent=1) + "\n")
     return True
 
 

@@ -277,6 +277,10 @@ def test_a_submitted_study_keeps_the_rates_it_was_submitted_with(
     held = resolve_registered(here, "tiny")
     assert held is not None
     assert held.points == resolved.points
+    again = resolve(validate(Study, left_to_tuning(fields), "test"), here, "test")
+    assert again.points == resolved.points
+    other = tuned.model_copy(update={"fingerprint": "1" * 64})
+    assert keep(space_of(here, left_to_tuning(fields)), other, []) is False
 
 
 def test_a_tuned_study_goes_to_another_machine_with_its_rates(
@@ -291,7 +295,9 @@ def test_a_tuned_study_goes_to_another_machine_with_its_rates(
         merge(bundle, there)
     held = resolve_registered(there, "tiny")
     assert held is not None
-    assert [point.run_id for point in held.points] == run_ids(left_to_tuning(fields), here)
+    own = run_ids(left_to_tuning(fields), here)
+    assert [point.run_id for point in held.points] == own
+    assert run_ids(left_to_tuning(fields), there) == own  # its YAML means the same there
     assert {row.state for row in StatusReader(there, "tiny").read(held.points)} == {RunState.DONE}
 
 
