@@ -63,7 +63,7 @@ def print_proposal(
         add(table, size, *cells, str(seeds), f"{hours:.4g}")
     console.print(table)
     counts = ", ".join(f"{count:,}" for count in found.grid.counts)
-    console.print(f"iterations {counts}; {found.gpu_hours:.4g} GPU-hours in all", markup=False)
+    console.print(f"iterations {counts}; {found.gpu_hours:.4g} GPU-hours left to spend", markup=False)
     print_design(console, expected)
     console.print("in the study:", markup=False)
     console.print(written, markup=False)

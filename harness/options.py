@@ -50,7 +50,9 @@ DesignOption = Annotated[
 ]
 BudgetOption = Annotated[
     float | None,
-    typer.Option("--budget", metavar="GPU_HOURS", help="Propose the best grid for so many GPU-hours."),
+    typer.Option(
+        "--budget", metavar="GPU_HOURS", help="Propose the best grid for so many further GPU-hours."
+    ),
 ]
 StepBudgetOption = Annotated[
     float | None,
