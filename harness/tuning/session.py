@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.disk import DiskFull
+from harness.disk import DiskFull, naming_a_full_disk
 from harness.foreground import Stopped
 from harness.grid import GridPoint
 from harness.mirror import MirrorThread
@@ -17,7 +17,7 @@ from harness.terminal import errors, stoppable
 from harness.tracking import tracking_uri
 from harness.tuned import Tuned
 from harness.tuning.controller import Controller, Listener
-from harness.tuning.record import in_control, open_database, open_journal
+from harness.tuning.record import JOURNAL, in_control, open_database, open_journal
 from harness.tuning.space import Cell, Space
 from harness.tuning.transfer import Note, learn
 from harness.tuning.trials import LiveTrial, Outcome, Told, has_diverged
@@ -69,7 +69,8 @@ def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listen
         with stoppable():
             mirror.start()
             try:
-                controller.run(lambda: trials.show(mirror))
+                with naming_a_full_disk(folder / JOURNAL):
+                    controller.run(lambda: trials.show(mirror))
             except KeyboardInterrupt as interrupt:
                 errors.print("stopping: workers save what they have")
                 place.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from harness.control import Control
+from harness.disk import DiskFull
 from harness.journal import read_progress
 from harness.rundir import Root
 from harness.status import RunState, StatusReader
@@ -145,6 +148,30 @@ def test_a_trial_without_hope_is_pruned_and_its_run_left_to_others(
     (row,) = StatusReader(here, "other").read(points)
     assert row.run_id == run_id
     assert row.state in {RunState.NEW, RunState.INTERRUPTED}
+
+
+def test_a_disk_that_takes_no_more_of_the_record_is_named_and_the_search_goes_on_later(
+    fields: Fields, here: Root, empty_store: Path, small_disk: Callable[[int], Path]
+) -> None:
+    fields["tune"] |= {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}, "trials": 60}
+    folder = small_disk(2**18)
+    here.study("tiny").mkdir(parents=True)
+    (here.path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    (here.study("tiny") / "tune").symlink_to(folder)
+    place, filler = InThisProcess(here, "tiny/tune"), folder / "filler"
+
+    def fill(_: Cell, told: Told) -> None:
+        if len(place.trained) == 2 and not filler.exists():  # from here on the record alone grows
+            with contextlib.suppress(OSError):
+                filler.write_bytes(bytes(2**18))
+
+    with pytest.raises(DiskFull, match=r"optuna\.log: no room is left"):
+        tune_study(space_of(here, fields), lambda: place, fill)
+    filler.unlink()
+    fields["tune"]["trials"] = 5
+    done = tune_study(space_of(here, fields), lambda: place, lambda cell, told: None)
+    assert len(place.trained) == 2
+    assert {told.outcome for told in done.told[the_cell(done.space)]} == {Outcome.FINISHED}
 
 
 class Killed(Exception):
