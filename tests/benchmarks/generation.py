@@ -31,7 +31,8 @@ CASES = (
     (Architecture.CROSS_TRANSFORMER, None),
 )
 """Backbones, and d_state where they have one: the paper's, and that of most others."""
-BLOCKS, WIDTH = 4, 512
+BLOCKS, WIDTH = 2, 1024
+"""Fewer blocks than the paper's 24, of its width: both sides do in each block what they do in every other."""
 CAPTION = "A slow piece for piano and strings in C minor, quiet at first and solemn in the end."
 GREEDY = Sampling(top_k=1, guidance=3.0)
 
