@@ -1,9 +1,9 @@
 """DAC (arXiv 2306.06546) by transformers' DacModel: the paper's codec, on whose first codebook alone it trains."""
 
-from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
 
+from ssmttm.codec.network import Network
 from ssmttm.codec.weights import codec_folder, network_of
 
 if TYPE_CHECKING:
@@ -15,19 +15,10 @@ _WINDOW_SECONDS = 5  # 0.7 GB of activations at 44.1 kHz
 _DILATIONS = 1 + 3 + 9  # of the three residual units of a block, each a convolution of 7
 
 
-@dataclass(frozen=True)
-class DacNetwork:
+class DacNetwork(Network):
     """DAC's encoder, quantisers and decoder."""
 
-    module: Any
-    """transformers.DacModel."""
-    name: str = "dac"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """As config.json has it."""
-        fields: dict[str, Any] = self.module.config.to_dict()
-        return fields
+    name = "dac"
 
     @property
     def arithmetic(self) -> dict[str, Any]:
@@ -39,11 +30,6 @@ class DacNetwork:
         }
 
     @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return int(self.module.config.sampling_rate)
-
-    @property
     def hop(self) -> int:
         """Samples a frame."""
         return prod(self.module.config.downsampling_ratios)
@@ -52,11 +38,6 @@ class DacNetwork:
     def n_codebooks(self) -> int:
         """All it has: 9 at 44.1 kHz."""
         return int(self.module.config.n_codebooks)
-
-    @property
-    def codebook_size(self) -> int:
-        """Entries of a codebook."""
-        return int(self.module.config.codebook_size)
 
     @property
     def window(self) -> int:

@@ -6,11 +6,11 @@ model would have to make that up.
 """
 
 import re
-from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmttm.codec.network import Network
 from ssmttm.codec.weights import codec_folder, fill, network_of
 from ssmttm.compat import tame_torchaudio
 from ssmttm.corpus.manifest import sha256_file
@@ -41,19 +41,10 @@ _PACKAGE_NAMES = (
 )
 
 
-@dataclass(frozen=True)
-class EncodecNetwork:
+class EncodecNetwork(Network):
     """EnCodec's encoder, quantisers and decoder."""
 
-    module: Any
-    """transformers.EncodecModel."""
-    name: str = "encodec"
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """As config.json has it."""
-        fields: dict[str, Any] = self.module.config.to_dict()
-        return fields
+    name = "encodec"
 
     @property
     def arithmetic(self) -> dict[str, Any]:
@@ -61,11 +52,6 @@ class EncodecNetwork:
         config = self.module.config
         fields = {name: getattr(config, name) for name in _ARITHMETIC}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return int(self.module.config.sampling_rate)
 
     @property
     def hop(self) -> int:
@@ -76,11 +62,6 @@ class EncodecNetwork:
     def n_codebooks(self) -> int:
         """All it has: 32 at 24 kHz, where all of them take 24 kbit a second."""
         return int(self.module.config.num_quantizers)
-
-    @property
-    def codebook_size(self) -> int:
-        """Entries of a codebook."""
-        return int(self.module.config.codebook_size)
 
     @property
     def window(self) -> int:

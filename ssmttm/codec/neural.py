@@ -15,85 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from ssmttm.codec.base import CODEC_FILE, Audio, Codes
+from ssmttm.codec.network import Network
 from ssmttm.corpus.manifest import CodecFacts, canonical_json
 from ssmttm.corpus.writer import write_atomically
 from ssmttm.errors import InputError
 from ssmttm.pretrained import CONFIG
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 WEIGHTS = "model.safetensors"
 
 _SAMPLES_AT_ONCE = 4_000_000
 """Of a batch on a GPU: 90 s at 44.1 kHz, 13 GB by what DAC takes for 5 s on a CPU."""
-
-
-class Network(Protocol):
-    """One of the networks, in evaluation mode and float32."""
-
-    @property
-    def name(self) -> str:
-        """What the codec is called: `encodec` or `dac`."""
-        ...
-
-    @property
-    def module(self) -> "nn.Module":
-        """Its weights."""
-        ...
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What config.json says."""
-        ...
-
-    @property
-    def arithmetic(self) -> dict[str, Any]:
-        """The part of the configuration that decides codes and cannot be seen in the shapes of the weights."""
-        ...
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        ...
-
-    @property
-    def hop(self) -> int:
-        """Samples a frame."""
-        ...
-
-    @property
-    def n_codebooks(self) -> int:
-        """All it has."""
-        ...
-
-    @property
-    def codebook_size(self) -> int:
-        """Entries of a codebook."""
-        ...
-
-    @property
-    def window(self) -> int:
-        """Frames taken through the network at once; longer audio goes through in parts."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """Frames beside a part that the network must see to give the codes it would give to the whole."""
-        ...
-
-    def encode(self, audio: "Tensor", n_codebooks: int) -> "Tensor":
-        """Codes (batch, n_codebooks, frames) of audio (batch, frames x hop)."""
-        ...
-
-    def decode(self, codes: "Tensor") -> "Tensor":
-        """Audio (batch, about frames x hop) of codes (batch, codebooks, frames), of the first codebooks."""
-        ...
 
 
 @dataclass(frozen=True)
