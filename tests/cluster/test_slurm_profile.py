@@ -50,6 +50,7 @@ def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: s
         "cores": 4,
         "memory_gib": 4,
         "peak_flops": {"fp32": 1.0e12},
+        "mfu": 0.4,
         "account": account,
         "qos": "few",
         "constraint": "virtual",
