@@ -43,6 +43,12 @@ class Job:
     ranks: int
     threads: int
     log_dir: Path
+    gpu_fraction: float = 1.0
+    """Share of a GPU each rank takes; below 1 only where there is one rank."""
+    seconds: float = 0.0
+    """What is left of it by the plan: seconds from its first step to its last."""
+    architecture: str = ""
+    """What it trains: predictions err alike for one architecture."""
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,23 @@ first), and one that dies by itself takes only its own Series along.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import os
 import signal
-import subprocess
-import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from harness.cluster import Cluster
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, Handle, Job, JobState
-
-GRACE_SECONDS = 60.0
-"""How long a worker may take over its last step and its checkpoint when it is asked to stop."""
+from harness.dispatch.rank_process import (
+    ALONE_SECONDS,
+    GRACE_SECONDS,
+    RankProcess,
+    environment_of_rank,
+    state_of,
+)
 
 
 class LocalDispatcher:
@@ -130,108 +128,68 @@ class _Group:
         self.handle: Handle | None = None
         log_dir.mkdir(parents=True, exist_ok=True)
         self._meeting = log_dir.absolute() / f".rendezvous-{uuid.uuid4().hex[:8]}"
-        self._log = (log_dir / "workers.log").open("ab")
         self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "harness.worker", "--feed"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                env=self._environment(rank, on_gpus=on_gpus),
-                start_new_session=True,
-            )
+            RankProcess(self._environment(rank, on_gpus=on_gpus), log_dir / "workers.log")
             for rank in range(ranks)
         ]
-        self._heard = [b""] * ranks
-        self._replies: list[list[dict[str, Any]]] = [[] for _ in range(ranks)]
-        for process in self._processes:
-            assert process.stdout is not None
-            os.set_blocking(process.stdout.fileno(), False)
 
     @property
     def is_alive(self) -> bool:
-        return all(process.poll() is None for process in self._processes)
+        return all(process.status is None for process in self._processes)
 
     def ended_with(self, status: int) -> bool:
         """Whether a rank ended with this status; the others then end because it did."""
-        return any(process.poll() == status for process in self._processes)
+        return any(process.status == status for process in self._processes)
 
     def feed(self, handle: Handle) -> None:
         self.handle = handle
-        line = json.dumps([str(path) for path in handle.job.run_dirs]).encode() + b"\n"
         for process in self._processes:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it died; poll() will see it
-                process.stdin.write(line)
-                process.stdin.flush()
+            process.feed(handle.job.run_dirs)
 
     def poll(self) -> tuple[Handle | None, JobState | None]:
         """The job that ended since the last call, and how."""
-        for rank, process in enumerate(self._processes):
-            self._listen(rank, process)
+        for process in self._processes:
+            process.listen()
         if self.handle is None:
             return None, None
-        if all(self._replies):
-            outcome = self._replies[0].pop(0)["outcome"]
-            for replies in self._replies[1:]:
-                replies.pop(0)
+        if all(process.replies for process in self._processes):
+            outcome, *_ = [process.replies.pop(0) for process in self._processes]
             handle, self.handle = self.handle, None
-            known = {
-                "busy": JobState.BUSY,
-                "preempted": JobState.PREEMPTED,
-                "no_space": JobState.NO_SPACE,
-            }
-            return handle, known.get(outcome, JobState.ENDED)
+            return handle, state_of(outcome)
         if not self.is_alive:
             handle, self.handle = self.handle, None
             return handle, JobState.LOST
         return None, None
 
-    def _listen(self, rank: int, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        while part := process.stdout.read(65536):
-            self._heard[rank] += part
-        *lines, self._heard[rank] = self._heard[rank].split(b"\n")
-        self._replies[rank] += [reply for line in lines if "outcome" in (reply := json.loads(line))]
-
     def signal(self, number: signal.Signals) -> None:
         for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(number)
+            process.signal(number)
 
     def stop(self) -> None:
         """Ask for an end: at once where idle, after saving where busy."""
         for process in self._processes:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        self.signal(signal.SIGTERM)
+            process.ask_to_stop()
 
     def end(self) -> None:
         """Wait for the processes, and kill those that do not end by themselves."""
-        watched = [psutil.Process(p.pid) for p in self._processes if p.poll() is None]
+        seconds = GRACE_SECONDS
         if not self.is_alive:
             self.signal(signal.SIGTERM)  # one rank is gone: the others wait for it in vain
-        _, stuck = psutil.wait_procs(watched, timeout=GRACE_SECONDS if self.is_alive else 10.0)
-        for survivor in stuck:
-            survivor.kill()
+            seconds = ALONE_SECONDS
+        deadline = time.monotonic() + seconds
         for process in self._processes:
-            process.wait()
-        self._log.close()
+            process.end(max(0.0, deadline - time.monotonic()))
         self._meeting.unlink(missing_ok=True)
 
     def _environment(self, rank: int, *, on_gpus: bool) -> dict[str, str]:
-        environment = dict(os.environ)
-        environment |= {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(self.ranks),
-            "LOCAL_RANK": str(rank),
-            "SSMSCALE_RENDEZVOUS": str(self._meeting),
-            "OMP_NUM_THREADS": str(self.threads),
-            "MKL_NUM_THREADS": str(self.threads),
-            "GLOO_SOCKET_IFNAME": "lo",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
+        environment = environment_of_rank(
+            rank,
+            self.ranks,
+            self.threads,
+            LOCAL_RANK=str(rank),
+            SSMSCALE_RENDEZVOUS=str(self._meeting),
+            GLOO_SOCKET_IFNAME="lo",
+        )
         if on_gpus:
             shown = [
                 name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()

@@ -57,6 +57,14 @@ class Task(Frozen):
 
     series_id: str
     run_dirs: tuple[Path, ...]
+    ranks: Count = 1
+    """In a packed array what the Series takes of the allocation: ranks, and cores of each."""
+    threads: Count = 1
+    gpu_fraction: Positive = 1.0
+    """Share of a GPU each rank takes; below 1 only where there is one rank."""
+    seconds: float = 0.0
+    """Seconds of training that are left of it by the plan."""
+    architecture: str = ""
 
 
 class Array(Frozen):
@@ -66,6 +74,8 @@ class Array(Frozen):
     """Its name in SLURM too, and nobody else's."""
     shape: Shape
     tasks: tuple[Task, ...]
+    packed: bool = False
+    """Whether one job trains all the tasks, packed on its GPUs by Ray, and not an element each its own."""
     process: dict[str, Any]
     """The submission that wrote it."""
     t: float
@@ -131,8 +141,8 @@ class Book:
     views: Mapping[str, JobView]
 
     def job_of(self, array: Array, index: int) -> JobView | None:
-        """SLURM's word on one element; None where it has never heard of it."""
-        return self.views.get(f"{array.job_id}_{index}")
+        """SLURM's word on what trains a task; None where it has never heard of it."""
+        return self.views.get(f"{array.job_id}_{0 if array.packed else index}")
 
     def elements(self) -> Iterator[tuple[Array, int, Task, JobView | None]]:
         """Every element of every array that was submitted, oldest first."""

@@ -1,0 +1,102 @@
+"""One rank as a process that stays: `python -m harness.worker --feed`, given one Series after the other.
+
+It is told what to train on its standard input and answers on its standard output; everything else it says goes to a
+log. It saves and ends when it is told to, when its input ends, and when the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.dispatch.base import JobState
+
+GRACE_SECONDS = 60.0
+"""How long a worker may take over its last step and its checkpoint when it is asked to stop."""
+ALONE_SECONDS = 10.0
+"""How long one may take whose other ranks are gone, for whom it waits in vain."""
+
+
+def environment_of_rank(rank: int, ranks: int, threads: int, **more: str) -> dict[str, str]:
+    """What a rank of a group of `ranks` needs to be told, beside how it finds the others."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **more,
+    }
+
+
+class RankProcess:
+    """A worker process that is fed; it dies with the thread that made it."""
+
+    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.worker", "--feed"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._heard = b""
+        self.replies: list[str] = []
+        """Outcomes of Series it was fed, oldest first, not yet taken up."""
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it is there."""
+        return self._process.poll()
+
+    def feed(self, run_dirs: Sequence[Path]) -> None:
+        """Have it train a Series."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died; its status says so
+            self._process.stdin.write(json.dumps([str(path) for path in run_dirs]).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def listen(self) -> None:
+        """Take up what it has answered."""
+        assert self._process.stdout is not None
+        while part := self._process.stdout.read(65536):
+            self._heard += part
+        *lines, self._heard = self._heard.split(b"\n")
+        self.replies += [reply["outcome"] for line in lines if "outcome" in (reply := json.loads(line))]
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is there."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def ask_to_stop(self) -> None:
+        """Ask for its end: at once where it is idle, after saving where it trains."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self.signal(signal.SIGTERM)
+
+    def end(self, seconds: float) -> None:
+        """Wait for its end, and kill it where it takes longer than so many seconds."""
+        try:
+            self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def state_of(outcome: str) -> JobState:
+    """What a worker's answer means for its job."""
+    known = {"busy": JobState.BUSY, "preempted": JobState.PREEMPTED, "no_space": JobState.NO_SPACE}
+    return known.get(outcome, JobState.ENDED)
