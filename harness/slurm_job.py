@@ -35,8 +35,8 @@ from harness.dispatch.slurm import Array, Task, batch_logs
 from harness.dispatch.slurm_queue import SchedulerGone, call
 from harness.journal import Event, Journal, Progress, read_progress
 from harness.out_of_memory import STOPPED
+from harness.remaining import place, unfinished
 from harness.rundir import Root, read_launch, read_model
-from harness.training import checkpoint as checkpoints
 from harness.training.preemption import ANOTHER_RANKS_SIGNAL
 from ssmttm.errors import InputError
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.info("the submission of this job was given up; others train its series")
             return 0
         task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
-        before = _place(Root(task.run_dirs[0].parent.parent), task)
+        before = place(Root(task.run_dirs[0].parent.parent), task.series_id, task.run_dirs)
         began = time.time()
         code = _run_ranks(array, task, Path(array_file).parent.parent)
         return settle(task, code, began, before)
@@ -72,7 +72,7 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
     """
     root = Root(task.run_dirs[0].parent.parent)
     control = Control(read_launch(root, task.series_id).control)
-    left = unfinished(root, task, control)
+    left = unfinished(task.run_dirs, control)
     if not left:
         states = [read_progress(folder).state for folder in task.run_dirs]
         return 1 if Event.FAILED in states else 0
@@ -93,12 +93,12 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
     if not job.is_wanted:
         log.info("job %s was cancelled", job_id)
         return EXIT_PREEMPTED
-    place = _place(root, task)
+    now_at = place(root, task.series_id, task.run_dirs)
     # What stopped an earlier start is told by the journals until a later one begins to train.
     now = {_stopped_by(progress) for progress in told if progress.spans and progress.spans[-1].ended >= began}
     smaller = any((reason or "").startswith(STOPPED) for reason in now)  # the next start's micro-batch is
     out_of_time = "SIGUSR2" in now and "SIGTERM" not in now and not job.makes_room
-    in_vain = code in {0, EXIT_PREEMPTED} and out_of_time and place == before
+    in_vain = code in {0, EXIT_PREEMPTED} and out_of_time and now_at == before
     if smaller or (stopped and code in {0, EXIT_PREEMPTED} and not in_vain):
         requeue(job_id)
         return EXIT_PREEMPTED
@@ -106,8 +106,8 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
         log.info("another process trains the series")
         return EXIT_PREEMPTED
     last = _last_words(root.series(task.series_id) / "logs", control.path.parent, began)
-    control.append("crashed", runs=[folder.name for folder in left], job_id=job_id, kind=place, reason=last)
-    if count_crashes(control, left, place) < MOST_ATTEMPTS:
+    control.append("crashed", runs=[folder.name for folder in left], job_id=job_id, kind=now_at, reason=last)
+    if count_crashes(control, left, now_at) < MOST_ATTEMPTS:
         requeue(job_id)
         return EXIT_PREEMPTED
     why = f"ended {MOST_ATTEMPTS} times at the same place; its log ends: {last}"
@@ -120,19 +120,7 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
     return 1
 
 
-def unfinished(root: Root, task: Task, control: Control) -> list[Path]:
-    """Directories of the Runs that are neither over nor cancelled."""
-    cancelled, forgiven = control.cancelled(), control.forgiven()
-    left = []
-    for folder in task.run_dirs:
-        progress = read_progress(root.run(folder.name))
-        failed = progress.state == Event.FAILED and progress.attempt > forgiven.get(folder.name, 0)
-        if progress.state != Event.FINISHED and not failed and folder.name not in cancelled:
-            left.append(folder)
-    return left
-
-
-def count_crashes(control: Control, left: Sequence[Path], place: str) -> int:
+def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
     """How often in a row, as of now, the job of these Runs died with nothing gained since."""
     wanted = {folder.name for folder in left}
     count = 0
@@ -142,7 +130,7 @@ def count_crashes(control: Control, left: Sequence[Path], place: str) -> int:
         if event["event"] == "retried":
             count = 0
         elif event["event"] == "crashed":
-            count = count + 1 if event.get("kind") == place else 0
+            count = count + 1 if event.get("kind") == stands else 0
     return count
 
 
@@ -228,17 +216,6 @@ def _stopped_by(progress: Progress) -> str | None:
 
 def _is_a_signal(reason: str) -> bool:
     return reason in signal.Signals.__members__ or reason == ANOTHER_RANKS_SIGNAL
-
-
-def _place(root: Root, task: Task) -> str:
-    """Where a Series stands, as far as it would be resumed from."""
-    done = sum(read_progress(folder).state == Event.FINISHED for folder in task.run_dirs)
-    folders = [root.series(task.series_id), *task.run_dirs]
-    steps = [
-        str(held[-1].marker.step) if (held := checkpoints.marked(folder / "checkpoints")) else "0"
-        for folder in folders
-    ]
-    return f"{done} finished, checkpoints at {' '.join(steps)}"
 
 
 def _last_words(logs: Path, study_dir: Path, began: float) -> str:

@@ -7,7 +7,6 @@ is trained, longest Series first. Everything is checked before the first file is
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,16 +15,15 @@ from pathlib import Path
 from harness.calibration import write_calibration
 from harness.code_record import record_code
 from harness.control import Control
-from harness.disk import DiskFull, is_read_only
-from harness.dispatch.base import MOST_ATTEMPTS, Dispatcher, Handle, Job, JobState
+from harness.dispatch.base import Dispatcher, Job
 from harness.estimate import read_text_positions
 from harness.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
-from harness.journal import Event, Journal, read_progress
+from harness.journal import read_progress
 from harness.plan import Plan, PlannedRun
 from harness.process import identify_process
 from harness.run import Digest, Frozen
 from harness.rundir import Launch, Root, read_model, write_atomically, write_launch, write_run, write_series
-from harness.series_lock import untrained
+from harness.see_through import InHand
 from harness.side_by_side import DISK_THREADS, side_by_side
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import Study
@@ -33,10 +31,6 @@ from harness.tracking import sidecar_uri
 from harness.tuned import Tuned, read_tuned
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
-
-POLL_SECONDS = 0.25
-BUSY_SECONDS = 5.0
-"""Pause before Series that another process holds are asked for again."""
 
 
 class Registration(Frozen):
@@ -202,7 +196,6 @@ class Submission:
         self.reader = StatusReader(self.root, resolved.study.name)
         self.control = Control(self.root.study(resolved.study.name) / "control.jsonl")
         self.process = identify_process()
-        self._attempts: dict[str, int] = {}
         self._submitted: list[str] = []
 
     @cached_property
@@ -215,46 +208,21 @@ class Submission:
 
         Raises DiskFull as soon as a worker says that no room is left: nothing more is handed over.
         """
+        in_hand = InHand(self.root, self.control, self.dispatcher)
         while True:
-            rows = self._read()
+            rows = self.reader.read(self.resolved.points, submitter=self.process)
             on_progress(rows)
             missing = [row for row in rows if row.state in {RunState.NEW, RunState.INTERRUPTED}]
-            if missing:
-                self._round(missing, on_progress)
-            elif any(row.state in {RunState.QUEUED, RunState.RUNNING} for row in rows):
-                time.sleep(POLL_SECONDS)
-            else:
+            others = any(row.state in {RunState.QUEUED, RunState.RUNNING} for row in rows)
+            if in_hand.is_empty and not missing and not others:
                 keep_calibration(self.resolved, rows)
                 return rows
-
-    def _read(self) -> list[RunStatus]:
-        return self.reader.read(self.resolved.points, submitter=self.process)
-
-    def _round(
-        self, missing: Sequence[RunStatus], on_progress: Callable[[Sequence[RunStatus]], None]
-    ) -> None:
-        jobs = self.prepare(missing)
-        self.launch(jobs)
-        self.tell_submitted([row.run_id for row in missing])
-        handles = self.dispatcher.submit(jobs)
-        shown = 0.0
-        while True:
-            states = self.dispatcher.poll(handles)
-            for handle, state in states.items():
-                if state is JobState.NO_SPACE:
-                    folder = self.root.series(handle.job.series_id)
-                    raise DiskFull(folder, is_read_only=is_read_only(folder))
-            if time.monotonic() - shown > 1.0:
-                shown = time.monotonic()
-                on_progress(self._read())
-            if all(state not in {JobState.QUEUED, JobState.RUNNING} for state in states.values()):
-                break
-            time.sleep(POLL_SECONDS)
-        if set(states.values()) == {JobState.BUSY}:
-            time.sleep(BUSY_SECONDS)
-        unfinished = {row.run_id for row in self._read() if row.state in {RunState.NEW, RunState.INTERRUPTED}}
-        for handle, state in states.items():
-            self._settle(handle, state, unfinished)
+            if wanted := [row for row in missing if in_hand.takes(row.series_id)]:
+                jobs = self.prepare(wanted)
+                self.launch(jobs)
+                self.tell_submitted([row.run_id for row in wanted])
+                in_hand.hand_over(jobs)
+            in_hand.watch()
 
     def tell_submitted(self, wanted: list[str]) -> None:
         """Note in control.jsonl that this process has Runs trained, once for the same ones."""
@@ -325,31 +293,10 @@ class Submission:
             ranks=runs[0].layout.ranks,
             threads=runs[0].layout.threads,
             log_dir=self.root.series(series_id) / "logs",
+            gpu_fraction=runs[0].size.resources.gpu_fraction if runs[0].layout.ranks == 1 else 1.0,
+            seconds=3600 * sum(run.hours.expected for run in runs),
+            architecture=runs[0].status.point.architecture,
         )
-
-    def _settle(self, handle: Handle, state: JobState, unfinished: set[str]) -> None:
-        """Give up a Series whose workers come back again and again without having finished or failed its Runs."""
-        if state in {JobState.BUSY, JobState.PREEMPTED}:
-            return
-        left = [folder for folder in handle.job.run_dirs if folder.name in unfinished]
-        attempts = self._attempts[handle.job.series_id] = self._attempts.get(handle.job.series_id, 0) + 1
-        if not left or attempts < MOST_ATTEMPTS:
-            return
-        endings = [
-            f"{log} ends: {_last_line(log)}" for log in self.dispatcher.log_paths(handle) if log.exists()
-        ]
-        reason = f"its worker ended {attempts} times before it did; {'; '.join(endings)}"
-        with untrained(self.root.series(handle.job.series_id)) as nobody_trains_it:
-            if not nobody_trains_it:
-                return  # what that process makes of it counts
-            for folder in left:
-                with Journal.open(folder) as journal:
-                    journal.append(Event.FAILED, reason=reason, kind="lost")
-
-
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "with nothing"
 
 
 def cancel(root: Root, study_name: str, rows: Sequence[RunStatus]) -> list[RunStatus]:

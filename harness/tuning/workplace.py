@@ -24,9 +24,10 @@ from harness.process import identify_process
 from harness.profile import Profile
 from harness.remote import Claims, cancel_jobs_of, hours_for, submit_missing
 from harness.rundir import Root
+from harness.see_through import BUSY_SECONDS
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import Study
-from harness.submission import BUSY_SECONDS, ResolvedStudy, Submission
+from harness.submission import ResolvedStudy, Submission
 from harness.terminal import errors
 
 ASK_SECONDS = 5.0

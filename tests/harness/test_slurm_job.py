@@ -12,8 +12,9 @@ from harness.dispatch.base import EXIT_PREEMPTED
 from harness.dispatch.slurm import Task
 from harness.journal import Event, read_progress
 from harness.out_of_memory import STOPPED
+from harness.remaining import place
 from harness.rundir import Launch, Root, write_launch, write_run
-from harness.slurm_job import _place, settle
+from harness.slurm_job import settle
 from tests.harness.journals import begin_series, registered
 
 Fields = dict[str, Any]
@@ -49,14 +50,16 @@ class Stopped:
         write_launch(root, point.series_id, launch)
 
     def by(self, signal: str, code: int = 0) -> int:
-        before, began = _place(self.root, self.task), time.time() - 1
+        before, began = place(self.root, self.task.series_id, self.task.run_dirs), time.time() - 1
         with begin_series(self.root, self.run) as journal:
             journal.append(Event.PREEMPTED, reason=signal)
         return settle(self.task, code, began, before)
 
     def dies(self) -> int:
         """The ranks of a later start end before they write anything."""
-        return settle(self.task, 1, time.time() + 1, _place(self.root, self.task))
+        return settle(
+            self.task, 1, time.time() + 1, place(self.root, self.task.series_id, self.task.run_dirs)
+        )
 
     @property
     def state(self) -> str | None:

@@ -1,0 +1,35 @@
+"""What is left of a Series and how far it has come, for whoever decides whether it is worth another start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.control import Control, cancelled_in, forgiven_in
+from harness.journal import Event, read_progress
+from harness.rundir import Root
+from harness.training import checkpoint as checkpoints
+
+
+def unfinished(run_dirs: Iterable[Path], control: Control) -> list[Path]:
+    """Directories of the Runs that are neither over nor cancelled."""
+    events = control.read()
+    cancelled, forgiven = cancelled_in(events), forgiven_in(events)
+    left = []
+    for folder in run_dirs:
+        progress = read_progress(folder)
+        failed = progress.state == Event.FAILED and progress.attempt > forgiven.get(folder.name, 0)
+        if progress.state != Event.FINISHED and not failed and folder.name not in cancelled:
+            left.append(folder)
+    return left
+
+
+def place(root: Root, series_id: str, run_dirs: Iterable[Path]) -> str:
+    """Where a Series stands, as far as it would be resumed from."""
+    folders = list(run_dirs)
+    done = sum(read_progress(folder).state == Event.FINISHED for folder in folders)
+    steps = [
+        str(held[-1].marker.step) if (held := checkpoints.marked(folder / "checkpoints")) else "0"
+        for folder in [root.series(series_id), *folders]
+    ]
+    return f"{done} finished, checkpoints at {' '.join(steps)}"
