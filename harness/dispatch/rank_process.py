@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -52,6 +53,9 @@ class RankProcess:
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
         self._heard = b""
+        self._is_silent = False
+        self.is_ready = False
+        """Whether it has imported what it needs and found the other ranks."""
         self.replies: list[str] = []
         """Outcomes of Series it was fed, oldest first, not yet taken up."""
 
@@ -72,8 +76,24 @@ class RankProcess:
         assert self._process.stdout is not None
         while part := self._process.stdout.read(65536):
             self._heard += part
+        self._is_silent = part is not None  # nothing now is None; nothing any more is no bytes
         *lines, self._heard = self._heard.split(b"\n")
-        self.replies += [reply["outcome"] for line in lines if "outcome" in (reply := json.loads(line))]
+        for line in lines:
+            reply = json.loads(line)
+            self.is_ready = self.is_ready or "ready" in reply
+            if "outcome" in reply:
+                self.replies.append(reply["outcome"])
+
+    def wait_for_word(self, seconds: float) -> None:
+        """Take up what it has answered, waiting for it so many seconds at most; its end is a word too."""
+        assert self._process.stdout is not None
+        if self.replies:
+            return
+        if self._is_silent:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=seconds)
+        elif select.select([self._process.stdout], [], [], seconds)[0]:
+            self.listen()
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it is there."""

@@ -1,0 +1,125 @@
+"""Jobs on a Ray cluster: Series packed on its GPUs, each in a placement group, on ranks that stay warm.
+
+What goes where is decided in packing.py; this has Ray do so. Ray says which nodes there are, and they may come and go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.dispatch.base import Handle, Job, JobState
+from harness.dispatch.packing import Feed, Group, Node, Piece, Shape, Start, Stop, decide
+from harness.dispatch.rank_process import GRACE_SECONDS
+from harness.dispatch.ray_group import RankGroup
+
+STARTUP_SECONDS = 15.0
+"""What the start of a group is expected to take until one has been seen."""
+
+
+class RayDispatcher:
+    """Implements Dispatcher on the Ray cluster this process is connected to."""
+
+    def __init__(self, log_dir: Path) -> None:
+        self.log_dir = log_dir.absolute()
+        self.on_gpus = any(node.devices for node in _nodes("GPU"))
+        self.waiting: dict[str, Handle] = {}
+        self.ended: dict[Handle, JobState] = {}
+        self.groups: list[RankGroup] = []
+        self._numbers = itertools.count(1)
+        self._starts: list[float] = []
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        """Take jobs on; which begins first is decided by how long each is expected to take."""
+        handles = [Handle(job, f"ray-{os.getpid()}-{next(self._numbers)}") for job in jobs]
+        self.waiting |= {handle.job_id: handle for handle in handles}
+        return handles
+
+    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+        """Take up what ranks said, start what there is room for, and tell where each job is."""
+        changed = bool(self.waiting)
+        for group in list(self.groups):
+            was_ready = group.is_ready
+            handle, state = group.poll()
+            if group.is_ready and not was_ready:
+                self._starts.append(time.monotonic() - group.began)
+            if handle is not None and state is not None:
+                self.ended[handle] = state
+            if group.is_gone:
+                self.groups.remove(group)
+        if changed and JobState.NO_SPACE not in self.ended.values():
+            self._decide()
+        running = {group.handle for group in self.groups}
+        return {
+            handle: self.ended.get(handle, JobState.RUNNING if handle in running else JobState.QUEUED)
+            for handle in handles
+        }
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Take jobs out of the queue; ask those that run to save and stop."""
+        for handle in handles:
+            if self.waiting.pop(handle.job_id, None) is not None:
+                self.ended[handle] = JobState.PREEMPTED
+        for group in self.groups:
+            if group.handle in handles:
+                group.signal(signal.SIGTERM)
+
+    def log_paths(self, handle: Handle) -> list[Path]:
+        """A file a rank, and those of the workers between jobs."""
+        ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
+        return [*ranks, *sorted(self.log_dir.glob("workers-*.log"))]
+
+    def close(self) -> None:
+        """Let idle ranks go, have busy ones save and stop, and wait for all of them."""
+        self.waiting.clear()
+        for group in self.groups:
+            group.let_go(GRACE_SECONDS)
+        while self.groups:
+            for group in list(self.groups):
+                group.poll()
+                if group.is_gone:
+                    self.groups.remove(group)
+            time.sleep(0.05)
+
+    @property
+    def startup(self) -> float:
+        """Seconds a group is expected to take to start."""
+        return statistics.median(self._starts[-9:]) if self._starts else STARTUP_SECONDS
+
+    def _decide(self) -> None:
+        nodes = _nodes("GPU" if self.on_gpus else "CPU")
+        now = time.monotonic()
+        held = {group.key: group for group in self.groups if not group.is_leaving}
+        view = [Group(key, group.shape, group.nodes, group.busy(now)) for key, group in held.items()]
+        pieces = [
+            Piece(key, self._shape(handle.job), handle.job.seconds) for key, handle in self.waiting.items()
+        ]
+        for action in decide(pieces, view, nodes, self.startup):
+            match action:
+                case Stop(group):
+                    held[group.key].let_go(GRACE_SECONDS)
+                case Feed(group, piece):
+                    held[group.key].feed(self.waiting.pop(piece.key))
+                case Start(piece, places):
+                    group_now = RankGroup(piece.shape, places, self.log_dir, on_gpus=self.on_gpus)
+                    group_now.feed(self.waiting.pop(piece.key))
+                    self.groups.append(group_now)
+
+    def _shape(self, job: Job) -> Shape:
+        return Shape(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else float(job.threads))
+
+
+def _nodes(kind: str) -> list[Node]:
+    """The nodes that are there, and how many GPUs or CPU cores each offers."""
+    import ray
+
+    return [
+        Node(node["NodeID"], float(node["Resources"].get(kind, 0.0)))
+        for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"]))
+        if node["Alive"]
+    ]
