@@ -134,12 +134,15 @@ class Schedule:
                 if self._feed(kind, now, promised) or self._start(kind, now, promised):
                     break
                 blocked.add(kind)
-                if not taken and not promised:
+                if not promised and not taken and self._something_is_free():
                     taken = self._promise(kind, now, promised)
             else:
                 break
         for node, devices in taken:
             self._room.whole[node] += devices
+
+    def _something_is_free(self) -> bool:
+        return any(self._idle) or any(free > 0 for free in self._room.whole)
 
     def _order(self) -> list[int]:
         """Shapes with pieces left, those to be served first in front."""
@@ -249,37 +252,42 @@ class Schedule:
         if len(self._shapes.queues[kind]) - self._next[kind] <= here:
             return []  # its own groups will serve it
         wanted = -(-need.ranks // count) * need.devices
-        soonest = sorted(self._ready(node, wanted, now) for node in range(len(self._room.whole)))[:count]
-        if len(soonest) < count or soonest[-1][0] == math.inf:
+        there: list[list[tuple[float, int, Lane]]] = [[] for _ in self._room.whole]
+        for lanes in (*self._idle, *self._busy):
+            for lane in lanes:
+                holds = self._shapes.needs[lane.shape].devices
+                for node, ranks in lane.place.ranks if holds else ():
+                    there[node].append((lane.until, ranks * holds, lane))
+        soonest = sorted(
+            (self._ready(held, free, wanted, now), node)
+            for node, (held, free) in enumerate(zip(there, self._room.whole, strict=True))
+        )[:count]
+        when = soonest[-1][0]
+        if len(soonest) < count or when == math.inf:
             return []
         taken = []
-        for _, node, lanes, devices in soonest:
-            for lane in lanes:
-                promised[id(lane)] = soonest[-1][0]
-            self._room.whole[node] -= devices
-            taken.append((node, devices))
+        for _, node in soonest:
+            have = min(max(0, self._room.whole[node]), wanted)
+            self._room.whole[node] -= have
+            taken.append((node, have))
+            for _, devices, lane in there[node]:
+                if have >= wanted:
+                    break
+                have += devices
+                promised[id(lane)] = when
         return taken
 
-    def _ready(self, node: int, wanted: int, now: float) -> tuple[float, int, list[Lane], int]:
-        """When so many devices of a node are free, of which groups they are, and how many are free now."""
-        free = max(0, self._room.whole[node])
-        there = [lane for lanes in (*self._idle, *self._busy) for lane in lanes]
-        here = sorted(
-            (
-                (lane.until, number, lane, sum(ranks for at, ranks in lane.place.ranks if at == node))
-                for number, lane in enumerate(there)
-                if any(at == node for at, _ in lane.place.ranks) and not self._shapes.needs[lane.shape].part
-            ),
-            key=lambda entry: entry[:2],
-        )
-        lanes, when, have = [], now, free
-        for until, _, lane, ranks in here:
+    def _ready(self, held: list[tuple[float, int, Lane]], free: int, wanted: int, now: float) -> float:
+        """When so many devices of a node are free; brings the groups there into the order in which they end."""
+        held.sort(key=lambda entry: entry[0])
+        have = max(0, free)
+        if have >= wanted:
+            return now
+        for until, devices, _ in held:
+            have += devices
             if have >= wanted:
-                break
-            have += ranks * self._shapes.needs[lane.shape].devices
-            lanes.append(lane)
-            when = max(when, until)
-        return (when if have >= wanted else math.inf), node, lanes, min(free, wanted)
+                return max(now, until)
+        return math.inf
 
     def _begin(self, kind: int, lane: Lane, end: float) -> None:
         self._next[kind] += 1
