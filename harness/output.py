@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 
 def print_traceback() -> None:
@@ -30,6 +32,16 @@ def flush_or_drop() -> None:
             os.dup2(nowhere, number)
             os.close(nowhere)
             stream.flush()
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End this process when its exit handlers have run, without taking apart what it imported.
+
+    Python would free every object of torch's and DeepSpeed's first, 2 s of a core during which nobody is served.
+    """
+    atexit._run_exitfuncs()
+    flush_or_drop()
+    os._exit(status)
 
 
 @contextlib.contextmanager

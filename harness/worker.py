@@ -29,7 +29,7 @@ from harness.disk import DiskFull, disk_full, is_full, make_folder, naming_a_ful
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
 from harness.journal import Event, Fenced, Journal, read_progress
 from harness.out_of_memory import STOPPED, is_out_of_memory, remember, what_would_fit
-from harness.output import flush_or_drop, print_traceback, sent_to
+from harness.output import end_at_once, flush_or_drop, print_traceback, sent_to
 from harness.process import identify_process
 from harness.provenance import commit, installed_version, running_code
 from harness.run import Run
@@ -344,4 +344,4 @@ def describe_process(launch: Launch) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_at_once(main())
