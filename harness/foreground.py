@@ -1,4 +1,6 @@
-"""`--on local`: a submission that stays in the foreground until the study is done or the user ends it."""
+"""A submission that stays in the foreground until the study is done or the user ends it: on this machine's own
+workers, or packed on a Ray that is started here for it.
+"""
 
 from __future__ import annotations
 

@@ -40,6 +40,10 @@ class InHand:
         """Whether nothing is with the dispatcher."""
         return not self._open
 
+    def has(self, series_id: str) -> bool:
+        """Whether a Series is with the dispatcher."""
+        return series_id in self._open
+
     def takes(self, series_id: str) -> bool:
         """Whether a Series may be handed over now: it is not already, and was not just found in other hands."""
         return series_id not in self._open and time.monotonic() >= self._busy_until.get(series_id, 0.0)

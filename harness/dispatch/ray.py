@@ -10,7 +10,8 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.dispatch.base import Handle, Job, JobState
@@ -123,3 +124,15 @@ def _nodes(kind: str) -> list[Node]:
         for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"]))
         if node["Alive"]
     ]
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Be a driver of the Ray cluster at HOST:PORT while the block runs; what this driver made ends with it."""
+    import ray
+
+    ray.init(address, namespace="ssmscale", log_to_driver=False, logging_level="WARNING")
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,129 @@
+"""Train the Series of a packed array on the Ray cluster this process finds, until nothing of them is left.
+
+    python -m harness.ray_controller ARRAY_FILE      with RAY_ADDRESS set
+
+All it knows it reads from ROOT, so it may be killed and started again at any time, here or in another allocation: what
+has finished stays finished, and what has not goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.control import Control
+from harness.disk import DiskFull
+from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, Dispatcher, Job
+from harness.dispatch.ray import RayDispatcher, connected
+from harness.dispatch.slurm import Array, Task
+from harness.journal import read_progress
+from harness.remaining import unfinished
+from harness.rundir import Root, read_model, read_run
+from harness.see_through import InHand
+from harness.training.preemption import StopFlag
+from ssmttm.errors import InputError
+
+log = logging.getLogger("ssmscale.ray")
+
+OTHERS_SECONDS = 120.0
+"""How long Series that other processes train are waited for once nothing else is left: devices stand idle meanwhile."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train an array's tasks; returns 0 where nothing is left, 74 where the disk is full, 75 where it was stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    (array_file,) = arguments if arguments is not None else sys.argv[1:]
+    stop = StopFlag()
+    stop.install()
+    try:
+        array = read_model(Path(array_file), Array)
+        study_dir = Path(array_file).absolute().parent.parent
+        with connected(os.environ["RAY_ADDRESS"]):
+            stop.install()  # Ray has its own idea of what to do when it is told to stop
+            dispatcher = RayDispatcher(study_dir / "logs")
+            try:
+                return train_tasks(array, study_dir, dispatcher, stop)
+            finally:
+                dispatcher.close()
+    except InputError as error:
+        log.error("%s", error)
+        return 2
+    except DiskFull as error:
+        log.error("%s; %s", error, error.remedy)
+        return EXIT_NO_SPACE
+
+
+def train_tasks(array: Array, study_dir: Path, dispatcher: Dispatcher, stop: StopFlag) -> int:
+    """Hand over what is left of each task until nothing is, or until told to stop; returns the exit status.
+
+    Raises DiskFull.
+    """
+    root = Root(study_dir.parent.parent)
+    control = Control(study_dir / "control.jsonl")
+    in_hand = InHand(root, control, dispatcher)
+    tasks = _Tasks(array.tasks, root, control)
+    idle_since = time.monotonic()
+    while not stop.reason:
+        left = tasks.left(in_hand)
+        if not left and in_hand.is_empty:
+            return 0
+        if wanted := [job for job in left if in_hand.takes(job.series_id)]:
+            in_hand.hand_over(wanted)
+        in_hand.watch()
+        if not in_hand.is_empty:
+            idle_since = time.monotonic()
+        elif time.monotonic() - idle_since > OTHERS_SECONDS:
+            log.info("other processes train the %d series that are left", len(left))
+            return 0
+    log.info("told to stop (%s): workers save what they have", stop.reason)
+    return EXIT_PREEMPTED
+
+
+class _Tasks:
+    """The tasks of an array and what is left of them; journals of what is over are not read again in vain."""
+
+    def __init__(self, tasks: Sequence[Task], root: Root, control: Control) -> None:
+        self._tasks, self._root, self._control = tasks, root, control
+        self._over: set[str] = set()
+        self._known = -1
+
+    def left(self, in_hand: InHand) -> list[Job]:
+        """Series that are not in hand and not over."""
+        told = self._control.path.stat().st_size if self._control.path.exists() else 0
+        if told != self._known:  # something may have been forgiven
+            self._over.clear()
+            self._known = told
+        jobs = []
+        for task in self._tasks:
+            if task.series_id in self._over or in_hand.has(task.series_id):
+                continue
+            run_dirs = unfinished(task.run_dirs, self._control)
+            if run_dirs:
+                jobs.append(self._job(task, run_dirs))
+            else:
+                self._over.add(task.series_id)
+        return jobs
+
+    def _job(self, task: Task, run_dirs: Sequence[Path]) -> Job:
+        folder = self._root.series(task.series_id)
+        steps = max(read_run(run_dir).iterations for run_dir in run_dirs)
+        done = min(read_progress(folder).step, steps)
+        return Job(
+            series_id=task.series_id,
+            run_dirs=tuple(run_dirs),
+            nodes=1,
+            ranks=task.ranks,
+            threads=task.threads,
+            log_dir=folder / "logs",
+            gpu_fraction=task.gpu_fraction,
+            seconds=task.seconds * (1 - done / steps),
+            architecture=task.architecture,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
