@@ -6,6 +6,7 @@ What goes where is decided in packing.py; this has Ray do so. Ray says which nod
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
 import statistics
@@ -19,6 +20,10 @@ from harness.dispatch.packing import Feed, Group, Node, Piece, Shape, Start, Sto
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.ray_group import RankGroup
 
+log = logging.getLogger("ssmscale.ray")
+
+LOOK_SECONDS = 2.0
+"""Time between two looks for room that nobody here has made: nodes come and go."""
 STARTUP_SECONDS = 15.0
 """What the start of a group is expected to take until one has been seen."""
 
@@ -34,26 +39,32 @@ class RayDispatcher:
         self.groups: list[RankGroup] = []
         self._numbers = itertools.count(1)
         self._starts: list[float] = []
+        self._decide_at = 0.0
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Take jobs on; which begins first is decided by how long each is expected to take."""
         handles = [Handle(job, f"ray-{os.getpid()}-{next(self._numbers)}") for job in jobs]
         self.waiting |= {handle.job_id: handle for handle in handles}
+        self._decide_at = 0.0
         return handles
 
     def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
         """Take up what ranks said, start what there is room for, and tell where each job is."""
-        changed = bool(self.waiting)
         for group in list(self.groups):
             was_ready = group.is_ready
             handle, state = group.poll()
             if group.is_ready and not was_ready:
                 self._starts.append(time.monotonic() - group.began)
             if handle is not None and state is not None:
+                log.info("series %s: %s, on %s", handle.job.series_id, state, group.key)
                 self.ended[handle] = state
+                self._decide_at = 0.0
             if group.is_gone:
                 self.groups.remove(group)
-        if changed and JobState.NO_SPACE not in self.ended.values():
+                self._decide_at = 0.0
+        is_full = JobState.NO_SPACE in self.ended.values()  # nothing that is started now would get further
+        if self.waiting and not is_full and time.monotonic() >= self._decide_at:
+            self._decide_at = time.monotonic() + LOOK_SECONDS
             self._decide()
         running = {group.handle for group in self.groups}
         return {
@@ -105,11 +116,20 @@ class RayDispatcher:
                 case Stop(group):
                     held[group.key].let_go(GRACE_SECONDS)
                 case Feed(group, piece):
+                    log.info("series %s: to %s", self.waiting[piece.key].job.series_id, group.key)
                     held[group.key].feed(self.waiting.pop(piece.key))
                 case Start(piece, places):
-                    group_now = RankGroup(piece.shape, places, self.log_dir, on_gpus=self.on_gpus)
-                    group_now.feed(self.waiting.pop(piece.key))
-                    self.groups.append(group_now)
+                    handle = self.waiting.pop(piece.key)
+                    new = RankGroup(piece.shape, places, self.log_dir, on_gpus=self.on_gpus)
+                    log.info(
+                        "series %s: to %s, %d ranks on %d nodes",
+                        handle.job.series_id,
+                        new.key,
+                        len(places),
+                        len(set(places)),
+                    )
+                    new.feed(handle)
+                    self.groups.append(new)
 
     def _shape(self, job: Job) -> Shape:
         return Shape(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else float(job.threads))
