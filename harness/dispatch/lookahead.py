@@ -11,7 +11,7 @@ from dataclasses import replace
 from harness.dispatch.room import DEVICE, Room
 from harness.dispatch.schedule import EPSILON, Lane, Outlook, Policy, Schedule, Shapes
 
-BUDGET = 2500
+BUDGET = 1500
 """Pieces that are followed to their end for one decision, over all policies: some 30 ms."""
 PLAIN = (
     Policy(None, "longest"),
@@ -26,7 +26,7 @@ PLAIN = (
 def look_ahead(shapes: Shapes, room: Room, lanes: Sequence[Lane], startup: float) -> Outlook:
     """The best outlook there is under the policies that there is time for, the likeliest first."""
     pieces = sum(len(queue) for queue in shapes.queues) + len(lanes)
-    tries = max(4, BUDGET // pieces)
+    tries = max(3, BUDGET // pieces)
     best: tuple[Outlook, Policy] | None = None
     tried: set[Policy] = set()
 

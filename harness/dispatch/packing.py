@@ -48,7 +48,7 @@ class Group:
     """The node of each rank."""
     busy: float | None
     """Seconds until it is expected to be free; None where it is idle."""
-    device: int | None = None
+    device: str | None = None
     """Which of its node's devices it shares, as Ray numbers them; None where it shares none, or not yet known."""
 
 

@@ -45,13 +45,13 @@ class Place:
 
     ranks: tuple[tuple[int, int], ...]
     """(number of the node, ranks there)."""
-    device: int | None = None
+    device: str | None = None
 
 
 class Room:
     """Free devices of some nodes, by the nodes' numbers."""
 
-    def __init__(self, whole: Sequence[int], shared: Sequence[dict[int, int]] | None = None) -> None:
+    def __init__(self, whole: Sequence[int], shared: Sequence[dict[str, int]] | None = None) -> None:
         self.whole = list(whole)
         """Devices of which nothing is taken."""
         self.shared = [dict(found) for found in shared] if shared else [{} for _ in self.whole]
@@ -101,8 +101,8 @@ class Room:
         ((node, _),) = place.ranks
         device, shared = place.device, self.shared[node]
         if device is None:
-            self._opened -= 1
-            device = self._opened
+            self._opened += 1
+            device = f"new-{self._opened}"
         if device not in shared:
             self.whole[node] -= 1
             shared[device] = DEVICE
@@ -123,7 +123,7 @@ class Room:
             del shared[place.device]
             self.whole[node] += 1
 
-    def fitting(self, node: int, part: int) -> int | None:
+    def fitting(self, node: int, part: int) -> str | None:
         """The device of a node on which Ray would give such a part; None for one of which nothing is taken yet."""
         fits = [(room, device) for device, room in self.shared[node].items() if room >= part]
         return min(fits)[1] if fits else None

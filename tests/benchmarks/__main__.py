@@ -18,7 +18,19 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "KINETO
 import torch
 from threadpoolctl import threadpool_limits
 
-from tests.benchmarks import bootstrap, fit, generation, gpu, overhead, plan, points, scan, slurm, trunk
+from tests.benchmarks import (
+    bootstrap,
+    fit,
+    generation,
+    gpu,
+    overhead,
+    packing,
+    plan,
+    points,
+    scan,
+    slurm,
+    trunk,
+)
 
 BENCHMARKS = {
     "scan": scan.run,
@@ -30,6 +42,7 @@ BENCHMARKS = {
     "points": points.run,
     "generation": generation.run,
     "plan": plan.run,
+    "packing": packing.run,
     "slurm": slurm.run,
 }
 THREADS = 1  # what a training process has unless told otherwise

@@ -33,8 +33,8 @@ class Simulation:
     decide: Decide = decide
     actual: Mapping[str, float] = field(default_factory=dict)
     """What a Series really takes, where that differs from what is expected."""
-    expected: Callable[[Piece], float] = lambda piece: piece.seconds
-    """Seconds that are expected of a Series now."""
+    left: Callable[[Piece, float], float] = lambda piece, elapsed: max(0.0, piece.seconds - elapsed)
+    """Seconds that a Series is expected to take still that has been training for so many."""
     finished: Callable[[Piece, float], object] = lambda piece, seconds: None
     """Told of each Series that ends."""
     befalls: dict[float, Callable[[list[Node]], list[Node]]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Simulation:
         """Have these groups be there, busy with what nobody counts."""
         for group in groups:
             piece = Piece(f"before-{group.key}", group.shape, group.busy or 0.0)
-            self.held[group.key] = _Held(group, group.device, piece, 0.0, group.busy or 0.0)
+            self.held[group.key] = _Held(group, None, piece, 0.0, group.busy or 0.0)
 
     def run(self) -> float:
         """Seconds until the last Series has ended."""
@@ -91,7 +91,7 @@ class Simulation:
 
     def _carry_out(self) -> None:
         self.decisions += 1
-        waiting = [replace(piece, seconds=self.expected(piece)) for piece in self.waiting.values()]
+        waiting = [replace(piece, seconds=self.left(piece, 0.0)) for piece in self.waiting.values()]
         for action in self.decide(waiting, self._groups(), self.nodes, self.startup):
             if isinstance(action, Stop):
                 assert self.held[action.group.key].piece is None, "a group that trains is stopped"
@@ -132,8 +132,11 @@ class Simulation:
         for held in self.held.values():
             busy = None
             if held.piece:
-                busy = max(0.0, held.begun + self.expected(held.piece) - self.now)
-            groups.append(replace(held.group, busy=busy, device=held.device))
+                elapsed = max(0.0, self.now - held.begun)
+                busy = max(0.0, held.begun - self.now) + self.left(held.piece, elapsed)
+            groups.append(
+                replace(held.group, busy=busy, device=None if held.device is None else str(held.device))
+            )
         return groups
 
     def _befall(self, change: Callable[[list[Node]], list[Node]]) -> None:

@@ -108,7 +108,7 @@ def test_shares_are_packed_on_one_device_before_another_is_opened() -> None:
 
 
 def test_two_halves_on_two_devices_are_not_a_device() -> None:
-    halves = [Group(f"h{device}", Shape(1, 1, 0.5), ("a",), 100.0, device=device) for device in (0, 1)]
+    halves = [Group(f"h{device}", Shape(1, 1, 0.5), ("a",), 100.0, device=str(device)) for device in (0, 1)]
     nodes = [Node("a", 2)]
     assert decide([piece("whole")], halves, nodes, 5.0) == []
     (start,) = decide([piece("half", share=0.5)], halves, nodes, 5.0)
