@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from pydantic import ValidationError
 
 from harness.disk import drop_draft, naming_a_full_disk, sync_folder
+from harness.dispatch.base import Job
+from harness.dispatch.slurm import Book, is_given_up, open_book
+from harness.process import identify_process
 from harness.run import Frozen
+from harness.rundir import Root
+from harness.side_by_side import DISK_THREADS, side_by_side
 
 
 class Claim(Frozen):
@@ -79,3 +89,59 @@ def drop_claim(series_dir: Path, claim: Claim) -> None:
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
+
+
+@dataclass
+class Claims:
+    """The claims on a ROOT's Series, judged by what SLURM says of the arrays they were made for."""
+
+    root: Root
+    books: dict[str, Book] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+    judged: set[str] = field(default_factory=set)
+    """Arrays for whose sake a study's Book was read again."""
+
+    def take(self, series_id: str, claim: Claim) -> bool:
+        """Claim a Series, in place of a claim that is over; False where somebody else has it."""
+        folder = self.root.series(series_id)
+        held = read_claim(folder)
+        if held is not None:
+            if self._holds(held, series_id):
+                return False
+            drop_claim(folder, held)
+        return make_claim(folder, claim)
+
+    def take_all(self, study_name: str, array: str, jobs: Sequence[Job]) -> list[Job]:
+        """Claim the Series of these jobs for an array that is about to be written; returns those that are ours now."""
+        claim = Claim(study=study_name, array=array, process=identify_process(), t=time.time())
+        taking = side_by_side(partial(self.take, claim=claim), [job.series_id for job in jobs], DISK_THREADS)
+        return [job for job, is_ours in zip(jobs, taking, strict=True) if is_ours]
+
+    def _holds(self, claim: Claim, series_id: str) -> bool:
+        if not claim.study:
+            return False
+        if claim.array in (book := self._book(claim.study)).arrays:
+            return book.holds(claim.array, series_id)
+        if is_in_hand(claim):
+            return True
+        # Whoever is gone now may have claimed, submitted and ended since the Book was read.
+        return self._book_after(claim).holds(claim.array, series_id)
+
+    def _book(self, study_name: str) -> Book:
+        with self.lock:  # Series are claimed side by side, and SLURM is asked once
+            if study_name not in self.books:
+                self.books[study_name] = open_book(self.root.study(study_name))
+            return self.books[study_name]
+
+    def _book_after(self, claim: Claim) -> Book:
+        """The Book of a study, read after the submission that made a claim was gone; once for each array."""
+        with self.lock:
+            if claim.array not in self.judged:
+                self.books[claim.study] = open_book(self.root.study(claim.study))
+                self.judged.add(claim.array)
+            return self.books[claim.study]
+
+
+def is_in_hand(claim: Claim) -> bool:
+    """Whether a claim without an array may belong to a submission that is about to write it."""
+    return not is_given_up(claim.process, claim.t)

@@ -6,18 +6,22 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness import submission, tables
+from harness.allocation import describe_shares
 from harness.cluster import this_machine
+from harness.destination import Destination, destination_of
 from harness.disk import DiskFull
 from harness.foreground import train_here
 from harness.opening import choose, jobs_of, open_study, registered, rows_of
 from harness.options import (
     ClusterOption,
+    NodesOption,
     RootOption,
     RunsArgument,
     SetOption,
@@ -27,8 +31,14 @@ from harness.options import (
 )
 from harness.plan import Plan, make_plan
 from harness.plan_table import print_plan
-from harness.profile import Profile, lasting_name, load_profile, profile_names
-from harness.remote import check_cluster, last_submitted_to, submit_to_slurm, wait_for_ending_jobs
+from harness.profile import Profile, lasting_name, load_profile
+from harness.remote import (
+    Submitted,
+    check_cluster,
+    last_submitted_to,
+    submit_to_cluster,
+    wait_for_ending_jobs,
+)
 from harness.status import RunState
 from harness.submission import ResolvedStudy
 from harness.terminal import console, counted, errors
@@ -40,7 +50,11 @@ def planned(
 ) -> tuple[ResolvedStudy, Plan]:
     """A study and what is left to train of it, here or on a cluster; trains nothing and fetches nothing."""
     resolved = open_study(study, root, changes, fetch=False)
-    return resolved, plan_of(resolved, cluster)
+    made = plan_of(resolved, cluster)
+    if cluster and (shares := describe_shares(made.missing, load_profile(cluster), "auto")):
+        note = ("packing", f"--on auto trains {'; '.join(shares)}")
+        made = replace(made, notes=(*made.notes, note))
+    return resolved, made
 
 
 def plan_of(resolved: ResolvedStudy, cluster: str | None) -> Plan:
@@ -54,14 +68,16 @@ def submit(
         str,
         typer.Option(
             "--on",
-            metavar="local|slurm|auto",
-            help="local trains here, in the foreground; slurm hands over and returns; auto takes slurm where a cluster "
-            "is named.",
+            metavar="local|slurm|ray|auto",
+            help="local trains here, in the foreground; slurm makes each series a job, hands over and returns; ray "
+            "packs all on the GPUs of one job; auto packs what needs less than a node of the cluster and makes jobs "
+            "of the rest, or trains here where none is named.",
         ),
     ],
     root: RootOption = None,
     changes: SetOption = None,
     cluster: ClusterOption = None,
+    nodes: NodesOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
     ] = False,
@@ -69,20 +85,24 @@ def submit(
     snapshot: SnapshotOption = None,
 ) -> None:
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
-    profile = profile_for(on, cluster, snapshot)
+    there = destination_of(on, cluster, snapshot, nodes)
+    profile = there.profile
     resolved = open_study(study, root, changes)
     submission.check_before_training(resolved)
     made = _plan(resolved, profile)  # whatever is wrong with the resources is said before anything is written
+    shares = [] if profile is None else describe_shares(made.missing, profile, there.on, nodes)
     if profile is not None:
         check_cluster(profile, resolved)
     if dry_run:
         print_plan(console, made)
+        for line in shares:
+            console.print(line, markup=False)
         return
     if profile is not None:
         confirm(made.totals()["gpu_hours"], profile, yes=yes)
     submission.register(resolved)
     submission.keep_plan(resolved.root, made)
-    _hand_over(resolved, made, profile, cluster)
+    _hand_over(resolved, made, there)
 
 
 def retry(
@@ -93,21 +113,24 @@ def retry(
         str | None,
         typer.Option(
             "--on",
-            metavar="local|slurm|auto",
+            metavar="local|slurm|ray|auto",
             help="As for submit; where and with what cluster it last went.",
         ),
     ] = None,
     cluster: ClusterOption = None,
+    nodes: NodesOption = None,
     snapshot: SnapshotOption = None,
 ) -> None:
     """Forget failures and cancellations, then submit what is missing."""
     resolved = registered(study, root)
-    if cluster is None and on in {None, "slurm"}:
-        last, cluster = last_submitted_to(resolved)
-        if cluster is not None:
-            console.print(f"on slurm, cluster {cluster}, as it was last submitted", markup=False)
-        on = on or last
-    profile = profile_for(on or "auto", cluster, snapshot)
+    if on is None or (cluster is None and on in {"slurm", "ray"}):
+        last, before = last_submitted_to(resolved)
+        on = on or ("auto" if last == "local" and cluster else last)
+        if cluster is None and before is not None:
+            cluster = before
+            console.print(f"on {on}, cluster {cluster}, as it was last submitted", markup=False)
+    there = destination_of(on, cluster, snapshot, nodes)
+    profile = there.profile
     submission.check_before_training(resolved)
     if profile is not None:
         check_cluster(profile, resolved)
@@ -121,23 +144,7 @@ def retry(
     concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:
-        _hand_over(resolved, _plan(resolved, profile), profile, cluster)
-
-
-def profile_for(on: str, cluster: str | None, snapshot: bool | None) -> Profile | None:
-    """The cluster a submission goes to; None for this machine."""
-    if on not in {"local", "slurm", "auto"}:
-        raise InputError(f"--on {on}: there is no such dispatcher; there are local, slurm and auto")
-    if on == "local" or (on == "auto" and cluster is None):
-        if snapshot:
-            raise InputError("--snapshot: is for jobs that wait in a queue; here training begins at once")
-        return None
-    if cluster is None:
-        raise InputError(
-            f"--on slurm: name the cluster with --cluster; there are {', '.join(profile_names())}"
-        )
-    profile = load_profile(cluster)
-    return profile if snapshot is None else profile.model_copy(update={"snapshot": snapshot})
+        _hand_over(resolved, _plan(resolved, profile), there)
 
 
 def confirm(hours: float, profile: Profile, *, yes: bool) -> None:
@@ -152,13 +159,26 @@ def confirm(hours: float, profile: Profile, *, yes: bool) -> None:
     typer.confirm(f"{question}?", abort=True)
 
 
-def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None, cluster: str | None) -> None:
+def _hand_over(resolved: ResolvedStudy, made: Plan, there: Destination) -> None:
     """Train here, or give what is missing to SLURM and say what was given."""
-    if profile is None or cluster is None:
+    if there.profile is None or there.cluster is None:
         _train(resolved, made)
         return
-    done = submit_to_slurm(resolved, made, profile, lasting_name(cluster))
+    cluster = lasting_name(there.cluster)
+    done = submit_to_cluster(resolved, made, there.profile, cluster, there.on, there.nodes)
     name = resolved.study.name
+    for part in done:
+        _say(part, there.profile)
+    if not done:
+        console.print(f"nothing of {name} is left to submit")
+    place = resolved.root.path
+    usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
+    root = "" if place in usual else f" --root {shlex.quote(str(place))}"
+    console.print(f"`ssmscale status {name}{root} --watch` shows how they do", markup=False)
+
+
+def _say(done: Submitted, profile: Profile) -> None:
+    """What was handed over, left to others, or found no room."""
     if done.waiting:
         errors.print(
             f"warning: {counted(done.waiting, 'series')} not submitted: {profile.name} takes {profile.limits.jobs} "
@@ -166,18 +186,14 @@ def _hand_over(resolved: ResolvedStudy, made: Plan, profile: Profile | None, clu
             markup=False,
         )
     if done.arrays:
+        packed = f" packed on {done.allocation}" if done.allocation else ""
+        jobs = "job" if done.allocation else "jobs"
         console.print(
-            f"{counted(done.runs, 'run')} in {counted(done.series, 'series')} submitted to {profile.name}: "
-            f"SLURM jobs {', '.join(done.arrays)}"
+            f"{counted(done.runs, 'run')} in {counted(done.series, 'series')}{packed} submitted to {profile.name}: "
+            f"SLURM {jobs} {', '.join(done.arrays)}"
         )
-    elif not done.waiting and not done.taken:
-        console.print(f"nothing of {name} is left to submit")
     if done.taken:
         console.print(f"{counted(done.taken, 'series')} left to another submission")
-    place = resolved.root.path
-    usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
-    root = "" if place in usual else f" --root {shlex.quote(str(place))}"
-    console.print(f"`ssmscale status {name}{root} --watch` shows how they do", markup=False)
 
 
 def _plan(resolved: ResolvedStudy, profile: Profile | None = None) -> Plan:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness import submission
-from harness.cli_submit import confirm, profile_for
+from harness.cli_submit import confirm
+from harness.destination import destination_of
 from harness.opening import place_of
 from harness.options import ClusterOption, JsonOption, RootOption, SetOption, StudyArgument, YesOption
 from harness.plan import make_plan
@@ -46,7 +47,7 @@ def tune(
     from harness.tuning.session import tune_study
     from harness.tuning.space import Space
 
-    profile = profile_for(on, cluster, None)
+    profile = destination_of(on, cluster, known=("local", "slurm", "auto")).profile
     loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
     trials = [space.trial(cell.architecture, cell.size, space.corner()) for cell in space.cells]

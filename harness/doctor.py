@@ -42,6 +42,8 @@ def examine(root: Path, cluster: str | None = None) -> list[Finding]:
     findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
     if importlib.util.find_spec("torch") is not None:
         findings += [_torch(), _kernels()]
+    if importlib.util.find_spec("ray") is not None:
+        findings.append(_ray_dashboard())
     findings += [_soundfont(), _program("git", "the commit of the code is recorded", "install git")]
     if cluster is not None:
         from harness.doctor_cluster import examine_cluster
@@ -123,6 +125,14 @@ def _kernels() -> Finding:
         found=f"mixers by {kernels.name}" + (f": {kernels.reason}" if kernels.reason else ""),
         remedy="build them as the README says under Installing by hand" if wanted else None,
     )
+
+
+def _ray_dashboard() -> Finding:
+    def attempt() -> str:
+        importlib.import_module("ray.dashboard.optional_deps")
+        return "what it needs is installed: `status` tells where it is while packed series are trained"
+
+    return _tried("Ray's dashboard", attempt, "pip install 'ssmscale[ray]'")
 
 
 def _soundfont() -> Finding:

@@ -7,6 +7,7 @@ EXTRAS = {
     "analysis": ("jinja2", "matplotlib", "pandas", "plotly", "pyarrow", "scipy"),
     "serve": ("flask_wtf", "psycopg", "psycopg2"),
     "slurm": ("submitit",),
+    "ray": ("ray",),
     "codecs": ("encodec", "torchaudio"),
     "tune": ("optuna",),
     "audio": ("music21", "pretty_midi", "sklearn", "soundfile", "soxr", "symusic"),

@@ -62,11 +62,14 @@ class Hours:
 
 
 def times_of_jobs(book: Book) -> dict[str, JobTime]:
-    """By job id, the time of every job that accounting has; nothing without accounting."""
+    """By job id, the time of every job that accounting has; nothing without accounting.
+
+    Of a packed array the journals know better: what its job holds is shared by all its Series.
+    """
     return {
         view.job_id: JobTime(task.series_id, view.accounted_seconds * array.shape.ranks)
         for array, _, task, view in book.elements()
-        if view is not None and view.accounted_seconds is not None
+        if view is not None and view.accounted_seconds is not None and not array.packed
     }
 
 

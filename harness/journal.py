@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -179,9 +180,18 @@ class Progress:
     @property
     def is_alive(self) -> bool:
         """Whether the process of the newest attempt still runs; only this host's processes can be asked."""
-        if self.started is None or self.state not in {Event.STARTED, Event.RESUMED}:
+        return self.started is not None and self.is_open and process_is_alive(self.started)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the newest attempt has told of no end: it trains, or its process went without a word."""
+        return self.state in {Event.STARTED, Event.RESUMED}
+
+    def is_trained_by(self, job_id: str) -> bool:
+        """Whether a scheduler's job that runs has this in hand, as far as can be told from here."""
+        if self.started is None or not self.is_open or self.started.get("job_id") != job_id:
             return False
-        return process_is_alive(self.started)
+        return self.is_alive or self.started.get("host") != socket.gethostname()
 
 
 def read_progress(directory: Path) -> Progress:

@@ -130,6 +130,15 @@ ClusterOption = Annotated[
         help="A cluster's profile: a YAML file, or a name in slurm/profiles.",
     ),
 ]
+NodesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--nodes",
+        min=1,
+        metavar="N",
+        help="Nodes that series are packed on (default: as many as are of use, within the profile).",
+    ),
+]
 YesOption = Annotated[
     bool, typer.Option("--yes", help="Do not ask, however many GPU-hours the profile wants confirmed.")
 ]

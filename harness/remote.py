@@ -10,19 +10,16 @@ from __future__ import annotations
 import getpass
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from threading import Lock
+from dataclasses import dataclass
 
-from harness.claims import Claim, drop_claim, make_claim, read_claim
+from harness.allocation import Allocation, choose_allocation, share_out
+from harness.claims import Claims
 from harness.code_copy import check_copying, copy_code
 from harness.control import Control
-from harness.dispatch.base import JobState
+from harness.dispatch.base import Job, JobState
 from harness.dispatch.slurm import (
-    Book,
     SlurmDispatcher,
     cancel_jobs,
-    is_given_up,
     jobs_of_runs,
     new_name,
     open_book,
@@ -30,10 +27,7 @@ from harness.dispatch.slurm import (
 )
 from harness.dispatch.slurm_queue import call
 from harness.plan import Plan, PlannedRun
-from harness.process import identify_process
 from harness.profile import Profile
-from harness.rundir import Root
-from harness.side_by_side import DISK_THREADS, side_by_side
 from harness.status import RunState, RunStatus
 from harness.submission import ResolvedStudy, Submission
 from ssmttm.errors import InputError
@@ -48,59 +42,16 @@ LOOK_SECONDS = 2.0
 class Submitted:
     """What a submission did."""
 
-    runs: int
-    series: int
-    arrays: tuple[str, ...]
+    runs: int = 0
+    series: int = 0
+    arrays: tuple[str, ...] = ()
     """SLURM's numbers of the arrays submitted."""
-    taken: int
+    taken: int = 0
     """Series that another submission had claimed."""
     waiting: int = 0
     """Series for which the profile's limits.jobs leaves no room now."""
-
-
-@dataclass
-class Claims:
-    """The claims on a ROOT's Series, judged by what SLURM says of the arrays they were made for."""
-
-    root: Root
-    books: dict[str, Book] = field(default_factory=dict)
-    lock: Lock = field(default_factory=Lock)
-    judged: set[str] = field(default_factory=set)
-    """Arrays for whose sake a study's Book was read again."""
-
-    def take(self, series_id: str, claim: Claim) -> bool:
-        """Claim a Series, in place of a claim that is over; False where somebody else has it."""
-        folder = self.root.series(series_id)
-        held = read_claim(folder)
-        if held is not None:
-            if self._holds(held, series_id):
-                return False
-            drop_claim(folder, held)
-        return make_claim(folder, claim)
-
-    def _holds(self, claim: Claim, series_id: str) -> bool:
-        if not claim.study:
-            return False
-        if claim.array in (book := self._book(claim.study)).arrays:
-            return book.holds(claim.array, series_id)
-        if is_in_hand(claim):
-            return True
-        # Whoever is gone now may have claimed, submitted and ended since the Book was read.
-        return self._book_after(claim).holds(claim.array, series_id)
-
-    def _book(self, study_name: str) -> Book:
-        with self.lock:  # Series are claimed side by side, and SLURM is asked once
-            if study_name not in self.books:
-                self.books[study_name] = open_book(self.root.study(study_name))
-            return self.books[study_name]
-
-    def _book_after(self, claim: Claim) -> Book:
-        """The Book of a study, read after the submission that made a claim was gone; once for each array."""
-        with self.lock:
-            if claim.array not in self.judged:
-                self.books[claim.study] = open_book(self.root.study(claim.study))
-                self.judged.add(claim.array)
-            return self.books[claim.study]
+    allocation: Allocation | None = None
+    """What one job was given to train all of them in, where they are packed."""
 
 
 def submit_missing(
@@ -109,41 +60,80 @@ def submit_missing(
     missing: Sequence[RunStatus],
     claims: Claims,
     cluster: str | None = None,
+    on: str | None = None,
 ) -> Submitted:
-    """Hand over the Series of these Runs that nobody has claimed; `cluster` is what the user called the profile.
+    """Hand over the Series of these Runs that nobody has claimed, each in a job of its own.
 
+    cluster: what the user called the profile; on: what he said with `--on`.
     Raises SchedulerGone where SLURM does not answer.
     """
-    name = submission.resolved.study.name
     jobs = submission.prepare(missing)
     numbers, runs, series, taken = [], 0, 0, 0
     room = room_for_jobs(dispatcher.profile, len(jobs))
     for shape, members in split_arrays(jobs, dispatcher.profile):
-        array = new_name()
-        claim = Claim(study=name, array=array, process=identify_process(), t=time.time())
-        wanted = members[: room - series]
-        taking = side_by_side(
-            partial(claims.take, claim=claim), [job.series_id for job in wanted], DISK_THREADS
-        )
-        ours = [job for job, is_ours in zip(wanted, taking, strict=True) if is_ours]
+        array, wanted = new_name(), members[: room - series]
+        ours = claims.take_all(submission.resolved.study.name, array, wanted)
         taken += len(wanted) - len(ours)
         if not ours:
             continue
         submission.launch(ours)
-        handles = dispatcher.submit_array(array, shape, ours)
-        number = handles[0].job_id.split("_")[0]
-        names = [folder.name for job in ours for folder in job.run_dirs]
-        submission.control.append(
-            "submitted",
-            runs=names,
-            dispatcher="slurm",
-            cluster=cluster,
-            job_id=number,
-            code=submission.code,
-        )
+        number = dispatcher.submit_array(array, shape, ours)[0].job_id.split("_")[0]
+        names = names_of(ours)
+        tell_scheduled(submission, names, number, cluster, on)
         numbers.append(number)
         runs, series = runs + len(names), series + len(ours)
     return Submitted(runs, series, tuple(numbers), taken, len(jobs) - series - taken)
+
+
+def submit_packed(
+    submission: Submission,
+    dispatcher: SlurmDispatcher,
+    missing: Sequence[RunStatus],
+    claims: Claims,
+    cluster: str | None = None,
+    on: str | None = None,
+    nodes: int | None = None,
+) -> Submitted:
+    """Hand over the Series of these Runs that nobody has claimed, all in one job; on so many nodes where that is said.
+
+    Raises SchedulerGone where SLURM does not answer, and what `choose_allocation` raises.
+    """
+    jobs = submission.prepare(missing)
+    if jobs and not room_for_jobs(dispatcher.profile, 1):
+        return Submitted(waiting=len(jobs))
+    array = new_name()
+    ours = claims.take_all(submission.resolved.study.name, array, jobs)
+    if not ours:
+        return Submitted(taken=len(jobs))
+    names = names_of(ours)
+    wanted = [run for run in submission.plan.runs if run.status.run_id in set(names)]
+    allocation = choose_allocation(wanted, dispatcher.profile, nodes)
+    dispatcher.hours = allocation.hours
+    submission.launch(ours)
+    handles = dispatcher.submit_array(array, allocation.shape, ours, packed=True)
+    number = handles[0].job_id.split("_")[0]
+    tell_scheduled(submission, names, number, cluster, on)
+    return Submitted(len(names), len(ours), (number,), len(jobs) - len(ours), allocation=allocation)
+
+
+def names_of(jobs: Sequence[Job]) -> list[str]:
+    """The Runs of jobs."""
+    return [folder.name for job in jobs for folder in job.run_dirs]
+
+
+def tell_scheduled(
+    submission: Submission, runs: list[str], job_id: str, cluster: str | None, on: str | None
+) -> None:
+    """Note in control.jsonl what a scheduler was given, and as what the user said `--on`."""
+    submission.control.append(
+        "submitted",
+        runs=runs,
+        dispatcher=submission.name,
+        on=on or submission.name,
+        cluster=cluster,
+        job_id=job_id,
+        code=submission.code,
+    )
 
 
 def room_for_jobs(profile: Profile, wanted: int) -> int:
@@ -164,13 +154,11 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[s
         return []
     over = {row.run_id for row in rows if row.state in {RunState.DONE, RunState.FAILED}}
     over |= Control(folder / "control.jsonl").cancelled()
-    doomed = [
-        view.job_id
-        for _, _, task, view in open_book(folder).elements()
-        if view is not None
-        and view.state in {JobState.QUEUED, JobState.RUNNING}
-        and {run_dir.name for run_dir in task.run_dirs} <= over
-    ]
+    trained: dict[str, set[str]] = {}
+    for _, _, task, view in open_book(folder).elements():
+        if view is not None and view.state in {JobState.QUEUED, JobState.RUNNING}:
+            trained.setdefault(view.job_id, set()).update(run_dir.name for run_dir in task.run_dirs)
+    doomed = [job_id for job_id, runs in trained.items() if runs <= over]
     cancel_jobs(doomed)
     return doomed
 
@@ -195,12 +183,13 @@ def wait_for_ending_jobs(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> 
 
 
 def last_submitted_to(resolved: ResolvedStudy) -> tuple[str, str | None]:
-    """Dispatcher and cluster of the study's newest submission; local where there was none."""
+    """What `--on` and `--cluster` of the study's newest submission were; local where there was none."""
     control = Control(resolved.root.study(resolved.study.name) / "control.jsonl")
     for event in reversed(control.read()):
         if event["event"] == "submitted":
             cluster = event.get("cluster")
-            return event.get("dispatcher", "local"), cluster if isinstance(cluster, str) else None
+            on = event.get("on", event.get("dispatcher", "local"))
+            return str(on), cluster if isinstance(cluster, str) else None
     return "local", None
 
 
@@ -212,23 +201,30 @@ def hours_for(missing: Sequence[PlannedRun], profile: Profile) -> float:
     return min(profile.limits.hours, max(by_series.values(), default=0.0) + 0.25)
 
 
-def is_in_hand(claim: Claim) -> bool:
-    """Whether a claim without an array may belong to a submission that is about to write it."""
-    return not is_given_up(claim.process, claim.t)
-
-
-def submit_to_slurm(resolved: ResolvedStudy, plan: Plan, profile: Profile, cluster: str) -> Submitted:
+def submit_to_cluster(
+    resolved: ResolvedStudy, plan: Plan, profile: Profile, cluster: str, on: str, nodes: int | None = None
+) -> list[Submitted]:
     """Hand everything that is missing to SLURM, on a cluster that was checked; raises SchedulerGone.
 
-    Where the profile wants it, the jobs run from a copy of the code as it is now.
+    on: slurm has each Series in a job of its own, ray all in one, auto those in one that need less than a node. Where
+    the profile wants it, jobs run from a copy of the code as it is now.
     """
-    folder = resolved.root.study(resolved.study.name)
-    dispatcher = SlurmDispatcher(profile, folder, hours_for(plan.missing, profile))
-    submission = Submission(resolved, plan, dispatcher, "slurm")
-    if profile.snapshot and plan.missing:
-        dispatcher.copy = copy_code(folder, submission.code)
-    rows = [run.status for run in plan.missing]
-    return submit_missing(submission, dispatcher, rows, Claims(resolved.root), cluster)
+    packed, apart = share_out(plan.missing, profile, on)
+    folder, claims = resolved.root.study(resolved.study.name), Claims(resolved.root)
+    done = []
+    for runs, name in ((apart, "slurm"), (packed, "ray")):
+        if not runs:
+            continue
+        dispatcher = SlurmDispatcher(profile, folder, hours_for(runs, profile))
+        submission = Submission(resolved, plan, dispatcher, name)
+        if profile.snapshot:
+            dispatcher.copy = copy_code(folder, submission.code)
+        rows = [run.status for run in runs]
+        if name == "slurm":
+            done.append(submit_missing(submission, dispatcher, rows, claims, cluster, on))
+        else:
+            done.append(submit_packed(submission, dispatcher, rows, claims, cluster, on, nodes))
+    return done
 
 
 def check_cluster(profile: Profile, resolved: ResolvedStudy) -> None:

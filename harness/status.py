@@ -136,7 +136,7 @@ class StatusReader:
             notes += own.damaged
             state = _state(point.run, own, trunks[series_id], forgiven=forgiven.get(run_id, 0))
             job = (jobs or {}).get(run_id)
-            state = _by_scheduler(state, job)
+            state = _by_scheduler(state, job, own, trunks[series_id])
             if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
                 state = RunState.CANCELLED
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
@@ -174,14 +174,15 @@ def _state(run: Run, own: Progress, trunk: Progress, *, forgiven: int) -> RunSta
     return RunState.NEW
 
 
-def _by_scheduler(state: RunState, job: JobView | None) -> RunState:
+def _by_scheduler(state: RunState, job: JobView | None, own: Progress, trunk: Progress) -> RunState:
     """A state as journals tell it, corrected by a scheduler that knows of a live job."""
     if job is None or state not in {RunState.NEW, RunState.INTERRUPTED, RunState.RUNNING}:
         return state
     if job.state is JobState.QUEUED:
         return RunState.QUEUED
     if job.state is JobState.RUNNING:
-        return RunState.RUNNING
+        has_begun = not job.packed or any(held.is_trained_by(job.job_id) for held in (own, trunk))
+        return RunState.RUNNING if has_begun or state is RunState.RUNNING else RunState.QUEUED
     return state
 
 
@@ -204,6 +205,8 @@ def _row(
         reason = (own if own.attempt else trunk).stopped_by
     if job is not None and state in {RunState.QUEUED, RunState.RUNNING}:
         reason = _why(job)
+        if job.packed and job.state is JobState.RUNNING and state is RunState.QUEUED:
+            reason = f"waits for room in job {job.job_id}"
     elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
         over = f"job {job.job_id} is over: {job.slurm_state}"  # of which the journals may not know
         reason = f"{reason}; {over}" if reason else over

@@ -13,14 +13,15 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.code_copy import running_from
 from harness.dispatch.base import Handle, Job, JobState
-from harness.dispatch.slurm_queue import JobView, SchedulerGone, call, read_jobs, steering
+from harness.dispatch.sbatch import Request, sbatch
+from harness.dispatch.slurm_queue import JobView, SchedulerGone, call, read_jobs
 from harness.process import identify_process, process_is_alive
 from harness.profile import Profile
 from harness.run import Count, Frozen, Positive
@@ -86,6 +87,10 @@ class Array(Frozen):
     is_void: bool = False
     """Whether it was found never to have been submitted."""
 
+    def job_of(self, index: int) -> str:
+        """SLURM's id of the job that trains a task, once the array is submitted."""
+        return f"{self.job_id}_{0 if self.packed else index}"
+
 
 def new_name() -> str:
     """A name for an array that no other has."""
@@ -98,6 +103,19 @@ def shape_of(job: Job, profile: Profile) -> Shape:
     most = profile.gpus or max(1, profile.cores // job.threads)
     memory = round(profile.memory_gib * min(1.0, a_node / most), 2)
     return Shape(nodes=job.nodes, ranks=job.ranks, threads=job.threads, memory_gib=max(0.5, memory))
+
+
+def task_of(job: Job) -> Task:
+    """A job as an array's file has it."""
+    return Task(
+        series_id=job.series_id,
+        run_dirs=job.run_dirs,
+        ranks=job.ranks,
+        threads=job.threads,
+        gpu_fraction=job.gpu_fraction,
+        seconds=job.seconds,
+        architecture=job.architecture,
+    )
 
 
 def split_arrays(jobs: Sequence[Job], profile: Profile) -> list[tuple[Shape, list[Job]]]:
@@ -142,7 +160,7 @@ class Book:
 
     def job_of(self, array: Array, index: int) -> JobView | None:
         """SLURM's word on what trains a task; None where it has never heard of it."""
-        return self.views.get(f"{array.job_id}_{0 if array.packed else index}")
+        return self.views.get(array.job_of(index))
 
     def elements(self) -> Iterator[tuple[Array, int, Task, JobView | None]]:
         """Every element of every array that was submitted, oldest first."""
@@ -211,7 +229,7 @@ def jobs_of_runs(book: Book) -> dict[str, JobView]:
     for array, _, task, view in book.elements():
         for folder in task.run_dirs:
             if view is not None:
-                found[folder.name] = view
+                found[folder.name] = replace(view, packed=True) if array.packed else view
             elif folder.name not in found and array.job_id is not None:
                 found[folder.name] = JobView(array.job_id, array.name, JobState.ENDED, "UNKNOWN", 0.0, "")
     for array in book.arrays.values():
@@ -250,12 +268,18 @@ class SlurmDispatcher:
             handles += self.submit_array(new_name(), shape, members)
         return handles
 
-    def submit_array(self, name: str, shape: Shape, jobs: Sequence[Job]) -> list[Handle]:
-        """Write an array down, submit it, and write down SLURM's number of it."""
+    def submit_array(
+        self, name: str, shape: Shape, jobs: Sequence[Job], *, packed: bool = False
+    ) -> list[Handle]:
+        """Write an array down, submit it, and write down SLURM's number of it.
+
+        packed: whether one job of that shape trains all jobs, and not an element of the array each.
+        """
         array = Array(
             name=name,
             shape=shape,
-            tasks=tuple(Task(series_id=job.series_id, run_dirs=job.run_dirs) for job in jobs),
+            tasks=tuple(map(task_of, jobs)),
+            packed=packed,
             process=identify_process(),
             t=time.time(),
             copy_of_code=self.copy.name if self.copy else None,
@@ -268,8 +292,9 @@ class SlurmDispatcher:
         ):  # nobody is about to submit it any more: whoever looks next asks SLURM by its name
             self.book.write(array.model_copy(update={"process": {**array.process, "pid": 0}}))
             raise
-        self.book.write(array.model_copy(update={"job_id": job_id}))
-        return [Handle(job, f"{job_id}_{index}") for index, job in enumerate(jobs)]
+        submitted = array.model_copy(update={"job_id": job_id})
+        self.book.write(submitted)
+        return [Handle(job, submitted.job_of(index)) for index, job in enumerate(jobs)]
 
     def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
         """Where each job is; one that SLURM has forgotten has ended."""
@@ -293,77 +318,28 @@ class SlurmDispatcher:
 
     def _sbatch(self, array: Array) -> str:
         """Hand an array to SLURM; returns its number."""
-        from submitit.core.utils import FailedJobError, FailedSubmissionError
-        from submitit.slurm.slurm import SlurmExecutor
+        shape = array.shape
+        file = str(self.book.folder / f"{array.name}.json")
+        command = [sys.executable, "-u", "-m", "harness.slurm_job", file]
+        if array.packed:  # in the shell's place, so that SLURM's signals find it
+            command = ["exec", sys.executable, "-u", "-m", "harness.ray_job", file]
+        line = running_from(self.copy, command) if self.copy else shlex.join(command)
+        request = Request(
+            name=array.name,
+            elements=1 if array.packed else len(array.tasks),
+            nodes=shape.nodes,
+            tasks_a_node=1 if array.packed else shape.ranks_a_node,
+            cores_a_task=shape.threads * (shape.ranks_a_node if array.packed else 1),
+            gpus_a_node=shape.ranks_a_node,
+            memory_gib=shape.memory_gib,
+            hours=self.hours or self.profile.limits.hours,
+        )
+        return sbatch(request, self.profile, self.log_dir / array.name, line)
 
-        class Executor(SlurmExecutor):  # type: ignore[misc]
-            """Writes the batch file with our own command instead of a pickle's."""
 
-            def submit_command(self, command: str, count: int) -> str:
-                self.parameters["map_count"] = count
-                return str(self._submit_command(command).job_id)
-
-            def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-                command = super()._make_submission_command(submission_file_path)
-                # What SBATCH_PARTITION and its like say goes before what the batch file asks for.
-                return ["env", *(f"--unset={name}" for name in steering()), *command]
-
-        self.log_dir.mkdir(parents=True, exist_ok=True)
-        (self.log_dir / array.name).mkdir(exist_ok=True)
-        try:
-            executor = Executor(self.log_dir / array.name)
-            executor.update_parameters(**self._parameters(array))
-            array_file = str(self.book.folder / f"{array.name}.json")
-            command = [sys.executable, "-u", "-m", "harness.slurm_job", array_file]
-            line = running_from(self.copy, command) if self.copy else shlex.join(command)
-            return executor.submit_command(line, len(array.tasks))
-        except (FailedSubmissionError, FailedJobError, RuntimeError, OSError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if "error:" in line]
-            said = " ".join(lines) or str(error)
-            if "MaxSubmit" in said:
-                said += " (limits.jobs in the profile keeps a submission below that)"
-            raise SchedulerGone(said) from error
-
-    def _parameters(self, array: Array) -> dict[str, Any]:
-        profile, shape = self.profile, array.shape
-        names = profile.partitions_for(shape.nodes)
-        if not names:
-            raise InputError(f"{profile.name}: no partition takes a job of {shape.nodes} nodes")
-        # What a job needs to save comes on top: it is told so long before its end.
-        needed = (self.hours or profile.limits.hours) + profile.signal_seconds / 3600
-        hours = min(profile.hours_in(names), needed)
-        gpus: dict[str, Any] = {}
-        if profile.gpus:
-            kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
-            gpus = {"gpus_per_node": f"{kind}{shape.ranks_a_node}"}
-        asked = {
-            "account": profile.account,
-            "qos": profile.qos_in(names),
-            "constraint": profile.constraint,
-            "exclude": profile.exclude,
-        }
-        return {
-            "job_name": array.name,
-            "partition": ",".join(names),
-            "time": max(1, round(60 * hours)),
-            "nodes": shape.nodes,
-            "ntasks_per_node": shape.ranks_a_node,
-            "cpus_per_task": shape.threads,
-            "mem": f"{max(1, round(1024 * shape.memory_gib))}MB",
-            "signal_delay_s": profile.signal_seconds,
-            "array_parallelism": profile.limits.parallel or len(array.tasks),
-            "setup": list(profile.setup),
-            "stderr_to_stdout": True,
-            "wckey": None,  # submitit's own is refused where the site checks them
-            "use_srun": False,  # our own command starts the ranks, and outlives them
-            "additional_parameters": {
-                "requeue": True,
-                "open_mode": "append",  # what a job said before it was requeued is wanted too
-                **({"reservation": profile.reservation} if profile.reservation else {}),
-            },
-            **gpus,
-            **{key: value for key, value in asked.items() if value is not None},
-        }
+def packed_folder(study_dir: Path, name: str) -> Path:
+    """Where the job of a packed array of that name keeps what others read: ray.json, and logs beside the batch log."""
+    return study_dir / LOGS / name
 
 
 def batch_logs(study_dir: Path, job_id: str) -> list[Path]:

@@ -46,6 +46,8 @@ class JobView:
     """Why it waits."""
     accounted_seconds: float | None = None
     """Time it has run in all, every start counted; None without accounting."""
+    packed: bool = False
+    """Whether it trains other Series too: that it runs does not say that it trains this one now."""
 
 
 def read_jobs(names: Sequence[str], since: str) -> dict[str, JobView]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from harness.claims import Claims
 from harness.cluster import Cluster, this_machine
 from harness.code_copy import copy_code
 from harness.disk import DiskFull, is_read_only
@@ -22,7 +23,7 @@ from harness.dispatch.slurm_queue import JobView, SchedulerGone
 from harness.grid import GridPoint
 from harness.process import identify_process
 from harness.profile import Profile
-from harness.remote import Claims, cancel_jobs_of, hours_for, submit_missing
+from harness.remote import cancel_jobs_of, hours_for, submit_missing
 from harness.rundir import Root
 from harness.see_through import BUSY_SECONDS
 from harness.status import RunState, RunStatus, StatusReader

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,9 @@ from tests.conftest import tiny_study
 from tests.harness.bundles import exported, registered, with_iterations
 from tests.harness.fuzzing import Planted
 from tests.harness.trainer import train
+
+Answering = Callable[..., None]
+SAY_WHO = "import json; from harness.process import identify_process; print(json.dumps(identify_process()), flush=True)"
 
 
 @pytest.fixture(params=[1, pytest.param(10, marks=pytest.mark.verify)], ids=["few", "many"])
@@ -69,3 +77,27 @@ def bundle(there: Path, tiny_corpus: Path) -> Path:
 @pytest.fixture
 def here(tmp_path: Path) -> Root:
     return Root(tmp_path / "runs")
+
+
+@pytest.fixture
+def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
+    """Put a squeue on PATH that says these lines, and does something first; there are no accounts."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+
+    def install(*lines: str, first: str = "") -> None:
+        (place / "said").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        for name, body in (("squeue", f"{first}\ncat '{place}/said'\n"), ("sacct", "exit 1\n")):
+            (place / name).write_text(f"#!/bin/sh\n{body}", encoding="utf-8")
+            (place / name).chmod(0o755)
+
+    install()
+    return install
+
+
+@pytest.fixture(scope="session")
+def gone() -> dict[str, Any]:
+    """A process of this machine that has ended."""
+    said = subprocess.run([sys.executable, "-c", SAY_WHO], capture_output=True, check=True).stdout
+    return dict(json.loads(said))

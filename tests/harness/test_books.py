@@ -7,46 +7,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.claims import Claim, make_claim
+from harness.claims import Claim, Claims, make_claim
 from harness.dispatch import slurm
 from harness.dispatch.slurm import Array, ArrayBook, Shape, Task, open_book
-from harness.remote import Claims
 from harness.rundir import Root
+from tests.harness.conftest import SAY_WHO, Answering
 
 SERIES = "0123456789abcdef"
-SAY_WHO = "import json; from harness.process import identify_process; print(json.dumps(identify_process()), flush=True)"
-
-Answering = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def gone() -> dict[str, Any]:
-    """A process of this machine that has ended."""
-    said = subprocess.run([sys.executable, "-c", SAY_WHO], capture_output=True, check=True).stdout
-    return dict(json.loads(said))
-
-
-@pytest.fixture
-def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
-    """Put a squeue on PATH that says these lines, and does something first; there are no accounts."""
-    place = tmp_path / "bin"
-    place.mkdir()
-    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
-
-    def install(*lines: str, first: str = "") -> None:
-        (place / "said").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        for name, body in (("squeue", f"{first}\ncat '{place}/said'\n"), ("sacct", "exit 1\n")):
-            (place / name).write_text(f"#!/bin/sh\n{body}", encoding="utf-8")
-            (place / name).chmod(0o755)
-
-    install()
-    return install
 
 
 def array_of(name: str, process: dict[str, Any], job_id: str | None = None, age: float = 60) -> Array:

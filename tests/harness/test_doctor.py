@@ -24,6 +24,8 @@ def test_what_the_tests_run_on_is_found_to_work(ssmscale: Callable[..., Answer])
         "packages for analysis",
         "torch device",
         "soundfont",
+        "packages for ray",
+        "Ray's dashboard",
     ):
         assert checks[name]["works"], checks[name]
 

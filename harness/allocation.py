@@ -1,0 +1,157 @@
+"""How large an allocation is worth asking for when Series are packed into one, and for how long.
+
+More devices than Series can use at once stand idle, and so do those that are left when only the longest Series still
+trains: no number of them ends sooner than that. How long it takes is bounded by what any schedule that leaves no device
+idle while something waits needs at most, the work shared out evenly and the longest Series after it (Graham 1969).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.cluster import Cluster
+from harness.dispatch.slurm import Shape
+from harness.memory import NOTHING, Range
+from harness.plan import PlannedRun
+from harness.profile import Profile
+from harness.tables import duration
+from harness.terminal import counted
+from ssmttm.errors import InputError
+
+BRIEF_HOURS = 0.5
+"""What would be over sooner is given fewer devices: nodes are waited for, and starting on them takes minutes."""
+SLACK_HOURS = 0.25
+"""Asked for on top: Ray and the first workers start meanwhile."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one Series takes of an allocation."""
+
+    name: str
+    """Size and architecture, as a user knows it."""
+    ranks: int
+    share: float
+    """Devices a rank takes: a GPU or a part of one, or CPU cores where there are no GPUs."""
+    hours: Range
+
+    @property
+    def devices(self) -> float:
+        """Devices it takes."""
+        return self.ranks * self.share
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What is asked of SLURM for a whole study."""
+
+    shape: Shape
+    hours: float
+    """Time asked for; what is not done by then goes on when the job has been requeued."""
+    kind: str
+    """What a device is called: GPU or core."""
+
+    def __str__(self) -> str:
+        devices = counted(self.shape.ranks_a_node, self.kind)
+        return f"{counted(self.shape.nodes, 'node')} with {devices}{' each' if self.shape.nodes > 1 else ''}"
+
+
+def demand_of(runs: Sequence[PlannedRun], cluster: Cluster) -> Demand:
+    """What the Runs of one Series take together."""
+    one = runs[0]
+    point, ranks, threads = one.status.point, one.layout.ranks, one.layout.threads
+    share = one.size.resources.gpu_fraction if cluster.gpus else float(min(threads, cluster.cores))
+    return Demand(
+        f"{point.size} ({point.architecture})", ranks, share, sum((run.hours for run in runs), NOTHING)
+    )
+
+
+def by_series(runs: Sequence[PlannedRun]) -> dict[str, list[PlannedRun]]:
+    """Runs of a plan by series id."""
+    found: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        found.setdefault(run.status.series_id, []).append(run)
+    return found
+
+
+def share_out(
+    runs: Sequence[PlannedRun], profile: Profile, on: str
+) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    """Runs whose Series are packed, and those whose Series are jobs of their own, as by auto is what takes a node."""
+    if on != "auto":
+        return (list(runs), []) if on == "ray" else ([], list(runs))
+    cluster = profile.cluster()
+    packed: list[PlannedRun] = []
+    apart: list[PlannedRun] = []
+    for members in by_series(runs).values():
+        takes_a_node = demand_of(members, cluster).devices >= _devices_a_node(cluster)
+        (apart if takes_a_node else packed).extend(members)
+    return packed, apart
+
+
+def describe_shares(
+    runs: Sequence[PlannedRun], profile: Profile, on: str, nodes: int | None = None
+) -> list[str]:
+    """A sentence for what is packed and one for what is not; raises what `choose_allocation` raises."""
+    packed, apart = share_out(runs, profile, on)
+    said = []
+    if packed:
+        allocation = choose_allocation(packed, profile, nodes)
+        said.append(f"{_counted(packed)} packed in one job of {duration(allocation.hours)} on {allocation}")
+    if apart:
+        said.append(f"{_counted(apart)} in jobs of their own")
+    return said
+
+
+def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int | None = None) -> Allocation:
+    """The allocation for these Runs, on so many nodes where the user says it.
+
+    Raises InputError where the nodes are more than the profile gives a job, or a Series does not fit on them.
+    """
+    cluster = profile.cluster()
+    demands = [demand_of(members, cluster) for members in by_series(runs).values()]
+    a_node, kind = _devices_a_node(cluster), "GPU" if cluster.gpus else "core"
+    most = max((n for n in range(1, profile.nodes + 1) if profile.partitions_for(n)), default=profile.nodes)
+    if nodes is not None and nodes > most:
+        raise InputError(f"--nodes {nodes}: {profile.name} gives a job at most {counted(most, 'node')}")
+    at_once = math.ceil(sum(demand.devices for demand in demands) - 1e-9)
+    widest = max(demands, key=lambda demand: demand.devices)
+    room = a_node * (nodes or most)
+    if widest.devices > room:
+        here = (
+            f"--nodes {nodes}" if nodes is not None else f"a job of {counted(most, 'node')} of {profile.name}"
+        )
+        raise InputError(
+            f"{here}: {widest.name} takes {widest.devices:g} {kind}s, and there {'is' if room == 1 else 'are'} {room}"
+        )
+    wanted = at_once if nodes is not None else min(at_once, _useful(demands))
+    taken = nodes or min(most, -(-wanted // a_node))
+    each = min(a_node, max(-(-wanted // taken), math.ceil(min(widest.devices, a_node))))
+    shape = Shape(
+        nodes=taken,
+        ranks=taken * each,
+        threads=max(1, cluster.cores // a_node),
+        memory_gib=max(0.5, round(cluster.memory_gib * each / a_node, 2)),
+    )
+    longest = max(demand.hours.high for demand in demands)
+    bound = sum(demand.hours.high * demand.devices for demand in demands) / shape.ranks + longest
+    hours = min(profile.hours_in(profile.partitions_for(taken)), bound + SLACK_HOURS)
+    return Allocation(shape, hours, kind)
+
+
+def _counted(runs: Sequence[PlannedRun]) -> str:
+    return f"{counted(len(runs), 'run')} in {counted(len(by_series(runs)), 'series')}"
+
+
+def _useful(demands: Sequence[Demand]) -> int:
+    """Devices beyond which the longest Series alone says when all is over."""
+    longest = max(demand.hours.expected for demand in demands)
+    work = sum(demand.hours.expected * demand.devices for demand in demands)
+    widest = max(demand.devices for demand in demands)
+    return max(math.ceil(widest), math.ceil(work / max(longest, BRIEF_HOURS) - 1e-9))
+
+
+def _devices_a_node(cluster: Cluster) -> int:
+    return cluster.gpus or cluster.cores

@@ -1,0 +1,80 @@
+"""Where a submission goes, from what a user says with --on, --cluster, --nodes and --snapshot."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.extras import missing_package
+from harness.profile import Profile, load_profile, profile_names
+from harness.terminal import errors
+from ssmttm.errors import InputError
+
+ANYWHERE = ("local", "slurm", "ray", "auto")
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where Runs are trained, and how."""
+
+    on: str
+    """local, slurm (each Series a job), ray (packed into one job) or auto (each Series as it needs)."""
+    profile: Profile | None = None
+    """The cluster; None for this machine."""
+    cluster: str | None = None
+    """What the user called it."""
+    nodes: int | None = None
+    """Nodes Series are packed on, where the user says it."""
+
+
+def destination_of(
+    on: str,
+    cluster: str | None,
+    snapshot: bool | None = None,
+    nodes: int | None = None,
+    *,
+    known: Sequence[str] = ANYWHERE,
+) -> Destination:
+    """The destination that is meant; `known` are those there are. Raises InputError for what does not go together."""
+    if on not in known:
+        raise InputError(
+            f"--on {on}: there is no such dispatcher; there are {', '.join(known[:-1])} and {known[-1]}"
+        )
+    if nodes is not None and on in {"local", "slurm"}:
+        what = "a series' job takes the nodes it needs" if on == "slurm" else "here there is one"
+        raise InputError(f"--nodes {nodes}: is for series that are packed, by --on ray or auto; {what}")
+    if on == "ray":
+        check_ray("--on ray")
+    if on == "local" or (on == "auto" and cluster is None):
+        if snapshot:
+            raise InputError("--snapshot: is for jobs that wait in a queue; here training begins at once")
+        if nodes is not None:
+            raise InputError(
+                f"--nodes {nodes}: says how many of a cluster's; name the cluster with --cluster"
+            )
+        return Destination("local")
+    if cluster is None:
+        raise InputError(
+            f"--on {on}: name the cluster with --cluster; there are {', '.join(profile_names())}"
+        )
+    profile = load_profile(cluster)
+    if snapshot is not None:
+        profile = profile.model_copy(update={"snapshot": snapshot})
+    if on == "auto" and "ray" in known and not has_ray():
+        errors.print(
+            "warning: Ray is not installed: every series is submitted as a job of its own", markup=False
+        )
+        on = "slurm"
+    return Destination(on, profile, cluster, nodes)
+
+
+def has_ray() -> bool:
+    """Whether Ray is installed here, and so where jobs run with this Python."""
+    return importlib.util.find_spec("ray") is not None
+
+
+def check_ray(where: str) -> None:
+    """Raise InputError naming what installs Ray where it is not."""
+    if not has_ray():
+        raise InputError(f"{where}: {missing_package(ModuleNotFoundError(name='ray'))}")

@@ -1,0 +1,159 @@
+"""What is said and done of Runs that one job trains packed: which wait inside it, what they took, when it is ended."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import submission
+from harness.control import Control
+from harness.dispatch.slurm import Array, ArrayBook, Shape, Task, open_book, packed_folder
+from harness.journal import Event
+from harness.logs import find_logs
+from harness.opening import jobs_of, rows_of
+from harness.process import identify_process
+from harness.reading import StudyReader
+from harness.remote import cancel_jobs_of, last_submitted_to
+from harness.rundir import Root
+from harness.status import RunState
+from harness.submission import ResolvedStudy
+from tests.harness.conftest import Answering
+from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered
+
+Fields = dict[str, Any]
+
+RUNS, WAITS = "77_0|ssmscale-a|RUNNING|5:00|n[1-2]|None", "77_0|ssmscale-a|PENDING|0:00||Priority"
+
+
+@pytest.fixture
+def study(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
+    """Three Series of one Run each, all in the hands of one job."""
+    study_fields["grid"] |= {"iterations": [10], "seeds": [0, 1, 2]}
+    resolved = registered(Root(tmp_path / "runs"), study_fields)
+    ArrayBook(resolved.root.study("tiny")).write(packed_array(resolved, "ssmscale-a", "77"))
+    return resolved
+
+
+def packed_array(resolved: ResolvedStudy, name: str, job_id: str) -> Array:
+    return Array(
+        name=name,
+        shape=Shape(nodes=2, ranks=8, threads=1, memory_gib=1),
+        tasks=tuple(
+            Task(series_id=point.series_id, run_dirs=(resolved.root.run(point.run_id),))
+            for point in resolved.points
+        ),
+        packed=True,
+        process=identify_process(),
+        t=time.time(),
+        job_id=job_id,
+    )
+
+
+def states(resolved: ResolvedStudy) -> list[RunState]:
+    return [row.state for row in rows_of(resolved)]
+
+
+def test_one_job_stands_for_every_series_it_is_given(study: ResolvedStudy, answering: Answering) -> None:
+    answering(WAITS)
+    book = open_book(study.root.study("tiny"))
+    assert all(book.holds("ssmscale-a", point.series_id) for point in study.points)
+    assert {view.job_id for view in jobs_of(study).values()} == {"77_0"}
+    assert states(study) == [RunState.QUEUED] * 3
+    assert {row.reason for row in rows_of(study)} == {"Priority (jobs of higher priority go first)"}
+
+
+def test_of_a_job_that_runs_only_what_is_being_trained_is_called_running(
+    study: ResolvedStudy, answering: Answering
+) -> None:
+    answering(RUNS)
+    done, trained, waiting = study.points
+    begin_series(study.root, done.run, job_id="77_0").append(Event.FINISHED)
+    finish(begin_run(study.root, done.run, job_id="77_0"), done.run)
+    trunk = begin_series(study.root, trained.run, job_id="77_0", host="n2")
+    log_steps(trunk, [1, 2])
+    assert states(study) == [RunState.DONE, RunState.RUNNING, RunState.QUEUED]
+    row = rows_of(study)[-1]
+    assert (row.run_id, row.reason) == (waiting.run_id, "waits for room in job 77_0")
+    trunk.append(Event.PREEMPTED, reason="SIGTERM")  # it is to go on as soon as there is room again
+    assert states(study)[1] is RunState.QUEUED
+
+
+def test_a_run_that_an_earlier_job_left_open_waits_inside_the_next(
+    study: ResolvedStudy, answering: Answering
+) -> None:
+    answering(RUNS)
+    begin_series(study.root, study.points[0].run, job_id="12_3", host="n2")
+    assert states(study)[0] is RunState.QUEUED
+
+
+def test_a_run_whose_worker_here_is_gone_waits_for_its_next(
+    study: ResolvedStudy, answering: Answering, gone: dict[str, Any]
+) -> None:
+    answering(RUNS)
+    begin_series(study.root, study.points[0].run, job_id="77_0", **gone)
+    assert states(study)[0] is RunState.QUEUED
+
+
+def test_what_a_job_has_not_trained_when_it_is_over_is_missing_again(
+    study: ResolvedStudy, answering: Answering
+) -> None:
+    answering("77_0|ssmscale-a|TIMEOUT|5:00|n[1-2]|None")
+    with begin_series(study.root, study.points[0].run, job_id="77_0") as trunk:
+        log_steps(trunk, [3])
+        trunk.append(Event.PREEMPTED, reason="SIGUSR2")
+    rows = rows_of(study)
+    assert [row.state for row in rows] == [RunState.INTERRUPTED, RunState.NEW, RunState.NEW]
+    assert rows[0].reason == "SIGUSR2; job 77_0 is over: TIMEOUT"
+
+
+def test_what_packed_runs_took_is_what_their_journals_say(
+    study: ResolvedStudy, answering: Answering, tmp_path: Path
+) -> None:
+    answering(RUNS)
+    sacct = tmp_path / "bin" / "sacct"
+    sacct.write_text("#!/bin/sh\necho '77_0|ssmscale-a|RUNNING|36000|n1'\n")  # on eight GPUs, for all of them
+    with begin_series(study.root, study.points[0].run, job_id="77_0", layout={"ranks": 2}) as trunk:
+        log_steps(trunk, [1])
+    hours = StudyReader(study).read().hours
+    assert 0 < hours.used_in_all < 0.01
+
+
+def test_a_job_is_ended_when_no_run_of_it_is_wanted_any_more(
+    study: ResolvedStudy, answering: Answering, tmp_path: Path
+) -> None:
+    answering(RUNS)
+    told = tmp_path / "told"
+    scancel = tmp_path / "bin" / "scancel"
+    scancel.write_text(f'#!/bin/sh\necho "$@" >>"{told}"\n')
+    scancel.chmod(0o755)
+    finish(begin_run(study.root, study.points[0].run), study.points[0].run)
+    rows = rows_of(study)
+    submission.cancel(study.root, "tiny", rows[1:2])
+    assert cancel_jobs_of(study, rows) == []
+    assert not told.exists()
+    submission.cancel(study.root, "tiny", rows[2:])
+    assert cancel_jobs_of(study, rows) == ["77_0"]
+    assert told.read_text().split() == ["77_0"]
+
+
+def test_the_logs_of_the_one_job_are_every_runs(study: ResolvedStudy, answering: Answering) -> None:
+    answering(RUNS)
+    folder = packed_folder(study.root.study("tiny"), "ssmscale-a")
+    folder.mkdir(parents=True)
+    names = ["77_0_0_log.out", "controller.log", "ray.log"]
+    for name in names:
+        (folder / name).write_text("Ray is up\n")
+    for row in rows_of(study):
+        assert [found.path.name for found in find_logs(study.root, "tiny", row)] == names
+
+
+def test_a_retry_goes_where_the_newest_submission_went(study: ResolvedStudy) -> None:
+    control = Control(study.root.study("tiny") / "control.jsonl")
+    assert last_submitted_to(study) == ("local", None)
+    control.append("submitted", runs=[], dispatcher="ray", cluster="h100x8", job_id="77")
+    assert last_submitted_to(study) == ("ray", "h100x8")
+    control.append("submitted", runs=[], dispatcher="slurm", on="auto", cluster="h100x8", job_id="78")
+    assert last_submitted_to(study) == ("auto", "h100x8")
