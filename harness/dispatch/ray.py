@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.dispatch.base import Handle, Job, JobState
+from harness.dispatch.pace import Pace
 from harness.dispatch.packing import Feed, Group, Node, Piece, Shape, Start, Stop, decide
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.ray_group import RankGroup
@@ -40,6 +41,7 @@ class RayDispatcher:
         self._numbers = itertools.count(1)
         self._starts: list[float] = []
         self._decide_at = 0.0
+        self._pace = Pace()
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Take jobs on; which begins first is decided by how long each is expected to take."""
@@ -59,6 +61,8 @@ class RayDispatcher:
                 log.info("series %s: %s, on %s", handle.job.series_id, state, group.key)
                 self.ended[handle] = state
                 self._decide_at = 0.0
+                if group.took is not None:
+                    self._pace.finished(handle.job, group.took)
             if group.is_gone:
                 self.groups.remove(group)
                 self._decide_at = 0.0
@@ -107,9 +111,13 @@ class RayDispatcher:
         nodes = _nodes("GPU" if self.on_gpus else "CPU")
         now = time.monotonic()
         held = {group.key: group for group in self.groups if not group.is_leaving}
-        view = [Group(key, group.shape, group.nodes, group.busy(now)) for key, group in held.items()]
+        view = [
+            Group(key, group.shape, group.nodes, self._busy(group, now), group.device)
+            for key, group in held.items()
+        ]
         pieces = [
-            Piece(key, self._shape(handle.job), handle.job.seconds) for key, handle in self.waiting.items()
+            Piece(key, self._shape(handle.job), self._pace.expected(handle.job))
+            for key, handle in self.waiting.items()
         ]
         for action in decide(pieces, view, nodes, self.startup):
             match action:
@@ -130,6 +138,14 @@ class RayDispatcher:
                     )
                     new.feed(handle)
                     self.groups.append(new)
+
+    def _busy(self, group: RankGroup, now: float) -> float | None:
+        """Seconds until a group is expected to be free; None where it is."""
+        if group.handle is None:
+            return None
+        if group.is_ready:
+            return self._pace.left(group.handle.job, now - group.fed)
+        return max(0.0, self.startup - (now - group.began)) + self._pace.expected(group.handle.job)
 
     def _shape(self, job: Job) -> Shape:
         return Shape(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else float(job.threads))

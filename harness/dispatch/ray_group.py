@@ -57,7 +57,10 @@ class RankGroup:
         self.handle: Handle | None = None
         self.is_ready = self.is_leaving = self.is_gone = False
         self._is_started = False
-        self._fed = 0.0
+        self.fed = 0.0
+        """Since when it trains what it was fed, by the monotonic clock."""
+        self.took: float | None = None
+        """Seconds it took over the Series it ended last; None where that did not finish."""
         self._meeting = log_dir / "meetings" / f"{os.getpid()}-{time.time_ns()}"
         kind = "GPU" if on_gpus else "CPU"
         self._room = placement_group(
@@ -81,16 +84,16 @@ class RankGroup:
         for rank in self._ranks:
             rank.asked = rank.actor.seat.remote()
 
-    def busy(self, now: float) -> float | None:
-        """Seconds until it is expected to be free; None where it is."""
-        if self.handle is None:
-            return None
-        return max(0.0, self.handle.job.seconds - (now - self._fed if self.is_ready else 0.0))
+    @property
+    def device(self) -> str | None:
+        """The GPU it shares with others; None where it shares none, or has not been seated."""
+        seat = self._ranks[0].seat
+        return seat.gpus[0] if self.shape.share < 1 and seat is not None and seat.gpus else None
 
     def feed(self, handle: Handle) -> None:
         """Have it train a Series, as soon as it has started."""
         self.handle = handle
-        self._fed = time.monotonic()
+        self.fed, self.took = time.monotonic(), None
         if self._is_started:
             self._tell_ranks()
 
@@ -125,9 +128,10 @@ class RankGroup:
             return None, None
         if not self.is_ready and all(rank.is_ready for rank in self._ranks):
             self.is_ready = True
-            self._fed = time.monotonic()
+            self.fed = time.monotonic()
         if all(rank.outcomes for rank in self._ranks):
             outcome, *_ = [rank.outcomes.pop(0) for rank in self._ranks]
+            self.took = time.monotonic() - self.fed if outcome == "finished" else None
             return self._give_back(state_of(outcome))
         if any(rank.is_gone or rank.status is not None for rank in self._ranks):
             self.let_go(ALONE_SECONDS)  # one is gone: the others wait for it in vain
