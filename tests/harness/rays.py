@@ -1,0 +1,168 @@
+"""Rays as tests need them: each in a process of its own that can be told to stop, interrupted and killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness.ray_cluster import RayAddress
+from tests.cluster.servers import wait_until
+
+HERE = """\
+import sys
+from pathlib import Path
+from harness.cluster import Cluster
+from harness.ray_cluster import ray_here
+
+folder, gpus, dashboard = sys.argv[1:]
+cluster = Cluster("here", nodes=1, gpus=int(gpus), cores=2, memory_gib=4.0)
+try:
+    with ray_here(cluster, Path(folder), dashboard=bool(int(dashboard))) as where:
+        print(where.model_dump_json(), flush=True)
+        sys.stdin.read()
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+DRIVER = """\
+import json, os, sys
+import ray
+
+ray.init(log_to_driver=False)
+print(json.dumps(sorted((node["NodeName"], node["Resources"]) for node in ray.nodes() if node["Alive"])), flush=True)
+
+class Device:
+    def name(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+for line in sys.stdin:
+    devices = [ray.remote(Device).options(num_gpus=float(line), num_cpus=0).remote() for _ in range(2)]
+    print(json.dumps(sorted(ray.get([device.name.remote() for device in devices]))), flush=True)
+    for device in devices:
+        ray.kill(device)
+"""
+
+
+class Here:
+    """A process under which a Ray runs."""
+
+    def __init__(self, folder: Path, *, devices: str = "", dashboard: bool = False) -> None:
+        self.folder, self.devices = folder, [name for name in devices.split(",") if name]
+        arguments = [str(folder), str(len(self.devices)), str(int(dashboard))]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", HERE, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": devices},
+            start_new_session=True,  # as a shell gives a command a process group, to which Ctrl-C goes
+        )
+        self.started: list[psutil.Process] = []
+        self._address: RayAddress | None = None
+
+    @property
+    def address(self) -> RayAddress:
+        """Where it is, when it is there."""
+        if self._address is None:
+            assert self.process.stdout is not None
+            line = self.process.stdout.readline()
+            assert line, (self.folder / "ray.log").read_text()
+            self._address = RayAddress.model_validate_json(line)
+            self.started = psutil.Process(self.process.pid).children(recursive=True)
+        return self._address
+
+    def raylets(self) -> list[psutil.Process]:
+        """The raylets that run, the head's first."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        self.started += [process for process in found if process not in self.started]
+        return sorted(filter(_is_raylet, found), key=lambda process: process.create_time())
+
+    def listening(self) -> set[tuple[str, int]]:
+        """Addresses and ports at which any of its processes listens."""
+        return {
+            (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+
+    def is_gone(self) -> bool:
+        """Whether nothing is left of it."""
+        left = [process for process in self.started if _runs(process)]
+        return not left and not self.address.temp_dir.exists()
+
+    def interrupt(self) -> str:
+        """Ctrl-C in its terminal; returns what it said last."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        said, _ = self.process.communicate(timeout=120)
+        return said
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End it, if nobody did."""
+        if self.process.poll() is None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.communicate(timeout=120)
+        if self._address is not None:
+            wait_until(self.is_gone)
+
+
+class Driver:
+    """A process that uses a Ray."""
+
+    def __init__(self, address: RayAddress, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **address.environment(), **environment},
+        )
+
+    def nodes(self) -> dict[str, dict[str, float]]:
+        """Resources of the nodes that were there when it began, by name."""
+        return dict(self._read())
+
+    def devices(self, share: float = 1.0) -> list[str]:
+        """What two actors that take a share of a GPU each see of the GPUs."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{share}\n")
+        self.process.stdin.flush()
+        found: list[str] = self._read()
+        return found
+
+    def end(self) -> tuple[int, str]:
+        """Its exit status and what it complained of."""
+        _, said = self.process.communicate(timeout=120)
+        return self.process.returncode, said
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("["):  # and not a word of Ray's, whose are in colour
+                with contextlib.suppress(json.JSONDecodeError):
+                    return json.loads(line)
+        raise AssertionError(self.end())
+
+
+def _is_raylet(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name() == "raylet" and _runs(process)
+    return False
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
