@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.control import Control, cancelled_in, forgiven_in
@@ -33,3 +33,17 @@ def place(root: Root, series_id: str, run_dirs: Iterable[Path]) -> str:
         for folder in [root.series(series_id), *folders]
     ]
     return f"{done} finished, checkpoints at {' '.join(steps)}"
+
+
+def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
+    """How often in a row, as of now, the job of these Runs died with nothing gained since."""
+    wanted = {folder.name for folder in left}
+    count = 0
+    for event in control.read():
+        if not wanted & set(event.get("runs", ())):
+            continue
+        if event["event"] == "retried":
+            count = 0
+        elif event["event"] == "crashed":
+            count = count + 1 if event.get("kind") == stands else 0
+    return count

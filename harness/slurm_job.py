@@ -11,32 +11,22 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-from tenacity import (
-    Retrying,
-    before_sleep_log,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_exponential_jitter,
-)
 
 from harness.control import Control
 from harness.disk import DiskFull, make_folder
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
 from harness.dispatch.slurm import Array, Task, batch_logs
-from harness.dispatch.slurm_queue import SchedulerGone, call
 from harness.journal import Event, Journal, Progress, read_progress
 from harness.out_of_memory import STOPPED
-from harness.remaining import place, unfinished
+from harness.remaining import count_crashes, place, unfinished
 from harness.rundir import Root, read_launch, read_model
+from harness.slurm_restart import job_number, look_up, requeue
 from harness.training.preemption import ANOTHER_RANKS_SIGNAL
 from ssmttm.errors import InputError
 
@@ -85,7 +75,7 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
             "%s; submit again when that has changed", full[0] if full else f"{root.path}: takes no more"
         )
         return EXIT_NO_SPACE
-    job_id = _job_id()
+    job_id = job_number()
     job = look_up(job_id)
     if job.starts_again > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
         log.info("job %s was started again elsewhere", job_id)
@@ -120,63 +110,10 @@ def settle(task: Task, code: int, began: float, before: str) -> int:
     return 1
 
 
-def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
-    """How often in a row, as of now, the job of these Runs died with nothing gained since."""
-    wanted = {folder.name for folder in left}
-    count = 0
-    for event in control.read():
-        if not wanted & set(event.get("runs", ())):
-            continue
-        if event["event"] == "retried":
-            count = 0
-        elif event["event"] == "crashed":
-            count = count + 1 if event.get("kind") == stands else 0
-    return count
-
-
-@dataclass(frozen=True)
-class JobWord:
-    """What SLURM says of this very job."""
-
-    is_wanted: bool
-    """Whether nobody cancelled it: it runs, or SLURM ends it for its time or to make room for another."""
-    makes_room: bool
-    """Whether SLURM ends it for another job, which says nothing about how far it came."""
-    starts_again: int
-    """How often it has been requeued; the batch script on a node thought dead may be older."""
-
-
-def look_up(job_id: str) -> JobWord:
-    """Ask SLURM about a job; raises SchedulerGone where it has not answered for minutes."""
-    said = _patiently("scontrol", "--oneliner", "show", "job", job_id)
-    facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", said))
-    preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
-    # A job that is being ended is COMPLETING, whatever ends it.
-    is_wanted = preempted or facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
-    return JobWord(is_wanted, preempted, int(facts.get("Restarts", 0)))
-
-
-def requeue(job_id: str) -> None:
-    """Have SLURM start this job again under its own number; a slurmctld that is away is waited for."""
-    log.info("requeueing job %s", job_id)
-    _patiently("scontrol", "requeue", job_id)
-
-
-def _patiently(*command: str) -> str:
-    patience = Retrying(
-        retry=retry_if_exception_type(SchedulerGone),
-        wait=wait_exponential_jitter(initial=1, max=20),
-        stop=stop_after_delay(300),
-        before_sleep=before_sleep_log(log, logging.WARNING),
-        reraise=True,
-    )
-    return str(patience(call, *command))
-
-
 def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
     """Start the ranks with srun and wait for them; returns srun's exit status."""
     shape = array.shape
-    meeting = study_dir / "meetings" / f"{_job_id()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    meeting = study_dir / "meetings" / f"{job_number()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     make_folder(meeting)
     command = [
         "srun",
@@ -204,10 +141,6 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
         return ranks.wait()
 
 
-def _job_id() -> str:
-    return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-
-
 def _stopped_by(progress: Progress) -> str | None:
     if progress.state != Event.PREEMPTED:
         return None
@@ -222,7 +155,7 @@ def _last_words(logs: Path, study_dir: Path, began: float) -> str:
     """The last thing a rank said since `began`, in its own log or, where it did not get so far, in the job's."""
     told = [path for path in logs.glob("rank-*.log") if path.stat().st_mtime >= began]
     newest = max(told, key=lambda path: path.stat().st_mtime, default=None)
-    for path in [newest] if newest else batch_logs(study_dir, _job_id()):
+    for path in [newest] if newest else batch_logs(study_dir, job_number()):
         lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
         own = [line for line in lines if line and not line.startswith(("srun: ", "slurmstepd"))]
         if own or lines:
