@@ -21,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -35,7 +35,7 @@ from harness.rundir import write_atomically
 log = logging.getLogger("ssmscale.ray")
 
 LOOPBACK = "127.0.0.1"
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 """Two processes that import Ray one after the other, 3 s each on an idle core; a busy machine takes its time."""
 LAST_SECONDS = 30.0
 """What Ray itself may take to end, beside workers that save."""
@@ -78,8 +78,8 @@ class NodePlan(Frozen):
 
     token_file: Path
     log_dir: Path
-    nodes: tuple[str, ...]
-    """Names of the nodes, the head's first."""
+    nodes: dict[str, str]
+    """Addresses of the nodes by name, the head's first."""
     cpus: Count
     """Cores of each."""
     gpus: WholeNumber
@@ -170,8 +170,13 @@ class RayNodes:
             self._take_up(word)
         return words
 
-    def wait_until_ready(self, seconds: float = START_SECONDS) -> RayAddress:
-        """Return once every node is registered with what it offers; raises RayDown, saying what is missing."""
+    def wait_until_ready(
+        self, seconds: float = START_SECONDS, wanted: Callable[[], bool] = lambda: True
+    ) -> RayAddress:
+        """Return once every node is registered with what it offers; raises RayDown, saying what is missing.
+
+        Nor is it waited for any longer when it is not `wanted` any more.
+        """
         deadline = time.monotonic() + seconds
         while self.address is None or not self._up.issuperset(self.plan.nodes):
             for word in self.listen(0.2):
@@ -179,6 +184,8 @@ class RayNodes:
                     raise RayDown(f"Ray did not start on {word.node}: {word.reason}")
             if not self.is_alive:
                 raise RayDown(f"Ray did not start; {self._ending()}")
+            if not wanted():
+                raise RayDown("Ray was told to end before it had started")
             if time.monotonic() > deadline:
                 missing = [name for name in self.plan.nodes if name not in self._up]
                 raise RayDown(
@@ -254,7 +261,7 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
     plan = NodePlan(
         token_file=token,
         log_dir=folder,
-        nodes=(here,),
+        nodes={here: LOOPBACK},
         cpus=cluster.cores,
         gpus=cluster.gpus,
         dashboard=dashboard,

@@ -103,7 +103,7 @@ class Keeper:
         self.plan = plan
         self.name = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
         self.is_first = os.environ.get("SLURM_NODEID", "0") == "0"
-        self.ip = address_towards([name for name in plan.nodes if name != self.name])
+        self.ip = address_towards([place for name, place in plan.nodes.items() if name != self.name])
         self.devices = offered_gpus(os.environ, plan.gpus)
         self.folder = temporary_folder(os.environ)
         self.log_file = plan.log_dir / f"ray-{self.name}.log"
@@ -312,13 +312,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def address_towards(others: Sequence[str]) -> str:
     """The address by which other hosts reach this one; the loopback where there are none, or all of them are here.
 
-    Raises RayDown where one of them is not known by its name.
+    Raises RayDown where one of them is not known here.
     """
-    for name in others:
+    for other in others:
         try:
-            kind, _, _, _, place = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)[0]
+            kind, _, _, _, place = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
         except OSError as error:
-            raise RayDown(f"{name}: is not known by that name on {os.uname().nodename}") from error
+            raise RayDown(f"{other}: is not known by that name on {os.uname().nodename}") from error
         with socket.socket(kind, socket.SOCK_DGRAM) as trial:
             trial.connect(place)  # sends nothing
             address = str(trial.getsockname()[0])
