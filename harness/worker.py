@@ -56,10 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.feed and not options.run_dirs:
         parser.error("give RUN_DIRs, or --feed")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    begin()
     stop = StopFlag()
-    running_code()  # now: what lies on disk may be edited while this process waits for its next Series
     try:
         if options.feed:
             stop_when_parent_ends()
@@ -76,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_NO_SPACE
     finally:
         flush_or_drop()
+
+
+def begin() -> None:
+    """What a process does once, before it trains anything."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    running_code()  # now: what lies on disk may be edited while this process waits for its next Series
 
 
 def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
@@ -95,18 +100,24 @@ def _serve(stop: StopFlag) -> int:
     stop.install()  # not before: there was nothing to save, and waiting for other ranks heeds no flag
     replies.write(json.dumps({"ready": True}) + "\n")
     for line in _lines(sys.stdin.fileno(), stop):
-        outcome = "failed"
-        try:
-            for root, runs in group_by_series([Path(name) for name in json.loads(line)]):
-                outcome = train_series(runs, root, stop)
-        except InputError as error:
-            log.error("%s", error)
-        except DiskFull as error:
-            log.error("%s", error)
-            outcome = "no_space"
-        flush_or_drop()
+        outcome = train_fed([Path(name) for name in json.loads(line)], stop)
         replies.write(json.dumps({"outcome": outcome}) + "\n")
     return 0
+
+
+def train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
+    """Train the Runs of these directories, in a process that stays: what `train_series` returns, or no_space."""
+    outcome = "failed"
+    try:
+        for root, runs in group_by_series(run_dirs):
+            outcome = train_series(runs, root, stop)
+    except InputError as error:
+        log.error("%s", error)
+    except DiskFull as error:
+        log.error("%s", error)
+        outcome = "no_space"
+    flush_or_drop()
+    return outcome
 
 
 def _lines(descriptor: int, stop: StopFlag) -> Iterator[str]:

@@ -20,6 +20,7 @@ from harness.dispatch.pace import Pace
 from harness.dispatch.packing import Feed, Group, Node, Piece, Shape, Start, Stop, decide
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.ray_group import RankGroup
+from harness.dispatch.ray_trainer import TrainerGroup, is_long, log_path
 
 log = logging.getLogger("ssmscale.ray")
 
@@ -37,7 +38,7 @@ class RayDispatcher:
         self.on_gpus = any(node.devices for node in _nodes("GPU"))
         self.waiting: dict[str, Handle] = {}
         self.ended: dict[Handle, JobState] = {}
-        self.groups: list[RankGroup] = []
+        self.groups: list[RankGroup | TrainerGroup] = []
         self._numbers = itertools.count(1)
         self._starts: list[float] = []
         self._decide_at = 0.0
@@ -88,7 +89,7 @@ class RayDispatcher:
     def log_paths(self, handle: Handle) -> list[Path]:
         """A file a rank, and those of the workers between jobs."""
         ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
-        return [*ranks, *sorted(self.log_dir.glob("workers-*.log"))]
+        return [*ranks, log_path(handle.job), *sorted(self.log_dir.glob("workers-*.log"))]
 
     def close(self) -> None:
         """Let idle ranks go, have busy ones save and stop, and wait for all of them."""
@@ -128,7 +129,8 @@ class RayDispatcher:
                     held[group.key].feed(self.waiting.pop(piece.key))
                 case Start(piece, places):
                     handle = self.waiting.pop(piece.key)
-                    new = RankGroup(piece.shape, places, self.log_dir, on_gpus=self.on_gpus)
+                    kind = TrainerGroup if is_long(handle.job) else RankGroup
+                    new = kind(piece.shape, places, self.log_dir, on_gpus=self.on_gpus)
                     log.info(
                         "series %s: to %s, %d ranks on %d nodes",
                         handle.job.series_id,
@@ -139,7 +141,7 @@ class RayDispatcher:
                     new.feed(handle)
                     self.groups.append(new)
 
-    def _busy(self, group: RankGroup, now: float) -> float | None:
+    def _busy(self, group: RankGroup | TrainerGroup, now: float) -> float | None:
         """Seconds until a group is expected to be free; None where it is."""
         if group.handle is None:
             return None

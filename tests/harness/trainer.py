@@ -22,14 +22,10 @@ class StopAfter(StopFlag):
         super().__init__()
         self._left = asked
 
-    @property  # type: ignore[override]
+    @property
     def reason(self) -> str | None:
         self._left -= 1
         return "SIGTERM" if self._left < 0 else None
-
-    @reason.setter
-    def reason(self, value: str | None) -> None:
-        assert value is None
 
 
 def train(root: Root, fields: dict[str, Any], stop: StopFlag | None = None, **launch: Any) -> list[str]:
