@@ -4,15 +4,22 @@ workers, or packed on a Ray that is started here for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from harness.cluster import this_machine
 from harness.disk import DiskFull
+from harness.dispatch.base import Dispatcher
 from harness.dispatch.local import LocalDispatcher
+from harness.dispatch.ray import RayDispatcher, connected
 from harness.mirror import MirrorThread
 from harness.plan import Plan
 from harness.progress import StudyProgress
+from harness.ray_cluster import ray_here
+from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
+from harness.study import Study
 from harness.submission import ResolvedStudy, Submission
 from harness.terminal import console, counted, errors, stoppable
 from harness.tracking import tracking_uri
@@ -22,20 +29,42 @@ class Stopped(Exception):
     """The user ended a submission; the same command goes on from there."""
 
 
-def train_here(resolved: ResolvedStudy, plan: Plan) -> list[RunStatus]:
+def train_here(resolved: ResolvedStudy, plan: Plan, on: str = "local") -> list[RunStatus]:
     """Train what is missing on this machine, mirroring into MLflow on the way; returns how every Run ended.
 
-    Raises Stopped after Ctrl-C or SIGTERM, when all workers have saved and gone, and DiskFull where no room was left
-    to go on, when they have gone.
+    on: local, or ray for a Ray that is started here and ended again.
+
+    Raises Stopped after Ctrl-C or SIGTERM, when all workers have saved and gone, DiskFull where no room was left to go
+    on, when they have gone, and RayDown where Ray does not start.
     """
     study, root = resolved.study, resolved.root
-    reader = StatusReader(root, study.name)
-    rows = reader.read(resolved.points)
+    rows = StatusReader(root, study.name).read(resolved.points)
     if not plan.missing and not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
         return rows
-    dispatcher = LocalDispatcher(this_machine(), root.study(study.name) / "logs", study.resources.jobs)
+    with dispatcher_here(on, study, root) as dispatcher:
+        return _train(resolved, plan, dispatcher, on)
+
+
+@contextmanager
+def dispatcher_here(on: str, study: Study, root: Root) -> Iterator[Dispatcher]:
+    """This machine's dispatcher while the block runs: local, or ray with a Ray started for it."""
+    folder = root.study(study.name)
+    if on == "local":
+        yield LocalDispatcher(this_machine(), folder / "logs", study.resources.jobs)
+        return
+    with ray_here(this_machine(), folder / "ray") as ray:
+        if ray.dashboard is not None:
+            console.print(f"Ray's dashboard: {ray.dashboard} (from elsewhere: {ray.tunnel()})", markup=False)
+        os.environ |= ray.environment()
+        with connected(ray.address):
+            yield RayDispatcher(folder / "logs")
+
+
+def _train(resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, on: str) -> list[RunStatus]:
+    study, root = resolved.study, resolved.root
+    reader = StatusReader(root, study.name)
     mirror = MirrorThread(tracking_uri(study, root), study.name, root)
-    submission = Submission(resolved, plan, dispatcher, "local")
+    submission = Submission(resolved, plan, dispatcher, on, sidecars=False)
     series = len({run.status.series_id for run in plan.missing})
     if plan.missing:
         console.print(

@@ -1,0 +1,88 @@
+"""`submit --on ray` on one machine: a real Ray, ranks that stay warm, and what happens to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.journal import read_events, read_progress
+from harness.process import process_is_alive
+from harness.rundir import Root
+from tests.cluster.servers import wait_until
+from tests.harness.trainer import losses, undisturbed
+
+Fields = dict[str, Any]
+
+
+def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank_and_an_actor_are_killed(
+    study_fields: Fields, write_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    study_fields["grid"] |= {"seeds": [0, 1, 2, 3], "iterations": [10, 80]}
+    study_fields["resources"] = {"checkpoint_every": 20}
+    study, root = write_study(study_fields), Root(tmp_path / "runs")
+    # In a session of its own, so that all that it leaves behind can be found.
+    submission = subprocess.Popen(
+        [sys.executable, "-m", "harness", "submit", str(study), "--on", "ray"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "SSMSCALE_TEST_MARK": str(tmp_path)},
+    )
+    killed: set[Path] = set()
+
+    def trained_past(step: int) -> Path:
+        def found() -> list[Path]:
+            return [
+                folder
+                for folder in sorted((root.path / "series").glob("*"))
+                if folder not in killed and read_progress(folder).step >= step and read_progress(folder).is_alive
+            ]
+
+        wait_until(lambda: bool(found()) or submission.poll() is not None, 300)
+        assert submission.poll() is None, submission.communicate()[0]
+        killed.add(folder := found()[0])
+        return folder
+
+    rank = psutil.Process((read_progress(trained_past(30)).started or {})["pid"])
+    rank.kill()
+    other = psutil.Process((read_progress(trained_past(30)).started or {})["pid"])
+    actor = other.parent()
+    assert actor is not None
+    assert "RankActor" in " ".join(actor.cmdline())
+    actor.kill()
+    said, _ = submission.communicate(timeout=600)
+    assert submission.returncode == 0, said
+    assert "8 done" in said
+
+    assert losses(root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-6)
+    starts = {
+        folder: [event for event in read_events(folder) if event["event"] in {"started", "resumed"}]
+        for folder in sorted((root.path / "series").glob("*"))
+    }
+    assert sorted(len(events) for events in starts.values()) == [1, 1, 2, 2]
+    (saved,) = [e for folder in starts for e in read_events(folder) if e["event"] == "preempted"]
+    assert saved["reason"] == "SIGTERM"  # the rank outlived its actor for as long as it took to save
+    for run in (root.path / "runs").glob("*"):
+        assert [event["event"] for event in read_events(run)].count("finished") == 1
+
+    launched = json.loads((next(iter(starts)) / "launch.json").read_text())
+    assert launched["dispatcher"] == "ray"
+    assert not any(process_is_alive(event) for events in starts.values() for event in events)
+    assert not [p for p in psutil.process_iter() if _is_marked(p, str(tmp_path))]
+
+
+def _is_marked(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get("SSMSCALE_TEST_MARK") == mark
+    except psutil.Error:
+        return False
