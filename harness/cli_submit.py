@@ -70,8 +70,8 @@ def submit(
             "--on",
             metavar="local|slurm|ray|auto",
             help="local trains here, in the foreground; slurm makes each series a job, hands over and returns; ray "
-            "packs all on the GPUs of one job; auto packs what needs less than a node of the cluster and makes jobs "
-            "of the rest, or trains here where none is named.",
+            "packs all on the GPUs of one job, or here on a Ray of its own where no cluster is named; auto packs what "
+            "needs less than a node of the cluster and makes jobs of the rest, or trains here where none is named.",
         ),
     ],
     root: RootOption = None,
@@ -162,7 +162,7 @@ def confirm(hours: float, profile: Profile, *, yes: bool) -> None:
 def _hand_over(resolved: ResolvedStudy, made: Plan, there: Destination) -> None:
     """Train here, or give what is missing to SLURM and say what was given."""
     if there.profile is None or there.cluster is None:
-        _train(resolved, made)
+        _train(resolved, made, there.on)
         return
     cluster = lasting_name(there.cluster)
     done = submit_to_cluster(resolved, made, there.profile, cluster, there.on, there.nodes)
@@ -206,10 +206,10 @@ def _plan(resolved: ResolvedStudy, profile: Profile | None = None) -> Plan:
         raise InputError(f"{resolved.where}: {error}") from error
 
 
-def _train(resolved: ResolvedStudy, made: Plan) -> None:
+def _train(resolved: ResolvedStudy, made: Plan, on: str) -> None:
     """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
     try:
-        rows = train_here(resolved, made)
+        rows = train_here(resolved, made, on)
     except DiskFull as full:
         prune = f" (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs)"
         remedy = full.remedy if full.is_read_only else full.remedy + prune

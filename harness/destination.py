@@ -46,14 +46,14 @@ def destination_of(
         raise InputError(f"--nodes {nodes}: is for series that are packed, by --on ray or auto; {what}")
     if on == "ray":
         check_ray("--on ray")
-    if on == "local" or (on == "auto" and cluster is None):
+    if on == "local" or (on in {"ray", "auto"} and cluster is None):
         if snapshot:
             raise InputError("--snapshot: is for jobs that wait in a queue; here training begins at once")
         if nodes is not None:
             raise InputError(
                 f"--nodes {nodes}: says how many of a cluster's; name the cluster with --cluster"
             )
-        return Destination("local")
+        return Destination("ray" if on == "ray" else "local")
     if cluster is None:
         raise InputError(
             f"--on {on}: name the cluster with --cluster; there are {', '.join(profile_names())}"

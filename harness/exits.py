@@ -10,6 +10,7 @@ from harness.disk import DiskFull
 from harness.dispatch.slurm_queue import SchedulerGone
 from harness.extras import missing_package
 from harness.foreground import Stopped
+from harness.ray_cluster import RayDown
 from harness.terminal import errors
 
 
@@ -25,6 +26,8 @@ def run(command: Callable[[], object], mistakes: tuple[type[Exception], ...]) ->
         _fail(missing_package(error), debug=debug, status=2, cause=error)
     except SchedulerGone as gone:
         _fail(f"SLURM: {gone}", debug=debug, status=1, cause=gone)
+    except RayDown as down:
+        _fail(f"Ray: {down}", debug=debug, status=1, cause=down)
     except DiskFull as full:
         _fail(
             f"{full}; {full.remedy}, then the same command goes on from here",

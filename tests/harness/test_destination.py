@@ -18,7 +18,8 @@ def test_a_cluster_is_taken_as_it_is_asked_for(on: str) -> None:
     assert (there.on, there.profile.name, there.profile.snapshot) == (on, "h100x8", True)
 
 
-def test_without_a_cluster_auto_is_this_machine() -> None:
+def test_without_a_cluster_auto_and_ray_are_this_machine() -> None:
+    assert (destination_of("ray", None).on, destination_of("ray", None).profile) == ("ray", None)
     assert destination_of("auto", None).on == destination_of("local", "h100x8").on == "local"
     assert destination_of("local", "h100x8").profile is None
 
@@ -33,7 +34,7 @@ def test_without_a_cluster_auto_is_this_machine() -> None:
         ({"on": "slurm", "cluster": None}, "--on slurm: name the cluster with --cluster; there are .*h100x8"),
         ({"on": "slurm", "cluster": "h100x8", "nodes": 2}, "--nodes 2: is for series that are packed"),
         ({"on": "local", "cluster": None, "nodes": 2}, "--nodes 2: is for series that are packed"),
-        ({"on": "auto", "cluster": None, "nodes": 2}, "--nodes 2: .* name the cluster with --cluster"),
+        ({"on": "ray", "cluster": None, "nodes": 2}, "--nodes 2: .* name the cluster with --cluster"),
         ({"on": "local", "cluster": None, "snapshot": True}, "--snapshot: is for jobs that wait in a queue"),
     ],
 )

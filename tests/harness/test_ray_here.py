@@ -45,7 +45,9 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
             return [
                 folder
                 for folder in sorted((root.path / "series").glob("*"))
-                if folder not in killed and read_progress(folder).step >= step and read_progress(folder).is_alive
+                if folder not in killed
+                and read_progress(folder).step >= step
+                and read_progress(folder).is_alive
             ]
 
         wait_until(lambda: bool(found()) or submission.poll() is not None, 300)
