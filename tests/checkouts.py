@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE
 
 PARTS = ("harness", "ssmttm", "analysis", "slurm")
 
@@ -45,7 +46,7 @@ def python(checkout: Path, program: str, *arguments: object, **environment: str)
         env={**environment_of(checkout), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

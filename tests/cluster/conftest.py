@@ -157,4 +157,4 @@ def make(devcluster: DevCluster, study_fields: dict[str, Any], tmp_path: Path) -
         if ids:
             study.slurm("scancel", *ids)
     if made:
-        made[0].wait_until_over(60)
+        made[0].wait_until_over()

@@ -12,24 +12,18 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.waiting import PATIENCE, wait_until
+
 PASSWORD = "a/secret%word"
 """With what has to be quoted in an address, so that tests see whether it is."""
-
-
-def wait_until(holds: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def free_port() -> int:
@@ -96,7 +90,7 @@ class Postgres:
         """End it: SIGQUIT is PostgreSQL's immediate mode, a crash in which connections just end."""
         if self._process is not None:
             self._process.send_signal(how)
-            self._process.wait(60)
+            self._process.wait(PATIENCE)
             self._process = None
 
     def remove(self) -> None:
@@ -164,7 +158,7 @@ class Served:
             return 0, ""
         if self.process.poll() is None:
             self.process.send_signal(how)
-        _, said = self.process.communicate(timeout=200)
+        _, said = self.process.communicate(timeout=PATIENCE)
         status, self._process = self.process.returncode, None
         return status, said
 
@@ -193,7 +187,7 @@ class Served:
             request.add_header("Host", host)
         try:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                request, timeout=30
+                request, timeout=PATIENCE
             ) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:

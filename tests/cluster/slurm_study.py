@@ -17,8 +17,8 @@ from harness.journal import Event, read_events, read_progress
 from harness.rundir import Root
 from slurm.devcluster.cluster import DevCluster
 from tests.checkouts import environment_of
-from tests.cluster.servers import wait_until
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE, wait_until
 
 PROFILE: dict[str, Any] = {
     "name": "dev",
@@ -79,11 +79,11 @@ class SlurmStudy:
     def submit(self, *options: str) -> str:
         """Submit; returns what was said."""
         process = self.start_submit(*options)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
         return said
 
-    def run(self, *arguments: str, seconds: float = 120) -> str:
+    def run(self, *arguments: str) -> str:
         """A verb of the command on this study."""
         verb, *rest = arguments
         done = subprocess.run(
@@ -92,7 +92,7 @@ class SlurmStudy:
             capture_output=True,
             text=True,
             env=self.environment,
-            timeout=seconds,
+            timeout=PATIENCE,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -101,7 +101,7 @@ class SlurmStudy:
     def slurm(self, *command: str) -> str:
         """One of SLURM's own programs."""
         return subprocess.run(
-            command, capture_output=True, text=True, env=self.environment, check=True, timeout=60
+            command, capture_output=True, text=True, env=self.environment, check=True, timeout=PATIENCE
         ).stdout
 
     def queue(self) -> list[str]:
@@ -111,9 +111,9 @@ class SlurmStudy:
     def series(self) -> list[Path]:
         return sorted((self.root.path / "series").iterdir())
 
-    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+    def wait_for_step(self, step: int) -> None:
         """Return when any journal tells of that step."""
-        wait_until(lambda: any(read_progress(folder).step >= step for folder in self.journals()), seconds)
+        wait_until(lambda: any(read_progress(folder).step >= step for folder in self.journals()))
 
     def tasks(self) -> dict[Path, Task]:
         """What each Series' newest job trains, by the Series' directory."""
@@ -158,7 +158,7 @@ class SlurmStudy:
                 found.append(process)
         return found
 
-    def hold(self, beyond: Mapping[Path, int], seconds: float = 240) -> dict[Path, list[psutil.Process]]:
+    def hold(self, beyond: Mapping[Path, int]) -> dict[Path, list[psutil.Process]]:
         """Freeze the ranks of each Series as it passes a step of its trunk; returns them.
 
         What is to befall a job then finds it training, however fast this machine is.
@@ -174,7 +174,7 @@ class SlurmStudy:
                     assert held[series], f"{series} was trained to its end before it could be held"
             return len(held) == len(beyond)
 
-        wait_until(all_are_held, seconds)
+        wait_until(all_are_held)
         return held
 
     def waits(self, series: Path) -> bool:
@@ -192,8 +192,8 @@ class SlurmStudy:
         """Send a job's ranks what SLURM sends them when its time is nearly over: a limit is a minute at least."""
         self.slurm("scancel", "--signal=USR2", self.job(series))
 
-    def wait_until_over(self, seconds: float = 240) -> None:
-        wait_until(lambda: not self.queue(), seconds)
+    def wait_until_over(self) -> None:
+        wait_until(lambda: not self.queue())
 
 
 Make = Callable[..., SlurmStudy]

@@ -15,6 +15,7 @@ from analysis.report import Provenance, write_report
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SyntheticStudy
 from tests.analysis.test_convergence import evaluations
+from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.cluster
 
@@ -63,7 +64,7 @@ def browse(chromium: str, page: Path, profile: Path) -> tuple[str, list[str]]:
         [chromium, *OPTIONS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )
     return ended.stdout, [line for line in ended.stderr.splitlines() if "CONSOLE" in line]

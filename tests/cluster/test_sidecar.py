@@ -13,11 +13,12 @@ import pytest
 
 from harness.journal import read_progress
 from harness.rundir import Root
-from tests.cluster.servers import Served, wait_until
+from tests.cluster.servers import Served
 from tests.cluster.slurm_study import Make
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import registered
 from tests.harness.trainer import prepared, train
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import Make
 from tests.harness.trainer import losses, undisturbed
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -38,7 +38,7 @@ def test_two_submissions_at_once_submit_every_series_once(make: Make, study_fiel
     try:
         both = [study.start_submit(), study.start_submit()]
         for process in both:
-            said, _ = process.communicate(timeout=120)
+            said, _ = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, said
         assert len(study.queue()) == 6
     finally:
@@ -51,7 +51,7 @@ def test_a_submission_killed_half_way_is_completed_by_the_next(make: Make, study
     study.slurm("scontrol", "update", "partitionname=low", "state=down")
     try:
         process = study.start_submit()
-        wait_until(lambda: len(list(study.root.path.glob("studies/*/arrays/*.json"))) >= 2, 60)
+        wait_until(lambda: len(list(study.root.path.glob("studies/*/arrays/*.json"))) >= 2)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         study.submit()
@@ -107,7 +107,7 @@ def test_a_profile_that_is_wrong_is_a_sentence_and_nothing_is_submitted(
 ) -> None:
     study = make(**{key: value})
     process = study.start_submit()
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, out
     assert "Traceback" not in out
     for word in said:

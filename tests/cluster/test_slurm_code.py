@@ -16,9 +16,9 @@ from harness.journal import Event, read_events
 from harness.provenance import code_state, source_files
 from tests.checkouts import make_checkout
 from tests.cluster.conftest import missing
-from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.trainer import losses
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -98,7 +98,7 @@ def test_a_requeued_job_runs_from_the_same_copy(
     study, submitted = submit_and_edit(make, study_fields, checkout)
     study.wait_for_step(20)
     study.slurm("scontrol", "requeue", study.queue()[0].split()[0])
-    wait_until(lambda: study.count(Event.RESUMED) >= 1, 120)
+    wait_until(lambda: study.count(Event.RESUMED) >= 1)
     study.wait_until_over()
     assert_trained_with(study, study_fields, submitted)
 

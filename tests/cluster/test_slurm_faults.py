@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from harness.journal import Event, read_progress
-from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.trainer import losses, undisturbed
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -125,7 +125,7 @@ def test_a_disk_that_takes_nothing_more_interrupts_and_the_same_command_goes_on(
         (why,) = reasons(study) - {"None"}
         assert said in why
         refused = study.start_submit()
-        sentence, _ = refused.communicate(timeout=60)
+        sentence, _ = refused.communicate(timeout=PATIENCE)
         assert refused.returncode == 1
         assert said in sentence
         assert f"{remedy}, then the same command goes on from here" in " ".join(sentence.split())
@@ -159,7 +159,7 @@ def test_a_hostile_name_is_a_sentence_and_nothing_is_submitted_or_executed(
     study_fields["name"] = name
     study = make(study_fields)
     process = study.start_submit()
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, said
     assert "study.yaml: name: " in said
     assert "a name has letters, digits" in " ".join(said.split())
@@ -179,7 +179,7 @@ def test_a_job_that_reaches_its_time_limit_saves_and_is_requeued_under_its_own_n
     (series,) = study.tasks()
     job = study.job(series)
     study.hold({series: 30})  # and SLURM wakes whom it signals
-    wait_until(lambda: study.count(Event.PREEMPTED, reason="SIGUSR2") == 1, 150)
+    wait_until(lambda: study.count(Event.PREEMPTED, reason="SIGUSR2") == 1)
     study.wait_until_over()
     assert read_progress(series).attempt == 2
     assert study.job(series) == job

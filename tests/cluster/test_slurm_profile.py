@@ -13,6 +13,7 @@ import yaml
 from harness.profile import Profile
 from slurm.devcluster.cluster import DevCluster
 from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
+from tests.waiting import PATIENCE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -32,7 +33,7 @@ def reserved(make: Make, devcluster: DevCluster) -> Iterator[SlurmStudy]:
     study.slurm("scontrol", "update", "partitionname=low", "state=up")
     if ids := [line.split()[0] for line in study.queue()]:
         study.slurm("scancel", *ids)
-    study.wait_until_over(60)
+    study.wait_until_over()
     study.slurm("scontrol", "delete", "reservationname=ours")
 
 
@@ -105,7 +106,7 @@ def test_more_jobs_than_a_site_takes_are_never_dropped_in_silence(reserved: Slur
     under = {"account": account, "qos": "few"}
     set_profile(reserved, **under)
     refused = reserved.start_submit()
-    said, _ = refused.communicate(timeout=120)
+    said, _ = refused.communicate(timeout=PATIENCE)
     assert refused.returncode == 1
     assert "QOSMaxSubmitJobPerUserLimit" in said
     assert "limits.jobs" in said

@@ -18,8 +18,8 @@ from harness.reading import StudyReader
 from harness.submission import resolve_registered
 from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.conftest import missing
-from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import SlurmStudy
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -55,7 +55,7 @@ def test_without_accounts_a_study_is_followed_cancelled_and_tried_again_all_the_
     assert f"on slurm, cluster {study.profile_path}, as it was last submitted" in study.run("retry")
     assert len(study.queue()) == 1
     study.slurm("scontrol", "update", "partitionname=low", "state=up")
-    watched = study.run("status", "--watch", seconds=240)
+    watched = study.run("status", "--watch")
     assert "2 done" in watched
     told = json.loads(study.run("status", "--json"))
     assert told["counts"] == {"done": 2}
@@ -80,12 +80,12 @@ def test_accounts_count_every_start_of_a_job(
         return read_jobs(["twice"], "now-1days").get(job_id)
 
     try:
-        wait_until(lambda: seen() is not None and seen().seconds >= 2, 60)
+        wait_until(lambda: seen() is not None and seen().seconds >= 2)
         study.slurm("scontrol", "requeue", job_id)
-        wait_until(lambda: seen().state is JobState.RUNNING and seen().seconds >= 1, 120)
+        wait_until(lambda: seen().state is JobState.RUNNING and seen().seconds >= 1)
         stop.touch()
-        wait_until(lambda: seen().state is JobState.ENDED, 60)
-        wait_until(lambda: (seen().accounted_seconds or 0) >= seen().seconds + 2, 60)
+        wait_until(lambda: seen().state is JobState.ENDED)
+        wait_until(lambda: (seen().accounted_seconds or 0) >= seen().seconds + 2)
     finally:
         stop.touch()
         study.slurm("scancel", job_id)

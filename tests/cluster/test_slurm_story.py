@@ -17,16 +17,15 @@ import pytest
 from harness.journal import Event, attempts, read_events, read_progress
 from harness.rundir import Root
 from harness.tracking import default_uri
-from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.faults import check_mirrored
 from tests.harness.trainer import losses, prepared
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 Fields = dict[str, Any]
 
-PATIENCE = 240.0
 """Seconds to wait for what SLURM or a job will do, on a slow machine that does much else."""
 
 
@@ -53,18 +52,18 @@ def test_a_study_submitted_once_finishes_whatever_befalls_its_jobs(
             held[killed][-1].kill()
             study.near_time_limit(timed_out)
             wake([*held[killed][:-1], *held[timed_out]])
-            wait_until(lambda: study.waits(killed) and study.waits(timed_out), PATIENCE)
+            wait_until(lambda: study.waits(killed) and study.waits(timed_out))
             with fallen_silent(study, "n1"):
                 again = study.hold({series: read_progress(series).step + 10 for series in preempted})
                 study.make_room("n2")
                 told_to_leave = 2 * len(preempted)
-                wait_until(lambda: study.count(Event.PREEMPTED, reason="SIGTERM") >= told_to_leave, PATIENCE)
+                wait_until(lambda: study.count(Event.PREEMPTED, reason="SIGTERM") >= told_to_leave)
 
-                wait_until(lambda: all(len(attempts(series)) > 1 for series in silent), PATIENCE)
+                wait_until(lambda: all(len(attempts(series)) > 1 for series in silent))
                 lines = {series: told_by(series, attempt=1) for series in silent}
                 left = [process for series in silent for process in held[series]]
                 wake(left)
-                wait_until(lambda: not any(map(is_running, left)), PATIENCE)
+                wait_until(lambda: not any(map(is_running, left)))
                 assert {series: told_by(series, attempt=1) for series in silent} == lines  # fenced off
         study.wait_until_over()
         expected = apart()

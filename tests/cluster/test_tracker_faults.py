@@ -19,9 +19,10 @@ import pytest
 from harness.journal import Progress, read_progress
 from harness.rundir import Root
 from tests.cluster.misbehaving import Misbehaving
-from tests.cluster.servers import Postgres, Served, free_port, wait_until
+from tests.cluster.servers import Postgres, Served, free_port
 from tests.conftest import Answer
 from tests.harness.trainer import losses, prepared, train
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from harness.journal import Event, attempts, read_progress
-from tests.cluster.servers import wait_until
 from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -63,12 +63,12 @@ def test_a_search_whose_controller_was_killed_finds_its_jobs_again_and_waits_for
     runs = study.root.path / "runs"
     first = start_tune(study, "--set", "tune.trials=2")  # leaves one to be submitted by the next
     try:
-        wait_until(lambda: any(read_progress(run).state == Event.FINISHED for run in runs.glob("*")), 180)
+        wait_until(lambda: any(read_progress(run).state == Event.FINISHED for run in runs.glob("*")))
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
     path = refusing_once(tmp_path, study.environment["PATH"])
-    out, err = start_tune(study, PATH=path).communicate(timeout=300)
+    out, err = start_tune(study, PATH=path).communicate(timeout=PATIENCE)
     (cell,) = json.loads(out)["cells"]
     assert cell["trials"] == {"finished": 3}, err
     assert (

@@ -21,6 +21,7 @@ from harness.tracking import Tracker, default_uri
 from harness.validation import validate
 from tests.conftest import tiny_study
 from tests.harness.trainer import losses, prepared
+from tests.waiting import PATIENCE
 
 EVAL_EVERY, CHECKPOINT_EVERY = 2, 3
 Moment = Callable[[], bool]
@@ -65,16 +66,14 @@ class Story:
         """The directories that hold a journal."""
         return [self.series, *self.run_dirs]
 
-    def attempt(
-        self, moment: Moment | None = None, deed: Callable[[], None] | None = None, seconds: float = 120
-    ) -> int | None:
+    def attempt(self, moment: Moment | None = None, deed: Callable[[], None] | None = None) -> int | None:
         """Train in a process of its own; returns its exit status.
 
         At that moment it is killed (-9); or, where there is a deed, held still until that is done.
         """
         process = start_worker(self.run_dirs)
         assert process.pid is not None
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE
         while process.is_alive():
             if moment is not None and moment():
                 if deed is None:

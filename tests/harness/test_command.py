@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,10 @@ from harness.journal import read_progress
 from harness.rundir import Root
 from tests.conftest import Answer, files_below
 from tests.harness.trainer import losses, train
+from tests.waiting import PATIENCE, wait_until
 
 Fields = dict[str, Any]
 Command = Callable[..., Answer]
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -39,7 +32,7 @@ def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[s
 
     def start(study: Path) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness", "submit", str(study), "--on", "local"],
+            [sys.executable, "-X", "faulthandler", "-m", "harness", "submit", str(study), "--on", "local"],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -73,6 +66,11 @@ def is_told_to_stop(process: psutil.Process) -> bool:
         return False
     (waiting,) = [int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:")]
     return bool(waiting >> (signal.SIGTERM - 1) & 1)
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "harness.worker" in child.cmdline()]
 
 
 def trunk_step(root: Root) -> int:
@@ -149,17 +147,18 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
 ) -> None:
     study, root = write_study(two_series), Root(tmp_path / "runs")
     process = start_submit(study)
-    wait_until(lambda: trunk_step(root) >= 20)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    held = [worker for worker in workers if "harness.worker" in worker.cmdline()]
+    wait_until(lambda: trunk_step(root) >= 1, on=process)
+    held = workers_of(process)
+    wait_until(lambda: trunk_step(root) >= 20, on=process)
     for worker in held:  # lest they finish before they are told to stop
         worker.suspend()
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(ending)
-    wait_until(lambda: any(map(is_told_to_stop, held)))
+    wait_until(lambda: any(map(is_told_to_stop, held)), on=process)
     for worker in held:
         worker.resume()
-    process.wait(timeout=120)
-    psutil.wait_procs(workers, timeout=120)
+    process.wait(timeout=PATIENCE)
+    psutil.wait_procs(workers, timeout=PATIENCE)
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     left = json.loads(ssmscale("status", "tiny", "--json").out)["counts"]
     assert left.get("running", 0) == left.get("queued", 0) == 0
@@ -184,14 +183,9 @@ def test_a_worker_killed_takes_nothing_with_it(
 ) -> None:
     study, root = write_study(two_series), Root(tmp_path / "runs")
     process = start_submit(study)
-    wait_until(lambda: trunk_step(root) >= 20)
-    worker = next(
-        child
-        for child in psutil.Process(process.pid).children()
-        if "harness.worker" in " ".join(child.cmdline())
-    )
-    worker.kill()
-    out, err = process.communicate(timeout=120)
+    wait_until(lambda: trunk_step(root) >= 20, on=process)
+    workers_of(process)[0].kill()
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
     apart = Root(tmp_path / "apart")
     train(apart, two_series)
@@ -257,7 +251,7 @@ def test_plain_lines_when_piped_hold_no_escape_codes(
     start_submit: Callable[[Path], subprocess.Popen[str]],
 ) -> None:
     process = start_submit(write_study(study_fields))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "\x1b" not in out
     assert "[2/2] prefix_simba xs seed 0, 10 iterations: loss" in out

@@ -28,6 +28,7 @@ from harness.validation import validate
 from tests.conftest import Answer
 from tests.harness.faults import Moment, Story, fault_study, step_files
 from tests.harness.trainer import losses
+from tests.waiting import PATIENCE
 
 LENGTHS = (12, 30)
 
@@ -207,7 +208,7 @@ def test_a_clock_set_back_a_day_orders_nothing(halfway: Story, undisturbed: list
         },
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:] + halfway.log()

@@ -20,6 +20,7 @@ import pytest
 from harness.memory import Memory, memory
 from ssmttm.config import Architecture, ModelConfig
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE
 
 Spec = dict[str, Any]
 TOLERANCE = 0.15
@@ -78,7 +79,7 @@ def measured(specs: Sequence[Spec], tmp_path: Path) -> list[int]:
         )
         for rank in range(ranks)
     ]
-    told = [json.loads(process.communicate(timeout=900)[0].splitlines()[-1]) for process in processes]
+    told = [json.loads(process.communicate(timeout=PATIENCE)[0].splitlines()[-1]) for process in processes]
     return [max(peaks) for peaks in zip(*told, strict=True)]
 
 

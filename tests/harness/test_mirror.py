@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,9 @@ from harness.study import Study
 from harness.tracking import Tracker, default_uri, sidecar_uri
 from harness.validation import validate
 from tests.harness.journals import begin_series, log_steps, registered, rows_of, write_finished
+from tests.waiting import PATIENCE, wait_until
 
 Fields = dict[str, Any]
-
-
-def wait_for(happened: Callable[[], object], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -60,10 +52,10 @@ def test_a_tracker_that_comes_back_gets_what_it_missed(
     thread = MirrorThread(default_uri(tracked_root), "tiny", tracked_root, every_seconds=0.01)
     thread.show(rows_of(tracked_root, study_fields))
     thread.start()
-    wait_for(lambda: thread.problem)
+    wait_until(lambda: thread.problem)
     log_steps(journal, [1, 2, 3])
     database.write_bytes(content)
-    wait_for(lambda: thread.problem is None)
+    wait_until(lambda: thread.problem is None)
     thread.finish(rows_of(tracked_root, study_fields))
     tracker = Tracker(default_uri(tracked_root), "tiny", tracked_root)
     (held,) = [one for one in tracker.experiment.search() if one.kind == "series"]
@@ -153,7 +145,7 @@ def test_a_mirror_beside_a_worker_refuses_to_open_a_file(
 ) -> None:
     series_id, _ = prepared(tracked_root, study_fields, tracking)
     command = [sys.executable, "-m", "harness.mirror", str(tracked_root.study("tiny")), series_id]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 2
     assert "names no tracker a second machine may write to" in done.stderr
     assert "Traceback" not in done.stderr
@@ -165,7 +157,7 @@ def test_a_mirror_beside_a_worker_ends_with_its_series_and_leaves_no_process(
     series_id, launch = prepared(tracked_root, study_fields, "http://127.0.0.1:9")
     log_file = tracked_root.series(series_id) / "logs" / "mirror.log"
     with mirrored_beside(launch, tracked_root, series_id):
-        wait_for(lambda: log_file.exists() and "the journals keep everything" in log_file.read_text())
+        wait_until(lambda: log_file.exists() and "the journals keep everything" in log_file.read_text())
     assert "Traceback" not in log_file.read_text()
 
 
@@ -194,8 +186,8 @@ def test_a_mirror_beside_a_worker_that_is_killed_ends_too(tracked_root: Root, st
     beside = psutil.Process(int(worker.stdout.readline()))
     assert "the journals keep everything" in worker.stderr.readline()
     worker.send_signal(signal.SIGKILL)
-    worker.wait(10)
-    wait_for(lambda: not beside.is_running() or beside.status() == psutil.STATUS_ZOMBIE)
+    worker.wait(PATIENCE)
+    wait_until(lambda: not beside.is_running() or beside.status() == psutil.STATUS_ZOMBIE)
 
 
 def test_a_mirror_whose_worker_is_done_before_it_begins_does_not_stay(
@@ -203,4 +195,4 @@ def test_a_mirror_whose_worker_is_done_before_it_begins_does_not_stay(
 ) -> None:
     series_id, _ = prepared(tracked_root, study_fields, "http://127.0.0.1:9")
     command = [sys.executable, "-m", "harness.mirror", str(tracked_root.study("tiny")), series_id]
-    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True)
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=True)

@@ -19,8 +19,8 @@ from harness.journal import Event, read_progress
 from harness.rundir import Root
 from harness.tuning.record import in_control
 from tests.conftest import tiny_study
-from tests.harness.test_command import wait_until
 from tests.harness.tuner import Fields
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -65,7 +65,7 @@ def tune(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def end_of(process: subprocess.Popen[str]) -> Said:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=PATIENCE)
     return Said(process.returncode, out, err)
 
 
@@ -102,7 +102,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_sto
     (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
     first = tune(folder)
     try:
-        wait_until(lambda: len(finished_runs(root)) >= 2, 240)
+        wait_until(lambda: len(finished_runs(root)) >= 2, on=first)
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()

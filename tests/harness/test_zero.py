@@ -14,6 +14,7 @@ from harness.journal import read_progress
 from harness.rundir import Root
 from tests.conftest import REPOSITORY
 from tests.harness.trainer import prepared, train
+from tests.waiting import PATIENCE
 
 STEPS = 20
 
@@ -92,7 +93,7 @@ def train_on_ranks(ranks: int, run_dir: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -17,6 +17,7 @@ from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.dataset import TokenDataset
 from ssmttm.errors import InputError
+from tests.waiting import PATIENCE
 
 BUILD = """
 import sys
@@ -160,7 +161,7 @@ def test_a_killed_build_goes_on_where_it_was(bach_corpus: Path, bach_spec: Build
     out = tmp_path / "killed"
     command = [sys.executable, "-c", BUILD, bach_spec.model_dump_json(), str(out), "2"]
     child = subprocess.Popen(command, start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while len(_records(out)) < 2 and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
