@@ -22,6 +22,8 @@ from ssmttm.errors import InputError
 
 BRIEF_HOURS = 0.5
 """What would be over sooner is given fewer devices: nodes are waited for, and starting on them takes minutes."""
+RAY_GIB = 2.0
+"""Memory of a node that Ray's own processes take beside the workers."""
 SLACK_HOURS = 0.25
 """Asked for on top: Ray and the first workers start meanwhile."""
 
@@ -133,7 +135,7 @@ def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int |
         nodes=taken,
         ranks=taken * each,
         threads=max(1, cluster.cores // a_node),
-        memory_gib=max(0.5, round(cluster.memory_gib * each / a_node, 2)),
+        memory_gib=min(cluster.memory_gib, round(cluster.memory_gib * each / a_node + RAY_GIB, 2)),
     )
     longest = max(demand.hours.high for demand in demands)
     bound = sum(demand.hours.high * demand.devices for demand in demands) / shape.ranks + longest

@@ -64,12 +64,21 @@ class Hours:
 def times_of_jobs(book: Book) -> dict[str, JobTime]:
     """By job id, the time of every job that accounting has; nothing without accounting.
 
-    Of a packed array the journals know better: what its job holds is shared by all its Series.
+    Of a packed array the journals know better: what its job holds is divided among all its Series.
     """
     return {
         view.job_id: JobTime(task.series_id, view.accounted_seconds * array.shape.ranks)
         for array, _, task, view in book.elements()
         if view is not None and view.accounted_seconds is not None and not array.packed
+    }
+
+
+def shares_of_jobs(book: Book) -> dict[tuple[str, str], float]:
+    """By job id and series id, the share of a GPU that a Series had, of those that shared one with others."""
+    return {
+        (array.job_of(index), task.series_id): task.gpu_fraction
+        for array, index, task, _ in book.elements()
+        if array.packed and task.gpu_fraction < 1
     }
 
 
@@ -79,13 +88,21 @@ def count_hours(
     runs: Mapping[str, Progress],
     wanted: Iterable[str],
     jobs: Mapping[str, JobTime],
+    shares: Mapping[tuple[str, str], float] | None = None,
 ) -> Hours:
-    """Hours of a study from its journals, by series id and by run id; `wanted` are the Runs that are not over."""
+    """Hours of a study from its journals, by series id and by run id; `wanted` are the Runs that are not over.
+
+    jobs: what accounts say, by job id; shares: of a device, by job and series id, where it was less than one.
+    """
     spans: dict[str, list[Span]] = {series_id: list(trunk.spans) for series_id, trunk in trunks.items()}
     for point in points:
         spans[point.series_id] += runs[point.run_id].spans
     seconds = {
-        series_id: _covered(span for span in held if span.job_id not in jobs)
+        series_id: _covered(
+            (span, (shares or {}).get((span.job_id or "", series_id), 1.0))
+            for span in held
+            if span.job_id not in jobs
+        )
         for series_id, held in spans.items()
     }
     for job in jobs.values():
@@ -95,11 +112,11 @@ def count_hours(
     return Hours(used, _left(points, trunks, runs, set(wanted)))
 
 
-def _covered(spans: Iterable[Span]) -> float:
-    """Device-seconds of attempts; a branch trained within its trunk's attempt is counted once."""
+def _covered(spans: Iterable[tuple[Span, float]]) -> float:
+    """Device-seconds of attempts and their shares; a branch trained within its trunk's attempt is counted once."""
     total, until = 0.0, float("-inf")
-    for span in sorted(spans, key=lambda span: (span.begun, -span.ended)):
-        total += max(0.0, span.ended - max(span.begun, until)) * span.ranks
+    for span, share in sorted(spans, key=lambda held: (held[0].begun, -held[0].ended)):
+        total += max(0.0, span.ended - max(span.begun, until)) * span.ranks * share
         until = max(until, span.ended)
     return total
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from harness.dispatch.slurm import Book, jobs_of_runs, open_book
 from harness.dispatch.slurm_queue import SchedulerGone
-from harness.hours import Hours, times_of_jobs
+from harness.hours import Hours, shares_of_jobs, times_of_jobs
+from harness.pilots import Pilot, pilots_of
 from harness.status import RunState, RunStatus, StatusReader, count_states
 from harness.submission import ResolvedStudy
 
@@ -36,6 +37,8 @@ class Reading:
     """Why the scheduler's word is old or missing."""
     is_unheard: bool = False
     """Whether the scheduler has been asked and has never answered."""
+    pilots: tuple[Pilot, ...] = ()
+    """Allocations in which Series of it are packed, that wait or run."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -58,6 +61,7 @@ class Reading:
             "runs": rows,
             "counts": self.counts,
             "gpu_hours": self.hours.as_json(),
+            "allocations": [pilot.as_json() for pilot in self.pilots],
             "notes": list(self.notes),
         }
 
@@ -79,7 +83,8 @@ class StudyReader:
         jobs = {} if self._book is None else jobs_of_runs(self._book)
         times = {} if self._book is None else times_of_jobs(self._book)
         rows = self._journals.read(self.resolved.points, jobs=jobs)
-        hours = self._journals.hours(rows, times)
+        shares = {} if self._book is None else shares_of_jobs(self._book)
+        hours = self._journals.hours(rows, times, shares)
         return Reading(
             self.resolved.study.name,
             rows,
@@ -87,6 +92,7 @@ class StudyReader:
             self._journals.notes,
             self._problem,
             is_unheard=self._problem is not None and self._book is None,
+            pilots=() if self._book is None else pilots_of(self._book, self._folder),
         )
 
     def _ask(self) -> None:

@@ -110,7 +110,7 @@ def submit_packed(
     allocation = choose_allocation(wanted, dispatcher.profile, nodes)
     dispatcher.hours = allocation.hours
     submission.launch(ours)
-    handles = dispatcher.submit_array(array, allocation.shape, ours, packed=True)
+    handles = dispatcher.submit_array(array, allocation.shape, ours, packed=True, device=allocation.kind)
     number = handles[0].job_id.split("_")[0]
     tell_scheduled(submission, names, number, cluster, on)
     return Submitted(len(names), len(ours), (number,), len(jobs) - len(ours), allocation=allocation)

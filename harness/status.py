@@ -145,11 +145,16 @@ class StatusReader:
         self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
         return found
 
-    def hours(self, rows: Sequence[RunStatus], jobs: Mapping[str, JobTime]) -> Hours:
-        """GPU-hours used and left as of the newest reading, whose rows these are; `jobs` by job id, from accounting."""
+    def hours(
+        self,
+        rows: Sequence[RunStatus],
+        jobs: Mapping[str, JobTime],
+        shares: Mapping[tuple[str, str], float] | None = None,
+    ) -> Hours:
+        """GPU-hours used and left as of the newest reading, whose rows these are; the rest as for `count_hours`."""
         points = [row.point for row in rows]
         wanted = [row.run_id for row in rows if row.state not in OVER]
-        return count_hours(points, self._trunks, self._runs, wanted, jobs)
+        return count_hours(points, self._trunks, self._runs, wanted, jobs, shares)
 
 
 def _waiting(events: Iterable[Mapping[str, Any]], submitter: Mapping[str, Any] | None) -> set[str]:
@@ -206,7 +211,7 @@ def _row(
     if job is not None and state in {RunState.QUEUED, RunState.RUNNING}:
         reason = _why(job)
         if job.packed and job.state is JobState.RUNNING and state is RunState.QUEUED:
-            reason = f"waits for room in job {job.job_id}"
+            reason = f"waits for its turn in job {job.job_id}"
     elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
         over = f"job {job.job_id} is over: {job.slurm_state}"  # of which the journals may not know
         reason = f"{reason}; {over}" if reason else over

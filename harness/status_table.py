@@ -36,8 +36,10 @@ def print_status(console: Console, reading: Reading) -> None:
 
 
 def summary(reading: Reading) -> Iterator[Text]:
-    """How many Runs stand where; and GPU-hours used and left, with what is not known of them."""
+    """How many Runs stand where; allocations; and GPU-hours used and left, with what is not known of them."""
     yield Text(", ").join(_counted(state, count) for state, count in reading.counts.items())
+    for pilot in reading.pilots:
+        yield from map(Text, pilot.lines())
     hours, unknown = reading.hours, reading.hours.unknown
     left = f"{hours.left_as_far_as_known:.3g} left"
     if unknown and unknown == sum(left != 0.0 for left in hours.left.values()):

@@ -77,6 +77,8 @@ class Array(Frozen):
     tasks: tuple[Task, ...]
     packed: bool = False
     """Whether one job trains all the tasks, packed on its GPUs by Ray, and not an element each its own."""
+    device: str = "GPU"
+    """What a rank of its shape has to itself: a GPU, or a core where there are none."""
     process: dict[str, Any]
     """The submission that wrote it."""
     t: float
@@ -269,17 +271,18 @@ class SlurmDispatcher:
         return handles
 
     def submit_array(
-        self, name: str, shape: Shape, jobs: Sequence[Job], *, packed: bool = False
+        self, name: str, shape: Shape, jobs: Sequence[Job], *, packed: bool = False, device: str = "GPU"
     ) -> list[Handle]:
         """Write an array down, submit it, and write down SLURM's number of it.
 
-        packed: whether one job of that shape trains all jobs, and not an element of the array each.
+        packed: whether one job of that shape trains all jobs, and not an element of the array each; on what devices.
         """
         array = Array(
             name=name,
             shape=shape,
             tasks=tuple(map(task_of, jobs)),
             packed=packed,
+            device=device,
             process=identify_process(),
             t=time.time(),
             copy_of_code=self.copy.name if self.copy else None,

@@ -61,12 +61,12 @@ class SlurmStudy:
             "GLOO_SOCKET_IFNAME": "lo",
         }
 
-    def start_submit(self, *options: str) -> subprocess.Popen[str]:
-        """`ssmscale submit --on slurm` as a process of its own."""
+    def start_submit(self, *options: str, on: str = "slurm") -> subprocess.Popen[str]:
+        """`ssmscale submit` to the cluster as a process of its own."""
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "harness", "submit", str(self.study)),
-                *("--on", "slurm", "--cluster", str(self.profile_path), "--root", str(self.root.path)),
+                *("--on", on, "--cluster", str(self.profile_path), "--root", str(self.root.path)),
                 *options,
             ],
             cwd=self.code,
@@ -76,9 +76,9 @@ class SlurmStudy:
             env=self.environment,
         )
 
-    def submit(self, *options: str) -> str:
+    def submit(self, *options: str, on: str = "slurm") -> str:
         """Submit; returns what was said."""
-        process = self.start_submit(*options)
+        process = self.start_submit(*options, on=on)
         said, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, said
         return said
@@ -126,7 +126,7 @@ class SlurmStudy:
     def job(self, series: Path) -> str:
         """SLURM's number of a Series' newest job."""
         ids = [
-            f"{array.job_id}_{index}"
+            array.job_of(index)
             for array in self.arrays()
             for index, task in enumerate(array.tasks)
             if task.series_id == series.name

@@ -93,7 +93,8 @@ def test_cores_are_the_devices_where_there_are_no_gpus(series: Series) -> None:
 
 def test_an_allocation_takes_its_share_of_a_nodes_cores_and_memory(series: Series) -> None:
     shape = choose_allocation(series(4.0, 4.0), GPUS).shape
-    assert (shape.ranks_a_node * shape.threads, shape.memory_gib) == (16, 128.0)
+    assert (shape.ranks_a_node * shape.threads, shape.memory_gib) == (16, 128 + 2.0)
+    assert choose_allocation(series(*[4.0] * 400), GPUS).shape.memory_gib == 512
 
 
 def test_the_nodes_a_user_names_are_taken_as_far_as_series_fill_them(series: Series) -> None:

@@ -15,10 +15,12 @@ from harness.journal import Event
 from harness.logs import find_logs
 from harness.opening import jobs_of, rows_of
 from harness.process import identify_process
+from harness.ray_cluster import RayAddress
 from harness.reading import StudyReader
 from harness.remote import cancel_jobs_of, last_submitted_to
-from harness.rundir import Root
+from harness.rundir import Root, write_atomically
 from harness.status import RunState
+from harness.status_table import summary
 from harness.submission import ResolvedStudy
 from tests.harness.conftest import Answering
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered
@@ -76,7 +78,7 @@ def test_of_a_job_that_runs_only_what_is_being_trained_is_called_running(
     log_steps(trunk, [1, 2])
     assert states(study) == [RunState.DONE, RunState.RUNNING, RunState.QUEUED]
     row = rows_of(study)[-1]
-    assert (row.run_id, row.reason) == (waiting.run_id, "waits for room in job 77_0")
+    assert (row.run_id, row.reason) == (waiting.run_id, "waits for its turn in job 77_0")
     trunk.append(Event.PREEMPTED, reason="SIGTERM")  # it is to go on as soon as there is room again
     assert states(study)[1] is RunState.QUEUED
 
@@ -119,6 +121,41 @@ def test_what_packed_runs_took_is_what_their_journals_say(
         log_steps(trunk, [1])
     hours = StudyReader(study).read().hours
     assert 0 < hours.used_in_all < 0.01
+
+
+def test_status_tells_of_the_allocation_and_how_its_dashboard_is_reached(
+    study: ResolvedStudy, answering: Answering
+) -> None:
+    answering(WAITS)
+    assert told(study)[-2] == (
+        "job 77_0: 3 series packed on 2 nodes with 4 GPUs each, queued: Priority (jobs of higher priority go first)"
+    )
+    answering(RUNS)
+    ray = RayAddress(
+        address="10.0.0.1:6379",
+        token_file=Path("/token"),
+        dashboard="http://127.0.0.1:8265",
+        node="n1",
+        user="me",
+        temp_dir=Path("/tmp/ray"),
+    )
+    told_at = packed_folder(study.root.study("tiny"), "ssmscale-a") / "ray.json"
+    write_atomically(told_at, ray.model_dump_json())
+    *_, job, dashboard, _ = told(study)
+    assert job == "job 77_0: 3 series packed on 2 nodes with 4 GPUs each, running for 5 min on n[1-2]"
+    assert dashboard == (
+        "Ray's dashboard: ssh -L 8265:127.0.0.1:8265 me@n1, then http://127.0.0.1:8265 with what is in /token"
+    )
+    (row,) = StudyReader(study).read().as_json()["allocations"]
+    assert (row["job_id"], row["state"], row["nodes"], row["gpus"]) == ("77_0", "running", 2, 8)
+    assert row["tunnel"] == "ssh -L 8265:127.0.0.1:8265 me@n1"
+    answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
+    assert StudyReader(study).read().as_json()["allocations"] == []
+
+
+def told(study: ResolvedStudy) -> list[str]:
+    """The lines of `status` below its table."""
+    return [str(line) for line in summary(StudyReader(study).read())]
 
 
 def test_a_job_is_ended_when_no_run_of_it_is_wanted_any_more(

@@ -39,6 +39,7 @@ def hours_of(
     journals: dict[str, Progress],
     wanted: list[GridPoint] | None = None,
     jobs: dict[str, JobTime] | None = None,
+    shares: dict[tuple[str, str], float] | None = None,
 ) -> Hours:
     """Hours where all other journals are empty."""
     return count_hours(
@@ -47,6 +48,7 @@ def hours_of(
         {point.run_id: journals.get(point.run_id, Progress()) for point in points},
         [point.run_id for point in (points if wanted is None else wanted)],
         jobs or {},
+        shares,
     )
 
 
@@ -78,6 +80,13 @@ def test_a_schedulers_accounts_stand_for_the_journals_of_that_job(points: list[G
         series_id: pytest.approx(2.0 + 0.5),
         points[-1].series_id: 0.0,
     }
+
+
+def test_a_series_that_shared_a_gpu_is_charged_its_share(points: list[GridPoint]) -> None:
+    series_id = points[0].series_id
+    trunk = worked((0, 1800, "12_0", 1), (3600, 5400, "13_0", 1))
+    hours = hours_of(points, {series_id: trunk}, shares={("12_0", series_id): 0.25, ("13_0", "another"): 0.5})
+    assert hours.used[series_id] == pytest.approx(0.5 * 0.25 + 0.5)
 
 
 def test_what_is_left_follows_the_speed_that_was_measured(points: list[GridPoint]) -> None:
