@@ -1,0 +1,173 @@
+"""A packed array in one job of the devcluster, with a controller that only tells what Ray gives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from harness.dispatch.slurm import Array, ArrayBook, Shape, Task, new_name, packed_folder
+from harness.process import identify_process
+from harness.ray_cluster import RayAddress, read_address
+from harness.rundir import Launch, Root, write_launch, write_run
+from slurm.devcluster.cluster import DevCluster
+from tests.conftest import REPOSITORY
+from tests.harness.journals import registered
+
+CONTROLLER = """\
+import json, os, signal, sys, time
+from pathlib import Path
+import ray
+
+told = []
+for number in (signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, lambda number, _: told.append(signal.Signals(number).name))
+folder = Path(sys.argv[1]).parent.parent
+if (folder / "breaks").exists():
+    sys.exit("ModuleNotFoundError: No module named 'torch'")
+ray.init(log_to_driver=False)
+signal.signal(signal.SIGTERM, lambda number, _: told.append(signal.Signals(number).name))
+
+def tell(**facts):
+    with (folder / "told.jsonl").open("a") as file:
+        file.write(json.dumps({"pid": os.getpid(), **facts}) + "\\n")
+
+class Device:
+    def name(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+known = None
+while not told:
+    alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
+    if set(alive) != known:
+        known = set(alive)
+        offered = {}
+        for node in alive.values():
+            here = {"num_cpus": 0, "num_gpus": 1, "label_selector": {"ray.io/node-id": node["NodeID"]}}
+            devices = [ray.remote(Device).options(**here).remote() for _ in range(int(node["Resources"]["GPU"]))]
+            try:
+                offered[node["NodeName"]] = sorted(ray.get([device.name.remote() for device in devices]))
+            except ray.exceptions.RayError:
+                known = None  # it went meanwhile
+        if known is not None:
+            tell(offered=offered)
+    if (folder / "enough").exists():
+        sys.exit(0)
+    time.sleep(0.1)
+tell(told=told)
+sys.exit(75)
+"""
+
+
+class PackedJob:
+    """One study's packed array, submitted."""
+
+    def __init__(
+        self, cluster: DevCluster, folder: Path, fields: dict[str, Any], *, nodes: int = 2, gpus: int = 2
+    ) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.root = Root(folder / "runs")
+        study = registered(self.root, fields)
+        self.study_dir = self.root.study(study.study.name).absolute()
+        self.run_dirs = []
+        control = self.study_dir / "control.jsonl"
+        tasks = []
+        for point in study.points:
+            self.run_dirs.append(write_run(self.root, point.run).absolute())
+            launch = Launch(corpus=Path("corpus"), control=control, dispatcher="ray", micro_batch=1)
+            write_launch(self.root, point.series_id, launch)
+            tasks.append(Task(series_id=point.series_id, run_dirs=(self.run_dirs[-1],), ranks=1, threads=1))
+        self.array = Array(
+            name=new_name(),
+            shape=Shape(nodes=nodes, ranks=nodes * gpus, threads=1, memory_gib=2),
+            tasks=tuple(tasks),
+            packed=True,
+            process=identify_process(),
+            t=time.time(),
+        )
+        ArrayBook(self.study_dir).write(self.array)
+        self.job_id = ""
+
+    def submit(self, *options: str) -> None:
+        array_file = self.study_dir / "arrays" / f"{self.array.name}.json"
+        controller = self.folder / "controller.py"
+        controller.write_text(CONTROLLER)
+        program = (
+            "import sys; from harness.ray_job import main; "
+            f"sys.exit(main([{str(array_file)!r}], [{str(controller)!r}]))"
+        )
+        script = self.folder / "job.sh"
+        script.write_text(f'#!/bin/bash\n{sys.executable} -u -c "{program}"\n')
+        shape = self.array.shape
+        said = self.slurm(
+            *("sbatch", "--parsable", "--array=0", "--partition=low", "--requeue", "--open-mode=append"),
+            *(f"--job-name={self.array.name}", f"--nodes={shape.nodes}", "--mem=2G", "--signal=USR2@20"),
+            *(f"--gpus-per-node={shape.ranks_a_node}", f"--ntasks-per-node={shape.ranks_a_node}"),
+            *("--cpus-per-task=1", f"--output={self.folder}/job.out", *options, str(script)),
+        )
+        self.job_id = f"{said.split(';')[0].strip()}_0"
+
+    def slurm(self, *command: str) -> str:
+        environment = {
+            **os.environ,
+            **self.cluster.env,
+            "PYTHONPATH": str(REPOSITORY),
+            "SSMSCALE_OF_TEST": self.array.name,
+        }
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=True, timeout=60
+        ).stdout
+
+    def state(self) -> str:
+        """SLURM's word on it; "" where it is not in the queue any more."""
+        lines = self.slurm("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+        return dict(line.split() for line in lines).get(self.job_id, "")
+
+    @property
+    def address(self) -> RayAddress | None:
+        """Where its Ray is, while it is there."""
+        return read_address(packed_folder(self.study_dir, self.array.name) / "ray.json")
+
+    @property
+    def out(self) -> str:
+        """What its batch script said."""
+        return (self.folder / "job.out").read_text() if (self.folder / "job.out").exists() else ""
+
+    def told(self, key: str) -> list[Any]:
+        """What its controllers told of, oldest first."""
+        return [facts[key] for facts in self._facts() if key in facts]
+
+    def controllers(self) -> list[int]:
+        """Process ids of its controllers, oldest first."""
+        return list(dict.fromkeys(facts["pid"] for facts in self._facts()))
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever runs on its behalf, on any node."""
+        return [
+            process
+            for process in psutil.process_iter(["environ"])
+            if (process.info["environ"] or {}).get("SSMSCALE_OF_TEST") == self.array.name
+        ]
+
+    def named(self, name: str) -> list[psutil.Process]:
+        """Its processes of that name."""
+        return [process for process in self.processes() if name_of(process) == name]
+
+    def _facts(self) -> Sequence[dict[str, Any]]:
+        path = self.study_dir / "told.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
