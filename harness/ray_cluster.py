@@ -1,9 +1,10 @@
 """A Ray of our own, started and ended by us: beside others on the same machines, and never in their way.
 
-Nothing about it is a default that somebody else's Ray has too. Each process of Ray's listens on a port the kernel
-gives it when it binds, so that none can be lost to another in between; each Ray has a temporary folder and a token of
-its own; on one machine it listens on the loopback alone. Its nodes are kept by processes of ours (harness.ray_node),
-which are spoken to through one pipe and end what they started when that pipe does, however its other end ended.
+Nothing about it is a default that somebody else's Ray has too. What can listens on a port the kernel gives it when it
+binds; for what cannot, ports that are free are chosen, others where one was lost in between. Each Ray has a temporary
+folder and a token of its own; on one machine it listens on the loopback alone. Its nodes are kept by processes of ours
+(harness.ray_node), which are spoken to through one pipe and end what they started when that pipe does, however its
+other end ended.
 """
 
 from __future__ import annotations
@@ -29,20 +30,16 @@ from typing import Literal
 from harness.cluster import Cluster
 from harness.disk import make_folder
 from harness.dispatch.rank_process import GRACE_SECONDS
+from harness.ray_place import LOOPBACK, RayDown
 from harness.run import Count, Frozen, WholeNumber
 from harness.rundir import write_atomically
 
 log = logging.getLogger("ssmscale.ray")
 
-LOOPBACK = "127.0.0.1"
 START_SECONDS = 300.0
 """Two processes that import Ray one after the other, 3 s each on an idle core; a busy machine takes its time."""
 LAST_SECONDS = 30.0
 """What Ray itself may take to end, beside workers that save."""
-
-
-class RayDown(RuntimeError):
-    """Ray did not start, or is gone; a sentence says what is missing."""
 
 
 class RayAddress(Frozen):
@@ -79,7 +76,7 @@ class NodePlan(Frozen):
     token_file: Path
     log_dir: Path
     nodes: dict[str, str]
-    """Addresses of the nodes by name, the head's first."""
+    """Addresses of the nodes by name."""
     cpus: Count
     """Cores of each."""
     gpus: WholeNumber
@@ -132,8 +129,15 @@ def read_address(path: Path) -> RayAddress | None:
 class RayNodes:
     """The keepers of a Ray's nodes, as the processes of one command: srun's, or the only one itself."""
 
-    def __init__(self, command: Sequence[str], plan: NodePlan, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        plan: NodePlan,
+        environment: Mapping[str, str],
+        on_signal: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self.plan = plan
+        self._on_signal = on_signal
         self.address: RayAddress | None = None
         self._up: set[str] = set()
         self._heard = b""
@@ -160,7 +164,8 @@ class RayNodes:
         """What the keepers said since the last call, waited for at most that long."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if self.is_alive:  # else its end would be heard of at once, again and again
+                selector.register(self._process.stdout, selectors.EVENT_READ)
             selector.select(seconds)
         while part := self._process.stdout.read(65536):
             self._heard += part
@@ -228,7 +233,9 @@ class RayNodes:
                 self._process.stdin.flush()
         elif word.event == "up":
             self._up.add(word.node)
-        elif word.event != "signal":
+        elif word.event == "signal":
+            self._on_signal(word.reason or "")
+        else:
             self._up.discard(word.node)
             log.warning("Ray on %s: %s", word.node, word.reason)
 
@@ -267,7 +274,7 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
         dashboard=dashboard,
     )
     told = folder / "ray.json"
-    nodes = RayNodes([], plan, os.environ)
+    nodes, address = RayNodes([], plan, os.environ), None
     try:
         address = nodes.wait_until_ready()
         write_atomically(told, address.model_dump_json(indent=1) + "\n")
@@ -276,28 +283,8 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
         nodes.end()
         told.unlink(missing_ok=True)
         token.unlink(missing_ok=True)
-
-
-def temporary_folder(environment: Mapping[str, str]) -> Path:
-    """Make a folder for Ray's sockets that nobody else can enter; raises RayDown where there is no place for one."""
-    longest = 107 - len(
-        "/ray-12345678/worker-12/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
-    )
-    for place in (environment.get("TMPDIR"), "/tmp", "/var/tmp"):  # noqa: S108
-        if place and Path(place).is_absolute() and len(place.rstrip("/")) <= longest:
-            folder = Path(place) / f"ray-{secrets.token_hex(4)}"
-            with contextlib.suppress(OSError):
-                folder.mkdir(mode=0o700)
-                return folder
-    raise RayDown(
-        f"TMPDIR={environment.get('TMPDIR', '')}: Ray's sockets need a folder that can be written to and whose path "
-        f"has at most {longest} characters; neither it nor /tmp is one"
-    )
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove what Ray left."""
-    shutil.rmtree(folder, ignore_errors=True)
+        if address is not None:
+            shutil.rmtree(address.temp_dir.parent, ignore_errors=True)  # where its keeper was killed
 
 
 @contextmanager

@@ -10,6 +10,7 @@ a job whose time is over with work left is requeued under its own number. What b
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -26,10 +27,12 @@ from pathlib import Path
 from harness.control import Control
 from harness.disk import DiskFull
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
+from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.slurm import Array, packed_folder
 from harness.dispatch.slurm_queue import call
 from harness.journal import Event, Journal, read_progress
-from harness.ray_cluster import NodePlan, RayDown, RayNodes, last_line, make_token
+from harness.ray_cluster import NodePlan, RayNodes, last_line, make_token
+from harness.ray_place import RayDown
 from harness.remaining import count_crashes, place, unfinished
 from harness.rundir import Root, read_model, write_atomically
 from harness.slurm_restart import job_number, look_up, requeue
@@ -108,7 +111,10 @@ class Pilot:
             log.error("%s: takes no more; submit again when that has changed", self.root.path)
             return EXIT_NO_SPACE
         if not self.told:
-            log.info("%d runs are left to other processes", len(left))
+            told = (
+                "its controller was told to stop" if code == EXIT_PREEMPTED else "other processes train them"
+            )
+            log.info("%d runs are left: %s", len(left), told)
             return EXIT_PREEMPTED
         job = look_up(self.job_id)
         if job.starts_again > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
@@ -148,7 +154,8 @@ class Pilot:
         """A Ray on all nodes of the job while the block runs; raises RayDown where it does not start."""
         token = make_token(self.folder)
         told = self.folder / "ray.json"
-        nodes = RayNodes(self._srun(), self._plan(token), _for_srun())
+        # SLURM tells the steps of a job whose time is nearly over, and not its batch script.
+        nodes = RayNodes(self._srun(), self._plan(token), _for_srun(), self.told.append)
         try:
             address = nodes.wait_until_ready(wanted=lambda: not self.told)
             write_atomically(told, address.model_dump_json(indent=1) + "\n")
@@ -186,21 +193,21 @@ class Pilot:
                 start_new_session=True,
                 preexec_fn=_ends_with_us,  # noqa: PLW1509  this process has one thread
             )
-        passed_on = 0
+        is_told = False
         try:
             while process.poll() is None:
-                words = nodes.listen(LISTEN_SECONDS)
-                # SLURM tells the steps of a job whose time is nearly over, and not its batch script.
-                self.told += [word.reason or "" for word in words if word.event == "signal"]
-                if len(self.told) > passed_on:
-                    if not passed_on:
-                        process.send_signal(signal.Signals[self.told[0]])
-                    passed_on = len(self.told)
+                nodes.listen(LISTEN_SECONDS)
+                if self.told and not is_told:
+                    process.send_signal(signal.Signals[self.told[0]])
+                    is_told = True
                 if not nodes.is_alive and not self.told:
                     raise RayDown(f"Ray ended under its controller; {nodes.log} ends: {last_line(nodes.log)}")
         finally:
             if process.poll() is None:
                 process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_SECONDS)
+                process.kill()
                 process.wait()
         return process.returncode
 

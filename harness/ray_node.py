@@ -16,29 +16,27 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import psutil
 
 from harness.dispatch.base import MOST_ATTEMPTS
 from harness.dispatch.rank_process import GRACE_SECONDS
-from harness.ray_cluster import (
+from harness.ray_cluster import NodePlan, Word, environment_of_ray, last_line
+from harness.ray_hook import NO_DASHBOARD, NODE_ADDRESS
+from harness.ray_member import Member, below
+from harness.ray_place import (
     LOOPBACK,
-    NodePlan,
     RayDown,
-    Word,
-    environment_of_ray,
-    last_line,
-    remove_folder,
+    address_towards,
+    free_ports,
+    offered_gpus,
     temporary_folder,
 )
-from harness.ray_hook import NO_DASHBOARD, NODE_ADDRESS
 
 log = logging.getLogger("ssmscale.ray")
 
@@ -46,54 +44,9 @@ OBJECT_STORE_BYTES = 100 * 2**20
 """Nothing is passed through it here; 75 MB is the least that Ray takes."""
 STEADY_SECONDS = 60.0
 """What ran so long did start: its death is not held against the next start."""
+REAP_SECONDS = 10.0
 BETWEEN = 0.2
 """Seconds from one look at the processes to the next."""
-
-
-class Member:
-    """One `ray start --block` and what it started: a raylet and its agents, and with the head the control store."""
-
-    def __init__(self, arguments: Sequence[str], folder: Path, log_file: Path, environment: dict[str, str]):
-        folder.mkdir(mode=0o700)
-        self.folder = folder
-        self.began = time.monotonic()
-        self._raylet: psutil.Process | None = None
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, f"--temp-dir={folder}"]
-        with log_file.open("ab") as said:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=_before_ray,  # noqa: PLW1509  this process has one thread
-            )
-
-    @property
-    def address(self) -> str | None:
-        """The control store's address once the node is registered there; None before."""
-        with contextlib.suppress(FileNotFoundError):
-            return (self.folder / "ray_current_cluster").read_text(encoding="utf-8").strip() or None
-        return None
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it does not serve as a node any more."""
-        if self.process.poll() is not None:
-            return True
-        if self._raylet is None:
-            self._raylet = next((child for child in _below(self.process.pid) if _is_raylet(child)), None)
-            return False
-        # A raylet that ends in order leaves `ray start --block` behind.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return not self._raylet.is_running() or self._raylet.status() == psutil.STATUS_ZOMBIE
-        return True
-
-    def end(self) -> None:
-        """End it and, by the kernel, what it started: there is nothing in Ray to be saved."""
-        self.process.kill()
-        self.process.wait()
 
 
 class Keeper:
@@ -118,6 +71,7 @@ class Keeper:
         self._heard = b""
         self._failures = 0
         self._starts = 0
+        self._reaped = 0.0
 
     def run(self) -> None:
         """Keep the node until standard input ends; raises RayDown where it cannot be kept."""
@@ -126,7 +80,7 @@ class Keeper:
         if self.is_first:
             self.head = self._start_head()
         while self._listen():
-            _reap(self.processes)
+            self._reap_now_and_then()
             if self.head is not None:
                 self._keep_head(self.head)
             if self._join is not None:
@@ -142,14 +96,15 @@ class Keeper:
         for member in self.processes:
             member.end()
         self._clear(keep=None)
-        remove_folder(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _keep_head(self, head: Member) -> None:
         if head.is_gone:
             if self.is_told or self.is_ending:
+                head.keep_logs(self.plan.log_dir / f"ray-{self.name}-head")
                 raise RayDown(f"its head ended; {self._ending()}")
             head.end()
-            self._count_failure()
+            self._count_failure(head)
             self.head = self._start_head()
         elif not self.is_told and (address := head.address) is not None:
             self.is_told = True
@@ -173,7 +128,7 @@ class Keeper:
             if time.monotonic() - worker.began > STEADY_SECONDS:
                 self._failures = 0
             worker.end()
-            self._count_failure()
+            self._count_failure(worker)
             self._clear(keep=self.head)  # what it held, its successor gives to others
             self.worker = self._start_worker(address)
         elif not self.is_up and worker.address is not None:
@@ -181,7 +136,7 @@ class Keeper:
             self._say(Word(node=self.name, event="up"))
 
     def _start_head(self) -> Member:
-        self._dashboard_port = free_port()
+        (self._dashboard_port,) = free_ports(1, LOOPBACK)
         arguments = [
             "--head",
             "--port=0",
@@ -205,20 +160,20 @@ class Keeper:
         return self._start("worker", arguments, self.devices)
 
     def _start(self, role: str, arguments: Sequence[str], devices: Sequence[str] | None) -> Member:
-        # At port 0 whoever listens is given a port that nobody has, and tells the others.
-        ports = (
-            "node-manager-port",
-            "object-manager-port",
-            "min-worker-port",
-            "max-worker-port",
+        # At port 0 whoever listens is given a port that nobody has, and tells the others. Those who import Python first
+        # are not waited for longer than 15 s to tell (ray-project/ray issue 65983), so their ports are chosen here.
+        own = ("node-manager-port", "object-manager-port", "min-worker-port", "max-worker-port")
+        slow = (
             "dashboard-agent-listen-port",
             "dashboard-agent-grpc-port",
             "runtime-env-agent-port",
             "metrics-export-port",
         )
+        chosen = zip(slow, free_ports(len(slow), self.ip), strict=True)
         common = [
             "--block",
-            *(f"--{name}=0" for name in ports),
+            *(f"--{name}=0" for name in own),
+            *(f"--{name}={port}" for name, port in chosen),
             f"--object-store-memory={OBJECT_STORE_BYTES}",
             "--include-log-monitor=false",
             "--disable-usage-stats",
@@ -245,8 +200,14 @@ class Keeper:
             "DASHBOARD_METRIC_PORT": "0",  # the dashboard's own metrics listen at a fixed port otherwise
         }
 
-    def _count_failure(self) -> None:
+    def _reap_now_and_then(self) -> None:
+        if time.monotonic() - self._reaped > REAP_SECONDS:  # all processes of the machine are looked through
+            self._reaped = time.monotonic()
+            _reap(self.processes)
+
+    def _count_failure(self, member: Member) -> None:
         self._failures += 1
+        member.keep_logs(self.plan.log_dir / f"ray-{self.name}-{self._starts}")
         if self._failures >= MOST_ATTEMPTS:
             raise RayDown(f"ended {self._failures} times in a row; {self._ending()}")
 
@@ -263,14 +224,14 @@ class Keeper:
 
     def _clear(self, keep: Member | None) -> None:
         """Wait for workers whose raylet is gone while they save, and kill whatever else is left of it."""
-        kept = {keep.process.pid, *(child.pid for child in _below(keep.process.pid))} if keep else set()
-        left = [process for process in _below(os.getpid()) if process.pid not in kept]
+        kept = {keep.process.pid, *(child.pid for child in below(keep.process.pid))} if keep else set()
+        left = [process for process in below(os.getpid()) if process.pid not in kept]
         savers = [process for process in left if _is_worker(process)]
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate() if process in savers else process.kill()
         _, stuck = psutil.wait_procs(savers, timeout=GRACE_SECONDS)
-        for process in [*stuck, *(child for child in _below(os.getpid()) if child.pid not in kept)]:
+        for process in [*stuck, *(child for child in below(os.getpid()) if child.pid not in kept)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         _reap(self.processes)
@@ -307,66 +268,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if keeper is not None:
             keeper.end()
     return 0
-
-
-def address_towards(others: Sequence[str]) -> str:
-    """The address by which other hosts reach this one; the loopback where there are none, or all of them are here.
-
-    Raises RayDown where one of them is not known here.
-    """
-    for other in others:
-        try:
-            kind, _, _, _, place = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
-        except OSError as error:
-            raise RayDown(f"{other}: is not known by that name on {os.uname().nodename}") from error
-        with socket.socket(kind, socket.SOCK_DGRAM) as trial:
-            trial.connect(place)  # sends nothing
-            address = str(trial.getsockname()[0])
-        if not address.startswith("127.") and address != "::1":
-            return address
-    return LOOPBACK
-
-
-def offered_gpus(environment: dict[str, str] | os._Environ[str], wanted: int) -> list[str] | None:
-    """Names of the GPUs that this node offers, as CUDA_VISIBLE_DEVICES takes them; None for the first ones there are.
-
-    What SLURM puts into CUDA_VISIBLE_DEVICES goes before its own numbers: where it hides devices they begin at 0.
-    Raises RayDown where there are fewer than `wanted`.
-    """
-    if not wanted:
-        return []
-    for variable in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
-        if variable in environment:
-            found = [name.strip() for name in environment[variable].split(",") if name.strip()]
-            if len(found) < wanted:
-                raise RayDown(f"{variable}={environment[variable]}: offers {len(found)} of {wanted} GPUs")
-            return found[:wanted]
-    return None
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on now; one that is lost by the time it is used is chosen again."""
-    with socket.socket() as trial:
-        trial.bind((LOOPBACK, 0))
-        return int(trial.getsockname()[1])
-
-
-def _before_ray() -> None:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which is passed on through exec: it is meant for workers
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
-
-
-def _below(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-def _is_raylet(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name() == "raylet"
-    return False
 
 
 def _is_worker(process: psutil.Process) -> bool:

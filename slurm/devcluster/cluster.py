@@ -139,7 +139,7 @@ class DevCluster:
         shape, (ctld, dbd, database, *ports) = self.shape, free_ports(3 + self.shape.nodes)
         devices = [self.home / "gpus" / f"gpu{number}" for number in range(shape.gpus)]
         for device in devices:
-            device.touch()
+            device.symlink_to("/dev/null")  # SLURM wants a device, else it names none to jobs
         host = socket.gethostname().split(".")[0]
         gres = f" Gres=gpu:fake:{shape.gpus}" if shape.gpus else ""
         node_lines = [

@@ -111,4 +111,4 @@ def test_two_allocations_on_one_node_do_not_disturb_each_other(pack: Pack) -> No
     assert f"job {first.job_id} was cancelled" in first.out
     (second.study_dir / "enough").touch()
     wait_until(lambda: not second.state() and not second.processes(), 120)
-    assert "2 runs are left to other processes" in second.out
+    assert "2 runs are left: other processes train them" in second.out

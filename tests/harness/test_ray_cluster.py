@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.ray_cluster import LOOPBACK, RayDown, read_address, remove_folder, temporary_folder
-from harness.ray_node import address_towards, offered_gpus
+from harness.ray_cluster import read_address
+from harness.ray_place import LOOPBACK, RayDown, address_towards, offered_gpus, temporary_folder
 from tests.cluster.servers import wait_until
 from tests.harness.rays import Driver, Here
 
@@ -117,7 +117,7 @@ def test_sockets_go_where_their_paths_are_short_enough(tmp_path: Path) -> None:
         assert folder.parent == Path("/tmp")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     finally:
-        remove_folder(folder)
+        folder.rmdir()
 
 
 def test_only_gpus_of_the_allocation_are_offered() -> None:
