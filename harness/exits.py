@@ -10,7 +10,7 @@ from harness.disk import DiskFull
 from harness.dispatch.slurm_queue import SchedulerGone
 from harness.extras import missing_package
 from harness.foreground import Stopped
-from harness.ray_cluster import RayDown
+from harness.ray_place import RayDown
 from harness.terminal import errors
 
 
