@@ -12,11 +12,13 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from harness.dispatch.base import JobState
+from harness.dispatch.forked_rank import ForkedRank
+from harness.dispatch.rank_server import PLAIN
 
 GRACE_SECONDS = 60.0
 """How long a worker may take over its last step and its checkpoint when it is asked to stop."""
@@ -36,20 +38,17 @@ def environment_of_rank(rank: int, ranks: int, threads: int, **more: str) -> dic
     }
 
 
+_Process = subprocess.Popen[bytes] | ForkedRank
+
+
 class RankProcess:
     """A worker process that is fed; it dies with the thread that made it."""
 
-    def __init__(self, environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, environment: Mapping[str, str], log: Path, server: str | None = None) -> None:
+        """Start it, forked by the rank server of that address where there is one."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as said:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "harness.worker", "--feed"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                env={**os.environ, **environment},
-                start_new_session=True,
-            )
+            self._process = _start({**os.environ, **environment}, said, server)
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
         self._heard = b""
@@ -114,6 +113,20 @@ class RankProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _start(environment: Mapping[str, str], log: IO[bytes], server: str | None) -> _Process:
+    if server is not None:
+        with contextlib.suppress(OSError):  # it is gone: a plain process takes longer, and does as well
+            return ForkedRank(server, environment, log)
+    return subprocess.Popen(
+        PLAIN,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def state_of(outcome: str) -> JobState:

@@ -199,7 +199,7 @@ class RankGroup:
             if self.on_gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in beside for gpu in other.gpus)
             log = self.log_dir / f"workers-{seat.node[:12]}.log"
-            rank.actor.start.remote(environment, str(log))
+            rank.actor.start.remote(environment, str(log), self._servers[seat.node].address.remote())
             rank.asked = rank.actor.hear.remote(HEAR_SECONDS)
         self._is_started = True
         self._tell_ranks()

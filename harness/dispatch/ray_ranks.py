@@ -6,11 +6,13 @@ program that made it, nothing asks the actor first; its child is told by the ker
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.dispatch.forked_rank import RankServer
 from harness.dispatch.rank_process import RankProcess
 
 
@@ -36,6 +38,22 @@ class Heard:
     """Its exit status; None while it is there."""
 
 
+class ServerActor:
+    """Has the rank server of a node; what it holds of the node is nothing that ranks want."""
+
+    def __init__(self, log: str) -> None:
+        self._log = Path(log)
+        self._server: RankServer | None = None
+        with contextlib.suppress(OSError):
+            self._server = RankServer(self._log)
+
+    def address(self) -> str | None:
+        """Where ranks are asked for; None where they have to be plain processes."""
+        if self._server is not None and not self._server.is_alive:
+            self._server = RankServer(self._log)
+        return self._server.address if self._server else None
+
+
 class RankActor:
     """Made on a node by Ray; all its methods run one after the other, so none may take long."""
 
@@ -50,9 +68,9 @@ class RankActor:
         gpus = context.get_accelerator_ids().get("GPU", [])
         return Seat(context.get_node_id(), tuple(str(gpu) for gpu in gpus))
 
-    def start(self, environment: Mapping[str, str], log: str) -> None:
-        """Start the rank."""
-        self._process = RankProcess(environment, Path(log))
+    def start(self, environment: Mapping[str, str], log: str, server: str | None) -> None:
+        """Start the rank, from its node's rank server where there is one."""
+        self._process = RankProcess(environment, Path(log), server)
 
     def feed(self, run_dirs: Sequence[str]) -> None:
         """Have the rank train a Series."""
