@@ -9,17 +9,19 @@ import itertools
 import logging
 import os
 import signal
-import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from harness.dispatch.base import Handle, Job, JobState
 from harness.dispatch.pace import Pace
 from harness.dispatch.packing import Feed, Group, Node, Piece, Shape, Start, Stop, decide
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.ray_group import RankGroup
+from harness.dispatch.ray_ranks import ServerActor
 from harness.dispatch.ray_trainer import TrainerGroup, is_long, log_path
 
 log = logging.getLogger("ssmscale.ray")
@@ -43,6 +45,9 @@ class RayDispatcher:
         self._starts: list[float] = []
         self._decide_at = 0.0
         self._pace = Pace()
+        self._servers: dict[str, Any] = {}
+        """The ServerActor of each node."""
+        self._look_after_nodes()
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Take jobs on; which begins first is decided by how long each is expected to take."""
@@ -106,10 +111,11 @@ class RayDispatcher:
     @property
     def startup(self) -> float:
         """Seconds a group is expected to take to start."""
-        return statistics.median(self._starts[-9:]) if self._starts else STARTUP_SECONDS
+        # The first ones wait for their node's imports, and others start beside them.
+        return min(self._starts[-3:], default=STARTUP_SECONDS)
 
     def _decide(self) -> None:
-        nodes = _nodes("GPU" if self.on_gpus else "CPU")
+        nodes = self._look_after_nodes()
         now = time.monotonic()
         held = {group.key: group for group in self.groups if not group.is_leaving}
         view = [
@@ -129,7 +135,7 @@ class RayDispatcher:
                     held[group.key].feed(self.waiting.pop(piece.key))
                 case Start(piece, places):
                     handle = self.waiting.pop(piece.key)
-                    kind = TrainerGroup if is_long(handle.job) else RankGroup
+                    kind = TrainerGroup if is_long(handle.job) else partial(RankGroup, servers=self._servers)
                     new = kind(piece.shape, places, self.log_dir, on_gpus=self.on_gpus)
                     log.info(
                         "series %s: to %s, %d ranks on %d nodes",
@@ -140,6 +146,25 @@ class RayDispatcher:
                     )
                     new.feed(handle)
                     self.groups.append(new)
+
+    def _look_after_nodes(self) -> list[Node]:
+        """The nodes that are there, each with a rank server that makes its imports before there is a rank."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = _nodes("GPU" if self.on_gpus else "CPU")
+        for node in nodes:
+            if node.devices and node.key not in self._servers:
+                self._servers[node.key] = (
+                    ray.remote(ServerActor)
+                    .options(
+                        num_cpus=0,
+                        max_restarts=-1,
+                        scheduling_strategy=NodeAffinitySchedulingStrategy(node.key, soft=False),
+                    )
+                    .remote(str(self.log_dir / f"workers-{node.key[:12]}.log"))
+                )
+        return nodes
 
     def _busy(self, group: RankGroup | TrainerGroup, now: float) -> float | None:
         """Seconds until a group is expected to be free; None where it is."""

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,23 @@ class RankGroup:
 
     _numbers = itertools.count(1)
 
-    def __init__(self, shape: Shape, nodes: tuple[str, ...], log_dir: Path, *, on_gpus: bool) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        nodes: tuple[str, ...],
+        log_dir: Path,
+        *,
+        servers: Mapping[str, Any],
+        on_gpus: bool,
+    ) -> None:
+        """Have Ray seat it on these nodes, each of which has a ServerActor in `servers`."""
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self.key = f"group-{next(self._numbers)}"
         self.shape, self.nodes, self.log_dir, self.on_gpus = shape, nodes, log_dir, on_gpus
+        self._servers = servers
         self.began = time.monotonic()
         self.handle: Handle | None = None
         self.is_ready = self.is_leaving = self.is_gone = False

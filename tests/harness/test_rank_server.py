@@ -113,9 +113,7 @@ def test_a_forked_rank_saves_and_ends_when_whoever_asked_for_it_is_gone(
     assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
 
 
-def test_a_forked_rank_saves_and_ends_with_its_server(
-    tmp_path: Path, study_fields: dict[str, Any]
-) -> None:
+def test_a_forked_rank_saves_and_ends_with_its_server(tmp_path: Path, study_fields: dict[str, Any]) -> None:
     study_fields["grid"]["iterations"] = [100_000]
     root = Root(tmp_path)
     ((_, runs),) = prepared(root, study_fields, checkpoint_every=1000)
