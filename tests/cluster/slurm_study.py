@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -43,6 +44,8 @@ class SlurmStudy:
     profile: dict[str, Any] = field(default_factory=lambda: dict(PROFILE))
     code: Path = REPOSITORY
     """The checkout it is submitted from."""
+    beside: list[Path] = field(default_factory=list)
+    """What else Python finds modules in, there and in jobs."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +59,7 @@ class SlurmStudy:
         """What the command and the jobs it submits run under."""
         return {
             **environment_of(self.code),
+            "PYTHONPATH": os.pathsep.join(map(str, [self.code, *self.beside])),
             **self.cluster.env,
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo",

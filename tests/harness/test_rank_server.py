@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from harness.dispatch.rank_process import RankProcess, environment_of_rank
 from harness.journal import Event, read_events, read_progress
 from harness.rundir import Root
 from tests.harness.trainer import losses, prepared
-
-SECONDS = 240.0
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +23,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
     made = RankServer(tmp_path_factory.mktemp("server") / "server.log")
     yield made
     made.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def start(server: str | None, ranks: int, folder: Path) -> list[RankProcess]:
@@ -56,7 +47,7 @@ def outcome(ranks: list[RankProcess]) -> set[str]:
             rank.listen()
         return all(rank.replies or rank.status is not None for rank in ranks)
 
-    until(heard)
+    wait_until(heard)
     return {rank.replies.pop(0) for rank in ranks}
 
 
@@ -104,12 +95,12 @@ def test_a_forked_rank_saves_and_ends_when_whoever_asked_for_it_is_gone(
     (rank,) = start(server.address, 1, tmp_path)
     rank.feed([root.run(run.run_id) for run in runs])
     (series,) = root.path.glob("series/*")
-    until(lambda: read_progress(series).step > 3)
+    wait_until(lambda: read_progress(series).step > 3)
     (began,) = processes_of(root)
     process = psutil.Process(began["pid"])
     rank._process._server.close()  # as the kernel does when a process ends, however it ends
     assert process.ppid() != 1
-    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
     assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
 
 
@@ -122,16 +113,16 @@ def test_a_forked_rank_saves_and_ends_with_its_server(tmp_path: Path, study_fiel
         (rank,) = start(server.address, 1, tmp_path)
         rank.feed([root.run(run.run_id) for run in runs])
         (series,) = root.path.glob("series/*")
-        until(lambda: read_progress(series).step > 3)
+        wait_until(lambda: read_progress(series).step > 3)
     finally:
         server.close()
-    until(lambda: any(event["event"] == Event.PREEMPTED for event in read_events(series)))
-    until(lambda: rank.status is not None)
+    wait_until(lambda: any(event["event"] == Event.PREEMPTED for event in read_events(series)))
+    wait_until(lambda: rank.status is not None)
 
 
 def test_what_ends_a_forked_rank_is_told(server: RankServer, tmp_path: Path) -> None:
     ranks = start(server.address, 1, tmp_path)
-    until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
+    wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
     ranks[0].signal(signal.SIGKILL)
     ranks[0].end(60.0)
     assert ranks[0].status == -signal.SIGKILL
@@ -139,5 +130,5 @@ def test_what_ends_a_forked_rank_is_told(server: RankServer, tmp_path: Path) -> 
 
 def test_without_a_server_at_the_address_a_rank_is_a_plain_process(tmp_path: Path) -> None:
     ranks = start(str(tmp_path / "nobody"), 1, tmp_path)
-    until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
+    wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
     assert stop(ranks) == [0]

@@ -1,0 +1,149 @@
+"""24 Series of one, two and four GPUs in one allocation of two nodes: no idle GPUs but for starts, and never too many.
+
+Two cores are no eight GPUs: steps come at a given pace (`paced`), slow enough that eight ranks keep it here. What is
+measured is then the packing: a Series counts from its first step to its last, as its journal has them, and whatever
+happens between two Series of a GPU is loss, imports and starts of ranks included. Ray's own start is told apart.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.journal import Event, read_events
+from harness.rundir import Root
+from tests.cluster.slurm_study import SlurmStudy
+from tests.waiting import wait_until
+
+PACED = Path(__file__).parent / "paced"
+STEP_SECONDS = 0.5
+LENGTHS = {"prefix_mamba": 30, "prefix_simba": 50, "cross_simba": 80, "cross_transformer": 120}
+"""Steps by architecture: from 15 s to a minute."""
+RANKS = {"one": 1, "two": 2, "four": 4}
+GPUS = 8
+
+
+@dataclass(frozen=True)
+class Trained:
+    """When a Series' journal has it train, in seconds since the epoch."""
+
+    ranks: int
+    first: float
+    last: float
+
+    @property
+    def seconds(self) -> float:
+        return self.last - self.first
+
+
+@dataclass(frozen=True)
+class Makespan:
+    """How a packing went."""
+
+    trained: tuple[Trained, ...]
+    begun: float
+    """When the first Series was given its GPUs."""
+
+    @property
+    def seconds(self) -> float:
+        return max(series.last for series in self.trained) - self.begun
+
+    @property
+    def bound(self) -> float:
+        """No packing ends sooner: the longest Series, and all GPU-seconds on all GPUs."""
+        work = sum(series.seconds * series.ranks for series in self.trained)
+        return max(work / GPUS, *(series.seconds for series in self.trained))
+
+    @property
+    def most_at_once(self) -> int:
+        """GPUs in use at the busiest moment."""
+        moments = [series.first for series in self.trained]
+        return max(
+            sum(series.ranks for series in self.trained if series.first <= moment < series.last)
+            for moment in moments
+        )
+
+
+def measure(root: Root, begun: float) -> Makespan:
+    """From the journals of a root's Series, each of which was trained in one go."""
+    trained = []
+    for folder in sorted((root.path / "series").iterdir()):
+        steps = [event["t"] for event in read_events(folder) if event["event"] == Event.STEP]
+        runs = [event for event in read_events(folder) if event["event"] in {Event.STARTED, Event.RESUMED}]
+        assert len(runs) == 1, f"{folder.name} was started {len(runs)} times"
+        trained.append(Trained(runs[0]["layout"]["ranks"], min(steps), max(steps)))
+    return Makespan(tuple(trained), begun)
+
+
+def test_the_bound_and_the_busiest_moment_are_those_of_the_journals() -> None:
+    found = Makespan((Trained(4, 10.0, 20.0), Trained(4, 12.0, 30.0), Trained(1, 20.0, 50.0)), begun=5.0)
+    assert found.seconds == 45.0
+    assert found.bound == 30.0
+    assert found.most_at_once == 8
+
+
+@pytest.mark.cluster
+@pytest.mark.verify
+@pytest.mark.timeout(1800)
+def test_packed_series_end_within_fifteen_hundredths_of_the_bound(
+    make: Callable[..., SlurmStudy], study_fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_fields["grid"] = {
+        "architectures": {name: {"iterations": [steps]} for name, steps in LENGTHS.items()},
+        "sizes": {
+            name: {"n_blocks": 1, "d_model": 16, "resources": {"ranks": ranks, "micro_batch": 2}}
+            for name, ranks in RANKS.items()
+        },
+        "iterations": [50],
+        "seeds": [0, 1],
+    }
+    study_fields["tracking"] = {"log_every": 10}
+    monkeypatch.setenv("PACED_STEP_SECONDS", str(STEP_SECONDS))
+    study = make(study_fields, name="packed", gpus=4, cores=8, memory_gib=8, signal_seconds=20)
+    study.beside.append(PACED)
+    asked = time.time()
+    print(study.submit("--on", "ray", "--nodes", "2", "--yes"))
+    (array,) = study.arrays()
+    assert len(array.tasks) == 24
+    wait_until(lambda: len(_over(study.root)) == 24 or not study.queue(), 1500)
+    said = "".join(path.read_text(errors="replace") for path in _outputs(study))
+    assert len(_over(study.root)) == 24, said[-5000:]
+    assert len(study.arrays()) == 1
+
+    found = measure(study.root, _first_given(said))
+    print(
+        f"makespan {found.seconds:.1f} s, bound {found.bound:.1f} s, ratio {found.seconds / found.bound:.3f}; "
+        f"{found.most_at_once} GPUs at the busiest; {found.begun - asked:.1f} s from submitting to a packed Ray"
+    )
+    print("\n".join(re.findall(r"^.*series .*: .*$", said, re.MULTILINE)))
+    assert found.most_at_once <= GPUS
+    assert found.seconds / found.bound <= 1.15
+
+
+def _over(root: Root) -> list[Path]:
+    """Series that have finished."""
+    return [
+        folder
+        for folder in (root.path / "series").iterdir()
+        if any(event["event"] == Event.FINISHED for event in read_events(folder))
+    ]
+
+
+def _outputs(study: SlurmStudy) -> Iterator[Path]:
+    return (
+        path for path in study.root.study(study.fields["name"]).rglob("*") if path.suffix in {".out", ".log"}
+    )
+
+
+def _first_given(said: str) -> float:
+    """When the controller gave the first Series its GPUs, by its own clock."""
+    times = re.findall(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) series .*: to ", said, re.MULTILINE)
+    assert times, said[-5000:]
+    return min(datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp() for when in times)
