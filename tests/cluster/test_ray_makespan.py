@@ -98,7 +98,7 @@ def test_packed_series_end_within_fifteen_hundredths_of_the_bound(
     study_fields["grid"] = {
         "architectures": {name: {"iterations": [steps]} for name, steps in LENGTHS.items()},
         "sizes": {
-            name: {"n_blocks": 1, "d_model": 16, "resources": {"ranks": ranks, "micro_batch": 2}}
+            name: {"n_blocks": 1, "d_model": 8 * (1 + ranks), "resources": {"ranks": ranks, "micro_batch": 2}}
             for name, ranks in RANKS.items()
         },
         "iterations": [50],
@@ -109,7 +109,7 @@ def test_packed_series_end_within_fifteen_hundredths_of_the_bound(
     study = make(study_fields, name="packed", gpus=4, cores=8, memory_gib=8, signal_seconds=20)
     study.beside.append(PACED)
     asked = time.time()
-    print(study.submit("--on", "ray", "--nodes", "2", "--yes"))
+    print(study.submit("--nodes", "2", "--yes", on="ray"))
     (array,) = study.arrays()
     assert len(array.tasks) == 24
     wait_until(lambda: len(_over(study.root)) == 24 or not study.queue(), 1500)
