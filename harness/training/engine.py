@@ -76,7 +76,7 @@ def initialise_ranks(threads: int) -> Ranks:
     """
     import torch
 
-    from ssmttm.compat import keep_freed_memory
+    from ssmttm.compat import keep_freed_memory, without_mlflow
 
     on_cuda = torch.cuda.is_available()
     if not on_cuda:
@@ -94,7 +94,8 @@ def initialise_ranks(threads: int) -> Ranks:
     if not torch.distributed.is_initialized():
         _join(rank, world, "nccl" if on_cuda else "gloo")
     _quieten_deepspeed()
-    import deepspeed
+    with without_mlflow():
+        import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for half a minute
     deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", verbose=False)

@@ -18,7 +18,7 @@ from tests.cluster.slurm_study import Make
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import registered
 from tests.harness.trainer import prepared, train
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -110,7 +110,7 @@ def test_a_worker_that_is_killed_is_called_killed_by_its_mirror(
         assert mlflow_runs(sqlite_server.address, "killed")[point.run.series_id].info.status == "RUNNING"
     finally:
         worker.send_signal(signal.SIGKILL)
-        worker.wait(30)
+        worker.wait(PATIENCE)
     wait_until(
         lambda: mlflow_runs(sqlite_server.address, "killed")[point.run.series_id].info.status == "KILLED"
     )

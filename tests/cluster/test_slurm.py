@@ -13,7 +13,7 @@ from tests.cluster.slurm_study import Make
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.cluster
 
 Fields = dict[str, Any]
 

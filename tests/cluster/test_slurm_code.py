@@ -20,7 +20,7 @@ from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.trainer import losses
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture

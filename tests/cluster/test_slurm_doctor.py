@@ -20,7 +20,7 @@ from tests.checkouts import environment_of
 from tests.cluster.slurm_study import PROFILE
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 Examine = Callable[..., dict[str, Finding]]
 

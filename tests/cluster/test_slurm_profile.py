@@ -15,7 +15,7 @@ from slurm.devcluster.cluster import DevCluster
 from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
 from tests.waiting import PATIENCE
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture

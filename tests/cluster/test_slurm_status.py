@@ -21,7 +21,7 @@ from tests.cluster.conftest import missing
 from tests.cluster.slurm_study import SlurmStudy
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.cluster
 
 Fields = dict[str, Any]
 

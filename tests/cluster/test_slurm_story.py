@@ -20,13 +20,11 @@ from harness.tracking import default_uri
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.faults import check_mirrored
 from tests.harness.trainer import losses, prepared
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.cluster
 
 Fields = dict[str, Any]
-
-"""Seconds to wait for what SLURM or a job will do, on a slow machine that does much else."""
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.verify)])
@@ -139,7 +137,7 @@ def undisturbed(tmp_path: Path, study: SlurmStudy) -> Iterator[Any]:
         )
 
     def finish() -> list[float]:
-        assert worker.wait(300) == 0, (tmp_path / "apart.log").read_text()[-3000:]
+        assert worker.wait(PATIENCE) == 0, (tmp_path / "apart.log").read_text()[-3000:]
         for folder in study.root.path.glob("series/*"):
             ours, theirs = read_progress(folder).started, read_progress(apart.series(folder.name)).started
             assert ours is not None

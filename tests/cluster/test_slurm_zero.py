@@ -13,7 +13,7 @@ from harness.journal import Event, read_events
 from tests.cluster.slurm_study import Make
 from tests.harness.trainer import losses, undisturbed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.cluster
 
 Fields = dict[str, Any]
 

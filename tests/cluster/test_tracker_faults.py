@@ -22,7 +22,7 @@ from tests.cluster.misbehaving import Misbehaving
 from tests.cluster.servers import Postgres, Served, free_port
 from tests.conftest import Answer
 from tests.harness.trainer import losses, prepared, train
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -75,7 +75,7 @@ class Training:
         return [line for line in self.said().splitlines() if "MLflow" in line]
 
     def end(self) -> None:
-        self.process.wait(120)
+        self.process.wait(PATIENCE)
         assert self.process.returncode == 0, self.said()
 
 
@@ -99,7 +99,7 @@ def start_submit(tmp_path: Path) -> Iterator[Callable[[Path, str], Training]]:
     for process in started:
         if process.poll() is None:
             process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -130,13 +130,13 @@ class Undisturbed:
 
     def losses(self, fields: Fields) -> list[float]:
         assert self._process is not None
-        assert self._process.wait(120) == 0
+        assert self._process.wait(PATIENCE) == 0
         return losses(self.root, fields)
 
     def end(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(60)
+            self._process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from harness.journal import Event, attempts, read_progress
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.cluster
 
 
 def start_tune(study: SlurmStudy, *options: str, **environment: str) -> subprocess.Popen[str]:

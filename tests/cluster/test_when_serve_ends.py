@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests.cluster.servers import Served
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 def test_a_server_that_dies_is_told_with_the_end_of_its_log(postgres_server: Served) -> None:
     for process in postgres_server.processes():
         process.kill()
-    postgres_server.process.wait(30)
+    postgres_server.process.wait(PATIENCE)
     status, said = postgres_server.stop()
     assert status == 1
     assert said.startswith("error: MLflow's server ended by itself (status -9); ")

@@ -94,7 +94,6 @@ def test_kills_at_any_instant_change_no_loss_and_no_count(
 
 
 @pytest.mark.verify
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(5))
 def test_twenty_kills_at_any_instant_change_no_loss_and_no_count(
     tmp_path: Path, fields: dict[str, Any], empty_store: Path, undisturbed: list[float], seed: int

@@ -196,3 +196,15 @@ def test_a_mirror_whose_worker_is_done_before_it_begins_does_not_stay(
     series_id, _ = prepared(tracked_root, study_fields, "http://127.0.0.1:9")
     command = [sys.executable, "-m", "harness.mirror", str(tracked_root.study("tiny")), series_id]
     subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=True)
+
+
+def test_a_process_that_trains_imports_no_mlflow_though_deepspeed_would() -> None:
+    program = (
+        "import importlib.util, sys\n"
+        "from harness.training.engine import initialise_ranks\n"
+        "initialise_ranks(1)\n"
+        "assert 'deepspeed' in sys.modules and 'mlflow' not in sys.modules\n"
+        "assert importlib.util.find_spec('mlflow'), 'it can no longer be imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

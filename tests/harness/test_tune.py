@@ -22,8 +22,6 @@ from tests.conftest import tiny_study
 from tests.harness.tuner import Fields
 from tests.waiting import PATIENCE, wait_until
 
-pytestmark = pytest.mark.timeout(900)
-
 TRIALS = 3
 
 
