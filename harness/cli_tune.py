@@ -8,13 +8,14 @@ import typer
 
 from harness import submission
 from harness.cli_submit import confirm
-from harness.destination import destination_of
+from harness.destination import Destination, destination_of
 from harness.opening import place_of
 from harness.options import ClusterOption, JsonOption, RootOption, SetOption, StudyArgument, YesOption
 from harness.plan import make_plan
 from harness.profile import Profile, lasting_name
 from harness.remote import check_cluster
 from harness.terminal import console, errors, print_json
+from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from harness.tuning.space import Cell, Space
@@ -28,8 +29,9 @@ def tune(
         str,
         typer.Option(
             "--on",
-            metavar="local|slurm|auto",
-            help="Where trials are trained, as for submit; this process stays and controls the search.",
+            metavar="local|slurm|ray|auto",
+            help="Where trials are trained, as for submit, though ray is this machine's own; this process stays and "
+            "controls the search.",
         ),
     ],
     root: RootOption = None,
@@ -47,7 +49,12 @@ def tune(
     from harness.tuning.session import tune_study
     from harness.tuning.space import Space
 
-    profile = destination_of(on, cluster, known=("local", "slurm", "auto")).profile
+    there = destination_of(on, cluster)
+    profile = there.profile
+    if there.on == "ray" and profile is not None:
+        raise InputError(
+            f"--on ray --cluster {cluster}: a search packs its trials here alone; --on slurm makes them jobs"
+        )
     loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
     trials = [space.trial(cell.architecture, cell.size, space.corner()) for cell in space.cells]
@@ -60,7 +67,7 @@ def tune(
     def say(cell: Cell, told: Told) -> None:
         out.print(describe(cell, told), markup=False)
 
-    done = tune_study(space, lambda: _workplace(space, profile, cluster), say)
+    done = tune_study(space, lambda: _workplace(space, there), say)
     if as_json:
         print_json(tuning_document(done))
     else:
@@ -69,13 +76,13 @@ def tune(
         raise typer.Exit(1)
 
 
-def _workplace(space: Space, profile: Profile | None, cluster: str | None) -> Workplace:
+def _workplace(space: Space, there: Destination) -> Workplace:
     from harness.tuning.workplace import Here, OnSlurm
 
     study = space.trial(space.cells[0].architecture, space.cells[0].size, space.corner()).study
-    if profile is None or cluster is None:
-        return Here(space.root, study)
-    return OnSlurm(space.root, study, profile, lasting_name(cluster))
+    if there.profile is None or there.cluster is None:
+        return Here(space.root, study, there.on)
+    return OnSlurm(space.root, study, there.profile, lasting_name(there.cluster))
 
 
 def _gpu_hours(space: Space, trials: list[submission.ResolvedStudy], profile: Profile) -> float:

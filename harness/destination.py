@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.extras import missing_package
@@ -33,13 +32,11 @@ def destination_of(
     cluster: str | None,
     snapshot: bool | None = None,
     nodes: int | None = None,
-    *,
-    known: Sequence[str] = ANYWHERE,
 ) -> Destination:
-    """The destination that is meant; `known` are those there are. Raises InputError for what does not go together."""
-    if on not in known:
+    """The destination that is meant. Raises InputError for what does not go together."""
+    if on not in ANYWHERE:
         raise InputError(
-            f"--on {on}: there is no such dispatcher; there are {', '.join(known[:-1])} and {known[-1]}"
+            f"--on {on}: there is no such dispatcher; there are {', '.join(ANYWHERE[:-1])} and {ANYWHERE[-1]}"
         )
     if nodes is not None and on in {"local", "slurm"}:
         what = "a series' job takes the nodes it needs" if on == "slurm" else "here there is one"
@@ -61,7 +58,7 @@ def destination_of(
     profile = load_profile(cluster)
     if snapshot is not None:
         profile = profile.model_copy(update={"snapshot": snapshot})
-    if on == "auto" and "ray" in known and not has_ray():
+    if on == "auto" and not has_ray():
         errors.print(
             "warning: Ray is not installed: every series is submitted as a job of its own", markup=False
         )

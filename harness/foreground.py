@@ -54,10 +54,10 @@ def dispatcher_here(on: str, study: Study, root: Root) -> Iterator[Dispatcher]:
         return
     with ray_here(this_machine(), folder / "ray") as ray:
         if ray.dashboard is not None:
-            console.print(f"Ray's dashboard: {ray.dashboard} (from elsewhere: {ray.tunnel()})", markup=False)
+            errors.print(f"Ray's dashboard: {ray.dashboard} (from elsewhere: {ray.tunnel()})", markup=False)
         os.environ |= ray.environment()
         with connected(ray.address):
-            yield RayDispatcher(folder / "logs")
+            yield RayDispatcher(folder / "logs", study.resources.jobs)
 
 
 def _train(resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, on: str) -> list[RunStatus]:

@@ -35,8 +35,9 @@ STARTUP_SECONDS = 15.0
 class RayDispatcher:
     """Implements Dispatcher on the Ray cluster this process is connected to."""
 
-    def __init__(self, log_dir: Path) -> None:
-        self.log_dir = log_dir.absolute()
+    def __init__(self, log_dir: Path, most_groups: int | None = None) -> None:
+        """`most_groups` Series are trained at once, where that is given; else as many as there is room for."""
+        self.log_dir, self.most_groups = log_dir.absolute(), most_groups
         self.on_gpus = any(node.devices for node in _nodes("GPU"))
         self.waiting: dict[str, Handle] = {}
         self.ended: dict[Handle, JobState] = {}
@@ -133,6 +134,8 @@ class RayDispatcher:
                 case Feed(group, piece):
                     log.info("series %s: to %s", self.waiting[piece.key].job.series_id, group.key)
                     held[group.key].feed(self.waiting.pop(piece.key))
+                case Start() if not self._may_start():
+                    continue
                 case Start(piece, places):
                     handle = self.waiting.pop(piece.key)
                     kind = TrainerGroup if is_long(handle.job) else partial(RankGroup, servers=self._servers)
@@ -165,6 +168,16 @@ class RayDispatcher:
                     .remote(str(self.log_dir / f"workers-{node.key[:12]}.log"))
                 )
         return nodes
+
+    def _may_start(self) -> bool:
+        """Whether another group may be there; where not, an idle one is let go for it."""
+        if self.most_groups is None or len(self.groups) < self.most_groups:
+            return True
+        if not any(group.is_leaving for group in self.groups):
+            idle = next((group for group in self.groups if group.handle is None), None)
+            if idle is not None:
+                idle.let_go(GRACE_SECONDS)
+        return False
 
     def _busy(self, group: RankGroup | TrainerGroup, now: float) -> float | None:
         """Seconds until a group is expected to be free; None where it is."""

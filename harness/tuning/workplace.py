@@ -17,9 +17,9 @@ from harness.cluster import Cluster, this_machine
 from harness.code_copy import copy_code
 from harness.disk import DiskFull, is_read_only
 from harness.dispatch.base import Dispatcher, Handle, JobState
-from harness.dispatch.local import LocalDispatcher
 from harness.dispatch.slurm import SlurmDispatcher, jobs_of_runs, open_book
 from harness.dispatch.slurm_queue import JobView, SchedulerGone
+from harness.foreground import dispatcher_here
 from harness.grid import GridPoint
 from harness.process import identify_process
 from harness.profile import Profile
@@ -66,15 +66,16 @@ class Workplace(Protocol):
 
 
 class Here:
-    """This machine, on workers that stay warm from one trial to the next."""
+    """This machine, `on` workers of its own or a Ray's; they stay warm from one trial to the next."""
 
-    name = "local"
     pause = 0.1
 
-    def __init__(self, root: Root, study: Study) -> None:
+    def __init__(self, root: Root, study: Study, on: str) -> None:
+        self.name = on
         self.cluster = this_machine()
         self.threads, self.jobs = study.resources.threads or 1, study.resources.jobs
-        self.dispatcher = LocalDispatcher(self.cluster, root.study(study.name) / "logs", self.jobs)
+        self._stack = contextlib.ExitStack()
+        self.dispatcher = self._stack.enter_context(dispatcher_here(on, study, root))
         self.reader = StatusReader(root, study.name)
         self.root, self.process = root, identify_process()
         self._handles: dict[str, Handle] = {}
@@ -120,8 +121,9 @@ class Here:
         ]
 
     def close(self) -> None:
-        """Have the workers save and go."""
+        """Have the workers save and go, and what was started for them."""
         self.dispatcher.close()
+        self._stack.close()
 
 
 class OnSlurm:

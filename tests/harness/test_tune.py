@@ -52,9 +52,9 @@ class Said:
     err: str
 
 
-def tune(folder: Path, *options: str) -> subprocess.Popen[str]:
+def tune(folder: Path, on: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", "tune", "study.yaml", "--on", "local", *options],
+        [sys.executable, "-m", "harness", "tune", "study.yaml", "--on", on, *options],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -79,7 +79,7 @@ def journals_of(runs: set[Path]) -> dict[Path, bytes]:
 
 @dataclass(frozen=True)
 class Story:
-    """A tuning that was killed after two trials, and started again."""
+    """A tuning that was killed after two trials, and started again on a Ray of its own."""
 
     root: Root
     fields: Fields
@@ -98,14 +98,14 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_sto
     root.path.mkdir()
     (root.path / "mlflow.db").write_bytes(empty_store.read_bytes())
     (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
-    first = tune(folder)
+    first = tune(folder, "local")
     try:
         wait_until(lambda: len(finished_runs(root)) >= 2, on=first)
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
     before = journals_of(finished_runs(root))
-    end = end_of(tune(folder, "--json"))
+    end = end_of(tune(folder, "ray", "--json"))
     return Story(root, fields, before, end)
 
 
