@@ -207,6 +207,8 @@ class RankGroup:
                 LOCAL_RANK=str([id(other) for other in beside].index(id(seat))),
                 **meeting,
             )
+            if self.shape.share < 1:
+                environment["SSMSCALE_GPU_SHARE"] = str(self.shape.share)
             if self.on_gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in beside for gpu in other.gpus)
             log = self.log_dir / f"workers-{seat.node[:12]}.log"

@@ -91,6 +91,10 @@ def initialise_ranks(threads: int) -> Ranks:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if on_cuda:
         torch.cuda.set_device(local_rank)
+        if share := os.environ.get(
+            "SSMSCALE_GPU_SHARE"
+        ):  # who needs more runs out of memory, and not its neighbours
+            torch.cuda.set_per_process_memory_fraction(float(share))
     if not torch.distributed.is_initialized():
         _join(rank, world, "nccl" if on_cuda else "gloo")
     _quieten_deepspeed()
