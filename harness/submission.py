@@ -286,6 +286,9 @@ class Submission:
 
     def _job(self, series_id: str, runs: Sequence[PlannedRun]) -> Job:
         ordered = sorted(runs, key=lambda run: run.status.point.run.iterations)
+        start = runs[
+            0
+        ].size.duration.start.expected  # the plan counts one a Series; on warm ranks there is none
         return Job(
             series_id=series_id,
             run_dirs=tuple(self.root.run(run.status.run_id).absolute() for run in ordered),
@@ -294,7 +297,7 @@ class Submission:
             threads=runs[0].layout.threads,
             log_dir=self.root.series(series_id) / "logs",
             gpu_fraction=runs[0].size.resources.gpu_fraction if runs[0].layout.ranks == 1 else 1.0,
-            seconds=3600 * sum(run.hours.expected for run in runs),
+            seconds=max(0.0, 3600 * sum(run.hours.expected for run in runs) - start),
             architecture=runs[0].status.point.architecture,
         )
 

@@ -34,6 +34,7 @@ def environment_of_rank(rank: int, ranks: int, threads: int, **more: str) -> dic
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "SUBMITIT_EXECUTOR": "",  # a job that all this runs in has a rank of its own, which is not this one's
         **more,
     }
 

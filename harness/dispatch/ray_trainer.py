@@ -180,9 +180,7 @@ def _trainer(told: Mapping[str, Any]) -> TorchTrainer:
                     raise RuntimeError(str(error))
 
     nodes = told["nodes"]
-    more = {"SUBMITIT_EXECUTOR": ""}  # it is Ray Train that says which rank this is, not the job Ray runs in
-    if len(set(nodes)) == 1:
-        more["GLOO_SOCKET_IFNAME"] = "lo"
+    more = {"GLOO_SOCKET_IFNAME": "lo"} if len(set(nodes)) == 1 else {}
     environment = environment_of_rank(0, len(nodes), told["threads"], **more)
     return TorchTrainer(
         _train_rank,
