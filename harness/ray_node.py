@@ -100,7 +100,9 @@ class Keeper:
 
     def _keep_head(self, head: Member) -> None:
         if head.is_gone:
-            if self.is_told or self.is_ending:
+            if self.is_ending:
+                return
+            if self.is_told:
                 head.keep_logs(self.plan.log_dir / f"ray-{self.name}-head")
                 raise RayDown(f"its head ended; {self._ending()}")
             head.end()
@@ -160,8 +162,8 @@ class Keeper:
         return self._start("worker", arguments, self.devices)
 
     def _start(self, role: str, arguments: Sequence[str], devices: Sequence[str] | None) -> Member:
-        # At port 0 whoever listens is given a port that nobody has, and tells the others. Those who import Python first
-        # are not waited for longer than 15 s to tell (ray-project/ray issue 65983), so their ports are chosen here.
+        # At port 0 whoever listens is given a port that nobody has, and tells the others. A raylet does not wait long
+        # for its agents to tell (see harness.ray_hook), so theirs are chosen here.
         own = ("node-manager-port", "object-manager-port", "min-worker-port", "max-worker-port")
         slow = (
             "dashboard-agent-listen-port",
@@ -197,6 +199,7 @@ class Keeper:
             "RAY_memory_monitor_refresh_ms": "0",
             # A raylet that was killed is missed after 5 s and not after 15.
             "RAY_health_check_period_ms": "1000",
+            "RAY_agent_register_timeout_ms": "300000",
             "DASHBOARD_METRIC_PORT": "0",  # the dashboard's own metrics listen at a fixed port otherwise
         }
 
@@ -226,14 +229,21 @@ class Keeper:
         """Wait for workers whose raylet is gone while they save, and kill whatever else is left of it."""
         kept = {keep.process.pid, *(child.pid for child in below(keep.process.pid))} if keep else set()
         left = [process for process in below(os.getpid()) if process.pid not in kept]
-        savers = [process for process in left if _is_worker(process)]
+        ours = [process for process in left if _is_ours(process)]
+        spared = {one.pid for process in ours for one in (process, *below(process.pid))}
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate() if process in savers else process.kill()
-        _, stuck = psutil.wait_procs(savers, timeout=GRACE_SECONDS)
-        for process in [*stuck, *(child for child in below(os.getpid()) if child.pid not in kept)]:
+                if process.pid not in spared:
+                    process.kill()
+                elif (
+                    process in ours and "harness.mirror" not in process.cmdline()
+                ):  # which ends with its worker
+                    process.terminate()
+        psutil.wait_procs(ours, timeout=GRACE_SECONDS)
+        for process in below(os.getpid()):
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+                if process.pid not in kept:
+                    process.kill()
         _reap(self.processes)
 
     def _tell_signal(self, number: int, _frame: object) -> None:
@@ -270,9 +280,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def _is_ours(process: psutil.Process) -> bool:
+    """Whether a process is the harness's own, which saves before it ends, and not Ray's."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return "harness.worker" in process.cmdline()
+        return any(word.startswith("harness.") for word in process.cmdline())
     return False
 
 

@@ -31,8 +31,23 @@ try:
 except KeyboardInterrupt:
     print("stopped", flush=True)
 """
+SAVER = """\
+import signal, sys, time
+from pathlib import Path
+
+def save(*_):
+    time.sleep(0.5)
+    file.write_text("saved")
+    sys.exit()
+
+file = Path(sys.argv[1])
+signal.signal(signal.SIGTERM, save)
+file.write_text("trains")
+while True:
+    signal.pause()
+"""
 DRIVER = """\
-import json, os, sys
+import json, os, subprocess, sys
 import ray
 
 ray.init(log_to_driver=False)
@@ -42,7 +57,15 @@ class Device:
     def name(self):
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
+    def train(self, *command):
+        self.child = subprocess.Popen(command, start_new_session=True)
+
+kept = []
 for line in sys.stdin:
+    if line.startswith("["):
+        kept.append(ray.remote(Device).options(num_gpus=0.1, num_cpus=0).remote())
+        ray.get(kept[-1].train.remote(*json.loads(line)))
+        continue
     devices = [ray.remote(Device).options(num_gpus=float(line), num_cpus=0).remote() for _ in range(2)]
     print(json.dumps(sorted(ray.get([device.name.remote() for device in devices]))), flush=True)
     for device in devices:
@@ -141,6 +164,14 @@ class Driver:
         self.process.stdin.flush()
         found: list[str] = self._read()
         return found
+
+    def train(self, file: Path) -> None:
+        """Have an actor keep a process that takes its time to save, to that file."""
+        command = [sys.executable, "-c", SAVER, str(file), "harness.worker"]
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        wait_until(lambda: file.exists() and file.read_text() == "trains")
 
     def end(self) -> tuple[int, str]:
         """Its exit status and what it complained of."""

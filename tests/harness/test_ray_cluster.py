@@ -92,21 +92,27 @@ def test_ctrl_c_ends_one_ray_and_leaves_the_other_working(
     assert drivers[1].devices(share=0.5) == [second.devices[0]] * 2
 
 
-def test_a_raylet_that_is_killed_is_replaced_and_the_driver_goes_on(
-    rays: tuple[Here, Here], drivers: tuple[Driver, Driver]
+def test_a_raylet_that_is_killed_is_replaced_when_what_it_left_has_saved(
+    rays: tuple[Here, Here], drivers: tuple[Driver, Driver], tmp_path: Path
 ) -> None:
     _, second = rays
+    drivers[1].train(tmp_path / "state")
     _, raylet = second.raylets()
     raylet.kill()
     wait_until(lambda: len(second.raylets()) == 2 and raylet not in second.raylets())
-    assert drivers[1].devices() == second.devices
+    assert (tmp_path / "state").read_text() == "saved"
+    assert drivers[1].devices(share=0.4) == [second.devices[0]] * 2  # and the driver goes on
 
 
-def test_no_process_of_ray_outlives_a_caller_that_is_killed(rays: tuple[Here, Here]) -> None:
+def test_nothing_outlives_a_caller_that_is_killed_but_to_save(
+    rays: tuple[Here, Here], drivers: tuple[Driver, Driver], tmp_path: Path
+) -> None:
     _, second = rays
+    drivers[1].train(tmp_path / "state")
     assert second.raylets()
     second.kill()
     wait_until(second.is_gone)
+    assert (tmp_path / "state").read_text() == "saved"
 
 
 def test_sockets_go_where_their_paths_are_short_enough(tmp_path: Path) -> None:
