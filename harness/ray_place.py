@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import secrets
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
+HELD = "held"
+"""File of a temporary folder that the process holds whose folder it is."""
 LOWEST_PORT = 10000
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -72,7 +76,10 @@ def free_ports(count: int, host: str) -> list[int]:
 
 
 def temporary_folder(environment: Mapping[str, str]) -> Path:
-    """Make a folder for Ray's sockets that nobody else can enter; raises RayDown where there is no place for one."""
+    """Make a folder for Ray's sockets that nobody else can enter, this process's for as long as it lives.
+
+    Folders of processes of ours that were killed go. Raises RayDown where there is no place for one.
+    """
     longest = 107 - len(
         "/ray-12345678/worker-12/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
     )
@@ -81,8 +88,29 @@ def temporary_folder(environment: Mapping[str, str]) -> Path:
             folder = Path(place) / f"ray-{secrets.token_hex(4)}"
             with contextlib.suppress(OSError):
                 folder.mkdir(mode=0o700)
+                _hold(folder)
+                _sweep(Path(place))
                 return folder
     raise RayDown(
         f"TMPDIR={environment.get('TMPDIR', '')}: Ray's sockets need a folder that can be written to and whose path "
         f"has at most {longest} characters; neither it nor /tmp is one"
     )
+
+
+def _hold(folder: Path) -> None:
+    draft = folder / ".held"
+    fcntl.flock(
+        os.open(draft, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX
+    )  # the kernel lets go of it with us
+    draft.rename(folder / HELD)
+
+
+def _sweep(place: Path) -> None:
+    for lock in place.glob(f"ray-????????/{HELD}"):
+        with contextlib.suppress(OSError):  # somebody else's
+            descriptor = os.open(lock, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+            finally:
+                os.close(descriptor)

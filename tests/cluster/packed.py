@@ -43,24 +43,29 @@ class Device:
     def name(self):
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
-known = None
-while not told:
+def offered(nodes):  # names of the GPUs that actors on each node see; None where a node went meanwhile
+    found = {}
+    for node in nodes:
+        here = {"num_cpus": 0, "num_gpus": 1, "label_selector": {"ray.io/node-id": node["NodeID"]}}
+        devices = [ray.remote(Device).options(**here).remote() for _ in range(int(node["Resources"]["GPU"]))]
+        try:
+            found[node["NodeName"]] = sorted(ray.get([device.name.remote() for device in devices], timeout=20))
+        except (ray.exceptions.RayError, TimeoutError):
+            return None
+    return found
+
+known, last = None, False
+while not told and not last:
+    last = (folder / "enough").exists()
     alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
-    if set(alive) != known:
-        known = set(alive)
-        offered = {}
-        for node in alive.values():
-            here = {"num_cpus": 0, "num_gpus": 1, "label_selector": {"ray.io/node-id": node["NodeID"]}}
-            devices = [ray.remote(Device).options(**here).remote() for _ in range(int(node["Resources"]["GPU"]))]
-            try:
-                offered[node["NodeName"]] = sorted(ray.get([device.name.remote() for device in devices]))
-            except ray.exceptions.RayError:
-                known = None  # it went meanwhile
-        if known is not None:
-            tell(offered=offered)
-    if (folder / "enough").exists():
-        sys.exit(0)
+    if set(alive) != known or last:
+        seen = offered(alive.values())
+        known = None if seen is None else set(alive)
+        if seen:
+            tell(offered=seen)
     time.sleep(0.1)
+if last:
+    sys.exit(0)
 tell(told=told)
 sys.exit(75)
 """

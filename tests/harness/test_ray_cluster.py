@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +126,25 @@ def test_sockets_go_where_their_paths_are_short_enough(tmp_path: Path) -> None:
         assert folder.parent == Path("/tmp")
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     finally:
-        folder.rmdir()
+        shutil.rmtree(folder)
+
+
+def test_folders_of_processes_that_were_killed_go_and_those_in_use_stay() -> None:
+    make = "import os, signal, harness.ray_place as place; print(place.temporary_folder({}), flush=True); "
+    killed = subprocess.run(
+        [sys.executable, "-c", f"{make} os.kill(os.getpid(), signal.SIGKILL)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    left = Path(killed.stdout.strip())
+    assert left.is_dir()
+    first = temporary_folder({})
+    assert not left.exists()
+    second = temporary_folder({})
+    assert first.is_dir()
+    for folder in (first, second):
+        shutil.rmtree(folder)
 
 
 def test_only_gpus_of_the_allocation_are_offered() -> None:
