@@ -29,6 +29,7 @@ from tests.benchmarks import (
     points,
     scan,
     slurm,
+    starts,
     trunk,
 )
 
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "generation": generation.run,
     "plan": plan.run,
     "packing": packing.run,
+    "starts": starts.run,
     "slurm": slurm.run,
 }
 THREADS = 1  # what a training process has unless told otherwise
