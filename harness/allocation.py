@@ -110,14 +110,12 @@ def describe_shares(
 def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int | None = None) -> Allocation:
     """The allocation for these Runs, on so many nodes where the user says it.
 
-    Raises InputError where the nodes are more than the profile gives a job, or a Series does not fit on them.
+    Raises InputError where a Series does not fit on them.
     """
     cluster = profile.cluster()
     demands = [demand_of(members, cluster) for members in by_series(runs).values()]
     a_node, kind = _devices_a_node(cluster), "GPU" if cluster.gpus else "core"
-    most = max((n for n in range(1, profile.nodes + 1) if profile.partitions_for(n)), default=profile.nodes)
-    if nodes is not None and nodes > most:
-        raise InputError(f"--nodes {nodes}: {profile.name} gives a job at most {counted(most, 'node')}")
+    most = profile.most_nodes
     at_once = math.ceil(sum(demand.devices for demand in demands) - 1e-9)
     widest = max(demands, key=lambda demand: demand.devices)
     room = a_node * (nodes or most)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.extras import missing_package
 from harness.profile import Profile, load_profile, profile_names
-from harness.terminal import errors
+from harness.terminal import counted, errors
 from ssmttm.errors import InputError
 
 ANYWHERE = ("local", "slurm", "ray", "auto")
@@ -56,6 +56,9 @@ def destination_of(
             f"--on {on}: name the cluster with --cluster; there are {', '.join(profile_names())}"
         )
     profile = load_profile(cluster)
+    if nodes is not None and nodes > profile.most_nodes:
+        most = counted(profile.most_nodes, "node")
+        raise InputError(f"--nodes {nodes}: {profile.name} gives a job at most {most}")
     if snapshot is not None:
         profile = profile.model_copy(update={"snapshot": snapshot})
     if on == "auto" and not has_ray():

@@ -34,7 +34,7 @@ class Log:
 def find_logs(root: Root, study_name: str, row: RunStatus) -> list[Log]:
     """The logs that hold anything: of the SLURM jobs that were to train a Run, oldest first, then a file a rank.
 
-    Of a job that trains many Series packed also what its controller and Ray said.
+    Of a job that trains many Series packed also what its controller did.
     """
     folder = root.study(study_name)
     found = []
@@ -43,9 +43,8 @@ def find_logs(root: Root, study_name: str, row: RunStatus) -> list[Log]:
             if array.job_id is not None and row.run_id in {run_dir.name for run_dir in task.run_dirs}:
                 job_id = array.job_of(index)
                 found += [Log(f"SLURM's log of job {job_id}", path) for path in batch_logs(folder, job_id)]
-                if array.packed:
-                    beside = sorted(packed_folder(folder, array.name).glob("*.log"))
-                    found += [Log(f"job {job_id}, {path.stem}", path) for path in beside]
+                if array.packed and (said := packed_folder(folder, array.name) / "controller.log").exists():
+                    found.append(Log(f"controller of job {job_id}", said))
     ranks = sorted((root.series(row.series_id) / "logs").glob("rank-*.log"))
     found += [Log(f"worker, {path.stem.replace('-', ' ')}", path) for path in ranks]
     return [log for log in found if log.path.stat().st_size]

@@ -136,6 +136,11 @@ class Profile(Frozen):
         }
         return [name for name, qos in fitting.items() if qos == next(iter(fitting.values()))]
 
+    @property
+    def most_nodes(self) -> int:
+        """Nodes that some partition gives a job."""
+        return max((n for n in range(1, self.nodes + 1) if self.partitions_for(n)), default=self.nodes)
+
     def qos_in(self, names: Sequence[str]) -> str | None:
         """QOS of a job in the named partitions: their own, else the profile's."""
         return self.partitions[names[0]].qos or self.qos
