@@ -117,10 +117,10 @@ def test_what_packed_runs_took_is_what_their_journals_say(
     answering(RUNS)
     sacct = tmp_path / "bin" / "sacct"
     sacct.write_text("#!/bin/sh\necho '77_0|ssmscale-a|RUNNING|36000|n1'\n")  # on eight GPUs, for all of them
-    with begin_series(study.root, study.points[0].run, job_id="77_0", layout={"ranks": 2}) as trunk:
-        log_steps(trunk, [1])
-    hours = StudyReader(study).read().hours
-    assert 0 < hours.used_in_all < 0.01
+    begun = {"t": 1000.0, "job_id": "77_0", "layout": {"ranks": 2}}
+    with begin_series(study.root, study.points[0].run, **begun) as trunk:
+        log_steps(trunk, [1], t=1018.0)
+    assert StudyReader(study).read().hours.used_in_all == pytest.approx(2 * 18 / 3600)
 
 
 def test_status_tells_of_the_allocation_and_how_its_dashboard_is_reached(

@@ -1,0 +1,191 @@
+"""A study packed into one allocation of a real SLURM: submitted, watched, cancelled in part, and done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.journal import read_progress
+from harness.rundir import Root
+from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.harness.trainer import losses, progress_of, undisturbed
+from tests.waiting import PATIENCE, wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+
+Fields = dict[str, Any]
+
+CORES: Fields = {"gpus": 0, "cores": 2, "memory_gib": 8}
+
+
+@contextmanager
+def held_back(study: SlurmStudy) -> Iterator[None]:
+    """Jobs wait and are not run."""
+    study.slurm("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        yield
+    finally:
+        study.slurm("scontrol", "update", "partitionname=low", "state=up")
+
+
+def facts(study: SlurmStudy, job_id: str) -> dict[str, str]:
+    """What SLURM was asked for."""
+    said = study.slurm("scontrol", "--oneliner", "show", "job", job_id).split()
+    return dict(word.split("=", 1) for word in said if "=" in word)
+
+
+def told(study: SlurmStudy) -> dict[str, Any]:
+    return dict(json.loads(study.run("status", "--json")))
+
+
+def test_everything_is_handed_over_in_one_job_that_has_its_share_of_the_nodes(
+    make: Make, study_fields: Fields
+) -> None:
+    study_fields["grid"]["seeds"] = [0, 1, 2]
+    study = make(study_fields)  # of two GPUs a node, four cores and 4 GiB
+    with held_back(study):
+        said = study.submit("--nodes", "2", on="ray")
+        assert "6 runs in 3 series packed on 2 nodes with 2 GPUs each submitted to dev: SLURM job" in said
+        (job,) = study.queue()
+        asked = facts(study, job.split()[0])
+        assert (asked["NumNodes"], asked["CPUs/Task"], asked["MinMemoryNode"]) == ("2-2", "4", "4G")
+        assert asked["TresPerNode"] == "gres:gpu:2"
+        now = told(study)
+        assert now["counts"] == {"queued": 6}
+        (allocation,) = now["allocations"]
+        assert (allocation["state"], allocation["nodes"], allocation["gpus"]) == ("queued", 2, 4)
+        assert "PartitionDown (its partition is down)" in study.run("status").splitlines()[-2]
+
+        assert "nothing of tiny is left to submit" in study.submit(on="ray")
+        study_fields["grid"]["seeds"] = [0, 1, 2, 3]
+        full = make(study_fields, limits={"hours": 1, "jobs": 1}).submit(on="ray")
+        assert "1 series not submitted: dev takes 1 jobs of yours at once" in full
+        longer = make(study_fields)
+        assert "2 runs in 1 series packed on 1 node with 1 GPU submitted" in longer.submit(on="ray")
+        assert len(study.queue()) == 2
+
+        first, *_ = [run["run_id"] for run in now["runs"]]
+        assert "1 run cancelled" in study.run("cancel", first)
+        assert len(study.queue()) == 2
+        assert "2 jobs taken from SLURM" in study.run("cancel")
+        assert "as it was last submitted" in study.run("retry", first)
+        assert study.arrays()[-1].packed
+        study.run("cancel")
+        assert study.queue() == []
+
+
+def test_auto_packs_what_needs_less_than_a_node_and_makes_jobs_of_the_rest(
+    make: Make, study_fields: Fields
+) -> None:
+    study_fields["grid"] |= {"sizes": sizes(ranks=2), "seeds": [0, 1]}
+    study = make(study_fields)
+    said = study.submit("--dry-run", on="auto")
+    assert "4 runs in 2 series packed in one job" in said
+    assert "4 runs in 2 series in jobs of their own" in said
+    with held_back(study):
+        study.submit(on="auto")
+        apart, packed = study.arrays()
+        assert (apart.packed, packed.packed) == (False, True)
+        assert {task.ranks for task in apart.tasks} == {2}
+        assert {task.ranks for task in packed.tasks} == {1}
+        assert len(study.queue()) == 3
+        assert told(study)["counts"] == {"queued": 8}
+        study.run("cancel")
+        assert "on auto, cluster" in study.run("retry")
+        assert len(study.queue()) == 3
+        study.run("cancel")
+
+
+def test_a_packed_study_is_watched_cancelled_in_part_and_finishes(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    endless = {"iterations": [100_000], "sizes": {"xs": {"resources": {"ranks": 2}}}}
+    study_fields["grid"]["architectures"] = {"prefix_simba": None, "cross_transformer": endless}
+    study_fields["grid"]["seeds"] = [0, 1]
+    study_fields["tracking"] = {"log_every": 1}
+    study = make(study_fields, **CORES)
+    study.submit("--nodes", "1", on="ray")
+    long = [series for series, task in study.tasks().items() if task.ranks == 2]
+
+    # Each of them takes all there is.
+    wait_until(lambda: any(read_progress(series).step for series in long))
+    now = told(study)
+    states = {run["run_id"]: run for run in now["runs"] if run["architecture"] == "cross_transformer"}
+    (trained,) = [run for run in states.values() if run["state"] == "running"]
+    (waits,) = [run for run in states.values() if run["state"] == "queued"]
+    job_id = trained["job_id"]
+    begun = read_progress(study.root.series(trained["series"])).started
+    assert begun is not None
+    assert begun["layout"]["ranks"] == 2
+    assert waits["reason"] == f"waits for its turn in job {job_id}"
+    (allocation,) = now["allocations"]
+    assert (allocation["job_id"], allocation["state"], allocation["nodes"]) == (job_id, "running", 1)
+    assert allocation["tunnel"].startswith("ssh -L ")
+
+    study.run("cancel", *states)
+    study.wait_until_over()
+    now = told(study)
+    assert (now["counts"], now["allocations"]) == ({"done": 4, "cancelled": 2}, [])
+    assert now["gpu_hours"]["used"] > 0
+    small = {**study_fields, "grid": {**study_fields["grid"], "architectures": {"prefix_simba": None}}}
+    assert losses(study.root, small) == pytest.approx(undisturbed(tmp_path, small), abs=1e-6)
+
+    said = study.run("logs", next(run["run_id"] for run in now["runs"] if run["state"] == "done"))
+    titles = [line for line in said.splitlines() if line.startswith("==>")]
+    assert [title.split(":")[0] for title in titles[:2]] == [
+        f"==> SLURM's log of job {job_id}",
+        f"==> controller of job {job_id}",
+    ]
+    assert "worker, rank 0" in titles[-1]
+    assert "4 finished runs are in" in study.run("sync")
+    assert "nothing of tiny is left to submit" in study.submit(on="ray")
+
+
+@pytest.mark.verify
+def test_wherever_a_study_is_trained_the_same_runs_end_with_the_same_losses(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    study_fields["grid"] |= {"sizes": sizes(ranks=2)}
+    local = tmp_path / "local"
+    study = make(study_fields, name="ray", **CORES)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "harness", "submit", str(study.study), "--on", "local"),
+            *("--root", str(local)),
+        ],
+        env={**os.environ, **study.environment},
+        check=True,
+        timeout=PATIENCE,
+    )
+    study.submit(on="ray")
+    study.wait_until_over()
+    jobs = make(study_fields, name="slurm", **CORES)
+    jobs.submit()
+    jobs.wait_until_over()
+    expected = losses(Root(local), study_fields)
+    for root in (study.root, jobs.root):
+        assert losses(root, study_fields) == pytest.approx(expected, abs=1e-6)
+        ranks = [
+            progress.started["layout"]["ranks"]
+            for progress in progress_of(root, study_fields)
+            if progress.started
+        ]
+        assert ranks == [1, 1, 2, 2]
+    runs = {path.name for path in (local / "runs").iterdir()}
+    assert {path.name for path in (study.root.path / "runs").iterdir()} == runs
+
+
+def sizes(ranks: int) -> Fields:
+    """Two sizes, the larger of them on so many ranks."""
+    return {
+        "xs": {"n_blocks": 1, "d_model": 16},
+        "s": {"n_blocks": 1, "d_model": 24, "resources": {"ranks": ranks}},
+    }
