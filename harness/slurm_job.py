@@ -130,9 +130,8 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
         "--supervised",
         *(str(folder) for folder in task.run_dirs),
     ]
-    numbered = {"RANK", "LOCAL_RANK", "WORLD_SIZE"}  # of what submitted this from inside a job of its own
     environment = {
-        **{name: value for name, value in os.environ.items() if name not in numbered},
+        **os.environ,
         "SSMSCALE_MEETING": str(meeting),
         "OMP_NUM_THREADS": str(shape.threads),
         "MKL_NUM_THREADS": str(shape.threads),

@@ -83,9 +83,7 @@ def initialise_ranks(threads: int) -> Ranks:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(threads)
     keep_freed_memory()
-    # Where Ray holds a job's nodes, SLURM's numbers are those of its keepers, and each rank is told its own.
-    by_slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_PROCID" in os.environ
-    if by_slurm and "RANK" not in os.environ:
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and "SLURM_PROCID" in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
