@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from harness.dispatch.base import JobState
 from harness.dispatch.slurm import Array, Book, packed_folder
@@ -65,7 +68,9 @@ def pilots_of(book: Book, study_dir: Path) -> tuple[Pilot, ...]:
         view = book.job_of(array, 0) if array.packed else None
         if view is None or view.state not in {JobState.QUEUED, JobState.RUNNING}:
             continue
-        told = packed_folder(study_dir, array.name) / "ray.json"
-        ray = read_address(told) if view.state is JobState.RUNNING else None
+        ray = None
+        if view.state is JobState.RUNNING:
+            with contextlib.suppress(OSError, ValidationError):  # damaged, or not ours to read
+                ray = read_address(packed_folder(study_dir, array.name) / "ray.json")
         found.append(Pilot(array, view, ray))
     return tuple(found)

@@ -106,8 +106,8 @@ def submit_packed(
     if not ours:
         return Submitted(taken=len(jobs))
     names = names_of(ours)
-    wanted = [run for run in submission.plan.runs if run.status.run_id in set(names)]
-    allocation = choose_allocation(wanted, dispatcher.profile, nodes)
+    planned = {run.status.run_id: run for run in submission.plan.runs}
+    allocation = choose_allocation([planned[name] for name in names], dispatcher.profile, nodes)
     dispatcher.hours = allocation.hours
     submission.launch(ours)
     handles = dispatcher.submit_array(array, allocation.shape, ours, packed=True, device=allocation.kind)

@@ -149,6 +149,8 @@ def test_status_tells_of_the_allocation_and_how_its_dashboard_is_reached(
     (row,) = StudyReader(study).read().as_json()["allocations"]
     assert (row["job_id"], row["state"], row["nodes"], row["gpus"]) == ("77_0", "running", 2, 8)
     assert row["tunnel"] == "ssh -L 8265:127.0.0.1:8265 me@n1"
+    told_at.write_text('{"address": 5')
+    assert StudyReader(study).read().as_json()["allocations"][0]["tunnel"] is None
     answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
     assert StudyReader(study).read().as_json()["allocations"] == []
 
