@@ -72,6 +72,7 @@ def test_a_job_outlives_its_controller_its_raylets_and_its_time(pack: Pack) -> N
     assert job.state() == "PENDING"
 
 
+@pytest.mark.verify
 def test_what_keeps_dying_is_given_up_and_the_reason_is_with_its_runs(pack: Pack) -> None:
     job = pack(nodes=1)
     (job.study_dir / "breaks").touch()
@@ -87,6 +88,7 @@ def test_what_keeps_dying_is_given_up_and_the_reason_is_with_its_runs(pack: Pack
     assert not job.processes()
 
 
+@pytest.mark.verify
 def test_two_allocations_on_one_node_do_not_disturb_each_other(pack: Pack) -> None:
     jobs = [pack(name, nodes=1) for name in ("first", "second")]
     for job in jobs:

@@ -101,3 +101,19 @@ def gone() -> dict[str, Any]:
     """A process of this machine that has ended."""
     said = subprocess.run([sys.executable, "-c", SAY_WHO], capture_output=True, check=True).stdout
     return dict(json.loads(said))
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scontrol that knows of one running job; returns where its requeueings are kept."""
+    program, told = tmp_path / "bin" / "scontrol", tmp_path / "requeued"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\ncase "$1" in requeue) echo "$2" >> "{told}";; '
+        f'*) echo "JobState=RUNNING Reason=None $(cat "{tmp_path}/more" 2> /dev/null)";; esac\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    return told

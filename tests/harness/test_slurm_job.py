@@ -20,22 +20,6 @@ from tests.harness.journals import begin_series, registered
 Fields = dict[str, Any]
 
 
-@pytest.fixture
-def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A scontrol that knows of one running job; returns where its requeueings are kept."""
-    program, told = tmp_path / "bin" / "scontrol", tmp_path / "requeued"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\ncase "$1" in requeue) echo "$2" >> "{told}";; '
-        f'*) echo "JobState=RUNNING Reason=None $(cat "{tmp_path}/more" 2> /dev/null)";; esac\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
-    return told
-
-
 class Stopped:
     """A Series whose job is told to stop again and again, before it has saved anything."""
 

@@ -1,0 +1,94 @@
+"""What becomes of a job that holds a Ray when its controller has ended, by the journals and by what scontrol says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
+from harness.dispatch.slurm import Array, ArrayBook, Shape, Task
+from harness.journal import Event, read_progress
+from harness.process import identify_process
+from harness.ray_job import Pilot
+from harness.rundir import Root, read_run, write_run
+from tests.harness.journals import begin_run, finish, registered
+
+Fields = dict[str, Any]
+
+
+@pytest.fixture
+def pilot(scontrol: Path, tmp_path: Path, study_fields: Fields) -> Pilot:
+    """The only job of a packed array, none of whose Runs has begun."""
+    study_fields["grid"]["seeds"] = [0, 1]
+    root = Root(tmp_path / "runs")
+    study = registered(root, study_fields)
+    series: dict[str, list[Path]] = {}
+    for point in study.points:
+        series.setdefault(point.series_id, []).append(write_run(root, point.run).absolute())
+    array = Array(
+        name="ssmscale-packed",
+        shape=Shape(nodes=1, ranks=2, threads=1, memory_gib=1),
+        tasks=tuple(Task(series_id=key, run_dirs=tuple(folders)) for key, folders in series.items()),
+        packed=True,
+        process=identify_process(),
+        t=time.time(),
+    )
+    book = ArrayBook(root.study(study.study.name).absolute())
+    book.write(array)
+    return Pilot(book.folder / "ssmscale-packed.json", ())
+
+
+def states(pilot: Pilot) -> set[str | None]:
+    return {read_progress(folder).state for folder in pilot.run_dirs}
+
+
+def test_a_job_whose_time_is_over_is_requeued_for_as_long_as_anything_was_gained(
+    pilot: Pilot, scontrol: Path
+) -> None:
+    pilot.told = ["SIGUSR2"]
+    assert [pilot.settle(EXIT_PREEMPTED, "elsewhere") for _ in range(4)] == [EXIT_PREEMPTED] * 4
+    assert scontrol.read_text().split() == ["7_0"] * 4
+    assert states(pilot) == {None}
+
+
+def test_a_job_whose_time_is_over_before_anything_was_gained_is_started_three_times(
+    pilot: Pilot, scontrol: Path
+) -> None:
+    pilot.told = ["SIGUSR2"]
+    codes = [pilot.settle(EXIT_PREEMPTED, pilot.place()) for _ in range(3)]
+    assert codes == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert scontrol.read_text().split() == ["7_0", "7_0"]
+    results = [read_progress(folder).result or {} for folder in pilot.run_dirs]
+    assert {result["reason"] for result in results} == {
+        "its job 7_0 stopped 3 times at the same place: its time was over"
+    }
+
+
+@pytest.mark.parametrize(
+    "more", ["PreemptTime=2026-01-01T00:00:00", "JobState=COMPLETING", "Restarts=1"], ids=str.lower
+)
+def test_a_job_that_slurm_ends_or_starts_again_by_itself_is_left_to_slurm(
+    pilot: Pilot, scontrol: Path, tmp_path: Path, more: str
+) -> None:
+    (tmp_path / "more").write_text(more)
+    pilot.told = ["SIGTERM"]
+    assert [pilot.settle(EXIT_PREEMPTED, pilot.place()) for _ in range(4)] == [EXIT_PREEMPTED] * 4
+    assert not scontrol.exists()
+    assert states(pilot) == {None}
+
+
+def test_a_job_ends_as_its_runs_did(pilot: Pilot, scontrol: Path) -> None:
+    assert pilot.settle(EXIT_NO_SPACE, pilot.place()) == EXIT_NO_SPACE
+    assert pilot.settle(0, pilot.place()) == EXIT_PREEMPTED  # others train what is left
+    first, *others = (read_run(folder) for folder in pilot.run_dirs)
+    for run in others:
+        finish(begin_run(pilot.root, run), run)
+    with begin_run(pilot.root, first) as journal:
+        journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
+    assert pilot.settle(0, pilot.place()) == 1
+    finish(begin_run(pilot.root, first), first)
+    assert pilot.settle(0, pilot.place()) == 0
+    assert not scontrol.exists()
