@@ -72,8 +72,12 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     rows = rows_of(resolved)
     concerned = submission.cancel(resolved.root, resolved.study.name, choose(rows, runs))
     ended = cancel_jobs_of(resolved, rows)
-    if ended:
-        console.print(f"{counted(len(ended), 'job')} taken from SLURM: {', '.join(ended)}")
+    for whose, jobs in (
+        ("SLURM", [job for job in ended if job[0].isdigit()]),
+        ("Ray", [job for job in ended if not job[0].isdigit()]),
+    ):
+        if jobs:
+            console.print(f"{counted(len(jobs), 'job')} taken from {whose}: {', '.join(jobs)}")
     console.print(f"{counted(len(concerned), 'run')} cancelled")
 
 

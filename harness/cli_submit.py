@@ -22,6 +22,7 @@ from harness.opening import choose, jobs_of, open_study, registered, rows_of
 from harness.options import (
     ClusterOption,
     NodesOption,
+    RayAddressOption,
     RootOption,
     RunsArgument,
     SetOption,
@@ -32,6 +33,7 @@ from harness.options import (
 from harness.plan import Plan, make_plan
 from harness.plan_table import print_plan
 from harness.profile import Profile, lasting_name, load_profile
+from harness.ray_submission import RayCluster, last_ray_address, look_at, submit_to_ray
 from harness.remote import (
     Submitted,
     check_cluster,
@@ -78,6 +80,7 @@ def submit(
     changes: SetOption = None,
     cluster: ClusterOption = None,
     nodes: NodesOption = None,
+    ray_address: RayAddressOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
     ] = False,
@@ -85,11 +88,14 @@ def submit(
     snapshot: SnapshotOption = None,
 ) -> None:
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
-    there = destination_of(on, cluster, snapshot, nodes)
+    there = destination_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
     profile = there.profile
     resolved = open_study(study, root, changes)
     submission.check_before_training(resolved)
-    made = _plan(resolved, profile)  # whatever is wrong with the resources is said before anything is written
+    found = _look(there, resolved)
+    made = _plan(
+        resolved, profile, found
+    )  # whatever is wrong with the resources is said before anything is written
     shares = [] if profile is None else describe_shares(made.missing, profile, there.on, nodes)
     if profile is not None:
         check_cluster(profile, resolved)
@@ -102,7 +108,7 @@ def submit(
         confirm(made.totals()["gpu_hours"], profile, yes=yes)
     submission.register(resolved)
     submission.keep_plan(resolved.root, made)
-    _hand_over(resolved, made, there)
+    _hand_over(resolved, made, there, found)
 
 
 def retry(
@@ -119,6 +125,7 @@ def retry(
     ] = None,
     cluster: ClusterOption = None,
     nodes: NodesOption = None,
+    ray_address: RayAddressOption = None,
     snapshot: SnapshotOption = None,
 ) -> None:
     """Forget failures and cancellations, then submit what is missing."""
@@ -129,9 +136,12 @@ def retry(
         if cluster is None and before is not None:
             cluster = before
             console.print(f"on {on}, cluster {cluster}, as it was last submitted", markup=False)
-    there = destination_of(on, cluster, snapshot, nodes)
+        if cluster is None and ray_address is None and (ray_address := last_ray_address(resolved)):
+            console.print(f"on {on}, Ray at {ray_address}, as it was last submitted", markup=False)
+    there = destination_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
     profile = there.profile
     submission.check_before_training(resolved)
+    found = _look(there, resolved)
     if profile is not None:
         check_cluster(profile, resolved)
         if ending := wait_for_ending_jobs(resolved, choose(rows_of(resolved), runs)):
@@ -144,7 +154,7 @@ def retry(
     concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if concerned:
-        _hand_over(resolved, _plan(resolved, profile), there)
+        _hand_over(resolved, _plan(resolved, profile, found), there, found)
 
 
 def confirm(hours: float, profile: Profile, *, yes: bool) -> None:
@@ -159,16 +169,24 @@ def confirm(hours: float, profile: Profile, *, yes: bool) -> None:
     typer.confirm(f"{question}?", abort=True)
 
 
-def _hand_over(resolved: ResolvedStudy, made: Plan, there: Destination) -> None:
-    """Train here, or give what is missing to SLURM and say what was given."""
-    if there.profile is None or there.cluster is None:
+def _hand_over(
+    resolved: ResolvedStudy, made: Plan, there: Destination, ray: RayCluster | None = None
+) -> None:
+    """Train here, or give what is missing to SLURM or a Ray cluster and say what was given."""
+    name = resolved.study.name
+    if ray is not None:
+        done = [submit_to_ray(resolved, made, ray)] if made.missing else []
+        for part in done:
+            _say(part, f"Ray at {there.ray_address}: Ray")
+    elif there.profile is None or there.cluster is None:
         _train(resolved, made, there.on)
         return
-    cluster = lasting_name(there.cluster)
-    done = submit_to_cluster(resolved, made, there.profile, cluster, there.on, there.nodes)
-    name = resolved.study.name
-    for part in done:
-        _say(part, there.profile)
+    else:
+        cluster = lasting_name(there.cluster)
+        done = submit_to_cluster(resolved, made, there.profile, cluster, there.on, there.nodes)
+        for part in done:
+            _warn_of_waiting(part, there.profile)
+            _say(part, f"{there.profile.name}: SLURM")
     if not done:
         console.print(f"nothing of {name} is left to submit")
     place = resolved.root.path
@@ -177,27 +195,44 @@ def _hand_over(resolved: ResolvedStudy, made: Plan, there: Destination) -> None:
     console.print(f"`ssmscale status {name}{root} --watch` shows how they do", markup=False)
 
 
-def _say(done: Submitted, profile: Profile) -> None:
-    """What was handed over, left to others, or found no room."""
+def _warn_of_waiting(done: Submitted, profile: Profile) -> None:
     if done.waiting:
         errors.print(
             f"warning: {counted(done.waiting, 'series')} not submitted: {profile.name} takes {profile.limits.jobs} "
             "jobs of yours at once (limits.jobs); the same command submits them when some have ended",
             markup=False,
         )
+
+
+def _say(done: Submitted, whose: str) -> None:
+    """What was handed over and left to others."""
     if done.arrays:
         packed = f" packed on {done.allocation}" if done.allocation else ""
-        jobs = "job" if done.allocation else "jobs"
+        jobs = "job" if done.is_packed else "jobs"
         console.print(
-            f"{counted(done.runs, 'run')} in {counted(done.series, 'series')}{packed} submitted to {profile.name}: "
-            f"SLURM {jobs} {', '.join(done.arrays)}"
+            f"{counted(done.runs, 'run')} in {counted(done.series, 'series')}{packed} submitted to {whose} {jobs} "
+            f"{', '.join(done.arrays)}",
+            markup=False,
         )
     if done.taken:
         console.print(f"{counted(done.taken, 'series')} left to another submission")
 
 
-def _plan(resolved: ResolvedStudy, profile: Profile | None = None) -> Plan:
-    cluster = this_machine() if profile is None else profile.cluster()
+def _ray_named(on: str, cluster: str | None) -> str | None:
+    """The Ray cluster that is meant by `--on ray` alone where the environment names one, as for Ray's own tools."""
+    address = os.environ.get("RAY_ADDRESS") if on == "ray" and cluster is None else None
+    if address:
+        errors.print(f"to the Ray cluster at {address}, as RAY_ADDRESS says", markup=False)
+    return address or None
+
+
+def _look(there: Destination, resolved: ResolvedStudy) -> RayCluster | None:
+    return None if there.ray_address is None else look_at(there.ray_address, resolved)
+
+
+def _plan(resolved: ResolvedStudy, profile: Profile | None = None, ray: RayCluster | None = None) -> Plan:
+    here = this_machine() if ray is None else ray.cluster
+    cluster = here if profile is None else profile.cluster()
     try:
         return make_plan(
             resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, jobs_of(resolved)

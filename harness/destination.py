@@ -1,4 +1,4 @@
-"""Where a submission goes, from what a user says with --on, --cluster, --nodes and --snapshot."""
+"""Where a submission goes, from what a user says with --on, --cluster, --ray-address, --nodes and --snapshot."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class Destination:
     """What the user called it."""
     nodes: int | None = None
     """Nodes Series are packed on, where the user says it."""
+    ray_address: str | None = None
+    """A Ray cluster that is there already, on which Series are packed."""
 
 
 def destination_of(
@@ -32,6 +34,8 @@ def destination_of(
     cluster: str | None,
     snapshot: bool | None = None,
     nodes: int | None = None,
+    *,
+    ray_address: str | None = None,
 ) -> Destination:
     """The destination that is meant. Raises InputError for what does not go together."""
     if on not in ANYWHERE:
@@ -43,6 +47,15 @@ def destination_of(
         raise InputError(f"--nodes {nodes}: is for series that are packed, by --on ray or auto; {what}")
     if on == "ray":
         check_ray("--on ray")
+    if ray_address is not None:
+        for option, value in (("--cluster", cluster), ("--nodes", nodes), ("--snapshot", snapshot)):
+            if value is not None:
+                raise InputError(
+                    f"{option} {value}: is for SLURM's jobs; --ray-address has a Ray that is there already"
+                )
+        if on != "ray":
+            raise InputError(f"--ray-address {ray_address}: goes with --on ray, and not with --on {on}")
+        return Destination("ray", ray_address=ray_address)
     if on == "local" or (on in {"ray", "auto"} and cluster is None):
         if snapshot:
             raise InputError("--snapshot: is for jobs that wait in a queue; here training begins at once")

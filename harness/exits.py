@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from harness.disk import DiskFull
+from harness.dispatch.ray_jobs import RayGone
 from harness.dispatch.slurm_queue import SchedulerGone
 from harness.extras import missing_package
 from harness.foreground import Stopped
@@ -24,6 +25,8 @@ def run(command: Callable[[], object], mistakes: tuple[type[Exception], ...]) ->
         _fail(error, debug=debug, status=2)
     except ModuleNotFoundError as error:
         _fail(missing_package(error), debug=debug, status=2, cause=error)
+    except RayGone as gone:
+        _fail(f"Ray: {gone}", debug=debug, status=1, cause=gone)
     except SchedulerGone as gone:
         _fail(f"SLURM: {gone}", debug=debug, status=1, cause=gone)
     except RayDown as down:

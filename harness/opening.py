@@ -64,15 +64,20 @@ def rows_of(resolved: ResolvedStudy) -> list[RunStatus]:
 
 
 def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
-    """What SLURM says of the study's jobs, by run id; nothing, and a warning, where it does not answer."""
+    """What SLURM and Ray say of the study's jobs, by run id; nothing, and a warning, where they do not answer."""
     folder = resolved.root.study(resolved.study.name)
     if not (folder / "arrays").is_dir():
         return {}
     try:
-        return jobs_of_runs(open_book(folder))
+        book = open_book(folder)
     except SchedulerGone as gone:
         errors.print(f"warning: {gone}; the journals tell what is known", markup=False, soft_wrap=True)
         return {}
+    if book.problem:
+        errors.print(
+            f"warning: {book.problem}; the journals tell what is known", markup=False, soft_wrap=True
+        )
+    return jobs_of_runs(book)
 
 
 def begun(resolved: ResolvedStudy) -> list[RunStatus]:

@@ -130,6 +130,15 @@ ClusterOption = Annotated[
         help="A cluster's profile: a YAML file, or a name in slurm/profiles.",
     ),
 ]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="With --on ray: pack on the Ray cluster at http://HOST:8265, ray://HOST:10001 or HOST:6379 (default: "
+        "RAY_ADDRESS), whose nodes see --root and the corpus, and return.",
+    ),
+]
 NodesOption = Annotated[
     int | None,
     typer.Option(

@@ -91,7 +91,7 @@ class StudyReader:
             hours,
             self._journals.notes,
             self._problem,
-            is_unheard=self._problem is not None and self._book is None,
+            is_unheard=self._problem is not None and (self._book is None or bool(self._book.unheard)),
             pilots=() if self._book is None else pilots_of(self._book, self._folder),
         )
 
@@ -100,7 +100,9 @@ class StudyReader:
         if begun < self._next or not (self._folder / "arrays").is_dir():
             return
         try:
-            self._book, self._problem = open_book(self._folder), None
+            self._book = open_book(self._folder)
+            said = self._book.problem
+            self._problem = f"{said}; the journals tell what is known" if said else None
         except SchedulerGone as gone:
             known = "the journals tell what is known" if self._book is None else "its last word holds"
             self._problem = f"SLURM: {gone}; {known}"

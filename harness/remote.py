@@ -17,6 +17,7 @@ from harness.claims import Claims
 from harness.code_copy import check_copying, copy_code
 from harness.control import Control
 from harness.dispatch.base import Job, JobState
+from harness.dispatch.ray_jobs import stop_ray_job
 from harness.dispatch.slurm import (
     SlurmDispatcher,
     cancel_jobs,
@@ -52,6 +53,8 @@ class Submitted:
     """Series for which the profile's limits.jobs leaves no room now."""
     allocation: Allocation | None = None
     """What one job was given to train all of them in, where they are packed."""
+    is_packed: bool = False
+    """Whether one job trains all of them."""
 
 
 def submit_missing(
@@ -113,7 +116,9 @@ def submit_packed(
     handles = dispatcher.submit_array(array, allocation.shape, ours, packed=True, device=allocation.kind)
     number = handles[0].job_id.split("_")[0]
     tell_scheduled(submission, names, number, cluster, on)
-    return Submitted(len(names), len(ours), (number,), len(jobs) - len(ours), allocation=allocation)
+    return Submitted(
+        len(names), len(ours), (number,), len(jobs) - len(ours), allocation=allocation, is_packed=True
+    )
 
 
 def names_of(jobs: Sequence[Job]) -> list[str]:
@@ -122,7 +127,12 @@ def names_of(jobs: Sequence[Job]) -> list[str]:
 
 
 def tell_scheduled(
-    submission: Submission, runs: list[str], job_id: str, cluster: str | None, on: str | None
+    submission: Submission,
+    runs: list[str],
+    job_id: str,
+    cluster: str | None,
+    on: str | None,
+    **more: str,
 ) -> None:
     """Note in control.jsonl what a scheduler was given, and as what the user said `--on`."""
     submission.control.append(
@@ -133,6 +143,7 @@ def tell_scheduled(
         cluster=cluster,
         job_id=job_id,
         code=submission.code,
+        **more,
     )
 
 
@@ -145,7 +156,7 @@ def room_for_jobs(profile: Profile, wanted: int) -> int:
 
 
 def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[str]:
-    """scancel the study's jobs of which no Run is wanted any more; returns their ids.
+    """Take the study's jobs from SLURM or Ray of which no Run is wanted any more; returns their ids.
 
     A job some of whose Runs are still wanted goes on: its worker skips what was cancelled.
     """
@@ -155,11 +166,17 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[s
     over = {row.run_id for row in rows if row.state in {RunState.DONE, RunState.FAILED}}
     over |= Control(folder / "control.jsonl").cancelled()
     trained: dict[str, set[str]] = {}
-    for _, _, task, view in open_book(folder).elements():
+    on_ray: dict[str, str] = {}
+    for array, _, task, view in open_book(folder).elements():
         if view is not None and view.state in {JobState.QUEUED, JobState.RUNNING}:
             trained.setdefault(view.job_id, set()).update(run_dir.name for run_dir in task.run_dirs)
+            if array.ray_address is not None:
+                on_ray[view.job_id] = array.ray_address
     doomed = [job_id for job_id, runs in trained.items() if runs <= over]
-    cancel_jobs(doomed)
+    cancel_jobs([job_id for job_id in doomed if job_id not in on_ray])
+    for job_id in doomed:
+        if job_id in on_ray:
+            stop_ray_job(on_ray[job_id], job_id)
     return doomed
 
 

@@ -26,8 +26,14 @@ class Holder(Frozen):
     """How often the job had been started before."""
 
 
+RAY_JOB = "SSMSCALE_RAY_JOB"
+"""Variable with the name of the Ray job this process is part of."""
+
+
 def scheduler_job() -> Holder | None:
     """The scheduler's job this process is part of, or None."""
+    if ray_job := os.environ.get(RAY_JOB):
+        return Holder(job_id=ray_job, start=0)
     number = os.environ.get("SLURM_ARRAY_JOB_ID")
     if number is not None:
         job_id = f"{number}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"

@@ -184,7 +184,7 @@ class Submission:
         self,
         resolved: ResolvedStudy,
         plan: Plan,
-        dispatcher: Dispatcher,
+        dispatcher: Dispatcher | None,
         dispatcher_name: str,
         *,
         sidecars: bool = True,
@@ -208,6 +208,7 @@ class Submission:
 
         Raises DiskFull as soon as a worker says that no room is left: nothing more is handed over.
         """
+        assert self.dispatcher is not None
         in_hand = InHand(self.root, self.control, self.dispatcher)
         while True:
             rows = self.reader.read(self.resolved.points, submitter=self.process)

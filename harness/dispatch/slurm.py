@@ -13,13 +13,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.code_copy import running_from
 from harness.dispatch.base import Handle, Job, JobState
+from harness.dispatch.ray_jobs import RayGone, RayJobs
 from harness.dispatch.sbatch import Request, sbatch
 from harness.dispatch.slurm_queue import JobView, SchedulerGone, call, read_jobs
 from harness.process import identify_process, process_is_alive
@@ -84,13 +85,17 @@ class Array(Frozen):
     t: float
     copy_of_code: str | None = None
     """State of the code whose copy its jobs run from; null where they run what is installed when they start."""
+    ray_address: str | None = None
+    """The Ray cluster whose job trains all the tasks, and not SLURM's: the address of its job server."""
     job_id: str | None = None
-    """SLURM's number of it; null until sbatch has answered."""
+    """SLURM's number of it, or Ray's name of it; null until it is known to have been submitted."""
     is_void: bool = False
     """Whether it was found never to have been submitted."""
 
     def job_of(self, index: int) -> str:
-        """SLURM's id of the job that trains a task, once the array is submitted."""
+        """SLURM's or Ray's id of the job that trains a task, once the array is submitted."""
+        if self.ray_address is not None:
+            return str(self.job_id)
         return f"{self.job_id}_{0 if self.packed else index}"
 
 
@@ -159,6 +164,13 @@ class Book:
 
     arrays: Mapping[str, Array]
     views: Mapping[str, JobView]
+    unheard: Mapping[str, str] = field(default_factory=dict)
+    """Arrays whose Ray cluster does not answer, and why."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why something is not known of which the journals may know; None where all is."""
+        return "; ".join(f"Ray: {why}" for why in dict.fromkeys(self.unheard.values())) or None
 
     def job_of(self, array: Array, index: int) -> JobView | None:
         """SLURM's word on what trains a task; None where it has never heard of it."""
@@ -197,32 +209,43 @@ _LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
 
 
 def open_book(study_dir: Path) -> Book:
-    """Read what is written down and ask SLURM about it, settling arrays whose submission was cut short.
+    """Read what is written down and ask SLURM and Ray about it, settling arrays whose submission was cut short.
 
-    Raises SchedulerGone where SLURM does not answer.
+    Raises SchedulerGone where SLURM does not answer; a Ray cluster that does not may have ended for good.
     """
     book = ArrayBook(study_dir)
     arrays = book.read()
-    live = {name: array for name, array in arrays.items() if not array.is_void}
-    if not live:
-        return Book(arrays, {})
-    # Who is gone before SLURM is asked has submitted nothing that the answer does not know of.
-    gone = [array for array in live.values() if array.job_id is None and is_given_up(array.process, array.t)]
+    live = [array for array in arrays.values() if not array.is_void]
+    # Who is gone before it is asked has submitted nothing that the answer does not know of.
+    gone = {array.name for array in live if array.job_id is None and is_given_up(array.process, array.t)}
     if gone:
-        age = time.time() - max(array.t for array in gone)
+        age = time.time() - max(arrays[name].t for name in gone)
         time.sleep(min(ORPHAN_SECONDS, max(0.0, ORPHAN_SECONDS - age)))
-    since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(a.t for a in live.values()) - 86400))
-    views = read_jobs(list(live), since)
+    views: dict[str, JobView] = {}
+    asked = [array for array in live if array.ray_address is None]
+    if asked:
+        since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(array.t for array in asked) - 86400))
+        views = read_jobs([array.name for array in asked], since)
+    unheard: dict[str, str] = {}
+    for address in dict.fromkeys(array.ray_address for array in live if array.ray_address is not None):
+        there = [array for array in live if array.ray_address == address]
+        try:
+            known_there = RayJobs(address).views()
+        except RayGone as gone_ray:
+            unheard |= {array.name: str(gone_ray) for array in there}
+        else:
+            views |= {array.name: known_there[array.name] for array in there if array.name in known_there}
+            asked += there
     ids = {view.name: view.job_id.split("_")[0] for view in views.values()}
-    for name, array in live.items():
-        if array.job_id is not None or (name not in ids and array not in gone):
+    for array in asked:
+        if array.job_id is not None or (array.name not in ids and array.name not in gone):
             continue
-        arrays[name] = book.read_again(array)
-        if arrays[name].job_id is None and not arrays[name].is_void:
-            known = {"job_id": ids[name]} if name in ids else {"is_void": True}
-            arrays[name] = array.model_copy(update=known)
-            book.write(arrays[name])
-    return Book(arrays, views)
+        arrays[array.name] = book.read_again(array)
+        if arrays[array.name].job_id is None and not arrays[array.name].is_void:
+            known = {"job_id": ids[array.name]} if array.name in ids else {"is_void": True}
+            arrays[array.name] = array.model_copy(update=known)
+            book.write(arrays[array.name])
+    return Book(arrays, views, unheard)
 
 
 def jobs_of_runs(book: Book) -> dict[str, JobView]:
@@ -232,7 +255,7 @@ def jobs_of_runs(book: Book) -> dict[str, JobView]:
         for folder in task.run_dirs:
             if view is not None:
                 found[folder.name] = replace(view, packed=True) if array.packed else view
-            elif folder.name not in found and array.job_id is not None:
+            elif array.job_id and folder.name not in found and array.name not in book.unheard:
                 found[folder.name] = JobView(array.job_id, array.name, JobState.ENDED, "UNKNOWN", 0.0, "")
     for array in book.arrays.values():
         if array.job_id is None and not array.is_void:
