@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from harness.dispatch.base import JobState
 from harness.dispatch.slurm_queue import JobView
+from harness.extras import missing_package
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -100,17 +101,15 @@ class RayJobs:
         """Turn what can go wrong on the way into one sentence."""
         try:
             yield
-        except ModuleNotFoundError:
-            raise
+        except ModuleNotFoundError as error:
+            raise RayGone(f"{self.address}: {missing_package(error)}") from error
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             if "uthentication" in f"{type(error).__name__} {said}" or "uthToken" in said:
-                token = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-                held = "another than" if os.environ.get("RAY_AUTH_MODE") == "token" else "not sent, which is"
-                raise RayGone(
-                    f"{self.address}: wants a token, {held} the one in {token}; RAY_AUTH_MODE=token and "
-                    "RAY_AUTH_TOKEN_PATH say where that of the cluster is"
-                ) from error
+                path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+                said = "wants a token; RAY_AUTH_MODE=token sends the one that RAY_AUTH_TOKEN_PATH names"
+                if os.environ.get("RAY_AUTH_MODE") == "token":
+                    said = f"refuses the token in {path}; RAY_AUTH_TOKEN_PATH says where the right one is"
             raise RayGone(f"{self.address}: {said}") from error
 
 

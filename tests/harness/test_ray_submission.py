@@ -102,7 +102,7 @@ def test_cancelling_all_ends_the_ray_job_after_its_workers_have_saved(
         ("ray://127.0.0.1:{closed}", "nothing answers there"),
         ("127.0.0.1:{closed}", "nothing answers there"),
         ("ftp://head:1", "is no address of a Ray cluster"),
-        ("{dashboard}", "wants a token"),
+        ("{dashboard}", "refuses the token in"),
     ],
     ids=["http", "ray", "gcs", "ftp", "token"],
 )
