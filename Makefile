@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  ## a small scaling study on real music, end to end
 
 test: $(VENV)/.dev  ## every test; Debian packages they need are installed where that is allowed
 	sh .ci/debian $(TEST_PACKAGES)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not verify and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not verify and not gpu"
 
 check: $(VENV)/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

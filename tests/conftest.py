@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that wait for servers first, each before one that computes, and the quickest last.
+
+    So two workers seldom wait at the same time, and neither is left with a long file when the other is done.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    room = {path: path.relative_to(Path(__file__).parent).parts[0] for path in files}
+    waiting = [path for path in files if room[path] == "cluster"]
+    computing = [path for path in files if room[path] == "harness"]
+    both = [path for pair in zip_longest(waiting, computing) for path in pair if path is not None]
+    others = [path for path in files if path not in both]
+    items[:] = [item for path in (*both, *others) for item in files[path]]
 
 
 @pytest.fixture(scope="session")
