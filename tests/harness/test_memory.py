@@ -100,7 +100,7 @@ def compared(specs: Sequence[Spec], tmp_path: Path) -> float:
 
 
 def test_the_predicted_peak_is_the_engines(tmp_path: Path) -> None:
-    assert compared([drawn(seed=0, ranks=1, stage=stage) for stage in (0, 2)], tmp_path) < TOLERANCE
+    assert compared([drawn(seed=2, ranks=1, stage=stage) for stage in (0, 2)], tmp_path) < TOLERANCE
 
 
 @pytest.mark.verify
