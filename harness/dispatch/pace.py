@@ -20,8 +20,8 @@ from harness.dispatch.base import Job
 
 PRIOR = 1.0
 """For how many Series the expectation counts that those of an architecture are like all, and all like the plan."""
-LEAST_SECONDS = 1.0
-"""What takes less tells more of clocks than of speed."""
+MOST = math.log(1000.0)
+"""By how much a plan may err, either way: what is further off was not the training that was planned."""
 OVERDUE = 0.15
 """Share of the time taken so far that a Series is expected to take still, where it is late."""
 
@@ -34,8 +34,9 @@ class Pace:
 
     def finished(self, job: Job, seconds: float) -> None:
         """Learn from a Series that took so many seconds from its first step to its last."""
-        if job.seconds >= LEAST_SECONDS and seconds >= LEAST_SECONDS:
-            self._logs[job.architecture].append(math.log(seconds / job.seconds))
+        if job.seconds > 0 and seconds > 0:
+            log = math.log(seconds) - math.log(job.seconds)
+            self._logs[job.architecture].append(max(-MOST, min(MOST, log)))
 
     def expected(self, job: Job) -> float:
         """Seconds a Series should take."""

@@ -265,6 +265,8 @@ class Schedule:
         when = soonest[-1][0]
         if len(soonest) < count or when == math.inf:
             return []
+        if when <= now:
+            return []  # warm groups that the policy keeps are in the way: they are not to stand idle for it
         taken = []
         for _, node in soonest:
             have = min(max(0, self._room.whole[node]), wanted)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from harness.journal import Event, read_events
-from harness.rundir import Root
+from harness.rundir import Root, read_run
 from tests.cluster.slurm_study import SlurmStudy
 from tests.waiting import wait_until
 
@@ -73,12 +73,17 @@ class Makespan:
 
 def measure(root: Root, begun: float) -> Makespan:
     """From the journals of a root's Series, each of which was trained in one go."""
+    runs: dict[str, list[Path]] = {}
+    for folder in (root.path / "runs").iterdir():
+        runs.setdefault(read_run(folder).series_id, []).append(folder)
     trained = []
-    for folder in sorted((root.path / "series").iterdir()):
-        steps = [event["t"] for event in read_events(folder) if event["event"] == Event.STEP]
-        runs = [event for event in read_events(folder) if event["event"] in {Event.STARTED, Event.RESUMED}]
-        assert len(runs) == 1, f"{folder.name} was started {len(runs)} times"
-        trained.append(Trained(runs[0]["layout"]["ranks"], min(steps), max(steps)))
+    for series_id, branches in sorted(runs.items()):
+        trunk = list(read_events(root.series(series_id)))
+        starts = [event for event in trunk if event["event"] in {Event.STARTED, Event.RESUMED}]
+        assert len(starts) == 1, f"{series_id} was started {len(starts)} times"
+        told = [*trunk, *(event for folder in branches for event in read_events(folder))]
+        steps = [event["t"] for event in told if event["event"] == Event.STEP]
+        trained.append(Trained(starts[0]["layout"]["ranks"], min(steps), max(steps)))
     return Makespan(tuple(trained), begun)
 
 

@@ -54,6 +54,13 @@ def test_what_is_expected_is_never_less_than_nothing(told: list[tuple[float, flo
     assert pace.left(job(100.0), elapsed) > 0
 
 
+def test_a_plan_that_is_off_by_far_is_put_right_by_a_few_series() -> None:
+    pace = Pace()
+    for _ in range(4):
+        pace.finished(job(0.2), 60.0)
+    assert pace.expected(job(0.2)) > 15.0
+
+
 def test_a_series_without_a_prediction_teaches_nothing() -> None:
     pace = Pace()
     pace.finished(job(0.0), 50.0)
