@@ -72,10 +72,11 @@ def _train(resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, on: str)
         )
     else:
         console.print("everything that is missing is being trained by another process; waiting for it")
-    with stoppable(), StudyProgress(console) as progress:
+    with stoppable() as heed, StudyProgress(console) as progress:
         mirror.start()
 
         def on_progress(now: Sequence[RunStatus]) -> None:
+            heed()
             progress.show(now)
             mirror.show(now)
 

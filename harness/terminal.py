@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -34,14 +34,28 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, in order: by KeyboardInterrupt."""
+def stoppable() -> Iterator[Callable[[], None]]:
+    """SIGTERM ends the block as Ctrl-C does, in order: by KeyboardInterrupt.
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    What it gives is to be called now and then. An exception that a signal raises is lost where Python happens to be
+    collecting an object, and then it is raised once more.
+    """
+    told: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def heed() -> None:
+        if told:
+            raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+        numbers.append(signal.SIGINT)
+    before = [(number, signal.signal(number, stop)) for number in numbers]
     try:
-        yield
+        yield heed
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)

@@ -66,11 +66,16 @@ def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listen
         mirror = MirrorThread(
             tracking_uri(space.study, space.root), trials.name, space.root, tags_of=trials.tags_of
         )
-        with stoppable():
+        with stoppable() as heed:
             mirror.start()
+
+            def on_look() -> None:
+                heed()
+                trials.show(mirror)
+
             try:
                 with naming_a_full_disk(folder / JOURNAL):
-                    controller.run(lambda: trials.show(mirror))
+                    controller.run(on_look)
             except KeyboardInterrupt as interrupt:
                 errors.print("stopping: workers save what they have")
                 place.close()
