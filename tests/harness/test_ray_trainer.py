@@ -39,7 +39,10 @@ job = Job(series_id, tuple(map(Path, run_dirs)), 1, ranks, 1, Path(log_dir), sec
 while (state := dispatcher.poll([handle])[handle]) in {JobState.QUEUED, JobState.RUNNING}:
     if select.select([sys.stdin], [], [], 0.1)[0] and sys.stdin.readline():
         dispatcher.cancel([handle])
-print(json.dumps([state, ray.available_resources()["CPU"]]), flush=True)
+deadline = time.monotonic() + 60
+while (cores := ray.available_resources().get("CPU", 0.0)) < 2 and time.monotonic() < deadline:
+    time.sleep(0.1)  # Ray counts what was let go a moment later
+print(json.dumps([state, cores]), flush=True)
 dispatcher.close()
 """
 
