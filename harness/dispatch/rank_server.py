@@ -65,8 +65,6 @@ class _Server:
         self._listener, self._on_cuda = listener, on_cuda
         self._asked: dict[socket.socket, int] = {}
         """The rank's process by its connection."""
-        self._left: set[int] = set()
-        """Ranks that nobody listens to any more."""
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
 
@@ -107,7 +105,6 @@ class _Server:
                 os.kill(self._asked[connection], json.loads(said)["signal"])
                 return
             os.kill(self._asked[connection], signal.SIGTERM)
-            self._left.add(self._asked[connection])
         else:
             said, descriptors, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
             if len(descriptors) == 3:
@@ -166,7 +163,6 @@ class _Server:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 child, status = ended[0], os.waitstatus_to_exitcode(ended[1])
-                self._left.discard(child)
                 for connection in [held for held, rank in self._asked.items() if rank == child]:
                     with contextlib.suppress(OSError):
                         connection.send(json.dumps({"status": status}).encode())
