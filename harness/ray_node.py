@@ -54,8 +54,8 @@ class Keeper:
 
     def __init__(self, plan: NodePlan) -> None:
         self.plan = plan
-        self.name = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-        self.is_first = os.environ.get("SLURM_NODEID", "0") == "0"
+        self.name = name_in(plan)
+        self.is_first = len(plan.nodes) == 1 or os.environ["SLURM_NODEID"] == "0"
         self.ip = address_towards([place for name, place in plan.nodes.items() if name != self.name])
         self.devices = offered_gpus(os.environ, plan.gpus)
         self.folder = temporary_folder(os.environ)
@@ -270,14 +270,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keeper = Keeper(plan)
         keeper.run()
     except RayDown as down:
-        name = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-        sys.stdout.write(Word(node=name, event="failed", reason=str(down)).model_dump_json() + "\n")
+        word = Word(node=name_in(plan), event="failed", reason=str(down))
+        sys.stdout.write(word.model_dump_json() + "\n")
         sys.stdout.flush()
         return 1
     finally:
         if keeper is not None:
             keeper.end()
     return 0
+
+
+def name_in(plan: NodePlan) -> str:
+    """What the plan calls this node; a Ray of one machine may be started inside some job of SLURM's."""
+    return next(iter(plan.nodes)) if len(plan.nodes) == 1 else os.environ["SLURMD_NODENAME"]
 
 
 def _is_ours(process: psutil.Process) -> bool:
