@@ -196,6 +196,7 @@ class Keeper:
             # A worker's own children save when it is gone, and then end by themselves.
             "RAY_kill_child_processes_on_worker_exit": "0",
             # It would kill ours for the memory that others on the node take; SLURM sees to ours.
+            "RAY_worker_niceness": "0",  # ranks are what the node is for, and Ray would put all others before them
             "RAY_memory_monitor_refresh_ms": "0",
             # A raylet that was killed is missed after 5 s and not after 15.
             "RAY_health_check_period_ms": "1000",

@@ -18,16 +18,19 @@ from typing import Any
 
 from harness.dispatch.base import Handle, Job, JobState
 from harness.dispatch.pace import Pace
-from harness.dispatch.packing import Feed, Group, Node, Piece, Shape, Start, Stop, decide
+from harness.dispatch.packing import Feed, Group, Node, Piece, Shape, Start, Stop, decide, fits_nowhere
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.ray_group import RankGroup
 from harness.dispatch.ray_ranks import ServerActor
 from harness.dispatch.ray_trainer import TrainerGroup, is_long, log_path
+from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.ray")
 
 LOOK_SECONDS = 2.0
 """Time between two looks for room that nobody here has made: nodes come and go."""
+NO_ROOM_SECONDS = 180.0
+"""How long Series that fit nowhere are waited for a node with: one that died is replaced within that time."""
 STARTUP_SECONDS = 15.0
 """What the start of a group is expected to take until one has been seen."""
 
@@ -45,6 +48,7 @@ class RayDispatcher:
         self._numbers = itertools.count(1)
         self._starts: list[float] = []
         self._decide_at = 0.0
+        self._no_room_since: float | None = None
         self._pace = Pace()
         self._servers: dict[str, Any] = {}
         """The ServerActor of each node."""
@@ -127,6 +131,7 @@ class RayDispatcher:
             Piece(key, self._shape(handle.job), self._pace.expected(handle.job))
             for key, handle in self.waiting.items()
         ]
+        self._refuse_what_fits_nowhere(pieces, nodes)
         for action in decide(pieces, view, nodes, self.startup):
             match action:
                 case Stop(group):
@@ -168,6 +173,24 @@ class RayDispatcher:
                     .remote(str(self.log_dir / f"workers-{node.key[:12]}.log"))
                 )
         return nodes
+
+    def _refuse_what_fits_nowhere(self, pieces: Sequence[Piece], nodes: Sequence[Node]) -> None:
+        """Raise InputError where nothing but Series is left that no node has room for, and no node has come since."""
+        large = fits_nowhere(pieces, nodes)
+        if self.groups or len(large) < len(pieces):
+            self._no_room_since = None
+            return
+        now = time.monotonic()
+        self._no_room_since = self._no_room_since or now
+        if now - self._no_room_since < NO_ROOM_SECONDS:
+            return
+        job = self.waiting[large[0].key].job
+        kind = "GPUs" if self.on_gpus else "cores"
+        offered = ", ".join(f"{node.devices:g}" for node in nodes if node.devices) or "none"
+        raise InputError(
+            f"series {job.series_id}: takes {job.ranks * large[0].shape.share:g} {kind}, a node's own or whole nodes; "
+            f"the nodes of this Ray have {offered}"
+        )
 
     def _may_start(self) -> bool:
         """Whether another group may be there; where not, an idle one is let go for it."""
