@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from harness.dispatch.packing import Feed, Group, Node, Piece, Shape, Start, Sto
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.ray_group import RankGroup
 from harness.dispatch.ray_ranks import ServerActor
+from harness.dispatch.ray_room import Others
 from harness.dispatch.ray_trainer import TrainerGroup, is_long, log_path
 from ssmttm.errors import InputError
 
@@ -50,6 +52,7 @@ class RayDispatcher:
         self._decide_at = 0.0
         self._no_room_since: float | None = None
         self._pace = Pace()
+        self._others = Others("GPU" if self.on_gpus else "CPU")
         self._servers: dict[str, Any] = {}
         """The ServerActor of each node."""
         self._look_after_nodes()
@@ -132,7 +135,7 @@ class RayDispatcher:
             for key, handle in self.waiting.items()
         ]
         self._refuse_what_fits_nowhere(pieces, nodes)
-        for action in decide(pieces, view, nodes, self.startup):
+        for action in decide(pieces, view, self._others.leave(nodes, self._ours()), self.startup):
             match action:
                 case Stop(group):
                     held[group.key].let_go(GRACE_SECONDS)
@@ -154,6 +157,14 @@ class RayDispatcher:
                     )
                     new.feed(handle)
                     self.groups.append(new)
+
+    def _ours(self) -> Mapping[str, float]:
+        """Devices of each node that our groups hold or wait for, also those that are being let go."""
+        held: dict[str, float] = defaultdict(float)
+        for group in self.groups:
+            for node in group.nodes:
+                held[node] += group.shape.share
+        return held
 
     def _look_after_nodes(self) -> list[Node]:
         """The nodes that are there, each with a rank server that makes its imports before there is a rank."""

@@ -24,7 +24,8 @@ from harness.dispatch.ray_ranks import Heard, RankActor, Seat
 HEAR_SECONDS = 1.0
 """How long a rank is listened to at a time: as long, at most, it takes to be told to stop."""
 SEAT_SECONDS = 120.0
-"""How long Ray may take to seat a group where there is room, before the room is looked for elsewhere."""
+"""How long Ray may take to seat a group where there is room, before the room is looked for elsewhere: a hundred times
+what four actors took on an idle machine of two cores (1.2 s), and longer than a group that is let go may hold it."""
 
 
 @dataclass
@@ -67,7 +68,7 @@ class RankGroup:
         self.began = time.monotonic()
         self.handle: Handle | None = None
         self.is_ready = self.is_leaving = self.is_gone = False
-        self._is_started = False
+        self._is_started = self._found_no_room = False
         self.fed = 0.0
         """Since when it trains what it was fed, by the monotonic clock."""
         self.took: float | None = None
@@ -135,6 +136,7 @@ class RankGroup:
             if all(rank.seat is not None for rank in self._ranks):
                 self._start()
             elif any(rank.is_gone for rank in self._ranks) or time.monotonic() - self.began > SEAT_SECONDS:
+                self._found_no_room = not self._has_room()
                 self.let_go(0.0)
             return None, None
         if not self.is_ready and all(rank.is_ready for rank in self._ranks):
@@ -152,8 +154,18 @@ class RankGroup:
         handle, self.handle = self.handle, None
         return (handle, state) if handle is not None else (None, None)
 
+    def _has_room(self) -> bool:
+        """Whether Ray has found the room for it, whatever became of those who were to have it."""
+        from ray.util.placement_group import placement_group_table
+
+        return bool(placement_group_table(self._room)["state"] == "CREATED")
+
     def _state_at_end(self) -> JobState:
         """What became of a Series in whose midst the group ended."""
+        if self._found_no_room:
+            return (
+                JobState.PREEMPTED
+            )  # others have the room, or its node went: nothing has been tried in vain
         if self.handle is not None and all(rank.outcomes for rank in self._ranks):
             return state_of(self._ranks[0].outcomes.pop(0))
         statuses = {rank.status for rank in self._ranks}

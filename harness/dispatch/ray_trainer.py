@@ -30,7 +30,9 @@ MOST_START = 0.05
 LOOK_SECONDS = 2.0
 """How often the nodes are looked at that a Series is trained on."""
 NO_NODE = 30.0
-"""Seconds Ray Train waits for room, which whoever chose the nodes has made."""
+"""Seconds Ray Train waits for room, which whoever chose the nodes has made; then it is looked for anew."""
+NO_ROOM = "WorkerGroupStartupTimeoutError"
+"""What Ray Train calls it where it has waited in vain; nothing has been tried, then."""
 
 
 def is_long(job: Job) -> bool:
@@ -165,7 +167,8 @@ def _fit(told: Mapping[str, Any]) -> str:
             print_traceback()
             if _ended_with(EXIT_NO_SPACE) in str(error):
                 return "no_space"
-            return "preempted" if _ended_with(EXIT_PREEMPTED) in str(error) else "lost"
+            found_no_room = type(getattr(error, "controller_failure", None)).__name__ == NO_ROOM
+            return "preempted" if found_no_room or _ended_with(EXIT_PREEMPTED) in str(error) else "lost"
 
 
 def _trainer(told: Mapping[str, Any]) -> TorchTrainer:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.dispatch import ray
+from harness.dispatch import ray, ray_room
 from harness.dispatch.base import Job
 from harness.dispatch.packing import Node
 from ssmttm.errors import InputError
@@ -18,6 +18,7 @@ def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_wh
     nodes, now = [Node("head", 0.0), Node("a", 4.0)], [0.0]
     monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
     monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
+    monkeypatch.setattr(ray_room, "available", dict)
     monkeypatch.setattr(ray.time, "monotonic", lambda: now[0])
     dispatcher = ray.RayDispatcher(tmp_path)
     handles = dispatcher.submit([Job("large", (), 1, 8, 1, tmp_path)])
@@ -27,3 +28,25 @@ def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_wh
     now[0] = 20 + ray.NO_ROOM_SECONDS
     with pytest.raises(InputError, match=r"series large: takes 8 GPUs, .* the nodes of this Ray have 4$"):
         dispatcher.poll(handles)
+
+
+def test_what_others_hold_is_left_out_and_what_was_let_go_a_moment_ago_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, free = [0.0], {"a": {"GPU": 4.0}, "b": {}}
+    monkeypatch.setattr(ray_room, "available", lambda: free)
+    monkeypatch.setattr(ray_room.time, "monotonic", lambda: now[0])
+    others = ray_room.Others("GPU")
+
+    def left(**ours: float) -> list[float]:
+        nodes = [Node("a", 4.0), Node("b", 4.0), Node("new", 4.0)]
+        return [node.devices for node in others.leave(nodes, ours)]
+
+    assert left() == [4.0, 0.0, 4.0]
+    free |= {"a": {"GPU": 0.6667}, "b": {"GPU": 2.0}}
+    assert left(a=10 / 3) == [4.0, 2.0, 4.0]  # ours, and others' are let go at once
+    free["a"]["GPU"] = 3.5  # ours is gone, and its share is not told of yet, or somebody else has it
+    now[0] += 1
+    assert left(a=0.0) == [4.0, 2.0, 4.0]
+    now[0] += 2 * ray_room.SETTLE_SECONDS
+    assert left(a=0.0) == [3.0, 2.0, 4.0]

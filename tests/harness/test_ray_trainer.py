@@ -28,19 +28,28 @@ DRIVER = """\
 import json, select, sys, time
 from pathlib import Path
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from harness.dispatch.base import Job, JobState
 from harness.dispatch.ray import RayDispatcher
 
+def free_cores():
+    return ray.available_resources().get("CPU", 0.0)
+
 series_id, run_dirs, ranks, log_dir, logs = json.loads(sys.argv[1])
 ray.init(log_to_driver=False)
+others = placement_group([{"CPU": 2}])
+while free_cores():
+    time.sleep(0.1)
 dispatcher = RayDispatcher(Path(logs))
 job = Job(series_id, tuple(map(Path, run_dirs)), 1, ranks, 1, Path(log_dir), seconds=1e6)
 (handle,) = dispatcher.submit([job])
+assert dispatcher.poll([handle])[handle] is JobState.QUEUED
+remove_placement_group(others)
 while (state := dispatcher.poll([handle])[handle]) in {JobState.QUEUED, JobState.RUNNING}:
     if select.select([sys.stdin], [], [], 0.1)[0] and sys.stdin.readline():
         dispatcher.cancel([handle])
-deadline = time.monotonic() + 60
-while (cores := ray.available_resources().get("CPU", 0.0)) < 2 and time.monotonic() < deadline:
+deadline = time.monotonic() + 300
+while (cores := free_cores()) < 2 and time.monotonic() < deadline:
     time.sleep(0.1)  # Ray counts what was let go a moment later
 print(json.dumps([state, cores]), flush=True)
 dispatcher.close()
@@ -105,7 +114,7 @@ def ending(driver: subprocess.Popen[str]) -> tuple[str, float]:
     return state, cores
 
 
-def test_a_worker_killed_under_a_trainer_is_started_again_and_its_series_finishes_once(
+def test_a_trainer_waits_for_cores_that_others_hold_and_starts_again_a_worker_that_was_killed(
     tmp_path: Path, here: Here, study_fields: Fields
 ) -> None:
     study_fields["grid"]["iterations"] = [150]
