@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,8 @@ from harness.allocation import describe_shares
 from harness.cluster import this_machine
 from harness.destination import Destination, destination_of
 from harness.disk import DiskFull
+from harness.dispatch.base import JobState
+from harness.dispatch.slurm_queue import JobView
 from harness.foreground import train_here
 from harness.opening import choose, jobs_of, open_study, registered, rows_of
 from harness.options import (
@@ -41,10 +43,13 @@ from harness.remote import (
     submit_to_cluster,
     wait_for_ending_jobs,
 )
-from harness.status import RunState
+from harness.status import RunState, RunStatus
 from harness.submission import ResolvedStudy
 from harness.terminal import console, counted, errors
 from ssmttm.errors import InputError
+
+GIVEN_UP = frozenset({RunState.FAILED, RunState.CANCELLED})
+"""States out of which `retry` takes a Run."""
 
 
 def planned(
@@ -88,6 +93,7 @@ def submit(
     snapshot: SnapshotOption = None,
 ) -> None:
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
+    cluster = _beside(ray_address, cluster)
     there = destination_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
     profile = there.profile
     resolved = open_study(study, root, changes)
@@ -130,21 +136,20 @@ def retry(
 ) -> None:
     """Forget failures and cancellations, then submit what is missing."""
     resolved = registered(study, root)
-    if on is None or (cluster is None and on in {"slurm", "ray"}):
-        last, before = last_submitted_to(resolved)
-        on = on or ("auto" if last == "local" and cluster else last)
-        if cluster is None and before is not None:
-            cluster = before
-            console.print(f"on {on}, cluster {cluster}, as it was last submitted", markup=False)
-        if cluster is None and ray_address is None and (ray_address := last_ray_address(resolved)):
-            console.print(f"on {on}, Ray at {ray_address}, as it was last submitted", markup=False)
+    on, cluster, ray_address = _as_before(resolved, on, _beside(ray_address, cluster), ray_address)
     there = destination_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
     profile = there.profile
     submission.check_before_training(resolved)
     found = _look(there, resolved)
+    made = _plan(resolved, profile, found)
+    chosen = choose([run.status for run in made.runs], runs)
     if profile is not None:
+        names = {row.run_id for row in chosen if row.state in GIVEN_UP}
+        again = [run for run in made.runs if run.status.run_id in names]
+        # What has no room is refused before anything is forgotten.
+        describe_shares([*made.missing, *again], profile, there.on, nodes)
         check_cluster(profile, resolved)
-        if ending := wait_for_ending_jobs(resolved, choose(rows_of(resolved), runs)):
+        if ending := wait_for_ending_jobs(resolved, chosen):
             errors.print(
                 f"error: SLURM job {', '.join(ending)} still saves what it has trained; say the same again when it has "
                 "ended",
@@ -153,8 +158,40 @@ def retry(
             raise typer.Exit(1)
     concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
-    if concerned:
-        _hand_over(resolved, _plan(resolved, profile, found), there, found)
+    if not concerned:
+        return
+    jobs = jobs_of(resolved)
+    made = _plan(resolved, profile, found, jobs)
+    if taken_up := _taken_up(concerned, jobs):
+        console.print(taken_up, markup=False)
+    if made.missing or not taken_up:
+        _hand_over(resolved, made, there, found)
+
+
+def _as_before(
+    resolved: ResolvedStudy, on: str | None, cluster: str | None, ray_address: str | None
+) -> tuple[str, str | None, str | None]:
+    """`--on`, `--cluster` and `--ray-address` as said, and where they were not as of the newest submission."""
+    if ray_address is not None:
+        return on or "ray", cluster, ray_address
+    if on is None or (cluster is None and on != "local"):
+        last, before = last_submitted_to(resolved)
+        on = on or ("auto" if last == "local" and cluster else last)
+        if cluster is None and before is not None:
+            cluster = before
+            console.print(f"on {on}, cluster {cluster}, as it was last submitted", markup=False)
+        elif cluster is None and on == "ray" and (ray_address := last_ray_address(resolved)):
+            console.print(f"on {on}, Ray at {ray_address}, as it was last submitted", markup=False)
+    return on, cluster, ray_address
+
+
+def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
+    """A sentence for those of these Runs that a job which packs them is still there to train; empty where none is."""
+    packing = [job for row in rows if (job := jobs.get(row.run_id)) is not None and job.packed]
+    live = [job.job_id for job in packing if job.state in {JobState.QUEUED, JobState.RUNNING}]
+    if not live:
+        return ""
+    return f"{counted(len(live), 'run')} left to job {', '.join(sorted(set(live)))}, which is not over and trains them"
 
 
 def confirm(hours: float, profile: Profile, *, yes: bool) -> None:
@@ -218,6 +255,11 @@ def _say(done: Submitted, whose: str) -> None:
         console.print(f"{counted(done.taken, 'series')} left to another submission")
 
 
+def _beside(ray_address: str | None, cluster: str | None) -> str | None:
+    """The cluster that is meant: none where a Ray cluster is named and SSMSCALE_CLUSTER alone names another."""
+    return None if ray_address and cluster == os.environ.get("SSMSCALE_CLUSTER") else cluster
+
+
 def _ray_named(on: str, cluster: str | None) -> str | None:
     """The Ray cluster that is meant by `--on ray` alone where the environment names one, as for Ray's own tools."""
     address = os.environ.get("RAY_ADDRESS") if on == "ray" and cluster is None else None
@@ -230,13 +272,17 @@ def _look(there: Destination, resolved: ResolvedStudy) -> RayCluster | None:
     return None if there.ray_address is None else look_at(there.ray_address, resolved)
 
 
-def _plan(resolved: ResolvedStudy, profile: Profile | None = None, ray: RayCluster | None = None) -> Plan:
+def _plan(
+    resolved: ResolvedStudy,
+    profile: Profile | None = None,
+    ray: RayCluster | None = None,
+    jobs: Mapping[str, JobView] | None = None,
+) -> Plan:
+    known = jobs_of(resolved) if jobs is None else jobs
     here = this_machine() if ray is None else ray.cluster
     cluster = here if profile is None else profile.cluster()
     try:
-        return make_plan(
-            resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, jobs_of(resolved)
-        )
+        return make_plan(resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, known)
     except InputError as error:
         raise InputError(f"{resolved.where}: {error}") from error
 

@@ -33,6 +33,7 @@ PORTS = {"http": 80, "https": 443, "ray": 10001, None: 6379}
 """The port of each kind of address where it names none."""
 STATES = {"PENDING": JobState.QUEUED, "RUNNING": JobState.RUNNING}
 """What Ray calls a job that is not over."""
+NOT_STARTED = "Ray has not started it yet"
 
 
 class RayGone(RuntimeError):
@@ -79,7 +80,8 @@ class RayJobs:
         ended = job.end_time / 1000 if job.end_time else time.time()
         said, name = str(job.status.value), str(job.submission_id)
         state = STATES.get(said, JobState.ENDED)
-        return JobView(name, name, state, said, max(0.0, ended - begun), self.server)
+        why = NOT_STARTED if state is JobState.QUEUED else None
+        return JobView(name, name, state, said, max(0.0, ended - begun), self.server, why)
 
     def stop(self, name: str) -> None:
         """Ask a job to end; one that is over already does not matter. Raises RayGone."""

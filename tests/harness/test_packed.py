@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from harness import submission
 from harness.control import Control
 from harness.dispatch.slurm import Array, ArrayBook, Shape, Task, open_book, packed_folder
+from harness.grid import GridPoint
 from harness.journal import Event
 from harness.logs import find_logs
 from harness.opening import jobs_of, rows_of
@@ -22,6 +25,8 @@ from harness.rundir import Root, write_atomically
 from harness.status import RunState
 from harness.status_table import summary
 from harness.submission import ResolvedStudy
+from tests.cluster.servers import free_port
+from tests.conftest import Answer
 from tests.harness.conftest import Answering
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered
 
@@ -196,3 +201,89 @@ def test_a_retry_goes_where_the_newest_submission_went(study: ResolvedStudy) -> 
     assert last_submitted_to(study) == ("ray", "h100x8")
     control.append("submitted", runs=[], dispatcher="slurm", on="auto", cluster="h100x8", job_id="78")
     assert last_submitted_to(study) == ("auto", "h100x8")
+
+
+@pytest.fixture
+def at_slurm(
+    study: ResolvedStudy, answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Control:
+    """The study was last packed on the devcluster, in a job that runs; SLURM takes another."""
+    monkeypatch.delenv("SSMSCALE_CLUSTER", raising=False)
+    answering(RUNS)
+    for name, said in (("sinfo", "low"), ("sbatch", "Submitted batch job 78")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho {said}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    control = Control(study.root.study("tiny") / "control.jsonl")
+    control.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", job_id="77")
+    return control
+
+
+def give_up(study: ResolvedStudy, *points: GridPoint) -> None:
+    for point in points:
+        with begin_run(study.root, point.run, job_id="77_0") as journal:
+            journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
+
+
+def test_what_is_retried_while_its_job_runs_is_left_to_that_job(
+    study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
+) -> None:
+    give_up(study, study.points[0])
+    said = ssmscale("retry", "tiny")
+    assert said.status == 0, said.err
+    assert "1 run left to job 77_0, which is not over and trains them" in said.out
+    assert "nothing of tiny is left" not in said.out
+    assert states(study) == [RunState.QUEUED] * 3
+    assert len(ArrayBook(study.root.study("tiny")).read()) == 1
+
+
+def test_a_retry_without_room_is_refused_before_anything_is_forgotten(
+    study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
+) -> None:
+    answering()
+    give_up(study, *study.points)
+    registered_at = study.root.study("tiny") / "study.json"
+    fields = json.loads(registered_at.read_text())
+    fields["study"]["resources"] = {"ranks": 8}
+    registered_at.write_text(json.dumps(fields))
+    before = at_slurm.read()
+    said = ssmscale("retry", "tiny", "--nodes", "1")
+    assert (said.status, said.err) == (
+        2,
+        "error: --nodes 1: xs (prefix_simba) takes 8 GPUs, and there are 4\n",
+    )
+    assert at_slurm.read() == before
+
+
+@pytest.mark.parametrize("named", ["the newest submission", "SSMSCALE_CLUSTER"])
+def test_a_ray_cluster_that_is_named_goes_before_a_cluster_that_is_not(
+    study: ResolvedStudy,
+    at_slurm: Control,
+    ssmscale: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    named: str,
+) -> None:
+    if named == "SSMSCALE_CLUSTER":
+        monkeypatch.setenv(named, "devcluster")
+    address = f"http://127.0.0.1:{free_port()}"
+    for verb in (["submit", "--on", "ray"], ["retry"]):
+        said = ssmscale(*verb, "tiny", "--ray-address", address)
+        assert (said.status, said.out) == (2, "")
+        assert said.err.startswith(f"error: --ray-address {address}: nothing answers there")
+
+
+def test_a_retry_in_jobs_of_slurm_does_not_ask_the_ray_cluster_it_last_went_to(
+    study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
+) -> None:
+    at_slurm.append("submitted", runs=[], dispatcher="ray", cluster=None, ray_address="http://h:8265")
+    said = ssmscale("retry", "tiny", "--on", "slurm")
+    assert said.status == 2
+    assert said.err.startswith("error: --on slurm: name the cluster with --cluster")
+
+
+def test_a_retry_by_auto_takes_the_cluster_of_the_newest_submission(
+    study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
+) -> None:
+    assert (
+        "on auto, cluster devcluster, as it was last submitted"
+        in ssmscale("retry", "tiny", "--on", "auto").out
+    )
