@@ -50,10 +50,15 @@ def _import_all() -> bool:
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import torch
 
+    from ssmttm.compat import without_mlflow
+
     on_cuda = torch.cuda.is_available()
     if not on_cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in ("deepspeed", "ssmttm.model", "harness.worker", "harness.training.loop"):
+    with without_mlflow():
+        importlib.import_module("deepspeed")
+    # torch._dynamo is what an optimiser's first step imports, for 1.5 s of a core.
+    for name in ("torch._dynamo", "ssmttm.model", "harness.worker", "harness.training.loop"):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is never collected is never copied either

@@ -23,9 +23,9 @@ from tests.cluster.slurm_study import SlurmStudy
 from tests.waiting import wait_until
 
 PACED = Path(__file__).parent / "paced"
-STEP_SECONDS = 0.5
+STEP_SECONDS = 1.0
 LENGTHS = {"prefix_mamba": 30, "prefix_simba": 50, "cross_simba": 80, "cross_transformer": 120}
-"""Steps by architecture: from 15 s to a minute."""
+"""Steps by architecture: from half a minute to two, of which a start takes a larger part than of any real Series."""
 RANKS = {"one": 1, "two": 2, "four": 4}
 GPUS = 8
 
