@@ -92,10 +92,12 @@ class Pilot:
         """Train what is left; returns the job's exit status."""
         began_at, code = self.place(), 0
         while not self.told and unfinished(self.run_dirs, self.control):
+            retries = self._count_retries()
             try:
                 with self._ray() as nodes:
                     code = self._train(nodes)
-                break
+                if code or self._count_retries() == retries:
+                    break  # else something was forgiven that the controller may not have seen before it ended
             except RayDown as down:
                 if not self.told and not self._may_start_again(str(down)):
                     break
@@ -128,6 +130,9 @@ class Pilot:
         else:
             return 1
         return EXIT_PREEMPTED
+
+    def _count_retries(self) -> int:
+        return sum(event["event"] == "retried" for event in self.control.read())
 
     def place(self) -> str:
         """Where all Series of the array stand."""

@@ -99,6 +99,7 @@ class InHand:
             for log in self.dispatcher.log_paths(handle)
             if (ending := _last_line(log))
         ]
+        del self._losses[job.series_id]  # a retry has as many attempts again
         reason = f"its worker ended {count} times at the same place; {'; '.join(endings)}"
         with untrained(self.root.series(job.series_id)) as nobody_trains_it:
             if not nobody_trains_it:

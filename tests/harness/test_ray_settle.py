@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,43 @@ def test_a_job_that_slurm_ends_or_starts_again_by_itself_is_left_to_slurm(
     assert [pilot.settle(EXIT_PREEMPTED, pilot.place()) for _ in range(4)] == [EXIT_PREEMPTED] * 4
     assert not scontrol.exists()
     assert states(pilot) == {None}
+
+
+@dataclass
+class OfControllers(Pilot):
+    """A job of which Ray is not needed to tell what it does: each controller is a function that returns its status."""
+
+    controllers: list[Callable[[], int]] = field(default_factory=list)
+
+    def _ray(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def _train(self, nodes: object) -> int:
+        return self.controllers.pop(0)()
+
+
+def test_what_is_forgiven_while_its_job_is_about_to_end_is_trained_by_that_job(pilot: Pilot) -> None:
+    def fail() -> int:
+        for folder in pilot.run_dirs:
+            with begin_run(pilot.root, read_run(folder)) as journal:
+                journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
+        names = [folder.name for folder in pilot.run_dirs]  # Ray is being stopped, and the controller is gone
+        pilot.control.append("retried", runs=names, attempts=dict.fromkeys(names, 1))
+        return 0
+
+    def finish_all() -> int:
+        for folder in pilot.run_dirs:
+            finish(begin_run(pilot.root, read_run(folder)), read_run(folder))
+        return 0
+
+    job = OfControllers(pilot.array_file, (), controllers=[fail, finish_all])
+    assert job.run() == 0
+    assert states(pilot) == {Event.FINISHED}
+
+
+def test_a_job_whose_runs_others_train_waits_for_nobody(pilot: Pilot) -> None:
+    job = OfControllers(pilot.array_file, (), controllers=[lambda: 0])
+    assert job.run() == EXIT_PREEMPTED
 
 
 def test_a_job_ends_as_its_runs_did(pilot: Pilot, scontrol: Path) -> None:
