@@ -107,6 +107,15 @@ def describe_shares(
     return said
 
 
+def describe_packing(runs: Sequence[PlannedRun], cluster: Cluster, where: str) -> list[str]:
+    """A sentence for what is packed on a Ray that takes all of a cluster; nothing where nothing is left."""
+    if not runs:
+        return []
+    devices = counted(_devices_a_node(cluster), _device(cluster))
+    each = " each" if cluster.nodes > 1 else ""
+    return [f"{_counted(runs)} packed on {where}: {counted(cluster.nodes, 'node')} with {devices}{each}"]
+
+
 def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int | None = None) -> Allocation:
     """The allocation for these Runs, on so many nodes where the user says it.
 
@@ -114,7 +123,7 @@ def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int |
     """
     cluster = profile.cluster()
     demands = [demand_of(members, cluster) for members in by_series(runs).values()]
-    a_node, kind = _devices_a_node(cluster), "GPU" if cluster.gpus else "core"
+    a_node, kind = _devices_a_node(cluster), _device(cluster)
     most = profile.most_nodes
     at_once = math.ceil(sum(demand.devices for demand in demands) - 1e-9)
     widest = max(demands, key=lambda demand: demand.devices)
@@ -155,3 +164,7 @@ def _useful(demands: Sequence[Demand]) -> int:
 
 def _devices_a_node(cluster: Cluster) -> int:
     return cluster.gpus or cluster.cores
+
+
+def _device(cluster: Cluster) -> str:
+    return "GPU" if cluster.gpus else "core"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from harness import submission, tables
-from harness.allocation import describe_shares
+from harness.allocation import describe_packing, describe_shares
 from harness.cluster import this_machine
 from harness.destination import Destination, destination_of
 from harness.disk import DiskFull
@@ -102,7 +102,7 @@ def submit(
     made = _plan(
         resolved, profile, found
     )  # whatever is wrong with the resources is said before anything is written
-    shares = [] if profile is None else describe_shares(made.missing, profile, there.on, nodes)
+    shares = _shares(made, there, found)
     if profile is not None:
         check_cluster(profile, resolved)
     if dry_run:
@@ -270,6 +270,17 @@ def _ray_named(on: str, cluster: str | None) -> str | None:
 
 def _look(there: Destination, resolved: ResolvedStudy) -> RayCluster | None:
     return None if there.ray_address is None else look_at(there.ray_address, resolved)
+
+
+def _shares(made: Plan, there: Destination, ray: RayCluster | None) -> list[str]:
+    """What of a plan goes where, a sentence each; raises InputError where a Series has no room there."""
+    if there.profile is not None:
+        return describe_shares(made.missing, there.profile, there.on, there.nodes)
+    if there.on != "ray":
+        return []
+    if ray is not None:
+        return describe_packing(made.missing, ray.cluster, f"Ray at {there.ray_address}")
+    return describe_packing(made.missing, this_machine(), "a Ray of this machine's own")
 
 
 def _plan(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.allocation import choose_allocation, describe_shares, share_out
+from harness.allocation import choose_allocation, describe_packing, describe_shares, share_out
 from harness.cli_submit import planned
 from harness.memory import Range
 from harness.plan import PlannedRun
@@ -119,6 +119,12 @@ def test_nodes_are_only_those_that_some_partition_gives_a_job(series: Series) ->
     narrow = validate(Profile, {**FIELDS, "partitions": {"gpu": {"nodes": 2, "hours": 4}}}, "test")
     found = choose_allocation(series(*[4.0] * 400), narrow)
     assert (found.shape.nodes, found.hours) == (2, 4)
+
+
+def test_a_ray_that_takes_all_of_a_cluster_is_told_of_with_its_devices(series: Series) -> None:
+    said = ["2 runs in 2 series packed on Ray at http://h:8265: 4 nodes with 8 GPUs each"]
+    assert describe_packing(series(1.0, 1.0), GPUS.cluster(), "Ray at http://h:8265") == said
+    assert describe_packing([], GPUS.cluster(), "Ray at http://h:8265") == []
 
 
 def test_auto_packs_what_needs_less_than_a_node(series: Series) -> None:
