@@ -101,6 +101,8 @@ class _Server:
         self._selector.register(connection, selectors.EVENT_READ)
 
     def _hear(self, connection: socket.socket) -> None:
+        if connection.fileno() < 0:  # its rank was found to have ended in the same round
+            return
         if connection in self._asked:
             try:
                 said = connection.recv(MESSAGE_BYTES)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import selectors
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 from harness.dispatch.forked_rank import RankServer
 from harness.dispatch.rank_process import RankProcess, environment_of_rank
+from harness.dispatch.rank_server import _Server
 from harness.journal import Event, read_events, read_progress
 from harness.rundir import Root
 from tests.harness.trainer import losses, prepared
@@ -126,6 +130,20 @@ def test_what_ends_a_forked_rank_is_told(server: RankServer, tmp_path: Path) -> 
     ranks[0].signal(signal.SIGKILL)
     ranks[0].end(60.0)
     assert ranks[0].status == -signal.SIGKILL
+
+
+def test_a_server_outlives_an_asker_that_goes_as_its_rank_ends() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        server = _Server(listener, on_cuda=False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        rank = os.posix_spawn("/bin/true", ["true"], {})
+        server._asked[theirs] = rank
+        server._selector.register(theirs, selectors.EVENT_READ)
+        os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
+        ours.close()
+        server._reap()
+        server._hear(theirs)
+        assert not server._asked
 
 
 def test_without_a_server_at_the_address_a_rank_is_a_plain_process(tmp_path: Path) -> None:
