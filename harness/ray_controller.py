@@ -66,7 +66,6 @@ def train_tasks(array: Array, study_dir: Path, dispatcher: Dispatcher, stop: Sto
     control = Control(study_dir / "control.jsonl")
     in_hand = InHand(root, control, dispatcher)
     tasks = _Tasks(array.tasks, root, control)
-    idle_since = time.monotonic()
     while not stop.reason:
         left = tasks.left(in_hand)
         if not left and in_hand.is_empty:
@@ -74,9 +73,8 @@ def train_tasks(array: Array, study_dir: Path, dispatcher: Dispatcher, stop: Sto
         if wanted := [job for job in left if in_hand.takes(job.series_id)]:
             in_hand.hand_over(wanted)
         in_hand.watch()
-        if not in_hand.is_empty:
-            idle_since = time.monotonic()
-        elif time.monotonic() - idle_since > OTHERS_SECONDS:
+        # To be told that a Series is in other hands takes a moment each time, in which it seems to be in these.
+        if in_hand.is_empty and time.monotonic() - in_hand.trained_at > OTHERS_SECONDS:
             log.info("other processes train the %d series that are left", len(left))
             return 0
     log.info("told to stop (%s): workers save what they have", stop.reason)

@@ -34,6 +34,8 @@ class InHand:
         self._busy_until: dict[str, float] = {}
         self._losses: dict[str, tuple[str, int]] = {}
         """By Series, where it stood when it was last lost and how often in a row it was lost there."""
+        self.trained_at = time.monotonic()
+        """When a Series last came back that was not in other hands."""
 
     @property
     def is_empty(self) -> bool:
@@ -79,7 +81,9 @@ class InHand:
             raise DiskFull(folder, is_read_only=is_read_only(folder))
         if state is JobState.BUSY:
             self._busy_until[handle.job.series_id] = time.monotonic() + BUSY_SECONDS
-        elif state is not JobState.PREEMPTED:
+            return
+        self.trained_at = time.monotonic()
+        if state is not JobState.PREEMPTED:
             self._count_loss(handle)
 
     def _count_loss(self, handle: Handle) -> None:
