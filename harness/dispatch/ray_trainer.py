@@ -11,14 +11,16 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, Handle, Job, JobState
 from harness.dispatch.packing import Shape
 from harness.dispatch.rank_process import environment_of_rank, state_of
+from harness.journal import ProgressReader, Span
 from harness.output import print_traceback, sent_to
+from harness.rundir import Root
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -63,7 +65,7 @@ class TrainerGroup:
         self.is_ready = True
         """From the start: how long it takes to get ready says nothing of other groups."""
         self.took: float | None = None
-        """What its Series took is not known: Ray Train starts ranks again without a word."""
+        """Seconds its Series took, by its journal; None where it did not finish, or its ranks were started again."""
         self.device: str | None = None
         """It shares none."""
         self._folder = log_dir.absolute() / "trainers" / f"{os.getpid()}-{time.time_ns()}-{number}"
@@ -71,6 +73,8 @@ class TrainerGroup:
         self._until = 0.0
         self._task: Any = None
         self._look_again = 0.0
+        self._journal = ProgressReader(newest_only=True)
+        self._spans_before = 0
 
     def feed(self, handle: Handle) -> None:
         """Have it train its one Series."""
@@ -78,6 +82,7 @@ class TrainerGroup:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.handle = handle
+        self._spans_before = len(self._spans(handle.job))
         self._folder.mkdir(parents=True)
         self._stop_file.write_text("", encoding="utf-8")
         context = ray.get_runtime_context()
@@ -118,7 +123,15 @@ class TrainerGroup:
         shutil.rmtree(self._folder, ignore_errors=True)
         self.is_gone = True
         handle, self.handle = self.handle, None
+        if handle is not None and outcome == "finished":
+            spans = self._spans(handle.job)[self._spans_before :]
+            self.took = spans[0].ended - spans[0].begun if len(spans) == 1 else None
         return handle, JobState.LOST if outcome == "lost" else state_of(outcome)
+
+    def _spans(self, job: Job) -> Sequence[Span]:
+        """Every start of the Series: Ray Train tells of none after the first."""
+        root = Root(job.run_dirs[0].parent.parent)
+        return self._journal.read(root.series(job.series_id)).spans
 
     def _end_where_hopeless(self) -> None:
         """End a trainer that was let go and takes too long, or whose node is gone, for which alone it would wait."""

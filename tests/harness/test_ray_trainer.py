@@ -51,7 +51,7 @@ while (state := dispatcher.poll([handle])[handle]) in {JobState.QUEUED, JobState
 deadline = time.monotonic() + 300
 while (cores := free_cores()) < 2 and time.monotonic() < deadline:
     time.sleep(0.1)  # Ray counts what was let go a moment later
-print(json.dumps([state, cores]), flush=True)
+print(json.dumps([state, cores, dispatcher._pace.factor(job.architecture)]), flush=True)
 dispatcher.close()
 """
 
@@ -106,12 +106,12 @@ def here(tmp_path: Path) -> Iterator[Here]:
         ray.stop()
 
 
-def ending(driver: subprocess.Popen[str]) -> tuple[str, float]:
-    """How the job ended for the dispatcher, and the cores that were free again by then."""
+def ending(driver: subprocess.Popen[str]) -> tuple[str, float, float]:
+    """How the job ended for the dispatcher, the cores that were free again by then, and by what it corrects plans."""
     said, _ = driver.communicate(timeout=600)
     assert driver.returncode == 0
-    state, cores = json.loads(said.splitlines()[-1])
-    return state, cores
+    state, cores, factor = json.loads(said.splitlines()[-1])
+    return state, cores, factor
 
 
 def test_a_trainer_waits_for_cores_that_others_hold_and_starts_again_a_worker_that_was_killed(
@@ -123,7 +123,7 @@ def test_a_trainer_waits_for_cores_that_others_hold_and_starts_again_a_worker_th
     worker = story.wait_for_step(30)
     assert "RayTrainWorker" in worker.name() + " ".join(worker.cmdline())
     worker.kill()
-    assert ending(driver) == ("ended", 2.0)
+    assert ending(driver) == ("ended", 2.0, 1.0)  # of what was started again nothing is learnt
     assert losses(story.root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-6)
     assert story.events(story.series) == ["started", "resumed", "finished"]
     assert story.events(story.run_dirs[0]) == ["started", "finished"]
@@ -141,8 +141,7 @@ def test_two_ranks_of_a_trainer_stop_when_they_are_asked_and_end_like_two_plain_
     study_fields["grid"]["iterations"] = [10, 150]
     plain = Root(tmp_path / "plain")
     ((_, runs),) = prepared(plain, study_fields, micro_batch=4)
-    for run in runs:
-        train_on_ranks(2, plain.run(run.run_id))
+    train_on_ranks(2, [plain.run(run.run_id) for run in runs])
     story = Story(tmp_path, here, study_fields, ranks=2)
     driver = story.dispatch()
     story.wait_for_step(30)
@@ -152,7 +151,9 @@ def test_two_ranks_of_a_trainer_stop_when_they_are_asked_and_end_like_two_plain_
     assert ending(driver)[0] == "preempted"
     (stopped,) = [event for event in read_events(story.series) if event["event"] == "preempted"]
     assert stopped["reason"] == "SIGTERM"
-    assert ending(story.dispatch())[0] == "ended"
+    state, _, factor = ending(story.dispatch())
+    assert state == "ended"
+    assert factor < 0.1  # its plan said 1e6 seconds
     assert losses(story.root, study_fields) == pytest.approx(losses(plain, study_fields), abs=1e-6)
     assert story.events(story.series) == ["started", "preempted", "resumed", "finished"]
 
