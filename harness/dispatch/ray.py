@@ -130,8 +130,9 @@ class RayDispatcher:
             Group(key, group.shape, group.nodes, self._busy(group, now), group.device)
             for key, group in held.items()
         ]
+        largest = max((node.devices for node in nodes), default=0.0)
         pieces = [
-            Piece(key, self._shape(handle.job), self._pace.expected(handle.job))
+            Piece(key, self._shape(handle.job, largest), self._pace.expected(handle.job))
             for key, handle in self.waiting.items()
         ]
         self._refuse_what_fits_nowhere(pieces, nodes)
@@ -221,8 +222,10 @@ class RayDispatcher:
             return self._pace.left(group.handle.job, now - group.fed)
         return max(0.0, self.startup - (now - group.began)) + self._pace.expected(group.handle.job)
 
-    def _shape(self, job: Job) -> Shape:
-        return Shape(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else float(job.threads))
+    def _shape(self, job: Job, largest: float) -> Shape:
+        """What a job takes; more threads than the largest node has cores take all of its cores, as a plan has it."""
+        cores = float(max(1, min(job.threads, int(largest))))
+        return Shape(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else cores)
 
 
 def _nodes(kind: str) -> list[Node]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from harness.dispatch import ray, ray_room
 from harness.dispatch.base import Job
-from harness.dispatch.packing import Node
+from harness.dispatch.packing import Node, Piece, Start
 from ssmttm.errors import InputError
 
 
@@ -28,6 +29,26 @@ def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_wh
     now[0] = 20 + ray.NO_ROOM_SECONDS
     with pytest.raises(InputError, match=r"series large: takes 8 GPUs, .* the nodes of this Ray have 4$"):
         dispatcher.poll(handles)
+
+
+def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, asked = [Node("a", 2.0), Node("b", 4.0)], list[float]()
+
+    def note(pieces: Sequence[Piece], *_: object) -> list[Start]:
+        asked.extend(piece.shape.share for piece in pieces)
+        return []
+
+    monkeypatch.setattr(ray, "_nodes", lambda kind: nodes if kind == "CPU" else [])
+    monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
+    monkeypatch.setattr(ray_room, "available", dict)
+    monkeypatch.setattr(ray, "decide", note)
+    dispatcher = ray.RayDispatcher(tmp_path)
+    dispatcher.poll(
+        dispatcher.submit([Job("many", (), 1, 1, 16, tmp_path), Job("few", (), 1, 1, 3, tmp_path)])
+    )
+    assert asked == [4.0, 3.0]
 
 
 def test_what_others_hold_is_left_out_and_what_was_let_go_a_moment_ago_is_not(
