@@ -34,6 +34,16 @@ def flush_or_drop() -> None:
             stream.flush()
 
 
+def last_line(path: Path) -> str:
+    """The last thing a log says; "nothing" where it says nothing."""
+    with contextlib.suppress(OSError):
+        lines = [
+            line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+        return lines[-1].strip()[:300] if lines else "nothing"
+    return "nothing"
+
+
 def end_at_once(status: int) -> NoReturn:
     """End this process when its exit handlers have run, without taking apart what it imported.
 

@@ -30,6 +30,7 @@ from typing import Literal
 from harness.cluster import Cluster
 from harness.disk import make_folder
 from harness.dispatch.rank_process import GRACE_SECONDS
+from harness.output import last_line
 from harness.ray_place import LOOPBACK, RayDown
 from harness.run import Count, Frozen, WholeNumber
 from harness.rundir import write_atomically
@@ -140,6 +141,7 @@ class RayNodes:
         self._on_signal = on_signal
         self.address: RayAddress | None = None
         self._up: set[str] = set()
+        self._headless: str | None = None
         self._heard = b""
         make_folder(plan.log_dir)
         self.log = plan.log_dir / "ray.log"
@@ -159,6 +161,13 @@ class RayNodes:
     def is_alive(self) -> bool:
         """Whether a node may still be there."""
         return self._process.poll() is None
+
+    def check(self) -> None:
+        """Raise RayDown where its nodes are gone, or its head is, without which no driver gets further."""
+        if not self.is_alive:
+            raise RayDown(f"Ray ended; {self._ending()}")
+        if self._headless is not None:
+            raise RayDown(f"Ray ended: {self._headless}")
 
     def listen(self, seconds: float = 0.0) -> list[Word]:
         """What the keepers said since the last call, waited for at most that long."""
@@ -200,9 +209,7 @@ class RayNodes:
 
     def end(self) -> None:
         """Have workers save and every process of Ray's end; kills what does not."""
-        # Impatience must not leave orphans.
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        with _ignoring(numbers):
+        with _ignoring(signal.SIGINT, signal.SIGTERM):  # impatience must not leave orphans
             assert self._process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -237,20 +244,12 @@ class RayNodes:
             self._on_signal(word.reason or "")
         else:
             self._up.discard(word.node)
+            if word.event == "failed" and self.address is not None and word.node == self.address.node:
+                self._headless = word.reason or "nobody knows why"
             log.warning("Ray on %s: %s", word.node, word.reason)
 
     def _ending(self) -> str:
         return f"{self.log} ends: {last_line(self.log)}"
-
-
-def last_line(path: Path) -> str:
-    """The last thing a log says; "nothing" where it says nothing."""
-    with contextlib.suppress(OSError):
-        lines = [
-            line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        return lines[-1].strip()[:300] if lines else "nothing"
-    return "nothing"
 
 
 @contextmanager
@@ -288,7 +287,7 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
 
 
 @contextmanager
-def _ignoring(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
     try:
         previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
     except ValueError:  # not the main thread, which signals do not reach

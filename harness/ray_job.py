@@ -19,6 +19,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,13 +30,13 @@ from harness.disk import DiskFull
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.slurm import Array, packed_folder
-from harness.dispatch.slurm_queue import call
-from harness.journal import Event, Journal, read_progress
-from harness.ray_cluster import NodePlan, RayNodes, last_line, make_token
+from harness.journal import Event, read_progress
+from harness.output import last_line
+from harness.ray_cluster import NodePlan, RayNodes, make_token
 from harness.ray_place import RayDown
-from harness.remaining import count_crashes, place, unfinished
+from harness.remaining import count_crashes, give_up, place, unfinished
 from harness.rundir import Root, read_model, write_atomically
-from harness.slurm_restart import job_number, look_up, requeue
+from harness.slurm_restart import job_number, look_up, patiently, requeue
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.ray")
@@ -43,6 +44,10 @@ log = logging.getLogger("ssmscale.ray")
 CONTROLLER = ("-m", "harness.ray_controller")
 WAKES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 LISTEN_SECONDS = 0.5
+TELL_SECONDS = 3.0
+"""How long is waited for word of a head's end when a controller has died: it ends with the head, and is seen sooner."""
+END_SECONDS = GRACE_SECONDS + 15.0
+"""How long a controller may take that was told to end: then its job has to be requeued before its time is over."""
 
 
 def main(arguments: Sequence[str] | None = None, controller: Sequence[str] = CONTROLLER) -> int:
@@ -148,19 +153,18 @@ class Pilot:
         self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=reason)
         if not left or count_crashes(self.control, left, now) < MOST_ATTEMPTS:
             return True
-        for folder in left:
-            with Journal.open(folder) as journal:
-                text = f"its job {self.job_id} stopped {MOST_ATTEMPTS} times at the same place: {reason}"
-                journal.append(Event.FAILED, reason=text, kind="lost")
+        text = f"its job {self.job_id} stopped {MOST_ATTEMPTS} times at the same place: {reason}"
+        for task in self.array.tasks:
+            give_up(self.root, task.series_id, unfinished(task.run_dirs, self.control), text)
         return False
 
     @contextmanager
     def _ray(self) -> Iterator[RayNodes]:
         """A Ray on all nodes of the job while the block runs; raises RayDown where it does not start."""
-        token = make_token(self.folder)
-        told = self.folder / "ray.json"
+        plan, told = self._plan(), self.folder / "ray.json"
+        token = plan.token_file
         # SLURM tells the steps of a job whose time is nearly over, and not its batch script.
-        nodes = RayNodes(self._srun(), self._plan(token), _for_srun(), self.told.append)
+        nodes = RayNodes(self._srun(), plan, _for_srun(), self.told.append)
         try:
             address = nodes.wait_until_ready(wanted=lambda: not self.told)
             write_atomically(told, address.model_dump_json(indent=1) + "\n")
@@ -181,6 +185,8 @@ class Pilot:
             code = self._steer(nodes)
             if self.told or code in {0, EXIT_NO_SPACE, EXIT_PREEMPTED}:
                 return code
+            nodes.listen(TELL_SECONDS)
+            nodes.check()
             reason = f"its controller ended with status {code}; its log ends: {last_line(self.log)}"
             if not self._may_start_again(reason):
                 return code
@@ -198,15 +204,21 @@ class Pilot:
                 start_new_session=True,
                 preexec_fn=_ends_with_us,  # noqa: PLW1509  this process has one thread
             )
-        is_told = False
+        told_at: float | None = None
         try:
             while process.poll() is None:
                 nodes.listen(LISTEN_SECONDS)
-                if self.told and not is_told:
+                if not self.told:
+                    nodes.check()
+                elif told_at is None:
+                    told_at = time.monotonic()
                     process.send_signal(signal.Signals[self.told[0]])
-                    is_told = True
-                if not nodes.is_alive and not self.told:
-                    raise RayDown(f"Ray ended under its controller; {nodes.log} ends: {last_line(nodes.log)}")
+                elif time.monotonic() - told_at > END_SECONDS:
+                    log.error(
+                        "its controller does not end and is killed; its log ends: %s", last_line(self.log)
+                    )
+                    process.kill()
+                    process.wait()
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -216,15 +228,15 @@ class Pilot:
                 process.wait()
         return process.returncode
 
-    def _plan(self, token: Path) -> NodePlan:
+    def _plan(self) -> NodePlan:
         shape = self.array.shape
-        said = call("scontrol", "--oneliner", "show", "node", os.environ["SLURM_JOB_NODELIST"])
+        said = patiently("scontrol", "--oneliner", "show", "node", os.environ["SLURM_JOB_NODELIST"])
         nodes = re.findall(r"^NodeName=(\S+).*?\bNodeAddr=(\S+)", said, flags=re.MULTILINE)
         has_gpus = any(
             os.environ.get(name) for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE")
         )
         return NodePlan(
-            token_file=token,
+            token_file=make_token(self.folder),
             log_dir=self.folder,
             nodes=dict(nodes),
             cpus=shape.ranks_a_node * shape.threads,

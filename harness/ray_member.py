@@ -1,9 +1,10 @@
-"""One `ray start` on a node: Ray's processes that live and die together."""
+"""One `ray start` on a node, whose processes live and die together, and what is left of it when it is gone."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,22 @@ def below(pid: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
     return []
+
+
+def is_ours(process: psutil.Process) -> bool:
+    """Whether a process is the harness's own, which saves before it ends, and not Ray's."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(word.startswith("harness.") for word in process.cmdline())
+    return False
+
+
+def reap(members: Sequence[Member]) -> None:
+    """Let go of orphans that have ended; those who were started here are waited for by name."""
+    own = {member.process.pid for member in members}
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
+            if process.pid not in own and process.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(process.pid, os.WNOHANG)
 
 
 def _is_raylet(process: psutil.Process) -> bool:

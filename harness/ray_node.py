@@ -26,9 +26,10 @@ import psutil
 
 from harness.dispatch.base import MOST_ATTEMPTS
 from harness.dispatch.rank_process import GRACE_SECONDS
-from harness.ray_cluster import NodePlan, Word, environment_of_ray, last_line
+from harness.output import last_line
+from harness.ray_cluster import NodePlan, Word, environment_of_ray
 from harness.ray_hook import NO_DASHBOARD, NODE_ADDRESS
-from harness.ray_member import Member, below
+from harness.ray_member import Member, below, is_ours, reap
 from harness.ray_place import (
     LOOPBACK,
     RayDown,
@@ -195,8 +196,8 @@ class Keeper:
             NODE_ADDRESS: self.ip,
             # A worker's own children save when it is gone, and then end by themselves.
             "RAY_kill_child_processes_on_worker_exit": "0",
-            # It would kill ours for the memory that others on the node take; SLURM sees to ours.
             "RAY_worker_niceness": "0",  # ranks are what the node is for, and Ray would put all others before them
+            # It would kill ours for the memory that others on the node take; SLURM sees to ours.
             "RAY_memory_monitor_refresh_ms": "0",
             # A raylet that was killed is missed after 5 s and not after 15.
             "RAY_health_check_period_ms": "1000",
@@ -207,7 +208,7 @@ class Keeper:
     def _reap_now_and_then(self) -> None:
         if time.monotonic() - self._reaped > REAP_SECONDS:  # all processes of the machine are looked through
             self._reaped = time.monotonic()
-            _reap(self.processes)
+            reap(self.processes)
 
     def _count_failure(self, member: Member) -> None:
         self._failures += 1
@@ -230,7 +231,7 @@ class Keeper:
         """Wait for workers whose raylet is gone while they save, and kill whatever else is left of it."""
         kept = {keep.process.pid, *(child.pid for child in below(keep.process.pid))} if keep else set()
         left = [process for process in below(os.getpid()) if process.pid not in kept]
-        ours = [process for process in left if _is_ours(process)]
+        ours = [process for process in left if is_ours(process)]
         spared = {one.pid for process in ours for one in (process, *below(process.pid))}
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -245,7 +246,7 @@ class Keeper:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.pid not in kept:
                     process.kill()
-        _reap(self.processes)
+        reap(self.processes)
 
     def _tell_signal(self, number: int, _frame: object) -> None:
         self.is_ending = self.is_ending or number == signal.SIGTERM
@@ -284,22 +285,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def name_in(plan: NodePlan) -> str:
     """What the plan calls this node; a Ray of one machine may be started inside some job of SLURM's."""
     return next(iter(plan.nodes)) if len(plan.nodes) == 1 else os.environ["SLURMD_NODENAME"]
-
-
-def _is_ours(process: psutil.Process) -> bool:
-    """Whether a process is the harness's own, which saves before it ends, and not Ray's."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return any(word.startswith("harness.") for word in process.cmdline())
-    return False
-
-
-def _reap(members: Sequence[Member]) -> None:
-    """Let go of orphans that have ended; those who were started here are waited for by name."""
-    own = {member.process.pid for member in members}
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
-            if process.pid not in own and process.status() == psutil.STATUS_ZOMBIE:
-                os.waitpid(process.pid, os.WNOHANG)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.control import Control, cancelled_in, forgiven_in
-from harness.journal import Event, read_progress
+from harness.journal import Event, Journal, read_progress
 from harness.rundir import Root
+from harness.series_lock import untrained
 from harness.training import checkpoint as checkpoints
 
 
@@ -47,3 +48,11 @@ def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
         elif event["event"] == "crashed":
             count = count + 1 if event.get("kind") == stands else 0
     return count
+
+
+def give_up(root: Root, series_id: str, left: Iterable[Path], reason: str) -> None:
+    """Write into the journals of these Runs of a Series that they are lost, unless some process trains it."""
+    with untrained(root.series(series_id)) as nobody_trains_it:
+        for folder in left if nobody_trains_it else ():  # else what that process makes of it counts
+            with Journal.open(folder) as journal:
+                journal.append(Event.FAILED, reason=reason, kind="lost")

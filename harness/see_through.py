@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from harness.control import Control
 from harness.disk import DiskFull, is_read_only
 from harness.dispatch.base import MOST_ATTEMPTS, Dispatcher, Handle, Job, JobState
-from harness.journal import Event, Journal
-from harness.remaining import place, unfinished
+from harness.output import last_line
+from harness.remaining import give_up, place, unfinished
 from harness.rundir import Root
-from harness.series_lock import untrained
 
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 1.0
@@ -98,24 +96,8 @@ class InHand:
         self._losses[job.series_id] = stands, count
         if count < MOST_ATTEMPTS:
             return
-        endings = [
-            f"{log} ends: {ending}"
-            for log in self.dispatcher.log_paths(handle)
-            if (ending := _last_line(log))
-        ]
+        logs = [log for log in self.dispatcher.log_paths(handle) if log.exists()]
+        endings = "; ".join(f"{log} ends: {last_line(log)}" for log in logs)
         del self._losses[job.series_id]  # a retry has as many attempts again
-        reason = f"its worker ended {count} times at the same place; {'; '.join(endings)}"
-        with untrained(self.root.series(job.series_id)) as nobody_trains_it:
-            if not nobody_trains_it:
-                return  # what that process makes of it counts
-            for folder in left:
-                with Journal.open(folder) as journal:
-                    journal.append(Event.FAILED, reason=reason, kind="lost")
-
-
-def _last_line(log: Path) -> str | None:
-    """The last thing a log says; None where there is no log."""
-    if not log.exists():
-        return None
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "with nothing"
+        reason = f"its worker ended {count} times at the same place; {endings}"
+        give_up(self.root, job.series_id, left, reason)

@@ -39,7 +39,7 @@ class JobWord:
 
 def look_up(job_id: str) -> JobWord:
     """Ask SLURM about a job; raises SchedulerGone where it has not answered for minutes."""
-    said = _patiently("scontrol", "--oneliner", "show", "job", job_id)
+    said = patiently("scontrol", "--oneliner", "show", "job", job_id)
     facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", said))
     preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
     # A job that is being ended is COMPLETING, whatever ends it.
@@ -50,10 +50,11 @@ def look_up(job_id: str) -> JobWord:
 def requeue(job_id: str) -> None:
     """Have SLURM start this job again under its own number; a slurmctld that is away is waited for."""
     log.info("requeueing job %s", job_id)
-    _patiently("scontrol", "requeue", job_id)
+    patiently("scontrol", "requeue", job_id)
 
 
-def _patiently(*command: str) -> str:
+def patiently(*command: str) -> str:
+    """What one of SLURM's programs prints; raises SchedulerGone where SLURM has not answered for minutes."""
     patience = Retrying(
         retry=retry_if_exception_type(SchedulerGone),
         wait=wait_exponential_jitter(initial=1, max=20),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +13,18 @@ from typing import Any
 
 import pytest
 
+from harness import ray_job
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
 from harness.dispatch.slurm import Array, ArrayBook, Shape, Task
 from harness.journal import Event, read_progress
 from harness.process import identify_process
+from harness.ray_cluster import NodePlan, RayNodes, Word
 from harness.ray_job import Pilot
+from harness.ray_place import RayDown
 from harness.rundir import Root, read_run, write_run
+from harness.series_lock import untrained
 from tests.harness.journals import begin_run, finish, registered
+from tests.waiting import wait_until
 
 Fields = dict[str, Any]
 
@@ -132,3 +139,84 @@ def test_a_job_ends_as_its_runs_did(pilot: Pilot, scontrol: Path) -> None:
     finish(begin_run(pilot.root, first), first)
     assert pilot.settle(0, pilot.place()) == 0
     assert not scontrol.exists()
+
+
+def test_what_another_process_trains_is_not_given_up_with_the_rest(pilot: Pilot, scontrol: Path) -> None:
+    theirs = pilot.array.tasks[0]
+    pilot.told = ["SIGUSR2"]
+    with untrained(pilot.root.series(theirs.series_id)):
+        codes = [pilot.settle(EXIT_PREEMPTED, pilot.place()) for _ in range(3)]
+    assert codes == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    given_up = [folder for folder in pilot.run_dirs if read_progress(folder).state == Event.FAILED]
+    assert given_up == [folder for task in pilot.array.tasks[1:] for folder in task.run_dirs]
+
+
+def test_a_slurmctld_that_is_away_as_ray_is_to_start_is_waited_for(
+    pilot: Pilot, scontrol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    (tmp_path / "bin" / "scontrol").write_text(
+        f'#!/bin/sh\nmkdir "{tmp_path}/asked" && exit 1\necho "NodeName=n1 Arch=x86_64 NodeAddr=10.0.0.1"\n'
+    )
+    assert pilot._plan().nodes == {"n1": "10.0.0.1"}
+
+
+@pytest.fixture
+def keepers(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
+    """Make a Ray of two nodes whose keepers say these words, and go on until they are told to end."""
+    made: list[RayNodes] = []
+
+    def keepers(*more: Word) -> RayNodes:
+        words = [
+            Word(node="n1", event="head", address="127.0.0.1:1", temp_dir=pilot.folder),
+            *(Word(node=name, event="up") for name in ("n1", "n2")),
+        ]
+        said = [
+            "".join(word.model_dump_json(exclude_none=True) + "\n" for word in part) for part in (words, more)
+        ]
+        say = ["sh", "-c", 'printf %s "$1"; read join; printf %s "$2"; exec cat', "sh", *said]
+        plan = NodePlan(
+            token_file=pilot.folder / "token",
+            log_dir=pilot.folder,
+            nodes={"n1": "127.0.0.1", "n2": "127.0.0.1"},
+            cpus=1,
+            gpus=0,
+        )
+        made.append(RayNodes(say, plan, os.environ))
+        made[-1].wait_until_ready()
+        return made[-1]
+
+    yield keepers
+    for nodes in made:
+        nodes.end()
+
+
+def test_a_controller_that_dies_with_rays_head_is_not_held_against_the_runs(
+    pilot: Pilot, keepers: Callable[..., RayNodes]
+) -> None:
+    pilot.controller = ("-c", "raise SystemExit(1)")
+    with pytest.raises(RayDown, match=r"^Ray ended: its head ended$"):
+        pilot._train(keepers(Word(node="n1", event="failed", reason="its head ended")))
+    assert pilot.control.read() == []
+    assert states(pilot) == {None}
+
+
+def test_ray_goes_on_without_a_node_that_has_not_its_head(keepers: Callable[..., RayNodes]) -> None:
+    nodes = keepers(Word(node="n2", event="failed", reason="ended 3 times in a row"))
+    heard: list[str] = []
+    wait_until(lambda: heard.extend(word.event for word in nodes.listen(0.1)) or "failed" in heard)
+    nodes.check()
+
+
+def test_a_controller_that_does_not_end_when_it_is_told_to_is_killed_in_time(
+    pilot: Pilot, keepers: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_job, "END_SECONDS", 0.0)
+    pilot.controller = ("-c", "import time; time.sleep(60)")
+    pilot.told = ["SIGUSR2"]
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the controller inherits
+    try:
+        assert pilot._steer(keepers()) == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGUSR2, before)
