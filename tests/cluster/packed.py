@@ -20,6 +20,7 @@ from harness.rundir import Launch, Root, write_launch, write_run
 from slurm.devcluster.cluster import DevCluster
 from tests.conftest import REPOSITORY
 from tests.harness.journals import registered
+from tests.waiting import PATIENCE
 
 CONTROLLER = """\
 import json, os, signal, sys, time
@@ -127,7 +128,7 @@ class PackedJob:
             "SSMSCALE_OF_TEST": self.array.name,
         }
         return subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=True, timeout=60
+            command, capture_output=True, text=True, env=environment, check=True, timeout=PATIENCE
         ).stdout
 
     def state(self) -> str:

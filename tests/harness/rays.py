@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from harness.ray_cluster import RayAddress
-from tests.cluster.servers import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 HERE = """\
 import sys
@@ -124,7 +124,7 @@ class Here:
     def interrupt(self) -> str:
         """Ctrl-C in its terminal; returns what it said last."""
         os.killpg(self.process.pid, signal.SIGINT)
-        said, _ = self.process.communicate(timeout=120)
+        said, _ = self.process.communicate(timeout=PATIENCE)
         return said
 
     def kill(self) -> None:
@@ -135,7 +135,7 @@ class Here:
         """End it, if nobody did."""
         if self.process.poll() is None:
             with contextlib.suppress(BrokenPipeError):
-                self.process.communicate(timeout=120)
+                self.process.communicate(timeout=PATIENCE)
         if self._address is not None:
             wait_until(self.is_gone)
 
@@ -175,7 +175,7 @@ class Driver:
 
     def end(self) -> tuple[int, str]:
         """Its exit status and what it complained of."""
-        _, said = self.process.communicate(timeout=120)
+        _, said = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, said
 
     def _read(self) -> Any:

@@ -15,10 +15,10 @@ import pytest
 
 from harness.ray_cluster import read_address
 from harness.ray_place import LOOPBACK, RayDown, address_towards, offered_gpus, temporary_folder
-from tests.cluster.servers import wait_until
 from tests.harness.rays import Driver, Here
+from tests.waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,9 @@ def test_the_dashboard_is_on_the_loopback_and_ray_json_tells_where(rays: tuple[H
     assert told.token_file.read_text().strip() not in (first.folder / "ray.json").read_text()
     request = urllib.request.Request(f"{told.dashboard}/api/version")
     request.add_header("Authorization", f"Bearer {told.token_file.read_text().strip()}")
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        request, timeout=PATIENCE
+    ) as answer:
         assert "ray_version" in json.load(answer)
     assert second.address.dashboard is None
     assert second.address.tunnel() is None
