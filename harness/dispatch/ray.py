@@ -43,7 +43,7 @@ class RayDispatcher:
     def __init__(self, log_dir: Path, most_groups: int | None = None) -> None:
         """`most_groups` Series are trained at once, where that is given; else as many as there is room for."""
         self.log_dir, self.most_groups = log_dir.absolute(), most_groups
-        self.on_gpus = any(node.devices for node in _nodes("GPU"))
+        self.on_gpus = _offer_gpus()
         self.waiting: dict[str, Handle] = {}
         self.ended: dict[Handle, JobState] = {}
         self.groups: list[RankGroup | TrainerGroup] = []
@@ -237,6 +237,16 @@ def _nodes(kind: str) -> list[Node]:
         for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"]))
         if node["Alive"]
     ]
+
+
+def _offer_gpus() -> bool:
+    """Whether the nodes have GPUs; where there is only a head, nodes that are being replaced are waited for."""
+    until = time.monotonic() + NO_ROOM_SECONDS
+    while not any(node.devices for node in _nodes("GPU")):
+        if any(node.devices for node in _nodes("CPU")) or time.monotonic() > until:
+            return False
+        time.sleep(LOOK_SECONDS)
+    return True
 
 
 @contextmanager

@@ -31,6 +31,16 @@ def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_wh
         dispatcher.poll(handles)
 
 
+def test_gpus_are_found_though_the_node_that_has_them_is_just_being_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [Node("head", 0.0)]
+    monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
+    monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
+    monkeypatch.setattr(ray.time, "sleep", lambda seconds: nodes.append(Node("a", 4.0)))
+    assert ray.RayDispatcher(tmp_path).on_gpus
+
+
 def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
