@@ -220,6 +220,7 @@ class RayNodes:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             assert self._process.stdout is not None
+            self.listen()  # a signal may have come meanwhile
             self._process.stdout.close()
 
     def _take_up(self, word: Word) -> None:
@@ -235,7 +236,7 @@ class RayNodes:
                 temp_dir=word.temp_dir,
             )
             assert self._process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(BrokenPipeError, ValueError):  # it is gone, or is being ended
                 self._process.stdin.write(json.dumps({"join": word.address}).encode() + b"\n")
                 self._process.stdin.flush()
         elif word.event == "up":
@@ -263,11 +264,10 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
         raise ModuleNotFoundError("no ray", name="ray")
     folder = folder.absolute()
     token = make_token(folder)
-    here = os.uname().nodename
     plan = NodePlan(
         token_file=token,
         log_dir=folder,
-        nodes={here: LOOPBACK},
+        nodes={os.uname().nodename: LOOPBACK},
         cpus=cluster.cores,
         gpus=cluster.gpus,
         dashboard=dashboard,

@@ -183,13 +183,14 @@ def keepers(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
             cpus=1,
             gpus=0,
         )
-        made.append(RayNodes(say, plan, os.environ))
+        made.append(RayNodes(say, plan, os.environ, pilot.told.append))
         made[-1].wait_until_ready()
         return made[-1]
 
     yield keepers
     for nodes in made:
-        nodes.end()
+        if nodes.is_alive:
+            nodes.end()
 
 
 def test_a_controller_that_dies_with_rays_head_is_not_held_against_the_runs(
@@ -200,6 +201,14 @@ def test_a_controller_that_dies_with_rays_head_is_not_held_against_the_runs(
         pilot._train(keepers(Word(node="n1", event="failed", reason="its head ended")))
     assert pilot.control.read() == []
     assert states(pilot) == {None}
+
+
+def test_a_signal_that_comes_while_a_ray_is_ended_is_heard(
+    pilot: Pilot, keepers: Callable[..., RayNodes]
+) -> None:
+    nodes = keepers(Word(node="n1", event="signal", reason="SIGUSR2"))
+    nodes.end()
+    assert pilot.told == ["SIGUSR2"]
 
 
 def test_ray_goes_on_without_a_node_that_has_not_its_head(keepers: Callable[..., RayNodes]) -> None:
