@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.cluster import Cluster
+from harness.cluster import Cluster, ranks_a_node
 from harness.dispatch.slurm import Shape
 from harness.memory import NOTHING, Range
 from harness.plan import PlannedRun
@@ -38,6 +38,8 @@ class Demand:
     share: float
     """Devices a rank takes: a GPU or a part of one, or CPU cores where there are no GPUs."""
     hours: Range
+    nodes: int
+    """Nodes its ranks need at least: a rank's cores are those of one node."""
 
     @property
     def devices(self) -> float:
@@ -65,9 +67,8 @@ def demand_of(runs: Sequence[PlannedRun], cluster: Cluster) -> Demand:
     one = runs[0]
     point, ranks, threads = one.status.point, one.layout.ranks, one.layout.threads
     share = one.size.resources.gpu_fraction if cluster.gpus else float(min(threads, cluster.cores))
-    return Demand(
-        f"{point.size} ({point.architecture})", ranks, share, sum((run.hours for run in runs), NOTHING)
-    )
+    name, hours = f"{point.size} ({point.architecture})", sum((run.hours for run in runs), NOTHING)
+    return Demand(name, ranks, share, hours, -(-ranks // ranks_a_node(cluster, threads)))
 
 
 def by_series(runs: Sequence[PlannedRun]) -> dict[str, list[PlannedRun]]:
@@ -128,15 +129,19 @@ def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int |
     at_once = math.ceil(sum(demand.devices for demand in demands) - 1e-9)
     widest = max(demands, key=lambda demand: demand.devices)
     room = a_node * (nodes or most)
+    here = f"--nodes {nodes}" if nodes is not None else f"a job of {counted(most, 'node')} of {profile.name}"
     if widest.devices > room:
-        here = (
-            f"--nodes {nodes}" if nodes is not None else f"a job of {counted(most, 'node')} of {profile.name}"
-        )
         raise InputError(
             f"{here}: {widest.name} takes {widest.devices:g} {kind}s, and there {'is' if room == 1 else 'are'} {room}"
         )
+    spread = max(demands, key=lambda demand: demand.nodes)
+    if spread.nodes > (nodes or most):
+        takes = (
+            f"{counted(spread.ranks, 'rank')} of {spread.share:g} {kind}s, which take {spread.nodes} nodes"
+        )
+        raise InputError(f"{here}: {spread.name} has {takes}")
     wanted = at_once if nodes is not None else min(at_once, _useful(demands))
-    taken = nodes or min(most, -(-wanted // a_node))
+    taken = nodes or min(most, max(-(-wanted // a_node), spread.nodes))
     each = min(a_node, max(-(-wanted // taken), math.ceil(min(widest.devices, a_node))))
     shape = Shape(
         nodes=taken,

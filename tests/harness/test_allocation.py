@@ -115,6 +115,14 @@ def test_a_series_that_the_nodes_do_not_hold_is_named(series: Series) -> None:
         choose_allocation(series(1.0, ranks=16), GPUS, nodes=1)
 
 
+def test_a_rank_has_its_cores_on_one_node(series: Series) -> None:
+    wide = series(1.0, ranks=3, threads=40)  # 120 cores of nodes that have 64
+    assert devices(wide, CORES) == (3, 64)
+    said = r"--nodes 2: xs \(prefix_simba\) has 3 ranks of 40 cores, which take 3 nodes"
+    with pytest.raises(InputError, match=said):
+        choose_allocation(wide, CORES, nodes=2)
+
+
 def test_nodes_are_only_those_that_some_partition_gives_a_job(series: Series) -> None:
     narrow = validate(Profile, {**FIELDS, "partitions": {"gpu": {"nodes": 2, "hours": 4}}}, "test")
     found = choose_allocation(series(*[4.0] * 400), narrow)
