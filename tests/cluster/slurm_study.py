@@ -178,7 +178,7 @@ class SlurmStudy:
                     assert held[series], f"{series} was trained to its end before it could be held"
             return len(held) == len(beyond)
 
-        wait_until(all_are_held)
+        wait_until(all_are_held, at_once=True)
         return held
 
     def waits(self, series: Path) -> bool:

@@ -13,9 +13,9 @@ from harness.control import Control
 from harness.journal import Event, read_progress
 from slurm.devcluster.cluster import DevCluster
 from tests.cluster.packed import PackedJob
-from tests.cluster.servers import wait_until
+from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.cluster
 
 Fields = dict[str, Any]
 Pack = Callable[..., PackedJob]

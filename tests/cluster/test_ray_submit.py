@@ -19,7 +19,7 @@ from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.trainer import losses, progress_of, undisturbed
 from tests.waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.cluster
 
 Fields = dict[str, Any]
 
@@ -82,6 +82,7 @@ def test_everything_is_handed_over_in_one_job_that_has_its_share_of_the_nodes(
         assert study.queue() == []
 
 
+@pytest.mark.verify
 def test_auto_packs_what_needs_less_than_a_node_and_makes_jobs_of_the_rest(
     make: Make, study_fields: Fields
 ) -> None:

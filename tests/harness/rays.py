@@ -152,13 +152,17 @@ class Driver:
             text=True,
             env={**os.environ, **address.environment(), **environment},
         )
+        self._nodes: dict[str, dict[str, float]] | None = None
 
     def nodes(self) -> dict[str, dict[str, float]]:
         """Resources of the nodes that were there when it began, by name."""
-        return dict(self._read())
+        if self._nodes is None:
+            self._nodes = dict(self._read())
+        return self._nodes
 
     def devices(self, share: float = 1.0) -> list[str]:
         """What two actors that take a share of a GPU each see of the GPUs."""
+        self.nodes()  # what it says first
         assert self.process.stdin is not None
         self.process.stdin.write(f"{share}\n")
         self.process.stdin.flush()

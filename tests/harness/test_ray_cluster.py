@@ -18,7 +18,7 @@ from harness.ray_place import LOOPBACK, RayDown, address_towards, offered_gpus, 
 from tests.harness.rays import Driver, Here
 from tests.waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ import pytest
 from harness.journal import read_events, read_progress
 from harness.process import process_is_alive
 from harness.rundir import Root
-from tests.cluster.servers import wait_until
 from tests.harness.trainer import losses, undisturbed
+from tests.waiting import PATIENCE, wait_until
 
 Fields = dict[str, Any]
 
@@ -50,7 +50,7 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
                 and read_progress(folder).is_alive
             ]
 
-        wait_until(lambda: bool(found()) or submission.poll() is not None, 300)
+        wait_until(lambda: found() or submission.poll() is not None, at_once=True)
         assert submission.poll() is None, submission.communicate()[0]
         killed.add(folder := found()[0])
         return folder
@@ -61,7 +61,7 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
     (actor,) = [process for process in psutil.process_iter() if _feeds(process, other)]
     assert "RankActor" in " ".join(actor.cmdline())
     actor.kill()
-    said, _ = submission.communicate(timeout=600)
+    said, _ = submission.communicate(timeout=PATIENCE)
     assert submission.returncode == 0, said
     assert "8 done" in said
 

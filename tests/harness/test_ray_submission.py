@@ -18,9 +18,10 @@ from harness.ray_look import Seen, SeenNode
 from harness.ray_submission import check_seen, cluster_of
 from harness.rundir import Root
 from ssmttm.errors import InputError
-from tests.cluster.servers import free_port, wait_until
+from tests.cluster.servers import free_port
 from tests.harness.rays import Here
 from tests.harness.trainer import losses, progress_of, series_folder, undisturbed
+from tests.waiting import PATIENCE, wait_until
 
 Fields = dict[str, Any]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -45,7 +46,7 @@ def command(here: Here, tmp_path: Path) -> Command:
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "harness", *arguments, "--root", str(tmp_path / "runs")]
         return subprocess.run(
-            line, env={**environment, **more}, capture_output=True, text=True, timeout=600, check=False
+            line, env={**environment, **more}, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
     return run
@@ -65,7 +66,7 @@ def test_a_study_is_handed_to_a_ray_cluster_once_and_told_of_until_it_is_done(
     assert "1 series left to another submission" in again.stdout or "nothing of tiny is left" in again.stdout
 
     root = Root(tmp_path / "runs")
-    wait_until(lambda: all(told.state == "finished" for told in progress_of(root, study_fields)), 600)
+    wait_until(lambda: all(told.state == "finished" for told in progress_of(root, study_fields)))
     status = json.loads(command("status", "tiny", "--json").stdout)
     assert status["counts"] == {"done": 2}
     assert losses(root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-6)
@@ -88,10 +89,10 @@ def test_cancelling_all_ends_the_ray_job_after_its_workers_have_saved(
     def row() -> Any:
         return json.loads(command("status", "tiny", "--json").stdout)["runs"][0]
 
-    wait_until(lambda: read_progress(series_folder(Root(tmp_path / "runs"))).step > 0, 600)
+    wait_until(lambda: read_progress(series_folder(Root(tmp_path / "runs"))).step > 0)
     assert row()["state"] == "running"
     assert "1 job taken from Ray: ssmscale-" in command("cancel", "tiny").stdout
-    wait_until(lambda: row()["slurm_state"] in {"STOPPED", "SUCCEEDED"}, 600)
+    wait_until(lambda: row()["slurm_state"] in {"STOPPED", "SUCCEEDED"})
     assert row()["state"] == "cancelled"
 
 

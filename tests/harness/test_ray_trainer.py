@@ -18,10 +18,10 @@ from harness.dispatch.ray_trainer import START_SECONDS, is_long
 from harness.journal import Event, read_events, read_progress
 from harness.rundir import Root
 from harness.training.preemption import StopFile
-from tests.cluster.servers import wait_until
 from tests.harness.rays import Here
 from tests.harness.test_zero import train_on_ranks
 from tests.harness.trainer import losses, prepared, series_folder, undisturbed
+from tests.waiting import PATIENCE, wait_until
 
 Fields = dict[str, Any]
 DRIVER = """\
@@ -85,7 +85,7 @@ class Story:
 
     def wait_for_step(self, step: int) -> psutil.Process:
         """Wait until training got there; returns the first rank's process."""
-        wait_until(lambda: read_progress(self.series).step >= step, 600)
+        wait_until(lambda: read_progress(self.series).step >= step, at_once=True)
         started = read_progress(self.series).started
         assert started is not None
         return psutil.Process(started["pid"])
@@ -108,7 +108,7 @@ def here(tmp_path: Path) -> Iterator[Here]:
 
 def ending(driver: subprocess.Popen[str]) -> tuple[str, float, float]:
     """How the job ended for the dispatcher, the cores that were free again by then, and by what it corrects plans."""
-    said, _ = driver.communicate(timeout=600)
+    said, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0
     state, cores, factor = json.loads(said.splitlines()[-1])
     return state, cores, factor
