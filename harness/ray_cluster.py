@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.cluster import Cluster
-from harness.disk import make_folder
+from harness.disk import make_folder, naming_a_full_disk
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.output import last_line
 from harness.ray_place import LOOPBACK, RayDown
@@ -111,11 +111,12 @@ def environment_of_ray(host: str, token_file: Path) -> dict[str, str]:
 
 
 def make_token(folder: Path) -> Path:
-    """Make a token for a new Ray in a file that nobody else can read."""
+    """Make a token for a new Ray in a file that nobody else can read; raises DiskFull."""
     make_folder(folder)
     path = folder / f"token-{secrets.token_hex(4)}"
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
+    with naming_a_full_disk(path):
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(secrets.token_hex(32) + "\n", encoding="ascii")
     return path
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.disk import SLACK, DiskFull, append_line, free_bytes, is_full, room_for
+from harness.ray_cluster import make_token
 from harness.rundir import write_atomically
 
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
@@ -78,6 +79,12 @@ def fill(disk: Path) -> None:
     with (disk / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
+
+
+def test_a_ray_that_has_no_room_for_its_token_is_told_so(disk: Path) -> None:
+    fill(disk)
+    with pytest.raises(DiskFull, match="token-"):
+        make_token(disk)
 
 
 def test_a_write_cut_short_is_a_full_disk_even_where_there_is_room_again(
