@@ -1,28 +1,56 @@
-"""What the process that trains a packed array takes up while it runs: what is forgiven meanwhile too."""
+"""How long a controller goes on with Series that it cannot have, and what it takes up that is forgiven meanwhile."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import submission
+from harness import see_through, submission
 from harness.control import Control
 from harness.dispatch.base import Handle, Job, JobState
 from harness.dispatch.slurm import Array, Shape, Task
 from harness.journal import Event, read_progress
 from harness.opening import rows_of
 from harness.process import identify_process
-from harness.ray_controller import train_tasks
+from harness.ray_controller import OTHERS_SECONDS, train_tasks
 from harness.rundir import Root, read_run, write_run, write_series
 from harness.submission import ResolvedStudy
 from harness.training.preemption import StopFlag
 from tests.harness.journals import begin_run, finish, registered
 
 Fields = dict[str, Any]
+
+
+class Taken:
+    """Ranks that find every Series in other hands, each time after they have been asked how it goes."""
+
+    def __init__(self, pass_by: Callable[[float], None]) -> None:
+        self.pass_by = pass_by
+        self.asked: dict[Handle, int] = {}
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        handles = [Handle(job, f"{len(self.asked)}") for job in jobs]
+        self.asked |= dict.fromkeys(handles, 0)
+        return handles
+
+    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+        self.pass_by(0.5)
+        for handle in handles:
+            self.asked[handle] += 1
+        return {handle: JobState.BUSY if self.asked[handle] > 1 else JobState.RUNNING for handle in handles}
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        raise AssertionError(handles)
+
+    def log_paths(self, handle: Handle) -> list[Path]:
+        raise AssertionError(handle)
+
+    def close(self) -> None:
+        pass
 
 
 class Finishing:
@@ -53,6 +81,40 @@ class Finishing:
         return
 
 
+def array_of(study: ResolvedStudy) -> Array:
+    """A packed array of a task for each Run."""
+    return Array(
+        name="ssmscale-packed",
+        shape=Shape(nodes=1, ranks=1, threads=1, memory_gib=1),
+        tasks=tuple(
+            Task(series_id=point.series_id, run_dirs=(write_run(study.root, point.run),))
+            for point in study.points
+        ),
+        packed=True,
+        process=identify_process(),
+        t=time.time(),
+    )
+
+
+def test_devices_are_not_held_for_series_that_others_train(
+    tmp_path: Path, study_fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(tmp_path / "runs")
+    study = registered(root, study_fields)
+    array = array_of(study)
+    now = [0.0]
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+        assert now[0] < 3 * OTHERS_SECONDS
+
+    monkeypatch.setattr(see_through.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(see_through.time, "sleep", pass_by)
+    monkeypatch.setattr(see_through, "LOOK_SECONDS", 0.0)
+    assert train_tasks(array, root.study("tiny"), Taken(pass_by), StopFlag()) == 0
+    assert now[0] > OTHERS_SECONDS
+
+
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
 def test_what_is_retried_while_others_are_trained_is_trained_too(
     tmp_path: Path, study_fields: Fields, how: str
@@ -61,7 +123,6 @@ def test_what_is_retried_while_others_are_trained_is_trained_too(
     study = registered(Root(tmp_path / "runs"), study_fields)
     for point in study.points:
         write_series(study.root, point.run)
-        write_run(study.root, point.run)
     wanted, given_up = study.points
     folder = study.root.study("tiny")
     control = Control(folder / "control.jsonl")
@@ -70,17 +131,7 @@ def test_what_is_retried_while_others_are_trained_is_trained_too(
     else:
         with begin_run(study.root, given_up.run) as journal:
             journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
-    array = Array(
-        name="ssmscale-a",
-        shape=Shape(nodes=1, ranks=1, threads=1, memory_gib=1),
-        tasks=tuple(
-            Task(series_id=point.series_id, run_dirs=(study.root.run(point.run_id),))
-            for point in study.points
-        ),
-        packed=True,
-        process=identify_process(),
-        t=time.time(),
-    )
+    array = array_of(study)
     dispatcher = Finishing(study)
     assert train_tasks(array, folder, dispatcher, StopFlag()) == 0
     assert dispatcher.trained == [wanted.series_id, given_up.series_id]
