@@ -23,7 +23,8 @@ PRIOR = 1.0
 MOST = math.log(1000.0)
 """By how much a plan may err, either way: what is further off was not the training that was planned."""
 OVERDUE = 0.15
-"""Share of the time taken so far that a Series is expected to take still, where it is late."""
+"""Share of the time taken so far that a Series is expected to take still, where it is late. Little depends on it: from
+0.02 to 0.5 simulated packings of 24 Series, with estimates off by 0.5 to 2, end within half a percent of each other."""
 
 
 class Pace:

@@ -21,6 +21,7 @@ from harness.dispatch.rank_process import environment_of_rank, state_of
 from harness.journal import ProgressReader, Span
 from harness.output import print_traceback, sent_to
 from harness.rundir import Root
+from harness.training.preemption import StopFile
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -84,7 +85,7 @@ class TrainerGroup:
         self.handle = handle
         self._spans_before = len(self._spans(handle.job))
         self._folder.mkdir(parents=True)
-        self._stop_file.write_text("", encoding="utf-8")
+        StopFile.make(self._stop_file)
         context = ray.get_runtime_context()
         self._task = (
             ray.remote(_fit)
@@ -100,7 +101,7 @@ class TrainerGroup:
 
     def signal(self, number: signal.Signals) -> None:
         """Ask the ranks to save and stop at their next step, as a signal would."""
-        self._stop_file.write_text(number.name, encoding="utf-8")
+        StopFile.ask(self._stop_file, number.name)
 
     def let_go(self, seconds: float) -> None:
         """Have its ranks save and end within so many seconds; it is gone when they are."""
@@ -220,7 +221,6 @@ def _trainer(told: Mapping[str, Any]) -> TorchTrainer:
 
 def _train_rank(told: Mapping[str, Any]) -> str:
     """What each rank does, in a thread beside its process's main one: what a fed worker does."""
-    from harness.training.preemption import StopFile
     from harness.worker import begin, train_fed
 
     begin()

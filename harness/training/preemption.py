@@ -48,8 +48,22 @@ class StopFlag:
 class StopFile(StopFlag):
     """A flag that is raised by writing a word into a file, for where no signal handler can be installed.
 
-    The file is there from the start and is read: over a network file system, one that appears is seen much later.
+    The file is there from the start and is read: over a network file system, one that appears is seen much later. The
+    word goes over blanks, since on a full disk there is room for nothing else.
     """
+
+    BLANK = " " * 16
+
+    @classmethod
+    def make(cls, file: Path) -> None:
+        """Write the file before anybody is to look into it."""
+        file.write_text(cls.BLANK, encoding="utf-8")
+
+    @staticmethod
+    def ask(file: Path, word: str) -> None:
+        """Ask whoever looks into the file to stop; the word has at most as many letters as there are blanks."""
+        with file.open("r+", encoding="utf-8") as blanks:
+            blanks.write(word)
 
     def __init__(self, file: Path) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,24 @@ def test_a_stop_file_is_heeded_when_a_word_is_written_into_it_and_not_before(
     monkeypatch.setattr("harness.training.preemption.time.monotonic", lambda: now[0])
     flag = StopFile(tmp_path / "stop")
     assert flag.reason is None  # the file system is away
-    (tmp_path / "stop").write_text("")
+    StopFile.make(tmp_path / "stop")
     now[0] += 2
     assert flag.reason is None
-    (tmp_path / "stop").write_text("SIGTERM")
+    StopFile.ask(tmp_path / "stop", "SIGTERM")
     assert flag.reason is None  # looked a moment ago
     now[0] += 2
     assert flag.reason == "SIGTERM"
     (tmp_path / "stop").unlink()
     now[0] += 2
     assert flag.reason == "SIGTERM"
+
+
+def test_a_stop_file_is_written_where_the_disk_is_full(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(64 * 1024)
+    StopFile.make(disk / "stop")
+    with pytest.raises(OSError, match="No space left"):
+        (disk / "rest").write_bytes(bytes(64 * 1024))
+    with pytest.raises(OSError, match="No space left"):
+        (disk / "more").write_text("SIGTERM")
+    StopFile.ask(disk / "stop", "SIGTERM")
+    assert StopFile(disk / "stop").reason == "SIGTERM"
