@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from harness.control import Control
 from harness.journal import read_progress
 from harness.rundir import Root
 from tests.cluster.slurm_study import Make, SlurmStudy
@@ -40,6 +42,16 @@ def facts(study: SlurmStudy, job_id: str) -> dict[str, str]:
     """What SLURM was asked for."""
     said = study.slurm("scontrol", "--oneliner", "show", "job", job_id).split()
     return dict(word.split("=", 1) for word in said if "=" in word)
+
+
+def controllers(study: SlurmStudy) -> list[psutil.Process]:
+    """The processes that hand the study's Series to Ray."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "harness.ray_controller" in words and words[-1].startswith(str(study.root.path.absolute())):
+            found.append(process)
+    return found
 
 
 def told(study: SlurmStudy) -> dict[str, Any]:
@@ -105,7 +117,7 @@ def test_auto_packs_what_needs_less_than_a_node_and_makes_jobs_of_the_rest(
         study.run("cancel")
 
 
-def test_a_packed_study_is_watched_cancelled_in_part_and_finishes(
+def test_a_packed_study_is_watched_loses_its_controller_is_cancelled_in_part_and_finishes(
     make: Make, study_fields: Fields, tmp_path: Path
 ) -> None:
     endless = {"iterations": [100_000], "sizes": {"xs": {"resources": {"ranks": 2}}}}
@@ -131,8 +143,14 @@ def test_a_packed_study_is_watched_cancelled_in_part_and_finishes(
     assert (allocation["job_id"], allocation["state"], allocation["nodes"]) == (job_id, "running", 1)
     assert allocation["tunnel"].startswith("ssh -L ")
 
+    (first,) = controllers(study)
+    first.kill()
+    wait_until(lambda: [process for process in controllers(study) if process != first])
     study.run("cancel", *states)
     study.wait_until_over()
+    events = Control(study.root.study("tiny") / "control.jsonl").read()
+    (crash,) = [event for event in events if event["event"] == "crashed"]
+    assert crash["reason"].startswith("its controller ended with status -9")
     now = told(study)
     assert (now["counts"], now["allocations"]) == ({"done": 4, "cancelled": 2}, [])
     assert now["gpu_hours"]["used"] > 0
