@@ -162,10 +162,8 @@ class RankGroup:
 
     def _state_at_end(self) -> JobState:
         """What became of a Series in whose midst the group ended."""
-        if self._found_no_room:
-            return (
-                JobState.PREEMPTED
-            )  # others have the room, or its node went: nothing has been tried in vain
+        if self._found_no_room:  # others have it, or its node went: nothing has been tried in vain
+            return JobState.PREEMPTED
         if self.handle is not None and all(rank.outcomes for rank in self._ranks):
             return state_of(self._ranks[0].outcomes.pop(0))
         statuses = {rank.status for rank in self._ranks}
