@@ -1,0 +1,82 @@
+"""What dies in an allocation that trains a packed study, one after the other: a rank, a raylet, the controller."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.control import Control
+from harness.journal import Event, read_events, read_progress
+from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.harness.trainer import losses, undisturbed
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.verify, pytest.mark.timeout(1800)]
+
+Fields = dict[str, Any]
+
+
+def controllers(study: SlurmStudy) -> list[psutil.Process]:
+    """The processes that hand the study's Series to Ray."""
+    mark = str(study.root.path.absolute())
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "harness.ray_controller" in (words := process.info["cmdline"] or []) and words[-1].startswith(mark)
+    ]
+
+
+def raylet_over(process: psutil.Process) -> psutil.Process:
+    """The raylet of the node that a rank is on."""
+    (raylet,) = [parent for parent in process.parents() if parent.name() == "raylet"]
+    return raylet
+
+
+def test_what_has_finished_stays_and_the_rest_finishes_once_whatever_is_killed(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    study_fields["grid"] |= {"iterations": [10, 900], "seeds": [0, 1, 2, 3, 4]}
+    study_fields["resources"] = {"checkpoint_every": 50}
+    study_fields["tracking"] = {"log_every": 5}
+    study = make(study_fields)  # of two nodes with two GPUs each
+    study.submit("--nodes", "2", on="ray")
+    hit: list[Path] = []
+
+    def rank_of_another() -> psutil.Process:
+        """The first rank of a Series that is past its first checkpoint and was not hit before."""
+
+        def there() -> list[Path]:
+            past = [series for series in study.series() if 60 <= read_progress(series).step < 400]
+            return [series for series in past if series not in hit and read_progress(series).is_alive]
+
+        wait_until(lambda: bool(there()), at_once=True)
+        hit.append(there()[0])
+        started = read_progress(hit[-1]).started
+        assert started is not None
+        return psutil.Process(started["pid"])
+
+    rank_of_another().kill()
+    raylet_over(rank_of_another()).kill()
+    rank_of_another()
+    finished = [
+        run for run in (study.root.path / "runs").iterdir() if read_progress(run).state == Event.FINISHED
+    ]
+    (controller,) = controllers(study)
+    controller.kill()
+    wait_until(lambda: bool(set(controllers(study)) - {controller}))
+    study.wait_until_over()
+
+    assert len(study.arrays()) == 1
+    assert losses(study.root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-6)
+    for run in (study.root.path / "runs").iterdir():
+        assert [event["event"] for event in read_events(run)].count(Event.FINISHED) == 1
+    for run in finished:
+        assert [event["event"] for event in read_events(run)].count(Event.STARTED) == 1
+    for series in hit[:1]:
+        assert [event["event"] for event in read_events(series)].count(Event.RESUMED) >= 1
+    events = Control(study.root.study("tiny") / "control.jsonl").read()
+    (crash,) = [event for event in events if event["event"] == "crashed"]
+    assert crash["reason"].startswith("its controller ended with status -9")
