@@ -95,12 +95,20 @@ class _Tasks:
         if told != self._known:  # something may have been forgiven
             self._over.clear()
             self._known = told
+        tasks = [
+            task
+            for task in self._tasks
+            if task.series_id not in self._over and not in_hand.has(task.series_id)
+        ]
+        # Of all at once: control.jsonl is read each time.
+        left = (
+            set(unfinished([folder for task in tasks for folder in task.run_dirs], self._control))
+            if tasks
+            else set()
+        )
         jobs = []
-        for task in self._tasks:
-            if task.series_id in self._over or in_hand.has(task.series_id):
-                continue
-            run_dirs = unfinished(task.run_dirs, self._control)
-            if run_dirs:
+        for task in tasks:
+            if run_dirs := [folder for folder in task.run_dirs if folder in left]:
                 jobs.append(self._job(task, run_dirs))
             else:
                 self._over.add(task.series_id)

@@ -287,9 +287,8 @@ class Submission:
 
     def _job(self, series_id: str, runs: Sequence[PlannedRun]) -> Job:
         ordered = sorted(runs, key=lambda run: run.status.point.run.iterations)
-        start = runs[
-            0
-        ].size.duration.start.expected  # the plan counts one a Series; on warm ranks there is none
+        # The plan counts one a Series; on warm ranks there is none.
+        start = runs[0].size.duration.start.expected
         return Job(
             series_id=series_id,
             run_dirs=tuple(self.root.run(run.status.run_id).absolute() for run in ordered),
