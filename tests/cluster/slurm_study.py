@@ -162,6 +162,16 @@ class SlurmStudy:
                 found.append(process)
         return found
 
+    def controllers(self) -> list[psutil.Process]:
+        """The processes that hand the study's Series to Ray."""
+        mark = str(self.root.path.absolute())
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "harness.ray_controller" in (words := process.info["cmdline"] or [])
+            and words[-1].startswith(mark)
+        ]
+
     def hold(self, beyond: Mapping[Path, int]) -> dict[Path, list[psutil.Process]]:
         """Freeze the ranks of each Series as it passes a step of its trunk; returns them.
 

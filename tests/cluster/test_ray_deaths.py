@@ -10,23 +10,13 @@ import pytest
 
 from harness.control import Control
 from harness.journal import Event, read_events, read_progress
-from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.cluster.slurm_study import Make
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.verify, pytest.mark.timeout(1800)]
 
 Fields = dict[str, Any]
-
-
-def controllers(study: SlurmStudy) -> list[psutil.Process]:
-    """The processes that hand the study's Series to Ray."""
-    mark = str(study.root.path.absolute())
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "harness.ray_controller" in (words := process.info["cmdline"] or []) and words[-1].startswith(mark)
-    ]
 
 
 def raylet_over(process: psutil.Process) -> psutil.Process:
@@ -64,9 +54,9 @@ def test_what_has_finished_stays_and_the_rest_finishes_once_whatever_is_killed(
     finished = [
         run for run in (study.root.path / "runs").iterdir() if read_progress(run).state == Event.FINISHED
     ]
-    (controller,) = controllers(study)
+    (controller,) = study.controllers()
     controller.kill()
-    wait_until(lambda: bool(set(controllers(study)) - {controller}))
+    wait_until(lambda: bool(set(study.controllers()) - {controller}))
     study.wait_until_over()
 
     assert len(study.arrays()) == 1

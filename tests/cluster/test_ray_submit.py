@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from harness.control import Control
@@ -42,16 +41,6 @@ def facts(study: SlurmStudy, job_id: str) -> dict[str, str]:
     """What SLURM was asked for."""
     said = study.slurm("scontrol", "--oneliner", "show", "job", job_id).split()
     return dict(word.split("=", 1) for word in said if "=" in word)
-
-
-def controllers(study: SlurmStudy) -> list[psutil.Process]:
-    """The processes that hand the study's Series to Ray."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if "harness.ray_controller" in words and words[-1].startswith(str(study.root.path.absolute())):
-            found.append(process)
-    return found
 
 
 def told(study: SlurmStudy) -> dict[str, Any]:
@@ -143,9 +132,9 @@ def test_a_packed_study_is_watched_loses_its_controller_is_cancelled_in_part_and
     assert (allocation["job_id"], allocation["state"], allocation["nodes"]) == (job_id, "running", 1)
     assert allocation["tunnel"].startswith("ssh -L ")
 
-    (first,) = controllers(study)
+    (first,) = study.controllers()
     first.kill()
-    wait_until(lambda: [process for process in controllers(study) if process != first])
+    wait_until(lambda: [process for process in study.controllers() if process != first])
     study.run("cancel", *states)
     study.wait_until_over()
     events = Control(study.root.study("tiny") / "control.jsonl").read()
