@@ -92,7 +92,7 @@ def evaluate(
     )
     with errors.status("opening the study") as shown, stoppable():
         try:
-            evaluator = Evaluator(resolved, request, shown.update)
+            evaluator = Evaluator(resolved, request, shown.update, _warn)
             done = []
             for number, row in enumerate(chosen, 1):
                 done.append(evaluator.evaluate(row.run_id))
@@ -109,6 +109,10 @@ def evaluate(
         _print(resolved.study.name, evaluator, chosen, done, rows)
     if any(one.outcome in {Outcome.BUSY, Outcome.IMPOSSIBLE} for one in done):
         raise typer.Exit(1)
+
+
+def _warn(text: str) -> None:
+    errors.print(f"warning: {text}", markup=False)
 
 
 def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:

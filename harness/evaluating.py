@@ -100,8 +100,14 @@ class Evaluated:
 class Evaluator:
     """Evaluates Runs of one study under one request; raises InputError where that asks for what is not there."""
 
-    def __init__(self, resolved: ResolvedStudy, request: Request, say: Say = lambda _: None) -> None:
-        self.root, self.request, self.say = resolved.root, request, say
+    def __init__(
+        self,
+        resolved: ResolvedStudy,
+        request: Request,
+        say: Say = lambda _: None,
+        warn: Say = lambda _: None,
+    ) -> None:
+        self.root, self.request, self.say, self.warn = resolved.root, request, say, warn
         self.frames = resolved.corpus.frames
         self.sampling: Sampling = _sampling(request)
         _check_device(request.device)
@@ -186,7 +192,7 @@ class Evaluator:
 
         run_id, n = trained.run.run_id, len(self.prompts.captions)
         kept = evaluation_folder(self.root, run_id) / self.settings.generation_digest
-        codes = RowStore(kept / "codes")
+        codes = RowStore(kept / "codes", self.warn)
         self._generate(trained, codes, n)
 
         def generated(items: Sequence[int]) -> tuple[list[Audio], int]:
@@ -194,7 +200,7 @@ class Evaluator:
 
             return list(codec.decode(codes.read(items)["codes"].astype(np.uint16))), codec.facts.sample_rate
 
-        mine = {one: RowStore(kept / one.key) for one in wanted}
+        mine = {one: RowStore(kept / one.key, self.warn) for one in wanted}
         self._judge(mine, n, generated, f"{run_id}: judging")
         with self._reference(wanted, codec) as theirs:
             for one in wanted:
@@ -226,7 +232,7 @@ class Evaluator:
         folder = self.root.path / "evaluation" / self.settings.reference_digest[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
-            theirs = {one: RowStore(folder / one.key) for one in wanted}
+            theirs = {one: RowStore(folder / one.key, self.warn) for one in wanted}
             self._judge(theirs, len(reference), lambda items: reference.clips(items, codec), "the reference")
             yield theirs
 

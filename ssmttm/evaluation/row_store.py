@@ -1,11 +1,12 @@
-"""Arrays on disk with a row an item, written some items at a time: what was written before a kill is there after it."""
+"""Arrays on disk with a row an item, written some items at a time: what was written before a kill is there after it.
+
+All of it can be made again, so a damaged file costs its rows and nothing else: it is named, dropped and made anew.
+"""
 
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ _ITEMS = "items"
 
 
 class RowStore:
-    """A folder of .npz files, each with the rows of some items; for one writer at a time."""
+    """A folder of .npz files, each with the rows of some items; for one writer at a time.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    warn: is told of every file that was damaged and is dropped.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None] = lambda _: None) -> None:
+        self.folder, self._warn = folder, warn
 
     def missing(self, n: int) -> list[int]:
         """Which of the items 0 to n - 1 are not held."""
@@ -52,14 +56,32 @@ class RowStore:
         """Which file holds an item."""
         found = {}
         for path in sorted(self.folder.glob("[0-9]*.npz")):
-            found.update(dict.fromkeys(_read(path, _ITEMS)[_ITEMS].tolist(), path))
+            try:
+                items = _read(path)[_ITEMS].tolist()
+            except _DamagedError as error:
+                path.unlink()
+                self._warn(f"{path}: was damaged ({error}) and is made again")
+            else:
+                found.update(dict.fromkeys(items, path))
         return found
 
 
-def _read(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """The arrays of those names, all where none is given."""
+class _DamagedError(Exception):
+    """A file that is there and cannot be understood."""
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Every array of a file; raises _DamagedError, and InputError where the disk does not give it."""
     try:
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in names or held.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: is damaged ({error}); remove it, and it is made again") from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+    except Exception as error:  # a flipped bit makes zipfile raise many kinds, RuntimeError among them
+        raise _DamagedError(error) from None
+    lengths = {len(array) for array in arrays.values()}
+    if _ITEMS not in arrays or len(arrays) < 2 or len(lengths) > 1:
+        raise _DamagedError(f"its arrays are {', '.join(arrays) or 'gone'}, of {sorted(lengths)} rows")
+    return arrays

@@ -238,6 +238,35 @@ def test_a_judge_added_later_needs_no_generation(trained: Root, tmp_path: Path) 
     assert later.evaluate(run).outcome == "kept"
 
 
+def test_damaged_codes_and_arrays_are_named_and_made_again(
+    trained: Root, tmp_path: Path, ssmscale: Callable[..., Answer]
+) -> None:
+    run, other = run_ids(trained)
+    Evaluator(studied(trained), Request(limit=4)).evaluate(run)
+    before, codes = evaluation_rows(studied(trained)), codes_of(trained, run)
+    damaged = sorted(evaluation_folder(trained, run).rglob("*.npz"))
+    damaged += sorted((trained.path / "evaluation").rglob("*.npz"))
+    assert len(damaged) == 3
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-30])
+    for path in evaluation_folder(trained, run).glob("*.json"):
+        path.unlink()
+    answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 4, "--json")
+    assert answer.status == 0, answer.err
+    assert {one["run_id"]: one["outcome"] for one in json.loads(answer.out)["runs"]} == {
+        **dict.fromkeys((run, other), "evaluated")
+    }
+    for path in damaged:
+        assert answer.err.count(f"warning: {path}: was damaged (") == 1
+    again = {
+        (row.metric, row.settings): row.value
+        for row in evaluation_rows(studied(trained))
+        if row.run_id == run
+    }
+    assert again == {(row.metric, row.settings): row.value for row in before}
+    assert np.array_equal(codes_of(trained, run), codes)
+
+
 def test_a_disk_that_fills_up_is_named_and_what_was_measured_is_kept(
     trained: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:

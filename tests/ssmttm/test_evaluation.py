@@ -154,12 +154,28 @@ def test_rows_come_back_in_order_whoever_wrote_which(tmp_path: Path) -> None:
     assert store.read([5, 0, 3])["x"][:, 0].tolist() == [5, 0, 3]
 
 
-def test_a_damaged_file_of_rows_is_named(tmp_path: Path) -> None:
-    RowStore(tmp_path).add([0], {"x": np.zeros((1, 2))})
-    (file,) = tmp_path.glob("*.npz")
-    file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(InputError, match=rf"{file.name}: is damaged"):
-        RowStore(tmp_path).missing(1)
+@pytest.mark.parametrize("damage", ["torn", "empty", "encrypted", "another"])
+def test_a_damaged_file_of_rows_is_named_and_its_rows_are_missing_again(tmp_path: Path, damage: str) -> None:
+    kept = RowStore(tmp_path)
+    kept.add([0, 1], {"x": np.zeros((2, 2))})
+    kept.add([2], {"x": np.ones((1, 2))})
+    (file, _) = sorted(tmp_path.glob("*.npz"))
+    whole = file.read_bytes()
+    if damage == "another":
+        np.savez(file, items=np.arange(2), x=np.zeros((1, 2)))
+    else:
+        directory = whole.index(b"PK\x01\x02") + 8
+        flagged = whole[:directory] + b"\x01" + whole[directory + 1 :]
+        file.write_bytes({"torn": whole[:-30], "empty": b"", "encrypted": flagged}[damage])
+    told: list[str] = []
+    store = RowStore(tmp_path, told.append)
+    assert store.missing(3) == [0, 1]
+    (word,) = told
+    assert word.startswith(f"{file}: was damaged (")
+    assert word.endswith("and is made again")
+    store.add([0, 1], {"x": np.zeros((2, 2))})
+    assert RowStore(tmp_path, told.append).read()["x"][:, 0].tolist() == [0, 0, 1]
+    assert told == [word]
 
 
 def test_a_perplexity_beyond_all_numbers_is_left_out_and_the_loss_is_not() -> None:
