@@ -29,6 +29,8 @@ Interval = tuple[float, float]
 STEPS = 600
 BEYOND = 300.0
 """Sizes up to so many times the largest that was trained are tried, and down to as many below the smallest."""
+ROUNDING = 1.02
+"""A size is rounded to three digits, and may thereby cost somewhat more than was tried."""
 VAGUE = 10.0
 RESAMPLES = 1000
 
@@ -88,6 +90,15 @@ class Seen(_Frozen):
 
 
 @dataclass(frozen=True)
+class Shortest:
+    """The shortest run that may be proposed."""
+
+    iterations: int = 1
+    why: str = "a run has an iteration"
+    """What forbids shorter ones."""
+
+
+@dataclass(frozen=True)
 class _Law:
     """An architecture's law at its estimate and every resample, and its residuals."""
 
@@ -107,17 +118,18 @@ def next_step(
     *,
     law: str = "chinchilla",
     delta: float = 1e-3,
+    shortest: Shortest = Shortest(),
 ) -> ScaleUp:
     """The best sizes for `budget` GPU-hours; `rates` are GPU-hours an iteration by architecture and n_params.
 
     Raises InputError for what cannot be fitted, for points without iterations, for a budget that is not above 0 or pays
-    for less than one iteration, and where fewer than two sizes of an architecture have a cost.
+    for no run as long as the shortest, and where fewer than two sizes of an architecture have a cost.
     """
     if not 0 < budget < float("inf"):
         raise InputError(f"--budget {budget:g}: must be above 0, in GPU-hours.")
     laws = _laws(points, law, delta)
     share = budget / len(laws)
-    steps = tuple(_step(name, one, rates.get(name, {}), share) for name, one in laws.items())
+    steps = tuple(_step(name, one, rates.get(name, {}), share, shortest) for name, one in laws.items())
     fitted = [
         Note(code=note.code, text=f"{wording.architecture(name)}: {note.text}")
         for name, one in laws.items()
@@ -141,6 +153,8 @@ def seen_since(points: CheckedPoints, former: ScaleUp) -> list[Seen]:
     known = points.frame["run_id"].isin(former.runs)
     if known.all():
         return []
+    if not known.any():
+        raise InputError(f"none of the {len(former.runs)} runs it was made from is among the finished ones.")
     laws = _laws(replace(points, frame=points.frame[known]), former.law, former.huber_delta)
     found = []
     for name, one in laws.items():
@@ -170,6 +184,20 @@ def seen_since(points: CheckedPoints, former: ScaleUp) -> list[Seen]:
                 )
             )
     return found
+
+
+def seen_of(points: CheckedPoints, former: Sequence[ScaleUp]) -> tuple[list[Seen], list[str]]:
+    """What has come of proposals, each run against the newest; with a sentence for each that can be held to nothing."""
+    found: dict[str, Seen] = {}
+    notes = []
+    for one in former:
+        try:
+            found |= {seen.run_id: seen for seen in seen_since(points, one)}
+        except InputError as error:
+            notes.append(
+                f"a proposal for {one.budget_gpu_hours:g} GPU-hours is compared with nothing: {error}"
+            )
+    return list(found.values()), notes
 
 
 def former_steps(records: Sequence[Mapping[str, object]], where: str) -> list[ScaleUp]:
@@ -209,7 +237,7 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _Law]:
     }
 
 
-def _step(name: str, law: _Law, rates: Mapping[float, float], budget: float) -> Step:
+def _step(name: str, law: _Law, rates: Mapping[float, float], budget: float, shortest: Shortest) -> Step:
     curve = law.curve
     if len(rates) < 2:
         raise InputError(
@@ -218,17 +246,21 @@ def _step(name: str, law: _Law, rates: Mapping[float, float], budget: float) -> 
     smallest, largest = float(curve.sizes[0]), float(curve.sizes[-1])
     sizes = np.geomspace(smallest / BEYOND, largest * BEYOND, STEPS)
     counts = budget / _rate(rates, sizes)
-    payable = counts >= 1.0
+    payable = counts >= shortest.iterations * ROUNDING
     if not payable.any():
-        raise InputError(f"--budget: {budget:.3g} GPU-hours for {name} pay for no iteration of any size.")
+        raise InputError(
+            f"--budget: {budget:.3g} GPU-hours for {name} pay at no size for the {shortest.iterations:,} iterations of "
+            f"the shortest run ({shortest.why}); give a larger budget."
+        )
     sizes, counts = sizes[payable], counts[payable]
     data = counts if "iterations" in curve.law.inputs else counts * _tokens_an_iteration(curve)
     best = sizes[np.argmin(curve.losses_at(curve.params, sizes, data), axis=1)]
     n_params = _rounded(float(best[0]), 3)
     rate = float(_rate(rates, np.array([n_params]))[0])
-    iterations = max(1, int(_rounded(budget / rate, 2)))
+    iterations = int(_rounded(budget / rate, 2))
     while iterations > 1 and iterations * rate > budget * (1 + 1e-9):
         iterations -= max(1, int(10 ** np.floor(np.log10(iterations) - 1)))
+    iterations = max(shortest.iterations, iterations)
     (foreseen,) = law.foresee([Ask(n_params, float(iterations), "iterations")])
     return Step(
         architecture=name,

@@ -15,6 +15,17 @@ Table = tuple[list[str], list[Row]]
 Reader = Callable[[Path], Table]
 
 
+def column_names(pairs: Sequence[str]) -> dict[str, str]:
+    """What --column says, OURS=THEIRS each, as a mapping from this project's names; raises InputError."""
+    names = {}
+    for pair in pairs:
+        ours, equals, theirs = pair.partition("=")
+        if not equals or not ours or not theirs:
+            raise InputError(f"--column {pair}: is not OURS=THEIRS, such as n_params=params.")
+        names[ours] = theirs
+    return names
+
+
 def read_rows(path: Path, constants: Sequence[str] = ()) -> Table:
     """Header and numbered rows of a file, by its ending; each of `constants` becomes a column of what follows its =.
 

@@ -51,7 +51,7 @@ from harness.plan_table import print_plan
 from harness.provenance import commit, installed_version
 from harness.status import RunStatus
 from harness.submission import ResolvedStudy
-from harness.syncing import bring_up_to_date, keep_report
+from harness.syncing import bring_up_to_date, keep_report, warn
 from harness.terminal import console, errors, print_json
 from ssmttm.errors import InputError
 
@@ -213,10 +213,11 @@ def scale_up(
     """What to train next for a budget, with the loss foreseen for it; later, what was foreseen beside what was seen."""
     from analysis.points import check_points
     from analysis.prior import design_law
-    from analysis.scale_up import former_steps, next_step, seen_since
+    from analysis.scale_up import Shortest, former_steps, next_step, seen_of
     from analysis.scale_up_terminal import print_scale_up
     from harness.candidates import gpu_hours_an_iteration
     from harness.scale_up_record import add_record, read_records, record_path
+    from harness.training.schedule import fewest_iterations
 
     resolved, _, _, frame = _points(study, root)
     name, place = resolved.study.name, resolved.root
@@ -224,11 +225,14 @@ def scale_up(
     if budget is None and not former:
         raise InputError(f"scale-up {name}: nothing was proposed yet; say --budget GPU_HOURS")
     points = check_points(frame, design_law(law))
-    seen = list({one.run_id: one for record in former for one in seen_since(points, record)}.values())
+    seen, notes = seen_of(points, former)
+    warn(notes)
     step = None
     if budget is not None:
         rates = gpu_hours_an_iteration(plan_of(resolved, cluster))
-        step = next_step(points, rates, budget, law=law, delta=delta)
+        schedule = resolved.study.training.schedule
+        shortest = Shortest(fewest_iterations(schedule), f"training.schedule.warmup is {schedule.warmup}")
+        step = next_step(points, rates, budget, law=law, delta=delta, shortest=shortest)
         add_record(place, name, step.model_dump(mode="json"))
     if as_json:
         told = step and step.model_dump(mode="json")
@@ -354,20 +358,15 @@ def _fit(
     from analysis.laws import law_named
     from analysis.points import check_points, read_table
     from analysis.predict import asked
+    from analysis.tables import column_names
     from harness.points_table import without_points
 
     if (study is None) == (points_file is None):
         raise InputError("give either a STUDY or --points FILE, and not both")
-    names = {}
-    for pair in columns or ():
-        ours, equals, theirs = pair.partition("=")
-        if not equals or not ours or not theirs:
-            raise InputError(f"--column {pair}: is not OURS=THEIRS, such as n_params=params")
-        names[ours] = theirs
     form, asks = law_named(law), [asked(text) for text in predict or ()]
     resolved, rows, tracker = None, list[RunStatus](), None
     if points_file is not None:
-        frame = read_table(points_file, names)
+        frame = read_table(points_file, column_names(columns or ()))
     else:
         assert study is not None
         resolved, rows, tracker, frame = _points(study, root, on_the_way=unannealed)

@@ -57,7 +57,10 @@ BudgetOption = Annotated[
 StepBudgetOption = Annotated[
     float | None,
     typer.Option(
-        "--budget", metavar="GPU_HOURS", help="GPU-hours of the next step, shared evenly by architectures."
+        "--budget",
+        metavar="GPU_HOURS",
+        help="GPU-hours of the next step, shared evenly by architectures; a share has to pay for a run longer than "
+        "its warmup.",
     ),
 ]
 PriorOption = Annotated[

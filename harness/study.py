@@ -31,7 +31,7 @@ from harness.run import (
     Schedule,
     WholeNumber,
 )
-from harness.training.schedule import branch_step
+from harness.training.schedule import steps_before_decay
 from harness.tuning.settings import Tune
 from harness.validation import usable_path, validate
 from harness.yaml_file import read_yaml, read_yaml_value
@@ -342,7 +342,7 @@ class Study(Frozen):
         for name, own in self.grid.architectures.items():
             shortest = self.grid.iterations_of(name)[0]
             key = "grid.iterations" if own.iterations is None else f"grid.architectures.{name}.iterations"
-            stable_end = branch_step(schedule, shortest) or shortest
+            stable_end = steps_before_decay(schedule, shortest)
             if schedule.warmup > stable_end:
                 raise ValueError(
                     f"training.schedule.warmup: {schedule.warmup}: longer than the {stable_end} steps before the decay "

@@ -23,6 +23,19 @@ def branch_step(schedule: Schedule, iterations: int) -> int:
     return iterations - decay_steps(schedule, iterations)
 
 
+def steps_before_decay(schedule: Schedule, iterations: int) -> int:
+    """Steps in which the warmup has to end: those of the trunk, all where a Run has no trunk to leave."""
+    return branch_step(schedule, iterations) or iterations
+
+
+def fewest_iterations(schedule: Schedule) -> int:
+    """Length of the shortest Run whose warmup ends before its decay begins."""
+    found = max(1, schedule.warmup)
+    while (lacking := schedule.warmup - steps_before_decay(schedule, found)) > 0:
+        found += lacking  # a longer Run has at most as many more of them
+    return found
+
+
 def is_annealed(schedule: Schedule) -> bool:
     """Whether a finished Run ends at a low learning rate, so that its loss is fit for a scaling law."""
     return schedule.kind is not ScheduleKind.CONSTANT

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.points import CheckedPoints
-from analysis.scale_up import ScaleUp, next_step, seen_since
+from analysis.scale_up import ScaleUp, Shortest, next_step, seen_since
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import TOKENS_AN_ITERATION, TRANSFORMER, SyntheticStudy
 
@@ -69,6 +69,8 @@ def test_what_finished_since_is_judged_by_the_law_of_then(table: pd.DataFrame, p
     assert len(seen) == 2 * 3
     assert max(abs(one.relative_error) for one in seen) < 0.02
     assert sum(bool(one.inside) for one in seen) >= 5
+    with pytest.raises(InputError, match=f"none of the {len(table)} runs it was made from"):
+        seen_since(checked(further), proposed)
     off = further.assign(loss=further["loss"] * 1.2)
     missed = seen_since(checked(pd.concat([table, off])), proposed)
     assert not any(one.inside for one in missed)
@@ -76,7 +78,7 @@ def test_what_finished_since_is_judged_by_the_law_of_then(table: pd.DataFrame, p
 
 
 def test_what_a_budget_cannot_do_is_said(points: CheckedPoints, table: pd.DataFrame) -> None:
-    with pytest.raises(InputError, match="pay for no iteration"):
+    with pytest.raises(InputError, match="pay at no size for the 1 iterations"):
         next_step(points, RATES, 1e-12)
     with pytest.raises(InputError, match="--budget -1"):
         next_step(points, RATES, -1.0)
@@ -87,6 +89,24 @@ def test_what_a_budget_cannot_do_is_said(points: CheckedPoints, table: pd.DataFr
     with pytest.raises(InputError, match="--law data"):
         next_step(points, RATES, 1.0, law="data")
     assert {"within_range"} <= {note.code for note in next_step(points, RATES, 0.02).notes}
+
+
+@pytest.mark.parametrize("budget", [1.02, 1.1, 2.0, 20.0])
+def test_no_run_is_proposed_that_is_shorter_than_the_shortest(points: CheckedPoints, budget: float) -> None:
+    """A budget that would buy the best size too few iterations buys a smaller size, or nothing."""
+    shortest = Shortest(125, "training.schedule.warmup is 100")
+    smallest = min(STUDY.sizes) / 300 * 1e-10
+    for step in next_step(points, RATES, 0.02, shortest=shortest).steps:
+        assert step.iterations >= 125
+    # Just enough for the smallest size that is tried, at which 125 iterations are no round number.
+    least = budget * 2 * 125 * smallest
+    for step in next_step(points, RATES, 1.02 * least, shortest=shortest).steps:
+        assert step.iterations >= 125
+        assert step.gpu_hours <= 1.02 * least / 2
+    with pytest.raises(
+        InputError, match=r"125 iterations of the shortest run \(training.schedule.warmup is 100\)"
+    ):
+        next_step(points, RATES, 0.9 * 2 * 125 * smallest, shortest=shortest)
 
 
 def test_a_size_timed_as_cheaper_than_a_smaller_one_makes_no_size_free(points: CheckedPoints) -> None:

@@ -78,6 +78,32 @@ def test_a_step_is_foreseen_kept_and_later_compared_with_what_was_seen(
     assert len(json.loads(kept.read_text())) == 1
 
 
+def test_a_proposal_is_a_run_the_study_takes_or_none(
+    fields: Fields, tracked_root: Root, ssmscale: Command
+) -> None:
+    fields["training"]["schedule"] = {"warmup": 8}
+    train(tracked_root, registered(tracked_root, fields).points)
+    answer = ssmscale("scale-up", "tiny", "--budget", "1e-9")
+    assert (answer.status, len(answer.err.splitlines())) == (2, 1), answer.err
+    assert "--budget: 1e-09 GPU-hours" in answer.err
+    assert "the 10 iterations of the shortest run (training.schedule.warmup is 8)" in answer.err
+    assert not (tracked_root.study("tiny") / "scale_up.json").exists()
+
+
+def test_a_proposal_whose_runs_have_left_the_study_is_passed_over(
+    fields: Fields, tracked_root: Root, ssmscale: Command
+) -> None:
+    train(tracked_root, registered(tracked_root, fields).points)
+    assert ssmscale("scale-up", "tiny", "--budget", "0.001").status == 0
+    fields["training"]["batch"] *= 2  # other runs, every one
+    train(tracked_root, registered(tracked_root, fields).points)
+    answer = ssmscale("scale-up", "tiny", "--budget", "0.001", "--json")
+    assert answer.status == 0, answer.err
+    assert "is compared with nothing: none of the 12 runs it was made from" in answer.err
+    assert json.loads(answer.out)["seen"] == []
+    assert len(read_records(tracked_root, "tiny")) == 2
+
+
 def test_proposals_made_at_once_are_all_kept(tmp_path: Path) -> None:
     root = Root(tmp_path)
 

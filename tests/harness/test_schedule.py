@@ -8,8 +8,10 @@ from harness.run import Schedule, ScheduleKind
 from harness.training.schedule import (
     branch_step,
     decay_steps,
+    fewest_iterations,
     is_annealed,
     learning_rate,
+    steps_before_decay,
     trunk_learning_rate,
 )
 
@@ -50,3 +52,15 @@ def test_a_constant_schedule_never_anneals_and_shares_no_trunk() -> None:
 def test_a_decay_falls_at_every_step() -> None:
     rates = [learning_rate(WSD, 1e-3, step, 100) for step in range(79, 100)]
     assert all(later < earlier for earlier, later in pairwise(rates))
+
+
+@pytest.mark.parametrize("kind", list(ScheduleKind))
+@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.5, 0.97, 1.0])
+@pytest.mark.parametrize("warmup", [0, 1, 7, 500])
+def test_the_shortest_run_is_the_first_whose_warmup_ends_before_its_decay(
+    kind: ScheduleKind, fraction: float, warmup: int
+) -> None:
+    schedule = Schedule(kind=kind, warmup=warmup, decay_fraction=fraction)
+    shortest = fewest_iterations(schedule)
+    assert steps_before_decay(schedule, shortest) >= warmup
+    assert all(steps_before_decay(schedule, fewer) < warmup for fewer in range(1, shortest))
