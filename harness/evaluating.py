@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from harness.brief import first_line
 from harness.disk import naming_a_full_disk
 from harness.evaluations import (
     HELD_OUT,
@@ -38,6 +37,7 @@ from harness.rundir import Layout, read_launch
 from harness.submission import ResolvedStudy
 from harness.terminal import counted
 from harness.trained import Trained, load_trained
+from ssmttm.device import usable_device
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Evaluator:
         self.root, self.request, self.say, self.warn = resolved.root, request, say, warn
         self.frames = resolved.corpus.frames
         self.sampling: Sampling = _sampling(request)
-        _check_device(request.device)
+        usable_device(request.device)
         self.data = _held_out(resolved)
         self.measures: list[Measure] = []
         self.skipped: dict[str, str] = {}
@@ -319,15 +319,6 @@ def _sampling(request: Request) -> Sampling:
     from ssmttm.generation import Sampling
 
     return Sampling(temperature=request.temperature, top_k=request.top_k, guidance=request.guidance)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {device}: cannot be used here ({first_line(error)})") from None
 
 
 def _held_out(resolved: ResolvedStudy) -> TokenDataset:

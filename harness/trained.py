@@ -17,6 +17,7 @@ from harness.journal import Event, read_progress
 from harness.run import Run
 from harness.rundir import Launch, Root, read_launch, read_run
 from ssmttm.corpus.manifest import Manifest, load_manifest
+from ssmttm.device import usable_device
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,10 +108,7 @@ def _load_model(run: Run, path: Path, device: str) -> MusicLM:
 
     from ssmttm.model import MusicLM
 
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device}: cannot be used here ({first_line(error)})") from None
+    place = usable_device(device)
     try:
         weights = load_file(path)
         with torch.device("meta"):

@@ -23,6 +23,7 @@ from ssmttm.codec.base import CODEC_FILE, Audio, Codes
 from ssmttm.codec.network import Network
 from ssmttm.corpus.manifest import CodecFacts, canonical_json
 from ssmttm.corpus.writer import write_atomically
+from ssmttm.device import usable_device
 from ssmttm.errors import InputError
 from ssmttm.pretrained import CONFIG
 
@@ -172,17 +173,6 @@ def _computing() -> Iterator[None]:
     flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), flags:
         yield
-
-
-def usable_device(device: str) -> str:
-    """Return a device that torch can use here, or raise InputError."""
-    import torch
-
-    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-        raise InputError(
-            f"device is {device!r}; here torch can use: cpu{', cuda' * torch.cuda.is_available()}"
-        )
-    return device
 
 
 def _network(name: str, model: str | None) -> Network:

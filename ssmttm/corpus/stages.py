@@ -110,7 +110,7 @@ def pretrained_codec(spec: BuildSpec, device: str) -> NeuralCodec | None:
     if spec.codec == "rvq":
         if device != "cpu":
             raise InputError(
-                f"device is {device!r}, but codec rvq computes on the cpu; encodec and dac can use cuda"
+                f"--device {device}: codec rvq computes on the cpu; encodec and dac can use cuda"
             )
         return None
     from ssmttm.codec.neural import NeuralCodec

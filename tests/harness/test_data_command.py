@@ -99,7 +99,11 @@ def test_another_specification_does_not_overwrite_a_corpus(ssmscale: Command, re
         (["--codec", "encodec", "--codec-model", "."], "lacks config.json or *.safetensors"),
         (["--codec", "dac", "--codebook-size", "64"], "codebook_size is for codec rvq"),
         (["--codec-model", "descript/dac_44khz"], "codec_model is for codecs encodec and dac"),
-        (["--device", "cuda"], "codec rvq computes on the cpu"),
+        (["--device", "cuda"], "--device cuda: codec rvq computes on the cpu"),
+        (
+            ["--codec", "dac", "--device", "cuda:99"],
+            "--device cuda:99: there is none here; torch can use cpu",
+        ),
     ],
 )
 def test_wrong_words_are_named_and_nothing_is_written(ssmscale: Command, words: list[str], said: str) -> None:

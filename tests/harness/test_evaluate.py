@@ -397,7 +397,8 @@ def test_mistakes_are_named(trained: Root, tmp_path: Path, ssmscale: Callable[..
         (["--reference", empty], "holds no sound file"),
         (["--temperature", 0], "temperature is 0"),
         (["--out", "metrics.txt"], "does not end in .csv"),
-        (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "cuda:99"], "--device cuda:99: there is none here; torch can use cpu"),
+        (["--device", "meta"], "--device meta: there is none here"),
         (["beef"], "begins the id of 0 runs"),
     ):
         answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, *arguments)

@@ -184,7 +184,11 @@ def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
             ["--prompt", "a", "--out", "x.wav", "--seconds", "0.001"],
             "--seconds 0.001: choose a length of 0.02 s",
         ),
-        (["--prompt", "a", "--out", "x.wav", "--device", "gpu7"], "device gpu7: cannot be used here"),
+        (
+            ["--prompt", "a", "--out", "x.wav", "--device", "cuda:99"],
+            "--device cuda:99: there is none here; torch can use cpu",
+        ),
+        (["--prompt", "a", "--out", "x.wav", "--device", "meta"], "--device meta: there is none here"),
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "-".join(value),
 )

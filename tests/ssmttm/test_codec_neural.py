@@ -208,7 +208,7 @@ def test_models_that_cannot_be_had_are_explained(models: Models, tmp_path: Path)
         NeuralCodec.of_model("dac", str(pickled), 1)
     with pytest.raises(InputError, match="codebooks is 10, but the dac model has 9"):
         NeuralCodec.of_model("dac", str(models["dac"]), 10)
-    with pytest.raises(InputError, match="device is 'gpu'; here torch can use: cpu"):
+    with pytest.raises(InputError, match="--device gpu: there is none here; torch can use cpu"):
         NeuralCodec.of_model("dac", str(models["dac"]), 1, "gpu")
 
 

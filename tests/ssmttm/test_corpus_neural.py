@@ -193,7 +193,7 @@ def test_wrong_wishes_write_nothing(spec_of, tmp_path: Path) -> None:
         (spec_of("dac", codebooks=12), "cpu", "codebooks is 12, but the dac model has 9"),
         (spec_of("dac", codec_model=str(tmp_path / "none")), "cpu", "neither a folder nor a model"),
         (spec_of("dac", segment_seconds=0.006), "cpu", "less than two frames of codec dac"),
-        (spec_of("dac"), "tpu", "device is 'tpu'"),
+        (spec_of("dac"), "tpu", "--device tpu: there is none here"),
         (spec_of("dac").model_copy(update={"codec": "rvq"}), "cuda", "codec rvq computes on the cpu"),
     ):
         with pytest.raises(InputError, match=said):
