@@ -1,10 +1,10 @@
 """A bundle: the finished Runs of a study in one file, to be carried to another machine, published or kept.
 
-It holds identities and journals, from which points, fits and MLflow's view are made again, and neither weights nor
-logs. bundle.json lists every member with size and SHA-256; nothing in it tells of the host, and the same Runs give
-the same bytes. The tracker's address stays behind: it may hold a password, and whoever imports a bundle must not be
-made to send journals and the login of their environment to a server of somebody else's choosing.
-harness/bundle_check.py reads one, harness/bundle_merge.py brings it into a ROOT.
+It holds identities, journals and the scores of evaluations, from which points, fits and MLflow's view are made again,
+and neither weights nor logs nor sound. bundle.json lists every member with size and SHA-256; nothing in it tells of the
+host, and the same Runs give the same bytes. The tracker's address stays behind: it may hold a password, and whoever
+imports a bundle must not be made to send journals and the login of their environment to a server of somebody else's
+choosing. harness/bundle_check.py reads one, harness/bundle_merge.py brings it into a ROOT.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from harness.evaluations import evaluations_of
 from harness.journal import FORMAT as ATTEMPT_FILE
 from harness.journal import attempts, check_for
 from harness.lines import Damage, LineReader
@@ -35,7 +36,8 @@ FORMAT = 1
 CONTENTS = "bundle.json"
 MEMBER = re.compile(
     r"study\.json|calibration\.json|points\.csv"
-    r"|runs/(?P<run>[0-9a-f]{12})/(?:run\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl)"
+    r"|runs/(?P<run>[0-9a-f]{12})/"
+    r"(?:run\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl|evaluation/(?:held-out|[0-9a-f]{12})\.json)"
     r"|series/(?P<series>[0-9a-f]{12})/(?:series\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl)"
 )
 """Every name a member may have; `run` and `series` are whose it is."""
@@ -56,6 +58,7 @@ class Counts(Frozen):
     runs: WholeNumber
     series: WholeNumber
     journals: WholeNumber
+    evaluations: WholeNumber = 0
 
 
 class Contents(Frozen):
@@ -72,7 +75,8 @@ class Contents(Frozen):
 def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
     """Write the finished Runs of a study to `out`, all or nothing.
 
-    Raises InputError where none has finished, the study was never submitted, or `out` is no name for a bundle.
+    Raises InputError where none has finished, the study was never submitted, `out` is no name for a bundle, or what an
+    evaluation found is damaged.
     """
     if out.suffix != ".zip":
         raise InputError(f"--out {out}: does not end in .zip")
@@ -110,11 +114,12 @@ def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
 
 
 def count_members(names: Any) -> Counts:
-    """How many Runs, Series and journals these member names are of."""
+    """How many Runs, Series, journals and evaluations these member names are of."""
     return Counts(
         runs=sum(name.endswith("/run.json") for name in names),
         series=sum(name.endswith("/series.json") for name in names),
         journals=sum("/journal/" in name for name in names),
+        evaluations=sum("/evaluation/" in name for name in names),
     )
 
 
@@ -134,6 +139,8 @@ def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[s
         folder = f"runs/{row.run_id}"
         yield f"{folder}/run.json", _json(row.point.run.canonical())
         yield from _journal(folder, root.run(row.run_id))
+        for found in evaluations_of(root, row.run_id):
+            yield f"{folder}/evaluation/{found.name}.json", _json(found.model_dump(mode="json"))
 
 
 def _journal(folder: str, directory: Path) -> Iterator[tuple[str, bytes]]:

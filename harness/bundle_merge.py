@@ -4,6 +4,8 @@ An attempt is known by its first line, which names its process and the time. A c
 again, and of two copies of which one goes on where the other ends the longer stays. Everything else is added as newer
 attempts, under the lock a trainer of the Series would hold: a newer attempt fences an older one, and nobody who trains
 may be fenced by an import. A Series in training is left alone as a whole.
+
+Scores of evaluations join those that are here, metric by metric; where both have one, the one here stays.
 """
 
 from __future__ import annotations
@@ -12,9 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from harness.bundle import whole_lines, without_tracker
 from harness.bundle_check import OpenBundle
 from harness.control import Control
+from harness.evaluations import (
+    Evaluation,
+    evaluation_folder,
+    evaluations_of,
+    held_evaluation,
+    keep_evaluation,
+)
 from harness.journal import FORMAT as ATTEMPT_FILE
 from harness.journal import Event, attempts, read_progress
 from harness.run import Run
@@ -33,13 +44,16 @@ class Imported:
     """Runs that were finished here already."""
     busy: list[str] = field(default_factory=list)
     """Series in training here: nothing of them was brought."""
+    evaluations: int = 0
+    """Files of scores that are new here, or hold more than before."""
     notes: list[str] = field(default_factory=list)
 
 
 def merge(bundle: OpenBundle, root: Root) -> Imported:
     """Add a checked bundle to `root`; doing so again changes nothing.
 
-    Raises InputError, before anything is written, where a study of that name or a run.json here cannot be read.
+    Raises InputError, before anything is written, where a study of that name, a run.json or an evaluation here cannot
+    be read.
     """
     done = Imported()
     registered = resolve_registered(root, bundle.contents.study)
@@ -47,12 +61,15 @@ def merge(bundle: OpenBundle, root: Root) -> Imported:
     for run in bundle.runs:
         if (root.run(run.run_id) / "run.json").exists():
             read_run(root.run(run.run_id))
+        list(evaluations_of(root, run.run_id))
         by_series.setdefault(run.series_id, []).append(run)
     for series_id, runs in by_series.items():
         if all(_is_finished(root, run) for run in runs):
             done.present += [run.run_id for run in runs]
         else:
             _merge_series(bundle, root, series_id, runs, done)
+    for run_id in (*done.added, *done.present):
+        _merge_evaluations(bundle, root, run_id, done)
     if registered is not None:
         _note_unlisted(registered, done)
     elif done.added or done.present:
@@ -106,6 +123,36 @@ def _merge_journal(here: Path, there: Path) -> None:
         own = whole_lines(copy)
         if len(content) > len(own) and content.startswith(own):
             write_atomically(copy, content.decode())
+
+
+def _merge_evaluations(bundle: OpenBundle, root: Root, run_id: str, done: Imported) -> None:
+    """Add to what was found of a Run here what was found of it there, unless it is being evaluated."""
+    there = list(evaluations_of(bundle.unpacked, run_id))
+    if all(_joined(root, run_id, found) is None for found in there):
+        return
+    folder = evaluation_folder(root, run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", blocking=False):
+            for found in there:
+                if (joined := _joined(root, run_id, found)) is not None:
+                    keep_evaluation(root, run_id, joined)
+                    done.evaluations += 1
+    except Timeout:
+        done.notes.append(
+            f"run {run_id}: is being evaluated here; import again for what the bundle found of it"
+        )
+
+
+def _joined(root: Root, run_id: str, found: Evaluation) -> Evaluation | None:
+    """What is to be kept here under these settings; None where nothing would be new."""
+    own = held_evaluation(root, run_id, found.name)
+    if own is None:
+        return found
+    if set(found.scores) <= set(own.scores):
+        return None
+    notes = tuple(dict.fromkeys([*own.notes, *found.notes]))
+    return own.model_copy(update={"scores": found.scores | own.scores, "notes": notes})
 
 
 def _first_line(content: bytes) -> bytes:

@@ -56,7 +56,10 @@ def export_study(
     from harness.bundle import export_bundle
 
     counts = export_bundle(registered(study, root), out)
-    console.print(f"{out}: {counted(counts.runs, 'run')} in {counted(counts.series, 'series')}", markup=False)
+    judged = f", {counted(counts.evaluations, 'evaluation')}" if counts.evaluations else ""
+    console.print(
+        f"{out}: {counted(counts.runs, 'run')} in {counted(counts.series, 'series')}{judged}", markup=False
+    )
 
 
 def import_bundle(

@@ -66,6 +66,10 @@ class Settings(Frozen):
         return _digest(self.model_dump(mode="json", exclude={"reference", "reference_digest"}))
 
 
+Metric = Annotated[str, Field(pattern=r"^[a-z0-9_]+(-[a-z0-9]+)?$", max_length=100)]
+"""What a score is of, and the first digits of its model's fingerprint; it becomes a column and a name in MLflow."""
+
+
 class Score(Frozen):
     """One value of one metric."""
 
@@ -81,7 +85,7 @@ class Evaluation(Frozen):
     """None for the held-out loss."""
     n_prompts: Count
     """Prompts generated for; clips of the held-out split where nothing was generated."""
-    scores: dict[str, Score] = {}
+    scores: dict[Metric, Score] = {}
     notes: tuple[str, ...] = ()
     """What limits the meaning of a score, a sentence each."""
 

@@ -100,8 +100,9 @@ def pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> di
 
 def print_imported(console: Console, name: str, done: Imported) -> None:
     """What an import brought, and what it left."""
+    judged = f", {counted(done.evaluations, 'evaluation')} added" if done.evaluations else ""
     console.print(
-        f"study {name}: {counted(len(done.added), 'run')} imported, {len(done.present)} finished here already"
+        f"study {name}: {counted(len(done.added), 'run')} imported, {len(done.present)} finished here already{judged}"
     )
     for series_id in done.busy:
         console.print(

@@ -101,6 +101,7 @@ def test_a_bundle_that_is_not_what_it_says_is_refused_and_nothing_is_written(
         ({"format": 2}, ["format: 2", "reads format 1"]),
         ({"format": "x"}, ["format"]),
         ({"study": "../up"}, ["'tiny'"]),
+        ({"counts": {"runs": 2, "series": 1, "journals": 3, "evaluations": 1}}, ["counts"]),
         ({"counts": {"runs": 3, "series": 1, "journals": 3}}, ["counts"]),
         ({"members": {}}, ["is there and not listed"]),
         ({"members": {"runs/x": {"bytes": 1, "sha256": "y"}}}, ["members.runs/x.sha256"]),

@@ -23,9 +23,6 @@ from harness.disk import DiskFull
 from harness.evaluating import Evaluator, Request, held_out_scores
 from harness.evaluations import (
     COLUMNS,
-    Evaluation,
-    Score,
-    Settings,
     as_csv,
     evaluation_folder,
     evaluation_rows,
@@ -42,28 +39,8 @@ from ssmttm.errors import InputError
 from ssmttm.evaluation.row_store import RowStore
 from tests.conftest import Answer
 from tests.harness.journals import registered, rows_of, write_finished
+from tests.harness.scores import SETTINGS, scored
 from tests.ssmttm.judges import write_tiny_ast, write_tiny_clap
-
-SETTINGS = Settings(
-    prompts="a" * 64,
-    n_prompts=4,
-    frames=50,
-    temperature=1.0,
-    top_k=None,
-    guidance=3.0,
-    seed=0,
-    reference="codec-decoded held-out clips",
-    reference_digest="b" * 64,
-)
-
-
-def scored(settings: Settings | None, **values: float) -> Evaluation:
-    return Evaluation(
-        settings=settings,
-        n_prompts=4,
-        scores={name: Score(value=value, t=1.0) for name, value in values.items()},
-    )
-
 
 # -- the table
 
