@@ -20,6 +20,7 @@ from harness.disk import DiskFull
 from harness.dispatch.base import JobState
 from harness.dispatch.slurm_queue import JobView
 from harness.foreground import train_here
+from harness.last_destination import Options, as_before, last_options
 from harness.opening import choose, jobs_of, open_study, registered, rows_of
 from harness.options import (
     ClusterOption,
@@ -31,18 +32,13 @@ from harness.options import (
     SnapshotOption,
     StudyArgument,
     YesOption,
+    cluster_said,
 )
 from harness.plan import Plan, make_plan
 from harness.plan_table import print_plan
-from harness.profile import Profile, lasting_name, load_profile
-from harness.ray_submission import RayCluster, last_ray_address, look_at, submit_to_ray
-from harness.remote import (
-    Submitted,
-    check_cluster,
-    last_submitted_to,
-    submit_to_cluster,
-    wait_for_ending_jobs,
-)
+from harness.profile import CONFIRM_GPU_HOURS, Profile, lasting_name, load_profile
+from harness.ray_submission import RayCluster, look_at, submit_to_ray
+from harness.remote import Submitted, check_cluster, submit_to_cluster, wait_for_ending_jobs
 from harness.status import RunState, RunStatus
 from harness.submission import ResolvedStudy
 from harness.terminal import console, counted, errors
@@ -70,6 +66,7 @@ def plan_of(resolved: ResolvedStudy, cluster: str | None) -> Plan:
 
 
 def submit(
+    context: typer.Context,
     study: StudyArgument,
     on: Annotated[
         str,
@@ -93,7 +90,8 @@ def submit(
     snapshot: SnapshotOption = None,
 ) -> None:
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
-    cluster = _beside(ray_address, cluster)
+    if ray_address is not None:
+        cluster = cluster_said(context, cluster)
     there = destination_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
     profile = there.profile
     resolved = open_study(study, root, changes)
@@ -111,13 +109,16 @@ def submit(
             console.print(line, markup=False)
         return
     if profile is not None:
-        confirm(made.totals()["gpu_hours"], profile, yes=yes)
+        confirm(made.totals()["gpu_hours"], profile.name, profile.confirm_gpu_hours, yes=yes)
+    elif found is not None:
+        confirm(made.totals()["gpu_hours"], f"Ray at {there.ray_address}", yes=yes)
     submission.register(resolved)
     submission.keep_plan(resolved.root, made)
     _hand_over(resolved, made, there, found)
 
 
 def retry(
+    context: typer.Context,
     study: StudyArgument,
     runs: RunsArgument = None,
     root: RootOption = None,
@@ -126,7 +127,8 @@ def retry(
         typer.Option(
             "--on",
             metavar="local|slurm|ray|auto",
-            help="As for submit; where and with what cluster it last went.",
+            help="As for submit. Where this, --cluster, --nodes or --ray-address are not said, all is as it was last "
+            "submitted, whatever SSMSCALE_CLUSTER says.",
         ),
     ] = None,
     cluster: ClusterOption = None,
@@ -136,8 +138,9 @@ def retry(
 ) -> None:
     """Forget failures and cancellations, then submit what is missing."""
     resolved = registered(study, root)
-    on, cluster, ray_address = _as_before(resolved, on, _beside(ray_address, cluster), ray_address)
-    there = destination_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
+    there = _as_before(
+        resolved, Options(on, cluster_said(context, cluster), nodes, ray_address), cluster, snapshot
+    )
     profile = there.profile
     submission.check_before_training(resolved)
     found = _look(there, resolved)
@@ -147,7 +150,7 @@ def retry(
         names = {row.run_id for row in chosen if row.state in GIVEN_UP}
         again = [run for run in made.runs if run.status.run_id in names]
         # What has no room is refused before anything is forgotten.
-        describe_shares([*made.missing, *again], profile, there.on, nodes)
+        describe_shares([*made.missing, *again], profile, there.on, there.nodes)
         check_cluster(profile, resolved)
         if ending := wait_for_ending_jobs(resolved, chosen):
             errors.print(
@@ -169,20 +172,15 @@ def retry(
 
 
 def _as_before(
-    resolved: ResolvedStudy, on: str | None, cluster: str | None, ray_address: str | None
-) -> tuple[str, str | None, str | None]:
-    """`--on`, `--cluster` and `--ray-address` as said, and where they were not as of the newest submission."""
-    if ray_address is not None:
-        return on or "ray", cluster, ray_address
-    if on is None or (cluster is None and on != "local"):
-        last, before = last_submitted_to(resolved)
-        on = on or ("auto" if last == "local" and cluster else last)
-        if cluster is None and before is not None:
-            cluster = before
-            console.print(f"on {on}, cluster {cluster}, as it was last submitted", markup=False)
-        elif cluster is None and on == "ray" and (ray_address := last_ray_address(resolved)):
-            console.print(f"on {on}, Ray at {ray_address}, as it was last submitted", markup=False)
-    return on, cluster, ray_address
+    resolved: ResolvedStudy, said: Options, cluster: str | None, snapshot: bool | None
+) -> Destination:
+    """Where a study goes again, `cluster` being the environment's where none was said."""
+    meant, kept = as_before(said, last_options(resolved), cluster)
+    if kept:
+        console.print(kept, markup=False)
+    assert meant.on is not None
+    address = meant.ray_address or _ray_named(meant.on, meant.cluster)
+    return destination_of(meant.on, meant.cluster, snapshot, meant.nodes, ray_address=address)
 
 
 def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
@@ -194,14 +192,14 @@ def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
     return f"{counted(len(live), 'run')} left to job {', '.join(sorted(set(live)))}, which is not over and trains them"
 
 
-def confirm(hours: float, profile: Profile, *, yes: bool) -> None:
+def confirm(hours: float, where: str, limit: float = CONFIRM_GPU_HOURS, *, yes: bool) -> None:
     """Ask before much is spent; where nobody can answer, --yes has to be given."""
-    if yes or hours <= profile.confirm_gpu_hours:
+    if yes or hours <= limit:
         return
-    question = f"submit {hours:.4g} GPU-hours to {profile.name}"
+    question = f"submit {hours:.4g} GPU-hours to {where}"
     if not sys.stdin.isatty():
         raise InputError(
-            f"{question}: more than its confirm_gpu_hours, {profile.confirm_gpu_hours:g}; say --yes"
+            f"{question}: more than confirm_gpu_hours, {limit:g}, which are submitted unasked; say --yes"
         )
     typer.confirm(f"{question}?", abort=True)
 
@@ -253,11 +251,6 @@ def _say(done: Submitted, whose: str) -> None:
         )
     if done.taken:
         console.print(f"{counted(done.taken, 'series')} left to another submission")
-
-
-def _beside(ray_address: str | None, cluster: str | None) -> str | None:
-    """The cluster that is meant: none where a Ray cluster is named and SSMSCALE_CLUSTER alone names another."""
-    return None if ray_address and cluster == os.environ.get("SSMSCALE_CLUSTER") else cluster
 
 
 def _ray_named(on: str, cluster: str | None) -> str | None:

@@ -10,7 +10,15 @@ from harness import submission
 from harness.cli_submit import confirm
 from harness.destination import Destination, destination_of
 from harness.opening import place_of
-from harness.options import ClusterOption, JsonOption, RootOption, SetOption, StudyArgument, YesOption
+from harness.options import (
+    ClusterOption,
+    JsonOption,
+    RootOption,
+    SetOption,
+    StudyArgument,
+    YesOption,
+    cluster_said,
+)
 from harness.plan import make_plan
 from harness.profile import Profile, lasting_name
 from harness.remote import check_cluster
@@ -24,14 +32,15 @@ if TYPE_CHECKING:
 
 
 def tune(
+    context: typer.Context,
     study: StudyArgument,
     on: Annotated[
         str,
         typer.Option(
             "--on",
             metavar="local|slurm|ray|auto",
-            help="Where trials are trained, as for submit, though ray is this machine's own; this process stays and "
-            "controls the search.",
+            help="Where trials are trained, as for submit, though ray is this machine's own, whatever SSMSCALE_CLUSTER "
+            "says; this process stays and controls the search.",
         ),
     ],
     root: RootOption = None,
@@ -49,19 +58,20 @@ def tune(
     from harness.tuning.session import tune_study
     from harness.tuning.space import Space
 
-    there = destination_of(on, cluster)
-    profile = there.profile
-    if there.on == "ray" and profile is not None:
+    if on == "ray" and (cluster := cluster_said(context, cluster)) is not None:
         raise InputError(
             f"--on ray --cluster {cluster}: a search packs its trials here alone; --on slurm makes them jobs"
         )
+    there = destination_of(on, cluster)
+    profile = there.profile
     loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
     trials = [space.trial(cell.architecture, cell.size, space.corner()) for cell in space.cells]
     submission.check_before_training(trials[0])
     if profile is not None:
         check_cluster(profile, trials[0])
-        confirm(_gpu_hours(space, trials, profile), profile, yes=yes)
+        hours = _gpu_hours(space, trials, profile)
+        confirm(hours, profile.name, profile.confirm_gpu_hours, yes=yes)
     out = errors if as_json else console
 
     def say(cell: Cell, told: Told) -> None:

@@ -152,5 +152,15 @@ NodesOption = Annotated[
     ),
 ]
 YesOption = Annotated[
-    bool, typer.Option("--yes", help="Do not ask, however many GPU-hours the profile wants confirmed.")
+    bool,
+    typer.Option(
+        "--yes",
+        help="Do not ask, however many GPU-hours the profile wants confirmed (100 on a Ray cluster, which has none).",
+    ),
 ]
+
+
+def cluster_said(context: typer.Context, cluster: str | None) -> str | None:
+    """The cluster that the user named with --cluster; None where SSMSCALE_CLUSTER alone names one."""
+    source = context.get_parameter_source("cluster")
+    return None if source is not None and source.name == "ENVIRONMENT" else cluster

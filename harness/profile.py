@@ -23,6 +23,9 @@ SHIPPED = Path(__file__).parent.parent / "slurm" / "profiles"
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*")
 """What SLURM's own names look like; anything else would have to be quoted somewhere."""
 
+CONFIRM_GPU_HOURS = 100.0
+"""Above this, submitting asks first, where no profile says otherwise."""
+
 Name = Annotated[str, Field(pattern=rf"^{WORD.pattern}$", max_length=64)]
 
 
@@ -85,7 +88,7 @@ class Profile(Frozen):
     limits: Limits = Limits()
     shared: tuple[Path, ...] = ()
     """Directories every node sees; where any is given, ROOT and corpus must lie in one."""
-    confirm_gpu_hours: Positive = 100.0
+    confirm_gpu_hours: Positive = CONFIRM_GPU_HOURS
     """Above this, submitting asks first."""
 
     @field_validator("partitions", mode="before")

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from harness.claims import Claims
 from harness.cluster import Cluster
-from harness.control import Control
 from harness.dispatch.ray_jobs import RayGone, RayJobs, python_there
 from harness.dispatch.slurm import Array, ArrayBook, Shape, new_name, packed_folder, task_of
 from harness.plan import Plan
@@ -114,22 +113,14 @@ def submit_to_ray(resolved: ResolvedStudy, plan: Plan, there: RayCluster) -> Sub
         raise
     book.write(array.model_copy(update={"job_id": name}))
     names = names_of(ours)
-    tell_scheduled(submission, names, name, None, "ray", ray_address=there.jobs.address)
+    tell_scheduled(submission, names, name, "ray", ray_address=there.jobs.address)
     return Submitted(len(names), len(ours), (name,), len(jobs) - len(ours), is_packed=True)
 
 
-def last_ray_address(resolved: ResolvedStudy) -> str | None:
-    """The Ray cluster that the study's newest submission went to; None where it went elsewhere."""
-    control = Control(resolved.root.study(resolved.study.name) / "control.jsonl")
-    for event in reversed(control.read()):
-        if event["event"] == "submitted":
-            return str(event["ray_address"]) if "ray_address" in event else None
-    return None
-
-
 def _look(jobs: RayJobs, root: Path, corpus: Path) -> Seen:
-    root.mkdir(parents=True, exist_ok=True)
-    mark = root / f".seen-{uuid.uuid4().hex[:8]}"  # another ROOT of the same name would not have it
+    # Another folder of the same name would not have it. Where ROOT is not there yet, who sees its parent will see it.
+    there = next(folder for folder in (root, *root.parents) if folder.is_dir())
+    mark = there / f".ssmscale-seen-{uuid.uuid4().hex[:8]}"
     name = f"ssmscale-look-{uuid.uuid4().hex[:8]}"
     try:
         mark.touch()

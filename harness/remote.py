@@ -64,10 +64,11 @@ def submit_missing(
     claims: Claims,
     cluster: str | None = None,
     on: str | None = None,
+    nodes: int | None = None,
 ) -> Submitted:
     """Hand over the Series of these Runs that nobody has claimed, each in a job of its own.
 
-    cluster: what the user called the profile; on: what he said with `--on`.
+    cluster: what the user called the profile; on, nodes: what he said with `--on` and `--nodes`.
     Raises SchedulerGone where SLURM does not answer.
     """
     jobs = submission.prepare(missing)
@@ -82,7 +83,7 @@ def submit_missing(
         submission.launch(ours)
         number = dispatcher.submit_array(array, shape, ours)[0].job_id.split("_")[0]
         names = names_of(ours)
-        tell_scheduled(submission, names, number, cluster, on)
+        tell_scheduled(submission, names, number, on, cluster=cluster, nodes=nodes)
         numbers.append(number)
         runs, series = runs + len(names), series + len(ours)
     return Submitted(runs, series, tuple(numbers), taken, len(jobs) - series - taken)
@@ -115,7 +116,7 @@ def submit_packed(
     submission.launch(ours)
     handles = dispatcher.submit_array(array, allocation.shape, ours, packed=True, device=allocation.kind)
     number = handles[0].job_id.split("_")[0]
-    tell_scheduled(submission, names, number, cluster, on)
+    tell_scheduled(submission, names, number, on, cluster=cluster, nodes=nodes)
     return Submitted(
         len(names), len(ours), (number,), len(jobs) - len(ours), allocation=allocation, is_packed=True
     )
@@ -130,20 +131,18 @@ def tell_scheduled(
     submission: Submission,
     runs: list[str],
     job_id: str,
-    cluster: str | None,
     on: str | None,
-    **more: str,
+    **said: str | int | None,
 ) -> None:
-    """Note in control.jsonl what a scheduler was given, and as what the user said `--on`."""
+    """Note in control.jsonl what a scheduler was given, and what the user said of where it is to go."""
     submission.control.append(
         "submitted",
         runs=runs,
         dispatcher=submission.name,
         on=on or submission.name,
-        cluster=cluster,
         job_id=job_id,
         code=submission.code,
-        **more,
+        **said,
     )
 
 
@@ -199,17 +198,6 @@ def wait_for_ending_jobs(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> 
         time.sleep(LOOK_SECONDS)
 
 
-def last_submitted_to(resolved: ResolvedStudy) -> tuple[str, str | None]:
-    """What `--on` and `--cluster` of the study's newest submission were; local where there was none."""
-    control = Control(resolved.root.study(resolved.study.name) / "control.jsonl")
-    for event in reversed(control.read()):
-        if event["event"] == "submitted":
-            cluster = event.get("cluster")
-            on = event.get("on", event.get("dispatcher", "local"))
-            return str(on), cluster if isinstance(cluster, str) else None
-    return "local", None
-
-
 def hours_for(missing: Sequence[PlannedRun], profile: Profile) -> float:
     """Time to ask for: the most that the longest Series may take and a quarter of an hour, within the limit."""
     by_series: dict[str, float] = {}
@@ -238,7 +226,7 @@ def submit_to_cluster(
             dispatcher.copy = copy_code(folder, submission.code)
         rows = [run.status for run in runs]
         if name == "slurm":
-            done.append(submit_missing(submission, dispatcher, rows, claims, cluster, on))
+            done.append(submit_missing(submission, dispatcher, rows, claims, cluster, on, nodes))
         else:
             done.append(submit_packed(submission, dispatcher, rows, claims, cluster, on, nodes))
     return done

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.destination import destination_of
 from ssmttm.errors import InputError
+from tests.conftest import Answer
 
 
 @pytest.mark.parametrize("on", ["slurm", "ray", "auto"])
@@ -53,3 +56,16 @@ def test_where_ray_is_not_installed_its_extra_is_named_and_auto_makes_jobs(
         destination_of("ray", "h100x8")
     assert destination_of("auto", "h100x8").on == "slurm"
     assert "Ray is not installed" in capsys.readouterr().err
+
+
+def test_a_cluster_of_the_environment_alone_does_not_keep_a_search_from_being_packed_here(
+    monkeypatch: pytest.MonkeyPatch,
+    ssmscale: Callable[..., Answer],
+    study_fields: dict[str, Any],
+    write_study: Callable[..., Path],
+) -> None:
+    study = write_study(study_fields)  # in which there is nothing to tune
+    named = ssmscale("tune", study, "--on", "ray", "--cluster", "h100x8")
+    assert named.err.startswith("error: --on ray --cluster h100x8: a search packs its trials here alone")
+    monkeypatch.setenv("SSMSCALE_CLUSTER", "h100x8")
+    assert ssmscale("tune", study, "--on", "ray").err.startswith(f"error: {study}: tune: ")

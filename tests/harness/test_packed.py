@@ -20,7 +20,7 @@ from harness.opening import jobs_of, rows_of
 from harness.process import identify_process
 from harness.ray_cluster import RayAddress
 from harness.reading import StudyReader
-from harness.remote import cancel_jobs_of, last_submitted_to
+from harness.remote import cancel_jobs_of
 from harness.rundir import Root, write_atomically
 from harness.status import RunState
 from harness.status_table import summary
@@ -194,15 +194,6 @@ def test_the_logs_of_the_one_job_are_every_runs(study: ResolvedStudy, answering:
         assert [found.path.name for found in find_logs(study.root, "tiny", row)] == names
 
 
-def test_a_retry_goes_where_the_newest_submission_went(study: ResolvedStudy) -> None:
-    control = Control(study.root.study("tiny") / "control.jsonl")
-    assert last_submitted_to(study) == ("local", None)
-    control.append("submitted", runs=[], dispatcher="ray", cluster="h100x8", job_id="77")
-    assert last_submitted_to(study) == ("ray", "h100x8")
-    control.append("submitted", runs=[], dispatcher="slurm", on="auto", cluster="h100x8", job_id="78")
-    assert last_submitted_to(study) == ("auto", "h100x8")
-
-
 @pytest.fixture
 def at_slurm(
     study: ResolvedStudy, answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -269,6 +260,21 @@ def test_a_ray_cluster_that_is_named_goes_before_a_cluster_that_is_not(
         said = ssmscale(*verb, "tiny", "--ray-address", address)
         assert (said.status, said.out) == (2, "")
         assert said.err.startswith(f"error: --ray-address {address}: nothing answers there")
+
+
+def test_a_retry_is_packed_on_as_many_nodes_as_the_newest_submission_said(
+    study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
+) -> None:
+    answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
+    at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=2, job_id="77")
+    submission.cancel(study.root, "tiny", rows_of(study))
+    said = ssmscale("retry", "tiny")
+    assert said.status == 0, said.err
+    assert "on ray, cluster devcluster, 2 nodes, as it was last submitted" in said.out
+    assert "3 runs in 3 series packed on 2 nodes with 2 GPUs each" in said.out
+    assert at_slurm.read()[-1]["nodes"] == 2
+    *_, array = ArrayBook(study.root.study("tiny")).read().values()
+    assert array.shape.nodes == 2
 
 
 def test_a_retry_in_jobs_of_slurm_does_not_ask_the_ray_cluster_it_last_went_to(

@@ -76,6 +76,29 @@ def test_a_study_is_handed_to_a_ray_cluster_once_and_told_of_until_it_is_done(
     assert "controller" in command("logs", "tiny", status["runs"][0]["run_id"]).stdout
 
 
+def test_nothing_is_written_before_a_dry_run_is_taken_back_or_many_hours_are_confirmed(
+    tmp_path: Path, here: Here, command: Command, study_fields: Fields, write_study: Callable[..., Path]
+) -> None:
+    study_fields["grid"]["iterations"] = [10**9]
+    to_ray = (
+        "submit",
+        str(write_study(study_fields)),
+        "--on",
+        "ray",
+        "--ray-address",
+        here.address.dashboard,
+    )
+    done = command(*map(str, to_ray), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "1 run in 1 series packed on Ray at" in done.stdout
+    assert not (tmp_path / "runs").exists()
+    done = command(*map(str, to_ray))
+    assert done.returncode == 2
+    told = " ".join(done.stderr.split())
+    assert f"GPU-hours to Ray at {here.address.dashboard}: more than confirm_gpu_hours, 100" in told
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.verify
 def test_cancelling_all_ends_the_ray_job_after_its_workers_have_saved(
     tmp_path: Path, here: Here, command: Command, study_fields: Fields, write_study: Callable[..., Path]
