@@ -1,7 +1,9 @@
 """Steps that were timed: read from the journals of finished Runs, kept in the study's calibration.json.
 
 What other studies under the same ROOT have kept counts too. Of each size its longest finished Runs are read, and not
-again once calibration.json has them, so that planning reads a few journals and not ten thousand.
+again once calibration.json has them, so that planning reads a few journals and not ten thousand. What shared a GPU with
+others tells nothing: how fast it went depends on what they did meanwhile, which nobody knows, and a plan wants to know
+how fast it goes alone.
 """
 
 from __future__ import annotations
@@ -79,6 +81,8 @@ def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
     if own.state != Event.FINISHED or own.started is None:
         return None
     trunk = read_progress(root.series(row.series_id))
+    if any(span.gpu_share < 1 for span in (*trunk.spans, *own.spans)):
+        return None
     layout = Layout.model_validate(
         {key: value for key, value in own.started.get("layout", {}).items() if key in Layout.model_fields}
     )

@@ -3,7 +3,8 @@
 What is used counts every attempt, and a Series once however many Runs share its trunk. A scheduler's accounts say
 how long a job held its devices; without them the journals do, from an attempt's first event to its last. What is left
 follows the newest measured speed of the Series, else of others of its architecture and size, and is not known before
-either has any. A device is a GPU, or a CPU rank where there are no GPUs, as in a plan.
+either has any. A device is a GPU, or a CPU rank where there are no GPUs, as in a plan; of one that several Series share
+each is charged its share, wherever it was trained.
 """
 
 from __future__ import annotations
@@ -73,36 +74,22 @@ def times_of_jobs(book: Book) -> dict[str, JobTime]:
     }
 
 
-def shares_of_jobs(book: Book) -> dict[tuple[str, str], float]:
-    """By job id and series id, the share of a GPU that a Series had, of those that shared one with others."""
-    return {
-        (array.job_of(index), task.series_id): task.gpu_fraction
-        for array, index, task, _ in book.elements()
-        if array.packed and task.gpu_fraction < 1
-    }
-
-
 def count_hours(
     points: Sequence[GridPoint],
     trunks: Mapping[str, Progress],
     runs: Mapping[str, Progress],
     wanted: Iterable[str],
     jobs: Mapping[str, JobTime],
-    shares: Mapping[tuple[str, str], float] | None = None,
 ) -> Hours:
     """Hours of a study from its journals, by series id and by run id; `wanted` are the Runs that are not over.
 
-    jobs: what accounts say, by job id; shares: of a device, by job and series id, where it was less than one.
+    jobs: what accounts say, by job id.
     """
     spans: dict[str, list[Span]] = {series_id: list(trunk.spans) for series_id, trunk in trunks.items()}
     for point in points:
         spans[point.series_id] += runs[point.run_id].spans
     seconds = {
-        series_id: _covered(
-            (span, (shares or {}).get((span.job_id or "", series_id), 1.0))
-            for span in held
-            if span.job_id not in jobs
-        )
+        series_id: _covered(span for span in held if span.job_id not in jobs)
         for series_id, held in spans.items()
     }
     for job in jobs.values():
@@ -112,11 +99,11 @@ def count_hours(
     return Hours(used, _left(points, trunks, runs, set(wanted)))
 
 
-def _covered(spans: Iterable[tuple[Span, float]]) -> float:
-    """Device-seconds of attempts and their shares; a branch trained within its trunk's attempt is counted once."""
+def _covered(spans: Iterable[Span]) -> float:
+    """Device-seconds of attempts; a branch trained within its trunk's attempt is counted once."""
     total, until = 0.0, float("-inf")
-    for span, share in sorted(spans, key=lambda held: (held[0].begun, -held[0].ended)):
-        total += max(0.0, span.ended - max(span.begun, until)) * span.ranks * share
+    for span in sorted(spans, key=lambda span: (span.begun, -span.ended)):
+        total += max(0.0, span.ended - max(span.begun, until)) * span.ranks * span.gpu_share
         until = max(until, span.ended)
     return total
 
@@ -164,6 +151,7 @@ def _seconds_a_token(journals: Iterable[Progress]) -> float | None:
     for journal in journals:
         for step in journal.steps.values():
             if step.get("tokens_per_second", 0) > 0 and (found is None or step["t"] > found[0]):
-                ranks = (journal.started or {}).get("layout", {}).get("ranks", 1)
-                found = step["t"], ranks / step["tokens_per_second"]
+                began = journal.started or {}
+                devices = began.get("layout", {}).get("ranks", 1) * began.get("gpu_share", 1.0)
+                found = step["t"], devices / step["tokens_per_second"]
     return None if found is None else found[1]

@@ -149,6 +149,8 @@ class Span:
     ended: float
     job_id: str | None
     ranks: int
+    gpu_share: float = 1.0
+    """Share of a GPU each rank had, where others trained on it too."""
 
 
 @dataclass(frozen=True)
@@ -315,7 +317,7 @@ class _Fold:
         self.step = event.get("step", self.step)
         if kind in {Event.STARTED, Event.RESUMED}:
             ranks = event.get("layout", {}).get("ranks", 1)
-            self.spans.append(Span(now, now, event.get("job_id"), ranks))
+            self.spans.append(Span(now, now, event.get("job_id"), ranks, event.get("gpu_share", 1.0)))
         elif self.spans and now > self.spans[-1].ended:  # a clock may be set back
             self.spans[-1].ended = now
         if kind == Event.STEP:

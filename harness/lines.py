@@ -78,6 +78,7 @@ class LineFields(ProcessFields, total=False):
     job_id: str
     commit: str | None
     layout: LayoutFields
+    gpu_share: Annotated[float, Field(gt=0, le=1)]
     runs: list[str]
     attempts: dict[str, Whole]
     process: ProcessFields

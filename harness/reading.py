@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.dispatch.slurm import Book, jobs_of_runs, open_book
 from harness.dispatch.slurm_queue import SchedulerGone
-from harness.hours import Hours, shares_of_jobs, times_of_jobs
+from harness.hours import Hours, times_of_jobs
 from harness.pilots import Pilot, pilots_of
 from harness.status import RunState, RunStatus, StatusReader, count_states
 from harness.submission import ResolvedStudy
@@ -83,8 +83,7 @@ class StudyReader:
         jobs = {} if self._book is None else jobs_of_runs(self._book)
         times = {} if self._book is None else times_of_jobs(self._book)
         rows = self._journals.read(self.resolved.points, jobs=jobs)
-        shares = {} if self._book is None else shares_of_jobs(self._book)
-        hours = self._journals.hours(rows, times, shares)
+        hours = self._journals.hours(rows, times)
         return Reading(
             self.resolved.study.name,
             rows,

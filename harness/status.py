@@ -145,16 +145,11 @@ class StatusReader:
         self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
         return found
 
-    def hours(
-        self,
-        rows: Sequence[RunStatus],
-        jobs: Mapping[str, JobTime],
-        shares: Mapping[tuple[str, str], float] | None = None,
-    ) -> Hours:
+    def hours(self, rows: Sequence[RunStatus], jobs: Mapping[str, JobTime]) -> Hours:
         """GPU-hours used and left as of the newest reading, whose rows these are; the rest as for `count_hours`."""
         points = [row.point for row in rows]
         wanted = [row.run_id for row in rows if row.state not in OVER]
-        return count_hours(points, self._trunks, self._runs, wanted, jobs, shares)
+        return count_hours(points, self._trunks, self._runs, wanted, jobs)
 
 
 def _waiting(events: Iterable[Mapping[str, Any]], submitter: Mapping[str, Any] | None) -> set[str]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from harness.control import Control
 from harness.disk import DiskFull, disk_full, is_full, make_folder, naming_a_full_disk
-from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
+from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE
 from harness.journal import Event, Fenced, Journal, read_progress
 from harness.out_of_memory import STOPPED, is_out_of_memory, remember, what_would_fit
 from harness.output import end_at_once, flush_or_drop, print_traceback, sent_to
@@ -342,7 +342,7 @@ def _fail(
 
 def describe_process(launch: Launch) -> dict[str, Any]:
     """Who trains: process, versions, code and dispatcher, for a journal's first line."""
-    job = scheduler_job()
+    job, share = scheduler_job(), os.environ.get(GPU_SHARE)
     return {
         **identify_process(),
         "dispatcher": launch.dispatcher,
@@ -351,6 +351,7 @@ def describe_process(launch: Launch) -> dict[str, Any]:
         "versions": {name: installed_version(name) for name in ("ssmscale", "torch", "deepspeed")},
         "commit": commit(),
         "code": running_code(),
+        **({"gpu_share": float(share)} if share else {}),
     }
 
 

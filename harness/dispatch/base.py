@@ -12,6 +12,8 @@ EXIT_NO_SPACE = 74
 """EX_IOERR: a worker's exit status where no room is left on the disk; everything saved before is kept."""
 EXIT_PREEMPTED = 75
 """EX_TEMPFAIL: stopped at a step boundary with everything saved, or busy elsewhere: to be started again."""
+GPU_SHARE = "SSMSCALE_GPU_SHARE"
+"""Variable with the share of a GPU that a rank has; not set where it has all of it."""
 MOST_ATTEMPTS = 3
 """Times a Series whose worker goes away without a word is started again before it counts as failed."""
 

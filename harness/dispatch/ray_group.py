@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, Handle, JobState
+from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE, Handle, JobState
 from harness.dispatch.packing import Shape
 from harness.dispatch.rank_process import ALONE_SECONDS, environment_of_rank, state_of
 from harness.dispatch.ray_ranks import Heard, RankActor, Seat
@@ -218,7 +218,7 @@ class RankGroup:
                 **meeting,
             )
             if self.shape.share < 1:
-                environment["SSMSCALE_GPU_SHARE"] = str(self.shape.share)
+                environment[GPU_SHARE] = str(self.shape.share)
             if self.on_gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in beside for gpu in other.gpus)
             log = self.log_dir / f"workers-{seat.node[:12]}.log"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.dispatch.base import GPU_SHARE
 from harness.run import Precision, Run
 from harness.rundir import Layout
 from harness.training.checkpoint import load_safely
@@ -91,9 +92,7 @@ def initialise_ranks(threads: int) -> Ranks:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if on_cuda:
         torch.cuda.set_device(local_rank)
-        if share := os.environ.get(
-            "SSMSCALE_GPU_SHARE"
-        ):  # who needs more runs out of memory, and not its neighbours
+        if share := os.environ.get(GPU_SHARE):  # who needs more runs out of memory, and not its neighbours
             torch.cuda.set_per_process_memory_fraction(float(share))
     if not torch.distributed.is_initialized():
         _join(rank, world, "nccl" if on_cuda else "gloo")

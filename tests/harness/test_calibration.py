@@ -15,11 +15,11 @@ from tests.harness.journals import begin_run, begin_series, finish, log_steps, r
 Fields = dict[str, Any]
 
 
-def trained(root: Root, fields: Fields, tokens_per_second: float, device: str = "cpu") -> None:
+def trained(root: Root, fields: Fields, tokens_per_second: float, device: str = "cpu", **more: float) -> None:
     """Every Run of a study finishes on one rank at this speed."""
     for point in registered(root, fields).points:
         begin_series(root, point.run).close()
-        journal = begin_run(root, point.run, layout={"ranks": 1, "micro_batch": 8}, device=device)
+        journal = begin_run(root, point.run, layout={"ranks": 1, "micro_batch": 8}, device=device, **more)
         log_steps(journal, [2, 3], tokens_per_second=tokens_per_second)
         finish(journal, point.run)
 
@@ -75,3 +75,14 @@ def test_longer_runs_elsewhere_join_those_of_before_and_newer_ones_here_replace_
     one_length["grid"]["iterations"] = [40]
     trained(root, one_length, 500.0)
     assert speeds(root, one_length) == {"cpu": [500], "cuda": [9000]}
+
+
+def test_what_shared_a_gpu_with_others_says_nothing_of_how_fast_it_goes(
+    one_length: Fields, tmp_path: Path
+) -> None:
+    root = Root(tmp_path)
+    trained(root, one_length, 400.0, device="cuda:0", gpu_share=0.5)
+    assert speeds(root, one_length) == {}
+    one_length["grid"]["seeds"] = [1]
+    trained(root, one_length, 1000.0, device="cuda:0")
+    assert speeds(root, one_length) == {"cuda": [1000]}

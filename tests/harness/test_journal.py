@@ -159,6 +159,7 @@ RESULT: dict[str, Any] = Result(
         ({"t": 1e300}, "t"),
         ({"tokens_per_second": "fast"}, "tokens_per_second"),
         ({"layout": {"ranks": "two"}}, "layout.ranks"),
+        ({"gpu_share": 0.0}, "gpu_share"),
         ({"loss_codebooks": [1, None]}, "loss_codebooks.1"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from harness import status_table, terminal
+from harness.dispatch.base import GPU_SHARE
 from harness.dispatch.slurm import Array, ArrayBook, Shape
 from harness.grid import GridPoint
 from harness.hours import Hours, JobTime, count_hours, tokens_a_step
@@ -23,6 +24,7 @@ from harness.study import Study
 from harness.submission import resolve
 from harness.validation import validate
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
+from tests.harness.trainer import series_folder, train
 
 Fields = dict[str, Any]
 
@@ -39,7 +41,6 @@ def hours_of(
     journals: dict[str, Progress],
     wanted: list[GridPoint] | None = None,
     jobs: dict[str, JobTime] | None = None,
-    shares: dict[tuple[str, str], float] | None = None,
 ) -> Hours:
     """Hours where all other journals are empty."""
     return count_hours(
@@ -48,17 +49,17 @@ def hours_of(
         {point.run_id: journals.get(point.run_id, Progress()) for point in points},
         [point.run_id for point in (points if wanted is None else wanted)],
         jobs or {},
-        shares,
     )
 
 
-def worked(*spans: tuple[float, float, str, int]) -> Progress:
+def worked(*spans: tuple[Any, ...]) -> Progress:
+    """Attempts: when they began and ended, their job, ranks and share of a GPU."""
     return Progress(spans=tuple(Span(*span) for span in spans))
 
 
-def timed(step: int, tokens_per_second: float, ranks: int = 1) -> Progress:
+def timed(step: int, tokens_per_second: float, ranks: int = 1, **started: float) -> Progress:
     event = {"t": 1.0, "step": step, "loss": 1.0, "tokens_per_second": tokens_per_second}
-    return Progress(step=step, steps={step: event}, started={"layout": {"ranks": ranks}})
+    return Progress(step=step, steps={step: event}, started={"layout": {"ranks": ranks}, **started})
 
 
 def test_every_attempt_counts_and_a_branch_trained_within_its_trunk_counts_once(
@@ -84,9 +85,14 @@ def test_a_schedulers_accounts_stand_for_the_journals_of_that_job(points: list[G
 
 def test_a_series_that_shared_a_gpu_is_charged_its_share(points: list[GridPoint]) -> None:
     series_id = points[0].series_id
-    trunk = worked((0, 1800, "12_0", 1), (3600, 5400, "13_0", 1))
-    hours = hours_of(points, {series_id: trunk}, shares={("12_0", series_id): 0.25, ("13_0", "another"): 0.5})
-    assert hours.used[series_id] == pytest.approx(0.5 * 0.25 + 0.5)
+    trunk = worked((0, 1800, "12_0", 1, 0.25), (3600, 5400, "13_0", 1))
+    assert hours_of(points, {series_id: trunk}).used[series_id] == pytest.approx(0.5 * 0.25 + 0.5)
+
+
+def test_what_is_left_of_a_series_that_shares_a_gpu_is_its_share_of_the_time(points: list[GridPoint]) -> None:
+    short = points[0]
+    speed = timed(step=8, tokens_per_second=tokens_a_step(short.run), gpu_share=0.25)
+    assert hours_of(points, {short.series_id: speed}).left[short.run_id] == pytest.approx(2 * 0.25 / 3600)
 
 
 def test_what_is_left_follows_the_speed_that_was_measured(points: list[GridPoint]) -> None:
@@ -126,6 +132,20 @@ def test_the_journal_of_an_attempt_says_when_it_was_at_work(tmp_path: Path, stud
     spans = read_progress(root.series(run.series_id)).spans
     assert [(span.job_id, span.ranks) for span in spans] == [("1_0", 2), ("2_0", 2)]
     assert all(span.begun <= span.ended for span in spans)
+
+
+def test_a_worker_journals_what_share_of_a_gpu_it_has(
+    tmp_path: Path, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_fields["grid"] |= {"iterations": [5]}
+    root = Root(tmp_path / "runs")
+    monkeypatch.setenv(GPU_SHARE, "0.25")
+    train(root, study_fields)
+    journals = [series_folder(root), *root.path.glob("runs/*")]
+    assert [[span.gpu_share for span in read_progress(folder).spans] for folder in journals] == [
+        [0.25],
+        [0.25],
+    ]
 
 
 @pytest.fixture
