@@ -175,7 +175,9 @@ def _train_logged(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
         try:
             states = ranks.tell([read_progress(root.run(run.run_id)).state for run in runs])
             missing = [run for run, state in zip(runs, states, strict=True) if state != Event.FINISHED]
-            if not missing:
+            cancelled = ranks.tell(Control(launch.control).cancelled())
+            # What was cancelled while it waited comes here too: no engine is built for it.
+            if cancelled.issuperset(run.run_id for run in missing):
                 return "finished"
             with mirrored_beside(launch, root, runs[0].series_id) if ranks.is_first else nullcontext():
                 return _train_locked(missing, root, launch, ranks, stop)

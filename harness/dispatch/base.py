@@ -62,16 +62,13 @@ class Handle:
 
 
 class Dispatcher(Protocol):
-    """Starts workers and watches them."""
+    """Starts workers and watches them; that Runs are cancelled its workers find in control.jsonl."""
 
     def submit(self, jobs: Sequence[Job]) -> list[Handle]:
         """Hand over jobs in the order in which they should begin."""
 
     def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
         """Where each job is now."""
-
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        """Ask jobs to stop at their next step, saving what they have."""
 
     def log_paths(self, handle: Handle) -> list[Path]:
         """Where a job's output goes, a file a rank."""

@@ -66,16 +66,6 @@ class LocalDispatcher:
             for handle in handles
         }
 
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        """Take jobs out of the queue; ask those that run to save and stop."""
-        for handle in handles:
-            if handle in self.queue:
-                self.queue.remove(handle)
-                self.ended[handle] = JobState.PREEMPTED
-        for group in self.groups:
-            if group.handle in handles:
-                group.signal(signal.SIGTERM)
-
     def log_paths(self, handle: Handle) -> list[Path]:
         """A file a rank, and that of the workers between jobs."""
         ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
@@ -161,10 +151,6 @@ class _Group:
             return handle, JobState.LOST
         return None, None
 
-    def signal(self, number: signal.Signals) -> None:
-        for process in self._processes:
-            process.signal(number)
-
     def stop(self) -> None:
         """Ask for an end: at once where idle, after saving where busy."""
         for process in self._processes:
@@ -174,7 +160,8 @@ class _Group:
         """Wait for the processes, and kill those that do not end by themselves."""
         seconds = GRACE_SECONDS
         if not self.is_alive:
-            self.signal(signal.SIGTERM)  # one rank is gone: the others wait for it in vain
+            for process in self._processes:  # one rank is gone: the others wait for it in vain
+                process.signal(signal.SIGTERM)
             seconds = ALONE_SECONDS
         deadline = time.monotonic() + seconds
         for process in self._processes:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,15 +88,6 @@ class RayDispatcher:
             handle: self.ended.get(handle, JobState.RUNNING if handle in running else JobState.QUEUED)
             for handle in handles
         }
-
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        """Take jobs out of the queue; ask those that run to save and stop."""
-        for handle in handles:
-            if self.waiting.pop(handle.job_id, None) is not None:
-                self.ended[handle] = JobState.PREEMPTED
-        for group in self.groups:
-            if group.handle in handles:
-                group.signal(signal.SIGTERM)
 
     def log_paths(self, handle: Handle) -> list[Path]:
         """A file a rank, and those of the workers between jobs."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -108,11 +107,6 @@ class RankGroup:
         self.fed, self.took = time.monotonic(), None
         if self._is_started:
             self._tell_ranks()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send every rank a signal."""
-        for rank in self._ranks:
-            rank.actor.signal.remote(int(number))
 
     def let_go(self, seconds: float) -> None:
         """Have its ranks save and end within so many seconds; it is gone when they are."""

@@ -7,7 +7,6 @@ program that made it, nothing asks the actor first; its child is told by the ker
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +80,6 @@ class RankActor:
         rank = self._rank
         rank.wait_for_word(seconds)
         return Heard(rank.is_ready, rank.replies.pop(0) if rank.replies else None, rank.status)
-
-    def signal(self, number: int) -> None:
-        """Send the rank a signal."""
-        self._rank.signal(signal.Signals(number))
 
     def end(self, seconds: float) -> int | None:
         """Have the rank save and end within so many seconds, or be killed; returns its exit status."""

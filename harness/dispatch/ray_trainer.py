@@ -99,16 +99,12 @@ class TrainerGroup:
             .remote(self._told(handle.job))
         )
 
-    def signal(self, number: signal.Signals) -> None:
-        """Ask the ranks to save and stop at their next step, as a signal would."""
-        StopFile.ask(self._stop_file, number.name)
-
     def let_go(self, seconds: float) -> None:
         """Have its ranks save and end within so many seconds; it is gone when they are."""
         if not self.is_leaving:
             self.is_leaving = True
             self._until = time.monotonic() + seconds
-            self.signal(signal.SIGTERM)
+            StopFile.ask(self._stop_file, signal.SIGTERM.name)
 
     def poll(self) -> tuple[Handle | None, JobState | None]:
         """The job, where it ended since the last call, and how."""

@@ -330,10 +330,6 @@ class SlurmDispatcher:
             for handle in handles
         }
 
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        """Take jobs out of the queue and end those that run; SLURM's SIGTERM has them save first."""
-        cancel_jobs([handle.job_id for handle in handles])
-
     def log_paths(self, handle: Handle) -> list[Path]:
         """A file a rank, and what the batch script said."""
         ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
@@ -374,6 +370,6 @@ def batch_logs(study_dir: Path, job_id: str) -> list[Path]:
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """scancel these jobs and no others; those that are over already do not matter."""
+    """scancel these jobs and no others, which then save; those that are over already do not matter."""
     if job_ids:
         call("scancel", *job_ids)

@@ -47,7 +47,7 @@ assert dispatcher.poll([handle])[handle] is JobState.QUEUED
 remove_placement_group(others)
 while (state := dispatcher.poll([handle])[handle]) in {JobState.QUEUED, JobState.RUNNING}:
     if select.select([sys.stdin], [], [], 0.1)[0] and sys.stdin.readline():
-        dispatcher.cancel([handle])
+        dispatcher.groups[0].let_go(600)
 deadline = time.monotonic() + 300
 while (cores := free_cores()) < 2 and time.monotonic() < deadline:
     time.sleep(0.1)  # Ray counts what was let go a moment later

@@ -262,6 +262,13 @@ def test_a_cancelled_run_is_skipped_and_the_others_of_its_trunk_finish(
     assert states == [None, Event.FINISHED]
 
 
+def test_a_series_that_was_cancelled_while_it_waited_is_not_begun(root: Root, study_fields: Fields) -> None:
+    ((_, runs),) = prepared(root, study_fields)
+    Control(root.study("tiny") / "control.jsonl").append("cancelled", runs=[run.run_id for run in runs])
+    assert train(root, study_fields) == ["finished"]
+    assert read_progress(series_folder(root)).attempt == 0
+
+
 def test_a_series_another_process_trains_is_left_alone(root: Root, study_fields: Fields) -> None:
     from filelock import FileLock
 
