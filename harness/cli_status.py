@@ -13,10 +13,17 @@ from harness.opening import choose, registered, rows_of
 from harness.options import ClusterOption, JsonOption, RootOption, RunsArgument, StudyArgument
 from harness.reading import StudyReader
 from harness.remote import cancel_jobs_of
-from harness.status import StatusReader
+from harness.status import RunState, StatusReader, count_states
 from harness.status_table import print_status, watch_status
 from harness.terminal import console, counted, errors, print_json
 from ssmttm.errors import InputError
+
+ENDED = {
+    RunState.DONE: "it has finished, and what it found stays",
+    RunState.FAILED: "it has failed, and nothing of it is trained until `ssmscale retry`",
+    RunState.CANCELLED: "it was cancelled before",
+}
+"""Why there is nothing to cancel of a Run, by its state."""
 
 
 def status(
@@ -70,7 +77,8 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     """Cancel runs of a study that are not over; others of the same trunk go on."""
     resolved = registered(study, root)
     rows = rows_of(resolved)
-    concerned = submission.cancel(resolved.root, resolved.study.name, choose(rows, runs))
+    chosen = choose(rows, runs)
+    concerned = submission.cancel(resolved.root, resolved.study.name, chosen)
     ended = cancel_jobs_of(resolved, rows)
     for whose, jobs in (
         ("SLURM", [job for job in ended if job[0].isdigit()]),
@@ -78,7 +86,12 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     ):
         if jobs:
             console.print(f"{counted(len(jobs), 'job')} taken from {whose}: {', '.join(jobs)}")
-    console.print(f"{counted(len(concerned), 'run')} cancelled")
+    over = [row for row in chosen if row not in concerned]
+    for row in over if runs else ():
+        console.print(f"run {row.run_id} is not cancelled: {ENDED[row.state]}", markup=False)
+    states = ", ".join(f"{count} {state}" for state, count in count_states(over).items())
+    left = f"; of {states} there is nothing to cancel" if states and not runs else ""
+    console.print(f"{counted(len(concerned), 'run')} cancelled{left}", markup=False)
 
 
 def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:

@@ -183,6 +183,27 @@ def test_a_job_is_ended_when_no_run_of_it_is_wanted_any_more(
     assert told.read_text().split() == ["77_0"]
 
 
+def test_of_what_is_over_it_is_said_why_nothing_is_cancelled(
+    study: ResolvedStudy, answering: Answering, ssmscale: Callable[..., Answer]
+) -> None:
+    answering()
+    done, failed, left = study.points
+    finish(begin_run(study.root, done.run), done.run)
+    give_up(study, failed)
+    said = ssmscale("cancel", "tiny", done.run_id, failed.run_id)
+    assert said.out.splitlines() == [
+        f"run {done.run_id} is not cancelled: it has finished, and what it found stays",
+        f"run {failed.run_id} is not cancelled: it has failed, and nothing of it is trained until `ssmscale retry`",
+        "0 runs cancelled",
+    ]
+    assert ssmscale("cancel", "tiny").out == (
+        "1 run cancelled; of 1 done, 1 failed there is nothing to cancel\n"
+    )
+    assert ssmscale("cancel", "tiny", left.run_id).out.startswith(
+        f"run {left.run_id} is not cancelled: it was cancelled before"
+    )
+
+
 def test_the_logs_of_the_one_job_are_every_runs(study: ResolvedStudy, answering: Answering) -> None:
     answering(RUNS)
     folder = packed_folder(study.root.study("tiny"), "ssmscale-a")
