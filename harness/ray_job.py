@@ -163,7 +163,7 @@ class Pilot:
         """A Ray on all nodes of the job while the block runs; raises RayDown where it does not start."""
         plan, told = self._plan(), self.folder / "ray.json"
         token = plan.token_file
-        # SLURM tells the steps of a job whose time is nearly over, and not its batch script.
+        # Some signals reach the steps of a job and not its batch script, such as a user's by scancel.
         nodes = RayNodes(self._srun(), plan, _for_srun(), self.told.append)
         try:
             address = nodes.wait_until_ready(wanted=lambda: not self.told)

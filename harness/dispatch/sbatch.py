@@ -29,6 +29,8 @@ class Request:
     """Memory a node, GiB."""
     hours: float
     """Time until it is to be told to save; what it needs for that comes on top."""
+    tells_script: bool = False
+    """Whether the batch script is told that its time is nearly over, and not the steps it started."""
 
 
 def sbatch(request: Request, profile: Profile, folder: Path, line: str) -> str:
@@ -93,6 +95,7 @@ def _parameters(request: Request, profile: Profile) -> dict[str, Any]:
         "additional_parameters": {
             "requeue": True,
             "open_mode": "append",  # what a job said before it was requeued is wanted too
+            **({"signal": f"B:USR2@{profile.signal_seconds}"} if request.tells_script else {}),
             **({"reservation": profile.reservation} if profile.reservation else {}),
         },
         **gpus,

@@ -355,6 +355,7 @@ class SlurmDispatcher:
             gpus_a_node=shape.ranks_a_node,
             memory_gib=shape.memory_gib,
             hours=self.hours or self.profile.limits.hours,
+            tells_script=array.packed,  # which is there too while Ray, its only step, is being started again
         )
         return sbatch(request, self.profile, self.log_dir / array.name, line)
 

@@ -110,11 +110,11 @@ class PackedJob:
             f"sys.exit(main([{str(array_file)!r}], [{str(controller)!r}]))"
         )
         script = self.folder / "job.sh"
-        script.write_text(f'#!/bin/bash\n{sys.executable} -u -c "{program}"\n')
+        script.write_text(f'#!/bin/bash\nexec {sys.executable} -u -c "{program}"\n')
         shape = self.array.shape
         said = self.slurm(
             *("sbatch", "--parsable", "--array=0", "--partition=low", "--requeue", "--open-mode=append"),
-            *(f"--job-name={self.array.name}", f"--nodes={shape.nodes}", "--mem=2G", "--signal=USR2@20"),
+            *(f"--job-name={self.array.name}", f"--nodes={shape.nodes}", "--mem=2G", "--signal=B:USR2@20"),
             *(f"--gpus-per-node={shape.ranks_a_node}", f"--ntasks-per-node={shape.ranks_a_node}"),
             *("--cpus-per-task=1", f"--output={self.folder}/job.out", *options, str(script)),
         )

@@ -62,7 +62,8 @@ def test_a_job_outlives_its_controller_its_raylets_and_its_time(pack: Pack) -> N
     assert len(job.controllers()) == 2  # it went on
 
     first = job.address
-    job.slurm("scancel", "--signal=USR2", job.job_id)  # as SLURM does when its time is nearly over
+    # As SLURM does when its time is nearly over, by what the batch file asks for.
+    job.slurm("scancel", "--batch", "--signal=USR2", job.job_id)
     wait_until(lambda: job.told("told") == [["SIGUSR2"]])
     wait_until(lambda: f"requeueing job {job.job_id}" in job.out)
     wait_until(lambda: job.state() == "PENDING" and not job.processes())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.dispatch.base import Job, JobState
-from harness.dispatch.slurm import SlurmDispatcher
+from harness.dispatch.slurm import Shape, SlurmDispatcher
 from harness.dispatch.slurm_queue import _from_sacct, _from_squeue, _seconds, put_together, read_jobs
 from harness.dispatch.slurm_words import STATES, explain, state_of
 from harness.profile import Partition, Profile
@@ -53,6 +53,19 @@ def test_a_job_is_submitted_as_its_profile_says_and_nothing_else(programs: Path,
     assert "#SBATCH --partition=low\n" in script.read_text()
     assert "#SBATCH --time=35\n" in script.read_text()  # what it trains, and what it needs to save
     assert "wckey" not in script.read_text()
+
+
+def test_a_packed_job_is_told_of_its_end_though_none_of_its_steps_is_there(
+    programs: Path, tmp_path: Path
+) -> None:
+    (programs / "sbatch.says").write_text("Submitted batch job 77\n")
+    profile = Profile(name="c", partitions={"low": Partition()}, gpus=0, cores=2, memory_gib=1.0)
+    dispatcher = SlurmDispatcher(profile, tmp_path / "study", hours=0.25)
+    shape = Shape(nodes=1, ranks=2, threads=1, memory_gib=1.0)
+    job = Job("s", (tmp_path / "runs" / "r",), nodes=1, ranks=1, threads=1, log_dir=tmp_path / "logs")
+    dispatcher.submit_array("ssmscale-a", shape, [job], packed=True)
+    (script,) = (tmp_path / "study" / "logs").rglob("77_submission.sh")
+    assert f"#SBATCH --signal=B:USR2@{profile.signal_seconds}\n" in script.read_text()
 
 
 @pytest.mark.parametrize(
