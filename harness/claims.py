@@ -117,6 +117,15 @@ class Claims:
         taking = side_by_side(partial(self.take, claim=claim), [job.series_id for job in jobs], DISK_THREADS)
         return [job for job, is_ours in zip(jobs, taking, strict=True) if is_ours]
 
+    def held(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those of these jobs whose Series somebody else has claimed, and is training or will."""
+        return [
+            job
+            for job in jobs
+            if (claim := read_claim(self.root.series(job.series_id))) is not None
+            and self._holds(claim, job.series_id)
+        ]
+
     def _holds(self, claim: Claim, series_id: str) -> bool:
         if not claim.study:
             return False

@@ -96,4 +96,9 @@ def _train(resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, on: str)
         finally:
             dispatcher.close()
         mirror.finish(rows)
+    if submission.left:
+        console.print(
+            f"{counted(len(submission.left), 'series')} left to jobs of another submission; `ssmscale status` shows "
+            "how they do"
+        )
     return rows

@@ -7,15 +7,18 @@ is trained, longest Series first. Everything is checked before the first file is
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from harness.calibration import write_calibration
+from harness.claims import Claims
 from harness.code_record import record_code
 from harness.control import Control
 from harness.dispatch.base import Dispatcher, Job
+from harness.dispatch.slurm_queue import SchedulerGone
 from harness.estimate import read_text_positions
 from harness.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
 from harness.journal import read_progress
@@ -196,6 +199,8 @@ class Submission:
         self.reader = StatusReader(self.root, resolved.study.name)
         self.control = Control(self.root.study(resolved.study.name) / "control.jsonl")
         self.process = identify_process()
+        self.left: set[str] = set()
+        """Series that this submission left to a scheduler's jobs, which train them or will."""
         self._submitted: list[str] = []
 
     @cached_property
@@ -204,26 +209,47 @@ class Submission:
         return record_code(self.root.study(self.resolved.study.name))
 
     def run(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
-        """Train what is missing, wait for what others train, and return how every Run ended.
+        """Train what is missing, wait for what others train here, and return how every Run ended.
 
-        Raises DiskFull as soon as a worker says that no room is left: nothing more is handed over.
+        What a scheduler's job has claimed is left to it. Raises DiskFull as soon as a worker says that no room is left:
+        nothing more is handed over.
         """
         assert self.dispatcher is not None
         in_hand = InHand(self.root, self.control, self.dispatcher)
         while True:
             rows = self.reader.read(self.resolved.points, submitter=self.process)
             on_progress(rows)
-            missing = [row for row in rows if row.state in {RunState.NEW, RunState.INTERRUPTED}]
+            missing = [
+                row
+                for row in rows
+                if row.state in {RunState.NEW, RunState.INTERRUPTED} and row.series_id not in self.left
+            ]
             others = any(row.state in {RunState.QUEUED, RunState.RUNNING} for row in rows)
             if in_hand.is_empty and not missing and not others:
                 keep_calibration(self.resolved, rows)
                 return rows
             if wanted := [row for row in missing if in_hand.takes(row.series_id)]:
-                jobs = self.prepare(wanted)
-                self.launch(jobs)
-                self.tell_submitted([row.run_id for row in wanted])
-                in_hand.hand_over(jobs)
+                jobs = self.leave_claimed(self.prepare(wanted))
+                if jobs:
+                    self.launch(jobs)
+                    self.tell_submitted([folder.name for job in jobs for folder in job.run_dirs])
+                    in_hand.hand_over(jobs)
             in_hand.watch()
+
+    def leave_claimed(self, jobs: Sequence[Job]) -> list[Job]:
+        """These jobs without those whose Series a scheduler's job has claimed, which are kept in `left`.
+
+        Raises SchedulerGone where SLURM is here and does not say whether its jobs are over.
+        """
+        try:
+            held = Claims(self.root).held(jobs)
+        except SchedulerGone:
+            if shutil.which("squeue") is not None:
+                raise
+            held = []  # no cluster's login node: the journals tell what is known
+        ours = [job for job in jobs if job not in held]
+        self.left = (self.left | {job.series_id for job in held}) - {job.series_id for job in ours}
+        return ours
 
     def tell_submitted(self, wanted: list[str]) -> None:
         """Note in control.jsonl that this process has Runs trained, once for the same ones."""

@@ -89,9 +89,10 @@ class Here:
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
         """Queue Runs behind those of other trials."""
-        jobs = submission.prepare(missing)
+        jobs = submission.leave_claimed(submission.prepare(missing))
+        self._busy |= dict.fromkeys(submission.left, time.monotonic() + BUSY_SECONDS)
         submission.launch(jobs)
-        submission.tell_submitted([row.run_id for row in missing])
+        submission.tell_submitted([folder.name for job in jobs for folder in job.run_dirs])
         for handle in self.dispatcher.submit(jobs):
             self._handles[handle.job.series_id] = handle
         return not any(row.series_id in self._busy for row in missing)

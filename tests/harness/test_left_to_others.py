@@ -13,6 +13,7 @@ import yaml
 
 from harness import remote
 from harness.claims import Claim, make_claim
+from harness.journal import read_progress
 from harness.process import identify_process
 from harness.rundir import Root
 from harness.study import Study
@@ -80,6 +81,28 @@ def test_a_series_that_others_have_claimed_is_launched_as_they_said(
     assert "1 series left to another submission" in said.out
     assert "nothing of tiny is left to submit" not in said.out
     assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
+
+
+def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(
+    ssmscale: Command,
+    write_study: Callable[..., Path],
+    study_fields: Fields,
+    states: Path,
+    on_slurm: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    study_fields["grid"]["iterations"] = [5]
+    assert ssmscale("submit", write_study(study_fields), *on_slurm).status == 0
+    states.write_text("PENDING\n", encoding="utf-8")
+    (folder,) = (tmp_path / "runs" / "series").iterdir()
+    before = (folder / "launch.json").read_bytes()
+    study_fields |= {"name": "other", "grid": {**study_fields["grid"], "seeds": [0, 1]}}
+    said = ssmscale("submit", write_study(study_fields), "--on", "local", *on_slurm[-2:])
+    assert said.status == 0, said.err
+    assert "1 done" in said.out
+    assert "1 series left to jobs of another submission" in said.out
+    assert (folder / "launch.json").read_bytes() == before
+    assert read_progress(folder).attempt == 0
 
 
 def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
