@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from harness.disk import drop_draft, naming_a_full_disk, sync_folder
 from harness.dispatch.base import Job
-from harness.dispatch.slurm import Book, is_given_up, open_book
+from harness.dispatch.slurm_book import Book, is_given_up, open_book
 from harness.process import identify_process
 from harness.run import Frozen
 from harness.rundir import Root

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from harness.dispatch.slurm import Book
+from harness.dispatch.slurm_book import Book
 from harness.grid import GridPoint
 from harness.journal import Progress, Span
 from harness.run import Run

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import submission
-from harness.dispatch.slurm import jobs_of_runs, open_book
+from harness.control import Control
+from harness.dispatch.slurm_book import Book, jobs_of_runs, open_book
 from harness.dispatch.slurm_queue import JobView, SchedulerGone
+from harness.remaining import unfinished
 from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import Study, load_study
 from harness.submission import ResolvedStudy
-from harness.terminal import errors
+from harness.terminal import counted, errors
 from ssmttm.errors import InputError
 
 
@@ -77,7 +79,25 @@ def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
         errors.print(
             f"warning: {book.problem}; the journals tell what is known", markup=False, soft_wrap=True
         )
+    _warn_of_elsewhere(book, folder)
     return jobs_of_runs(book)
+
+
+def _warn_of_elsewhere(book: Book, folder: Path) -> None:
+    """Name the arrays of other clusters that have something left to train: nothing is known of them here."""
+    for name, cluster in book.elsewhere.items():
+        array = book.arrays[name]
+        left = unfinished(
+            [run for task in array.tasks for run in task.run_dirs], Control(folder / "control.jsonl")
+        )
+        if left:
+            what = f"job {array.job_id}" if array.job_id else f"a submission of {name}"
+            errors.print(
+                f"warning: {counted(len(left), 'run')} left to {what} of SLURM cluster {cluster}, which is not asked "
+                f"from here: see to it there; if there is no such cluster any more, remove {folder}/arrays/{name}.json",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 def begun(resolved: ResolvedStudy) -> list[RunStatus]:

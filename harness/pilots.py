@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.dispatch.base import JobState
-from harness.dispatch.slurm import Array, Book, packed_folder
+from harness.dispatch.slurm import Array, packed_folder
+from harness.dispatch.slurm_book import Book
 from harness.dispatch.slurm_queue import JobView
 from harness.dispatch.slurm_words import explain
 from harness.ray_cluster import RayAddress, read_address

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.dispatch.base import JobState
-from harness.dispatch.slurm import open_book
+from harness.dispatch.slurm_book import open_book
 from harness.dispatch.slurm_queue import SchedulerGone
 
 COPY = re.compile(r"\.?([0-9a-f]{12})(\.[0-9a-f]{8})?")
@@ -45,7 +45,9 @@ def judge_copies(study_dir: Path) -> Iterator[JudgedCopy]:
             for array, _, _, view in book.elements()
             if view is not None and view.state in live
         } | {
-            array.copy_of_code for array in book.arrays.values() if array.job_id is None and not array.is_void
+            array.copy_of_code
+            for array in book.arrays.values()
+            if (array.job_id is None and not array.is_void) or array.name in book.elsewhere
         }
     for path in copies:
         if time.time() - path.stat().st_mtime < FRESH_SECONDS:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.dispatch.slurm import Book, jobs_of_runs, open_book
+from harness.dispatch.slurm_book import Book, jobs_of_runs, open_book
 from harness.dispatch.slurm_queue import SchedulerGone
 from harness.hours import Hours, times_of_jobs
 from harness.pilots import Pilot, pilots_of

@@ -18,14 +18,8 @@ from harness.code_copy import check_copying, copy_code
 from harness.control import Control
 from harness.dispatch.base import Job, JobState
 from harness.dispatch.ray_jobs import stop_ray_job
-from harness.dispatch.slurm import (
-    SlurmDispatcher,
-    cancel_jobs,
-    jobs_of_runs,
-    new_name,
-    open_book,
-    split_arrays,
-)
+from harness.dispatch.slurm import SlurmDispatcher, cancel_jobs, new_name, split_arrays
+from harness.dispatch.slurm_book import jobs_of_runs, open_book
 from harness.dispatch.slurm_queue import call
 from harness.plan import Plan, PlannedRun
 from harness.profile import Profile

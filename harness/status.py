@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.control import Control, cancelled_in, forgiven_in
 from harness.dispatch.base import JobState
-from harness.dispatch.slurm_queue import JobView
+from harness.dispatch.slurm_queue import ELSEWHERE, JobView
 from harness.dispatch.slurm_words import explain
 from harness.grid import GridPoint
 from harness.hours import Hours, JobTime, count_hours
@@ -230,7 +230,7 @@ def _why(job: JobView) -> str | None:
     """Why a job waits, or why one that has its nodes does not get on; None for one that plainly runs."""
     if job.state is JobState.RUNNING:
         return None if job.slurm_state == "RUNNING" else job.slurm_state
-    if job.slurm_state in {"PENDING", "SUBMITTING"}:
+    if job.slurm_state in {"PENDING", "SUBMITTING", ELSEWHERE}:
         return explain(job.reason or "")
     return f"{job.slurm_state}: {explain(job.reason or '')}"
 

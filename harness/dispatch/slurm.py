@@ -8,22 +8,25 @@ whether it was submitted.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.code_copy import running_from
 from harness.dispatch.base import Handle, Job, JobState
-from harness.dispatch.ray_jobs import RayGone, RayJobs
 from harness.dispatch.sbatch import Request, sbatch
-from harness.dispatch.slurm_queue import JobView, SchedulerGone, call, read_jobs
-from harness.process import identify_process, process_is_alive
+from harness.dispatch.slurm_queue import (
+    SchedulerGone,
+    call,
+    cluster_name,
+)
+from harness.process import identify_process
 from harness.profile import Profile
 from harness.run import Count, Frozen, Positive
 from harness.rundir import read_model, write_atomically
@@ -31,10 +34,6 @@ from ssmttm.errors import InputError
 
 LOGS = Path("logs", "slurm")
 """Below a study's directory: a folder an array, with what submitit and the batch scripts write."""
-UNSEEN_SECONDS = 300.0
-"""How long an array without a job may be in the hands of a submission on another host before it counts as lost."""
-ORPHAN_SECONDS = 3.0
-"""Age an array has before SLURM is asked whether it was submitted: sbatch outlives the submission that was killed."""
 
 
 class Shape(Frozen):
@@ -89,6 +88,8 @@ class Array(Frozen):
     """The Ray cluster whose job trains all the tasks, and not SLURM's: the address of its job server."""
     job_id: str | None = None
     """SLURM's number of it, or Ray's name of it; null until it is known to have been submitted."""
+    slurm_cluster: str | None = None
+    """SLURM's name of the cluster it was submitted to; null where that is a Ray's, or was not recorded."""
     is_void: bool = False
     """Whether it was found never to have been submitted."""
 
@@ -158,119 +159,6 @@ class ArrayBook:
         return read_model(self.folder / f"{array.name}.json", Array)
 
 
-@dataclass(frozen=True)
-class Book:
-    """What is written down and what SLURM says, put together."""
-
-    arrays: Mapping[str, Array]
-    views: Mapping[str, JobView]
-    unheard: Mapping[str, str] = field(default_factory=dict)
-    """Arrays whose Ray cluster does not answer, and why."""
-
-    @property
-    def problem(self) -> str | None:
-        """Why something is not known of which the journals may know; None where all is."""
-        return "; ".join(f"Ray: {why}" for why in dict.fromkeys(self.unheard.values())) or None
-
-    def job_of(self, array: Array, index: int) -> JobView | None:
-        """SLURM's word on what trains a task; None where it has never heard of it."""
-        return self.views.get(array.job_of(index))
-
-    def elements(self) -> Iterator[tuple[Array, int, Task, JobView | None]]:
-        """Every element of every array that was submitted, oldest first."""
-        for array in self.arrays.values():
-            if array.job_id is not None:
-                for index, task in enumerate(array.tasks):
-                    yield array, index, task, self.job_of(array, index)
-
-    def holds(self, name: str, series_id: str) -> bool:
-        """Whether a live job of that array is to train a Series, or may yet be."""
-        array = self.arrays.get(name)
-        if array is None or array.is_void:
-            return False
-        if array.job_id is None:
-            return True
-        return any(
-            (view := self.job_of(array, index)) is not None and view.state in _LIVE
-            for index in self._places.get((name, series_id), ())
-        )
-
-    @cached_property
-    def _places(self) -> dict[tuple[str, str], list[int]]:
-        """By array and Series, the elements that train it."""
-        places: dict[tuple[str, str], list[int]] = {}
-        for name, array in self.arrays.items():
-            for index, task in enumerate(array.tasks):
-                places.setdefault((name, task.series_id), []).append(index)
-        return places
-
-
-_LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
-
-
-def open_book(study_dir: Path) -> Book:
-    """Read what is written down and ask SLURM and Ray about it, settling arrays whose submission was cut short.
-
-    Raises SchedulerGone where SLURM does not answer; a Ray cluster that does not may have ended for good.
-    """
-    book = ArrayBook(study_dir)
-    arrays = book.read()
-    live = [array for array in arrays.values() if not array.is_void]
-    # Who is gone before it is asked has submitted nothing that the answer does not know of.
-    gone = {array.name for array in live if array.job_id is None and is_given_up(array.process, array.t)}
-    if gone:
-        age = time.time() - max(arrays[name].t for name in gone)
-        time.sleep(min(ORPHAN_SECONDS, max(0.0, ORPHAN_SECONDS - age)))
-    views: dict[str, JobView] = {}
-    asked = [array for array in live if array.ray_address is None]
-    if asked:
-        since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(array.t for array in asked) - 86400))
-        views = read_jobs([array.name for array in asked], since)
-    unheard: dict[str, str] = {}
-    for address in dict.fromkeys(array.ray_address for array in live if array.ray_address is not None):
-        there = [array for array in live if array.ray_address == address]
-        try:
-            known_there = RayJobs(address).views()
-        except RayGone as gone_ray:
-            unheard |= {array.name: str(gone_ray) for array in there}
-        else:
-            views |= {array.name: known_there[array.name] for array in there if array.name in known_there}
-            asked += there
-    ids = {view.name: view.job_id.split("_")[0] for view in views.values()}
-    for array in asked:
-        if array.job_id is not None or (array.name not in ids and array.name not in gone):
-            continue
-        arrays[array.name] = book.read_again(array)
-        if arrays[array.name].job_id is None and not arrays[array.name].is_void:
-            known = {"job_id": ids[array.name]} if array.name in ids else {"is_void": True}
-            arrays[array.name] = array.model_copy(update=known)
-            book.write(arrays[array.name])
-    return Book(arrays, views, unheard)
-
-
-def jobs_of_runs(book: Book) -> dict[str, JobView]:
-    """The newest job of each Run, by run id, as SLURM sees it; arrays not yet answered for count as waiting."""
-    found: dict[str, JobView] = {}
-    for array, _, task, view in book.elements():
-        for folder in task.run_dirs:
-            if view is not None:
-                found[folder.name] = replace(view, packed=True) if array.packed else view
-            elif array.job_id and folder.name not in found and array.name not in book.unheard:
-                found[folder.name] = JobView(array.job_id, array.name, JobState.ENDED, "UNKNOWN", 0.0, "")
-    for array in book.arrays.values():
-        if array.job_id is None and not array.is_void:
-            waiting = JobView("", array.name, JobState.QUEUED, "SUBMITTING", 0.0, "", "being submitted")
-            found |= {folder.name: waiting for task in array.tasks for folder in task.run_dirs}
-    return found
-
-
-def is_given_up(process: Mapping[str, Any], t: float) -> bool:
-    """Whether a submission that began something at `t` is gone, as far as can be told from here."""
-    if process.get("host") == identify_process()["host"]:
-        return not process_is_alive(process)
-    return time.time() - t > UNSEEN_SECONDS
-
-
 class SlurmDispatcher:
     """Implements Dispatcher with arrays of SLURM jobs; everything outlives the process that submits."""
 
@@ -309,6 +197,7 @@ class SlurmDispatcher:
             process=identify_process(),
             t=time.time(),
             copy_of_code=self.copy.name if self.copy else None,
+            slurm_cluster=self._cluster,
         )
         self.book.write(array)
         try:
@@ -324,6 +213,8 @@ class SlurmDispatcher:
 
     def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
         """Where each job is; one that SLURM has forgotten has ended."""
+        from harness.dispatch.slurm_book import open_book  # which reads what is written down here
+
         views = open_book(self.study_dir).views
         return {
             handle: views[handle.job_id].state if handle.job_id in views else JobState.ENDED
@@ -337,6 +228,13 @@ class SlurmDispatcher:
 
     def close(self) -> None:
         """Nothing to let go of: the jobs are SLURM's."""
+
+    @cached_property
+    def _cluster(self) -> str | None:
+        """The cluster that is submitted to; None where SLURM does not say it."""
+        with contextlib.suppress(SchedulerGone):
+            return cluster_name()
+        return None
 
     def _sbatch(self, array: Array) -> str:
         """Hand an array to SLURM; returns its number."""

@@ -22,6 +22,8 @@ SACCT = "JobID,JobName,State,ElapsedRaw,NodeList"
 LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
 STEERING = ("SQUEUE_", "SACCT_", "SINFO_", "SBATCH_", "SCANCEL_")
 """How variables begin by which a user has SLURM's programs leave jobs out or ask for something else."""
+ELSEWHERE = "ELSEWHERE"
+"""Our word for the state of a job of another SLURM cluster, which is not asked from here."""
 SECONDS = 60.0
 """How long a call may take: a busy slurmctld answers late."""
 
@@ -113,6 +115,14 @@ def call(*command: str) -> str:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise SchedulerGone(said[-1].strip() if said else f"{command[0]} ended with {done.returncode}")
     return done.stdout
+
+
+def cluster_name() -> str:
+    """SLURM's name of the cluster that its programs speak to here. Raises SchedulerGone."""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", call("scontrol", "show", "config"), re.MULTILINE)
+    if found is None:
+        raise SchedulerGone("scontrol show config tells no ClusterName")
+    return found[1]
 
 
 def _accounting(wanted: str, since: str) -> list[str]:

@@ -17,7 +17,8 @@ from harness.cluster import Cluster, this_machine
 from harness.code_copy import copy_code
 from harness.disk import DiskFull, is_read_only
 from harness.dispatch.base import Dispatcher, Handle, JobState
-from harness.dispatch.slurm import SlurmDispatcher, jobs_of_runs, open_book
+from harness.dispatch.slurm import SlurmDispatcher
+from harness.dispatch.slurm_book import jobs_of_runs, open_book
 from harness.dispatch.slurm_queue import JobView, SchedulerGone
 from harness.foreground import dispatcher_here
 from harness.grid import GridPoint

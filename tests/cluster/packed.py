@@ -13,7 +13,14 @@ from typing import Any
 
 import psutil
 
-from harness.dispatch.slurm import Array, ArrayBook, Shape, Task, new_name, packed_folder
+from harness.dispatch.slurm import (
+    Array,
+    ArrayBook,
+    Shape,
+    Task,
+    new_name,
+    packed_folder,
+)
 from harness.process import identify_process
 from harness.ray_cluster import RayAddress, read_address
 from harness.rundir import Launch, Root, write_launch, write_run

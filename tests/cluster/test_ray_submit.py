@@ -43,6 +43,12 @@ def facts(study: SlurmStudy, job_id: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in said if "=" in word)
 
 
+def cluster_of(study: SlurmStudy) -> str:
+    """SLURM's own name for itself."""
+    said = study.slurm("scontrol", "show", "config").splitlines()
+    return next(line.split("=")[1].strip() for line in said if line.startswith("ClusterName"))
+
+
 def told(study: SlurmStudy) -> dict[str, Any]:
     return dict(json.loads(study.run("status", "--json")))
 
@@ -59,6 +65,7 @@ def test_everything_is_handed_over_in_one_job_that_has_its_share_of_the_nodes(
         asked = facts(study, job.split()[0])
         assert (asked["NumNodes"], asked["CPUs/Task"], asked["MinMemoryNode"]) == ("2-2", "4", "4G")
         assert asked["TresPerNode"] == "gres:gpu:2"
+        assert study.arrays()[-1].slurm_cluster == cluster_of(study)
         now = told(study)
         assert now["counts"] == {"queued": 6}
         (allocation,) = now["allocations"]

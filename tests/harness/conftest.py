@@ -96,6 +96,18 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
     return install
 
 
+@pytest.fixture
+def at_cluster(answering: Answering, tmp_path: Path) -> Callable[[str], None]:
+    """Say of which SLURM cluster the programs on PATH are."""
+
+    def be(name: str) -> None:
+        program = tmp_path / "bin" / "scontrol"
+        program.write_text(f"#!/bin/sh\necho 'ClusterName             = {name}'\n", encoding="utf-8")
+        program.chmod(0o755)
+
+    return be
+
+
 @pytest.fixture(scope="session")
 def gone() -> dict[str, Any]:
     """A process of this machine that has ended."""

@@ -7,14 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.claims import Claim, Claims, make_claim
-from harness.dispatch import slurm
-from harness.dispatch.slurm import Array, ArrayBook, Shape, Task, open_book
+from harness.dispatch import slurm_book
+from harness.dispatch.slurm import Array, ArrayBook, Shape, Task
+from harness.dispatch.slurm_book import jobs_of_runs, open_book
 from harness.rundir import Root
 from tests.harness.conftest import SAY_WHO, Answering
 
@@ -70,7 +72,7 @@ def test_a_submission_that_ends_while_slurm_is_asked_is_judged_the_next_time(
 def test_slurm_is_given_time_to_hear_of_an_array_whose_submission_was_killed(
     tmp_path: Path, answering: Answering, gone: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "ORPHAN_SECONDS", 0.5)
+    monkeypatch.setattr(slurm_book, "ORPHAN_SECONDS", 0.5)
     array = array_of("ssmscale-a", gone, age=0)
     ArrayBook(tmp_path).write(array)
     answering(first=f"date +%s.%N >'{tmp_path}/asked'")
@@ -119,3 +121,41 @@ def test_a_claim_for_an_array_that_never_was_is_over(
 
 def claim_of(array: str, process: dict[str, Any]) -> Claim:
     return Claim(study="s", array=array, process=process, t=time.time() - 60)
+
+
+def test_what_another_cluster_was_given_is_held_there_whatever_this_one_says_of_its_number(
+    tmp_path: Path, answering: Answering, at_cluster: Callable[[str], None], gone: dict[str, Any]
+) -> None:
+    book, root = ArrayBook(tmp_path / "runs" / "studies" / "theirs"), Root(tmp_path / "runs")
+    array = array_of("ssmscale-a", gone, job_id="77").model_copy(update={"slurm_cluster": "alpha"})
+    book.write(array)
+    answering("77_0|ssmscale-a|COMPLETED|5:00|n1|None")
+    at_cluster("alpha")
+    found = open_book(book.folder.parent)
+    assert not found.holds("ssmscale-a", SERIES)
+    at_cluster("beta")
+    found = open_book(book.folder.parent)
+    assert found.elsewhere == {"ssmscale-a": "alpha"}
+    assert found.holds("ssmscale-a", SERIES)
+    (view,) = jobs_of_runs(found).values()
+    assert (view.state, view.job_id) == ("queued", "77")
+    assert view.reason == "in the hands of SLURM cluster alpha, which is not asked from here"
+    root.series(SERIES).mkdir(parents=True)
+    make_claim(root.series(SERIES), Claim(study="theirs", array="ssmscale-a", process=gone, t=0.0))
+    mine = Claim(study="mine", array="ssmscale-b", process=gone, t=1.0)
+    assert not Claims(root).take(SERIES, mine)
+    at_cluster("alpha")
+    assert Claims(root).take(SERIES, mine)
+
+
+def test_an_array_of_before_clusters_were_recorded_is_this_ones(
+    tmp_path: Path, answering: Answering, gone: dict[str, Any]
+) -> None:
+    book = ArrayBook(tmp_path)
+    book.write(array_of("ssmscale-a", gone, job_id="77"))
+    path = book.folder / "ssmscale-a.json"
+    fields = json.loads(path.read_text())
+    del fields["slurm_cluster"]
+    path.write_text(json.dumps(fields))
+    answering("77_0|ssmscale-a|RUNNING|5:00|n1|None")
+    assert open_book(tmp_path).holds("ssmscale-a", SERIES)

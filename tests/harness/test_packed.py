@@ -12,7 +12,14 @@ import pytest
 
 from harness import submission
 from harness.control import Control
-from harness.dispatch.slurm import Array, ArrayBook, Shape, Task, open_book, packed_folder
+from harness.dispatch.slurm import (
+    Array,
+    ArrayBook,
+    Shape,
+    Task,
+    packed_folder,
+)
+from harness.dispatch.slurm_book import open_book
 from harness.grid import GridPoint
 from harness.journal import Event
 from harness.logs import find_logs
@@ -246,6 +253,42 @@ def test_what_is_retried_while_its_job_runs_is_left_to_that_job(
     assert "nothing of tiny is left" not in said.out
     assert states(study) == [RunState.QUEUED] * 3
     assert len(ArrayBook(study.root.study("tiny")).read()) == 1
+
+
+def test_from_another_cluster_a_study_is_left_to_the_one_it_was_submitted_to(
+    study: ResolvedStudy,
+    at_slurm: Control,
+    at_cluster: Callable[[str], None],
+    ssmscale: Callable[..., Answer],
+) -> None:
+    at_cluster("alpha")
+    ArrayBook(study.root.study("tiny")).write(
+        packed_array(study, "ssmscale-a", "77").model_copy(update={"slurm_cluster": "alpha"})
+    )
+    assert ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster").err == ""
+    at_cluster("beta")
+    said = ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster")
+    assert said.status == 0, said.err
+    assert "nothing of tiny is left to submit" in said.out
+    assert said.err.startswith(
+        "warning: 3 runs left to job 77 of SLURM cluster alpha, which is not asked from here: see to it there; if "
+    )
+    assert {row.reason for row in rows_of(study)} == {
+        "in the hands of SLURM cluster alpha, which is not asked from here"
+    }
+
+
+def test_a_submission_notes_which_cluster_it_went_to(
+    study: ResolvedStudy,
+    at_slurm: Control,
+    answering: Answering,
+    at_cluster: Callable[[str], None],
+    ssmscale: Callable[..., Answer],
+) -> None:
+    answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
+    at_cluster("alpha")
+    assert "3 series submitted" in ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster").out
+    assert list(ArrayBook(study.root.study("tiny")).read().values())[-1].slurm_cluster == "alpha"
 
 
 def test_a_retry_without_room_is_refused_before_anything_is_forgotten(
