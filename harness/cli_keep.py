@@ -35,7 +35,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Drop checkpoints no run or extension needs; final weights stay, and so does what retry goes on from."""
+    """Drop checkpoints no run, trial or extension needs; final weights stay, and so does what retry goes on from."""
     from harness.prune import prune as drop
 
     resolved = registered(study, root)

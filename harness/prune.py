@@ -5,14 +5,15 @@ below its branch point and its newest decay checkpoint; and the newest trunk che
 continues. Cancelled and failed Runs are unfinished, since `retry` takes them up. A checkpoint replaces an older one
 only after it was verified as a resuming trainer verifies it; one that fails stays where it is, because a disk that
 hesitates once must not cost a checkpoint. Final weights are results and stay. Of the copies of the code that jobs run
-from (`submit --snapshot`) those go that no job needs.
+from (`submit --snapshot`) those go that no job needs. The trials of a study's tuning are runs like any other: they are
+looked at with it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from harness.prune_code import judge_copies
 from harness.run import Run
 from harness.rundir import Root, read_run
 from harness.series_lock import untrained
-from harness.submission import ResolvedStudy, resolve_registered
+from harness.submission import ResolvedStudy, resolve_registered, trials_name
 from harness.training import checkpoint as checkpoints
 from harness.training.checkpoint import TAG, Checkpoint
 from harness.training.schedule import branch_step
@@ -65,6 +66,8 @@ class Pruned:
 
     removed: list[Item] = field(default_factory=list)
     kept: list[Item] = field(default_factory=list)
+    trials: list[str] = field(default_factory=list)
+    """Series among those looked at that the study's tuning had trained."""
     busy: list[str] = field(default_factory=list)
     """Series in training: left alone."""
     notes: list[str] = field(default_factory=list)
@@ -84,22 +87,37 @@ class _Wanted:
 
 
 def prune(resolved: ResolvedStudy, *, dry_run: bool = False) -> Pruned:
-    """Drop what nobody needs of every Series of a study, each under its lock; control.jsonl tells what went.
+    """Drop what nobody needs of every Series of a study and its trials, each under its lock.
+
+    control.jsonl tells what went.
 
     With `dry_run` nothing is removed. Raises OSError where something cannot be removed, after telling what was.
     """
     root, done = resolved.root, Pruned()
-    series_ids = list(dict.fromkeys(point.run.series_id for point in resolved.points))
+    own = list(dict.fromkeys(point.run.series_id for point in resolved.points))
     wanted = _wanted_by_all(resolved, done.notes)
+    searched = root.study(trials_name(resolved.study.name))
+    trials = _submitted(searched, wanted)
+    if resolved.study.resources.keep_best:
+        wanted |= {series_id: replace(wanted[series_id], keep_best=True) for series_id in trials}
     try:
-        for series_id in series_ids:
+        for series_id in dict.fromkeys([*own, *trials]):
             if root.series(series_id).is_dir():
                 _prune_series(root, series_id, wanted[series_id], done, dry_run=dry_run)
-        _prune_copies(root.study(resolved.study.name), done, dry_run=dry_run)
+                done.trials += [series_id] if series_id in trials else []
+        for study_dir in (root.study(resolved.study.name), searched):
+            _prune_copies(study_dir, done, dry_run=dry_run)
     finally:
         if not dry_run:
             _write_down(resolved, done.removed)
     return done
+
+
+def _submitted(study_dir: Path, wanted: Mapping[str, _Wanted]) -> list[str]:
+    """The Series of which Runs were submitted, as its control.jsonl says."""
+    events = Control(study_dir / "control.jsonl").read()
+    submitted = {run_id for event in events if event["event"] == "submitted" for run_id in event["runs"]}
+    return [series_id for series_id, one in wanted.items() if submitted & one.runs.keys()]
 
 
 def _write_down(resolved: ResolvedStudy, removed: Sequence[Item]) -> None:

@@ -74,6 +74,11 @@ def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> Reso
     return ResolvedStudy(study, root, corpus, text, points, where, tuned)
 
 
+def trials_name(study_name: str) -> str:
+    """What the trials of a study's tuning go by: a place of their own below the study's, a name no study can have."""
+    return f"{study_name}/tune"
+
+
 def submitted_with(root: Root, name: str) -> Tuned | None:
     """The learning rates a study of that name was last submitted with, here or where it was imported from."""
     path = root.study(name) / "study.json"

@@ -66,6 +66,8 @@ def print_pruned(console: Console, name: str, root: Root, done: Pruned, *, dry_r
     for why, items in reasons.items():
         size = sum(item.bytes for item in items) / GIB
         console.print(f"stays: {_counted_items(items)}, {size:.4f} GiB: {why}", markup=False)
+    if done.trials:
+        console.print(f"with {counted(len(done.trials), 'series')} that its tuning had trained")
     for series_id in done.busy:
         console.print(f"series {series_id} is in training: left alone")
     for note in done.notes:
@@ -89,6 +91,7 @@ def pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> di
         "dry_run": dry_run,
         "removed": [item.as_json(root) for item in done.removed],
         "kept": [item.as_json(root) for item in done.kept],
+        "trials": done.trials,
         "busy": done.busy,
         "notes": done.notes,
         "totals": {

@@ -12,7 +12,7 @@ from harness.grid import GridPoint
 from harness.mirror import MirrorThread
 from harness.rundir import write_atomically
 from harness.status import RunState, RunStatus, StatusReader
-from harness.submission import submitted_with
+from harness.submission import submitted_with, trials_name
 from harness.terminal import errors, stoppable
 from harness.tracking import tracking_uri
 from harness.tuned import Tuned
@@ -117,7 +117,7 @@ class _Trials:
 
     def __init__(self, space: Space, controller: Controller) -> None:
         self.space, self.controller = space, controller
-        self.name = f"{space.study.name}/tune"
+        self.name = trials_name(space.study.name)
         self._reader = StatusReader(space.root, self.name)
         self._points: dict[tuple[Cell, int], tuple[GridPoint, ...]] = {}
         self._tags: dict[str, dict[str, str]] = {}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from harness.grid import CorpusView, expand, view_corpus
 from harness.rundir import Root
 from harness.study import ModelPatch, Study, TextChoice, Training
-from harness.submission import ResolvedStudy, text_of
+from harness.submission import ResolvedStudy, text_of, trials_name
 from harness.training.schedule import branch_step
 from harness.tuned import rounded
 from harness.tuning.settings import Dimension, Tune
@@ -220,8 +220,7 @@ class Space:
             "seeds": list(self.tune.seeds),
         }
         variant = validate(Study, fields, f"{self.where}: tune ({architecture}, {size})")
-        # A place of its own below the study's, for what is written of trials: no study can have such a name.
-        return variant.model_copy(update={"name": f"{self.study.name}/tune"})
+        return variant.model_copy(update={"name": trials_name(self.study.name)})
 
 
 def _ends(one: Dimension) -> tuple[Any, ...]:

@@ -45,6 +45,7 @@ class InThisProcess:
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
         jobs = submission.prepare(missing)
         submission.launch(jobs)
+        submission.tell_submitted([row.run_id for row in missing])
         for job in jobs:
             for root, runs in group_by_series(job.run_dirs):
                 train_series(
