@@ -51,8 +51,9 @@ def tune(
 ) -> None:
     """Search the study's `tune:` keys for its smaller sizes, and carry the learning rate to the others (Optuna).
 
-    Each trial is a run like any other. Killed and started again it goes on. What it learns is kept beside the study in
-    tuned.json, where `lr: tuned` finds it.
+    Each trial is a run like any other. Killed and started again it goes on; started again after a trial failed it tries
+    others, and ends with 0 unless one fails again. What it learns is kept beside the study in tuned.json, where `lr:
+    tuned` finds it.
     """
     from harness.tuning.report import describe, print_tuning, tuning_document
     from harness.tuning.session import tune_study

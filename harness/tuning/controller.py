@@ -15,7 +15,7 @@ from harness.plan import make_plan
 from harness.process import identify_process
 from harness.status import RunState, RunStatus
 from harness.submission import Submission, forgive
-from harness.tuning.record import open_search, startup_trials
+from harness.tuning.record import OWNER, is_ours, open_search, owner_of, startup_trials
 from harness.tuning.space import Cell, Space, Values
 from harness.tuning.trials import OUTCOME, REASON, Ending, LiveTrial, Outcome, Told, has_diverged, told_of
 from harness.tuning.workplace import Workplace
@@ -24,7 +24,7 @@ from ssmttm.errors import InputError
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study as Search
-    from optuna.trial import Trial
+    from optuna.trial import FrozenTrial, Trial
 
 MOST_FAILURES = 3
 """Trials of a cell that may fail, other than by diverging, before nothing more is tried there."""
@@ -37,13 +37,15 @@ class Controller:
 
     def __init__(self, space: Space, storage: BaseStorage, workplace: Workplace, on_told: Listener) -> None:
         self.space, self.tune, self.workplace, self.on_told = space, space.tune, workplace, on_told
+        self.owner = owner_of(space.root.study(space.study.name) / "tune")
         every = space.study.tracking.eval_every
         self.searches: dict[Cell, Search] = {
             cell: open_search(storage, cell, self.tune, space.iterations, every) for cell in space.cells
         }
         self.process = identify_process()
         self.live: list[LiveTrial] = []
-        self._failures: dict[Cell, int] = dict.fromkeys(self.searches, 0)
+        self._failed: dict[Cell, list[Told]] = {cell: [] for cell in self.searches}
+        """Trials that failed under this controller."""
 
     def run(self, on_look: Callable[[], None] = lambda: None) -> None:
         """Bring every cell to its number of trials. Raises DiskFull where no room is left to go on."""
@@ -67,6 +69,19 @@ class Controller:
             if frozen.state.is_finished() and self._is_whole(frozen.params)
         ]
 
+    def failed(self) -> list[tuple[Cell, Told]]:
+        """The trials that failed under this controller and whose values no other has brought to an end."""
+        ended = {
+            cell: [one.values for one in self.told(cell) if one.outcome is not Outcome.FAILED]
+            for cell in self.searches
+        }
+        return [
+            (cell, one)
+            for cell, all_ in self._failed.items()
+            for one in all_
+            if one.values not in ended[cell]
+        ]
+
     # -- asking
 
     def _next_cell(self) -> Cell | None:
@@ -74,7 +89,7 @@ class Controller:
         lacking = {
             cell: count
             for cell in self.searches
-            if (count := self._count(cell)) < self.tune.trials and self._failures[cell] < MOST_FAILURES
+            if (count := self._count(cell)) < self.tune.trials and len(self._failed[cell]) < MOST_FAILURES
         }
         return min(lacking, key=lambda cell: lacking[cell], default=None)
 
@@ -93,17 +108,34 @@ class Controller:
         if len(trials) < startup and all(trial.state is not TrialState.WAITING for trial in trials):
             search.enqueue_trial(self.space.design(startup, cell.name)[len(trials)])
         trial = search.ask(fixed_distributions=self.space.distributions())
+        trial.set_user_attr(OWNER, self.owner)
         self._begin(cell, trial, self.space.values(trial.params))
 
     def _adopt(self, cell: Cell, search: Search) -> None:
-        """Take over what an earlier controller left running."""
+        """Take over what an earlier controller of this ROOT left running."""
         from optuna.trial import Trial, TrialState
 
         for frozen in search.get_trials(states=(TrialState.RUNNING,)):
+            if not self._is_ours(frozen):
+                continue
             if not self._is_whole(frozen.params):  # it was killed while it asked
                 search.tell(frozen.number, state=TrialState.FAIL)
                 continue
             self._begin(cell, Trial(search, frozen._trial_id), self.space.values(frozen.params))
+
+    def _is_ours(self, frozen: FrozenTrial) -> bool:
+        return is_ours(frozen, self.owner, shared=self.tune.storage is not None)
+
+    def elsewhere(self) -> int:
+        """How many trials run under another ROOT that shares the record."""
+        from optuna.trial import TrialState
+
+        running = (TrialState.RUNNING,)
+        return sum(
+            not self._is_ours(frozen)
+            for search in self.searches.values()
+            for frozen in search.get_trials(deepcopy=False, states=running)
+        )
 
     def _is_whole(self, params: object) -> bool:
         return isinstance(params, dict) and set(params) == set(self.space.dimensions)
@@ -188,9 +220,10 @@ class Controller:
         # To Optuna a trial that diverged is one that was pruned: bad values, and no loss to learn a scale from.
         states = {Outcome.FINISHED: TrialState.COMPLETE, Outcome.FAILED: TrialState.FAIL}
         self.searches[cell].tell(trial, ending.loss, states.get(ending.outcome, TrialState.PRUNED))
+        told = Told(trial.number, values, ending)
         if ending.outcome is Outcome.FAILED:
-            self._failures[cell] += 1
-        self.on_told(cell, Told(trial.number, values, ending))
+            self._failed[cell].append(told)
+        self.on_told(cell, told)
 
     # -- for a mirror
 

@@ -11,8 +11,10 @@ import contextlib
 import json
 import os
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +34,13 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
     from optuna.study import Study
+    from optuna.trial import FrozenTrial
 
 JOURNAL = "optuna.log"
+OWNER = "ssmscale.owner"
+"""Attribute of a trial: which ROOT trains it. A database may be shared, and what another ROOT trains is not lost."""
+ASKING_SECONDS = 2 * 24 * 3600.0
+"""Age of a trial without an owner at which nobody can be asking for it; some databases tell time without its zone."""
 
 
 @contextlib.contextmanager
@@ -51,6 +58,29 @@ def in_control(folder: Path, name: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def owner_of(folder: Path) -> str:
+    """What the trials that this ROOT trains of a study are marked with, made once; call it in control."""
+    path = folder / "owner"
+    if not path.exists():
+        write_atomically(path, f"{uuid.uuid4().hex}\n")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def is_ours(trial: FrozenTrial, owner: str, *, shared: bool) -> bool:
+    """Whether a running trial is this ROOT's, so that one nobody controls any more may be taken over.
+
+    One of no owner is of a controller that asks for it now or was killed over that: ours in a file of our own, and in a
+    database once it has been so for long.
+    """
+    whose = trial.user_attrs.get(OWNER)
+    if whose is not None:
+        return bool(whose == owner)
+    began = trial.datetime_start
+    return not shared or (
+        began is not None and (datetime.now(began.tzinfo) - began).total_seconds() > ASKING_SECONDS
+    )
 
 
 def open_journal(folder: Path) -> BaseStorage:

@@ -13,7 +13,7 @@ from harness.mirror import MirrorThread
 from harness.rundir import write_atomically
 from harness.status import RunState, RunStatus, StatusReader
 from harness.submission import submitted_with, trials_name
-from harness.terminal import errors, stoppable
+from harness.terminal import counted, errors, stoppable
 from harness.tracking import tracking_uri
 from harness.tuned import Tuned
 from harness.tuning.controller import Controller, Listener
@@ -37,15 +37,10 @@ class Tuning:
     """Steps trained for the trials of each cell, each Run counted once."""
     tuned: Tuned | None
     notes: Sequence[Note]
+    failed: Sequence[tuple[Cell, Told]]
+    """Trials that failed this time other than by diverging, and did not succeed when they were tried again."""
     is_kept: bool
     """Whether tuned.json holds what was learnt."""
-
-    @property
-    def failed(self) -> list[tuple[Cell, Told]]:
-        """Trials that failed other than by diverging."""
-        return [
-            (cell, one) for cell, all_ in self.told.items() for one in all_ if one.outcome is Outcome.FAILED
-        ]
 
 
 def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listener) -> Tuning:
@@ -91,8 +86,11 @@ def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listen
             mirror.finish(rows)
         told = {cell: controller.told(cell) for cell in space.cells}
         tuned, notes = learn(space, told)
+        if elsewhere := controller.elsewhere():
+            text = f"{counted(elsewhere, 'trial')} asked for under another ROOT run there, and count as asked for here"
+            notes.append(Note("trials_elsewhere", text))
         is_kept = keep(space, tuned, notes)
-    return Tuning(space, told, trials.steps(rows), tuned, notes, is_kept)
+    return Tuning(space, told, trials.steps(rows), tuned, notes, controller.failed(), is_kept)
 
 
 def keep(space: Space, tuned: Tuned | None, notes: list[Note]) -> bool:

@@ -69,7 +69,7 @@ class Tune(Frozen):
     parallel: Count | None = None
     """Trials trained at once; null takes as many as there is room for."""
     storage: str | None = None
-    """Address of a database for Optuna's record; null keeps it in a file under ROOT."""
+    """Address of a database for Optuna's record, which several ROOTs may share; null keeps it in a file under ROOT."""
     scale_by: Literal["n_params", "d_model"] = "n_params"
     """What the best learning rate is taken to be a power of."""
 

@@ -228,6 +228,68 @@ def test_values_that_diverge_are_told_as_bad_and_not_as_a_failure(fields: Fields
     assert "loss" in str(by_rate[1e30].ending.reason)
 
 
+def test_a_trial_that_failed_counts_until_its_values_succeed(fields: Fields, here: Root) -> None:
+    fields["tune"] |= {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}, "trials": 6}
+    controller, _ = tuned_here(here, fields, losing=1)
+    (cell,) = controller.searches
+    assert [one.outcome for one in controller.told(cell)] == [Outcome.FAILED, *[Outcome.FINISHED] * 6]
+    assert {one.values["training.optimiser.lr"] for one in controller.told(cell)[1:]} == {0.01, 0.02}
+    assert controller.failed() == []
+
+
+def test_a_trial_that_failed_for_good_is_told_by_the_call_it_failed_in(fields: Fields, here: Root) -> None:
+    controller, _ = tuned_here(here, fields, losing=1)
+    (cell,) = controller.searches
+    first, *rest = controller.told(cell)
+    assert [one.outcome for one in rest] == [Outcome.FINISHED] * 2
+    assert controller.failed() == [(cell, first)]
+    again, place = tuned_here(here, fields)
+    assert again.told(cell) == [first, *rest]
+    assert (again.failed(), place.trained) == ([], [])
+
+
+def test_what_another_root_trains_is_left_to_it_and_what_it_finished_is_known(
+    fields: Fields, tmp_path: Path
+) -> None:
+    fields["tune"] |= {"storage": f"sqlite:///{tmp_path / 'optuna.db'}", "trials": 3}
+    ours, theirs = Root(tmp_path / "ours"), Root(tmp_path / "theirs")
+
+    def opened() -> Any:
+        return open_database(fields["tune"]["storage"], "test")
+
+    def kill_after_the_second(_: Cell, told: Told) -> None:
+        if told.number:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tuned_here(
+            theirs, fields | {"tune": fields["tune"] | {"parallel": 3}}, kill_after_the_second, opened()
+        )
+    controller, place = tuned_here(ours, fields, storage=opened())
+    (cell,) = controller.searches
+    assert place.trained == []  # two are finished and one is theirs: no fourth was asked for
+    assert [one.number for one in controller.told(cell)] == [0, 1]
+    assert controller.elsewhere() == 1
+    again, place = tuned_here(theirs, fields, storage=opened())
+    assert [one.number for one in again.told(cell)] == [0, 1, 2]
+    assert again.elsewhere() == 0
+
+
+def test_a_trial_of_nobody_is_left_to_whoever_asks_for_it_until_that_cannot_be(
+    fields: Fields, here: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields["tune"] |= {"storage": f"sqlite:///{tmp_path / 'optuna.db'}", "trials": 1}
+    storage = open_database(fields["tune"]["storage"], "test")
+    space = space_of(here, fields)
+    search = open_search(storage, the_cell(space), space.tune, space.iterations, None)
+    search.ask(fixed_distributions=space.distributions())  # another ROOT's, which is about to say so
+    controller, place = tuned_here(here, fields, storage=storage)
+    assert (place.trained, controller.elsewhere()) == ([], 1)
+    monkeypatch.setattr("harness.tuning.record.ASKING_SECONDS", -1.0)
+    controller, place = tuned_here(here, fields, storage=storage)
+    assert (len(place.trained), controller.elsewhere()) == (1, 0)
+
+
 def test_runs_of_a_trial_that_is_over_are_cancelled_before_anything_calls_it_over(
     fields: Fields, here: Root
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 from harness.cluster import this_machine
 from harness.dispatch.local import LocalDispatcher
 from harness.grid import GridPoint
+from harness.process import identify_process
+from harness.remaining import give_up
 from harness.rundir import Root
 from harness.status import RunStatus, StatusReader
 from harness.study import Study
@@ -36,6 +38,9 @@ class InThisProcess:
         self.reader = StatusReader(root, study_name)
         self.trained: list[str] = []
         """Runs trained here, in order."""
+        self.process = identify_process()
+        self.losing = 0
+        """How many of the next trials are lost, as with the node they were on."""
         self.stop_after = stop_after
         """How often training asks whether to stop before it is told so; None lets it end."""
 
@@ -47,6 +52,10 @@ class InThisProcess:
         submission.launch(jobs)
         submission.tell_submitted([row.run_id for row in missing])
         for job in jobs:
+            if self.losing:
+                self.losing -= 1
+                give_up(submission.root, job.series_id, job.run_dirs, "its node was lost")
+                continue
             for root, runs in group_by_series(job.run_dirs):
                 train_series(
                     runs, root, StopFlag() if self.stop_after is None else StopAfter(self.stop_after)
@@ -58,7 +67,7 @@ class InThisProcess:
         pass
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
-        return self.reader.read(points)
+        return self.reader.read(points, submitter=self.process)
 
     def close(self) -> None:
         pass
@@ -74,10 +83,12 @@ def tuned_here(
     fields: Fields,
     on_told: Callable[[Cell, Told], None] = lambda cell, told: None,
     storage: Any = None,
+    losing: int = 0,
 ) -> tuple[Controller, InThisProcess]:
     """Tune a study in this process; its controller and where its trials were trained."""
     space = space_of(root, fields)
     place = InThisProcess(root, f"{space.study.name}/tune")
+    place.losing = losing
     folder = root.study(space.study.name) / "tune"
     folder.mkdir(parents=True, exist_ok=True)
     controller = Controller(space, storage or open_journal(folder), place, on_told)
