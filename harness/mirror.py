@@ -39,7 +39,7 @@ log = logging.getLogger("ssmscale.tracking")
 
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts at a tracker that is gone, at most."""
-STUCK_SECONDS = 30.0
+STUCK_SECONDS = 120.0
 """How long the end of a submission waits for a tracker that gets nowhere; `ssmscale sync` brings the rest."""
 LAST_TRIES, LAST_PAUSE = 4, 1.0
 """How often, and after how many seconds each, a last round that failed is tried again."""

@@ -28,9 +28,9 @@ from harness.store import SQLITE, redact
 from harness.training.preemption import stop_when_parent_ends
 from ssmttm.errors import InputError
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 """The server imports for 5 s on an idle core; a busy machine takes its time."""
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 30.0
 LOG_LINES = 8
 KEPT_SETTINGS = ("MLFLOW_SQLALCHEMYSTORE_", "MLFLOW_UVICORN_OPTS")
 """Of the caller's MLFLOW_ variables: the others speak of MLflow as a client, or would undo what is decided here."""

@@ -201,7 +201,11 @@ class Keeper:
             "RAY_memory_monitor_refresh_ms": "0",
             # A raylet that was killed is missed after 5 s and not after 15.
             "RAY_health_check_period_ms": "1000",
+            # A busy machine takes long to import what agents, the dashboard, its parts and workers need.
             "RAY_agent_register_timeout_ms": "300000",
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+            "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "300",
+            "RAY_worker_register_timeout_seconds": "300",
             "DASHBOARD_METRIC_PORT": "0",  # the dashboard's own metrics listen at a fixed port otherwise
         }
 

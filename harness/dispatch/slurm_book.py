@@ -21,7 +21,7 @@ from harness.process import identify_process, process_is_alive
 
 UNSEEN_SECONDS = 300.0
 """How long an array without a job may be in the hands of a submission on another host before it counts as lost."""
-ORPHAN_SECONDS = 3.0
+ORPHAN_SECONDS = 10.0
 """Age an array has before SLURM is asked whether it was submitted: sbatch outlives the submission that was killed."""
 
 
