@@ -27,7 +27,9 @@ import psutil
 HERE = Path(__file__).parent
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-START_SECONDS = 60.0
+START_SECONDS = 300.0
+"""Each daemon is there within seconds on an idle machine; a busy one takes its time."""
+END_SECONDS = 60.0
 LOWEST_PORT = 20000
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -43,7 +45,7 @@ class Shape:
     memory_mib: int = 16_000
     max_array_size: int = 1001
     max_jobs: int = 10_000
-    grace_seconds: int = 30
+    grace_seconds: int = 120
     """Time a preempted job has between SIGTERM and SIGKILL."""
     accounting: bool = True
     """Whether it keeps accounts; many sites keep none, and then there is no sacct."""
@@ -108,7 +110,7 @@ class DevCluster:
         children = [child for process in held for child in process.children(recursive=True)]
         for process in held:
             process.terminate()
-        _, stuck = psutil.wait_procs(held, timeout=10)
+        _, stuck = psutil.wait_procs(held, timeout=END_SECONDS)
         # A job's shepherd detaches itself from the slurmd that started it.
         shepherds = [
             process
@@ -119,7 +121,7 @@ class DevCluster:
         left = [*stuck, *shepherds, *(child for child in children if child.is_running())]
         for process in left:
             _kill(process)
-        psutil.wait_procs(left, timeout=10)
+        psutil.wait_procs(left, timeout=END_SECONDS)
         shutil.rmtree(self.home, ignore_errors=True)
 
     def start_node(self, node: str) -> None:
@@ -130,7 +132,7 @@ class DevCluster:
         """End a node's slurmd with SIGKILL, as if its machine had gone silent; jobs on it may go on writing."""
         for process in self._processes(f"slurmd-{node}"):
             _kill(process)
-            process.wait(10)
+            process.wait(END_SECONDS)
 
     def _write(self) -> None:
         for name in ("logs", "state", "spool", "gpus", "munge", "database", "pids"):
@@ -288,7 +290,7 @@ class DevCluster:
             capture_output=True,
             text=True,
             env=self._environment(),
-            timeout=60,
+            timeout=START_SECONDS,
             check=False,
         )
         if check and done.returncode:
@@ -314,8 +316,15 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
 
 
+_CLAIMS: list[socket.socket] = []
+"""One for each port that was given out: a name that the kernel lets go of with this process."""
+
+
 def free_ports(count: int) -> Sequence[int]:
-    """Ports of 127.0.0.1 that nobody listens on now, below those the system gives to whoever asks for any."""
+    """Ports of 127.0.0.1 that nobody listens on now, below those the system gives to whoever asks for any.
+
+    No other process of this machine that asks here is given one of them while this one lives.
+    """
     try:
         first = int(EPHEMERAL.read_text().split()[0])
     except (OSError, ValueError, IndexError):
@@ -324,6 +333,9 @@ def free_ports(count: int) -> Sequence[int]:
     for port in random.SystemRandom().sample(range(LOWEST_PORT, max(first, LOWEST_PORT + 1000)), k=1000):
         with socket.socket() as endpoint, contextlib.suppress(OSError):
             endpoint.bind(("127.0.0.1", port))
+            claim = socket.socket(socket.AF_UNIX)
+            claim.bind(f"\0ssmscale-port-{port}")
+            _CLAIMS.append(claim)
             found.append(port)
         if len(found) == count:
             return found

@@ -8,7 +8,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from slurm.devcluster.cluster import free_ports
 from tests.waiting import PATIENCE, wait_until
 
 PASSWORD = "a/secret%word"
@@ -27,9 +27,8 @@ PASSWORD = "a/secret%word"
 
 
 def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
+    """A port of the loopback that stays free: no other test is given it, nor anybody who asks the kernel for any."""
+    return free_ports(1)[0]
 
 
 class Postgres:
