@@ -1,15 +1,25 @@
-"""Waiting for what other processes do: for conditions and never for times, so that no test fails on a slow machine."""
+"""Waiting for what other processes do: for conditions and never for times, so that no test fails on a slow machine.
+
+What is over soon is made to last instead: steps of training come at a given pace (`paced`), however fast the machine.
+"""
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import psutil
 
 PATIENCE = 600.0
 """Seconds after which a test gives up: of no use but to end one that would wait for ever."""
+
+PACED = Path(__file__).parent / "paced"
+"""A folder for PYTHONPATH: with it, and PACED_STEP_SECONDS, optimiser steps come at a given pace."""
 
 
 def wait_until(
@@ -37,6 +47,21 @@ def _cpu_seconds() -> float:
     """What this process and those it has waited for have computed."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def paced(seconds: float) -> dict[str, str]:
+    """An environment in which steps of training take so long at least: whoever looks for one in time finds it."""
+    before = [path for path in [os.environ.get("PYTHONPATH")] if path]
+    path = os.pathsep.join([str(PACED), *before])
+    return {**os.environ, "PYTHONPATH": path, "PACED_STEP_SECONDS": str(seconds)}
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether a process has not ended; it may end while it is asked after."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def state_of(process: subprocess.Popen[str]) -> str:

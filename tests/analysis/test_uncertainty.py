@@ -119,7 +119,6 @@ def test_intervals_of_the_few_series_of_a_demo_cover_the_truth() -> None:
 
 
 @pytest.mark.verify
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "study", [SyntheticStudy(), SyntheticStudy(cluster_noise=0.002, row_noise=0.004), WIDE]
 )

@@ -152,9 +152,7 @@ def make(devcluster: DevCluster, study_fields: dict[str, Any], tmp_path: Path) -
         return study
 
     yield make
-    for study in made:
-        ids = [line.split()[0] for line in study.queue()]
-        if ids:
-            study.slurm("scancel", *ids)
+    for study in made[:1]:
+        study.slurm("scancel", "--user=root")  # by their numbers those would be refused that end just now
     if made:
         made[0].wait_until_over()

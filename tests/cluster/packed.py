@@ -71,6 +71,7 @@ while not told and not last:
         known = None if seen is None else set(alive)
         if seen:
             tell(offered=seen)
+        last = last and seen is not None
     time.sleep(0.1)
 if last:
     sys.exit(0)
@@ -137,6 +138,12 @@ class PackedJob:
         return subprocess.run(
             command, capture_output=True, text=True, env=environment, check=True, timeout=PATIENCE
         ).stdout
+
+    def cancel(self) -> None:
+        """Take it out of SLURM, where it may have ended long ago."""
+        if self.job_id:
+            environment = {**os.environ, **self.cluster.env}
+            subprocess.run(["scancel", self.job_id], env=environment, check=False, timeout=PATIENCE)
 
     def state(self) -> str:
         """SLURM's word on it; "" where it is not in the queue any more."""

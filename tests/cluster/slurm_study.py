@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from harness.rundir import Root
 from slurm.devcluster.cluster import DevCluster
 from tests.checkouts import environment_of
 from tests.conftest import REPOSITORY
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PACED, PATIENCE, wait_until
 
 PROFILE: dict[str, Any] = {
     "name": "dev",
@@ -44,8 +45,8 @@ class SlurmStudy:
     profile: dict[str, Any] = field(default_factory=lambda: dict(PROFILE))
     code: Path = REPOSITORY
     """The checkout it is submitted from."""
-    beside: list[Path] = field(default_factory=list)
-    """What else Python finds modules in, there and in jobs."""
+    step_seconds: float = 0.0
+    """What a step of training takes at least, so that whoever looks for one in time finds it."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,8 @@ class SlurmStudy:
         """What the command and the jobs it submits run under."""
         return {
             **environment_of(self.code),
-            "PYTHONPATH": os.pathsep.join(map(str, [self.code, *self.beside])),
+            "PYTHONPATH": os.pathsep.join(map(str, [self.code, PACED])),
+            **({"PACED_STEP_SECONDS": str(self.step_seconds)} if self.step_seconds else {}),
             **self.cluster.env,
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo",
@@ -138,9 +140,9 @@ class SlurmStudy:
         return ids[-1]
 
     def nodes(self) -> dict[Path, str]:
-        """Where the jobs that run are, by the Series' directory."""
-        lines = self.slurm("squeue", "--noheader", "--array", "--states=running", "--format=%i %N")
-        held = dict(line.split() for line in lines.splitlines())
+        """Where the jobs are that run or are just ending, by the Series' directory."""
+        lines = self.slurm("squeue", "--noheader", "--array", "--format=%i %N").splitlines()
+        held = dict(words for line in lines if len(words := line.split()) == 2)  # a job that waits is nowhere
         return {series: held[job] for series in self.tasks() if (job := self.job(series)) in held}
 
     def journals(self) -> list[Path]:
@@ -175,7 +177,7 @@ class SlurmStudy:
     def hold(self, beyond: Mapping[Path, int]) -> dict[Path, list[psutil.Process]]:
         """Freeze the ranks of each Series as it passes a step of its trunk; returns them.
 
-        What is to befall a job then finds it training, however fast this machine is.
+        What is to befall a job then finds it training, where its steps last long enough for it to be caught.
         """
         held: dict[Path, list[psutil.Process]] = {}
 
@@ -191,10 +193,6 @@ class SlurmStudy:
         wait_until(all_are_held, at_once=True)
         return held
 
-    def waits(self, series: Path) -> bool:
-        """Whether a Series' job is in the queue and does not run."""
-        return f"{self.job(series)} PENDING" in self.queue()
-
     def make_room(self, node: str) -> None:
         """Have a job of higher priority take a whole node for a moment."""
         self.slurm(
@@ -208,6 +206,16 @@ class SlurmStudy:
 
     def wait_until_over(self) -> None:
         wait_until(lambda: not self.queue())
+
+
+@contextmanager
+def held_back(slurm: Callable[..., str]) -> Iterator[None]:
+    """Jobs wait while the block runs, and those that run go on; `slurm` calls one of SLURM's programs."""
+    slurm("scontrol", "update", "partitionname=low", "state=down")
+    try:
+        yield
+    finally:
+        slurm("scontrol", "update", "partitionname=low", "state=up")
 
 
 Make = Callable[..., SlurmStudy]

@@ -14,7 +14,7 @@ from tests.cluster.slurm_study import Make
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.verify, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.verify]
 
 Fields = dict[str, Any]
 

@@ -13,6 +13,7 @@ from harness.control import Control
 from harness.journal import Event, read_progress
 from slurm.devcluster.cluster import DevCluster
 from tests.cluster.packed import PackedJob
+from tests.cluster.slurm_study import held_back
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -34,8 +35,7 @@ def pack(devcluster: DevCluster, study_fields: Fields, tmp_path: Path) -> Iterat
 
     yield pack
     for job in made:
-        if job.job_id:
-            job.slurm("scancel", job.job_id)
+        job.cancel()
     for job in made:
         wait_until(lambda job=job: not job.state() and not job.processes())
 
@@ -62,14 +62,16 @@ def test_a_job_outlives_its_controller_its_raylets_and_its_time(pack: Pack) -> N
     assert len(job.controllers()) == 2  # it went on
 
     first = job.address
-    # As SLURM does when its time is nearly over, by what the batch file asks for.
-    job.slurm("scancel", "--batch", "--signal=USR2", job.job_id)
-    wait_until(lambda: job.told("told") == [["SIGUSR2"]])
-    wait_until(lambda: f"requeueing job {job.job_id}" in job.out)
-    wait_until(lambda: job.state() == "PENDING" and not job.processes())
-    assert job.address is None
-    assert not first.token_file.exists()
-    assert not first.temp_dir.exists()
+    with held_back(job.slurm):  # else it is started again after a few seconds
+        # As SLURM does when its time is nearly over, by what the batch file asks for.
+        job.slurm("scancel", "--batch", "--signal=USR2", job.job_id)
+        wait_until(lambda: job.told("told") == [["SIGUSR2"]])
+        wait_until(lambda: f"requeueing job {job.job_id}" in job.out)
+        wait_until(lambda: job.state() == "PENDING" and not job.processes())
+        assert job.address is None
+        assert not first.token_file.exists()
+        assert not first.temp_dir.exists()
+        job.cancel()
 
 
 @pytest.mark.verify

@@ -22,7 +22,6 @@ from harness.rundir import Root, read_run
 from tests.cluster.slurm_study import SlurmStudy
 from tests.waiting import wait_until
 
-PACED = Path(__file__).parent / "paced"
 STEP_SECONDS = 1.0
 LENGTHS = {"prefix_mamba": 30, "prefix_simba": 50, "cross_simba": 80, "cross_transformer": 120}
 """Steps by architecture: from half a minute to two, of which a start takes a larger part than of any real Series."""
@@ -96,9 +95,8 @@ def test_the_bound_and_the_busiest_moment_are_those_of_the_journals() -> None:
 
 @pytest.mark.cluster
 @pytest.mark.verify
-@pytest.mark.timeout(1800)
 def test_packed_series_end_within_fifteen_hundredths_of_the_bound(
-    make: Callable[..., SlurmStudy], study_fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., SlurmStudy], study_fields: dict[str, Any]
 ) -> None:
     study_fields["grid"] = {
         "architectures": {name: {"iterations": [steps]} for name, steps in LENGTHS.items()},
@@ -110,9 +108,8 @@ def test_packed_series_end_within_fifteen_hundredths_of_the_bound(
         "seeds": [0, 1],
     }
     study_fields["tracking"] = {"log_every": 10}
-    monkeypatch.setenv("PACED_STEP_SECONDS", str(STEP_SECONDS))
     study = make(study_fields, name="packed", gpus=4, cores=8, memory_gib=8, signal_seconds=20)
-    study.beside.append(PACED)
+    study.step_seconds = STEP_SECONDS
     asked = time.time()
     print(study.submit("--nodes", "2", "--yes", on="ray"))
     (array,) = study.arrays()

@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import pytest
 from harness.control import Control
 from harness.journal import read_progress
 from harness.rundir import Root
-from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.cluster.slurm_study import Make, SlurmStudy, held_back
 from tests.harness.trainer import losses, progress_of, undisturbed
 from tests.waiting import PATIENCE, wait_until
 
@@ -25,16 +23,6 @@ pytestmark = pytest.mark.cluster
 Fields = dict[str, Any]
 
 CORES: Fields = {"gpus": 0, "cores": 2, "memory_gib": 8}
-
-
-@contextmanager
-def held_back(study: SlurmStudy) -> Iterator[None]:
-    """Jobs wait and are not run."""
-    study.slurm("scontrol", "update", "partitionname=low", "state=down")
-    try:
-        yield
-    finally:
-        study.slurm("scontrol", "update", "partitionname=low", "state=up")
 
 
 def facts(study: SlurmStudy, job_id: str) -> dict[str, str]:
@@ -58,7 +46,7 @@ def test_everything_is_handed_over_in_one_job_that_has_its_share_of_the_nodes(
 ) -> None:
     study_fields["grid"]["seeds"] = [0, 1, 2]
     study = make(study_fields)  # of two GPUs a node, four cores and 4 GiB
-    with held_back(study):
+    with held_back(study.slurm):
         said = study.submit("--nodes", "2", on="ray")
         assert "6 runs in 3 series packed on 2 nodes with 2 GPUs each submitted to dev: SLURM job" in said
         (job,) = study.queue()
@@ -99,7 +87,7 @@ def test_auto_packs_what_needs_less_than_a_node_and_makes_jobs_of_the_rest(
     said = study.submit("--dry-run", on="auto")
     assert "4 runs in 2 series packed in one job" in said
     assert "4 runs in 2 series in jobs of their own" in said
-    with held_back(study):
+    with held_back(study.slurm):
         study.submit(on="auto")
         apart, packed = study.arrays()
         assert (apart.packed, packed.packed) == (False, True)

@@ -23,6 +23,7 @@ OPTIONS = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # which is small in a container
     "--disable-background-networking",
     "--enable-logging=stderr",
     "--virtual-time-budget=20000",

@@ -24,6 +24,7 @@ from harness.validation import validate
 from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
 from tests.conftest import Answer
 from tests.harness.trainer import train
+from tests.waiting import is_running, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -170,7 +171,7 @@ def test_ctrl_c_ends_it_in_order(guarded: Served) -> None:
     held = guarded.processes()
     assert len(held) == 2
     assert guarded.stop(signal.SIGINT) == (0, "stopped\n")
-    assert not any(process.is_running() for process in held)
+    wait_until(lambda: not any(map(is_running, held)))
 
 
 def test_a_port_in_use_is_one_sentence(served_study: Path, ssmscale: Command) -> None:

@@ -31,6 +31,7 @@ def test_jobs_on_nodes_are_in_mlflow_while_they_train_and_no_sync_is_needed(
     study_fields |= {"name": "nodes", "tracking": {"log_every": 1, "uri": sqlite_server.address}}
     study_fields["grid"] |= {"seeds": [0, 1], "iterations": [10, 200]}
     study = make(study_fields)
+    study.step_seconds = 0.02
     study.submit()
     held = study.hold(dict.fromkeys(study.tasks(), 20))
 

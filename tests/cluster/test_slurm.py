@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.slurm_study import Make
+from tests.cluster.slurm_study import Make, held_back
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import PATIENCE, wait_until
 
@@ -34,22 +34,18 @@ def test_a_study_is_submitted_and_finishes_by_itself(
 def test_two_submissions_at_once_submit_every_series_once(make: Make, study_fields: Fields) -> None:
     study_fields["grid"]["seeds"] = list(range(6))
     study = make(study_fields)
-    study.slurm("scontrol", "update", "partitionname=low", "state=down")  # jobs wait and are not run
-    try:
+    with held_back(study.slurm):
         both = [study.start_submit(), study.start_submit()]
         for process in both:
             said, _ = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, said
         assert len(study.queue()) == 6
-    finally:
-        study.slurm("scontrol", "update", "partitionname=low", "state=up")
 
 
 def test_a_submission_killed_half_way_is_completed_by_the_next(make: Make, study_fields: Fields) -> None:
     study_fields["grid"]["seeds"] = list(range(120))
     study = make(study_fields, limits={"hours": 1, "array_size": 20})
-    study.slurm("scontrol", "update", "partitionname=low", "state=down")
-    try:
+    with held_back(study.slurm):
         process = study.start_submit()
         wait_until(lambda: len(list(study.root.path.glob("studies/*/arrays/*.json"))) >= 2)
         process.send_signal(signal.SIGKILL)
@@ -58,15 +54,12 @@ def test_a_submission_killed_half_way_is_completed_by_the_next(make: Make, study
         assert len(study.queue()) == 120
         names = set(study.slurm("squeue", "--noheader", "--format=%j").split())
         assert len(names) <= 7
-    finally:
-        study.slurm("scontrol", "update", "partitionname=low", "state=up")
 
 
 def test_arrays_are_split_at_the_sites_limit(make: Make, study_fields: Fields) -> None:
     study_fields["grid"]["seeds"] = list(range(70))
     study = make(study_fields, limits={"hours": 1, "array_size": 50})
-    study.slurm("scontrol", "update", "partitionname=low", "state=down")
-    try:
+    with held_back(study.slurm):
         study.submit()
         ids = [line.split()[0].split("_") for line in study.queue()]
         assert len({number for number, _ in ids}) == 2
@@ -75,20 +68,15 @@ def test_arrays_are_split_at_the_sites_limit(make: Make, study_fields: Fields) -
         said = study.run("cancel")
         assert "70 jobs taken from SLURM" in said
         assert json.loads(study.run("status", "--json"))["counts"] == {"cancelled": 140}
-    finally:
-        study.slurm("scontrol", "update", "partitionname=low", "state=up")
 
 
 def test_cancelling_a_study_leaves_other_jobs_alone(make: Make, study_fields: Fields) -> None:
     study = make()
-    study.slurm("scontrol", "update", "partitionname=low", "state=down")
-    try:
+    with held_back(study.slurm):
         other = study.slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap", "true").strip()
         study.submit()
         study.run("cancel")
         assert [line.split()[0] for line in study.queue()] == [other]
-    finally:
-        study.slurm("scontrol", "update", "partitionname=low", "state=up")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from harness.journal import Event, read_events
 from harness.provenance import code_state, source_files
 from tests.checkouts import make_checkout
 from tests.cluster.conftest import missing
-from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.cluster.slurm_study import Make, SlurmStudy, held_back
 from tests.harness.trainer import losses
 from tests.waiting import wait_until
 
@@ -26,16 +24,6 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     return make_checkout(tmp_path / "checkout")
-
-
-@contextmanager
-def waiting(study: SlurmStudy) -> Iterator[None]:
-    """Jobs wait, and start when the block ends."""
-    study.slurm("scontrol", "update", "partitionname=low", "state=down")
-    try:
-        yield
-    finally:
-        study.slurm("scontrol", "update", "partitionname=low", "state=up")
 
 
 def told(study: SlurmStudy, *events: Event) -> list[dict[str, Any]]:
@@ -52,7 +40,7 @@ def submit_and_edit(make: Make, fields: dict[str, Any], checkout: Path) -> tuple
     worker.write_text(worker.read_text() + "\nfrom harness import helper\n")
     submitted = code_state(source_files(checkout))
     study = make(fields, code=checkout)
-    with waiting(study):
+    with held_back(study.slurm):
         said = study.submit("--snapshot")
         assert f"--root {study.root.path}" in said
         assert source_files(copy_of(study, submitted)) == source_files(checkout)
@@ -108,7 +96,7 @@ def test_without_a_copy_a_job_says_that_its_code_is_not_what_was_submitted(
 ) -> None:
     submitted = code_state(source_files(checkout))
     study = make(code=checkout)
-    with waiting(study):
+    with held_back(study.slurm):
         study.submit()
         source = checkout / "harness" / "worker.py"
         source.write_text(source.read_text() + "\n# edited while jobs wait\n")

@@ -59,6 +59,7 @@ def test_a_job_that_its_user_cancels_in_slurm_saves_and_stays_out_of_the_queue(
 ) -> None:
     study_fields["grid"]["iterations"] = [10, 200]
     study = make(study_fields)
+    study.step_seconds = 0.02
     study.submit()
     (series,) = study.tasks()
     study.hold({series: 30})
@@ -114,6 +115,7 @@ def test_a_disk_that_takes_nothing_more_interrupts_and_the_same_command_goes_on(
     study_fields["resources"] = {"checkpoint_every": 20}
     small_disk(16 * 2**20)  # which is tmp_path / "disk-0"
     study = make(study_fields, name="disk-0")
+    study.step_seconds = 0.02
     study.submit()
     (series,) = study.tasks()
     held = study.hold({series: 30})[series]
@@ -175,6 +177,7 @@ def test_a_job_that_reaches_its_time_limit_saves_and_is_requeued_under_its_own_n
 ) -> None:
     study_fields["grid"]["iterations"] = [10, 200]
     study = make(study_fields, limits={"hours": 1 / 60}, signal_seconds=20)
+    study.step_seconds = 0.02
     study.submit()
     (series,) = study.tasks()
     job = study.job(series)

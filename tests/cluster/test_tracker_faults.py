@@ -10,10 +10,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from harness.journal import Progress, read_progress
@@ -64,9 +66,26 @@ class Training:
         """Return when training is `FURTHER` steps further, or over."""
         self.wait_for_step(min(self.step() + FURTHER, STEPS))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What trains is held still while the block runs, so that it is not over before; what mirrors goes on."""
+        workers: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):  # it is over
+            workers += psutil.Process(self.process.pid).children()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.suspend()
+        try:
+            yield
+        finally:
+            for worker in workers:
+                with suppress(psutil.NoSuchProcess):
+                    worker.resume()
+
     def miss_its_tracker(self) -> None:
-        """Return when it has said that the tracker is gone, or is over."""
-        wait_until(lambda: self.warnings() or self.process.poll() is not None)
+        """Return when it has said that the tracker is gone."""
+        with self.held():
+            wait_until(lambda: self.warnings() or self.process.poll() is not None)
 
     def said(self) -> str:
         return self.errors.read_text(encoding="utf-8")
@@ -189,26 +208,32 @@ def unread_bytes(port: int) -> int:
 
 def stop_server(training: Training, server: Served, _: Postgres | None) -> None:
     """MLflow's server is stopped, and started again after it was missed."""
-    server.stop()
+    with training.held():
+        server.stop()
     training.miss_its_tracker()
     training.go_on()
-    server.start()
+    with training.held():
+        server.start()
 
 
 def talk_nonsense(training: Training, server: Served, _: Postgres | None) -> None:
     """Where the server was something answers nonsense; then nothing; then the server."""
-    server.stop()
+    with training.held():
+        server.stop()
     with Misbehaving(server.port) as nonsense:
-        wait_until(lambda: nonsense.asked > 1 or training.process.poll() is not None)
+        with training.held():
+            wait_until(lambda: nonsense.asked > 1 or training.process.poll() is not None)
         training.go_on()
-    server.start()
+    with training.held():
+        server.start()
 
 
 def freeze_server(training: Training, server: Served, _: Postgres | None) -> None:
     """MLflow's server takes requests and answers none for a while."""
     server.freeze()
     try:
-        wait_until(lambda: unread_bytes(server.port) > 0 or training.process.poll() is not None)
+        with training.held():
+            wait_until(lambda: unread_bytes(server.port) > 0 or training.process.poll() is not None)
         training.go_on()
     finally:
         server.thaw()
@@ -217,12 +242,14 @@ def freeze_server(training: Training, server: Served, _: Postgres | None) -> Non
 def crash_database(training: Training, _: Served, postgres: Postgres | None) -> None:
     """PostgreSQL ends as in a crash, is missed, and comes back."""
     assert postgres is not None
-    postgres.stop()
+    with training.held():
+        postgres.stop()
     try:
         training.miss_its_tracker()
         training.go_on()
     finally:
-        postgres.start()
+        with training.held():
+            postgres.start()
 
 
 def assert_survives(

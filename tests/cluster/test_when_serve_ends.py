@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests.cluster.servers import Served
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, is_running, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -26,4 +26,4 @@ def test_a_server_whose_command_is_killed_does_not_stay_behind(sqlite_server: Se
     held = sqlite_server.processes()
     assert len(held) == 2  # MLflow's own command, and uvicorn
     sqlite_server.stop(signal.SIGKILL)
-    wait_until(lambda: not any(process.is_running() for process in held))
+    wait_until(lambda: not any(map(is_running, held)))

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from harness.ray_cluster import RayAddress
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, is_running, paced, wait_until
 
 HERE = """\
 import sys
@@ -47,7 +47,7 @@ while True:
     signal.pause()
 """
 DRIVER = """\
-import json, os, subprocess, sys
+import contextlib, json, os, subprocess, sys, time
 import ray
 
 ray.init(log_to_driver=False)
@@ -66,17 +66,26 @@ for line in sys.stdin:
         kept.append(ray.remote(Device).options(num_gpus=0.1, num_cpus=0).remote())
         ray.get(kept[-1].train.remote(*json.loads(line)))
         continue
-    devices = [ray.remote(Device).options(num_gpus=float(line), num_cpus=0).remote() for _ in range(2)]
-    print(json.dumps(sorted(ray.get([device.name.remote() for device in devices]))), flush=True)
-    for device in devices:
-        ray.kill(device)
+    found = None
+    while found is None:
+        while ray.available_resources().get("GPU") != ray.cluster_resources().get("GPU"):
+            time.sleep(0.1)  # what was let go is counted a moment later, and so is a node that is gone
+        devices = [ray.remote(Device).options(num_gpus=float(line), num_cpus=0).remote() for _ in range(2)]
+        with contextlib.suppress(ray.exceptions.RayError):
+            found = sorted(ray.get([device.name.remote() for device in devices]))
+        for device in devices:
+            ray.kill(device)
+    print(json.dumps(found), flush=True)
 """
 
 
 class Here:
     """A process under which a Ray runs."""
 
-    def __init__(self, folder: Path, *, devices: str = "", dashboard: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, devices: str = "", dashboard: bool = False, step_seconds: float = 0.0
+    ) -> None:
+        """Start it; what trains on it takes so long for each step at least."""
         self.folder, self.devices = folder, [name for name in devices.split(",") if name]
         arguments = [str(folder), str(len(self.devices)), str(int(dashboard))]
         self.process = subprocess.Popen(
@@ -84,7 +93,7 @@ class Here:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": devices},
+            env={**paced(step_seconds), "CUDA_VISIBLE_DEVICES": devices},
             start_new_session=True,  # as a shell gives a command a process group, to which Ctrl-C goes
         )
         self.started: list[psutil.Process] = []
@@ -112,13 +121,13 @@ class Here:
         return {
             (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
             for process in psutil.Process(self.process.pid).children(recursive=True)
-            for connection in process.net_connections("tcp")
+            for connection in _connections(process)
             if connection.status == psutil.CONN_LISTEN
         }
 
     def is_gone(self) -> bool:
         """Whether nothing is left of it."""
-        left = [process for process in self.started if _runs(process)]
+        left = [process for process in self.started if is_running(process)]
         return not left and not self.address.temp_dir.exists()
 
     def interrupt(self) -> str:
@@ -193,11 +202,11 @@ class Driver:
 
 def _is_raylet(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
-        return process.name() == "raylet" and _runs(process)
+        return process.name() == "raylet" and is_running(process)
     return False
 
 
-def _runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+def _connections(process: psutil.Process) -> list[Any]:
+    with contextlib.suppress(psutil.NoSuchProcess):  # workers come and go
+        return list(process.net_connections("tcp"))
+    return []

@@ -19,7 +19,7 @@ from harness.journal import read_progress
 from harness.rundir import Root
 from tests.conftest import Answer, files_below
 from tests.harness.trainer import losses, train
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, is_running, paced, wait_until
 
 Fields = dict[str, Any]
 Command = Callable[..., Answer]
@@ -27,7 +27,7 @@ Command = Callable[..., Answer]
 
 @pytest.fixture
 def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
-    """Start `ssmscale submit --on local` as a process of its own; ended with its children after the test."""
+    """Start `ssmscale submit --on local` as a process of its own, in which training takes its time."""
     started: list[subprocess.Popen[str]] = []
 
     def start(study: Path) -> subprocess.Popen[str]:
@@ -37,6 +37,7 @@ def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[s
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=paced(0.01),
         )
         started.append(process)
         return process
@@ -69,8 +70,15 @@ def is_told_to_stop(process: psutil.Process) -> bool:
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "harness.worker" in child.cmdline()]
+    return [child for child in psutil.Process(process.pid).children() if "harness.worker" in words_of(child)]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command; nothing where it has ended, as what is asked of git does soon."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def trunk_step(root: Root) -> int:
@@ -149,7 +157,7 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
     process = start_submit(study)
     wait_until(lambda: trunk_step(root) >= 1, on=process)
     held = workers_of(process)
-    wait_until(lambda: trunk_step(root) >= 20, on=process)
+    wait_until(lambda: trunk_step(root) >= 20, on=process, at_once=True)
     for worker in held:  # lest they finish before they are told to stop
         worker.suspend()
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -158,8 +166,7 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
     for worker in held:
         worker.resume()
     process.wait(timeout=PATIENCE)
-    psutil.wait_procs(workers, timeout=PATIENCE)
-    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    wait_until(lambda: not any(map(is_running, workers)))
     left = json.loads(ssmscale("status", "tiny", "--json").out)["counts"]
     assert left.get("running", 0) == left.get("queued", 0) == 0
     assert left.get("interrupted", 0) > 0
@@ -183,7 +190,7 @@ def test_a_worker_killed_takes_nothing_with_it(
 ) -> None:
     study, root = write_study(two_series), Root(tmp_path / "runs")
     process = start_submit(study)
-    wait_until(lambda: trunk_step(root) >= 20, on=process)
+    wait_until(lambda: trunk_step(root) >= 20, on=process, at_once=True)
     workers_of(process)[0].kill()
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err

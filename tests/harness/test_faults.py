@@ -57,7 +57,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any]
     story = Story(rooted(tmp_path_factory.mktemp("interrupted") / "runs", empty_store), fields)
     assert story.attempt(story.at_step(8)) == -9
     story.mirror()
-    assert len(list(story.series.glob("checkpoints/*.complete"))) == 2
+    assert len(list(story.series.glob("checkpoints/*.complete"))) >= 2  # 3 until the oldest is removed
     return story.root.path
 
 

@@ -255,7 +255,7 @@ LINES = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(1, 3), LINES, ENDS), max_size=12))
 def test_reading_on_says_what_reading_anew_says_whatever_the_bytes(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, bytes, bytes]]
@@ -273,7 +273,7 @@ def test_reading_on_says_what_reading_anew_says_whatever_the_bytes(
         assert all(event["attempt"] in {1, 2, 3} for event in read_events(directory))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(1, 2), st.sampled_from(["step", "eval"]), st.integers(0, 5)), max_size=12)
 )
@@ -328,7 +328,7 @@ def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
     assert reader.read(tmp_path).steps == {}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(LINES, ENDS), max_size=8))
 def test_a_control_file_of_any_bytes_stops_nobody(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[bytes, bytes]]

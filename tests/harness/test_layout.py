@@ -9,7 +9,7 @@ import pytest
 
 from harness.journal import read_events, read_progress
 from harness.rundir import Root
-from harness.training.usage import Usage
+from harness.training import usage
 from tests.harness.trainer import StopAfter, losses, series_folder, train
 
 Fields = dict[str, Any]
@@ -68,13 +68,18 @@ def test_the_layout_names_the_kernels(interrupted: Root) -> None:
 
 def test_what_the_first_rank_uses_is_journalled_now_and_then(interrupted: Root) -> None:
     systems = read_progress(series_folder(interrupted)).systems
-    assert list(systems) == [1]  # at most every ten seconds
+    assert min(systems) == 1
     assert systems[1]["cpu_percent"] >= 0
     assert 0.05 < systems[1]["memory_gib"] < 50
     assert "gpu_percent" not in systems[1]
 
 
-def test_a_sample_is_taken_at_most_every_ten_seconds() -> None:
-    usage = Usage("cpu")
-    assert usage.sample() is not None
-    assert usage.sample() is None
+def test_a_sample_is_taken_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(usage.time, "monotonic", lambda: now[0])
+    sampler = usage.Usage("cpu")
+    assert sampler.sample() is not None
+    now[0] = 9.9
+    assert sampler.sample() is None
+    now[0] = 10.1
+    assert sampler.sample() is not None

@@ -104,7 +104,6 @@ def test_the_predicted_peak_is_the_engines(tmp_path: Path) -> None:
 
 
 @pytest.mark.verify
-@pytest.mark.timeout(1800)
 def test_the_predicted_peak_is_the_engines_at_every_stage_on_one_two_and_four_ranks(tmp_path: Path) -> None:
     seeds = {1: (0, 1), 2: (0, 1), 4: (0,)}
     worst = max(

@@ -20,7 +20,7 @@ from harness.study import Study
 from harness.tracking import Tracker, default_uri, sidecar_uri
 from harness.validation import validate
 from tests.harness.journals import begin_series, log_steps, registered, rows_of, write_finished
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, is_running, wait_until
 
 Fields = dict[str, Any]
 
@@ -54,7 +54,8 @@ def test_a_tracker_that_comes_back_gets_what_it_missed(
     thread.start()
     wait_until(lambda: thread.problem)
     log_steps(journal, [1, 2, 3])
-    database.write_bytes(content)
+    with database.open("r+b") as file:  # never empty: an empty file is a store whose tables are to be made
+        file.write(content)
     wait_until(lambda: thread.problem is None)
     thread.finish(rows_of(tracked_root, study_fields))
     tracker = Tracker(default_uri(tracked_root), "tiny", tracked_root)
@@ -187,7 +188,7 @@ def test_a_mirror_beside_a_worker_that_is_killed_ends_too(tracked_root: Root, st
     assert "the journals keep everything" in worker.stderr.readline()
     worker.send_signal(signal.SIGKILL)
     worker.wait(PATIENCE)
-    wait_until(lambda: not beside.is_running() or beside.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not is_running(beside))
 
 
 def test_a_mirror_whose_worker_is_done_before_it_begins_does_not_stay(

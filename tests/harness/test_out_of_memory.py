@@ -17,6 +17,7 @@ from harness.out_of_memory import NAME, is_out_of_memory
 from harness.rundir import Root
 from tests.conftest import Answer
 from tests.harness.trainer import losses, prepared, progress_of, series_folder, train
+from tests.waiting import PATIENCE
 
 Fields = dict[str, Any]
 MIB = 2**20
@@ -48,7 +49,7 @@ def attempt(run_dirs: Sequence[Path], spare: int, after: int = 1) -> int | None:
     server.set_forkserver_preload(["tests.harness.preloaded"])
     process = server.Process(target=limited, args=([str(path) for path in run_dirs], spare, after))
     process.start()
-    process.join(240)
+    process.join(PATIENCE)
     assert process.exitcode is not None
     return process.exitcode
 

@@ -37,7 +37,7 @@ places = st.lists(st.integers(1, 8), min_size=1, max_size=3).map(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mixes, places, st.sampled_from([0.0, 5.0, 50.0]))
 def test_every_piece_is_done_and_no_device_holds_more_than_it_can(
     pieces: list[Piece], nodes: list[Node], startup: float
@@ -52,7 +52,7 @@ def test_every_piece_is_done_and_no_device_holds_more_than_it_can(
     assert set(simulation.done) == {each.key for each in fitting}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(mixes, places, st.randoms(use_true_random=False))
 def test_the_same_question_is_answered_alike_in_whatever_order_it_is_asked(
     pieces: list[Piece], nodes: list[Node], shuffled: random.Random
@@ -63,7 +63,7 @@ def test_the_same_question_is_answered_alike_in_whatever_order_it_is_asked(
     assert decide(pieces, [], nodes, 5.0) == said
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(mixes, st.floats(10.0, 200.0))
 def test_what_a_vanished_node_held_is_done_on_the_others(pieces: list[Piece], moment: float) -> None:
     fitting = [each for each in pieces if each not in fits_nowhere(pieces, TWO_NODES[:1])]

@@ -49,7 +49,6 @@ def trained_seconds(root: Root, fields: dict[str, Any]) -> dict[str, float]:
 
 
 @pytest.mark.verify
-@pytest.mark.timeout(1800)
 def test_eight_of_ten_times_are_predicted_from_one_run_of_each_architecture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

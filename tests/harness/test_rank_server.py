@@ -19,7 +19,7 @@ from harness.dispatch.rank_server import _Server
 from harness.journal import Event, read_events, read_progress
 from harness.rundir import Root
 from tests.harness.trainer import losses, prepared
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, is_running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def stop(ranks: list[RankProcess]) -> list[int | None]:
     for rank in ranks:
         rank.ask_to_stop()
     for rank in ranks:
-        rank.end(60.0)
+        rank.end(PATIENCE)
     return [rank.status for rank in ranks]
 
 
@@ -102,9 +102,9 @@ def test_a_forked_rank_saves_and_ends_when_whoever_asked_for_it_is_gone(
     wait_until(lambda: read_progress(series).step > 3)
     (began,) = processes_of(root)
     process = psutil.Process(began["pid"])
-    rank._process._server.close()  # as the kernel does when a process ends, however it ends
     assert process.ppid() != 1
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    rank._process._server.close()  # as the kernel does when a process ends, however it ends
+    wait_until(lambda: not is_running(process))
     assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
 
 
@@ -128,7 +128,7 @@ def test_what_ends_a_forked_rank_is_told(server: RankServer, tmp_path: Path) -> 
     ranks = start(server.address, 1, tmp_path)
     wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
     ranks[0].signal(signal.SIGKILL)
-    ranks[0].end(60.0)
+    ranks[0].end(PATIENCE)
     assert ranks[0].status == -signal.SIGKILL
 
 

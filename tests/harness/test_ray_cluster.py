@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,8 +132,18 @@ def test_sockets_go_where_their_paths_are_short_enough(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_folders_of_processes_that_were_killed_go_and_those_in_use_stay() -> None:
-    make = "import os, signal, harness.ray_place as place; print(place.temporary_folder({}), flush=True); "
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder in which nobody else makes or removes any, with a path that is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_folders_of_processes_that_were_killed_go_and_those_in_use_stay(short_folder: Path) -> None:
+    there = {"TMPDIR": str(short_folder)}
+    make = (
+        f"import os, signal, harness.ray_place as place; print(place.temporary_folder({there}), flush=True); "
+    )
     killed = subprocess.run(
         [sys.executable, "-c", f"{make} os.kill(os.getpid(), signal.SIGKILL)"],
         capture_output=True,
@@ -141,12 +152,11 @@ def test_folders_of_processes_that_were_killed_go_and_those_in_use_stay() -> Non
     )
     left = Path(killed.stdout.strip())
     assert left.is_dir()
-    first = temporary_folder({})
+    first = temporary_folder(there)
     assert not left.exists()
-    second = temporary_folder({})
+    second = temporary_folder(there)
     assert first.is_dir()
-    for folder in (first, second):
-        shutil.rmtree(folder)
+    assert {first.parent, second.parent} == {short_folder}
 
 
 def test_only_gpus_of_the_allocation_are_offered() -> None:

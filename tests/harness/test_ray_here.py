@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from harness.journal import read_events, read_progress
 from harness.process import process_is_alive
 from harness.rundir import Root
 from tests.harness.trainer import losses, undisturbed
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, paced, wait_until
 
 Fields = dict[str, Any]
 
@@ -36,28 +35,28 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**os.environ, "SSMSCALE_TEST_MARK": str(tmp_path)},
+        env={**paced(0.03), "SSMSCALE_TEST_MARK": str(tmp_path)},
     )
     killed: set[Path] = set()
 
-    def trained_past(step: int) -> Path:
-        def found() -> list[Path]:
-            return [
-                folder
-                for folder in sorted((root.path / "series").glob("*"))
-                if folder not in killed
-                and read_progress(folder).step >= step
-                and read_progress(folder).is_alive
-            ]
+    def rank_past(step: int) -> psutil.Process:
+        found: list[psutil.Process] = []
 
-        wait_until(lambda: found() or submission.poll() is not None, at_once=True)
-        assert submission.poll() is None, submission.communicate()[0]
-        killed.add(folder := found()[0])
-        return folder
+        def is_found() -> bool:
+            for folder in sorted({*(root.path / "series").glob("*")} - killed):
+                told = read_progress(folder)
+                if told.step >= step and told.is_alive and told.started is not None:
+                    killed.add(folder)
+                    found.append(psutil.Process(told.started["pid"]))
+                    return True
+            return False
 
-    rank = psutil.Process((read_progress(trained_past(30)).started or {})["pid"])
-    rank.kill()
-    other = psutil.Process((read_progress(trained_past(30)).started or {})["pid"])
+        wait_until(lambda: is_found() or submission.poll() is not None, at_once=True)
+        assert found, submission.communicate()[0]
+        return found[0]
+
+    rank_past(30).kill()
+    other = rank_past(30)
     (actor,) = [process for process in psutil.process_iter() if _feeds(process, other)]
     assert "RankActor" in " ".join(actor.cmdline())
     actor.kill()
@@ -78,8 +77,12 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
 
     launched = json.loads((next(iter(starts)) / "launch.json").read_text())
     assert launched["dispatcher"] == "ray"
-    assert not any(process_is_alive(event) for events in starts.values() for event in events)
-    assert not [p for p in psutil.process_iter() if _is_marked(p, str(tmp_path))]
+    wait_until(
+        lambda: (
+            not any(process_is_alive(event) for events in starts.values() for event in events)
+            and not [p for p in psutil.process_iter() if _is_marked(p, str(tmp_path))]
+        )
+    )
 
 
 def _feeds(process: psutil.Process, rank: psutil.Process) -> bool:

@@ -98,8 +98,8 @@ class Story:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Here]:
-    """A Ray of this test's own, of two cores."""
-    ray = Here(tmp_path / "ray")
+    """A Ray of this test's own, of two cores, on which training takes its time."""
+    ray = Here(tmp_path / "ray", step_seconds=0.02)
     try:
         yield ray
     finally:

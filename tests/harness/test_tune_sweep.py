@@ -17,7 +17,6 @@ LOW, HIGH, STEPS = 1e-3, 3e-1, 60
 
 
 @pytest.mark.verify
-@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_tuning_ends_within_a_seeds_noise_of_a_sweep_at_a_third_of_its_steps(
     sampler: str, study_fields: Fields, here: Root

@@ -135,13 +135,14 @@ def test_the_number_of_workers_changes_nothing(
     assert again.fingerprint == load_manifest(bach_corpus).fingerprint
 
 
-def test_building_a_finished_corpus_returns_at_once(bach_corpus: Path, bach_spec: BuildSpec) -> None:
+def test_building_a_finished_corpus_loads_nothing_that_builds(
+    bach_corpus: Path, bach_spec: BuildSpec
+) -> None:
     before = (bach_corpus / "manifest.json").stat().st_mtime_ns
     script = (
-        "import sys, time; from pathlib import Path; from ssmttm.corpus.build import build_corpus;"
-        "from ssmttm.corpus.spec import BuildSpec; t = time.perf_counter();"
+        "import sys; from pathlib import Path; from ssmttm.corpus.build import build_corpus;"
+        "from ssmttm.corpus.spec import BuildSpec;"
         "build_corpus(BuildSpec.model_validate_json(sys.argv[1]), Path(sys.argv[2]));"
-        "assert time.perf_counter() - t < 0.5;"
         "heavy = {'torch', 'music21', 'sklearn', 'symusic', 'scipy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", script, bach_spec.model_dump_json(), str(bach_corpus)], check=True)

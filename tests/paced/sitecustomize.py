@@ -1,6 +1,7 @@
 """Found on PYTHONPATH before training is: optimiser steps that come at a given pace, however fast the machine is.
 
-Two cores cannot run eight ranks at full speed, but they can have eight ranks keep a slow pace. A step that is late is
+Two cores cannot run eight ranks at full speed, but they can have eight ranks keep a slow pace; and what is to be met
+in the middle of its training is met there on a fast machine too. A step that is late is
 made up for by those that follow, as a clock is kept and not a pause.
 """
 
