@@ -17,10 +17,11 @@ from pathlib import Path
 
 from harness.control import Control
 from harness.disk import DiskFull
-from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, Dispatcher, Job
+from harness.dispatch.base import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, Dispatcher, Job
 from harness.dispatch.ray import RayDispatcher, connected
 from harness.dispatch.slurm import Array, Task
 from harness.journal import read_progress
+from harness.ray_place import RayDown
 from harness.remaining import unfinished
 from harness.rundir import Root, read_model, read_run
 from harness.see_through import InHand
@@ -34,7 +35,10 @@ OTHERS_SECONDS = 120.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train an array's tasks; returns 0 where nothing is left, 74 where the disk is full, 75 where it was stopped."""
+    """Train an array's tasks; returns 0 where nothing is left.
+
+    Else 69 where there are no nodes, 74 where the disk is full, 75 where it was stopped.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     (array_file,) = arguments if arguments is not None else sys.argv[1:]
     stop = StopFlag()
@@ -52,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         log.error("%s", error)
         return 2
+    except RayDown as error:
+        log.error("%s", error)
+        return EXIT_NO_NODES
     except DiskFull as error:
         log.error("%s; %s", error, error.remedy)
         return EXIT_NO_SPACE

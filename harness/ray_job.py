@@ -27,7 +27,7 @@ from pathlib import Path
 
 from harness.control import Control
 from harness.disk import DiskFull
-from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
+from harness.dispatch.base import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
 from harness.dispatch.rank_process import GRACE_SECONDS
 from harness.dispatch.slurm import Array, packed_folder
 from harness.journal import Event, read_progress
@@ -187,6 +187,8 @@ class Pilot:
                 return code
             nodes.listen(TELL_SECONDS)
             nodes.check()
+            if code == EXIT_NO_NODES:
+                raise RayDown(last_line(self.log))
             reason = f"its controller ended with status {code}; its log ends: {last_line(self.log)}"
             if not self._may_start_again(reason):
                 return code

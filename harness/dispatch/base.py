@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+EXIT_NO_NODES = 69
+"""EX_UNAVAILABLE: the exit status of what trains on a Ray that has had no node for long; another Ray may have."""
 EXIT_NO_SPACE = 74
 """EX_IOERR: a worker's exit status where no room is left on the disk; everything saved before is kept."""
 EXIT_PREEMPTED = 75

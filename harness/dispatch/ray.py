@@ -24,14 +24,18 @@ from harness.dispatch.ray_group import RankGroup
 from harness.dispatch.ray_ranks import ServerActor
 from harness.dispatch.ray_room import Others
 from harness.dispatch.ray_trainer import TrainerGroup, is_long, log_path
+from harness.ray_cluster import START_SECONDS
+from harness.ray_place import RayDown
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.ray")
 
 LOOK_SECONDS = 2.0
 """Time between two looks for room that nobody here has made: nodes come and go."""
-NO_ROOM_SECONDS = 180.0
-"""How long Series that fit nowhere are waited for a node with: one that died is replaced within that time."""
+NO_ROOM_SECONDS = GRACE_SECONDS + START_SECONDS
+"""How long Series that fit nowhere are waited for a node with. One that died is replaced within that time: its workers
+save first, and its successor starts like the first. What hangs in starting `ray start` ends after 30 s, and the node is
+given up at the third time (harness.ray_node)."""
 STARTUP_SECONDS = 15.0
 """What the start of a group is expected to take until one has been seen."""
 
@@ -177,7 +181,10 @@ class RayDispatcher:
         return nodes
 
     def _refuse_what_fits_nowhere(self, pieces: Sequence[Piece], nodes: Sequence[Node]) -> None:
-        """Raise InputError where nothing but Series is left that no node has room for, and no node has come since."""
+        """Raise InputError where nothing but Series is left that no node has room for, and no node has come since.
+
+        Raises RayDown where there is no node: one whose raylet hangs is not seen to be gone by whoever keeps it.
+        """
         large = fits_nowhere(pieces, nodes)
         if self.groups or len(large) < len(pieces):
             self._no_room_since = None
@@ -188,7 +195,9 @@ class RayDispatcher:
             return
         job = self.waiting[large[0].key].job
         kind = "GPUs" if self.on_gpus else "cores"
-        offered = ", ".join(f"{node.devices:g}" for node in nodes if node.devices) or "none"
+        offered = ", ".join(f"{node.devices:g}" for node in nodes if node.devices)
+        if not offered:
+            raise RayDown(f"Ray has had no node for {NO_ROOM_SECONDS:.0f} s; the logs of its nodes tell why")
         raise InputError(
             f"series {job.series_id}: takes {job.ranks * large[0].shape.share:g} {kind}, a node's own or whole nodes; "
             f"the nodes of this Ray have {offered}"

@@ -10,6 +10,9 @@ import pytest
 from harness.dispatch import ray, ray_room
 from harness.dispatch.base import Job
 from harness.dispatch.packing import Node, Piece, Start
+from harness.dispatch.rank_process import GRACE_SECONDS
+from harness.ray_cluster import START_SECONDS
+from harness.ray_place import RayDown
 from ssmttm.errors import InputError
 
 
@@ -28,6 +31,25 @@ def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_wh
         assert dispatcher.poll(handles) == {handles[0]: "queued"}
     now[0] = 20 + ray.NO_ROOM_SECONDS
     with pytest.raises(InputError, match=r"series large: takes 8 GPUs, .* the nodes of this Ray have 4$"):
+        dispatcher.poll(handles)
+
+
+def test_a_node_is_waited_for_while_its_workers_save_and_its_successor_starts_as_slowly_as_a_first_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, now = [Node("head", 0.0), Node("a", 4.0)], [0.0]
+    monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
+    monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
+    monkeypatch.setattr(ray_room, "available", dict)
+    monkeypatch.setattr(ray.time, "monotonic", lambda: now[0])
+    dispatcher = ray.RayDispatcher(tmp_path)
+    handles = dispatcher.submit([Job("small", (), 1, 1, 1, tmp_path)])
+    nodes.pop()
+    for seconds in (10.0, GRACE_SECONDS + START_SECONDS):
+        now[0] = seconds
+        assert dispatcher.poll(handles) == {handles[0]: "queued"}
+    now[0] = 20 + GRACE_SECONDS + START_SECONDS
+    with pytest.raises(RayDown, match=r"^Ray has had no node for \d+ s"):
         dispatcher.poll(handles)
 
 

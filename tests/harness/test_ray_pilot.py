@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from harness import ray_job
-from harness.dispatch.base import EXIT_PREEMPTED
+from harness.control import Control
+from harness.dispatch.base import EXIT_NO_NODES, EXIT_PREEMPTED
 from harness.dispatch.slurm import Array, ArrayBook, Shape, Task
 from harness.process import identify_process
 from harness.ray_place import RayDown
@@ -81,3 +82,32 @@ def test_a_job_whose_time_is_over_while_ray_is_being_started_again_starts_none_a
     assert ray_job.main([str(array_file)]) == EXIT_PREEMPTED
     assert len(starts) == 1
     assert scontrol.read_text().split() == ["7_0"]
+
+
+@pytest.mark.usefixtures("handlers", "scontrol")
+def test_a_ray_that_has_no_node_any_more_is_started_again_and_not_just_its_controller(
+    array_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nodes:
+        """Keepers that have seen nothing: a raylet that hangs is there."""
+
+        def listen(self, _: float) -> None: ...
+
+        def check(self) -> None: ...
+
+    starts: list[None] = []
+
+    @contextmanager
+    def started(pilot: ray_job.Pilot) -> Iterator[Nodes]:
+        starts.append(None)
+        pilot.log.parent.mkdir(parents=True, exist_ok=True)
+        pilot.log.write_text("Ray has had no node for 360 s\n")
+        yield Nodes()
+
+    monkeypatch.setattr(ray_job.Pilot, "_ray", started)
+    codes = iter([EXIT_NO_NODES, EXIT_PREEMPTED])
+    monkeypatch.setattr(ray_job.Pilot, "_steer", lambda self, nodes: next(codes))
+    assert ray_job.main([str(array_file)]) == EXIT_PREEMPTED
+    assert len(starts) == 2
+    (crash,) = Control(array_file.parent.parent / "control.jsonl").read()
+    assert crash["reason"] == "Ray has had no node for 360 s"
