@@ -30,6 +30,8 @@ from ssmttm.errors import InputError
 
 START_SECONDS = 300.0
 """The server imports for 5 s on an idle core; a busy machine takes its time."""
+ANSWER_SECONDS = 60.0
+"""How long one answer may take: its first makes the server get to know its database."""
 GRACE_SECONDS = 30.0
 LOG_LINES = 8
 KEPT_SETTINGS = ("MLFLOW_SQLALCHEMYSTORE_", "MLFLOW_UVICORN_OPTS")
@@ -134,7 +136,8 @@ def _ask(server: Server, path: str, login: tuple[str, str] | None = None) -> int
     if login is not None:
         request.add_header("Authorization", "Basic " + base64.b64encode(":".join(login).encode()).decode())
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=20) as answer:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return int(error.code)

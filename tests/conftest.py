@@ -26,6 +26,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault(
+    "MLFLOW_HTTP_REQUEST_TIMEOUT", "300"
+)  # a server on a busy machine is slow, and not gone
 
 # A shell without job control starts what it puts in the background with Ctrl-C ignored, and so would be all processes
 # that tests start and then interrupt.

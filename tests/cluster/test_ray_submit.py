@@ -109,6 +109,7 @@ def test_a_packed_study_is_watched_loses_its_controller_is_cancelled_in_part_and
     study_fields["grid"]["seeds"] = [0, 1]
     study_fields["tracking"] = {"log_every": 1}
     study = make(study_fields, **CORES)
+    study.step_seconds = 0.05  # what has no end leaves the cores to the others
     study.submit("--nodes", "1", on="ray")
     long = [series for series, task in study.tasks().items() if task.ranks == 2]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from tests.cluster.slurm_study import Make
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import registered
 from tests.harness.trainer import prepared, train
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import PATIENCE, paced, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -104,7 +103,7 @@ def test_a_worker_that_is_killed_is_called_killed_by_its_mirror(
         [sys.executable, "-m", "harness.worker", str(root.run(point.run.run_id))],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**paced(0.05), "OMP_NUM_THREADS": "1"},
     )
     try:
         wait_until(lambda: point.run.series_id in mlflow_runs(sqlite_server.address, "killed"))
