@@ -119,11 +119,15 @@ class Claims:
 
     def held(self, jobs: Sequence[Job]) -> list[Job]:
         """Those of these jobs whose Series somebody else has claimed, and is training or will."""
+
+        def is_held(job: Job) -> bool:
+            claim = read_claim(self.root.series(job.series_id))
+            return claim is not None and self._holds(claim, job.series_id)
+
         return [
             job
-            for job in jobs
-            if (claim := read_claim(self.root.series(job.series_id))) is not None
-            and self._holds(claim, job.series_id)
+            for job, is_theirs in zip(jobs, side_by_side(is_held, jobs, DISK_THREADS), strict=True)
+            if is_theirs
         ]
 
     def _holds(self, claim: Claim, series_id: str) -> bool:
