@@ -137,7 +137,7 @@ def retry(
     snapshot: SnapshotOption = None,
 ) -> None:
     """Forget failures and cancellations, then submit what is missing."""
-    resolved = registered(study, root)
+    resolved = registered(study, root, fetch=True)
     there = _as_before(
         resolved, Options(on, cluster_said(context, cluster), nodes, ray_address), cluster, snapshot
     )

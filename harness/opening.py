@@ -46,13 +46,15 @@ def place_of(study: str, root: Path | None, changes: Sequence[str] | None = None
     return resolved.study, resolved.root
 
 
-def registered(study: str, root: Path | None) -> ResolvedStudy:
-    """A study as it was submitted; the YAML itself where it was not."""
+def registered(study: str, root: Path | None, *, fetch: bool = False) -> ResolvedStudy:
+    """A study as it was submitted; the YAML itself where it was not, `fetch` as for `resolve`."""
     path = Path(study)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         loaded = load_study(path)
         place = Root(root or loaded.root or Path("runs"))
-        return submission.resolve_registered(place, loaded.name) or submission.resolve(loaded, place, study)
+        return submission.resolve_registered(place, loaded.name) or submission.resolve(
+            loaded, place, study, fetch=fetch
+        )
     return open_study(study, root, None)
 
 

@@ -65,7 +65,8 @@ class ResolvedStudy:
 def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> ResolvedStudy:
     """Find the study's corpus and encoder and expand its grid; raises InputError where that cannot be.
 
-    fetch: whether an encoder that is not here is fetched; else Runs that need it have no identity.
+    fetch: whether an encoder that is not here is fetched; else Runs that need it have no identity, and nothing is
+    written.
     """
     corpus = view_corpus(study, where)
     text = text_of(study, root, corpus, where, fetch=fetch)
@@ -105,7 +106,7 @@ def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: 
         return None
     if not corpus.is_known or not (fetch or _text_is_known(study)):
         return UNKNOWN_FINGERPRINT
-    return text_fingerprint(study, root, where)
+    return text_fingerprint(study, root, where, remember=fetch)
 
 
 def _text_is_known(study: Study) -> bool:
@@ -114,8 +115,8 @@ def _text_is_known(study: Study) -> bool:
     return study.text.fingerprint is not None or encoder_is_here(study.text.encoder)
 
 
-def text_fingerprint(study: Study, root: Root, where: str) -> str:
-    """Fingerprint of the study's frozen text encoder, from the study or from the weights.
+def text_fingerprint(study: Study, root: Root, where: str, *, remember: bool = True) -> str:
+    """Fingerprint of the study's frozen text encoder, from the study or from the weights; `remember` what they hash to.
 
     Raises InputError where the weights are not to be had or have another width than the study says.
     """
@@ -125,7 +126,10 @@ def text_fingerprint(study: Study, root: Root, where: str) -> str:
 
     encoder = study.text.encoder
     try:
-        fingerprint, width = encoder_fingerprint(root.text, encoder), encoder_width(encoder)
+        fingerprint, width = (
+            encoder_fingerprint(root.text, encoder, remember=remember),
+            encoder_width(encoder),
+        )
     except InputError as error:
         raise InputError(f"{where}: text.encoder: {error}") from error
     if width not in {None, study.text.dim}:

@@ -1,5 +1,6 @@
 """The files of a pretrained text encoder: where they are and what they are, without loading them or torch."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -39,24 +40,26 @@ def encoder_width(encoder: str) -> int | None:
     return width if isinstance(width, int) else None
 
 
-def encoder_fingerprint(root: Path, encoder: str) -> str:
+def encoder_fingerprint(root: Path, encoder: str, *, remember: bool = True) -> str:
     """Return 64 hex digits over the encoder's files by name and content, never by path.
 
     `root` is the folder of the embedding caches. Raises InputError where the files cannot be had.
     """
-    return files_fingerprint(root, encoder_folder(encoder), "text encoder 1")
+    return files_fingerprint(root, encoder_folder(encoder), "text encoder 1", remember=remember)
 
 
-def files_fingerprint(root: Path, folder: Path, kind: str) -> str:
+def files_fingerprint(root: Path, folder: Path, kind: str, *, remember: bool = True) -> str:
     """Return 64 hex digits over the files of a model's folder by name and content.
 
-    Files are hashed once: the folder `root` remembers them by size and time of change.
+    Files are hashed once: the folder `root` remembers them by size and time of change, and without `remember` tells of
+    them and is not written to.
     """
     names = {path.name: path for pattern in ENCODER_FILES for path in folder.glob(pattern)}
     memory = root / "hashes.json"
-    root.mkdir(parents=True, exist_ok=True)
+    if remember:
+        root.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(kind.encode())
-    with FileLock(root / "hashes.lock"):
+    with FileLock(root / "hashes.lock") if remember else contextlib.nullcontext():
         try:
             known = _Hashes.model_validate_json(memory.read_bytes()).root
         except (OSError, ValidationError):
@@ -70,7 +73,7 @@ def files_fingerprint(root: Path, folder: Path, kind: str) -> str:
                 with path.open("rb") as file:
                     known[key] = hashlib.file_digest(file, "sha256").hexdigest()
             digest.update(f"{name} {known[key]}\n".encode())
-        if len(known) > before:
+        if remember and len(known) > before:
             partial = memory.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(_Hashes(known).model_dump_json())
             partial.replace(memory)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from harness.study import Study
 from harness.submission import resolve
 from harness.validation import validate
 from ssmttm.errors import InputError
+from tests.conftest import Answer
 from tests.harness.trainer import losses, train
 
 
@@ -47,6 +50,32 @@ def test_the_encoder_enters_identity_by_its_weights_and_not_by_its_path(
     here = [run.run_id for run in runs_of(root, frozen_fields)]
     frozen_fields["text"]["encoder"] = str(elsewhere)
     assert [run.run_id for run in runs_of(root, frozen_fields)] == here
+
+
+def test_planning_hashes_an_encoder_that_is_here_and_writes_nothing(
+    frozen_fields: dict[str, Any], write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study = write_study(frozen_fields)
+    planned = json.loads(ssmscale("plan", study, "--json").out)["runs"]
+    assert not Path("runs").exists()
+    root = Root(Path("runs"))
+    assert [run["run_id"] for run in planned] == [run.run_id for run in runs_of(root, frozen_fields)]
+    assert (root.text / "hashes.json").exists()  # whoever is about to train remembers
+
+
+@pytest.mark.parametrize("verb", ["status", "points", "prune", "export"])
+def test_no_verb_that_trains_nothing_fetches_an_encoder(
+    verb: str,
+    frozen_fields: dict[str, Any],
+    write_study: Callable[..., Path],
+    ssmscale: Callable[..., Answer],
+) -> None:
+    frozen_fields["text"]["encoder"] = "nobody/no-such-encoder"
+    options = ("--out", "x.zip") if verb == "export" else ()
+    answer = ssmscale(verb, write_study(frozen_fields), *options)
+    assert "no-such-encoder" not in answer.err
+    assert answer.status == (0 if verb in {"status", "prune"} else 2), answer.err
+    assert not Path("runs/text").exists()
 
 
 def test_missing_weights_are_named_with_where_to_put_them(
