@@ -20,14 +20,14 @@ from analysis.errors import InputError
 from analysis.information import Sensitivity, sensitivity
 from analysis.law import Array
 from analysis.prior import Noise, Prior
-from analysis.simulate import Progress, Simulated, simulate
+from analysis.simulate import Draws, Progress, Simulated, simulate
 from analysis.space import MOST_SEEDS, Grid, Space, spent
 
 FEWEST = 3
 """Sizes, and iteration counts, that a law of both needs."""
 MOST_COUNTS = 5
 FINALISTS = 5
-TRIALS = 30
+TRIALS = Draws(studies=30)
 NEARLY_FREE = 1e-9  # of a budget: what has been trained already costs no more, and gains are over costs
 UNLIKE = 0.2  # share of its seeds by which a finalist differs from every other
 
@@ -46,10 +46,8 @@ def propose(
     prior: Prior,
     budget: float,
     reference: str | None = None,
+    draws: Draws = TRIALS,
     *,
-    delta: float = 1e-3,
-    trials: int = TRIALS,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Proposal:
     """The narrowest grid that `budget` GPU-hours pay for and that keeps the largest size and the longest run.
@@ -92,7 +90,7 @@ def propose(
     finalists = _unlike([grid for _, grid in ranked])
     best: Proposal | None = None
     for number, grid in enumerate(finalists):
-        found = simulate(grid.points(space), prior, base, delta=delta, studies=trials, seed=seed)
+        found = simulate(grid.points(space), prior, base, draws)
         width = _worth(found, base)
         if best is None or width < best.width:
             best = Proposal(grid, grid.gpu_hours(space), width)

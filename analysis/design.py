@@ -19,7 +19,7 @@ from analysis.errors import InputError
 from analysis.law import Law
 from analysis.points import CheckedPoints, too_few
 from analysis.prior import Prior
-from analysis.simulate import RESAMPLES, STUDIES, Progress, Simulated, holds, middle, simulate
+from analysis.simulate import USUAL, Draws, Progress, Simulated, holds, middle, simulate
 from analysis.uncertainty import resample
 
 Interval = tuple[float, float]
@@ -85,11 +85,8 @@ def expected(
     grid: CheckedPoints,
     prior: Prior,
     reference: str | None = None,
+    draws: Draws = USUAL,
     *,
-    delta: float = 1e-3,
-    studies: int = STUDIES,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> DesignDocument:
     """Simulate the grid under the prior and say what its report would.
@@ -107,17 +104,8 @@ def expected(
     notes += [Note(code="not_identified", text=f"{reason}.") for reason in refused]
     found = None
     if not refused:
-        found = simulate(
-            grid,
-            prior,
-            reference,
-            delta=delta,
-            studies=studies,
-            resamples=resamples,
-            seed=seed,
-            progress=progress,
-        )
-        notes += _grid_notes(grid, prior, delta)
+        found = simulate(grid, prior, reference, draws, progress=progress)
+        notes += _grid_notes(grid, prior, draws.delta)
     ratios: tuple[ExpectedRatio, ...] = ()
     if found is not None:
         ratios = tuple(ratios_of(found, reference or _default(grid)))
@@ -127,9 +115,9 @@ def expected(
         prior={name: dict(prior.params[name]) for name in grid.architectures},
         prior_source=prior.source,
         noise={"series": prior.noise.series, "run": prior.noise.run},
-        studies=0 if found is None else studies,
-        resamples=resamples,
-        seed=seed,
+        studies=0 if found is None else draws.studies,
+        resamples=draws.resamples,
+        seed=draws.seed,
         architectures={} if found is None else _parameters(found, prior),
         size_ratio=ratios,
         notes=tuple(notes),

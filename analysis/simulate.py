@@ -19,16 +19,28 @@ from analysis.points import CheckedPoints, build_frame, check_points
 from analysis.prior import Noise, Prior
 from analysis.uncertainty import Scheme, choose_scheme, interval, resample
 
-STUDIES = 100
-RESAMPLES = 100
-"""Enough where the middle of many studies is asked for: its intervals are within a few per cent of a thousand's."""
-FRESH_SEED = 1_000_000
-"""Of studies that no grid was chosen by."""
 REPORTED_RESAMPLES, REPORTED_SEED = 1000, 0
 """What `fit` draws unless told otherwise: its choice between two bootstraps depends on it."""
 
 Cells = Sequence[tuple[int, Sequence[object]]]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which studies are simulated; equal draws are the same studies."""
+
+    studies: int = 100
+    resamples: int = 100
+    """Enough where the middle of many studies is asked for: its intervals are within a few per cent of a thousand's."""
+    seed: int = 0
+    delta: float = 1e-3
+    """Huber's, with which each is fitted."""
+
+
+USUAL = Draws()
+FRESH = Draws(seed=1_000_000)
+"""Studies that no grid was chosen by."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +79,13 @@ def simulate(
     grid: CheckedPoints,
     prior: Prior,
     reference: str | None = None,
+    draws: Draws = USUAL,
     *,
-    delta: float = 1e-3,
-    studies: int = STUDIES,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> Simulated:
     """Train the grid so many times under the prior, and fit and compare each as `fit` would.
 
-    The same seed draws the same studies. Raises InputError where the prior lacks an architecture.
+    Raises InputError where the prior lacks an architecture.
     """
     clean = prior.losses(grid.frame)
     names = list(grid.architectures)
@@ -90,20 +99,20 @@ def simulate(
     found: dict[str, list[compare.Equal]] = {name: [] for name in truth}
     params: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in names}
     scheme: Scheme | None = None
-    for number in range(studies):
-        losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, seed, number)
+    for number in range(draws.studies):
+        losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, draws.seed, number)
         points = replace(grid, frame=grid.frame.assign(loss=losses))
-        fits = fit_all(points, prior.law, delta)
+        fits = fit_all(points, prior.law, draws.delta)
         # What a report would do, whatever resamples a simulation can afford; it depends on the grid alone.
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
-        drawn = resample(fits, resamples, seed + number, scheme)
+        drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
         curves = {fit.architecture: Studied.of(fit, points, drawn).curve for fit in fits}
         for row in compare.at_the_top(curves, base):
             found[row.architecture].append(row)
         for name in names:
             params[name].append([interval(column) for column in drawn.params[name].T])
         if progress is not None:
-            progress(number + 1, studies)
+            progress(number + 1, draws.studies)
     assert scheme is not None
     return Simulated(
         scheme=scheme,

@@ -268,7 +268,7 @@ def _design(
     from analysis.design import expected
     from analysis.design_terminal import print_design, print_proposal
     from analysis.prior import choose_prior
-    from analysis.simulate import FRESH_SEED, grid_of
+    from analysis.simulate import FRESH, grid_of
     from analysis.space import Rung, Space, spelled
     from harness.candidates import candidates_of, grid_fields
     from harness.design_table import COLUMNS, design_cells
@@ -306,7 +306,7 @@ def _design(
         )
         fields = grid_fields(resolved.study, spelled(space, best.grid))
         # Other studies than those by which it was chosen: they flatter it.
-        found = expected(best.grid.points(space), prior, wanted.reference, seed=FRESH_SEED, progress=progress)
+        found = expected(best.grid.points(space), prior, wanted.reference, FRESH, progress=progress)
     if as_json:
         design["proposal"] = {
             "budget_gpu_hours": wanted.budget,

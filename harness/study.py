@@ -301,15 +301,9 @@ class Study(Frozen):
         return any(getattr(optimiser, "lr", None) == TUNED for optimiser in chosen)
 
     def resources_of(self, architecture: str, size: str) -> ResourceChoice:
-        """What one size asks for under one architecture: the study's choice and its own changes to it.
-
-        Raises InputError where a change takes away what has to be there.
-        """
+        """What one size asks for under one architecture: the study's choice and its own changes to it."""
         changes = merged(*(getattr(patch, "resources", None) for patch in self._patches(architecture, size)))
-        if not changes:
-            return self.resources
-        fields = self.resources.model_dump() | changes
-        return validate(ResourceChoice, fields, f"grid.sizes.{size} ({architecture}): resources")
+        return self.resources.model_copy(update=changes)
 
     def size_keys_of(self, architecture: str, size: str) -> SizeKeys:
         """What a size asks for under one architecture beside its model keys; null takes back what was said before."""

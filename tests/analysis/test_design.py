@@ -18,7 +18,7 @@ from analysis.errors import InputError
 from analysis.laws import law_named
 from analysis.points import CheckedPoints
 from analysis.prior import CLAIMED_RATIO, Noise, Prior, assumed_prior, choose_prior, design_law
-from analysis.simulate import drawn_losses, middle, simulate
+from analysis.simulate import Draws, drawn_losses, middle, simulate
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import TRUE_RATIO, SyntheticStudy
 
@@ -57,7 +57,7 @@ def seen(grid: CheckedPoints, studies: int, resamples: int) -> tuple[float, floa
 
 
 def test_the_interval_that_is_expected_is_the_one_that_reports_have(grid: CheckedPoints) -> None:
-    (ratio,) = expected(grid, KNOWN, studies=12, resamples=50).size_ratio
+    (ratio,) = expected(grid, KNOWN, draws=Draws(12, 50)).size_ratio
     assert ratio.truth == pytest.approx(TRUE_RATIO, rel=1e-6)
     assert (ratio.identified, ratio.extrapolated, ratio.not_identified) == (1.0, 0.0, 0.0)
     assert width(ratio.ci95) == pytest.approx(width(seen(grid, 4, 100)), rel=0.35)
@@ -80,12 +80,12 @@ def test_expected_and_seen_intervals_agree_within_a_fifth_over_a_hundred_studies
 
 def test_twice_the_noise_is_expected_to_widen_every_interval(grid: CheckedPoints) -> None:
     usual, noisy = (
-        simulate(grid, replace(KNOWN, noise=noise), studies=8, resamples=50)
+        simulate(grid, replace(KNOWN, noise=noise), draws=Draws(8, 50))
         for noise in (Noise(0.0015, 0.002), NOISE)
     )
     ratios = [width(middle(one.ratio[OTHER])) for one in (usual, noisy)]
     assert 1.5 < ratios[1] / ratios[0] < 3
-    again = simulate(grid, replace(KNOWN, noise=Noise(0.0015, 0.002)), studies=8, resamples=50)
+    again = simulate(grid, replace(KNOWN, noise=Noise(0.0015, 0.002)), draws=Draws(8, 50))
     np.testing.assert_array_equal(again.ratio[OTHER], usual.ratio[OTHER])
 
 
@@ -103,7 +103,7 @@ def test_a_grid_that_cannot_identify_the_law_is_told_so() -> None:
         (two_sizes, "too_few_sizes"),
         (one_size, "not_identified"),
     ):
-        document = expected(checked(table), KNOWN, studies=2, resamples=50)
+        document = expected(checked(table), KNOWN, draws=Draws(2, 50))
         assert code in codes(document)
         assert all(ratio.not_identified == 1.0 and ratio.ci95 is None for ratio in document.size_ratio)
     assert document.size_ratio == ()
@@ -112,7 +112,7 @@ def test_a_grid_that_cannot_identify_the_law_is_told_so() -> None:
 def test_an_equal_size_outside_the_grid_is_foreseen() -> None:
     narrow = replace(STUDY, sizes=(1e6, 1.7e6, 3e6), seeds=(3, 3, 3))
     quiet = replace(KNOWN, noise=Noise(1e-5, 1e-5))
-    document = expected(checked(narrow.table(0)), quiet, studies=2, resamples=50)
+    document = expected(checked(narrow.table(0)), quiet, draws=Draws(2, 50))
     assert document.size_ratio[0].extrapolated == 1.0
     (note,) = [note for note in document.notes if note.code == "extrapolated"]
     assert "below the smallest trained size" in note.text
@@ -120,7 +120,7 @@ def test_an_equal_size_outside_the_grid_is_foreseen() -> None:
 
 def test_what_is_expected_is_shown_with_its_notes(grid: CheckedPoints) -> None:
     shown = Console(file=io.StringIO(), width=200)
-    document = expected(grid, assumed_prior(grid.frame, LAW), studies=2, resamples=50)
+    document = expected(grid, assumed_prior(grid.frame, LAW), draws=Draws(2, 50))
     print_design(shown, document)
     assert isinstance(shown.file, io.StringIO)
     text = shown.file.getvalue()
@@ -129,7 +129,7 @@ def test_what_is_expected_is_shown_with_its_notes(grid: CheckedPoints) -> None:
 
 def test_without_a_prior_the_demos_shape_is_moved_to_the_grid(grid: CheckedPoints) -> None:
     prior = assumed_prior(grid.frame, LAW)
-    document = expected(grid, prior, studies=2, resamples=50)
+    document = expected(grid, prior, draws=Draws(2, 50))
     assert "prior_assumed" in codes(document)
     assert document.size_ratio[0].truth == pytest.approx(CLAIMED_RATIO, rel=1e-6)
     larger = grid.frame.assign(n_params=grid.frame["n_params"] * 1000)
@@ -178,7 +178,7 @@ def test_a_law_that_lacks_size_or_training_plans_no_grid(law: str) -> None:
 
 
 def test_intervals_that_often_miss_the_truth_are_told_of(grid: CheckedPoints) -> None:
-    found = simulate(grid, KNOWN, studies=4, resamples=50)
+    found = simulate(grid, KNOWN, draws=Draws(4, 50))
     truth = found.truth[OTHER]
     assert truth.ratio is not None
     shifted = replace(found, truth={OTHER: replace(truth, ratio=truth.ratio * 3)})

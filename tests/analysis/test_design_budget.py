@@ -12,7 +12,7 @@ from analysis.design import ExpectedRatio, ratios_of
 from analysis.errors import InputError
 from analysis.laws import law_named
 from analysis.prior import Noise, Prior
-from analysis.simulate import simulate
+from analysis.simulate import Draws, simulate
 from analysis.space import Grid, Rung, Space, spelled
 from tests.analysis.synthetic import TOKENS_AN_ITERATION
 
@@ -44,7 +44,7 @@ def space(counts: tuple[int, ...]) -> Space:
 
 def judged(grid: Grid, where: Space, studies: int, resamples: int) -> ExpectedRatio:
     """What the analysis says of studies on this grid that the choice among grids has not seen."""
-    found = simulate(grid.points(where), PRIOR, REFERENCE, studies=studies, resamples=resamples, seed=9000)
+    found = simulate(grid.points(where), PRIOR, REFERENCE, Draws(studies, resamples, seed=9000))
     (ratio,) = ratios_of(found, REFERENCE)
     return ratio
 
@@ -55,7 +55,7 @@ def compared(
     """The proposal for the factorial grid's cost, and by which share its interval is narrower."""
     factorial = Grid(FACTORIAL, (1,) * len(SIZES))
     cost = factorial.gpu_hours(where)
-    found = propose(where, PRIOR, cost, trials=trials)
+    found = propose(where, PRIOR, cost, draws=Draws(studies=trials))
     assert found.gpu_hours == pytest.approx(cost, rel=0.02)
     assert found.gpu_hours <= cost * (1 + 1e-9)
     even, best = (judged(grid, where, studies, resamples) for grid in (factorial, found.grid))
@@ -90,7 +90,9 @@ def test_what_has_been_trained_costs_no_more_and_is_kept() -> None:
 
     where = space(FACTORIAL[::2])
     cost = 1.2 * Grid(where.counts, (1, 1, 0, 0, 0, 1)).gpu_hours(where)
-    whole, rest = (propose(replace(where, hours=price), PRIOR, cost, trials=2) for price in (hours, left))
+    whole, rest = (
+        propose(replace(where, hours=price), PRIOR, cost, draws=Draws(studies=2)) for price in (hours, left)
+    )
     assert rest.grid.seeds[-1] >= 2 > whole.grid.seeds[-1]
     assert rest.gpu_hours <= cost * (1 + 1e-9) < rest.grid.gpu_hours(where)
 

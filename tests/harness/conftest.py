@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from harness.journal import Journal
 from harness.rundir import Root, write_run, write_series
 from harness.study import Study
 from harness.submission import ResolvedStudy, register, resolve
 from harness.validation import validate
 from tests.conftest import tiny_study
+from tests.harness import tracked
 from tests.harness.bundles import exported, registered, with_iterations
 from tests.harness.fuzzing import Planted
+from tests.harness.journals import begin_series
 from tests.harness.trainer import train
 
 Answering = Callable[..., None]
@@ -129,3 +132,24 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     return told
+
+
+# -- mirroring
+
+
+@pytest.fixture
+def study(tracked_root: Root, study_fields: dict[str, Any]) -> tracked.Study:
+    """One Series and two Runs with their journals and an experiment."""
+    return tracked.Study(tracked_root, study_fields)
+
+
+@pytest.fixture
+def trunk(study: tracked.Study) -> Journal:
+    """The journal of its Series."""
+    return begin_series(study.root, study.points[0].run)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> tracked.Calls:
+    """What is asked and told of MLflow."""
+    return tracked.Calls(monkeypatch)

@@ -1,0 +1,71 @@
+"""A study whose journals a test writes and MLflow mirrors, and the calls that this costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from harness.experiment import Held
+from harness.grid import GridPoint
+from harness.rundir import Root
+from harness.tracking import Mirrored, Tracker, default_uri
+from tests.harness.journals import registered, rows_of
+
+Fields = dict[str, Any]
+
+
+class Study:
+    """The tiny study of one Series and two Runs, its journals and its experiment."""
+
+    def __init__(self, root: Root, fields: Fields) -> None:
+        self.root, self.fields = root, fields
+        self.points: tuple[GridPoint, ...] = registered(root, fields).points
+
+    @property
+    def series_id(self) -> str:
+        return self.points[0].run.series_id
+
+    def tracker(self) -> Tracker:
+        return Tracker(default_uri(self.root), "tiny", self.root)
+
+    def mirror(self, tracker: Tracker | None = None, **how: Any) -> Mirrored:
+        return (tracker or self.tracker()).mirror(rows_of(self.root, self.fields), **how)
+
+    def found(self, identity: str | None = None, *, deleted: bool = False) -> list[Held]:
+        held = [one for one in self.tracker().experiment.search() if one.deleted is deleted]
+        return [one for one in held if one.identity == (identity or self.series_id)]
+
+    def history(self, identity: str | None = None, key: str = "train_loss") -> list[tuple[int, int, float]]:
+        (held,) = self.found(identity)
+        metrics = self.tracker().experiment.client.get_metric_history(held.mlflow_id, key)
+        return sorted((metric.step, metric.timestamp, metric.value) for metric in metrics)
+
+    def steps(self, identity: str | None = None, key: str = "train_loss") -> list[int]:
+        return [step for step, *_ in self.history(identity, key)]
+
+
+class Calls:
+    """Counts what is asked and told of MLflow, and lets some calls fail after they were heard."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from mlflow import MlflowClient
+
+        self.made: list[str] = []
+        self.failing: set[str] = set()
+        for name in ("create_run", "log_batch", "set_terminated", "set_tag", "log_artifact"):
+            monkeypatch.setattr(MlflowClient, name, self._counted(name, getattr(MlflowClient, name)))
+
+    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            from mlflow.exceptions import MlflowException
+
+            self.made.append(name)
+            answer = call(*arguments, **named)
+            if name in self.failing:
+                self.failing.remove(name)
+                raise MlflowException("502 Bad Gateway", error_code=13)
+            return answer
+
+        return counted
