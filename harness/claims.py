@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from harness.disk import drop_draft, naming_a_full_disk, sync_folder
 from harness.dispatch.base import Job
 from harness.dispatch.slurm_book import Book, is_given_up, open_book
+from harness.dispatch.slurm_queue import SchedulerGone
 from harness.process import identify_process
 from harness.run import Frozen
 from harness.rundir import Root
@@ -100,6 +101,8 @@ class Claims:
     lock: Lock = field(default_factory=Lock)
     judged: set[str] = field(default_factory=set)
     """Arrays for whose sake a study's Book was read again."""
+    silence: SchedulerGone | None = None
+    """What SLURM was last found silent by: it is not waited for again by each of a thousand Series."""
 
     def take(self, series_id: str, claim: Claim) -> bool:
         """Claim a Series, in place of a claim that is over; False where somebody else has it."""
@@ -117,18 +120,31 @@ class Claims:
         taking = side_by_side(partial(self.take, claim=claim), [job.series_id for job in jobs], DISK_THREADS)
         return [job for job, is_ours in zip(jobs, taking, strict=True) if is_ours]
 
-    def held(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of these jobs whose Series somebody else has claimed, and is training or will."""
+    def held(self, series_ids: Sequence[str]) -> dict[str, str]:
+        """Those of these Series that somebody has claimed, and is training or will, and for which study.
 
-        def is_held(job: Job) -> bool:
-            claim = read_claim(self.root.series(job.series_id))
-            return claim is not None and self._holds(claim, job.series_id)
+        Raises SchedulerGone, saying for whose sake SLURM is asked.
+        """
 
-        return [
-            job
-            for job, is_theirs in zip(jobs, side_by_side(is_held, jobs, DISK_THREADS), strict=True)
-            if is_theirs
-        ]
+        def holder(series_id: str) -> str | None:
+            claim = read_claim(self.root.series(series_id))
+            if claim is None:
+                return None
+            try:
+                return claim.study if self._holds(claim, series_id) else None
+            except SchedulerGone as gone:
+                arrays = self.root.study(claim.study) / "arrays"
+                raise SchedulerGone(
+                    f"{gone}; a job of study {claim.study} may train series {series_id}: say the same again when SLURM "
+                    f"answers, or remove {arrays} if there is no such cluster any more"
+                ) from gone
+
+        holders = side_by_side(holder, series_ids, DISK_THREADS)
+        return {
+            series_id: study
+            for series_id, study in zip(series_ids, holders, strict=True)
+            if study is not None
+        }
 
     def _holds(self, claim: Claim, series_id: str) -> bool:
         if not claim.study:
@@ -143,16 +159,25 @@ class Claims:
     def _book(self, study_name: str) -> Book:
         with self.lock:  # Series are claimed side by side, and SLURM is asked once
             if study_name not in self.books:
-                self.books[study_name] = open_book(self.root.study(study_name))
+                self._read(study_name)
             return self.books[study_name]
 
     def _book_after(self, claim: Claim) -> Book:
         """The Book of a study, read after the submission that made a claim was gone; once for each array."""
         with self.lock:
             if claim.array not in self.judged:
-                self.books[claim.study] = open_book(self.root.study(claim.study))
+                self._read(claim.study)
                 self.judged.add(claim.array)
             return self.books[claim.study]
+
+    def _read(self, study_name: str) -> None:
+        if self.silence is not None:
+            raise self.silence
+        try:
+            self.books[study_name] = open_book(self.root.study(study_name))
+        except SchedulerGone as gone:
+            self.silence = gone
+            raise
 
 
 def is_in_hand(claim: Claim) -> bool:

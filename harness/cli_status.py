@@ -86,7 +86,8 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     ):
         if jobs:
             console.print(f"{counted(len(jobs), 'job')} taken from {whose}: {', '.join(jobs)}")
-    over = [row for row in chosen if row not in concerned]
+    cancelled = {row.run_id for row in concerned}
+    over = [row for row in chosen if row.run_id not in cancelled]
     for row in over if runs else ():
         console.print(f"run {row.run_id} is not cancelled: {ENDED[row.state]}", markup=False)
     states = ", ".join(f"{count} {state}" for state, count in count_states(over).items())

@@ -5,7 +5,8 @@ workers, or packed on a Ray that is started here for it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from harness.cluster import this_machine
@@ -40,7 +41,10 @@ def train_here(resolved: ResolvedStudy, plan: Plan, on: str = "local") -> list[R
     study, root = resolved.study, resolved.root
     rows = StatusReader(root, study.name).read(resolved.points)
     if not plan.missing and not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
-        return rows
+        known = [run.status for run in plan.runs]  # by SLURM's word too
+        waiting = {row.series_id for row in known if row.state in {RunState.RUNNING, RunState.QUEUED}}
+        _tell_left(dict.fromkeys(waiting, study.name))
+        return known
     with dispatcher_here(on, study, root) as dispatcher:
         return _train(resolved, plan, dispatcher, on)
 
@@ -96,9 +100,14 @@ def _train(resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, on: str)
         finally:
             dispatcher.close()
         mirror.finish(rows)
-    if submission.left:
-        console.print(
-            f"{counted(len(submission.left), 'series')} left to jobs of another submission; `ssmscale status` shows "
-            "how they do"
-        )
+    _tell_left(submission.left)
     return rows
+
+
+def _tell_left(left: Mapping[str, str]) -> None:
+    """Say which studies' jobs Series were left to."""
+    for study, series in sorted(Counter(left.values()).items()):
+        console.print(
+            f"{counted(series, 'series')} left to jobs of study {study}; `ssmscale status {study}` shows how they do",
+            markup=False,
+        )

@@ -208,8 +208,10 @@ class Submission:
         self.reader = StatusReader(self.root, resolved.study.name)
         self.control = Control(self.root.study(resolved.study.name) / "control.jsonl")
         self.process = identify_process()
-        self.left: set[str] = set()
-        """Series that this submission left to a scheduler's jobs, which train them or will."""
+        self.left: dict[str, str] = {}
+        """Series that this submission left to a scheduler's jobs, which train them or will, and for which study."""
+        self._ours: set[str] = set()
+        """Series that no job had claimed when they were last asked for."""
         self._submitted: list[str] = []
 
     @cached_property
@@ -220,45 +222,46 @@ class Submission:
     def run(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
         """Train what is missing, wait for what others train here, and return how every Run ended.
 
-        What a scheduler's job has claimed is left to it. Raises DiskFull as soon as a worker says that no room is left:
-        nothing more is handed over.
+        What a scheduler's job has claimed is left to it; where that job is over when all else is, it is trained here.
+        Raises DiskFull as soon as a worker says that no room is left: nothing more is handed over.
         """
         assert self.dispatcher is not None
         in_hand = InHand(self.root, self.control, self.dispatcher)
         while True:
             rows = self.reader.read(self.resolved.points, submitter=self.process)
             on_progress(rows)
-            missing = [
-                row
-                for row in rows
-                if row.state in {RunState.NEW, RunState.INTERRUPTED} and row.series_id not in self.left
-            ]
+            untrained = [row for row in rows if row.state in {RunState.NEW, RunState.INTERRUPTED}]
+            missing = [row for row in untrained if row.series_id not in self.left]
             others = any(row.state in {RunState.QUEUED, RunState.RUNNING} for row in rows)
-            if in_hand.is_empty and not missing and not others:
+            is_last = in_hand.is_empty and not missing and not others
+            wanted = untrained if is_last else [row for row in missing if in_hand.takes(row.series_id)]
+            jobs = self.leave_claimed(self.prepare(wanted)) if wanted else []
+            if is_last and not jobs:
                 keep_calibration(self.resolved, rows)
                 return rows
-            if wanted := [row for row in missing if in_hand.takes(row.series_id)]:
-                jobs = self.leave_claimed(self.prepare(wanted))
-                if jobs:
-                    self.launch(jobs)
-                    self.tell_submitted([folder.name for job in jobs for folder in job.run_dirs])
-                    in_hand.hand_over(jobs)
+            if jobs:
+                self.launch(jobs)
+                self.tell_submitted([folder.name for job in jobs for folder in job.run_dirs])
+                in_hand.hand_over(jobs)
             in_hand.watch()
 
     def leave_claimed(self, jobs: Sequence[Job]) -> list[Job]:
         """These jobs without those whose Series a scheduler's job has claimed, which are kept in `left`.
 
-        Raises SchedulerGone where SLURM is here and does not say whether its jobs are over.
+        Raises SchedulerGone where SLURM is here and does not say whether its jobs are over. Of Series of which it has
+        said so its last word holds then: what is trained here goes on.
         """
+        series_ids = {job.series_id for job in jobs}
         try:
-            held = Claims(self.root).held(jobs)
+            held = Claims(self.root).held(sorted(series_ids))
         except SchedulerGone:
-            if shutil.which("squeue") is not None:
+            if shutil.which("squeue") is not None and not series_ids <= self._ours | self.left.keys():
                 raise
-            held = []  # no cluster's login node: the journals tell what is known
-        ours = [job for job in jobs if job not in held]
-        self.left = (self.left | {job.series_id for job in held}) - {job.series_id for job in ours}
-        return ours
+            # On no cluster's login node none has said anything, and the journals tell what is known.
+            held = {key: study for key, study in self.left.items() if key in series_ids}
+        self.left = {key: study for key, study in self.left.items() if key not in series_ids} | held
+        self._ours |= series_ids - held.keys()
+        return [job for job in jobs if job.series_id not in held]
 
     def tell_submitted(self, wanted: list[str]) -> None:
         """Note in control.jsonl that this process has Runs trained, once for the same ones."""

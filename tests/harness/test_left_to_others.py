@@ -13,11 +13,13 @@ import yaml
 
 from harness import remote
 from harness.claims import Claim, make_claim
+from harness.cli_submit import planned
+from harness.dispatch.slurm_queue import SchedulerGone
 from harness.journal import read_progress
 from harness.process import identify_process
 from harness.rundir import Root
 from harness.study import Study
-from harness.submission import resolve
+from harness.submission import Submission, resolve
 from harness.validation import validate
 from tests.cluster.slurm_study import PROFILE
 from tests.conftest import Answer
@@ -100,9 +102,66 @@ def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(
     said = ssmscale("submit", write_study(study_fields), "--on", "local", *on_slurm[-2:])
     assert said.status == 0, said.err
     assert "1 done" in said.out
-    assert "1 series left to jobs of another submission" in said.out
+    assert "1 series left to jobs of study tiny; `ssmscale status tiny` shows how they do" in said.out
     assert (folder / "launch.json").read_bytes() == before
     assert read_progress(folder).attempt == 0
+
+
+def test_a_study_that_waits_in_slurms_hands_is_said_to_wait_there_when_it_is_submitted_here(
+    ssmscale: Command,
+    write_study: Callable[..., Path],
+    study_fields: Fields,
+    states: Path,
+    on_slurm: tuple[str, ...],
+) -> None:
+    study = write_study(study_fields)
+    assert ssmscale("submit", study, *on_slurm).status == 0
+    states.write_text("PENDING\n", encoding="utf-8")
+    said = ssmscale("submit", study, "--on", "local", *on_slurm[-2:])
+    assert said.status == 0, said.err
+    assert "2 queued" in said.out
+    assert "1 series left to jobs of study tiny" in said.out
+
+
+def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_here(
+    ssmscale: Command,
+    write_study: Callable[..., Path],
+    study_fields: Fields,
+    states: Path,
+    on_slurm: tuple[str, ...],
+) -> None:
+    study_fields["grid"]["iterations"] = [5]
+    assert ssmscale("submit", write_study(study_fields), *on_slurm).status == 0
+    # Once for the claim; by the time all else is done, the job is over.
+    states.write_text("PENDING\nCANCELLED\n", encoding="utf-8")
+    study_fields["name"] = "other"
+    said = ssmscale("submit", write_study(study_fields), "--on", "local", *on_slurm[-2:])
+    assert said.status == 0, said.err
+    assert "1 done" in said.out
+    assert "left to" not in said.out
+
+
+def test_what_slurm_said_of_claims_holds_while_it_is_silent_and_else_nothing_is_trained_here(
+    ssmscale: Command,
+    write_study: Callable[..., Path],
+    study_fields: Fields,
+    states: Path,
+    on_slurm: tuple[str, ...],
+    tmp_path: Path,
+) -> None:
+    study_fields["grid"]["iterations"] = [5]
+    study = write_study(study_fields)
+    assert ssmscale("submit", study, *on_slurm).status == 0
+    resolved, made = planned(str(study), tmp_path / "runs", None, None)
+    begun, late = (Submission(resolved, made, None, "local") for _ in range(2))
+    jobs = begun.prepare([run.status for run in made.runs])
+    states.write_text("COMPLETED\n", encoding="utf-8")
+    assert begun.leave_claimed(jobs) == jobs
+    (states.parent / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1\n", encoding="utf-8")
+    assert begun.leave_claimed(jobs) == jobs
+    arrays = tmp_path / "runs" / "studies" / "tiny" / "arrays"
+    with pytest.raises(SchedulerGone, match=rf"no controller; a job of study tiny .* or remove {arrays} if"):
+        late.leave_claimed(jobs)
 
 
 def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
