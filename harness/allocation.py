@@ -118,7 +118,7 @@ def describe_packing(runs: Sequence[PlannedRun], cluster: Cluster, where: str) -
 
 
 def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int | None = None) -> Allocation:
-    """The allocation for these Runs, on so many nodes where the user says it.
+    """The allocation for these Runs, on so many nodes where the user says it, and none of which would stand idle.
 
     Raises InputError where a Series does not fit on them.
     """
@@ -141,7 +141,9 @@ def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int |
         )
         raise InputError(f"{here}: {spread.name} has {takes}")
     wanted = at_once if nodes is not None else min(at_once, _useful(demands))
-    taken = nodes or min(most, max(-(-wanted // a_node), spread.nodes))
+    # Of nodes that a user names no more are of use than there are devices in use, and Series to use them.
+    filled = min(at_once, sum(demand.nodes for demand in demands))
+    taken = min(nodes or most, max(filled if nodes is not None else -(-wanted // a_node), spread.nodes))
     each = min(a_node, max(-(-wanted // taken), math.ceil(min(widest.devices, a_node))))
     shape = Shape(
         nodes=taken,

@@ -178,9 +178,12 @@ def _as_before(
     meant, kept = as_before(said, last_options(resolved), cluster)
     if kept:
         console.print(kept, markup=False)
+    nodes = meant.nodes
+    if nodes is not None and said.nodes is None and meant.cluster is not None:
+        nodes = min(nodes, load_profile(meant.cluster).most_nodes)  # which may give fewer than it did
     assert meant.on is not None
     address = meant.ray_address or _ray_named(meant.on, meant.cluster)
-    return destination_of(meant.on, meant.cluster, snapshot, meant.nodes, ray_address=address)
+    return destination_of(meant.on, meant.cluster, snapshot, nodes, ray_address=address)
 
 
 def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:

@@ -64,5 +64,5 @@ def as_before(said: Options, before: Options | None, default: str | None) -> tup
     )
     if is_packed_there and said.nodes is None and before.nodes is not None:
         meant = replace(meant, nodes=before.nodes)
-        kept.append(counted(before.nodes, "node"))
+        kept.append(f"up to {counted(before.nodes, 'node')}")
     return meant, f"on {on}, {', '.join(kept)}, as it was last submitted" if kept else ""

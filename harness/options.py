@@ -148,7 +148,8 @@ NodesOption = Annotated[
         "--nodes",
         min=1,
         metavar="N",
-        help="Nodes that series are packed on (default: as many as are of use, within the profile).",
+        help="Nodes that series are packed on, as far as they fill them (default: as many as are of use, within the "
+        "profile).",
     ),
 ]
 YesOption = Annotated[

@@ -100,6 +100,9 @@ def test_an_allocation_takes_its_share_of_a_nodes_cores_and_memory(series: Serie
 def test_the_nodes_a_user_names_are_taken_as_far_as_series_fill_them(series: Series) -> None:
     assert devices(series(*[0.1] * 20), nodes=2) == (2, 8)
     assert devices(series(*[0.1] * 6), nodes=2) == (2, 3)
+    assert devices(series(0.1), nodes=2) == (1, 1)
+    assert devices(series(0.1, ranks=4), nodes=2) == (1, 4)
+    assert devices(series(*[0.1] * 4, fraction=0.25), nodes=2) == (1, 1)
     wide = [*series(*[0.1] * 2), *series(0.1, ranks=4)]
     assert devices(wide, nodes=2) == (2, 4)  # the four ranks of one series stay together
 

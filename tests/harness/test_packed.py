@@ -334,11 +334,25 @@ def test_a_retry_is_packed_on_as_many_nodes_as_the_newest_submission_said(
     submission.cancel(study.root, "tiny", rows_of(study))
     said = ssmscale("retry", "tiny")
     assert said.status == 0, said.err
-    assert "on ray, cluster devcluster, 2 nodes, as it was last submitted" in said.out
+    assert "on ray, cluster devcluster, up to 2 nodes, as it was last submitted" in said.out
     assert "3 runs in 3 series packed on 2 nodes with 2 GPUs each" in said.out
     assert at_slurm.read()[-1]["nodes"] == 2
     *_, array = ArrayBook(study.root.study("tiny")).read().values()
     assert array.shape.nodes == 2
+
+
+def test_a_retry_takes_no_more_nodes_than_its_profile_gives_now_and_its_runs_fill(
+    study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
+) -> None:
+    answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
+    at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=8, job_id="77")
+    rows = rows_of(study)
+    submission.cancel(study.root, "tiny", rows)
+    said = ssmscale("retry", "tiny", rows[0].run_id)
+    assert said.status == 0, said.err
+    assert "1 run in 1 series packed on 1 node with 1 GPU submitted" in said.out
+    assert at_slurm.read()[-1]["nodes"] == 2
+    assert ssmscale("submit", "tiny", "--on", "ray", "--cluster", "devcluster", "--nodes", "8").status == 2
 
 
 def test_a_retry_in_jobs_of_slurm_does_not_ask_the_ray_cluster_it_last_went_to(
