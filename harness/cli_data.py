@@ -46,7 +46,7 @@ def data_build(
         typer.Option(
             metavar="NAME_OR_FOLDER",
             help="encodec, dac: the model, on the hub or in a folder; facebook/encodec_24khz and "
-            "descript/dac_44khz where not given.",
+            "descript/dac_44khz where not given. encodec_24khz is the encodec package's own copy.",
         ),
     ] = None,
     codebooks: Annotated[

@@ -1,7 +1,7 @@
 """What has to be done about other people's software before it is used, in one place.
 
 torchaudio's wheel is built against CUDA. Beside a CPU build of torch its import raises OSError, and
-transformers, which only probes for it, then fails to import its models.
+transformers, which only probes for it, then fails to import its models. The encodec package imports it for resampling.
 
 DeepSpeed imports the whole of MLflow, if it is there, for a tuner of its own that nothing here uses.
 """
@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 
 def tame_torchaudio() -> None:
@@ -24,6 +25,25 @@ def tame_torchaudio() -> None:
             del sys.modules[name]
         # None makes `import torchaudio` an ImportError, which a probe handles, where OSError would escape it.
         sys.modules["torchaudio"] = None  # type: ignore[assignment]
+
+
+@contextmanager
+def torchaudio_at_import() -> Iterator[None]:
+    """Have `import torchaudio` give an empty module where it cannot load, for packages that use it later or never."""
+    tame_torchaudio()
+    hidden = "torchaudio" in sys.modules and sys.modules["torchaudio"] is None
+    absent = "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None
+    if not hidden and not absent:
+        yield
+        return
+    sys.modules["torchaudio"] = ModuleType("torchaudio")
+    try:
+        yield
+    finally:
+        if hidden:
+            sys.modules["torchaudio"] = None  # type: ignore[assignment]
+        else:
+            del sys.modules["torchaudio"]
 
 
 @contextmanager

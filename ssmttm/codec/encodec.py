@@ -1,19 +1,15 @@
 """EnCodec (arXiv 2210.13438) by transformers' EncodecModel, from its files or from a checkpoint of the encodec package.
 
-A package's checkpoint has the same weights under other names, so that the package itself is not needed. Models that
-write down more than codes (the stereo one, whose segments overlap and have a loudness each) are refused: a language
-model would have to make that up.
+Models that write down more than codes (the stereo one, whose segments overlap and have a loudness each) are refused: a
+language model would have to make that up.
 """
 
-import re
 from math import ceil, prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssmttm.codec.encodec_package import package_model
 from ssmttm.codec.network import Network
-from ssmttm.codec.weights import codec_folder, fill, network_of
-from ssmttm.compat import tame_torchaudio
-from ssmttm.corpus.manifest import sha256_file
+from ssmttm.codec.weights import codec_folder, network_of
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,13 +27,6 @@ _ARITHMETIC = (
     "trim_right_ratio",
     "dilation_growth_rate",
     "num_residual_layers",
-)
-_CHECKPOINTS = "encodec_24khz-*.th"
-_PACKAGE_NAMES = (
-    (r"^quantizer\.vq\.", "quantizer."),
-    (r"\._codebook\.", ".codebook."),
-    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
-    (r"\.(?:conv\.conv|convtr\.convtr)\.", ".conv."),
 )
 
 
@@ -88,14 +77,12 @@ class EncodecNetwork(Network):
 
 
 def load_network(model: str = DEFAULT_MODEL) -> EncodecNetwork:
-    """EnCodec from a folder or a name on the hub, or from a checkpoint of the encodec package.
+    """EnCodec from a folder or a name on the hub, or from the encodec package: its checkpoint or its name of a model.
 
     Raises InputError where the model cannot be had, or where it is one whose codes are not all it writes down.
     """
-    checkpoint = _package_checkpoint(Path(model).expanduser())
-    if checkpoint is not None:
-        module = _from_package(checkpoint)
-    else:
+    module: Any = package_model(model)
+    if module is None:
         module = network_of(codec_folder(model, "encodec"), "EncodecConfig", "EncodecModel")
     config = module.config
     if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
@@ -104,46 +91,3 @@ def load_network(model: str = DEFAULT_MODEL) -> EncodecNetwork:
             "only mono models whose codes are all there is can be used, such as facebook/encodec_24khz"
         )
     return EncodecNetwork(module)
-
-
-def _package_checkpoint(path: Path) -> Path | None:
-    """The package's checkpoint at a path or in a folder, if there is one and no other model."""
-    if path.suffix == ".th" or not path.is_dir() or (path / "config.json").exists():
-        return path if path.suffix == ".th" and path.is_file() else None
-    if list(path.glob("encodec_48khz-*.th")) and not list(path.glob(_CHECKPOINTS)):
-        raise InputError(f"{path}: holds the stereo model, which cannot be used; put {_CHECKPOINTS} there")
-    return next(iter(sorted(path.glob(_CHECKPOINTS))), None)
-
-
-def _from_package(path: Path) -> Any:
-    """The 24 kHz model of the encodec package; its file's name ends with the start of its own sha256."""
-    tame_torchaudio()
-    import pickle
-
-    import torch
-    from transformers import EncodecConfig, EncodecModel
-
-    wanted = path.stem.rpartition("-")[2]
-    if not path.match(_CHECKPOINTS) or not sha256_file(path).startswith(wanted):
-        raise InputError(f"{path}: is not {_CHECKPOINTS} with the sha256 its name says; fetch it again")
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{path}: not a checkpoint of weights alone: {str(error).splitlines()[0]}"
-        ) from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(value, torch.Tensor) for value in tensors.values()
-    ):
-        raise InputError(
-            f"{path}: not a checkpoint of weights alone: it holds other things than tensors by name"
-        )
-    network = EncodecModel(EncodecConfig())  # the defaults are those of the 24 kHz model
-    fill(network, {_renamed(name): tensor for name, tensor in tensors.items()}, str(path))
-    return network
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in _PACKAGE_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name

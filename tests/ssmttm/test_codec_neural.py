@@ -3,8 +3,6 @@
 import hashlib
 import os
 import shutil
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from ssmttm.codec import dac, encodec
 from ssmttm.codec.base import load_codec
 from ssmttm.codec.neural import NeuralCodec
+from ssmttm.compat import torchaudio_at_import
 from ssmttm.errors import InputError
 from tests.ssmttm.neural import HOP, RATE, fill_codebooks, noise, write_model
 
@@ -238,15 +237,8 @@ def test_codes_the_model_has_not_are_refused(kind: str, codec_of: Any) -> None:
 @pytest.fixture(scope="module")
 def package_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """The encodec package's own 24 kHz model with random weights, and the folder of its checkpoint."""
-    hidden = sys.modules.get("torchaudio")
-    sys.modules["torchaudio"] = types.ModuleType("torchaudio")  # wanted at import, used to resample alone
-    try:
+    with torchaudio_at_import():
         from encodec import EncodecModel
-    finally:
-        if hidden is None:
-            del sys.modules["torchaudio"]
-        else:
-            sys.modules["torchaudio"] = hidden
     torch.manual_seed(0)
     model = EncodecModel.encodec_model_24khz(pretrained=False)
     for name, parameter in model.encoder.named_parameters():
@@ -274,6 +266,34 @@ def test_a_checkpoint_of_the_package_gives_the_packages_codes_and_sound(
     assert np.array_equal(codes, theirs[0][0].numpy())
     assert all(len(np.unique(book)) > 5 for book in codes[0])
     assert np.allclose(codec.decode(codes), np.clip(heard[:, 0].numpy(), -1, 1), atol=1e-5)
+
+
+def test_the_package_finds_its_published_model_by_name_and_runs_nothing_it_holds(
+    package_model: tuple[Any, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    _, folder = package_model
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    fetched = tmp_path / "hub" / "checkpoints" / "encodec_24khz-d7cc33bc.th"
+    fetched.parent.mkdir(parents=True)
+    shutil.copy(next(folder.glob("*.th")), fetched)
+    audio = noise(1, 24000)
+    found, read = (NeuralCodec.of_model("encodec", name, 4) for name in ("encodec_24khz", str(folder)))
+    assert np.array_equal(found.encode(audio), read.encode(audio))
+    assert capsys.readouterr().out == ""
+
+    for content in ({"bomb": Bomb()}, [torch.zeros(2)], {"else": torch.zeros(2)}):
+        torch.save(content, fetched)
+        with pytest.raises(InputError, match="codec model 'encodec_24khz': the encodec package has no whole"):
+            NeuralCodec.of_model("encodec", "encodec_24khz", 4)
+    assert not (tmp_path / "ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
 def test_checkpoints_that_are_not_weights_are_refused(
