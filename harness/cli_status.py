@@ -75,7 +75,7 @@ def logs(
 
 def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
     """Cancel runs of a study that are not over; others of the same trunk go on."""
-    resolved = registered(study, root)
+    resolved = registered(study, root, fetch=True)  # what is cancelled needs an identity
     rows = rows_of(resolved)
     chosen = choose(rows, runs)
     concerned = submission.cancel(resolved.root, resolved.study.name, chosen)

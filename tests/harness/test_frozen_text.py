@@ -78,6 +78,15 @@ def test_no_verb_that_trains_nothing_fetches_an_encoder(
     assert not Path("runs/text").exists()
 
 
+def test_runs_without_an_identity_are_not_cancelled(
+    frozen_fields: dict[str, Any], write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    frozen_fields["text"]["encoder"] = "nobody/no-such-encoder"
+    answer = ssmscale("cancel", write_study(frozen_fields))
+    assert (answer.status, "no-such-encoder" in answer.err) == (2, True), answer.out
+    assert not Path("runs/studies").exists()
+
+
 def test_missing_weights_are_named_with_where_to_put_them(
     tmp_path: Path, frozen_fields: dict[str, Any]
 ) -> None:
