@@ -71,16 +71,16 @@ def owner_of(folder: Path) -> str:
 def is_ours(trial: FrozenTrial, owner: str, *, shared: bool) -> bool:
     """Whether a running trial is this ROOT's, so that one nobody controls any more may be taken over.
 
-    One of no owner is of a controller that asks for it now or was killed over that: ours in a file of our own, and in a
-    database once it has been so for long.
+    In a file of our own all are. In a database one of no owner is of a controller that asks for it now or was killed
+    over that: ours once it has been so for long.
     """
+    if not shared:
+        return True
     whose = trial.user_attrs.get(OWNER)
     if whose is not None:
         return bool(whose == owner)
     began = trial.datetime_start
-    return not shared or (
-        began is not None and (datetime.now(began.tzinfo) - began).total_seconds() > ASKING_SECONDS
-    )
+    return began is not None and (datetime.now(began.tzinfo) - began).total_seconds() > ASKING_SECONDS
 
 
 def open_journal(folder: Path) -> BaseStorage:

@@ -290,6 +290,19 @@ def test_a_trial_of_nobody_is_left_to_whoever_asks_for_it_until_that_cannot_be(
     assert (len(place.trained), controller.elsewhere()) == (1, 0)
 
 
+def test_a_record_in_a_file_goes_on_though_it_is_not_known_whose_it_was(fields: Fields, here: Root) -> None:
+    def kill_after_the_first(_: Cell, told: Told) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        tuned_here(here, fields | {"tune": fields["tune"] | {"parallel": 2}}, kill_after_the_first)
+    (here.study("tiny") / "tune" / "owner").unlink()
+    controller, _ = tuned_here(here, fields)
+    (cell,) = controller.searches
+    assert [one.outcome for one in controller.told(cell)] == [Outcome.FINISHED] * fields["tune"]["trials"]
+    assert controller.elsewhere() == 0
+
+
 def test_runs_of_a_trial_that_is_over_are_cancelled_before_anything_calls_it_over(
     fields: Fields, here: Root
 ) -> None:
