@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ Command = Callable[..., Answer]
 
 @pytest.fixture
 def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
-    """Start `ssmscale submit --on local` as a process of its own, in which training takes its time."""
+    """Start `ssmscale submit --on local` as a process of its own, in which training takes its time.
+
+    Ended with its children after the test, since those that a failing one has stopped do not see that it has ended.
+    """
     started: list[subprocess.Popen[str]] = []
 
     def start(study: Path) -> subprocess.Popen[str]:
@@ -45,7 +49,9 @@ def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[s
     yield start
     for process in started:
         if process.poll() is None:
-            process.kill()
+            for left in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
         process.communicate()
 
 
