@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from harness.evaluations import evaluations_of
+from harness.evaluations import named_evaluations
 from harness.journal import FORMAT as ATTEMPT_FILE
 from harness.journal import attempts, check_for
 from harness.lines import Damage, LineReader
@@ -76,7 +76,7 @@ def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
     """Write the finished Runs of a study to `out`, all or nothing.
 
     Raises InputError where none has finished, the study was never submitted, `out` is no name for a bundle, or what an
-    evaluation found is damaged.
+    evaluation found is damaged or under another name.
     """
     if out.suffix != ".zip":
         raise InputError(f"--out {out}: does not end in .zip")
@@ -106,7 +106,8 @@ def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
                 versions={"ssmscale": installed_version("ssmscale")},
                 members=facts,
             )
-            _write(archive, CONTENTS, _json(contents.model_dump(mode="json")))
+            # Without scores it says nothing of them, and whoever knows of none can read it.
+            _write(archive, CONTENTS, _json(contents.model_dump(mode="json", exclude_defaults=True)))
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
@@ -139,7 +140,7 @@ def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[s
         folder = f"runs/{row.run_id}"
         yield f"{folder}/run.json", _json(row.point.run.canonical())
         yield from _journal(folder, root.run(row.run_id))
-        for found in evaluations_of(root, row.run_id):
+        for found in named_evaluations(root, row.run_id):
             yield f"{folder}/evaluation/{found.name}.json", _json(found.model_dump(mode="json"))
 
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.brief import first_line, first_mistake
 from harness.bundle import CONTENTS, FORMAT, MEMBER, Contents, count_members
-from harness.evaluations import evaluation_folder, evaluations_of
+from harness.evaluations import named_evaluations
 from harness.grid import expand
 from harness.journal import Event, Progress, attempts, read_progress
 from harness.run import Run, WholeNumber
@@ -186,7 +186,7 @@ def _check_contents(path: Path, contents: Contents, unpacked: Root) -> OpenBundl
             raise InputError(f"{unpacked.run(run.run_id)}/run.json: is no run of the study {contents.study}")
         _check_series(unpacked, run)
         _check_run(unpacked.run(run.run_id), run)
-        _check_evaluations(unpacked, run.run_id)
+        list(named_evaluations(unpacked, run.run_id))
     held = {run.series_id for run in runs}
     for series_dir in _below(folder / "series"):
         if series_dir.name not in held:
@@ -222,12 +222,6 @@ def _check_run(run_dir: Path, run: Run) -> None:
         raise InputError(f"{run_dir}/journal: {first_mistake(error)}") from error
     if result.step != run.iterations:
         raise InputError(f"{run_dir}/journal: ends at step {result.step} of {run.iterations}")
-
-
-def _check_evaluations(unpacked: Root, run_id: str) -> None:
-    folder, found = evaluation_folder(unpacked, run_id), list(evaluations_of(unpacked, run_id))
-    for name in {path.stem for path in _below(folder)} ^ {one.name for one in found}:
-        raise InputError(f"{folder}/{name}.json: is not what was found under the settings of that name")
 
 
 def _read_checked(directory: Path) -> Progress:

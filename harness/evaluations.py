@@ -28,6 +28,7 @@ from harness.run import Count, Frozen, WholeNumber
 from harness.rundir import Root, read_model, write_atomically
 from harness.status import RunState, StatusReader
 from harness.training.result import Finite
+from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from harness.submission import ResolvedStudy
@@ -155,6 +156,17 @@ def evaluations_of(root: Root, run_id: str) -> Iterator[Evaluation]:
     """The results of one Run, a file each, in the order of their names; raises InputError for one that is damaged."""
     for path in sorted(evaluation_folder(root, run_id).glob("*.json")):
         yield read_model(path, Evaluation)
+
+
+def named_evaluations(root: Root, run_id: str) -> Iterator[Evaluation]:
+    """The same; raises InputError for a file, too, that is not named after its settings, such as a copy."""
+    for path in sorted(evaluation_folder(root, run_id).glob("*.json")):
+        found = read_model(path, Evaluation)
+        if path.stem != found.name:
+            raise InputError(
+                f"{path}: is not what was found under the settings of that name, but of {found.name}"
+            )
+        yield found
 
 
 def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measured]:

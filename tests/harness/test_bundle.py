@@ -41,7 +41,7 @@ def test_a_bundle_holds_identities_and_journals_and_nothing_of_the_host(bundle: 
     assert kinds == {"bundle.json", "study.json", "points.csv", "run.json", "series.json"}
     contents = json.loads(members["bundle.json"])
     assert (contents["format"], contents["study"]) == (1, "tiny")
-    assert contents["counts"] == {"runs": 2, "series": 1, "journals": 3, "evaluations": 0}
+    assert contents["counts"] == {"runs": 2, "series": 1, "journals": 3}
     assert str(there) not in members["bundle.json"].decode()
     assert len(members["points.csv"].splitlines()) == 1 + 2
 

@@ -102,6 +102,17 @@ def test_a_run_that_is_being_evaluated_gets_its_scores_at_another_import(
     assert len(scores(here, fields)) == 3
 
 
+def test_a_copy_of_scores_beside_them_is_no_member(
+    evaluated: Root, fields: Fields, tmp_path: Path, ssmscale: Command
+) -> None:
+    registered(evaluated, fields)
+    folder = evaluation_folder(evaluated, first_run(evaluated, fields))
+    shutil.copy(folder / "held-out.json", folder / "held-out-old.json")
+    answer = ssmscale("export", "tiny", "--root", evaluated.path, "--out", tmp_path / "b.zip")
+    assert (answer.status, "held-out-old.json" in answer.err) == (2, True), answer.out
+    assert not (tmp_path / "b.zip").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
