@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.cluster import Cluster, ranks_a_node
-from harness.dispatch.slurm import Shape
+from harness.dispatch.arrays import Shape
 from harness.memory import NOTHING, Range
 from harness.plan import PlannedRun
 from harness.profile import Profile

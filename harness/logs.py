@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.dispatch.slurm import ArrayBook, batch_logs, packed_folder
+from harness.dispatch.arrays import ArrayBook, batch_logs, packed_folder
 from harness.rundir import Root
 from harness.status import RunStatus
 

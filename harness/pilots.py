@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.dispatch.arrays import Array, packed_folder
 from harness.dispatch.base import JobState
-from harness.dispatch.slurm import Array, packed_folder
 from harness.dispatch.slurm_book import Book
 from harness.dispatch.slurm_queue import JobView
 from harness.dispatch.slurm_words import explain

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from harness.control import Control
 from harness.disk import DiskFull
+from harness.dispatch.arrays import Array, Task
 from harness.dispatch.base import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, Dispatcher, Job
 from harness.dispatch.ray import RayDispatcher, connected
-from harness.dispatch.slurm import Array, Task
 from harness.journal import read_progress
 from harness.ray_place import RayDown
 from harness.remaining import unfinished

@@ -27,9 +27,9 @@ from pathlib import Path
 
 from harness.control import Control
 from harness.disk import DiskFull
+from harness.dispatch.arrays import Array, packed_folder
 from harness.dispatch.base import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
 from harness.dispatch.rank_process import GRACE_SECONDS
-from harness.dispatch.slurm import Array, packed_folder
 from harness.journal import Event, read_progress
 from harness.output import last_line
 from harness.ray_cluster import NodePlan, RayNodes, make_token

@@ -15,15 +15,9 @@ from pathlib import Path
 
 from harness.claims import Claims
 from harness.cluster import Cluster
+from harness.dispatch.arrays import Array, ArrayBook, Shape, packed_folder
 from harness.dispatch.ray_jobs import RayGone, RayJobs, python_there
-from harness.dispatch.slurm import (
-    Array,
-    ArrayBook,
-    Shape,
-    new_name,
-    packed_folder,
-    task_of,
-)
+from harness.dispatch.slurm import new_name, task_of
 from harness.plan import Plan
 from harness.process import identify_process
 from harness.provenance import installed_version

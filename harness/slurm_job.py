@@ -20,8 +20,8 @@ from pathlib import Path
 
 from harness.control import Control
 from harness.disk import DiskFull, make_folder
+from harness.dispatch.arrays import Array, Task, batch_logs
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
-from harness.dispatch.slurm import Array, Task, batch_logs
 from harness.journal import Event, Journal, Progress, read_progress
 from harness.out_of_memory import STOPPED
 from harness.remaining import count_crashes, place, unfinished

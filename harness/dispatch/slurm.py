@@ -16,88 +16,16 @@ import uuid
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from harness.code_copy import running_from
+from harness.dispatch.arrays import LOGS, Array, ArrayBook, Shape, Task, batch_logs
 from harness.dispatch.base import Handle, Job, JobState
 from harness.dispatch.sbatch import Request, sbatch
-from harness.dispatch.slurm_queue import (
-    SchedulerGone,
-    call,
-    cluster_name,
-)
+from harness.dispatch.slurm_book import open_book
+from harness.dispatch.slurm_queue import SchedulerGone, call, cluster_name
 from harness.process import identify_process
 from harness.profile import Profile
-from harness.run import Count, Frozen, Positive
-from harness.rundir import read_model, write_atomically
 from ssmttm.errors import InputError
-
-LOGS = Path("logs", "slurm")
-"""Below a study's directory: a folder an array, with what submitit and the batch scripts write."""
-
-
-class Shape(Frozen):
-    """Resources that all jobs of an array share."""
-
-    nodes: Count
-    ranks: Count
-    """Ranks in all, as many on each node."""
-    threads: Count
-    """CPU cores a rank."""
-    memory_gib: Positive
-    """Memory a node, GiB."""
-
-    @property
-    def ranks_a_node(self) -> int:
-        """Ranks on each node: its tasks, and its GPUs."""
-        return self.ranks // self.nodes
-
-
-class Task(Frozen):
-    """What one element of an array trains."""
-
-    series_id: str
-    run_dirs: tuple[Path, ...]
-    ranks: Count = 1
-    """In a packed array what the Series takes of the allocation: ranks, and cores of each."""
-    threads: Count = 1
-    gpu_fraction: Positive = 1.0
-    """Share of a GPU each rank takes; below 1 only where there is one rank."""
-    seconds: float = 0.0
-    """Seconds of training that are left of it by the plan."""
-    architecture: str = ""
-
-
-class Array(Frozen):
-    """ROOT/studies/NAME/arrays/NAME.json: an array of jobs, written before it is submitted."""
-
-    name: str
-    """Its name in SLURM too, and nobody else's."""
-    shape: Shape
-    tasks: tuple[Task, ...]
-    packed: bool = False
-    """Whether one job trains all the tasks, packed on its GPUs by Ray, and not an element each its own."""
-    device: str = "GPU"
-    """What a rank of its shape has to itself: a GPU, or a core where there are none."""
-    process: dict[str, Any]
-    """The submission that wrote it."""
-    t: float
-    copy_of_code: str | None = None
-    """State of the code whose copy its jobs run from; null where they run what is installed when they start."""
-    ray_address: str | None = None
-    """The Ray cluster whose job trains all the tasks, and not SLURM's: the address of its job server."""
-    job_id: str | None = None
-    """SLURM's number of it, or Ray's name of it; null until it is known to have been submitted."""
-    slurm_cluster: str | None = None
-    """SLURM's name of the cluster it was submitted to; null where that is a Ray's, or was not recorded."""
-    is_void: bool = False
-    """Whether it was found never to have been submitted."""
-
-    def job_of(self, index: int) -> str:
-        """SLURM's or Ray's id of the job that trains a task, once the array is submitted."""
-        if self.ray_address is not None:
-            return str(self.job_id)
-        return f"{self.job_id}_{0 if self.packed else index}"
 
 
 def new_name() -> str:
@@ -137,26 +65,6 @@ def split_arrays(jobs: Sequence[Job], profile: Profile) -> list[tuple[Shape, lis
         for shape, members in by_shape.items()
         for first in range(0, len(members), most)
     ]
-
-
-class ArrayBook:
-    """The arrays of one study, as written down under ROOT/studies/NAME/arrays."""
-
-    def __init__(self, study_dir: Path) -> None:
-        self.folder = study_dir / "arrays"
-
-    def write(self, array: Array) -> None:
-        """Write an array down, or what has become known of it."""
-        write_atomically(self.folder / f"{array.name}.json", array.model_dump_json(indent=1) + "\n")
-
-    def read(self) -> dict[str, Array]:
-        """Every array by name, oldest first."""
-        arrays = [read_model(path, Array) for path in self.folder.glob("ssmscale-*.json")]
-        return {array.name: array for array in sorted(arrays, key=lambda array: (array.t, array.name))}
-
-    def read_again(self, array: Array) -> Array:
-        """What is written down of an array now."""
-        return read_model(self.folder / f"{array.name}.json", Array)
 
 
 class SlurmDispatcher:
@@ -213,8 +121,6 @@ class SlurmDispatcher:
 
     def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
         """Where each job is; one that SLURM has forgotten has ended."""
-        from harness.dispatch.slurm_book import open_book  # which reads what is written down here
-
         views = open_book(self.study_dir).views
         return {
             handle: views[handle.job_id].state if handle.job_id in views else JobState.ENDED
@@ -256,16 +162,6 @@ class SlurmDispatcher:
             tells_script=array.packed,  # which is there too while Ray, its only step, is being started again
         )
         return sbatch(request, self.profile, self.log_dir / array.name, line)
-
-
-def packed_folder(study_dir: Path, name: str) -> Path:
-    """Where the job of a packed array of that name keeps what others read: ray.json, and logs beside the batch log."""
-    return study_dir / LOGS / name
-
-
-def batch_logs(study_dir: Path, job_id: str) -> list[Path]:
-    """What the batch script of a study's job said, before, beside and after the ranks."""
-    return sorted((study_dir / LOGS).glob(f"*/{job_id}_*.out"))
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.dispatch.arrays import Array, ArrayBook, Task
 from harness.dispatch.base import JobState
 from harness.dispatch.ray_jobs import RayGone, RayJobs
-from harness.dispatch.slurm import Array, ArrayBook, Task
 from harness.dispatch.slurm_queue import ELSEWHERE, JobView, cluster_name, read_jobs
 from harness.process import identify_process, process_is_alive
 

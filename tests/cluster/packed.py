@@ -13,14 +13,8 @@ from typing import Any
 
 import psutil
 
-from harness.dispatch.slurm import (
-    Array,
-    ArrayBook,
-    Shape,
-    Task,
-    new_name,
-    packed_folder,
-)
+from harness.dispatch.arrays import Array, ArrayBook, Shape, Task, packed_folder
+from harness.dispatch.slurm import new_name
 from harness.process import identify_process
 from harness.ray_cluster import RayAddress, read_address
 from harness.rundir import Launch, Root, write_launch, write_run

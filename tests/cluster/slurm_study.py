@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import yaml
 
-from harness.dispatch.slurm import Array, ArrayBook, Task
+from harness.dispatch.arrays import Array, ArrayBook, Task
 from harness.journal import Event, read_events, read_progress
 from harness.rundir import Root
 from slurm.devcluster.cluster import DevCluster

@@ -15,7 +15,7 @@ import pytest
 
 from harness.claims import Claim, Claims, make_claim
 from harness.dispatch import slurm_book
-from harness.dispatch.slurm import Array, ArrayBook, Shape, Task
+from harness.dispatch.arrays import Array, ArrayBook, Shape, Task
 from harness.dispatch.slurm_book import jobs_of_runs, open_book
 from harness.rundir import Root
 from tests.harness.conftest import SAY_WHO, Answering

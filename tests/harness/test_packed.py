@@ -12,13 +12,7 @@ import pytest
 
 from harness import submission
 from harness.control import Control
-from harness.dispatch.slurm import (
-    Array,
-    ArrayBook,
-    Shape,
-    Task,
-    packed_folder,
-)
+from harness.dispatch.arrays import Array, ArrayBook, Shape, Task, packed_folder
 from harness.dispatch.slurm_book import open_book
 from harness.grid import GridPoint
 from harness.journal import Event

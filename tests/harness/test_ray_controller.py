@@ -11,8 +11,8 @@ import pytest
 
 from harness import see_through, submission
 from harness.control import Control
+from harness.dispatch.arrays import Array, Shape, Task
 from harness.dispatch.base import Handle, Job, JobState
-from harness.dispatch.slurm import Array, Shape, Task
 from harness.journal import Event, read_progress
 from harness.opening import rows_of
 from harness.process import identify_process

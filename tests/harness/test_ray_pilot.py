@@ -14,8 +14,8 @@ import pytest
 
 from harness import ray_job
 from harness.control import Control
+from harness.dispatch.arrays import Array, ArrayBook, Shape, Task
 from harness.dispatch.base import EXIT_NO_NODES, EXIT_PREEMPTED
-from harness.dispatch.slurm import Array, ArrayBook, Shape, Task
 from harness.process import identify_process
 from harness.ray_place import RayDown
 from harness.rundir import Launch, Root, write_launch, write_run

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from harness import ray_job
+from harness.dispatch.arrays import Array, ArrayBook, Shape, Task
 from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED
-from harness.dispatch.slurm import Array, ArrayBook, Shape, Task
 from harness.journal import Event, read_progress
 from harness.process import identify_process
 from harness.ray_cluster import NodePlan, RayNodes, Word

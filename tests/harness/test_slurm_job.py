@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from harness.dispatch.arrays import Task
 from harness.dispatch.base import EXIT_PREEMPTED
-from harness.dispatch.slurm import Task
 from harness.journal import Event, read_progress
 from harness.out_of_memory import STOPPED
 from harness.remaining import place

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.dispatch.arrays import Shape
 from harness.dispatch.base import Job, JobState
-from harness.dispatch.slurm import Shape, SlurmDispatcher
+from harness.dispatch.slurm import SlurmDispatcher
 from harness.dispatch.slurm_queue import _from_sacct, _from_squeue, _seconds, put_together, read_jobs
 from harness.dispatch.slurm_words import STATES, explain, state_of
 from harness.profile import Partition, Profile

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from harness import status_table, terminal
+from harness.dispatch.arrays import Array, ArrayBook, Shape
 from harness.dispatch.base import GPU_SHARE
-from harness.dispatch.slurm import Array, ArrayBook, Shape
 from harness.grid import GridPoint
 from harness.hours import Hours, JobTime, count_hours, tokens_a_step
 from harness.journal import Progress, Span, read_progress
