@@ -13,7 +13,7 @@ from harness.evaluations import HELD_OUT, EvaluationRow, as_csv, evaluation_rows
 from harness.opening import begun, choose, registered
 from harness.options import JsonOption, RootOption, RunsArgument, StudyArgument
 from harness.rundir import write_atomically
-from harness.sheet import Sheet
+from harness.sheet import Sheet, plain_text
 from harness.status import RunState, RunStatus
 from harness.terminal import console, counted, errors, print_json, stoppable
 from ssmttm.errors import InputError
@@ -172,7 +172,7 @@ def _print(
     for metric, why in evaluator.skipped.items():
         console.print(f"not measured: {metric}: {why}", markup=False)
     for note in dict.fromkeys([*evaluator.notes, *(note for one in done for note in one.notes)]):
-        errors.print(f"note: {note}", markup=False)
+        errors.print(f"note: {plain_text(note)}", markup=False)
 
 
 def _of_a_codebook(row: EvaluationRow) -> bool:

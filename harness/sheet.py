@@ -37,7 +37,9 @@ class Sheet:
         """The lines, cells of one style after the other as one piece."""
         yield Segment(self.title, Style(italic=True))
         yield Segment.line()
-        texts = [[_plain(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in self._rows]
+        texts = [
+            [plain_text(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in self._rows
+        ]
         widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
         last = len(widths) - 1
         for row, words in zip(self._rows, texts, strict=True):
@@ -56,7 +58,7 @@ class Sheet:
             yield Segment(plain + "\n")
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that stays on its line: a reason may quote a log, and a log may hold what moves a terminal's cursor."""
     if text.isprintable():
         return text
