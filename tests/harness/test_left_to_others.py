@@ -56,50 +56,64 @@ def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place / "states"
 
 
+class Here:
+    """A study that is handed to SLURM's programs and asked after, all from one machine."""
+
+    def __init__(self, folder: Path, fields: Fields, states: Path, ssmscale: Command) -> None:
+        self.root, self.fields = Root(folder / "runs"), fields
+        self._study, self._profile = folder / "study.yaml", folder / "dev.yaml"
+        self._states, self._ssmscale = states, ssmscale
+        self._profile.write_text(yaml.safe_dump(PROFILE), encoding="utf-8")
+
+    def submit(self, on: str = "slurm") -> Answer:
+        """Submit the study as its fields are by now."""
+        cluster = ("--cluster", str(self._profile)) if on == "slurm" else ()
+        return self.ask("submit", "--on", on, *cluster)
+
+    def ask(self, verb: str, *options: str) -> Answer:
+        return self._ssmscale(verb, self.study, *options, "--root", str(self.root.path))
+
+    @property
+    def study(self) -> Path:
+        self._study.write_text(yaml.safe_dump(self.fields), encoding="utf-8")
+        return self._study
+
+    def slurm_says(self, *states: str) -> None:
+        """The state of every job, one a question; the last one stays."""
+        self._states.write_text("".join(f"{state}\n" for state in states), encoding="utf-8")
+
+    def slurm_is_silent(self) -> None:
+        program = self._states.parent / "squeue"
+        program.write_text("#!/bin/sh\necho no controller >&2; exit 1\n", encoding="utf-8")
+
+
 @pytest.fixture
-def on_slurm(tmp_path: Path) -> tuple[str, ...]:
-    """Options that name a cluster and a ROOT."""
-    (tmp_path / "dev.yaml").write_text(yaml.safe_dump(PROFILE), encoding="utf-8")
-    return "--on", "slurm", "--cluster", str(tmp_path / "dev.yaml"), "--root", str(tmp_path / "runs")
+def here(tmp_path: Path, study_fields: Fields, states: Path, ssmscale: Command) -> Here:
+    return Here(tmp_path, study_fields, states, ssmscale)
 
 
-def test_a_series_that_others_have_claimed_is_launched_as_they_said(
-    ssmscale: Command,
-    write_study: Callable[..., Path],
-    study_fields: Fields,
-    states: Path,
-    on_slurm: tuple[str, ...],
-    tmp_path: Path,
-) -> None:
-    root = Root(tmp_path / "runs")
-    (point, *_) = resolve(validate(Study, study_fields, "test"), root, "test").points
-    folder = root.series(point.series_id)
+def test_a_series_that_others_have_claimed_is_launched_as_they_said(here: Here) -> None:
+    (point, *_) = resolve(validate(Study, here.fields, "test"), here.root, "test").points
+    folder = here.root.series(point.series_id)
     folder.mkdir(parents=True)
     (folder / "launch.json").write_text("theirs", encoding="utf-8")
     theirs = Claim(study="theirs", array="ssmscale-a", process=identify_process(), t=time.time())
     make_claim(folder, theirs)
-    said = ssmscale("submit", write_study(study_fields), *on_slurm)
+    said = here.submit()
     assert said.status == 0, said.err
     assert "1 series left to another submission" in said.out
     assert "nothing of tiny is left to submit" not in said.out
     assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
 
 
-def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(
-    ssmscale: Command,
-    write_study: Callable[..., Path],
-    study_fields: Fields,
-    states: Path,
-    on_slurm: tuple[str, ...],
-    tmp_path: Path,
-) -> None:
-    study_fields["grid"]["iterations"] = [5]
-    assert ssmscale("submit", write_study(study_fields), *on_slurm).status == 0
-    states.write_text("PENDING\n", encoding="utf-8")
-    (folder,) = (tmp_path / "runs" / "series").iterdir()
+def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(here: Here) -> None:
+    here.fields["grid"]["iterations"] = [5]
+    assert here.submit().status == 0
+    here.slurm_says("PENDING")
+    (folder,) = (here.root.path / "series").iterdir()
     before = (folder / "launch.json").read_bytes()
-    study_fields |= {"name": "other", "grid": {**study_fields["grid"], "seeds": [0, 1]}}
-    said = ssmscale("submit", write_study(study_fields), "--on", "local", *on_slurm[-2:])
+    here.fields |= {"name": "other", "grid": {**here.fields["grid"], "seeds": [0, 1]}}
+    said = here.submit("local")
     assert said.status == 0, said.err
     assert "1 done" in said.out
     assert "1 series left to jobs of study tiny; `ssmscale status tiny` shows how they do" in said.out
@@ -108,98 +122,68 @@ def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(
 
 
 def test_a_study_that_waits_in_slurms_hands_is_said_to_wait_there_when_it_is_submitted_here(
-    ssmscale: Command,
-    write_study: Callable[..., Path],
-    study_fields: Fields,
-    states: Path,
-    on_slurm: tuple[str, ...],
+    here: Here,
 ) -> None:
-    study = write_study(study_fields)
-    assert ssmscale("submit", study, *on_slurm).status == 0
-    states.write_text("PENDING\n", encoding="utf-8")
-    said = ssmscale("submit", study, "--on", "local", *on_slurm[-2:])
+    assert here.submit().status == 0
+    here.slurm_says("PENDING")
+    said = here.submit("local")
     assert said.status == 0, said.err
     assert "2 queued" in said.out
     assert "1 series left to jobs of study tiny" in said.out
 
 
-def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_here(
-    ssmscale: Command,
-    write_study: Callable[..., Path],
-    study_fields: Fields,
-    states: Path,
-    on_slurm: tuple[str, ...],
-) -> None:
-    study_fields["grid"]["iterations"] = [5]
-    assert ssmscale("submit", write_study(study_fields), *on_slurm).status == 0
+def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_here(here: Here) -> None:
+    here.fields["grid"]["iterations"] = [5]
+    assert here.submit().status == 0
     # Once for the claim; by the time all else is done, the job is over.
-    states.write_text("PENDING\nCANCELLED\n", encoding="utf-8")
-    study_fields["name"] = "other"
-    said = ssmscale("submit", write_study(study_fields), "--on", "local", *on_slurm[-2:])
+    here.slurm_says("PENDING", "CANCELLED")
+    here.fields["name"] = "other"
+    said = here.submit("local")
     assert said.status == 0, said.err
     assert "1 done" in said.out
     assert "left to" not in said.out
 
 
 def test_what_slurm_said_of_claims_holds_while_it_is_silent_and_else_nothing_is_trained_here(
-    ssmscale: Command,
-    write_study: Callable[..., Path],
-    study_fields: Fields,
-    states: Path,
-    on_slurm: tuple[str, ...],
-    tmp_path: Path,
+    here: Here,
 ) -> None:
-    study_fields["grid"]["iterations"] = [5]
-    study = write_study(study_fields)
-    assert ssmscale("submit", study, *on_slurm).status == 0
-    resolved, made = planned(str(study), tmp_path / "runs", None, None)
+    here.fields["grid"]["iterations"] = [5]
+    assert here.submit().status == 0
+    resolved, made = planned(str(here.study), here.root.path, None, None)
     begun, late = (Submission(resolved, made, None, "local") for _ in range(2))
     jobs = begun.prepare([run.status for run in made.runs])
-    states.write_text("COMPLETED\n", encoding="utf-8")
+    here.slurm_says("COMPLETED")
     assert begun.leave_claimed(jobs) == jobs
-    (states.parent / "squeue").write_text("#!/bin/sh\necho no controller >&2; exit 1\n", encoding="utf-8")
+    here.slurm_is_silent()
     assert begun.leave_claimed(jobs) == jobs
-    arrays = tmp_path / "runs" / "studies" / "tiny" / "arrays"
+    arrays = here.root.study("tiny") / "arrays"
     with pytest.raises(SchedulerGone, match=rf"no controller; a job of study tiny .* or remove {arrays} if"):
         late.leave_claimed(jobs)
 
 
 def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
-    ssmscale: Command,
-    write_study: Callable[..., Path],
-    study_fields: Fields,
-    states: Path,
-    on_slurm: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
+    here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "LOOK_SECONDS", 0.01)
-    study = write_study(study_fields)
-    assert "2 runs in 1 series submitted" in ssmscale("submit", study, *on_slurm).out
-    ssmscale("cancel", study, *on_slurm[-2:])
-    states.write_text("COMPLETING\n" * 4 + "CANCELLED\n", encoding="utf-8")
-    said = ssmscale("retry", study, *on_slurm[-2:])
+    assert "2 runs in 1 series submitted" in here.submit().out
+    here.ask("cancel")
+    here.slurm_says(*["COMPLETING"] * 4, "CANCELLED")
+    said = here.ask("retry")
     assert said.status == 0, said.err
     assert "2 runs to be tried again" in said.out
     assert "2 runs in 1 series submitted" in said.out
 
 
 def test_a_job_that_does_not_end_is_named_and_nothing_is_forgotten(
-    ssmscale: Command,
-    write_study: Callable[..., Path],
-    study_fields: Fields,
-    states: Path,
-    on_slurm: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "SAVING_SECONDS", 0.0)
-    study = write_study(study_fields)
-    ssmscale("submit", study, *on_slurm)
-    ssmscale("cancel", study, *on_slurm[-2:])
-    control = tmp_path / "runs" / "studies" / "tiny" / "control.jsonl"
+    here.submit()
+    here.ask("cancel")
+    control = here.root.study("tiny") / "control.jsonl"
     before = control.read_bytes()
-    states.write_text("COMPLETING\n", encoding="utf-8")
-    said = ssmscale("retry", study, *on_slurm[-2:])
+    here.slurm_says("COMPLETING")
+    said = here.ask("retry")
     assert said.status == 1
     assert "SLURM job 77_0 still saves" in said.err
     assert control.read_bytes() == before

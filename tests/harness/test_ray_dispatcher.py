@@ -16,14 +16,27 @@ from harness.ray_place import RayDown
 from ssmttm.errors import InputError
 
 
-def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes, now = [Node("head", 0.0), Node("a", 4.0)], [0.0]
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
+    """What Ray offers, all of it free: a head without GPUs and a node with four."""
+    nodes = [Node("head", 0.0), Node("a", 4.0)]
     monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
     monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
     monkeypatch.setattr(ray_room, "available", dict)
+    return nodes
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The dispatcher's clock, seconds."""
+    now = [0.0]
     monkeypatch.setattr(ray.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_while(
+    tmp_path: Path, nodes: list[Node], now: list[float]
+) -> None:
     dispatcher = ray.RayDispatcher(tmp_path)
     handles = dispatcher.submit([Job("large", (), 1, 8, 1, tmp_path)])
     for seconds in range(10, round(ray.NO_ROOM_SECONDS), 10):
@@ -35,13 +48,8 @@ def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_wh
 
 
 def test_a_node_is_waited_for_while_its_workers_save_and_its_successor_starts_as_slowly_as_a_first_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, nodes: list[Node], now: list[float]
 ) -> None:
-    nodes, now = [Node("head", 0.0), Node("a", 4.0)], [0.0]
-    monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
-    monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
-    monkeypatch.setattr(ray_room, "available", dict)
-    monkeypatch.setattr(ray.time, "monotonic", lambda: now[0])
     dispatcher = ray.RayDispatcher(tmp_path)
     handles = dispatcher.submit([Job("small", (), 1, 1, 1, tmp_path)])
     nodes.pop()
@@ -54,27 +62,24 @@ def test_a_node_is_waited_for_while_its_workers_save_and_its_successor_starts_as
 
 
 def test_gpus_are_found_though_the_node_that_has_them_is_just_being_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes = [Node("head", 0.0)]
-    monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
-    monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
-    monkeypatch.setattr(ray.time, "sleep", lambda seconds: nodes.append(Node("a", 4.0)))
+    back = nodes.pop()
+    monkeypatch.setattr(ray.time, "sleep", lambda seconds: nodes.append(back))
     assert ray.RayDispatcher(tmp_path).on_gpus
 
 
 def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nodes, asked = [Node("a", 2.0), Node("b", 4.0)], list[float]()
+    nodes[:] = [Node("a", 2.0), Node("b", 4.0)]
+    asked: list[float] = []
 
     def note(pieces: Sequence[Piece], *_: object) -> list[Start]:
         asked.extend(piece.shape.share for piece in pieces)
         return []
 
     monkeypatch.setattr(ray, "_nodes", lambda kind: nodes if kind == "CPU" else [])
-    monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
-    monkeypatch.setattr(ray_room, "available", dict)
     monkeypatch.setattr(ray, "decide", note)
     dispatcher = ray.RayDispatcher(tmp_path)
     dispatcher.poll(
