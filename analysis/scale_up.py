@@ -141,7 +141,7 @@ def next_step(
         budget_gpu_hours=budget,
         runs=tuple(sorted(str(name) for name in points.frame["run_id"])),
         steps=steps,
-        notes=(*fitted, *(note for step in steps for note in _notes(step))),
+        notes=(*fitted, *(note for step in steps for note in _notes(step, laws[step.architecture].curve))),
     )
 
 
@@ -303,15 +303,19 @@ def _rounded(value: float, digits: int) -> float:
     return float(f"{value:.{digits - 1}e}")
 
 
-def _notes(step: Step) -> list[Note]:
+def _notes(step: Step, curve: Curve) -> list[Note]:
     name = wording.architecture(step.architecture)
     notes = []
+    is_below = step.n_params < curve.sizes[0] or step.iterations < curve.frame["iterations"].min()
     reach = max(step.size_factor, step.budget_factor)
     if reach <= 1.0:
         text = f"the best for this budget lies within what {name} was trained on: a larger budget would teach more."
         notes.append(Note(code="within_range", text=text))
     if reach > FAR:
-        text = f"{name} would go {wording.times(reach)} times beyond what was trained: take a smaller step first."
+        where, advice = (
+            ("below", "give a larger budget") if is_below else ("beyond", "take a smaller step first")
+        )
+        text = f"{name} would go {wording.times(reach)} times {where} what was trained: {advice}."
         notes.append(Note(code="extrapolation_ratio", text=text))
     low, high = step.n_params_ci95
     if high > VAGUE * low:

@@ -91,6 +91,18 @@ def test_what_a_budget_cannot_do_is_said(points: CheckedPoints, table: pd.DataFr
     assert {"within_range"} <= {note.code for note in next_step(points, RATES, 0.02).notes}
 
 
+@pytest.mark.parametrize(
+    ("factor", "advice"), [(1e-4, "give a larger budget"), (1e4, "take a smaller step first")]
+)
+def test_far_from_what_was_trained_the_note_says_which_way_back(
+    points: CheckedPoints, factor: float, advice: str
+) -> None:
+    notes = next_step(points, RATES, factor * BUDGET).notes
+    far = [note.text for note in notes if note.code == "extrapolation_ratio"]
+    assert len(far) == 2
+    assert all(advice in text for text in far)
+
+
 @pytest.mark.parametrize("budget", [1.02, 1.1, 2.0, 20.0])
 def test_no_run_is_proposed_that_is_shorter_than_the_shortest(points: CheckedPoints, budget: float) -> None:
     """A budget that would buy the best size too few iterations buys a smaller size, or nothing."""
