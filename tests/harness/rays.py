@@ -51,7 +51,11 @@ import contextlib, json, os, subprocess, sys, time
 import ray
 
 ray.init(log_to_driver=False)
-print(json.dumps(sorted((node["NodeName"], node["Resources"]) for node in ray.nodes() if node["Alive"])), flush=True)
+nodes = []
+while not any("CPU" in node["Resources"] for node in nodes):
+    time.sleep(0.1 if nodes else 0)  # the head alone: a raylet whose port another took is being replaced
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+print(json.dumps(sorted((node["NodeName"], node["Resources"]) for node in nodes)), flush=True)
 
 class Device:
     def name(self):
