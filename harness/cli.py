@@ -51,8 +51,8 @@ from harness.plan_table import print_plan
 from harness.provenance import commit, installed_version
 from harness.status import RunStatus
 from harness.submission import ResolvedStudy
-from harness.syncing import bring_up_to_date, keep_report, warn
-from harness.terminal import console, errors, print_json
+from harness.syncing import bring_up_to_date, keep_report
+from harness.terminal import console, errors, print_json, warn
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def scale_up(
         raise InputError(f"scale-up {name}: nothing was proposed yet; say --budget GPU_HOURS")
     points = check_points(frame, design_law(law))
     seen, notes = seen_of(points, former)
-    warn(notes)
+    warn(*notes)
     step = None
     if budget is not None:
         rates = gpu_hours_an_iteration(plan_of(resolved, cluster))

@@ -15,7 +15,7 @@ from harness.options import JsonOption, RootOption, RunsArgument, StudyArgument
 from harness.rundir import write_atomically
 from harness.sheet import Sheet, plain_text
 from harness.status import RunState, RunStatus
-from harness.terminal import console, counted, errors, print_json, stoppable
+from harness.terminal import console, counted, errors, print_json, stoppable, warn
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def evaluate(
     )
     with errors.status("opening the study") as shown, stoppable():
         try:
-            evaluator = Evaluator(resolved, request, shown.update, _warn)
+            evaluator = Evaluator(resolved, request, shown.update, warn)
             done = []
             for number, row in enumerate(chosen, 1):
                 done.append(evaluator.evaluate(row.run_id))
@@ -109,10 +109,6 @@ def evaluate(
         _print(resolved.study.name, evaluator, chosen, done, rows)
     if any(one.outcome in {Outcome.BUSY, Outcome.IMPOSSIBLE} for one in done):
         raise typer.Exit(1)
-
-
-def _warn(text: str) -> None:
-    errors.print(f"warning: {text}", markup=False)
 
 
 def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:

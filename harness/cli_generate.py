@@ -9,7 +9,7 @@ import typer
 
 from harness.options import JsonOption, RootOption
 from harness.rundir import Root
-from harness.terminal import console, errors, print_json
+from harness.terminal import console, print_json, warn
 from ssmttm.errors import InputError
 
 
@@ -64,13 +64,13 @@ def generate(
     frames = frames_of(trained, seconds)
     if is_longer(trained, frames):
         trained_on = trained.run.frames / trained.manifest.codec.frame_rate
-        _warn(f"longer than the {trained_on:g} s it was trained on: nothing says how it goes on after them")
+        warn(f"longer than the {trained_on:g} s it was trained on: nothing says how it goes on after them")
     done = []
     for path, piece in zip(
         files, write_pieces(trained, captions, files, frames, sampling, seed), strict=True
     ):
         if piece.scaled_by < 1:
-            _warn(f"{path}: scaled by {piece.scaled_by:.3g}, since it went beyond full scale")
+            warn(f"{path}: scaled by {piece.scaled_by:.3g}, since it went beyond full scale")
         if not as_json:
             console.print(f"{path}: {piece.seconds:.2f} s, seed {piece.seed}", markup=False, soft_wrap=True)
         done.append({"path": str(path), **piece.model_dump(exclude={"file"})})
@@ -94,7 +94,3 @@ def _best_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _warn(text: str) -> None:
-    errors.print(f"warning: {text}", markup=False)

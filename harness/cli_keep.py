@@ -12,8 +12,8 @@ from harness import tables
 from harness.opening import begun, registered
 from harness.options import JsonOption, RootOption, StudyArgument
 from harness.rundir import Root
-from harness.syncing import bring_up_to_date, kept_by, replay, warn
-from harness.terminal import console, counted, print_json
+from harness.syncing import bring_up_to_date, kept_by, replay
+from harness.terminal import console, counted, print_json, warn
 
 
 def sync(study: StudyArgument, root: RootOption = None) -> None:
@@ -21,7 +21,7 @@ def sync(study: StudyArgument, root: RootOption = None) -> None:
     resolved = registered(study, root)
     rows = begun(resolved)
     tracker, done = replay(resolved, rows)
-    warn(done.notes)
+    warn(*done.notes)
     if done.merged:
         console.print(f"{counted(done.merged, 'run')} that were there twice merged into the oldest")
     if done.settled:

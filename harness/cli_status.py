@@ -15,7 +15,7 @@ from harness.reading import StudyReader
 from harness.remote import cancel_jobs_of
 from harness.status import RunState, StatusReader, count_states
 from harness.status_table import print_status, watch_status
-from harness.terminal import console, counted, errors, print_json
+from harness.terminal import console, counted, errors, print_json, warn
 from ssmttm.errors import InputError
 
 ENDED = {
@@ -49,7 +49,7 @@ def status(
             print_status(console, reading)
         tables.print_notes(errors, reading.notes)
     if reading.problem:
-        errors.print(f"warning: {reading.problem}", markup=False)
+        warn(reading.problem)
 
 
 def logs(

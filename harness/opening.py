@@ -14,7 +14,7 @@ from harness.rundir import Root
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import Study, load_study
 from harness.submission import ResolvedStudy
-from harness.terminal import counted, errors
+from harness.terminal import counted, warn
 from ssmttm.errors import InputError
 
 
@@ -75,12 +75,10 @@ def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
     try:
         book = open_book(folder)
     except SchedulerGone as gone:
-        errors.print(f"warning: {gone}; the journals tell what is known", markup=False, soft_wrap=True)
+        warn(f"{gone}; the journals tell what is known")
         return {}
     if book.problem:
-        errors.print(
-            f"warning: {book.problem}; the journals tell what is known", markup=False, soft_wrap=True
-        )
+        warn(f"{book.problem}; the journals tell what is known")
     _warn_of_elsewhere(book, folder)
     return jobs_of_runs(book)
 
@@ -94,11 +92,9 @@ def _warn_of_elsewhere(book: Book, folder: Path) -> None:
         )
         if left:
             what = f"job {array.job_id}" if array.job_id else f"a submission of {name}"
-            errors.print(
-                f"warning: {counted(len(left), 'run')} left to {what} of SLURM cluster {cluster}, which is not asked "
-                f"from here: see to it there; if there is no such cluster any more, remove {folder}/arrays/{name}.json",
-                markup=False,
-                soft_wrap=True,
+            warn(
+                f"{counted(len(left), 'run')} left to {what} of SLURM cluster {cluster}, which is not asked "
+                f"from here: see to it there; if there is no such cluster any more, remove {folder}/arrays/{name}.json"
             )
 
 

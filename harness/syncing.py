@@ -10,7 +10,7 @@ from harness.brief import first_line
 from harness.status import RunState, RunStatus
 from harness.store import redact
 from harness.submission import ResolvedStudy
-from harness.terminal import errors
+from harness.terminal import warn
 from harness.tracking import Mirrored, Tracker, tracking_uri
 from ssmttm.errors import InputError
 
@@ -46,9 +46,9 @@ def bring_up_to_date(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> Trac
     try:
         tracker, done = _mirrored(resolved, uri, rows, thorough=False)
     except Exception as error:  # whatever a tracker raises
-        warn([f"MLflow at {redact(uri)}: {first_line(error)}; reading the journals, which keep everything"])
+        warn(f"MLflow at {redact(uri)}: {first_line(error)}; reading the journals, which keep everything")
         return None
-    warn(done.notes)
+    warn(*done.notes)
     return tracker
 
 
@@ -85,12 +85,6 @@ def keep_report(
             draft.replace(folder / name)
     if tracker is not None:
         try:
-            warn(tracker.mirror(rows, settle=True).notes)
+            warn(*tracker.mirror(rows, settle=True).notes)
         except Exception as error:  # whatever a tracker raises
-            warn([f"MLflow at {redact(tracker.uri)} has no copy of the report: {first_line(error)}"])
-
-
-def warn(notes: Sequence[str]) -> None:
-    """Say on standard error what a user should know, a line each."""
-    for note in notes:
-        errors.print(f"warning: {note}", markup=False, soft_wrap=True)
+            warn(f"MLflow at {redact(tracker.uri)} has no copy of the report: {first_line(error)}")

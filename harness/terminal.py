@@ -28,6 +28,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
 
 
+def warn(*notes: str) -> None:
+    """Say on standard error what a user should know, a line each."""
+    for note in notes:
+        errors.print(f"warning: {note}", markup=False)
+
+
 def print_json(document: dict[str, Any]) -> None:
     """Print one JSON document, alone on standard output."""
     sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")

@@ -30,7 +30,7 @@ from harness.see_through import BUSY_SECONDS
 from harness.status import RunState, RunStatus, StatusReader
 from harness.study import Study
 from harness.submission import ResolvedStudy, Submission
-from harness.terminal import errors
+from harness.terminal import warn
 
 ASK_SECONDS = 5.0
 """Between two questions to SLURM: a controller may watch for days."""
@@ -196,7 +196,7 @@ class OnSlurm:
 
     def _warn(self, gone: SchedulerGone, what_now: str) -> None:
         if self._problem != str(gone):
-            errors.print(f"warning: {gone}; {what_now}", markup=False)
+            warn(f"{gone}; {what_now}")
             self._problem = str(gone)
 
     def close(self) -> None:
