@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssmttm.conditioning import TextBatch
 from ssmttm.errors import InputError
-from ssmttm.model import MusicLM
-from ssmttm.patterns import IGNORED, delay, undelay
-from ssmttm.stepping import Decoder
+from ssmttm.model.music_lm import MusicLM
+from ssmttm.model.patterns import IGNORED, delay, undelay
+from ssmttm.model.stepping import Decoder
+from ssmttm.text.text_batch import TextBatch
 
 
 @dataclass(frozen=True)

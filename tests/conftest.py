@@ -17,9 +17,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from harness.rundir import Root
-from harness.store import connect
-from harness.tracking import default_uri
+from harness.record.root import Root
+from harness.tracking.store import connect, default_uri
 from tests.corpora import write_tiny_corpus
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -148,7 +147,7 @@ def ssmscale(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., Answer]:
     """Call the command in this process, in a directory of the test's own."""
-    from harness.cli import main
+    from harness.cli.app import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SSMSCALE_ROOT", raising=False)

@@ -1,1 +1,1 @@
-"""Dispatchers: they start workers somewhere and tell whether they still run; results never travel through them."""
+"""Backends: they run tasks on this machine, on SLURM and on Ray, behind one protocol."""

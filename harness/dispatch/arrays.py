@@ -5,28 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.run import Count, Frozen, Positive
-from harness.rundir import read_model, write_atomically
+from harness.common.disk import write_atomically
+from harness.plan.allocation import Shape
+from harness.record.root import read_model
+from harness.study.run import Count, Frozen, Positive
 
 LOGS = Path("logs", "slurm")
 """Below a study's directory: a folder an array, with what submitit and the batch scripts write."""
-
-
-class Shape(Frozen):
-    """Resources that all jobs of an array share."""
-
-    nodes: Count
-    ranks: Count
-    """Ranks in all, as many on each node."""
-    threads: Count
-    """CPU cores a rank."""
-    memory_gib: Positive
-    """Memory a node, GiB."""
-
-    @property
-    def ranks_a_node(self) -> int:
-        """Ranks on each node: its tasks, and its GPUs."""
-        return self.ranks // self.nodes
 
 
 class Task(Frozen):

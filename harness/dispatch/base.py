@@ -4,37 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-EXIT_NO_NODES = 69
-"""EX_UNAVAILABLE: the exit status of what trains on a Ray that has had no node for long; another Ray may have."""
-EXIT_NO_SPACE = 74
-"""EX_IOERR: a worker's exit status where no room is left on the disk; everything saved before is kept."""
-EXIT_PREEMPTED = 75
-"""EX_TEMPFAIL: stopped at a step boundary with everything saved, or busy elsewhere: to be started again."""
-GPU_SHARE = "SSMSCALE_GPU_SHARE"
-"""Variable with the share of a GPU that a rank has; not set where it has all of it."""
-MOST_ATTEMPTS = 3
-"""Times a Series whose worker goes away without a word is started again before it counts as failed."""
-
-
-class JobState(StrEnum):
-    """Where a job is with its dispatcher; what its Runs achieved is in their journals."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    ENDED = "ended"
-    """Its worker came back; the journals tell the rest."""
-    BUSY = "busy"
-    """Another process is training the Series."""
-    PREEMPTED = "preempted"
-    """It was told to stop and has saved; to be submitted again."""
-    NO_SPACE = "no_space"
-    """No room was left on its disk; what it had saved is kept, and nothing helps until there is room."""
-    LOST = "lost"
-    """Its process went away without a word."""
+from harness.record.jobs import JobState
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,17 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.cluster import Cluster
-from harness.dispatch.base import EXIT_NO_SPACE, EXIT_PREEMPTED, Handle, Job, JobState
-from harness.dispatch.rank_process import (
+from harness.dispatch.base import Handle, Job
+from harness.dispatch.worker_process import (
     ALONE_SECONDS,
     GRACE_SECONDS,
     RankProcess,
     environment_of_rank,
     state_of,
 )
+from harness.plan.cluster import Cluster
+from harness.record.jobs import JobState
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED
 
 
 class LocalDispatcher:

@@ -1,1 +1,1 @@
-"""Searching keys of a study for its smaller sizes, and how the best learning rate moves with size."""
+"""Tuning by Optuna: the search space, its trials, their storage, and the transfer to larger sizes."""

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from harness.dispatch.base import MOST_ATTEMPTS
-from harness.plan import make_plan
-from harness.process import identify_process
-from harness.status import RunState, RunStatus
-from harness.submission import Submission, forgive
-from harness.tuning.record import OWNER, is_ours, open_search, owner_of, startup_trials
+from harness.common.process import identify_process
+from harness.plan.plan import make_plan
+from harness.record.status import RunState, RunStatus
+from harness.submit.submission import Submission, forgive
+from harness.train.stopping import MOST_ATTEMPTS
 from harness.tuning.space import Cell, Space, Values
+from harness.tuning.storage import OWNER, is_ours, open_search, owner_of, startup_trials
 from harness.tuning.trials import OUTCOME, REASON, Ending, LiveTrial, Outcome, Told, has_diverged, told_of
 from harness.tuning.workplace import Workplace
 from ssmttm.errors import InputError

@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.disk import DiskFull, naming_a_full_disk
-from harness.foreground import Stopped
-from harness.grid import GridPoint
-from harness.mirror import MirrorThread
-from harness.rundir import write_atomically
-from harness.status import RunState, RunStatus, StatusReader
-from harness.submission import submitted_with, trials_name
-from harness.terminal import counted, errors, stoppable
-from harness.tracking import tracking_uri
-from harness.tuned import Tuned
+from harness.common.console import Stopped, errors, stoppable
+from harness.common.disk import DiskFull, naming_a_full_disk, write_atomically
+from harness.common.format import counted
+from harness.record.registry import submitted_with, trials_name
+from harness.record.status import RunState, RunStatus, StatusReader
+from harness.study.grid import GridPoint
+from harness.study.tuned import Tuned
+from harness.tracking.live import MirrorThread
+from harness.tracking.store import tracking_uri
 from harness.tuning.controller import Controller, Listener
-from harness.tuning.record import JOURNAL, in_control, open_database, open_journal
 from harness.tuning.space import Cell, Space
+from harness.tuning.storage import JOURNAL, in_control, open_database, open_journal
 from harness.tuning.transfer import Note, learn
 from harness.tuning.trials import LiveTrial, Outcome, Told, has_diverged
 from harness.tuning.workplace import Workplace

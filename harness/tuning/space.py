@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
-from harness.grid import CorpusView, expand, view_corpus
-from harness.rundir import Root
-from harness.study import ModelPatch, Study, TextChoice, Training
-from harness.submission import ResolvedStudy, text_of, trials_name
-from harness.training.schedule import branch_step
-from harness.tuned import rounded
-from harness.tuning.settings import Dimension, Tune
-from harness.validation import validate
+from harness.common.validation import validate
+from harness.record.registry import ResolvedStudy, text_of, trials_name
+from harness.record.root import Root
+from harness.study.grid import CorpusView, expand, view_corpus
+from harness.study.schedule import branch_step
+from harness.study.schema import ModelPatch, Study, TextChoice, Training
+from harness.study.tune import Dimension, Tune
+from harness.study.tuned import rounded
 from ssmttm.errors import InputError
-from ssmttm.flops import parameter_count
+from ssmttm.model.flops import parameter_count
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.tuned import Carried, Law, Tuned, TunedArchitecture, TunedSize, rounded
+from harness.study.tuned import Carried, Law, Tuned, TunedArchitecture, TunedSize, rounded
 from harness.tuning.space import RATE, Cell, Space
 from harness.tuning.trials import Told, finished
 

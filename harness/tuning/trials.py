@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from harness.journal import ProgressReader, read_progress
-from harness.rundir import Root
-from harness.status import RunState, RunStatus
-from harness.submission import ResolvedStudy, Submission
-from harness.training.schedule import branch_step
+from harness.record.journal import ProgressReader, read_progress
+from harness.record.registry import ResolvedStudy
+from harness.record.root import Root
+from harness.record.status import RunState, RunStatus
+from harness.study.schedule import branch_step
+from harness.submit.submission import Submission
 from harness.tuning.space import Cell, Values
 
 if TYPE_CHECKING:

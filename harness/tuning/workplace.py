@@ -12,25 +12,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from harness.claims import Claims
-from harness.cluster import Cluster, this_machine
-from harness.code_copy import copy_code
-from harness.disk import DiskFull, is_read_only
-from harness.dispatch.base import Dispatcher, Handle, JobState
-from harness.dispatch.slurm import SlurmDispatcher
-from harness.dispatch.slurm_book import jobs_of_runs, open_book
-from harness.dispatch.slurm_queue import JobView, SchedulerGone
-from harness.foreground import dispatcher_here
-from harness.grid import GridPoint
-from harness.process import identify_process
-from harness.profile import Profile
-from harness.remote import cancel_jobs_of, hours_for, submit_missing
-from harness.rundir import Root
-from harness.see_through import BUSY_SECONDS
-from harness.status import RunState, RunStatus, StatusReader
-from harness.study import Study
-from harness.submission import ResolvedStudy, Submission
-from harness.terminal import warn
+from harness.common.console import warn
+from harness.common.disk import DiskFull, is_read_only
+from harness.common.process import identify_process
+from harness.dispatch.base import Dispatcher, Handle
+from harness.dispatch.ledger import jobs_of_runs, open_book
+from harness.dispatch.slurm.sbatch import SlurmDispatcher
+from harness.dispatch.slurm.snapshot import copy_code
+from harness.dispatch.supervise import BUSY_SECONDS
+from harness.plan.cluster import Cluster, Profile, this_machine
+from harness.record.jobs import JobState, JobView, SchedulerGone
+from harness.record.registry import ResolvedStudy
+from harness.record.root import Root
+from harness.record.status import RunState, RunStatus, StatusReader
+from harness.study.grid import GridPoint
+from harness.study.schema import Study
+from harness.submit.claims import Claims
+from harness.submit.local import dispatcher_here
+from harness.submit.slurm import cancel_jobs_of, hours_for, submit_missing
+from harness.submit.submission import Submission
 
 ASK_SECONDS = 5.0
 """Between two questions to SLURM: a controller may watch for days."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from ssmttm.codec.weights import fill
 from ssmttm.compat import tame_torchaudio, torchaudio_at_import
-from ssmttm.corpus.manifest import sha256_file
 from ssmttm.errors import InputError
+from ssmttm.files import sha256_file
 
 PUBLISHED = "encodec_24khz"
 """What the package calls its mono model."""

@@ -20,11 +20,11 @@ from typing import Any, Self
 import numpy as np
 
 from ssmttm.codec.base import CODEC_FILE, Audio, Codes
+from ssmttm.codec.facts import CodecFacts
 from ssmttm.codec.network import Network
-from ssmttm.corpus.manifest import CodecFacts, canonical_json
-from ssmttm.corpus.writer import write_atomically
 from ssmttm.device import usable_device
 from ssmttm.errors import InputError
+from ssmttm.files import canonical_json, write_atomically
 from ssmttm.pretrained import CONFIG
 
 WEIGHTS = "model.safetensors"

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ssmttm.codec.base import CODEC_FILE, Audio, Codes
+from ssmttm.codec.facts import CodecFacts
 from ssmttm.codec.mel import LogMel
-from ssmttm.corpus.manifest import CodecFacts, canonical_json
-from ssmttm.corpus.writer import write_atomically
 from ssmttm.errors import InputError
+from ssmttm.files import canonical_json, write_atomically
 
 Array = npt.NDArray[np.float32]
 
@@ -37,6 +37,15 @@ class RvqConfig(BaseModel):
     n_codebooks: int = Field(gt=0)
     codebook_size: int = Field(gt=1, le=65535)
     seed: int = Field(ge=0)
+
+
+def entropy_bits(counts: npt.NDArray[np.int64]) -> float:
+    """Entropy in bits of the distribution given by counts (entries,)."""
+    used = counts[counts > 0].astype(np.float64)
+    if not len(used):
+        return 0.0
+    p = used / used.sum()
+    return float(-(p * np.log2(p)).sum()) + 0.0
 
 
 class RvqReport(BaseModel):
@@ -179,15 +188,6 @@ class RvqCodec:
                 f"{folder / _ARRAYS}: does not fit the fingerprint in {CODEC_FILE}: it has changed"
             )
         return codec
-
-
-def entropy_bits(counts: npt.NDArray[np.int64]) -> float:
-    """Entropy in bits of the distribution given by counts (entries,)."""
-    used = counts[counts > 0].astype(np.float64)
-    if not len(used):
-        return 0.0
-    p = used / used.sum()
-    return float(-(p * np.log2(p)).sum()) + 0.0
 
 
 def _nearest(rows: Array, entries: Array) -> npt.NDArray[np.intp]:

@@ -18,12 +18,13 @@ from typing import Any
 from pydantic import JsonValue
 
 from ssmttm.corpus.bach_captions import Piece, bach_captions
-from ssmttm.corpus.manifest import Skipped, sha256_file
+from ssmttm.corpus.manifest import Skipped
 from ssmttm.corpus.packages import installed_folder, installed_version
 from ssmttm.corpus.render import Note, Part, Performance, orchestrate, program_for, render
 from ssmttm.corpus.soundfont import soundfont
 from ssmttm.corpus.source import Array, OpenTrack, SkipTrackError, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
+from ssmttm.files import sha256_file
 
 SOUNDFONT_LICENCE = "SoundFont TimGM6mb: GPL-2.0"
 _MUSIC21 = "music21 corpus: used with the encoder's permission, commercial use may be restricted"

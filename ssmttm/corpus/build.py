@@ -29,17 +29,11 @@ from ssmttm.corpus.progress import Progress, Silent
 from ssmttm.corpus.source import Source
 from ssmttm.corpus.spec import RECIPE, BuildSpec, differences
 from ssmttm.corpus.split import limited, split_tracks
-from ssmttm.corpus.stages import (
-    clip_lines,
-    encode,
-    fit_codec,
-    pretrained_codec,
-    read_tracks,
-    usable_tracks,
-)
+from ssmttm.corpus.stages import clip_lines, encode, fit_codec, pretrained_codec, read_tracks, usable_tracks
 from ssmttm.corpus.tracks import make_source, start_worker
-from ssmttm.corpus.writer import write_atomically, write_clips, write_manifest
+from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
+from ssmttm.files import write_atomically
 
 if TYPE_CHECKING:
     from ssmttm.codec.neural import NeuralCodec

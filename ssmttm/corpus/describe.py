@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from ssmttm.codec.facts import CodecFacts
 from ssmttm.codec.rvq import entropy_bits
-from ssmttm.corpus.manifest import CodecFacts, Manifest, load_manifest
-from ssmttm.dataset import TokenDataset
+from ssmttm.corpus.dataset import TokenDataset
+from ssmttm.corpus.manifest import Manifest, load_manifest
 
 _CLIPS = 256  # read at once: 2 MB of tokens at 4 codebooks and 500 frames
 

@@ -11,11 +11,12 @@ from pydantic import JsonValue
 
 from ssmttm.corpus.audio import SUFFIXES, stream_audio
 from ssmttm.corpus.caption_files import CaptionRow, read_captions
-from ssmttm.corpus.manifest import Skipped, sha256_file
+from ssmttm.corpus.manifest import Skipped
 from ssmttm.corpus.packages import installed_version
 from ssmttm.corpus.source import OpenTrack, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
+from ssmttm.files import sha256_file
 
 _USUAL = ("captions.jsonl", "captions.json", "captions.csv", "metadata.jsonl", "metadata.csv")
 

@@ -15,11 +15,13 @@ planning and training read manifests where no audio library is installed.
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from ssmttm.codec.facts import CodecFacts
 from ssmttm.errors import InputError
+from ssmttm.files import canonical_json, sha256_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -38,20 +40,6 @@ InsidePath = Annotated[str, AfterValidator(_inside)]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CodecFacts(_Frozen):
-    """What a model needs to know of the codec that made the tokens."""
-
-    name: str
-    fingerprint: str
-    """sha256 over everything that decides which tokens an audio signal gets."""
-    sample_rate: int = Field(gt=0)
-    """Hz."""
-    frame_rate: float = Field(gt=0)
-    """Frames a second."""
-    n_codebooks: int = Field(gt=0)
-    codebook_size: int = Field(gt=1, le=65536)
 
 
 class ShardFacts(_Frozen):
@@ -132,11 +120,6 @@ def content_fingerprint(codec: CodecFacts, frames: int, splits: dict[str, SplitF
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
 def load_manifest(corpus: Path) -> Manifest:
     """Read CORPUS/manifest.json; raises InputError when missing, not a manifest, or of another format."""
     path = corpus / MANIFEST
@@ -183,9 +166,3 @@ def verify_corpus(corpus: Path, manifest: Manifest) -> None:
             raise InputError(
                 f"{path}: sha256 is {found[:12]}, {MANIFEST} says {expected[:12]}: the file has changed"
             )
-
-
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

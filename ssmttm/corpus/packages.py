@@ -1,6 +1,5 @@
 """Find installed packages without importing them, which for some takes seconds."""
 
-import importlib.metadata
 import importlib.util
 from pathlib import Path
 

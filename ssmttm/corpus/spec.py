@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from ssmttm.corpus.manifest import CodecFacts
+from ssmttm.codec.facts import CodecFacts
 from ssmttm.errors import InputError
 
 RECIPE = 1

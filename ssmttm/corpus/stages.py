@@ -21,14 +21,7 @@ from ssmttm.corpus.progress import Progress
 from ssmttm.corpus.source import TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.split import clips_of, shard_plans
-from ssmttm.corpus.tracks import (
-    TrackRecord,
-    encode_shard,
-    finished_record,
-    load_frames,
-    mel_of,
-    read_track,
-)
+from ssmttm.corpus.tracks import TrackRecord, encode_shard, finished_record, load_frames, mel_of, read_track
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:

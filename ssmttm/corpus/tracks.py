@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ssmttm.codec.base import Codec, load_codec
+from ssmttm.codec.base import Codec
+from ssmttm.codec.load import load_codec
 from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec
-from ssmttm.corpus.manifest import ShardFacts, sha256_file
+from ssmttm.corpus.manifest import ShardFacts
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
-from ssmttm.corpus.writer import replacing, shard_name, write_atomically, write_shard
+from ssmttm.corpus.writer import shard_name, write_shard
+from ssmttm.files import replacing, sha256_file, write_atomically
 
 _CLIPS_AT_ONCE = 8  # handed to a pretrained codec together: 40 MB of audio at 30 s and 44.1 kHz
 

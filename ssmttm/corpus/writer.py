@@ -5,49 +5,25 @@ its presence means the corpus is finished.
 """
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
+from ssmttm.codec.facts import CodecFacts
 from ssmttm.corpus.manifest import (
     FORMAT,
     MANIFEST,
     Clip,
-    CodecFacts,
     Manifest,
     ShardFacts,
     Skipped,
     SplitFacts,
     content_fingerprint,
-    sha256_file,
 )
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write under another name, which takes the place of `path` when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file under another name, then rename it into place."""
-    with replacing(path) as file:
-        file.write(data)
+from ssmttm.files import replacing, sha256_file, write_atomically
 
 
 def shard_name(split: str, number: int) -> str:

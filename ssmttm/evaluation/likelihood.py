@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ssmttm.loss import codebook_cross_entropy
-from ssmttm.text_batch import TextBatch
+from ssmttm.model.loss import codebook_cross_entropy
+from ssmttm.text.text_batch import TextBatch
 
 Batch = tuple[Tensor, Tensor, TextBatch]
 """Inputs and targets (batch, codebooks, steps), and the captions."""

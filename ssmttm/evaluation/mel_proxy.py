@@ -15,9 +15,9 @@ import numpy as np
 
 from ssmttm.codec.base import Audio
 from ssmttm.codec.mel import LogMel
-from ssmttm.corpus.manifest import canonical_json
 from ssmttm.evaluation.frechet import Moments, frechet_distance
 from ssmttm.evaluation.measure import Arrays, Scores, resampled
+from ssmttm.files import canonical_json
 
 BANDS = 32
 FRAME_RATE = 50

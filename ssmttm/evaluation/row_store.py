@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ssmttm.corpus.writer import write_atomically
 from ssmttm.errors import InputError
 from ssmttm.evaluation.measure import Arrays
+from ssmttm.files import write_atomically
 
 _ITEMS = "items"
 

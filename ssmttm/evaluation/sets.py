@@ -19,10 +19,10 @@ import numpy as np
 from ssmttm.codec.base import Audio, Codec
 from ssmttm.corpus.audio import SUFFIXES, stream_audio
 from ssmttm.corpus.caption_files import read_captions
-from ssmttm.corpus.manifest import sha256_file
+from ssmttm.corpus.dataset import TokenDataset
 from ssmttm.corpus.source import SkipTrackError
-from ssmttm.dataset import TokenDataset
 from ssmttm.errors import InputError
+from ssmttm.files import sha256_file
 
 RECORDING_RATE = 48000
 """Hz at which recordings are read: the highest any measure asks for, so that none hears less than it could."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ssmttm.compat import tame_torchaudio
-from ssmttm.encoder_files import ENCODER_FILES, files_fingerprint
 from ssmttm.errors import InputError
 from ssmttm.pretrained import CONFIG, pretrained_folder, read_config
+from ssmttm.text.encoder_files import ENCODER_FILES, files_fingerprint
 
 
 def judge_folder(name: str, option: str, model_type: str, files: str) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from analysis.document import FitDocument, fit_points
-from analysis.fit import Problem, fit_law
-from analysis.laws import CHINCHILLA
-from analysis.points import CheckedPoints, build_frame, check_points
-from analysis.uncertainty import Fitted, cluster_keys
+from analysis.findings.document import fit_points
+from analysis.findings.results import FitDocument
+from analysis.fitting.bootstrap import Fitted, cluster_keys
+from analysis.fitting.solver import Problem, fit_law
+from analysis.laws.catalogue import CHINCHILLA
+from analysis.points.table import CheckedPoints, build_frame, check_points
 from tests.analysis.synthetic import SyntheticStudy
 
 

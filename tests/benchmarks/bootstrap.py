@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import minimize
 
-from analysis.fit import Problem, fit_law
-from analysis.laws import CHINCHILLA, Array
-from analysis.uncertainty import Fitted, cluster_keys, interval, refit
+from analysis.fitting.bootstrap import Fitted, cluster_keys, interval, refit
+from analysis.fitting.solver import Problem, fit_law
+from analysis.laws.catalogue import CHINCHILLA
+from analysis.laws.law import Array
 from tests.benchmarks.fit import DELTA, LogSumExp, synthetic_points
 from tests.benchmarks.measure import Row, clocked, times
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import minimize
 
-from analysis.fit import FitResult, Problem, fit_law, huber
-from analysis.law import Array
-from analysis.laws import CHINCHILLA
+from analysis.fitting.solver import FitResult, Problem, fit_law, huber
+from analysis.laws.catalogue import CHINCHILLA
+from analysis.laws.law import Array
 from tests.benchmarks.measure import Row, Seconds, clocked, times
 
 DELTA = 1e-3

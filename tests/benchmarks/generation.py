@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmttm.conditioning import TextBatch, collate_bytes
-from ssmttm.config import Architecture, ModelConfig, TextConfig
 from ssmttm.generation import Sampling, generate
-from ssmttm.model import MusicLM
-from ssmttm.patterns import delay
+from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.music_lm import MusicLM
+from ssmttm.model.patterns import delay
+from ssmttm.text.byte_encoder import collate_bytes
+from ssmttm.text.config import TextConfig
+from ssmttm.text.text_batch import TextBatch
 from tests.benchmarks.measure import Row, as_ratio, as_time
 
 Result = TypeVar("Result")

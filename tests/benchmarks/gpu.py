@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmttm.conditioning import TextBatch
-from ssmttm.config import Architecture, ModelConfig, TextConfig
-from ssmttm.flops import training_flops
-from ssmttm.kernels import TORCH, Kernels, chosen, using
-from ssmttm.model import MusicLM, codebook_cross_entropy
+from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.flops import training_flops
+from ssmttm.model.kernels import TORCH, Kernels, chosen, using
+from ssmttm.model.loss import codebook_cross_entropy
+from ssmttm.model.music_lm import MusicLM
+from ssmttm.text.config import TextConfig
+from ssmttm.text.text_batch import TextBatch
 from tests.benchmarks.measure import Row, Work, as_ratio, by_turns
 from tests.benchmarks.scan import peak_bytes
 

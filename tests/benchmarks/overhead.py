@@ -25,17 +25,17 @@ import numpy as np
 import psutil
 import yaml
 
-from harness.control import Control
-from harness.journal import Journal
-from harness.mirror import MirrorThread
-from harness.rundir import Root
-from harness.status import StatusReader
-from harness.study import Study
-from harness.submission import resolve
-from harness.tracking import default_uri
-from harness.training.loop import Outcome, SeriesTrainer
-from harness.training.schedule import trunk_learning_rate
-from harness.validation import validate
+from harness.common.validation import validate
+from harness.record.control import Control
+from harness.record.journal import Journal
+from harness.record.registry import resolve
+from harness.record.root import Root
+from harness.record.status import StatusReader
+from harness.study.schedule import trunk_learning_rate
+from harness.study.schema import Study
+from harness.tracking.live import MirrorThread
+from harness.tracking.store import default_uri
+from harness.train.loop import Outcome, SeriesTrainer
 from tests.benchmarks.measure import Row, Seconds, as_time, clocked
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import series_folder, train

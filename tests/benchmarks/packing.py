@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from harness.dispatch.base import Job
-from harness.dispatch.pace import Pace
-from harness.dispatch.packing import Action, Feed, Group, Node, Piece, Start, Stop, decide
+from harness.dispatch.packing.decide import Action, Feed, Group, Node, Piece, Start, Stop, decide
+from harness.dispatch.packing.pace import Pace
 from tests.benchmarks.measure import Row, as_time
 from tests.harness.packings import Decide, Simulation, lower_bound, mixed
 

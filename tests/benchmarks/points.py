@@ -22,11 +22,11 @@ from typing import Any
 
 import yaml
 
-from harness.rundir import Root
-from harness.study import Study
-from harness.submission import resolve
-from harness.tracking import default_uri
-from harness.validation import validate
+from harness.common.validation import validate
+from harness.record.registry import resolve
+from harness.record.root import Root
+from harness.study.schema import Study
+from harness.tracking.store import default_uri
 from tests.benchmarks.measure import Row, as_ratio, as_time
 from tests.corpora import write_tiny_corpus
 from tests.harness.journals import registered, write_finished
@@ -35,7 +35,7 @@ STEPS = 20
 ITERATIONS = (50, 100, 200, 300, 400)
 READ = """
 import csv, sys
-from harness.store import connect
+from harness.tracking.store import connect
 client = connect(sys.argv[1])
 experiment = client.get_experiment_by_name("bench")
 token, rows = None, []

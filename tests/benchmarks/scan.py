@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from ssmttm.blocks import Context, Mamba2Mixer
 from ssmttm.compat import keep_freed_memory
-from ssmttm.config import Architecture, ModelConfig, TextConfig
-from ssmttm.flops import FlopConvention, forward_flops
-from ssmttm.ssd import preferred_chunk, ssd_scan
+from ssmttm.model.blocks import Context, Mamba2Mixer
+from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.flops import FlopConvention, forward_flops
+from ssmttm.model.ssd import preferred_chunk, ssd_scan
+from ssmttm.text.config import TextConfig
 from tests.benchmarks.measure import Row, Work, by_turns, times
-from tests.ssmttm.test_blocks import reference_mixer
+from tests.ssmttm.model.test_blocks import reference_mixer
 
 BATCH = 2
 D_STATES = (64, 512)

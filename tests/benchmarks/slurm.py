@@ -21,9 +21,9 @@ from typing import Any
 
 import yaml
 
-from harness.journal import Event
-from harness.rundir import Root
-from harness.submission import ResolvedStudy, resolve_registered
+from harness.record.journal import Event
+from harness.record.registry import ResolvedStudy, resolve_registered
+from harness.record.root import Root
 from slurm.devcluster.cluster import DevCluster, missing_programs
 from tests.benchmarks.measure import Row, as_ratio, as_time
 from tests.corpora import write_tiny_corpus

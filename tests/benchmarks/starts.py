@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.dispatch.forked_rank import RankServer
-from harness.dispatch.rank_process import RankProcess, environment_of_rank
+from harness.dispatch.fork_server import RankServer
+from harness.dispatch.worker_process import RankProcess, environment_of_rank
 from tests.benchmarks.measure import Row, times
 
 

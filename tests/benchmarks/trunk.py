@@ -13,9 +13,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from harness.rundir import Root
-from harness.training import checkpoint
-from harness.training.engine import Engine
+from harness.record import checkpoints as checkpoint
+from harness.record.root import Root
+from harness.train.engine import Engine
 from tests.benchmarks.measure import Row, clocked, times
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import losses, train

@@ -13,11 +13,12 @@ from typing import Any
 
 import psutil
 
-from harness.dispatch.arrays import Array, ArrayBook, Shape, Task, packed_folder
-from harness.dispatch.slurm import new_name
-from harness.process import identify_process
-from harness.ray_cluster import RayAddress, read_address
-from harness.rundir import Launch, Root, write_launch, write_run
+from harness.common.process import identify_process
+from harness.dispatch.arrays import Array, ArrayBook, Task, packed_folder
+from harness.dispatch.ray.cluster import RayAddress, read_address
+from harness.dispatch.slurm.sbatch import new_name
+from harness.plan.allocation import Shape
+from harness.record.root import Launch, Root, write_launch, write_run
 from slurm.devcluster.cluster import DevCluster
 from tests.conftest import REPOSITORY
 from tests.harness.journals import registered
@@ -108,7 +109,7 @@ class PackedJob:
         controller = self.folder / "controller.py"
         controller.write_text(CONTROLLER)
         program = (
-            "import sys; from harness.ray_job import main; "
+            "import sys; from harness.dispatch.ray.pilot import main; "
             f"sys.exit(main([{str(array_file)!r}], [{str(controller)!r}]))"
         )
         script = self.folder / "job.sh"

@@ -15,8 +15,8 @@ import psutil
 import yaml
 
 from harness.dispatch.arrays import Array, ArrayBook, Task
-from harness.journal import Event, read_events, read_progress
-from harness.rundir import Root
+from harness.record.journal import Event, read_events, read_progress
+from harness.record.root import Root
 from slurm.devcluster.cluster import DevCluster
 from tests.checkouts import environment_of
 from tests.conftest import REPOSITORY
@@ -160,7 +160,7 @@ class SlurmStudy:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if "harness.worker" in line and run_dirs & set(line) and "srun" not in line[0]:
+            if "harness.train.worker" in line and run_dirs & set(line) and "srun" not in line[0]:
                 found.append(process)
         return found
 
@@ -170,7 +170,7 @@ class SlurmStudy:
         return [
             process
             for process in psutil.process_iter(["cmdline"])
-            if "harness.ray_controller" in (words := process.info["cmdline"] or [])
+            if "harness.dispatch.ray.controller" in (words := process.info["cmdline"] or [])
             and words[-1].startswith(mark)
         ]
 

@@ -8,8 +8,8 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.control import Control
-from harness.journal import Event, read_events, read_progress
+from harness.record.control import Control
+from harness.record.journal import Event, read_events, read_progress
 from tests.cluster.slurm_study import Make
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import wait_until

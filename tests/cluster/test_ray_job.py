@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.control import Control
-from harness.journal import Event, read_progress
+from harness.record.control import Control
+from harness.record.journal import Event, read_progress
 from slurm.devcluster.cluster import DevCluster
 from tests.cluster.packed import PackedJob
 from tests.cluster.slurm_study import held_back

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from harness.journal import Event, read_events
-from harness.rundir import Root, read_run
+from harness.record.journal import Event, read_events
+from harness.record.root import Root, read_run
 from tests.cluster.slurm_study import SlurmStudy
 from tests.waiting import wait_until
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness.control import Control
-from harness.journal import read_progress
-from harness.rundir import Root
+from harness.record.control import Control
+from harness.record.journal import read_progress
+from harness.record.root import Root
 from tests.cluster.slurm_study import Make, SlurmStudy, held_back
 from tests.harness.trainer import losses, progress_of, undisturbed
 from tests.waiting import PATIENCE, wait_until

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from analysis.document import fit_points
-from analysis.report import Provenance, write_report
+from analysis.findings.document import fit_points
+from analysis.report.report import Provenance, write_report
 from tests.analysis.conftest import checked
+from tests.analysis.report.test_convergence import evaluations
 from tests.analysis.synthetic import SyntheticStudy
-from tests.analysis.test_convergence import evaluations
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.cluster

@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.doctor_cluster import tracker
-from harness.rundir import Root
-from harness.status import StatusReader
-from harness.study import Study
-from harness.submission import resolve
-from harness.tracking import Tracker
-from harness.validation import validate
+from harness.common.validation import validate
+from harness.doctor.cluster import tracker
+from harness.record.registry import resolve
+from harness.record.root import Root
+from harness.record.status import StatusReader
+from harness.study.schema import Study
+from harness.tracking.tracker import Tracker
 from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
 from tests.conftest import Answer
 from tests.harness.trainer import train

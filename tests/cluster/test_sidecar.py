@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.journal import read_progress
-from harness.rundir import Root
+from harness.record.journal import read_progress
+from harness.record.root import Root
 from tests.cluster.servers import Served
 from tests.cluster.slurm_study import Make
 from tests.harness.faults import check_mirrored
@@ -100,7 +100,7 @@ def test_a_worker_that_is_killed_is_called_killed_by_its_mirror(
     (point,) = registered(root, study_fields).points
     prepared(root, study_fields, tracking=sqlite_server.address)
     worker = subprocess.Popen(
-        [sys.executable, "-m", "harness.worker", str(root.run(point.run.run_id))],
+        [sys.executable, "-m", "harness.train.worker", str(root.run(point.run.run_id))],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**paced(0.05), "OMP_NUM_THREADS": "1"},

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.journal import Event, read_events
-from harness.provenance import code_state, source_files
+from harness.record.journal import Event, read_events
+from harness.record.provenance import code_state, source_files
 from tests.checkouts import make_checkout
 from tests.cluster.conftest import missing
 from tests.cluster.slurm_study import Make, SlurmStudy, held_back

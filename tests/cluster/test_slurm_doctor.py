@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.doctor import Finding
-from harness.doctor_cluster import examine_cluster, file_system
+from harness.doctor.cluster import examine_cluster, file_system
+from harness.doctor.machine import Finding
 from slurm.devcluster.cluster import DevCluster
 from tests.checkouts import environment_of
 from tests.cluster.slurm_study import PROFILE

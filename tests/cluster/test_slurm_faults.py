@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.journal import Event, read_progress
+from harness.record.journal import Event, read_progress
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import PATIENCE, wait_until

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.profile import Profile
+from harness.plan.cluster import Profile
 from slurm.devcluster.cluster import DevCluster
 from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
 from tests.waiting import PATIENCE
@@ -87,7 +87,7 @@ def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: s
     lines = script.splitlines()
     assert "#SBATCH --signal=USR2@33" in lines
     assert "#SBATCH --array=0-5%2" in lines
-    command = next(number for number, line in enumerate(lines) if "harness.slurm_job" in line)
+    command = next(number for number, line in enumerate(lines) if "harness.dispatch.slurm.job" in line)
     assert lines.index("export FROM_SETUP=1") < lines.index("ulimit -c 0") < command
 
 

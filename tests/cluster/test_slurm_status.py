@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from harness.dispatch.base import JobState
-from harness.dispatch.slurm_queue import read_jobs
-from harness.reading import StudyReader
-from harness.submission import resolve_registered
+from harness.dispatch.slurm.queue import read_jobs
+from harness.record.jobs import JobState
+from harness.record.registry import resolve_registered
+from harness.submit.monitor import StudyReader
 from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.conftest import missing
 from tests.cluster.slurm_study import SlurmStudy

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.journal import Event, attempts, read_events, read_progress
-from harness.rundir import Root
-from harness.tracking import default_uri
+from harness.record.journal import Event, attempts, read_events, read_progress
+from harness.record.root import Root
+from harness.tracking.store import default_uri
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.faults import check_mirrored
 from tests.harness.trainer import losses, prepared
@@ -132,7 +132,7 @@ def undisturbed(tmp_path: Path, study: SlurmStudy) -> Iterator[Any]:
     )
     with (tmp_path / "apart.log").open("wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, *starter, "harness.worker", *run_dirs],
+            [sys.executable, *starter, "harness.train.worker", *run_dirs],
             stdout=log,
             stderr=log,
             env={**study.environment, "PACED_STEP_SECONDS": "0"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.journal import Event, read_events
+from harness.record.journal import Event, read_events
 from tests.cluster.slurm_study import Make
 from tests.harness.trainer import losses, undisturbed
 

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.journal import Progress, read_progress
-from harness.rundir import Root
+from harness.record.journal import Progress, read_progress
+from harness.record.root import Root
 from tests.cluster.misbehaving import Misbehaving
 from tests.cluster.servers import Postgres, Served, free_port
 from tests.conftest import Answer
@@ -144,7 +144,7 @@ class Undisturbed:
         if self._process is None:
             folders = [self.root.run(run.run_id) for _, runs in prepared(self.root, fields) for run in runs]
             with (self.root.path / "log").open("wb") as log:
-                command = [sys.executable, "-m", "harness.worker", *map(str, folders)]
+                command = [sys.executable, "-m", "harness.train.worker", *map(str, folders)]
                 self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def losses(self, fields: Fields) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.journal import Event, attempts, read_progress
+from harness.record.journal import Event, attempts, read_progress
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.waiting import PATIENCE, wait_until
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.diagnostics import flat_profiles
-from analysis.fit import Problem, fit_law, objective_at
-from analysis.laws import law_named
-from analysis.profile import profile
+from analysis.findings.notes import flat_profiles
+from analysis.fitting.profile import profile
+from analysis.fitting.solver import Problem, fit_law, objective_at
+from analysis.laws.catalogue import law_named
 
 LAW = law_named("data_constrained")
 HELD = {

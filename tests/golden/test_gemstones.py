@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.fit import FitResult, Problem, fit_law, objective_at
-from analysis.law import Array
-from analysis.laws import CHINCHILLA
-from analysis.profile import profile
-from analysis.uncertainty import Fitted, cluster_keys, resample
+from analysis.fitting.bootstrap import Fitted, cluster_keys, resample
+from analysis.fitting.profile import profile
+from analysis.fitting.solver import FitResult, Problem, fit_law, objective_at
+from analysis.laws.catalogue import CHINCHILLA
+from analysis.laws.law import Array
 
 PREFIX = "approach_3_parameters_grid_search_0_"
 SETS = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.fit import Problem, fit_law
-from analysis.laws import CHINCHILLA
+from analysis.fitting.solver import Problem, fit_law
+from analysis.laws.catalogue import CHINCHILLA
 
 
 def test_the_ladder_predicts_the_published_loss_of_13b(golden: Path) -> None:

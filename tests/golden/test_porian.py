@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.document import fit_points
-from analysis.isoflop import power_law
-from analysis.points import check_points, read_table
+from analysis.findings.document import fit_points
+from analysis.findings.isoflop import power_law
+from analysis.points.table import check_points, read_table
 
 KEY = ["dataset", "hparams", "warmup", "decay", "param_count", "eval_loss"]
 RUNS = pytest.mark.parametrize("number", range(10))

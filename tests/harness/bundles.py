@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.bundle import count_members, export_bundle
-from harness.rundir import Root
-from harness.study import Study
-from harness.submission import register, resolve
-from harness.validation import validate
+from harness.archive.export import count_members, export_bundle
+from harness.common.validation import validate
+from harness.record.registry import register, resolve
+from harness.record.root import Root
+from harness.study.schema import Study
 
 Fields = dict[str, Any]
 Members = dict[str, bytes]

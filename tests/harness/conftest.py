@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from harness.journal import Journal
-from harness.rundir import Root, write_run, write_series
-from harness.study import Study
-from harness.submission import ResolvedStudy, register, resolve
-from harness.validation import validate
+from harness.common.validation import validate
+from harness.record.journal import Journal
+from harness.record.registry import ResolvedStudy, register, resolve
+from harness.record.root import Root, write_run, write_series
+from harness.study.schema import Study
 from tests.conftest import tiny_study
 from tests.harness import tracked
 from tests.harness.bundles import exported, registered, with_iterations
@@ -25,7 +25,10 @@ from tests.harness.journals import begin_series
 from tests.harness.trainer import train
 
 Answering = Callable[..., None]
-SAY_WHO = "import json; from harness.process import identify_process; print(json.dumps(identify_process()), flush=True)"
+SAY_WHO = (
+    "import json; from harness.common.process import identify_process; "
+    "print(json.dumps(identify_process()), flush=True)"
+)
 
 
 @pytest.fixture(params=[1, pytest.param(10, marks=pytest.mark.verify)], ids=["few", "many"])

@@ -12,13 +12,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from harness.journal import read_events, read_progress
-from harness.rundir import Root
-from harness.status import StatusReader
-from harness.study import Study
-from harness.submission import resolve
-from harness.tracking import Tracker, default_uri
-from harness.validation import validate
+from harness.common.validation import validate
+from harness.record.journal import read_events, read_progress
+from harness.record.registry import resolve
+from harness.record.root import Root
+from harness.record.status import StatusReader
+from harness.study.schema import Study
+from harness.tracking.store import default_uri
+from harness.tracking.tracker import Tracker
 from tests.conftest import tiny_study
 from tests.harness.trainer import losses, prepared
 from tests.waiting import PATIENCE
@@ -29,8 +30,8 @@ Moment = Callable[[], bool]
 
 
 def work(run_dirs: Sequence[str]) -> None:
-    """What a forked process does: what `python -m harness.worker` does."""
-    from harness.worker import main
+    """What a forked process does: what `python -m harness.train.worker` does."""
+    from harness.train.worker import main
 
     sys.exit(main(run_dirs))
 
@@ -179,7 +180,7 @@ def check_mirrored(uri: str, study: str, folders: Sequence[Path]) -> None:
 
 def step_files(story: Story) -> list[Path]:
     """The files of the trunk's newest checkpoint, its marker first."""
-    from harness.training import checkpoint as checkpoints
+    from harness.record import checkpoints
 
     newest = checkpoints.marked(story.series / "checkpoints")[-1]
     return [newest.path.with_suffix(".complete"), *(newest.path / name for name in newest.marker.files)]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.grid import GridPoint
-from harness.journal import Event, Journal
-from harness.process import identify_process
-from harness.run import Run
-from harness.rundir import Root, write_run, write_series
-from harness.status import RunStatus, StatusReader
-from harness.study import Study
-from harness.submission import ResolvedStudy, register, resolve
-from harness.validation import validate
+from harness.common.process import identify_process
+from harness.common.validation import validate
+from harness.record.journal import Event, Journal
+from harness.record.registry import ResolvedStudy, register, resolve
+from harness.record.root import Root, write_run, write_series
+from harness.record.status import RunStatus, StatusReader
+from harness.study.grid import GridPoint
+from harness.study.run import Run
+from harness.study.schema import Study
 
 WHO: dict[str, Any] = {"dispatcher": "test", "job_id": "7", "commit": "c" * 40, "layout": {"ranks": 1}}
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.dispatch.packing import Action, Feed, Group, Node, Piece, Shape, Start, Stop, decide
+from harness.dispatch.packing.decide import Action, Feed, Group, Node, Piece, Shape, Start, Stop, decide
 
 Decide = Callable[[Sequence[Piece], Sequence[Group], Sequence[Node], float], list[Action]]
 

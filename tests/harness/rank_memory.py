@@ -61,12 +61,13 @@ def peak_of(spec: dict[str, Any]) -> int:
     """Train three steps of the model of `spec` on its layout; returns the peak of this rank, bytes."""
     import torch
 
-    from harness.run import Optimiser, Run
-    from harness.rundir import Layout
-    from harness.training.engine import Engine, initialise_ranks
-    from ssmttm.conditioning import collate_bytes
-    from ssmttm.config import ModelConfig
-    from ssmttm.model import codebook_cross_entropy
+    from harness.record.root import Layout
+    from harness.study.run import Optimiser, Run
+    from harness.train.engine import Engine
+    from harness.train.ranks import initialise_ranks
+    from ssmttm.model.config import ModelConfig
+    from ssmttm.model.loss import codebook_cross_entropy
+    from ssmttm.text.byte_encoder import collate_bytes
 
     ranks = initialise_ranks(1)
     model = ModelConfig.model_validate(spec["model"])

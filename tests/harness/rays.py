@@ -13,14 +13,14 @@ from typing import Any
 
 import psutil
 
-from harness.ray_cluster import RayAddress
+from harness.dispatch.ray.cluster import RayAddress
 from tests.waiting import PATIENCE, is_running, paced, wait_until
 
 HERE = """\
 import sys
 from pathlib import Path
-from harness.cluster import Cluster
-from harness.ray_cluster import ray_here
+from harness.plan.cluster import Cluster
+from harness.dispatch.ray.cluster import ray_here
 
 folder, gpus, dashboard = sys.argv[1:]
 cluster = Cluster("here", nodes=1, gpus=int(gpus), cores=2, memory_gib=4.0)
@@ -184,7 +184,7 @@ class Driver:
 
     def train(self, file: Path) -> None:
         """Have an actor keep a process that takes its time to save, to that file."""
-        command = [sys.executable, "-c", SAVER, str(file), "harness.worker"]
+        command = [sys.executable, "-c", SAVER, str(file), "harness.train.worker"]
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command) + "\n")
         self.process.stdin.flush()

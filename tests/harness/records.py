@@ -6,9 +6,9 @@ import json
 import shutil
 from typing import Any
 
-from harness.rundir import Root
-from harness.submission import ResolvedStudy
-from harness.training.result import describe_result
+from harness.record.registry import ResolvedStudy
+from harness.record.result import describe_result
+from harness.record.root import Root
 
 ELSEWHERE = {"host": "elsewhere", "pid": 7, "process_started": 1.0, "job_id": "7"}
 """A process of another machine."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.evaluations import Evaluation, Score, Settings
+from harness.record.scores import Evaluation, Score, Settings
 
 SETTINGS = Settings(
     prompts="a" * 64,

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from harness.experiment import Held
-from harness.grid import GridPoint
-from harness.rundir import Root
-from harness.tracking import Mirrored, Tracker, default_uri
+from harness.record.root import Root
+from harness.study.grid import GridPoint
+from harness.tracking.experiment import Held
+from harness.tracking.store import default_uri
+from harness.tracking.tracker import Mirrored, Tracker
 from tests.harness.journals import registered, rows_of
 
 Fields = dict[str, Any]

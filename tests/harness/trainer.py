@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.journal import Event, Progress, read_progress
-from harness.rundir import Launch, Root, write_launch, write_run, write_series
-from harness.study import Study
-from harness.submission import resolve
-from harness.training.preemption import StopFlag
-from harness.validation import validate
-from harness.worker import group_by_series, train_series
+from harness.common.validation import validate
+from harness.record.journal import Event, Progress, read_progress
+from harness.record.registry import resolve
+from harness.record.root import Launch, Root, write_launch, write_run, write_series
+from harness.study.schema import Study
+from harness.train.stopping import StopFlag
+from harness.train.worker import group_by_series, train_series
 
 
 class StopAfter(StopFlag):

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.cluster import this_machine
+from harness.common.process import identify_process
+from harness.common.validation import validate
 from harness.dispatch.local import LocalDispatcher
-from harness.grid import GridPoint
-from harness.process import identify_process
-from harness.remaining import give_up
-from harness.rundir import Root
-from harness.status import RunStatus, StatusReader
-from harness.study import Study
-from harness.submission import ResolvedStudy, Submission
-from harness.training.preemption import StopFlag
+from harness.plan.cluster import this_machine
+from harness.record.registry import ResolvedStudy
+from harness.record.root import Root
+from harness.record.series import give_up
+from harness.record.status import RunStatus, StatusReader
+from harness.study.grid import GridPoint
+from harness.study.schema import Study
+from harness.submit.submission import Submission
+from harness.train.stopping import StopFlag
+from harness.train.worker import group_by_series, train_series
 from harness.tuning.controller import Controller
-from harness.tuning.record import open_journal
 from harness.tuning.space import Cell, Space
+from harness.tuning.storage import open_journal
 from harness.tuning.trials import Told
-from harness.validation import validate
-from harness.worker import group_by_series, train_series
 from tests.harness.trainer import StopAfter
 
 Fields = dict[str, Any]

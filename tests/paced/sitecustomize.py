@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-ENGINE = "harness.training.engine"
+ENGINE = "harness.train.engine"
 
 
 class _Paced(MetaPathFinder):

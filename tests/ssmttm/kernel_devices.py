@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import ssmttm.kernels
-from ssmttm.kernels import Kernels, load
+import ssmttm.model.kernels
+from ssmttm.model.kernels import Kernels, load
 
 FOLDER = Path(sys.prefix) / "kernels"
 
@@ -42,7 +42,7 @@ def kernels_on(device: str) -> Iterator[Kernels]:
     with (
         mock.patch.dict(os.environ, variables),
         mock.patch.object(sys, "path", [*sys.path, str(FOLDER)]),
-        mock.patch.object(ssmttm.kernels, "CHUNK", 16),  # the interpreter computes what is masked, too
+        mock.patch.object(ssmttm.model.kernels, "CHUNK", 16),  # the interpreter computes what is masked, too
         mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
     ):

@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 
-from ssmttm.conditioning import TextBatch, collate_bytes
-from ssmttm.config import Architecture, ModelConfig, TextConfig
-from ssmttm.model import MusicLM
+from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.music_lm import MusicLM
+from ssmttm.text.byte_encoder import collate_bytes
+from ssmttm.text.config import TextConfig
+from ssmttm.text.text_batch import TextBatch
 
 torch.set_num_threads(1)  # threads cost more than they save at these sizes
 

@@ -1,0 +1,1 @@
+"""The design of a study before it is trained: priors, simulations, budgets, the next step up."""

@@ -1,0 +1,231 @@
+"""The grid that makes the interval of the size ratio narrowest for so many GPU-hours.
+
+Grids of the study's own sizes and of iteration counts within its range are compared by their closed-form variance;
+the best few are then simulated, since the report's interval and not a variance is what counts. A trunk is paid once
+whatever leaves it, so that further iteration counts cost their decays alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+
+from analysis.design.expect import ratios_of
+from analysis.design.grid import MOST_SEEDS, Grid, Sensitivity, Space, sensitivity, spent
+from analysis.design.prior import Noise, Prior
+from analysis.design.simulate import Draws, Progress, Simulated, simulate
+from analysis.errors import InputError
+from analysis.findings import curve as compare
+from analysis.findings.equal_loss import Equal, at_the_top
+from analysis.laws.law import Array
+
+FEWEST = 3
+"""Sizes, and iteration counts, that a law of both needs."""
+MOST_COUNTS = 5
+FINALISTS = 5
+TRIALS = Draws(studies=30)
+NEARLY_FREE = 1e-9  # of a budget: what has been trained already costs no more, and gains are over costs
+UNLIKE = 0.2  # share of its seeds by which a finalist differs from every other
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The best grid found, its cost, and the width its simulation gave the interval of the ratio's logarithm."""
+
+    grid: Grid
+    gpu_hours: float
+    width: float
+
+
+def propose(
+    space: Space,
+    prior: Prior,
+    budget: float,
+    reference: str | None = None,
+    draws: Draws = TRIALS,
+    *,
+    progress: Progress | None = None,
+) -> Proposal:
+    """The narrowest grid that `budget` GPU-hours pay for and that keeps the largest size and the longest run.
+
+    What has been trained costs nothing more.
+
+    Raises InputError for a budget that is not above 0, where it pays for no grid that a law can be fitted to, saying
+    what would, and where the study has too few sizes or architectures for a size ratio.
+    """
+    if not 0 < budget < float("inf"):
+        raise InputError(f"--budget {budget:g}: must be above 0, in GPU-hours.")
+    if len(space.architectures) < 2:
+        raise InputError(
+            f"--budget: a size ratio needs two architectures; the grid has {space.architectures[0]}."
+        )
+    if len(space.sizes) < FEWEST or len(space.counts) < FEWEST:
+        raise InputError(
+            f"--budget: a grid is chosen from {FEWEST} sizes and iteration counts or more; the study has "
+            f"{len(space.sizes)} sizes and {len(space.counts)} iteration counts."
+        )
+    if reference is not None and reference not in space.architectures:
+        raise InputError(
+            f"--reference {reference}: no such architecture in the grid; it has {', '.join(space.architectures)}."
+        )
+    base = reference or compare.default_reference(list(space.architectures))
+    costs = {counts: space.cost_of_seeds(counts) for counts in _choices(space)}
+    least = min(_cheapest(cost) for cost in costs.values())
+    if budget < least:
+        raise InputError(
+            f"--budget {budget:g}: pays for no grid with the largest size and the longest run; the smallest that a law "
+            f"can be fitted to takes {least:.4g} GPU-hours."
+        )
+    truth = _truth(space, prior, base)
+    ranked: list[tuple[float, Grid]] = []
+    for counts, cost in costs.items():
+        if _cheapest(cost) <= budget:
+            screen = _screen(space, prior, truth, base, counts)
+            ranked += _best_seeds(screen, cost, counts, budget)
+    ranked.sort(key=lambda found: found[0])
+    finalists = _unlike([grid for _, grid in ranked])
+    best: Proposal | None = None
+    for number, grid in enumerate(finalists):
+        found = simulate(grid.points(space), prior, base, draws)
+        width = _worth(found, base)
+        if best is None or width < best.width:
+            best = Proposal(grid, grid.gpu_hours(space), width)
+        if progress is not None:
+            progress(number + 1, len(finalists))
+    assert best is not None
+    return best
+
+
+def _unlike(ranked: Sequence[Grid]) -> list[Grid]:
+    """The first few of these grids that have their seeds elsewhere: of grids alike the variance chooses well enough."""
+    chosen: list[Grid] = []
+    for grid in ranked:
+        seeds = np.array(grid.seeds)
+        if all(np.abs(seeds - other.seeds).sum() > UNLIKE * seeds.sum() for other in chosen):
+            chosen.append(grid)
+        if len(chosen) == FINALISTS:
+            break
+    return chosen
+
+
+def _worth(found: Simulated, reference: str) -> float:
+    """Width of the expected intervals or, where wider, of those that the scatter of the estimates calls for.
+
+    A narrow interval beside the truth is no gain, and grids that hang on one series have such.
+    """
+    widths = []
+    for row in ratios_of(found, reference):
+        ratios = [one.ratio for one in found.found[row.architecture] if one.ratio]
+        off = np.log(np.array(ratios) / (row.truth or 1.0))
+        scatter = 2 * 1.96 * float(np.sqrt(np.mean(off**2))) if ratios else float("inf")
+        widths.append(max(row.width, scatter))
+    return float(np.mean(widths))
+
+
+def _choices(space: Space) -> Iterator[tuple[int, ...]]:
+    """Sets of iteration counts that hold the longest."""
+    *shorter, longest = space.counts
+    for number in range(FEWEST - 1, min(MOST_COUNTS, len(space.counts))):
+        for chosen in combinations(shorter, number):
+            yield (*chosen, longest)
+
+
+def _cheapest(cost: Array) -> float:
+    """GPU-hours of the largest size and the two cheapest others, one seed each."""
+    first = cost[:, 0]
+    return float(first[-1] + np.sort(first[:-1])[: FEWEST - 1].sum())
+
+
+def _truth(space: Space, prior: Prior, reference: str) -> list[Equal]:
+    whole = Grid(space.counts, (1,) * len(space.sizes)).points(space)
+    curves = {name: compare.Curve(prior.law, prior.row(name), whole.of(name)) for name in space.architectures}
+    truth = at_the_top(curves, reference)
+    if all(row.n_params is None for row in truth):
+        raise InputError(f"--budget: by the prior there is no size ratio to plan for: {truth[0].reason}.")
+    return truth
+
+
+def _screen(
+    space: Space, prior: Prior, truth: Sequence[Equal], reference: str, counts: Sequence[int]
+) -> Sensitivity:
+    counted = "iterations" in prior.law.inputs
+    sizes: dict[str, list[float]] = {name: [] for name in space.architectures}
+    inputs: dict[str, Array] = {}
+    for rung in space.rungs:
+        sizes[rung.architecture].append(rung.n_params)
+        rate = 1.0 if counted else rung.tokens_an_iteration
+        inputs[rung.architecture] = np.array(counts, dtype=np.float64) * rate
+    # Runs that share no trunk have nothing in common.
+    noise = prior.noise if space.shares_trunk else Noise(0.0, prior.noise.total)
+    return sensitivity(replace(prior, noise=noise), sizes, inputs, truth, reference)
+
+
+def _best_seeds(
+    screen: Sensitivity, cost: Array, counts: tuple[int, ...], budget: float
+) -> list[tuple[float, Grid]]:
+    """Seeds by greedy steps from each three sizes that hold the smallest and the largest, then by exchanges."""
+    found: dict[tuple[int, ...], float] = {}
+    for middle in range(1, len(cost) - 1):
+        start = np.zeros(len(cost))
+        start[[0, middle, -1]] = 1
+        if spent(cost, start).sum() > budget:
+            continue
+        seeds, value = _filled(screen, cost, budget, start)
+        improved = True
+        while improved:
+            improved = False
+            for out in np.flatnonzero(seeds > 0):
+                less = seeds.copy()
+                less[out] -= 1
+                if less[-1] < 1 or (less > 0).sum() < FEWEST:
+                    continue
+                other, reached = _filled(screen, cost, budget, less, without=int(out))
+                if reached < value * (1 - 1e-9):
+                    seeds, value, improved = other, reached, True
+                    break
+        found[tuple(int(number) for number in seeds)] = value
+    return [(value, Grid(counts, seeds)) for seeds, value in found.items()]
+
+
+def _filled(
+    screen: Sensitivity, cost: Array, budget: float, seeds: Array, without: int | None = None
+) -> tuple[Array, float]:
+    """Add the seed that gains most for its cost until none can be paid; the first is not of size `without`."""
+    value = float(_widened(screen, seeds[None])[0])
+    while True:
+        left = budget - float(spent(cost, seeds).sum())
+        able = [
+            j
+            for j in range(len(cost))
+            if seeds[j] < MOST_SEEDS and cost[j, int(seeds[j])] <= left * (1 + 1e-9) and j != without
+        ]
+        without = None
+        if not able:
+            return seeds, value
+        tried = np.repeat(seeds[None], len(able), axis=0)
+        tried[range(len(able)), able] += 1
+        reached = _widened(screen, tried)
+        price = np.maximum(cost[able, seeds[able].astype(int)], NEARLY_FREE * budget)
+        gain = (np.log(value) - np.log(reached)) / price if np.isfinite(value) else -np.log(reached)
+        chosen = int(np.argmax(gain))
+        if not reached[chosen] < value:
+            return seeds, value
+        seeds, value = tried[chosen], float(reached[chosen])
+
+
+def _widened(screen: Sensitivity, seeds: Array) -> Array:
+    """Variance with the square of Student's quantile: few series say little about their own scatter."""
+    freedom = np.maximum(2, seeds.sum(axis=1) - 3).astype(int)
+    out: Array = screen.variance(seeds) * np.array([_student(int(number)) for number in freedom]) ** 2
+    return out
+
+
+@cache
+def _student(freedom: int) -> float:
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))

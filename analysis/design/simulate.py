@@ -1,0 +1,139 @@
+"""A study played through before it is trained: losses drawn about a known law, fitted and compared as real ones are.
+
+Nothing here knows how a law is fitted or an interval made: those are the study's own fit, resamples and comparison, so
+that what is expected of a grid is what its report will say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from analysis.design.prior import Noise, Prior
+from analysis.findings import curve as compare
+from analysis.findings.comparison import Studied, fit_all
+from analysis.findings.equal_loss import Equal, at_the_top
+from analysis.fitting.bootstrap import Scheme, choose_scheme, interval, resample
+from analysis.laws.law import Array
+from analysis.points.table import CheckedPoints, build_frame, check_points
+
+REPORTED_RESAMPLES, REPORTED_SEED = 1000, 0
+"""What `fit` draws unless told otherwise: its choice between two bootstraps depends on it."""
+
+Cells = Sequence[tuple[int, Sequence[object]]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which studies are simulated; equal draws are the same studies."""
+
+    studies: int = 100
+    resamples: int = 100
+    """Enough where the middle of many studies is asked for: its intervals are within a few per cent of a thousand's."""
+    seed: int = 0
+    delta: float = 1e-3
+    """Huber's, with which each is fitted."""
+
+
+USUAL = Draws()
+FRESH = Draws(seed=1_000_000)
+"""Studies that no grid was chosen by."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What the analysis reported of each simulated study, beside the truth it was drawn from.
+
+    Intervals are (studies, 2), those of parameters (studies, parameters, 2). Where a ratio was not identified its
+    interval is (0, inf).
+    """
+
+    scheme: Scheme
+    params: Mapping[str, Array]
+    truth: Mapping[str, Equal]
+    ratio: Mapping[str, Array]
+    found: Mapping[str, tuple[Equal, ...]]
+
+
+def grid_of(header: Sequence[str], cells: Cells, source: str) -> CheckedPoints:
+    """The points a plan would give, before they have losses."""
+    frame = build_frame(
+        [*header, "loss"], [(number, [*row, 1.0]) for number, row in cells], f"study {source}"
+    )
+    return check_points(frame)
+
+
+def drawn_losses(clean: Array, cluster: pd.Series[str], noise: Noise, seed: int, number: int) -> Array:
+    """Losses in nats of one simulated study: each series is off by one factor, each run by another."""
+    rng = np.random.default_rng([seed, 6, number])
+    codes, names = pd.factorize(cluster)
+    off = noise.series * rng.standard_normal(len(names))[codes] + noise.run * rng.standard_normal(len(clean))
+    out: Array = clean * np.exp(off)
+    return out
+
+
+def simulate(
+    grid: CheckedPoints,
+    prior: Prior,
+    reference: str | None = None,
+    draws: Draws = USUAL,
+    *,
+    progress: Progress | None = None,
+) -> Simulated:
+    """Train the grid so many times under the prior, and fit and compare each as `fit` would.
+
+    Raises InputError where the prior lacks an architecture.
+    """
+    clean = prior.losses(grid.frame)
+    names = list(grid.architectures)
+    base = reference or compare.default_reference(names)
+    truth = {
+        row.architecture: row
+        for row in at_the_top(
+            {name: compare.Curve(prior.law, prior.row(name), grid.of(name)) for name in names}, base
+        )
+    }
+    found: dict[str, list[Equal]] = {name: [] for name in truth}
+    params: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in names}
+    scheme: Scheme | None = None
+    for number in range(draws.studies):
+        losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, draws.seed, number)
+        points = replace(grid, frame=grid.frame.assign(loss=losses))
+        fits = fit_all(points, prior.law, draws.delta)
+        # What a report would do, whatever resamples a simulation can afford; it depends on the grid alone.
+        scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
+        drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
+        curves = {fit.architecture: Studied.of(fit, points, drawn).curve for fit in fits}
+        for row in at_the_top(curves, base):
+            found[row.architecture].append(row)
+        for name in names:
+            params[name].append([interval(column) for column in drawn.params[name].T])
+        if progress is not None:
+            progress(number + 1, draws.studies)
+    assert scheme is not None
+    return Simulated(
+        scheme=scheme,
+        params={name: np.array(rows) for name, rows in params.items()},
+        truth=truth,
+        ratio={
+            name: np.array([row.ci95 or (0.0, np.inf) for row in rows], dtype=np.float64)
+            for name, rows in found.items()
+        },
+        found={name: tuple(rows) for name, rows in found.items()},
+    )
+
+
+def middle(ends: Array) -> tuple[float, float] | None:
+    """Median ends of intervals (studies, 2); None where most studies have an interval without an end."""
+    low, high = np.median(ends, axis=0)
+    return (float(low), float(high)) if low > 0 and np.isfinite(high) else None
+
+
+def holds(ends: Array, truth: float) -> float | None:
+    """Share of the closed intervals (studies, 2) that hold the truth; None where none is closed."""
+    closed = ends[np.isfinite(ends[:, 1])]
+    return float(((closed[:, 0] <= truth) & (truth <= closed[:, 1])).mean()) if len(closed) else None

@@ -1,0 +1,158 @@
+"""Losses a fitted law predicts for sizes and budgets asked for, with intervals and how far beyond the points.
+
+Points taken mid-run against a law of annealed ones, or the other way about: compared, and never in one fit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.findings.curve import Curve
+from analysis.findings.note import Frozen
+from analysis.laws.law import Array
+from analysis.points.table import CheckedPoints
+
+UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+NUMBER = r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMbBgGtT]?)"
+ASKED = re.compile(rf"\s*{NUMBER}\s*:\s*{NUMBER}\s*(tokens|iterations)?\s*")
+EXTENSION = (2.0, 4.0)  # times the largest trained size, predicted unasked
+FAR = 4.0  # an extrapolation beyond this factor is noted
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One configuration to predict; `unit` None means iterations where the points have them, else tokens."""
+
+    n_params: float
+    budget: float
+    unit: Literal["iterations", "tokens"] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The law's loss there in nats.
+
+    `ci95` is where the law itself may lie, `run95` where one further run may end, its own noise included; None
+    where the law has as many parameters as points, whose noise is then not seen. The factors say how far beyond the
+    trained range size and budget are: 1 inside it, 2 at twice the largest, or at half the smallest.
+    """
+
+    n_params: float
+    iterations: float | None
+    tokens: float | None
+    loss: float
+    ci95: tuple[float, float] | None
+    run95: tuple[float, float] | None
+    size_factor: float
+    budget_factor: float
+
+
+def asked(text: str) -> Ask:
+    """`300M:4000`, `1e9:20Btokens`: size, then iterations (where the points have them) or tokens; raises InputError."""
+    found = ASKED.fullmatch(text)
+    if found is None:
+        raise InputError(
+            f"--predict {text}: is not SIZE:BUDGET, such as 300M:4000 (iterations where the points have them, else "
+            "tokens), 300M:4000iterations or 300M:2Btokens."
+        )
+    size, size_unit, budget, budget_unit, unit = found.groups()
+    values = [float(size) * UNITS[size_unit.lower()], float(budget) * UNITS[budget_unit.lower()]]
+    if not all(0 < value < 1e24 for value in values):
+        raise InputError(f"--predict {text}: size and budget must be above 0 and below 1e24.")
+    return Ask(values[0], values[1], "tokens" if unit == "tokens" else "iterations" if unit else None)
+
+
+def extension(curve: Curve) -> list[Ask]:
+    """Twice and four times the largest trained size at the longest trained budget."""
+    frame = curve.frame
+    unit: Literal["iterations", "tokens"] = "iterations" if frame["iterations"].notna().all() else "tokens"
+    return [Ask(factor * float(curve.sizes[-1]), float(frame[unit].max()), unit) for factor in EXTENSION]
+
+
+def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> list[Prediction]:
+    """Predictions with intervals from the law's resamples; `residual` are the fit's log errors (points).
+
+    Raises InputError where a budget is in iterations and the points have none.
+    """
+    frame = curve.frame
+    counted = bool(frame["iterations"].notna().all())
+    rate = float((frame["tokens"] / frame["iterations"]).median()) if counted else None
+    freedom = len(residual) - len(curve.law.names)
+    noise = np.sqrt(len(residual) / max(1, freedom)) * residual
+    out = []
+    for number, ask in enumerate(asks):
+        unit = ask.unit or ("iterations" if counted else "tokens")
+        if unit == "iterations" and rate is None:
+            raise InputError(
+                f"--predict {ask.n_params:g}:{ask.budget:g}iterations: the points have no iterations in every row; "
+                "give the budget in tokens."
+            )
+        tokens = ask.budget if unit == "tokens" or rate is None else ask.budget * rate
+        iterations = None if rate is None else tokens / rate
+        if unit == "iterations":
+            tokens = curve.tokens(ask.budget)
+        data = tokens if "iterations" not in curve.law.inputs else iterations
+        if data is None:
+            raise InputError(f"--predict: law {curve.law.name} counts iterations and the points have none.")
+        loss = curve.loss(ask.n_params, data)
+        drawn = loss[1:]
+        spread = np.random.default_rng([seed, 5, number]).choice(noise, len(drawn)) if len(drawn) else drawn
+        out.append(
+            Prediction(
+                n_params=ask.n_params,
+                iterations=iterations,
+                tokens=tokens,
+                loss=float(loss[0]),
+                ci95=_central(drawn),
+                run95=_central(drawn * np.exp(spread)) if freedom > 0 else None,
+                size_factor=_beyond(ask.n_params, curve.sizes),
+                budget_factor=_beyond(tokens, frame["tokens"].to_numpy(dtype=np.float64)),
+            )
+        )
+    return out
+
+
+def _central(values: Array) -> tuple[float, float] | None:
+    if len(values) < 2:
+        return None
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _beyond(value: float, seen: Array) -> float:
+    return max(1.0, value / float(seen.max()), float(seen.min()) / value)
+
+
+def other_points(curve: Curve, points: CheckedPoints) -> OtherPoints | None:
+    """The other kind's points within the fitted range, against this architecture's law; None where there are none."""
+    architecture = str(curve.frame["architecture"].iloc[0])
+    rows = points.others[points.others["architecture"] == architecture]
+    for column in curve.law.inputs:
+        seen = curve.frame[column]
+        rows = rows[(rows[column] >= seen.min()) & (rows[column] <= seen.max())]
+    if rows.empty:
+        return None
+    z = np.log(rows[list(curve.law.inputs)].to_numpy(dtype=np.float64))
+    fitted = curve.law.predict(curve.params[:1], z)[0]
+    return OtherPoints(
+        kind="unannealed" if points.annealed else "annealed",
+        points=len(rows),
+        mean_relative_difference=float(np.mean(rows["loss"].to_numpy(dtype=np.float64) / fitted - 1.0)),
+    )
+
+
+class OtherPoints(Frozen):
+    """Points of the kind that is not in the fit, against its law within the fitted range: never mixed, but compared.
+
+    `mean_relative_difference` is of their losses from the law's: above 0, they lie above it.
+    """
+
+    kind: Literal["annealed", "unannealed"]
+    points: int
+    mean_relative_difference: float

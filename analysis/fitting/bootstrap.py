@@ -1,0 +1,250 @@
+"""How far a fit can be trusted: resamples of whole clusters.
+
+Rows of one training run share its seed and its trunk, so clusters are resampled and never rows (on the Gemstones points
+the standard deviation of alpha is three times larger that way). With few clusters a resample would often hold two sizes
+only, where no law can be fitted; then a wild cluster bootstrap keeps every row and flips whole clusters of residuals
+instead (Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414; Webb 2023, doi 10.1111/caje.12661).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.fitting.shared_e import Joint, refit_shared
+from analysis.fitting.solver import (
+    FitResult,
+    Problem,
+    limits,
+    minimise,
+    objective_at,
+    on_bound,
+    projected_starts,
+)
+from analysis.laws.law import Array
+
+Scheme = Literal["cluster", "wild"]
+Key = tuple[int, int, int]  # size rung, seed, ordinal among alike: what pairs clusters across architectures
+
+FEW_CLUSTERS = 8
+FEWEST_SIZES = 3
+# Webb's six-point distribution: mean 0, variance 1, and 6^clusters distinct resamples where signs alone give
+# 2^clusters.
+WEBB = np.array([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5])
+WEBB = np.sign(WEBB) * np.sqrt(np.abs(WEBB))
+# The least share of a residual direction that the fit is taken to have left over; below it the correction
+# would explode.
+LEVERAGE_FLOOR = 0.1
+RESAMPLE_CELLS = 8
+# Share of the resamples that are started elsewhere too: of a thousand 128, one of which shows it 12 times in 13 where
+# one in fifty has to be.
+ASKED = 0.128
+LOWER = 1e-5  # share by which an objective must be lower to be another minimum
+SLICE = 80_000  # points times resamples held at once: more would not stay in a processor's cache
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One architecture fitted: its problem, its result, and the cluster of each row."""
+
+    architecture: str
+    problem: Problem
+    result: FitResult
+    cluster: NDArray[np.int64]  # (points), index into keys
+    keys: tuple[Key, ...]
+    size: Array  # (points) n_params
+    joint: Joint | None = (
+        None  # where a parameter is shared: the fit of all architectures, and which this one is
+    )
+    part: int = 0
+
+    @property
+    def residual(self) -> Array:
+        """Log loss seen less the law's (points)."""
+        out: Array = self.problem.y - np.log(self.problem.law.predict(self.result.u[None], self.problem.z)[0])
+        return out
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Public parameters of every refit (resamples, parameters) by architecture; row r of each is the same draw."""
+
+    scheme: Scheme
+    seed: int
+    count: int
+    params: Mapping[str, Array]
+    solver: Mapping[str, Array]
+    paired: bool
+    at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
+
+
+def cluster_keys(
+    size: Array, seed: Array, cluster: Sequence[str]
+) -> tuple[NDArray[np.int64], tuple[Key, ...]]:
+    """Index of each row's cluster and, for each cluster, (size rung, seed, ordinal); a missing seed counts as -1."""
+    first: dict[str, tuple[float, int]] = {}
+    for n_params, number, name in zip(size, seed, cluster, strict=True):
+        first.setdefault(name, (float(n_params), -1 if np.isnan(number) else int(number)))
+    names = sorted(first, key=lambda name: (*first[name], name))
+    rungs = {value: rung for rung, value in enumerate(sorted(set(size.tolist())))}
+    keys: list[Key] = []
+    used: dict[tuple[int, int], int] = {}
+    for name in names:
+        n_params, number = first[name]
+        pair = (rungs[n_params], number)
+        keys.append((*pair, used.get(pair, 0)))
+        used[pair] = used.get(pair, 0) + 1
+    index = {name: i for i, name in enumerate(names)}
+    return np.array([index[name] for name in cluster], dtype=np.int64), tuple(keys)
+
+
+def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
+    """Wild when an architecture has fewer than 8 clusters or a draw of them would leave fewer than 3 sizes.
+
+    One scheme serves all architectures, so that their draws pair.
+    """
+    for fit in fits:
+        if len(fit.keys) < FEW_CLUSTERS:
+            return "wild"
+        draws = _draw_counts(fit.keys, count, seed)
+        rung = np.array([key[0] for key in fit.keys])
+        sizes = sum((draws[:, rung == value].sum(axis=1) > 0).astype(int) for value in set(rung.tolist()))
+        if int(np.min(sizes)) < FEWEST_SIZES:
+            return "wild"
+    return "cluster"
+
+
+def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | None = None) -> Resamples:
+    """Refit `count` resamples of each architecture, the same draw for clusters of the same size rung and seed.
+
+    The scheme is chosen where none is given.
+    """
+    scheme = scheme or choose_scheme(fits, count, seed)
+    drawn = []
+    for fit in fits:
+        rows = len(fit.problem.y)
+        if scheme == "wild":
+            drawn.append((wild_losses(fit, count, seed), np.ones((count, rows))))
+        else:
+            draws = _draw_counts(fit.keys, count, seed)
+            drawn.append((np.tile(fit.problem.y, (count, 1)), draws[:, fit.cluster].astype(np.float64)))
+    joint = fits[0].joint
+    if joint is None:
+        solver = {fit.architecture: refit(fit, y, w) for fit, (y, w) in zip(fits, drawn, strict=True)}
+    else:
+        y, w = (np.concatenate(columns, axis=1) for columns in zip(*drawn, strict=True))
+        whole = _sliced(partial(refit_shared, joint), y, w)
+        solver = {fit.architecture: joint.split(whole, fit.part) for fit in fits}
+    return Resamples(
+        scheme=scheme,
+        seed=seed,
+        count=count,
+        params={
+            fit.architecture: fit.result.law.to_public(solver[fit.architecture], fit.problem.centre)
+            for fit in fits
+        },
+        solver=solver,
+        paired=len({frozenset(fit.keys) for fit in fits}) == 1,
+        at_bound={fit.architecture: _share_at_bound(fit.problem, solver[fit.architecture]) for fit in fits},
+    )
+
+
+def _sliced(refit: Callable[[Array, Array], Array], y: Array, w: Array) -> Array:
+    """Refits of y, w (resamples, points), in slices so that memory stays bounded however many points there are."""
+    rows = max(20, SLICE // y.shape[1])
+    slices = [slice(start, start + rows) for start in range(0, len(y), rows)]
+    return np.concatenate([refit(y[part], w[part]) for part in slices])
+
+
+def refit(fit: Fitted, y: Array, w: Array) -> Array:
+    """Refits of log losses y with weights w (resamples, points): (resamples, parameters of the solver).
+
+    All start at the point estimate. Its rivals and a projected grid start some of them again; where that leads any of
+    those lower, or the point estimate has rivals at all, it starts every one.
+    """
+    warm = _sliced(lambda y, w: _descend(fit, y, w, [np.tile(fit.result.u, (len(y), 1))]), y, w)
+    again = partial(_start_again, fit)
+    if len(fit.result.rivals) == 1:
+        asked = np.unique(np.linspace(0, len(y) - 1, max(2, round(ASKED * len(y)))).astype(int))
+        tried = _sliced(again, y[asked], w[asked])
+        before = objective_at(fit.problem, warm[asked], y[asked], w[asked])
+        after = objective_at(fit.problem, tried, y[asked], w[asked])
+        if not (after < before * (1 - LOWER)).any():
+            return warm
+    other = _sliced(again, y, w)
+    lower = objective_at(fit.problem, other, y, w) < objective_at(fit.problem, warm, y, w)
+    return np.where(lower[:, None], other, warm)
+
+
+def _start_again(fit: Fitted, y: Array, w: Array) -> Array:
+    starts = [np.tile(start, (len(y), 1)) for start in fit.result.rivals[1:3]]
+    starts.append(projected_starts(fit.problem, y, w, cells=RESAMPLE_CELLS, keep=1)[:, 0])
+    return _descend(fit, y, w, starts)
+
+
+def _descend(fit: Fitted, y: Array, w: Array, starts: Sequence[Array]) -> Array:
+    """The lowest of descents from each of `starts` (resamples, parameters)."""
+    low, high = limits(fit.problem)
+    best, value = starts[0], np.full(len(y), np.inf)
+    for start in starts:
+        found = minimise(fit.problem, y, w, start, low, high, max_iter=60, tolerance=1e-6)
+        better = found.objective < value
+        best = np.where(better[:, None], found.u, best)
+        value = np.where(better, found.objective, value)
+    return best
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """Central 95 % of resampled values, by percentiles."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _draw_counts(keys: Sequence[Key], count: int, seed: int) -> NDArray[np.int64]:
+    """How often each cluster is drawn (resamples, clusters); equal for architectures with the same keys."""
+    order = sorted(range(len(keys)), key=lambda i: keys[i])
+    drawn = np.random.default_rng([seed, 1]).multinomial(
+        len(keys), np.full(len(keys), 1 / len(keys)), size=count
+    )
+    out = np.empty_like(drawn)
+    out[:, order] = drawn
+    return out.astype(np.int64)
+
+
+def wild_losses(fit: Fitted, count: int, seed: int) -> Array:
+    """Resampled log losses (resamples, points): the fit plus each cluster's residuals times one random factor.
+
+    Residuals are corrected for leverage as in CR3 (Bell and McCaffrey 2002), since a fit of five parameters follows the
+    noise of its largest model nearly all the way. A factor shared by a whole resample, sqrt(nu / chi2_nu),
+    widens normal into Student quantiles; nu is the clusters less the three parameters (E, A, alpha) that
+    only differences between clusters can tell apart.
+    """
+    problem = fit.problem
+    loss, jacobian = problem.law.predict_with_jacobian(fit.result.u[None], problem.z)
+    base = np.log(loss[0])
+    slope = jacobian[0] / loss[0][:, None]
+    inverse = np.linalg.pinv(slope)
+    residual = problem.y - base
+    for number in range(len(fit.keys)):
+        rows = np.flatnonzero(fit.cluster == number)
+        left, axes = np.linalg.eigh(np.eye(len(rows)) - slope[rows] @ inverse[:, rows])
+        residual[rows] = axes @ ((axes.T @ residual[rows]) / np.maximum(left, LEVERAGE_FLOOR))
+    factor = np.column_stack(
+        [
+            WEBB[np.random.default_rng([seed, 2, *(part + 1 for part in key)]).integers(0, 6, count)]
+            for key in fit.keys
+        ]
+    )
+    freedom = max(2, len(fit.keys) - 3)
+    widen = np.sqrt(freedom / np.random.default_rng([seed, 3]).chisquare(freedom, count))
+    out: Array = base + (widen[:, None] * factor)[:, fit.cluster] * residual
+    return out
+
+
+def _share_at_bound(problem: Problem, u: Array) -> float:
+    return float(on_bound(problem, u).any(axis=1).mean())

@@ -1,0 +1,334 @@
+"""The solver: the SUM of Huber(delta) on log-loss residuals, minimised for many resamples at once.
+
+A coarse grid over the nonlinear parameters, with the linear ones projected out in closed form (variable
+projection), gives starts that do not depend on a guess; Levenberg-Marquardt with analytic Jacobians then
+polishes all of them together. A step follows the Huber loss's own second derivative, which is exact close by; where
+that does not keep what it promises, re-weighted least squares (robust far away) is tried beside it and the better
+step is taken: with delta far below the noise the objective is nearly a sum of absolute values, on which either alone
+crawls. A mean instead of the sum would stop early, as it did in the Chinchilla paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.laws.law import Array, Law
+
+Status = Literal["converged", "max_iter", "bound_hit", "abnormal"]
+Mask = NDArray[np.bool_]
+Rows = NDArray[np.int64]
+
+GRID = 24  # cells an axis of the projection grid
+STARTS = 12  # grid cells polished for the point estimate
+MAX_ITER = 400
+FLOOR = 1e-12
+KEPT = 0.5  # share of the promised gain from which on a step is taken without asking for another
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One architecture's data in the solver's terms: centred inputs z (points, inputs), log loss y (points)."""
+
+    law: Law
+    z: Array
+    y: Array
+    centre: Array
+    delta: float
+    held: Mapping[str, float] = field(default_factory=dict)  # parameters held fixed, in the solver's terms
+
+    @classmethod
+    def of(
+        cls, law: Law, x: Array, loss: Array, delta: float, held: Mapping[str, float] | None = None
+    ) -> Problem:
+        """From inputs x (points, inputs) in their own units and loss (points) in nats.
+
+        `held` fixes parameters at values in the law's own units; a coefficient only together with its exponent, as
+        centring joins the two (ValueError).
+        """
+        centre = law.centre(x)
+        held = dict(held or {})
+        for name in held:
+            if name in law.scaled and law.scaled[name][1] not in held:
+                raise ValueError(f"{name} can be held only together with {law.scaled[name][1]}")
+        public = np.array([[held.get(name, 1.0) for name in law.names]])
+        solver = law.to_solver(public, centre)[0]
+        fixed = {name: float(solver[law.names.index(name)]) for name in held}
+        return cls(law, law.centred(x, centre), np.log(loss), centre, delta, fixed)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a batch of minimisations ended: u (problems, parameters), objective, and whether each settled."""
+
+    u: Array
+    objective: Array
+    settled: Mask
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fitted law: public parameters by name, the objective, how the fit ended and which parameters sit on a bound."""
+
+    law: Law
+    params: dict[str, float]
+    u: Array
+    objective: float
+    status: Status
+    at_bound: tuple[str, ...]
+    rivals: Array  # other distinct local minima worth a warm start (rivals, parameters)
+
+
+def fit_law(problem: Problem) -> FitResult:
+    """Fit one law to one set of points."""
+    law = problem.law
+    n = len(problem.y)
+    w = np.ones(n)
+    low, high = limits(problem)
+    starts = projected_starts(problem, problem.y[None], w[None], cells=GRID, keep=STARTS)[0]
+    count = len(starts)
+    found = minimise(problem, np.tile(problem.y, (count, 1)), np.tile(w, (count, 1)), starts, low, high)
+    order = np.argsort(found.objective, kind="stable")
+    best = found.u[order[0]][None]
+    final = minimise(problem, problem.y[None], w[None], best, low, high, tolerance=1e-15)
+    u, objective = final.u[0], float(final.objective[0])
+    at_bound = tuple(name for name, hit in zip(law.names, on_bound(problem, u[None])[0], strict=True) if hit)
+    public = law.to_public(u[None], problem.centre)[0]
+    return FitResult(
+        law=law,
+        params={name: float(value) for name, value in zip(law.names, public, strict=True)},
+        u=u,
+        objective=objective,
+        status=ended(problem, final, at_bound, n),
+        at_bound=at_bound,
+        rivals=distinct(found.u[order], found.objective[order]),
+    )
+
+
+def ended(problem: Problem, final: Solution, at_bound: tuple[str, ...], points: int) -> Status:
+    """How a minimisation ended, from its one solution, the parameters on a bound and the points it had."""
+    if not np.isfinite(final.objective[0]) or not np.isfinite(final.u[0]).all():
+        return "abnormal"
+    if points < len(problem.law.names) - len(problem.held):
+        return "abnormal"
+    if at_bound:
+        return "bound_hit"
+    return "converged" if final.settled[0] else "max_iter"
+
+
+def limits(problem: Problem) -> tuple[Array, Array]:
+    """Lower and upper bounds of the solver's parameters; coefficients are not negative, what is held has no room."""
+    law = problem.law
+    ceiling = 1e3 * float(np.exp(problem.y.max()))
+    low = [0.0] * len(law.linear) + [bound[0] for bound in law.bounds]
+    high = [ceiling] * len(law.linear) + [bound[1] for bound in law.bounds]
+    for name, value in problem.held.items():
+        low[law.names.index(name)] = high[law.names.index(name)] = value
+    return np.array(low), np.array(high)
+
+
+def on_bound(problem: Problem, u: Array) -> Mask:
+    """Whether each parameter of u (problems, parameters) lies on a bound; one that is held does not."""
+    low, high = limits(problem)
+    held = np.array([name in problem.held for name in problem.law.names])
+    out: Mask = ((u <= low * (1 + 1e-9) + FLOOR) | (u >= high * (1 - 1e-9))) & ~held
+    return out
+
+
+def huber(r: Array, delta: float) -> Array:
+    """Huber's loss: r^2/2 within delta, delta (|r| - delta/2) beyond."""
+    size = np.abs(r)
+    return np.where(size <= delta, 0.5 * r * r, delta * (size - 0.5 * delta))
+
+
+def objective_at(problem: Problem, u: Array, y: Array, w: Array) -> Array:
+    """Sum of weighted Huber losses (problems) at u (problems, parameters)."""
+    loss = np.maximum(problem.law.predict(u, problem.z), FLOOR)
+    total: Array = (w * huber(np.log(loss) - y, problem.delta)).sum(axis=1)
+    return np.where(np.isfinite(total), total, np.inf)
+
+
+def minimise(
+    problem: Problem,
+    y: Array,
+    w: Array,
+    u: Array,
+    low: Array,
+    high: Array,
+    *,
+    max_iter: int = MAX_ITER,
+    tolerance: float = 1e-11,
+) -> Solution:
+    """Levenberg-Marquardt inside a box, for a batch: y, w (problems, points), u (problems, parameters).
+
+    low and high are (parameters) or (problems, parameters); equal ones hold a parameter fixed. A problem has
+    settled when a step that kept its promise, or several in a row, improve the objective by less than `tolerance`
+    of it, or when no damping finds an improving step.
+    """
+    low, high = np.broadcast_to(low, u.shape), np.broadcast_to(high, u.shape)
+    u = np.clip(u, low, high)
+    value = objective_at(problem, u, y, w)
+    damping = np.full(len(u), 1e-3)
+    calm = np.zeros(len(u), dtype=np.int64)
+    settled = np.zeros(len(u), dtype=bool)
+    for _ in range(max_iter):
+        live = np.flatnonzero(~settled)
+        if live.size == 0:
+            break
+        tried, reached, kept = _best_step(
+            problem, y[live], w[live], u[live], value[live], low[live], high[live], damping[live]
+        )
+        gain = value[live] - reached
+        better = gain > 0
+        small = ~better | (gain <= tolerance * np.maximum(value[live], 1e-300))
+        u[live[better]] = tried[better]
+        value[live[better]] = reached[better]
+        damping[live] = np.clip(np.where(better, damping[live] * 0.2, damping[live] * 6.0), 1e-12, 1e12)
+        calm[live] = np.where(small, calm[live] + 1, 0)
+        stuck = ~better & (damping[live] > 1e9)
+        settled[live] = stuck | (better & small & (kept | (calm[live] >= 4))) | (value[live] == 0.0)
+    return Solution(u, value, settled)
+
+
+def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: int) -> Array:
+    """Best grid cells of the nonlinear parameters with the linear ones solved for: (problems, keep, parameters).
+
+    The projection is weighted least squares on relative residuals, the first order of log residuals. Its
+    normal equations are linear in the weights, so that all resamples share one matrix product.
+    """
+    law = problem.law
+    k = len(law.linear)
+    theta = _grid(law, cells)
+    phi = law.terms(theta, problem.z)
+    loss = np.exp(y)
+    outer = (phi[:, :, :, None] * phi[:, :, None, :]).reshape(len(theta), len(problem.z), k * k)
+    gram = np.einsum("rn,gnq->rgq", w / loss**2, outer, optimize=True).reshape(len(y), len(theta), k, k)
+    rhs = np.einsum("rn,gnk->rgk", w / loss, phi, optimize=True)
+    coefficients, cost = _positive(gram, rhs)
+    keep = min(keep, len(theta))
+    chosen = _spread(cost, _grid_shape(law, cells), keep)
+    rows = np.arange(len(y))[:, None]
+    return np.concatenate([coefficients[rows, chosen], theta[chosen]], axis=2)
+
+
+def _best_step(
+    problem: Problem, y: Array, w: Array, u: Array, value: Array, low: Array, high: Array, damping: Array
+) -> tuple[Array, Array, Mask]:
+    """A step for each problem from `value`: where it leads, the objective there, and whether that was foreseen."""
+    loss, jacobian = problem.law.predict_with_jacobian(u, problem.z)
+    loss = np.maximum(loss, FLOOR)
+    jacobian /= loss[:, :, None]
+    r = np.log(loss) - y
+    size = np.abs(r)
+    slope = ((w * np.clip(r, -problem.delta, problem.delta))[:, None, :] @ jacobian)[:, 0]
+    span = high - low
+    edge = 1e-12 * np.maximum(1.0, np.abs(u))
+    held = ((u <= low + edge) & (slope > 0)) | ((u >= high - edge) & (slope < 0)) | (span <= 0)
+    slope = np.where(held, 0.0, slope)
+
+    def follow(curvature: Array, rows: Rows | slice, least: float) -> tuple[Array, Array, Array]:
+        """Where a curvature (problems, points) leads these problems, the objective there, and the gain it promises."""
+        part, change = jacobian[rows], slope[rows]
+        matrix = (part * curvature[:, :, None]).transpose(0, 2, 1) @ part
+        free = ~held[rows]
+        system = matrix * (free[:, :, None] & free[:, None, :])
+        scale = np.maximum(np.einsum("rpp->rp", matrix), 1e-18) * np.maximum(damping[rows], least)[:, None]
+        change = _solve(system, np.where(free, scale, 1.0), change)
+        bent = (system @ change[:, :, None])[:, :, 0]
+        promise = (change * (slope[rows] - 0.5 * bent)).sum(axis=1)
+        there = np.clip(u[rows] - change, low[rows], high[rows])
+        return there, objective_at(problem, there, y[rows], w[rows]), promise
+
+    tried, reached, promise = follow(w * (size <= problem.delta), slice(None), 1e-9)
+    kept = (reached < value) & (value - reached >= KEPT * promise)
+    rest = np.flatnonzero(~kept)
+    if rest.size:
+        bend = np.minimum(1.0, problem.delta / np.maximum(size[rest], FLOOR))
+        other, there, _ = follow(w[rest] * bend, rest, 0.0)
+        better = there < reached[rest]
+        tried[rest[better]], reached[rest[better]] = other[better], there[better]
+    return tried, reached, kept
+
+
+def _solve(matrix: Array, lift: Array, rhs: Array) -> Array:
+    index = np.arange(matrix.shape[1])
+    system = matrix.copy()
+    system[:, index, index] += lift
+    # Scaled to a unit diagonal, a system is singular only when its damping vanished against its neighbours'.
+    root = np.sqrt(np.maximum(system[:, index, index], 1e-300))
+    system /= root[:, :, None] * root[:, None, :]
+    system[:, index, index] += 1e-13
+    step: Array = np.linalg.solve(system, (rhs / root)[:, :, None])[:, :, 0] / root
+    return np.where(np.isfinite(step), step, 0.0)
+
+
+def _grid_shape(law: Law, cells: int) -> tuple[int, ...]:
+    """So many cells an axis up to two axes; beyond, as many cells in all as two axes would have."""
+    axes = len(law.nonlinear)
+    return (cells if axes <= 2 else max(3, round(cells ** (2 / axes))),) * axes
+
+
+def _grid(law: Law, cells: int) -> Array:
+    shape = _grid_shape(law, cells)
+    axes = [
+        np.geomspace(low * 1.5, high * 0.8, count)
+        for (low, high), count in zip(law.bounds, shape, strict=True)
+    ]
+    mesh = np.meshgrid(*axes, indexing="ij")
+    return np.stack([axis.ravel() for axis in mesh], axis=1)
+
+
+def _positive(gram: Array, rhs: Array) -> tuple[Array, Array]:
+    """Least squares with coefficients >= 0 by trying the supports: all, then each with one coefficient at zero."""
+    k = rhs.shape[-1]
+    best = np.zeros_like(rhs)
+    cost = np.full(rhs.shape[:-1], np.inf)
+    supports = [tuple(range(k)), *(tuple(j for j in range(k) if j != out) for out in range(k))]
+    for support in supports:
+        pick = np.array(support)
+        matrix = gram[..., pick[:, None], pick]
+        root = np.sqrt(np.maximum(matrix[..., range(len(pick)), range(len(pick))], 1e-300))
+        matrix = matrix / (root[..., :, None] * root[..., None, :])
+        matrix[..., range(len(pick)), range(len(pick))] += 1e-11
+        values = np.linalg.solve(matrix, (rhs[..., pick] / root)[..., None])[..., 0] / root
+        values = np.maximum(values, 0.0) if support != supports[0] else values
+        part = rhs[..., pick]
+        fit = np.einsum("...i,...ij,...j->...", values, gram[..., pick[:, None], pick], values)
+        loss = fit - 2.0 * (part * values).sum(axis=-1)
+        take = (values >= 0).all(axis=-1) & (loss < cost)
+        cost = np.where(take, loss, cost)
+        full = np.zeros_like(rhs)
+        full[..., pick] = values
+        best = np.where(take[..., None], full, best)
+    return best, cost
+
+
+def _spread(cost: Array, shape: tuple[int, ...], keep: int) -> NDArray[np.int64]:
+    """Indices (problems, keep) of the cheapest cells, local minima of the grid first so that no valley is missed."""
+    field = cost.reshape(len(cost), *shape)
+    lowest = np.ones(field.shape, dtype=bool)
+    for axis in range(1, field.ndim):
+        pad = [(0, 0)] * field.ndim
+        pad[axis] = (1, 1)
+        wide = np.pad(field, pad, constant_values=np.inf)
+        before = np.take(wide, range(field.shape[axis]), axis=axis)
+        after = np.take(wide, range(2, field.shape[axis] + 2), axis=axis)
+        lowest &= (field <= before) & (field <= after)
+    flat = cost - np.where(lowest.reshape(cost.shape), 1e6 * (1.0 + np.abs(cost).max()), 0.0)
+    order: NDArray[np.int64] = np.argsort(flat, axis=1, kind="stable")[:, :keep]
+    return order
+
+
+def distinct(u: Array, objective: Array, most: int = 3) -> Array:
+    """The lowest few minima (most, parameters) that are not the same one, of u in ascending order of objective."""
+    kept = [u[0]]
+    for candidate, value in zip(u[1:], objective[1:], strict=True):
+        if value > 2.0 * objective[0] + FLOOR or len(kept) >= most:
+            break
+        if all(np.abs(candidate - other).max() > 1e-3 for other in kept):
+            kept.append(candidate)
+    return np.array(kept)

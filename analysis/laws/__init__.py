@@ -1,0 +1,1 @@
+"""Scaling laws: their terms, their derivatives, and the columns they read."""

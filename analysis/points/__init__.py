@@ -1,0 +1,1 @@
+"""The Points table: read, checked, and split into what is fitted."""

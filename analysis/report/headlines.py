@@ -1,0 +1,62 @@
+"""The headline of a fit in sentences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analysis.text import architecture, between, budget, human, number, ratio_in_words, times
+
+if TYPE_CHECKING:
+    from analysis.findings.results import FitDocument, SizeRatio
+
+
+def headlines(document: FitDocument) -> list[str]:
+    """One sentence an architecture: its size ratio at the largest trained reference and the longest budget."""
+    comparison = document.comparison
+    names = [name for name in document.architectures if name != comparison.reference]
+    if not names:
+        return [
+            f"Only {architecture(comparison.reference)} was trained, so there is no size ratio; its law is "
+            f"{law_in_numbers(document, comparison.reference)}."
+        ]
+    return [headline(document, name) for name in names]
+
+
+def main_row(document: FitDocument, name: str) -> SizeRatio | None:
+    """The comparison a headline speaks of: largest trained reference, longest budget."""
+    rows = [row for row in document.comparison.size_ratio if row.architecture == name]
+    return max(rows, key=lambda row: (row.reference_n_params, row.tokens), default=None)
+
+
+def ratio_rows(document: FitDocument) -> list[SizeRatio]:
+    """What a figure of size ratios shows: those at the largest trained reference that have a number."""
+    rows = document.comparison.size_ratio
+    largest = max((row.reference_n_params for row in rows), default=0.0)
+    return [row for row in rows if row.reference_n_params == largest and row.estimate is not None]
+
+
+def headline(document: FitDocument, name: str) -> str:
+    """One architecture's size ratio with its interval, or why there is none."""
+    row = main_row(document, name)
+    arm, base = architecture(name), architecture(document.comparison.reference)
+    if row is None:
+        return f"The size ratio of {arm} to {base} is not identified: this law says nothing of size."
+    at = budget(row.iterations, row.tokens)
+    if row.estimate is None or row.n_params is None:
+        return f"The size ratio of {arm} to {base} is not identified from these points: {row.reason}."
+    caution = f"; this is an extrapolation, {row.reason}" if row.status == "extrapolated" else ""
+    return (
+        f"At {at}, {arm} reaches the loss of the {human(row.reference_n_params)}-parameter {base} "
+        f"({row.loss:.3f} nats a token) with {ratio_in_words(row.estimate)}: size ratio {times(row.estimate)}, "
+        f"95 % interval {between(row.estimate_ci95, 2)}{caution}."
+    )
+
+
+def law_in_numbers(document: FitDocument, name: str) -> str:
+    """The fitted law with its numbers in place of its letters."""
+    params = document.architectures[name].params
+    text = number(params["E"])
+    for coefficient, symbol, exponent in (("A", "N", "alpha"), ("B", document.formula_data_symbol, "beta")):
+        if coefficient in params:
+            text += f" + {number(params[coefficient])}/{symbol}^{params[exponent]:.3f}"
+    return text

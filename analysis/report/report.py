@@ -1,0 +1,150 @@
+"""The report: one HTML page that opens from disk anywhere, beside the figures as files and the fit as JSON.
+
+The page holds everything it shows, Plotly's script included: no network, no server. All seeds and points are in it, and
+what was set aside is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from analysis import text as wording
+from analysis.report.convergence import convergence_panels, draw_convergence, interactive_convergence
+from analysis.report.figures import InteractiveFigure, interactive_figures
+from analysis.report.headlines import headlines
+from analysis.report.static import draw_figures
+from analysis.report.style import colour
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from markupsafe import Markup
+
+    from analysis.findings.results import FitDocument
+    from analysis.points.table import CheckedPoints
+
+PACKAGES = ("ssmscale", "numpy", "pandas", "matplotlib", "plotly", "torch", "deepspeed", "mlflow")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that made the numbers and the page, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class Provenance(BaseModel):
+    """What made a report: the command line, the versions, the commit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    command: str
+    commit: str | None = None
+    versions: dict[str, str] = Field(default_factory=installed_versions)
+    created: str = Field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+
+
+def write_report(
+    points: CheckedPoints,
+    document: FitDocument,
+    out: Path,
+    *,
+    study: str | None,
+    provenance: Provenance,
+    runs: pd.DataFrame | None = None,
+    evaluations: pd.DataFrame | None = None,
+    mlflow_links: Mapping[str, str] | None = None,
+) -> Path:
+    """Write report.html, figures/*.svg and *.png and fit.json into `out`; returns the page.
+
+    `runs` is any further table a study wants shown. `evaluations` tells of what models generate, in the columns of
+    analysis.report.convergence, and makes a section of its own. `mlflow_links` maps run ids to web addresses, others
+    are left out.
+    """
+    from jinja2 import Environment, PackageLoader, select_autoescape
+
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    links = {run: url for run, url in (mlflow_links or {}).items() if url.startswith(("http://", "https://"))}
+    panels = [] if evaluations is None or evaluations.empty else convergence_panels(evaluations)
+    draw_figures(points, document, out / "figures")
+    if panels:
+        draw_convergence(panels, out / "figures")
+    result = document.model_dump(mode="json")
+    (out / "fit.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("analysis.report"),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "human": wording.human,
+        "number": wording.number,
+        "times": wording.times,
+        "between": wording.between,
+        "percent": wording.percent,
+        "arm": wording.architecture,
+        "powers": _powers,
+    }
+    figures = interactive_figures(points, document, links)
+    convergence = interactive_convergence(panels)
+    page = environment.get_template("report.html").render(
+        study=study,
+        document=document,
+        headlines=headlines(document),
+        figures=figures,
+        convergence=convergence,
+        evaluations=[] if evaluations is None else evaluations.to_dict("records"),
+        payload=_payload([*figures, *convergence]),
+        plotly=_plotly_script(),
+        points=_rows(points, links),
+        exclusions=points.exclusions,
+        provenance=provenance,
+        budget=wording.budget,
+        tone=lambda name: colour(name, [*document.architectures, name]),
+        runs=None if runs is None else (list(runs.columns), runs.astype(str).to_numpy().tolist()),
+    )
+    path = out / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _powers(formula: str) -> Markup:
+    """A formula with its exponents raised."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", str(escape(formula))))  # noqa: S704 - escaped just before
+
+
+def _payload(figures: list[InteractiveFigure]) -> str:
+    """Figures as JSON that is safe inside a script element."""
+    data = [{"name": figure.name, "data": figure.data, "layout": figure.layout} for figure in figures]
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _plotly_script() -> str:
+    from plotly.offline import get_plotlyjs
+
+    script: str = get_plotlyjs()
+    return script
+
+
+def _rows(points: CheckedPoints, links: Mapping[str, str]) -> list[dict[str, Any]]:
+    frame = points.frame.sort_values(["architecture", "n_params", "seed", "tokens"], kind="stable")
+    return [
+        {**{str(key): value for key, value in row.items()}, "link": links.get(str(row["run_id"]))}
+        for row in frame.to_dict("records")
+    ]

@@ -1,0 +1,87 @@
+"""Numbers and findings as a reader meets them: 3.2M parameters, 5.8 times fewer, not identified and why."""
+
+from __future__ import annotations
+
+import math
+
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+NAMES = {
+    "prefix_mamba": "Prefix Mamba",
+    "prefix_simba": "Prefix SiMBA",
+    "cross_simba": "Cross SiMBA",
+    "cross_transformer": "Cross Transformer",
+}
+
+
+def architecture(name: str) -> str:
+    """The architecture's written name."""
+    return NAMES.get(name, name)
+
+
+def human(value: float, digits: int = 3) -> str:
+    """A count with its unit: 3.16M, 412k, 1.2B; plain digits below a thousand."""
+    for scale, unit in UNITS:
+        if abs(value) >= scale * (1 - 0.5 * 10**-digits):
+            return f"{_significant(value / scale, digits)}{unit}"
+    return _significant(value, digits)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number to so many significant digits, with thousands separators and in powers of ten from a million on."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    if abs(value) >= 1e6 or abs(value) < 1e-4:
+        exponent = math.floor(math.log10(abs(value)))
+        superscript = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{value / 10**exponent:.{digits - 1}f} × 10{superscript}"
+    return _significant(value, digits)
+
+
+def times(value: float) -> str:
+    """A ratio: 5.8, 12, 0.53."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
+
+
+def ratio_in_words(ratio: float) -> str:
+    """A size ratio as what it means."""
+    return (
+        f"{times(ratio)} times fewer parameters"
+        if ratio >= 1
+        else f"{times(1 / ratio)} times more parameters"
+    )
+
+
+def saving(ratio: float) -> str:
+    """A size ratio beside its arrow: 4.8× fewer parameters."""
+    return f"{times(max(ratio, 1 / ratio))}× {'fewer' if ratio >= 1 else 'more'} parameters"
+
+
+def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
+    """An interval in brackets; an end beyond any real ratio is written as unbounded."""
+    if ends is None:
+        return "no interval"
+    low, high = (number(end, digits) if abs(end) < 1e15 else "unbounded" for end in ends)
+    return f"[{low}, {high}]"
+
+
+def percent(value: float) -> str:
+    """A signed percentage of a relative error."""
+    return f"{100 * value:+.2f} %".replace("-", "−")
+
+
+def budget(iterations: float | None, tokens: float) -> str:
+    """A budget in words."""
+    return f"{human(tokens)} tokens" if iterations is None else f"{iterations:,.0f} iterations"
+
+
+def budget_of(unit: str, value: float) -> str:
+    """A budget in words, from the column it stands in."""
+    return f"{value:,.0f} iterations" if unit == "iterations" else f"{human(value)} tokens"
+
+
+def _significant(value: float, digits: int) -> str:
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

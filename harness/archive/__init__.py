@@ -1,0 +1,1 @@
+"""Bundles of studies, exported and merged, and the pruning of checkpoints."""

@@ -1,0 +1,188 @@
+"""A bundle: the finished Runs of a study in one file, to be carried to another machine, published or kept.
+
+It holds identities, journals and the scores of evaluations, from which points, fits and MLflow's view are made again,
+and neither weights nor logs nor sound. bundle.json lists every member with size and SHA-256; nothing in it tells of the
+host, and the same Runs give the same bytes. The tracker's address stays behind: it may hold a password, and whoever
+imports a bundle must not be made to send journals and the login of their environment to a server of somebody else's
+choosing. harness/bundle_check.py reads one, harness/bundle_merge.py brings it into a ROOT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import uuid
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from harness.common.jsonl import Damage, LineReader
+from harness.record.journal import FORMAT as ATTEMPT_FILE
+from harness.record.journal import attempts, check_for
+from harness.record.points import points_of, write_table
+from harness.record.provenance import commit, installed_version
+from harness.record.registry import ResolvedStudy
+from harness.record.scores import named_evaluations
+from harness.record.status import RunState, RunStatus, StatusReader
+from harness.study.run import Frozen, WholeNumber
+from ssmttm.errors import InputError
+
+FORMAT = 1
+CONTENTS = "bundle.json"
+MEMBER = re.compile(
+    r"study\.json|calibration\.json|points\.csv"
+    r"|runs/(?P<run>[0-9a-f]{12})/"
+    r"(?:run\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl|evaluation/(?:held-out|[0-9a-f]{12})\.json)"
+    r"|series/(?P<series>[0-9a-f]{12})/(?:series\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl)"
+)
+"""Every name a member may have; `run` and `series` are whose it is."""
+NO_DATE = (1980, 1, 1, 0, 0, 0)
+"""What a zip archive says where a time would make two equal bundles differ."""
+
+
+class MemberFacts(Frozen):
+    """One member as it was written."""
+
+    bytes: WholeNumber
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Counts(Frozen):
+    """How much a bundle holds."""
+
+    runs: WholeNumber
+    series: WholeNumber
+    journals: WholeNumber
+    evaluations: WholeNumber = 0
+
+
+class Contents(Frozen):
+    """bundle.json: what a bundle holds and which code made it."""
+
+    format: WholeNumber
+    study: str
+    counts: Counts
+    commit: str | None
+    versions: dict[str, str | None]
+    members: dict[str, MemberFacts]
+
+
+def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
+    """Write the finished Runs of a study to `out`, all or nothing.
+
+    Raises InputError where none has finished, the study was never submitted, `out` is no name for a bundle, or what an
+    evaluation found is damaged or under another name.
+    """
+    if out.suffix != ".zip":
+        raise InputError(f"--out {out}: does not end in .zip")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}")
+    name, root = resolved.study.name, resolved.root
+    if not (root.study(name) / "study.json").exists():
+        raise InputError(
+            f"study {name}: was never submitted under {root.path}, so there is nothing to export"
+        )
+    done = [row for row in StatusReader(root, name).read(resolved.points) if row.state is RunState.DONE]
+    if not done:
+        raise InputError(f"study {name}: none of its runs has finished under {root.path}")
+    draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with zipfile.ZipFile(draft, "x", zipfile.ZIP_DEFLATED) as archive:
+            facts: dict[str, MemberFacts] = {}
+            for member, content in _members(resolved, done):
+                _write(archive, member, content)
+                facts[member] = MemberFacts(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            counts = count_members(facts)
+            contents = Contents(
+                format=FORMAT,
+                study=name,
+                counts=counts,
+                commit=commit(),
+                versions={"ssmscale": installed_version("ssmscale")},
+                members=facts,
+            )
+            # Without scores it says nothing of them, and whoever knows of none can read it.
+            _write(archive, CONTENTS, _json(contents.model_dump(mode="json", exclude_defaults=True)))
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return counts
+
+
+def count_members(names: Any) -> Counts:
+    """How many Runs, Series, journals and evaluations these member names are of."""
+    return Counts(
+        runs=sum(name.endswith("/run.json") for name in names),
+        series=sum(name.endswith("/series.json") for name in names),
+        journals=sum("/journal/" in name for name in names),
+        evaluations=sum("/evaluation/" in name for name in names),
+    )
+
+
+def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[str, bytes]]:
+    root, study = resolved.root, resolved.root.study(resolved.study.name)
+    yield "study.json", without_tracker((study / "study.json").read_bytes())
+    if (study / "calibration.json").exists():
+        yield "calibration.json", (study / "calibration.json").read_bytes()
+    yield "points.csv", _points(done, resolved)
+    series: set[str] = set()
+    for row in done:
+        if row.series_id not in series:
+            series.add(row.series_id)
+            folder = f"series/{row.series_id}"
+            yield f"{folder}/series.json", _json(row.point.run.series_canonical())
+            yield from _journal(folder, root.series(row.series_id))
+        folder = f"runs/{row.run_id}"
+        yield f"{folder}/run.json", _json(row.point.run.canonical())
+        yield from _journal(folder, root.run(row.run_id))
+        for found in named_evaluations(root, row.run_id):
+            yield f"{folder}/evaluation/{found.name}.json", _json(found.model_dump(mode="json"))
+
+
+def _journal(folder: str, directory: Path) -> Iterator[tuple[str, bytes]]:
+    """The good lines of every attempt: what was torn or damaged here is nobody's elsewhere."""
+    for attempt in attempts(directory):
+        path = directory / "journal" / ATTEMPT_FILE.format(attempt)
+        reader, content = LineReader(path), whole_lines(path)
+        damaged = {line.number for line in reader.read(check_for(directory)) if isinstance(line, Damage)}
+        if damaged:
+            lines = content.split(b"\n")[:-1]  # as the reader counts: other ends of line are none
+            content = b"".join(line + b"\n" for number, line in enumerate(lines, 1) if number not in damaged)
+        if content:
+            yield f"{folder}/journal/{path.name}", content
+
+
+def without_tracker(registration: bytes) -> bytes:
+    """A study.json as it travels: as it is, but for an address of a tracker."""
+    document = json.loads(registration)
+    if document["study"].get("tracking", {}).pop("uri", None) is None:
+        return registration
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def whole_lines(path: Path) -> bytes:
+    """A journal file up to its last end of line."""
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
+def _points(done: list[RunStatus], resolved: ResolvedStudy) -> bytes:
+    text = io.StringIO(newline="")
+    write_table(points_of(done, resolved.root), None, text)
+    return text.getvalue().encode()
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    info = zipfile.ZipInfo(name, NO_DATE)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.external_attr = 0o100644 << 16
+    archive.writestr(info, content)

@@ -1,0 +1,1 @@
+"""The verbs of `ssmscale`, their options, and the tables they print."""

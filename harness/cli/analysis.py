@@ -1,0 +1,297 @@
+"""The verbs of the analysis: fit, report, scale-up, and what `plan` says of a design."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analysis.errors import InputError as AnalysisError
+from harness.cli.options import (
+    ClusterOption,
+    ColumnOption,
+    DeltaOption,
+    DropOutliersOption,
+    JsonOption,
+    LawOption,
+    OptionalStudy,
+    PointsOption,
+    PredictOption,
+    ReferenceOption,
+    RootOption,
+    StepBudgetOption,
+    StudyArgument,
+    UnannealedOption,
+)
+from harness.common.console import console, errors, print_json, warn
+from harness.record.provenance import commit
+from harness.record.registry import ResolvedStudy, registered
+from harness.record.status import RunStatus
+from harness.submit.monitor import begun
+from harness.submit.planning import plan_of
+from harness.tracking.sync import bring_up_to_date, keep_report
+from ssmttm.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.findings.results import FitDocument
+    from analysis.points.table import CheckedPoints
+    from harness.plan.plan import Plan
+    from harness.tracking.tracker import Tracker
+
+MISTAKES = (AnalysisError,)
+"""Errors of the analysis for input that is wrong."""
+
+
+def fit(
+    study: OptionalStudy = None,
+    points_file: PointsOption = None,
+    law: LawOption = "chinchilla",
+    delta: DeltaOption = 1e-3,
+    reference: ReferenceOption = None,
+    columns: ColumnOption = None,
+    predict: PredictOption = None,
+    unannealed: UnannealedOption = False,
+    drop_outliers: DropOutliersOption = False,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a scaling law to each architecture and compare them at equal loss."""
+    from analysis.report.tables import print_fit
+
+    fitted = _fit(
+        study, points_file, law, delta, reference, columns, predict, unannealed, drop_outliers, root
+    )
+    if as_json:
+        print_json(fitted.document.model_dump(mode="json"))
+    else:
+        print_fit(console, fitted.checked, fitted.document)
+
+
+def report(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where report.html, figures/ and fit.json go.")
+    ],
+    study: OptionalStudy = None,
+    points_file: PointsOption = None,
+    law: LawOption = "chinchilla",
+    delta: DeltaOption = 1e-3,
+    reference: ReferenceOption = None,
+    columns: ColumnOption = None,
+    predict: PredictOption = None,
+    unannealed: UnannealedOption = False,
+    drop_outliers: DropOutliersOption = False,
+    root: RootOption = None,
+) -> None:
+    """Write the report: one self-contained HTML page with the curves, the comparison and every warning."""
+    from analysis.report.report import Provenance, write_report
+
+    fitted = _fit(
+        study, points_file, law, delta, reference, columns, predict, unannealed, drop_outliers, root
+    )
+    resolved, tracker = fitted.resolved, fitted.tracker
+    provenance = Provenance(command=shlex.join(["ssmscale", *sys.argv[1:]]), commit=commit())
+    page = write_report(
+        fitted.checked,
+        fitted.document,
+        out,
+        study=resolved.study.name if resolved else None,
+        provenance=provenance,
+        evaluations=_evaluations(resolved) if resolved else None,
+        mlflow_links=tracker.links() if tracker else None,
+    )
+    if resolved is not None:
+        keep_report(resolved, fitted.rows, out, tracker)
+    console.print(str(page.absolute()))
+
+
+def scale_up(
+    study: StudyArgument,
+    budget: StepBudgetOption = None,
+    law: LawOption = "chinchilla",
+    delta: DeltaOption = 1e-3,
+    root: RootOption = None,
+    cluster: ClusterOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What to train next for a budget, with the loss foreseen for it; later, what was foreseen beside what was seen."""
+    from analysis.design.prior import design_law
+    from analysis.design.scale_up import Shortest, former_steps, next_step, seen_of
+    from analysis.points.table import check_points
+    from analysis.report.tables import print_scale_up
+    from harness.plan.candidates import gpu_hours_an_iteration
+    from harness.record.registry import add_record, read_records, record_path
+    from harness.study.schedule import fewest_iterations
+
+    resolved, _, _, frame = _points(study, root)
+    name, place = resolved.study.name, resolved.root
+    former = former_steps(read_records(place, name), str(record_path(place, name)))
+    if budget is None and not former:
+        raise InputError(f"scale-up {name}: nothing was proposed yet; say --budget GPU_HOURS")
+    points = check_points(frame, design_law(law))
+    seen, notes = seen_of(points, former)
+    warn(*notes)
+    step = None
+    if budget is not None:
+        rates = gpu_hours_an_iteration(plan_of(resolved, cluster))
+        schedule = resolved.study.training.schedule
+        shortest = Shortest(fewest_iterations(schedule), f"training.schedule.warmup is {schedule.warmup}")
+        step = next_step(points, rates, budget, law=law, delta=delta, shortest=shortest)
+        add_record(place, name, step.model_dump(mode="json"))
+    if as_json:
+        told = step and step.model_dump(mode="json")
+        print_json({"study": name, "proposed": told, "seen": [one.model_dump(mode="json") for one in seen]})
+    else:
+        print_scale_up(console, step, seen)
+
+
+# -- what is expected of a grid, and the best one for a budget
+
+
+@dataclass(frozen=True)
+class DesignQuestion:
+    """What `plan` was asked about the design."""
+
+    expectations: bool
+    budget: float | None
+    prior: Path | None
+    law: str | None
+    reference: str | None
+
+
+def examine_design(
+    resolved: ResolvedStudy, made: Plan, wanted: DesignQuestion, document: dict[str, Any], *, as_json: bool
+) -> None:
+    """Add what is expected and proposed to the plan's document, or print it."""
+    from analysis.design.budget import propose
+    from analysis.design.expect import expected
+    from analysis.design.grid import Rung, Space, spelled
+    from analysis.design.prior import choose_prior
+    from analysis.design.simulate import FRESH, grid_of
+    from analysis.report.tables import print_design, print_proposal
+    from harness.common.yaml_file import yaml_text
+    from harness.plan.candidates import COLUMNS, candidates_of, design_cells, grid_fields
+
+    grid = grid_of(COLUMNS, design_cells(made), resolved.study.name)
+    prior = choose_prior(
+        grid.frame, wanted.prior, resolved.study.design.model_dump(), wanted.law, resolved.where
+    )
+    design = document["design"]
+    with errors.status("simulating studies") as shown:
+
+        def progress(done: int, total: int) -> None:
+            shown.update(f"{done} of {total} studies simulated")
+
+        if wanted.expectations:
+            found = expected(grid, prior, wanted.reference, progress=progress)
+            told = found.model_dump(mode="json")
+            design |= told | {"notes": design["notes"] + told["notes"]}
+            if not as_json:
+                print_design(console, found)
+        if wanted.budget is None:
+            return
+        there = candidates_of(made)
+        rungs = tuple(
+            Rung(one.architecture, one.size, one.n_params, one.tokens_an_iteration) for one in there.sizes
+        )
+        space = Space(rungs, there.counts, there.hours, there.shares_trunk)
+        best = propose(
+            space,
+            prior,
+            wanted.budget,
+            wanted.reference,
+            progress=lambda done, total: shown.update(f"{done} of {total} candidate grids simulated"),
+        )
+        fields = grid_fields(resolved.study, spelled(space, best.grid))
+        # Other studies than those by which it was chosen: they flatter it.
+        found = expected(best.grid.points(space), prior, wanted.reference, FRESH, progress=progress)
+    if as_json:
+        design["proposal"] = {
+            "budget_gpu_hours": wanted.budget,
+            "gpu_hours": best.gpu_hours,
+            "grid": fields,
+            "expected": found.model_dump(mode="json"),
+        }
+    else:
+        print_proposal(console, space, best, found, yaml_text({"grid": fields}))
+
+
+# -- what fit and report share
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A fit and, where its points are a study's, what came with them."""
+
+    checked: CheckedPoints
+    document: FitDocument
+    resolved: ResolvedStudy | None
+    rows: list[RunStatus]
+    tracker: Tracker | None
+
+
+def _evaluations(resolved: ResolvedStudy) -> pd.DataFrame:
+    """What evaluations found of a study's finished runs."""
+    import pandas as pd
+
+    from harness.record.scores import COLUMNS, evaluation_rows
+
+    return pd.DataFrame([asdict(row) for row in evaluation_rows(resolved)], columns=COLUMNS)
+
+
+def _fit(
+    study: str | None,
+    points_file: Path | None,
+    law: str,
+    delta: float,
+    reference: str | None,
+    columns: Sequence[str] | None,
+    predict: Sequence[str] | None,
+    unannealed: bool,
+    outliers: bool,
+    root: Path | None,
+) -> _Fitted:
+    from analysis.findings.document import drop_outliers, fit_points
+    from analysis.findings.note import Note
+    from analysis.findings.predict import asked
+    from analysis.laws.catalogue import law_named
+    from analysis.points.read import column_names
+    from analysis.points.table import check_points, read_table
+    from harness.record.points import without_points
+
+    if (study is None) == (points_file is None):
+        raise InputError("give either a STUDY or --points FILE, and not both")
+    form, asks = law_named(law), [asked(text) for text in predict or ()]
+    resolved, rows, tracker = None, list[RunStatus](), None
+    if points_file is not None:
+        frame = read_table(points_file, column_names(columns or ()))
+    else:
+        assert study is not None
+        resolved, rows, tracker, frame = _points(study, root, on_the_way=unannealed)
+    checked = check_points(frame, form, annealed=not unannealed)
+    if outliers:
+        checked = drop_outliers(checked, law=law, delta=delta)
+    missing = without_points(rows)
+    about = [Note(code="runs_without_points", text=missing)] if missing else []
+    document = fit_points(checked, law=law, delta=delta, reference=reference, asks=asks, about=about)
+    return _Fitted(checked, document, resolved, rows, tracker)
+
+
+def _points(
+    study: str, root: Path | None, *, on_the_way: bool = False
+) -> tuple[ResolvedStudy, list[RunStatus], Tracker | None, pd.DataFrame]:
+    """A study as it was submitted, its rows, its tracker, and the table of its points."""
+    from analysis.points.table import build_frame
+    from harness.record.points import COLUMNS, cells, points_of
+
+    resolved = registered(study, root)
+    rows = begun(resolved)
+    tracker = bring_up_to_date(resolved, rows)
+    points = list(points_of(rows, resolved.root, on_the_way=on_the_way))
+    return resolved, rows, tracker, build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")

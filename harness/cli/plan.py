@@ -1,0 +1,190 @@
+"""The plan in a terminal: sizes, runs, totals and notes; a large grid by its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from harness.cli.analysis import DesignQuestion, examine_design
+from harness.cli.display import coloured
+from harness.cli.options import (
+    BudgetOption,
+    ClusterOption,
+    DesignLawOption,
+    DesignOption,
+    JsonOption,
+    PriorOption,
+    ReferenceOption,
+    RootOption,
+    SetOption,
+    StudyArgument,
+)
+from harness.cli.terminal import Sheet
+from harness.common.console import console, print_json
+from harness.common.format import Range, counted, duration, short, spread
+from harness.plan.estimate import total
+from harness.plan.plan import Plan, PlannedRun
+from harness.record.status import count_states
+from harness.submit.planning import planned
+from ssmttm.errors import InputError
+
+
+def plan(
+    study: StudyArgument,
+    root: RootOption = None,
+    changes: SetOption = None,
+    cluster: ClusterOption = None,
+    design: DesignOption = False,
+    budget: BudgetOption = None,
+    prior: PriorOption = None,
+    law: DesignLawOption = None,
+    reference: ReferenceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What is left to train and what it will cost; trains nothing."""
+    resolved, made = planned(study, root, changes, cluster)
+    if not design and budget is None and (prior or law or reference):
+        raise InputError("--prior, --law and --reference: are about --design and --budget; add one of them")
+    document = made.as_json()
+    if not as_json:
+        print_plan(console, made)
+    if design or budget is not None:
+        examine_design(
+            resolved, made, DesignQuestion(design, budget, prior, law, reference), document, as_json=as_json
+        )
+    if as_json:
+        print_json(document)
+
+
+MOST_ROWS = 200
+"""Runs that are shown one by one; above it a row stands for all Series of a size."""
+COSTS = ("nodes x GPUs", "ZeRO", "micro", "GiB", "disk GiB", "time added", "GPU-hours")
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """The sizes and the plan as tables, its totals and its notes."""
+    _print_sizes(console, plan)
+    if len(plan.runs) <= MOST_ROWS:
+        _print_runs(console, plan)
+    else:
+        _print_grouped(console, plan)
+    _print_totals(console, plan)
+    for why in _reasons(plan):
+        console.print(f"why {why}")
+    for code, text in plan.notes:
+        console.print(f"note {code}: {text}")
+
+
+def _print_runs(console: Console, plan: Plan) -> None:
+    numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", *COSTS)
+    table = Sheet(f"plan of {plan.study.name}", ("run", "architecture", "size", *numbers, "state"), numbers)
+    for run in plan.runs:
+        status = run.status
+        table.add_row(
+            status.run_id if plan.identified else "-",
+            status.point.architecture,
+            status.point.size,
+            f"{run.cost.n_params:,}",
+            f"{status.point.run.iterations:,}",
+            short(run.cost.tokens),
+            f"{run.cost.flops:.2e}",
+            str(status.point.run.seed),
+            *_cost_cells(run, [run]),
+            coloured(status.state),
+        )
+    table.print(console)
+
+
+def _print_grouped(console: Console, plan: Plan) -> None:
+    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    for run in plan.runs:
+        groups.setdefault((run.status.point.architecture, run.status.point.size), []).append(run)
+    numbers = ("parameters", "series", "runs", "iterations", "tokens", "FLOPs", *COSTS)
+    title = f"plan of {plan.study.name}, a row a size; --json tells each of {len(plan.runs):,} runs"
+    table = Sheet(title, ("architecture", "size", *numbers, "states"), numbers)
+    for (architecture, size), runs in groups.items():
+        lengths = sorted({run.status.point.run.iterations for run in runs})
+        states = count_states([run.status for run in runs])
+        table.add_row(
+            architecture,
+            size,
+            f"{runs[0].cost.n_params:,}",
+            f"{len({run.status.series_id for run in runs}):,}",
+            f"{len(runs):,}",
+            f"{lengths[0]:,}" if len(lengths) == 1 else f"{lengths[0]:,} to {lengths[-1]:,}",
+            short(sum(run.cost.tokens for run in runs)),
+            f"{sum(run.cost.flops for run in runs):.2e}",
+            *_cost_cells(runs[0], runs),
+            ", ".join(f"{count:,} {state}" for state, count in states.items()),
+        )
+    table.print(console)
+
+
+def _cost_cells(one: PlannedRun, runs: Sequence[PlannedRun]) -> list[str]:
+    layout, a_node = one.layout, one.gpus // one.nodes
+    again = "+" if layout.activation_checkpointing else ""
+    return [
+        f"{one.nodes} x {a_node}",
+        f"{layout.zero_stage}",
+        f"{layout.micro_batch} x {layout.accumulation}{again}",
+        f"{one.memory_gib.expected:.2f} ({one.memory_gib.low:.2f} to {one.memory_gib.high:.2f})",
+        f"{sum(run.disk_gib for run in runs):.3g}",
+        spread(total([run.hours for run in runs])),
+        f"{sum(run.gpu_hours for run in runs):.3g}",
+    ]
+
+
+def _print_totals(console: Console, plan: Plan) -> None:
+    totals = plan.totals()
+    spent, alone = totals["gpu_hours"], totals["gpu_hours_independent"]
+    share = f" (trunks shared: {spent / alone:.2f} of that)" if alone else ""
+    console.print(
+        f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}; to spend {spent:.4g} GPU-hours "
+        f"({totals['gpu_hours_low']:.3g} to {totals['gpu_hours_high']:.3g}), {alone:.4g} if no trunk were "
+        f"shared{share}; finished already {totals['gpu_hours_reused']:.4g}"
+    )
+    if spent:
+        longest = Range(*(totals[f"longest_path_hours{end}"] for end in ("_low", "", "_high")))
+        console.print(
+            f"the longest series takes {spread(longest)} with its branches one after the other, "
+            f"{duration(totals['branches_apart_hours'])} were they jobs of their own"
+        )
+    console.print(
+        f"on disk {totals['disk_gib']:.3g} GiB when all is done, {totals['disk_peak_gib']:.3g} GiB on the way there"
+    )
+
+
+def _reasons(plan: Plan) -> list[str]:
+    """Why resources are what they are, a line for each layout that the harness chose the ranks of."""
+    said: dict[str, list[str]] = {}
+    for run in plan.runs:
+        point = run.status.point
+        if plan.study.resources_of(point.architecture, point.size).ranks is None:
+            sentence = "; ".join(f"{key} {text}" for key, text in run.size.resources.why.items())
+            said.setdefault(sentence, []).append(f"{point.size} ({point.architecture})")
+    return [f"{', '.join(dict.fromkeys(names))}: {sentence}" for sentence, names in said.items()]
+
+
+def _print_sizes(console: Console, plan: Plan) -> None:
+    """What each size is, beside the parameters that were asked for and those of a published model, where there are."""
+    sizes = [size.as_json() for size in plan.sizes()]
+    beside = {
+        key: (title, off)
+        for key, title, off in (
+            ("target_n_params", "asked for", "deviation"),
+            ("reference_n_params", "published", "reference_deviation"),
+        )
+        if any(size[key] is not None for size in sizes)
+    }
+    numbers = ["blocks", "width", "parameters"]
+    for title, _ in beside.values():
+        numbers += [title, f"off {title.split()[0]}"]
+    table = Sheet(f"sizes of {plan.study.name}", ("size", "architecture", *numbers), numbers)
+    for size in sizes:
+        cells = [f"{size['n_blocks']}", f"{size['d_model']}", f"{size['n_params']:,}"]
+        for key, (_, off) in beside.items():
+            known = size[key] is not None
+            cells += [f"{size[key]:,.0f}", f"{size[off]:+z.2%}"] if known else ["-", "-"]
+        table.add_row(size["size"], size["architecture"], *cells)
+    table.print(console)

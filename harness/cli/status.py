@@ -1,0 +1,272 @@
+"""`ssmscale status`, `logs`, `cancel` and `doctor`: how a study and a machine do, and taking runs back.
+
+How `ssmscale status` looks: a table of all runs, or a display that keeps to the terminal's height.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from harness.cli import display as tables
+from harness.cli.display import coloured
+from harness.cli.options import ClusterOption, JsonOption, RootOption, RunsArgument, StudyArgument
+from harness.cli.terminal import Sheet
+from harness.common.console import console, errors, print_json, warn
+from harness.common.format import counted, short
+from harness.doctor.machine import (
+    EXTRAS,
+    Finding,
+    _extra,
+    _hardware,
+    _kernels,
+    _program,
+    _python,
+    _ray_dashboard,
+    _soundfont,
+    _torch,
+    _writable,
+)
+from harness.record.registry import registered
+from harness.record.status import RunState, RunStatus, StatusReader, count_states
+from harness.submit import submission
+from harness.submit.logs import find_logs, follow_logs, print_logs
+from harness.submit.monitor import Reading, StudyReader, choose, rows_of
+from harness.submit.slurm import cancel_jobs_of
+from ssmttm.errors import InputError
+
+ENDED = {
+    RunState.DONE: "it has finished, and what it found stays",
+    RunState.FAILED: "it has failed, and nothing of it is trained until `ssmscale retry`",
+    RunState.CANCELLED: "it was cancelled before",
+}
+"""Why there is nothing to cancel of a Run, by its state."""
+
+
+def status(
+    study: StudyArgument,
+    root: RootOption = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Show it until all is over; SLURM is asked every 20 s at most."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Where every run of a study stands."""
+    reader = StudyReader(registered(study, root))
+    if as_json:
+        reading = reader.read()
+        print_json(reading.as_json())
+    else:
+        shown = watch_status(console, reader.read) if watch else reader.read()
+        if shown is None:
+            return
+        reading = shown
+        if not watch:
+            print_status(console, reading)
+        tables.print_notes(errors, reading.notes)
+    if reading.problem:
+        warn(reading.problem)
+
+
+def logs(
+    study: StudyArgument,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run id, or its first digits.")],
+    root: RootOption = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is written.")] = False,
+) -> None:
+    """What a run's workers printed, and SLURM about its jobs."""
+    resolved = registered(study, root)
+    name = resolved.study.name
+    row = choose(StatusReader(resolved.root, name).read(resolved.points), [run])[0]
+    found = find_logs(resolved.root, name, row)
+    if not found:
+        (now,) = choose(rows_of(resolved), [row.run_id])
+        why = f", {now.reason}" if now.reason else ""
+        raise InputError(f"run {row.run_id} has no logs: nothing has trained it yet, it is {now.state}{why}")
+    if follow:
+        follow_logs(console, lambda: find_logs(resolved.root, name, row))
+    else:
+        print_logs(console, found)
+
+
+def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
+    """Cancel runs of a study that are not over; others of the same trunk go on."""
+    resolved = registered(study, root, fetch=True)  # what is cancelled needs an identity
+    rows = rows_of(resolved)
+    chosen = choose(rows, runs)
+    concerned = submission.cancel(resolved.root, resolved.study.name, chosen)
+    ended = cancel_jobs_of(resolved, rows)
+    for whose, jobs in (
+        ("SLURM", [job for job in ended if job[0].isdigit()]),
+        ("Ray", [job for job in ended if not job[0].isdigit()]),
+    ):
+        if jobs:
+            console.print(f"{counted(len(jobs), 'job')} taken from {whose}: {', '.join(jobs)}")
+    cancelled = {row.run_id for row in concerned}
+    over = [row for row in chosen if row.run_id not in cancelled]
+    for row in over if runs else ():
+        console.print(f"run {row.run_id} is not cancelled: {ENDED[row.state]}")
+    states = ", ".join(f"{count} {state}" for state, count in count_states(over).items())
+    left = f"; of {states} there is nothing to cancel" if states and not runs else ""
+    console.print(f"{counted(len(concerned), 'run')} cancelled{left}")
+
+
+def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+    """What of this machine, and of a cluster that is named, works, and what to do about the rest."""
+
+    findings = examine(root or Path("runs"), cluster)
+    if as_json:
+        print_json({"checks": [finding.model_dump() for finding in findings]})
+    else:
+        tables.print_doctor(console, findings)
+    if any(finding.needed and not finding.works for finding in findings):
+        raise typer.Exit(1)
+
+
+WATCH_SECONDS = 2.0
+"""Time between two looks at the journals."""
+FIRST = (
+    RunState.RUNNING,
+    RunState.FAILED,
+    RunState.INTERRUPTED,
+    RunState.QUEUED,
+    RunState.NEW,
+    RunState.CANCELLED,
+    RunState.DONE,
+)
+"""What is shown first where not everything has room."""
+
+
+def print_status(console: Console, reading: Reading) -> None:
+    """Where every Run stands, how many stand where, and GPU-hours."""
+    _sheet(reading, reading.rows).print(console)
+    for line in summary(reading):
+        console.print(line, soft_wrap=True)
+
+
+def summary(reading: Reading) -> Iterator[Text]:
+    """How many Runs stand where; allocations; and GPU-hours used and left, with what is not known of them."""
+    yield Text(", ").join(_counted(state, count) for state, count in reading.counts.items())
+    for pilot in reading.pilots:
+        yield from map(Text, pilot.lines())
+    hours, unknown = reading.hours, reading.hours.unknown
+    left = f"{hours.left_as_far_as_known:.3g} left"
+    if unknown and unknown == sum(left != 0.0 for left in hours.left.values()):
+        left = "what is left is not known before a run has measured its speed"
+    elif unknown:
+        left += f" and that of {unknown} runs whose speed nobody has measured"
+    yield Text(f"GPU-hours: {hours.used_in_all:.3g} used, {left}")
+
+
+def watch_status(console: Console, read: Callable[[], Reading]) -> Reading | None:
+    """Show the status again every two seconds until every Run is over or nobody trains any, or Ctrl-C.
+
+    Without a terminal a line tells of each change, and the whole table of the end. Returns the reading that ended it,
+    None after Ctrl-C. A scheduler that has not answered yet is waited for.
+    """
+    try:
+        return _watch_on_terminal(console, read) if console.is_terminal else _watch_in_lines(console, read)
+    except KeyboardInterrupt:  # watching is over; what is watched goes on
+        return None
+
+
+def _watch_on_terminal(console: Console, read: Callable[[], Reading]) -> Reading:
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            reading = read()
+            live.update(_Display(reading), refresh=True)
+            if not reading.is_live:
+                return reading
+            time.sleep(WATCH_SECONDS)
+
+
+def _watch_in_lines(console: Console, read: Callable[[], Reading]) -> Reading:
+    told = None
+    while True:
+        reading = read()
+        if reading.is_live and told != (told := (dict(reading.counts), reading.problem)):
+            problem = [Text(f"warning: {reading.problem}")] if reading.problem else []
+            console.print(Text("; ").join([*summary(reading), *problem]), soft_wrap=True)
+        if not reading.is_live:
+            print_status(console, reading)
+            return reading
+        time.sleep(WATCH_SECONDS)
+
+
+class _Display:
+    """As much of a reading as there is room for: what runs and what failed first."""
+
+    def __init__(self, reading: Reading) -> None:
+        self.reading = reading
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        reading = self.reading
+        tail = [*summary(reading)]
+        if reading.problem:
+            tail.append(Text(f"warning: {reading.problem}", style="yellow"))
+        room = max(1, console.size.height - len(tail) - 4)  # title, names, what is not shown, and the cursor
+        if len(reading.rows) <= room:
+            yield _sheet(reading, reading.rows)
+        else:
+            order = sorted(range(len(reading.rows)), key=lambda i: FIRST.index(reading.rows[i].state))
+            shown = set(order[:room])
+            yield _sheet(reading, [reading.rows[i] for i in sorted(shown)])
+            rest = [row for i, row in enumerate(reading.rows) if i not in shown]
+            counts = ", ".join(f"{count} {state}" for state, count in count_states(rest).items())
+            yield Text(f"and {len(rest)} more: {counts}", style="dim", no_wrap=True, overflow="ellipsis")
+        for line in tail:
+            line.no_wrap, line.overflow = True, "ellipsis"
+            yield line
+
+
+def _sheet(reading: Reading, rows: Sequence[RunStatus]) -> Sheet:
+    numbers = ("seed", "iterations", "done", "loss", "tokens/s", "GPU-h left")
+    columns = ("run", "state", "architecture", "size", *numbers, "reason")
+    sheet = Sheet(f"study {reading.study}", columns, numbers)
+    for row in rows:
+        loss = row.loss if row.loss is not None else row.train_loss
+        left = reading.hours.left[row.run_id]
+        sheet.add_row(
+            row.run_id,
+            coloured(row.state),
+            row.point.architecture,
+            row.point.size,
+            str(row.point.run.seed),
+            f"{row.point.run.iterations:,}",
+            f"{100 * row.iterations_done // row.point.run.iterations} %",
+            "-" if loss is None else f"{loss:.4f}" + ("" if row.loss is not None else " (train)"),
+            "-" if row.tokens_per_second is None else short(row.tokens_per_second),
+            "?" if left is None else f"{left:.3g}" if left else "-",
+            row.reason or "",
+        )
+    return sheet
+
+
+def _counted(state: str, count: int) -> Text:
+    return Text(f"{count} {state}", style=coloured(RunState(state))[1] or "")
+
+
+def examine(root: Path, cluster: str | None = None) -> list[Finding]:
+    """Try everything, on a cluster too where one is named; takes seconds, since what is tried is imported."""
+    findings = [_python(), _hardware(), _writable(root)]
+    findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
+    if importlib.util.find_spec("torch") is not None:
+        findings += [_torch(), _kernels()]
+    if importlib.util.find_spec("ray") is not None:
+        findings.append(_ray_dashboard())
+    findings += [_soundfont(), _program("git", "the commit of the code is recorded", "install git")]
+    if cluster is not None:
+        from harness.doctor.cluster import examine_cluster
+
+        return [*findings, *examine_cluster(cluster, root)]
+    remedy = "nothing to do unless this is a SLURM login node"
+    return [*findings, _program("sbatch", "SLURM commands are here; --cluster C examines them", remedy)]

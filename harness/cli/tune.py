@@ -1,0 +1,214 @@
+"""`ssmscale tune`: the best values of keys at the smaller sizes, and the learning rates that follow for the others.
+
+How a tuning is told: a line a trial, a table of optima, and one JSON document.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from harness.cli.options import (
+    ClusterOption,
+    JsonOption,
+    RootOption,
+    SetOption,
+    StudyArgument,
+    YesOption,
+    cluster_said,
+)
+from harness.cli.submit import confirm
+from harness.cli.terminal import Sheet
+from harness.common.console import console, errors, print_json
+from harness.common.format import counted
+from harness.plan.cluster import Profile, lasting_name
+from harness.plan.plan import make_plan
+from harness.record.registry import ResolvedStudy, check_before_training, place_of
+from harness.study.tuned import TunedSize
+from harness.submit.slurm import check_cluster
+from harness.submit.target import Destination, destination_of
+from harness.tuning.session import Tuning
+from harness.tuning.space import Cell
+from harness.tuning.trials import Told, finished
+from ssmttm.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.tuning.space import Space
+    from harness.tuning.workplace import Workplace
+
+
+def tune(
+    context: typer.Context,
+    study: StudyArgument,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            metavar="local|slurm|ray|auto",
+            help="Where trials are trained, as for submit, though ray is this machine's own, whatever SSMSCALE_CLUSTER "
+            "says; this process stays and controls the search.",
+        ),
+    ],
+    root: RootOption = None,
+    changes: SetOption = None,
+    cluster: ClusterOption = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the study's `tune:` keys for its smaller sizes, and carry the learning rate to the others (Optuna).
+
+    Each trial is a run like any other. Killed and started again it goes on; started again after a trial failed it tries
+    others, and ends with 0 unless one fails again. What it learns is kept beside the study in tuned.json, where `lr:
+    tuned` finds it.
+    """
+    from harness.tuning.session import tune_study
+    from harness.tuning.space import Space
+
+    if on == "ray" and (cluster := cluster_said(context, cluster)) is not None:
+        raise InputError(
+            f"--on ray --cluster {cluster}: a search packs its trials here alone; --on slurm makes them jobs"
+        )
+    there = destination_of(on, cluster)
+    profile = there.profile
+    loaded, place = place_of(study, root, changes)
+    space = Space(loaded, place, study)
+    trials = [space.trial(cell.architecture, cell.size, space.corner()) for cell in space.cells]
+    check_before_training(trials[0])
+    if profile is not None:
+        check_cluster(profile, trials[0])
+        hours = _gpu_hours(space, trials, profile)
+        confirm(hours, profile.name, profile.confirm_gpu_hours, yes=yes)
+    out = errors if as_json else console
+
+    def say(cell: Cell, told: Told) -> None:
+        out.print(describe(cell, told))
+
+    done = tune_study(space, lambda: _workplace(space, there), say)
+    if as_json:
+        print_json(tuning_document(done))
+    else:
+        print_tuning(console, done)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def _workplace(space: Space, there: Destination) -> Workplace:
+    from harness.tuning.workplace import Here, OnSlurm
+
+    study = space.trial(space.cells[0].architecture, space.cells[0].size, space.corner()).study
+    if there.profile is None or there.cluster is None:
+        return Here(space.root, study, there.on)
+    return OnSlurm(space.root, study, there.profile, lasting_name(there.cluster))
+
+
+def _gpu_hours(space: Space, trials: list[ResolvedStudy], profile: Profile) -> float:
+    """What all trials take if none is pruned and none was trained before, `trials` being one of each cell."""
+    cluster = profile.cluster()
+    plans = [make_plan(one.study, one.points, one.corpus, one.root, cluster) for one in trials]
+    return space.tune.trials * sum(run.gpu_hours for plan in plans for run in plan.runs)
+
+
+def describe(cell: Cell, told: Told) -> str:
+    """A trial that is over, in a line."""
+    name = f"{cell.architecture} {cell.size} trial {told.number} ({_listed(told.values)})"
+    if told.ending.loss is not None:
+        return f"{name}: loss {told.ending.loss:.4f}"
+    return f"{name}: {told.outcome}" + (f" ({told.ending.reason})" if told.ending.reason else "")
+
+
+def print_tuning(console: Console, done: Tuning) -> None:
+    """Each searched size with its optimum, each other size with the learning rate it is given, and the notes."""
+    numbers = ("parameters", "trials", "steps", "best loss", "learning rate")
+    columns = ("architecture", "size", *numbers, "95 % interval", "best trial")
+    table = Sheet(f"tuning of {done.space.study.name}", columns, numbers)
+    for cell, row in _rows(done).items():
+        table.add_row(
+            cell.architecture,
+            cell.size,
+            f"{cell.n_params:,}",
+            ", ".join(f"{count} {outcome}" for outcome, count in row["trials"].items()) or "0",
+            f"{row['steps']:,}",
+            "-" if row["best"] is None else f"{row['best']['loss']:.4f}",
+            "-" if row["lr"] is None else f"{row['lr']:g}",
+            "-" if row["ci95"] is None else "{:g} to {:g}".format(*row["ci95"]),
+            "-" if row["best"] is None else _listed(row["best"]["values"]),
+        )
+    for architecture, found in done.tuned.architectures.items() if done.tuned else ():
+        for size in found.carried:
+            interval = "{:g} to {:g}".format(*size.ci95)
+            cells = ("-", "-", "-", f"{size.lr:g}", interval, "carried by the law")
+            table.add_row(architecture, size.size, f"{size.n_params:,}", *cells)
+    table.print(console)
+    for architecture, found in done.tuned.architectures.items() if done.tuned else ():
+        if found.law and done.tuned:
+            low, high = found.law.slope_ci95
+            console.print(
+                f"{architecture}: learning rate ~ {done.tuned.scale_by}^{found.law.slope:.3f}, exponent "
+                f"{low:.3f} to {high:.3f}"
+            )
+    for note in done.notes:
+        console.print(f"note {note.code}: {note.text}")
+    if done.is_kept:
+        path = done.space.root.study(done.space.study.name) / "tuned.json"
+        console.print(f"kept in {path}; `lr: tuned` in the study takes its learning rates from there")
+    if done.failed:
+        console.print(f"{counted(len(done.failed), 'trial')} failed; the same command tries others")
+
+
+def tuning_document(done: Tuning) -> dict[str, Any]:
+    """The document of `ssmscale tune --json`."""
+    path = done.space.root.study(done.space.study.name) / "tuned.json"
+    laws = done.tuned.architectures if done.tuned else {}
+    return {
+        "study": done.space.study.name,
+        "iterations": done.space.iterations,
+        "cells": [
+            {
+                "architecture": cell.architecture,
+                "size": cell.size,
+                "n_params": cell.n_params,
+                **row,
+            }
+            for cell, row in _rows(done).items()
+        ],
+        "laws": {
+            name: None if found.law is None else found.law.model_dump(mode="json")
+            for name, found in laws.items()
+        },
+        "carried": [
+            {"architecture": name, **size.model_dump(mode="json")}
+            for name, found in laws.items()
+            for size in found.carried
+        ],
+        "notes": [{"code": note.code, "text": note.text} for note in done.notes],
+        "tuned": str(path) if done.is_kept else None,
+    }
+
+
+def _rows(done: Tuning) -> Mapping[Cell, dict[str, Any]]:
+    """What is told of each cell."""
+    found: dict[tuple[str, str], TunedSize] = {
+        (name, size.size): size
+        for name, architecture in (done.tuned.architectures if done.tuned else {}).items()
+        for size in architecture.sizes
+    }
+    rows = {}
+    for cell, told in done.told.items():
+        best = min(finished(told), key=lambda one: one[1], default=None)
+        size = found.get((cell.architecture, cell.size))
+        rows[cell] = {
+            "trials": dict(Counter(str(one.outcome) for one in told)),
+            "steps": done.steps[cell],
+            "best": None if best is None else {"values": best[0].values, "loss": best[1]},
+            "lr": None if size is None else size.lr,
+            "ci95": None if size is None else list(size.ci95),
+        }
+    return rows
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.removeprefix('training.')} {value}" for key, value in values.items())

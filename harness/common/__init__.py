@@ -1,0 +1,1 @@
+"""Files, processes, the console and validation: nothing here knows a study."""

@@ -1,0 +1,67 @@
+"""The terminal of the command: output, warnings, JSON, and how it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+# A pipe has no width of its own; tables are then as wide as they need to be.
+# What a log or a file says stays as it is: :warning: is no picture, and [red] no colour.
+console = Console(
+    highlight=False,
+    emoji=False,
+    markup=False,
+    width=None if sys.stdout.isatty() else 250,
+    soft_wrap=not sys.stdout.isatty(),
+)
+errors = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
+
+
+def warn(*notes: str) -> None:
+    """Say on standard error what a user should know, a line each."""
+    for note in notes:
+        errors.print(f"warning: {note}")
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print one JSON document, alone on standard output."""
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:
+    """SIGTERM ends the block as Ctrl-C does, in order: by KeyboardInterrupt.
+
+    What it gives is to be called now and then. An exception that a signal raises is lost where Python happens to be
+    collecting an object, and then it is raised once more.
+    """
+    told: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        raise KeyboardInterrupt
+
+    def heed() -> None:
+        if told:
+            raise KeyboardInterrupt
+
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+        numbers.append(signal.SIGINT)
+    before = [(number, signal.signal(number, stop)) for number in numbers]
+    try:
+        yield heed
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+class Stopped(Exception):
+    """The user ended a submission; the same command goes on from there."""

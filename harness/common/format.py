@@ -1,0 +1,53 @@
+"""Numbers in words: counts, durations, sizes and ranges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def duration(hours: float) -> str:
+    """A time with two digits and a unit: 0.34 s, 12 min, 5.1 h."""
+    seconds = hours * 3600
+    for limit, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= limit:
+            return f"{seconds / limit:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def short(number: float) -> str:
+    """A count with three digits and a unit: 1.23M."""
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def spread(hours: Range) -> str:
+    """A time and between what it is likely to lie: 12 min (9.1 min to 16 min)."""
+    return f"{duration(hours.expected)} ({duration(hours.low)} to {duration(hours.high)})"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 run, 2 runs; 1 series, 2 series."""
+    return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
+
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Range:
+    """An estimate: what is expected, and between what it is likely to lie."""
+
+    low: float
+    expected: float
+    high: float
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
+    def __mul__(self, factor: float) -> Range:
+        return Range(self.low * factor, self.expected * factor, self.high * factor)
+
+
+NOTHING = Range(0.0, 0.0, 0.0)

@@ -1,0 +1,161 @@
+"""Lines of JSON as files hold them: each is checked in reading, and what is not a line of ours is passed over.
+
+A file may have been torn by a crash, damaged by a disk, or edited. Whoever reads it further on may rely on the type
+and the range of every field named here; fields nobody named are kept as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Required
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from harness.common.validation import first_mistake
+
+CHUNK = 2**20
+"""Bytes read at once, and the length above which a line is none of ours."""
+
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Seconds = Annotated[float, Field(ge=0, lt=2.0**38)]
+"""A time since 1970 that fits whatever a database makes of it: some 8700 years."""
+_STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class ProcessFields(TypedDict, total=False):
+    """A process, as process.identify_process describes it."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+
+    host: str
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    boot_id: str | None
+    started_ticks: Whole
+    process_started: float
+
+
+class LayoutFields(TypedDict, total=False):
+    """A rundir.Layout, as a worker journals it."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+
+    ranks: Annotated[int, Field(ge=1, lt=2**31)]
+    micro_batch: Annotated[int, Field(ge=1, lt=2**31)]
+    accumulation: Whole
+    zero_stage: Whole
+    threads: Whole
+    kernels: str
+
+
+class LineFields(ProcessFields, total=False):
+    """What a line of a journal or of control.jsonl may hold."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+
+    t: Required[Seconds]
+    event: Required[str]
+    step: Whole
+    loss: float
+    loss_codebooks: list[float]
+    lr: float
+    tokens: Whole
+    tokens_per_second: float
+    grad_norm: float
+    mfu: float
+    cpu_percent: float
+    memory_gib: float
+    gpu_percent: float
+    gpu_memory_gib: float
+    seconds: float
+    reason: str
+    kind: str
+    text: str
+    device: str
+    dispatcher: str
+    job_id: str
+    commit: str | None
+    layout: LayoutFields
+    gpu_share: Annotated[float, Field(gt=0, le=1)]
+    runs: list[str]
+    attempts: dict[str, Whole]
+    process: ProcessFields
+
+
+_LINE = TypeAdapter(LineFields)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A line that is passed over."""
+
+    number: int
+    """Counted from 1."""
+    why: str
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The fields of one line without its end; raises ValueError saying why it is none of ours."""
+    try:
+        return dict(_LINE.validate_json(line))
+    except ValidationError as error:
+        raise ValueError(first_mistake(error, whole="")) from None
+
+
+@dataclass
+class LineReader:
+    """Reads what has been appended to one file since it last did."""
+
+    path: Path
+    offset: int = 0
+    """Bytes taken in: whole lines alone."""
+    number: int = 0
+    """Lines taken in."""
+    torn: bool = False
+    """Whether the file goes on behind them, without an end of line."""
+    _skipping: bool = False
+
+    def read(
+        self, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> Iterator[dict[str, Any] | Damage]:
+        """Every new whole line, in order: its fields, or why it is passed over.
+
+        `check` may raise ValueError where fields that are right in themselves make no line of ours. Memory is bounded
+        whatever the file holds. Raises OSError where it cannot be read.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            held = b""
+            while part := file.read(CHUNK):
+                *lines, held = (held + part).split(b"\n")
+                for line in lines:
+                    self.offset += len(line) + 1
+                    self.number += 1
+                    if self._skipping or len(line) > CHUNK:
+                        self._skipping = False
+                        yield Damage(self.number, f"longer than {CHUNK} bytes")
+                        continue
+                    try:
+                        fields = parse_line(line)
+                        if check is not None:
+                            check(fields)
+                    except ValueError as problem:
+                        yield Damage(self.number, str(problem))
+                    else:
+                        yield fields
+                if len(held) > CHUNK:
+                    self.offset += len(held)
+                    held, self._skipping = b"", True
+            self.torn = bool(held) or self._skipping
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file that are ours, oldest first; of a file that is not there, none."""
+    try:
+        for line in LineReader(path).read():
+            if not isinstance(line, Damage):
+                yield line
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return

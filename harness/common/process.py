@@ -1,0 +1,141 @@
+"""Which process is meant: one identity for as long as the machine is up, whatever is done to its clock.
+
+A process's time of birth, as clocks tell it, moves when the clock is set. The kernel counts in ticks since it
+started, and names that start; where there is no such kernel (macOS) the time of birth has to do.
+
+What a worker prints goes to files, and their disk may be full: then it is lost, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def identify_process() -> dict[str, Any]:
+    """What tells this process from any other, on this host and others, before and after a restart."""
+    identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
+    facts = _kernel_facts(os.getpid())
+    if facts is None:
+        return {**identity, "process_started": psutil.Process().create_time()}
+    return {**identity, "boot_id": _boot_id(), "started_ticks": facts[1]}
+
+
+def process_is_alive(identity: Mapping[str, Any]) -> bool:
+    """Whether a process that said `identify_process` still runs; of other hosts' processes that is never known."""
+    if identity.get("host") != socket.gethostname():
+        return False
+    pid = identity.get("pid", 0)
+    if "started_ticks" in identity:
+        facts = _kernel_facts(pid)
+        return (
+            facts is not None
+            and facts == (facts[0], identity["started_ticks"])
+            and facts[0] not in {"Z", "X"}  # ended, and not yet waited for
+            and identity.get("boot_id") == _boot_id()
+        )
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - identity["process_started"]) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, ValueError, OverflowError):
+        return False
+
+
+def _kernel_facts(pid: int) -> tuple[str, int] | None:
+    """State and time of birth in ticks of a process of this machine's Linux kernel; None without one."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return fields[0], int(fields[19])
+
+
+def _boot_id() -> str | None:
+    try:
+        return BOOT.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def print_traceback() -> None:
+    """Print the traceback of the exception being handled, where that can be printed."""
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+        sys.stderr.flush()
+
+
+def flush_or_drop() -> None:
+    """Empty the buffers of standard output and error; what has no room is dropped, and so is what follows it.
+
+    Python ends with status 120 where it finds a buffer it cannot empty.
+    """
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+            stream.flush()
+
+
+def last_line(path: Path) -> str:
+    """The last thing a log says; "nothing" where it says nothing."""
+    with contextlib.suppress(OSError):
+        lines = [
+            line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+        return lines[-1].strip()[:300] if lines else "nothing"
+    return "nothing"
+
+
+def end_at_once(status: int) -> NoReturn:
+    """End this process when its exit handlers have run, without taking apart what it imported.
+
+    Python would free every object of torch's and DeepSpeed's first, 2 s of a core during which nobody is served.
+    """
+    atexit._run_exitfuncs()
+    flush_or_drop()
+    os._exit(status)
+
+
+@contextlib.contextmanager
+def sent_to(file: Path) -> Iterator[None]:
+    """Append standard output and error to a file during the block. Raises OSError where it cannot be opened."""
+    flush_or_drop()
+    kept = os.dup(1), os.dup(2)
+    try:
+        with file.open("ab") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        yield
+    finally:
+        flush_or_drop()
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def stop_when_parent_ends() -> None:
+    """Ask the kernel for a SIGTERM when the process that started this one ends (Linux; elsewhere nothing).
+
+    One that has ended already is not noticed: whoever must know compares parents.
+    """
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)

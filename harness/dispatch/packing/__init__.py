@@ -1,0 +1,1 @@
+"""Many small tasks on few devices: which one starts next."""

@@ -1,0 +1,328 @@
+"""The ranks of one process group on a Ray cluster, from the placement group they sit in to their end.
+
+Nothing here waits: an answer is taken up when it has come. A group that loses a rank, or the node of one, is let go
+whole, since the ranks of a process group cannot be replaced one by one.
+
+The Ray actor of a rank: it holds the rank's share of a node for as long as it lives, and the process that trains.
+
+The rank is a process of its own and not the actor itself. When Ray ends an actor, with its node's raylet or with the
+program that made it, nothing asks the actor first; its child is told by the kernel, saves at its next step and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.dispatch.base import Handle
+from harness.dispatch.fork_server import RankServer
+from harness.dispatch.packing.decide import Shape
+from harness.dispatch.worker_process import ALONE_SECONDS, RankProcess, environment_of_rank, state_of
+from harness.record.jobs import JobState
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE
+
+HEAR_SECONDS = 1.0
+"""How long a rank is listened to at a time: as long, at most, it takes to be told to stop."""
+SEAT_SECONDS = 120.0
+"""How long Ray may take to seat a group where there is room, before the room is looked for elsewhere: a hundred times
+what four actors took on an idle machine of two cores (1.2 s), and longer than a group that is let go may hold it."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where an actor found itself."""
+
+    node: str
+    """Ray's id of its node."""
+    gpus: tuple[str, ...]
+    """The GPUs Ray gave it, as CUDA_VISIBLE_DEVICES names them."""
+
+
+@dataclass
+class _Rank:
+    """One actor and what has been asked of it."""
+
+    actor: Any
+    seat: Seat | None = None
+    asked: Any = None
+    """The answer that is awaited: a Seat, a Heard, or its end."""
+    outcomes: list[str] = field(default_factory=list)
+    status: int | None = None
+    is_ready: bool = False
+    is_gone: bool = False
+    """Whether the actor or its node died, or it has done all it was there for."""
+
+
+class RankGroup:
+    """The ranks of one process group, and the Series they train."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(
+        self,
+        shape: Shape,
+        nodes: tuple[str, ...],
+        log_dir: Path,
+        *,
+        servers: Mapping[str, Any],
+        on_gpus: bool,
+    ) -> None:
+        """Have Ray seat it on these nodes, each of which has a ServerActor in `servers`."""
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self.key = f"group-{next(self._numbers)}"
+        self.shape, self.nodes, self.log_dir, self.on_gpus = shape, nodes, log_dir, on_gpus
+        self._servers = servers
+        self.began = time.monotonic()
+        self.handle: Handle | None = None
+        self.is_ready = self.is_leaving = self.is_gone = False
+        self._is_started = self._found_no_room = False
+        self.fed = 0.0
+        """Since when it trains what it was fed, by the monotonic clock."""
+        self.took: float | None = None
+        """Seconds it took over the Series it ended last; None where that did not finish."""
+        self._meeting = log_dir / "meetings" / f"{os.getpid()}-{time.time_ns()}"
+        kind = "GPU" if on_gpus else "CPU"
+        self._room = placement_group(
+            bundles=[{kind: shape.share} for _ in nodes],
+            strategy="PACK",
+            bundle_label_selector=[{"ray.io/node-id": node} for node in nodes],
+        )
+        make = ray.remote(RankActor)
+        self._ranks = [
+            _Rank(
+                make.options(
+                    num_cpus=0 if on_gpus else shape.share,
+                    num_gpus=shape.share if on_gpus else 0,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(
+                        placement_group=self._room, placement_group_bundle_index=bundle
+                    ),
+                ).remote()
+            )
+            for bundle in range(shape.ranks)
+        ]
+        for rank in self._ranks:
+            rank.asked = rank.actor.seat.remote()
+
+    @property
+    def device(self) -> str | None:
+        """The GPU it shares with others; None where it shares none, or has not been seated."""
+        seat = self._ranks[0].seat
+        return seat.gpus[0] if self.shape.share < 1 and seat is not None and seat.gpus else None
+
+    def feed(self, handle: Handle) -> None:
+        """Have it train a Series, as soon as it has started."""
+        self.handle = handle
+        self.fed, self.took = time.monotonic(), None
+        if self._is_started:
+            self._tell_ranks()
+
+    def let_go(self, seconds: float) -> None:
+        """Have its ranks save and end within so many seconds; it is gone when they are."""
+        if self.is_leaving:
+            return
+        self.is_leaving = True
+        self._until = time.monotonic() + seconds + 5
+        for rank in self._ranks:
+            if not rank.is_gone:
+                rank.asked = rank.actor.end.remote(seconds)
+
+    def poll(self) -> tuple[Handle | None, JobState | None]:
+        """The job that ended since the last call, and how."""
+        self._listen()
+        if self.is_leaving:
+            if all(rank.is_gone for rank in self._ranks) or time.monotonic() > self._until:
+                self._clear_away()
+                return self._give_back(self._state_at_end())
+            return None, None
+        if not self._is_started:
+            if all(rank.seat is not None for rank in self._ranks):
+                self._start()
+            elif any(rank.is_gone for rank in self._ranks) or time.monotonic() - self.began > SEAT_SECONDS:
+                self._found_no_room = not self._has_room()
+                self.let_go(0.0)
+            return None, None
+        if not self.is_ready and all(rank.is_ready for rank in self._ranks):
+            self.is_ready = True
+            self.fed = time.monotonic()
+        if all(rank.outcomes for rank in self._ranks):
+            outcome, *_ = [rank.outcomes.pop(0) for rank in self._ranks]
+            self.took = time.monotonic() - self.fed if outcome == "finished" else None
+            return self._give_back(state_of(outcome))
+        if any(rank.is_gone or rank.status is not None for rank in self._ranks):
+            self.let_go(ALONE_SECONDS)  # one is gone: the others wait for it in vain
+        return None, None
+
+    def _give_back(self, state: JobState) -> tuple[Handle | None, JobState | None]:
+        handle, self.handle = self.handle, None
+        return (handle, state) if handle is not None else (None, None)
+
+    def _has_room(self) -> bool:
+        """Whether Ray has found the room for it, whatever became of those who were to have it."""
+        from ray.util.placement_group import placement_group_table
+
+        return bool(placement_group_table(self._room)["state"] == "CREATED")
+
+    def _state_at_end(self) -> JobState:
+        """What became of a Series in whose midst the group ended."""
+        if self._found_no_room:  # others have it, or its node went: nothing has been tried in vain
+            return JobState.PREEMPTED
+        if self.handle is not None and all(rank.outcomes for rank in self._ranks):
+            return state_of(self._ranks[0].outcomes.pop(0))
+        statuses = {rank.status for rank in self._ranks}
+        if EXIT_NO_SPACE in statuses:
+            return JobState.NO_SPACE
+        return JobState.PREEMPTED if EXIT_PREEMPTED in statuses or statuses == {0} else JobState.LOST
+
+    def _listen(self) -> None:
+        """Take up every answer that has come, and ask on."""
+        import ray
+
+        asked = {rank.asked: rank for rank in self._ranks if rank.asked is not None and not rank.is_gone}
+        if not asked:
+            return
+        come, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+        for reference in come:
+            rank = asked[reference]
+            rank.asked = None
+            try:
+                answer = ray.get(reference)
+            except ray.exceptions.RayError:  # the actor died, or its node
+                rank.is_gone = True
+                continue
+            if isinstance(answer, Seat):
+                rank.seat = answer
+            elif isinstance(answer, Heard):
+                rank.is_ready, rank.status = answer.is_ready, answer.status
+                if answer.outcome is not None:
+                    rank.outcomes.append(answer.outcome)
+                if rank.status is None and not self.is_leaving:
+                    rank.asked = rank.actor.hear.remote(HEAR_SECONDS)
+            elif self.is_leaving:
+                rank.status, rank.is_gone = answer, True
+
+    def _start(self) -> None:
+        seats = [rank.seat for rank in self._ranks if rank.seat is not None]
+        places = list(dict.fromkeys(seat.node for seat in seats))
+        if len(places) == 1:
+            self._meeting.parent.mkdir(parents=True, exist_ok=True)
+            meeting = {"SSMSCALE_RENDEZVOUS": str(self._meeting), "GLOO_SOCKET_IFNAME": "lo"}
+        else:
+            self._meeting.mkdir(parents=True)
+            meeting = {"SSMSCALE_MEETING": str(self._meeting)}
+        for number, (rank, seat) in enumerate(zip(self._ranks, seats, strict=True)):
+            # Ranks of a node see all of its GPUs that are the group's, as NCCL likes it best.
+            beside = [other for other in seats if other.node == seat.node]
+            environment = environment_of_rank(
+                number,
+                self.shape.ranks,
+                self.shape.threads,
+                LOCAL_RANK=str([id(other) for other in beside].index(id(seat))),
+                **meeting,
+            )
+            if self.shape.share < 1:
+                environment[GPU_SHARE] = str(self.shape.share)
+            if self.on_gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in beside for gpu in other.gpus)
+            log = self.log_dir / f"workers-{seat.node[:12]}.log"
+            rank.actor.start.remote(environment, str(log), self._servers[seat.node].address.remote())
+            rank.asked = rank.actor.hear.remote(HEAR_SECONDS)
+        self._is_started = True
+        self._tell_ranks()
+
+    def _tell_ranks(self) -> None:
+        assert self.handle is not None
+        for rank in self._ranks:
+            rank.actor.feed.remote([str(folder) for folder in self.handle.job.run_dirs])
+
+    def _clear_away(self) -> None:
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        for rank in self._ranks:
+            ray.kill(rank.actor)
+        remove_placement_group(self._room)
+        if self._meeting.is_dir():
+            shutil.rmtree(self._meeting, ignore_errors=True)
+        else:
+            self._meeting.unlink(missing_ok=True)
+        self.is_gone = True
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a rank had to say."""
+
+    is_ready: bool
+    """Whether it has imported what it needs and found the others."""
+    outcome: str | None = None
+    """How the Series ended that it was fed; None while it trains."""
+    status: int | None = None
+    """Its exit status; None while it is there."""
+
+
+class ServerActor:
+    """Has the rank server of a node; what it holds of the node is nothing that ranks want."""
+
+    def __init__(self, log: str) -> None:
+        self._log = Path(log)
+        self._server: RankServer | None = None
+        with contextlib.suppress(OSError):
+            self._server = RankServer(self._log)
+
+    def address(self) -> str | None:
+        """Where ranks are asked for; None where they have to be plain processes."""
+        if self._server is not None and not self._server.is_alive:
+            self._server = RankServer(self._log)
+        return self._server.address if self._server else None
+
+
+class RankActor:
+    """Made on a node by Ray; all its methods run one after the other, so none may take long."""
+
+    def __init__(self) -> None:
+        self._process: RankProcess | None = None
+
+    def seat(self) -> Seat:
+        """Where it is."""
+        import ray
+
+        context = ray.get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        return Seat(context.get_node_id(), tuple(str(gpu) for gpu in gpus))
+
+    def start(self, environment: Mapping[str, str], log: str, server: str | None) -> None:
+        """Start the rank, from its node's rank server where there is one."""
+        self._process = RankProcess(environment, Path(log), server)
+
+    def feed(self, run_dirs: Sequence[str]) -> None:
+        """Have the rank train a Series."""
+        self._rank.feed([Path(folder) for folder in run_dirs])
+
+    def hear(self, seconds: float) -> Heard:
+        """What the rank says within so many seconds; it is asked again and again."""
+        rank = self._rank
+        rank.wait_for_word(seconds)
+        return Heard(rank.is_ready, rank.replies.pop(0) if rank.replies else None, rank.status)
+
+    def end(self, seconds: float) -> int | None:
+        """Have the rank save and end within so many seconds, or be killed; returns its exit status."""
+        if self._process is None:
+            return None
+        self._process.ask_to_stop()
+        self._process.end(seconds)
+        return self._process.status
+
+    @property
+    def _rank(self) -> RankProcess:
+        assert self._process is not None
+        return self._process

@@ -1,0 +1,279 @@
+"""What the batch script of a packed array runs: Ray on the nodes of one SLURM job, and who trains the array on it.
+
+    python -m harness.dispatch.ray.pilot ARRAY_FILE      inside the array's only job
+
+An agent on each node (harness.dispatch.ray.node_agent, by srun) starts Ray; harness.dispatch.ray.controller, a process
+of its own here, trains the tasks through it. A controller that dies is started again, and so is Ray where its head is
+gone, until that has happened several times with nothing gained in between. The controller has all workers save when
+the job is told to end; a job whose time is over with work left is requeued under its own number. What became of the
+Runs is in the journals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.common.disk import DiskFull, write_atomically
+from harness.common.process import last_line
+from harness.dispatch.arrays import Array, packed_folder
+from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
+from harness.dispatch.ray.host import RayDown
+from harness.dispatch.slurm.job import job_number, look_up, patiently, requeue
+from harness.dispatch.worker_process import GRACE_SECONDS
+from harness.record.control import Control
+from harness.record.journal import Event, read_progress
+from harness.record.root import Root, read_model
+from harness.record.series import count_crashes, give_up, place, unfinished
+from harness.train.stopping import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
+from ssmttm.errors import InputError
+
+log = logging.getLogger("ssmscale.ray")
+
+CONTROLLER = ("-m", "harness.dispatch.ray.controller")
+WAKES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+LISTEN_SECONDS = 0.5
+TELL_SECONDS = 3.0
+"""How long is waited for word of a head's end when a controller has died: it ends with the head, and is seen sooner."""
+END_SECONDS = GRACE_SECONDS + 15.0
+"""How long a controller may take that was told to end: then its job has to be requeued before its time is over."""
+
+
+def main(arguments: Sequence[str] | None = None, controller: Sequence[str] = CONTROLLER) -> int:
+    """Train a packed array inside its job; returns the job's exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    (array_file,) = arguments if arguments is not None else sys.argv[1:]
+    try:
+        pilot = Pilot(Path(array_file).absolute(), controller)
+        for number in (*WAKES, signal.SIGCONT):
+            signal.signal(number, pilot.hear)
+        if pilot.array.is_void:
+            log.info("the submission of this job was given up; others train its series")
+            return 0
+        return pilot.run()
+    except InputError as error:
+        log.error("%s", error)
+        return 2
+
+
+@dataclass
+class Pilot:
+    """One start of a packed array's job."""
+
+    array_file: Path
+    controller: Sequence[str]
+    told: list[str] = field(default_factory=list)
+    """Signals by which this job was told to end, as they came."""
+
+    def __post_init__(self) -> None:
+        self.array = read_model(self.array_file, Array)
+        self.study_dir = self.array_file.parent.parent
+        self.root = Root(self.study_dir.parent.parent)
+        self.control = Control(self.study_dir / "control.jsonl")
+        self.run_dirs = [folder for task in self.array.tasks for folder in task.run_dirs]
+        self.job_id = job_number()
+        self.folder = packed_folder(self.study_dir, self.array.name)
+        self.log = self.folder / "controller.log"
+
+    def hear(self, number: int, _frame: object) -> None:
+        """Take up a signal: this process has to be there when everybody has saved."""
+        name = signal.Signals(number).name
+        log.info("%s", name)
+        if number in WAKES:
+            self.told.append(name)
+
+    def run(self) -> int:
+        """Train what is left; returns the job's exit status."""
+        began_at, code = self.place(), 0
+        while not self.told and unfinished(self.run_dirs, self.control):
+            retries = self._count_retries()
+            try:
+                with self._ray() as nodes:
+                    code = self._train(nodes)
+                if code or self._count_retries() == retries:
+                    break  # else something was forgiven that the controller may not have seen before it ended
+            except RayDown as down:
+                if not self.told and not self._may_start_again(str(down)):
+                    break
+        return self.settle(code, began_at)
+
+    def settle(self, code: int, began_at: str) -> int:
+        """Decide what becomes of the job whose controller ended with `code`; returns the job's exit status."""
+        left = unfinished(self.run_dirs, self.control)
+        if not left:
+            states = [read_progress(folder).state for folder in self.run_dirs]
+            return 1 if Event.FAILED in states else 0
+        if code == EXIT_NO_SPACE:
+            log.error("%s: takes no more; submit again when that has changed", self.root.path)
+            return EXIT_NO_SPACE
+        if not self.told:
+            told = (
+                "its controller was told to stop" if code == EXIT_PREEMPTED else "other processes train them"
+            )
+            log.info("%d runs are left: %s", len(left), told)
+            return EXIT_PREEMPTED
+        job = look_up(self.job_id)
+        if job.starts_again > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+            log.info("job %s was started again elsewhere", self.job_id)
+        elif not job.is_wanted:
+            log.info("job %s was cancelled", self.job_id)
+        elif job.makes_room:
+            log.info("job %s makes room for another; SLURM starts it again", self.job_id)
+        elif self.place() != began_at or self._may_start_again("its time was over"):
+            requeue(self.job_id)
+        else:
+            return 1
+        return EXIT_PREEMPTED
+
+    def _count_retries(self) -> int:
+        return sum(event["event"] == "retried" for event in self.control.read())
+
+    def place(self) -> str:
+        """Where all Series of the array stand."""
+        places = [place(self.root, task.series_id, task.run_dirs) for task in self.array.tasks]
+        done = sum(read_progress(folder).state == Event.FINISHED for folder in self.run_dirs)
+        return f"{done} finished, checkpoints {hashlib.sha256('|'.join(places).encode()).hexdigest()[:12]}"
+
+    def _may_start_again(self, reason: str) -> bool:
+        """Note that a start ended before its time; where that happened too often in a row, what is left has failed."""
+        log.error("%s", reason)
+        left, now = unfinished(self.run_dirs, self.control), self.place()
+        names = [folder.name for folder in left]
+        self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=reason)
+        if not left or count_crashes(self.control, left, now) < MOST_ATTEMPTS:
+            return True
+        text = f"its job {self.job_id} stopped {MOST_ATTEMPTS} times at the same place: {reason}"
+        for task in self.array.tasks:
+            give_up(self.root, task.series_id, unfinished(task.run_dirs, self.control), text)
+        return False
+
+    @contextmanager
+    def _ray(self) -> Iterator[RayNodes]:
+        """A Ray on all nodes of the job while the block runs; raises RayDown where it does not start."""
+        plan, told = self._plan(), self.folder / "ray.json"
+        token = plan.token_file
+        # Some signals reach the steps of a job and not its batch script, such as a user's by scancel.
+        nodes = RayNodes(self._srun(), plan, _for_srun(), self.told.append)
+        try:
+            address = nodes.wait_until_ready(wanted=lambda: not self.told)
+            write_atomically(told, address.model_dump_json(indent=1) + "\n")
+            if (line := address.tunnel()) is not None:
+                log.info("dashboard: %s, then %s with the token in %s", line, address.dashboard, token)
+            yield nodes
+        finally:
+            told.unlink(missing_ok=True)
+            nodes.end()
+            token.unlink(missing_ok=True)
+
+    def _train(self, nodes: RayNodes) -> int:
+        """Run a controller on a Ray, another one where it dies; returns the last one's exit status.
+
+        Raises RayDown where Ray goes away under it.
+        """
+        while True:
+            code = self._steer(nodes)
+            if self.told or code in {0, EXIT_NO_SPACE, EXIT_PREEMPTED}:
+                return code
+            nodes.listen(TELL_SECONDS)
+            nodes.check()
+            if code == EXIT_NO_NODES:
+                raise RayDown(last_line(self.log))
+            reason = f"its controller ended with status {code}; its log ends: {last_line(self.log)}"
+            if not self._may_start_again(reason):
+                return code
+
+    def _steer(self, nodes: RayNodes) -> int:
+        """Run a controller and tell it what this job is told; returns its exit status."""
+        assert nodes.address is not None
+        with self.log.open("ab") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-u", *self.controller, str(self.array_file)],
+                env={**os.environ, **nodes.address.environment()},
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+                preexec_fn=_ends_with_us,  # noqa: PLW1509  this process has one thread
+            )
+        told_at: float | None = None
+        try:
+            while process.poll() is None:
+                nodes.listen(LISTEN_SECONDS)
+                if not self.told:
+                    nodes.check()
+                elif told_at is None:
+                    told_at = time.monotonic()
+                    process.send_signal(signal.Signals[self.told[0]])
+                elif time.monotonic() - told_at > END_SECONDS:
+                    log.error(
+                        "its controller does not end and is killed; its log ends: %s", last_line(self.log)
+                    )
+                    process.kill()
+                    process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE_SECONDS)
+                process.kill()
+                process.wait()
+        return process.returncode
+
+    def _plan(self) -> NodePlan:
+        shape = self.array.shape
+        said = patiently("scontrol", "--oneliner", "show", "node", os.environ["SLURM_JOB_NODELIST"])
+        nodes = re.findall(r"^NodeName=(\S+).*?\bNodeAddr=(\S+)", said, flags=re.MULTILINE)
+        has_gpus = any(
+            os.environ.get(name) for name in ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_GPUS_PER_NODE")
+        )
+        return NodePlan(
+            token_file=make_token(self.folder),
+            log_dir=self.folder,
+            nodes=dict(nodes),
+            cpus=shape.ranks_a_node * shape.threads,
+            gpus=shape.ranks_a_node if has_gpus else 0,
+        )
+
+    def _srun(self) -> list[str]:
+        """A task on each node that has all of it, without taking it from whatever else runs in the job."""
+        shape = self.array.shape
+        return [
+            "srun",
+            "--overlap",
+            "--wait=0",
+            f"--nodes={shape.nodes}",
+            f"--ntasks={shape.nodes}",
+            "--ntasks-per-node=1",
+            f"--cpus-per-task={shape.ranks_a_node * shape.threads}",
+        ]
+
+
+def _for_srun() -> dict[str, str]:
+    """This environment without what the batch file said of tasks, which is not so for the keepers."""
+    hidden = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPU_BIND", "SLURM_CPUS_PER_TASK")
+    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+
+
+def _ends_with_us() -> None:
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except DiskFull as error:
+        log.error("%s", error)
+        sys.exit(EXIT_NO_SPACE)

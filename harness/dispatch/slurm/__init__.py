@@ -1,0 +1,1 @@
+"""The SLURM backend: job arrays, the queue, the job's own script."""

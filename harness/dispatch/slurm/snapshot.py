@@ -1,0 +1,96 @@
+"""A copy of the checkout for the jobs of a submission, so that editing the checkout changes nothing in the queue.
+
+ROOT/studies/NAME/code/STATE/ is made by submitit's RsyncSnapshot. What that does not see to is seen to here: deleted
+files, which it stumbles over; files that an older commit has and the checkout has not; new sources that were never
+added to git; two submissions at once, or one killed half-way. What comes out is checked to be the code it is named
+after before any job may run from it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.record.provenance import HOME, code_state, git, index_of_everything, is_checkout, source_files
+from ssmttm.errors import InputError
+
+
+def check_copying(study_dir: Path) -> None:
+    """Raise InputError where no copy could be made, or none that Python would import from."""
+    if not is_checkout():
+        raise InputError(
+            f"--snapshot: {HOME}: is no git checkout with the harness committed, so there is nothing to copy; "
+            "an installed package is left as it is while jobs wait"
+        )
+    if shutil.which("rsync") is None:
+        raise InputError("--snapshot: rsync: is not installed here; install it, or submit with --no-snapshot")
+    if os.pathsep in str(study_dir.absolute()):
+        raise InputError(
+            f"--root: {study_dir.absolute()}: Python cannot import from a path with {os.pathsep!r} in it, as "
+            "--snapshot has jobs do; choose another"
+        )
+
+
+def copy_code(study_dir: Path, state: str) -> Path:
+    """The copy of that state of the code, made where there is none yet; raises InputError where that fails."""
+    folder = study_dir.absolute() / "code"
+    copy = folder / state
+    if not copy.is_dir():
+        draft = folder / f".{state}.{uuid.uuid4().hex[:8]}"
+        try:
+            _take(draft)
+            _check(draft, state, "the code changed while it was copied; submit again")
+            draft.rename(copy)
+        except subprocess.CalledProcessError as error:
+            raise InputError(
+                f"--snapshot: {copy}: {shlex.join(map(str, error.cmd))} ended with {error.returncode}"
+            ) from error
+        except OSError:
+            if not copy.is_dir():  # else another submission made it first
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    _check(copy, state, "is not the code it is named after; move it away, and submit again")
+    os.utime(copy)  # `prune` leaves alone what was asked for lately
+    return copy
+
+
+def running_from(copy: Path, command: Sequence[str]) -> str:
+    """The line of shell that runs a Python command with the packages of a copy, whatever its directory."""
+    path = shlex.quote(str(copy))
+    return f'PYTHONSAFEPATH=1 PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}" {shlex.join(command)}'
+
+
+def _take(draft: Path) -> None:
+    from submitit.helpers import RsyncSnapshot, environment_variables
+
+    # RsyncSnapshot would clone by itself, but writes the index that it is to read meanwhile.
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{HOME}", str(draft)], check=True)
+    with index_of_everything() as index:
+        gone = git("ls-files", "-z", "--deleted", **index)
+        for name in filter(None, (gone or "").split("\0")):
+            git("update-index", "--force-remove", "--", name, **index)
+        listed = set((git("ls-files", "-z", **index) or "").split("\0"))
+        ignored = [name for name in source_files() if name not in listed]
+        plain_names = {
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "core.quotePath",
+            "GIT_CONFIG_VALUE_0": "false",
+        }
+        with (
+            environment_variables(**index, **plain_names),
+            RsyncSnapshot(draft, root_dir=HOME, include=ignored),
+        ):
+            pass
+    for name in source_files(draft).keys() - source_files().keys():
+        (draft / name).unlink()
+
+
+def _check(copy: Path, state: str, otherwise: str) -> None:
+    if code_state(source_files(copy)) != state:
+        raise InputError(f"--snapshot: {copy}: {otherwise}")

@@ -1,0 +1,269 @@
+"""What SLURM says of a profile: whether its partitions, accounts and limits are what the profile takes them for.
+
+SLURM is asked with its own programs and nothing is submitted; `sbatch --test-only` has it judge a job as a whole.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from harness.common.format import counted
+from harness.dispatch.slurm.queue import call
+from harness.doctor.machine import Finding
+from harness.plan.cluster import Profile
+from harness.record.jobs import SchedulerGone
+
+AWAY = re.compile(r"down|drain|fail|inval|maint|unk", re.IGNORECASE)
+"""Words in the states of nodes that take no new job of ours now."""
+GPU = re.compile(r"gpu:(?:([^:,()]+):)?(\d+)")
+"""One kind of GPU in a node's generic resources, such as gpu:h100:8(S:0-1): its name and how many."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes of a partition that are alike."""
+
+    available: bool
+    """Whether the partition takes jobs."""
+    count: int
+    cores: int
+    memory_mib: int
+    gpus: tuple[tuple[str, int], ...]
+    """Kinds of GPU and how many of each."""
+    hours: float | None
+    """Longest job; null where there is no limit."""
+    state: str
+
+    def gpus_of(self, kind: str | None) -> int:
+        """GPUs of a kind, of all kinds where none is named."""
+        return sum(number for name, number in self.gpus if kind in {None, name})
+
+
+def examine_slurm(profile: Profile) -> Iterator[Finding]:
+    """Ask SLURM about everything a profile says of it."""
+    answer = _asked("scontrol", "ping")
+    if isinstance(answer, SchedulerGone):
+        remedy = "run this on a login node of the cluster, or set SLURM_CONF; the rest was not asked"
+        yield Finding(name="slurmctld", works=False, needed=True, found=str(answer), remedy=remedy)
+        return
+    yield Finding(name="slurmctld", works=True, found=answer.splitlines()[0])
+    for name in profile.partitions:
+        yield partition(profile, name)
+    answer = _asked("scontrol", "show", "config")
+    if isinstance(answer, SchedulerGone):
+        remedy = "run this again; array size, requeueing, accounting and a job as a whole were not asked"
+        yield Finding(name="slurm.conf", works=False, needed=True, found=str(answer), remedy=remedy)
+        return
+    config = dict(re.findall(r"^(\w+)\s*= (.*)$", answer, re.MULTILINE))
+    yield array_limit(profile, config)
+    yield requeueing(config)
+    yield from accounting(profile, config)
+    yield trial(profile)
+
+
+def partition(profile: Profile, name: str) -> Finding:
+    """Whether a partition is there and up, with nodes as the profile describes them."""
+    title = f"partition {name}"
+    form = "%a|%D|%c|%m|%G|%l|%T"
+    answer = _asked("sinfo", "--noheader", "--exact", f"--partition={name}", f"--format={form}")
+    nodes = [] if isinstance(answer, SchedulerGone) else [*_groups(answer)]
+    if not nodes:
+        known = _asked("sinfo", "--all", "--noheader", "--format=%R")
+        there = known if isinstance(known, SchedulerGone) else ", ".join(sorted(set(known.split())))
+        remedy = f"take it out of the profile's partitions, or correct it; there are {there}"
+        return Finding(
+            name=title, works=False, needed=True, found="SLURM has none of that name", remedy=remedy
+        )
+    own = profile.partitions[name]
+    fitting = [
+        group
+        for group in nodes
+        if group.gpus_of(profile.gpu_type) >= profile.gpus
+        and group.cores >= profile.cores
+        and group.memory_mib >= 1024 * profile.memory_gib
+    ]
+    wanted = min(own.nodes or profile.nodes, profile.nodes)
+    hours, asked = nodes[0].hours, _hours_asked(profile, name)
+    too_long = hours is not None and asked > hours
+    problems = []
+    if not nodes[0].available:
+        problems.append(("it takes no jobs now", "wait, or name another partition first"))
+    if not fitting:
+        problems.append((f"no node has {_described(profile)}", "correct gpus, gpu_type, cores, memory_gib"))
+    elif sum(group.count for group in fitting) < wanted:
+        problems.append((f"fewer than {wanted} nodes have {_described(profile)}", "correct nodes"))
+    elif not any(AWAY.search(group.state) is None for group in fitting):
+        problems.append(("no such node is up", "ask the site; jobs wait until then"))
+    if too_long:
+        remedy = f"set limits.hours, or hours of partitions.{name}, to {hours:g}"
+        problems.append((f"its jobs end after {hours:g} h, and jobs ask for {asked:g}", remedy))
+    kinds = "; ".join(dict.fromkeys(_shown(group) for group in nodes))
+    limit = "no time limit" if hours is None else f"at most {hours:g} h"
+    return Finding(
+        name=title,
+        works=not problems,
+        needed=not fitting or too_long,
+        found=f"{', '.join(found for found, _ in problems)}: {kinds}" if problems else f"{kinds}; {limit}",
+        remedy="; ".join(remedy for _, remedy in problems) or None,
+    )
+
+
+def array_limit(profile: Profile, config: dict[str, str]) -> Finding:
+    """Whether the site takes arrays as large as the profile has them made."""
+    most, ours = int(config.get("MaxArraySize", "1001")), profile.limits.array_size
+    return Finding(
+        name="array size",
+        works=ours <= most,
+        needed=True,
+        found=f"MaxArraySize is {most}, limits.array_size {ours}",
+        remedy=None if ours <= most else f"set limits.array_size to {most}",
+    )
+
+
+def requeueing(config: dict[str, str]) -> Finding:
+    """What becomes of a job that is preempted or whose node dies."""
+    mode = config.get("PreemptMode", "OFF")
+    works = "CANCEL" not in mode.upper()
+    return Finding(
+        name="requeue",
+        works=works,
+        found=f"JobRequeue is {config.get('JobRequeue', '?')} (jobs ask for it themselves), PreemptMode {mode}",
+        remedy=None
+        if works
+        else "a preempted job is not started again: make the same submission from time to time",
+    )
+
+
+def accounting(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
+    """Whether this user may charge the account and use the QOS that the profile names."""
+    user = getpass.getuser()
+    rows = _asked(
+        *(
+            "sacctmgr",
+            "--noheader",
+            "--parsable2",
+            "show",
+            "associations",
+            f"user={user}",
+            "format=account,qos",
+        )
+    )
+    known = _asked("sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=name")
+    if isinstance(rows, SchedulerGone) or isinstance(known, SchedulerGone):
+        remedy = "nothing to do: status goes by squeue and the journals"
+        yield Finding(name="accounting", works=False, found="sacctmgr does not answer", remedy=remedy)
+        return
+    pairs = [line.split("|") for line in rows.splitlines() if "|" in line]
+    accounts = sorted({account for account, _ in pairs})
+    if profile.account is not None:
+        charged = profile.account.lower() in accounts  # SLURM keeps them in lower case
+        yield Finding(
+            name=f"account {profile.account}",
+            works=charged,
+            needed="associations" in config.get("AccountingStorageEnforce", ""),
+            found=f"user {user} may charge {', '.join(accounts) or 'none'}",
+            remedy=None if charged else "correct account, or ask the site to be added to it",
+        )
+    granted = {
+        name
+        for account, qos in pairs
+        if profile.account in {None, account}
+        for name in qos.split(",")
+        if name
+    }
+    wanted = [profile.qos, *(part.qos for part in profile.partitions.values())]
+    for name in dict.fromkeys(name for name in wanted if name is not None):
+        allowed = sorted((granted or set(known.split())) & set(known.split()))
+        yield Finding(
+            name=f"QOS {name}",
+            works=name in allowed,
+            needed=True,
+            found=f"user {user} may use {', '.join(allowed) or 'none'}",
+            remedy=None if name in allowed else "correct qos, or ask the site for it",
+        )
+
+
+def trial(profile: Profile) -> Finding:
+    """Whether SLURM would take a job of one whole node, as it judges by itself without queueing it."""
+    names = profile.partitions_for(1)
+    kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
+    asked = {
+        "partition": ",".join(names),
+        "time": str(max(1, round(60 * profile.hours_in(names)))),
+        "nodes": "1",
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(profile.cores),
+        "mem": f"{int(1024 * profile.memory_gib)}MB",
+        "gpus-per-node": f"{kind}{profile.gpus}" if profile.gpus else None,
+        "account": profile.account,
+        "qos": profile.qos_in(names),
+        "constraint": profile.constraint,
+        "exclude": profile.exclude,
+        "reservation": profile.reservation,
+    }
+    options = [f"--{key}={value}" for key, value in asked.items() if value is not None]
+    answer = _asked("sbatch", "--test-only", *options, "--wrap=true")
+    if isinstance(answer, SchedulerGone):
+        remedy = "correct what it names in the profile: the job was asked for as the profile says"
+        return Finding(name="a job", works=False, needed=True, found=str(answer), remedy=remedy)
+    return Finding(name="a job", works=True, found=f"SLURM would take one of {_described(profile)}")
+
+
+def _asked(*command: str) -> str | SchedulerGone:
+    try:
+        return call(*command)
+    except SchedulerGone as gone:
+        return gone
+
+
+def _hours_asked(profile: Profile, name: str) -> float:
+    """Most hours that a job asks for which may start in a partition."""
+    together = [profile.partitions_for(nodes) for nodes in range(1, profile.nodes + 1)]
+    return max((profile.hours_in(names) for names in together if name in names), default=0.0)
+
+
+def _groups(answer: str) -> Iterator[Nodes]:
+    for line in answer.splitlines():
+        if len(fields := line.split("|", 6)) == 7:  # others are headings of the site's own
+            yield _nodes(*fields)
+
+
+def _nodes(available: str, count: str, cores: str, memory: str, gres: str, limit: str, state: str) -> Nodes:
+    return Nodes(
+        available=available == "up",
+        count=int(count),
+        cores=int(cores.rstrip("+")),
+        memory_mib=int(memory.rstrip("+")),
+        gpus=tuple((name, int(number)) for name, number in GPU.findall(gres)),
+        hours=_hours(limit),
+        state=state,
+    )
+
+
+def _hours(limit: str) -> float | None:
+    """Hours of sinfo's [days-]hours:minutes:seconds; None of infinite."""
+    if not limit[:1].isdigit():
+        return None
+    days, _, clock = limit.rpartition("-")
+    parts = [float(part) for part in clock.split(":")]
+    seconds = 0.0
+    for part in parts if len(parts) > 1 else [*parts, 0.0]:  # a number alone is minutes
+        seconds = 60 * seconds + part
+    return 24 * int(days or 0) + seconds / 3600
+
+
+def _described(profile: Profile) -> str:
+    kind = f" {profile.gpu_type}" if profile.gpu_type else ""
+    gpus = f"{profile.gpus}{kind} GPUs, " if profile.gpus else ""
+    return f"{gpus}{profile.cores} cores and {profile.memory_gib:g} GiB"
+
+
+def _shown(group: Nodes) -> str:
+    gpus = ", ".join(f"{number} {f'{name} ' if name else ''}GPUs" for name, number in group.gpus)
+    return (
+        f"{counted(group.count, 'node')} {group.state} with {f'{gpus}, ' if gpus else ''}{group.cores} cores, "
+        f"{group.memory_mib / 1024:.4g} GiB"
+    )

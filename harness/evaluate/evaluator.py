@@ -1,0 +1,341 @@
+"""Evaluate finished Runs: the held-out loss from their final weights, and scores of what they generate.
+
+A Run's tokens are generated once a setting and kept, and so are the small arrays that each measure makes of a clip:
+what was finished before a kill is not done again, and a measure added later needs no generation. Results are written
+when a Run has them all. One process at a time evaluates a Run; others go on with the next.
+
+    ROOT/runs/RUN/evaluation/GENERATED/codes, .../MEASURE    tokens and arrays of generated clips
+    ROOT/evaluation/REFERENCE/MEASURE                        arrays of reference clips, shared by all Runs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from harness.common.disk import naming_a_full_disk
+from harness.common.format import counted
+from harness.evaluate.model import Trained, load_trained
+from harness.record.registry import ResolvedStudy
+from harness.record.root import Layout, read_launch
+from harness.record.scores import (
+    HELD_OUT,
+    Evaluation,
+    Score,
+    Settings,
+    evaluation_folder,
+    held_evaluation,
+    keep_evaluation,
+)
+from harness.study.run import Precision
+from ssmttm.device import usable_device
+from ssmttm.errors import InputError
+
+if TYPE_CHECKING:
+    from ssmttm.codec.base import Audio, Codec
+    from ssmttm.corpus.dataset import TokenDataset
+    from ssmttm.evaluation.measure import Measure, Scores
+    from ssmttm.evaluation.row_store import RowStore
+    from ssmttm.evaluation.sets import PromptSet, Reference
+    from ssmttm.generation import Sampling
+
+Say = Callable[[str], None]
+ClipsOf = Callable[[Sequence[int]], "tuple[list[Audio], int]"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of an evaluation."""
+
+    prompts: Path | None = None
+    """Caption file; None takes the held-out captions."""
+    reference: Path | None = None
+    """Folder of recordings; None takes the held-out clips, decoded."""
+    clap: str | None = None
+    tagger: str | None = None
+    """Folder or hub name."""
+    limit: int | None = None
+    """Prompts at most."""
+    temperature: float = 1.0
+    top_k: int | None = 250
+    guidance: float = 3.0
+    seed: int = 0
+    device: str = "cpu"
+    batch: int = 16
+    """Prompts generated, decoded and judged at once."""
+
+
+class Outcome(StrEnum):
+    """What became of one Run's evaluation."""
+
+    EVALUATED = "evaluated"
+    KEPT = "kept"
+    """Everything asked for was there."""
+    BUSY = "busy"
+    """Another process evaluates it."""
+    IMPOSSIBLE = "impossible"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One Run's evaluation."""
+
+    run_id: str
+    outcome: Outcome
+    reason: str | None = None
+    """Why it was impossible, or cannot be had in full."""
+    notes: tuple[str, ...] = ()
+    """What limits the meaning of its scores."""
+
+
+class Evaluator:
+    """Evaluates Runs of one study under one request; raises InputError where that asks for what is not there."""
+
+    def __init__(
+        self,
+        resolved: ResolvedStudy,
+        request: Request,
+        say: Say = lambda _: None,
+        warn: Say = lambda _: None,
+    ) -> None:
+        self.root, self.request, self.say, self.warn = resolved.root, request, say, warn
+        self.frames = resolved.corpus.frames
+        self.sampling: Sampling = _sampling(request)
+        usable_device(request.device)
+        self.data = _held_out(resolved)
+        self.measures: list[Measure] = []
+        self.skipped: dict[str, str] = {}
+        """Metrics that are not measured, and why."""
+        self._choose_measures()
+
+    @cached_property
+    def prompts(self) -> PromptSet:
+        """What is sung, and what it is compared with."""
+        from ssmttm.evaluation.sets import choose_prompts
+
+        asked = self.request
+        return choose_prompts(self.data, self.frames, asked.prompts, asked.reference, asked.limit)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What names the results."""
+        return Settings(
+            prompts=self.prompts.digest,
+            n_prompts=len(self.prompts.captions),
+            frames=self.frames,
+            temperature=self.request.temperature,
+            top_k=self.request.top_k,
+            guidance=self.request.guidance,
+            seed=self.request.seed,
+            reference=self.prompts.reference.what,
+            reference_digest=self.prompts.reference.digest,
+        )
+
+    def evaluate(self, run_id: str) -> Evaluated:
+        """Measure of one Run what has not been measured yet; raises DiskFull where no room is left to keep it."""
+        folder = evaluation_folder(self.root, run_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return Evaluated(run_id, Outcome.BUSY, "another process evaluates it")
+        try:
+            with naming_a_full_disk(folder):
+                return self._evaluate(run_id)
+        finally:
+            lock.release()
+
+    # -- one Run
+
+    def _evaluate(self, run_id: str) -> Evaluated:
+        settings = self.settings
+        loss = held_evaluation(self.root, run_id, HELD_OUT)
+        held = held_evaluation(self.root, run_id, settings.digest) or Evaluation(
+            settings=settings, n_prompts=settings.n_prompts
+        )
+        wanted = [one for one in self.measures if not set(self._metrics(one)) <= set(held.scores)]
+        if loss is not None and not wanted:
+            return Evaluated(run_id, Outcome.KEPT, notes=held.notes)
+        try:
+            trained = load_trained(self.root, run_id, self.request.device)
+        except InputError as error:
+            return Evaluated(run_id, Outcome.IMPOSSIBLE, str(error))
+        if loss is None:
+            self.say(f"{run_id}: held-out loss")
+            clips, scores = held_out_scores(trained)
+            keep_evaluation(self.root, run_id, Evaluation(n_prompts=clips, scores=_timed(scores)))
+        if not wanted:
+            return Evaluated(run_id, Outcome.EVALUATED)
+        try:
+            codec = trained.codec
+        except InputError as error:
+            return Evaluated(run_id, Outcome.IMPOSSIBLE, f"its tokens cannot be heard: {error}")
+        for scores_of in self._compare(trained, codec, wanted):
+            values = held.scores | _timed(scores_of.values)
+            notes = tuple(dict.fromkeys([*held.notes, *scores_of.notes]))
+            held = held.model_copy(update={"scores": values, "notes": notes})
+        keep_evaluation(self.root, run_id, held)
+        return Evaluated(run_id, Outcome.EVALUATED, notes=held.notes)
+
+    def _compare(self, trained: Trained, codec: Codec, wanted: Sequence[Measure]) -> Iterator[Scores]:
+        from ssmttm.evaluation.row_store import RowStore
+
+        run_id, n = trained.run.run_id, len(self.prompts.captions)
+        kept = evaluation_folder(self.root, run_id) / self.settings.generation_digest
+        codes = RowStore(kept / "codes", self.warn)
+        self._generate(trained, codes, n)
+
+        def generated(items: Sequence[int]) -> tuple[list[Audio], int]:
+            import numpy as np
+
+            return list(codec.decode(codes.read(items)["codes"].astype(np.uint16))), codec.facts.sample_rate
+
+        mine = {one: RowStore(kept / one.key, self.warn) for one in wanted}
+        self._judge(mine, n, generated, f"{run_id}: judging")
+        with self._reference(wanted, codec) as theirs:
+            for one in wanted:
+                yield one.score(
+                    mine[one].read(), theirs[one].read(), self.prompts.captions, paired=self.prompts.paired
+                )
+
+    def _generate(self, trained: Trained, codes: RowStore, n: int) -> None:
+        import numpy as np
+
+        from ssmttm.generation import generate
+
+        missing = codes.missing(n)
+        for items in _in_batches(missing, self.request.batch):
+            self.say(
+                f"{trained.run.run_id}: generating, {n - len(missing) + missing.index(items[0])} of {n} prompts"
+            )
+            text = trained.read([self.prompts.captions[i] for i in items])
+            seeds = [prompt_seed(self.request.seed, i) for i in items]
+            made = generate(trained.model, text, self.frames, self.sampling, seeds)
+            codes.add(items, {"codes": made.cpu().numpy().astype(np.uint16)})
+
+    @contextmanager
+    def _reference(self, wanted: Sequence[Measure], codec: Codec) -> Iterator[Mapping[Measure, RowStore]]:
+        """The measures' arrays of the reference, made where they are missing; by one process at a time."""
+        from ssmttm.evaluation.row_store import RowStore
+
+        reference: Reference = self.prompts.reference
+        folder = self.root.path / "evaluation" / self.settings.reference_digest[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            theirs = {one: RowStore(folder / one.key, self.warn) for one in wanted}
+            self._judge(theirs, len(reference), lambda items: reference.clips(items, codec), "the reference")
+            yield theirs
+
+    def _judge(self, stores: Mapping[Measure, RowStore], n: int, clips_of: ClipsOf, what: str) -> None:
+        """Fill the measures' stores; a clip is decoded once for all that lack it."""
+        lacking = {one: set(store.missing(n)) for one, store in stores.items()}
+        due = sorted(set().union(*lacking.values()))
+        for items in _in_batches(due, self.request.batch):
+            self.say(f"{what}, {n - len(due) + due.index(items[0])} of {n} clips")
+            clips, rate = clips_of(items)
+            for one, store in stores.items():
+                mine = [k for k, item in enumerate(items) if item in lacking[one]]
+                if mine:
+                    store.add([items[k] for k in mine], one.rows([clips[k] for k in mine], rate))
+
+    # -- what all Runs have in common
+
+    def _metrics(self, measure: Measure) -> tuple[str, ...]:
+        return measure.metrics(paired=self.prompts.paired)
+
+    def _choose_measures(self) -> None:
+        from ssmttm.evaluation.mel_proxy import MelProxy
+
+        self.measures.append(MelProxy(self.data.manifest.codec.sample_rate))
+        memory, device = self.root.path / "evaluation", self.request.device
+        if self.request.clap is None:
+            why = "give --clap a CLAP model, such as laion/larger_clap_music, or a folder with its files"
+            self.skipped |= {"fd_clap": why, "clap_score": why}
+        else:
+            from ssmttm.evaluation.clap import Clap
+
+            self.measures.append(Clap(self.request.clap, memory, device))
+        if self.request.tagger is None:
+            why = "give --tagger an AST model, such as MIT/ast-finetuned-audioset-10-10-0.4593, or a folder"
+            self.skipped["kl_softmax_ast"] = f"{why} with its files"
+        else:
+            from ssmttm.evaluation.tagger import AstTagger
+
+            self.measures.append(AstTagger(self.request.tagger, memory, device))
+            if not self.prompts.paired:
+                self.skipped["kl_softmax_ast"] = (
+                    "no recording is known for each prompt; --reference names them"
+                )
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the prompts, a sentence each."""
+        left = self.prompts.left_out
+        return (
+            [f"left out: {counted(left, 'prompt')} whose recording is not in the reference"] if left else []
+        )
+
+
+def held_out_scores(trained: Trained, micro_batch: int | None = None) -> tuple[int, dict[str, float]]:
+    """Clips of the held-out split, and by name the cross-entropy and perplexity there, whole and of each codebook.
+
+    micro_batch: clips at once; None takes as many as training did. On the layout a Run was trained on these are the
+    journal's numbers.
+    """
+    import torch
+
+    from harness.train.batches import Batches
+    from ssmttm.evaluation.likelihood import cross_entropy_sums, likelihood_scores, mean_losses
+
+    run, device = trained.run, trained.model.null_condition.device
+    launch = read_launch(trained.root, run.series_id)
+    layout = Layout(micro_batch=micro_batch or launch.micro_batch)
+    batches = Batches(run, launch, layout, 0, str(device), trained.root.text)
+    held_out = ((one.inputs, one.targets, one.text) for one in batches.held_out())
+    with torch.autocast(device.type, torch.bfloat16, enabled=run.precision is Precision.BF16):
+        totals = cross_entropy_sums(trained.model, held_out)
+    return min(len(batches.valid), run.eval_clips or len(batches.valid)), likelihood_scores(
+        *mean_losses(totals)
+    )
+
+
+def prompt_seed(seed: int, prompt: int) -> int:
+    """Seed of one prompt's draws: its own whatever the batch it is in."""
+    digest = hashlib.sha256(f"evaluation/{seed}/{prompt}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def _sampling(request: Request) -> Sampling:
+    from ssmttm.generation import Sampling
+
+    return Sampling(temperature=request.temperature, top_k=request.top_k, guidance=request.guidance)
+
+
+def _held_out(resolved: ResolvedStudy) -> TokenDataset:
+    from ssmttm.corpus.dataset import TokenDataset
+
+    path = resolved.study.corpus.path
+    data = TokenDataset(path, "valid")
+    if data.manifest.fingerprint != resolved.corpus.fingerprint:
+        raise InputError(f"{resolved.where}: corpus.path: {path}: is not the corpus the runs were trained on")
+    return data
+
+
+def _in_batches(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def _timed(values: Mapping[str, float]) -> dict[str, Score]:
+    now = time.time()
+    return {name: Score(value=value, t=now) for name, value in values.items()}

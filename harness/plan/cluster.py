@@ -1,0 +1,309 @@
+"""Where training happens, and layouts that meet a global batch exactly; harness.plan.resources chooses among them.
+
+Cluster profiles: one YAML file says what a SLURM cluster offers and what it asks of its users.
+
+A profile holds nothing of an experiment and a study nothing of a cluster, so one study runs anywhere. Profiles are
+found by path, or by name in ./slurm/profiles and in the profiles that came with the code.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+from pydantic import Field, field_validator, model_validator
+
+from harness.common.format import GIB
+from harness.common.validation import validate
+from harness.common.yaml_file import read_yaml
+from harness.plan.speed import Device
+from harness.record.root import Layout
+from harness.study.run import Count, Frozen, Positive, Precision
+from ssmttm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What one kind of place offers; this machine, where no profile names another."""
+
+    name: str
+    nodes: int
+    gpus: int
+    """GPUs a node; 0 where ranks run on the CPU."""
+    cores: int
+    """CPU cores a node that may be used."""
+    memory_gib: float
+    """Memory a node offers its CPU ranks."""
+    peak_flops: Mapping[Precision, float] = field(default_factory=dict)
+    """Peak FLOP/s of a rank's device by precision, where known."""
+    gpu_memory_gib: float | None = None
+    """Memory of a GPU, where known."""
+    gpu_type: str | None = None
+    """A GPU's name, or a profile's word for it."""
+    hours: float | None = None
+    """Longest time a job may ask for; None where there is no limit."""
+    mfu: float | None = None
+    """Share of the peak that training reaches there, where the site knows it."""
+
+    def device(self, precision: Precision, threads: int, peak_flops: float | None = None) -> Device:
+        """What a rank computes on."""
+        if not self.gpus:
+            return Device("cpu", threads=threads)
+        return Device("cuda", self.gpu_type, peak_flops or self.peak_flops.get(precision), mfu=self.mfu)
+
+
+def this_machine() -> Cluster:
+    """The machine this process runs on, without importing anything heavy to ask."""
+    drivers = Path("/proc/driver/nvidia/gpus")
+    gpus = len(list(drivers.iterdir())) if drivers.is_dir() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = min(gpus, len([device for device in visible.split(",") if device.strip() not in {"", "-1"}]))
+    return Cluster(
+        name="local",
+        nodes=1,
+        gpus=gpus,
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=psutil.virtual_memory().total / GIB,
+        gpu_type=_gpu_model(drivers) if gpus else None,
+    )
+
+
+def _gpu_model(drivers: Path) -> str | None:
+    for facts in sorted(drivers.glob("*/information")):
+        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("Model:"):
+                return line.removeprefix("Model:").strip()
+    return None
+
+
+def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, threads: int) -> Layout:
+    """The layout that meets the global batch exactly with the largest micro-batch not above `micro_batch`.
+
+    Raises InputError where the ranks do not divide the batch.
+    """
+    if batch % ranks:
+        raise InputError(f"training.batch: {batch}: does not divide among {ranks} ranks (resources.ranks)")
+    share = batch // ranks
+    micro = max(m for m in divisors(share) if m <= micro_batch)
+    return Layout.model_validate(
+        {
+            "ranks": ranks,
+            "micro_batch": micro,
+            "accumulation": share // micro,
+            "zero_stage": zero_stage,
+            "threads": threads,
+        }
+    )
+
+
+def nodes_for(layout: Layout, cluster: Cluster) -> int:
+    """Nodes a layout takes, as many ranks on each."""
+    return -(-layout.ranks // ranks_a_node(cluster, layout.threads))
+
+
+def ranks_a_node(cluster: Cluster, threads: int) -> int:
+    """Ranks that a node takes: one a GPU, else one for each share of its cores."""
+    return cluster.gpus or max(1, cluster.cores // threads)
+
+
+def divisors(number: int) -> list[int]:
+    """Every divisor of a number, in no order."""
+    low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return [*low, *(number // divisor for divisor in low)]
+
+
+SHIPPED = Path(__file__).parents[2] / "slurm" / "profiles"
+
+
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*")
+"""What SLURM's own names look like; anything else would have to be quoted somewhere."""
+
+CONFIRM_GPU_HOURS = 100.0
+"""Above this, submitting asks first, where no profile says otherwise."""
+
+Name = Annotated[str, Field(pattern=rf"^{WORD.pattern}$", max_length=64)]
+
+
+class Partition(Frozen):
+    """One partition of a cluster; what is not said is as on the others."""
+
+    hours: Positive | None = None
+    """Longest job it takes; null where it knows no limit."""
+    nodes: Count | None = None
+    """Most nodes a job may have in it."""
+    qos: Name | None = None
+    """QOS jobs in it are submitted under, instead of the profile's."""
+
+
+class Limits(Frozen):
+    """What the site allows one user."""
+
+    array_size: Count = 1000
+    """SLURM's MaxArraySize: the largest index of an array is one below it."""
+    jobs: Count | None = None
+    """Jobs a user may have in SLURM at once, an array's elements each for itself; null knows no limit."""
+    parallel: Count | None = None
+    """Jobs of one array that run at once; null leaves it to the cluster."""
+    hours: Positive = 24.0
+    """Time asked for each job; a job that needs longer saves, is requeued and goes on."""
+
+
+class Profile(Frozen):
+    """The validated YAML of a cluster."""
+
+    name: Name
+    partitions: Annotated[dict[Name, Partition], Field(min_length=1)]
+    """Partitions in the order of preference; a job may start in any that takes it."""
+    nodes: Count = 1
+    """Nodes a job may have at most."""
+    gpus: Annotated[int, Field(strict=True, ge=0)]
+    """GPUs a node; 0 where ranks run on the CPU."""
+    gpu_type: Name | None = None
+    """SLURM's name for the GPU, where it must be said (--gpus-per-node h100:8)."""
+    gpu_memory_gib: Positive | None = None
+    cores: Count
+    """CPU cores a node."""
+    memory_gib: Positive
+    """Memory a node, GiB."""
+    peak_flops: dict[Precision, Positive] = {}
+    """Peak FLOP/s of a GPU by precision of the run: the vendor's dense figure."""
+    mfu: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the peak that training reaches here, until runs of a study have shown it; null assumes 0.15 to 0.5."""
+    account: Name | None = None
+    qos: Name | None = None
+    constraint: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,&|*()\[\]:!-]+$")] | None = None
+    exclude: Name | None = None
+    reservation: Name | None = None
+    setup: tuple[str, ...] = ()
+    """Shell lines a job begins with, such as `module load cuda/12.8`; run as they are, so they are the user's own."""
+    snapshot: bool = False
+    """Whether jobs run from a copy of the checkout as it was when they were submitted."""
+    signal_seconds: Count = 90
+    """Seconds before its end at which a job is told to save."""
+    limits: Limits = Limits()
+    shared: tuple[Path, ...] = ()
+    """Directories every node sees; where any is given, ROOT and corpus must lie in one."""
+    confirm_gpu_hours: Positive = CONFIRM_GPU_HOURS
+    """Above this, submitting asks first."""
+
+    @field_validator("partitions", mode="before")
+    @classmethod
+    def _bare_names_know_no_limits(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {value: {}}
+        if isinstance(value, list):
+            return {name: {} for name in value}
+        if isinstance(value, dict):
+            return {name: {} if limits is None else limits for name, limits in value.items()}
+        return value
+
+    @field_validator("setup")
+    @classmethod
+    def _setup_lines_are_lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for line in value:
+            if "\n" in line or line.startswith("#SBATCH"):
+                raise ValueError("a setup line is one line of shell and no #SBATCH")
+        return value
+
+    @model_validator(mode="after")
+    def _gpus_have_memory(self) -> Profile:
+        if self.gpus and self.gpu_memory_gib is None:
+            raise ValueError("gpu_memory_gib: is missing though there are gpus")
+        return self
+
+    @model_validator(mode="after")
+    def _jobs_train_before_they_save(self) -> Profile:
+        held = {f"partitions.{name}.hours": part.hours for name, part in self.partitions.items()}
+        for key, hours in {"limits.hours": self.limits.hours, **held}.items():
+            if hours is not None and self.signal_seconds >= 3600 * hours:
+                raise ValueError(
+                    f"signal_seconds: {self.signal_seconds} is no less than the {3600 * hours:g} s of {key}: "
+                    "jobs would be told to save as soon as they begin"
+                )
+        return self
+
+    def partitions_for(self, nodes: int) -> list[str]:
+        """Partitions that take a job of so many nodes, in the order of preference.
+
+        A job has one QOS: partitions that want another than the first of them are left out.
+        """
+        fitting = {
+            name: part.qos
+            for name, part in self.partitions.items()
+            if part.nodes is None or nodes <= part.nodes
+        }
+        return [name for name, qos in fitting.items() if qos == next(iter(fitting.values()))]
+
+    @property
+    def most_nodes(self) -> int:
+        """Nodes that some partition gives a job."""
+        return max((n for n in range(1, self.nodes + 1) if self.partitions_for(n)), default=self.nodes)
+
+    def qos_in(self, names: Sequence[str]) -> str | None:
+        """QOS of a job in the named partitions: their own, else the profile's."""
+        return self.partitions[names[0]].qos or self.qos
+
+    def hours_in(self, names: list[str]) -> float:
+        """Hours a job may ask for that is to start in any of the named partitions."""
+        held = [self.partitions[name].hours for name in names]
+        return min([self.limits.hours, *(hours for hours in held if hours is not None)])
+
+    def cluster(self) -> Cluster:
+        """What planning needs of it."""
+        return Cluster(
+            name=self.name,
+            nodes=self.nodes,
+            gpus=self.gpus,
+            cores=self.cores,
+            memory_gib=self.memory_gib,
+            peak_flops=self.peak_flops,
+            gpu_memory_gib=self.gpu_memory_gib,
+            gpu_type=self.gpu_type,
+            hours=self.hours_in(self.partitions_for(1)),
+            mfu=self.mfu,
+        )
+
+    def check_shared(self, where: str, path: Path) -> None:
+        """Raise InputError where `path` is on no file system that every node sees."""
+        if self.shared and not any(path.absolute().is_relative_to(folder) for folder in self.shared):
+            seen = ", ".join(str(folder) for folder in self.shared)
+            raise InputError(f"{where}: {path.absolute()}: lies in none of the shared directories {seen}")
+
+
+def load_profile(name_or_path: str) -> Profile:
+    """The profile of that name or path; raises InputError naming the file and the key that is wrong."""
+    path = _find(name_or_path)
+    return validate(Profile, read_yaml(path), str(path))
+
+
+def lasting_name(name_or_path: str) -> str:
+    """What a profile may be called by from any directory: the name it was given, or the whole path of its file."""
+    path = _find(name_or_path)
+    return name_or_path if path.is_relative_to(SHIPPED) else str(path.absolute())
+
+
+def profile_names() -> list[str]:
+    """Profiles that can be called by name."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
+
+
+def _find(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        return path
+    for folder in _folders():
+        if WORD.fullmatch(name_or_path) and (found := folder / f"{name_or_path}.yaml").is_file():
+            return found
+    known = ", ".join(profile_names()) or "none"
+    raise InputError(f"--cluster {name_or_path}: neither a file nor the name of a profile; there are {known}")
+
+
+def _folders() -> list[Path]:
+    return [Path("slurm") / "profiles", SHIPPED]

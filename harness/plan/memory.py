@@ -1,0 +1,209 @@
+"""What a rank holds in memory while a model is trained, by arithmetic alone: states, buffers and activations.
+
+States follow what DeepSpeed allocates for fp32 parameters at each ZeRO stage (its own flat copies, buckets and what its
+optimiser step takes for a moment, seen in version 0.19); activations follow what autograd keeps of each sub-layer under
+PyTorch's own kernels. The tests hold the sum against the peak of the engine on the CPU. That does not validate CUDA
+kernels, which keep other tensors: there the figures are an estimate with a wider range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.common.format import GIB, Range
+from harness.study.run import Precision
+from ssmttm.model.config import ModelConfig, SubLayer
+from ssmttm.model.flops import parameter_count
+from ssmttm.text.config import BYTE_WIDTH
+
+BUCKET = 200_000_000
+"""Most parameters of one of DeepSpeed's buckets; see deepspeed_config."""
+MOST_GATHERED = 4e9
+"""Bytes of weights that ZeRO 3 has gathered at once, and steps at once (stage3_max_live_parameters, sub_group_size)."""
+PERSISTENT = 100_000
+"""Parameters of a tensor that ZeRO 3 leaves whole on every rank (stage3_param_persistence_threshold)."""
+CUDA_CONTEXT = 0.6 * GIB
+"""What a process takes of a GPU before its first tensor: context, cuBLAS workspace and NCCL's buffers, about."""
+MARGINS = {False: (0.9, 1.15), True: (0.75, 1.3)}
+"""Low and high over expected, on CPU and on CUDA, where allocators fragment and kernels keep less or more."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at their peak, by what they are for."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    """AdamW's moments, and the flat fp32 copy of the weights that ZeRO keeps beside them."""
+    buffers: float
+    """DeepSpeed's buckets and gathered weights, and what its optimiser step takes, as far as they are in the peak."""
+    activations: float
+    """What is saved for the backward pass and what it computes first, as far as it is in the peak."""
+    fixed: float
+    """Taken before the first tensor."""
+    margins: tuple[float, float]
+
+    @property
+    def peak(self) -> Range:
+        """Bytes in all."""
+        sized = self.weights + self.gradients + self.optimiser + self.buffers + self.activations
+        low, high = self.margins
+        return Range(low * sized + self.fixed, sized + self.fixed, high * sized + self.fixed)
+
+    @property
+    def gib(self) -> Range:
+        """GiB in all."""
+        return self.peak * (1 / GIB)
+
+
+def memory(
+    model: ModelConfig,
+    *,
+    frames: int,
+    micro_batch: int,
+    accumulation: int = 1,
+    ranks: int = 1,
+    zero_stage: int = 0,
+    checkpointed: bool = False,
+    precision: Precision = Precision.FP32,
+    on_cuda: bool = False,
+) -> Memory:
+    """The memory of a rank; `checkpointed` where of each block its input alone is saved.
+
+    The peak is where the backward pass begins, where it ends with all gradients and their bucket, or in the
+    optimiser step, whichever is highest.
+    """
+    whole = 4.0 * trained_parameters(model)
+    share = whole / ranks
+    bucket = min(whole, 4.0 * BUCKET)
+    saved = activation_bytes(
+        model, frames, micro_batch, checkpointed=checkpointed, precision=precision, on_cuda=on_cuda
+    )
+    if precision is Precision.BF16:
+        saved += whole / 2  # autocast keeps the weights it has cast until the forward pass is over
+    again = accumulation > 1
+    if zero_stage == 0:
+        weights, optimiser = whole, 2 * whole
+        gradients = whole
+        begin, end, step = (whole if again else 0.0) + saved, whole + bucket, whole + 0.5 * whole
+    elif zero_stage == 3:
+        kept = _persistent(model)
+        weights, optimiser = share + kept, 3 * share
+        gradients = share + bucket  # averaged partitions, and a bucket that is never freed
+        gathered = min(whole - kept, MOST_GATHERED) if ranks > 1 else 0.0
+        fetched = gathered + min(gathered, bucket)  # gathered flat, then taken apart
+        begin = gradients + max(gathered + saved, fetched)
+        end, step = gradients + 2 * bucket, gradients + 3 * min(share, MOST_GATHERED)
+    else:
+        weights, optimiser = whole, 3 * share
+        gradients = share
+        if zero_stage == 1:  # all gradients stay until the last micro-batch
+            held, end = (2 * whole, 1.5 * whole + bucket) if again else (0.0, whole + bucket)
+        else:
+            held, end = share if again else 0.0, 2 * bucket + (share if again or whole > bucket else 0.0)
+        begin, step = held + saved, 4 * share
+    peak = max(begin, end, step)
+    activations = min(saved, max(0.0, peak - gradients)) if peak == begin else 0.0
+    return Memory(
+        weights=weights,
+        optimiser=optimiser,
+        gradients=min(gradients, peak - activations),
+        buffers=max(0.0, peak - activations - gradients),
+        activations=activations,
+        fixed=CUDA_CONTEXT if on_cuda else 0.0,
+        margins=MARGINS[on_cuda],
+    )
+
+
+def trained_parameters(model: ModelConfig) -> int:
+    """Every parameter the optimiser moves, text encoder and null condition included."""
+    count = parameter_count(model)
+    return count.n_params + count.text_encoder + count.null_condition
+
+
+def activation_bytes(
+    model: ModelConfig,
+    frames: int,
+    micro_batch: int,
+    *,
+    checkpointed: bool = False,
+    precision: Precision = Precision.FP32,
+    on_cuda: bool = False,
+) -> float:
+    """Bytes held when the backward pass of a micro-batch begins, and what it computes before it frees any."""
+    text = model.text.max_positions
+    steps = frames + model.n_codebooks - 1
+    length = steps + (text if model.architecture.has_prefix else 0)
+    half = 0.5 if precision is Precision.BF16 else 1.0
+    layers = [
+        _saved(kind, model, length, half=half, on_cuda=on_cuda) for kind in model.architecture.sub_layers
+    ]
+    block = sum(saved for saved, _ in layers)
+    last = max(moment for _, moment in layers)
+    blocks = model.n_blocks * model.d_model + block if checkpointed else model.n_blocks * block
+    logits = model.n_codebooks * model.vocabulary
+    # log p and its gradient, each fp32; then the last layer's own gradients, by when they are freed.
+    beginning = max(2 * logits * steps, last * length)
+    read = text * (5 * model.d_model + 4 * model.text.dim)
+    if model.text.encoder == "bytes":
+        read += text * 2 * model.text.patch * BYTE_WIDTH
+    if not model.architecture.has_prefix:
+        read += text * 2 * model.d_model * model.n_blocks  # keys and values of every cross-attention
+    around = (model.d_model + 4 * model.n_codebooks) * steps + read
+    return 4.0 * micro_batch * (blocks * length + beginning + around)
+
+
+def _saved(
+    kind: SubLayer, model: ModelConfig, length: int, *, half: float, on_cuda: bool
+) -> tuple[float, float]:
+    """Floats a position that a residual sub-layer saves, and those its backward pass has at once."""
+    d, dropped = model.d_model, model.dropout > 0
+    # The residual stream and, off CUDA's fused norm, the normed values before their weight; dropout's factors.
+    own = 2.0 * d + 1 + (0 if on_cuda else d) + (d if dropped else 0)
+    if half < 1:
+        own += half * d  # cast for the first product
+    if kind is SubLayer.MAMBA2:
+        saved, moment = _mixer(model, length, half=half, fused=on_cuda)
+    elif kind is SubLayer.FEED_FORWARD:
+        inner = model.ff_mult * d
+        saved, moment = half * inner * (3 if dropped else 2), 2 * half * inner
+    elif kind is SubLayer.SELF_ATTENTION:
+        saved, moment = half * 4 * d + d / model.head_dim, half * 6 * d
+    else:
+        saved, moment = half * 2 * d + d / model.head_dim, half * 4 * d
+    return own + saved, moment + 2 * d
+
+
+def _mixer(model: ModelConfig, length: int, *, half: float, fused: bool) -> tuple[float, float]:
+    di, heads, states = model.d_inner, model.n_ssm_heads, model.n_groups * model.d_state
+    projected, mixed = 2 * di + 2 * states + heads, di + 2 * states
+    if fused:  # mamba-ssm keeps the projection and the scan's output, and computes the rest again
+        return half * (projected + 2 * di), half * (projected + mixed) + 3 * di
+    chunk = scan_chunk(model, length)
+    entering = di * model.d_state / chunk
+    inside = 2 * heads * chunk + 3 * di + entering + 4 * heads  # fp32 whatever the precision
+    around = projected + 2 * mixed + 2 * di
+    return half * around + inside + 3 * di, 3 * heads * chunk + 6 * di + entering
+
+
+def scan_chunk(model: ModelConfig, length: int) -> int:
+    """Positions of a chunk of PyTorch's scan, as ssmttm.model.ssd chooses them."""
+    preferred = 32 if model.d_state <= 32 else 64 if model.d_state <= 256 else 128
+    return -(-length // -(-length // preferred))
+
+
+def _persistent(model: ModelConfig) -> float:
+    """Bytes of the tensors that ZeRO 3 leaves whole, about: all but the large matrices."""
+    d, inner = model.d_model, model.ff_mult * model.d_model
+    matrices: list[tuple[int, int]] = [(2, model.n_codebooks * model.vocabulary * d), (1, model.text.dim * d)]
+    for kind in model.architecture.sub_layers:
+        if kind is SubLayer.MAMBA2:
+            projected = 2 * model.d_inner + 2 * model.n_groups * model.d_state + model.n_ssm_heads
+            matrices += [(model.n_blocks, d * projected), (model.n_blocks, d * model.d_inner)]
+        elif kind is SubLayer.FEED_FORWARD:
+            matrices.append((2 * model.n_blocks, d * inner))
+        else:
+            matrices.append((4 * model.n_blocks, d * d))
+    parted = sum(count * size for count, size in matrices if size > PERSISTENT)
+    return 4.0 * max(0, trained_parameters(model) - parted)

@@ -1,0 +1,370 @@
+"""What is left to do of a study, and what it will cost: nothing is written and nothing heavy is imported.
+
+A Run costs what it adds: the piece of trunk from the last branch point before its own, and its decay. That is what
+sharing trunks saves against training every Run from the start.
+
+What a plan says beside its figures: coded notes on what they rest on and what stands in the way.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.common.format import GIB, NOTHING, Range
+from harness.plan.cluster import Cluster
+from harness.plan.estimate import (
+    Cost,
+    Estimator,
+    SizeEstimate,
+    checkpoint_bytes,
+    make_estimator,
+    total,
+    weights_bytes,
+)
+from harness.record.jobs import JobView
+from harness.record.root import Layout, Root
+from harness.record.status import OVER, RunState, RunStatus, StatusReader
+from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint
+from harness.study.schedule import branch_step
+from harness.study.schema import Study
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One row of the plan."""
+
+    status: RunStatus
+    cost: Cost
+    size: SizeEstimate
+    """What it has in common with all Series of its size."""
+    disk_gib: float
+    """GiB it leaves under ROOT: its branch point, unless a shorter Run leaves the trunk there too, and its weights."""
+    hours: Range
+    """Hours this Run adds to its Series, from the last branch point before its own."""
+    hours_alone: Range
+    """Hours it would take from the start, sharing nothing."""
+    hours_apart: Range
+    """Hours to its own end from the newest branch point of a finished Run, were its branch a job of its own."""
+
+    @property
+    def layout(self) -> Layout:
+        """What it is trained on."""
+        return self.size.layout
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of its job."""
+        return self.size.nodes
+
+    @property
+    def gpus(self) -> int:
+        """Devices: GPUs, or CPU ranks where there is no GPU."""
+        return self.layout.ranks
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Peak FLOP/s of a rank's device, where known."""
+        return self.size.peak_flops
+
+    @property
+    def memory_gib(self) -> Range:
+        """GiB a device."""
+        return self.size.resources.memory.gib
+
+    @property
+    def checkpoint_gib(self) -> float:
+        """GiB of one checkpoint of its Series."""
+        return checkpoint_bytes(self.status.point.run.model, self.layout.zero_stage) / GIB
+
+    @property
+    def wall_hours(self) -> float:
+        """Hours it is expected to add to its Series."""
+        return self.hours.expected
+
+    @property
+    def gpu_hours(self) -> float:
+        """Device-hours this Run adds."""
+        return self.wall_hours * self.gpus
+
+
+@dataclass(frozen=True)
+class PlannedSize:
+    """What a size is under one architecture, beside what was asked for and what was published."""
+
+    size: str
+    architecture: str
+    n_blocks: int
+    d_model: int
+    n_params: int
+    target_n_params: float | None
+    reference_n_params: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of `sizes` in `ssmscale plan --json`; deviations are shares of the target and of the reference."""
+        off = {"deviation": self.target_n_params, "reference_deviation": self.reference_n_params}
+        return asdict(self) | {key: count and self.n_params / count - 1 for key, count in off.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every Run of a study with its state, cost and resources."""
+
+    study: Study
+    identified: bool
+    """Whether corpus and text encoder are known, so that Runs have ids."""
+    runs: tuple[PlannedRun, ...]
+    disk_passing_gib: float
+    """GiB that periodic and decay checkpoints take besides, about, while Series are trained side by side."""
+    notes: tuple[tuple[str, str], ...]
+    """Coded notes: (code, text)."""
+
+    @property
+    def missing(self) -> list[PlannedRun]:
+        """Runs a submission would train."""
+        return [run for run in self.runs if run.status.state in {RunState.NEW, RunState.INTERRUPTED}]
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `ssmscale plan --json`."""
+        return {
+            "study": self.study.name,
+            "sizes": [size.as_json() for size in self.sizes()],
+            "runs": [self._row(run) for run in self.runs],
+            "totals": self.totals(),
+            "design": {"notes": [{"code": code, "text": text} for code, text in self.notes]},
+        }
+
+    def sizes(self) -> list[PlannedSize]:
+        """Each size under each architecture, size by size."""
+        models = {(run.status.point.size, run.status.point.architecture): run for run in self.runs}
+        names = list(self.study.grid.sizes)
+        found = []
+        for (size, architecture), run in sorted(models.items(), key=lambda entry: names.index(entry[0][0])):
+            model, asked = run.status.point.run.model, self.study.size_keys_of(architecture, size)
+            shape = (model.n_blocks, model.d_model, run.cost.n_params)
+            found.append(PlannedSize(size, architecture, *shape, asked.n_params, asked.reference_n_params))
+        return found
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over the Runs: what a submission spends, what it would without trunks, what finished Runs save."""
+        left = [run for run in self.runs if run.status.state not in OVER]
+        kept = sum(run.disk_gib for run in self.runs)
+        return {
+            "runs": len(self.runs),
+            "series": len({run.status.series_id for run in self.runs}),
+            **_ends("gpu_hours", total([run.hours * run.gpus for run in left])),
+            "gpu_hours_independent": sum(run.hours_alone.expected * run.gpus for run in left),
+            "gpu_hours_reused": sum(run.gpu_hours for run in self.runs if run.status.state is RunState.DONE),
+            **_ends("longest_path_hours", self.longest_path()),
+            "branches_apart_hours": max((run.hours_apart.expected for run in left), default=0.0),
+            "disk_gib": kept,
+            "disk_peak_gib": kept + self.disk_passing_gib,
+        }
+
+    def longest_path(self) -> Range:
+        """Hours of the Series that takes longest, its branches one after the other: no number of GPUs ends sooner."""
+        series: dict[str, Range] = {}
+        for run in self.runs:
+            if run.status.state not in OVER:
+                series[run.status.series_id] = series.get(run.status.series_id, NOTHING) + run.hours
+        return max(series.values(), key=lambda hours: hours.expected, default=NOTHING)
+
+    def _row(self, run: PlannedRun) -> dict[str, Any]:
+        status, model = run.status, run.status.point.run
+        shown = {RunState.INTERRUPTED: RunState.NEW, RunState.CANCELLED: RunState.FAILED}
+        return {
+            "run_id": status.run_id if self.identified else None,
+            "series": status.series_id if self.identified else None,
+            "architecture": status.point.architecture,
+            "size": status.point.size,
+            "n_params": run.cost.n_params,
+            "n_params_non_embedding": run.cost.n_params_non_embedding,
+            "iterations": model.iterations,
+            "tokens": run.cost.tokens,
+            "flops": run.cost.flops,
+            "seed": model.seed,
+            "state": shown.get(status.state, status.state),
+            "nodes": run.nodes,
+            "gpus": run.gpus,
+            "zero_stage": run.layout.zero_stage,
+            "micro_batch": run.layout.micro_batch,
+            "accumulation": run.layout.accumulation,
+            "activation_checkpointing": run.layout.activation_checkpointing,
+            "gpu_fraction": run.size.resources.gpu_fraction,
+            **_ends("memory_gib", run.memory_gib, digits=4),
+            "disk_gib": run.disk_gib,
+            **_ends("wall_hours", run.hours),
+            "gpu_hours": run.gpu_hours,
+            "speed": run.size.duration.source,
+            "why": run.size.resources.why,
+        }
+
+
+def _ends(key: str, value: Range, digits: int | None = None) -> dict[str, float]:
+    """A range as three keys: what is expected, and between what."""
+    low, expected, high = (
+        figure if digits is None else round(figure, digits)
+        for figure in (value.low, value.expected, value.high)
+    )
+    return {key: expected, f"{key}_low": low, f"{key}_high": high}
+
+
+def make_plan(
+    study: Study,
+    points: Sequence[GridPoint],
+    corpus: CorpusView,
+    root: Root,
+    cluster: Cluster,
+    jobs: Mapping[str, JobView] | None = None,
+) -> Plan:
+    """Cost every Run of the grid and find its state, `jobs` being a scheduler's word by run id.
+
+    Raises InputError where resources do not fit.
+    """
+    rows = StatusReader(root, study.name).read(points, jobs=jobs)
+    estimator = make_estimator(study, points, corpus, root, cluster, rows)
+    members: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        members.setdefault(row.series_id, []).append(index)
+    planned: dict[int, PlannedRun] = {}
+    for indices in members.values():
+        indices.sort(key=lambda index: rows[index].point.run.iterations)
+        series = _series([rows[index] for index in indices], estimator)
+        planned |= zip(indices, series, strict=True)
+    runs = tuple(planned[index] for index in range(len(rows)))
+    passing = _passing_gib(study, runs, cluster)
+    needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
+    sources = {run.size.duration.source for run in runs}
+    text_is_known = points[0].run.text_encoder != UNKNOWN_FINGERPRINT
+    disk = {"needed": needed, "passing": passing}
+    notes = notes_on(study, corpus, cluster, root, text_is_known=text_is_known, sources=sources, **disk)
+    return Plan(study, corpus.is_known and text_is_known, runs, passing, notes)
+
+
+def _series(rows: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]:
+    """The Runs of one Series, shortest first: each pays for the trunk from the last branch point before its own."""
+    point = rows[0].point
+    size = estimator.of_size(point.architecture, point.size, [row.point.run for row in rows])
+    checkpoint_gib = checkpoint_bytes(point.run.model, size.layout.zero_stage) / GIB
+    weights_gib = weights_bytes(point.run.model) / GIB
+    behind, trained, begun, branches, found = 0, 0, False, set[int](), []
+    for status in rows:
+        run = status.point.run
+        branch = branch_step(run.schedule, run.iterations)
+        steps = branch - behind + run.iterations - branch
+        starts = int(not begun and status.state not in OVER)
+        begun = begun or bool(starts)
+        found.append(
+            PlannedRun(
+                status=status,
+                cost=_times(size.cost, run.iterations),
+                size=size,
+                disk_gib=(branch > 0 and branch not in branches) * checkpoint_gib + weights_gib,
+                hours=estimator.hours(size.duration, steps, starts=starts),
+                hours_alone=estimator.hours(size.duration, run.iterations, starts=1),
+                hours_apart=estimator.hours(
+                    size.duration, run.iterations - trained, starts=2 if branch > trained else 1
+                ),
+            )
+        )
+        branches.add(branch)
+        if status.state not in {RunState.FAILED, RunState.CANCELLED}:
+            behind = branch
+        if status.state is RunState.DONE:
+            trained = branch
+    return found
+
+
+def _times(step: Cost, iterations: int) -> Cost:
+    return Cost(
+        n_params=step.n_params,
+        n_params_non_embedding=step.n_params_non_embedding,
+        tokens=iterations * step.tokens,
+        flops=iterations * step.flops,
+    )
+
+
+def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> float:
+    """GiB of what comes and goes in training: `keep_last` periodic checkpoints and one of a decay for each Series."""
+    series: dict[str, PlannedRun] = {
+        run.status.series_id: run for run in runs if run.status.state not in OVER
+    }
+    choice, capacity = study.resources, cluster.gpus or cluster.cores
+    each = choice.keep_last + choice.keep_best + 1
+    needs = (r.layout.ranks * (1 if cluster.gpus else r.layout.threads) for r in series.values())
+    need = min(capacity, min(needs, default=1))
+    at_once = min(choice.jobs or capacity, max(1, capacity // need))
+    largest = sorted((run.checkpoint_gib for run in series.values()), reverse=True)
+    return each * sum(largest[:at_once])
+
+
+Note = tuple[str, str]
+
+
+def notes_on(
+    study: Study,
+    corpus: CorpusView,
+    cluster: Cluster,
+    root: Root,
+    *,
+    text_is_known: bool,
+    sources: Collection[str],
+    needed: float,
+    passing: float,
+) -> tuple[Note, ...]:
+    """Coded notes, (code, text): `sources` are what the speeds rest on, `needed` and `passing` GiB of disk."""
+    on_corpus = _on_corpus(study, corpus, text_is_known=text_is_known)
+    return (*on_corpus, *_on_speed(cluster, sources), *_on_disk(root, needed, passing))
+
+
+def _on_corpus(study: Study, corpus: CorpusView, *, text_is_known: bool) -> list[Note]:
+    path, encoder, facts = study.corpus.path, study.text.encoder, study.corpus.facts
+    if not corpus.is_known:
+        text = f"{path} is not here: costs follow corpus.facts, runs have no ids and cannot be submitted"
+        if encoder != "bytes":
+            text += f"; {encoder} was not looked for"
+        return [("corpus_unknown", text)]
+    if not path.exists():
+        text = f"{path} is not here: captions count as long as they may be; `submit` needs the corpus"
+        return [("corpus_elsewhere", text)]
+    notes = []
+    if not text_is_known:
+        text = f"text encoder {encoder} is not here: runs have no ids and finished ones are not found"
+        notes.append(("text_unknown", f"{text}; `submit` fetches it from the hub"))
+    if facts is not None and facts.clips != corpus.clips:
+        text = f"{path} has {corpus.clips:,} clips to train on; corpus.facts.clips is {facts.clips:,}"
+        notes.append(("corpus_facts", text))
+    return notes
+
+
+def _on_speed(cluster: Cluster, sources: Collection[str]) -> list[Note]:
+    notes = []
+    if cluster.gpus:
+        text = "memory is checked against engines on the CPU, which does not validate what CUDA kernels keep"
+        notes.append(("memory_estimated", text))
+    else:
+        text = "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks"
+        notes.append(("cpu_ranks", text))
+    if "assumed" in sources:
+        text = "no run on such a device has finished under this root: hours follow an assumed speed"
+        notes.append(("speed_assumed", text))
+    elif "borrowed" in sources:
+        text = "some architectures have no finished run on such a device: their hours follow another's speed"
+        notes.append(("speed_borrowed", text))
+    return notes
+
+
+def _on_disk(root: Root, needed: float, passing: float) -> list[Note]:
+    place = root.path.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / GIB
+    if free >= needed:
+        return []
+    text = (
+        f"{root.path} has {free:.4g} GiB free, and training what is left takes about {needed:.4g} GiB, "
+        f"{passing:.4g} GiB of them in passing; `ssmscale prune` frees what finished studies no longer need"
+    )
+    return [("disk_short", text)]

@@ -1,0 +1,197 @@
+"""Which code runs: its commit, and a digest of its sources that is the same wherever they lie.
+
+The digest names a state of the code whether it lies in a git checkout, in a copy of one or in a wheel. Taking it reads
+every source once, about a megabyte: cheap enough for each job to compare itself with its submission.
+
+The code of a submission, written down: ROOT/studies/NAME/code/STATE.json and STATE.diff, one of each a state.
+
+STATE is a digest of the sources, so what was submitted a hundred times with the same code is recorded once. The
+record names a commit and holds the difference to it that give this code; where the code is an installed package, its
+version. Either way it lists the digest of every source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from harness.common.disk import write_atomically
+from harness.study.run import Frozen
+
+HOME = Path(__file__).resolve().parents[2]
+"""Where the packages lie: a checkout, a copy of one, or site-packages."""
+PACKAGES = ("harness", "ssmttm", "analysis")
+SOURCES = frozenset({".py", ".html"})
+"""Endings of the files that decide what the packages do."""
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """Git commit of the code that runs, with a + where the checkout has changes; None outside a checkout."""
+    if not is_checkout():
+        return None
+    return f"{git('rev-parse', 'HEAD')}{'+' if git('status', '--porcelain', '--untracked-files=no') else ''}"
+
+
+@lru_cache(maxsize=1)
+def is_checkout() -> bool:
+    """Whether the code lies in a git checkout of its own, with at least one commit.
+
+    A wheel in an environment inside somebody's repository does not.
+    """
+    top = git("rev-parse", "--show-toplevel")
+    return (
+        top is not None
+        and Path(top).resolve() == HOME
+        and git("ls-tree", "--name-only", "HEAD", "harness/__init__.py") == "harness/__init__.py"
+    )
+
+
+def source_files(home: Path = HOME) -> dict[str, str]:
+    """The sha256 of every source of the packages below `home`, by path."""
+    found = {}
+    for package in PACKAGES:
+        for folder, folders, files in os.walk(home / package):
+            folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
+            for name in files:
+                path = Path(folder, name)
+                # An editor's lock file is a hidden link to nowhere that bears a source's ending.
+                if path.suffix not in SOURCES or name.startswith(".") or not path.is_file():
+                    continue
+                with suppress(FileNotFoundError):  # removed since it was listed
+                    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                    found[path.relative_to(home).as_posix()] = digest
+    return dict(sorted(found.items()))
+
+
+def code_state(sources: Mapping[str, str]) -> str:
+    """What a state of the code is called: 12 hex digits of a digest over its sources."""
+    lines = "".join(f"{digest} {path}\n" for path, digest in sorted(sources.items()))
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+@lru_cache(maxsize=1)
+def running_code() -> str | None:
+    """The state of this process's code, None where it cannot be read.
+
+    Ask when the process starts, for the files may change under it later.
+    """
+    try:
+        return code_state(source_files())
+    except OSError:
+        return None
+
+
+def installed_version(package: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git(*arguments: str, **environment: str) -> str | None:
+    """What git says of the code's own folder; None where it is not there or refuses."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(HOME), *arguments],
+            capture_output=True,
+            check=True,
+            env={**os.environ, **environment},
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.decode(errors="surrogateescape").strip("\n")
+
+
+LARGEST_FILE = 256 * 1024
+LARGEST_DIFF = 8 * 1024 * 1024
+"""Bytes of one changed file, and of all changes together, that are kept; beyond that they are named."""
+
+
+class CodeRecord(Frozen):
+    """What is known of one state of the code."""
+
+    state: str
+    version: str | None
+    """Version of the installed package."""
+    commit: str | None
+    """Git commit it is based on; null where it lies in no checkout."""
+    diff: str | None
+    """File beside this one that `git apply` turns the commit into this code with; null where nothing differs."""
+    left_out: Mapping[str, str]
+    """Changed files the diff does not hold, each with the reason."""
+    sources: Mapping[str, str]
+    """The sha256 of every source."""
+
+
+def record_code(study_dir: Path) -> str:
+    """Write down the code as it is on disk, unless it is known; returns the name of its state."""
+    folder = study_dir / "code"
+    for _ in range(3):  # somebody may be editing it
+        sources = source_files()
+        state = code_state(sources)
+        if (folder / f"{state}.json").exists():
+            return state
+        commit, diff, left_out = _difference(sources) if is_checkout() else (None, "", {})
+        if source_files() == sources:
+            break
+    if diff:
+        write_atomically(folder / f"{state}.diff", diff.encode(errors="surrogateescape"))
+    record = CodeRecord(
+        state=state,
+        version=installed_version("ssmscale"),
+        commit=commit,
+        diff=f"{state}.diff" if diff else None,
+        left_out=left_out,
+        sources=sources,
+    )
+    write_atomically(folder / f"{state}.json", record.model_dump_json(indent=1) + "\n")
+    return state
+
+
+@contextmanager
+def index_of_everything() -> Iterator[dict[str, str]]:
+    """An index of git's own beside the user's: what HEAD has, and the packages' new sources that git does not ignore.
+
+    Yields the environment that has git use it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+        git("read-tree", "HEAD", **environment)
+        new = git("ls-files", "-z", "--others", "--exclude-standard", "--", *PACKAGES, **environment)
+        added = [name for name in (new or "").split("\0") if Path(name).suffix in SOURCES]
+        if added:
+            git("add", "--intent-to-add", "--", *added, **environment)
+        yield environment
+
+
+def _difference(sources: Mapping[str, str]) -> tuple[str | None, str, dict[str, str]]:
+    """The commit, the packages' difference to it, and what that leaves out."""
+    plain = ("--no-ext-diff", "--no-textconv", "--no-renames", "--no-color", "--full-index")
+    with index_of_everything() as environment:
+        known = set((git("ls-files", "-z", "--", *PACKAGES, **environment) or "").split("\0"))
+        left_out = {name: "ignored by git" for name in sources if name not in known}
+        wanted = []
+        changes = git("diff", *plain, "--numstat", "-z", "HEAD", "--", *PACKAGES, **environment) or ""
+        for change in filter(None, changes.split("\0")):
+            added, _, name = change.split("\t", 2)
+            if added == "-":
+                left_out[name] = "binary"
+            elif (HOME / name).is_file() and (HOME / name).stat().st_size > LARGEST_FILE:
+                left_out[name] = f"larger than {LARGEST_FILE} bytes"
+            else:
+                wanted.append(name)
+        prefixes = ("--src-prefix=a/", "--dst-prefix=b/")
+        diff = git("diff", *plain, *prefixes, "HEAD", "--", *wanted, **environment) if wanted else ""
+        if diff is None or len(diff) > LARGEST_DIFF:
+            left_out |= dict.fromkeys(wanted, f"of changes beyond {LARGEST_DIFF} bytes")
+            diff = ""
+    return git("rev-parse", "HEAD"), diff + "\n" if diff else "", left_out

@@ -1,0 +1,46 @@
+"""What a finished Run says of itself: the loss, and everything a scaling law asks about how it came to be."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.study.run import Frozen, Run
+from harness.study.schedule import is_annealed
+from ssmttm.model.flops import parameter_count
+
+Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class Result(Frozen):
+    """The `finished` event of a Run's journal."""
+
+    loss: Finite
+    """Mean held-out cross-entropy, nats a token, over all codebooks, no label smoothing."""
+    loss_codebooks: tuple[Finite, ...]
+    step: Number
+    """Optimiser steps taken: the Run's iterations."""
+    tokens: Number
+    """Targets trained on, repeats counted, padding and prefix not."""
+    flops: Finite
+    """Training operations of the model, the text encoder not counted."""
+    n_params: Number
+    n_params_non_embedding: Number
+    n_params_text_encoder: Number
+    n_params_null_condition: Number
+    annealed: Annotated[bool, Field(strict=True)]
+
+
+def describe_result(run: Run, tokens: int, flops_per_token: float) -> dict[str, object]:
+    """Everything of a Result that follows from the Run and the tokens it saw."""
+    count = parameter_count(run.model)
+    return {
+        "flops": flops_per_token * tokens,
+        "n_params": count.n_params,
+        "n_params_non_embedding": count.non_embedding,
+        "n_params_text_encoder": count.text_encoder,
+        "n_params_null_condition": count.null_condition,
+        "annealed": is_annealed(run.schedule),
+    }

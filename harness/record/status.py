@@ -1,0 +1,374 @@
+"""What has become of every Run of a study: from the directories alone, whoever trained there.
+
+A Run's own journal tells of its branch, its Series' journal of the trunk; control.jsonl adds what the command line
+did. Nothing is stored twice, so nothing can disagree.
+
+GPU-hours of a study: used, from what really ran, and left, from how fast its runs go.
+
+What is used counts every attempt, and a Series once however many Runs share its trunk. A scheduler's accounts say
+how long a job held its devices; without them the journals do, from an attempt's first event to its last. What is left
+follows the newest measured speed of the Series, else of others of its architecture and size, and is not known before
+either has any. A device is a GPU, or a CPU rank where there are no GPUs, as in a plan; of one that several Series share
+each is charged its share, wherever it was trained.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Any
+
+from harness.common.process import process_is_alive
+from harness.record.control import Control, cancelled_in, forgiven_in
+from harness.record.jobs import ELSEWHERE, JobState, JobView
+from harness.record.journal import Event, Progress, ProgressReader, Span
+from harness.record.root import Root
+from harness.study.grid import GridPoint
+from harness.study.run import Run
+from harness.study.schedule import branch_step
+
+
+class RunState(StrEnum):
+    """Where a Run stands."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    """It began, nobody trains it now; the next submission goes on from its last checkpoint."""
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
+"""States in which nothing more happens to a Run by itself."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One row of the status table."""
+
+    point: GridPoint
+    run_id: str
+    series_id: str
+    state: RunState
+    iterations_done: int
+    loss: float | None
+    """Held-out loss of a finished Run, nats a token; None before."""
+    train_loss: float | None
+    """Newest training loss, label smoothing included."""
+    tokens_per_second: float | None
+    job_id: str | None
+    reason: str | None
+    """Why a Run failed or was interrupted, or why its job waits."""
+    slurm_state: str | None = None
+    """SLURM's own word for its newest job."""
+    result: Mapping[str, Any] | None = None
+    """The journal's last word on a finished Run."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The row of `ssmscale status --json`."""
+        return {
+            "run_id": self.run_id,
+            "series": self.series_id,
+            "architecture": self.point.architecture,
+            "size": self.point.size,
+            "seed": self.point.run.seed,
+            "state": self.state,
+            "iterations": self.point.run.iterations,
+            "iterations_done": self.iterations_done,
+            "loss": self.loss,
+            "train_loss": self.train_loss,
+            "tokens_per_second": self.tokens_per_second,
+            "job_id": self.job_id,
+            "reason": self.reason,
+            "slurm_state": self.slurm_state,
+        }
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Read many journals a third faster: nothing of them is a cycle, and the collector would look again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class StatusReader:
+    """Reads the states of a study's Runs, each Series' journal once a reading, and what is new alone."""
+
+    def __init__(self, root: Root, study_name: str) -> None:
+        self.root = root
+        self.notes: tuple[str, ...] = ()
+        """What the newest reading passed over in journals, a sentence each."""
+        self._journals = ProgressReader(newest_only=True)
+        self._trunks: dict[str, Progress] = {}
+        self._runs: dict[str, Progress] = {}
+        self.control = Control(root.study(study_name) / "control.jsonl")
+
+    @_without_collecting()
+    def read(
+        self,
+        points: Iterable[GridPoint],
+        *,
+        submitter: Mapping[str, Any] | None = None,
+        jobs: Mapping[str, JobView] | None = None,
+    ) -> list[RunStatus]:
+        """The status of each Run, in the order given; what `submitter` itself handed over does not count as queued.
+
+        `jobs` holds a scheduler's word by run id: only it knows of waiting jobs and of other machines' processes.
+        """
+        events = self.control.read()
+        cancelled, forgiven, waiting = cancelled_in(events), forgiven_in(events), _waiting(events, submitter)
+        trunks: dict[str, Progress] = {}
+        runs: dict[str, Progress] = {}
+        found = []
+        notes: list[str] = []
+        for point in points:
+            run_id, series_id = point.run_id, point.series_id
+            if series_id not in trunks:
+                trunks[series_id] = self._journals.read(self.root.series(series_id))
+                notes += trunks[series_id].damaged
+            own = runs[run_id] = self._journals.read(self.root.run(run_id))
+            notes += own.damaged
+            state = _state(point.run, own, trunks[series_id], forgiven=forgiven.get(run_id, 0))
+            job = (jobs or {}).get(run_id)
+            state = _by_scheduler(state, job, own, trunks[series_id])
+            if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
+                state = RunState.CANCELLED
+            elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
+                state = RunState.QUEUED
+            found.append(_row(point, run_id, series_id, state, own, trunks[series_id], job))
+        self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
+        return found
+
+    def hours(self, rows: Sequence[RunStatus], jobs: Mapping[str, JobTime]) -> Hours:
+        """GPU-hours used and left as of the newest reading, whose rows these are; the rest as for `count_hours`."""
+        points = [row.point for row in rows]
+        wanted = [row.run_id for row in rows if row.state not in OVER]
+        return count_hours(points, self._trunks, self._runs, wanted, jobs)
+
+
+def _waiting(events: Iterable[Mapping[str, Any]], submitter: Mapping[str, Any] | None) -> set[str]:
+    """Runs handed to a submission whose process still runs."""
+    waiting: set[str] = set()
+    for event in events:
+        process = event.get("process", {})
+        if event["event"] == "submitted" and process != submitter and process_is_alive(process):
+            waiting |= set(event.get("runs", ()))
+    return waiting
+
+
+def _state(run: Run, own: Progress, trunk: Progress, *, forgiven: int) -> RunState:
+    if own.state == Event.FINISHED:
+        return RunState.DONE
+    if own.state == Event.FAILED and own.attempt > forgiven:
+        return RunState.FAILED
+    if own.is_alive or trunk.is_alive:
+        return RunState.RUNNING
+    if own.attempt > forgiven or (0 < trunk.step < run.iterations and trunk.state != Event.FINISHED):
+        return RunState.INTERRUPTED
+    return RunState.NEW
+
+
+def _by_scheduler(state: RunState, job: JobView | None, own: Progress, trunk: Progress) -> RunState:
+    """A state as journals tell it, corrected by a scheduler that knows of a live job."""
+    if job is None or state not in {RunState.NEW, RunState.INTERRUPTED, RunState.RUNNING}:
+        return state
+    if job.state is JobState.QUEUED:
+        return RunState.QUEUED
+    if job.state is JobState.RUNNING:
+        has_begun = not job.packed or any(held.is_trained_by(job.job_id) for held in (own, trunk))
+        return RunState.RUNNING if has_begun or state is RunState.RUNNING else RunState.QUEUED
+    return state
+
+
+def _row(
+    point: GridPoint,
+    run_id: str,
+    series_id: str,
+    state: RunState,
+    own: Progress,
+    trunk: Progress,
+    job: JobView | None,
+) -> RunStatus:
+    finished = state is RunState.DONE and own.result is not None
+    latest = own if own.step else trunk
+    newest = latest.steps[max(latest.steps)] if latest.steps and state is not RunState.NEW else {}
+    branch = branch_step(point.run.schedule, point.run.iterations)
+    done = point.run.iterations if finished else max(own.step, min(trunk.step, branch))
+    reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
+    if state is RunState.INTERRUPTED:
+        reason = (own if own.attempt else trunk).stopped_by
+    if job is not None and state in {RunState.QUEUED, RunState.RUNNING}:
+        reason = _why(job)
+        if job.packed and job.state is JobState.RUNNING and state is RunState.QUEUED:
+            reason = f"waits for its turn in job {job.job_id}"
+    elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
+        over = f"job {job.job_id} is over: {job.slurm_state}"  # of which the journals may not know
+        reason = f"{reason}; {over}" if reason else over
+    return RunStatus(
+        point=point,
+        run_id=run_id,
+        series_id=series_id,
+        state=state,
+        iterations_done=0 if state is RunState.NEW else done,
+        loss=own.result.get("loss") if finished and own.result else None,
+        train_loss=newest.get("loss"),
+        tokens_per_second=newest.get("tokens_per_second"),
+        job_id=(job.job_id if job else None) or (own.started or trunk.started or {}).get("job_id"),
+        reason=reason,
+        result=own.result if finished else None,
+        slurm_state=job.slurm_state if job else None,
+    )
+
+
+def _why(job: JobView) -> str | None:
+    """Why a job waits, or why one that has its nodes does not get on; None for one that plainly runs."""
+    if job.state is JobState.RUNNING:
+        return None if job.slurm_state == "RUNNING" else job.slurm_state
+    if job.slurm_state in {"PENDING", "SUBMITTING", ELSEWHERE}:
+        return job.why
+    return f"{job.slurm_state}: {job.why}"
+
+
+def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:
+    """How many Runs are in each state, states that occur alone."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.state] = counts.get(row.state, 0) + 1
+    return counts
+
+
+@dataclass(frozen=True)
+class JobTime:
+    """What a scheduler's accounts say of one job."""
+
+    series_id: str
+    device_seconds: float
+
+
+@dataclass(frozen=True)
+class Hours:
+    """GPU-hours of a study."""
+
+    used: Mapping[str, float]
+    """By series id."""
+    left: Mapping[str, float | None]
+    """By run id, for what it adds to its Series; 0 where it is over, None where no speed is known."""
+
+    @property
+    def used_in_all(self) -> float:
+        """Of all Series."""
+        return sum(self.used.values())
+
+    @property
+    def left_as_far_as_known(self) -> float:
+        """Of the Runs whose speed is known."""
+        return sum(hours for hours in self.left.values() if hours is not None)
+
+    @property
+    def unknown(self) -> int:
+        """Runs for which nothing can be said yet."""
+        return sum(hours is None for hours in self.left.values())
+
+    def as_json(self) -> dict[str, object]:
+        """The `gpu_hours` of `ssmscale status --json`."""
+        return {
+            "used": self.used_in_all,
+            "left": self.left_as_far_as_known,
+            "left_unknown_runs": self.unknown,
+            "used_by_series": dict(self.used),
+        }
+
+
+def count_hours(
+    points: Sequence[GridPoint],
+    trunks: Mapping[str, Progress],
+    runs: Mapping[str, Progress],
+    wanted: Iterable[str],
+    jobs: Mapping[str, JobTime],
+) -> Hours:
+    """Hours of a study from its journals, by series id and by run id; `wanted` are the Runs that are not over.
+
+    jobs: what accounts say, by job id.
+    """
+    spans: dict[str, list[Span]] = {series_id: list(trunk.spans) for series_id, trunk in trunks.items()}
+    for point in points:
+        spans[point.series_id] += runs[point.run_id].spans
+    seconds = {
+        series_id: _covered(span for span in held if span.job_id not in jobs)
+        for series_id, held in spans.items()
+    }
+    for job in jobs.values():
+        if job.series_id in seconds:
+            seconds[job.series_id] += job.device_seconds
+    used = {series_id: device_seconds / 3600 for series_id, device_seconds in seconds.items()}
+    return Hours(used, _left(points, trunks, runs, set(wanted)))
+
+
+def _covered(spans: Iterable[Span]) -> float:
+    """Device-seconds of attempts; a branch trained within its trunk's attempt is counted once."""
+    total, until = 0.0, float("-inf")
+    for span in sorted(spans, key=lambda span: (span.begun, -span.ended)):
+        total += max(0.0, span.ended - max(span.begun, until)) * span.ranks * span.gpu_share
+        until = max(until, span.ended)
+    return total
+
+
+def _left(
+    points: Sequence[GridPoint],
+    trunks: Mapping[str, Progress],
+    runs: Mapping[str, Progress],
+    wanted: set[str],
+) -> dict[str, float | None]:
+    rates: dict[str, float] = {}
+    by_size: dict[tuple[str, str], list[float]] = {}
+    members: dict[str, list[GridPoint]] = {}
+    for point in points:
+        members.setdefault(point.series_id, []).append(point)
+    for series_id, group in members.items():
+        rate = _seconds_a_token([trunks[series_id], *(runs[point.run_id] for point in group)])
+        if rate is not None:
+            rates[series_id] = rate
+            by_size.setdefault((group[0].architecture, group[0].size), []).append(rate)
+    alike = {size: median(found) for size, found in by_size.items()}
+    left: dict[str, float | None] = {}
+    for series_id, group in members.items():
+        reached = trunks[series_id].step
+        for point in sorted(group, key=lambda point: point.run.iterations):
+            if point.run_id not in wanted:
+                left[point.run_id] = 0.0
+                continue
+            branch = branch_step(point.run.schedule, point.run.iterations)
+            steps = max(0, branch - reached) + point.run.iterations - max(branch, runs[point.run_id].step)
+            reached = max(reached, branch)
+            rate = rates.get(series_id, alike.get((point.architecture, point.size)))
+            left[point.run_id] = None if rate is None else steps * tokens_a_step(point.run) * rate / 3600
+    return left
+
+
+def tokens_a_step(run: Run) -> int:
+    """Tokens of one optimiser step."""
+    return run.batch * run.frames * run.model.n_codebooks
+
+
+def _seconds_a_token(journals: Iterable[Progress]) -> float | None:
+    """Device-seconds a token by the newest step that was timed, or None."""
+    found = None
+    for journal in journals:
+        for step in journal.steps.values():
+            if step.get("tokens_per_second", 0) > 0 and (found is None or step["t"] > found[0]):
+                began = journal.started or {}
+                devices = began.get("layout", {}).get("ranks", 1) * began.get("gpu_share", 1.0)
+                found = step["t"], devices / step["tokens_per_second"]
+    return None if found is None else found[1]

@@ -1,0 +1,1 @@
+"""The study: its YAML schema, its grid, its Runs and their schedules."""

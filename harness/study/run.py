@@ -1,0 +1,136 @@
+"""A Run: everything that can change one training result, and nothing else.
+
+Identity is derived, never chosen: the run id is a hash of the Run's canonical JSON, in which a field at its
+default is left out, so that a field added later orphans no finished run. Resources, paths, dispatchers and
+tracking are no part of it; corpus and text encoder enter by fingerprint. Runs that differ in nothing but their
+iterations share a trunk under a warmup-stable-decay schedule and form a Series.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ssmttm.model.config import ModelConfig
+
+RECIPE_VERSION = 1
+"""Moves when the numerics of training move, so that results of two recipes are never taken for one."""
+
+Count = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+WholeNumber = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
+
+
+class Frozen(BaseModel):
+    """Base of everything that travels between rooms: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Optimiser(Frozen):
+    """AdamW and its clipping; the defaults are the paper's, the learning rate has none."""
+
+    lr: Positive
+    """Peak learning rate."""
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+    eps: Positive = 1e-7
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.02
+    """Applied to matrices alone: never to biases, norms or the scan's own parameters."""
+    grad_clip: Positive | None = 1.0
+    """Largest global gradient norm; null leaves gradients alone."""
+
+
+class ScheduleKind(StrEnum):
+    """How the learning rate moves after warmup."""
+
+    WSD = "wsd"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class Schedule(Frozen):
+    """A learning-rate schedule; training/schedule.py turns it into numbers."""
+
+    kind: ScheduleKind = ScheduleKind.WSD
+    warmup: WholeNumber = 500
+    """Steps of linear warmup: steps and not a fraction, so that runs of different length share them."""
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
+    """Under wsd: the share of a Run's iterations spent in its decay."""
+    final_fraction: Fraction = 0.005
+    """Learning rate at the last step over the peak (wsd and cosine)."""
+
+
+class Regularisation(Frozen):
+    """What is done to targets and captions while training; never while evaluating."""
+
+    label_smoothing: Probability = 0.1
+    caption_dropout: Probability = 0.1
+    """Share of captions replaced whole by the learned null condition."""
+    position_dropout: Probability = 0.1
+    """Share of the remaining captions' positions that are masked."""
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward pass; parameters and optimiser states stay fp32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Run(Frozen):
+    """One point of the grid."""
+
+    recipe_version: Count = 1
+    """The recipe it is trained by; its default is the first one for ever, whatever RECIPE_VERSION says now."""
+    model: ModelConfig
+    corpus: Digest
+    """Fingerprint of the corpus, its codec included."""
+    text_encoder: Digest | None = None
+    """Fingerprint of the frozen text encoder; null where the encoder is trained with the model."""
+    frames: Count
+    """Frames of a training sequence (and of a held-out one)."""
+    batch: Count
+    """Sequences in a global batch, whatever the resources."""
+    optimiser: Optimiser
+    schedule: Schedule = Schedule()
+    regularisation: Regularisation = Regularisation()
+    precision: Precision = Precision.FP32
+    eval_clips: Count | None = None
+    """Held-out clips the loss is measured on, the first so many; null takes the whole split."""
+    iterations: Count
+    """Optimiser steps in all: trunk plus decay."""
+    seed: WholeNumber = 0
+
+    @property
+    def run_id(self) -> str:
+        """First 12 hex digits of the SHA-256 of the canonical JSON."""
+        return _digest(self.canonical())
+
+    @property
+    def series_id(self) -> str:
+        """Identity of the trunk this Run branches from; of the Run itself where none is shared."""
+        return _digest({"series": self.series_canonical()})
+
+    def canonical(self) -> dict[str, object]:
+        """The Run without what stands at its default: what is hashed and what run.json holds."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    def series_canonical(self) -> dict[str, object]:
+        """What the Runs of a Series have in common: what series.json holds."""
+        fields = self.canonical()
+        if self.schedule.kind is ScheduleKind.WSD:
+            del fields["iterations"]
+        return fields
+
+
+def _digest(fields: dict[str, object]) -> str:
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

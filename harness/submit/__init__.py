@@ -1,0 +1,1 @@
+"""One way from a planned study to tasks in a backend's hands."""

@@ -1,0 +1,131 @@
+"""A submission that stays in the foreground until the study is done or the user ends it: on this machine's own
+workers, or packed on a Ray that is started here for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Protocol, Self
+
+from harness.common.console import Stopped, console, errors, stoppable
+from harness.common.disk import DiskFull
+from harness.common.format import counted
+from harness.dispatch.base import Dispatcher
+from harness.dispatch.local import LocalDispatcher
+from harness.dispatch.ray.cluster import ray_here
+from harness.dispatch.ray.dispatcher import RayDispatcher, connected
+from harness.plan.cluster import this_machine
+from harness.plan.plan import Plan
+from harness.record.registry import ResolvedStudy
+from harness.record.root import Root
+from harness.record.status import RunState, RunStatus, StatusReader
+from harness.study.schema import Study
+from harness.submit.submission import Submission
+from harness.tracking.live import MirrorThread
+from harness.tracking.store import tracking_uri
+
+
+class Progress(Protocol):
+    """A display of how a study's Runs get on."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Stop showing."""
+
+    def show(self, rows: Sequence[RunStatus]) -> None:
+        """Show where every Run is now."""
+
+    def stop(self) -> None:
+        """Leave the terminal to messages."""
+
+
+def train_here(resolved: ResolvedStudy, plan: Plan, progress: Progress, on: str = "local") -> list[RunStatus]:
+    """Train what is missing on this machine, mirroring into MLflow on the way; returns how every Run ended.
+
+    on: local, or ray for a Ray that is started here and ended again.
+
+    Raises Stopped after Ctrl-C or SIGTERM, when all workers have saved and gone, DiskFull where no room was left to go
+    on, when they have gone, and RayDown where Ray does not start.
+    """
+    study, root = resolved.study, resolved.root
+    rows = StatusReader(root, study.name).read(resolved.points)
+    if not plan.missing and not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
+        known = [run.status for run in plan.runs]  # by SLURM's word too
+        waiting = {row.series_id for row in known if row.state in {RunState.RUNNING, RunState.QUEUED}}
+        _tell_left(dict.fromkeys(waiting, study.name))
+        return known
+    with dispatcher_here(on, study, root) as dispatcher:
+        return _train(resolved, plan, dispatcher, on, progress)
+
+
+@contextmanager
+def dispatcher_here(on: str, study: Study, root: Root) -> Iterator[Dispatcher]:
+    """This machine's dispatcher while the block runs: local, or ray with a Ray started for it."""
+    folder = root.study(study.name)
+    if on == "local":
+        yield LocalDispatcher(this_machine(), folder / "logs", study.resources.jobs)
+        return
+    with ray_here(this_machine(), folder / "ray") as ray:
+        if ray.dashboard is not None:
+            errors.print(f"Ray's dashboard: {ray.dashboard} (from elsewhere: {ray.tunnel()})")
+        os.environ |= ray.environment()
+        with connected(ray.address):
+            yield RayDispatcher(folder / "logs", study.resources.jobs)
+
+
+def _train(
+    resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, on: str, progress: Progress
+) -> list[RunStatus]:
+    study, root = resolved.study, resolved.root
+    reader = StatusReader(root, study.name)
+    mirror = MirrorThread(tracking_uri(study, root), study.name, root)
+    submission = Submission(resolved, plan, dispatcher, on, sidecars=False)
+    series = len({run.status.series_id for run in plan.missing})
+    if plan.missing:
+        console.print(
+            f"{counted(len(plan.missing), 'run')} to train in {counted(series, 'series')}; starting workers"
+        )
+    else:
+        console.print("everything that is missing is being trained by another process; waiting for it")
+    with stoppable() as heed, progress:
+        mirror.start()
+
+        def on_progress(now: Sequence[RunStatus]) -> None:
+            heed()
+            progress.show(now)
+            mirror.show(now)
+
+        try:
+            rows = submission.run(on_progress)
+        except KeyboardInterrupt as interrupt:
+            progress.stop()
+            errors.print("stopping: workers save what they have")
+            dispatcher.close()
+            mirror.finish(reader.read(resolved.points, submitter=submission.process))
+            raise Stopped from interrupt
+        except DiskFull:
+            progress.stop()
+            dispatcher.close()
+            mirror.finish(reader.read(resolved.points, submitter=submission.process))
+            raise
+        finally:
+            dispatcher.close()
+        mirror.finish(rows)
+    _tell_left(submission.left)
+    return rows
+
+
+def _tell_left(left: Mapping[str, str]) -> None:
+    """Say which studies' jobs Series were left to."""
+    for study, series in sorted(Counter(left.values()).items()):
+        console.print(
+            f"{counted(series, 'series')} left to jobs of study {study}; `ssmscale status {study}` shows how they do"
+        )

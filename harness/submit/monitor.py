@@ -1,0 +1,241 @@
+"""Where a study stands, read once or again and again: journals each time, the scheduler seldom.
+
+A journal is a file on our own disk. slurmctld is one process that a whole site talks to, so it is asked at most every
+twenty seconds and the less often the longer it took; in between, and while it does not answer, its last word holds.
+
+The allocations in which a study's Series are packed: where they stand, and where Ray's dashboard is meanwhile.
+
+From what a user calls a study or a run to the study and the run: what most verbs of the command begin with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.common.console import warn
+from harness.common.format import counted, duration
+from harness.dispatch.arrays import Array, packed_folder
+from harness.dispatch.ledger import Book, jobs_of_runs, open_book, times_of_jobs
+from harness.dispatch.ray.cluster import RayAddress, read_address
+from harness.record.control import Control
+from harness.record.jobs import JobState, JobView, SchedulerGone
+from harness.record.registry import ResolvedStudy
+from harness.record.series import unfinished
+from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
+from ssmttm.errors import InputError
+
+SCHEDULER_SECONDS = 20.0
+"""Least time between two questions to the scheduler."""
+PATIENCE = 20.0
+"""How many times as long as an answer took nothing further is asked."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A packed array's job that waits or runs."""
+
+    array: Array
+    view: JobView
+    ray: RayAddress | None
+    """Where its Ray is, once it has started."""
+
+    def as_json(self) -> dict[str, Any]:
+        """A row of `allocations` in `ssmscale status --json`."""
+        shape = self.array.shape
+        return {
+            "job_id": self.view.job_id,
+            "state": self.view.state,
+            "slurm_state": self.view.slurm_state,
+            "reason": self.view.reason,
+            "nodes": shape.nodes,
+            "gpus": shape.ranks,
+            "series": len(self.array.tasks),
+            "node_list": self.view.nodes or None,
+            "seconds": self.view.seconds,
+            "dashboard": self.ray.dashboard if self.ray else None,
+            "tunnel": self.ray.tunnel() if self.ray else None,
+            "token_file": str(self.ray.token_file) if self.ray else None,
+        }
+
+    def lines(self) -> Iterable[str]:
+        """What a user wants to know of it."""
+        shape, view = self.array.shape, self.view
+        each = " each" if shape.nodes > 1 else ""
+        size = f"{counted(shape.nodes, 'node')} with {counted(shape.ranks_a_node, self.array.device)}{each}"
+        what = f"job {view.job_id}: {counted(len(self.array.tasks), 'series')} packed on {size}"
+        if view.state is JobState.QUEUED:
+            yield f"{what}, queued: {view.why}"
+            return
+        yield f"{what}, {view.slurm_state.lower()} for {duration(view.seconds / 3600)} on {view.nodes}"
+        if self.ray is not None and self.ray.dashboard is not None:
+            page, token = self.ray.dashboard, self.ray.token_file
+            yield f"Ray's dashboard: {self.ray.tunnel()}, then {page} with what is in {token}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A study at one moment."""
+
+    study: str
+    rows: Sequence[RunStatus]
+    hours: Hours
+    notes: tuple[str, ...]
+    """What was passed over in journals, a sentence each."""
+    problem: str | None = None
+    """Why the scheduler's word is old or missing."""
+    is_unheard: bool = False
+    """Whether the scheduler has been asked and has never answered."""
+    pilots: tuple[Pilot, ...] = ()
+    """Allocations in which Series of it are packed, that wait or run."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many Runs are in each state, states that occur alone."""
+        return count_states(self.rows)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything is being trained or waits to be, or may be, for all that an unheard scheduler knows."""
+        live = {RunState.RUNNING, RunState.QUEUED}
+        if self.is_unheard:
+            live |= {RunState.NEW, RunState.INTERRUPTED}
+        return any(row.state in live for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `ssmscale status --json`."""
+        rows = [row.as_json() | {"gpu_hours_left": self.hours.left[row.run_id]} for row in self.rows]
+        return {
+            "study": self.study,
+            "runs": rows,
+            "counts": self.counts,
+            "gpu_hours": self.hours.as_json(),
+            "allocations": [pilot.as_json() for pilot in self.pilots],
+            "notes": list(self.notes),
+        }
+
+
+class StudyReader:
+    """Reads one study."""
+
+    def __init__(self, resolved: ResolvedStudy) -> None:
+        self.resolved = resolved
+        self._journals = StatusReader(resolved.root, resolved.study.name)
+        self._folder = resolved.root.study(resolved.study.name)
+        self._book: Book | None = None
+        self._problem: str | None = None
+        self._next = float("-inf")
+
+    def read(self) -> Reading:
+        """Where it stands now, by the scheduler's newest word."""
+        self._ask()
+        jobs = {} if self._book is None else jobs_of_runs(self._book)
+        times = {} if self._book is None else times_of_jobs(self._book)
+        rows = self._journals.read(self.resolved.points, jobs=jobs)
+        hours = self._journals.hours(rows, times)
+        return Reading(
+            self.resolved.study.name,
+            rows,
+            hours,
+            self._journals.notes,
+            self._problem,
+            is_unheard=self._problem is not None and (self._book is None or bool(self._book.unheard)),
+            pilots=() if self._book is None else pilots_of(self._book, self._folder),
+        )
+
+    def _ask(self) -> None:
+        begun = time.monotonic()
+        if begun < self._next or not (self._folder / "arrays").is_dir():
+            return
+        try:
+            self._book = open_book(self._folder)
+            said = self._book.problem
+            self._problem = f"{said}; the journals tell what is known" if said else None
+        except SchedulerGone as gone:
+            known = "the journals tell what is known" if self._book is None else "its last word holds"
+            self._problem = f"SLURM: {gone}; {known}"
+        now = time.monotonic()
+        self._next = now + max(SCHEDULER_SECONDS, PATIENCE * (now - begun))
+
+
+def pilots_of(book: Book, study_dir: Path) -> tuple[Pilot, ...]:
+    """The packed arrays of a study whose jobs wait or run, oldest first."""
+    found = []
+    for array in book.arrays.values():
+        view = book.job_of(array, 0) if array.packed else None
+        if view is None or view.state not in {JobState.QUEUED, JobState.RUNNING}:
+            continue
+        ray = None
+        if view.state is JobState.RUNNING:
+            with contextlib.suppress(OSError, ValidationError):  # damaged, or not ours to read
+                ray = read_address(packed_folder(study_dir, array.name) / "ray.json")
+        found.append(Pilot(array, view, ray))
+    return tuple(found)
+
+
+def rows_of(resolved: ResolvedStudy) -> list[RunStatus]:
+    """Where every Run of a study stands now."""
+    return StatusReader(resolved.root, resolved.study.name).read(resolved.points, jobs=jobs_of(resolved))
+
+
+def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
+    """What SLURM and Ray say of the study's jobs, by run id; nothing, and a warning, where they do not answer."""
+    folder = resolved.root.study(resolved.study.name)
+    if not (folder / "arrays").is_dir():
+        return {}
+    try:
+        book = open_book(folder)
+    except SchedulerGone as gone:
+        warn(f"{gone}; the journals tell what is known")
+        return {}
+    if book.problem:
+        warn(f"{book.problem}; the journals tell what is known")
+    _warn_of_elsewhere(book, folder)
+    return jobs_of_runs(book)
+
+
+def _warn_of_elsewhere(book: Book, folder: Path) -> None:
+    """Name the arrays of other clusters that have something left to train: nothing is known of them here."""
+    for name, cluster in book.elsewhere.items():
+        array = book.arrays[name]
+        left = unfinished(
+            [run for task in array.tasks for run in task.run_dirs], Control(folder / "control.jsonl")
+        )
+        if left:
+            what = f"job {array.job_id}" if array.job_id else f"a submission of {name}"
+            warn(
+                f"{counted(len(left), 'run')} left to {what} of SLURM cluster {cluster}, which is not asked "
+                f"from here: see to it there; if there is no such cluster any more, remove {folder}/arrays/{name}.json"
+            )
+
+
+def begun(resolved: ResolvedStudy) -> list[RunStatus]:
+    """The study's rows; raises InputError where nothing of it was ever trained here."""
+    rows = rows_of(resolved)
+    if all(row.state in {RunState.NEW, RunState.CANCELLED} for row in rows):
+        name = resolved.study.name
+        raise InputError(
+            f"study {name}: nothing of it has been trained under {resolved.root.path}; submit it first"
+        )
+    return rows
+
+
+def choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStatus]:
+    """The rows whose ids begin with what is wanted, all where nothing is; raises InputError unless each means one."""
+    if not wanted:
+        return rows
+    chosen = []
+    for name in wanted:
+        found = [row for row in rows if row.run_id.startswith(name)]
+        if len(found) != 1:
+            raise InputError(
+                f"{name}: begins the id of {len(found)} runs of this study; see `ssmscale status`"
+            )
+        chosen += found
+    return chosen

@@ -1,0 +1,1 @@
+"""MLflow: the mirror of the journals and the server that shows it."""

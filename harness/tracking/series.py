@@ -1,0 +1,216 @@
+"""One Series in MLflow: its run and its Runs' runs found or made, told what is new, ended, and merged if there twice.
+
+Runs are made under a lock beside the Series, after another look at the store, so that mirrors that share a disk make
+each once. Mirrors that do not share it can make a run twice; then the oldest is the one, wherever it is met, and a
+thorough mirroring deletes the others once the oldest has everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from filelock import FileLock
+
+from harness.record.journal import Progress
+from harness.record.root import Root
+from harness.record.status import RunStatus
+from harness.study.run import Run
+from harness.tracking.experiment import PARENT, REASON, SERIES, Artefacts, Experiment, Held
+from harness.tracking.metrics import (
+    Ending,
+    Measured,
+    ending_of_run,
+    ending_of_series,
+    evaluation_metrics,
+    measured,
+    milliseconds,
+    result_of,
+)
+
+CLUSTER, EVALUATED = "ssmscale.cluster", "ssmscale.evaluated"
+
+
+@dataclass(frozen=True)
+class Members:
+    """One Series of a study: its Runs' rows and its journals."""
+
+    series_id: str
+    rows: Sequence[RunStatus]
+    trunk: Progress
+    own: Mapping[str, Progress]
+
+    @property
+    def begun(self) -> list[tuple[str, str]]:
+        """(identity, kind) of everything with a journal, the Series first; empty where nothing has begun."""
+        runs = [(row.run_id, "run") for row in self.rows if self.own[row.run_id].attempt]
+        return [(self.series_id, "series"), *runs] if runs or self.trunk.attempt else []
+
+    def progress(self, identity: str) -> Progress:
+        """The journal of the Series or of one of its Runs."""
+        return self.trunk if identity == self.series_id else self.own[identity]
+
+    def row(self, identity: str) -> RunStatus:
+        """A Run's row; for the Series that of its first Run."""
+        return next((row for row in self.rows if row.run_id == identity), self.rows[0])
+
+
+class SeriesMirror:
+    """What MLflow has of one Series, kept as long as its story goes on."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        artefacts: Artefacts,
+        root: Root,
+        series_id: str,
+        tags_of: Callable[[RunStatus], Mapping[str, str]] = lambda _: {},
+    ) -> None:
+        self.experiment, self.artefacts, self.root, self.tags_of = experiment, artefacts, root, tags_of
+        self.series_id = series_id
+        self.held: dict[str, list[Held]] | None = None
+        """By identity; None before the store was asked."""
+        self.notes: list[str] = []
+        self.merged = 0
+
+    def know(self, found: Sequence[Held]) -> None:
+        """Take over what the store was found to have."""
+        self.held = {}
+        for one in found:
+            self.held.setdefault(one.identity, []).append(one)
+
+    def mlflow_ids(self) -> dict[str, str]:
+        """MLflow's run by identity."""
+        survivors = {identity: survivor(found) for identity, found in (self.held or {}).items()}
+        return {identity: held.mlflow_id for identity, held in survivors.items() if held is not None}
+
+    def tell(self, members: Members, *, settle: bool, merge: bool) -> None:
+        """Bring MLflow to what the journals say; raises what MLflow raises, and then knows nothing any more."""
+        try:
+            self._tell(members, settle=settle, merge=merge)
+        except Exception:
+            # What was written cannot be known: the store is asked before anything is sent again.
+            self.held = None
+            raise
+
+    def _tell(self, members: Members, *, settle: bool, merge: bool) -> None:
+        held = self._find_or_create(members)
+        parent = survivor(held[self.series_id])
+        for identity, kind in members.begun:
+            one = survivor(held[identity])
+            if one is None:
+                self.notes.append(
+                    f"{kind} {identity} was deleted in MLflow and stays so; restore it there if need be"
+                )
+                continue
+            row, progress = members.row(identity), members.progress(identity)
+            if kind == "run":
+                ending = ending_of_run(row, progress, settle=settle)
+                document = row.point.run.canonical()
+            else:
+                ending = ending_of_series(members.rows, members.own, members.trunk, settle=settle)
+                document = row.point.run.series_canonical()
+            tags = self._tags(members, identity, parent)
+            tags |= self.artefacts.keep_json(one, f"{kind}.json", document)
+            if one.attempt not in {0, progress.attempt}:
+                one.sure = False  # it may tell steps again that another mirror has sent
+            one.attempt = progress.attempt
+            doubles = active(held[identity])[1:] if merge else []
+            if doubles:
+                one.marks, one.sure = {}, False  # the others may have been ahead: what it lacks is asked for
+            tell_of(self.experiment, one, progress, ending, dict(_flat(row.point.run, kind)), tags)
+            if kind == "run" and (
+                scores := evaluation_metrics(self.root, identity, row.point.run.iterations)
+            ):
+                self.experiment.add(one, scores, EVALUATED, digest_of(scores))
+            for other in doubles:
+                self.experiment.merge(other, one)
+                self.merged += 1
+
+    def _find_or_create(self, members: Members) -> dict[str, list[Held]]:
+        if self.held is None:
+            self.know(list(self.experiment.search(SERIES, self.series_id)))
+        if self.held is None or any(identity not in self.held for identity, _ in members.begun):
+            with FileLock(self.root.series(self.series_id) / "mlflow.lock"):
+                self.know(list(self.experiment.search(SERIES, self.series_id)))
+                assert self.held is not None
+                for identity, _ in members.begun:
+                    if identity not in self.held:
+                        parent = survivor(self.held.get(self.series_id, ()))
+                        self.held[identity] = [self._create(members, identity, parent)]
+        return self.held
+
+    def _create(self, members: Members, identity: str, parent: Held | None) -> Held:
+        row, start = members.row(identity), members.progress(identity).started or {}
+        name = f"{row.point.architecture}-{row.point.size}-s{row.point.run.seed}"
+        return self.experiment.create(
+            identity,
+            "series" if identity == self.series_id else "run",
+            name if identity == self.series_id else f"{name}-{row.point.run.iterations}",
+            milliseconds(start.get("t") or time.time()),
+            self._tags(members, identity, parent),
+        )
+
+    def _tags(self, members: Members, identity: str, parent: Held | None) -> dict[str, str]:
+        row, start = members.row(identity), members.progress(identity).started or {}
+        tags = {
+            "ssmscale.architecture": row.point.architecture,
+            "ssmscale.size": row.point.size,
+            SERIES: self.series_id,
+            CLUSTER: self.series_id,
+            "ssmscale.dispatcher": start.get("dispatcher"),
+            "ssmscale.job_id": start.get("job_id"),
+            "ssmscale.host": start.get("host"),
+            "ssmscale.commit": start.get("commit"),
+            PARENT: parent.mlflow_id if parent is not None and identity != self.series_id else None,
+        }
+        return {key: str(value) for key, value in tags.items() if value is not None} | dict(self.tags_of(row))
+
+
+def tell_of(
+    experiment: Experiment,
+    held: Held,
+    progress: Progress,
+    ending: Ending | None,
+    params: Mapping[str, str],
+    tags: Mapping[str, str],
+) -> None:
+    """Send what a journal has and one run has not, then its status and end."""
+    reason = {} if ending is None or ending.reason is None else {REASON: ending.reason}
+    result = result_of(progress) if held.kind == "run" else None
+    experiment.send(held, measured(progress, result), params, {**tags, **reason})
+    if ending is not None:
+        experiment.end(held, ending.status, ending.milliseconds)
+
+
+def active(found: Sequence[Held]) -> list[Held]:
+    """Those of the runs with one identity that are not deleted, the oldest first: it is the one, on every host."""
+    return sorted((one for one in found if not one.deleted), key=lambda one: (one.start, one.mlflow_id))
+
+
+def survivor(found: Sequence[Held]) -> Held | None:
+    """The one run of an identity; None where there is none, or every one was deleted."""
+    return next(iter(active(found)), None)
+
+
+def digest_of(scores: Sequence[Measured]) -> str:
+    """What a run is tagged with once it has these scores: they are not appended to, as a journal is."""
+    return hashlib.sha256(repr(sorted(scores)).encode()).hexdigest()[:16]
+
+
+def _flat(run: Run, kind: str) -> Iterator[tuple[str, str]]:
+    """The Run's fields as MLflow parameters, dots between levels; a Series has no iterations of its own."""
+
+    def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif value is not None:
+            yield prefix, str(value)
+
+    for key, value in walk("", run.model_dump(mode="json")):
+        if kind == "run" or key != "iterations":
+            yield key, value

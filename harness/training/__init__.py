@@ -1,1 +1,0 @@
-"""Training one Series: the DeepSpeed engine, the loop over trunk and branches, checkpoints, preemption."""

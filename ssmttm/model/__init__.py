@@ -1,0 +1,1 @@
+"""The language model: configuration, layers, the scan, its kernels, and its counts."""

@@ -1,0 +1,51 @@
+"""The short causal convolution of Mamba-2 with its SiLU, as shifted multiply-adds.
+
+A depthwise convolution of four taps is four products. torch's convolution wants channels before positions,
+and what that costs in transposes, here and in the gradient, is twice the arithmetic: 2.1 ms against 0.9 ms
+forward and backward for (8, 264, 160) on one core.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssmttm.model import kernels
+
+
+def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return SiLU of the depthwise convolution of x (batch, length, channels) with its past.
+
+    weight: (channels, 1, taps), the last tap for the position itself, as in torch's Conv1d. bias:
+    (channels,).
+    """
+    by_kernel = kernels.convolution(x, weight, bias)
+    if by_kernel is not None:
+        return by_kernel
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[0])
+    return _CausalConvSiLU.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _CausalConvSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        taps = weight[:, 0].T.to(x.dtype).contiguous()  # (taps, channels), the oldest first
+        convolved = torch.addcmul(bias.to(x.dtype), x, taps[-1])
+        for shift in range(1, min(taps.shape[0], x.shape[1])):
+            convolved[:, shift:].addcmul_(x[:, :-shift], taps[-1 - shift])
+        ctx.save_for_backward(x, taps, convolved)
+        return F.silu(convolved)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        x, taps, convolved = ctx.saved_tensors
+        d_convolved = torch.ops.aten.silu_backward(dy, convolved)
+        dx = d_convolved * taps[-1]
+        d_taps = torch.zeros_like(taps, dtype=torch.float32)
+        d_taps[-1] = (d_convolved * x).sum((0, 1))
+        for shift in range(1, min(taps.shape[0], x.shape[1])):
+            dx[:, :-shift].addcmul_(d_convolved[:, shift:], taps[-1 - shift])
+            d_taps[-1 - shift] = (d_convolved[:, shift:] * x[:, :-shift]).sum((0, 1))
+        return dx, d_taps.T[:, None], d_convolved.sum((0, 1), dtype=torch.float32)

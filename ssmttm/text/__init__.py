@@ -1,0 +1,1 @@
+"""Captions as conditioning: bytes, or the cached embeddings of a frozen encoder."""

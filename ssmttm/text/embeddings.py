@@ -1,0 +1,237 @@
+"""Embeddings of a frozen text encoder, computed once a caption and read by memory map ever after.
+
+The encoder does not learn, so running it in every training step buys nothing. A cache is a folder of ROOT,
+named after the encoder's fingerprint and what else decides the numbers:
+
+    cache.json     what the cache holds
+    00000.npy      (positions, dim): some thousands of captions, one after another
+    00000.json     where each caption's rows are; written last: a shard without it does not exist
+
+Builds take a lock, so that of several processes that start together one computes and the others read. One that is
+stopped goes on after the last whole shard; captions that come later make shards of their own.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ssmttm.compat import tame_torchaudio
+from ssmttm.errors import InputError
+from ssmttm.files import replacing, write_atomically
+from ssmttm.text.encoder_files import encoder_fingerprint, encoder_folder
+from ssmttm.text.text_batch import TextBatch
+
+Facts = TypeVar("Facts", bound=BaseModel)
+
+_SHARD_CAPTIONS = 4096  # 400 MB at 64 positions of 768 in float16
+_AT_ONCE = 64  # captions the encoder takes at once
+
+
+class _CacheFacts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    fingerprint: str
+    dim: int
+    max_positions: int
+    dtype: Literal["float16", "float32"]
+
+
+class _ShardIndex(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    captions: dict[str, tuple[int, int]]
+    """sha256 of a caption -> (first row, rows)."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: Path
+    start: int
+    rows: int
+
+
+class EmbeddingCache:
+    """The embeddings of a set of captions under one frozen encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._facts = _read(folder / "cache.json", _CacheFacts)
+        self._places: dict[str, _Place] = {}
+        for path in sorted(folder.glob("[0-9]*.json")):
+            index = _read(path, _ShardIndex)
+            for key, (start, rows) in index.captions.items():
+                self._places[key] = _Place(path.with_suffix(".npy"), start, rows)
+        self._shards: dict[Path, np.ndarray] = {}
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings."""
+        return self._facts.dim
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the encoder, 64 hex digits: equal fingerprints give equal embeddings."""
+        return self._facts.fingerprint
+
+    def __contains__(self, caption: object) -> bool:
+        return isinstance(caption, str) and _key(caption) in self._places
+
+    @classmethod
+    def build(
+        cls,
+        root: Path,
+        encoder: str,
+        captions: Sequence[str],
+        *,
+        max_positions: int = 64,
+        dtype: Literal["float16", "float32"] = "float16",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """Return the cache of an encoder under `root`, after computing what of `captions` is missing.
+
+        encoder: a folder, or a model's name on the hub. progress: called with captions done and to do.
+        Raises InputError where the encoder's files cannot be had.
+        """
+        source = encoder_folder(encoder)
+        fingerprint = encoder_fingerprint(root, encoder)
+        folder = root / f"{fingerprint[:16]}-{max_positions}-{dtype}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "lock"):
+            cache = cls(folder) if (folder / "cache.json").exists() else None
+            missing = sorted({caption for caption in captions if cache is None or caption not in cache})
+            if missing or cache is None:
+                for leftover in folder.glob(".*.tmp"):  # of a build that was killed
+                    leftover.unlink()
+                models = _load(source)
+                dim = int(models[1].config.hidden_size)
+                facts = _CacheFacts(
+                    fingerprint=fingerprint, dim=dim, max_positions=max_positions, dtype=dtype
+                )
+                write_atomically(folder / "cache.json", facts.model_dump_json().encode())
+                done = 0
+
+                def advance(captions: int) -> None:
+                    nonlocal done
+                    done += captions
+                    if progress is not None:
+                        progress(done, len(missing))
+
+                for first in range(0, len(missing), _SHARD_CAPTIONS):
+                    part = missing[first : first + _SHARD_CAPTIONS]
+                    _encode(source, folder, part, facts, models, advance)
+        return cls(folder)
+
+    def embeddings(self, caption: str) -> np.ndarray:
+        """Return a caption's embeddings (positions, dim), read-only; InputError if the cache lacks it."""
+        place = self._places.get(_key(caption))
+        if place is None:
+            raise InputError(
+                f"{self.folder}: no embeddings of caption {caption[:60]!r}; build the cache with it first"
+            )
+        shard = self._shards.get(place.shard)
+        if shard is None:
+            shard = np.load(place.shard, mmap_mode="r", allow_pickle=False)
+            self._shards[place.shard] = shard
+        return shard[place.start : place.start + place.rows]
+
+    def batch(self, captions: Sequence[str], dropped: np.ndarray | Sequence[bool]) -> TextBatch:
+        """Return the embeddings of captions, padded on the left; an empty caption counts as dropped."""
+        rows = [self.embeddings(caption) for caption in captions]
+        lengths = np.array([len(row) for row in rows])
+        positions = int(lengths.max())
+        values = np.zeros((len(rows), positions, self.dim), dtype=self._facts.dtype)
+        for row, value, length in zip(rows, values, lengths, strict=True):
+            value[positions - length :] = row
+        mask = np.arange(positions) >= (positions - lengths)[:, None]
+        silent = np.array([not caption.strip() for caption in captions])
+        return TextBatch(
+            torch.from_numpy(values),
+            torch.from_numpy(mask),
+            torch.from_numpy(np.asarray(dropped, dtype=bool) | silent),
+        )
+
+
+def _encode(
+    source: Path,
+    folder: Path,
+    captions: list[str],
+    facts: _CacheFacts,
+    models: tuple[Any, Any],
+    progress: Callable[[int], None],
+) -> None:
+    """Write one shard with the embeddings of captions."""
+    tokenizer, model = models
+    ids = tokenizer(captions, truncation=True, max_length=facts.max_positions)["input_ids"]
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).tolist()
+    number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=-1)
+    target = folder / f"{number:05d}.npy"
+    dtype, shape = np.dtype(facts.dtype), (starts[-1], facts.dim)
+    # Captions of one length at a time: no padding, so that a caption's embeddings are its own.
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    done = 0
+    with replacing(target) as file:  # and no memory map, where a full disk is a signal that ends the process
+        header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        first, width = file.tell(), dtype.itemsize * facts.dim  # bytes
+        while done < len(order):
+            length = len(ids[order[done]])
+            rows = [i for i in order[done : done + _AT_ONCE] if len(ids[i]) == length]
+            with torch.inference_mode():
+                tokens = torch.tensor([ids[i] for i in rows], device=model.device)
+                hidden = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+            values = hidden.cpu().numpy().astype(facts.dtype)
+            if not np.isfinite(values).all():
+                raise InputError(f"text encoder {source}: embeddings overflow {facts.dtype}; choose float32")
+            for i, value in zip(rows, values, strict=True):
+                file.seek(first + starts[i] * width)
+                file.write(value.tobytes())
+            done += len(rows)
+            progress(len(rows))
+    places = {_key(c): (starts[i], starts[i + 1] - starts[i]) for i, c in enumerate(captions)}
+    index = _ShardIndex(rows=starts[-1], captions=places)
+    write_atomically(target.with_suffix(".json"), index.model_dump_json().encode())
+
+
+def _load(source: Path) -> tuple[Any, Any]:
+    """The tokenizer and the encoder, in float32 whatever its files hold, on a GPU where there is one."""
+    tame_torchaudio()
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a library does not write to the terminal
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # that T5's decoder stays unused is meant
+    try:
+        # Code that comes with a model is never run; left unsaid, the terminal would be asked whether to.
+        as_here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        kind = AutoConfig.from_pretrained(source, **as_here).model_type
+        loader = T5EncoderModel if kind == "t5" else AutoModel
+        tokenizer = AutoTokenizer.from_pretrained(source, **as_here)
+        model = loader.from_pretrained(source, **as_here, use_safetensors=True, dtype=torch.float32)
+    except Exception as error:  # transformers and tokenizers raise many kinds for files that are not theirs
+        raise InputError(f"text encoder {source}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(said)
+    return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _key(caption: str) -> str:
+    return hashlib.sha256(caption.encode(errors="replace")).hexdigest()
+
+
+def _read(path: Path, kind: type[Facts]) -> Facts:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(
+            f"{path}: not readable as part of an embedding cache; delete {path.parent} and build again"
+        ) from error

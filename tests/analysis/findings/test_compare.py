@@ -1,0 +1,233 @@
+"""Size ratio and compute gain: right where the law is known, silent where the points do not tell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analysis.errors import InputError
+from analysis.findings.curve import Curve
+from analysis.findings.document import fit_points
+from analysis.findings.equal_loss import equal_loss
+from analysis.findings.results import FitDocument, SizeRatio
+from analysis.laws.catalogue import CHINCHILLA
+from analysis.text import times
+from tests.analysis.conftest import checked
+from tests.analysis.synthetic import SIMBA, TRANSFORMER, TRUE_RATIO, SyntheticStudy
+
+QUIET = SyntheticStudy(cluster_noise=1e-6, row_noise=1e-6)
+
+
+def main_row(document: FitDocument) -> SizeRatio:
+    return max(document.comparison.size_ratio, key=lambda row: (row.reference_n_params, row.tokens))
+
+
+def fit(study: SyntheticStudy, **options: object) -> FitDocument:
+    return fit_points(checked(study.table(0)), resamples=100, **options)  # type: ignore[arg-type]
+
+
+def test_the_known_ratio_comes_back_at_every_budget_and_size() -> None:
+    rows = fit(QUIET).comparison.size_ratio
+    assert len(rows) == 12
+    assert {row.iterations for row in rows} == {400, 800, 1600}
+    for row in rows:
+        assert row.estimate == pytest.approx(TRUE_RATIO, rel=0.01)
+        assert row.ratio == (row.estimate if row.status == "identified" else None)
+        assert row.ci95 == (row.estimate_ci95 if row.status == "identified" else None)
+        law = TRANSFORMER
+        loss = (
+            law["E"]
+            + law["A"] / row.reference_n_params ** law["alpha"]
+            + law["B"] / row.tokens ** law["beta"]
+        )
+        assert row.loss == pytest.approx(loss, rel=1e-4)
+        assert row.n_params == pytest.approx(row.reference_n_params / TRUE_RATIO, rel=0.01)
+
+
+def test_an_equal_size_below_the_trained_ones_is_an_extrapolation_and_says_so() -> None:
+    document = fit(QUIET)
+    for row in document.comparison.size_ratio:
+        outside = row.reference_n_params / TRUE_RATIO < 1e5
+        assert row.status == ("extrapolated" if outside else "identified")
+        assert bool(row.reason) == outside
+    assert "extrapolation" in {note.code for note in document.notes}
+
+
+def test_a_budget_an_architecture_was_never_trained_at_is_an_extrapolation_and_says_so() -> None:
+    """SiMBA saw 6.4M to 25.6M tokens, the transformer 16 times as many."""
+    table = QUIET.table(0).drop(columns=["iterations", "flops"])
+    base = table["architecture"] == "cross_transformer"
+    tokens = table["tokens"] * np.where(base, 16, 1)
+    law = TRANSFORMER
+    clean = law["E"] + law["A"] / table["n_params"] ** law["alpha"] + law["B"] / tokens ** law["beta"]
+    table = table.assign(tokens=tokens, loss=np.where(base, clean, table["loss"]))
+    rows = fit_points(checked(table), resamples=100).comparison.size_ratio
+    assert {row.tokens / 25.6e6 for row in rows} == {4, 8, 16}
+    for row in rows:
+        assert (row.status, row.ratio, row.ci95) == ("extrapolated", None, None)
+        assert row.estimate == pytest.approx(TRUE_RATIO, rel=0.02)
+        far = f"the budget lies {times(row.tokens / 25.6e6)} times above the longest of Prefix SiMBA"
+        assert far in row.reason
+        assert ("equal size" in row.reason) == (row.reference_n_params / TRUE_RATIO < 1e5)
+
+
+def test_budgets_within_a_hundredth_count_as_the_same() -> None:
+    table = QUIET.table(0).drop(columns=["iterations"])
+    base = table["architecture"] == "cross_transformer"
+    table["tokens"] = table["tokens"] * np.where(base, 1.009, 1)
+    rows = fit_points(checked(table), resamples=100).comparison.size_ratio
+    assert "identified" in {row.status for row in rows if row.tokens > 25.6e6}
+
+
+def test_no_ratio_where_no_size_reaches_the_loss() -> None:
+    document = fit(
+        SyntheticStudy(laws={"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA | {"E": 3.4}})
+    )
+    row = main_row(document)
+    assert (row.status, row.ratio, row.ci95, row.n_params) == ("not_identified", None, None, None)
+    assert "no size of Prefix SiMBA" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("study", "reason"),
+    [
+        (SyntheticStudy(sizes=(1e5, 1e6), seeds=(3, 1)), "fewer than 3 sizes"),
+        (
+            replace(QUIET, laws={"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA | {"A": 1e-9}}),
+            "fall with size",
+        ),
+    ],
+)
+def test_no_ratio_where_the_points_do_not_tell(study: SyntheticStudy, reason: str) -> None:
+    row = main_row(fit(study))
+    assert (row.status, row.ratio) == ("not_identified", None)
+    assert reason in row.reason
+
+
+def test_no_ratio_where_size_and_data_were_varied_together() -> None:
+    table = QUIET.table(0)
+    rung = table["n_params"].map({1e5: 400, 3e5: 800, 1e6: 1600})
+    document = fit_points(checked(table[table["iterations"] == rung]), resamples=100)
+    assert main_row(document).status == "not_identified"
+    assert "collinear" in {note.code for note in document.architectures["prefix_simba"].notes}
+
+
+def test_the_reference_is_the_transformer_unless_another_is_named() -> None:
+    document = fit(QUIET)
+    assert document.comparison.reference == "cross_transformer"
+    assert "default_reference" in {note.code for note in document.notes}
+    turned = fit(QUIET, reference="prefix_simba")
+    assert "default_reference" not in {note.code for note in turned.notes}
+    row = next(row for row in turned.comparison.size_ratio if row.reference_n_params == 3e5)
+    assert row.estimate == pytest.approx(1 / TRUE_RATIO, rel=0.01)
+    with pytest.raises(InputError, match="--reference mamba"):
+        fit(QUIET, reference="mamba")
+
+
+def test_without_iterations_the_budgets_are_tokens() -> None:
+    table = QUIET.table(0).drop(columns=["iterations"])
+    rows = fit_points(checked(table), resamples=100).comparison.size_ratio
+    assert {row.iterations for row in rows} == {None}
+    assert {row.tokens for row in rows} == {6.4e6, 12.8e6, 25.6e6}
+
+
+def test_budgets_are_tokens_where_one_architecture_has_no_iterations() -> None:
+    table = QUIET.table(0)
+    table["iterations"] = table["iterations"].where(table["architecture"] == "cross_transformer")
+    comparison = fit_points(checked(table), resamples=100).comparison
+    for rows in (comparison.size_ratio, comparison.token_gain):
+        assert {row.iterations for row in rows} == {None}
+        assert "not_identified" not in {row.status for row in rows}
+    for row in comparison.size_ratio:
+        assert row.estimate == pytest.approx(TRUE_RATIO, rel=0.01)
+
+
+def test_each_architecture_is_read_at_its_own_tokens_of_an_iteration_count() -> None:
+    """SiMBA saw twice the tokens an iteration: its law in tokens is read at twice the tokens."""
+    table = QUIET.table(0)
+    simba = table["architecture"] == "prefix_simba"
+    law = SIMBA
+    tokens = table["tokens"] * np.where(simba, 2, 1)
+    clean = law["E"] + law["A"] / table["n_params"] ** law["alpha"] + law["B"] / tokens ** law["beta"]
+    table = table.assign(tokens=tokens, loss=np.where(simba, clean, table["loss"]))
+    row = main_row(fit_points(checked(table), resamples=100))
+    gain = law["B"] / row.tokens ** law["beta"] - law["B"] / (2 * row.tokens) ** law["beta"]
+    target = TRANSFORMER["A"] / row.reference_n_params ** TRANSFORMER["alpha"] + gain
+    assert row.n_params == pytest.approx((law["A"] / target) ** (1 / law["alpha"]), rel=0.02)
+
+
+def test_compute_gain_follows_from_the_flops_of_the_points() -> None:
+    gains = fit(QUIET).comparison.compute_gain
+    assert len(gains) == 12
+    for row in gains:  # six FLOPs a parameter and token, a fifth more for SiMBA
+        assert row.gain == pytest.approx(TRUE_RATIO / 1.2, rel=0.02)
+    assert (
+        fit_points(checked(QUIET.table(0).drop(columns="flops")), resamples=100).comparison.compute_gain == ()
+    )
+
+
+def test_no_ratio_where_resampled_laws_stay_above_the_loss() -> None:
+    table = SyntheticStudy(
+        laws={"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA | {"E": 2.65}}
+    ).table(3)
+    row = main_row(fit_points(checked(table), resamples=200))
+    assert (row.status, row.ratio, row.estimate_ci95) == ("not_identified", None, None)
+    assert "too many resamples never reach the loss" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("far", "reason"),
+    [
+        ({"E": 6.0}, "too many resamples never reach the loss"),
+        ({"A": 1e-9, "E": 2.0}, "too many resamples are below the loss at any size"),
+    ],
+)
+def test_the_reason_names_the_end_that_an_interval_lacks(far: dict[str, float], reason: str) -> None:
+    """One resample in ten is far from the others: above the loss at every size, or below it at every size."""
+    frame = checked(QUIET.table(0)).of("cross_transformer")
+    base, near, other = (
+        [law[name] for name in CHINCHILLA.names] for law in (TRANSFORMER, SIMBA, SIMBA | far)
+    )
+    arm = np.array([near] * 37 + [other] * 4)
+    curves = {
+        "prefix_simba": Curve(CHINCHILLA, arm, frame),
+        "cross_transformer": Curve(CHINCHILLA, np.array([base] * 41), frame),
+    }
+    for row in equal_loss(curves, "cross_transformer"):
+        assert (row.status, row.ratio, row.ci95) == ("not_identified", None, None)
+        assert row.reason == f"its 95 % interval has no end: {reason}"
+
+
+def test_token_gain_is_that_of_the_known_laws_at_equal_size() -> None:
+    gains = fit(QUIET).comparison.token_gain
+    assert {row.iterations for row in gains} == {400, 800, 1600}
+    for row in gains:
+        size, law, other = row.reference_n_params, TRANSFORMER, SIMBA
+        saved = (law["A"] - other["A"]) / size ** law["alpha"]
+        tokens = (other["B"] / (law["B"] / row.reference_tokens ** law["beta"] + saved)) ** (
+            1 / other["beta"]
+        )
+        assert row.tokens == pytest.approx(tokens, rel=0.01)
+        assert row.estimate == pytest.approx(row.reference_tokens / tokens, rel=0.01)
+        inside = 400 * 16_000 <= tokens <= 1600 * 16_000
+        assert row.status == ("identified" if inside else "extrapolated")
+        assert row.gain == (row.estimate if inside else None)
+        assert bool(row.reason) != inside
+
+
+def test_token_gain_counts_tokens_under_a_law_in_iterations_too() -> None:
+    by_tokens, by_iterations = (
+        fit(QUIET, law=law).comparison.token_gain for law in ("chinchilla", "chinchilla_iterations")
+    )
+    for one, other in zip(by_tokens, by_iterations, strict=True):
+        assert other.estimate == pytest.approx(one.estimate, rel=0.01)
+        assert other.tokens == pytest.approx(one.tokens, rel=0.01)
+
+
+def test_no_token_gain_where_no_training_reaches_the_loss() -> None:
+    laws = {"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA | {"E": 6.0}}
+    (row, *_) = fit(SyntheticStudy(laws=laws)).comparison.token_gain
+    assert (row.status, row.gain, row.estimate) == ("not_identified", None, None)
+    assert "no amount of training" in row.reason

@@ -1,0 +1,128 @@
+"""The compute-optimal size: parabolas, their bias where they are off centre, the envelope, the law."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.findings.document import fit_points
+from analysis.findings.isoflop import OptimalSizes, power_law
+from analysis.findings.results import FitDocument
+from tests.analysis.conftest import checked
+from tests.analysis.synthetic import TRANSFORMER, SyntheticStudy
+
+LAW = TRANSFORMER
+EXPONENT = LAW["beta"] / (LAW["alpha"] + LAW["beta"])
+
+
+def best_size(flops: float) -> float:
+    """Hoffmann et al. 2022 (arXiv 2203.15556), equation 4."""
+    ratio = (LAW["alpha"] * LAW["A"] / (LAW["beta"] * LAW["B"])) ** (1 / (LAW["alpha"] + LAW["beta"]))
+    return ratio * (flops / 6) ** EXPONENT
+
+
+def equal_flops(low: float, high: float, noise: float = 0.0) -> pd.DataFrame:
+    """Seven sizes at each of five budgets, from `low` to `high` times the best one there."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for flops in np.geomspace(1e13, 1e16, 5):
+        for size in np.geomspace(low, high, 7) * best_size(flops):
+            tokens = flops / (6 * size)
+            loss = LAW["E"] + LAW["A"] / size ** LAW["alpha"] + LAW["B"] / tokens ** LAW["beta"]
+            rows.append((size, tokens, flops, loss * np.exp(rng.normal(0, noise))))
+    return pd.DataFrame(rows, columns=["n_params", "tokens", "flops", "loss"]).assign(architecture="x")
+
+
+def found_in(table: pd.DataFrame) -> OptimalSizes:
+    document: FitDocument = fit_points(checked(table), resamples=100)
+    return next(iter(document.isoflop.values()))
+
+
+def test_a_parabola_about_the_minimum_finds_it() -> None:
+    found = found_in(equal_flops(1 / 3, 3))
+    assert found.method == "equal_flops"
+    assert {one.standing for one in found.optima} == {"centred"}
+    for one in found.optima:
+        assert one.isoflop == pytest.approx(best_size(one.flops), rel=0.03)
+    assert found.exponents["isoflop"].value == pytest.approx(EXPONENT, abs=0.005)
+
+
+def test_an_off_centre_parabola_is_biased_without_noise_flagged_and_set_right() -> None:
+    found = found_in(equal_flops(1 / 1.3, 1000))
+    for one in found.optima:
+        assert one.standing == "off_centre"
+        assert one.isoflop is not None
+        assert one.bias is not None
+        assert abs(np.log(one.isoflop / best_size(one.flops))) > 0.05
+        assert one.bias == pytest.approx(one.isoflop / best_size(one.flops), rel=0.01)
+        assert one.corrected == pytest.approx(best_size(one.flops), rel=0.01)
+        assert one.parametric == pytest.approx(best_size(one.flops), rel=0.01)
+
+
+def test_a_minimum_outside_the_sizes_is_an_edge_and_no_estimate() -> None:
+    found = found_in(equal_flops(3, 30))
+    assert {one.standing for one in found.optima} == {"edge"}
+    assert all(one.isoflop is one.corrected is one.envelope is None for one in found.optima)
+    assert set(found.exponents) == {"parametric"}
+    assert found.exponents["parametric"].value == pytest.approx(EXPONENT, abs=0.01)
+
+
+def test_on_a_grid_the_curves_are_interpolated_and_the_interpolation_corrected() -> None:
+    study = SyntheticStudy(
+        laws={"cross_transformer": LAW},
+        sizes=tuple(np.geomspace(2e4, 3e6, 8)),
+        iterations=(100, 400, 1600, 6400, 25600),
+        seeds=(1,) * 8,
+        cluster_noise=0,
+        row_noise=0,
+    )
+    found = found_in(study.table(0))
+    assert found.method == "interpolated"
+    inside = [one for one in found.optima if one.corrected is not None]
+    assert len(inside) >= 3
+    for one in inside:
+        assert one.corrected == pytest.approx(best_size(one.flops), rel=0.02)
+    assert found.exponents["corrected"].value == pytest.approx(EXPONENT, abs=0.02)
+
+
+def test_intervals_hold_the_estimate_and_the_truth() -> None:
+    found = found_in(equal_flops(1 / 4, 4, noise=0.002))
+    for name in ("corrected", "parametric"):
+        one = found.exponents[name]
+        assert one.ci95 is not None
+        assert one.ci95[0] <= one.value <= one.ci95[1]
+        assert one.ci95[0] <= EXPONENT <= one.ci95[1]
+
+
+def test_the_interval_is_of_the_same_exponent_where_flops_grow_slower_than_size() -> None:
+    """Attention costs FLOPs that a small model spends as well: C is in proportion to (N + 5 sqrt(N N0)) D."""
+    table = equal_flops(1 / 4, 4)
+    size = table["n_params"]
+    table["tokens"] = table["flops"] / (6 * (size + 5 * np.sqrt(size * size.max())))
+    clean = LAW["E"] + LAW["A"] / size ** LAW["alpha"] + LAW["B"] / table["tokens"] ** LAW["beta"]
+    table["loss"] = clean * np.exp(np.random.default_rng(0).normal(0, 0.002, len(table)))
+    one = found_in(table).exponents["parametric"]
+    assert abs(one.value - EXPONENT) > 0.05
+    assert one.ci95 is not None
+    assert one.ci95[0] <= one.value <= one.ci95[1]
+
+
+def test_no_interval_where_the_law_has_no_minimum_within_reach() -> None:
+    """Sizes far below the best ones: what the law would take lies a thousand times beyond them."""
+    one = found_in(equal_flops(1e-5, 1e-4)).exponents["parametric"]
+    assert one.ci95 is None
+
+
+def test_too_few_sizes_give_no_estimate_and_say_why() -> None:
+    found = found_in(SyntheticStudy(sizes=(1e5, 3e5, 1e6), seeds=(1, 1, 1)).table(0))
+    assert (found.method, found.optima, found.exponents) == (None, (), {})
+    assert "4 sizes" in found.reason
+
+
+def test_a_weighted_power_law_leans_on_what_is_known_well() -> None:
+    x = np.array([1.0, 10.0, 100.0])
+    y = 3.0 * x**0.5
+    y[2] *= 2
+    assert power_law(x, y, np.array([1e-3, 1e-3, 10.0]))[0] == pytest.approx(0.5, abs=1e-4)
+    assert power_law(x[:2], y[:2]) == pytest.approx((0.5, 3.0))

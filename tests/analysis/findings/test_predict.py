@@ -1,0 +1,126 @@
+"""Predicted losses, and points taken mid-run beside annealed ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.errors import InputError
+from analysis.findings.document import fit_points
+from analysis.findings.predict import Ask, asked
+from analysis.findings.results import FitDocument
+from analysis.laws.catalogue import law_named
+from analysis.points.table import CheckedPoints, build_frame, check_points
+from tests.analysis.conftest import checked
+from tests.analysis.synthetic import TOKENS_AN_ITERATION, TRANSFORMER, SyntheticStudy
+
+WIDE = SyntheticStudy(
+    sizes=tuple(np.geomspace(1e5, 1e7, 6)), iterations=(200, 400, 800, 1600), seeds=(2,) * 6
+)
+
+
+def truth(n_params: float, iterations: float) -> float:
+    law, tokens = TRANSFORMER, iterations * TOKENS_AN_ITERATION
+    return law["E"] + law["A"] / n_params ** law["alpha"] + law["B"] / tokens ** law["beta"]
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("300M:4000", Ask(3e8, 4e3)),
+        ("1e9:20Btokens", Ask(1e9, 2e10, "tokens")),
+        (" 1.5b : 8k iterations ", Ask(1.5e9, 8e3, "iterations")),
+    ],
+)
+def test_sizes_and_budgets_are_read_as_written(text: str, meant: Ask) -> None:
+    assert asked(text) == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["", "300M", "300M:", "big:400", "1e9:-4", "0:100", "1e30:100", "1M:2 epochs"]
+)
+def test_what_is_no_size_and_budget_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--predict"):
+        asked(text)
+
+
+def test_the_loss_of_a_larger_model_is_predicted_with_intervals_that_hold_it() -> None:
+    document = fit_points(checked(WIDE.table(0)), resamples=300, asks=[asked("40M:1600"), asked("1M:400")])
+    far, near = document.architectures["cross_transformer"].predictions
+    assert (far.size_factor, near.size_factor) == (pytest.approx(4), 1.0)
+    assert (far.budget_factor, near.budget_factor) == (1.0, 1.0)
+    for one in (far, near):
+        assert one.ci95 is not None
+        assert one.run95 is not None
+        assert one.iterations is not None
+        assert one.tokens == pytest.approx(one.iterations * TOKENS_AN_ITERATION)
+        assert one.loss == pytest.approx(truth(one.n_params, one.iterations), rel=0.01)
+        assert one.ci95[0] <= truth(one.n_params, one.iterations) <= one.ci95[1]
+        assert one.run95[1] - one.run95[0] > one.ci95[1] - one.ci95[0]
+
+
+def test_unasked_twice_and_four_times_the_largest_size_are_predicted(document: FitDocument) -> None:
+    for fit in document.architectures.values():
+        assert [(one.n_params, one.iterations) for one in fit.predictions] == [(6e6, 1600), (1.2e7, 1600)]
+
+
+def test_tokens_and_iterations_name_the_same_budget_under_either_law() -> None:
+    points = checked(WIDE.table(0))
+    asks = [asked("40M:800"), asked(f"40M:{800 * TOKENS_AN_ITERATION:.0f}tokens")]
+    for law in ("chinchilla", "chinchilla_iterations"):
+        one, other = (
+            fit_points(points, law=law, resamples=100, asks=asks).architectures["prefix_simba"].predictions
+        )
+        assert one.loss == pytest.approx(other.loss, rel=1e-12)
+    with pytest.raises(InputError, match="no iterations"):
+        fit_points(
+            checked(WIDE.table(0).drop(columns="iterations")), resamples=100, asks=[asked("1M:100iterations")]
+        )
+
+
+def test_a_prediction_far_beyond_the_points_is_noted_and_one_close_by_is_not() -> None:
+    points = checked(WIDE.table(0))
+    for text, noted in (("100M:1600", True), ("40M:1600", False), ("1M:16000", True)):
+        document = fit_points(points, resamples=100, asks=[asked(text)])
+        codes = {note.code for note in document.architectures["prefix_simba"].notes}
+        assert ("extrapolation_ratio" in codes) == noted
+
+
+def mixed() -> pd.DataFrame:
+    """Annealed points and, 3 % above them, points taken mid-run."""
+    annealed = WIDE.table(0)
+    return pd.concat(
+        [annealed, annealed.assign(loss=annealed["loss"] * 1.03, annealed=False, run_id=annealed["cluster"])]
+    )
+
+
+def read(table: pd.DataFrame, *, annealed: bool) -> CheckedPoints:
+    rows = [(number + 2, row) for number, row in enumerate(table.itertuples(index=False, name=None))]
+    frame = build_frame(list(table.columns), rows, "synthetic")
+    return check_points(frame, law_named("chinchilla"), annealed=annealed)
+
+
+@pytest.mark.parametrize(
+    ("annealed", "other", "gap"), [(True, "unannealed", 0.03), (False, "annealed", -0.0291)]
+)
+def test_points_taken_mid_run_are_a_set_of_their_own_and_compared_with_the_annealed(
+    annealed: bool, other: str, gap: float
+) -> None:
+    points = read(mixed(), annealed=annealed)
+    assert set(points.frame["annealed"]) == {annealed}
+    document = fit_points(points, resamples=100)
+    assert document.points == ("annealed" if annealed else "unannealed")
+    codes = {note.code for note in document.notes}
+    assert f"{other}_points" in codes
+    for fit in document.architectures.values():
+        assert fit.n_points == 48
+        assert fit.other_points is not None
+        assert (fit.other_points.kind, fit.other_points.points) == (other, 48)
+        assert fit.other_points.mean_relative_difference == pytest.approx(gap, abs=0.002)
+        assert f"{other}_gap" in {note.code for note in fit.notes}
+
+
+def test_a_table_without_points_taken_mid_run_has_none_to_fit() -> None:
+    with pytest.raises(InputError, match="annealed=false"):
+        read(WIDE.table(0), annealed=False)

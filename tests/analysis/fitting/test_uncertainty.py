@@ -1,0 +1,129 @@
+"""Resamples: whole series, the same draw for both architectures, intervals that cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.findings.document import fit_points
+from analysis.findings.results import FitDocument
+from analysis.fitting.bootstrap import WEBB, resample
+from analysis.fitting.profile import profile
+from analysis.points.table import CheckedPoints
+from tests.analysis.conftest import checked, fitted
+from tests.analysis.synthetic import TRANSFORMER, TRUE_RATIO, SyntheticStudy
+
+WIDE = SyntheticStudy(sizes=tuple(np.geomspace(1e5, 1e7, 6)), seeds=(2, 2, 2, 2, 2, 2))
+
+
+def test_webbs_weights_have_mean_zero_and_variance_one() -> None:
+    assert WEBB.mean() == pytest.approx(0, abs=1e-15)
+    assert (WEBB**2).mean() == pytest.approx(1, abs=1e-12)
+
+
+def test_few_series_take_the_wild_bootstrap_and_many_whole_series(points: CheckedPoints) -> None:
+    assert resample([fitted(points, "prefix_simba")], 100, 0).scheme == "wild"
+    assert resample([fitted(checked(WIDE.table(0)), "prefix_simba")], 100, 0).scheme == "cluster"
+
+
+def test_many_series_of_three_sizes_take_the_wild_bootstrap_too() -> None:
+    """Some draw of nine series of three sizes leaves two sizes."""
+    study = SyntheticStudy(sizes=(1e5, 1e6, 1e7), seeds=(3, 3, 3))
+    document = fit_points(checked(study.table(0)), resamples=200)
+    assert document.resampling.scheme == "wild"
+    assert "wild_bootstrap" in {note.code for note in document.architectures["prefix_simba"].notes}
+
+
+def test_the_same_seed_gives_the_same_resamples_and_another_seed_others(points: CheckedPoints) -> None:
+    fit = fitted(points, "prefix_simba")
+    first, again, other = (resample([fit], 100, seed).params["prefix_simba"] for seed in (4, 4, 5))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+def test_an_architectures_resamples_do_not_depend_on_which_others_are_fitted(points: CheckedPoints) -> None:
+    fits = [fitted(points, name) for name in ("cross_transformer", "prefix_simba")]
+    alone, together = resample(fits[1:], 100, 0), resample(fits, 100, 0)
+    np.testing.assert_array_equal(alone.params["prefix_simba"], together.params["prefix_simba"])
+
+
+@pytest.mark.parametrize("study", [SyntheticStudy(), WIDE], ids=["wild", "cluster"])
+def test_twins_are_resampled_alike_so_that_their_ratio_is_one_throughout(study: SyntheticStudy) -> None:
+    """Two architectures with the same losses: unpaired resamples would give their ratio an interval."""
+    table = study.table(0)
+    one = table[table["architecture"] == "prefix_simba"]
+    twin = one.assign(architecture="twin", run_id="twin" + one["run_id"], cluster="twin" + one["cluster"])
+    both = one.assign(architecture="cross_transformer")
+    document = fit_points(checked(pd.concat([both, twin])), resamples=150)
+    assert document.comparison.paired
+    for row in document.comparison.size_ratio:
+        assert row.estimate == pytest.approx(1, rel=1e-6)
+        assert row.estimate_ci95 == pytest.approx((1, 1), rel=1e-3)
+
+
+def test_rows_of_one_series_are_not_counted_as_independent() -> None:
+    """With noise between series only, rows resampled alone would halve the interval."""
+    table = SyntheticStudy(
+        sizes=tuple(np.geomspace(1e5, 1e7, 12)), seeds=(1,) * 12, cluster_noise=0.01, row_noise=0.0
+    ).table(0)
+    by_series = fit_points(checked(table), resamples=300).architectures["prefix_simba"].ci95["alpha"]
+    by_row = fit_points(checked(table.assign(cluster=table["run_id"])), resamples=300)
+    low, high = by_row.architectures["prefix_simba"].ci95["alpha"]
+    assert by_series[1] - by_series[0] > 1.3 * (high - low)
+
+
+def test_the_interval_holds_the_estimate(document: FitDocument) -> None:
+    for fit in document.architectures.values():
+        for name, (low, high) in fit.ci95.items():
+            assert low <= fit.params[name] <= high
+
+
+def test_a_profile_is_lowest_at_the_estimate_and_closes_where_points_are_many() -> None:
+    fit = fitted(checked(WIDE.table(1)), "prefix_simba")
+    curve = profile(fit.problem, fit.result, "alpha")
+    at = int(np.argmin(curve.objective))
+    assert curve.values[at] == pytest.approx(fit.result.params["alpha"], rel=0.02)
+    assert curve.objective[at] >= fit.result.objective * (1 - 1e-6)
+    low, high = curve.interval
+    assert low is not None
+    assert high is not None
+    assert low < fit.result.params["alpha"] < high
+
+
+def test_a_profile_of_what_the_points_cannot_tell_stays_open() -> None:
+    fit = fitted(checked(SyntheticStudy(iterations=(400,)).table(0)), "prefix_simba")
+    assert None in profile(fit.problem, fit.result, "beta").interval
+
+
+def coverage(study: SyntheticStudy, trials: int) -> tuple[float, float]:
+    """Share of the intervals given that hold the true alpha, and the true size ratio at the headline.
+
+    A ratio that cannot be identified has none; at least half of them must have one.
+    """
+    alpha, ratio = [], []
+    for seed in range(trials):
+        document = fit_points(checked(study.table(1000 + seed)), resamples=200, seed=seed)
+        low, high = document.architectures["cross_transformer"].ci95["alpha"]
+        alpha.append(low <= TRANSFORMER["alpha"] <= high)
+        row = max(document.comparison.size_ratio, key=lambda row: (row.reference_n_params, row.tokens))
+        if row.estimate_ci95 is not None:
+            ratio.append(row.estimate_ci95[0] <= TRUE_RATIO <= row.estimate_ci95[1])
+    assert len(ratio) >= trials / 2
+    return float(np.mean(alpha)), float(np.mean(ratio))
+
+
+def test_intervals_of_the_few_series_of_a_demo_cover_the_truth() -> None:
+    alpha, ratio = coverage(SyntheticStudy(), 12)
+    assert alpha >= 9 / 12
+    assert ratio >= 9 / 12
+
+
+@pytest.mark.verify
+@pytest.mark.parametrize(
+    "study", [SyntheticStudy(), SyntheticStudy(cluster_noise=0.002, row_noise=0.004), WIDE]
+)
+def test_intervals_cover_at_close_to_their_nominal_rate(study: SyntheticStudy) -> None:
+    alpha, ratio = coverage(study, 120)
+    assert alpha >= 0.85
+    assert ratio >= 0.85

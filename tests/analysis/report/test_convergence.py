@@ -1,0 +1,166 @@
+"""Evaluations against iterations: every value drawn, and the published curves only where they belong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from analysis.errors import InputError
+from analysis.findings.results import FitDocument
+from analysis.points.table import CheckedPoints
+from analysis.report.convergence import (
+    COLUMNS,
+    convergence_panels,
+    family_of,
+    interactive_convergence,
+    published_table,
+)
+from tests.analysis.report.test_report import page_of
+
+METRICS = ("ce", "ppl", "ce_0", "fd_mel_proxy-99", "clap_score-5e", "kl_softmax_ast-2d", "fd_clap-5e")
+
+
+def evaluations(metrics: tuple[str, ...] = METRICS, **changes: Any) -> pd.DataFrame:
+    """Two architectures, one in two sizes, at three iteration counts; the smallest with two seeds."""
+    rows = []
+    for metric in metrics:
+        for architecture, n_params, seeds in (
+            ("prefix_simba", 72e6, (0, 1)),
+            ("prefix_simba", 281e6, (0,)),
+            ("cross_transformer", 280e6, (0,)),
+        ):
+            for iterations in (20_000, 5_000, 100_000):
+                for seed in seeds:
+                    row: dict[str, Any] = {
+                        "run_id": f"{architecture}-{n_params:.0f}-{iterations}-{seed}",
+                        "architecture": architecture,
+                        "n_params": int(n_params),
+                        "iterations": iterations,
+                        "seed": seed,
+                        "metric": metric,
+                        "value": 1 + 1e5 / iterations + seed / 10 + n_params / 1e9,
+                        "n_prompts": 16,
+                        "settings": "held-out" if metric.startswith(("ce", "ppl")) else "0a1b2c",
+                    }
+                    rows.append(row | changes)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def test_a_panel_is_one_metric_under_one_set_of_settings_families_first() -> None:
+    table = pd.concat([evaluations(), evaluations(("fd_clap-5e",), settings="other")])
+    found = [(panel.metric, panel.settings) for panel in convergence_panels(table)]
+    assert found == [
+        ("fd_clap-5e", "0a1b2c"),
+        ("fd_clap-5e", "other"),
+        ("kl_softmax_ast-2d", "0a1b2c"),
+        ("clap_score-5e", "0a1b2c"),
+        ("fd_mel_proxy-99", "0a1b2c"),
+        ("ce", "held-out"),
+        ("ppl", "held-out"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "key"),
+    [
+        ("fd_clap-5e", "fd"),
+        ("fd_mel_proxy-99", None),
+        ("kl_ast", "kl"),
+        ("kl_softmax_ast-2d", "kl"),
+        ("clap_score", "clap"),
+        ("ce", None),
+        ("ppl_3", None),
+        ("fdx", None),
+    ],
+)
+def test_published_curves_belong_to_a_family_and_never_to_a_proxy(metric: str, key: str | None) -> None:
+    family = family_of(metric)
+    assert (family.key if family else None) == key
+
+
+def test_the_published_values_are_those_that_were_read_from_the_figure() -> None:
+    rows = published_table()
+    counts = [5000, 10000, 15000, 20000, 40000, 60000, 80000, 100000]
+    assert [int(row["iterations"]) for row in rows] == [*counts, *counts, 400_000]
+    first, last = rows[0], rows[-1]
+    assert list(first.values()) == ["prefix_simba", "5000", "163.7", "5.17", "0.060"]
+    assert list(last.values()) == ["cross_transformer", "400000", "72.0", "1.70", "0.212"]
+
+
+def test_every_value_is_a_dot_and_lines_go_through_the_means_of_seeds() -> None:
+    table = evaluations(("clap_score-5e",))
+    (panel,) = convergence_panels(table)
+    (figure,) = interactive_convergence([panel])
+    dots = [trace for trace in figure.data if trace["mode"] == "markers"]
+    assert sorted(y for trace in dots for y in trace["y"]) == sorted(table["value"])
+    hovered = " ".join(text for trace in dots for text in trace["hovertext"])
+    assert all(f"run {run_id}<" in hovered for run_id in table["run_id"])
+    line = next(trace for trace in figure.data if trace["mode"] == "lines" and "72M" in trace["name"])
+    assert line["x"] == [5_000, 20_000, 100_000]
+    assert line["y"] == pytest.approx([1 + 1e5 / count + 0.05 + 0.072 for count in line["x"]])
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_published_curves_have_an_axis_of_their_own_unless_they_were_measured_alike(same: bool) -> None:
+    metric = "fd_clap-5e"
+    (panel,) = convergence_panels(evaluations((metric,)), published_metrics=[metric] if same else [])
+    (figure,) = interactive_convergence([panel])
+    published = [trace for trace in figure.data if trace["name"].endswith(", published")]
+    assert [trace["y"][0] for trace in published] == [163.7, 134.0]
+    assert {trace["yaxis"] for trace in published} == {"y" if same else "y2"}
+    assert ("yaxis2" in figure.layout) is not same
+    assert ("another embedding model" in figure.caption) is not same
+    assert "±0.5" in figure.caption
+
+
+def test_a_proxy_and_a_loss_stand_alone() -> None:
+    for panel in convergence_panels(evaluations(("fd_mel_proxy-99", "ce"))):
+        (figure,) = interactive_convergence([panel])
+        assert not any("published" in trace["name"] for trace in figure.data)
+        assert "yaxis2" not in figure.layout
+
+
+def test_the_report_of_a_study_with_evaluations_has_the_section_and_others_have_none(
+    points: CheckedPoints, document: FitDocument, tmp_path: Path
+) -> None:
+    table = evaluations(("fd_clap-5e", "ce_0"))
+    html, page = page_of(points, document, tmp_path / "with", evaluations=table)
+    assert [row[6] for row in page.tables["evaluations"][1:]] == [f"{value:.4g}" for value in table["value"]]
+    assert "convergence_fd_clap_5e_0a1b2c" in {figure["name"] for figure in page.figures}
+    assert (tmp_path / "with" / "figures" / "convergence.svg").exists()
+    assert 'id="convergence"' in html
+    html, _ = page_of(points, document, tmp_path / "without", evaluations=table[:0])
+    assert "Convergence" not in html.split("<script", 1)[0]
+    assert not (tmp_path / "without" / "figures" / "convergence.svg").exists()
+
+
+def test_names_in_a_table_of_evaluations_are_text_and_never_markup(
+    points: CheckedPoints, document: FitDocument, tmp_path: Path
+) -> None:
+    table = evaluations(("fd_<img src=x>",), architecture="a</script><script>alert(1)</script>")
+    html, page = page_of(points, document, tmp_path, evaluations=table)
+    assert page.fetched == ["data:,"]
+    assert "<script>alert" not in html
+    assert (tmp_path / "figures" / "convergence.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"value": float("nan")}, "value: nan"),
+        ({"value": "good"}, "value: 'good'"),
+        ({"iterations": 0}, "iterations: 0"),
+        ({"n_params": None}, "n_params: None"),
+    ],
+)
+def test_a_value_that_cannot_be_drawn_is_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"run prefix_simba-72000000-20000-0: {said}"):
+        convergence_panels(evaluations(("ce",), **changes))
+
+
+def test_a_column_that_is_missing_is_named() -> None:
+    with pytest.raises(InputError, match="column settings is missing"):
+        convergence_panels(evaluations().drop(columns="settings"))

@@ -1,0 +1,147 @@
+"""What evaluations found travels with the runs it was found of, and joins what was found elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from harness.archive.check import open_bundle
+from harness.archive.merge import merge
+from harness.record.root import Root
+from harness.record.scores import evaluation_folder, evaluation_rows, keep_evaluation
+from tests.conftest import Answer
+from tests.harness.bundles import Fields, exported, members_of, registered, rewritten, tree, with_iterations
+from tests.harness.scores import SETTINGS, scored
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def fields(study_fields: Fields) -> Fields:
+    return with_iterations(study_fields, 5, 10)
+
+
+@pytest.fixture
+def evaluated(there: Path, tmp_path: Path, fields: Fields) -> Root:
+    """Two finished runs, of which one was evaluated in two ways."""
+    root = Root(tmp_path / "evaluated")
+    shutil.copytree(there, root.path)
+    run_id = first_run(root, fields)
+    keep_evaluation(root, run_id, scored(None, ce=4.0))
+    keep_evaluation(root, run_id, scored(SETTINGS, ("few clips",), fd_a=1.0, fd_b=2.0))
+    return root
+
+
+def first_run(root: Root, fields: Fields) -> str:
+    run_id: str = registered(root, fields).points[0].run_id
+    return run_id
+
+
+def scores(root: Root, fields: Fields) -> dict[tuple[str, str], float]:
+    return {(row.metric, row.settings): row.value for row in evaluation_rows(registered(root, fields))}
+
+
+def test_scores_come_with_the_runs_and_once(
+    evaluated: Root, here: Root, fields: Fields, tmp_path: Path, ssmscale: Command
+) -> None:
+    registered(evaluated, fields)
+    answer = ssmscale("export", "tiny", "--root", evaluated.path, "--out", tmp_path / "b.zip")
+    assert "2 runs in 1 series, 2 evaluations" in answer.out
+    answer = ssmscale("import", tmp_path / "b.zip")
+    assert "2 runs imported, 0 finished here already, 2 evaluations added" in answer.out
+    assert scores(here, fields) == scores(evaluated, fields)
+    assert len(scores(here, fields)) == 3
+    before = tree(here.path)
+    assert "2 finished here already\n" in ssmscale("import", tmp_path / "b.zip").out
+    assert tree(here.path) == before
+    again = exported(here, fields, tmp_path / "again.zip")
+    assert again.read_bytes() == (tmp_path / "b.zip").read_bytes()
+
+
+def test_scores_join_those_that_are_here_and_replace_none(
+    evaluated: Root, there: Path, fields: Fields, tmp_path: Path
+) -> None:
+    bundle, here = exported(evaluated, fields, tmp_path / "b.zip"), Root(tmp_path / "here")
+    shutil.copytree(there, here.path)
+    run_id = first_run(here, fields)
+    keep_evaluation(here, run_id, scored(SETTINGS, ("short clips",), fd_a=1.5, fd_c=3.0))
+    with open_bundle(bundle) as opened:
+        assert merge(opened, here).evaluations == 2
+    assert scores(here, fields) == {
+        ("ce", "held-out"): 4.0,
+        **{(name, SETTINGS.digest): value for name, value in (("fd_a", 1.5), ("fd_b", 2.0), ("fd_c", 3.0))},
+    }
+    kept = (evaluation_folder(here, run_id) / f"{SETTINGS.digest}.json").read_text()
+    assert kept.index("short clips") < kept.index("few clips")
+
+
+def test_a_run_that_is_being_evaluated_gets_its_scores_at_another_import(
+    evaluated: Root, there: Path, fields: Fields, tmp_path: Path, ssmscale: Command
+) -> None:
+    bundle, here = exported(evaluated, fields, tmp_path / "b.zip"), Root(tmp_path / "here")
+    shutil.copytree(there, here.path)
+    run_id = first_run(here, fields)
+    evaluation_folder(here, run_id).mkdir()
+    with FileLock(evaluation_folder(here, run_id) / "lock"):
+        answer = ssmscale("import", bundle, "--root", here.path)
+    assert (answer.status, f"note: run {run_id}: is being evaluated here" in answer.out) == (0, True)
+    assert scores(here, fields) == {}
+    ssmscale("import", bundle, "--root", here.path)
+    assert len(scores(here, fields)) == 3
+
+
+def test_a_copy_of_scores_beside_them_is_no_member(
+    evaluated: Root, fields: Fields, tmp_path: Path, ssmscale: Command
+) -> None:
+    registered(evaluated, fields)
+    folder = evaluation_folder(evaluated, first_run(evaluated, fields))
+    shutil.copy(folder / "held-out.json", folder / "held-out-old.json")
+    answer = ssmscale("export", "tiny", "--root", evaluated.path, "--out", tmp_path / "b.zip")
+    assert (answer.status, "held-out-old.json" in answer.err) == (2, True), answer.out
+    assert not (tmp_path / "b.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "held-out",
+            scored(SETTINGS).model_dump_json(),
+            "is not what was found under the settings of that name",
+        ),
+        (
+            "0123456789ab",
+            scored(SETTINGS).model_dump_json(),
+            "is not what was found under the settings of that name",
+        ),
+        ("held-out", '{"n_prompts": 4, "scores": {"ce": {"value": "low", "t": 1}}}', "scores.ce.value"),
+        ("held-out", '{"n_prompts": 4, "scores": {"../ce": {"value": 1.0, "t": 1}}}', "../ce"),
+        ("held-out", "[" * 100_000, "held-out.json"),
+        ("../../run", "{}", "no name of anything"),
+        ("lock", "", "no name of anything"),
+    ],
+)
+def test_scores_that_are_not_what_they_say_are_refused_and_nothing_is_written(
+    bundle: Path, here: Root, tmp_path: Path, ssmscale: Command, name: str, content: str, said: str
+) -> None:
+    members = members_of(bundle)
+    run = next(key for key in members if key.endswith("run.json")).removesuffix("run.json")
+    spoilt = members | {f"{run}evaluation/{name}.json": content.encode()}
+    answer = ssmscale("import", rewritten(spoilt, tmp_path / "bad.zip"))
+    assert (answer.status, "Traceback" in answer.err) == (2, False), answer.out
+    assert "bad.zip" in answer.err
+    assert said in answer.err
+    assert not here.path.exists()
+
+
+def test_scores_of_a_run_that_is_not_in_the_bundle_are_refused(
+    bundle: Path, here: Root, tmp_path: Path, ssmscale: Command
+) -> None:
+    stray = {"runs/0123456789ab/evaluation/held-out.json": scored(None).model_dump_json().encode()}
+    answer = ssmscale("import", rewritten(members_of(bundle) | stray, tmp_path / "bad.zip"))
+    assert (answer.status, "0123456789ab" in answer.err) == (2, True), answer.out
+    assert not here.path.exists()

@@ -1,0 +1,376 @@
+"""The command end to end, as a user runs it: real workers, a real MLflow store, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.record.journal import read_progress
+from harness.record.root import Root
+from tests.conftest import Answer, files_below
+from tests.harness.trainer import losses, train
+from tests.waiting import PATIENCE, is_running, paced, wait_until
+
+Fields = dict[str, Any]
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Start `ssmscale submit --on local` as a process of its own, in which training takes its time.
+
+    Ended with its children after the test, since those that a failing one has stopped do not see that it has ended.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def start(study: Path) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-m", "harness", "submit", str(study), "--on", "local"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=paced(0.01),
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            for left in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def two_series(study_fields: Fields) -> Fields:
+    study_fields["grid"] |= {
+        "architectures": {"prefix_simba": None, "cross_transformer": None},
+        "iterations": [10, 200],
+    }
+    study_fields["tracking"]["log_every"] = 10
+    return study_fields
+
+
+def is_told_to_stop(process: psutil.Process) -> bool:
+    """Whether a process held still has a SIGTERM waiting for it; one that had ended before has none."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    (waiting,) = [int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:")]
+    return bool(waiting >> (signal.SIGTERM - 1) & 1)
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [
+        child for child in psutil.Process(process.pid).children() if "harness.train.worker" in words_of(child)
+    ]
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command; nothing where it has ended, as what is asked of git does soon."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def trunk_step(root: Root) -> int:
+    return max((read_progress(folder).step for folder in (root.path / "series").glob("*")), default=0)
+
+
+def mlflow_runs(root: Root, name: str) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root.path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def metric_steps(root: Root, run: Any, key: str) -> list[int]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{root.path / 'mlflow.db'}")
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_a_study_from_submission_to_points(
+    two_series: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+) -> None:
+    study, root = write_study(two_series), Root(tmp_path / "runs")
+    submitted = ssmscale("submit", study, "--on", "local")
+    assert submitted.status == 0, submitted.err
+    assert "4 done" in submitted.out
+
+    told = json.loads(ssmscale("status", "tiny", "--json").out)
+    assert told["counts"] == {"done": 4}
+    assert {run["iterations_done"] for run in told["runs"]} == {10, 200}
+
+    table = ssmscale("points", "tiny").out.splitlines()
+    assert len(table) == 1 + 4
+    by_id = {line.split(",")[0]: line for line in table[1:]}
+    for run in told["runs"]:
+        assert repr(run["loss"]) in by_id[run["run_id"]]  # to the last digit, through MLflow and back
+
+    held = mlflow_runs(root, "tiny")
+    parents = [run for run in held if run.data.tags["ssmscale.kind"] == "series"]
+    children = [run for run in held if run.data.tags["ssmscale.kind"] == "run"]
+    assert (len(parents), len(children)) == (2, 4)
+    assert {run.info.status for run in held} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {run.info.run_id for run in parents}
+    for parent in parents:
+        assert metric_steps(root, parent, "train_loss") == [1, *range(10, 161, 10)]
+
+    before = sorted((path, path.stat().st_mtime_ns) for path in root.path.rglob("journal/*"))
+    again = ssmscale("submit", study, "--on", "local")
+    assert (again.status, "4 done" in again.out) == (0, True)
+    assert sorted((path, path.stat().st_mtime_ns) for path in root.path.rglob("journal/*")) == before
+
+    plan = json.loads(ssmscale("plan", "tiny", "--json").out)
+    assert {run["state"] for run in plan["runs"]} == {"done"}
+    assert plan["totals"]["gpu_hours"] == 0 < plan["totals"]["gpu_hours_reused"]
+    calibration = json.loads((root.study("tiny") / "calibration.json").read_text())
+    assert {step["architecture"] for step in calibration["steps"]} == {"prefix_simba", "cross_transformer"}
+
+    run_id = told["runs"][0]["run_id"]
+    assert "held-out loss" in ssmscale("logs", "tiny", run_id[:6]).out
+    assert ssmscale("logs", "tiny", "zz").status == 2
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
+    two_series: Fields,
+    write_study: Callable[..., Path],
+    ssmscale: Command,
+    start_submit: Callable[[Path], subprocess.Popen[str]],
+    tmp_path: Path,
+    ending: signal.Signals,
+) -> None:
+    study, root = write_study(two_series), Root(tmp_path / "runs")
+    process = start_submit(study)
+    wait_until(lambda: trunk_step(root) >= 1, on=process)
+    held = workers_of(process)
+    wait_until(lambda: trunk_step(root) >= 20, on=process, at_once=True)
+    for worker in held:  # lest they finish before they are told to stop
+        worker.suspend()
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(ending)
+    wait_until(lambda: any(map(is_told_to_stop, held)), on=process)
+    for worker in held:
+        worker.resume()
+    process.wait(timeout=PATIENCE)
+    wait_until(lambda: not any(map(is_running, workers)))
+    left = json.loads(ssmscale("status", "tiny", "--json").out)["counts"]
+    assert left.get("running", 0) == left.get("queued", 0) == 0
+    assert left.get("interrupted", 0) > 0
+
+    finished = ssmscale("submit", study, "--on", "local")
+    assert finished.status == 0, finished.err
+    apart = Root(tmp_path / "apart")
+    train(apart, two_series)
+    assert losses(root, two_series) == losses(apart, two_series)
+    for parent in mlflow_runs(root, "tiny"):
+        steps = metric_steps(root, parent, "train_loss")
+        assert len(steps) == len(set(steps))
+        assert parent.info.status == "FINISHED"
+
+
+def test_a_worker_killed_takes_nothing_with_it(
+    two_series: Fields,
+    write_study: Callable[..., Path],
+    start_submit: Callable[[Path], subprocess.Popen[str]],
+    tmp_path: Path,
+) -> None:
+    study, root = write_study(two_series), Root(tmp_path / "runs")
+    process = start_submit(study)
+    wait_until(lambda: trunk_step(root) >= 20, on=process, at_once=True)
+    workers_of(process)[0].kill()
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, out + err
+    apart = Root(tmp_path / "apart")
+    train(apart, two_series)
+    assert losses(root, two_series) == losses(apart, two_series)
+
+
+def test_a_failed_run_is_kept_until_retry_and_the_rest_of_the_study_finishes(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+) -> None:
+    study_fields["grid"]["architectures"] = {
+        "prefix_simba": {"optimiser": {"lr": 1e5, "grad_clip": None}},
+        "cross_transformer": None,
+    }
+    study = write_study(study_fields)
+    first = ssmscale("submit", study, "--on", "local")
+    assert first.status == 1
+    assert "loss is" in first.out
+    told = json.loads(ssmscale("status", "tiny", "--json").out)
+    assert told["counts"] == {"failed": 2, "done": 2}
+    assert ssmscale("submit", study, "--on", "local").status == 1  # neither trained again nor forgotten
+    retried = ssmscale("retry", "tiny")
+    assert (retried.status, "2 runs to be tried again" in retried.out) == (1, True)
+    attempts = [
+        json.loads(line)["event"] for line in Path("runs/studies/tiny/control.jsonl").read_text().splitlines()
+    ]
+    assert attempts == ["submitted", "retried", "submitted"]
+
+
+def test_cancelled_runs_stay_cancelled_until_retry(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+) -> None:
+    study = write_study(study_fields)
+    assert "2 runs cancelled" in ssmscale("cancel", study).out
+    assert "2 cancelled" in ssmscale("submit", study, "--on", "local").out
+    assert ssmscale("retry", study).status == 0
+    assert json.loads(ssmscale("status", study, "--json").out)["counts"] == {"done": 2}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "STUDY"], ["status", "STUDY"]])
+def test_the_light_verbs_import_nothing_heavy(
+    study_fields: Fields, write_study: Callable[..., Path], arguments: list[str]
+) -> None:
+    study = str(write_study(study_fields))
+    words = ["ssmscale", *(study if word == "STUDY" else word for word in arguments)]
+    program = (
+        "import sys\n"
+        f"sys.argv = {words!r}\n"
+        "from harness.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'deepspeed', 'ray', 'mlflow', 'transformers', 'pandas', 'scipy', 'matplotlib', 'plotly'}\n"
+        "sys.stderr.write(' '.join(sorted(heavy & set(sys.modules))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ}
+    )
+    assert done.stderr == ""
+
+
+def test_plain_lines_when_piped_hold_no_escape_codes(
+    study_fields: Fields,
+    write_study: Callable[..., Path],
+    start_submit: Callable[[Path], subprocess.Popen[str]],
+) -> None:
+    process = start_submit(write_study(study_fields))
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert "\x1b" not in out
+    assert "[2/2] prefix_simba xs seed 0, 10 iterations: loss" in out
+
+
+def test_several_ranks_train_one_series_side_by_side(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+) -> None:
+    study_fields["resources"] = {"ranks": 2, "zero_stage": 2}
+    submitted = ssmscale("submit", write_study(study_fields), "--on", "local")
+    assert submitted.status == 0, submitted.out + submitted.err
+    root, apart = Root(tmp_path / "runs"), Root(tmp_path / "apart")
+    train(apart, study_fields)
+    assert losses(root, study_fields) == pytest.approx(losses(apart, study_fields), abs=1e-4)
+    (folder,) = (root.path / "series").iterdir()
+    started = read_progress(folder).started
+    assert started is not None
+    assert (started["layout"]["ranks"], started["layout"]["zero_stage"]) == (2, 2)
+
+
+def test_the_report_of_a_study_is_one_file_with_its_command(
+    two_series: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+) -> None:
+    two_series["grid"] |= {
+        "sizes": {f"d{d}": {"n_blocks": 1, "d_model": d} for d in (8, 16, 32)},
+        "iterations": [5, 10, 20],
+    }
+    train(Root(tmp_path / "runs"), two_series)
+    study = write_study(two_series)
+    fitted = ssmscale("fit", study, "--json")
+    assert fitted.status == 0, fitted.err
+    document = json.loads(fitted.out)
+    assert set(document["architectures"]) == {"prefix_simba", "cross_transformer"}
+    assert document["architectures"]["prefix_simba"]["n_points"] == 9
+    reported = ssmscale("report", study, "--out", tmp_path / "report")
+    assert reported.status == 0, reported.err
+    page = Path(reported.out.strip())
+    assert page == tmp_path / "report" / "report.html"
+    text = page.read_text()
+    assert "ssmscale report" in text
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=.?https?:", text)  # nothing is fetched
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fit"], ["fit", "tiny", "--points", "x.csv"], ["fit", "--points", "none.csv"]]
+)
+def test_fit_asks_for_one_table_that_is_there(ssmscale: Command, arguments: list[str]) -> None:
+    answer = ssmscale(*arguments)
+    assert answer.status == 2
+    assert answer.err.startswith("error: ")
+
+
+def test_the_help_of_fit_lists_every_law_and_an_unknown_one_is_refused_with_them(
+    ssmscale: Command, tmp_path: Path
+) -> None:
+    from analysis.laws.catalogue import LAWS
+
+    shown = ssmscale("fit", "--help").out
+    assert all(re.search(rf"\b{name}\b", shown) for name in LAWS)
+    (tmp_path / "p.csv").write_text("architecture,n_params,tokens,loss\nx,1e5,1e6,3\n")
+    answer = ssmscale("fit", "--points", "p.csv", "--law", "kaplan")
+    assert answer.status == 2
+    assert all(name in answer.err for name in ("kaplan", *LAWS))
+
+
+def test_fit_predicts_what_is_asked_for_and_fits_points_taken_mid_run_on_request(
+    ssmscale: Command, tmp_path: Path
+) -> None:
+    from tests.analysis.synthetic import SyntheticStudy
+
+    table = SyntheticStudy().table(0)
+    table.loc[table["architecture"] == "prefix_simba", "annealed"] = False
+    table.drop(columns="architecture").to_csv(tmp_path / "p.csv", index=False)
+    asked = ("fit", "--points", "p.csv", "--column", "architecture==any", "--predict", "12M:3200")
+    for more, kind in (((), "annealed"), (("--unannealed",), "unannealed")):
+        document = json.loads(ssmscale(*asked, *more, "--json").out)
+        assert document["points"] == kind
+        fit = document["architectures"]["any"]
+        assert fit["n_points"] == 18
+        (predicted,) = fit["predictions"]
+        assert (predicted["n_params"], predicted["iterations"]) == (12e6, 3200)
+        assert predicted["ci95"][0] < predicted["ci95"][1]
+    shown = ssmscale(*asked).out
+    assert "12M" in shown
+    assert "seed 0" in shown
+    refused = ssmscale(*asked[:-1], "12M")
+    assert (refused.status, "--predict 12M" in refused.err) == (2, True)
+
+
+def test_an_unknown_dispatcher_is_named(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+) -> None:
+    answer = ssmscale("submit", write_study(study_fields), "--on", "moon")
+    assert (answer.status, "moon" in answer.err) == (2, True)
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+) -> None:
+    study = write_study(study_fields)
+    before = files_below(tmp_path)
+    answer = ssmscale("submit", study, "--on", "local", "--dry-run")
+    assert (answer.status, "plan of tiny" in answer.out) == (0, True)
+    packed = ssmscale("submit", study, "--on", "ray", "--dry-run")
+    assert (packed.status, packed.out.startswith(answer.out)) == (0, True)
+    assert "2 runs in 1 series packed on a Ray of this machine's own: 1 node with " in packed.out
+    assert files_below(tmp_path) == before

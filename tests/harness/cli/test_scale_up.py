@@ -1,0 +1,144 @@
+"""`scale-up`: proposals are kept beside the study, and what they foresaw is shown once such runs have finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.record.registry import add_record, read_records, resolve
+from harness.record.root import Root
+from harness.study.grid import GridPoint
+from harness.study.run import Run
+from harness.study.schema import load_study
+from ssmttm.model.flops import parameter_count
+from tests.conftest import REPOSITORY, Answer
+from tests.harness.journals import begin_run, begin_series, finish, registered
+
+Fields = dict[str, Any]
+Command = Callable[..., Answer]
+
+
+def loss_of(point: GridPoint) -> float:
+    """A law, and noise that the run's own name decides."""
+    n_params = parameter_count(point.run.model).n_params
+    off = np.random.default_rng(int(point.run_id, 16)).normal()
+    return float((1.0 + 200 / n_params**0.6 + 9 / point.run.iterations**0.7) * np.exp(0.002 * off))
+
+
+def train(root: Root, points: Sequence[GridPoint]) -> None:
+    """Journals of these Runs as if they had been trained."""
+    for point in points:
+        run = point.run
+        begin_series(root, run).close()
+        flops, n_params = 1e6 * run.iterations, parameter_count(run.model).n_params
+        finish(begin_run(root, run), run, loss=loss_of(point), n_params=n_params, flops=flops)
+
+
+@pytest.fixture
+def fields(study_fields: Fields) -> Fields:
+    study_fields["grid"] |= {
+        "sizes": {f"d{d}": {"n_blocks": 1, "d_model": d} for d in (8, 16, 32, 64)},
+        "iterations": [10, 20, 40],
+    }
+    return study_fields
+
+
+def test_a_step_is_foreseen_kept_and_later_compared_with_what_was_seen(
+    fields: Fields, tracked_root: Root, ssmscale: Command
+) -> None:
+    train(tracked_root, registered(tracked_root, fields).points)
+    first = ssmscale("scale-up", "tiny", "--budget", "0.001", "--json")
+    assert first.status == 0, first.err
+    told = json.loads(first.out)
+    (step,) = told["proposed"]["steps"]
+    assert step["gpu_hours"] <= 0.001 * (1 + 1e-9)
+    assert step["run95"][0] < step["loss"] < step["run95"][1]
+    assert told["seen"] == []
+    kept = tracked_root.study("tiny") / "scale_up.json"
+    ssmscale("scale-up", "tiny", "--budget", "0.001")
+    (record,) = json.loads(kept.read_text())
+    assert {key: value for key, value in record.items() if key != "made"} == told["proposed"]
+    assert "nothing has finished yet" in ssmscale("scale-up", "tiny").out
+
+    fields["grid"]["sizes"]["d128"] = {"n_blocks": 1, "d_model": 128}
+    grown = registered(tracked_root, fields)
+    train(tracked_root, [point for point in grown.points if point.size == "d128"])
+    seen = json.loads(ssmscale("scale-up", "tiny", "--json").out)["seen"]
+    assert [one["iterations"] for one in seen] == [10, 20, 40]
+    assert max(abs(one["relative_error"]) for one in seen) < 0.02
+    assert {one["run_id"] for one in seen} == {p.run_id for p in grown.points if p.size == "d128"}
+    assert "predicted and seen" in ssmscale("scale-up", "tiny").out
+    assert len(json.loads(kept.read_text())) == 1
+
+
+def test_a_proposal_is_a_run_the_study_takes_or_none(
+    fields: Fields, tracked_root: Root, ssmscale: Command
+) -> None:
+    fields["training"]["schedule"] = {"warmup": 8}
+    train(tracked_root, registered(tracked_root, fields).points)
+    answer = ssmscale("scale-up", "tiny", "--budget", "1e-9")
+    assert (answer.status, len(answer.err.splitlines())) == (2, 1), answer.err
+    assert "--budget: 1e-09 GPU-hours" in answer.err
+    assert "the 10 iterations of the shortest run (training.schedule.warmup is 8)" in answer.err
+    assert not (tracked_root.study("tiny") / "scale_up.json").exists()
+
+
+def test_a_proposal_whose_runs_have_left_the_study_is_passed_over(
+    fields: Fields, tracked_root: Root, ssmscale: Command
+) -> None:
+    train(tracked_root, registered(tracked_root, fields).points)
+    assert ssmscale("scale-up", "tiny", "--budget", "0.001").status == 0
+    fields["training"]["batch"] *= 2  # other runs, every one
+    train(tracked_root, registered(tracked_root, fields).points)
+    answer = ssmscale("scale-up", "tiny", "--budget", "0.001", "--json")
+    assert answer.status == 0, answer.err
+    assert "is compared with nothing: none of the 12 runs it was made from" in answer.err
+    assert json.loads(answer.out)["seen"] == []
+    assert len(read_records(tracked_root, "tiny")) == 2
+
+
+def test_proposals_made_at_once_are_all_kept(tmp_path: Path) -> None:
+    root = Root(tmp_path)
+
+    def propose(number: int) -> None:
+        for budget in range(3):
+            add_record(root, "tiny", {"number": number, "budget": budget, "notes": "n" * 20_000})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(propose, range(8)))
+    kept = {(one["number"], one["budget"]) for one in read_records(root, "tiny")}
+    assert kept == {(number, budget) for number in range(8) for budget in range(3)}
+
+
+def test_nothing_is_foreseen_without_a_budget_or_from_nothing(
+    fields: Fields, tracked_root: Root, ssmscale: Command
+) -> None:
+    resolved = registered(tracked_root, fields)
+    assert "submit it first" in ssmscale("scale-up", "tiny", "--budget", "1").err
+    train(tracked_root, resolved.points)
+    for arguments, words in (
+        ((), "say --budget GPU_HOURS"),
+        (("--budget", "-1"), "--budget -1"),
+        (("--budget", "1", "--law", "data"), "--law data"),
+    ):
+        answer = ssmscale("scale-up", "tiny", *arguments)
+        assert (answer.status, len(answer.err.splitlines())) == (2, 1), answer.err
+        assert words in answer.err
+    (tracked_root.study("tiny") / "scale_up.json").write_text("{}")
+    assert "scale_up.json" in ssmscale("scale-up", "tiny").err
+
+
+def test_the_studies_next_step_keeps_every_run_it_grew_from() -> None:
+    def runs(name: str) -> set[Run]:
+        path = REPOSITORY / "sweeps" / f"{name}.yaml"
+        return {point.run for point in resolve(load_study(path), Root(Path("runs")), str(path)).points}
+
+    small, large = runs("scaling_down"), runs("scale_up")
+    assert small < large
+    assert min(parameter_count(run.model).n_params for run in large - small) > 5e8

@@ -1,0 +1,155 @@
+"""A full disk has a name, whichever library ran into it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.common.disk import SLACK, DiskFull, append_line, free_bytes, is_full, room_for, write_atomically
+from harness.dispatch.ray.cluster import make_token
+
+BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+
+
+@pytest.fixture
+def disk(small_disk: Callable[[int], Path]) -> Path:
+    return small_disk(256 * 1024)
+
+
+def test_what_has_no_room_is_refused_before_it_is_written(disk: Path) -> None:
+    with pytest.raises(DiskFull, match=r"0\.5 MiB"), room_for(2**19, disk / "sub" / "x"):
+        (disk / "x").write_bytes(b"never")
+    assert not (disk / "x").exists()
+
+
+def test_what_another_rank_has_written_of_it_already_is_not_asked_for_again(disk: Path) -> None:
+    (disk / "tag").mkdir()
+    (disk / "tag" / "of another rank").write_bytes(bytes(150_000))
+    assert free_bytes(disk) < 200_000
+    with room_for(200_000, disk / "tag"):
+        (disk / "tag" / "of this rank").write_bytes(bytes(50_000))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_running_out_of_room_is_a_full_disk(disk: Path, zipped: bool) -> None:
+    import torch
+
+    with pytest.raises(DiskFull, match=r"x\.pt"), room_for(100_000, disk / "x.pt"):
+        torch.save({"a": torch.zeros(100_000)}, disk / "x.pt", _use_new_zipfile_serialization=zipped)
+
+
+def test_safetensors_running_out_of_room_is_a_full_disk(disk: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    with pytest.raises(DiskFull), room_for(100_000, disk / "x"):
+        save_file({"a": torch.zeros(100_000)}, disk / "x")
+
+
+def test_other_failures_are_what_they_were(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), room_for(1, tmp_path / "x"):
+        _ = 1 / 0
+    assert not is_full(OSError(errno.EIO, "input/output error"))
+    assert is_full(OSError(errno.EDQUOT, "quota"))
+
+
+def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(disk: Path) -> None:
+    path = disk / "lines"
+    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR)
+    append_line(descriptor, b"one\n", path, durable=True)
+    with pytest.raises(DiskFull, match="lines"):
+        append_line(descriptor, b"x" * 2**20 + b"\n", path, durable=True)
+    assert path.read_bytes() == b"one\n"
+    append_line(descriptor, b"two\n", path, durable=False)
+    assert path.read_bytes() == b"one\ntwo\n"
+    os.close(descriptor)
+    assert free_bytes(disk / "not" / "there") > 0
+
+
+def fill(disk: Path) -> None:
+    with (disk / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def test_a_ray_that_has_no_room_for_its_token_is_told_so(disk: Path) -> None:
+    fill(disk)
+    with pytest.raises(DiskFull, match="token-"):
+        make_token(disk)
+
+
+def test_a_write_cut_short_is_a_full_disk_even_where_there_is_room_again(
+    small_disk: Callable[[int], Path],
+) -> None:
+    import torch
+
+    disk = small_disk(4 * SLACK)
+    (disk / "filling").write_bytes(bytes(4 * SLACK - 2**14))
+
+    def save_and_make_room() -> None:
+        with room_for(1, disk / "weights"):
+            try:
+                torch.save(torch.zeros(10_000), disk / "weights")
+            finally:
+                (disk / "filling").unlink()
+
+    with pytest.raises(DiskFull, match="weights"):
+        save_and_make_room()
+    assert free_bytes(disk) > 2 * SLACK
+
+
+def test_output_to_a_full_disk_is_dropped_and_the_exit_status_stays(disk: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from harness.common.process import flush_or_drop, print_traceback, sent_to\n"
+        "with sent_to(Path(sys.argv[1])):\n"
+        "    print('lost')\n"
+        "    try: 1 / 0\n"
+        "    except ZeroDivisionError: print_traceback()\n"
+        "print('heard')\n"
+        "flush_or_drop()\n"
+        "sys.exit(74)\n"
+    )
+    fill(disk)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(disk / "log")],
+        env=BUFFERED,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (74, "heard\n"), done.stderr
+
+
+def test_a_process_whose_output_has_nowhere_to_go_ends_with_its_own_status(disk: Path) -> None:
+    program = "print('lost'); {}raise SystemExit(74)"
+    fill(disk)
+    endings = []
+    for flushed in ("", "from harness.common.process import flush_or_drop; flush_or_drop(); "):
+        with (disk / "log").open("wb") as log:
+            command = [sys.executable, "-c", program.format(flushed)]
+            endings.append(
+                subprocess.run(command, env=BUFFERED, stdout=log, stderr=log, check=False).returncode
+            )
+    assert endings == [120, 74]  # what Python says of itself, and what was meant
+
+
+def test_a_file_system_that_is_read_only_is_named_as_such(disk: Path) -> None:
+    (disk / "old").write_text("kept")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(DiskFull, match=r"new: its file system is read-only") as told:
+        write_atomically(disk / "new", "{}")
+    assert told.value.remedy == "make it writable"
+    assert pickle.loads(pickle.dumps(told.value)).args == told.value.args  # as ranks tell each other
+    with pytest.raises(DiskFull, match="is read-only"), room_for(10, disk / "folder"):
+        pass
+    assert (disk / "old").read_text() == "kept"

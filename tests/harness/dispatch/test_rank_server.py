@@ -1,0 +1,151 @@
+"""Ranks that are forked from one process of a node behave as those that are processes of their own."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness.dispatch.fork_server import RankServer, _Server
+from harness.dispatch.worker_process import RankProcess, environment_of_rank
+from harness.record.journal import Event, read_events, read_progress
+from harness.record.root import Root
+from tests.harness.trainer import losses, prepared
+from tests.waiting import PATIENCE, is_running, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+    made = RankServer(tmp_path_factory.mktemp("server") / "server.log")
+    yield made
+    made.close()
+
+
+def start(server: str | None, ranks: int, folder: Path) -> list[RankProcess]:
+    """A group of ranks on this machine."""
+    return [
+        RankProcess(
+            environment_of_rank(
+                rank, ranks, 1, LOCAL_RANK=str(rank), SSMSCALE_RENDEZVOUS=str(folder / "meeting")
+            ),
+            folder / "ranks.log",
+            server,
+        )
+        for rank in range(ranks)
+    ]
+
+
+def outcome(ranks: list[RankProcess]) -> set[str]:
+    """What all ranks say of the Series they were fed."""
+
+    def heard() -> bool:
+        for rank in ranks:
+            rank.listen()
+        return all(rank.replies or rank.status is not None for rank in ranks)
+
+    wait_until(heard)
+    return {rank.replies.pop(0) for rank in ranks}
+
+
+def stop(ranks: list[RankProcess]) -> list[int | None]:
+    for rank in ranks:
+        rank.ask_to_stop()
+    for rank in ranks:
+        rank.end(PATIENCE)
+    return [rank.status for rank in ranks]
+
+
+def processes_of(root: Root) -> list[dict[str, Any]]:
+    """What the Series' journals say of who began them."""
+    found = [event for path in root.path.glob("series/*") for event in read_events(path)]
+    return [event for event in found if event["event"] in {Event.STARTED, Event.RESUMED}]
+
+
+def test_forked_ranks_reach_the_losses_of_plain_ones_to_the_bit(
+    server: RankServer, tmp_path: Path, study_fields: dict[str, Any]
+) -> None:
+    study_fields["grid"]["sizes"]["xs"]["resources"] = {"ranks": 2}
+    reached = []
+    for name, address in (("plain", None), ("forked", server.address)):
+        root = Root(tmp_path / name)
+        ((_, runs),) = prepared(root, study_fields, micro_batch=4)
+        ranks = start(address, 2, tmp_path / name)
+        for rank in ranks:
+            rank.feed([root.run(run.run_id) for run in runs])
+        assert outcome(ranks) == {"finished"}, (tmp_path / name / "ranks.log").read_text()
+        assert stop(ranks) == [0, 0]
+        reached.append(losses(root, study_fields))
+    assert reached[0] == reached[1]
+    (plain,), (forked,) = (processes_of(Root(tmp_path / name)) for name in ("plain", "forked"))
+    assert plain["pid"] != forked["pid"]
+    assert plain["versions"] == forked["versions"]
+    assert plain["code"] == forked["code"]
+
+
+def test_a_forked_rank_saves_and_ends_when_whoever_asked_for_it_is_gone(
+    server: RankServer, tmp_path: Path, study_fields: dict[str, Any]
+) -> None:
+    study_fields["grid"]["iterations"] = [100_000]
+    root = Root(tmp_path)
+    ((_, runs),) = prepared(root, study_fields, checkpoint_every=1000)
+    (rank,) = start(server.address, 1, tmp_path)
+    rank.feed([root.run(run.run_id) for run in runs])
+    (series,) = root.path.glob("series/*")
+    wait_until(lambda: read_progress(series).step > 3)
+    (began,) = processes_of(root)
+    process = psutil.Process(began["pid"])
+    assert process.ppid() != 1
+    rank._process._server.close()  # as the kernel does when a process ends, however it ends
+    wait_until(lambda: not is_running(process))
+    assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
+
+
+def test_a_forked_rank_saves_and_ends_with_its_server(tmp_path: Path, study_fields: dict[str, Any]) -> None:
+    study_fields["grid"]["iterations"] = [100_000]
+    root = Root(tmp_path)
+    ((_, runs),) = prepared(root, study_fields, checkpoint_every=1000)
+    server = RankServer(tmp_path / "server.log")
+    try:
+        (rank,) = start(server.address, 1, tmp_path)
+        rank.feed([root.run(run.run_id) for run in runs])
+        (series,) = root.path.glob("series/*")
+        wait_until(lambda: read_progress(series).step > 3)
+    finally:
+        server.close()
+    wait_until(lambda: any(event["event"] == Event.PREEMPTED for event in read_events(series)))
+    wait_until(lambda: rank.status is not None)
+
+
+def test_what_ends_a_forked_rank_is_told(server: RankServer, tmp_path: Path) -> None:
+    ranks = start(server.address, 1, tmp_path)
+    wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
+    ranks[0].signal(signal.SIGKILL)
+    ranks[0].end(PATIENCE)
+    assert ranks[0].status == -signal.SIGKILL
+
+
+def test_a_server_outlives_an_asker_that_goes_as_its_rank_ends() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        server = _Server(listener, on_cuda=False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        rank = os.posix_spawn("/bin/true", ["true"], {})
+        server._asked[theirs] = rank
+        server._selector.register(theirs, selectors.EVENT_READ)
+        os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
+        ours.close()
+        server._reap()
+        server._hear(theirs)
+        assert not server._asked
+
+
+def test_without_a_server_at_the_address_a_rank_is_a_plain_process(tmp_path: Path) -> None:
+    ranks = start(str(tmp_path / "nobody"), 1, tmp_path)
+    wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
+    assert stop(ranks) == [0]

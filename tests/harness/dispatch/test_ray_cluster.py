@@ -1,0 +1,173 @@
+"""A Ray of our own on this machine: beside others, and gone with whoever asked for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.dispatch.ray.cluster import read_address
+from harness.dispatch.ray.host import LOOPBACK, RayDown, address_towards, offered_gpus, temporary_folder
+from tests.harness.rays import Driver, Here
+from tests.waiting import PATIENCE, wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def rays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Here, Here]]:
+    """Two Rays started at once, of which the first one has a dashboard."""
+    first = Here(tmp_path_factory.mktemp("first"), devices="2,3", dashboard=True)
+    second = Here(tmp_path_factory.mktemp("second"), devices="5,7")
+    try:
+        assert first.address.address != second.address.address
+        yield first, second
+    finally:
+        first.stop()
+        second.stop()
+
+
+@pytest.fixture(scope="module")
+def drivers(rays: tuple[Here, Here]) -> Iterator[tuple[Driver, Driver]]:
+    """A driver on each."""
+    first, second = (Driver(here.address) for here in rays)
+    yield first, second
+    for driver in (first, second):
+        driver.end()
+
+
+def test_two_rays_on_one_machine_share_no_port_and_offer_their_own_gpus(
+    rays: tuple[Here, Here], drivers: tuple[Driver, Driver]
+) -> None:
+    for here, driver in zip(rays, drivers, strict=True):
+        assert {name: (found.get("CPU"), found.get("GPU")) for name, found in driver.nodes().items()} == {
+            here.address.node: (2.0, 2.0),
+            f"{here.address.node}-head": (None, None),
+        }
+        assert driver.devices() == here.devices
+    first, second = rays
+    assert {host for host, _ in first.listening() | second.listening()} == {LOOPBACK}
+    assert not {port for _, port in first.listening()} & {port for _, port in second.listening()}
+
+
+def test_a_driver_with_the_token_of_another_ray_is_refused(rays: tuple[Here, Here]) -> None:
+    first, second = rays
+    assert stat.S_IMODE(first.address.token_file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(first.address.temp_dir.parent.stat().st_mode) == 0o700
+    status, said = Driver(first.address, RAY_AUTH_TOKEN_PATH=str(second.address.token_file)).end()
+    assert status != 0
+    assert "ConnectionError" in said or "authentication" in said.lower()
+
+
+def test_the_dashboard_is_on_the_loopback_and_ray_json_tells_where(rays: tuple[Here, Here]) -> None:
+    first, second = rays
+    told = read_address(first.folder / "ray.json")
+    assert told == first.address
+    assert told.dashboard is not None
+    port = told.dashboard.rpartition(":")[2]
+    assert told.tunnel() == f"ssh -L {port}:127.0.0.1:{port} {told.user}@{told.node}"
+    assert told.token_file.read_text().strip() not in (first.folder / "ray.json").read_text()
+    request = urllib.request.Request(f"{told.dashboard}/api/version")
+    request.add_header("Authorization", f"Bearer {told.token_file.read_text().strip()}")
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        request, timeout=PATIENCE
+    ) as answer:
+        assert "ray_version" in json.load(answer)
+    assert second.address.dashboard is None
+    assert second.address.tunnel() is None
+
+
+def test_ctrl_c_ends_one_ray_and_leaves_the_other_working(
+    rays: tuple[Here, Here], drivers: tuple[Driver, Driver]
+) -> None:
+    first, second = rays
+    drivers[0].end()
+    assert first.raylets()
+    assert first.interrupt() == "stopped\n"
+    wait_until(first.is_gone)
+    assert read_address(first.folder / "ray.json") is None
+    assert not first.address.token_file.exists()
+    assert drivers[1].devices(share=0.5) == [second.devices[0]] * 2
+
+
+def test_a_raylet_that_is_killed_is_replaced_when_what_it_left_has_saved(
+    rays: tuple[Here, Here], drivers: tuple[Driver, Driver], tmp_path: Path
+) -> None:
+    _, second = rays
+    drivers[1].train(tmp_path / "state")
+    _, raylet = second.raylets()
+    raylet.kill()
+    wait_until(lambda: len(second.raylets()) == 2 and raylet not in second.raylets())
+    assert (tmp_path / "state").read_text() == "saved"
+    assert drivers[1].devices(share=0.4) == [second.devices[0]] * 2  # and the driver goes on
+
+
+def test_nothing_outlives_a_caller_that_is_killed_but_to_save(
+    rays: tuple[Here, Here], drivers: tuple[Driver, Driver], tmp_path: Path
+) -> None:
+    _, second = rays
+    drivers[1].train(tmp_path / "state")
+    assert second.raylets()
+    second.kill()
+    wait_until(second.is_gone)
+    assert (tmp_path / "state").read_text() == "saved"
+
+
+def test_sockets_go_where_their_paths_are_short_enough(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    folder = temporary_folder({"TMPDIR": str(long)})
+    try:
+        assert folder.parent == Path("/tmp")
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder in which nobody else makes or removes any, with a path that is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_folders_of_processes_that_were_killed_go_and_those_in_use_stay(short_folder: Path) -> None:
+    there = {"TMPDIR": str(short_folder)}
+    make = "import os, signal, harness.dispatch.ray.host as place; "
+    make += f"print(place.temporary_folder({there}), flush=True); "
+    killed = subprocess.run(
+        [sys.executable, "-c", f"{make} os.kill(os.getpid(), signal.SIGKILL)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    left = Path(killed.stdout.strip())
+    assert left.is_dir()
+    first = temporary_folder(there)
+    assert not left.exists()
+    second = temporary_folder(there)
+    assert first.is_dir()
+    assert {first.parent, second.parent} == {short_folder}
+
+
+def test_only_gpus_of_the_allocation_are_offered() -> None:
+    assert offered_gpus({"CUDA_VISIBLE_DEVICES": "4,6", "SLURM_JOB_GPUS": "0,1"}, 2) == ["4", "6"]
+    assert offered_gpus({"SLURM_JOB_GPUS": "2,3"}, 2) == ["2", "3"]
+    assert offered_gpus({}, 2) is None
+    assert offered_gpus({"CUDA_VISIBLE_DEVICES": "4"}, 0) == []
+    with pytest.raises(RayDown, match="CUDA_VISIBLE_DEVICES=4: offers 1 of 2 GPUs"):
+        offered_gpus({"CUDA_VISIBLE_DEVICES": "4"}, 2)
+
+
+def test_a_node_that_is_not_known_by_name_is_named() -> None:
+    assert address_towards([]) == address_towards(["localhost"]) == LOOPBACK
+    with pytest.raises(RayDown, match=r"nowhere\.invalid: is not known by that name"):
+        address_towards(["nowhere.invalid"])

@@ -1,0 +1,141 @@
+"""How long a controller goes on with Series that it cannot have, and what it takes up that is forgiven meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.common.process import identify_process
+from harness.dispatch import supervise as see_through
+from harness.dispatch.arrays import Array, Task
+from harness.dispatch.base import Handle, Job
+from harness.dispatch.ray.controller import OTHERS_SECONDS, train_tasks
+from harness.plan.allocation import Shape
+from harness.record.control import Control
+from harness.record.jobs import JobState
+from harness.record.journal import Event, read_progress
+from harness.record.registry import ResolvedStudy
+from harness.record.root import Root, read_run, write_run, write_series
+from harness.submit import submission
+from harness.submit.monitor import rows_of
+from harness.train.stopping import StopFlag
+from tests.harness.journals import begin_run, finish, registered
+
+Fields = dict[str, Any]
+
+
+class Taken:
+    """Ranks that find every Series in other hands, each time after they have been asked how it goes."""
+
+    def __init__(self, pass_by: Callable[[float], None]) -> None:
+        self.pass_by = pass_by
+        self.asked: dict[Handle, int] = {}
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        handles = [Handle(job, f"{len(self.asked)}") for job in jobs]
+        self.asked |= dict.fromkeys(handles, 0)
+        return handles
+
+    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+        self.pass_by(0.5)
+        for handle in handles:
+            self.asked[handle] += 1
+        return {handle: JobState.BUSY if self.asked[handle] > 1 else JobState.RUNNING for handle in handles}
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        raise AssertionError(handles)
+
+    def log_paths(self, handle: Handle) -> list[Path]:
+        raise AssertionError(handle)
+
+    def close(self) -> None:
+        pass
+
+
+class Finishing:
+    """A dispatcher whose workers finish at once whatever they are given; the user retries all while the first works."""
+
+    def __init__(self, study: ResolvedStudy) -> None:
+        self.study, self.trained = study, list[str]()
+
+    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
+        return [Handle(job, "0") for job in jobs]
+
+    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+        if handles and not self.trained:
+            submission.forgive(self.study.root, self.study.study.name, rows_of(self.study))
+        for handle in handles:
+            for folder in handle.job.run_dirs:
+                finish(begin_run(self.study.root, read_run(folder)), read_run(folder))
+            self.trained.append(handle.job.series_id)
+        return dict.fromkeys(handles, JobState.ENDED)
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        raise AssertionError
+
+    def log_paths(self, handle: Handle) -> list[Path]:
+        return []
+
+    def close(self) -> None:
+        return
+
+
+def array_of(study: ResolvedStudy) -> Array:
+    """A packed array of a task for each Run."""
+    return Array(
+        name="ssmscale-packed",
+        shape=Shape(nodes=1, ranks=1, threads=1, memory_gib=1),
+        tasks=tuple(
+            Task(series_id=point.series_id, run_dirs=(write_run(study.root, point.run),))
+            for point in study.points
+        ),
+        packed=True,
+        process=identify_process(),
+        t=time.time(),
+    )
+
+
+def test_devices_are_not_held_for_series_that_others_train(
+    tmp_path: Path, study_fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Root(tmp_path / "runs")
+    study = registered(root, study_fields)
+    array = array_of(study)
+    now = [0.0]
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+        assert now[0] < 3 * OTHERS_SECONDS
+
+    monkeypatch.setattr(see_through.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(see_through.time, "sleep", pass_by)
+    monkeypatch.setattr(see_through, "LOOK_SECONDS", 0.0)
+    assert train_tasks(array, root.study("tiny"), Taken(pass_by), StopFlag()) == 0
+    assert now[0] > OTHERS_SECONDS
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled"])
+def test_what_is_retried_while_others_are_trained_is_trained_too(
+    tmp_path: Path, study_fields: Fields, how: str
+) -> None:
+    study_fields["grid"] |= {"iterations": [10], "seeds": [0, 1]}
+    study = registered(Root(tmp_path / "runs"), study_fields)
+    for point in study.points:
+        write_series(study.root, point.run)
+    wanted, given_up = study.points
+    folder = study.root.study("tiny")
+    control = Control(folder / "control.jsonl")
+    if how == "cancelled":
+        control.append("cancelled", runs=[given_up.run_id])
+    else:
+        with begin_run(study.root, given_up.run) as journal:
+            journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
+    array = array_of(study)
+    dispatcher = Finishing(study)
+    assert train_tasks(array, folder, dispatcher, StopFlag()) == 0
+    assert dispatcher.trained == [wanted.series_id, given_up.series_id]
+    assert {read_progress(study.root.run(point.run_id)).state for point in study.points} == {Event.FINISHED}

@@ -1,0 +1,111 @@
+"""What Ray's dispatcher refuses; what it does is tested on a real Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from harness.dispatch.base import Job
+from harness.dispatch.packing.decide import Node, Piece, Start
+from harness.dispatch.ray import dispatcher as ray
+from harness.dispatch.ray import dispatcher as ray_room
+from harness.dispatch.ray.cluster import START_SECONDS
+from harness.dispatch.ray.host import RayDown
+from harness.dispatch.worker_process import GRACE_SECONDS
+from ssmttm.errors import InputError
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
+    """What Ray offers, all of it free: a head without GPUs and a node with four."""
+    nodes = [Node("head", 0.0), Node("a", 4.0)]
+    monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
+    monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
+    monkeypatch.setattr(ray_room, "available", dict)
+    return nodes
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The dispatcher's clock, seconds."""
+    now = [0.0]
+    monkeypatch.setattr(ray.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_while(
+    tmp_path: Path, nodes: list[Node], now: list[float]
+) -> None:
+    dispatcher = ray.RayDispatcher(tmp_path)
+    handles = dispatcher.submit([Job("large", (), 1, 8, 1, tmp_path)])
+    for seconds in range(10, round(ray.NO_ROOM_SECONDS), 10):
+        now[0] = float(seconds)
+        assert dispatcher.poll(handles) == {handles[0]: "queued"}
+    now[0] = 20 + ray.NO_ROOM_SECONDS
+    with pytest.raises(InputError, match=r"series large: takes 8 GPUs, .* the nodes of this Ray have 4$"):
+        dispatcher.poll(handles)
+
+
+def test_a_node_is_waited_for_while_its_workers_save_and_its_successor_starts_as_slowly_as_a_first_one(
+    tmp_path: Path, nodes: list[Node], now: list[float]
+) -> None:
+    dispatcher = ray.RayDispatcher(tmp_path)
+    handles = dispatcher.submit([Job("small", (), 1, 1, 1, tmp_path)])
+    nodes.pop()
+    for seconds in (10.0, GRACE_SECONDS + START_SECONDS):
+        now[0] = seconds
+        assert dispatcher.poll(handles) == {handles[0]: "queued"}
+    now[0] = 20 + GRACE_SECONDS + START_SECONDS
+    with pytest.raises(RayDown, match=r"^Ray has had no node for \d+ s"):
+        dispatcher.poll(handles)
+
+
+def test_gpus_are_found_though_the_node_that_has_them_is_just_being_replaced(
+    tmp_path: Path, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = nodes.pop()
+    monkeypatch.setattr(ray.time, "sleep", lambda seconds: nodes.append(back))
+    assert ray.RayDispatcher(tmp_path).on_gpus
+
+
+def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
+    tmp_path: Path, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes[:] = [Node("a", 2.0), Node("b", 4.0)]
+    asked: list[float] = []
+
+    def note(pieces: Sequence[Piece], *_: object) -> list[Start]:
+        asked.extend(piece.shape.share for piece in pieces)
+        return []
+
+    monkeypatch.setattr(ray, "_nodes", lambda kind: nodes if kind == "CPU" else [])
+    monkeypatch.setattr(ray, "decide", note)
+    dispatcher = ray.RayDispatcher(tmp_path)
+    dispatcher.poll(
+        dispatcher.submit([Job("many", (), 1, 1, 16, tmp_path), Job("few", (), 1, 1, 3, tmp_path)])
+    )
+    assert asked == [4.0, 3.0]
+
+
+def test_what_others_hold_is_left_out_and_what_was_let_go_a_moment_ago_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, free = [0.0], {"a": {"GPU": 4.0}, "b": {}}
+    monkeypatch.setattr(ray_room, "available", lambda: free)
+    monkeypatch.setattr(ray_room.time, "monotonic", lambda: now[0])
+    others = ray_room.Others("GPU")
+
+    def left(**ours: float) -> list[float]:
+        nodes = [Node("a", 4.0), Node("b", 4.0), Node("new", 4.0)]
+        return [node.devices for node in others.leave(nodes, ours)]
+
+    assert left() == [4.0, 0.0, 4.0]
+    free |= {"a": {"GPU": 0.6667}, "b": {"GPU": 2.0}}
+    assert left(a=10 / 3) == [4.0, 2.0, 4.0]  # ours, and others' are let go at once
+    free["a"]["GPU"] = 3.5  # ours is gone, and its share is not told of yet, or somebody else has it
+    now[0] += 1
+    assert left(a=0.0) == [4.0, 2.0, 4.0]
+    now[0] += 2 * ray_room.SETTLE_SECONDS
+    assert left(a=0.0) == [3.0, 2.0, 4.0]

@@ -1,0 +1,86 @@
+"""What becomes of a SLURM job whose ranks have ended, by the journals and by what scontrol says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.dispatch.arrays import Task
+from harness.dispatch.slurm.job import settle
+from harness.record.journal import Event, read_progress
+from harness.record.root import Launch, Root, write_launch, write_run
+from harness.record.series import place
+from harness.train.stopping import EXIT_PREEMPTED, STOPPED
+from tests.harness.journals import begin_series, registered
+
+Fields = dict[str, Any]
+
+
+class Stopped:
+    """A Series whose job is told to stop again and again, before it has saved anything."""
+
+    def __init__(self, root: Root, fields: Fields) -> None:
+        fields["grid"] |= {"iterations": [10], "seeds": [0]}
+        point = registered(root, fields).points[0]
+        self.root, self.run = root, point.run
+        control = root.study(fields["name"]) / "control.jsonl"
+        self.task = Task(series_id=point.series_id, run_dirs=(write_run(root, point.run),))
+        begin_series(root, point.run).close()
+        launch = Launch(corpus=Path("corpus"), control=control, dispatcher="slurm", micro_batch=1)
+        write_launch(root, point.series_id, launch)
+
+    def by(self, signal: str, code: int = 0) -> int:
+        before, began = place(self.root, self.task.series_id, self.task.run_dirs), time.time() - 1
+        with begin_series(self.root, self.run) as journal:
+            journal.append(Event.PREEMPTED, reason=signal)
+        return settle(self.task, code, began, before)
+
+    def dies(self) -> int:
+        """The ranks of a later start end before they write anything."""
+        return settle(
+            self.task, 1, time.time() + 1, place(self.root, self.task.series_id, self.task.run_dirs)
+        )
+
+    @property
+    def state(self) -> str | None:
+        return read_progress(self.task.run_dirs[0]).state
+
+
+def test_a_job_whose_time_is_over_before_it_has_gained_anything_is_started_three_times(
+    scontrol: Path, tmp_path: Path, study_fields: Fields
+) -> None:
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    assert [stopped.by("SIGUSR2") for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert scontrol.read_text().split() == ["7_0", "7_0"]
+    result = read_progress(stopped.task.run_dirs[0]).result
+    assert result is not None
+    assert "because its time was over" in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("signal", "more"),
+    [("SIGTERM", ""), ("SIGUSR2", "PreemptTime=2026-01-01T00:00:00")],
+    ids=["told-to-end", "preempted"],
+)
+def test_a_job_that_has_to_make_room_is_started_again_however_often(
+    scontrol: Path, tmp_path: Path, study_fields: Fields, signal: str, more: str
+) -> None:
+    (tmp_path / "more").write_text(more)
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    assert [stopped.by(signal) for _ in range(4)] == [EXIT_PREEMPTED] * 4
+    assert scontrol.read_text().split() == ["7_0"] * 4
+    assert stopped.state is None
+
+
+def test_what_once_ran_out_of_memory_and_now_does_not_begin_is_started_three_times(
+    scontrol: Path, tmp_path: Path, study_fields: Fields
+) -> None:
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    assert [stopped.by(f"{STOPPED} with micro-batch {2**k}", code=143) for k in range(4)] == [
+        EXIT_PREEMPTED
+    ] * 4
+    assert [stopped.dies() for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert scontrol.read_text().split() == ["7_0"] * 6

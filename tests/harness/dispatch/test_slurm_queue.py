@@ -1,0 +1,184 @@
+"""What squeue and sacct print, read as jobs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.dispatch.base import Job
+from harness.dispatch.slurm.queue import (
+    STATES,
+    _from_sacct,
+    _from_squeue,
+    _seconds,
+    explain,
+    put_together,
+    read_jobs,
+    state_of,
+)
+from harness.dispatch.slurm.sbatch import SlurmDispatcher
+from harness.plan.allocation import Shape
+from harness.plan.cluster import Partition, Profile
+from harness.record.jobs import JobState
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Programs of SLURM's names that print PROGRAM.says and keep what they were called with, and where."""
+    for name in ("squeue", "sacct", "sbatch", "srun"):
+        program = tmp_path / name
+        program.write_text(
+            f'#!/bin/sh\n/usr/bin/env > "$0.environment"\necho "$@" > "$0.arguments"\n'
+            f'cat "$0.says" 2> /dev/null || exit {int(name == "sacct")}\n'
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for name in ("SQUEUE_PARTITION", "SACCT_FORMAT", "SBATCH_PARTITION", "SBATCH_TIMELIMIT"):
+        monkeypatch.setenv(name, "hidden")
+    return tmp_path
+
+
+def test_the_users_environment_hides_no_job_and_odd_lines_are_passed_over(programs: Path) -> None:
+    said = "CLUSTER: c\n\n12_3|ssmscale-a|RUNNING|0:07|n1|None\n"
+    (programs / "squeue.says").write_text(said)
+    (programs / "sacct.says").write_text("CLUSTER: c\n12_3|ssmscale-a|RUNNING|7|n1\n")
+    (view,) = read_jobs(["ssmscale-a"], "now").values()
+    assert (view.state, view.seconds, view.accounted_seconds) == (JobState.RUNNING, 7, 7)
+    assert "hidden" not in (programs / "squeue.environment").read_text()
+    assert "hidden" not in (programs / "sacct.environment").read_text()
+    assert "--all" in (programs / "squeue.arguments").read_text().split()
+
+
+def test_a_job_is_submitted_as_its_profile_says_and_nothing_else(programs: Path, tmp_path: Path) -> None:
+    (programs / "sbatch.says").write_text("Submitted batch job 77\n")
+    profile = Profile(
+        name="c", partitions={"low": Partition()}, gpus=0, cores=1, memory_gib=1.0, signal_seconds=1200
+    )
+    job = Job("s", (tmp_path / "runs" / "r",), nodes=1, ranks=1, threads=1, log_dir=tmp_path / "logs")
+    dispatcher = SlurmDispatcher(profile, tmp_path / "study", hours=0.25)
+    (handle,) = dispatcher.submit([job])
+    assert handle.job_id == "77_0"
+    assert "hidden" not in (programs / "sbatch.environment").read_text()
+    (script,) = (tmp_path / "study" / "logs").rglob("77_submission.sh")
+    assert "#SBATCH --partition=low\n" in script.read_text()
+    assert "#SBATCH --time=35\n" in script.read_text()  # what it trains, and what it needs to save
+    assert "wckey" not in script.read_text()
+
+
+def test_a_packed_job_is_told_of_its_end_though_none_of_its_steps_is_there(
+    programs: Path, tmp_path: Path
+) -> None:
+    (programs / "sbatch.says").write_text("Submitted batch job 77\n")
+    profile = Profile(name="c", partitions={"low": Partition()}, gpus=0, cores=2, memory_gib=1.0)
+    dispatcher = SlurmDispatcher(profile, tmp_path / "study", hours=0.25)
+    shape = Shape(nodes=1, ranks=2, threads=1, memory_gib=1.0)
+    job = Job("s", (tmp_path / "runs" / "r",), nodes=1, ranks=1, threads=1, log_dir=tmp_path / "logs")
+    dispatcher.submit_array("ssmscale-a", shape, [job], packed=True)
+    (script,) = (tmp_path / "study" / "logs").rglob("77_submission.sh")
+    assert f"#SBATCH --signal=B:USR2@{profile.signal_seconds}\n" in script.read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("0:07", 7), ("3:20", 200), ("1:00:01", 3601), ("2-00:00:00", 172_800), ("INVALID", 0)],
+)
+def test_squeues_times_are_read(said: str, seconds: float) -> None:
+    assert _seconds(said) == seconds
+
+
+def test_an_element_of_an_array_waits_for_its_reason() -> None:
+    view = _from_squeue("12_3|ssmscale-a|PENDING|0:00||Resources")
+    assert view is not None
+    assert (view.job_id, view.state, view.reason) == ("12_3", JobState.QUEUED, "Resources")
+
+
+def test_a_reason_may_hold_the_separator() -> None:
+    view = _from_squeue("12_3|ssmscale-a|PENDING|0:00||Nodes|down")
+    assert view is not None
+    assert view.reason == "Nodes|down"
+
+
+def test_who_cancelled_a_job_is_no_part_of_its_state() -> None:
+    view = _from_sacct("12_3|ssmscale-a|CANCELLED by 1000|17|n1")
+    assert view is not None
+    assert (view.state, view.seconds) == (JobState.PREEMPTED, 17)
+
+
+def test_elements_that_wait_together_are_left_to_squeue() -> None:
+    assert _from_sacct("12_[4-9%2]|ssmscale-a|PENDING|0|None assigned") is None
+
+
+def test_every_state_of_slurms_manual_is_known() -> None:
+    codes = [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "CONFIGURING",
+        "COMPLETING",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PENDING",
+        "PREEMPTED",
+        "RUNNING",
+        "RESV_DEL_HOLD",
+        "REQUEUE_FED",
+        "REQUEUE_HOLD",
+        "REQUEUED",
+        "RESIZING",
+        "REVOKED",
+        "SIGNALING",
+        "SPECIAL_EXIT",
+        "STAGE_OUT",
+        "STOPPED",
+        "SUSPENDED",
+        "TIMEOUT",
+    ]
+    newer = ["EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL", "UPDATE_DB"]
+    assert {*codes, *newer} == set(STATES)
+
+
+def test_a_state_nobody_has_heard_of_is_no_end_of_a_job() -> None:
+    assert state_of("TELEPORTING") is JobState.RUNNING
+    assert state_of("RUNNING+") is JobState.RUNNING
+    assert state_of("") is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("Priority", "higher priority"),
+        ("Resources", "no nodes are free"),
+        ("QOSMaxJobsPerUserLimit", "no more jobs at once"),
+        ("QOSMaxGRESPerUser", "the QOS allows no more"),
+        ("AssocGrpCPUMinutesLimit", "of the account together"),
+        ("BeginTime", "requeued"),
+        ("ReqNodeNotAvail, UnavailableNodes:n[1-2]", "down, reserved or taken"),
+        ("launch failed requeued held", "scontrol release"),
+    ],
+)
+def test_a_reason_is_given_in_slurms_word_and_in_ours(reason: str, said: str) -> None:
+    assert explain(reason).startswith(f"{reason} (")
+    assert said in explain(reason)
+
+
+def test_a_reason_nobody_has_heard_of_is_passed_on() -> None:
+    assert explain("PhaseOfTheMoon") == "PhaseOfTheMoon"
+
+
+def test_of_a_requeued_job_the_queue_is_right_and_its_accounts_tell_the_time() -> None:
+    waits = _from_squeue("12_3|ssmscale-a|PENDING|0:00||BeginTime")
+    ended = _from_sacct("12_3|ssmscale-a|PREEMPTED|17|n1")
+    assert waits is not None
+    assert ended is not None
+    (view,) = put_together({"12_3": waits}, {"12_3": replace(ended, accounted_seconds=40.0)}).values()
+    assert (view.state, view.accounted_seconds) == (JobState.QUEUED, 40.0)
+
+
+def test_a_job_that_accounts_call_running_and_the_queue_does_not_know_is_lost() -> None:
+    stale = _from_sacct("12_3|ssmscale-a|RUNNING|17|n1")
+    assert stale is not None
+    running_away = replace(stale, accounted_seconds=9e9)
+    view = put_together({}, {"12_3": running_away})["12_3"]
+    assert (view.state, view.accounted_seconds) == (JobState.LOST, None)

@@ -1,0 +1,71 @@
+"""The table of what evaluations found: a row a score, and whatever decides a value in its settings."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.record.root import Root
+from harness.record.scores import COLUMNS, as_csv, evaluation_folder, evaluation_rows, keep_evaluation
+from harness.record.status import RunState
+from ssmttm.errors import InputError
+from tests.harness.journals import registered, rows_of, write_finished
+from tests.harness.scores import SETTINGS, scored
+
+
+def test_every_score_of_a_finished_run_is_one_row(tmp_path: Path, study_fields: dict[str, Any]) -> None:
+    root = Root(tmp_path / "runs")
+    resolved = registered(root, study_fields)
+    write_finished(root, resolved.points[:1])
+    first, second = (point.run.run_id for point in resolved.points)
+    keep_evaluation(root, first, scored(None, ppl=54.6, ce=4.0))
+    keep_evaluation(root, first, scored(SETTINGS, **{"fd_clap-1a2b3c4d": 0.5}))
+    keep_evaluation(root, second, scored(None, ce=1.0))  # it has not finished
+    rows = evaluation_rows(resolved)
+    assert {(row.settings, row.metric, row.value) for row in rows} == {
+        (SETTINGS.digest, "fd_clap-1a2b3c4d", 0.5),
+        ("held-out", "ce", 4.0),
+        ("held-out", "ppl", 54.6),
+    }
+    (done,) = [row for row in rows_of(root, study_fields) if row.state is RunState.DONE]
+    assert done.result is not None
+    assert {(row.run_id, row.n_params, row.iterations, row.seed, row.n_prompts) for row in rows} == {
+        (first, done.result["n_params"], 5, 0, 4)
+    }
+
+
+def test_the_table_is_csv_of_exactly_the_agreed_columns(tmp_path: Path, study_fields: dict[str, Any]) -> None:
+    root = Root(tmp_path / "runs")
+    resolved = registered(root, study_fields)
+    write_finished(root, resolved.points)
+    keep_evaluation(root, resolved.points[0].run.run_id, scored(SETTINGS, ce=4.25))
+    (row,) = csv.DictReader(io.StringIO(as_csv(evaluation_rows(resolved))))
+    assert list(row) == COLUMNS
+    assert ",".join(COLUMNS) == (
+        "run_id,architecture,n_params,iterations,seed,metric,value,n_prompts,settings"
+    )
+    assert (row["architecture"], row["value"], row["settings"]) == ("prefix_simba", "4.25", SETTINGS.digest)
+
+
+def test_whatever_changes_a_value_changes_the_settings() -> None:
+    changed = [
+        SETTINGS.model_copy(update={"seed": 1}),
+        SETTINGS.model_copy(update={"reference_digest": "c" * 64}),
+    ]
+    assert len({SETTINGS.digest, *(one.digest for one in changed)}) == 3
+    assert changed[1].generation_digest == SETTINGS.generation_digest != changed[0].generation_digest
+
+
+def test_a_damaged_file_of_results_is_named(tmp_path: Path, study_fields: dict[str, Any]) -> None:
+    root = Root(tmp_path / "runs")
+    resolved = registered(root, study_fields)
+    write_finished(root, resolved.points)
+    path = evaluation_folder(root, resolved.points[0].run.run_id) / "held-out.json"
+    path.parent.mkdir()
+    path.write_text('{"n_prompts": 4, "scores": {"ce": {"value": "low", "t": 1.0}}}')
+    with pytest.raises(InputError, match=r"held-out\.json: scores\.ce\.value"):
+        evaluation_rows(resolved)

@@ -1,0 +1,149 @@
+"""How large an allocation packed Series are given, and which Series are packed at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.common.format import Range
+from harness.common.validation import validate
+from harness.plan.allocation import choose_allocation, describe_packing, describe_shares, share_out
+from harness.plan.cluster import Profile
+from harness.plan.plan import PlannedRun
+from harness.submit.planning import planned
+from ssmttm.errors import InputError
+
+Fields = dict[str, Any]
+Series = Callable[..., list[PlannedRun]]
+
+FIELDS: Fields = {
+    "name": "c",
+    "partitions": ["gpu"],
+    "nodes": 4,
+    "gpus": 8,
+    "gpu_memory_gib": 80,
+    "cores": 64,
+    "memory_gib": 512,
+    "limits": {"hours": 24},
+}
+GPUS, CORES = (validate(Profile, {**FIELDS, "gpus": gpus}, "test") for gpus in (8, 0))
+
+
+@pytest.fixture(scope="module")
+def series(tiny_study_plan: PlannedRun) -> Series:
+    """Planned Series that take these hours each, at most twice as long, and so many devices."""
+
+    def make(*hours: float, ranks: int = 1, fraction: float = 1.0, threads: int = 1) -> list[PlannedRun]:
+        size = tiny_study_plan.size
+        layout = size.layout.model_copy(update={"ranks": ranks, "threads": threads})
+        resources = replace(size.resources, layout=layout, gpu_fraction=fraction)
+        return [
+            replace(
+                tiny_study_plan,
+                status=replace(tiny_study_plan.status, series_id=f"{ranks}-{fraction}-{threads}-{index}"),
+                size=replace(size, resources=resources),
+                hours=Range(h / 2, h, 2 * h),
+            )
+            for index, h in enumerate(hours)
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tiny_study_plan(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> PlannedRun:
+    import yaml
+
+    from tests.conftest import tiny_study
+
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "study.yaml").write_text(yaml.safe_dump(tiny_study(tiny_corpus)))
+    _, made = planned(str(folder / "study.yaml"), folder / "runs", None, None)
+    return made.runs[0]
+
+
+def devices(runs: Sequence[PlannedRun], profile: Profile = GPUS, nodes: int | None = None) -> tuple[int, int]:
+    shape = choose_allocation(runs, profile, nodes).shape
+    return shape.nodes, shape.ranks_a_node
+
+
+def test_no_more_gpus_are_taken_than_the_longest_series_leaves_work_for(series: Series) -> None:
+    assert devices(series(4.0, 2.0, 1.0, 1.0)) == (1, 2)  # 8 hours of work, and 4 that nothing shortens
+    assert devices(series(*[4.0] * 20)) == (3, 7)
+    assert devices(series(*[4.0] * 400)) == (4, 8)  # all that the profile gives a job
+
+
+def test_what_would_be_over_in_minutes_takes_few_gpus(series: Series) -> None:
+    assert devices(series(*[0.1] * 20)) == (1, 4)
+
+
+def test_series_that_share_a_gpu_take_one_together(series: Series) -> None:
+    assert devices(series(*[4.0] * 16, fraction=0.125)) == (1, 2)
+
+
+def test_cores_are_the_devices_where_there_are_no_gpus(series: Series) -> None:
+    found = choose_allocation(series(*[4.0] * 6, threads=4), CORES)
+    assert (found.shape.nodes, found.shape.ranks_a_node, found.shape.threads) == (1, 24, 1)
+    assert "24 cores" in str(found)
+
+
+def test_an_allocation_takes_its_share_of_a_nodes_cores_and_memory(series: Series) -> None:
+    shape = choose_allocation(series(4.0, 4.0), GPUS).shape
+    assert (shape.ranks_a_node * shape.threads, shape.memory_gib) == (16, 128 + 2.0)
+    assert choose_allocation(series(*[4.0] * 400), GPUS).shape.memory_gib == 512
+
+
+def test_the_nodes_a_user_names_are_taken_as_far_as_series_fill_them(series: Series) -> None:
+    assert devices(series(*[0.1] * 20), nodes=2) == (2, 8)
+    assert devices(series(*[0.1] * 6), nodes=2) == (2, 3)
+    assert devices(series(0.1), nodes=2) == (1, 1)
+    assert devices(series(0.1, ranks=4), nodes=2) == (1, 4)
+    assert devices(series(*[0.1] * 4, fraction=0.25), nodes=2) == (1, 1)
+    wide = [*series(*[0.1] * 2), *series(0.1, ranks=4)]
+    assert devices(wide, nodes=2) == (2, 4)  # the four ranks of one series stay together
+
+
+def test_the_time_asked_for_is_what_any_order_takes_at_most(series: Series) -> None:
+    found = choose_allocation(series(4.0, 2.0, 1.0, 1.0), GPUS)
+    assert found.hours == pytest.approx(16 / 2 + 8 + 0.25)
+    assert choose_allocation(series(*[4.0] * 400), GPUS).hours == 24  # the rest after a requeue
+
+
+def test_a_series_that_the_nodes_do_not_hold_is_named(series: Series) -> None:
+    with pytest.raises(InputError, match=r"--nodes 1: xs \(prefix_simba\) takes 16 GPUs, and there are 8"):
+        choose_allocation(series(1.0, ranks=16), GPUS, nodes=1)
+
+
+def test_a_rank_has_its_cores_on_one_node(series: Series) -> None:
+    wide = series(1.0, ranks=3, threads=40)  # 120 cores of nodes that have 64
+    assert devices(wide, CORES) == (3, 64)
+    said = r"--nodes 2: xs \(prefix_simba\) has 3 ranks of 40 cores, which take 3 nodes"
+    with pytest.raises(InputError, match=said):
+        choose_allocation(wide, CORES, nodes=2)
+
+
+def test_nodes_are_only_those_that_some_partition_gives_a_job(series: Series) -> None:
+    narrow = validate(Profile, {**FIELDS, "partitions": {"gpu": {"nodes": 2, "hours": 4}}}, "test")
+    found = choose_allocation(series(*[4.0] * 400), narrow)
+    assert (found.shape.nodes, found.hours) == (2, 4)
+
+
+def test_a_ray_that_takes_all_of_a_cluster_is_told_of_with_its_devices(series: Series) -> None:
+    said = ["2 runs in 2 series packed on Ray at http://h:8265: 4 nodes with 8 GPUs each"]
+    assert describe_packing(series(1.0, 1.0), GPUS.cluster(), "Ray at http://h:8265") == said
+    assert describe_packing([], GPUS.cluster(), "Ray at http://h:8265") == []
+
+
+def test_auto_packs_what_needs_less_than_a_node(series: Series) -> None:
+    small, whole, larger = series(1.0, 1.0), series(1.0, ranks=8), series(1.0, ranks=16)
+    assert share_out([*small, *whole, *larger], GPUS, "auto") == (small, [*whole, *larger])
+    assert share_out([*small, *whole], GPUS, "ray") == ([*small, *whole], [])
+    assert share_out([*small, *whole], GPUS, "slurm") == ([], [*small, *whole])
+    assert describe_shares([*small, *whole], GPUS, "auto") == [
+        "2 runs in 2 series packed in one job of 4.25 h on 1 node with 2 GPUs",
+        "1 run in 1 series in jobs of their own",
+    ]

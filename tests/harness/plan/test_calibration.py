@@ -1,0 +1,88 @@
+"""calibration.json: steps of finished Runs, kept so that they are read once and heeded however the study changes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.plan.speed import own_steps, write_calibration
+from harness.record.root import Root
+from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
+
+Fields = dict[str, Any]
+
+
+def trained(root: Root, fields: Fields, tokens_per_second: float, device: str = "cpu", **more: float) -> None:
+    """Every Run of a study finishes on one rank at this speed."""
+    for point in registered(root, fields).points:
+        begin_series(root, point.run).close()
+        journal = begin_run(root, point.run, layout={"ranks": 1, "micro_batch": 8}, device=device, **more)
+        log_steps(journal, [2, 3], tokens_per_second=tokens_per_second)
+        finish(journal, point.run)
+
+
+def speeds(root: Root, fields: Fields) -> dict[str, list[float]]:
+    """Tokens a second by device, as far as calibration.json and the journals tell."""
+    found: dict[str, list[float]] = {}
+    for step in own_steps(root, "tiny", rows_of(root, fields), 4):
+        found.setdefault(step.device, []).append(round(8 * 50 * 2 / step.seconds))
+    return found
+
+
+@pytest.fixture
+def one_length(study_fields: Fields) -> Fields:
+    study_fields["grid"] |= {"iterations": [10]}
+    return study_fields
+
+
+def kept(root: Root, fields: Fields) -> None:
+    write_calibration(root, "tiny", rows_of(root, fields), 4)
+
+
+def test_what_is_kept_is_not_read_again(one_length: Fields, tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    trained(root, one_length, 1000.0)
+    rows = rows_of(root, one_length)
+    kept(root, one_length)
+    before = own_steps(root, "tiny", rows, 4)
+    shutil.rmtree(root.path / "runs")
+    assert own_steps(root, "tiny", rows, 4) == before
+    assert len(before) == 1
+
+
+def test_a_size_that_means_another_model_is_timed_anew(one_length: Fields, tmp_path: Path) -> None:
+    root = Root(tmp_path)
+    trained(root, one_length, 1000.0)
+    kept(root, one_length)
+    one_length["grid"]["sizes"]["xs"] |= {"n_blocks": 4}
+    trained(root, one_length, 300.0)
+    assert speeds(root, one_length) == {"cpu": [1000, 300]}
+
+
+def test_longer_runs_elsewhere_join_those_of_before_and_newer_ones_here_replace_them(
+    one_length: Fields, tmp_path: Path
+) -> None:
+    root = Root(tmp_path)
+    trained(root, one_length, 1000.0)
+    kept(root, one_length)
+    one_length["grid"]["iterations"] = [20]
+    trained(root, one_length, 9000.0, device="cuda:0")
+    assert speeds(root, one_length) == {"cpu": [1000], "cuda": [9000]}
+    kept(root, one_length)
+    one_length["grid"]["iterations"] = [40]
+    trained(root, one_length, 500.0)
+    assert speeds(root, one_length) == {"cpu": [500], "cuda": [9000]}
+
+
+def test_what_shared_a_gpu_with_others_says_nothing_of_how_fast_it_goes(
+    one_length: Fields, tmp_path: Path
+) -> None:
+    root = Root(tmp_path)
+    trained(root, one_length, 400.0, device="cuda:0", gpu_share=0.5)
+    assert speeds(root, one_length) == {}
+    one_length["grid"]["seeds"] = [1]
+    trained(root, one_length, 1000.0, device="cuda:0")
+    assert speeds(root, one_length) == {"cuda": [1000]}

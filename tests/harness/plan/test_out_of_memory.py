@@ -1,0 +1,137 @@
+"""Memory that runs out for real: a worker whose address space is limited goes on with smaller micro-batches."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.plan.resources import NAME
+from harness.record.journal import Event, read_events, read_progress
+from harness.record.root import Root
+from harness.train.stopping import is_out_of_memory
+from tests.conftest import Answer
+from tests.harness.trainer import losses, prepared, progress_of, series_folder, train
+from tests.waiting import PATIENCE
+
+Fields = dict[str, Any]
+MIB = 2**20
+
+
+def limited(run_dirs: Sequence[str], spare: int, after: int) -> None:
+    """What a forked worker does; from its engine's step `after` on it may have that much more memory, and no more."""
+    from harness.train.engine import Engine
+    from harness.train.worker import main
+
+    step, taken = Engine.step, 0
+
+    def watched(self: Engine, *arguments: Any) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == after:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + spare
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        step(self, *arguments)
+
+    Engine.step = watched  # type: ignore[method-assign]
+    sys.exit(main(run_dirs))
+
+
+def attempt(run_dirs: Sequence[Path], spare: int, after: int = 1) -> int | None:
+    """Train in a process of its own whose memory is limited from a step on; returns its exit status."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["tests.harness.preloaded"])
+    process = server.Process(target=limited, args=([str(path) for path in run_dirs], spare, after))
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.fixture
+def hungry(study_fields: Fields) -> Fields:
+    """A wide feed-forward layer: single tensors of 120 MB at micro-batch 32, so that it is torch that finds no room."""
+    study_fields["grid"] |= {
+        "sizes": {"xs": {"n_blocks": 1, "d_model": 64, "ff_mult": 256}},
+        "iterations": [3],
+    }
+    study_fields["training"] |= {
+        "batch": 32,
+        "schedule": {"warmup": 0, "decay_fraction": 0.5},
+        "eval_clips": 1,
+    }
+    return study_fields
+
+
+def warnings(root: Root) -> str:
+    return "\n".join(e["text"] for e in read_events(series_folder(root)) if e["event"] == "warning")
+
+
+def test_a_smaller_micro_batch_goes_on_from_the_last_checkpoint_to_the_same_loss(
+    hungry: Fields, tmp_path: Path
+) -> None:
+    root = Root(tmp_path / "runs")
+    ((_, runs),) = prepared(root, hungry)
+    status = attempt([root.run(run.run_id) for run in runs], spare=230 * MIB, after=2)
+    log = "".join(path.read_text()[-2000:] for path in series_folder(root).glob("logs/*.log"))
+    assert status == 0, log
+    layout = (read_progress(series_folder(root)).started or {})["layout"]
+    assert layout["micro_batch"] < 32
+    assert layout["micro_batch"] * layout["accumulation"] == 32
+    assert "out of memory with micro-batch 32" in warnings(root)
+    assert "met to rounding alone" in warnings(root)
+    kept = [json.loads(line) for line in (root.study("tiny") / NAME).read_text().splitlines()]
+    assert kept[0]["micro_batch"] == 32
+    assert "resumed from" in log
+    apart = Root(tmp_path / "apart")
+    train(apart, hungry)
+    assert losses(root, hungry) == pytest.approx(losses(apart, hungry), rel=1e-3)
+
+
+def test_where_not_even_one_sequence_fits_the_run_fails_with_what_would(
+    hungry: Fields, tmp_path: Path
+) -> None:
+    root = Root(tmp_path / "runs")
+    ((_, runs),) = prepared(root, hungry)
+    assert attempt([root.run(run.run_id) for run in runs], spare=24 * MIB) == 1
+    (failed,) = progress_of(root, hungry)
+    assert failed.state == Event.FAILED
+    assert failed.result is not None
+    assert "no memory for a micro-batch of 1" in failed.result["reason"]
+    assert "what takes less: resources: {ranks: " in failed.result["reason"]
+
+
+def test_later_series_of_that_shape_and_the_plan_begin_with_what_fitted(
+    study_fields: Fields, tmp_path: Path, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    from harness.plan.resources import remember
+    from harness.record.root import Layout
+
+    root = Root(tmp_path / "runs")
+    ((_, runs),) = prepared(root, study_fields)
+    remember(root.study("tiny"), runs[0], Layout(micro_batch=8, zero_stage=0), "cpu", None)
+    study_fields["grid"] |= {"seeds": [5], "iterations": [4]}
+    (row,) = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    assert (row["micro_batch"], row["accumulation"]) == (4, 2)
+    assert "ran out of memory" in row["why"]["micro_batch"]
+    train(root, study_fields)
+    (done,) = progress_of(root, study_fields)
+    assert (done.started or {})["layout"]["micro_batch"] == 4
+
+
+def test_what_torch_says_of_memory_is_recognised_and_other_errors_are_not() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as said:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert is_out_of_memory(said.value)
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))

@@ -1,0 +1,374 @@
+"""The plan: exact counts, what trunks save, and the JSON other programs read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.plan.cluster import Cluster, choose_layout
+from harness.plan.resources import choose_resources
+from harness.record.registry import resolve
+from harness.record.root import Root
+from harness.study.run import Run
+from harness.study.schema import load_study
+from harness.submit.planning import planned
+from ssmttm.codec.facts import CodecFacts
+from ssmttm.corpus.spec import BuildSpec
+from ssmttm.errors import InputError
+from tests.conftest import REPOSITORY, Answer
+from tests.harness.journals import write_finished
+from tests.harness.trainer import train
+
+Fields = dict[str, Any]
+
+
+def test_the_document_has_what_other_programs_read(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+    assert set(plan) == {"study", "sizes", "runs", "totals", "design"}
+    row = plan["runs"][0]
+    assert {
+        *(
+            "run_id",
+            "series",
+            "architecture",
+            "n_params",
+            "n_params_non_embedding",
+            "iterations",
+            "tokens",
+            "flops",
+        ),
+        *("seed", "state", "nodes", "gpus", "zero_stage", "micro_batch", "accumulation", "memory_gib"),
+        *("wall_hours", "gpu_hours", "disk_gib"),
+    } <= set(row)
+    assert (row["state"], row["tokens"]) == ("new", 5 * 8 * 50 * 2)
+    assert plan["totals"]["series"] == 1
+    assert plan["totals"]["disk_gib"] == pytest.approx(sum(run["disk_gib"] for run in plan["runs"]))
+    assert plan["totals"]["disk_peak_gib"] > plan["totals"]["disk_gib"] > 0
+
+
+def test_a_shared_trunk_is_paid_for_once(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study_fields["grid"]["iterations"] = [10, 20, 40]
+    totals = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["totals"]
+    # Trunk to 32 steps and decays of 2, 4 and 8: 46 steps where 70 would be taken alone, and one start for three.
+    assert 1 / 3 < totals["gpu_hours"] / totals["gpu_hours_independent"] < 46 / 70
+
+
+def test_what_is_finished_costs_nothing_more(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    train(Root(Path("runs").absolute()), study_fields)
+    longer = copy.deepcopy(study_fields)
+    longer["grid"]["iterations"] = [5, 10, 20]
+    plan = json.loads(ssmscale("plan", write_study(longer), "--json").out)
+    assert [run["state"] for run in plan["runs"]] == ["done", "done", "new"]
+    assert plan["totals"]["gpu_hours"] == pytest.approx(plan["runs"][2]["gpu_hours"])
+    assert plan["totals"]["gpu_hours_independent"] > plan["totals"]["gpu_hours"]
+
+
+def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
+    study_fields: Fields, write_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    study_fields["grid"] |= {"iterations": [1000, 2000, 4000, 8000]}
+    study = write_study(study_fields)
+    _, fresh = planned(str(study), tmp_path, None, None)
+    *shorter, longest = fresh.runs
+    assert longest.hours_apart.expected < fresh.longest_path().expected
+    assert longest.hours_apart.expected == pytest.approx(longest.hours_alone.expected, abs=1.1 / 3600)
+    write_finished(Root(tmp_path), [run.status.point for run in shorter])
+    _, made = planned(str(study), tmp_path, None, None)
+    alone = made.runs[-1]
+    start = alone.size.duration.start.expected / 3600
+    assert alone.hours_apart.expected == pytest.approx(alone.hours.expected + start)
+
+
+def test_failed_and_cancelled_runs_are_nothing_to_spend(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study = write_study(study_fields)
+    whole = json.loads(ssmscale("plan", study, "--json").out)
+    ssmscale("cancel", study, whole["runs"][1]["run_id"])
+    left = json.loads(ssmscale("plan", study, "--json").out)
+    assert left["totals"]["gpu_hours"] == pytest.approx(whole["runs"][0]["gpu_hours"])
+
+
+def test_planning_a_corpus_that_is_elsewhere_gives_null_ids(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48}
+    study_fields["corpus"] = {"path": "elsewhere", "facts": facts}
+    plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+    assert {run["run_id"] for run in plan["runs"]} == {None}
+    assert "corpus_unknown" in {note["code"] for note in plan["design"]["notes"]}
+
+
+def test_a_corpus_may_have_other_clips_than_were_planned_for(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50}
+
+    def planned(clips: int) -> tuple[list[Fields], dict[str, str]]:
+        study_fields["corpus"]["facts"] = facts | {"clips": clips}
+        plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+        return plan["runs"], {note["code"]: note["text"] for note in plan["design"]["notes"]}
+
+    runs, notes = planned(48)
+    assert "corpus_facts" not in notes
+    others, notes = planned(5000)
+    assert others == runs
+    assert "48 clips" in notes["corpus_facts"]
+    assert "5,000" in notes["corpus_facts"]
+
+
+def test_planning_fetches_no_encoder_and_submitting_says_that_it_is_missing(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study_fields["text"] = {"encoder": "nobody/no-such-encoder", "dim": 16}
+    study = write_study(study_fields)
+    plan = json.loads(ssmscale("plan", study, "--json").out)
+    assert {(run["run_id"], run["series"]) for run in plan["runs"]} == {(None, None)}
+    (text,) = [note["text"] for note in plan["design"]["notes"] if note["code"] == "text_unknown"]
+    assert "nobody/no-such-encoder is not here" in text
+    answer = ssmscale("submit", study, "--on", "local", "--dry-run")
+    assert answer.status == 2
+    assert "text.encoder" in answer.err
+    study_fields["text"]["fingerprint"] = "1" * 64
+    plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+    assert None not in {run["run_id"] for run in plan["runs"]}
+
+
+def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study_fields["grid"] |= {
+        "architectures": {
+            "prefix_simba": None,
+            "cross_transformer": {"sizes": {"xs": {"reference_n_params": 4e4}}},
+        },
+        "sizes": {
+            "xs": {"n_params": 50e3, "d_model": 32, "tolerance": 0.3},
+            "plain": {"n_blocks": 1, "d_model": 16},
+        },
+    }
+    study = write_study(study_fields)
+    plan = json.loads(ssmscale("plan", study, "--json").out)
+    sizes = {(size["size"], size["architecture"]): size for size in plan["sizes"]}
+    counts = {(run["size"], run["architecture"]): run["n_params"] for run in plan["runs"]}
+    assert {key: size["n_params"] for key, size in sizes.items()} == counts
+    assert list(sizes) == [
+        (size, arm) for size in ("xs", "plain") for arm in ("prefix_simba", "cross_transformer")
+    ]
+    theirs = sizes["xs", "cross_transformer"]
+    assert theirs["deviation"] == pytest.approx(theirs["n_params"] / 50e3 - 1)
+    assert theirs["reference_deviation"] == pytest.approx(theirs["n_params"] / 4e4 - 1)
+    assert sizes["xs", "prefix_simba"]["reference_deviation"] is None
+    assert sizes["plain", "prefix_simba"]["deviation"] is None
+    line = next(line for line in ssmscale("plan", study).out.splitlines() if "cross_transformer" in line)
+    off = [f"{theirs[key]:+.2%}" for key in ("deviation", "reference_deviation")]
+    assert line.split()[2:] == [
+        f"{theirs['n_blocks']}",
+        "32",
+        f"{theirs['n_params']:,}",
+        "50,000",
+        off[0],
+        "40,000",
+        off[1],
+    ]
+    del study_fields["grid"]["sizes"]["xs"], study_fields["grid"]["architectures"]["cross_transformer"]
+    said = ssmscale("plan", write_study(study_fields)).out
+    assert "asked for" not in said
+    assert "published" not in said
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "most", "micro", "accumulation"),
+    [(32, 1, 32, 32, 1), (32, 2, 32, 16, 1), (32, 2, 5, 4, 4), (12, 3, 3, 2, 2), (7, 7, 4, 1, 1)],
+)
+def test_the_global_batch_is_met_exactly(
+    batch: int, ranks: int, most: int, micro: int, accumulation: int
+) -> None:
+    layout = choose_layout(batch, ranks, most, 0, 1)
+    assert (layout.micro_batch, layout.accumulation) == (micro, accumulation)
+    assert layout.micro_batch * layout.accumulation * layout.ranks == batch
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
+    with pytest.raises(InputError, match=r"batch.*8.*3 ranks"):
+        choose_layout(8, 3, 8, 0, 1)
+
+
+def test_a_small_memory_takes_smaller_micro_batches(
+    study_fields: Fields, write_study: Callable[..., Path]
+) -> None:
+    path = write_study(study_fields)
+    study = load_study(path)
+    run = resolve(study, Root(Path("runs")), str(path)).points[0].run
+    roomy = choose_resources(run, study.resources, Cluster("roomy", 1, 0, 2, 16.0)).layout
+    tight = choose_resources(run, study.resources, Cluster("tight", 1, 0, 2, 0.01)).layout
+    assert roomy.micro_batch == 8 > tight.micro_batch
+
+
+def bytes_below(root: Root) -> int:
+    found = (path for path in root.path.rglob("checkpoints/**/*") if path.is_file())
+    return sum(path.stat().st_size for path in found if not path.name.endswith(".complete"))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage"),
+    [
+        *[(1, stage) for stage in range(4)],
+        pytest.param(2, 0, marks=pytest.mark.verify),
+        pytest.param(2, 1, marks=pytest.mark.verify),
+        (2, 2),
+        (2, 3),
+    ],
+)
+def test_the_disk_a_run_leaves_is_what_was_planned(
+    study_fields: Fields,
+    tmp_path: Path,
+    ssmscale: Callable[..., Answer],
+    write_study: Callable[..., Path],
+    stage: int,
+    ranks: int,
+) -> None:
+    study_fields["grid"] |= {"sizes": {"wide": {"n_blocks": 1, "d_model": 256}}, "iterations": [2, 5]}
+    study_fields["training"] |= {"batch": 2, "schedule": {"warmup": 0}, "eval_clips": 2}
+    study_fields["resources"] = {"ranks": ranks, "zero_stage": stage}
+    root = Root(tmp_path / "runs")
+    planned = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+    if ranks == 1:
+        train(root, study_fields, zero_stage=stage)
+    else:
+        submitted = ssmscale("submit", write_study(study_fields), "--on", "local")
+        assert submitted.status == 0, submitted.err
+    assert planned["totals"]["disk_gib"] * 2**30 == pytest.approx(bytes_below(root), rel=0.05)
+
+
+def test_a_branch_point_two_runs_share_is_counted_once(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    study_fields["training"]["schedule"] = {"warmup": 0, "decay_fraction": 0.9}
+    study_fields["grid"]["iterations"] = [5, 6, 20]  # they leave the trunk at 1, 1 and 2
+    first, second, third = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    assert first["disk_gib"] == third["disk_gib"] == pytest.approx(4 * second["disk_gib"])
+
+
+def test_a_disk_too_small_for_the_study_is_said_with_the_figures(
+    study_fields: Fields,
+    write_study: Callable[..., Path],
+    ssmscale: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import shutil
+
+    study, nearly_full = write_study(study_fields), shutil.disk_usage("/")._replace(free=2**16)
+    assert "disk_short" not in ssmscale("plan", study).out
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: nearly_full)
+    (note,) = [
+        note["text"]
+        for note in json.loads(ssmscale("plan", study, "--json").out)["design"]["notes"]
+        if note["code"] == "disk_short"
+    ]
+    assert "runs has 6.104e-05 GiB free" in note
+
+
+def test_more_checkpoints_kept_and_more_series_at_once_need_more_disk(
+    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+) -> None:
+    def passing(**resources: Any) -> float:
+        study_fields["resources"] = resources
+        totals = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["totals"]
+        return totals["disk_peak_gib"] - totals["disk_gib"]
+
+    study_fields["grid"]["seeds"] = [0, 1, 2]
+    one = passing(jobs=1)
+    assert passing(jobs=1, keep_last=3) == pytest.approx(2 * one)
+    assert passing(jobs=1, keep_last=2, keep_best=True) == pytest.approx(2 * one)
+    assert passing(jobs=2) == pytest.approx(min(2, len(os.sched_getaffinity(0))) * one)
+
+
+MATCHED = {
+    ("full", "prefix_simba"): 281_042_176,
+    ("full", "prefix_mamba"): 283_759_168,
+    ("full", "cross_simba"): 287_019_712,
+    ("full", "cross_transformer"): 279_847_936,
+}
+"""24, 38, 18 and 22 blocks of width 1024, to the unit; the first equal to the published code."""
+PARAMETERS = {
+    "scaling_down": {
+        key: count for key, count in MATCHED.items() if key[1] in {"prefix_simba", "cross_transformer"}
+    }
+    | {
+        ("half", "prefix_simba"): 141_965_440,
+        ("half", "cross_transformer"): 141_368_320,
+        ("quarter", "prefix_simba"): 72_427_072,
+        ("quarter", "cross_transformer"): 78_423_040,
+        ("eighth", "prefix_simba"): 37_657_888,
+        ("eighth", "cross_transformer"): 40_655_872,
+    },
+    "convergence": {key: MATCHED[key] for key in [("full", "prefix_simba"), ("full", "cross_transformer")]},
+    "variants": MATCHED
+    | {
+        ("quarter", "prefix_mamba"): 71_910_272,
+        ("quarter", "prefix_simba"): 73_508_740,
+        ("quarter", "cross_simba"): 70_012_670,
+        ("quarter", "cross_transformer"): 70_672_000,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_papers_studies_are_planned_without_corpus_and_encoder_to_the_parameter(
+    name: str, ssmscale: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = REPOSITORY / "sweeps" / f"{name}.yaml"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = json.loads(ssmscale("plan", sweep, "--cluster", "h100x8", "--json").out)
+    assert {run["run_id"] for run in plan["runs"]} == {None}
+    assert plan["totals"]["gpu_hours"] > 100
+    (note,) = [note["text"] for note in plan["design"]["notes"] if note["code"] == "corpus_unknown"]
+    assert "google/flan-t5-base was not looked for" in note
+    found = {(size["size"], size["architecture"]): size["n_params"] for size in plan["sizes"]}
+    assert found == PARAMETERS[name]
+    assert ssmscale("plan", sweep).status == 0  # and so it is on this machine
+    assert ssmscale("submit", sweep, "--on", "local").status == 2
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_the_papers_studies_take_the_corpus_that_their_command_builds(name: str) -> None:
+    header = (REPOSITORY / "sweeps" / "scaling_down.yaml").read_text()
+    seconds, codebooks = (
+        float(re.search(rf"{option} ([\d.]+)", header)[1])  # type: ignore[index]
+        for option in ("--segment-seconds", "--codebooks")
+    )
+    rates = {"sample_rate": 44_100, "frame_rate": 44_100 / 512, "codebook_size": 1024}  # descript/dac_44khz
+    codec = CodecFacts(name="dac", fingerprint="0" * 64, n_codebooks=int(codebooks), **rates)
+    spec = BuildSpec(source="folder", audio=Path(), codec="dac", segment_seconds=seconds).settled(codec)
+    facts = load_study(REPOSITORY / "sweeps" / f"{name}.yaml").corpus.facts
+    assert facts is not None
+    assert (facts.n_codebooks, facts.codebook_size, facts.frames) == (1, spec.codebook_size, spec.frames)
+    assert codec.n_codebooks == facts.n_codebooks
+
+
+def test_the_studies_of_one_paper_share_the_runs_they_have_in_common() -> None:
+    def runs(name: str) -> set[Run]:
+        path = REPOSITORY / "sweeps" / f"{name}.yaml"
+        return {point.run for point in resolve(load_study(path), Root(Path("runs")), str(path)).points}
+
+    def full(name: str) -> set[str]:
+        return {
+            run.run_id for run in runs(name) if run.model.d_model == 1024 and run.model.n_blocks in {22, 24}
+        }
+
+    down, convergence, variants = full("scaling_down"), full("convergence"), full("variants")
+    assert (len(down), len(convergence - down), len(variants - down)) == (16, 1, 0)

@@ -1,0 +1,294 @@
+"""Of a checkpoint only what its marker sealed is trusted, and only what is superfluous goes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.archive.prune import prune
+from harness.record import checkpoints
+from harness.record.checkpoints import Checkpoint, FileFacts, Marker, retire, tag_of
+from harness.record.journal import Event, Fenced, Journal, read_events, read_progress
+from harness.record.root import Layout, Root, read_launch
+from harness.train.checkpoint import Saver, load, save
+from harness.train.engine import Engine
+from harness.train.ranks import initialise_ranks
+from tests.conftest import tiny_study
+from tests.harness.journals import registered
+from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps
+
+Fields = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path:
+    """A ROOT with branch points at 4 and 8 and an evaluation every second step; to be copied."""
+    root = Root(tmp_path_factory.mktemp("trained") / "runs")
+    train(root, tiny_study(tiny_corpus), checkpoint_every=2, eval_every=2, keep_last=9)
+    return root.path
+
+
+@pytest.fixture
+def root(trained: Path, tmp_path: Path) -> Root:
+    return Root(shutil.copytree(trained, tmp_path / "runs"))
+
+
+@pytest.fixture
+def newest(root: Root) -> Checkpoint:
+    """The trunk's newest checkpoint."""
+    return checkpoints.marked(series_folder(root) / "checkpoints")[-1]
+
+
+class Crafted:
+    """A pickle that makes a folder where it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def write(checkpoint: Checkpoint, files: dict[str, bytes]) -> Checkpoint:
+    """Put files into a checkpoint, listed in a marker that fits them."""
+    listed = dict(checkpoint.marker.files)
+    for name, content in files.items():
+        (checkpoint.path / name).parent.mkdir(exist_ok=True)
+        (checkpoint.path / name).write_bytes(content)
+        listed[name] = FileFacts(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    marker = checkpoint.marker.sealed(files=listed)
+    (checkpoint.folder / f"{checkpoint.tag}.complete").write_text(marker.model_dump_json())
+    return Checkpoint(checkpoint.folder, checkpoint.tag, marker)
+
+
+def problems(checkpoint: Checkpoint) -> list[str]:
+    """What training would report of a checkpoint's folder, and of the checkpoint where it is still listed."""
+    held, unusable = checkpoints.survey(checkpoint.folder)
+    still = [found for found in held if found.tag == checkpoint.tag]
+    return [problem.text for problem in unusable] + [
+        problem for found in still if (problem := checkpoints.problem_with(found))
+    ]
+
+
+def test_whole_checkpoints_have_no_problem_and_know_their_held_out_loss(root: Root) -> None:
+    folder = series_folder(root) / "checkpoints"
+    evals = read_progress(series_folder(root)).evals
+    held = checkpoints.marked(folder)
+    assert [(found.marker.step, found.marker.branch) for found in held] == [
+        (2, False),
+        (4, True),
+        (6, False),
+        (8, True),
+    ]
+    assert [found.marker.loss for found in held] == [evals[step]["loss"] for step in (2, 4, 6, 8)]
+    assert [problem for found in held for problem in problems(found)] == []
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_what_deepspeed_writes_loads_under_the_explicit_list(
+    tmp_path: Path, study_fields: Fields, stage: int
+) -> None:
+    root = Root(tmp_path / "runs")
+    study_fields["grid"]["iterations"] = [5]
+    assert train(root, study_fields, StopAfter(3), zero_stage=stage) == ["preempted"]
+    (found,) = checkpoints.marked(series_folder(root) / "checkpoints")
+    assert (found.marker.zero_stage, checkpoints.problem_with(found)) == (stage, None)
+    assert train(root, study_fields, zero_stage=stage) == ["finished"]
+    assert trunk_steps(root)[0] == found.marker.step + 1
+
+
+@pytest.mark.parametrize(
+    "name", ["mp_rank_00_model_states.pt", "more.pt", "more.bin", "more", "sub/more.json"]
+)
+def test_a_crafted_pickle_is_refused_whatever_its_file_is_called(
+    newest: Checkpoint, tmp_path: Path, name: str
+) -> None:
+    (problem,) = problems(write(newest, {name: pickle.dumps(Crafted(tmp_path / "executed"))}))
+    assert Path(name).name in problem
+    assert not (tmp_path / "executed").exists()
+
+
+def test_deepspeed_itself_loads_nothing_crafted(
+    root: Root, study_fields: Fields, newest: Checkpoint, tmp_path: Path
+) -> None:
+    ((_, runs),) = prepared(root, study_fields)
+    engine = Engine(runs[0], Layout(micro_batch=8), initialise_ranks(1))
+    name = next(iter(newest.marker.files))
+    crafted = write(newest, {name: pickle.dumps(Crafted(tmp_path / "executed"))})
+    with pytest.raises(pickle.UnpicklingError):
+        load(engine, crafted)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_file_the_marker_does_not_list_is_refused(newest: Checkpoint) -> None:
+    for name in ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "sub/more", "mp_rank_01_model_states.pt"):
+        stray = newest.path / name
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_bytes(b"")
+        (problem,) = problems(newest)
+        assert name in problem
+        stray.unlink()
+    assert problems(newest) == []
+
+
+def test_links_are_refused(newest: Checkpoint, tmp_path: Path) -> None:
+    file = newest.path / next(iter(newest.marker.files))
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert file.name in problems(newest)[0]
+    file.unlink()
+    (tmp_path / "elsewhere").rename(file)
+    assert problems(newest) == []
+    newest.path.rename(tmp_path / "tag")
+    newest.path.symlink_to(tmp_path / "tag")
+    assert newest.tag in problems(newest)[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/hostname", "a/../../secret", ".", "", "a//b", "./a", "a\0b"]
+)
+def test_a_marker_that_names_files_outside_its_tag_is_refused(newest: Checkpoint, name: str) -> None:
+    path = newest.folder / f"{newest.tag}.complete"
+    fields = json.loads(path.read_text()) | {"seal": None}
+    fields["files"][name] = {"bytes": 1, "sha256": ""}
+    path.write_text(json.dumps(fields))
+    assert newest.tag not in {held.tag for held in checkpoints.marked(newest.folder)}
+    assert newest.tag in problems(newest)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "EOF"),
+        ("\xff", "JSON"),
+        ("{}", "step"),
+        ('{"from": "the future"}', "step"),
+        (None, "step 2"),
+    ],
+)
+def test_a_marker_that_cannot_be_read_is_reported_and_left_where_it_is(
+    newest: Checkpoint, text: str | None, why: str
+) -> None:
+    path = newest.folder / f"{newest.tag}.complete"
+    path.write_text((newest.folder / "step-000000002.complete").read_text() if text is None else text)
+    before = path.read_bytes()
+    (problem,) = problems(newest)
+    assert str(path) in problem
+    assert why in problem
+    assert path.read_bytes() == before
+
+
+def test_a_disk_that_hesitates_costs_no_checkpoint(
+    root: Root, study_fields: Fields, newest: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, whole = newest.path / next(iter(newest.marker.files)), Path.stat
+
+    def hesitate(path: Path, **how: Any) -> os.stat_result:
+        if path == file:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return whole(path, **how)
+
+    study_fields["grid"]["iterations"] = [5, 10, 20]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", hesitate)
+        saver = Saver(initialise_ranks(1), read_launch(root, newest.folder.parent.name))
+        found = saver.find(newest.folder, 1, newest.marker.step, None)
+        assert found is not None
+        assert found.marker.step < newest.marker.step
+        done = prune(registered(root, study_fields))
+        (kept,) = [item for item in done.kept if item.path == newest.path]
+        assert "cannot be read" in kept.why
+    assert checkpoints.marked(newest.folder)[-1] == newest
+    assert checkpoints.problem_with(newest) is None
+
+
+def test_a_damaged_checkpoint_does_not_occupy_its_step(
+    root: Root, study_fields: Fields, newest: Checkpoint, tmp_path: Path
+) -> None:
+    file = newest.path / next(iter(newest.marker.files))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert not checkpoints.keep(newest.folder, newest.marker.step, branch=True)
+    study_fields["grid"]["iterations"] = [5, 10, 20]
+    apart = Root(tmp_path / "apart")
+    train(apart, study_fields)
+    train(root, study_fields, checkpoint_every=4, keep_last=9)
+    assert trunk_steps(root)[0] == 7  # from the good one before it
+    told = [event["text"] for event in read_events(series_folder(root)) if event["event"] == Event.WARNING]
+    assert len(told) == 1
+    assert file.name in told[0]
+    again = {held.tag: held for held in checkpoints.marked(newest.folder)}[newest.tag]
+    assert checkpoints.problem_with(again) is None
+    assert not list(newest.folder.glob("*.damaged"))
+    assert losses(root, study_fields) == losses(apart, study_fields)
+
+
+def test_an_attempt_that_was_replaced_while_it_saved_marks_nothing(
+    root: Root, study_fields: Fields, tmp_path: Path
+) -> None:
+    ((_, runs),) = prepared(root, study_fields)
+    engine = Engine(runs[0], Layout(micro_batch=8), initialise_ranks(1))
+    old = Journal.open(tmp_path / "series" / "a")
+    Journal.open(tmp_path / "series" / "a").close()
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(Fenced):
+        save(engine, folder, 3, 100, before_marking=old.check_fence)
+    assert (folder / tag_of(3)).is_dir()  # it may be the newer attempt's by now
+    assert checkpoints.marked(folder) == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Path]:
+    """Checkpoints without files, by step: (loss, branch)."""
+
+    def plant(**held: tuple[float | None, bool]) -> Path:
+        for step, (loss, branch) in ((int(name[1:]), told) for name, told in held.items()):
+            (tmp_path / tag_of(step)).mkdir()
+            marker = Marker(step=step, tokens=1, ranks=1, zero_stage=0, branch=branch, loss=loss, files={})
+            (tmp_path / f"{tag_of(step)}.complete").write_text(marker.sealed().model_dump_json())
+        return tmp_path
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "left"),
+    [
+        (1, False, [3, 8, 9]),
+        (2, False, [3, 7, 8, 9]),
+        (9, False, [1, 2, 3, 5, 7, 8, 9]),
+        (1, True, [2, 3, 8, 9]),
+    ],
+)
+def test_branch_points_stay_and_so_many_others(
+    folder: Callable[..., Path], keep_last: int, keep_best: bool, left: list[int]
+) -> None:
+    place = folder(
+        s1=(None, False), s2=(1.0, False), s3=(3.0, True), s5=(2.0, False), s7=(None, False), s8=(1.5, False),
+        s9=(9.0, False),
+    )  # fmt: skip
+    (place / tag_of(4)).mkdir()  # never completed
+    (place / tag_of(6)).mkdir()
+    (place / f"{tag_of(6)}.complete").write_text('{"of": "a newer version"}')
+    retire(place, 8, keep_last=keep_last, keep_best=keep_best)
+    assert [held.marker.step for held in checkpoints.marked(place)] == left
+    assert not (place / tag_of(4)).exists()
+    assert (place / tag_of(6)).exists()
+
+
+def test_training_keeps_as_many_as_its_launch_says(tmp_path: Path, study_fields: Fields) -> None:
+    root = Root(tmp_path / "runs")
+    study_fields["grid"]["iterations"] = [20]
+    train(root, study_fields, checkpoint_every=2, keep_last=3)
+    held = checkpoints.marked(series_folder(root) / "checkpoints")
+    assert [found.marker.step for found in held] == [10, 12, 14, 16]

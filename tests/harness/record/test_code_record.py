@@ -1,0 +1,193 @@
+"""What is written down of the code gives that code again, and a copy of it is that code and no other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.record.provenance import (
+    LARGEST_FILE,
+    PACKAGES,
+    CodeRecord,
+    code_state,
+    running_code,
+    source_files,
+)
+from tests.checkouts import git, make_checkout, python
+
+RECORD = "import sys; from pathlib import Path; from harness.record.provenance import record_code; "
+RECORD += "print(record_code(Path(sys.argv[1])))"
+COPY = """
+import sys
+from pathlib import Path
+from harness.dispatch.slurm.snapshot import check_copying, copy_code
+from harness.record.provenance import record_code
+from ssmttm.errors import InputError
+study = Path(sys.argv[1])
+try:
+    check_copying(study)
+    print(copy_code(study, record_code(study)))
+except InputError as error:
+    print(f"error: {error}")
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return make_checkout(tmp_path / "a checkout")
+
+
+@pytest.fixture
+def edited(checkout: Path) -> Path:
+    """A checkout in which everything has happened to sources that can."""
+    (checkout / "harness" / "lines.py").write_text("# ünïcode, and no newline at the end")
+    (checkout / "harness" / "tables.py").unlink()
+    git(checkout, "rm", "--quiet", "harness/cost.py")
+    (checkout / "harness" / "staged.py").write_text("staged = 1\n")
+    git(checkout, "add", "harness/staged.py")
+    (checkout / "ssmttm" / "neuer_größe.py").write_text("new = 1\n")
+    (checkout / "harness" / "notes.txt").write_text("password: hunter2\n")
+    (checkout / "secrets.py").write_text("password = 'hunter2'\n")
+    return checkout
+
+
+def record_of(checkout: Path, study: Path) -> CodeRecord:
+    state = python(checkout, RECORD, study)
+    return CodeRecord.model_validate_json((study / "code" / f"{state}.json").read_bytes())
+
+
+def test_the_commit_and_the_difference_give_the_code_again(edited: Path, tmp_path: Path) -> None:
+    record = record_of(edited, tmp_path / "study")
+    assert record.commit == git(edited, "rev-parse", "HEAD")
+    assert record.left_out == {}
+    again = tmp_path / "again"
+    git(tmp_path, "clone", "--quiet", str(edited), str(again))
+    git(again, "apply", str(tmp_path / "study" / "code" / str(record.diff)))
+    assert code_state(source_files(again)) == record.state
+    assert source_files(again) == record.sources
+    assert "hunter2" not in (tmp_path / "study" / "code" / str(record.diff)).read_text()
+
+
+def test_recording_leaves_the_users_own_index_as_it_was(edited: Path, tmp_path: Path) -> None:
+    before = git(edited, "status", "--porcelain")
+    record_of(edited, tmp_path / "study")
+    assert git(edited, "status", "--porcelain") == before
+
+
+def test_the_same_code_is_written_down_once(checkout: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    first = record_of(checkout, study)
+    assert first.diff is None
+    source = checkout / "harness" / "lines.py"
+    kept = source.read_bytes()
+    source.write_bytes(kept + b"# more\n")
+    second = record_of(checkout, study)
+    source.write_bytes(kept)
+    assert record_of(checkout, study) == first
+    names = {path.name for path in (study / "code").iterdir()}
+    assert names == {f"{first.state}.json", f"{second.state}.json", f"{second.state}.diff"}
+
+
+def test_what_is_large_binary_or_ignored_is_named_and_not_kept(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "harness" / "big.py").write_text("x = 1\n" * LARGEST_FILE)
+    (checkout / "harness" / "odd.py").write_bytes(b"# \0\0\0\n")
+    (checkout / "harness" / "made.py").write_text("made = 1\n")
+    (checkout / "harness" / "lines.py").write_text("# changed\n")
+    record = record_of(checkout, tmp_path / "study")
+    assert {name: why.split()[0] for name, why in record.left_out.items()} == {
+        "harness/big.py": "larger",
+        "harness/odd.py": "binary",
+        "harness/made.py": "ignored",
+    }
+    diff = (tmp_path / "study" / "code" / str(record.diff)).read_text()
+    assert len(diff) < 100_000
+    assert "harness/lines.py" in diff
+    assert set(record.left_out) < set(record.sources)
+
+
+def test_an_installed_package_is_its_version_and_its_files_even_inside_a_repository(
+    checkout: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "project" / "site-packages"
+    for package in PACKAGES:
+        shutil.copytree(checkout / package, site / package)
+    git(tmp_path, "init", "--quiet", str(tmp_path / "project"))
+    (tmp_path / "project" / "readme").write_text("somebody's own")
+    git(tmp_path / "project", "add", "--all")
+    git(tmp_path / "project", "commit", "--quiet", "--message", "x")
+    record = record_of(site, tmp_path / "study")
+    assert (record.commit, record.diff, record.left_out) == (None, None, {})
+    assert record.version is not None
+    assert record.state == code_state(source_files(checkout))
+    assert python(site, COPY, tmp_path / "study").startswith("error: --snapshot:")
+
+
+def test_a_copy_is_the_code_as_it_was_and_is_made_once(edited: Path, tmp_path: Path) -> None:
+    (edited / "harness" / "made.py").write_text("made = 1\n")
+    # The record and the copy need neither of these modules; the files are what counts.
+    study = tmp_path / "study"
+    copy = Path(python(edited, COPY, study))
+    assert copy.parent == study / "code"
+    assert source_files(copy) == source_files(edited)
+    assert not (copy / "secrets.py").exists()
+    assert not list(study.glob("code/.*"))
+    marked = copy / "unchanged"
+    marked.touch()
+    assert Path(python(edited, COPY, study)) == copy
+    assert marked.exists()
+    (edited / "harness" / "lines.py").write_text("# edited again\n")
+    other = Path(python(edited, COPY, study))
+    assert other != copy
+    assert source_files(copy) != source_files(other) == source_files(edited)
+
+
+def test_a_copy_that_was_tampered_with_is_not_run_from(checkout: Path, tmp_path: Path) -> None:
+    copy = Path(python(checkout, COPY, tmp_path))
+    (copy / "harness" / "lines.py").write_text("# not what it was\n")
+    said = python(checkout, COPY, tmp_path)
+    assert said.startswith("error: ")
+    assert str(copy) in said
+
+
+def test_where_no_copy_can_be_made_a_sentence_says_why(checkout: Path, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "git").symlink_to(str(shutil.which("git")))
+    assert "rsync" in python(checkout, COPY, tmp_path / "study", PATH=str(programs))
+    assert "':'" in python(checkout, COPY, tmp_path / "a:b")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_what_an_editor_leaves_among_the_sources_is_no_part_of_the_code(
+    checkout: Path, tmp_path: Path
+) -> None:
+    before = source_files(checkout)
+    (checkout / "harness" / ".#worker.py").symlink_to("user@host.1234:5678")
+    (checkout / "harness" / "nowhere.py").symlink_to("removed.py")
+    (checkout / "harness" / ".worker.py").write_text("half = ")
+    (checkout / "harness" / "folder.py").mkdir()
+    assert source_files(checkout) == before
+    assert record_of(checkout, tmp_path / "study").sources == before
+
+
+def test_a_process_whose_code_cannot_be_read_does_not_know_its_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_: Path) -> bytes:
+        raise PermissionError
+
+    running_code.cache_clear()
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    assert running_code() is None
+    running_code.cache_clear()
+
+
+def test_another_place_or_time_makes_no_other_state(checkout: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(checkout, moved)
+    for path in moved.rglob("*.py"):
+        path.touch()
+    assert json.dumps(source_files(moved)) == json.dumps(source_files(checkout))

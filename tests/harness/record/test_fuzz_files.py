@@ -1,0 +1,175 @@
+"""Files somebody gave us or a disk changed: checkpoints and bundles are whole, or refused and left without effect."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from harness.archive.export import count_members
+from harness.record import checkpoints
+from harness.record.journal import Event, read_progress
+from harness.record.registry import ResolvedStudy
+from harness.record.root import read_run
+from tests.conftest import Answer
+from tests.harness.fuzzing import Case, Planted, damaged, dumped, hashes, mutations, refused, repeat, strictly
+from tests.harness.records import finish_all, lines_of
+
+Command = Callable[..., Answer]
+
+
+# -- checkpoints
+
+
+@st.composite
+def checkpoint_cases(
+    draw: st.DrawFn, kind: str, marker: dict[str, Any], content: bytes, planted: Planted
+) -> Case:
+    if kind == "valid":
+        told = {"tokens": draw(st.integers(0, 2**62)), "branch": draw(st.booleans())}
+        return Case(kind, (dumped(marker | told), content))
+    if kind == "mutated":
+        changed = draw(mutations(marker))
+        files = changed.get("files") if isinstance(changed, dict) else None
+        if isinstance(files, dict) and files and draw(st.booleans()):
+            stray = draw(st.sampled_from(["../secret", "/etc/passwd", "../../../study.json", ".", "", "\0"]))
+            files[stray] = next(iter(files.values()))
+        return Case(kind, (dumped(changed), content))
+    spoilt = draw(st.one_of(damaged(content), st.just(planted.pickled)))
+    facts = {"bytes": len(spoilt), "sha256": hashlib.sha256(spoilt).hexdigest()}
+    return Case(kind, (dumped(marker | {"files": {"a.pt": facts}}), spoilt))
+
+
+def test_a_checkpoint_is_good_or_has_a_problem_and_pruning_touches_nothing_else(
+    times: int,
+    resolved: ResolvedStudy,
+    ssmscale: Command,
+    tmp_path: Path,
+    planted: Planted,
+) -> None:
+    import torch
+
+    box = io.BytesIO()
+    torch.save({"module": {"w": torch.zeros(3)}, "step": 8}, box)
+    content = box.getvalue()
+    facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    marker = {"step": 8, "tokens": 1, "ranks": 1, "zero_stage": 0, "branch": True, "files": {"a.pt": facts}}
+    folder = resolved.root.series(resolved.points[0].run.series_id) / "checkpoints"
+    (folder / "step-000000008").mkdir(parents=True)
+    (tmp_path / "secret").write_text("kept")
+
+    def check(case: Case) -> None:
+        mark, file = case.content
+        (folder / "step-000000008").mkdir(exist_ok=True)
+        (folder / "step-000000008" / "a.pt").write_bytes(file)
+        (folder / "step-000000008.complete").write_bytes(mark)
+        problems = [checkpoints.problem_with(held) for held in checkpoints.marked(folder)]
+        if case.kind == "valid":
+            assert problems == [None]
+        before = hashes(tmp_path)
+        told = ssmscale("prune", "tiny", "--json")
+        planted.assert_not_executed()
+        assert not refused(told)
+        after = hashes(tmp_path)
+        gone = {name for name in before if name not in after}
+        assert all("checkpoints/step-000000008" in name for name in gone)
+        assert not gone or case.kind != "valid"
+        assert all(before[name] == after[name] for name in after if name in before and "control" not in name)
+        if strictly(told.out)["removed"]:
+            assert gone
+
+    repeat(12 * times, lambda kind: checkpoint_cases(kind, marker, content, planted), check)
+
+
+# -- bundles
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    """A bundle of these members, its list of contents brought up to date where there is one to be read."""
+    facts = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in members.items()
+        if name != "bundle.json"
+    }
+    contents = json.loads(members["bundle.json"])
+    if isinstance(contents, dict) and "members" in contents:
+        contents |= {"members": facts, "counts": count_members(facts).model_dump()}
+    box = io.BytesIO()
+    with zipfile.ZipFile(box, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, dumped(contents) if name == "bundle.json" else content)
+    return box.getvalue()
+
+
+@st.composite
+def bundle_cases(draw: st.DrawFn, kind: str, bundle: bytes, planted: Planted) -> Case:
+    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = draw(st.sampled_from(sorted(members)))
+    if kind == "valid":
+        journal = next(key for key in members if key.endswith(".jsonl"))
+        first, *rest = members[journal].splitlines(keepends=True)
+        noted = json.loads(first) | {"note": draw(st.text(max_size=8)), "more": draw(st.integers())}
+        members[journal] = lines_of([noted]) + b"".join(rest)
+        return Case(kind, zipped({key: members[key] for key in draw(st.permutations(sorted(members)))}))
+    if kind == "broken" and draw(st.booleans()):
+        return Case(kind, draw(damaged(bundle)))
+    if kind == "broken":
+        return Case(
+            kind,
+            zipped(
+                members | {name: draw(damaged(members[name]))}
+                if name != "bundle.json"
+                else {**members, "x": b""}
+            ),
+        )
+    if name.endswith(".jsonl"):
+        events = [json.loads(line) for line in members[name].splitlines()]
+        members[name] = lines_of(draw(mutations(events)))
+    elif name.endswith(".json"):
+        members[name] = dumped(draw(mutations(json.loads(members[name]))))
+    else:
+        members[name] = draw(st.one_of(damaged(members[name]), st.just(planted.pickled)))
+    return Case(kind, zipped(members))
+
+
+def test_a_bundle_is_imported_whole_or_refused_and_then_nothing_is_written(
+    times: int,
+    resolved: ResolvedStudy,
+    ssmscale: Command,
+    tmp_path: Path,
+    planted: Planted,
+) -> None:
+    finish_all(resolved)
+    assert ssmscale("export", "tiny", "--out", "whole.zip").status == 0
+    whole, path, here = Path("whole.zip").read_bytes(), tmp_path / "case.zip", tmp_path / "here"
+
+    def check(case: Case) -> None:
+        path.write_bytes(case.content)
+        shutil.rmtree(here, ignore_errors=True)
+        before = hashes(tmp_path)
+        answer = ssmscale("import", path, "--root", here)
+        planted.assert_not_executed()
+        if refused(answer, path.name):
+            assert case.kind != "valid", answer.err
+            assert hashes(tmp_path) == before
+            return
+        after = hashes(tmp_path)
+        assert {name: after[name] for name in before} == before
+        assert all(name.startswith("here") for name in after if name not in before)
+        for folder in (here / "runs").iterdir():
+            assert read_run(folder).run_id == folder.name
+            assert read_progress(folder).state == Event.FINISHED
+        first = hashes(here)
+        assert ssmscale("import", path, "--root", here).status == 0
+        assert hashes(here) == first
+        assert ssmscale("status", "tiny", "--root", here).status == 0
+
+    repeat(16 * times, lambda kind: bundle_cases(kind, whole, planted), check)

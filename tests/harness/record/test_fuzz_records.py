@@ -1,0 +1,277 @@
+"""Records nobody meant: journals, control files and the JSON of ROOT, changed and torn.
+
+What is whole among them must still give the right answer, which a small model of its own says; everything else is
+passed over or refused with a sentence, nothing in it is executed, and nothing but the expected output is written.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from harness.record.registry import ResolvedStudy
+from harness.record.root import read_launch
+from harness.train.worker import group_by_series
+from ssmttm.errors import InputError
+from tests.conftest import Answer
+from tests.harness.fuzzing import (
+    Case,
+    Planted,
+    damaged,
+    dumped,
+    hashes,
+    mutations,
+    refusal_of,
+    refused,
+    repeat,
+    strictly,
+)
+from tests.harness.records import ELSEWHERE, finish_all, lines_of, result_of, written
+
+Command = Callable[..., Answer]
+# -- journals
+
+NOT_OURS = st.sampled_from(
+    [
+        b"\xff\xfe\n",
+        b"{}\n",
+        b"null\n",
+        b"[1, 2]\n",
+        b"\n",
+        b'{"t": 1}\n',
+        b'{"t": 1, "event": 5}\n',
+        b"\0" * 40 + b"\n",
+    ]
+)
+TORN = st.sampled_from([b"", b'{"t": 1.0, "event": "fin', b"{", b"\xff"])
+
+
+@st.composite
+def histories(draw: st.DrawFn, finished: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """What happened to a run of 10 iterations that leaves the trunk at 8: the events of each attempt."""
+    attempts, loss = [], st.floats(0.1, 9.0)
+    for number in range(draw(st.integers(0, 3))):
+        events: list[dict[str, Any]] = [{"t": 1.0 + number, "event": "started", "step": 8, **ELSEWHERE}]
+        events += [
+            {
+                "t": 2.0,
+                "event": "step",
+                "step": step,
+                "loss": draw(loss),
+                "lr": 1e-3,
+                "tokens": step,
+                "tokens_per_second": 1.0,
+            }
+            for step in range(9, 9 + draw(st.integers(0, 2)))
+        ]
+        end = draw(st.sampled_from(["finished", "failed", "preempted", "nothing", "nothing"]))
+        if end == "finished":
+            events.append({"t": 3.0, "event": "finished", **finished, "loss": draw(loss)})
+        elif end == "failed":
+            events.append({"t": 3.0, "event": "failed", "reason": draw(st.text(max_size=8)), "kind": "error"})
+        elif end == "preempted":
+            events.append({"t": 3.0, "event": "preempted", "reason": "SIGTERM"})
+        attempts.append(events)
+    return attempts
+
+
+@st.composite
+def journal_cases(draw: st.DrawFn, kind: str, finished: dict[str, Any], planted: Planted) -> Case:
+    attempts = draw(histories(finished))
+    if kind == "mutated":
+        attempts = draw(mutations(attempts))
+        return Case(kind, ([lines_of(events) for events in attempts if isinstance(events, list)], None))
+    contents = []
+    for events in attempts:
+        lines = lines_of(events).splitlines(keepends=True)
+        for _ in range(draw(st.integers(0, 3))):
+            lines.insert(draw(st.integers(0, len(lines))), draw(NOT_OURS))
+        contents.append(b"".join(lines) + draw(TORN))
+    if kind == "broken":
+        contents = [draw(st.one_of(damaged(content), st.just(planted.pickled))) for content in contents]
+    return Case(kind, (contents, attempts))
+
+
+def model_of(attempts: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """What `status` should say of the run of 10 iterations, in as few words as there are."""
+    events = [event for attempt in attempts for event in attempt]
+    ends = [event for event in events if event["event"] not in {"step"}]
+    last = ends[-1] if ends else None
+    steps = {event["step"]: event["loss"] for event in events if event["event"] == "step"}
+    told: dict[str, Any] = {"state": "interrupted" if events else "new", "loss": None, "reason": None}
+    told["iterations_done"] = [e["step"] for e in events if "step" in e][-1] if events else 0
+    told["train_loss"] = steps[max(steps)] if steps else None
+    if last is not None and last["event"] == "finished":
+        told |= {"state": "done", "loss": last["loss"], "iterations_done": 10}
+    elif last is not None and last["event"] == "failed":
+        told |= {"state": "failed", "reason": last["reason"]}
+    elif last is not None and last["event"] == "preempted":
+        told["reason"] = last.get("reason")
+    return told
+
+
+def test_a_journal_says_what_its_good_lines_say(
+    times: int,
+    resolved: ResolvedStudy,
+    ssmscale: Command,
+    tmp_path: Path,
+    planted: Planted,
+) -> None:
+    finished, run_id = result_of(resolved, 1, 3.0), resolved.points[1].run.run_id
+
+    def check(case: Case) -> None:
+        contents, attempts = case.content
+        written(resolved.root, run_id, contents)
+        before = hashes(tmp_path)
+        answer = ssmscale("status", "tiny", "--json")
+        planted.assert_not_executed()
+        assert hashes(tmp_path) == before
+        assert not refused(answer)  # a journal is never wrong input: what is damaged in it is passed over
+        told = strictly(answer.out)["runs"][1]
+        if case.kind != "valid":
+            return
+        expected = model_of(attempts)
+        assert {name: told[name] for name in expected} == expected
+        if expected["state"] == "done":
+            assert ssmscale("export", "tiny", "--out", "tiny.zip").status == 0
+            with zipfile.ZipFile("tiny.zip") as archive:
+                header, row = archive.read("points.csv").decode().splitlines()
+            assert dict(zip(header.split(","), row.split(","), strict=True))["loss"] == repr(expected["loss"])
+            Path("tiny.zip").unlink()
+
+    repeat(30 * times, lambda kind: journal_cases(kind, finished, planted), check)
+
+
+# -- control.jsonl
+
+
+@st.composite
+def control_cases(draw: st.DrawFn, kind: str, runs: list[str]) -> Case:
+    some = st.lists(st.sampled_from(runs), max_size=3)
+    events = [
+        {
+            "t": 1.0,
+            "event": draw(st.sampled_from(["cancelled", "retried", "submitted", "pruned"])),
+            "runs": draw(some),
+        }
+        for _ in range(draw(st.integers(0, 6)))
+    ]
+    for event in events:
+        if event["event"] == "submitted":
+            event["process"] = ELSEWHERE
+        if event["event"] == "retried":
+            event["attempts"] = dict.fromkeys(event["runs"], 0)
+    content = lines_of(draw(mutations(events)) if kind == "mutated" else events)
+    if kind == "broken":
+        content = draw(damaged(content))
+    elif kind == "valid":
+        content += draw(TORN)
+    return Case(kind, (content, events))
+
+
+def test_a_control_file_says_what_its_good_lines_say(
+    times: int,
+    resolved: ResolvedStudy,
+    ssmscale: Command,
+    tmp_path: Path,
+) -> None:
+    runs = [point.run.run_id for point in resolved.points]
+    path = resolved.root.study("tiny") / "control.jsonl"
+
+    def check(case: Case) -> None:
+        content, events = case.content
+        path.write_bytes(content)
+        before = hashes(tmp_path)
+        answer = ssmscale("status", "tiny", "--json")
+        assert hashes(tmp_path) == before
+        assert not refused(answer)
+        if case.kind == "valid":
+            cancelled: set[str] = set()
+            for event in events:
+                if event["event"] == "cancelled":
+                    cancelled.update(event["runs"])
+                elif event["event"] == "retried":
+                    cancelled.difference_update(event["runs"])
+            told = {run["run_id"]: run["state"] for run in strictly(answer.out)["runs"]}
+            assert told == {run: "cancelled" if run in cancelled else "new" for run in runs}
+
+    repeat(12 * times, lambda kind: control_cases(kind, runs), check)
+
+
+# -- study.json, run.json, series.json, launch.json, calibration.json
+
+
+@st.composite
+def file_cases(draw: st.DrawFn, kind: str, files: dict[Path, Any], planted: Planted) -> Case:
+    path = draw(st.sampled_from(list(files)))
+    if kind == "valid":
+        document = {key: files[path][key] for key in draw(st.permutations(sorted(files[path])))}
+        text = json.dumps(document, indent=draw(st.sampled_from([None, 1, 4]))) + draw(
+            st.text(" \t\r\n", max_size=9)
+        )
+        return Case(kind, (path, text.encode()))
+    if kind == "mutated":
+        return Case(kind, (path, dumped(draw(mutations(files[path])))))
+    torn = st.one_of(damaged(dumped(files[path])), st.just(planted.pickled), st.just(b"[" * 100_000))
+    return Case(kind, (path, draw(torn)))
+
+
+def test_the_json_of_root_is_read_right_or_refused_by_name(
+    times: int,
+    resolved: ResolvedStudy,
+    ssmscale: Command,
+    tmp_path: Path,
+    planted: Planted,
+) -> None:
+    finish_all(resolved)
+    root, run = resolved.root, resolved.points[0].run
+    launch = {"corpus": "c", "control": "c.jsonl", "dispatcher": "local", "micro_batch": 4}
+    (root.series(run.series_id) / "launch.json").write_bytes(dumped(launch))
+    (root.study("tiny") / "calibration.json").write_bytes(
+        dumped({"flops_per_second": {"prefix_simba/xs": 1e9}})
+    )
+    paths = [
+        root.study("tiny") / "study.json",
+        root.study("tiny") / "calibration.json",
+        root.run(run.run_id) / "run.json",
+        root.series(run.series_id) / "series.json",
+        root.series(run.series_id) / "launch.json",
+    ]
+    files = {path: json.loads(path.read_bytes()) for path in paths}
+    bundle = tmp_path / "out.zip"
+
+    def check(case: Case) -> None:
+        path, content = case.content
+        path.write_bytes(content)
+        before = hashes(tmp_path)
+        try:
+            for verb in (
+                ["status", "--json"],
+                ["plan", "--json"],
+                ["prune", "--dry-run", "--json"],
+                ["export", "--out", bundle],
+            ):
+                answer = ssmscale(verb[0], "tiny", *verb[1:])
+                # a study changed into another that is right may have nothing to export, which is no fault of the file
+                if not refused(answer, "tiny" if verb[0] == "export" else path.name):
+                    assert verb[0] == "export" or strictly(answer.out)
+                else:
+                    assert case.kind != "valid", answer.err
+                bundle.unlink(missing_ok=True)
+            for read in (
+                lambda: read_launch(root, run.series_id),
+                lambda: group_by_series([root.run(run.run_id)]),
+            ):
+                said = refusal_of(read, InputError)
+                assert said is None or (case.kind != "valid" and path.name in said)
+        finally:
+            planted.assert_not_executed()
+            assert hashes(tmp_path) == before
+            path.write_bytes(dumped(files[path]))
+
+    repeat(24 * times, lambda kind: file_cases(kind, files, planted), check)

@@ -1,0 +1,393 @@
+"""The journal: what it says survives torn lines, several attempts and a process thought dead."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.common.disk import DiskFull
+from harness.common.jsonl import CHUNK
+from harness.common.process import identify_process, process_is_alive
+from harness.record.control import Control
+from harness.record.journal import (
+    MOST_NOTES,
+    Event,
+    Fenced,
+    Journal,
+    ProgressReader,
+    attempts,
+    read_events,
+    read_progress,
+)
+from harness.record.result import Result
+
+
+def test_state_is_the_last_event_that_changed_it(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STARTED, **identify_process())
+        journal.append(Event.STEP, step=5, loss=3.0)
+    progress = read_progress(tmp_path)
+    assert (progress.state, progress.step, progress.is_alive) == (Event.STARTED, 5, True)
+
+
+def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STARTED)
+        journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("a") as file:
+        file.write('{"t": 1, "event": "step", "step": 10, "lo')
+    assert read_progress(tmp_path).step == 5
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '"text"', '{"step": 7}', "\x00\x00", "{}", '{"event": 5}'])
+def test_lines_that_are_no_events_are_passed_over(tmp_path: Path, line: str) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("a") as file:
+        file.write(line + "\n")
+    assert read_progress(tmp_path).step == 5
+
+
+def test_every_attempt_has_a_file_of_its_own(tmp_path: Path) -> None:
+    first, second = Journal.open(tmp_path), Journal.open(tmp_path)
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert attempts(tmp_path) == [1, 2]
+    with pytest.raises(FileExistsError):
+        Journal(first.path, 1)
+
+
+def test_a_newer_attempt_fences_the_older_one(tmp_path: Path) -> None:
+    old = Journal.open(tmp_path)
+    Journal.open(tmp_path)
+    with pytest.raises(Fenced):
+        old.append(Event.STEP, step=1)
+    assert read_progress(tmp_path).step == 0
+
+
+def test_a_step_two_attempts_saw_counts_once_by_the_later_word(tmp_path: Path) -> None:
+    for loss in (3.0, 2.5):
+        with Journal.open(tmp_path) as journal:
+            journal.append(Event.STEP, step=5, loss=loss)
+    assert [event["loss"] for event in read_progress(tmp_path).steps.values()] == [2.5]
+
+
+def test_a_process_that_is_gone_is_not_alive(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STARTED, **{**identify_process(), "started_ticks": 1})
+    assert not read_progress(tmp_path).is_alive
+
+
+def test_a_process_of_before_the_machine_started_again_is_not_alive(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STARTED, **{**identify_process(), "boot_id": "another"})
+    assert not read_progress(tmp_path).is_alive
+
+
+def test_a_process_journalled_by_its_time_of_birth_is_still_known(tmp_path: Path) -> None:
+    for born, alive in ((psutil.Process().create_time(), True), (1.0, False)):
+        with Journal.open(tmp_path) as journal:
+            known = {key: identify_process()[key] for key in ("host", "pid")}
+            journal.append(Event.STARTED, **known, process_started=born)
+        assert read_progress(tmp_path).is_alive is alive
+
+
+def test_an_ended_process_nobody_waited_for_is_not_alive(tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import json, harness.common.process as p; print(json.dumps(p.identify_process()))",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    identity = json.loads(child.stdout.read())
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert not process_is_alive(identity)
+    child.communicate()
+
+
+def test_values_that_are_not_json_are_refused_before_they_are_written(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        with pytest.raises(ValueError, match="JSON"):
+            journal.append(Event.STEP, step=1, loss=float("nan"))
+        assert journal.path.stat().st_size == 0
+
+
+def test_a_retry_forgets_cancellations_and_the_failures_so_far(tmp_path: Path) -> None:
+    control = Control(tmp_path / "control.jsonl")
+    control.append("cancelled", runs=["a", "b"])
+    control.append("retried", runs=["a"], attempts={"a": 2})
+    assert control.cancelled() == {"b"}
+    assert control.forgiven() == {"a": 2}
+
+
+STEP = {"t": 1, "event": "step", "step": 10, "loss": 1.5}
+RESULT: dict[str, Any] = Result(
+    loss=2.0,
+    loss_codebooks=(2.0,),
+    step=10,
+    tokens=100,
+    flops=1e6,
+    n_params=10,
+    n_params_non_embedding=5,
+    n_params_text_encoder=0,
+    n_params_null_condition=0,
+    annealed=True,
+).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"step": -1}, "step"),
+        ({"step": True}, "step"),
+        ({"step": "7"}, "step"),
+        ({"step": 2**63}, "step"),
+        ({"step": 10**5000}, "JSON"),
+        ({"step": None}, "step"),
+        ({"loss": float("nan")}, "loss"),
+        ({"loss": float("inf")}, "loss"),
+        ({"loss": False}, "loss"),
+        ({"t": -1}, "t"),
+        ({"t": 1e300}, "t"),
+        ({"tokens_per_second": "fast"}, "tokens_per_second"),
+        ({"layout": {"ranks": "two"}}, "layout.ranks"),
+        ({"gpu_share": 0.0}, "gpu_share"),
+        ({"loss_codebooks": [1, None]}, "loss_codebooks.1"),
+    ],
+)
+def test_a_line_with_a_wrong_value_is_named_and_passed_over(
+    tmp_path: Path, changed: dict[str, Any], why: str
+) -> None:
+    sys.set_int_max_str_digits(0)
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("a") as file:
+        file.write(json.dumps({**STEP, **changed}) + "\n" + json.dumps({**STEP, "step": 6}) + "\n")
+    progress = read_progress(tmp_path)
+    assert list(progress.steps) == [5, 6]
+    (note,) = progress.damaged
+    assert note.startswith(f"{journal.path} line 2: ")
+    assert why in note
+
+
+def test_a_finished_run_without_a_whole_result_is_not_finished(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a"
+    for fields in ({}, {**RESULT, "n_params": None}, {**RESULT, "loss_codebooks": "2"}, {"loss": 1.0}):
+        with Journal.open(folder) as journal:
+            journal.append(Event.STARTED)
+            journal.append(Event.FINISHED, **fields)
+        assert (read_progress(folder).state, read_progress(folder).result) == (Event.STARTED, None)
+    with Journal.open(folder) as journal:
+        journal.append(Event.FINISHED, **RESULT)
+    assert read_progress(folder).state == Event.FINISHED
+    with Journal.open(tmp_path / "series" / "a") as trunk:
+        trunk.append(Event.FINISHED)
+    assert read_progress(tmp_path / "series" / "a").state == Event.FINISHED
+
+
+def test_names_that_are_no_attempts_neither_count_nor_stop_the_next_one(tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    (folder / "0001.jsonl").mkdir(parents=True)
+    for name in ("99999999999999999999.jsonl", "²³.jsonl", "00002.jsonl", "0002.jsonl.bak", "-001.jsonl"):
+        (folder / name).write_text(json.dumps(STEP) + "\n")
+    assert read_progress(tmp_path).steps == {}
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STEP, step=5, loss=3.0)
+    assert (journal.attempt, list(read_progress(tmp_path).steps)) == (2, [5])
+
+
+def test_garbage_of_any_size_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("ab") as file:
+        file.write(b"x" * (3 * CHUNK) + b"\n" + b"\n" * (2 * MOST_NOTES) + json.dumps(STEP).encode() + b"\n")
+    progress = read_progress(tmp_path)
+    assert list(progress.steps) == [5, 10]
+    assert len(progress.damaged) == MOST_NOTES + 1
+    assert "more lines" in progress.damaged[-1]
+
+
+ENDS = st.sampled_from([b"\n", b"", b"\r\n"])
+WORDS = st.sampled_from(
+    [
+        b"{",
+        b"}",
+        b"[" * 300,
+        b'"step"',
+        b":",
+        b"NaN",
+        b"-1",
+        b"9" * 400,
+        b"\xff",
+        b"\x00",
+        b"true",
+        b",",
+        b'"t"',
+    ]
+)
+OBJECTS = st.dictionaries(
+    st.sampled_from(["t", "event", "step", "loss", "layout", "runs", "attempts", "process", "pid"]),
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(max_size=5)
+        | st.sampled_from(Event),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+        max_leaves=4,
+    ),
+)
+LINES = st.one_of(
+    st.binary(max_size=40),
+    st.lists(WORDS, max_size=8).map(b"".join),
+    OBJECTS.map(lambda fields: json.dumps(fields).encode()),
+    OBJECTS.map(lambda fields: json.dumps({**STEP, **fields}).encode()),
+    st.sampled_from(sorted(Event)).map(lambda kind: json.dumps({**STEP, **RESULT, "event": kind}).encode()),
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.integers(1, 3), LINES, ENDS), max_size=12))
+def test_reading_on_says_what_reading_anew_says_whatever_the_bytes(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, bytes, bytes]]
+) -> None:
+    directory = tmp_path_factory.mktemp("any") / "runs" / "a"
+    (directory / "journal").mkdir(parents=True)
+    reader = ProgressReader()
+    for attempt, line, end in written:
+        with (directory / "journal" / f"{attempt:04d}.jsonl").open("ab") as file:
+            file.write(line + end)
+        progress = reader.read(directory)
+        assert repr(progress) == repr(read_progress(directory))
+        assert progress.is_alive in {True, False}
+        assert all(isinstance(step, int) and step >= 0 for step in progress.steps)
+        assert all(event["attempt"] in {1, 2, 3} for event in read_events(directory))
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.sampled_from(["step", "eval"]), st.integers(0, 5)), max_size=12)
+)
+def test_a_reader_of_the_newest_alone_holds_one_step_and_says_the_same_of_it(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, str, int]]
+) -> None:
+    directory = tmp_path_factory.mktemp("any") / "runs" / "a"
+    (directory / "journal").mkdir(parents=True)
+    reader = ProgressReader(newest_only=True)
+    for number, (attempt, kind, step) in enumerate(written):
+        line = {"t": 1.0, "event": kind, "step": step, "loss": number}
+        with (directory / "journal" / f"{attempt:04d}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        brief, whole = reader.read(directory), read_progress(directory)
+        assert (brief.step, brief.attempt) == (whole.step, whole.attempt)
+        for few, every in ((brief.steps, whole.steps), (brief.evals, whole.evals)):
+            assert few == ({max(every): every[max(every)]} if every else {})
+
+
+def test_what_could_not_be_read_once_is_read_again_though_no_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Journal.open(tmp_path), Journal.open(tmp_path)
+    second.append(Event.STEP, step=2, loss=3.0)
+    os.write(
+        first._descriptor, json.dumps({"t": 1.0, "event": "step", "step": 1, "loss": 3.0}).encode() + b"\n"
+    )
+    reader, whole = ProgressReader(), Path.open
+
+    def hesitate(path: Path, *how: Any, **more: Any) -> Any:
+        if path == first.path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return whole(path, *how, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", hesitate)
+        progress = reader.read(tmp_path)
+        assert (list(progress.steps), len(progress.damaged)) == ([2], 1)
+    progress = reader.read(tmp_path)
+    assert (list(progress.steps), progress.damaged) == ([1, 2], ())
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
+    reader, journal = ProgressReader(), Journal.open(tmp_path)
+    journal.append(Event.STEP, step=5, loss=3.0)
+    before = reader.read(tmp_path)
+    assert reader.read(tmp_path) is before
+    journal.append(Event.STEP, step=6, loss=3.0)
+    assert list(reader.read(tmp_path).steps) == [5, 6]
+    assert list(before.steps) == [5]  # what was handed out stays as it was
+    journal.path.unlink()
+    assert reader.read(tmp_path).steps == {}
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(LINES, ENDS), max_size=8))
+def test_a_control_file_of_any_bytes_stops_nobody(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[bytes, bytes]]
+) -> None:
+    control = Control(tmp_path_factory.mktemp("any") / "control.jsonl")
+    control.path.write_bytes(b"".join(line + end for line, end in written))
+    control.append("cancelled", runs=["a"])
+    assert "a" in control.cancelled()
+    assert all(isinstance(attempt, int) for attempt in control.forgiven().values())
+
+
+def test_what_is_said_of_a_hundred_thousand_runs_is_heard(tmp_path: Path) -> None:
+    control, runs = Control(tmp_path / "control.jsonl"), [f"{number:012x}" for number in range(100_000)]
+    control.append("cancelled", runs=runs)
+    assert control.cancelled() == set(runs)
+    control.append("retried", runs=runs, attempts=dict.fromkeys(runs, 3))
+    assert control.cancelled() == set()
+    assert control.forgiven() == dict.fromkeys(runs, 3)
+
+
+@pytest.mark.parametrize("before", [0, CHUNK // 2])
+def test_a_line_that_is_too_long_is_so_wherever_it_lies(tmp_path: Path, before: int) -> None:
+    journal = Journal.open(tmp_path)
+    journal.append(Event.WARNING, text="x" * before)
+    journal.append(Event.WARNING, text="x" * (CHUNK + CHUNK // 4))
+    journal.append(Event.STEP, step=1, loss=3.0)
+    progress = read_progress(tmp_path)
+    assert (list(progress.steps), len(progress.damaged)) == ([1], 1)
+
+
+def test_a_line_no_disk_has_room_for_is_taken_back_whole(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(64 * 1024)
+    journal = Journal.open(disk / "run")
+    step = 0
+
+    def fill() -> None:
+        nonlocal step
+        while True:
+            journal.append(Event.STEP, step=step, loss=1.0, text="x" * 1000)
+            step += 1
+
+    with pytest.raises(DiskFull, match=re.escape(str(journal.path))):
+        fill()
+    assert step > 10
+    assert journal.path.read_bytes().endswith(b"}\n")
+    assert read_progress(disk / "run").damaged == ()
+    journal.append(Event.STEP, step=step, loss=1.0)  # a short line still has room
+    progress = read_progress(disk / "run")
+    assert (list(progress.steps), progress.damaged) == (list(range(step + 1)), ())
+
+
+def test_a_line_after_one_that_somebody_tore_stands_by_itself(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path)
+    journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("a") as file:
+        file.write('{"t": 1, "ev')
+    journal.append(Event.STEP, step=6, loss=3.0)
+    assert list(read_progress(tmp_path).steps) == [5, 6]

@@ -1,0 +1,239 @@
+"""What `status` makes of journals: GPU-hours used and left, and a display that keeps to its terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.cli import status as status_table
+from harness.cli.status import _Display, print_status, watch_status
+from harness.common.console import console, errors
+from harness.common.validation import validate
+from harness.dispatch.arrays import Array, ArrayBook
+from harness.plan.allocation import Shape
+from harness.record.journal import Progress, Span, read_progress
+from harness.record.registry import resolve
+from harness.record.root import Root
+from harness.record.status import Hours, JobTime, RunState, RunStatus, count_hours, tokens_a_step
+from harness.study.grid import GridPoint
+from harness.study.schema import Study
+from harness.submit.monitor import Reading, StudyReader
+from harness.train.stopping import GPU_SHARE
+from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
+from tests.harness.trainer import series_folder, train
+
+Fields = dict[str, Any]
+
+
+@pytest.fixture
+def points(study_fields: Fields) -> list[GridPoint]:
+    """Two Series of two runs of 10 and 100 iterations, which leave the trunk at 8 and 80."""
+    study_fields["grid"] |= {"iterations": [10, 100], "seeds": [0, 1]}
+    return list(resolve(validate(Study, study_fields, "test"), Root(Path("runs")), "test").points)
+
+
+def hours_of(
+    points: list[GridPoint],
+    journals: dict[str, Progress],
+    wanted: list[GridPoint] | None = None,
+    jobs: dict[str, JobTime] | None = None,
+) -> Hours:
+    """Hours where all other journals are empty."""
+    return count_hours(
+        points,
+        {point.series_id: journals.get(point.series_id, Progress()) for point in points},
+        {point.run_id: journals.get(point.run_id, Progress()) for point in points},
+        [point.run_id for point in (points if wanted is None else wanted)],
+        jobs or {},
+    )
+
+
+def worked(*spans: tuple[Any, ...]) -> Progress:
+    """Attempts: when they began and ended, their job, ranks and share of a GPU."""
+    return Progress(spans=tuple(Span(*span) for span in spans))
+
+
+def timed(step: int, tokens_per_second: float, ranks: int = 1, **started: float) -> Progress:
+    event = {"t": 1.0, "step": step, "loss": 1.0, "tokens_per_second": tokens_per_second}
+    return Progress(step=step, steps={step: event}, started={"layout": {"ranks": ranks}, **started})
+
+
+def test_every_attempt_counts_and_a_branch_trained_within_its_trunk_counts_once(
+    points: list[GridPoint],
+) -> None:
+    first = points[0]
+    trunk = worked((0, 1800, "a", 2), (3600, 5400, "b", 4))
+    branch = worked((900, 1200, "a", 2))
+    hours = hours_of(points, {first.series_id: trunk, first.run_id: branch})
+    assert hours.used[first.series_id] == pytest.approx(0.5 * 2 + 0.5 * 4)
+    assert hours.used_in_all == hours.used[first.series_id]
+
+
+def test_a_schedulers_accounts_stand_for_the_journals_of_that_job(points: list[GridPoint]) -> None:
+    series_id = points[0].series_id
+    trunk = worked((0, 1800, "12_0", 2), (3600, 5400, "local", 1))
+    accounts = {"12_0": JobTime(series_id, 7200.0), "12_1": JobTime("elsewhere", 9e9)}
+    assert hours_of(points, {series_id: trunk}, jobs=accounts).used == {
+        series_id: pytest.approx(2.0 + 0.5),
+        points[-1].series_id: 0.0,
+    }
+
+
+def test_a_series_that_shared_a_gpu_is_charged_its_share(points: list[GridPoint]) -> None:
+    series_id = points[0].series_id
+    trunk = worked((0, 1800, "12_0", 1, 0.25), (3600, 5400, "13_0", 1))
+    assert hours_of(points, {series_id: trunk}).used[series_id] == pytest.approx(0.5 * 0.25 + 0.5)
+
+
+def test_what_is_left_of_a_series_that_shares_a_gpu_is_its_share_of_the_time(points: list[GridPoint]) -> None:
+    short = points[0]
+    speed = timed(step=8, tokens_per_second=tokens_a_step(short.run), gpu_share=0.25)
+    assert hours_of(points, {short.series_id: speed}).left[short.run_id] == pytest.approx(2 * 0.25 / 3600)
+
+
+def test_what_is_left_follows_the_speed_that_was_measured(points: list[GridPoint]) -> None:
+    short, long = points[:2]
+    tokens = tokens_a_step(short.run)
+    journals = {short.series_id: timed(step=8, tokens_per_second=tokens, ranks=4)}
+    left = hours_of(points[:2], journals).left
+    assert left[short.run_id] == pytest.approx(2 * 4 / 3600)  # its decay, a step a second on 4 ranks
+    assert left[long.run_id] == pytest.approx((72 + 20) * 4 / 3600)
+
+
+def test_a_series_that_has_not_begun_takes_the_speed_of_its_like_and_without_any_nothing_is_said(
+    points: list[GridPoint],
+) -> None:
+    measured, unmeasured = points[0].series_id, points[-1].run_id
+    tokens = tokens_a_step(points[0].run)
+    assert hours_of(points, {}).left[unmeasured] is None
+    assert hours_of(points, {}).unknown == len(points)
+    known = hours_of(points, {measured: timed(8, tokens)})
+    assert known.left[unmeasured] == pytest.approx((72 + 20) / 3600)
+    assert known.unknown == 0
+
+
+def test_nothing_is_left_of_a_run_that_is_over(points: list[GridPoint]) -> None:
+    journals = {points[0].series_id: timed(8, 100.0)}
+    left = hours_of(points, journals, wanted=points[1:]).left
+    assert left[points[0].run_id] == 0.0
+    assert left[points[1].run_id] > 0.0  # type: ignore[operator]
+
+
+def test_the_journal_of_an_attempt_says_when_it_was_at_work(tmp_path: Path, study_fields: Fields) -> None:
+    root = Root(tmp_path / "runs")
+    run = resolve(validate(Study, study_fields, "test"), root, "test").points[0].run
+    for job in ("1_0", "2_0"):
+        with begin_series(root, run, job_id=job, layout={"ranks": 2}) as trunk:
+            log_steps(trunk, [1, 2])
+    spans = read_progress(root.series(run.series_id)).spans
+    assert [(span.job_id, span.ranks) for span in spans] == [("1_0", 2), ("2_0", 2)]
+    assert all(span.begun <= span.ended for span in spans)
+
+
+def test_a_worker_journals_what_share_of_a_gpu_it_has(
+    tmp_path: Path, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_fields["grid"] |= {"iterations": [5]}
+    root = Root(tmp_path / "runs")
+    monkeypatch.setenv(GPU_SHARE, "0.25")
+    train(root, study_fields)
+    journals = [series_folder(root), *root.path.glob("runs/*")]
+    assert [[span.gpu_share for span in read_progress(folder).spans] for folder in journals] == [
+        [0.25],
+        [0.25],
+    ]
+
+
+@pytest.fixture
+def reading(tmp_path: Path, study_fields: Fields) -> Reading:
+    """Forty runs: one done, one in training by this process, the rest new."""
+    root = Root(tmp_path / "runs")
+    study_fields["grid"] |= {"iterations": [10], "seeds": list(range(40))}
+    points = resolve(validate(Study, study_fields, "test"), root, "test").points
+    finish(begin_run(root, points[0].run), points[0].run)
+    with begin_series(root, points[-1].run) as trunk:
+        log_steps(trunk, [3])
+    rows = rows_of(root, study_fields)
+    return Reading("tiny", rows, _hours(rows), ())
+
+
+def _hours(rows: list[RunStatus]) -> Hours:
+    return Hours({}, {row.run_id: None if row.state is RunState.NEW else 0.0 for row in rows})
+
+
+def printed(reading: Reading, *, height: int | None = None) -> list[str]:
+    console = Console(
+        file=io.StringIO(), width=100, height=height, force_terminal=False, highlight=False, markup=False
+    )
+    if height is None:
+        print_status(console, reading)
+    else:
+        console.print(_Display(reading))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_table_has_every_run_and_what_nobody_knows_is_said(reading: Reading) -> None:
+    lines = printed(reading)
+    assert all(any(row.run_id in line for line in lines) for row in reading.rows)
+    assert "1 done" in lines[-2]
+    assert "38 new" in lines[-2]
+    assert lines[-1] == "GPU-hours: 0 used, what is left is not known before a run has measured its speed"
+
+
+def test_a_display_keeps_to_the_terminals_height_and_shows_what_runs_first(reading: Reading) -> None:
+    lines = printed(reading, height=12)
+    assert len(lines) < 12
+    assert any(reading.rows[-1].run_id in line and "running" in line for line in lines)
+    assert not any(reading.rows[0].run_id in line for line in lines)  # done: shown last
+    assert any(line.startswith("and 34 more: 1 done, 33 new") for line in lines)
+
+
+def test_watching_goes_on_while_a_scheduler_has_not_answered_yet(
+    tmp_path: Path, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = registered(Root(tmp_path / "runs"), study_fields)
+    array = Array(
+        name="ssmscale-0123456789ab",
+        shape=Shape(nodes=1, ranks=1, threads=1, memory_gib=1),
+        tasks=(),
+        process={},
+        t=0.0,
+        job_id="7",
+    )
+    ArrayBook(resolved.root.study("tiny")).write(array)
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\necho slurmctld is away >&2; exit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent))
+    monkeypatch.setattr(status_table, "WATCH_SECONDS", 0.0)
+    reader = StudyReader(resolved)
+    unheard = reader.read()
+    assert "slurmctld is away" in str(unheard.problem)
+    squeue.write_text("#!/bin/sh\n")
+    heard = StudyReader(resolved).read()
+    assert (heard.problem, heard.is_live) == (None, False)
+    coming = iter([unheard, unheard, heard])
+    console = Console(file=io.StringIO(), width=200, markup=False)
+    assert watch_status(console, lambda: next(coming)) is heard
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("slurmctld is away") == 1
+
+
+def test_what_a_log_put_into_a_reason_moves_no_cursor(reading: Reading) -> None:
+    first, *rest = reading.rows
+    unruly = dataclasses.replace(first, reason="its log ends: \x1b[2J\nKilled")
+    lines = printed(dataclasses.replace(reading, rows=[unruly, *rest]))
+    (line,) = (line for line in lines if first.run_id in line)
+    assert line.endswith("its log ends:  [2J Killed")
+
+
+@pytest.mark.parametrize("stream", [console, errors], ids=["out", "err"])
+def test_what_a_log_calls_a_warning_becomes_no_picture(stream: Console) -> None:
+    assert stream.render_str(":warning: low memory").plain == ":warning: low memory"

@@ -1,0 +1,190 @@
+"""The command on a cluster where others got there first: what it then leaves alone, and what it waits for."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.common.process import identify_process
+from harness.common.validation import validate
+from harness.record.jobs import SchedulerGone
+from harness.record.journal import read_progress
+from harness.record.registry import resolve
+from harness.record.root import Root
+from harness.study.schema import Study
+from harness.submit import slurm as remote
+from harness.submit.claims import Claim, make_claim
+from harness.submit.planning import planned
+from harness.submit.submission import Submission
+from tests.cluster.slurm_study import PROFILE
+from tests.conftest import Answer
+
+Fields = dict[str, Any]
+Command = Callable[..., Answer]
+
+SQUEUE = """\
+state=$(head -n 1 {place}/states)
+if [ "$(wc -l <{place}/states)" -gt 1 ]; then sed -i 1d {place}/states; fi
+for array in {root}/studies/*/arrays/ssmscale-*.json; do
+    if [ -f "$array" ]; then echo "77_0|$(basename "$array" .json)|$state|0:07|n1|None"; fi
+done
+"""
+
+
+@pytest.fixture
+def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put programs of SLURM's names on PATH; squeue tells of every job the states in this file, one a call."""
+    place = tmp_path / "bin"
+    place.mkdir()
+    programs = {
+        "squeue": SQUEUE.format(place=place, root=tmp_path / "runs"),
+        "sbatch": "echo Submitted batch job 77\n",
+        "sinfo": "echo low\n",
+        "scancel": "",
+        "sacct": "exit 1\n",
+    }
+    for name, body in programs.items():
+        (place / name).write_text(f"#!/bin/sh\n{body}", encoding="utf-8")
+        (place / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
+    (place / "states").write_text("RUNNING\n", encoding="utf-8")
+    return place / "states"
+
+
+class Here:
+    """A study that is handed to SLURM's programs and asked after, all from one machine."""
+
+    def __init__(self, folder: Path, fields: Fields, states: Path, ssmscale: Command) -> None:
+        self.root, self.fields = Root(folder / "runs"), fields
+        self._study, self._profile = folder / "study.yaml", folder / "dev.yaml"
+        self._states, self._ssmscale = states, ssmscale
+        self._profile.write_text(yaml.safe_dump(PROFILE), encoding="utf-8")
+
+    def submit(self, on: str = "slurm") -> Answer:
+        """Submit the study as its fields are by now."""
+        cluster = ("--cluster", str(self._profile)) if on == "slurm" else ()
+        return self.ask("submit", "--on", on, *cluster)
+
+    def ask(self, verb: str, *options: str) -> Answer:
+        return self._ssmscale(verb, self.study, *options, "--root", str(self.root.path))
+
+    @property
+    def study(self) -> Path:
+        self._study.write_text(yaml.safe_dump(self.fields), encoding="utf-8")
+        return self._study
+
+    def slurm_says(self, *states: str) -> None:
+        """The state of every job, one a question; the last one stays."""
+        self._states.write_text("".join(f"{state}\n" for state in states), encoding="utf-8")
+
+    def slurm_is_silent(self) -> None:
+        program = self._states.parent / "squeue"
+        program.write_text("#!/bin/sh\necho no controller >&2; exit 1\n", encoding="utf-8")
+
+
+@pytest.fixture
+def here(tmp_path: Path, study_fields: Fields, states: Path, ssmscale: Command) -> Here:
+    return Here(tmp_path, study_fields, states, ssmscale)
+
+
+def test_a_series_that_others_have_claimed_is_launched_as_they_said(here: Here) -> None:
+    (point, *_) = resolve(validate(Study, here.fields, "test"), here.root, "test").points
+    folder = here.root.series(point.series_id)
+    folder.mkdir(parents=True)
+    (folder / "launch.json").write_text("theirs", encoding="utf-8")
+    theirs = Claim(study="theirs", array="ssmscale-a", process=identify_process(), t=time.time())
+    make_claim(folder, theirs)
+    said = here.submit()
+    assert said.status == 0, said.err
+    assert "1 series left to another submission" in said.out
+    assert "nothing of tiny is left to submit" not in said.out
+    assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
+
+
+def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(here: Here) -> None:
+    here.fields["grid"]["iterations"] = [5]
+    assert here.submit().status == 0
+    here.slurm_says("PENDING")
+    (folder,) = (here.root.path / "series").iterdir()
+    before = (folder / "launch.json").read_bytes()
+    here.fields |= {"name": "other", "grid": {**here.fields["grid"], "seeds": [0, 1]}}
+    said = here.submit("local")
+    assert said.status == 0, said.err
+    assert "1 done" in said.out
+    assert "1 series left to jobs of study tiny; `ssmscale status tiny` shows how they do" in said.out
+    assert (folder / "launch.json").read_bytes() == before
+    assert read_progress(folder).attempt == 0
+
+
+def test_a_study_that_waits_in_slurms_hands_is_said_to_wait_there_when_it_is_submitted_here(
+    here: Here,
+) -> None:
+    assert here.submit().status == 0
+    here.slurm_says("PENDING")
+    said = here.submit("local")
+    assert said.status == 0, said.err
+    assert "2 queued" in said.out
+    assert "1 series left to jobs of study tiny" in said.out
+
+
+def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_here(here: Here) -> None:
+    here.fields["grid"]["iterations"] = [5]
+    assert here.submit().status == 0
+    # Once for the claim; by the time all else is done, the job is over.
+    here.slurm_says("PENDING", "CANCELLED")
+    here.fields["name"] = "other"
+    said = here.submit("local")
+    assert said.status == 0, said.err
+    assert "1 done" in said.out
+    assert "left to" not in said.out
+
+
+def test_what_slurm_said_of_claims_holds_while_it_is_silent_and_else_nothing_is_trained_here(
+    here: Here,
+) -> None:
+    here.fields["grid"]["iterations"] = [5]
+    assert here.submit().status == 0
+    resolved, made = planned(str(here.study), here.root.path, None, None)
+    begun, late = (Submission(resolved, made, None, "local") for _ in range(2))
+    jobs = begun.prepare([run.status for run in made.runs])
+    here.slurm_says("COMPLETED")
+    assert begun.leave_claimed(jobs) == jobs
+    here.slurm_is_silent()
+    assert begun.leave_claimed(jobs) == jobs
+    arrays = here.root.study("tiny") / "arrays"
+    with pytest.raises(SchedulerGone, match=rf"no controller; a job of study tiny .* or remove {arrays} if"):
+        late.leave_claimed(jobs)
+
+
+def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "LOOK_SECONDS", 0.01)
+    assert "2 runs in 1 series submitted" in here.submit().out
+    here.ask("cancel")
+    here.slurm_says(*["COMPLETING"] * 4, "CANCELLED")
+    said = here.ask("retry")
+    assert said.status == 0, said.err
+    assert "2 runs to be tried again" in said.out
+    assert "2 runs in 1 series submitted" in said.out
+
+
+def test_a_job_that_does_not_end_is_named_and_nothing_is_forgotten(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SAVING_SECONDS", 0.0)
+    here.submit()
+    here.ask("cancel")
+    control = here.root.study("tiny") / "control.jsonl"
+    before = control.read_bytes()
+    here.slurm_says("COMPLETING")
+    said = here.ask("retry")
+    assert said.status == 1
+    assert "SLURM job 77_0 still saves" in said.err
+    assert control.read_bytes() == before

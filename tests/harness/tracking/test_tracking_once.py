@@ -1,0 +1,153 @@
+"""MLflow mirrors the journals: everything once, at the journal's time, whatever happened in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.record.journal import Event, read_events
+from tests.harness.journals import begin_series, log_steps, write_finished
+from tests.harness.tracked import Calls, Study
+from tests.harness.trainer import StopAfter, series_folder, train
+
+
+def test_every_step_is_mirrored_once_with_the_journals_time(study: Study) -> None:
+    train(study.root, study.fields)
+    for _ in range(2):  # by two processes, one after the other
+        study.mirror()
+    told = [
+        (event["step"], int(event["t"] * 1000), event["loss"])
+        for event in read_events(series_folder(study.root))
+        if event["event"] == "step"
+    ]
+    assert study.history() == told
+    assert [study.steps(point.run.run_id) for point in study.points] == [[5], [9, 10]]
+
+
+def test_what_was_mirrored_half_way_is_completed_and_not_repeated(study: Study) -> None:
+    train(study.root, study.fields, StopAfter(3))
+    study.mirror()
+    assert study.steps() == [1, 2, 3]
+    train(study.root, study.fields)
+    study.mirror()
+    assert study.steps() == list(range(1, 9))
+    assert study.found()[0].status == "FINISHED"
+
+
+def test_an_evaluation_journalled_after_its_step_was_mirrored_is_not_lost(study: Study, trunk: Any) -> None:
+    log_steps(trunk, [4])
+    tracker = study.tracker()
+    study.mirror(tracker)
+    trunk.append(Event.EVAL, step=4, loss=3.5)
+    study.mirror(tracker)
+    assert study.steps(key="valid_loss") == [4]
+
+
+def test_what_a_mirror_sent_before_it_was_killed_is_not_sent_again(study: Study, trunk: Any) -> None:
+    log_steps(trunk, [1])
+    study.mirror()
+    log_steps(trunk, [2, 3])
+    (held,) = study.found()
+    experiment, event = study.tracker().experiment, list(read_events(series_folder(study.root)))[2]
+    # What a mirror leaves that is killed after its metrics arrived and before its mark did.
+    from mlflow.entities import Metric
+
+    sent = Metric("train_loss", event["loss"], int(event["t"] * 1000), 2)
+    experiment.client.log_batch(held.mlflow_id, metrics=[sent])
+    log_steps(
+        begin_series(study.root, study.points[0].run), [2, 3, 4], loss=1.0
+    )  # and a later attempt's word
+    study.mirror()
+    assert study.steps() == [1, 2, 3, 4]
+    assert study.history()[1] == (2, int(event["t"] * 1000), event["loss"])
+    assert study.steps(key="lr") == [1, 2, 3, 4]  # of which nothing had arrived
+
+
+def test_a_step_another_mirror_sent_before_a_later_attempt_told_it_again_is_there_once(
+    study: Study, trunk: Any
+) -> None:
+    log_steps(trunk, range(1, 4))
+    goes_along = study.tracker()
+    study.mirror(goes_along)
+    log_steps(trunk, range(4, 7))
+    study.mirror()  # `ssmscale sync`, say
+    log_steps(begin_series(study.root, study.points[0].run), range(4, 8), tokens_per_second=77.0)
+    study.mirror(goes_along)
+    assert study.steps() == list(range(1, 8))
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["same mirror", "another mirror"])
+def test_a_step_logged_again_by_a_later_attempt_keeps_its_first_time(
+    study: Study, trunk: Any, anew: bool
+) -> None:
+    log_steps(trunk, [10, 20, 30], t=1000.0)
+    tracker = study.tracker()
+    study.mirror(tracker)
+    log_steps(begin_series(study.root, study.points[0].run), [20, 30, 40], t=2000.0)
+    study.mirror(study.tracker() if anew else tracker)
+    assert [(step, when) for step, when, _ in study.history()] == [
+        (10, 1000_000),
+        (20, 1000_000),
+        (30, 1000_000),
+        (40, 2000_000),
+    ]
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["same mirror", "another mirror"])
+def test_steps_between_those_already_sent_are_not_lost(study: Study, trunk: Any, anew: bool) -> None:
+    log_steps(trunk, [10, 20, 30])
+    tracker = study.tracker()
+    study.mirror(tracker)
+    log_steps(begin_series(study.root, study.points[0].run), [15, 20, 25])  # a later attempt that logs more
+    study.mirror(study.tracker() if anew else tracker)
+    assert study.steps() == [10, 15, 20, 25, 30]
+
+
+def test_more_metrics_than_a_call_takes_arrive_each_once(study: Study, trunk: Any) -> None:
+    log_steps(trunk, range(1, 421))
+    study.mirror()
+    assert study.steps() == list(range(1, 421)) == study.steps(key="grad_norm")
+
+
+@pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
+def test_a_call_that_failed_after_it_was_heard_is_not_repeated(study: Study, calls: Calls, call: str) -> None:
+    write_finished(study.root, study.points, steps=3)
+    tracker = study.tracker()
+    calls.failing.add(call)
+    with pytest.raises(Exception, match="502"):
+        study.mirror(tracker)
+    assert call not in calls.failing
+    study.mirror(tracker)
+    assert sorted(one.identity for one in tracker.experiment.search()) == sorted(
+        {"tiny", study.series_id, *(point.run.run_id for point in study.points)}
+    )
+    for point in study.points:
+        run = point.run
+        assert study.steps(run.run_id) == list(range(run.iterations - 2, run.iterations + 1))
+        assert study.steps(run.run_id, "final.loss") == [run.iterations]
+
+
+def test_a_finished_run_costs_four_calls_and_afterwards_none(study: Study, calls: Calls) -> None:
+    write_finished(study.root, study.points)
+    tracker = study.tracker()
+    study.mirror(tracker)
+    made = sorted(calls.made)
+    for _ in ("the series", *study.points):
+        for call in ("create_run", "log_artifact", "log_batch", "set_terminated"):
+            made.remove(call)
+    assert made == ["create_run", "log_artifact", "log_batch", "set_terminated"]  # the study's own run
+    calls.made.clear()
+    study.mirror(tracker)
+    study.mirror()
+    study.mirror(thorough=True, settle=True)
+    assert calls.made == []
+
+
+def test_two_mirrors_at_once_make_one_run_of_each(study: Study) -> None:
+    early = study.tracker()
+    study.mirror(early)  # has looked, and seen nothing
+    train(study.root, study.fields)
+    study.mirror()
+    study.mirror(early)
+    assert len(list(early.experiment.search())) == 4

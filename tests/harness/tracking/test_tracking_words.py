@@ -1,0 +1,125 @@
+"""What MLflow is told of a run beside its losses: parameters, tags, files and what is closed already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.record.journal import Event
+from harness.tracking.experiment import Experiment, Held
+from harness.tracking.series import active
+from tests.harness.journals import begin_run, finish, log_steps, write_finished
+from tests.harness.tracked import Calls, Study
+from tests.harness.trainer import train
+
+
+def test_params_tags_and_files_tell_a_run_from_any_other(study: Study) -> None:
+    train(study.root, study.fields)
+    study.mirror()
+    client = study.tracker().experiment.client
+    (held,) = study.found(study.points[0].run.run_id)
+    run = client.get_run(held.mlflow_id)
+    assert run.data.params["model.architecture"] == "prefix_simba"
+    assert run.data.params["optimiser.lr"] == "0.003"
+    assert {"ssmscale.id", "ssmscale.dispatcher", "ssmscale.host", "ssmscale.job_id"} <= set(run.data.tags)
+    assert run.data.tags["ssmscale.cluster"] == study.series_id
+    assert run.data.metrics["final.loss"] > 0
+    assert [file.path for file in client.list_artifacts(held.mlflow_id)] == ["run.json"]
+    (parent,) = study.found()
+    assert [file.path for file in client.list_artifacts(parent.mlflow_id)] == ["series.json"]
+    assert run.data.tags["mlflow.parentRunId"] == parent.mlflow_id
+
+
+def test_what_the_machine_did_has_the_names_mlflows_page_looks_for(study: Study, trunk: Any) -> None:
+    trunk.append(
+        Event.SYSTEM, step=10, cpu_percent=80.0, memory_gib=2.0, gpu_percent=50.0, gpu_memory_gib=1.0
+    )
+    study.mirror()
+    (held,) = study.found()
+    metrics = study.tracker().experiment.client.get_run(held.mlflow_id).data.metrics
+    assert metrics["system/cpu_utilization_percentage"] == 80.0
+    assert metrics["system/system_memory_usage_megabytes"] == pytest.approx(2147.48, abs=0.01)
+    assert metrics["system/gpu_0_utilization_percentage"] == 50.0
+    assert metrics["system/gpu_0_memory_usage_megabytes"] == pytest.approx(1073.74, abs=0.01)
+
+
+def test_a_parameter_that_differs_in_mlflow_stops_nothing(study: Study, trunk: Any) -> None:
+    study.mirror()
+    (held,) = study.found()
+    client = study.tracker().experiment.client
+    client.log_param(held.mlflow_id, "a_field_of_another_version", "1")
+    log_steps(trunk, [1])
+    study.mirror()
+    assert study.steps() == [1]
+
+
+def test_a_run_made_without_its_parameters_gets_them(study: Study, trunk: Any, calls: Calls) -> None:
+    study.tracker().experiment.create(
+        study.series_id, "series", "name", 1, {"ssmscale.series": study.series_id}
+    )  # what is left of a mirror that was killed then
+    study.mirror()
+    (held,) = study.found()
+    assert held.has_params
+
+
+def test_the_studys_files_are_kept_once_and_again_when_they_change(study: Study, calls: Calls) -> None:
+    train(study.root, study.fields)
+    study.mirror(settle=True)
+    folder = study.root.study("tiny")
+    (folder / "report").mkdir()
+    (folder / "report" / "report.html").write_text("<p>first</p>")
+    for text in ("<p>first</p>", "<p>first</p>", "<p>second</p>"):
+        (folder / "report" / "report.html").write_text(text)
+        study.mirror(settle=True, thorough=True)
+    assert calls.made.count("log_artifact") == 3 + 1 + 2  # of the runs; study.json; the report twice
+    (held,) = study.found("tiny")
+    client = study.tracker().experiment.client
+    assert {file.path for file in client.list_artifacts(held.mlflow_id)} == {"study.json", "report.html"}
+    assert held.status == "FINISHED"
+
+
+def test_a_run_never_ends_before_it_began_though_the_clock_was_set_back(study: Study) -> None:
+    write_finished(study.root, study.points, steps=1)
+    late = begin_run(study.root, study.points[0].run, t=2_000_000_000.0)
+    finish(late, study.points[0].run, t=1_000_000_000.0)
+    study.mirror()
+    for held in study.tracker().experiment.search():
+        assert held.end is not None
+        assert held.end >= held.start
+
+
+def test_what_is_closed_is_not_asked_about_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_finished(study.root, study.points)
+    study.mirror(settle=True)
+    monkeypatch.setattr(Experiment, "search", None)
+    monkeypatch.setattr(Experiment, "send", None)
+    study.mirror(settle=True)
+
+
+def test_a_store_made_anew_gets_everything(study: Study, empty_store: Any) -> None:
+    write_finished(study.root, study.points)
+    study.mirror(settle=True)
+    from mlflow.tracking._tracking_service import utils
+
+    (study.root.path / "mlflow.db").unlink()
+    utils._tracking_store_registry._get_store_with_resolved_uri.cache_clear()
+    study.mirror(settle=True)
+    assert {held.status for held in study.tracker().experiment.search()} == {"FINISHED"}
+    assert len(study.found(study.points[0].run.run_id)) == 1
+
+
+def test_a_damaged_record_is_no_record(study: Study) -> None:
+    write_finished(study.root, study.points)
+    study.mirror(settle=True)
+    (study.root.study("tiny") / "mirrored.json").write_text('{"store": ')
+    study.mirror(settle=True)
+    assert len(list(study.tracker().experiment.search())) == 4
+
+
+def test_the_oldest_of_several_is_the_same_on_every_host() -> None:
+    def held(mlflow_id: str, start: int, *, deleted: bool = False) -> Held:
+        return Held("a", "run", mlflow_id, "RUNNING", start, None, {}, has_params=True, deleted=deleted)
+
+    found = [held("c", 5), held("b", 5), held("a", 7), held("d", 1, deleted=True)]
+    assert [one.mlflow_id for one in active(found)] == ["b", "c", "a"]

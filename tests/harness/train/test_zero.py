@@ -1,0 +1,110 @@
+"""ZeRO stages and ranks: other ways of doing the same arithmetic."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.record.journal import read_progress
+from harness.record.root import Root
+from tests.conftest import REPOSITORY, tiny_study
+from tests.harness.trainer import prepared, train
+from tests.waiting import PATIENCE
+
+STEPS, SHORT = 20, 5
+STAGES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One study of one Run, trained in several ways."""
+
+    corpus: Path
+    one_rank: Sequence[float]
+    """Training losses of one rank."""
+    whole: dict[int, Root]
+    """Trained by two ranks to the end, by ZeRO stage."""
+    begun: dict[int, Root]
+    """Trained by two ranks for a few steps, by ZeRO stage."""
+
+
+def fields_of(corpus: Path, iterations: int = STEPS) -> dict[str, Any]:
+    fields = tiny_study(corpus)
+    fields["grid"] |= {"sizes": {"s": {"n_blocks": 2, "d_model": 32}}, "iterations": [iterations]}
+    return fields
+
+
+def training_losses(root: Root, fields: dict[str, Any]) -> list[float]:
+    """The training loss at each of the first 20 steps, trunk and branch together."""
+    ((_, (run,)),) = prepared(root, fields, log_every=1)
+    steps = {**read_progress(root.series(run.series_id)).steps, **read_progress(root.run(run.run_id)).steps}
+    return [steps[step]["loss"] for step in range(1, STEPS + 1)]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """All that two ranks train, one after the other by the same two: what takes long is to start them."""
+    folder = tmp_path_factory.mktemp("zero")
+    whole = {stage: Root(folder / f"whole-{stage}") for stage in STAGES}
+    begun = {stage: Root(folder / f"begun-{stage}") for stage in STAGES}
+    run_dirs = []
+    for roots, iterations, launch in ((whole, STEPS, {"micro_batch": 2}), (begun, SHORT, {})):
+        for stage, root in roots.items():
+            fields = fields_of(tiny_corpus, iterations)
+            ((_, (run,)),) = prepared(root, fields, log_every=1, zero_stage=stage, **launch)
+            run_dirs.append(root.run(run.run_id))
+    train_on_ranks(2, run_dirs)
+    alone = Root(folder / "alone")
+    train(alone, fields_of(tiny_corpus), log_every=1)
+    return Trained(tiny_corpus, training_losses(alone, fields_of(tiny_corpus)), whole, begun)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_under_zero_give_the_losses_of_one(trained: Trained, stage: int) -> None:
+    root = trained.whole[stage]
+    (folder,) = (root.path / "runs").iterdir()
+    started = read_progress(folder).started
+    assert started is not None
+    assert started["layout"] == {
+        "ranks": 2,
+        "micro_batch": 2,
+        "accumulation": 2,
+        "zero_stage": stage,
+        "threads": 1,
+        "kernels": "torch",
+        "activation_checkpointing": False,
+    }
+    assert training_losses(root, fields_of(trained.corpus)) == pytest.approx(trained.one_rank, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(1, marks=pytest.mark.verify), pytest.param(2, marks=pytest.mark.verify), 3]
+)
+def test_what_two_ranks_saved_one_rank_goes_on_with(trained: Trained, stage: int) -> None:
+    root, fields = trained.begun[stage], fields_of(trained.corpus)
+    train(root, fields, log_every=1, zero_stage=stage)  # from step 4 of the trunk
+    assert training_losses(root, fields) == pytest.approx(trained.one_rank, abs=1e-5)
+
+
+def train_on_ranks(ranks: int, run_dirs: Sequence[Path]) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
+            *("-m", "harness.train.worker", *map(str, run_dirs)),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,164 @@
+"""`ssmscale tune` as a user runs it: real workers, killed and started again, two at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from harness.record.journal import Event, read_progress
+from harness.record.root import Root
+from harness.tuning.storage import in_control
+from tests.conftest import tiny_study
+from tests.harness.tuner import Fields
+from tests.waiting import PATIENCE, wait_until
+
+TRIALS = 3
+
+
+def tune_fields(corpus: Path) -> Fields:
+    """A study that leaves its rate to tuning at one size of two, trained by one worker."""
+    fields = tiny_study(corpus)
+    fields["grid"] |= {
+        "iterations": [10],
+        "sizes": {"xs": {"n_blocks": 1, "d_model": 16}, "s": {"n_blocks": 1, "d_model": 24}},
+    }
+    fields["training"]["optimiser"]["lr"] = "tuned"
+    fields["tracking"] |= {"log_every": 20}
+    fields["resources"] = {"jobs": 1}
+    fields["tune"] = {
+        "sizes": ["xs", "s"],
+        "trials": TRIALS,
+        "search": {"optimiser.lr": {"low": 1e-3, "high": 3e-1, "log": True}},
+    }
+    return fields
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a call of the command came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+def tune(folder: Path, on: str, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "harness", "tune", "study.yaml", "--on", on, *options],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_of(process: subprocess.Popen[str]) -> Said:
+    out, err = process.communicate(timeout=PATIENCE)
+    return Said(process.returncode, out, err)
+
+
+def finished_runs(root: Root) -> set[Path]:
+    return {
+        folder for folder in (root.path / "runs").glob("*") if read_progress(folder).state == Event.FINISHED
+    }
+
+
+def journals_of(runs: set[Path]) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for run in runs for path in run.glob("journal/*")}
+
+
+@dataclass(frozen=True)
+class Story:
+    """A tuning that was killed after two trials, and started again on a Ray of its own."""
+
+    root: Root
+    fields: Fields
+    before: dict[Path, bytes]
+    end: Said
+
+    @property
+    def document(self) -> dict[str, Any]:
+        return dict(json.loads(self.end.out))
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_store: Path) -> Story:
+    folder = tmp_path_factory.mktemp("tune")
+    root, fields = Root(folder / "runs"), tune_fields(tiny_corpus)
+    root.path.mkdir()
+    (root.path / "mlflow.db").write_bytes(empty_store.read_bytes())
+    (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
+    first = tune(folder, "local")
+    try:
+        wait_until(lambda: len(finished_runs(root)) >= 2, on=first)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    before = journals_of(finished_runs(root))
+    end = end_of(tune(folder, "ray", "--json"))
+    return Story(root, fields, before, end)
+
+
+def test_tuning_ends_with_every_trial_told_and_the_rates_kept(story: Story) -> None:
+    assert story.end.status == 0, story.end.err
+    assert [sum(cell["trials"].values()) for cell in story.document["cells"]] == [TRIALS] * 2
+    tuned = json.loads((story.root.study("tiny") / "tuned.json").read_text())
+    rates = {size["size"]: size["lr"] for size in tuned["architectures"]["prefix_simba"]["sizes"]}
+    assert rates == {cell["size"]: cell["lr"] for cell in story.document["cells"]}
+    assert all(1e-3 <= rate <= 3e-1 for rate in rates.values())
+
+
+def test_killed_and_started_again_it_repeats_no_finished_trial(story: Story) -> None:
+    assert len(story.before) >= 2
+    assert {path: path.read_bytes() for path in story.before} == story.before
+    assert journals_of({path.parent.parent for path in story.before}) == story.before
+    rates = [
+        run["optimiser"]["lr"]
+        for path in story.root.path.glob("runs/*/run.json")
+        if (run := json.loads(path.read_text()))
+    ]
+    assert len(rates) == len(finished_runs(story.root)) <= 2 * TRIALS
+
+
+def test_a_second_tuning_at_once_is_refused_and_told_whom_to_wait_for(
+    story: Story, ssmscale: Callable[..., Any]
+) -> None:
+    with in_control(story.root.study("tiny") / "tune", "study tiny"):
+        place = ("--root", story.root.path, "--on", "local")
+        said = ssmscale("tune", story.root.path.parent / "study.yaml", *place)
+    assert said.status == 2
+    assert f"study tiny: is being tuned by process {os.getpid()} on" in said.err
+    assert len(said.err.splitlines()) == 1
+
+
+def test_the_tuned_study_is_planned_with_what_was_found(story: Story, ssmscale: Callable[..., Any]) -> None:
+    said = ssmscale("plan", story.root.path.parent / "study.yaml", "--root", story.root.path, "--json")
+    assert said.status == 0, said.err
+    assert len(json.loads(said.out)["runs"]) == 2
+
+
+def test_trials_are_mirrored_with_number_and_state(story: Story) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{story.root.path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny/tune")
+    assert experiment is not None
+    held = [
+        run.data.tags
+        for run in client.search_runs([experiment.experiment_id])
+        if run.data.tags["ssmscale.kind"] == "run"
+    ]
+    assert {tags["ssmscale.id"] for tags in held} == {folder.name for folder in finished_runs(story.root)}
+    assert {(tags["tune.study"], tags["tune.state"]) for tags in held} == {("tiny", "finished")}
+    numbers = {(tags["ssmscale.size"], int(tags["tune.trial"])) for tags in held}
+    assert numbers <= {(size, number) for size in ("xs", "s") for number in range(2 * TRIALS)}

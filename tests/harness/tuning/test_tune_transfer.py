@@ -1,0 +1,184 @@
+"""The optimum of a size and the law across sizes: recovered from made losses, with intervals that hold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from harness.record.root import Root
+from harness.tuning.transfer import find_optimum, fit_law, learn
+from harness.tuning.trials import Ending, Outcome, Told
+from tests.harness.tuner import Fields, space_of
+
+Rates = npt.NDArray[np.float64]
+
+
+def made_losses(rates: Rates, best: float, noise: float, chance: np.random.Generator) -> list[float]:
+    """A parabola in log rate that steepens on the high side, as real ones do, with noise."""
+    x = np.log(rates / best)
+    return list(2.0 + 0.15 * x**2 + 0.02 * np.maximum(x, 0) ** 3 + chance.normal(0, noise, len(rates)))
+
+
+def searched(best: float, chance: np.random.Generator, count: int = 12) -> Rates:
+    """Rates as a search leaves them: some over all of the range, the rest near the optimum."""
+    wide = chance.uniform(math.log(1e-4), math.log(1e0), count // 3)
+    near = math.log(best) + chance.normal(0, 0.5, count - count // 3)
+    found: Rates = np.exp(np.concatenate([wide, near]))
+    return found
+
+
+def test_the_optimum_is_found_between_the_trials() -> None:
+    rates = np.geomspace(1e-3, 1e-1, 9)
+    found = find_optimum(rates, made_losses(rates, 0.013, 0.0, np.random.default_rng(0)))
+    assert found.is_vertex
+    assert math.exp(found.log_rate) == pytest.approx(0.013, rel=0.1)
+    assert min(abs(rates - 0.013)) / 0.013 > 0.2  # no trial was as near
+
+
+def test_intervals_of_the_optimum_hold_about_as_often_as_they_say(times: int) -> None:
+    chance, held = np.random.default_rng(1), 0
+    for _ in range(50 * times):
+        rates = searched(0.02, chance)
+        found = find_optimum(rates, made_losses(rates, 0.02, 0.01, chance))
+        held += found.ci95[0] <= math.log(0.02) <= found.ci95[1]
+    assert held / (50 * times) >= 0.8  # a dozen resampled trials promise a little more than they hold
+
+
+def test_the_law_and_where_it_leads_are_recovered_with_intervals_that_hold(times: int) -> None:
+    chance, slope_held, carried_held = np.random.default_rng(2), 0, 0
+    sizes = [1e5, 3e5, 1e6]
+    for _ in range(30 * times):
+        optima = []
+        for size in sizes:
+            best = 0.05 * (size / 1e5) ** -0.4
+            rates = searched(best, chance)
+            optima.append(find_optimum(rates, made_losses(rates, best, 0.01, chance)))
+        law = fit_law(sizes, optima)
+        assert law is not None
+        slope_held += law.slope_ci95[0] <= -0.4 <= law.slope_ci95[1]
+        _, (low, high) = law.at(1e7)
+        carried_held += low <= 0.05 * 100**-0.4 <= high
+    assert slope_held / (30 * times) >= 0.85
+    assert carried_held / (30 * times) >= 0.85
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_an_optimum_that_is_no_vertex_is_known_no_better_than_the_trials_beside_it_are_apart(
+    count: int,
+) -> None:
+    rates = np.geomspace(0.01, 0.1, count)
+    found = find_optimum(rates, made_losses(rates, 1.0, 0.0, np.random.default_rng(0)))
+    assert not found.is_vertex
+    assert found.ci95[1] >= math.log(rates[-1]) + math.log(3)  # what no trial lies beyond may be anywhere
+    assert found.error >= 0.25
+
+
+def test_one_size_tells_no_law() -> None:
+    rates = np.geomspace(1e-3, 1e-1, 9)
+    optimum = find_optimum(rates, made_losses(rates, 0.01, 0.0, np.random.default_rng(0)))
+    assert fit_law([1e5], [optimum]) is None
+    assert fit_law([1e5, 1e5], [optimum, optimum]) is None
+
+
+# -- what is told of a study's trials
+
+
+@pytest.fixture
+def fields(study_fields: Fields) -> Fields:
+    study_fields["grid"]["sizes"] = {
+        "xs": {"n_blocks": 1, "d_model": 16},
+        "s": {"n_blocks": 1, "d_model": 32},
+        "m": {"n_blocks": 1, "d_model": 64},
+    }
+    study_fields["tune"] = {
+        "sizes": ["xs", "s"],
+        "search": {"optimiser.lr": {"low": 1e-3, "high": 1e-1, "log": True}},
+        "scale_by": "d_model",
+    }
+    return study_fields
+
+
+def told(rates: Rates, losses: list[float], outcome: Outcome = Outcome.FINISHED) -> list[Told]:
+    return [
+        Told(
+            number,
+            {"training.optimiser.lr": float(rate)},
+            Ending(outcome, loss if outcome is Outcome.FINISHED else None),
+        )
+        for number, (rate, loss) in enumerate(zip(rates, losses, strict=True))
+    ]
+
+
+def test_what_is_learnt_is_carried_to_the_sizes_that_were_not_searched(fields: Fields, here: Root) -> None:
+    space, chance, rates = space_of(here, fields), np.random.default_rng(0), np.geomspace(1e-3, 1e-1, 13)
+    best = {"xs": 0.02, "s": 0.01}
+    trials = {cell: told(rates, made_losses(rates, best[cell.size], 0.0, chance)) for cell in space.cells}
+    tuned, notes = learn(space, trials)
+    assert tuned is not None
+    found = tuned.architectures["prefix_simba"]
+    (carried,) = found.carried
+    assert (carried.size, carried.d_model) == ("m", 64)
+    assert carried.lr == pytest.approx(0.005, rel=0.15)
+    assert carried.ci95[0] < carried.lr < carried.ci95[1]
+    assert found.law is not None
+    assert found.law.slope == pytest.approx(-1.0, abs=0.1)
+    assert notes == []
+    again, _ = learn(space, trials)
+    assert again == tuned
+    one_more = {cell: [*some, *told(np.array([0.05]), [3.0])] for cell, some in trials.items()}
+    other, _ = learn(space, one_more)
+    assert other is not None
+    assert other.fingerprint != tuned.fingerprint
+
+
+@pytest.mark.parametrize(("best", "end"), [(1e-4, "low 0.001"), (1.0, "high 0.1")])
+def test_an_optimum_at_the_edge_of_its_range_is_named(
+    best: float, end: str, fields: Fields, here: Root
+) -> None:
+    space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
+    trials = {
+        cell: told(rates, made_losses(rates, best, 0.0, np.random.default_rng(0))) for cell in space.cells
+    }
+    _, notes = learn(space, trials)
+    assert [note.code for note in notes] == ["optimum_at_edge"] * 2
+    assert end in notes[0].text
+
+
+def test_the_outermost_of_the_trials_is_not_taken_for_a_minimum(fields: Fields, here: Root) -> None:
+    space, rates = space_of(here, fields), np.geomspace(1e-3, 3e-2, 9)
+    losses = made_losses(rates, 0.1, 0.0, np.random.default_rng(0))
+    tuned, notes = learn(space, {cell: told(rates, losses) for cell in space.cells})
+    assert tuned is not None
+    assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {0.03}
+    assert [note.code for note in notes] == ["no_vertex"] * 2
+
+
+def test_too_few_trials_for_a_parabola_leave_the_best_one(fields: Fields, here: Root) -> None:
+    space, rates = space_of(here, fields), np.array([0.003, 0.01, 0.03])
+    tuned, notes = learn(space, {cell: told(rates, [3.0, 2.0, 3.0]) for cell in space.cells})
+    assert tuned is not None
+    assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {0.01}
+    assert [note.code for note in notes] == ["no_vertex"] * 2
+
+
+def test_an_optimum_that_moves_with_other_searched_keys_is_said_to(fields: Fields, here: Root) -> None:
+    fields["tune"]["search"]["schedule.warmup"] = {"low": 1, "high": 3}
+    space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
+    losses = made_losses(rates, 0.01, 0.0, np.random.default_rng(0))
+    _, notes = learn(space, {cell: told(rates, losses) for cell in space.cells})
+    (note,) = notes
+    assert note.code == "others_varied"
+    assert note.text.endswith("trials in which training.schedule.warmup varied too")
+
+
+def test_a_size_no_trial_of_which_finished_is_named_and_left_out(fields: Fields, here: Root) -> None:
+    space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
+    losses = made_losses(rates, 0.01, 0.0, np.random.default_rng(0))
+    xs, s = space.cells
+    tuned, notes = learn(space, {xs: told(rates, losses), s: told(rates, losses, Outcome.FAILED)})
+    assert tuned is not None
+    assert [size.size for size in tuned.architectures["prefix_simba"].sizes] == ["xs"]
+    assert [note.code for note in notes] == ["no_trial", "one_size"]

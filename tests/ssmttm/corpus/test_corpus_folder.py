@@ -1,0 +1,298 @@
+"""The source `folder`: sound files and captions in the forms people have them, and what is said when they are wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ssmttm.corpus.audio import stream_audio
+from ssmttm.corpus.build import build_corpus
+from ssmttm.corpus.caption_files import sentence_from_tags
+from ssmttm.corpus.dataset import TokenDataset
+from ssmttm.corpus.folder import FolderSource
+from ssmttm.corpus.manifest import load_manifest
+from ssmttm.corpus.source import SkipTrackError
+from ssmttm.corpus.spec import BuildSpec
+from ssmttm.errors import InputError
+
+JAMENDO = "TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\n"
+
+
+def melody(seconds: float, rate: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    notes = np.repeat(rng.choice([220, 262, 330, 392, 440, 523], int(seconds * 4) + 1), rate // 4)
+    time = np.arange(int(seconds * rate)) / rate
+    return (0.4 * np.sin(2 * np.pi * np.cumsum(notes[: len(time)]) / rate)).astype(np.float32)
+
+
+@pytest.fixture
+def music(tmp_path: Path) -> Path:
+    """Four files of 5 to 8 s in four formats, three sample rates, one of them stereo."""
+    root = tmp_path / "music"
+    (root / "00").mkdir(parents=True)
+    soundfile.write(root / "one.wav", melody(5, 16000, 1), 16000)
+    soundfile.write(root / "two.flac", np.stack([melody(6, 44100, 2)] * 2, axis=1), 44100)
+    soundfile.write(root / "three.ogg", melody(7, 22050, 3), 22050)
+    soundfile.write(root / "00/4.mp3", melody(8, 44100, 4), 44100)
+    return root
+
+
+ROWS = {
+    "one.wav": "A first tune.",
+    "two.flac": "A second tune.",
+    "three.ogg": "A third.",
+    "00/4.mp3": "A fourth.",
+}
+
+
+def spec_for(root: Path, **changed: object) -> BuildSpec:
+    small = {"codebooks": 1, "codebook_size": 16, "segment_seconds": 2.0, "valid": 0.25}
+    return BuildSpec.model_validate({"source": "folder", "audio": root, **small, **changed})
+
+
+def write_csv(path: Path, rows: dict[str, str]) -> Path:
+    path.write_text("path,caption,licence\n" + "".join(f'{k},"{v}",CC-BY-4.0\n' for k, v in rows.items()))
+    return path
+
+
+def captions_of(spec: BuildSpec) -> dict[str, str]:
+    return {ref.track: ref.captions[0] for ref in FolderSource(spec).tracks()[0]}
+
+
+def test_a_folder_of_all_formats_becomes_a_corpus(music: Path, tmp_path: Path) -> None:
+    spec = spec_for(music, captions=write_csv(tmp_path / "c.csv", ROWS))
+    manifest = build_corpus(spec, tmp_path / "out", workers=1)
+    assert manifest.splits["train"].tracks == 3
+    assert manifest.splits["valid"].tracks == 1
+    assert manifest.licences == ("CC-BY-4.0",)
+    assert not manifest.skipped
+    clips = {}
+    for split in ("train", "valid"):
+        dataset = TokenDataset(tmp_path / "out", split)
+        for index in range(len(dataset)):
+            clip = dataset.clip(index)
+            assert clip.caption == ROWS[clip.track]
+            clips.setdefault(clip.track, []).append((clip.start_seconds, clip.frames))
+    # 5 s in clips of 2 s: two whole ones, and a last one that is half full.
+    assert clips["one.wav"] == [(0.0, 100), (2.0, 100), (4.0, 50)]
+    assert [start for start, _ in clips["00/4.mp3"]] == [0.0, 2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize("form", ["csv", "json mapping", "json records", "jsonl"])
+def test_captions_are_read_in_every_form(music: Path, tmp_path: Path, form: str) -> None:
+    suffix = form.split(maxsplit=1)[0]
+    path = tmp_path / f"captions.{suffix}"
+    if form == "csv":
+        write_csv(path, ROWS)
+    elif form == "json mapping":
+        path.write_text(json.dumps(ROWS))
+    elif form == "json records":
+        path.write_text(json.dumps([{"file_name": k, "text": v} for k, v in ROWS.items()]))
+    else:
+        path.write_text("".join(json.dumps({"audio": k, "caption": v}) + "\n" for k, v in ROWS.items()))
+    assert captions_of(spec_for(music, captions=path)) == ROWS
+
+
+def test_captions_lying_in_the_folder_are_found(music: Path) -> None:
+    write_csv(music / "captions.csv", ROWS)
+    assert captions_of(spec_for(music)) == ROWS
+
+
+def test_jamendo_tags_make_the_captions_that_are_missing(music: Path, tmp_path: Path) -> None:
+    tags = tmp_path / "raw_30s.tsv"
+    tags.write_text(
+        JAMENDO
+        + "track_0000004\tartist_1\talbum_1\t00/4.mp3\t8.0\t"
+        + "genre---rock\tinstrument---electricguitar\tmood/theme---calm\n"
+        + "track_0000005\tartist_1\talbum_1\t05/5.mp3\t8.0\tgenre---pop\n"  # not downloaded
+        + "track_0000001\tartist_1\talbum_1\tone.wav\t5.0\tgenre---pop\n"
+    )
+    captions = write_csv(tmp_path / "c.csv", {"one.wav": "A first tune."})
+    spec = spec_for(music, captions=captions, tags=tags)
+    assert captions_of(spec) == {
+        "00/4.mp3": "Calm rock music with electric guitar.",
+        "one.wav": "A first tune.",
+    }
+    assert {one.track: one.reason for one in FolderSource(spec).tracks()[1]} == {
+        "two.flac": "no caption",
+        "three.ogg": "no caption",
+    }
+    assert captions_of(spec_for(music, tags=tags)).keys() == {"00/4.mp3", "one.wav"}
+
+
+def test_jamendo_ids_and_low_quality_files_are_found(music: Path, tmp_path: Path) -> None:
+    (music / "00/4.mp3").rename(music / "00/4.low.mp3")
+    by_path = write_csv(tmp_path / "a.csv", {"00/4.mp3": "A fourth."})
+    by_id = tmp_path / "b.jsonl"
+    by_id.write_text(json.dumps({"track_id": "track_0000004", "caption": "A fourth."}) + "\n")
+    for captions in (by_path, by_id):
+        assert captions_of(spec_for(music, captions=captions)) == {"00/4.low.mp3": "A fourth."}
+
+
+def test_sentences_of_tags() -> None:
+    assert (
+        sentence_from_tags(["genre---pop", "genre---rock", "instrument---piano"])
+        == "Pop and rock music with piano."
+    )
+    assert sentence_from_tags(["instrument---piano"]) == "Music with piano."
+
+
+def test_several_captions_of_a_file_are_taken_in_turn(music: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "c.jsonl"
+    rows = [*ROWS.items(), ("00/4.mp3", "The fourth again.")]
+    captions.write_text("".join(json.dumps({"path": k, "caption": v}) + "\n" for k, v in rows))
+    build_corpus(spec_for(music, captions=captions), tmp_path / "out", workers=1)
+    said = []
+    for split in ("train", "valid"):
+        dataset = TokenDataset(tmp_path / "out", split)
+        said += [dataset.clip(i).caption for i in range(len(dataset)) if dataset.clip(i).track == "00/4.mp3"]
+    assert said[:4] == ["A fourth.", "The fourth again."] * 2
+
+
+def test_an_unreadable_file_is_left_out_with_its_reason(music: Path, tmp_path: Path) -> None:
+    (music / "broken.mp3").write_bytes(b"not music at all" * 100)
+    soundfile.write(music / "short.wav", melody(0.5, 16000, 0), 16000)
+    soundfile.write(music / "nan.wav", np.full(48000, np.nan, np.float32), 16000, subtype="FLOAT")
+    rows = {**ROWS, "broken.mp3": "x", "short.wav": "y", "nan.wav": "z"}
+    manifest = build_corpus(
+        spec_for(music, captions=write_csv(tmp_path / "c.csv", rows)), tmp_path / "out", workers=1
+    )
+    reasons = {one.track: one.reason for one in manifest.skipped}
+    assert reasons.keys() == {"broken.mp3", "short.wav", "nan.wav"}
+    assert "unreadable audio" in reasons["broken.mp3"]
+    assert "0.5 s long; a clip needs 1 s" in reasons["short.wav"]
+    assert "not numbers" in reasons["nan.wav"]
+
+
+def test_a_build_with_nothing_readable_fails(tmp_path: Path) -> None:
+    root = tmp_path / "music"
+    root.mkdir()
+    (root / "broken.wav").write_bytes(b"RIFF")
+    spec = spec_for(root, captions=write_csv(tmp_path / "c.csv", {"broken.wav": "x"}))
+    with pytest.raises(
+        InputError, match=r"none of 1 tracks can be used; the first, broken\.wav: unreadable audio"
+    ):
+        build_corpus(spec, tmp_path / "out", workers=1)
+
+
+def test_rows_for_absent_files_are_counted_and_the_first_named(music: Path, tmp_path: Path) -> None:
+    captions = write_csv(tmp_path / "c.csv", {**ROWS, "five.wav": "x", "six.wav": "y"})
+    with pytest.raises(InputError, match=r"c\.csv: 2 rows name files .* first is 'five\.wav' \(line 6\)"):
+        build_corpus(spec_for(music, captions=captions), tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize("name", ["../secret.wav", "/etc/passwd", "00/../../x.wav", "C:/x.wav", "..\\x.wav"])
+def test_a_path_out_of_the_folder_is_refused(music: Path, tmp_path: Path, name: str) -> None:
+    soundfile.write(tmp_path / "secret.wav", melody(5, 16000, 0), 16000)
+    captions = tmp_path / "c.json"
+    captions.write_text(json.dumps({**ROWS, name: "x"}))
+    with pytest.raises(InputError, match="outside the audio directory"):
+        build_corpus(spec_for(music, captions=captions), tmp_path / "out", workers=1)
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_missing_or_empty_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such directory"):
+        build_corpus(spec_for(tmp_path / "nowhere"), tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    write_csv(tmp_path / "c.csv", ROWS)
+    with pytest.raises(InputError, match=r"holds no sound file \(.wav"):
+        build_corpus(spec_for(tmp_path / "empty", captions=tmp_path / "c.csv"), tmp_path / "out", workers=1)
+
+
+def test_a_folder_without_captions_is_explained(music: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"has no captions; give `captions`, `tags`, or one of captions\.jsonl"
+    ):
+        build_corpus(spec_for(music), tmp_path / "out", workers=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("c.csv", "path,caption\none.wav,A tune, with a comma\n", "line 2: more fields than the header"),
+        ("c.csv", "path,caption\none.wav,\n", "line 2: has no caption"),
+        ("c.csv", "song,caption\none.wav,x\n", "line 2: names no file"),
+        ("c.json", "{", "not valid JSON"),
+        ("c.json", "3", "mapping from file to caption"),
+        ("c.jsonl", '{"path": "one.wav", "caption": "x"}\n{oops\n', "line 2: not valid JSON"),
+        ("c.jsonl", '["one.wav"]\n', "line 1: should be a record"),
+        ("c.tsv", "a\tb\n", "MTG-Jamendo's header"),
+        ("c.tsv", JAMENDO + "track_1\tx\n", "line 2: has 2 fields"),
+        ("c.doc", "x", r"not \.doc"),
+        ("c.txt", "x", "line 1: names no file"),
+    ],
+)
+def test_a_wrong_caption_file_is_explained(
+    music: Path, tmp_path: Path, name: str, text: str, match: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=match):
+        FolderSource(spec_for(music, captions=tmp_path / name)).tracks()
+
+
+def test_captions_that_are_not_text_are_explained(music: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_bytes(b"path,caption\none.wav,caf\xe9\n")
+    with pytest.raises(InputError, match="not UTF-8 text"):
+        FolderSource(spec_for(music, captions=tmp_path / "c.csv")).tracks()
+
+
+def test_changed_captions_or_files_make_another_corpus(music: Path, tmp_path: Path) -> None:
+    captions = write_csv(tmp_path / "c.csv", ROWS)
+    spec = spec_for(music, captions=captions)
+    first = build_corpus(spec, tmp_path / "out", workers=1)
+    assert build_corpus(spec, tmp_path / "out") == first
+    moved = music.rename(tmp_path / "elsewhere")
+    assert build_corpus(spec_for(moved, captions=captions), tmp_path / "out") == first
+    write_csv(captions, {**ROWS, "one.wav": "Another tune."})
+    with pytest.raises(InputError, match=r"source\.captions"):
+        build_corpus(spec_for(moved, captions=captions), tmp_path / "out")
+    write_csv(captions, ROWS)
+    soundfile.write(moved / "more.wav", melody(5, 16000, 9), 16000)
+    with pytest.raises(InputError, match=r"source\.listing"):
+        build_corpus(spec_for(moved, captions=captions), tmp_path / "out")
+    assert load_manifest(tmp_path / "out") == first
+
+
+def test_a_limit_takes_the_same_tracks_wherever_they_lie(music: Path, tmp_path: Path) -> None:
+    captions = write_csv(tmp_path / "c.csv", ROWS)
+    first = build_corpus(spec_for(music, captions=captions, limit=2, valid=0.5), tmp_path / "one", workers=1)
+    moved = music.rename(tmp_path / "elsewhere")
+    again = build_corpus(spec_for(moved, captions=captions, limit=2, valid=0.5), tmp_path / "two", workers=2)
+    assert first.splits["train"].tracks == first.splits["valid"].tracks == 1
+    assert first.fingerprint == again.fingerprint
+
+
+def test_too_few_tracks_to_split_are_explained(music: Path, tmp_path: Path) -> None:
+    captions = write_csv(tmp_path / "c.csv", ROWS)
+    with pytest.raises(InputError, match="1 usable pieces are too few"):
+        build_corpus(spec_for(music, captions=captions, limit=1), tmp_path / "out", workers=1)
+
+
+def test_a_stream_is_mono_resampled_and_whole(music: Path) -> None:
+    for name, seconds in (("one.wav", 5), ("two.flac", 6), ("three.ogg", 7)):
+        audio = np.concatenate(list(stream_audio(music / name, 16000)))
+        assert len(audio) == pytest.approx(seconds * 16000, abs=2)
+        assert 0.3 < np.abs(audio).max() < 0.6
+    with pytest.raises(SkipTrackError, match="unreadable"):
+        list(stream_audio(music / "absent.wav", 16000))
+
+
+def test_a_long_file_costs_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    import tracemalloc
+
+    from ssmttm.codec.mel import LogMel
+
+    mel = LogMel(sample_rate=16000, frame_rate=50, bands=64)
+    peaks = []
+    for minutes in (2, 10):
+        path = tmp_path / f"{minutes}.wav"
+        soundfile.write(path, np.tile(melody(60, 16000, 0), minutes), 16000)
+        tracemalloc.start()
+        frames = sum(len(group) for group in mel.stream(stream_audio(path, 16000)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert frames == minutes * 60 * 50
+    assert peaks[1] < 1.2 * peaks[0]

@@ -1,0 +1,168 @@
+"""Reading token shards: what is read is what was written, damage is named, and steps are pure functions."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssmttm.corpus.dataset import TokenDataset, batch_indices, caption_dropout, position_dropout
+from ssmttm.corpus.manifest import load_manifest, verify_corpus
+from ssmttm.errors import InputError
+from tests.corpora import write_tiny_corpus
+
+PINNED_ORDER = [527, 189, 578, 986, 180, 497]
+PINNED_CAPTIONS = [21, 32, 35, 36]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_tiny_corpus(tmp_path / "tiny", clips=20, codebooks=2, frames=30, codebook_size=32, shard_clips=8)
+    return tmp_path / "tiny"
+
+
+def test_clips_are_read_across_shards_in_any_order(corpus: Path) -> None:
+    dataset = TokenDataset(corpus, "train")
+    whole = np.concatenate([np.load(corpus / f"shards/train-{n:05d}.npy") for n in range(3)])
+    order = [19, 0, 8, 7, 8]
+    codes = dataset.codes(order)
+    assert codes.dtype == np.int64
+    assert np.array_equal(codes, whole[order])
+    assert len(dataset) == 20
+
+
+def test_lengths_and_captions_belong_to_their_clips(corpus: Path) -> None:
+    dataset = TokenDataset(corpus, "train")
+    lengths = dataset.lengths(range(20))
+    codes = dataset.codes(range(20))
+    assert (lengths[1::4] == 30).all()
+    assert (lengths[::4] < 30).all()
+    assert all((codes[i, :, n:] == 0).all() for i, n in enumerate(lengths))
+    assert dataset.captions([6])[0].endswith("number 3.")
+    assert load_manifest(corpus).splits["train"].valid_frames == lengths.sum()
+
+
+def test_a_dataset_travels_to_another_process_as_its_path(corpus: Path) -> None:
+    dataset = TokenDataset(corpus, "valid")
+    payload = pickle.dumps(dataset)
+    assert len(payload) < 1000
+    assert np.array_equal(pickle.loads(payload).codes([0, 3]), dataset.codes([0, 3]))
+
+
+def test_the_same_content_has_the_same_fingerprint_elsewhere(tmp_path: Path) -> None:
+    one = write_tiny_corpus(tmp_path / "one", clips=8)
+    two = write_tiny_corpus(tmp_path / "two", clips=8)
+    other = write_tiny_corpus(tmp_path / "three", clips=8, seed=1)
+    assert one.fingerprint == two.fingerprint
+    assert one.fingerprint != other.fingerprint
+
+
+def test_a_truncated_shard_is_named(corpus: Path) -> None:
+    shard = corpus / "shards/train-00001.npy"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"train-00001\.npy"):
+        TokenDataset(corpus, "train")
+
+
+def test_a_missing_shard_is_named(corpus: Path) -> None:
+    (corpus / "shards/train-00002.npy").unlink()
+    with pytest.raises(InputError, match=r"train-00002\.npy: missing"):
+        TokenDataset(corpus, "train")
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((8, 2, 29), np.uint16), np.zeros((8, 2, 30), np.int32)])
+def test_a_shard_of_another_shape_or_type_is_refused(corpus: Path, wrong: np.ndarray) -> None:
+    np.save(corpus / "shards/train-00000.npy", wrong)
+    with pytest.raises(InputError, match=r"train-00000.*the manifest says uint16 \(8, 2, 30\)"):
+        TokenDataset(corpus, "train")
+
+
+def test_a_pickled_shard_is_never_unpickled(corpus: Path) -> None:
+    np.save(corpus / "shards/train-00000.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"train-00000\.npy"):
+        TokenDataset(corpus, "train")
+
+
+def test_an_impossible_code_is_found_when_it_is_read(corpus: Path) -> None:
+    codes = np.load(corpus / "shards/train-00001.npy")
+    codes[2, 1, 5] = 32
+    np.save(corpus / "shards/train-00001.npy", codes)
+    dataset = TokenDataset(corpus, "train")
+    dataset.codes([0, 9, 11])
+    with pytest.raises(InputError, match=r"train-00001.*clip 10 has the code 32"):
+        dataset.codes([0, 10])
+
+
+def test_verifying_names_the_file_that_changed(corpus: Path) -> None:
+    manifest = load_manifest(corpus)
+    verify_corpus(corpus, manifest)
+    shard = corpus / "shards/valid-00000.npy"
+    codes = np.load(shard)
+    codes[0, 0, 0] ^= 1
+    np.save(shard, codes)
+    with pytest.raises(InputError, match=r"valid-00000\.npy: sha256"):
+        verify_corpus(corpus, manifest)
+
+
+def test_an_edited_manifest_is_refused(corpus: Path) -> None:
+    path = corpus / "manifest.json"
+    path.write_text(path.read_text().replace('"frames": 30', '"frames": 31'))
+    with pytest.raises(InputError, match="fingerprint"):
+        load_manifest(corpus)
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda text: text.replace('"format": 1', '"format": 9'), "format is 9"),
+        (lambda text: text[:-40], "not valid JSON"),
+        (lambda text: text.replace("shards/train-00000.npy", "../train-00000.npy"), "inside the corpus"),
+        (lambda text: text.replace("shards/train-00000.npy", "/etc/passwd"), "inside the corpus"),
+    ],
+)
+def test_a_bad_manifest_is_explained(corpus: Path, edit, match: str) -> None:  # type: ignore[no-untyped-def]
+    path = corpus / "manifest.json"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(InputError, match=match):
+        load_manifest(corpus)
+
+
+def test_a_missing_corpus_and_a_missing_split_are_explained(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no corpus here"):
+        load_manifest(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no split 'test'; it has train, valid"):
+        TokenDataset(corpus, "test")
+
+
+def test_every_epoch_sees_every_clip_once() -> None:
+    seen = np.concatenate([batch_indices(10, seed=3, step=s, batch=4) for s in range(5)])
+    assert sorted(seen[:10]) == list(range(10))
+    assert sorted(seen[10:]) == list(range(10))
+    assert not np.array_equal(seen[:10], seen[10:])
+
+
+def test_a_batch_larger_than_the_split_walks_several_epochs() -> None:
+    assert np.bincount(batch_indices(3, seed=0, step=2, batch=9), minlength=3).tolist() == [3, 3, 3]
+
+
+def test_the_order_of_clips_is_pinned_for_ever() -> None:
+    # A change here would give every finished run another training set order.
+    assert batch_indices(1000, seed=7, step=2, batch=6).tolist() == PINNED_ORDER
+    assert np.flatnonzero(caption_dropout(7, 2, 40, 0.1)).tolist() == PINNED_CAPTIONS
+
+
+def test_seeds_and_steps_draw_differently() -> None:
+    first = batch_indices(1000, 0, 0, 64)
+    assert not np.array_equal(first, batch_indices(1000, 1, 0, 64))
+    assert not np.array_equal(first, batch_indices(1000, 0, 1, 64))
+    assert not np.array_equal(caption_dropout(0, 0, 256, 0.5), caption_dropout(0, 1, 256, 0.5))
+
+
+def test_dropout_has_its_rate() -> None:
+    captions = np.concatenate([caption_dropout(0, step, 128, 0.1) for step in range(200)])
+    positions = position_dropout(0, 5, 128, 64, 0.25)
+    assert positions.shape == (128, 64)
+    assert abs(captions.mean() - 0.1) < 0.01
+    assert abs(positions.mean() - 0.25) < 0.02
+    assert not caption_dropout(0, 0, 128, 0.0).any()
+    assert caption_dropout(0, 0, 128, 1.0).all()

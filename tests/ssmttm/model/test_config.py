@@ -1,0 +1,72 @@
+import pytest
+from pydantic import ValidationError
+
+from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.text.config import TextConfig
+
+TEXT = TextConfig(dim=64)
+
+
+def config(architecture=Architecture.CROSS_SIMBA, **changes):
+    return ModelConfig(
+        **({"architecture": architecture, "n_blocks": 2, "d_model": 128, "text": TEXT} | changes)
+    )
+
+
+def test_defaults_are_the_papers():
+    model = config()
+    assert (model.d_state, model.d_conv, model.expand, model.ssm_head_dim, model.head_dim) == (
+        512,
+        4,
+        2,
+        64,
+        64,
+    )
+    assert (model.ff_mult, model.dropout, model.n_groups) == (2, 0.3, 1)
+    assert (model.vocabulary, model.special) == (1025, 1024)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"d_model": 100}, "d_model 100 does not divide into heads of 64: choose a multiple of 64"),
+        (
+            {"architecture": Architecture.PREFIX_SIMBA, "d_model": 80},
+            "expand * d_model 160 does not divide into heads of 64: choose a d_model with 2 * d_model a multiple of 64",
+        ),
+        (
+            {"n_groups": 3},
+            "n_groups 3 does not divide the 4 heads of the scan (expand * d_model / ssm_head_dim): "
+            "choose a divisor of 4",
+        ),
+        ({"d_model": 65, "head_dim": 65}, "d_model 65 is odd: sinusoidal positions need an even d_model"),
+    ],
+)
+def test_a_size_that_does_not_divide_is_refused_by_key_and_value(changes, sentence):
+    with pytest.raises(ValidationError) as caught:
+        config(**changes)
+    assert sentence in str(caught.value)
+
+
+def test_what_an_architecture_does_not_use_is_not_checked():
+    assert config(Architecture.PREFIX_MAMBA, d_model=96).n_ssm_heads == 3
+    assert config(Architecture.CROSS_TRANSFORMER, d_model=64, ssm_head_dim=48).d_model == 64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n_blocks": 0}, {"dropout": 1.0}, {"architecture": "mamba3"}, {"chunk_size": 64}, {"d_state": 0}],
+)
+def test_values_out_of_range_and_unknown_keys_are_refused(changes):
+    with pytest.raises(ValidationError, match=next(iter(changes))):
+        config(**changes)
+
+
+def test_text_needs_whole_half_patches():
+    with pytest.raises(ValidationError, match="patch 7 is odd"):
+        TextConfig(dim=8, patch=7)
+
+
+def test_a_configuration_survives_json():
+    model = config(n_codebooks=4, text=TextConfig(encoder="frozen", dim=768, max_positions=128))
+    assert ModelConfig.model_validate_json(model.model_dump_json()) == model

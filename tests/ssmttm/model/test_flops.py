@@ -1,0 +1,156 @@
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssmttm.model.config import Architecture, ModelConfig, SubLayer
+from ssmttm.model.flops import FlopConvention, forward_flops, parameter_count, six_n, training_flops
+from ssmttm.model.music_lm import MusicLM, count_parameters
+from ssmttm.model.ssd import preferred_chunk
+from ssmttm.text.config import TextConfig
+from tests.ssmttm.small import ARCHITECTURES, small_config, text_for, tokens_for
+
+VARIANTS = [
+    {},
+    {"n_codebooks": 4, "n_blocks": 3},
+    {"d_model": 64, "n_groups": 2, "d_state": 24, "expand": 3, "d_conv": 3, "ff_mult": 4},
+    {"encoder": "frozen", "codebook_size": 1024},
+    {"text": TextConfig(dim=10, patch=4)},
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_parameters_are_counted_to_the_unit(architecture, changes):
+    config = small_config(architecture, **changes)
+    model = MusicLM(config)
+    counted = parameter_count(config)
+    assert counted == count_parameters(model)
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    assert counted.n_params + counted.text_encoder + counted.null_condition == everything
+    assert (
+        counted.non_embedding
+        == counted.n_params - 2 * config.n_codebooks * config.vocabulary * config.d_model
+    )
+
+
+def drawn(seed: int) -> tuple[dict[str, Any], int, int]:
+    """Sizes of a model by chance, frames of a clip and words of its caption."""
+    chance = random.Random(seed)
+    d_model, expand = chance.choice([64, 96, 128]), chance.choice([1, 2, 3])
+    groups = chance.choice([groups for groups in (1, 2, 4) if expand * d_model // 16 % groups == 0])
+    text = TextConfig(encoder=chance.choice(["bytes", "frozen"]), dim=chance.choice([24, 48]))
+    changes = {
+        "n_blocks": chance.randint(1, 3),
+        "d_model": d_model,
+        "d_state": chance.choice([16, 40, 160, 300]),
+        "n_groups": groups,
+        "ssm_head_dim": 16,
+        "expand": expand,
+        "d_conv": chance.randint(2, 5),
+        "ff_mult": chance.choice([1, 2, 4]),
+        "n_codebooks": chance.randint(1, 4),
+        "codebook_size": chance.choice([40, 256]),
+        "text": text,
+    }
+    return changes, chance.randint(20, 260), chance.randint(1, 40)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.verify) for seed in range(3, 40))]
+)
+def test_operations_equal_those_torch_counts(architecture, seed):
+    changes, frames, words = drawn(seed)
+    config = small_config(architecture, **changes)
+    model = MusicLM(config).eval()
+    steps = frames + config.n_codebooks - 1
+    text = text_for(config, [" ".join(["piano"] * words)] * 2)
+    positions = text.mask.shape[1]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(tokens_for(config, 2, steps), text)
+
+    length = steps + (positions if architecture.has_prefix else 0)
+    chunk = preferred_chunk(config.d_state)
+    even_chunk = -(-length // -(-length // chunk))
+    padded = even_chunk * -(-length // even_chunk) / length
+    count = forward_flops(config, frames, positions, FlopConvention(attention="full", scan_chunk=even_chunk))
+    # The counter sees matrix products alone: not the convolution, which is made of shifted products here.
+    blocks = config.n_blocks * architecture.sub_layers.count(SubLayer.MAMBA2)
+    mixed = config.d_inner + 2 * config.n_groups * config.d_state
+    unseen = blocks * 2 * config.d_conv * mixed * length / frames
+    expected = count.forward + count.text_encoder - unseen + count.scan * (padded - 1)
+    assert counter.get_total_flops() / (2 * frames) == pytest.approx(expected, rel=0.01)
+
+
+def test_causal_attention_is_charged_for_half_of_what_it_sees():
+    config = small_config(Architecture.CROSS_TRANSFORMER)
+    causal = forward_flops(config, 1000, 8)
+    full = forward_flops(config, 1000, 8, FlopConvention(attention="full"))
+    projections = config.n_blocks * 8 * config.d_model**2
+    assert (causal.attention - projections) / (full.attention - projections) == pytest.approx(0.5, abs=1e-3)
+    assert causal.cross_attention == full.cross_attention
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_training_is_three_forward_passes_without_the_text_encoder(architecture):
+    config = small_config(architecture)
+    count = forward_flops(config, 100, 8)
+    assert count.text_encoder > 0
+    parts = count.mixer + count.scan + count.attention + count.cross_attention + count.feed_forward
+    assert count.forward == pytest.approx(parts + count.head + count.text_projection)
+    assert training_flops(config, 100, 8) == pytest.approx(3 * count.forward)
+
+
+PUBLISHED = TextConfig(encoder="frozen", dim=768)
+"""Flan-T5 base, as the paper has it."""
+
+
+def published(architecture, n_blocks=24, **changes):
+    return ModelConfig(architecture=architecture, n_blocks=n_blocks, d_model=1024, text=PUBLISHED, **changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "n_params"),
+    [
+        (published(Architecture.PREFIX_SIMBA), 281_042_176),  # equal to the reference code
+        (published(Architecture.PREFIX_SIMBA, 6), 72_427_072),
+        (published(Architecture.PREFIX_MAMBA), 180_280_576),
+        (published(Architecture.CROSS_SIMBA), 381_730_048),
+        (published(Architecture.CROSS_TRANSFORMER), 305_026_048),
+        (published(Architecture.CROSS_TRANSFORMER, ff_mult=4), 405_738_496),
+    ],
+)
+def test_published_sizes_are_met_to_the_unit(config, n_params):
+    count = parameter_count(config)
+    assert (count.n_params, count.null_condition, count.text_encoder) == (n_params, 768, 0)
+
+
+def test_six_n_undercounts_a_large_state():
+    config = published(Architecture.PREFIX_SIMBA)
+    assert six_n(config) == pytest.approx(1.686e9, rel=1e-3)
+    assert training_flops(config, 2588, 0) == pytest.approx(2.070e9, rel=1e-3)
+
+
+def test_every_convention_has_a_name():
+    config = published(Architecture.PREFIX_SIMBA)
+    tables = 2 * config.vocabulary * config.d_model
+    assert six_n(config) - six_n(config, embeddings=False) == 6 * tables
+    frames, positions = 2588, 64
+    charged = forward_flops(config, frames, positions)
+    spared = forward_flops(config, frames, positions, FlopConvention(prefix=False))
+    assert charged.mixer / spared.mixer == pytest.approx((frames + positions) / frames)
+    assert (charged.head, charged.text_projection) == (spared.head, spared.text_projection)
+    smaller = forward_flops(config, frames, positions, FlopConvention(scan_chunk=64))
+    assert smaller.scan < charged.scan
+    assert smaller.mixer == charged.mixer
+
+
+def test_counting_needs_no_torch():
+    program = "import sys, ssmttm.model.flops; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
