@@ -1,8 +1,9 @@
-"""What a finished Run says of itself: the loss, and everything a scaling law asks about how it came to be."""
+"""The result of a finished Run: the loss, and everything a scaling law asks about how it came to be."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -32,9 +33,14 @@ class Result(Frozen):
     n_params_null_condition: Number
     annealed: Annotated[bool, Field(strict=True)]
 
+    @classmethod
+    def of_event(cls, event: Mapping[str, Any]) -> Self:
+        """Read the result out of a journal's `finished` event; raises pydantic's ValidationError."""
+        return cls.model_validate({name: event[name] for name in cls.model_fields if name in event})
+
 
 def describe_result(run: Run, tokens: int, flops_per_token: float) -> dict[str, object]:
-    """Everything of a Result that follows from the Run and the tokens it saw."""
+    """Return everything of a Result that follows from the Run and the tokens it saw."""
     count = parameter_count(run.model)
     return {
         "flops": flops_per_token * tokens,

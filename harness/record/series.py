@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from harness.common.disk import write_atomically
 from harness.record import checkpoints
-from harness.record.control import Control, cancelled_in, forgiven_in
+from harness.record.control import Control, attempts_reset_in, cancelled_in
 from harness.record.journal import Event, Journal, read_progress
 from harness.record.root import Root
 from harness.study.run import Frozen, WholeNumber
@@ -99,11 +99,11 @@ class SeriesLock:
 def unfinished(run_dirs: Iterable[Path], control: Control) -> list[Path]:
     """Directories of the Runs that are neither over nor cancelled."""
     events = control.read()
-    cancelled, forgiven = cancelled_in(events), forgiven_in(events)
+    cancelled, reset = cancelled_in(events), attempts_reset_in(events)
     left = []
     for folder in run_dirs:
         progress = read_progress(folder)
-        failed = progress.state == Event.FAILED and progress.attempt > forgiven.get(folder.name, 0)
+        failed = progress.state == Event.FAILED and progress.attempt > reset.get(folder.name, 0)
         if progress.state != Event.FINISHED and not failed and folder.name not in cancelled:
             left.append(folder)
     return left
