@@ -1,9 +1,7 @@
-"""One process at a time trains a Series: a lock, and who may take a Series over from the holder of the lock.
+"""A Series under ROOT: the lock of the one process that trains it, and its state, which decides on another start.
 
 A scheduler that thinks a node dead starts its job again elsewhere, while the old job may go on and hold the lock. The
 same job at a later start goes past the lock; the old one is fenced off by the newer attempt's journals and leaves.
-
-What is left of a Series and how far it has come, for whoever decides whether it is worth another start.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ def scheduler_job() -> Holder | None:
 
 @contextlib.contextmanager
 def untrained(series_dir: Path) -> Iterator[bool]:
-    """Keep everybody from training a Series while the block runs; False, and nothing kept, where somebody does."""
+    """Hold the lock of a Series while the block runs; False, and no lock held, where another process trains it."""
     lock = FileLock(series_dir / "lock")
     try:
         lock.acquire(blocking=False)
@@ -110,7 +108,7 @@ def unfinished(run_dirs: Iterable[Path], control: Control) -> list[Path]:
 
 
 def place(root: Root, series_id: str, run_dirs: Iterable[Path]) -> str:
-    """Where a Series stands, as far as it would be resumed from."""
+    """Describe the state of a Series, as far as it would be resumed from."""
     folders = list(run_dirs)
     done = sum(read_progress(folder).state == Event.FINISHED for folder in folders)
     steps = [
@@ -121,7 +119,7 @@ def place(root: Root, series_id: str, run_dirs: Iterable[Path]) -> str:
 
 
 def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
-    """How often in a row, as of now, the job of these Runs died with nothing gained since."""
+    """Count how often in a row, as of now, the job of these Runs died with nothing gained since."""
     wanted = {folder.name for folder in left}
     count = 0
     for event in control.read():
@@ -136,7 +134,7 @@ def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
 
 def give_up(root: Root, series_id: str, left: Iterable[Path], reason: str) -> None:
     """Write into the journals of these Runs of a Series that they are lost, unless some process trains it."""
-    with untrained(root.series(series_id)) as nobody_trains_it:
-        for folder in left if nobody_trains_it else ():  # else what that process makes of it counts
+    with untrained(root.series(series_id)) as is_free:
+        for folder in left if is_free else ():  # else the result of that process counts
             with Journal.open(folder) as journal:
                 journal.append(Event.FAILED, reason=reason, kind="lost")
