@@ -136,11 +136,11 @@ def size_of(path: Path) -> int:
     return total
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Write a small file so that a reader sees the old one or the new one, never a part; raises DiskFull."""
     make_folder(path.parent)
     with naming_a_full_disk(path):
-        files.write_atomically(path, content.encode() if isinstance(content, str) else content)
+        files.write_atomically(path, content.encode() if isinstance(content, str) else content, mode)
         sync_folder(path.parent)
 
 

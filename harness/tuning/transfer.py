@@ -53,7 +53,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Note:
-    """What should be known before a learning rate is believed."""
+    """A warning about a learning rate, with a code."""
 
     code: str
     text: str
@@ -83,7 +83,7 @@ def find_optimum(rates: Sequence[float], losses: Sequence[float]) -> Optimum:
 
 
 def _around(x: Floats, best: float) -> tuple[float, float]:
-    """Between what the minimum lies where only its best trial is known: the trials beside it, else half a decade."""
+    """Bounds of a minimum of which only the best trial is known: the trials beside it, else half a decade."""
     below, above = x[x < best], x[x > best]
     return (
         float(below.max()) if below.size else best - NEAR,
@@ -126,29 +126,28 @@ def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> Law | None:
     if len(set(scales)) < 2:
         return None
     x = np.log(np.asarray(scales, dtype=float))
-    design = np.stack([np.ones(len(x)), x - x.mean()], axis=1)
     y = np.array([optimum.log_rate for optimum in optima])
-    weights = np.array([optimum.error for optimum in optima]) ** -2.0
-    covariance = np.linalg.inv(design.T @ (weights[:, None] * design))
-    level, slope = covariance @ (design.T @ (weights * y))
-    free = len(x) - 2
-    if free:
-        scatter = float(np.sum(weights * (y - design @ np.array([level, slope])) ** 2)) / free
-        covariance *= max(1.0, scatter)
+    weights = 1 / np.array([optimum.error for optimum in optima])
+    centre = x.mean()
+    line, covariance = np.polyfit(x - centre, y, 1, w=weights, cov="unscaled")
+    if free := len(x) - 2:
+        off = weights * (y - np.polyval(line, x - centre))
+        covariance *= max(1.0, float(off @ off) / free)
     # From the centre of the sizes back to x = 1.
-    shift = np.array([[1.0, -x.mean()], [0.0, 1.0]])
-    covariance = shift @ covariance @ shift.T
-    half = 1.96 * math.sqrt(covariance[1, 1])
+    shift = np.array([[1.0, 0.0], [-centre, 1.0]])
+    (var_slope, both), (_, var_intercept) = (shift @ covariance @ shift.T).tolist()
+    slope, level = line.tolist()
+    half = 1.96 * math.sqrt(var_slope)
     return Law(
-        intercept=float(level - slope * x.mean()),
-        slope=float(slope),
-        slope_ci95=(float(slope - half), float(slope + half)),
-        covariance=(float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1])),
+        intercept=level - slope * float(centre),
+        slope=slope,
+        slope_ci95=(slope - half, slope + half),
+        covariance=(var_intercept, both, var_slope),
     )
 
 
 def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | None, list[Note]]:
-    """What the trials say: the file to keep, None where no learning rate was searched or found, and notes."""
+    """Fit the trials: the file to keep, None where no learning rate was searched or found, and notes."""
     if not space.searches_rate:
         text = f"{RATE} was not searched: the best trials are told, and nothing is carried to other sizes"
         return None, [Note("rate_not_searched", text)]
