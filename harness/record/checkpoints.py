@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
@@ -258,8 +258,8 @@ def retire(folder: Path, step: int, *, keep_last: int, keep_best: bool) -> None:
     others = [found for found in held if not found.marker.branch and found.marker.step <= step]
     kept = {found.tag for found in held if found.marker.branch or found.marker.step > step}
     kept |= {found.tag for found in others[-keep_last:]} | {tag_of(step)}
-    if keep_best and (best := _best(held)) is not None:
-        kept.add(best.tag)
+    if keep_best:
+        kept |= {best.tag for best in best_first(held)[:1]}
     for older in folder.glob("step-*"):
         is_one = older.is_dir() and TAG.fullmatch(older.name) and older.name < tag_of(step)
         known = any(found.tag == older.name for found in held)
@@ -277,8 +277,9 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _best(held: list[Checkpoint]) -> Checkpoint | None:
+def best_first(held: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints with a held-out loss, the lowest first, of equal ones the earliest."""
     measured = [
         (found.marker.loss, found.marker.step, found) for found in held if found.marker.loss is not None
     ]
-    return min(measured, key=lambda entry: entry[:2])[2] if measured else None
+    return [found for _, _, found in sorted(measured, key=lambda entry: entry[:2])]

@@ -78,12 +78,11 @@ class Journal:
     @classmethod
     def open(cls, directory: Path) -> Self:
         """Begin a new attempt on the run or series of `directory`; raises DiskFull."""
-        folder = directory / "journal"
-        make_folder(folder)
+        make_folder(directory / "journal")
         while True:
             attempt = max(attempts(directory), default=0) + 1
             try:
-                return cls(folder / FORMAT.format(attempt), attempt)
+                return cls(attempt_file(directory, attempt), attempt)
             except FileExistsError:  # another process began one in between
                 continue
 
@@ -128,6 +127,11 @@ class Journal:
 def attempts(directory: Path) -> list[int]:
     """Numbers of the attempts made so far, oldest first."""
     return [attempt for attempt, _ in _attempt_files(directory)]
+
+
+def attempt_file(directory: Path, attempt: int) -> Path:
+    """The journal of one attempt on the run or series of `directory`."""
+    return directory / "journal" / FORMAT.format(attempt)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from harness.record.root import Root, read_model_if_there
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
 from harness.study.run import Digest, Frozen
 from harness.study.schema import Study, load_study
-from harness.study.tuned import Tuned
+from harness.study.tune import Tuned
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
 
@@ -75,6 +75,10 @@ class Registration(Frozen):
     tuned: Tuned | None = None
     """The learning rates it was submitted with, where it leaves them to tuning: tuning again moves no Run of it."""
 
+    def expand(self, where: str) -> tuple[GridPoint, ...]:
+        """Every Run of the grid; raises InputError beginning with `where`."""
+        return tuple(expand(self.study, self.corpus, self.text_encoder, where, self.tuned))
+
 
 @dataclass(frozen=True)
 class ResolvedStudy:
@@ -122,8 +126,8 @@ def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
     held = read_model_if_there(path, Registration)
     if held is None:
         return None
-    points = tuple(expand(held.study, held.corpus, held.text_encoder, str(path), held.tuned))
-    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, str(path), held.tuned)
+    points, where = held.expand(str(path)), str(path)
+    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, where, held.tuned)
 
 
 def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: bool = True) -> str | None:

@@ -7,11 +7,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from harness.study.run import Frozen, Run
+from harness.study.run import Frozen, Run, WholeNumber
 from harness.study.schedule import is_annealed
 from ssmttm.model.flops import parameter_count
 
-Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -21,16 +20,16 @@ class Result(Frozen):
     loss: Finite
     """Mean held-out cross-entropy, nats a token, over all codebooks, no label smoothing."""
     loss_codebooks: tuple[Finite, ...]
-    step: Number
+    step: WholeNumber
     """Optimiser steps taken: the Run's iterations."""
-    tokens: Number
+    tokens: WholeNumber
     """Targets trained on, repeats counted, padding and prefix not."""
     flops: Finite
     """Training operations of the model, the text encoder not counted."""
-    n_params: Number
-    n_params_non_embedding: Number
-    n_params_text_encoder: Number
-    n_params_null_condition: Number
+    n_params: WholeNumber
+    n_params_non_embedding: WholeNumber
+    n_params_text_encoder: WholeNumber
+    n_params_null_condition: WholeNumber
     annealed: Annotated[bool, Field(strict=True)]
 
     @classmethod

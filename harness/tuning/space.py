@@ -22,8 +22,7 @@ from harness.record.root import Root
 from harness.study.grid import CorpusView, expand, view_corpus
 from harness.study.schedule import branch_step
 from harness.study.schema import ModelPatch, Study, StudyTraining, TextChoice
-from harness.study.tune import Dimension, Tune
-from harness.study.tuned import rounded
+from harness.study.tune import Dimension, Tune, rounded
 from ssmttm.errors import InputError
 from ssmttm.model.flops import parameter_count
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.study.tuned import Carried, Law, Tuned, TunedArchitecture, TunedSize, rounded
+from harness.study.tune import Carried, RateLaw, Tuned, TunedArchitecture, TunedSize, rounded
 from harness.tuning.space import RATE, Cell, Space
 from harness.tuning.trials import Told, finished
 
@@ -116,7 +116,7 @@ def _vertices(x: Floats, y: Floats) -> tuple[Floats, npt.NDArray[np.int_], npt.N
     return best[:, 0] + np.where(found, shift, 0.0), near.sum(axis=1), found
 
 
-def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> Law | None:
+def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> RateLaw | None:
     """The power law through the optima of two sizes or more; None with fewer.
 
     Where the optima scatter about it by more than their own errors, it is that much less certain.
@@ -138,7 +138,7 @@ def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> Law | None:
     (var_slope, both), (_, var_intercept) = (shift @ covariance @ shift.T).tolist()
     slope, level = line.tolist()
     half = 1.96 * math.sqrt(var_slope)
-    return Law(
+    return RateLaw(
         intercept=level - slope * float(centre),
         slope=slope,
         slope_ci95=(slope - half, slope + half),
@@ -209,7 +209,7 @@ def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | No
     )
 
 
-def _carry(space: Space, architecture: str, law: Law) -> tuple[Carried, ...]:
+def _carry(space: Space, architecture: str, law: RateLaw) -> tuple[Carried, ...]:
     carried = []
     for size in space.study.grid.sizes:
         if size not in space.tune.sizes:

@@ -10,7 +10,7 @@ from typing import Any
 from harness.common.jsonl import Damage, LineReader
 from harness.common.process import identify_process
 from harness.common.validation import validate
-from harness.record.journal import FORMAT, Event, Journal, attempts, check_for
+from harness.record.journal import Event, Journal, attempt_file, attempts, check_for
 from harness.record.registry import ResolvedStudy, register, resolve
 from harness.record.root import Root, write_run, write_series
 from harness.record.status import RunStatus, StatusReader
@@ -102,6 +102,6 @@ def read_events(directory: Path) -> Iterator[dict[str, Any]]:
     """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
     for attempt in attempts(directory):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            for line in LineReader(directory / "journal" / FORMAT.format(attempt)).read(check_for(directory)):
+            for line in LineReader(attempt_file(directory, attempt)).read(check_for(directory)):
                 if not isinstance(line, Damage):
                     yield {**line, "attempt": attempt}
