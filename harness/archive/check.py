@@ -1,8 +1,8 @@
-"""Reading a bundle somebody gave us: everything in it is checked before anything of it is used.
+"""Reading a bundle from elsewhere: everything in it is checked before anything of it is used.
 
-The archive is unpacked into a folder of its own, under names and sizes it was first held to, and there its runs are
-read as any others: an id is the hash of its run.json, a Series is that of its Runs, a journal holds lines of ours and
-ends with a whole result, an evaluation is named after its settings. Nothing of it is executed, and ROOT is not touched.
+The archive is unpacked into a folder of its own, its names and sizes checked first, and there its runs are read as any
+others: an id is the hash of its run.json, a Series is that of its Runs, a journal holds valid lines and ends with a
+whole result, an evaluation is named after its settings. Nothing of it is executed, and ROOT is not touched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from harness.archive.export import CONTENTS, FORMAT, MEMBER, Contents, count_members
 from harness.common.validation import first_line, first_mistake
@@ -26,10 +26,9 @@ from harness.plan.speed import Calibration
 from harness.record.journal import Event, Progress, attempts, read_progress
 from harness.record.registry import Registration
 from harness.record.result import Result
-from harness.record.root import Root, read_model, read_run
+from harness.record.root import Root, read_model, read_model_if_there, read_run
 from harness.record.scores import named_evaluations
-from harness.study.grid import expand
-from harness.study.run import Run, WholeNumber
+from harness.study.run import Frozen, Run, WholeNumber
 from ssmttm.errors import InputError
 
 MOST_BYTES = 8 * 2**30
@@ -117,8 +116,7 @@ def _check_names(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipI
     return infos
 
 
-class _Head(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class _Head(Frozen, extra="ignore"):
     format: WholeNumber
 
 
@@ -171,15 +169,8 @@ def _check_contents(path: Path, contents: Contents, unpacked: Root) -> OpenBundl
         raise InputError(
             f"{folder}/study.json: study.name: {registration.study.name!r}: is not {contents.study!r}"
         )
-    if (folder / "calibration.json").exists():
-        read_model(folder / "calibration.json", Calibration)
-    where = f"{folder}/study.json"
-    listed = {
-        point.run.run_id
-        for point in expand(
-            registration.study, registration.corpus, registration.text_encoder, where, registration.tuned
-        )
-    }
+    read_model_if_there(folder / "calibration.json", Calibration)
+    listed = {point.run_id for point in registration.expand(f"{folder}/study.json")}
     runs = [read_run(run_dir) for run_dir in sorted(_below(folder / "runs"))]
     for run in runs:
         if run.run_id not in listed:
@@ -215,9 +206,8 @@ def _check_run(run_dir: Path, run: Run) -> None:
     progress = _read_checked(run_dir)
     if progress.state != Event.FINISHED or progress.result is None:
         raise InputError(f"{run_dir}/journal: does not end with a finished run")
-    held = progress.result
     try:
-        result = Result.model_validate({name: held[name] for name in Result.model_fields if name in held})
+        result = Result.of_event(progress.result)
     except ValidationError as error:
         raise InputError(f"{run_dir}/journal: {first_mistake(error)}") from error
     if result.step != run.iterations:

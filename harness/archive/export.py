@@ -2,9 +2,9 @@
 
 It holds identities, journals and the scores of evaluations, from which points, fits and MLflow's view are made again,
 and neither weights nor logs nor sound. bundle.json lists every member with size and SHA-256; nothing in it tells of the
-host, and the same Runs give the same bytes. The tracker's address stays behind: it may hold a password, and whoever
-imports a bundle must not be made to send journals and the login of their environment to a server of somebody else's
-choosing. harness/bundle_check.py reads one, harness/bundle_merge.py brings it into a ROOT.
+host, and the same Runs give the same bytes. The tracker's address stays behind: it may hold a password, and an import
+must not send journals and the login of the user's environment to a server that another user chose. check.py reads a
+bundle, merge.py brings it into a ROOT.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import re
-import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.common.jsonl import Damage, LineReader
-from harness.record.journal import FORMAT as ATTEMPT_FILE
-from harness.record.journal import attempts, check_for
+from harness.record.journal import attempt_file, attempts, check_for
 from harness.record.points import points_of, write_table
 from harness.record.provenance import commit, installed_version
 from harness.record.registry import ResolvedStudy
@@ -31,6 +29,7 @@ from harness.record.scores import named_evaluations
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.run import Frozen, WholeNumber
 from ssmttm.errors import InputError
+from ssmttm.files import replacing
 
 FORMAT = 1
 CONTENTS = "bundle.json"
@@ -90,28 +89,22 @@ def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
     done = [row for row in StatusReader(root, name).read(resolved.points) if row.state is RunState.DONE]
     if not done:
         raise InputError(f"study {name}: none of its runs has finished under {root.path}")
-    draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with zipfile.ZipFile(draft, "x", zipfile.ZIP_DEFLATED) as archive:
-            facts: dict[str, MemberFacts] = {}
-            for member, content in _members(resolved, done):
-                _write(archive, member, content)
-                facts[member] = MemberFacts(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-            counts = count_members(facts)
-            contents = Contents(
-                format=FORMAT,
-                study=name,
-                counts=counts,
-                commit=commit(),
-                versions={"ssmscale": installed_version("ssmscale")},
-                members=facts,
-            )
-            # Without scores it says nothing of them, and whoever knows of none can read it.
-            _write(archive, CONTENTS, _json(contents.model_dump(mode="json", exclude_defaults=True)))
-        draft.replace(out)
-    finally:
-        draft.unlink(missing_ok=True)
-    return counts
+    with replacing(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        facts: dict[str, MemberFacts] = {}
+        for member, content in _members(resolved, done):
+            _write(archive, member, content)
+            facts[member] = MemberFacts(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        contents = Contents(
+            format=FORMAT,
+            study=name,
+            counts=count_members(facts),
+            commit=commit(),
+            versions={"ssmscale": installed_version("ssmscale")},
+            members=facts,
+        )
+        # Without scores it says nothing of them, and versions that know of none can read it.
+        _write(archive, CONTENTS, _json(contents.model_dump(mode="json", exclude_defaults=True)))
+    return contents.counts
 
 
 def count_members(names: Any) -> Counts:
@@ -145,9 +138,9 @@ def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[s
 
 
 def _journal(folder: str, directory: Path) -> Iterator[tuple[str, bytes]]:
-    """The good lines of every attempt: what was torn or damaged here is nobody's elsewhere."""
+    """Yield the good lines of every attempt: lines torn or damaged here are left out."""
     for attempt in attempts(directory):
-        path = directory / "journal" / ATTEMPT_FILE.format(attempt)
+        path = attempt_file(directory, attempt)
         reader, content = LineReader(path), whole_lines(path)
         damaged = {line.number for line in reader.read(check_for(directory)) if isinstance(line, Damage)}
         if damaged:

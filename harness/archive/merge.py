@@ -2,8 +2,8 @@
 
 An attempt is known by its first line, which names its process and the time. A copy that is here already is not brought
 again, and of two copies of which one goes on where the other ends the longer stays. Everything else is added as newer
-attempts, under the lock a trainer of the Series would hold: a newer attempt fences an older one, and nobody who trains
-may be fenced by an import. A Series in training is left alone as a whole.
+attempts, under the lock a trainer of the Series would hold: a newer attempt fences an older one, and an import must
+fence no trainer. A Series in training is left alone as a whole.
 
 Scores of evaluations join those that are here, metric by metric; where both have one, the one here stays.
 """
@@ -19,9 +19,7 @@ from filelock import FileLock, Timeout
 from harness.archive.check import OpenBundle
 from harness.archive.export import whole_lines, without_tracker
 from harness.common.disk import write_atomically
-from harness.record.control import Control
-from harness.record.journal import FORMAT as ATTEMPT_FILE
-from harness.record.journal import Event, attempts, read_progress
+from harness.record.journal import Event, attempt_file, attempts, read_progress
 from harness.record.registry import ResolvedStudy, resolve_registered
 from harness.record.root import Root, read_run, write_run, write_series
 from harness.record.scores import (
@@ -32,7 +30,7 @@ from harness.record.scores import (
     keep_evaluation,
 )
 from harness.record.series import untrained
-from harness.study.run import Run
+from harness.study.run import Run, by_series
 
 
 @dataclass
@@ -58,13 +56,11 @@ def merge(bundle: OpenBundle, root: Root) -> Imported:
     """
     done = Imported()
     registered = resolve_registered(root, bundle.contents.study)
-    by_series: dict[str, list[Run]] = {}
     for run in bundle.runs:
         if (root.run(run.run_id) / "run.json").exists():
             read_run(root.run(run.run_id))
         list(evaluations_of(root, run.run_id))
-        by_series.setdefault(run.series_id, []).append(run)
-    for series_id, runs in by_series.items():
+    for series_id, runs in by_series(bundle.runs).items():
         if all(_is_finished(root, run) for run in runs):
             done.present += [run.run_id for run in runs]
         else:
@@ -76,7 +72,7 @@ def merge(bundle: OpenBundle, root: Root) -> Imported:
     elif done.added or done.present:
         _register(bundle, root)
     if done.added:
-        Control(root.study(bundle.contents.study) / "control.jsonl").append("imported", runs=done.added)
+        root.control(bundle.contents.study).append("imported", runs=done.added)
     return done
 
 
@@ -88,8 +84,8 @@ def _merge_series(
     bundle: OpenBundle, root: Root, series_id: str, runs: Sequence[Run], done: Imported
 ) -> None:
     root.series(series_id).mkdir(parents=True, exist_ok=True)
-    with untrained(root.series(series_id)) as nobody_trains_it:
-        if not nobody_trains_it:
+    with untrained(root.series(series_id)) as is_free:
+        if not is_free:
             done.busy.append(series_id)
             return
         write_series(root, runs[0])
@@ -112,18 +108,18 @@ def _merge_journal(here: Path, there: Path) -> None:
     """Add the attempts of `there` that are not `here`, as newer ones; the caller holds the Series' lock."""
     known: dict[bytes, Path] = {}
     for attempt in attempts(here):
-        path = here / "journal" / ATTEMPT_FILE.format(attempt)
+        path = attempt_file(here, attempt)
         known.setdefault(_first_line(whole_lines(path)), path)
     for attempt in attempts(there):
-        content = whole_lines(there / "journal" / ATTEMPT_FILE.format(attempt))
+        content = whole_lines(attempt_file(there, attempt))
         copy = known.get(_first_line(content))
         if copy is None:
             number = max(attempts(here), default=0) + 1
-            write_atomically(here / "journal" / ATTEMPT_FILE.format(number), content.decode())
+            write_atomically(attempt_file(here, number), content)
             continue
         own = whole_lines(copy)
         if len(content) > len(own) and content.startswith(own):
-            write_atomically(copy, content.decode())
+            write_atomically(copy, content)
 
 
 def _merge_evaluations(bundle: OpenBundle, root: Root, run_id: str, done: Imported) -> None:
@@ -164,8 +160,8 @@ def _register(bundle: OpenBundle, root: Root) -> None:
     """Register the bundle's study, of whose name there is none here yet."""
     folder = root.study(bundle.contents.study)
     if bundle.calibration_file is not None:
-        write_atomically(folder / "calibration.json", bundle.calibration_file.read_text(encoding="utf-8"))
-    write_atomically(folder / "study.json", without_tracker(bundle.study_file.read_bytes()).decode())
+        write_atomically(folder / "calibration.json", bundle.calibration_file.read_bytes())
+    write_atomically(folder / "study.json", without_tracker(bundle.study_file.read_bytes()))
 
 
 def _note_unlisted(registered: ResolvedStudy, done: Imported) -> None:

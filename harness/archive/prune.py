@@ -1,14 +1,10 @@
-"""Which copies of the code a study still needs: those that a job of its own in SLURM runs from, or soon will.
+"""Dropping the checkpoints that no Run or extension needs, and the copies of the code that no job runs from.
 
-Dropping the checkpoints no Run or extension needs: training keeps every branch point, a finished study few.
-
-Needed of a Series are, for every unfinished Run that any study under ROOT lists, the newest good checkpoint at or
-below its branch point and its newest decay checkpoint; and the newest trunk checkpoint, from which a longer Run
-continues. Cancelled and failed Runs are unfinished, since `retry` takes them up. A checkpoint replaces an older one
-only after it was verified as a resuming trainer verifies it; one that fails stays where it is, because a disk that
-hesitates once must not cost a checkpoint. Final weights are results and stay. Of the copies of the code that jobs run
-from (`submit --snapshot`) those go that no job needs. The trials of a study's tuning are runs like any other: they are
-looked at with it.
+Needed of a Series are, for every unfinished Run that any study under ROOT lists, the newest good checkpoint at or below
+its branch point and its newest decay checkpoint; and the newest trunk checkpoint, from which a longer Run continues.
+Cancelled and failed Runs are unfinished, since `retry` takes them up. A checkpoint replaces an older one only after it
+was verified as a resuming trainer verifies it; one that fails stays where it is, because a disk that hesitates once
+must not cost a checkpoint. Final weights are results and stay. The trials of a study's tuning are pruned with it.
 """
 
 from __future__ import annotations
@@ -40,54 +36,8 @@ COPY = re.compile(r"\.?([0-9a-f]{12})(\.[0-9a-f]{8})?")
 """A copy, or the draft of one that a killed submission left."""
 FRESH_SECONDS = 3600.0
 """Time a submission has between asking for a copy and being known to SLURM."""
-
-
-@dataclass(frozen=True)
-class JudgedCopy:
-    """One copy of the code, and whether it stays."""
-
-    path: Path
-    stays: bool
-    why: str
-
-
-def judge_copies(study_dir: Path) -> Iterator[JudgedCopy]:
-    """Every copy of a study's code; where SLURM does not answer, all that jobs ever ran from stay."""
-    folder = study_dir / "code"
-    copies = sorted(path for path in folder.glob("*") if path.is_dir() and COPY.fullmatch(path.name))
-    if not copies:
-        return
-    try:
-        book, unknown = open_book(study_dir), None
-    except SchedulerGone as gone:
-        book, unknown = None, f"whether a job needs it is not known: {gone}"
-    needed = set()
-    if book is not None:
-        live = {JobState.QUEUED, JobState.RUNNING}
-        needed = {
-            array.copy_of_code
-            for array, _, _, view in book.elements()
-            if view is not None and view.state in live
-        } | {
-            array.copy_of_code
-            for array in book.arrays.values()
-            if (array.job_id is None and not array.is_void) or array.name in book.elsewhere
-        }
-    for path in copies:
-        if time.time() - path.stat().st_mtime < FRESH_SECONDS:
-            yield JudgedCopy(path, True, "asked for within the last hour")
-        elif path.name.startswith("."):
-            yield JudgedCopy(path, False, "never completed")
-        elif unknown is not None:
-            yield JudgedCopy(path, True, unknown)
-        elif path.name in needed:
-            yield JudgedCopy(path, True, "a job in SLURM runs from it")
-        else:
-            yield JudgedCopy(path, False, "no job runs from it any more")
-
-
 ITEMS_A_LINE = 1000
-"""Checkpoints told of in one line of control.jsonl: longer lines are not read."""
+"""Checkpoints named in one line of control.jsonl: longer lines are not read."""
 
 
 @dataclass(frozen=True)
@@ -142,17 +92,16 @@ class _Wanted:
 
 
 def prune(resolved: ResolvedStudy, *, dry_run: bool = False) -> Pruned:
-    """Drop what nobody needs of every Series of a study and its trials, each under its lock.
+    """Drop what is not needed of every Series of a study and its trials, each under its lock.
 
-    control.jsonl tells what went.
-
-    With `dry_run` nothing is removed. Raises OSError where something cannot be removed, after telling what was.
+    control.jsonl lists what went. With `dry_run` nothing is removed. Raises OSError where something cannot be removed,
+    after listing what was.
     """
     root, done = resolved.root, Pruned()
     own = list(dict.fromkeys(point.run.series_id for point in resolved.points))
     wanted = _wanted_by_all(resolved, done.notes)
-    searched = root.study(trials_name(resolved.study.name))
-    trials = _submitted(searched, wanted)
+    searched = trials_name(resolved.study.name)
+    trials = _submitted(root.control(searched), wanted)
     if resolved.study.resources.keep_best:
         wanted |= {series_id: replace(wanted[series_id], keep_best=True) for series_id in trials}
     try:
@@ -160,23 +109,23 @@ def prune(resolved: ResolvedStudy, *, dry_run: bool = False) -> Pruned:
             if root.series(series_id).is_dir():
                 _prune_series(root, series_id, wanted[series_id], done, dry_run=dry_run)
                 done.trials += [series_id] if series_id in trials else []
-        for study_dir in (root.study(resolved.study.name), searched):
-            _prune_copies(study_dir, done, dry_run=dry_run)
+        for name in (resolved.study.name, searched):
+            _prune_copies(root.study(name), done, dry_run=dry_run)
     finally:
         if not dry_run:
             _write_down(resolved, done.removed)
     return done
 
 
-def _submitted(study_dir: Path, wanted: Mapping[str, _Wanted]) -> list[str]:
-    """The Series of which Runs were submitted, as its control.jsonl says."""
-    events = Control(study_dir / "control.jsonl").read()
-    submitted = {run_id for event in events if event["event"] == "submitted" for run_id in event["runs"]}
+def _submitted(control: Control, wanted: Mapping[str, _Wanted]) -> list[str]:
+    """Series of which Runs were submitted, as a control.jsonl says."""
+    events = (event for event in control.read() if event["event"] == "submitted")
+    submitted = {run_id for event in events for run_id in event["runs"]}
     return [series_id for series_id, one in wanted.items() if submitted & one.runs.keys()]
 
 
 def _write_down(resolved: ResolvedStudy, removed: Sequence[Item]) -> None:
-    control = Control(resolved.root.study(resolved.study.name) / "control.jsonl")
+    control = resolved.root.control(resolved.study.name)
     for first in range(0, len(removed), ITEMS_A_LINE):
         part = removed[first : first + ITEMS_A_LINE]
         items = [item.as_json(resolved.root) for item in part]
@@ -214,29 +163,69 @@ def _wanted_by_all(resolved: ResolvedStudy, notes: list[str]) -> dict[str, _Want
 
 
 def _prune_series(root: Root, series_id: str, wanted: _Wanted, done: Pruned, *, dry_run: bool) -> None:
-    with untrained(root.series(series_id)) as nobody_trains_it:
-        if not nobody_trains_it:
+    with untrained(root.series(series_id)) as is_free:
+        if not is_free:
             done.busy.append(series_id)
             return
         for items, needed in _sorted_out(root, series_id, wanted):
             for item in items:
-                if item.path in needed:
-                    done.kept.append(item)
-                    continue
-                if not dry_run:
-                    _remove(item.path)
-                done.removed.append(item)
+                _prune(item, done, stays=item.path in needed, dry_run=dry_run)
 
 
 def _prune_copies(study_dir: Path, done: Pruned, *, dry_run: bool) -> None:
     for copy in judge_copies(study_dir):
         item = Item(f"code {copy.path.name}", copy.path, None, size_of(copy.path), copy.why)
-        if copy.stays:
-            done.kept.append(item)
-            continue
-        if not dry_run:
-            _remove(copy.path)
-        done.removed.append(item)
+        _prune(item, done, stays=copy.stays, dry_run=dry_run)
+
+
+def _prune(item: Item, done: Pruned, *, stays: bool, dry_run: bool) -> None:
+    if not stays and not dry_run:
+        _remove(item.path)
+    (done.kept if stays else done.removed).append(item)
+
+
+@dataclass(frozen=True)
+class JudgedCopy:
+    """One copy of the code, and whether it stays."""
+
+    path: Path
+    stays: bool
+    why: str
+
+
+def judge_copies(study_dir: Path) -> Iterator[JudgedCopy]:
+    """Every copy of a study's code; where SLURM does not answer, all that jobs ever ran from stay."""
+    folder = study_dir / "code"
+    copies = sorted(path for path in folder.glob("*") if path.is_dir() and COPY.fullmatch(path.name))
+    if not copies:
+        return
+    try:
+        book, unknown = open_book(study_dir), None
+    except SchedulerGone as gone:
+        book, unknown = None, f"whether a job needs it is not known: {gone}"
+    needed = set()
+    if book is not None:
+        live = {JobState.QUEUED, JobState.RUNNING}
+        needed = {
+            array.copy_of_code
+            for array, _, _, view in book.elements()
+            if view is not None and view.state in live
+        } | {
+            array.copy_of_code
+            for array in book.arrays.values()
+            if (array.job_id is None and not array.is_void) or array.name in book.elsewhere
+        }
+    for path in copies:
+        if time.time() - path.stat().st_mtime < FRESH_SECONDS:
+            yield JudgedCopy(path, True, "asked for within the last hour")
+        elif path.name.startswith("."):
+            yield JudgedCopy(path, False, "never completed")
+        elif unknown is not None:
+            yield JudgedCopy(path, True, unknown)
+        elif path.name in needed:
+            yield JudgedCopy(path, True, "a job in SLURM runs from it")
+        else:
+            yield JudgedCopy(path, False, "no job runs from it any more")
 
 
 def _sorted_out(root: Root, series_id: str, wanted: _Wanted) -> Iterator[tuple[list[Item], Set[Path]]]:
@@ -288,12 +277,7 @@ class _Folder:
 
     def want_best(self) -> None:
         """Keep the good checkpoint with the lowest held-out loss, where any was evaluated."""
-        measured = [
-            (found.marker.loss, found.marker.step, found)
-            for found in self.marked
-            if found.marker.loss is not None
-        ]
-        for _, _, found in sorted(measured, key=lambda entry: entry[:2]):
+        for found in checkpoints.best_first(self.marked):
             if self._problem_with(found) is None:
                 self.needed.setdefault(self.folder / found.tag, "the best held-out loss (keep_best)")
                 return
@@ -328,7 +312,7 @@ class _Folder:
 
 def _pieces(folder: Path) -> Iterator[Path]:
     """Folders of checkpoints, markers without one, and drafts a killed process left; never anything else."""
-    for path in _listed(folder):
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and TAG.fullmatch(path.name):
             yield path
         elif path.suffix in {".complete", ".damaged"} and TAG.fullmatch(path.stem):
@@ -338,10 +322,6 @@ def _pieces(folder: Path) -> Iterator[Path]:
             path.name.startswith(".step-") and TAG.fullmatch(path.name[1:].split(".")[0])
         ):
             yield path
-
-
-def _listed(folder: Path) -> Sequence[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _remove(path: Path) -> None:

@@ -22,8 +22,7 @@ from harness.cli.options import (
 )
 from harness.cli.terminal import Sheet
 from harness.common.console import console, print_json
-from harness.common.format import Range, counted, duration, short, spread
-from harness.plan.estimate import total
+from harness.common.format import NOTHING, Range, counted, duration, short, spread
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import count_states
 from harness.submit.planning import planned
@@ -122,15 +121,15 @@ def _print_grouped(console: Console, plan: Plan) -> None:
 
 
 def _cost_cells(one: PlannedRun, runs: Sequence[PlannedRun]) -> list[str]:
-    layout, a_node = one.layout, one.gpus // one.nodes
+    layout, a_node = one.layout, one.gpus // one.size.nodes
     again = "+" if layout.activation_checkpointing else ""
     return [
-        f"{one.nodes} x {a_node}",
+        f"{one.size.nodes} x {a_node}",
         f"{layout.zero_stage}",
         f"{layout.micro_batch} x {layout.accumulation}{again}",
         f"{one.memory_gib.expected:.2f} ({one.memory_gib.low:.2f} to {one.memory_gib.high:.2f})",
         f"{sum(run.disk_gib for run in runs):.3g}",
-        spread(total([run.hours for run in runs])),
+        spread(sum((run.hours for run in runs), NOTHING)),
         f"{sum(run.gpu_hours for run in runs):.3g}",
     ]
 

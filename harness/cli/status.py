@@ -5,7 +5,6 @@ How `ssmscale status` looks: a table of all runs, or a display that keeps to the
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,19 +21,7 @@ from harness.cli.options import ClusterOption, JsonOption, RootOption, RunsArgum
 from harness.cli.terminal import Sheet
 from harness.common.console import console, errors, print_json, warn
 from harness.common.format import counted, short
-from harness.doctor.machine import (
-    EXTRAS,
-    Finding,
-    _extra,
-    _hardware,
-    _kernels,
-    _program,
-    _python,
-    _ray_dashboard,
-    _soundfont,
-    _torch,
-    _writable,
-)
+from harness.doctor.machine import Finding, examine_machine, try_program
 from harness.record.registry import registered
 from harness.record.status import RunState, RunStatus, StatusReader, count_states
 from harness.submit import submission
@@ -257,16 +244,10 @@ def _counted(state: str, count: int) -> Text:
 
 def examine(root: Path, cluster: str | None = None) -> list[Finding]:
     """Try everything, on a cluster too where one is named; takes seconds, since what is tried is imported."""
-    findings = [_python(), _hardware(), _writable(root)]
-    findings += [_extra(name, packages) for name, packages in EXTRAS.items()]
-    if importlib.util.find_spec("torch") is not None:
-        findings += [_torch(), _kernels()]
-    if importlib.util.find_spec("ray") is not None:
-        findings.append(_ray_dashboard())
-    findings += [_soundfont(), _program("git", "the commit of the code is recorded", "install git")]
+    findings = [*examine_machine(root)]
     if cluster is not None:
         from harness.doctor.cluster import examine_cluster
 
         return [*findings, *examine_cluster(cluster, root)]
     remedy = "nothing to do unless this is a SLURM login node"
-    return [*findings, _program("sbatch", "SLURM commands are here; --cluster C examines them", remedy)]
+    return [*findings, try_program("sbatch", "SLURM commands are here; --cluster C examines them", remedy)]

@@ -28,7 +28,7 @@ from harness.common.format import counted
 from harness.plan.cluster import Profile, lasting_name
 from harness.plan.plan import make_plan
 from harness.record.registry import ResolvedStudy, check_before_training, place_of
-from harness.study.tuned import TunedSize
+from harness.study.tune import TunedSize
 from harness.submit.slurm import check_cluster
 from harness.submit.target import Destination, destination_of
 from harness.tuning.session import Tuning

@@ -1,9 +1,7 @@
-"""Writing on a disk that may fill up: a line is there whole or not at all, and a full disk has a name.
+"""Writing on a disk that may fill up: files and lines are there whole or not at all, and a full disk has a name.
 
-A process killed tears nothing, since a line is one write; a disk without room does, and what comes after a torn line
-must not be glued to it. So a failed line is taken back before anything else happens.
-
-A few things at once in threads, where most of the time goes to waiting for a disk or a server.
+A killed process tears no line, since a line is one write. A disk without room does, and the next line must not be glued
+to a torn one, so a failed line is taken back before anything else is written.
 """
 
 from __future__ import annotations
@@ -13,11 +11,12 @@ import errno
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+
+from ssmttm import files
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 """What the system says where a disk is full, or the share of it that a user may fill."""
@@ -81,7 +80,7 @@ def disk_full(path: Path, error: BaseException, needed: int | None = None) -> Di
 
 def is_read_only(path: Path) -> bool:
     """Whether a path is, or would be, on a file system that is mounted read-only."""
-    return bool(os.statvfs(_existing(path)).f_flag & os.ST_RDONLY)
+    return bool(os.statvfs(existing(path)).f_flag & os.ST_RDONLY)
 
 
 @contextlib.contextmanager
@@ -117,10 +116,11 @@ def room_for(needed: int, path: Path) -> Iterator[None]:
 
 def free_bytes(path: Path) -> int:
     """Bytes this user may still write where a path is or would be."""
-    return shutil.disk_usage(_existing(path)).free
+    return shutil.disk_usage(existing(path)).free
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
@@ -128,13 +128,20 @@ def _existing(path: Path) -> Path:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; of what is not there, none."""
-    files = path.rglob("*") if path.is_dir() else [path]
     total = 0
-    for file in files:
+    for file in path.rglob("*") if path.is_dir() else [path]:
         with contextlib.suppress(OSError):
             facts = file.lstat()
             total += 0 if stat.S_ISDIR(facts.st_mode) else facts.st_size
     return total
+
+
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Write a small file so that a reader sees the old one or the new one, never a part; raises DiskFull."""
+    make_folder(path.parent)
+    with naming_a_full_disk(path):
+        files.write_atomically(path, content.encode() if isinstance(content, str) else content, mode)
+        sync_folder(path.parent)
 
 
 def append_line(descriptor: int, line: bytes, path: Path, *, durable: bool) -> None:
@@ -212,19 +219,3 @@ def side_by_side(visit: Callable[[T], Result], items: Iterable[T], threads: int)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never a part; raises DiskFull."""
-    make_folder(path.parent)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with naming_a_full_disk(path):
-            with draft.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-            sync_folder(path.parent)
-    finally:
-        drop_draft(draft)

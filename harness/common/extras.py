@@ -1,22 +1,33 @@
-"""The extras of the project, and which of them brings a package that is missing."""
+"""The extras of the project: the packages of each, and which extra brings a package that is missing."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Extra(NamedTuple):
+    """One extra of pyproject.toml."""
+
+    packages: tuple[str, ...] = ()
+    """Packages that `ssmscale doctor` looks for, as an index names them."""
+    modules: tuple[str, ...] = ()
+    """Further modules that users may meet first."""
+
+
 EXTRAS = {
-    "train": ("deepspeed", "huggingface_hub", "mlflow", "safetensors", "torch", "transformers"),
-    "analysis": ("jinja2", "matplotlib", "pandas", "plotly", "pyarrow", "scipy"),
-    "serve": ("flask_wtf", "psycopg", "psycopg2"),
-    "slurm": ("submitit",),
-    "ray": ("ray",),
-    "codecs": ("encodec", "torchaudio"),
-    "tune": ("optuna",),
-    "audio": ("music21", "pretty_midi", "sklearn", "soundfile", "soxr", "symusic"),
+    "train": Extra(("torch", "deepspeed", "mlflow", "transformers"), ("huggingface_hub", "safetensors")),
+    "analysis": Extra(("pandas", "scipy", "plotly", "matplotlib"), ("jinja2", "pyarrow")),
+    "audio": Extra(("music21", "symusic", "pretty_midi", "scikit-learn", "soundfile"), ("sklearn", "soxr")),
+    "slurm": Extra(("submitit",)),
+    "ray": Extra(("ray",)),
+    "serve": Extra(modules=("flask_wtf", "psycopg", "psycopg2")),
+    "codecs": Extra(modules=("encodec", "torchaudio")),
+    "tune": Extra(modules=("optuna",)),
 }
-"""Packages users meet first, by the extra that brings them."""
 
 
 def missing_package(error: ModuleNotFoundError) -> str:
-    """A sentence that names the package that is missing and what installs it."""
+    """Name in a sentence the package that is missing and what installs it."""
     name = (error.name or "").split(".")[0]
-    extra = next((extra for extra, names in EXTRAS.items() if name in names), "all")
+    extra = next((key for key, extra in EXTRAS.items() if name in extra.packages + extra.modules), "all")
     return f"the package {name} is not installed; pip install 'ssmscale[{extra}]' brings it"

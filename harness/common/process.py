@@ -1,9 +1,8 @@
-"""Which process is meant: one identity for as long as the machine is up, whatever is done to its clock.
+"""Processes: their identity, their end, and what they print.
 
-A process's time of birth, as clocks tell it, moves when the clock is set. The kernel counts in ticks since it
-started, and names that start; where there is no such kernel (macOS) the time of birth has to do.
-
-What a worker prints goes to files, and their disk may be full: then it is lost, and nothing else is.
+A process's time of birth, as clocks tell it, moves when the clock is set. The kernel counts in ticks since it started,
+and names that start; where there is no such kernel (macOS) the time of birth has to do. What a worker prints goes to
+files, and their disk may be full: then the output is lost, and nothing else is.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def identify_process() -> dict[str, Any]:
-    """What tells this process from any other, on this host and others, before and after a restart."""
+    """Describe this process so that no other is taken for it, on this host and others, before and after a restart."""
     identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
     facts = _kernel_facts(os.getpid())
     if facts is None:
@@ -35,7 +34,7 @@ def identify_process() -> dict[str, Any]:
 
 
 def process_is_alive(identity: Mapping[str, Any]) -> bool:
-    """Whether a process that said `identify_process` still runs; of other hosts' processes that is never known."""
+    """True if the process that `identify_process` described still runs; never known of another host's processes."""
     if identity.get("host") != socket.gethostname():
         return False
     pid = identity.get("pid", 0)
@@ -95,19 +94,17 @@ def flush_or_drop() -> None:
 
 
 def last_line(path: Path) -> str:
-    """The last thing a log says; "nothing" where it says nothing."""
+    """Return the last line of a log that is not blank; "nothing" where there is none."""
     with contextlib.suppress(OSError):
-        lines = [
-            line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        return lines[-1].strip()[:300] if lines else "nothing"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "nothing")
     return "nothing"
 
 
 def end_at_once(status: int) -> NoReturn:
     """End this process when its exit handlers have run, without taking apart what it imported.
 
-    Python would free every object of torch's and DeepSpeed's first, 2 s of a core during which nobody is served.
+    Python would free every object of torch's and DeepSpeed's first, which takes 2 s of a core.
     """
     atexit._run_exitfuncs()
     flush_or_drop()
@@ -131,11 +128,19 @@ def sent_to(file: Path) -> Iterator[None]:
             os.close(copy)
 
 
-def stop_when_parent_ends() -> None:
-    """Ask the kernel for a SIGTERM when the process that started this one ends (Linux; elsewhere nothing).
+def stop_when_parent_ends(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel for a signal when the process that started this one ends (Linux; elsewhere nothing).
 
-    One that has ended already is not noticed: whoever must know compares parents.
+    A parent that has ended already is not noticed: a caller that must know compares parents.
     """
+    _prctl(1, int(number))  # PR_SET_PDEATHSIG
+
+
+def adopt_orphans() -> None:
+    """Have the kernel hand this process the children of its children that end first (Linux; elsewhere nothing)."""
+    _prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

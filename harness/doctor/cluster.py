@@ -1,4 +1,4 @@
-"""What of a cluster works from here: its profile, SLURM's programs and answers, and what jobs find on their nodes."""
+"""What works of a cluster from here: its profile, SLURM's programs and answers, and what jobs find on their nodes."""
 
 from __future__ import annotations
 
@@ -84,23 +84,18 @@ def examine_cluster(cluster: str, root: Path) -> Iterator[Finding]:
 
 
 def setup_lines(profile: Profile) -> Finding:
-    """Whether the lines a job begins with are shell; they are read and not run."""
+    """Check that the lines a job begins with are shell; they are read and not run."""
     lines = "\n".join(profile.setup) + "\n"
     done = subprocess.run(["/bin/bash", "-n"], input=lines, capture_output=True, text=True, check=False)
-    works = done.returncode == 0
-    return Finding(
-        name="setup lines",
-        works=works,
-        needed=True,
-        found=f"{len(profile.setup)} that bash can read"
-        if works
-        else "; ".join(done.stderr.strip().splitlines()),
-        remedy=None if works else "correct the lines of setup in the profile",
-    )
+    if done.returncode == 0:
+        found = f"{len(profile.setup)} that bash can read"
+        return Finding(name="setup lines", works=True, needed=True, found=found)
+    found, remedy = "; ".join(done.stderr.strip().splitlines()), "correct the lines of setup in the profile"
+    return Finding(name="setup lines", works=False, needed=True, found=found, remedy=remedy)
 
 
 def place(name: str, path: Path, profile: Profile, remedy: str) -> Finding:
-    """Whether nodes see a path: it lies in a directory the profile calls shared, or on a network's file system."""
+    """Check that nodes see a path: it lies in a directory the profile calls shared, or on a network's file system."""
     try:
         profile.check_shared(name, path)
     except InputError as error:
@@ -108,14 +103,13 @@ def place(name: str, path: Path, profile: Profile, remedy: str) -> Finding:
     kind = file_system(path)
     if profile.shared:
         return Finding(name=name, works=True, found=f"{path}: shared, as the profile says ({kind})")
-    works = kind.removeprefix("fuse.") in SHARED
-    found = f"{path}: on {kind}, which {'other machines may see' if works else 'is this machine alone'}"
-    return Finding(
-        name=name,
-        works=works,
-        found=found,
-        remedy=None if works else f"{remedy}, unless this machine is the cluster",
+    if kind.removeprefix("fuse.") in SHARED:
+        return Finding(name=name, works=True, found=f"{path}: on {kind}, which other machines may see")
+    found, remedy = (
+        f"{path}: on {kind}, which is this machine alone",
+        f"{remedy}, unless this machine is the cluster",
     )
+    return Finding(name=name, works=False, found=found, remedy=remedy)
 
 
 def file_system(path: Path) -> str:
@@ -130,7 +124,7 @@ def file_system(path: Path) -> str:
 
 
 def tracker(uri: str | None) -> Finding:
-    """Whether jobs can send to the tracker that a study without one of its own would use."""
+    """Check that jobs can send to the tracker that a study without one of its own would use."""
     name = "tracker for jobs"
     if uri is None or urlsplit(uri).scheme not in {"http", "https"}:
         found = "none that other machines may write to: jobs keep journals, and `ssmscale sync` brings them to MLflow"
@@ -142,13 +136,10 @@ def tracker(uri: str | None) -> Finding:
         remedy = "start `ssmscale serve` with --host 0.0.0.0 and export the lines it prints, unless all nodes are here"
         return Finding(name=name, works=False, found=found, remedy=remedy)
     problem = _refusal(f"{address}{parts.path.rstrip('/')}/health")
+    if problem is None:
+        return Finding(name=name, works=True, found=f"{address} answers")
     remedy = "start `ssmscale serve`, or correct MLFLOW_TRACKING_URI; jobs keep journals and `ssmscale sync` catches up"
-    return Finding(
-        name=name,
-        works=problem is None,
-        found=f"{address} {'answers' if problem is None else f'does not answer: {problem}'}",
-        remedy=None if problem is None else remedy,
-    )
+    return Finding(name=name, works=False, found=f"{address} does not answer: {problem}", remedy=remedy)
 
 
 def _refusal(url: str) -> str | None:
@@ -165,13 +156,9 @@ def _refusal(url: str) -> str | None:
 
 def _program(name: str, meaning: str, *, needed: bool) -> Finding:
     path = shutil.which(name)
+    if path is not None:
+        return Finding(name=name, works=True, needed=needed, found=f"{path}: {meaning}" if needed else path)
     remedy = (
         "load the site's SLURM module, or run this on a login node" if needed else f"install it; {meaning}"
     )
-    return Finding(
-        name=name,
-        works=path is not None,
-        needed=needed,
-        found=f"{path}: {meaning}" if path and needed else path or "not found",
-        remedy=None if path else remedy,
-    )
+    return Finding(name=name, works=False, needed=needed, found="not found", remedy=remedy)

@@ -1,4 +1,4 @@
-"""What of this machine works, each check a try and not a guess, with what to do where it does not."""
+"""What works on this machine, each check a try and not a guess, with the remedy where something does not."""
 
 from __future__ import annotations
 
@@ -8,20 +8,16 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from harness.common.disk import existing, free_bytes
+from harness.common.extras import EXTRAS
+from harness.common.format import GIB
 from harness.plan.cluster import this_machine
 from harness.record.provenance import installed_version
 from harness.study.run import Frozen
 
-EXTRAS = {
-    "train": ("torch", "deepspeed", "mlflow", "transformers"),
-    "analysis": ("pandas", "scipy", "plotly", "matplotlib"),
-    "audio": ("music21", "symusic", "pretty_midi", "scikit-learn", "soundfile"),
-    "slurm": ("submitit",),
-    "ray": ("ray",),
-}
 NEEDED = frozenset({"train", "analysis"})
 
 
@@ -34,6 +30,33 @@ class Finding(Frozen):
     remedy: str | None = None
     needed: bool = False
     """Whether nothing can be trained or reported without it."""
+
+
+def examine_machine(root: Path) -> Iterator[Finding]:
+    """Try everything on this machine; takes seconds, since the packages are imported."""
+    yield _python()
+    yield _hardware()
+    yield _writable(root)
+    yield from (_packages(name, extra.packages) for name, extra in EXTRAS.items() if extra.packages)
+    if importlib.util.find_spec("torch") is not None:
+        yield _torch()
+        yield _kernels()
+    if importlib.util.find_spec("ray") is not None:
+        yield _ray_dashboard()
+    yield _soundfont()
+    yield try_program("git", "the commit of the code is recorded", "install git")
+
+
+def try_program(name: str, meaning: str, remedy: str) -> Finding:
+    """Start a program with --version."""
+    path = shutil.which(name)
+    if path is None:
+        return Finding(name=name, works=False, found="not found", remedy=remedy)
+    done = subprocess.run(
+        [path, "--version"], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+    )
+    first = (done.stdout or done.stderr).splitlines()
+    return Finding(name=name, works=done.returncode == 0, found=f"{first[0] if first else path}: {meaning}")
 
 
 def _python() -> Finding:
@@ -55,10 +78,7 @@ def _hardware() -> Finding:
 
 
 def _writable(root: Path) -> Finding:
-    place = root.absolute()
-    while not place.exists():
-        place = place.parent
-    probe = place / f".ssmscale-{uuid.uuid4().hex[:8]}"
+    probe = existing(root.absolute()) / f".ssmscale-{uuid.uuid4().hex[:8]}"
     try:
         probe.touch()
         probe.unlink()
@@ -67,11 +87,11 @@ def _writable(root: Path) -> Finding:
         return Finding(
             name="root", works=False, needed=True, found=f"{root}: {error.strerror}", remedy=remedy
         )
-    free = shutil.disk_usage(place).free / 2**30
+    free = free_bytes(root.absolute()) / GIB
     return Finding(name="root", works=True, found=f"{root} can be written, {free:.0f} GiB free")
 
 
-def _extra(name: str, packages: tuple[str, ...]) -> Finding:
+def _packages(name: str, packages: tuple[str, ...]) -> Finding:
     versions = {package: installed_version(package) for package in packages}
     missing = [package for package, version in versions.items() if version is None]
     return Finding(
@@ -128,17 +148,6 @@ def _soundfont() -> Finding:
         return found[0].name
 
     return _tried("soundfont", attempt, "pip install 'ssmscale[audio]'")
-
-
-def _program(name: str, meaning: str, remedy: str) -> Finding:
-    path = shutil.which(name)
-    if path is None:
-        return Finding(name=name, works=False, found="not found", remedy=remedy)
-    done = subprocess.run(
-        [path, "--version"], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
-    )
-    first = (done.stdout or done.stderr).splitlines()
-    return Finding(name=name, works=done.returncode == 0, found=f"{first[0] if first else path}: {meaning}")
 
 
 def _tried(name: str, attempt: Callable[[], str], remedy: str) -> Finding:

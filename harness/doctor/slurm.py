@@ -1,4 +1,4 @@
-"""What SLURM says of a profile: whether its partitions, accounts and limits are what the profile takes them for.
+"""A profile checked against SLURM: its partitions, accounts and limits are as the profile says.
 
 SLURM is asked with its own programs and nothing is submitted; `sbatch --test-only` has it judge a job as a whole.
 """
@@ -65,7 +65,7 @@ def examine_slurm(profile: Profile) -> Iterator[Finding]:
 
 
 def partition(profile: Profile, name: str) -> Finding:
-    """Whether a partition is there and up, with nodes as the profile describes them."""
+    """Check that a partition is there and up, with nodes as the profile describes them."""
     title = f"partition {name}"
     form = "%a|%D|%c|%m|%G|%l|%T"
     answer = _asked("sinfo", "--noheader", "--exact", f"--partition={name}", f"--format={form}")
@@ -74,9 +74,8 @@ def partition(profile: Profile, name: str) -> Finding:
         known = _asked("sinfo", "--all", "--noheader", "--format=%R")
         there = known if isinstance(known, SchedulerGone) else ", ".join(sorted(set(known.split())))
         remedy = f"take it out of the profile's partitions, or correct it; there are {there}"
-        return Finding(
-            name=title, works=False, needed=True, found="SLURM has none of that name", remedy=remedy
-        )
+        found = "SLURM has none of that name"
+        return Finding(name=title, works=False, needed=True, found=found, remedy=remedy)
     own = profile.partitions[name]
     fitting = [
         group
@@ -112,46 +111,29 @@ def partition(profile: Profile, name: str) -> Finding:
 
 
 def array_limit(profile: Profile, config: dict[str, str]) -> Finding:
-    """Whether the site takes arrays as large as the profile has them made."""
+    """Check that the site takes arrays as large as the profile has them made."""
     most, ours = int(config.get("MaxArraySize", "1001")), profile.limits.array_size
-    return Finding(
-        name="array size",
-        works=ours <= most,
-        needed=True,
-        found=f"MaxArraySize is {most}, limits.array_size {ours}",
-        remedy=None if ours <= most else f"set limits.array_size to {most}",
-    )
+    found = f"MaxArraySize is {most}, limits.array_size {ours}"
+    remedy = None if ours <= most else f"set limits.array_size to {most}"
+    return Finding(name="array size", works=remedy is None, needed=True, found=found, remedy=remedy)
 
 
 def requeueing(config: dict[str, str]) -> Finding:
-    """What becomes of a job that is preempted or whose node dies."""
+    """Check that a job goes on after it is preempted or its node dies."""
     mode = config.get("PreemptMode", "OFF")
-    works = "CANCEL" not in mode.upper()
-    return Finding(
-        name="requeue",
-        works=works,
-        found=f"JobRequeue is {config.get('JobRequeue', '?')} (jobs ask for it themselves), PreemptMode {mode}",
-        remedy=None
-        if works
-        else "a preempted job is not started again: make the same submission from time to time",
-    )
+    found = f"JobRequeue is {config.get('JobRequeue', '?')} (jobs ask for it themselves), PreemptMode {mode}"
+    if "CANCEL" not in mode.upper():
+        return Finding(name="requeue", works=True, found=found)
+    remedy = "a preempted job is not started again: make the same submission from time to time"
+    return Finding(name="requeue", works=False, found=found, remedy=remedy)
 
 
 def accounting(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
-    """Whether this user may charge the account and use the QOS that the profile names."""
+    """Check that this user may charge the account and use the QOS that the profile names."""
     user = getpass.getuser()
-    rows = _asked(
-        *(
-            "sacctmgr",
-            "--noheader",
-            "--parsable2",
-            "show",
-            "associations",
-            f"user={user}",
-            "format=account,qos",
-        )
-    )
-    known = _asked("sacctmgr", "--noheader", "--parsable2", "show", "qos", "format=name")
+    show = ("sacctmgr", "--noheader", "--parsable2", "show")
+    rows = _asked(*show, "associations", f"user={user}", "format=account,qos")
+    known = _asked(*show, "qos", "format=name")
     if isinstance(rows, SchedulerGone) or isinstance(known, SchedulerGone):
         remedy = "nothing to do: status goes by squeue and the journals"
         yield Finding(name="accounting", works=False, found="sacctmgr does not answer", remedy=remedy)
@@ -187,7 +169,7 @@ def accounting(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
 
 
 def trial(profile: Profile) -> Finding:
-    """Whether SLURM would take a job of one whole node, as it judges by itself without queueing it."""
+    """Check that SLURM would take a job of one whole node, as it judges by itself without queueing it."""
     names = profile.partitions_for(1)
     kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
     asked = {

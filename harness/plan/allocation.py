@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from harness.common.format import NOTHING, Range, counted, duration
 from harness.plan.cluster import Cluster, Profile, ranks_a_node
 from harness.plan.plan import PlannedRun
-from harness.study.run import Count, Frozen, Positive
+from harness.study.run import Count, Frozen, Positive, by_series
 from ssmttm.errors import InputError
 
 
@@ -84,14 +84,6 @@ def demand_of(runs: Sequence[PlannedRun], cluster: Cluster) -> Demand:
     share = one.size.resources.gpu_fraction if cluster.gpus else float(min(threads, cluster.cores))
     name, hours = f"{point.size} ({point.architecture})", sum((run.hours for run in runs), NOTHING)
     return Demand(name, ranks, share, hours, -(-ranks // ranks_a_node(cluster, threads)))
-
-
-def by_series(runs: Sequence[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    """Runs of a plan by series id."""
-    found: dict[str, list[PlannedRun]] = {}
-    for run in runs:
-        found.setdefault(run.status.series_id, []).append(run)
-    return found
 
 
 def share_out(

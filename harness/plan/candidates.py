@@ -1,8 +1,7 @@
-"""What a study's grid could be made of instead, with what each series would cost, and a grid chosen of it as YAML.
+"""Other grids a study could have: their sizes, iterations and costs, a chosen one as YAML, and a plan as a table.
 
-Sizes are the study's own, iteration counts lie within its range: another choice of these needs no new decision.
-
-A plan as the table that the analysis of a design reads: the runs the study stands for, before they have losses.
+Sizes are the study's own and iterations lie within its range: another choice of these needs no new decision. The table
+is what the analysis of a design reads: the runs the study stands for, before they have losses.
 """
 
 from __future__ import annotations

@@ -1,29 +1,26 @@
-"""What any Series of a study would take here: resources, memory and hours, whether it is part of the grid or not.
-
-Costs are those of a size under an architecture, worked out once: a plan of ten thousand Runs has a hundred of them.
-
-What a Run costs before it is trained: tokens, FLOPs, disk and hours, from arithmetic alone.
+"""Costs of any Series of a study here, by arithmetic alone: tokens, FLOPs, disk, resources and hours.
 
 Tokens and FLOPs are exact for whole clips; disk is what checkpoints hold. Hours are steps at the speed that
-harness.plan.speed predicts, evaluations, checkpoints and a start, as a range; memory is harness.plan.memory's.
+harness.plan.speed predicts, evaluations, checkpoints and a start, as a range. A size under an architecture is worked
+out once: a plan of ten thousand Runs has a hundred of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from harness.common.format import NOTHING, Range
+from harness.common.format import Range
 from harness.plan.cluster import Cluster, nodes_for
 from harness.plan.memory import trained_parameters
-from harness.plan.resources import Hours, Refused, Resources, choose_resources
-from harness.plan.speed import Device, Speeds, step_work, timed_steps
+from harness.plan.resources import Refused, Resources, choose_resources
+from harness.plan.speed import Speeds, step_work, timed_steps
 from harness.record.root import Layout, Root
 from harness.record.status import RunStatus
 from harness.study.grid import CorpusView, GridPoint
 from harness.study.run import Run
 from harness.study.schedule import branch_step
-from harness.study.schema import ResourceChoice, Study
+from harness.study.schema import Study
 from ssmttm.errors import InputError
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count, training_flops
@@ -31,30 +28,16 @@ from ssmttm.text.config import TextConfig
 
 HELD_OUT_SHARE = 0.1
 """Held-out clips over clips trained on, where a study evaluates all and the corpus is elsewhere."""
-
-
-def duration(
-    architecture: str,
-    run: Run,
-    layout: Layout,
-    device: Device,
-    speeds: Speeds,
-    *,
-    text_positions: int,
-    eval_clips: int,
-    warm: bool = False,
-) -> Duration:
-    """How long a Series like this takes on a device."""
-    work = step_work(run, layout, text_positions, on_cuda=device.kind == "cuda")
-    step, source = speeds.seconds(architecture, run, work, device)
-    size, rate = checkpoint_bytes(run.model, layout.zero_stage), CHECKPOINT_BYTES_A_SECOND
-    return Duration(
-        step=step,
-        evaluation=step * (EVAL_SHARE * eval_clips / run.batch),
-        checkpoint=Range(size / rate.high, size / rate.expected, size / rate.low),
-        start=WARM_START_SECONDS if warm else START_SECONDS,
-        source=source,
-    )
+BYTES_A_BYTE_TOKEN = 4.0
+"""Bytes of caption a position of a frozen subword encoder covers, about."""
+START_SECONDS = Range(10.0, 30.0, 120.0)
+"""From a job's start to its first step on a cluster: imports, process group, engine."""
+WARM_START_SECONDS = Range(0.2, 0.5, 10.0)
+"""The same where workers stay warm between Series."""
+CHECKPOINT_BYTES_A_SECOND = Range(0.1e9, 0.4e9, 2e9)
+"""Speed of writing a checkpoint with its checksums: from a busy network disk to a local one."""
+EVAL_SHARE = 1 / 3
+"""Work of an evaluated sequence over that of one trained on: a forward pass alone."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +53,7 @@ class Duration:
     start: Range
     """A job's way to its first step."""
     source: str
-    """What the step rests on: measured, calibrated, borrowed or assumed."""
-
-    def hours(self, steps: int, *, evaluations: int, checkpoints: int, starts: int = 0) -> Range:
-        """Hours of so many steps and what goes with them."""
-        seconds = self.step * steps + self.evaluation * evaluations + self.checkpoint * checkpoints
-        return (seconds + self.start * starts) * (1 / 3600)
+    """Basis of the step: measured, calibrated, borrowed or assumed."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +68,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class SizeEstimate:
-    """What all Series of one size under one architecture have in common."""
+    """Estimates that all Series of one size under one architecture have in common."""
 
     resources: Resources
     duration: Duration
     nodes: int
-    cost: Cost
+    step_cost: Cost
     """Of one step."""
     peak_flops: float | None
 
@@ -103,6 +81,11 @@ class SizeEstimate:
     def layout(self) -> Layout:
         """Ranks, micro-batch and ZeRO stage."""
         return self.resources.layout
+
+    def cost(self, iterations: int) -> Cost:
+        """Cost of a Run of that many iterations."""
+        step = self.step_cost
+        return replace(step, tokens=iterations * step.tokens, flops=iterations * step.flops)
 
 
 @dataclass
@@ -118,76 +101,52 @@ class Estimator:
     _sizes: dict[tuple[str, str], SizeEstimate] = field(default_factory=dict)
 
     def of_size(self, architecture: str, size: str, runs: Sequence[Run]) -> SizeEstimate:
-        """The estimate for a size whose Series hold these Runs; raises InputError where resources do not fit."""
+        """Return the estimate for a size whose Series hold these Runs; raises InputError where it does not fit."""
         key = (architecture, size)
         if key not in self._sizes:
             self._sizes[key] = self._estimate(architecture, size, runs)
         return self._sizes[key]
 
-    def gpu_hours(self, architecture: str, run: Run, size: str | None = None) -> Range:
-        """GPU-hours of any Run with its own trunk from the start, be it of the grid or not."""
-        known = size if size is not None and size in self.study.grid.sizes else None
-        estimate = self._estimate(architecture, known, [run])
-        return self.hours(estimate.duration, run.iterations, starts=1) * estimate.layout.ranks
-
     def hours(self, taken: Duration, steps: int, *, starts: int, runs: int = 1) -> Range:
         """Hours of so many steps that end in so many Runs, with the checkpoints and evaluations on the way."""
         every = self.study.tracking.eval_every
-        return taken.hours(
-            steps,
-            evaluations=runs + (steps // every if every else 0),
-            checkpoints=runs + steps // self.study.resources.checkpoint_every,
-            starts=starts,
-        )
+        evaluations = runs + (steps // every if every else 0)
+        checkpoints = runs + steps // self.study.resources.checkpoint_every
+        seconds = taken.step * steps + taken.evaluation * evaluations + taken.checkpoint * checkpoints
+        return (seconds + taken.start * starts) * (1 / 3600)
 
-    def _estimate(self, architecture: str, size: str | None, runs: Sequence[Run]) -> SizeEstimate:
+    def _estimate(self, architecture: str, size: str, runs: Sequence[Run]) -> SizeEstimate:
         longest = max(runs, key=lambda run: run.iterations)
         steps = series_steps(runs)
 
         def hours(layout: Layout) -> Range:
             return self.hours(self._duration(architecture, longest, layout), steps, starts=1, runs=len(runs))
 
-        choice = self.study.resources if size is None else self.study.resources_of(architecture, size)
-        resources = self._resources(architecture, size, longest, choice, hours)
-        layout = resources.layout
-        one = longest.model_copy(update={"iterations": 1})
+        choice = self.study.resources_of(architecture, size)
+        try:
+            resources = choose_resources(longest, choice, self.cluster, refused=self.refused, hours=hours)
+        except InputError as error:
+            raise InputError(f"grid.sizes.{size} ({architecture}): {error}") from error
         return SizeEstimate(
             resources=resources,
-            duration=self._duration(architecture, longest, layout),
-            nodes=nodes_for(layout, self.cluster),
-            cost=run_cost(one, self.text_positions),
+            duration=self._duration(architecture, longest, resources.layout),
+            nodes=nodes_for(resources.layout, self.cluster),
+            step_cost=run_cost(longest.model_copy(update={"iterations": 1}), self.text_positions),
             peak_flops=self.study.resources.peak_flops or self.cluster.peak_flops.get(longest.precision),
         )
 
-    def _resources(
-        self, architecture: str, size: str | None, run: Run, choice: ResourceChoice, hours: Hours
-    ) -> Resources:
-        try:
-            return choose_resources(run, choice, self.cluster, refused=self.refused, hours=hours)
-        except InputError as error:
-            if size is None or choice is self.study.resources:
-                raise
-            raise InputError(f"grid.sizes.{size} ({architecture}): {error}") from error
-
     def _duration(self, architecture: str, run: Run, layout: Layout) -> Duration:
-        peak = self.study.resources.peak_flops
-        return duration(
-            architecture,
-            run,
-            layout,
-            self.cluster.device(run.precision, layout.threads, peak),
-            self.speeds,
-            text_positions=self.text_positions,
-            eval_clips=self.eval_clips,
-            warm=self.cluster.name == "local",
+        device = self.cluster.device(run.precision, layout.threads, self.study.resources.peak_flops)
+        work = step_work(run, layout, self.text_positions, on_cuda=device.kind == "cuda")
+        step, source = self.speeds.seconds(architecture, run, work, device)
+        size, rate = checkpoint_bytes(run.model, layout.zero_stage), CHECKPOINT_BYTES_A_SECOND
+        return Duration(
+            step=step,
+            evaluation=step * (EVAL_SHARE * self.eval_clips / run.batch),
+            checkpoint=Range(size / rate.high, size / rate.expected, size / rate.low),
+            start=WARM_START_SECONDS if self.cluster.name == "local" else START_SECONDS,
+            source=source,
         )
-
-
-def series_steps(runs: Sequence[Run]) -> int:
-    """Steps of a Series that shares its trunk: to the last branch point, and every decay."""
-    branches = [branch_step(run.schedule, run.iterations) for run in runs]
-    decays = sum(run.iterations - branch for run, branch in zip(runs, branches, strict=True))
-    return max(branches) + decays
 
 
 def make_estimator(
@@ -198,14 +157,13 @@ def make_estimator(
     cluster: Cluster,
     rows: Sequence[RunStatus] = (),
 ) -> Estimator:
-    """Everything known under ROOT that bears on what a study costs; `rows` are its Runs as they stand."""
+    """Gather everything known under ROOT that bears on a study's costs; `rows` are its Runs as they stand."""
     text_positions = read_text_positions(study, points[0].run.model.text, corpus)
-    folder = root.study(study.name)
     return Estimator(
         study=study,
         cluster=cluster,
         speeds=Speeds(timed_steps(root, study.name, rows, text_positions)),
-        refused=Refused(folder),
+        refused=Refused(root.study(study.name)),
         text_positions=text_positions,
         eval_clips=study.training.eval_clips or max(1, round(HELD_OUT_SHARE * corpus.clips)),
     )
@@ -221,20 +179,8 @@ def read_text_positions(study: Study, text: TextConfig, corpus: CorpusView) -> i
     return mean_text_positions(text, train.captions(range(min(len(train), 512))))
 
 
-BYTES_A_BYTE_TOKEN = 4.0
-"""Bytes of caption a position of a frozen subword encoder covers, about."""
-START_SECONDS = Range(10.0, 30.0, 120.0)
-"""From a job's start to its first step on a cluster: imports, process group, engine."""
-WARM_START_SECONDS = Range(0.2, 0.5, 10.0)
-"""The same where workers stay warm between Series."""
-CHECKPOINT_BYTES_A_SECOND = Range(0.1e9, 0.4e9, 2e9)
-"""What a checkpoint with its checksums is written at: from a busy network disk to a local one."""
-EVAL_SHARE = 1 / 3
-"""Work of an evaluated sequence over that of one trained on: a forward pass alone."""
-
-
 def mean_text_positions(text: TextConfig, captions: Sequence[str]) -> int:
-    """Text positions of an average caption, at least one; the limit where there are no captions to ask."""
+    """Text positions of an average caption, at least one; the limit where there are no captions."""
     if not captions:
         return text.max_positions
     width = text.patch if text.encoder == "bytes" else BYTES_A_BYTE_TOKEN
@@ -242,15 +188,21 @@ def mean_text_positions(text: TextConfig, captions: Sequence[str]) -> int:
     return max(1, min(text.max_positions, round(mean)))
 
 
+def series_steps(runs: Sequence[Run]) -> int:
+    """Steps of a Series that shares its trunk: to the last branch point, and every decay."""
+    branches = [branch_step(run.schedule, run.iterations) for run in runs]
+    decays = sum(run.iterations - branch for run, branch in zip(runs, branches, strict=True))
+    return max(branches) + decays
+
+
 def run_cost(run: Run, text_positions: int) -> Cost:
-    """The arithmetic of a Run."""
+    """Parameters, tokens and FLOPs of a Run."""
     count = parameter_count(run.model)
-    tokens_per_step = run.batch * run.frames * run.model.n_codebooks
     flops_per_step = training_flops(run.model, run.frames, text_positions) * run.batch * run.frames
     return Cost(
         n_params=count.n_params,
         n_params_non_embedding=count.non_embedding,
-        tokens=run.iterations * tokens_per_step,
+        tokens=run.iterations * run.tokens_a_step,
         flops=run.iterations * flops_per_step,
     )
 
@@ -266,8 +218,3 @@ def checkpoint_bytes(model: ModelConfig, zero_stage: int) -> int:
 def weights_bytes(model: ModelConfig) -> int:
     """Bytes of a finished Run's model.safetensors."""
     return 4 * trained_parameters(model)
-
-
-def total(ranges: Sequence[Range]) -> Range:
-    """The sum of ranges, end by end: what is wrong with one estimate is wrong with its like."""
-    return sum(ranges, NOTHING)

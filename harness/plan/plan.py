@@ -1,18 +1,16 @@
-"""What is left to do of a study, and what it will cost: nothing is written and nothing heavy is imported.
+"""The plan of a study: what is left to do, its costs, and coded notes on what the figures rest on.
 
-A Run costs what it adds: the piece of trunk from the last branch point before its own, and its decay. That is what
-sharing trunks saves against training every Run from the start.
-
-What a plan says beside its figures: coded notes on what they rest on and what stands in the way.
+Planning writes nothing and imports nothing heavy. A Run costs what it adds: the piece of trunk from the last branch
+point before its own, and its decay. That is what sharing trunks saves against training every Run from the start.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from harness.common.disk import free_bytes
 from harness.common.format import GIB, NOTHING, Range
 from harness.plan.cluster import Cluster
 from harness.plan.estimate import (
@@ -21,13 +19,13 @@ from harness.plan.estimate import (
     SizeEstimate,
     checkpoint_bytes,
     make_estimator,
-    total,
     weights_bytes,
 )
 from harness.record.jobs import JobView
 from harness.record.root import Layout, Root
 from harness.record.status import OVER, RunState, RunStatus, StatusReader
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint
+from harness.study.run import by_series
 from harness.study.schedule import branch_step
 from harness.study.schema import Study
 
@@ -50,24 +48,19 @@ class PlannedRun:
     """Hours to its own end from the newest branch point of a finished Run, were its branch a job of its own."""
 
     @property
-    def layout(self) -> Layout:
-        """What it is trained on."""
-        return self.size.layout
+    def series_id(self) -> str:
+        """The Series it belongs to."""
+        return self.status.series_id
 
     @property
-    def nodes(self) -> int:
-        """Nodes of its job."""
-        return self.size.nodes
+    def layout(self) -> Layout:
+        """Ranks, micro-batch and ZeRO stage it is trained with."""
+        return self.size.layout
 
     @property
     def gpus(self) -> int:
         """Devices: GPUs, or CPU ranks where there is no GPU."""
         return self.layout.ranks
-
-    @property
-    def peak_flops(self) -> float | None:
-        """Peak FLOP/s of a rank's device, where known."""
-        return self.size.peak_flops
 
     @property
     def memory_gib(self) -> Range:
@@ -80,14 +73,9 @@ class PlannedRun:
         return checkpoint_bytes(self.status.point.run.model, self.layout.zero_stage) / GIB
 
     @property
-    def wall_hours(self) -> float:
-        """Hours it is expected to add to its Series."""
-        return self.hours.expected
-
-    @property
     def gpu_hours(self) -> float:
-        """Device-hours this Run adds."""
-        return self.wall_hours * self.gpus
+        """Device-hours this Run is expected to add."""
+        return self.hours.expected * self.gpus
 
 
 @dataclass(frozen=True)
@@ -154,7 +142,7 @@ class Plan:
         return {
             "runs": len(self.runs),
             "series": len({run.status.series_id for run in self.runs}),
-            **_ends("gpu_hours", total([run.hours * run.gpus for run in left])),
+            **_ends("gpu_hours", sum((run.hours * run.gpus for run in left), NOTHING)),
             "gpu_hours_independent": sum(run.hours_alone.expected * run.gpus for run in left),
             "gpu_hours_reused": sum(run.gpu_hours for run in self.runs if run.status.state is RunState.DONE),
             **_ends("longest_path_hours", self.longest_path()),
@@ -165,11 +153,9 @@ class Plan:
 
     def longest_path(self) -> Range:
         """Hours of the Series that takes longest, its branches one after the other: no number of GPUs ends sooner."""
-        series: dict[str, Range] = {}
-        for run in self.runs:
-            if run.status.state not in OVER:
-                series[run.status.series_id] = series.get(run.status.series_id, NOTHING) + run.hours
-        return max(series.values(), key=lambda hours: hours.expected, default=NOTHING)
+        left = by_series(run for run in self.runs if run.status.state not in OVER)
+        series = (sum((run.hours for run in runs), NOTHING) for runs in left.values())
+        return max(series, key=lambda hours: hours.expected, default=NOTHING)
 
     def _row(self, run: PlannedRun) -> dict[str, Any]:
         status, model = run.status, run.status.point.run
@@ -186,7 +172,7 @@ class Plan:
             "flops": run.cost.flops,
             "seed": model.seed,
             "state": shown.get(status.state, status.state),
-            "nodes": run.nodes,
+            "nodes": run.size.nodes,
             "gpus": run.gpus,
             "zero_stage": run.layout.zero_stage,
             "micro_batch": run.layout.micro_batch,
@@ -225,15 +211,10 @@ def make_plan(
     """
     rows = StatusReader(root, study.name).read(points, jobs=jobs)
     estimator = make_estimator(study, points, corpus, root, cluster, rows)
-    members: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        members.setdefault(row.series_id, []).append(index)
-    planned: dict[int, PlannedRun] = {}
-    for indices in members.values():
-        indices.sort(key=lambda index: rows[index].point.run.iterations)
-        series = _series([rows[index] for index in indices], estimator)
-        planned |= zip(indices, series, strict=True)
-    runs = tuple(planned[index] for index in range(len(rows)))
+    planned = {
+        run.status.run_id: run for members in by_series(rows).values() for run in _series(members, estimator)
+    }
+    runs = tuple(planned[row.run_id] for row in rows)
     passing = _passing_gib(study, runs, cluster)
     needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
     sources = {run.size.duration.source for run in runs}
@@ -243,8 +224,9 @@ def make_plan(
     return Plan(study, corpus.is_known and text_is_known, runs, passing, notes)
 
 
-def _series(rows: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]:
-    """The Runs of one Series, shortest first: each pays for the trunk from the last branch point before its own."""
+def _series(members: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]:
+    """Cost the Runs of one Series: each pays for the trunk from the last branch point before its own."""
+    rows = sorted(members, key=lambda row: row.point.run.iterations)
     point = rows[0].point
     size = estimator.of_size(point.architecture, point.size, [row.point.run for row in rows])
     checkpoint_gib = checkpoint_bytes(point.run.model, size.layout.zero_stage) / GIB
@@ -259,7 +241,7 @@ def _series(rows: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]
         found.append(
             PlannedRun(
                 status=status,
-                cost=_times(size.cost, run.iterations),
+                cost=size.cost(run.iterations),
                 size=size,
                 disk_gib=(branch > 0 and branch not in branches) * checkpoint_gib + weights_gib,
                 hours=estimator.hours(size.duration, steps, starts=starts),
@@ -277,17 +259,8 @@ def _series(rows: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]
     return found
 
 
-def _times(step: Cost, iterations: int) -> Cost:
-    return Cost(
-        n_params=step.n_params,
-        n_params_non_embedding=step.n_params_non_embedding,
-        tokens=iterations * step.tokens,
-        flops=iterations * step.flops,
-    )
-
-
 def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> float:
-    """GiB of what comes and goes in training: `keep_last` periodic checkpoints and one of a decay for each Series."""
+    """GiB of files that come and go in training: `keep_last` periodic checkpoints and one of a decay a Series."""
     series: dict[str, PlannedRun] = {
         run.status.series_id: run for run in runs if run.status.state not in OVER
     }
@@ -301,6 +274,7 @@ def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> 
 
 
 Note = tuple[str, str]
+"""Code and text."""
 
 
 def notes_on(
@@ -357,10 +331,7 @@ def _on_speed(cluster: Cluster, sources: Collection[str]) -> list[Note]:
 
 
 def _on_disk(root: Root, needed: float, passing: float) -> list[Note]:
-    place = root.path.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / GIB
+    free = free_bytes(root.path.absolute()) / GIB
     if free >= needed:
         return []
     text = (

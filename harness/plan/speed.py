@@ -5,12 +5,10 @@ other size. So three terms are added up, and two factors correct them from steps
 which a single finished run shows, and one for the balance between launches and arithmetic, which needs runs of two
 sizes. Both are held to 1 as far as nothing was measured (a maximum a posteriori estimate, log-normal priors).
 
-Steps that were timed: read from the journals of finished Runs, kept in the study's calibration.json.
-
-What other studies under the same ROOT have kept counts too. Of each size its longest finished Runs are read, and not
-again once calibration.json has them, so that planning reads a few journals and not ten thousand. What shared a GPU with
-others tells nothing: how fast it went depends on what they did meanwhile, which nobody knows, and a plan wants to know
-how fast it goes alone.
+Timed steps are read from the journals of finished Runs and kept in the study's calibration.json; those that other
+studies under the same ROOT have kept count too. Of each size the longest finished Runs are read, and not again once
+calibration.json has them, so that planning reads a few journals and not ten thousand. A Run that shared a GPU with
+others tells nothing: its speed depended on what they did meanwhile, and a plan wants the speed it has alone.
 """
 
 from __future__ import annotations
@@ -23,11 +21,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.common.disk import write_atomically
 from harness.common.format import Range
 from harness.plan.memory import activation_bytes
 from harness.record.journal import Event, read_progress
-from harness.record.root import Layout, Root, read_model
+from harness.record.root import Layout, Root, read_model, read_model_if_there, write_model
 from harness.record.status import RunState, RunStatus
 from harness.study.run import Count, Frozen, Positive, Precision, Run
 from ssmttm.errors import InputError
@@ -91,12 +88,13 @@ class StepTime(Frozen):
         return Work(self.passes, self.bytes, self.flops)
 
 
-class Calibration(Frozen):
-    """calibration.json of a study: how long steps of its finished Runs took."""
+class Calibration(Frozen, extra="ignore"):
+    """calibration.json of a study: how long steps of its finished Runs took.
+
+    Files from before steps were kept hold other keys; the journals tell the same and more.
+    """
 
     steps: tuple[StepTime, ...] = ()
-    flops_per_second: dict[str, Positive] = {}
-    """Of files written before steps were kept; the journals tell the same and more."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +243,7 @@ RUNS_A_SIZE = 3
 def read_calibration(root: Root, study_name: str) -> Calibration:
     """calibration.json of a study; empty where nothing has finished."""
     path = root.study(study_name) / "calibration.json"
-    return read_model(path, Calibration) if path.exists() else Calibration()
+    return read_model_if_there(path, Calibration) or Calibration()
 
 
 def timed_steps(
@@ -280,8 +278,7 @@ def own_steps(root: Root, study_name: str, rows: Iterable[RunStatus], text_posit
 def write_calibration(root: Root, study_name: str, rows: Iterable[RunStatus], text_positions: int) -> None:
     """Keep what the study's finished Runs tell."""
     calibration = Calibration(steps=tuple(own_steps(root, study_name, rows, text_positions)))
-    text = calibration.model_dump_json(indent=1, exclude_defaults=True) + "\n"
-    write_atomically(root.study(study_name) / "calibration.json", text)
+    write_model(root.study(study_name) / "calibration.json", calibration, exclude_defaults=True)
 
 
 def _of_others(root: Root, study_name: str) -> list[StepTime]:
@@ -317,7 +314,6 @@ def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
     if not events:
         return None
     run = row.point.run
-    tokens = run.batch * run.frames * run.model.n_codebooks
     device = str(own.started.get("device", "cpu")).split(":")[0]
     work = step_work(run, layout, text_positions, on_cuda=device == "cuda")
     return StepTime(
@@ -331,5 +327,5 @@ def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
         passes=work.passes,
         bytes=work.bytes,
         flops=work.flops,
-        seconds=tokens / median(event["tokens_per_second"] for event in events),
+        seconds=run.tokens_a_step / median(event["tokens_per_second"] for event in events),
     )

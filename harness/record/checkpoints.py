@@ -12,16 +12,17 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from harness.common.disk import write_atomically
 from harness.common.validation import first_line, first_mistake
+from harness.record.root import write_model
 from harness.study.run import Frozen
+from ssmttm.files import sha256_file
 
 TAG = re.compile(r"step-([0-9]{9})")
 
@@ -152,19 +153,19 @@ def _wrong_sizes(checkpoint: Checkpoint) -> Problem | None:
 
 
 def problem_with(checkpoint: Checkpoint) -> str | None:
-    """Why a marked checkpoint must not be loaded, or None."""
+    """Say why a marked checkpoint must not be loaded; None where nothing is wrong."""
     problem = inspect(checkpoint)
     return None if problem is None else problem.text
 
 
 def inspect(checkpoint: Checkpoint) -> Problem | None:
-    """Look through a checkpoint: exactly the files it lists, their checksums, then torch's safe loading of each."""
+    """Verify a checkpoint: exactly the files it lists, their checksums, then torch's safe loading of each."""
     try:
         if foreign := _foreign(checkpoint):
             return Problem(f"{foreign}: is not one of the files it was written with", checkpoint)
         for name, facts in checkpoint.marker.files.items():
             path = checkpoint.path / name
-            if _sha256(path) != facts.sha256:
+            if sha256_file(path) != facts.sha256:
                 return Problem(f"{path}: differs from what was written (checksum)", checkpoint)
             if problem := _unsafe(path):
                 return Problem(f"{path}: {problem}", checkpoint)
@@ -179,9 +180,8 @@ def _foreign(checkpoint: Checkpoint) -> Path | None:
         return checkpoint.path
     for place, folders, files in os.walk(checkpoint.path, onerror=_raise):
         for name in (*folders, *files):
-            if name.startswith(
-                "."
-            ):  # no pattern takes it; NFS keeps a file so that is removed while it is read
+            # A hidden file no pattern takes; NFS keeps a file so that is removed while it is read.
+            if name.startswith("."):
                 continue
             path = Path(place) / name
             listed = path.relative_to(checkpoint.path).as_posix() in checkpoint.marker.files
@@ -230,7 +230,7 @@ def keep(folder: Path, step: int, *, branch: bool, verified: bool = False) -> bo
                 return False
             if branch and not held.marker.branch:
                 marker = held.marker.sealed(branch=True)
-                write_atomically(folder / f"{held.tag}.complete", marker.model_dump_json(indent=1) + "\n")
+                write_model(folder / f"{held.tag}.complete", marker)
             return True
     return False
 
@@ -248,11 +248,6 @@ def remove(folder: Path, tag: str) -> None:
     shutil.rmtree(folder / tag, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def retire(folder: Path, step: int, *, keep_last: int, keep_best: bool) -> None:
     """Drop checkpoints that the one of `step`, whole by now, makes superfluous.
 
@@ -263,8 +258,8 @@ def retire(folder: Path, step: int, *, keep_last: int, keep_best: bool) -> None:
     others = [found for found in held if not found.marker.branch and found.marker.step <= step]
     kept = {found.tag for found in held if found.marker.branch or found.marker.step > step}
     kept |= {found.tag for found in others[-keep_last:]} | {tag_of(step)}
-    if keep_best and (best := _best(held)) is not None:
-        kept.add(best.tag)
+    if keep_best:
+        kept |= {best.tag for best in best_first(held)[:1]}
     for older in folder.glob("step-*"):
         is_one = older.is_dir() and TAG.fullmatch(older.name) and older.name < tag_of(step)
         known = any(found.tag == older.name for found in held)
@@ -282,8 +277,9 @@ def remove_partial(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _best(held: list[Checkpoint]) -> Checkpoint | None:
+def best_first(held: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints with a held-out loss, the lowest first, of equal ones the earliest."""
     measured = [
         (found.marker.loss, found.marker.step, found) for found in held if found.marker.loss is not None
     ]
-    return min(measured, key=lambda entry: entry[:2])[2] if measured else None
+    return [found for _, _, found in sorted(measured, key=lambda entry: entry[:2])]

@@ -15,7 +15,7 @@ from harness.common.disk import append_line, naming_a_full_disk
 from harness.common.jsonl import read_lines
 
 RUNS_A_LINE = 10_000
-"""Runs told of in one line: a line of a study's hundred thousand would be too long to be read."""
+"""Runs named in one line: a line of a study's hundred thousand would be too long to be read."""
 
 
 class Control:
@@ -46,10 +46,6 @@ class Control:
         """Run ids cancelled and not retried since."""
         return cancelled_in(self.read())
 
-    def forgiven(self) -> dict[str, int]:
-        """For each retried run id, the newest attempt whose failure is forgotten."""
-        return forgiven_in(self.read())
-
 
 def cancelled_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
     """Run ids cancelled and not retried since, by the lines of a control.jsonl."""
@@ -62,8 +58,8 @@ def cancelled_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
     return found
 
 
-def forgiven_in(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """For each retried run id, the newest attempt whose failure is forgotten, by the lines of a control.jsonl."""
+def attempts_reset_in(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """For each retried run id, the newest attempt whose failure counts no more, by the lines of a control.jsonl."""
     found: dict[str, int] = {}
     for event in events:
         if event["event"] == "retried":

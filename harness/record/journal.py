@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -78,12 +78,11 @@ class Journal:
     @classmethod
     def open(cls, directory: Path) -> Self:
         """Begin a new attempt on the run or series of `directory`; raises DiskFull."""
-        folder = directory / "journal"
-        make_folder(folder)
+        make_folder(directory / "journal")
         while True:
             attempt = max(attempts(directory), default=0) + 1
             try:
-                return cls(folder / FORMAT.format(attempt), attempt)
+                return cls(attempt_file(directory, attempt), attempt)
             except FileExistsError:  # another process began one in between
                 continue
 
@@ -130,15 +129,9 @@ def attempts(directory: Path) -> list[int]:
     return [attempt for attempt, _ in _attempt_files(directory)]
 
 
-def read_events(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
-    for attempt in attempts(directory):
-        try:
-            for line in LineReader(directory / "journal" / FORMAT.format(attempt)).read(check_for(directory)):
-                if not isinstance(line, Damage):
-                    yield {**line, "attempt": attempt}
-        except (FileNotFoundError, IsADirectoryError):
-            continue
+def attempt_file(directory: Path, attempt: int) -> Path:
+    """The journal of one attempt on the run or series of `directory`."""
+    return directory / "journal" / FORMAT.format(attempt)
 
 
 @dataclass
@@ -388,7 +381,7 @@ def check_for(directory: Path) -> Callable[[dict[str, Any]], None]:
                 raise ValueError(f"{name}: a {kind} without it says nothing")
         if is_run and kind == Event.FINISHED:
             try:
-                Result.model_validate({name: fields[name] for name in Result.model_fields if name in fields})
+                Result.of_event(fields)
             except ValidationError as error:
                 raise ValueError(f"{first_mistake(error)}, so the run is not finished") from None
 

@@ -1,15 +1,14 @@
 """The Points table: from the journals, which are the truth, and not out of a tracker, which may be gone.
 
 A row is a finished Run. Evaluations made on the way can be had too: they were measured before the learning rate had
-decayed, so they are biased upwards and say annealed=false. Those of a trunk are nobody's own: their run id is the
-Series.
+decayed, so they are biased upwards and say annealed=false. The run id of a trunk's evaluations is the Series.
 """
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -40,10 +39,9 @@ class Point:
     annealed: bool
 
 
-MOST_TOLD = 5
-"""Runs of which a note says why they have no point."""
-
 COLUMNS = [field.name for field in fields(Point)]
+MOST_NAMED = 5
+"""Runs of which a note says why they have no point."""
 
 
 def points_of(rows: Sequence[RunStatus], root: Root, *, on_the_way: bool = False) -> Iterator[Point]:
@@ -69,14 +67,14 @@ def points_of(rows: Sequence[RunStatus], root: Root, *, on_the_way: bool = False
 
 
 def without_points(rows: Sequence[RunStatus]) -> str:
-    """Which Runs of a study have no final loss and why, a sentence; empty where all have one."""
+    """Say in a sentence which Runs of a study have no final loss and why; empty where all have one."""
     left = [row for row in rows if row.state is not RunState.DONE]
     if not left:
         return ""
     counts = Counter(row.state for row in left)
-    told = [f"{row.run_id} {row.state} ({row.reason})" for row in left if row.reason][:MOST_TOLD]
+    named = [f"{row.run_id} {row.state} ({row.reason})" for row in left if row.reason][:MOST_NAMED]
     text = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return f"{len(left)} of the study's {len(rows)} runs have no point: {text}{'; '.join(['', *told])}."
+    return f"{len(left)} of the study's {len(rows)} runs have no point: {text}{'; '.join(['', *named])}."
 
 
 def cells(points: Sequence[Point]) -> list[tuple[int, tuple[object, ...]]]:
@@ -87,14 +85,14 @@ def cells(points: Sequence[Point]) -> list[tuple[int, tuple[object, ...]]]:
 def write_table(points: Iterator[Point], out: Path | None, standard_output: TextIO) -> None:
     """Write CSV to standard output, or CSV or Parquet to a file by its name's ending; raises InputError for another."""
     if out is None:
-        _write_csv(points, standard_output)
+        write_csv(points, Point, standard_output)
     elif out.suffix == ".parquet":
         import pandas as pd
 
         pd.DataFrame([asdict(point) for point in points], columns=COLUMNS).to_parquet(out, index=False)
     else:
         with out.open("w", encoding="utf-8", newline="") as file:
-            _write_csv(points, file)
+            write_csv(points, Point, file)
 
 
 def check_ending(out: Path | None) -> None:
@@ -103,10 +101,12 @@ def check_ending(out: Path | None) -> None:
         raise InputError(f"--out {out}: ends in neither .csv nor .parquet")
 
 
-def _write_csv(points: Iterator[Point], file: TextIO) -> None:
+def write_csv(rows: Iterable[Any], kind: type[Any], file: TextIO) -> None:
+    """Write rows of a dataclass as CSV, its fields as columns."""
+    names = [field.name for field in fields(kind)]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([getattr(point, name) for name in COLUMNS] for point in points)
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
 
 
 def _final(row: RunStatus) -> Point:
@@ -151,4 +151,4 @@ def _common(row: RunStatus, result: Result) -> dict[str, Any]:
 
 def _result(row: RunStatus) -> Result:
     assert row.result is not None
-    return Result.model_validate({name: row.result[name] for name in Result.model_fields})
+    return Result.of_event(row.result)

@@ -1,12 +1,10 @@
-"""Which code runs: its commit, and a digest of its sources that is the same wherever they lie.
+"""The code that runs: its commit, a digest of its sources, and a record of both for each submission.
 
 The digest names a state of the code whether it lies in a git checkout, in a copy of one or in a wheel. Taking it reads
 every source once, about a megabyte: cheap enough for each job to compare itself with its submission.
 
-The code of a submission, written down: ROOT/studies/NAME/code/STATE.json and STATE.diff, one of each a state.
-
-STATE is a digest of the sources, so what was submitted a hundred times with the same code is recorded once. The
-record names a commit and holds the difference to it that give this code; where the code is an installed package, its
+ROOT/studies/NAME/code holds STATE.json and STATE.diff, STATE being that digest, so that code submitted a hundred times
+is recorded once. The record names a commit and holds the difference to it; of an installed package it names the
 version. Either way it lists the digest of every source.
 """
 
@@ -23,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness.common.disk import write_atomically
+from harness.record.root import write_model
 from harness.study.run import Frozen
 
 HOME = Path(__file__).resolve().parents[2]
@@ -72,7 +71,7 @@ def source_files(home: Path = HOME) -> dict[str, str]:
 
 
 def code_state(sources: Mapping[str, str]) -> str:
-    """What a state of the code is called: 12 hex digits of a digest over its sources."""
+    """Name of a state of the code: 12 hex digits of a digest over its sources."""
     lines = "".join(f"{digest} {path}\n" for path, digest in sorted(sources.items()))
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:12]
 
@@ -98,7 +97,7 @@ def installed_version(package: str) -> str | None:
 
 
 def git(*arguments: str, **environment: str) -> str | None:
-    """What git says of the code's own folder; None where it is not there or refuses."""
+    """Run git in the code's own folder and return its output; None where git is missing or refuses."""
     try:
         done = subprocess.run(
             ["git", "-C", str(HOME), *arguments],
@@ -153,7 +152,7 @@ def record_code(study_dir: Path) -> str:
         left_out=left_out,
         sources=sources,
     )
-    write_atomically(folder / f"{state}.json", record.model_dump_json(indent=1) + "\n")
+    write_model(folder / f"{state}.json", record)
     return state
 
 

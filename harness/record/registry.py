@@ -1,4 +1,7 @@
-"""scale_up.json of a study: every step up that was proposed, oldest first; nothing in it is ever changed."""
+"""Studies under ROOT: a study opened from its YAML or by its name, resolved to its Runs, and registered as submitted.
+
+scale_up.json and tuned.json of a study are read and written here too.
+"""
 
 from __future__ import annotations
 
@@ -12,59 +15,19 @@ from typing import Any
 from filelock import FileLock
 
 from harness.common.disk import naming_a_full_disk, write_atomically
-from harness.record.root import Root, read_model
+from harness.record.root import Root, read_model_if_there
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
 from harness.study.run import Digest, Frozen
 from harness.study.schema import Study, load_study
-from harness.study.tuned import Tuned
+from harness.study.tune import Tuned
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
-
-
-def record_path(root: Root, study: str) -> Path:
-    """Where they are kept."""
-    return root.study(study) / "scale_up.json"
-
-
-def read_records(root: Root, study: str) -> list[dict[str, Any]]:
-    """What was proposed, each with when it was (`made`); raises InputError where the file is no such list."""
-    path = record_path(root, study)
-    if not path.exists():
-        return []
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        records = None
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise InputError(
-            f"{path}: is not the list of proposals that `ssmscale scale-up` writes; move it away"
-        )
-    return records
-
-
-def add_record(root: Root, study: str, proposed: Mapping[str, Any]) -> None:
-    """Add a proposal under a lock, unless it repeats the newest; raises DiskFull."""
-    path = record_path(root, study)
-    with naming_a_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            records = read_records(root, study)
-            if records and {key: value for key, value in records[-1].items() if key != "made"} == proposed:
-                return
-            records.append({"made": datetime.now(UTC).isoformat(timespec="seconds"), **proposed})
-            write_atomically(path, json.dumps(records, indent=1, allow_nan=False) + "\n")
-
-
-def read_tuned(root: Root, study_name: str) -> Tuned | None:
-    """tuned.json of a study, or None; raises InputError where it is damaged."""
-    path = root.study(study_name) / "tuned.json"
-    return read_model(path, Tuned) if path.exists() else None
 
 
 def open_study(
     study: str, root: Path | None, changes: Sequence[str] | None, *, fetch: bool = True
 ) -> ResolvedStudy:
-    """A study from its YAML, or by the name it was submitted under; `fetch` as for `resolve`."""
+    """Open a study from its YAML, or by the name it was submitted under; `fetch` as for `resolve`."""
     path = Path(study)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         loaded = load_study(path, changes or ())
@@ -90,7 +53,7 @@ def place_of(study: str, root: Path | None, changes: Sequence[str] | None = None
 
 
 def registered(study: str, root: Path | None, *, fetch: bool = False) -> ResolvedStudy:
-    """A study as it was submitted; the YAML itself where it was not, `fetch` as for `resolve`."""
+    """Open a study as it was submitted; the YAML itself where it was not, `fetch` as for `resolve`."""
     path = Path(study)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         loaded = load_study(path)
@@ -111,6 +74,10 @@ class Registration(Frozen):
     text_encoder: Digest | None = None
     tuned: Tuned | None = None
     """The learning rates it was submitted with, where it leaves them to tuning: tuning again moves no Run of it."""
+
+    def expand(self, where: str) -> tuple[GridPoint, ...]:
+        """Every Run of the grid; raises InputError beginning with `where`."""
+        return tuple(expand(self.study, self.corpus, self.text_encoder, where, self.tuned))
 
 
 @dataclass(frozen=True)
@@ -143,31 +110,31 @@ def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> Reso
 
 
 def trials_name(study_name: str) -> str:
-    """What the trials of a study's tuning go by: a place of their own below the study's, a name no study can have."""
+    """Name of the trials of a study's tuning: a place of their own below the study's, and no study's name."""
     return f"{study_name}/tune"
 
 
 def submitted_with(root: Root, name: str) -> Tuned | None:
     """The learning rates a study of that name was last submitted with, here or where it was imported from."""
-    path = root.study(name) / "study.json"
-    return read_model(path, Registration).tuned if path.exists() else None
+    held = read_model_if_there(root.study(name) / "study.json", Registration)
+    return held.tuned if held else None
 
 
 def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
     """The study of that name as it was last submitted, or None; its corpus need not be here any more."""
     path = root.study(name) / "study.json"
-    if not path.exists():
+    held = read_model_if_there(path, Registration)
+    if held is None:
         return None
-    held = read_model(path, Registration)
-    points = tuple(expand(held.study, held.corpus, held.text_encoder, str(path), held.tuned))
-    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, str(path), held.tuned)
+    points, where = held.expand(str(path)), str(path)
+    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, where, held.tuned)
 
 
 def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: bool = True) -> str | None:
     """Fingerprint of the study's frozen text encoder, None without one; raises what `text_fingerprint` raises.
 
     Unknown where the encoder would have to be fetched and `fetch` is false, and where the corpus is not known: then no
-    Run has an identity, and nobody needs an encoder only to plan.
+    Run has an identity, and planning needs no encoder.
     """
     if study.text.encoder == "bytes":
         return None
@@ -193,10 +160,8 @@ def text_fingerprint(study: Study, root: Root, where: str, *, remember: bool = T
 
     encoder = study.text.encoder
     try:
-        fingerprint, width = (
-            encoder_fingerprint(root.text, encoder, remember=remember),
-            encoder_width(encoder),
-        )
+        fingerprint = encoder_fingerprint(root.text, encoder, remember=remember)
+        width = encoder_width(encoder)
     except InputError as error:
         raise InputError(f"{where}: text.encoder: {error}") from error
     if width not in {None, study.text.dim}:
@@ -241,3 +206,42 @@ def register(resolved: ResolvedStudy) -> None:
     text = json.dumps(document, indent=1) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
+
+
+def read_tuned(root: Root, study_name: str) -> Tuned | None:
+    """tuned.json of a study, or None; raises InputError where it is damaged."""
+    return read_model_if_there(root.study(study_name) / "tuned.json", Tuned)
+
+
+def record_path(root: Root, study: str) -> Path:
+    """Path of a study's scale_up.json: every step up that was proposed, oldest first and never changed."""
+    return root.study(study) / "scale_up.json"
+
+
+def read_records(root: Root, study: str) -> list[dict[str, Any]]:
+    """Read what was proposed, each with when it was (`made`); raises InputError where the file is no such list."""
+    path = record_path(root, study)
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        records = None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise InputError(
+            f"{path}: is not the list of proposals that `ssmscale scale-up` writes; move it away"
+        )
+    return records
+
+
+def add_record(root: Root, study: str, proposed: Mapping[str, Any]) -> None:
+    """Add a proposal under a lock, unless it repeats the newest; raises DiskFull."""
+    path = record_path(root, study)
+    with naming_a_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            records = read_records(root, study)
+            if records and {key: value for key, value in records[-1].items() if key != "made"} == proposed:
+                return
+            records.append({"made": datetime.now(UTC).isoformat(timespec="seconds"), **proposed})
+            write_atomically(path, json.dumps(records, indent=1, allow_nan=False) + "\n")

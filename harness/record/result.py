@@ -1,16 +1,16 @@
-"""What a finished Run says of itself: the loss, and everything a scaling law asks about how it came to be."""
+"""The result of a finished Run: the loss, and everything a scaling law asks about how it came to be."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from harness.study.run import Frozen, Run
+from harness.study.run import Frozen, Run, WholeNumber
 from harness.study.schedule import is_annealed
 from ssmttm.model.flops import parameter_count
 
-Number = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -20,21 +20,26 @@ class Result(Frozen):
     loss: Finite
     """Mean held-out cross-entropy, nats a token, over all codebooks, no label smoothing."""
     loss_codebooks: tuple[Finite, ...]
-    step: Number
+    step: WholeNumber
     """Optimiser steps taken: the Run's iterations."""
-    tokens: Number
+    tokens: WholeNumber
     """Targets trained on, repeats counted, padding and prefix not."""
     flops: Finite
     """Training operations of the model, the text encoder not counted."""
-    n_params: Number
-    n_params_non_embedding: Number
-    n_params_text_encoder: Number
-    n_params_null_condition: Number
+    n_params: WholeNumber
+    n_params_non_embedding: WholeNumber
+    n_params_text_encoder: WholeNumber
+    n_params_null_condition: WholeNumber
     annealed: Annotated[bool, Field(strict=True)]
+
+    @classmethod
+    def of_event(cls, event: Mapping[str, Any]) -> Self:
+        """Read the result out of a journal's `finished` event; raises pydantic's ValidationError."""
+        return cls.model_validate({name: event[name] for name in cls.model_fields if name in event})
 
 
 def describe_result(run: Run, tokens: int, flops_per_token: float) -> dict[str, object]:
-    """Everything of a Result that follows from the Run and the tokens it saw."""
+    """Return everything of a Result that follows from the Run and the tokens it saw."""
     count = parameter_count(run.model)
     return {
         "flops": flops_per_token * tokens,

@@ -1,7 +1,7 @@
 """ROOT on disk: where studies, series and runs lie, and the small JSON files in them.
 
-run.json is a Run's canonical JSON and never changes once written; launch.json says how its Series is started
-here and is rewritten at each submission. Both are written so that a reader sees the old file or the new one.
+run.json is a Run's canonical JSON and never changes once written; launch.json says how its Series is started here and
+is rewritten at each submission. A reader sees the old file or the new one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness.common.disk import write_atomically
 from harness.common.validation import first_mistake
+from harness.record.control import Control
 from harness.study.run import Count, Frozen, Positive, Run
 from ssmttm.errors import InputError
 
@@ -86,6 +87,10 @@ class Root:
         """Directory of one study: study.json, control.jsonl."""
         return self.path / "studies" / name
 
+    def control(self, study: str) -> Control:
+        """The record of what the command line did to a study."""
+        return Control(self.study(study) / "control.jsonl")
+
     @property
     def text(self) -> Path:
         """Cached embeddings of frozen text encoders, shared by all studies."""
@@ -100,6 +105,16 @@ def read_model(path: Path, kind: type[Model]) -> Model:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
         raise InputError(f"{path}: {first_mistake(error)}") from error
+
+
+def read_model_if_there(path: Path, kind: type[Model]) -> Model | None:
+    """Read a JSON file of ROOT as `kind`, None where there is none; raises what `read_model` raises."""
+    return read_model(path, kind) if path.exists() else None
+
+
+def write_model(path: Path, model: BaseModel, *, exclude_defaults: bool = False) -> None:
+    """Write a model as a JSON file of ROOT; raises DiskFull."""
+    write_atomically(path, model.model_dump_json(indent=1, exclude_defaults=exclude_defaults) + "\n")
 
 
 def write_run(root: Root, run: Run) -> Path:
@@ -133,10 +148,10 @@ def write_series(root: Root, run: Run) -> Path:
 
 
 def write_launch(root: Root, series_id: str, launch: Launch) -> None:
-    """Say how a Series is to be started here; the newest submission's word counts."""
-    write_atomically(root.series(series_id) / "launch.json", launch.model_dump_json(indent=1) + "\n")
+    """Keep how a Series is to be started here; the newest submission's word counts."""
+    write_model(root.series(series_id) / "launch.json", launch)
 
 
 def read_launch(root: Root, series_id: str) -> Launch:
-    """How a Series is to be started here."""
+    """Read how a Series is to be started here."""
     return read_model(root.series(series_id) / "launch.json", Launch)

@@ -11,23 +11,20 @@ its value is in the settings.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from harness.common.disk import write_atomically
 from harness.common.jsonl import Seconds
+from harness.record.points import write_csv
 from harness.record.result import Finite
-from harness.record.root import Root, read_model
+from harness.record.root import Root, read_model, read_model_if_there, write_model
 from harness.record.status import RunState, StatusReader
-from harness.study.run import Count, Frozen, WholeNumber
+from harness.study.run import Count, Frozen, WholeNumber, digest_of
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,12 +56,12 @@ class Settings(Frozen):
     @property
     def digest(self) -> str:
         """First 12 hex digits of the SHA-256 of all fields: names the file, and the rows' `settings`."""
-        return _digest(self.model_dump(mode="json"))
+        return digest_of(self.model_dump(mode="json"))
 
     @property
     def generation_digest(self) -> str:
         """The same without the reference: equal for audio that need not be generated again."""
-        return _digest(self.model_dump(mode="json", exclude={"reference", "reference_digest"}))
+        return digest_of(self.model_dump(mode="json", exclude={"reference", "reference_digest"}))
 
 
 Metric = Annotated[str, Field(pattern=r"^[a-z0-9_]+(-[a-z0-9]+)?$", max_length=100)]
@@ -121,7 +118,7 @@ COLUMNS = [field.name for field in fields(EvaluationRow)]
 
 
 def evaluation_rows(resolved: ResolvedStudy) -> list[EvaluationRow]:
-    """Every result of a study's finished Runs, in the order of its grid, then by settings and metric.
+    """Return every result of a study's finished Runs, in the order of its grid, then by settings and metric.
 
     Raises InputError naming a file of results that cannot be read.
     """
@@ -153,7 +150,7 @@ def evaluation_folder(root: Root, run_id: str) -> Path:
 
 
 def evaluations_of(root: Root, run_id: str) -> Iterator[Evaluation]:
-    """The results of one Run, a file each, in the order of their names; raises InputError for one that is damaged."""
+    """Read the results of one Run, a file each, in the order of their names; raises InputError for a damaged one."""
     for path in sorted(evaluation_folder(root, run_id).glob("*.json")):
         yield read_model(path, Evaluation)
 
@@ -170,26 +167,17 @@ def named_evaluations(root: Root, run_id: str) -> Iterator[Evaluation]:
 
 
 def held_evaluation(root: Root, run_id: str, name: str) -> Evaluation | None:
-    """What one Run's results under those settings are; None where there are none."""
-    path = evaluation_folder(root, run_id) / f"{name}.json"
-    return read_model(path, Evaluation) if path.exists() else None
+    """Read one Run's results under those settings; None where there are none."""
+    return read_model_if_there(evaluation_folder(root, run_id) / f"{name}.json", Evaluation)
 
 
 def keep_evaluation(root: Root, run_id: str, evaluation: Evaluation) -> None:
     """Write one Run's results under their settings, the old file or the new one being there."""
-    path = evaluation_folder(root, run_id) / f"{evaluation.name}.json"
-    write_atomically(path, evaluation.model_dump_json(indent=1) + "\n")
+    write_model(evaluation_folder(root, run_id) / f"{evaluation.name}.json", evaluation)
 
 
 def as_csv(rows: Iterable[EvaluationRow]) -> str:
     """The table as CSV."""
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
+    write_csv(rows, EvaluationRow, file)
     return file.getvalue()
-
-
-def _digest(document: object) -> str:
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,9 +1,7 @@
-"""One process at a time trains a Series: a lock, and who may take a Series over from the holder of the lock.
+"""A Series under ROOT: the lock of the one process that trains it, and its state, which decides on another start.
 
 A scheduler that thinks a node dead starts its job again elsewhere, while the old job may go on and hold the lock. The
 same job at a later start goes past the lock; the old one is fenced off by the newer attempt's journals and leaves.
-
-What is left of a Series and how far it has come, for whoever decides whether it is worth another start.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from pydantic import ValidationError
 
 from harness.common.disk import write_atomically
 from harness.record import checkpoints
-from harness.record.control import Control, cancelled_in, forgiven_in
+from harness.record.control import Control, attempts_reset_in, cancelled_in
 from harness.record.journal import Event, Journal, read_progress
 from harness.record.root import Root
 from harness.study.run import Frozen, WholeNumber
@@ -51,7 +49,7 @@ def scheduler_job() -> Holder | None:
 
 @contextlib.contextmanager
 def untrained(series_dir: Path) -> Iterator[bool]:
-    """Keep everybody from training a Series while the block runs; False, and nothing kept, where somebody does."""
+    """Hold the lock of a Series while the block runs; False, and no lock held, where another process trains it."""
     lock = FileLock(series_dir / "lock")
     try:
         lock.acquire(blocking=False)
@@ -99,18 +97,18 @@ class SeriesLock:
 def unfinished(run_dirs: Iterable[Path], control: Control) -> list[Path]:
     """Directories of the Runs that are neither over nor cancelled."""
     events = control.read()
-    cancelled, forgiven = cancelled_in(events), forgiven_in(events)
+    cancelled, reset = cancelled_in(events), attempts_reset_in(events)
     left = []
     for folder in run_dirs:
         progress = read_progress(folder)
-        failed = progress.state == Event.FAILED and progress.attempt > forgiven.get(folder.name, 0)
+        failed = progress.state == Event.FAILED and progress.attempt > reset.get(folder.name, 0)
         if progress.state != Event.FINISHED and not failed and folder.name not in cancelled:
             left.append(folder)
     return left
 
 
 def place(root: Root, series_id: str, run_dirs: Iterable[Path]) -> str:
-    """Where a Series stands, as far as it would be resumed from."""
+    """Describe the state of a Series, as far as it would be resumed from."""
     folders = list(run_dirs)
     done = sum(read_progress(folder).state == Event.FINISHED for folder in folders)
     steps = [
@@ -121,7 +119,7 @@ def place(root: Root, series_id: str, run_dirs: Iterable[Path]) -> str:
 
 
 def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
-    """How often in a row, as of now, the job of these Runs died with nothing gained since."""
+    """Count how often in a row, as of now, the job of these Runs died with nothing gained since."""
     wanted = {folder.name for folder in left}
     count = 0
     for event in control.read():
@@ -136,7 +134,7 @@ def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
 
 def give_up(root: Root, series_id: str, left: Iterable[Path], reason: str) -> None:
     """Write into the journals of these Runs of a Series that they are lost, unless some process trains it."""
-    with untrained(root.series(series_id)) as nobody_trains_it:
-        for folder in left if nobody_trains_it else ():  # else what that process makes of it counts
+    with untrained(root.series(series_id)) as is_free:
+        for folder in left if is_free else ():  # else the result of that process counts
             with Journal.open(folder) as journal:
                 journal.append(Event.FAILED, reason=reason, kind="lost")

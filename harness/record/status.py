@@ -1,20 +1,19 @@
-"""What has become of every Run of a study: from the directories alone, whoever trained there.
+"""The state of every Run of a study, and its GPU-hours: from the directories alone.
 
-A Run's own journal tells of its branch, its Series' journal of the trunk; control.jsonl adds what the command line
-did. Nothing is stored twice, so nothing can disagree.
+A Run's own journal tells of its branch, its Series' journal of the trunk; control.jsonl adds what the command line did.
+Nothing is stored twice, so nothing can disagree.
 
-GPU-hours of a study: used, from what really ran, and left, from how fast its runs go.
-
-What is used counts every attempt, and a Series once however many Runs share its trunk. A scheduler's accounts say
-how long a job held its devices; without them the journals do, from an attempt's first event to its last. What is left
-follows the newest measured speed of the Series, else of others of its architecture and size, and is not known before
-either has any. A device is a GPU, or a CPU rank where there are no GPUs, as in a plan; of one that several Series share
-each is charged its share, wherever it was trained.
+Hours used count every attempt, and a Series once however many Runs share its trunk. A scheduler's accounts say how long
+a job held its devices; without them the journals do, from an attempt's first event to its last. Hours left follow the
+newest measured speed of the Series, else of others of its architecture and size, and are not known before either has
+any. A device is a GPU, or a CPU rank where there are no GPUs, as in a plan; of one that several Series share each is
+charged its share.
 """
 
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +22,12 @@ from statistics import median
 from typing import Any
 
 from harness.common.process import process_is_alive
-from harness.record.control import Control, cancelled_in, forgiven_in
+from harness.record.control import attempts_reset_in, cancelled_in
 from harness.record.jobs import ELSEWHERE, JobState, JobView
 from harness.record.journal import Event, Progress, ProgressReader, Span
 from harness.record.root import Root
 from harness.study.grid import GridPoint
-from harness.study.run import Run
+from harness.study.run import Run, by_series
 from harness.study.schedule import branch_step
 
 
@@ -104,7 +103,7 @@ def _without_collecting() -> Iterator[None]:
 
 
 class StatusReader:
-    """Reads the states of a study's Runs, each Series' journal once a reading, and what is new alone."""
+    """Reads the states of a study's Runs: each journal once a reading, and only what is new in it."""
 
     def __init__(self, root: Root, study_name: str) -> None:
         self.root = root
@@ -113,7 +112,7 @@ class StatusReader:
         self._journals = ProgressReader(newest_only=True)
         self._trunks: dict[str, Progress] = {}
         self._runs: dict[str, Progress] = {}
-        self.control = Control(root.study(study_name) / "control.jsonl")
+        self.control = root.control(study_name)
 
     @_without_collecting()
     def read(
@@ -123,12 +122,16 @@ class StatusReader:
         submitter: Mapping[str, Any] | None = None,
         jobs: Mapping[str, JobView] | None = None,
     ) -> list[RunStatus]:
-        """The status of each Run, in the order given; what `submitter` itself handed over does not count as queued.
+        """Return the status of each Run, in the order given; what `submitter` handed over itself is not queued.
 
         `jobs` holds a scheduler's word by run id: only it knows of waiting jobs and of other machines' processes.
         """
         events = self.control.read()
-        cancelled, forgiven, waiting = cancelled_in(events), forgiven_in(events), _waiting(events, submitter)
+        cancelled, reset, waiting = (
+            cancelled_in(events),
+            attempts_reset_in(events),
+            _waiting(events, submitter),
+        )
         trunks: dict[str, Progress] = {}
         runs: dict[str, Progress] = {}
         found = []
@@ -140,7 +143,7 @@ class StatusReader:
                 notes += trunks[series_id].damaged
             own = runs[run_id] = self._journals.read(self.root.run(run_id))
             notes += own.damaged
-            state = _state(point.run, own, trunks[series_id], forgiven=forgiven.get(run_id, 0))
+            state = _state(point.run, own, trunks[series_id], reset=reset.get(run_id, 0))
             job = (jobs or {}).get(run_id)
             state = _by_scheduler(state, job, own, trunks[series_id])
             if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
@@ -168,14 +171,14 @@ def _waiting(events: Iterable[Mapping[str, Any]], submitter: Mapping[str, Any] |
     return waiting
 
 
-def _state(run: Run, own: Progress, trunk: Progress, *, forgiven: int) -> RunState:
+def _state(run: Run, own: Progress, trunk: Progress, *, reset: int) -> RunState:
     if own.state == Event.FINISHED:
         return RunState.DONE
-    if own.state == Event.FAILED and own.attempt > forgiven:
+    if own.state == Event.FAILED and own.attempt > reset:
         return RunState.FAILED
     if own.is_alive or trunk.is_alive:
         return RunState.RUNNING
-    if own.attempt > forgiven or (0 < trunk.step < run.iterations and trunk.state != Event.FINISHED):
+    if own.attempt > reset or (0 < trunk.step < run.iterations and trunk.state != Event.FINISHED):
         return RunState.INTERRUPTED
     return RunState.NEW
 
@@ -233,7 +236,7 @@ def _row(
 
 
 def _why(job: JobView) -> str | None:
-    """Why a job waits, or why one that has its nodes does not get on; None for one that plainly runs."""
+    """Say why a job waits, or why one that has its nodes does not get on; None for one that runs."""
     if job.state is JobState.RUNNING:
         return None if job.slurm_state == "RUNNING" else job.slurm_state
     if job.slurm_state in {"PENDING", "SUBMITTING", ELSEWHERE}:
@@ -242,11 +245,8 @@ def _why(job: JobView) -> str | None:
 
 
 def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:
-    """How many Runs are in each state, states that occur alone."""
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.state] = counts.get(row.state, 0) + 1
-    return counts
+    """Count the Runs in each state that occurs."""
+    return dict(Counter(row.state for row in rows))
 
 
 @dataclass(frozen=True)
@@ -333,9 +333,7 @@ def _left(
 ) -> dict[str, float | None]:
     rates: dict[str, float] = {}
     by_size: dict[tuple[str, str], list[float]] = {}
-    members: dict[str, list[GridPoint]] = {}
-    for point in points:
-        members.setdefault(point.series_id, []).append(point)
+    members = by_series(points)
     for series_id, group in members.items():
         rate = _seconds_a_token([trunks[series_id], *(runs[point.run_id] for point in group)])
         if rate is not None:
@@ -353,13 +351,8 @@ def _left(
             steps = max(0, branch - reached) + point.run.iterations - max(branch, runs[point.run_id].step)
             reached = max(reached, branch)
             rate = rates.get(series_id, alike.get((point.architecture, point.size)))
-            left[point.run_id] = None if rate is None else steps * tokens_a_step(point.run) * rate / 3600
+            left[point.run_id] = None if rate is None else steps * point.run.tokens_a_step * rate / 3600
     return left
-
-
-def tokens_a_step(run: Run) -> int:
-    """Tokens of one optimiser step."""
-    return run.batch * run.frames * run.model.n_codebooks
 
 
 def _seconds_a_token(journals: Iterable[Progress]) -> float | None:

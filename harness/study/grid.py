@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from harness.common.validation import validate
 from harness.study.run import RECIPE_VERSION, Frozen, Optimiser, Run, Schedule, ScheduleKind
 from harness.study.schema import TUNED, SizeKeys, SizePatch, Study, merged
-from harness.study.tuned import Tuned, tuned_rate
+from harness.study.tune import Tuned, tuned_rate
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.errors import InputError
 from ssmttm.model.config import Architecture, ModelConfig, SubLayer

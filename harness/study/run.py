@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,7 +58,7 @@ class ScheduleKind(StrEnum):
 
 
 class Schedule(Frozen):
-    """A learning-rate schedule; training/schedule.py turns it into numbers."""
+    """A learning-rate schedule; schedule.py turns it into numbers."""
 
     kind: ScheduleKind = ScheduleKind.WSD
     warmup: WholeNumber = 500
@@ -85,7 +86,20 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
-class Run(Frozen):
+class Training(Frozen):
+    """Everything about training that a study gives once and its Runs take over."""
+
+    batch: Count
+    """Sequences in a global batch, whatever the resources."""
+    optimiser: Optimiser
+    schedule: Schedule = Schedule()
+    regularisation: Regularisation = Regularisation()
+    precision: Precision = Precision.FP32
+    eval_clips: Count | None = None
+    """Held-out clips the loss is measured on, the first so many; null takes the whole split."""
+
+
+class Run(Training):
     """One point of the grid."""
 
     recipe_version: Count = 1
@@ -97,14 +111,6 @@ class Run(Frozen):
     """Fingerprint of the frozen text encoder; null where the encoder is trained with the model."""
     frames: Count
     """Frames of a training sequence (and of a held-out one)."""
-    batch: Count
-    """Sequences in a global batch, whatever the resources."""
-    optimiser: Optimiser
-    schedule: Schedule = Schedule()
-    regularisation: Regularisation = Regularisation()
-    precision: Precision = Precision.FP32
-    eval_clips: Count | None = None
-    """Held-out clips the loss is measured on, the first so many; null takes the whole split."""
     iterations: Count
     """Optimiser steps in all: trunk plus decay."""
     seed: WholeNumber = 0
@@ -112,12 +118,17 @@ class Run(Frozen):
     @property
     def run_id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical JSON."""
-        return _digest(self.canonical())
+        return digest_of(self.canonical())
 
     @property
     def series_id(self) -> str:
         """Identity of the trunk this Run branches from; of the Run itself where none is shared."""
-        return _digest({"series": self.series_canonical()})
+        return digest_of({"series": self.series_canonical()})
+
+    @property
+    def tokens_a_step(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.batch * self.frames * self.model.n_codebooks
 
     def canonical(self) -> dict[str, object]:
         """The Run without what stands at its default: what is hashed and what run.json holds."""
@@ -131,6 +142,23 @@ class Run(Frozen):
         return fields
 
 
-def _digest(fields: dict[str, object]) -> str:
+def digest_of(fields: dict[str, object]) -> str:
+    """First 12 hex digits of the SHA-256 of the fields' canonical JSON."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class _OfSeries(Protocol):
+    @property
+    def series_id(self) -> str: ...
+
+
+Member = TypeVar("Member", bound=_OfSeries)
+
+
+def by_series(members: Iterable[Member]) -> dict[str, list[Member]]:
+    """Group what belongs to Series by series id, both in the order given."""
+    found: dict[str, list[Member]] = {}
+    for member in members:
+        found.setdefault(member.series_id, []).append(member)
+    return found

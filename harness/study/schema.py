@@ -1,7 +1,4 @@
-"""A Study: the YAML file a user writes, validated before anything is done with it; grid.py makes Runs of it.
-
-The `design` of a study: what is taken for true while its grid is planned. No part of any Run.
-"""
+"""A Study: the YAML file a user writes, validated before anything is done with it; grid.py makes Runs of it."""
 
 from __future__ import annotations
 
@@ -30,9 +27,7 @@ from harness.study.run import (
     Frozen,
     Optimiser,
     Positive,
-    Precision,
-    Regularisation,
-    Schedule,
+    Training,
     WholeNumber,
 )
 from harness.study.schedule import steps_before_decay
@@ -249,15 +244,10 @@ class TextChoice(Frozen):
         return value
 
 
-class Training(Frozen):
-    """Everything about training that a Run takes over as it is."""
+class StudyTraining(Training):
+    """The same as a study gives it: its learning rate may be left to what was tuned."""
 
-    batch: Count
     optimiser: StudyOptimiser
-    schedule: Schedule = Schedule()
-    regularisation: Regularisation = Regularisation()
-    precision: Precision = Precision.FP32
-    eval_clips: Count | None = None
 
 
 class Tracking(Frozen):
@@ -292,10 +282,11 @@ class NoiseChoice(Frozen):
 
 
 class DesignChoice(Frozen):
-    """A prior law by architecture, its parameters as `ssmscale fit` prints them, and the noise."""
+    """What is taken for true while the grid is planned; no part of any Run."""
 
     law: str | None = None
     prior: dict[Architecture, dict[str, float]] = {}
+    """Parameters by architecture, as `ssmscale fit` prints them."""
     noise: NoiseChoice | None = None
 
 
@@ -308,7 +299,7 @@ class Study(Frozen):
     text: TextChoice = TextChoice()
     model: ModelPatch = ModelPatch()
     grid: Grid
-    training: Training
+    training: StudyTraining
     tracking: Tracking = Tracking()
     resources: ResourceChoice = ResourceChoice()
     design: DesignChoice = DesignChoice()

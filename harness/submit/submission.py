@@ -171,7 +171,7 @@ class Submission:
             keep_last=study.resources.keep_last,
             keep_best=study.resources.keep_best,
             eval_every=study.tracking.eval_every,
-            peak_flops=planned.peak_flops,
+            peak_flops=planned.size.peak_flops,
             code=self.code,
             tracking=sidecar_uri(study, self.root) if self.sidecars else None,
         )
@@ -183,7 +183,7 @@ class Submission:
         return Job(
             series_id=series_id,
             run_dirs=tuple(self.root.run(run.status.run_id).absolute() for run in ordered),
-            nodes=runs[0].nodes,
+            nodes=runs[0].size.nodes,
             ranks=runs[0].layout.ranks,
             threads=runs[0].layout.threads,
             log_dir=self.root.series(series_id) / "logs",

@@ -1,22 +1,23 @@
-"""Who may use an MLflow server that others can reach: one user, a password made here, files nobody else can read."""
+"""The login of an MLflow server that others can reach: one user, a password made here, files only its owner reads."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shlex
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+
+from harness.common.disk import write_atomically
 
 USER = "ssmscale"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What MLflow's basic-auth app is started with, and where a client finds the same."""
+    """User and files that MLflow's basic-auth app is started with, and where a client finds the same."""
 
     user: str
     password_file: Path
@@ -26,11 +27,11 @@ class Credentials:
 
     @property
     def password(self) -> str:
-        """The password itself; whoever shows it was asked to."""
+        """The password itself; shown only where the user asks for it."""
         return self.password_file.read_text(encoding="utf-8").strip()
 
     def server_environment(self) -> dict[str, str]:
-        """What MLflow's server reads: an environment is its owner's alone, a command line everybody's."""
+        """Variables that MLflow's server reads: only its owner sees an environment, every user a command line."""
         return {
             "MLFLOW_AUTH_CONFIG_PATH": str(self.config_file),
             "MLFLOW_AUTH_ADMIN_USERNAME": self.user,
@@ -53,10 +54,10 @@ def make_credentials(folder: Path) -> Credentials:
         made = Credentials(USER, folder / "password", folder / "secret-key", folder / "auth.ini")
         for path in (made.password_file, made.secret_file):
             if not path.exists():
-                _write_private(path, secrets.token_urlsafe(24) + "\n")
+                write_atomically(path, secrets.token_urlsafe(24) + "\n", mode=0o600)
         users = folder / "auth.db"
         os.close(os.open(users, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite keeps the mode of a file it finds
-        _write_private(made.config_file, _config(users))
+        write_atomically(made.config_file, _config(users), mode=0o600)
         for path in (made.password_file, made.secret_file, users):
             path.chmod(0o600)
     return made
@@ -71,14 +72,3 @@ def _config(users: Path) -> str:
         f"admin_username = {USER}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
-
-
-def _write_private(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with os.fdopen(
-        os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8"
-    ) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

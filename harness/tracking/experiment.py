@@ -1,24 +1,23 @@
-"""One study's experiment in an MLflow store: every call that is made of MLflow, and what is known of its answers.
+"""One study's experiment in an MLflow store: every call made of MLflow, and what is known of its answers.
 
-A metric that the store has is never sent again. Between a run's creation here and its end that needs no question:
-what was sent is marked, in the same call and after the metrics (MLflow writes parameters, metrics and tags in this
-order). After a run was found rather than made, after a call that failed, and where a newer attempt may tell in other
-words what another mirror has sent meanwhile, the mark may lag behind: then the store is asked for what it has of the
-pending keys, and only what is missing goes there. A server that answers an error after it
-has written is therefore asked, and not told twice. For the same reason MLflow's own repetition of requests is off.
+A metric that the store has is never sent again. Between a run's creation here and its end that needs no question: what
+was sent is marked, in the same call and after the metrics (MLflow writes parameters, metrics and tags in this order).
+After a run was found rather than made, after a call that failed, and where a newer attempt may repeat steps that
+another mirror has sent meanwhile, the mark may lag behind: then the store is asked for what it has of the pending keys,
+and only what is missing goes there. A server that answers an error after it has written is therefore asked, and not
+sent the same twice. For the same reason MLflow's own repetition of requests is off.
 
-Files kept with MLflow runs: each once, and again only when its content has changed.
-
-A tag of the run holds the SHA-256 of each file it was given, so a replay sends nothing. Where files are kept is the
-server's affair and may fail alone (a bucket without its keys, a full disk); metrics do not wait for it.
+Files are sent to a run once, and again only when their content has changed: a tag of the run holds the SHA-256 of each.
+The server's store of files may fail alone (a bucket without its keys, a full disk); metrics do not wait for it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from harness.tracking.store import connect
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow.entities import Param
 
 ID, KIND, SERIES = "ssmscale.id", "ssmscale.kind", "ssmscale.series"
 MIRRORED, REASON, MERGED = "ssmscale.mirrored", "ssmscale.reason", "ssmscale.merged_into"
@@ -36,11 +35,15 @@ PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 MOST_METRICS = 800
 """Metrics of one call: MLflow takes 1000 things in all, and parameters and tags go with them."""
 PAGE = 1000
+"""Runs of one answer of the store."""
+SHA256 = "ssmscale.sha256."
+STUDY_FILES = ("study.json", "plan.json", "report/report.html", "report/fit.json")
+"""Files of ROOT/studies/NAME: the study as submitted, as planned then, and as last reported."""
 
 
 @dataclass
 class Held:
-    """What the store has of one run."""
+    """One run as the store has it."""
 
     identity: str
     kind: str
@@ -53,10 +56,10 @@ class Held:
     has_params: bool
     deleted: bool
     marks: Marks = field(default_factory=dict)
-    sure: bool = False
-    """Whether the marks are known to tell of everything the store has."""
+    marks_are_complete: bool = False
+    """Whether the marks are known to cover everything the store has."""
     attempt: int = 0
-    """Newest attempt of whose journal it was told here; 0 before any."""
+    """Newest attempt whose journal was sent from here; 0 before any."""
 
 
 class Experiment:
@@ -92,8 +95,6 @@ class Experiment:
                 raise
         return self.client.get_experiment_by_name(self.name)  # another process may have made it
 
-    # -- asking
-
     def search(self, tag: str = "", value: str = "") -> Iterator[Held]:
         """The experiment's runs that are ours, deleted ones too: all, or those with that value of a tag."""
         from mlflow.entities import ViewType
@@ -117,14 +118,12 @@ class Experiment:
             for metric in self.client.get_metric_history(held.mlflow_id, key)
         }
 
-    # -- telling
-
     def create(self, identity: str, kind: str, name: str, start: int, tags: Mapping[str, str]) -> Held:
         """Create a run with all its tags."""
         tags = {ID: identity, KIND: kind, **tags}
         made = self.client.create_run(self.id, start_time=start, tags=tags, run_name=name)
         held = _held(made)
-        held.sure = True
+        held.marks_are_complete = True
         return held
 
     def send(
@@ -138,48 +137,26 @@ class Experiment:
 
         Parameters are sent to a run that has none, and never again: MLflow refuses a changed one.
         """
-        from mlflow.entities import Param, RunTag
+        from mlflow.entities import Param
 
-        pending, doubtful = above(found, held.marks)
-        if pending and (doubtful or not held.sure):
-            there = self.steps_of(held, {one.key for one in pending})
-            pending = [one for one in pending if (one.key, one.step) not in there]
+        pending, disagree = above(found, held.marks)
+        if disagree or not held.marks_are_complete:
+            pending = self._missing(held, pending)
         marks = marks_after(found, held.marks)
         fresh = {key: value for key, value in (tags or {}).items() if held.tags.get(key) != value}
         if marks != held.marks:
             fresh[MIRRORED] = dump_marks(marks)
         wanted = [] if held.has_params else [Param(key, value) for key, value in (params or {}).items()]
-        if not (pending or fresh or wanted):
-            held.sure = True
-            return
-        metrics = _metrics(pending)
-        held.sure = False
-        while len(metrics) > MOST_METRICS:
-            self.client.log_batch(held.mlflow_id, metrics=metrics[:MOST_METRICS])
-            metrics = metrics[MOST_METRICS:]
-        self.client.log_batch(
-            held.mlflow_id,
-            metrics=metrics,
-            params=wanted,
-            tags=[RunTag(key, value) for key, value in fresh.items()],
-        )
-        held.sure, held.marks = True, marks
-        held.has_params = held.has_params or bool(wanted)
-        held.tags.update(fresh)
+        if pending or fresh or wanted:
+            held.marks_are_complete = False
+            self._log(held, pending, fresh, wanted)
+            held.has_params = held.has_params or bool(wanted)
+        held.marks_are_complete, held.marks = True, marks
 
     def add(self, held: Held, found: Sequence[Measured], tag: str, value: str) -> None:
         """Bring metrics that no mark tells of to what was found, once for each value of a tag."""
-        from mlflow.entities import RunTag
-
-        if held.tags.get(tag) == value:
-            return
-        there = self.steps_of(held, {one.key for one in found})
-        metrics = _metrics([one for one in found if (one.key, one.step) not in there])
-        while len(metrics) > MOST_METRICS:
-            self.client.log_batch(held.mlflow_id, metrics=metrics[:MOST_METRICS])
-            metrics = metrics[MOST_METRICS:]
-        self.client.log_batch(held.mlflow_id, metrics=metrics, tags=[RunTag(tag, value)])
-        held.tags[tag] = value
+        if held.tags.get(tag) != value:
+            self._log(held, self._missing(held, found), {tag: value})
 
     def end(self, held: Held, status: str, when: int | None) -> None:
         """Bring a run's status and end (ms) to what they should be; no call where they are."""
@@ -202,11 +179,66 @@ class Experiment:
         self.client.delete_run(held.mlflow_id)
         held.tags[MERGED], held.deleted = survivor.mlflow_id, True
 
+    def _missing(self, held: Held, found: Sequence[Measured]) -> list[Measured]:
+        """Those of the metrics that the store does not have yet, as it says itself."""
+        there = self.steps_of(held, {one.key for one in found})
+        return [one for one in found if (one.key, one.step) not in there]
 
-def _metrics(found: Iterable[Measured]) -> list[Metric]:
-    from mlflow.entities import Metric
+    def _log(
+        self, held: Held, found: Sequence[Measured], tags: Mapping[str, str], params: Sequence[Param] = ()
+    ) -> None:
+        """Write metrics, and with the last of them tags and parameters."""
+        from mlflow.entities import Metric, RunTag
 
-    return [Metric(one.key, one.value, one.milliseconds, one.step) for one in found]
+        metrics = [Metric(one.key, one.value, one.milliseconds, one.step) for one in found]
+        while len(metrics) > MOST_METRICS:
+            self.client.log_batch(held.mlflow_id, metrics=metrics[:MOST_METRICS])
+            metrics = metrics[MOST_METRICS:]
+        fresh = [RunTag(key, value) for key, value in tags.items()]
+        self.client.log_batch(held.mlflow_id, metrics=metrics, params=params, tags=fresh)
+        held.tags.update(tags)
+
+
+class Artefacts:
+    """Sends files to runs of one experiment; after one refusal none is tried again in this object's life."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.problem: str | None = None
+        """Why files are not taken, once they are not."""
+
+    def keep_json(self, held: Held, name: str, document: Mapping[str, object]) -> dict[str, str]:
+        """Keep a small document with a run; returns the tag that says so, nothing where it is there or was refused."""
+        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
+        send = partial(self.experiment.client.log_text, held.mlflow_id, text, name)
+        return self._keep(held, name, text.encode(), send)
+
+    def keep_files(self, held: Held, folder: Path) -> dict[str, str]:
+        """Keep the study's files that have changed; returns the tags that say so."""
+        tags: dict[str, str] = {}
+        for name in STUDY_FILES:
+            path = folder / name
+            if path.is_file():
+                send = partial(self.experiment.client.log_artifact, held.mlflow_id, str(path))
+                tags |= self._keep(held, path.name, path.read_bytes(), send)
+        return tags
+
+    def _keep(self, held: Held, name: str, content: bytes, send: Callable[[], object]) -> dict[str, str]:
+        tag, digest = SHA256 + name, hashlib.sha256(content).hexdigest()
+        if self.problem is not None or held.tags.get(tag) == digest:
+            return {}
+        try:
+            send()
+        except Exception as error:  # each kind of store for files has errors of its own
+            self.problem = f"MLflow does not keep files: {first_line(error)}"
+            return {}
+        return {tag: digest}
+
+
+def study_facts(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each of the study's files that are there: what changes when one of them does."""
+    held = {name: (folder / name).stat() for name in STUDY_FILES if (folder / name).is_file()}
+    return [(name, facts.st_size, facts.st_mtime_ns) for name, facts in held.items()]
 
 
 def _held(run: Any) -> Held:
@@ -223,61 +255,3 @@ def _held(run: Any) -> Held:
         deleted=run.info.lifecycle_stage != "active",
         marks=load_marks(tags.get(MIRRORED)),
     )
-
-
-SHA256 = "ssmscale.sha256."
-STUDY_FILES = ("study.json", "plan.json", "report/report.html", "report/fit.json")
-"""What ROOT/studies/NAME holds of a study: as submitted, as planned then, and as last reported."""
-
-
-class Artefacts:
-    """Sends files to runs of one experiment; after one refusal none is tried again in this object's life."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.problem: str | None = None
-        """Why files are not taken, once they are not."""
-
-    def keep_json(self, held: Held, name: str, document: Mapping[str, object]) -> dict[str, str]:
-        """Keep a small document with a run; returns the tag that says so, nothing where it is there or was refused."""
-        text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-        tag = SHA256 + name
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        if self.problem is not None or held.tags.get(tag) == digest:
-            return {}
-        return self._try(lambda: self.experiment.client.log_text(held.mlflow_id, text, name), {tag: digest})
-
-    def keep_files(self, held: Held, folder: Path) -> dict[str, str]:
-        """Keep the study's files that have changed; returns the tags that say so."""
-        tags: dict[str, str] = {}
-        for name in STUDY_FILES:
-            path = folder / name
-            if self.problem is not None or not path.is_file():
-                continue
-            tag = SHA256 + path.name
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if held.tags.get(tag) != digest:
-                tags |= self._try(
-                    lambda path=path: self.experiment.client.log_artifact(held.mlflow_id, str(path)),
-                    {tag: digest},
-                )
-        return tags
-
-    def _try(self, send: Any, tags: dict[str, str]) -> dict[str, str]:
-        try:
-            send()
-        except Exception as error:  # each kind of store for files has errors of its own
-            self.problem = f"MLflow does not keep files: {first_line(error)}"
-            return {}
-        return tags
-
-
-def study_facts(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each of the study's files that are there: what changes when one of them does."""
-    facts = []
-    for name in STUDY_FILES:
-        path = folder / name
-        if path.is_file():
-            held = path.stat()
-            facts.append((name, held.st_size, held.st_mtime_ns))
-    return facts

@@ -2,20 +2,15 @@
 
     python -m harness.tracking.live STUDY_DIR SERIES_ID...    mirror those Series until standard input ends
 
-Neither is in a process that trains: importing MLflow alone would stop every other thread there for seconds. What is
-kept in memory does not grow with what a tracker has not taken. There is no queue: each round begins with the newest
-word on where the study stands, reads on in the journals of Series that are not over, sends what they have and MLflow
-has not, and waits; what cannot be sent is read again from the journals. A tracker that is slow, refuses or is gone
-costs one warning; it is tried again, less and less often, and has everything when it is back.
+Neither is in a process that trains: importing MLflow alone would stop every other thread there for seconds. There is no
+queue, so memory does not grow with what a tracker has not taken: each round begins with the newest state of the study,
+reads on in the journals of Series that are not over, sends what MLflow has not, and waits. A tracker that is slow,
+refuses or is gone costs one warning; it is tried again, less and less often, and has everything when it is back.
 
 A process beside a worker is for jobs that a scheduler starts elsewhere; it is never given an SQLite file, which only
-one machine may open. The end of its standard input tells it that its Series is over, or that the worker is gone;
-SIGTERM, from a scheduler, that it soon will be.
-
-A mirror beside a worker, where the submitting process is not there to mirror: started, and never waited for long.
-
-Nothing of it is in the training process but one end of a pipe: no import of MLflow, no thread. It runs with less
-priority and in a session of its own, ends when the worker does, and what it has not sent by then `ssmscale sync` does.
+one machine may open. It holds one end of a pipe whose other end is the worker's: the end of its standard input means
+that its Series is over, or that the worker is gone; SIGTERM, from a scheduler, that it soon will be. It runs with less
+priority and in a session of its own, and is never waited for long: `ssmscale sync` sends what is left.
 """
 
 from __future__ import annotations
@@ -33,7 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from harness.common.validation import first_line
 from harness.record.root import Launch, Root, read_launch
@@ -53,9 +47,10 @@ LAST_TRIES, LAST_PAUSE = 4, 1.0
 """How often, and after how many seconds each, a last round that failed is tried again."""
 ENDING_SECONDS = 5.0
 """How long a trainer may take to end once it has let go of its mirror."""
-
 PARENT_SECONDS = 120.0
 """How long a worker that was told to stop may take to save and go."""
+LAST_SECONDS = 5.0
+"""How long a finished Series waits for its mirror's last round."""
 
 
 class Rounds:
@@ -89,7 +84,7 @@ class Rounds:
             self.problem = first_line(error)
             self.tracker = None  # it may come back as another one: nothing that was known of it holds
 
-    def insist(self, rows: Sequence[RunStatus], stopped: Callable[[], bool] = lambda: False) -> None:
+    def retry(self, rows: Sequence[RunStatus], stopped: Callable[[], bool] = lambda: False) -> None:
         """Try the last round again where it failed: a server whose database was restarted stumbles once or twice."""
         for _ in range(LAST_TRIES):
             if self.problem is None or stopped():
@@ -113,7 +108,7 @@ class MirrorThread:
         self._study_name, self._every = study_name, every_seconds
         self._rows: Sequence[RunStatus] = ()
         self._wake = threading.Event()
-        self._over, self._given_up = False, False
+        self._over = self._given_up = False
         self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
 
     @property
@@ -126,11 +121,11 @@ class MirrorThread:
         self._thread.start()
 
     def show(self, rows: Sequence[RunStatus]) -> None:
-        """Say where the study stands now; the next round mirrors it, and rows no round came to are forgotten."""
+        """Give the newest state of the study; the next round mirrors it, and older rows are dropped."""
         self._rows = rows
 
     def finish(self, rows: Sequence[RunStatus]) -> None:
-        """Mirror the end of the study and settle what nobody trains; returns when that is done or gets nowhere."""
+        """Mirror the end of the study and settle runs without a process; returns when that is done or gets nowhere."""
         self._rows, self._over = rows, True
         self._wake.set()
         seen, since = -1, time.monotonic()
@@ -149,90 +144,12 @@ class MirrorThread:
         pause = self._every
         while True:
             over = self._over
-            self._rounds.go(self._rows, settle=over, stopped=self._is_interrupted)
+            self._rounds.go(self._rows, settle=over, stopped=lambda: self._given_up)
             if over:
-                self._rounds.insist(self._rows, stopped=self._is_interrupted)
+                self._rounds.retry(self._rows, stopped=lambda: self._given_up)
                 return
             pause = min(2 * pause, LONGEST_PAUSE) if self._rounds.problem else self._every
             self._wake.wait(pause)
-
-    def _is_interrupted(self) -> bool:
-        return self._given_up
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Mirror some Series of a study until standard input ends; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.tracking.live", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("study_dir", type=Path, metavar="STUDY_DIR", help="ROOT/studies/NAME")
-    parser.add_argument("series", nargs="+", metavar="SERIES_ID")
-    parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS", help="between two rounds")
-    options = parser.parse_args(arguments)
-    told: list[int] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
-
-    signal.signal(signal.SIGTERM, remember)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(10)  # it shares its cores with training
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
-    try:
-        _go_along(options.study_dir.absolute(), options.series, options.every, told)
-    except InputError as error:
-        log.error("%s", error)
-        return 2
-    return 0
-
-
-def _go_along(study_dir: Path, series: Sequence[str], every: float, told: Sequence[int]) -> None:
-    from harness.record.registry import resolve_registered
-
-    root = Root(study_dir.parent.parent)
-    uri = read_launch(root, series[0]).tracking
-    if uri is None or uri.startswith("sqlite"):
-        raise InputError(
-            f"series {series[0]}: its launch.json names no tracker a second machine may write to"
-        )
-    resolved = resolve_registered(root, study_dir.name)
-    if resolved is None:
-        raise InputError(f"{study_dir}: holds no study; it is ROOT/studies/NAME")
-    points = [point for point in resolved.points if point.run.series_id in set(series)]
-    reader = StatusReader(root, study_dir.name)
-    rounds = Rounds(uri, study_dir.name, root, with_study=False)
-    pause = every
-    deadline = float("inf")
-    while True:
-        over = _input_has_ended() or time.monotonic() > deadline
-        rounds.go(_read_at_rest(reader, points) if over else reader.read(points), settle=over)
-        if over:
-            rounds.insist(reader.read(points))
-            return
-        pause = min(2 * pause, LONGEST_PAUSE) if rounds.problem else every
-        awake = time.monotonic() + pause
-        while time.monotonic() < awake and not _input_has_ended(seconds=0.1):
-            if told and deadline == float("inf"):
-                deadline = time.monotonic() + PARENT_SECONDS
-
-
-def _read_at_rest(reader: StatusReader, points: Sequence[GridPoint]) -> list[RunStatus]:
-    """What became of the Runs once their trainer is gone: a process that is killed closes its files before it ends."""
-    deadline = time.monotonic() + ENDING_SECONDS
-    rows = reader.read(points)
-    while any(row.state is RunState.RUNNING for row in rows) and time.monotonic() < deadline:
-        time.sleep(0.05)
-        rows = reader.read(points)
-    return rows
-
-
-def _input_has_ended(seconds: float = 0.0) -> bool:
-    """Whether nobody holds the other end of standard input any more; waits up to so long for that."""
-    return bool(select.select([sys.stdin], [], [], seconds)[0])
-
-
-LAST_SECONDS = 5.0
-"""How long a finished Series waits for its mirror's last round."""
 
 
 @contextmanager
@@ -275,6 +192,73 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.stdin.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(LAST_SECONDS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Mirror some Series of a study until standard input ends; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.tracking.live", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("study_dir", type=Path, metavar="STUDY_DIR", help="ROOT/studies/NAME")
+    parser.add_argument("series", nargs="+", metavar="SERIES_ID")
+    parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS", help="between two rounds")
+    options = parser.parse_args(arguments)
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)  # it shares its cores with training
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
+    try:
+        _go_along(options.study_dir.absolute(), options.series, options.every, signals)
+    except InputError as error:
+        log.error("%s", error)
+        return 2
+    return 0
+
+
+def _go_along(study_dir: Path, series: Sequence[str], every: float, signals: Sequence[int]) -> None:
+    from harness.record.registry import resolve_registered
+
+    root = Root(study_dir.parent.parent)
+    uri = read_launch(root, series[0]).tracking
+    if uri is None or uri.startswith("sqlite"):
+        raise InputError(
+            f"series {series[0]}: its launch.json names no tracker a second machine may write to"
+        )
+    resolved = resolve_registered(root, study_dir.name)
+    if resolved is None:
+        raise InputError(f"{study_dir}: holds no study; it is ROOT/studies/NAME")
+    points = [point for point in resolved.points if point.run.series_id in set(series)]
+    reader = StatusReader(root, study_dir.name)
+    rounds = Rounds(uri, study_dir.name, root, with_study=False)
+    pause = every
+    deadline = float("inf")
+    while True:
+        over = _input_has_ended() or time.monotonic() > deadline
+        rounds.go(_read_at_rest(reader, points) if over else reader.read(points), settle=over)
+        if over:
+            rounds.retry(reader.read(points))
+            return
+        pause = min(2 * pause, LONGEST_PAUSE) if rounds.problem else every
+        awake = time.monotonic() + pause
+        while time.monotonic() < awake and not _input_has_ended(seconds=0.1):
+            if signals and deadline == float("inf"):
+                deadline = time.monotonic() + PARENT_SECONDS
+
+
+def _read_at_rest(reader: StatusReader, points: Sequence[GridPoint]) -> list[RunStatus]:
+    """Read the state of the Runs once their trainer is gone: a killed process closes its files before it ends."""
+    deadline = time.monotonic() + ENDING_SECONDS
+    rows = reader.read(points)
+    while any(row.state is RunState.RUNNING for row in rows) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        rows = reader.read(points)
+    return rows
+
+
+def _input_has_ended(seconds: float = 0.0) -> bool:
+    """True if no process holds the other end of standard input any more; waits up to so long for that."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
 if __name__ == "__main__":

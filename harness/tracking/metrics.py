@@ -1,12 +1,11 @@
-"""What a journal says in MLflow's words: metrics with their step and time, and a mark of how many there were.
+"""A journal in MLflow's terms: its metrics, a mark of those that were sent, and the status of its run.
 
 A mark is kept with the mirrored run. It holds the newest step that was sent and how many steps lie at or below it, so
 that a step journalled late (by a later attempt that logs more often, say) is noticed although it lies below the newest.
 
-How a mirrored run stands, from its journals: RUNNING, or over since when and why.
-
-What is not over is only called KILLED by a mirroring that settles: one that comes after the training it knows of, or
-`ssmscale sync`. A process of another host cannot be asked: it counts as gone once its journal has been still for long.
+A run that is not over becomes KILLED only in a mirroring that settles: one that comes after the training it knows of,
+or `ssmscale sync`. A process of another host cannot be asked: it counts as gone once its journal has been still for
+long.
 """
 
 from __future__ import annotations
@@ -25,36 +24,31 @@ from harness.record.root import Root
 from harness.record.scores import evaluations_of
 from harness.record.status import RunState, RunStatus
 
-
-def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measured]:
-    """The results of one Run as a tracker hears them: `eval/SETTINGS/METRIC`, at the Run's last step."""
-    return [
-        Measured("eval", f"eval/{evaluation.name}/{metric}", iterations, milliseconds(score.t), score.value)
-        for evaluation in evaluations_of(root, run_id)
-        for metric, score in evaluation.scores.items()
-    ]
-
-
-VALID_LOSS = "valid_loss"
-STEP_METRICS = {
-    "loss": "train_loss",
-    "lr": "lr",
-    "tokens": "tokens",
-    "tokens_per_second": "tokens_per_second",
-    "grad_norm": "grad_norm",
-    "mfu": "mfu",
+METRICS: Mapping[str, Mapping[str, tuple[str, float]]] = {
+    "step": {
+        "loss": ("train_loss", 1.0),
+        "lr": ("lr", 1.0),
+        "tokens": ("tokens", 1.0),
+        "tokens_per_second": ("tokens_per_second", 1.0),
+        "grad_norm": ("grad_norm", 1.0),
+        "mfu": ("mfu", 1.0),
+    },
+    "eval": {"loss": ("valid_loss", 1.0)},
+    "system": {
+        "cpu_percent": ("system/cpu_utilization_percentage", 1.0),
+        "memory_gib": ("system/system_memory_usage_megabytes", 2**30 / 1e6),
+        "gpu_percent": ("system/gpu_0_utilization_percentage", 1.0),
+        "gpu_memory_gib": ("system/gpu_0_memory_usage_megabytes", 2**30 / 1e6),
+    },
 }
-"""Fields of a step event and what they are called in MLflow."""
-SYSTEM_METRICS = {
-    "cpu_percent": ("system/cpu_utilization_percentage", 1.0),
-    "memory_gib": ("system/system_memory_usage_megabytes", 2**30 / 1e6),
-    "gpu_percent": ("system/gpu_0_utilization_percentage", 1.0),
-    "gpu_memory_gib": ("system/gpu_0_memory_usage_megabytes", 2**30 / 1e6),
-}
-"""Fields of a system event, the names MLflow's own page looks for, and MLflow's unit over ours."""
+"""By kind of event: its fields, their names in MLflow (whose page looks for those of `system`), its unit over ours."""
 
 Marks = dict[str, tuple[int, int]]
 """By kind of event: the newest step sent, and how many steps there are at or below it."""
+STILL_SECONDS = 900.0
+"""After so long without a line, a process that cannot be asked is taken for gone."""
+OVER = frozenset({RunState.DONE, RunState.FAILED})
+WAITING = frozenset({RunState.RUNNING, RunState.QUEUED})
 
 
 def milliseconds(seconds: float) -> int:
@@ -74,20 +68,17 @@ class Measured(NamedTuple):
 
 
 def measured(progress: Progress, result: Result | None = None) -> list[Measured]:
-    """Everything a journal measured, by step; with the result of a finished Run as `final.` metrics."""
+    """List everything a journal measured, by step; with the result of a finished Run as `final.` metrics."""
     found = []
-    for step, event in progress.steps.items():
-        when = milliseconds(event["t"])
-        for name, key in STEP_METRICS.items():
-            if name in event:
-                found.append(Measured("step", key, step, when, float(event[name])))
-    for step, event in progress.evals.items():
-        found.append(Measured("eval", VALID_LOSS, step, milliseconds(event["t"]), float(event["loss"])))
-    for step, event in progress.systems.items():
-        when = milliseconds(event["t"])
-        for name, (key, scale) in SYSTEM_METRICS.items():
-            if name in event:
-                found.append(Measured("system", key, step, when, float(event[name]) * scale))
+    sources = (("step", progress.steps), ("eval", progress.evals), ("system", progress.systems))
+    for kind, events in sources:
+        for step, event in events.items():
+            when = milliseconds(event["t"])
+            found += [
+                Measured(kind, key, step, when, float(event[name]) * scale)
+                for name, (key, scale) in METRICS[kind].items()
+                if name in event
+            ]
     if result is not None and progress.result is not None:
         when = milliseconds(progress.result["t"])
         values = result.model_dump(exclude={"loss_codebooks"})
@@ -100,25 +91,32 @@ def measured(progress: Progress, result: Result | None = None) -> list[Measured]
 
 
 def result_of(progress: Progress) -> Result | None:
-    """The result of a finished Run; None before."""
-    if progress.result is None or progress.result.get("event") != "finished":
-        return None
-    fields = {name: progress.result[name] for name in Result.model_fields if name in progress.result}
-    return Result.model_validate(fields) if fields else None
+    """Return the result of a finished Run; None before."""
+    held = progress.result
+    return Result.of_event(held) if held is not None and held["event"] == Event.FINISHED else None
+
+
+def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measured]:
+    """List the evaluations of one Run as metrics: `eval/SETTINGS/METRIC`, at the Run's last step."""
+    return [
+        Measured("eval", f"eval/{evaluation.name}/{metric}", iterations, milliseconds(score.t), score.value)
+        for evaluation in evaluations_of(root, run_id)
+        for metric, score in evaluation.scores.items()
+    ]
 
 
 def above(found: Sequence[Measured], marks: Marks) -> tuple[list[Measured], bool]:
-    """What lies above the marks; and whether the marks disagree with the journal, when it is all of that kind."""
+    """List what lies above the marks, and say whether some marks disagree with the journal: then all of that kind."""
     pending: list[Measured] = []
-    doubtful = False
+    disagree = False
     for kind, values, steps in _kinds(found):
         newest, count = marks.get(kind, (-1, 0))
         if sum(step <= newest for step in steps) != count:
-            doubtful = True
+            disagree = True
             pending += values
         else:
             pending += [value for value in values if value.step > newest]
-    return sorted(pending, key=lambda one: (one.step, one.kind)), doubtful
+    return sorted(pending, key=lambda one: (one.step, one.kind)), disagree
 
 
 def marks_after(found: Sequence[Measured], before: Marks) -> Marks:
@@ -144,27 +142,9 @@ def load_marks(text: str | None) -> Marks:
         return {}
 
 
-def last_sign(progress: Progress) -> float | None:
-    """Time (s) of the newest event of a journal that carries one, or None."""
-    events: list[Mapping[str, Any]] = [event for event in (progress.started, progress.result) if event]
-    events += [held[max(held)] for held in (progress.steps, progress.evals, progress.systems) if held]
-    return max((float(event["t"]) for event in events), default=None)
-
-
-def _kinds(found: Iterable[Measured]) -> list[tuple[str, list[Measured], set[int]]]:
-    by_kind = groupby(sorted(found, key=lambda one: one.kind), key=lambda one: one.kind)
-    return [(kind, held := list(values), {value.step for value in held}) for kind, values in by_kind]
-
-
-STILL_SECONDS = 900.0
-"""After so long without a line, a process that cannot be asked is taken for gone."""
-OVER = frozenset({RunState.DONE, RunState.FAILED})
-WAITING = frozenset({RunState.RUNNING, RunState.QUEUED})
-
-
 @dataclass(frozen=True)
-class Ending:
-    """What MLflow is to say of a run."""
+class MlflowStatus:
+    """The status that MLflow is to show of a run."""
 
     status: str
     """RUNNING, FINISHED, FAILED or KILLED."""
@@ -173,55 +153,55 @@ class Ending:
     reason: str | None = None
 
 
-def ending_of_run(row: RunStatus, own: Progress, *, settle: bool) -> Ending | None:
+def status_of_run(row: RunStatus, own: Progress, *, settle: bool) -> MlflowStatus | None:
     """Of a Run with a journal; None where MLflow's word may stand."""
     if row.state is RunState.DONE:
-        return Ending("FINISHED", _end(own))
+        return MlflowStatus("FINISHED", _end(own))
     if row.state is RunState.FAILED:
-        return Ending("FAILED", _end(own), str(row.reason))
+        return MlflowStatus("FAILED", _end(own), str(row.reason))
     return _unfinished(row.state, own, settle=settle)
 
 
-def ending_of_series(
+def status_of_series(
     rows: Sequence[RunStatus], own: Mapping[str, Progress], trunk: Progress, *, settle: bool
-) -> Ending | None:
+) -> MlflowStatus | None:
     """Of a Series, whose story is over when that of all its Runs is; None where MLflow's word may stand."""
     states = {row.state for row in rows}
     end = max((_end(progress) or 0 for progress in (trunk, *own.values())), default=0)
     if states <= {RunState.DONE, RunState.CANCELLED} and RunState.DONE in states:
-        return Ending("FINISHED", end)
+        return MlflowStatus("FINISHED", end)
     if states <= OVER | {RunState.CANCELLED} and RunState.FAILED in states:
         failed = [row for row in rows if row.state is RunState.FAILED]
-        return Ending("FAILED", end, f"{len(failed)} of {len(rows)} runs failed: {failed[0].reason}")
+        return MlflowStatus("FAILED", end, f"{len(failed)} of {len(rows)} runs failed: {failed[0].reason}")
     if states & WAITING:
-        return Ending("RUNNING")
+        return MlflowStatus("RUNNING")
     state = RunState.CANCELLED if states <= {RunState.CANCELLED} else RunState.INTERRUPTED
     return _unfinished(state, trunk if trunk.attempt else next(iter(own.values())), settle=settle)
 
 
-def ending_of_study(rows: Sequence[RunStatus], *, settle: bool) -> Ending | None:
+def status_of_study(rows: Sequence[RunStatus], *, settle: bool) -> MlflowStatus | None:
     """Of the study's own run."""
     states = {row.state for row in rows}
     now = milliseconds(time.time())
     if states & WAITING:
-        return Ending("RUNNING")
+        return MlflowStatus("RUNNING")
     if states <= {RunState.DONE, RunState.CANCELLED}:
-        return Ending("FINISHED", now)
+        return MlflowStatus("FINISHED", now)
     if states <= OVER | {RunState.CANCELLED}:
         failed = sum(row.state is RunState.FAILED for row in rows)
-        return Ending("FAILED", now, f"{failed} of {len(rows)} runs failed")
+        return MlflowStatus("FAILED", now, f"{failed} of {len(rows)} runs failed")
     left = sum(row.state not in OVER | {RunState.CANCELLED} for row in rows)
-    return Ending("KILLED", now, f"{left} of {len(rows)} runs are left to train") if settle else None
+    return MlflowStatus("KILLED", now, f"{left} of {len(rows)} runs are left to train") if settle else None
 
 
-def ending_unlisted(progress: Progress) -> Ending | None:
+def status_of_unlisted(progress: Progress) -> MlflowStatus | None:
     """Of a run that is RUNNING in MLflow while its study lists it no more."""
     if progress.attempt == 0:
-        return Ending("KILLED", None, "its study lists it no more, and it has no journal here")
+        return MlflowStatus("KILLED", None, "its study lists it no more, and it has no journal here")
     if progress.state == Event.FINISHED:
-        return Ending("FINISHED", _end(progress))
+        return MlflowStatus("FINISHED", _end(progress))
     if progress.state == Event.FAILED:
-        return Ending("FAILED", _end(progress), str((progress.result or {}).get("reason")))
+        return MlflowStatus("FAILED", _end(progress), str((progress.result or {}).get("reason")))
     return _unfinished(RunState.RUNNING if progress.is_alive else RunState.INTERRUPTED, progress, settle=True)
 
 
@@ -234,14 +214,26 @@ def may_live_elsewhere(progress: Progress) -> bool:
     return time.time() - (last_sign(progress) or 0.0) < STILL_SECONDS
 
 
-def _unfinished(state: RunState, progress: Progress, *, settle: bool) -> Ending | None:
+def _unfinished(state: RunState, progress: Progress, *, settle: bool) -> MlflowStatus | None:
     if state in WAITING:
-        return Ending("RUNNING")
+        return MlflowStatus("RUNNING")
     if not settle or may_live_elsewhere(progress):
         return None
-    return Ending("KILLED", _end(progress), f"{state}: no process trains it")
+    return MlflowStatus("KILLED", _end(progress), f"{state}: no process trains it")
 
 
 def _end(progress: Progress) -> int | None:
     when = last_sign(progress)
     return None if when is None else milliseconds(when)
+
+
+def last_sign(progress: Progress) -> float | None:
+    """Time (s) of the newest event of a journal that carries one, or None."""
+    events: list[Mapping[str, Any]] = [event for event in (progress.started, progress.result) if event]
+    events += [held[max(held)] for held in (progress.steps, progress.evals, progress.systems) if held]
+    return max((float(event["t"]) for event in events), default=None)
+
+
+def _kinds(found: Iterable[Measured]) -> list[tuple[str, list[Measured], set[int]]]:
+    by_kind = groupby(sorted(found, key=lambda one: one.kind), key=lambda one: one.kind)
+    return [(kind, held := list(values), {value.step for value in held}) for kind, values in by_kind]

@@ -1,8 +1,8 @@
-"""One Series in MLflow: its run and its Runs' runs found or made, told what is new, ended, and merged if there twice.
+"""One Series in MLflow: its run and its Runs' runs are found or made, sent what is new, ended, and merged if doubled.
 
 Runs are made under a lock beside the Series, after another look at the store, so that mirrors that share a disk make
-each once. Mirrors that do not share it can make a run twice; then the oldest is the one, wherever it is met, and a
-thorough mirroring deletes the others once the oldest has everything.
+each once. Mirrors that do not share it can make a run twice; then the oldest counts on every host, and a thorough
+mirroring deletes the others once the oldest has everything.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from harness.record.status import RunStatus
 from harness.study.run import Run
 from harness.tracking.experiment import PARENT, REASON, SERIES, Artefacts, Experiment, Held
 from harness.tracking.metrics import (
-    Ending,
     Measured,
-    ending_of_run,
-    ending_of_series,
+    MlflowStatus,
     evaluation_metrics,
     measured,
     milliseconds,
     result_of,
+    status_of_run,
+    status_of_series,
 )
 
 CLUSTER, EVALUATED = "ssmscale.cluster", "ssmscale.evaluated"
@@ -59,7 +59,7 @@ class Members:
 
 
 class SeriesMirror:
-    """What MLflow has of one Series, kept as long as its story goes on."""
+    """What MLflow has of one Series, kept until the Series is over."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class SeriesMirror:
         self.merged = 0
 
     def know(self, found: Sequence[Held]) -> None:
-        """Take over what the store was found to have."""
+        """Take over what a search of the store has found."""
         self.held = {}
         for one in found:
             self.held.setdefault(one.identity, []).append(one)
@@ -87,16 +87,16 @@ class SeriesMirror:
         survivors = {identity: survivor(found) for identity, found in (self.held or {}).items()}
         return {identity: held.mlflow_id for identity, held in survivors.items() if held is not None}
 
-    def tell(self, members: Members, *, settle: bool, merge: bool) -> None:
+    def update(self, members: Members, *, settle: bool, merge: bool) -> None:
         """Bring MLflow to what the journals say; raises what MLflow raises, and then knows nothing any more."""
         try:
-            self._tell(members, settle=settle, merge=merge)
+            self._update(members, settle=settle, merge=merge)
         except Exception:
             # What was written cannot be known: the store is asked before anything is sent again.
             self.held = None
             raise
 
-    def _tell(self, members: Members, *, settle: bool, merge: bool) -> None:
+    def _update(self, members: Members, *, settle: bool, merge: bool) -> None:
         held = self._find_or_create(members)
         parent = survivor(held[self.series_id])
         for identity, kind in members.begun:
@@ -108,20 +108,21 @@ class SeriesMirror:
                 continue
             row, progress = members.row(identity), members.progress(identity)
             if kind == "run":
-                ending = ending_of_run(row, progress, settle=settle)
+                status = status_of_run(row, progress, settle=settle)
                 document = row.point.run.canonical()
             else:
-                ending = ending_of_series(members.rows, members.own, members.trunk, settle=settle)
+                status = status_of_series(members.rows, members.own, members.trunk, settle=settle)
                 document = row.point.run.series_canonical()
             tags = self._tags(members, identity, parent)
             tags |= self.artefacts.keep_json(one, f"{kind}.json", document)
             if one.attempt not in {0, progress.attempt}:
-                one.sure = False  # it may tell steps again that another mirror has sent
+                one.marks_are_complete = False  # it may repeat steps that another mirror has sent
             one.attempt = progress.attempt
             doubles = active(held[identity])[1:] if merge else []
             if doubles:
-                one.marks, one.sure = {}, False  # the others may have been ahead: what it lacks is asked for
-            tell_of(self.experiment, one, progress, ending, dict(_flat(row.point.run, kind)), tags)
+                # The others may have been ahead: the store is asked for what this one lacks.
+                one.marks, one.marks_are_complete = {}, False
+            send_journal(self.experiment, one, progress, status, dict(_flat(row.point.run, kind)), tags)
             if kind == "run" and (
                 scores := evaluation_metrics(self.root, identity, row.point.run.iterations)
             ):
@@ -170,24 +171,24 @@ class SeriesMirror:
         return {key: str(value) for key, value in tags.items() if value is not None} | dict(self.tags_of(row))
 
 
-def tell_of(
+def send_journal(
     experiment: Experiment,
     held: Held,
     progress: Progress,
-    ending: Ending | None,
+    status: MlflowStatus | None,
     params: Mapping[str, str],
     tags: Mapping[str, str],
 ) -> None:
     """Send what a journal has and one run has not, then its status and end."""
-    reason = {} if ending is None or ending.reason is None else {REASON: ending.reason}
+    reason = {} if status is None or status.reason is None else {REASON: status.reason}
     result = result_of(progress) if held.kind == "run" else None
     experiment.send(held, measured(progress, result), params, {**tags, **reason})
-    if ending is not None:
-        experiment.end(held, ending.status, ending.milliseconds)
+    if status is not None:
+        experiment.end(held, status.status, status.milliseconds)
 
 
 def active(found: Sequence[Held]) -> list[Held]:
-    """Those of the runs with one identity that are not deleted, the oldest first: it is the one, on every host."""
+    """Those of the runs with one identity that are not deleted, the oldest first: it counts on every host."""
     return sorted((one for one in found if not one.deleted), key=lambda one: (one.start, one.mlflow_id))
 
 
@@ -197,7 +198,7 @@ def survivor(found: Sequence[Held]) -> Held | None:
 
 
 def digest_of(scores: Sequence[Measured]) -> str:
-    """What a run is tagged with once it has these scores: they are not appended to, as a journal is."""
+    """Digest that a run is tagged with once it has these scores: they are not appended to, as a journal is."""
     return hashlib.sha256(repr(sorted(scores)).encode()).hexdigest()[:16]
 
 

@@ -1,11 +1,7 @@
-"""MLflow's own server as a process of ours: what it is told, when it answers, how it ends.
+"""MLflow's own server and page on a database, as a process of `ssmscale serve`.
 
-Secrets travel by environment and by files of mode 0600, never on a command line or in a log.
-
-`ssmscale serve`: MLflow's own server and page on a database, in the foreground until it is told to stop.
-
-On this machine alone it asks for no password; where others can reach it, it asks for one that is made here. Secrets
-travel by environment and by files of mode 0600, never on a command line, in a log or on the terminal.
+A server that only this machine reaches asks for no password; one that others can reach asks for one that is made here.
+Secrets travel by environment and by files of mode 0600, never on a command line, in a log or on the terminal.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ from filelock import FileLock, Timeout
 from harness.common.process import stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.auth import Credentials, make_credentials
-from harness.tracking.store import SQLITE, prepare_database, redact
+from harness.tracking.store import SQLITE, default_uri, prepare_database, redact
 from ssmttm.errors import InputError
 
 START_SECONDS = 300.0
@@ -53,7 +49,7 @@ class ServerDied(OSError):
 
 @dataclass(frozen=True)
 class Server:
-    """What is asked for: where it listens, what it serves, where it writes."""
+    """A server as it is asked for: its address, its database, its log."""
 
     root: Root
     database: str
@@ -67,13 +63,37 @@ class Server:
 
     @property
     def address(self) -> str:
-        """How jobs reach it: from this machine where it listens here alone, else from anywhere by its name."""
+        """Address for jobs: from this machine where it listens here alone, else from anywhere by its name."""
         return f"http://{_bracketed(_reachable(self.host))}:{self.port}"
 
     def environment(self) -> dict[str, str]:
-        """What jobs need to find it; the password stays in its file."""
+        """Variables that jobs need to find it; the password stays in its file."""
         found = {"MLFLOW_TRACKING_URI": self.address}
         return found | ({"MLFLOW_TRACKING_USERNAME": self.credentials.user} if self.credentials else {})
+
+
+@contextmanager
+def serving(
+    root: Root, database: str | None, host: str, port: int, allowed: Sequence[str], log: Path
+) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
+    """A server that answers, ended in order afterwards.
+
+    `database` is SQLAlchemy's address (None: ROOT's SQLite store), `port` 0 takes a free one. Raises InputError, a
+    sentence, for whatever keeps it from answering.
+    """
+    uri = database or default_uri(root)
+    where = "--database" if database else "the store"
+    root.path.mkdir(parents=True, exist_ok=True)
+    with _alone_on(uri):
+        port = choose_port(host, port)
+        uri = prepare_database(uri, where)
+        credentials = None if is_loopback(host) else make_credentials(root.path / "serve")
+        server = Server(root, uri, host, port, tuple(allowed), log, credentials)
+        process = start(server)
+        try:
+            yield server, process
+        finally:
+            end(process)
 
 
 def start(server: Server) -> subprocess.Popen[bytes]:
@@ -98,12 +118,115 @@ def start(server: Server) -> subprocess.Popen[bytes]:
 
 
 def stay(server: Server, process: subprocess.Popen[bytes]) -> None:
-    """Wait for the server, which ends only by itself; raises ServerDied when it does."""
+    """Wait for the server to end by itself; raises ServerDied when it does."""
     begin = server.log.stat().st_size
     status = process.wait()
     raise ServerDied(
         f"MLflow's server ended by itself (status {status}); {server.log} ends:\n{_tail(server.log, begin)}"
     )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to finish what it answers, wait, and leave none of its processes behind."""
+    # Impatience must not leave orphans.
+    previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        if process.poll() is None:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: nobody else is in it
+        process.wait()
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
+
+
+def describe(server: Server, study: str, *, show_password: bool) -> dict[str, object]:
+    """The --json document."""
+    environment = server.environment()
+    if show_password and server.credentials is not None:
+        environment["MLFLOW_TRACKING_PASSWORD"] = server.credentials.password
+    return {
+        "study": study,
+        "address": server.address,
+        "environment": environment,
+        "password_file": str(server.credentials.password_file) if server.credentials else None,
+        "database": redact(server.database),
+        "log": str(server.log),
+    }
+
+
+def lines(server: Server, *, show_password: bool) -> list[str]:
+    """What the terminal shows: the address, then what jobs need of the environment."""
+    shown = [server.address, f"export MLFLOW_TRACKING_URI={server.address}"]
+    if server.credentials is not None:
+        line = server.credentials.export_line()
+        if show_password:
+            word = shlex.quote(server.credentials.password)
+            line = f"{line.partition('MLFLOW_TRACKING_PASSWORD=')[0]}MLFLOW_TRACKING_PASSWORD={word}"
+        shown.append(line)
+    return shown
+
+
+def password_on_show(database: str | None) -> bool:
+    """Whether this process's command line holds the database's password, for every user of the machine to read."""
+    return (
+        database is not None and redact(database) != database and any(database in word for word in sys.argv)
+    )
+
+
+def choose_port(host: str, port: int) -> int:
+    """The port to listen on, a free one for 0; raises InputError where host or port is not to be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise InputError(f"--host {host}: is neither a name nor an address that is known here") from error
+    with socket.socket(family, kind, protocol) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                problem = f"--port {port}: another program listens there; --port 0 takes a free one"
+            elif error.errno == errno.EACCES:
+                problem = f"--port {port}: may not be listened on by this user; 1024 and above may"
+            else:
+                problem = f"--host {host}: cannot be listened on ({error.strerror})"
+            raise InputError(problem) from error
+        return int(trial.getsockname()[1])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach that address; a name other than localhost may mean anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@contextmanager
+def _alone_on(uri: str) -> Iterator[None]:
+    """One server an SQLite file: two would wait for each other's locks, and both say that they are the one."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    database = Path(uri.removeprefix(SQLITE)).absolute()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(database.with_suffix(".serve.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise InputError(
+            f"{database}: is served by another `ssmscale serve` already; use that one, or end it first"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], begin: int) -> None:
@@ -152,23 +275,6 @@ def _ask(server: Server, path: str, login: tuple[str, str] | None = None) -> int
         return int(error.code)
     except OSError:
         return 0
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to finish what it answers, wait, and leave none of its processes behind."""
-    # Impatience must not leave orphans.
-    previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: nobody else is in it
-        process.wait()
-    finally:
-        for number, handler in previous:
-            signal.signal(number, handler)
 
 
 def _tail(log: Path, begin: int) -> str:
@@ -232,14 +338,6 @@ def _environment(server: Server) -> dict[str, str]:
     return kept | ours | (server.credentials.server_environment() if server.credentials else {})
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address; a name other than localhost may mean anything."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _is_wildcard(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_unspecified
@@ -256,108 +354,6 @@ def _reachable(host: str) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-@contextmanager
-def serving(
-    root: Root, database: str | None, host: str, port: int, allowed: Sequence[str], log: Path
-) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
-    """A server that answers, ended in order afterwards.
-
-    `database` is SQLAlchemy's address (None: ROOT's SQLite store), `port` 0 takes a free one. Raises InputError, a
-    sentence, for whatever keeps it from answering.
-    """
-    uri = database or f"{SQLITE}{(root.path / 'mlflow.db').absolute()}"
-    where = "--database" if database else "the store"
-    root.path.mkdir(parents=True, exist_ok=True)
-    with _alone_on(uri):
-        port = choose_port(host, port)
-        uri = prepare_database(uri, where)
-        credentials = None if is_loopback(host) else make_credentials(root.path / "serve")
-        server = Server(root, uri, host, port, tuple(allowed), log, credentials)
-        process = start(server)
-        try:
-            yield server, process
-        finally:
-            end(process)
-
-
-def choose_port(host: str, port: int) -> int:
-    """The port to listen on, a free one for 0; raises InputError where host or port is not to be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise InputError(f"--host {host}: is neither a name nor an address that is known here") from error
-    with socket.socket(family, kind, protocol) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                problem = f"--port {port}: another program listens there; --port 0 takes a free one"
-            elif error.errno == errno.EACCES:
-                problem = f"--port {port}: may not be listened on by this user; 1024 and above may"
-            else:
-                problem = f"--host {host}: cannot be listened on ({error.strerror})"
-            raise InputError(problem) from error
-        return int(trial.getsockname()[1])
-
-
-def password_on_show(database: str | None) -> bool:
-    """Whether this process's command line holds the database's password, for every user of the machine to read."""
-    return (
-        database is not None and redact(database) != database and any(database in word for word in sys.argv)
-    )
-
-
-def describe(server: Server, study: str, *, show_password: bool) -> dict[str, object]:
-    """The --json document."""
-    environment = server.environment()
-    if show_password and server.credentials is not None:
-        environment["MLFLOW_TRACKING_PASSWORD"] = server.credentials.password
-    return {
-        "study": study,
-        "address": server.address,
-        "environment": environment,
-        "password_file": str(server.credentials.password_file) if server.credentials else None,
-        "database": redact(server.database),
-        "log": str(server.log),
-    }
-
-
-def lines(server: Server, *, show_password: bool) -> list[str]:
-    """What the terminal shows: the address, then what jobs need of the environment."""
-    shown = [server.address, f"export MLFLOW_TRACKING_URI={server.address}"]
-    if server.credentials is not None:
-        line = server.credentials.export_line()
-        if show_password:
-            word = shlex.quote(server.credentials.password)
-            line = f"{line.partition('MLFLOW_TRACKING_PASSWORD=')[0]}MLFLOW_TRACKING_PASSWORD={word}"
-        shown.append(line)
-    return shown
-
-
-@contextmanager
-def _alone_on(uri: str) -> Iterator[None]:
-    """One server an SQLite file: two would wait for each other's locks, and both say that they are the one."""
-    if not uri.startswith(SQLITE):
-        yield
-        return
-    database = Path(uri.removeprefix(SQLITE)).absolute()
-    database.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(database.with_suffix(".serve.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise InputError(
-            f"{database}: is served by another `ssmscale serve` already; use that one, or end it first"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 if __name__ == "__main__":  # MLflow's own command, which ends with the process that started it

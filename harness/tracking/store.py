@@ -1,7 +1,6 @@
-"""MLflow's store opened safely: whoever comes first makes the tables, once, and nobody sees them half made.
+"""MLflow's store: its address, and opening it safely, so that its tables are made once and never seen half made.
 
-An address of a database may hold a password. What is shown of it goes through `redact`, and what is wrong with it
-is one sentence.
+An address of a database may hold a password: it is shown through `redact` alone, and an error is one sentence.
 """
 
 from __future__ import annotations
@@ -157,14 +156,14 @@ def default_uri(root: Root) -> str:
 
 
 def tracking_uri(study: Study, root: Root) -> str:
-    """Where a study is tracked: its own word, else MLFLOW_TRACKING_URI, else ROOT's SQLite store."""
+    """Address a study is tracked at: its own `tracking.uri`, else MLFLOW_TRACKING_URI, else ROOT's SQLite store."""
     return study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
 
 
 def sidecar_uri(study: Study, root: Root) -> str | None:
-    """The address a mirror beside a worker may use, as launch.json keeps it.
+    """Address that a mirror beside a worker may use, as launch.json keeps it.
 
-    Null for an SQLite file, which no other machine may open, and for an address that holds a password: every user of a
+    None for an SQLite file, which no other machine may open, and for an address that holds a password: every user of a
     shared ROOT may read launch.json. `ssmscale sync` mirrors then.
     """
     uri = tracking_uri(study, root)

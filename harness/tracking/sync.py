@@ -1,12 +1,12 @@
-"""`sync`, and what `points`, `fit` and `report` do of it before they read: bring MLflow to what the journals say."""
+"""Bring MLflow to what the journals say: all of it for `sync`, the newest for `points`, `fit` and `report`."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.common.console import warn
+from harness.common.disk import write_atomically
 from harness.common.validation import first_line
 from harness.record.registry import ResolvedStudy
 from harness.record.status import RunState, RunStatus
@@ -77,12 +77,9 @@ def keep_report(
 ) -> None:
     """Keep a copy of the newest report with the study, and with its run in MLflow."""
     folder = resolved.root.study(resolved.study.name) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
     for name in ("report.html", "fit.json"):
         if (out / name).is_file():
-            draft = folder / f".{name}.draft"
-            shutil.copyfile(out / name, draft)
-            draft.replace(folder / name)
+            write_atomically(folder / name, (out / name).read_bytes())
     if tracker is not None:
         try:
             warn(*tracker.mirror(rows, settle=True).notes)

@@ -1,21 +1,15 @@
-"""MLflow as the shared view: journals are mirrored into it, whenever and by whomever, and what it says is settled.
+"""MLflow as the shared view of a study: its journals are mirrored into an experiment, Series by Series.
 
-The journals are the truth and training never waits for a tracker. An experiment is a study, a parent run a Series
-with the trunk's metrics, a child run a Run with its decay and its result, and one run of its own holds the study's
-files. Mirroring goes Series by Series: journals are read, MLflow is told what it has not heard, and once a Series is
-over what was read of it is let go. Nothing is queued: what a slow tracker has not heard yet waits in the journals.
+The journals are the truth and training never waits for a tracker. A parent run is a Series with the trunk's metrics, a
+child run a Run with its decay and its result, and one run of its own holds the study's files. Nothing is queued: what a
+slow tracker has not got yet waits in the journals.
 
-Where little has happened mirroring is quick: what was closed before is passed over by the record of it. A thorough
-mirroring asks the store for everything: runs made twice are merged, and runs that are RUNNING there are settled though
-the study lists them no more. A run that a user deleted in MLflow stays deleted, and is named.
-
-What of a study is mirrored and closed: a small file that spares asking MLflow about every finished run.
-
-Reading ten thousand runs back out of MLflow takes longer than everything else a table of points needs. So the mirror
-notes for each Series whose story is over what its journals looked like (files and sizes) and which MLflow runs hold it.
-While that stands, there is nothing to send. The note holds for one store and one experiment made at one time; any other
-makes it void. It is never needed and never the truth: `ssmscale sync` does not look at it, checks everything and writes
-it anew.
+A ledger, mirrored.json, spares asking MLflow about every finished run: reading ten thousand of them back takes longer
+than everything else a table of points needs. It says of each Series that is over what its journals looked like (files
+and sizes) and which MLflow runs hold it; while that stands, there is nothing to send. It is valid for one store and one
+experiment made at one time. It is never needed and never the truth: `ssmscale sync` mirrors thoroughly, asks the store
+for everything, merges runs made twice, settles runs that are RUNNING though the study lists them no more, and writes
+the ledger anew. A run that a user deleted in MLflow stays deleted, and is named.
 """
 
 from __future__ import annotations
@@ -33,20 +27,20 @@ from filelock import FileLock
 
 from harness.common.disk import side_by_side, write_atomically
 from harness.common.validation import first_line
-from harness.record.control import Control
 from harness.record.journal import ProgressReader, read_progress
 from harness.record.root import Root
 from harness.record.status import RunState, RunStatus
+from harness.study.run import by_series
 from harness.tracking.experiment import KIND, REASON, SERIES, Artefacts, Experiment, Held, study_facts
 from harness.tracking.metrics import (
     OVER,
     WAITING,
-    ending_of_study,
-    ending_unlisted,
     may_live_elsewhere,
     milliseconds,
+    status_of_study,
+    status_of_unlisted,
 )
-from harness.tracking.series import Members, SeriesMirror, survivor, tell_of
+from harness.tracking.series import Members, SeriesMirror, send_journal, survivor
 
 SERVER_THREADS = 4
 """Series told to a server at once. An SQLite file takes one writer at a time."""
@@ -62,10 +56,10 @@ Tags = Callable[[RunStatus], Mapping[str, str]]
 
 @dataclass
 class Mirrored:
-    """What one mirroring came to."""
+    """The outcome of one mirroring."""
 
     notes: list[str] = field(default_factory=list)
-    """What a user should know, a sentence each; each is said once by a tracker."""
+    """What a user should know, a sentence each; a tracker gives each once."""
     merged: int = 0
     """Runs that were there more than once and are no more."""
     settled: int = 0
@@ -86,15 +80,17 @@ class Tracker:
         self.experiment = Experiment(uri, study_name, root.path / "mlflow-artifacts", note)
         self.artefacts = Artefacts(self.experiment)
         self.folder = root.study(study_name)
-        self.record = Record(self.folder / "mirrored.json", uri, self.experiment.id, self.experiment.made)
+        self.ledger = MirrorLedger(
+            self.folder / "mirrored.json", uri, self.experiment.id, self.experiment.made
+        )
         self.visits = 0
         """Series visited so far: that mirroring gets on."""
         self._series: dict[str, tuple[SeriesMirror, ProgressReader]] = {}
         self._closed: set[str] = set()
-        """Series of finished Runs alone, seen to be in the record: nothing can happen to them any more."""
+        """Series of finished Runs alone that are in the ledger: nothing can happen to them any more."""
         self._study: list[Held] | None = None
         self._study_state = ""
-        self._said: set[str] = set()
+        self._noted: set[str] = set()
 
     def mirror(
         self,
@@ -107,14 +103,12 @@ class Tracker:
     ) -> Mirrored:
         """Send what the journals have and MLflow has not; `settle` ends the runs of what nobody trains.
 
-        `thorough` believes no record, and merges and settles whatever the experiment holds. `with_study` keeps the
+        `thorough` believes no ledger, and merges and settles whatever the experiment holds. `with_study` keeps the
         study's own run too, which a mirror of some of its Series leaves to others. Ends early once `stopped()`.
         """
         done = Mirrored()
-        by_series: dict[str, list[RunStatus]] = {}
-        for row in rows:
-            by_series.setdefault(row.series_id, []).append(row)
-        others = self._ask_for_everything(by_series, rows) if thorough else []
+        series_rows = by_series(rows)
+        others = self._ask_for_everything(series_rows, rows) if thorough else []
 
         def visit(series: tuple[str, list[RunStatus]]) -> None:
             if not stopped():
@@ -122,7 +116,7 @@ class Tracker:
                 self.visits += 1
 
         try:
-            pending = (item for item in by_series.items() if self._is_open(*item, settle=settle))
+            pending = (item for item in series_rows.items() if self._is_open(*item, settle=settle))
             if self.experiment.is_server:
                 side_by_side(visit, pending, SERVER_THREADS)
             else:
@@ -133,9 +127,9 @@ class Tracker:
             if not stopped():
                 self._settle_unlisted(others, done)
         finally:
-            self.record.save()
+            self.ledger.save()
         if self.artefacts.problem is not None:
-            self._say([self.artefacts.problem], done)
+            self._note([self.artefacts.problem], done)
         return done
 
     def links(self) -> dict[str, str]:
@@ -147,19 +141,17 @@ class Tracker:
 
     def mlflow_ids(self) -> dict[str, str]:
         """MLflow's run by run id, of all that is known to be there; none for one that was deleted or refused."""
-        known = self.record.mlflow_ids()
+        known = self.ledger.mlflow_ids()
         for series, _ in self._series.values():
             known |= series.mlflow_ids()
         return known
 
-    # -- Series
-
     def _is_open(self, series_id: str, rows: Sequence[RunStatus], *, settle: bool) -> bool:
-        """Whether there may be something to say of a Series; cheap where it has not begun or is over."""
+        """True if a Series may have something to send; cheap where it has not begun or is over."""
         states = {row.state for row in rows}
         if series_id in self._closed or (states == {RunState.NEW} and not settle):
             return False
-        if series_id in self._series or not self.record.holds(series_id, self._state(series_id, rows)):
+        if series_id in self._series or not self.ledger.holds(series_id, self._state(series_id, rows)):
             return True
         if states == {RunState.DONE}:
             self._closed.add(series_id)
@@ -184,60 +176,57 @@ class Tracker:
             own={row.run_id: reader.read(self.root.run(row.run_id)) for row in rows},
         )
         for identity, _ in members.begun:
-            self._say(members.progress(identity).damaged, done)
+            self._note(members.progress(identity).damaged, done)
         if members.begun:
             try:
-                series.tell(members, settle=settle, merge=thorough)
+                series.update(members, settle=settle, merge=thorough)
             except Exception as error:
                 done.refused += 1
                 if not _is_refusal(error) or done.refused > MOST_REFUSED:
                     raise
-                self._say([f"series {series_id}: MLflow refuses it: {first_line(error)}"], done)
+                self._note([f"series {series_id}: MLflow refuses it: {first_line(error)}"], done)
                 return
-        self._say(series.notes, done)
+        self._note(series.notes, done)
         done.merged, series.merged = done.merged + series.merged, 0
         states = {row.state for row in rows}
         elsewhere = any(may_live_elsewhere(members.progress(identity)) for identity, _ in members.begun)
         if states <= OVER or (settle and not states & WAITING and not elsewhere):
-            self.record.close(series_id, state, series.mlflow_ids())
+            self.ledger.close(series_id, state, series.mlflow_ids())
             del self._series[series_id]
             if states == {RunState.DONE}:
                 self._closed.add(series_id)
 
-    def _say(self, notes: Iterable[str], done: Mirrored) -> None:
-        fresh = [note for note in notes if note not in self._said]
-        self._said.update(fresh)
+    def _note(self, notes: Iterable[str], done: Mirrored) -> None:
+        fresh = [note for note in notes if note not in self._noted]
+        self._noted.update(fresh)
         done.notes += fresh
-
-    # -- the study's own run, and what else the experiment holds
 
     def _visit_study(self, rows: Sequence[RunStatus], done: Mirrored, *, settle: bool) -> None:
         """Keep the study's files with one run, each as it is now, and say how the study stands."""
-        ending = ending_of_study(rows, settle=settle) if rows else None
-        if ending is None:
+        wanted = status_of_study(rows, settle=settle) if rows else None
+        if wanted is None:
             return
-        state = hashlib.sha256(
-            repr((study_facts(self.folder), ending.status, ending.reason)).encode()
-        ).hexdigest()
-        if state == self._study_state or self.record.holds(STUDY, state):
+        facts = (study_facts(self.folder), wanted.status, wanted.reason)
+        state = hashlib.sha256(repr(facts).encode()).hexdigest()
+        if state == self._study_state or self.ledger.holds(STUDY, state):
             return
         held = self._study_run()
         if held is None:
-            self._say(["the study's own run was deleted in MLflow and stays so"], done)
+            self._note(["the study's own run was deleted in MLflow and stays so"], done)
             return
         tags = self.artefacts.keep_files(held, self.folder)
-        if ending.reason is not None:
-            tags[REASON] = ending.reason
+        if wanted.reason is not None:
+            tags[REASON] = wanted.reason
         try:
             self.experiment.send(held, (), tags=tags)
-            same = held.status == ending.status
-            self.experiment.end(held, ending.status, held.end if same else ending.milliseconds)
+            same = held.status == wanted.status
+            self.experiment.end(held, wanted.status, held.end if same else wanted.milliseconds)
         except Exception:
             self._study = None
             raise
         self._study_state = state
-        if ending.status != "RUNNING" and self.artefacts.problem is None:
-            self.record.close(STUDY, state, {STUDY: held.mlflow_id})
+        if wanted.status != "RUNNING" and self.artefacts.problem is None:
+            self.ledger.close(STUDY, state, {STUDY: held.mlflow_id})
 
     def _study_run(self) -> Held | None:
         """The study's run, made where there is none; None where it was deleted."""
@@ -245,19 +234,15 @@ class Tracker:
             with FileLock(self.folder / "mlflow.lock"):
                 self._study = list(self.experiment.search(KIND, STUDY))
                 if not self._study:
-                    begun = next(
-                        (event["t"] for event in Control(self.folder / "control.jsonl").read()), time.time()
-                    )
-                    self._study = [
-                        self.experiment.create(
-                            self.study_name, STUDY, self.study_name, milliseconds(begun), {}
-                        )
-                    ]
+                    events = self.root.control(self.study_name).read()
+                    begun = milliseconds(events[0]["t"] if events else time.time())
+                    name = self.study_name
+                    self._study = [self.experiment.create(name, STUDY, name, begun, {})]
         return survivor(self._study)
 
-    def _ask_for_everything(self, by_series: Iterable[str], rows: Iterable[RunStatus]) -> list[Held]:
-        """Forget the record and know every run of the experiment; returns those that the study does not list."""
-        self.record.forget()
+    def _ask_for_everything(self, series_ids: Iterable[str], rows: Iterable[RunStatus]) -> list[Held]:
+        """Clear the ledger and know every run of the experiment; returns those that the study does not list."""
+        self.ledger.clear()
         self._closed.clear()
         self._series.clear()
         self._study, self._study_state = [], ""
@@ -267,11 +252,11 @@ class Tracker:
                 self._study.append(held)
             else:
                 found.setdefault(held.tags.get(SERIES, ""), []).append(held)
-        for series_id in by_series:
+        for series_id in series_ids:
             series = SeriesMirror(self.experiment, self.artefacts, self.root, series_id, self.tags_of)
             series.know(found.get(series_id, ()))
             self._series[series_id] = (series, ProgressReader())
-        listed = {*by_series, *(row.run_id for row in rows)}
+        listed = {*series_ids, *(row.run_id for row in rows)}
         return [held for series in found.values() for held in series if held.identity not in listed]
 
     def _settle_unlisted(self, others: Iterable[Held], done: Mirrored) -> None:
@@ -281,21 +266,21 @@ class Tracker:
                 continue
             place = self.root.series if held.kind == "series" else self.root.run
             progress = read_progress(place(held.identity))
-            ending = ending_unlisted(progress)
-            tell_of(self.experiment, held, progress, ending, {}, {})
-            done.settled += ending is not None and ending.status != "RUNNING"
+            status = status_of_unlisted(progress)
+            send_journal(self.experiment, held, progress, status, {}, {})
+            done.settled += status is not None and status.status != "RUNNING"
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the store answered, and would not have this: a deleted run, say; not that it is ill or gone."""
+    """True if the store answered and refused, as it does for a deleted run; not if it is ill or gone."""
     from mlflow.exceptions import MlflowException
 
     refusals = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"}
     return isinstance(error, MlflowException) and error.error_code in refusals
 
 
-class Record:
-    """ROOT/studies/NAME/mirrored.json."""
+class MirrorLedger:
+    """ROOT/studies/NAME/mirrored.json: which Series are in MLflow and over."""
 
     def __init__(self, path: Path, store: str, experiment: str, made: int) -> None:
         self.path = path
@@ -315,7 +300,7 @@ class Record:
             self._closed[identity] = (state, dict(mlflow_ids))
             self._changed = True
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Begin anew: everything is to be checked."""
         self._closed, self._changed = {}, True
 
@@ -341,7 +326,7 @@ class Record:
                     for identity, (state, ids) in held["closed"].items()
                 }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._closed = {}  # no record, or none that can be read: everything is asked about
+            self._closed = {}  # no ledger, or none that can be read: everything is asked about
 
 
 def state_of(folders: Iterable[Path], *facts: object) -> str:

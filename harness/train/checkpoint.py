@@ -35,7 +35,6 @@ from harness.record.checkpoints import (
     FileFacts,
     Marker,
     Problem,
-    _sha256,
     remove_partial,
     retire,
     tag_of,
@@ -44,6 +43,7 @@ from harness.record.journal import Event, Journal
 from harness.record.root import Launch
 from harness.train.engine import Engine
 from harness.train.ranks import Ranks
+from ssmttm.files import sha256_file
 
 
 def save(
@@ -78,7 +78,7 @@ def save(
         for path in sorted((folder / tag).rglob("*")):
             if path.is_file():
                 sync_file(path)
-                facts = FileFacts(bytes=path.stat().st_size, sha256=_sha256(path))
+                facts = FileFacts(bytes=path.stat().st_size, sha256=sha256_file(path))
                 files[path.relative_to(folder / tag).as_posix()] = facts
         sync_folder(folder / tag)
         sync_folder(folder)

@@ -12,7 +12,7 @@ from harness.common.format import counted
 from harness.record.registry import submitted_with, trials_name
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.grid import GridPoint
-from harness.study.tuned import Tuned
+from harness.study.tune import Tuned
 from harness.tracking.live import MirrorThread
 from harness.tracking.store import tracking_uri
 from harness.tuning.controller import Controller, Listener

@@ -21,9 +21,8 @@ from harness.record.registry import ResolvedStudy, text_of, trials_name
 from harness.record.root import Root
 from harness.study.grid import CorpusView, expand, view_corpus
 from harness.study.schedule import branch_step
-from harness.study.schema import ModelPatch, Study, TextChoice, Training
-from harness.study.tune import Dimension, Tune
-from harness.study.tuned import rounded
+from harness.study.schema import ModelPatch, Study, StudyTraining, TextChoice
+from harness.study.tune import Dimension, Tune, rounded
 from ssmttm.errors import InputError
 from ssmttm.model.flops import parameter_count
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 RATE = "training.optimiser.lr"
-ROOMS: Mapping[str, Any] = {"training": Training, "model": ModelPatch, "text": TextChoice}
+ROOMS: Mapping[str, Any] = {"training": StudyTraining, "model": ModelPatch, "text": TextChoice}
 """Parts of a study whose keys decide a result that trials can be compared by."""
 FIXED = frozenset({"training.eval_clips", "text.encoder", "text.fingerprint"})
 """Keys below them that no search changes: the yardstick, and the encoder, whose identity is found once a study."""
@@ -147,7 +146,7 @@ class Space:
     def _dimensions(self) -> dict[str, Dimension]:
         found: dict[str, Dimension] = {}
         for given, one in self.tune.search.items():
-            key = f"training.{given}" if given.split(".")[0] in Training.model_fields else given
+            key = f"training.{given}" if given.split(".")[0] in StudyTraining.model_fields else given
             place = f"{self.where}: tune.search.{given}"
             room, *path = key.split(".")
             if room not in ROOMS or not path or key in FIXED:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.study.tuned import Carried, Law, Tuned, TunedArchitecture, TunedSize, rounded
+from harness.study.tune import Carried, RateLaw, Tuned, TunedArchitecture, TunedSize, rounded
 from harness.tuning.space import RATE, Cell, Space
 from harness.tuning.trials import Told, finished
 
@@ -53,7 +53,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Note:
-    """What should be known before a learning rate is believed."""
+    """A warning about a learning rate, with a code."""
 
     code: str
     text: str
@@ -83,7 +83,7 @@ def find_optimum(rates: Sequence[float], losses: Sequence[float]) -> Optimum:
 
 
 def _around(x: Floats, best: float) -> tuple[float, float]:
-    """Between what the minimum lies where only its best trial is known: the trials beside it, else half a decade."""
+    """Bounds of a minimum of which only the best trial is known: the trials beside it, else half a decade."""
     below, above = x[x < best], x[x > best]
     return (
         float(below.max()) if below.size else best - NEAR,
@@ -116,7 +116,7 @@ def _vertices(x: Floats, y: Floats) -> tuple[Floats, npt.NDArray[np.int_], npt.N
     return best[:, 0] + np.where(found, shift, 0.0), near.sum(axis=1), found
 
 
-def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> Law | None:
+def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> RateLaw | None:
     """The power law through the optima of two sizes or more; None with fewer.
 
     Where the optima scatter about it by more than their own errors, it is that much less certain.
@@ -126,29 +126,28 @@ def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> Law | None:
     if len(set(scales)) < 2:
         return None
     x = np.log(np.asarray(scales, dtype=float))
-    design = np.stack([np.ones(len(x)), x - x.mean()], axis=1)
     y = np.array([optimum.log_rate for optimum in optima])
-    weights = np.array([optimum.error for optimum in optima]) ** -2.0
-    covariance = np.linalg.inv(design.T @ (weights[:, None] * design))
-    level, slope = covariance @ (design.T @ (weights * y))
-    free = len(x) - 2
-    if free:
-        scatter = float(np.sum(weights * (y - design @ np.array([level, slope])) ** 2)) / free
-        covariance *= max(1.0, scatter)
+    weights = 1 / np.array([optimum.error for optimum in optima])
+    centre = x.mean()
+    line, covariance = np.polyfit(x - centre, y, 1, w=weights, cov="unscaled")
+    if free := len(x) - 2:
+        off = weights * (y - np.polyval(line, x - centre))
+        covariance *= max(1.0, float(off @ off) / free)
     # From the centre of the sizes back to x = 1.
-    shift = np.array([[1.0, -x.mean()], [0.0, 1.0]])
-    covariance = shift @ covariance @ shift.T
-    half = 1.96 * math.sqrt(covariance[1, 1])
-    return Law(
-        intercept=float(level - slope * x.mean()),
-        slope=float(slope),
-        slope_ci95=(float(slope - half), float(slope + half)),
-        covariance=(float(covariance[0, 0]), float(covariance[0, 1]), float(covariance[1, 1])),
+    shift = np.array([[1.0, 0.0], [-centre, 1.0]])
+    (var_slope, both), (_, var_intercept) = (shift @ covariance @ shift.T).tolist()
+    slope, level = line.tolist()
+    half = 1.96 * math.sqrt(var_slope)
+    return RateLaw(
+        intercept=level - slope * float(centre),
+        slope=slope,
+        slope_ci95=(slope - half, slope + half),
+        covariance=(var_intercept, both, var_slope),
     )
 
 
 def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | None, list[Note]]:
-    """What the trials say: the file to keep, None where no learning rate was searched or found, and notes."""
+    """Fit the trials: the file to keep, None where no learning rate was searched or found, and notes."""
     if not space.searches_rate:
         text = f"{RATE} was not searched: the best trials are told, and nothing is carried to other sizes"
         return None, [Note("rate_not_searched", text)]
@@ -210,7 +209,7 @@ def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | No
     )
 
 
-def _carry(space: Space, architecture: str, law: Law) -> tuple[Carried, ...]:
+def _carry(space: Space, architecture: str, law: RateLaw) -> tuple[Carried, ...]:
     carried = []
     for size in space.study.grid.sizes:
         if size not in space.tune.sizes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from harness.common.jsonl import Damage, LineReader
 from harness.common.process import identify_process
 from harness.common.validation import validate
-from harness.record.journal import Event, Journal
+from harness.record.journal import Event, Journal, attempt_file, attempts, check_for
 from harness.record.registry import ResolvedStudy, register, resolve
 from harness.record.root import Root, write_run, write_series
 from harness.record.status import RunStatus, StatusReader
@@ -93,3 +96,12 @@ def write_finished(root: Root, points: Sequence[GridPoint], steps: int = 20) -> 
         journal = begin_run(root, run)
         log_steps(journal, range(max(1, run.iterations - steps + 1), run.iterations + 1))
         finish(journal, run)
+
+
+def read_events(directory: Path) -> Iterator[dict[str, Any]]:
+    """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
+    for attempt in attempts(directory):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            for line in LineReader(attempt_file(directory, attempt)).read(check_for(directory)):
+                if not isinstance(line, Damage):
+                    yield {**line, "attempt": attempt}

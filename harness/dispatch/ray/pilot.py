@@ -12,7 +12,6 @@ Runs is in the journals.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import logging
 import os
@@ -27,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.common.disk import DiskFull, write_atomically
-from harness.common.process import last_line
+from harness.common.process import last_line, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
 from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
 from harness.dispatch.ray.host import RayDown
@@ -205,7 +204,7 @@ class Pilot:
                 stdout=said,
                 stderr=said,
                 start_new_session=True,
-                preexec_fn=_ends_with_us,  # noqa: PLW1509  this process has one thread
+                preexec_fn=stop_when_parent_ends,  # noqa: PLW1509  this process has one thread
             )
         told_at: float | None = None
         try:
@@ -264,11 +263,6 @@ def _for_srun() -> dict[str, str]:
     """This environment without what the batch file said of tasks, which is not so for the keepers."""
     hidden = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPU_BIND", "SLURM_CPUS_PER_TASK")
     return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-
-
-def _ends_with_us() -> None:
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
 
 
 if __name__ == "__main__":

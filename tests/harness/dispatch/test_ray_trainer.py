@@ -15,9 +15,10 @@ import pytest
 
 from harness.dispatch.base import Job
 from harness.dispatch.ray.trainer import START_SECONDS, is_long
-from harness.record.journal import Event, read_events, read_progress
+from harness.record.journal import Event, read_progress
 from harness.record.root import Root
 from harness.train.stopping import StopFile
+from tests.harness.journals import read_events
 from tests.harness.rays import Here
 from tests.harness.train.test_zero import train_on_ranks
 from tests.harness.trainer import losses, prepared, series_folder, undisturbed

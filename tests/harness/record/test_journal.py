@@ -18,18 +18,10 @@ from hypothesis import strategies as st
 from harness.common.disk import DiskFull
 from harness.common.jsonl import CHUNK
 from harness.common.process import identify_process, process_is_alive
-from harness.record.control import Control
-from harness.record.journal import (
-    MOST_NOTES,
-    Event,
-    Fenced,
-    Journal,
-    ProgressReader,
-    attempts,
-    read_events,
-    read_progress,
-)
+from harness.record.control import Control, attempts_reset_in
+from harness.record.journal import MOST_NOTES, Event, Fenced, Journal, ProgressReader, attempts, read_progress
 from harness.record.result import Result
+from tests.harness.journals import read_events
 
 
 def test_state_is_the_last_event_that_changed_it(tmp_path: Path) -> None:
@@ -129,7 +121,7 @@ def test_a_retry_forgets_cancellations_and_the_failures_so_far(tmp_path: Path) -
     control.append("cancelled", runs=["a", "b"])
     control.append("retried", runs=["a"], attempts={"a": 2})
     assert control.cancelled() == {"b"}
-    assert control.forgiven() == {"a": 2}
+    assert attempts_reset_in(control.read()) == {"a": 2}
 
 
 STEP = {"t": 1, "event": "step", "step": 10, "loss": 1.5}
@@ -341,7 +333,7 @@ def test_a_control_file_of_any_bytes_stops_nobody(
     control.path.write_bytes(b"".join(line + end for line, end in written))
     control.append("cancelled", runs=["a"])
     assert "a" in control.cancelled()
-    assert all(isinstance(attempt, int) for attempt in control.forgiven().values())
+    assert all(isinstance(attempt, int) for attempt in attempts_reset_in(control.read()).values())
 
 
 def test_what_is_said_of_a_hundred_thousand_runs_is_heard(tmp_path: Path) -> None:
@@ -350,7 +342,7 @@ def test_what_is_said_of_a_hundred_thousand_runs_is_heard(tmp_path: Path) -> Non
     assert control.cancelled() == set(runs)
     control.append("retried", runs=runs, attempts=dict.fromkeys(runs, 3))
     assert control.cancelled() == set()
-    assert control.forgiven() == dict.fromkeys(runs, 3)
+    assert attempts_reset_in(control.read()) == dict.fromkeys(runs, 3)
 
 
 @pytest.mark.parametrize("before", [0, CHUNK // 2])

@@ -19,7 +19,7 @@ from harness.plan.allocation import Shape
 from harness.record.journal import Progress, Span, read_progress
 from harness.record.registry import resolve
 from harness.record.root import Root
-from harness.record.status import Hours, JobTime, RunState, RunStatus, count_hours, tokens_a_step
+from harness.record.status import Hours, JobTime, RunState, RunStatus, count_hours
 from harness.study.grid import GridPoint
 from harness.study.schema import Study
 from harness.submit.monitor import Reading, StudyReader
@@ -92,13 +92,13 @@ def test_a_series_that_shared_a_gpu_is_charged_its_share(points: list[GridPoint]
 
 def test_what_is_left_of_a_series_that_shares_a_gpu_is_its_share_of_the_time(points: list[GridPoint]) -> None:
     short = points[0]
-    speed = timed(step=8, tokens_per_second=tokens_a_step(short.run), gpu_share=0.25)
+    speed = timed(step=8, tokens_per_second=short.run.tokens_a_step, gpu_share=0.25)
     assert hours_of(points, {short.series_id: speed}).left[short.run_id] == pytest.approx(2 * 0.25 / 3600)
 
 
 def test_what_is_left_follows_the_speed_that_was_measured(points: list[GridPoint]) -> None:
     short, long = points[:2]
-    tokens = tokens_a_step(short.run)
+    tokens = short.run.tokens_a_step
     journals = {short.series_id: timed(step=8, tokens_per_second=tokens, ranks=4)}
     left = hours_of(points[:2], journals).left
     assert left[short.run_id] == pytest.approx(2 * 4 / 3600)  # its decay, a step a second on 4 ranks
@@ -109,7 +109,7 @@ def test_a_series_that_has_not_begun_takes_the_speed_of_its_like_and_without_any
     points: list[GridPoint],
 ) -> None:
     measured, unmeasured = points[0].series_id, points[-1].run_id
-    tokens = tokens_a_step(points[0].run)
+    tokens = points[0].run.tokens_a_step
     assert hours_of(points, {}).left[unmeasured] is None
     assert hours_of(points, {}).unknown == len(points)
     known = hours_of(points, {measured: timed(8, tokens)})

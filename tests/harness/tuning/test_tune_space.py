@@ -20,7 +20,7 @@ from harness.record.registry import read_tuned, register, resolve, resolve_regis
 from harness.record.root import Root
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study, load_study
-from harness.study.tuned import Law, Tuned, TunedArchitecture, TunedSize
+from harness.study.tune import RateLaw, Tuned, TunedArchitecture, TunedSize
 from harness.tuning.session import keep
 from harness.tuning.space import Space
 from harness.tuning.transfer import Note
@@ -208,7 +208,7 @@ def tuned(fields: Fields, here: Root) -> Tuned:
     study = validate(Study, {**fields, "name": "tiny"}, "test")
     model = resolve(study, here, "test").points[0].run.model
     n_params = parameter_count(model).n_params
-    law = Law(
+    law = RateLaw(
         intercept=math.log(0.02) + 0.5 * math.log(n_params),
         slope=-0.5,
         slope_ci95=(-0.6, -0.4),
