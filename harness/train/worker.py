@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.feed and not options.run_dirs:
         parser.error("give RUN_DIRs, or --feed")
-    begin()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    running_code()  # now: what lies on disk may be edited while this process waits for its next Series
     stop = StopFlag()
     try:
         if options.feed:
@@ -90,13 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush_or_drop()
 
 
-def begin() -> None:
-    """What a process does once, before it trains anything."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    running_code()  # now: what lies on disk may be edited while this process waits for its next Series
-
-
 def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
     outcomes = []
     for root, runs in group_by_series(run_dirs):
@@ -114,12 +109,12 @@ def _serve(stop: StopFlag) -> int:
     stop.install()  # not before: there was nothing to save, and waiting for other ranks heeds no flag
     replies.write(json.dumps({"ready": True}) + "\n")
     for line in _lines(sys.stdin.fileno(), stop):
-        outcome = train_fed([Path(name) for name in json.loads(line)], stop)
+        outcome = _train_fed([Path(name) for name in json.loads(line)], stop)
         replies.write(json.dumps({"outcome": outcome}) + "\n")
     return 0
 
 
-def train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
+def _train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
     """Train the Runs of these directories, in a process that stays: what `train_series` returns, or no_space."""
     outcome = "failed"
     try:

@@ -134,7 +134,6 @@ class _Tasks:
             log_dir=folder / "logs",
             gpu_fraction=task.gpu_fraction,
             seconds=task.seconds * (1 - done / steps),
-            architecture=task.architecture,
         )
 
 
