@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -131,11 +132,26 @@ def sent_to(file: Path) -> Iterator[None]:
             os.close(copy)
 
 
-def stop_when_parent_ends() -> None:
-    """Ask the kernel for a SIGTERM when the process that started this one ends (Linux; elsewhere nothing).
+def log_to_stderr() -> None:
+    """Write this program's log to standard error, each line with its time."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+
+
+def stop_when_parent_ends(number: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel for a signal when the process that started this one ends (Linux; elsewhere nothing).
 
     One that has ended already is not noticed: whoever must know compares parents.
     """
+    set_parent_death_signal = 1
+    _prctl(set_parent_death_signal, int(number))
+
+
+def adopt_orphans() -> None:
+    """Have the kernel make this process the parent of its descendants whose own parent ends (Linux)."""
+    set_child_subreaper = 36
+    _prctl(set_child_subreaper, 1)
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

@@ -20,6 +20,7 @@ from harness.common.disk import write_atomically
 from harness.record import checkpoints
 from harness.record.control import Control, cancelled_in, forgiven_in
 from harness.record.journal import Event, Journal, read_progress
+from harness.record.kinds import Kind
 from harness.record.root import Root
 from harness.study.run import Frozen, WholeNumber
 
@@ -139,4 +140,4 @@ def give_up(root: Root, series_id: str, left: Iterable[Path], reason: str) -> No
     with untrained(root.series(series_id)) as nobody_trains_it:
         for folder in left if nobody_trains_it else ():  # else what that process makes of it counts
             with Journal.open(folder) as journal:
-                journal.append(Event.FAILED, reason=reason, kind="lost")
+                journal.append(Event.FAILED, reason=reason, kind=Kind.LOST)

@@ -21,8 +21,6 @@ MOST_ATTEMPTS = 3
 """Times a Series whose worker goes away without a word is started again before it counts as failed."""
 
 
-STOPPED = "out of memory"
-"""What the reason of a journal's preempted event begins with, where a Series goes on with a smaller micro-batch."""
 WORDS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -40,10 +38,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-
-
-ANOTHER_RANKS_SIGNAL = "another rank's signal"
-"""Why a rank stopped that was told nothing itself."""
 
 
 class StopFlag:

@@ -13,7 +13,6 @@ One `ray start` on a node, whose processes live and die together, and what is le
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.common.process import last_line
+from harness.common.process import adopt_orphans, last_line, log_to_stderr, stop_when_parent_ends
 from harness.dispatch.ray.cluster import NodePlan, Word, environment_of_ray
 from harness.dispatch.ray.host import (
     LOOPBACK,
@@ -269,11 +268,10 @@ class Keeper:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Keep this host's node of the Ray that the plan describes; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
     (text,) = arguments if arguments is not None else sys.argv[1:]
     plan = NodePlan.model_validate_json(text)
-    set_child_subreaper = 36
-    ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)  # orphans stay ours to end
+    adopt_orphans()  # they stay ours to end
     keeper = None
     try:
         keeper = Keeper(plan)
@@ -349,8 +347,7 @@ class Member:
 
 def _before_ray() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which is passed on through exec: it is meant for workers
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL), 0, 0, 0)
+    stop_when_parent_ends(signal.SIGKILL)
 
 
 def below(pid: int) -> list[psutil.Process]:
