@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -126,6 +127,11 @@ def sent_to(file: Path) -> Iterator[None]:
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)
+
+
+def log_to_stderr() -> None:
+    """Write this program's log to standard error, each line with its time."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
 
 
 def stop_when_parent_ends(number: signal.Signals = signal.SIGTERM) -> None:

@@ -26,6 +26,7 @@ from harness.common.disk import DiskFull, append_line, make_folder, naming_a_ful
 from harness.common.jsonl import Damage, LineReader
 from harness.common.process import process_is_alive
 from harness.common.validation import first_mistake
+from harness.record.kinds import Kind, kind_of
 from harness.record.result import Result
 
 FORMAT = "{:04d}.jsonl"
@@ -100,10 +101,10 @@ class Journal:
         with naming_a_full_disk(self.path):
             os.fsync(self._descriptor)
 
-    def leave(self, reason: str) -> None:
+    def leave(self, kind: Kind, reason: str) -> None:
         """Say that this attempt trains no more and has not failed, where there is room for that much, and close."""
         with contextlib.suppress(DiskFull, Fenced, OSError):
-            self.append(Event.PREEMPTED, reason=reason)
+            self.append(Event.PREEMPTED, reason=reason, kind=kind)
         self.close()
 
     def check_fence(self) -> None:
@@ -167,6 +168,8 @@ class Progress:
     """What the first rank used of its machine, by step, each once."""
     stopped_by: str | None = None
     """Why the newest attempt stopped, where it did: the signal's name."""
+    kind: Kind | None = None
+    """The kind of that, or of its failure."""
     spans: tuple[Span, ...] = ()
     """Every attempt, oldest first, from its first event to its newest."""
     damaged: tuple[str, ...] = ()
@@ -244,6 +247,7 @@ class _Fold:
         self.started: dict[str, Any] | None = None
         self.result: dict[str, Any] | None = None
         self.stopped_by: str | None = None
+        self.kind: Kind | None = None
         self.spans: list[Span] = []
         self.notes: list[str] = []
         self.unnamed = 0
@@ -306,25 +310,25 @@ class _Fold:
 
     def _add(self, attempt: int, event: dict[str, Any]) -> None:
         event["attempt"] = self.attempt = attempt
-        kind, now = event["event"], event["t"]
+        name, now = event["event"], event["t"]
         self.step = event.get("step", self.step)
-        if kind in {Event.STARTED, Event.RESUMED}:
+        if name in {Event.STARTED, Event.RESUMED}:
             ranks = event.get("layout", {}).get("ranks", 1)
             self.spans.append(Span(now, now, event.get("job_id"), ranks, event.get("gpu_share", 1.0)))
         elif self.spans and now > self.spans[-1].ended:  # a clock may be set back
             self.spans[-1].ended = now
-        if kind == Event.STEP:
+        if name == Event.STEP:
             self._hold(self.steps, event)
-        elif kind == Event.EVAL:
+        elif name == Event.EVAL:
             self._hold(self.evals, event)
-        elif kind == Event.SYSTEM:
+        elif name == Event.SYSTEM:
             self._hold(self.systems, event)
-        elif kind in {Event.STARTED, Event.RESUMED}:
-            self.state, self.started, self.result, self.stopped_by = kind, event, None, None
-        elif kind in {Event.FINISHED, Event.FAILED}:
-            self.state, self.result = kind, event
-        elif kind in {Event.PREEMPTED, Event.CANCELLED}:
-            self.state, self.stopped_by = kind, event.get("reason")
+        elif name in {Event.STARTED, Event.RESUMED}:
+            self.state, self.started, self.result, self.stopped_by, self.kind = name, event, None, None, None
+        elif name in {Event.FINISHED, Event.FAILED}:
+            self.state, self.result, self.kind = name, event, kind_of(event)
+        elif name in {Event.PREEMPTED, Event.CANCELLED}:
+            self.state, self.stopped_by, self.kind = name, event.get("reason"), kind_of(event)
 
     def _hold(self, held: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
         if self.newest_only and held:
@@ -350,6 +354,7 @@ class _Fold:
             result=self.result,
             systems=dict(self.systems),
             stopped_by=self.stopped_by,
+            kind=self.kind,
             spans=tuple(replace(span) for span in self.spans),
             damaged=tuple(notes),
         )

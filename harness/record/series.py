@@ -18,6 +18,7 @@ from harness.common.disk import write_atomically
 from harness.record import checkpoints
 from harness.record.control import Control, attempts_reset_in, cancelled_in
 from harness.record.journal import Event, Journal, read_progress
+from harness.record.kinds import Kind
 from harness.record.root import Root
 from harness.study.run import Frozen, WholeNumber
 
@@ -137,4 +138,4 @@ def give_up(root: Root, series_id: str, left: Iterable[Path], reason: str) -> No
     with untrained(root.series(series_id)) as is_free:
         for folder in left if is_free else ():  # else the result of that process counts
             with Journal.open(folder) as journal:
-                journal.append(Event.FAILED, reason=reason, kind="lost")
+                journal.append(Event.FAILED, reason=reason, kind=Kind.LOST)

@@ -23,6 +23,7 @@ from harness.record import checkpoints
 from harness.record.checkpoints import remove_partial
 from harness.record.control import Control
 from harness.record.journal import Event, Fenced, Journal, read_progress
+from harness.record.kinds import ANOTHER_RANKS_SIGNAL, OUT_OF_MEMORY, Kind
 from harness.record.result import Result, describe_result
 from harness.record.root import Launch, Layout, Root
 from harness.study.run import Run
@@ -31,7 +32,7 @@ from harness.train.batches import Batches, MicroBatch
 from harness.train.checkpoint import Saver, load, save_weights
 from harness.train.engine import Engine
 from harness.train.ranks import Ranks
-from harness.train.stopping import ANOTHER_RANKS_SIGNAL, STOPPED, StopFlag, is_out_of_memory
+from harness.train.stopping import StopFlag, is_out_of_memory
 from harness.train.usage import Usage
 from ssmttm.errors import InputError
 
@@ -158,20 +159,22 @@ class SeriesTrainer:
                 _append(journal, Event.CANCELLED, step=self.step)
             return outcome
         except Diverged as problem:
-            _append(journal, Event.FAILED, step=self.step, reason=str(problem), kind="diverged")
+            _append(journal, Event.FAILED, step=self.step, reason=str(problem), kind=Kind.DIVERGED)
             return Outcome.DONE
         except (Fenced, InputError):
             raise
         except Exception as problem:
-            if is_full(problem) or is_out_of_memory(problem):  # the run has not failed
-                if journal is not None:
-                    journal.leave(STOPPED if is_out_of_memory(problem) else str(problem))
+            if (short := is_out_of_memory(problem)) or is_full(problem):  # the run has not failed
+                if journal is not None and short:
+                    journal.leave(Kind.OUT_OF_MEMORY, OUT_OF_MEMORY)
+                elif journal is not None:
+                    journal.leave(Kind.DISK_FULL, str(problem))
                 raise
             if self.ranks.world > 1:
                 raise  # the other ranks are somewhere else now
             print_traceback()
             reason = f"{type(problem).__name__}: {problem}"
-            _append(journal, Event.FAILED, step=self.step, reason=reason, kind="error")
+            _append(journal, Event.FAILED, step=self.step, reason=reason, kind=Kind.ERROR)
             return Outcome.DONE
         finally:
             if journal is not None:
@@ -210,12 +213,9 @@ class SeriesTrainer:
             outcome = self._agree(journal, run)
             if outcome is Outcome.PREEMPTED:
                 self._save(folder, journal)
-                _append(
-                    journal,
-                    Event.PREEMPTED,
-                    step=self.step,
-                    reason=self.stop.reason or ANOTHER_RANKS_SIGNAL,
-                )
+                told = self.stop.reason
+                reason, kind = told or ANOTHER_RANKS_SIGNAL, Kind.of_signal(told)
+                _append(journal, Event.PREEMPTED, step=self.step, reason=reason, kind=kind)
             if outcome is not Outcome.DONE:
                 return outcome
             done = self.step + 1

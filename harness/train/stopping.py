@@ -1,4 +1,4 @@
-"""A signal, or a word in a file, becomes a flag; the training loop reads it at a step boundary.
+"""A signal becomes a flag; the training loop reads it at a step boundary.
 
 Nothing is saved inside a signal handler: a DeepSpeed save from one rank alone waits for the others for ever.
 The loop asks all ranks whether any of them was told to stop, and then they save together.
@@ -6,10 +6,7 @@ The loop asks all ranks whether any of them was told to stop, and then they save
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import time
-from pathlib import Path
 from types import FrameType
 
 EXIT_NO_NODES = 69
@@ -24,8 +21,6 @@ MOST_ATTEMPTS = 3
 """Times a Series whose worker goes away without a word is started again before it counts as failed."""
 
 
-STOPPED = "out of memory"
-"""What the reason of a journal's preempted event begins with, where a Series goes on with a smaller micro-batch."""
 WORDS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -45,24 +40,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
-ANOTHER_RANKS_SIGNAL = "another rank's signal"
-"""Why a rank stopped that was told nothing itself."""
-
-
-LOOK_SECONDS = 1.0
-"""How often a file is looked into that may ask to stop."""
-
-
 class StopFlag:
     """Remembers that this process was asked to stop, and by what."""
 
-    def __init__(self) -> None:
-        self._reason: str | None = None
-
-    @property
-    def reason(self) -> str | None:
-        """What asked it to stop; None where nothing has."""
-        return self._reason
+    reason: str | None = None
+    """Name of the signal that asked it to stop; None where none has."""
 
     def install(self) -> None:
         """Take over SIGTERM, SIGINT and SIGUSR2 from whoever had them."""
@@ -70,38 +52,4 @@ class StopFlag:
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self._reason = signal.Signals(number).name
-
-
-class StopFile(StopFlag):
-    """A flag that is raised by writing a word into a file, for where no signal handler can be installed.
-
-    The file is there from the start and is read: over a network file system, one that appears is seen much later. The
-    word goes over blanks, since on a full disk there is room for nothing else.
-    """
-
-    BLANK = " " * 16
-
-    @classmethod
-    def make(cls, file: Path) -> None:
-        """Write the file before anybody is to look into it."""
-        file.write_text(cls.BLANK, encoding="utf-8")
-
-    @staticmethod
-    def ask(file: Path, word: str) -> None:
-        """Ask whoever looks into the file to stop; the word has at most as many letters as there are blanks."""
-        with file.open("r+", encoding="utf-8") as blanks:
-            blanks.write(word)
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self._file, self._look_again = file, 0.0
-
-    @property
-    def reason(self) -> str | None:
-        """The word in the file, which is looked for once a second at most."""
-        if self._reason is None and (now := time.monotonic()) >= self._look_again:
-            self._look_again = now + LOOK_SECONDS
-            with contextlib.suppress(OSError):  # a file system that is away for a moment asks nobody to stop
-                self._reason = self._file.read_text(encoding="utf-8").strip() or None
-        return self._reason
+        self.reason = signal.Signals(number).name

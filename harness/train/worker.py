@@ -29,6 +29,7 @@ from harness.common.process import (
     end_at_once,
     flush_or_drop,
     identify_process,
+    log_to_stderr,
     print_traceback,
     sent_to,
     stop_when_parent_ends,
@@ -36,6 +37,7 @@ from harness.common.process import (
 from harness.plan.resources import remember, what_would_fit
 from harness.record.control import Control
 from harness.record.journal import Event, Fenced, Journal, read_progress
+from harness.record.kinds import OUT_OF_MEMORY, Kind
 from harness.record.provenance import commit, installed_version, running_code
 from harness.record.root import Launch, Layout, Root, read_launch, read_run
 from harness.record.series import SeriesLock, scheduler_job
@@ -48,7 +50,6 @@ from harness.train.stopping import (
     EXIT_NO_SPACE,
     EXIT_PREEMPTED,
     GPU_SHARE,
-    STOPPED,
     StopFlag,
     is_out_of_memory,
 )
@@ -70,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.feed and not options.run_dirs:
         parser.error("give RUN_DIRs, or --feed")
-    begin()
+    log_to_stderr()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    running_code()  # now: what lies on disk may be edited while this process waits for its next Series
     stop = StopFlag()
     try:
         if options.feed:
@@ -90,13 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush_or_drop()
 
 
-def begin() -> None:
-    """What a process does once, before it trains anything."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    running_code()  # now: what lies on disk may be edited while this process waits for its next Series
-
-
 def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
     outcomes = []
     for root, runs in group_by_series(run_dirs):
@@ -114,12 +110,12 @@ def _serve(stop: StopFlag) -> int:
     stop.install()  # not before: there was nothing to save, and waiting for other ranks heeds no flag
     replies.write(json.dumps({"ready": True}) + "\n")
     for line in _lines(sys.stdin.fileno(), stop):
-        outcome = train_fed([Path(name) for name in json.loads(line)], stop)
+        outcome = _train_fed([Path(name) for name in json.loads(line)], stop)
         replies.write(json.dumps({"outcome": outcome}) + "\n")
     return 0
 
 
-def train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
+def _train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
     """Train the Runs of these directories, in a process that stays: what `train_series` returns, or no_space."""
     outcome = "failed"
     try:
@@ -212,7 +208,7 @@ def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks,
         print_traceback()
         full = disk_full(folder, error)
         if journal is not None:
-            journal.leave(str(full))
+            journal.leave(Kind.DISK_FULL, str(full))
         if full is error:
             raise
         raise full from error
@@ -252,11 +248,11 @@ def _train(
             if reason is not None:
                 log.error("series %s: %s", runs[0].series_id, reason)
                 told = journal or Journal.open(root.series(runs[0].series_id))
-                ending = _fail(runs, root, launch, told, reason, "out_of_memory", before)
+                ending = _fail(runs, root, launch, told, reason, Kind.OUT_OF_MEMORY, before)
                 return ending if ranks.world == 1 else sys.exit(1)  # the others may wait for this rank
             start = Event.RESUMED
     except Diverged as error:  # every rank saw the same loss
-        return _fail(runs, root, launch, journal, str(error), "diverged", before)
+        return _fail(runs, root, launch, journal, str(error), Kind.DIVERGED, before)
     except Exception as error:
         if is_full(error):
             raise
@@ -270,7 +266,7 @@ def _train(
             raise SystemExit(1) from error
         if isinstance(error, Fenced):
             return "busy"
-        return _fail(runs, root, launch, journal, reason, "error", before)
+        return _fail(runs, root, launch, journal, reason, Kind.ERROR, before)
     if outcome in {Outcome.PREEMPTED, Outcome.FENCED}:
         return "preempted" if outcome is Outcome.PREEMPTED else "busy"
     if journal is not None:
@@ -314,7 +310,7 @@ def _out_of_memory(
     """
     remember(launch.control.parent, run, layout, ranks.device, process["device_name"])
     folder = root.series(run.series_id)
-    text = f"{STOPPED} with micro-batch {layout.micro_batch} on rank {ranks.rank}"
+    text = f"{OUT_OF_MEMORY} with micro-batch {layout.micro_batch} on rank {ranks.rank}"
     if layout.micro_batch == 1:
         return what_would_fit(run, layout, on_cuda=ranks.device.startswith("cuda"))
     if ranks.world == 1:
@@ -322,7 +318,7 @@ def _out_of_memory(
             journal.append(Event.WARNING, text=f"{text}: goes on from the last checkpoint with a smaller one")
         return None
     log.error("series %s: %s", run.series_id, text)
-    (journal or Journal.open(folder)).leave(text)
+    (journal or Journal.open(folder)).leave(Kind.OUT_OF_MEMORY, text)
     raise SystemExit(EXIT_PREEMPTED)
 
 
@@ -332,7 +328,7 @@ def _fail(
     launch: Launch,
     journal: Journal | None,
     reason: str,
-    kind: str,
+    kind: Kind,
     before: Mapping[str, int],
 ) -> str:
     """Write the reason into the trunk's journal and into that of every Run it takes with it; returns the outcome.

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from harness.record.journal import ProgressReader, read_progress
+from harness.record.kinds import Kind
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
 from harness.record.status import RunState, RunStatus
@@ -101,8 +102,7 @@ class LiveTrial:
 
 def has_diverged(root: Root, run_id: str) -> bool:
     """Whether a Run that failed did so because its loss left all bounds."""
-    result = read_progress(root.run(run_id)).result
-    return result is not None and result.get("kind") == "diverged"
+    return read_progress(root.run(run_id)).kind is Kind.DIVERGED
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How near a packing comes to the least time there can be, against longest first without looking ahead.
+"""How near a packing comes to the least time there can be, against longest first with backfill and nothing more.
 
 Simulated time on two nodes of four GPUs: 24 Series of one, two and four GPUs in turn, drawn anew each round. The bound
 is the longest Series or all GPU-seconds on all GPUs; the start of groups counts as loss. Only what a decision costs is
@@ -7,16 +7,12 @@ measured in real time.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from harness.dispatch.base import Job
-from harness.dispatch.packing.decide import Action, Feed, Group, Node, Piece, Start, Stop, decide
-from harness.dispatch.packing.pace import Pace
+from harness.dispatch.packing import Action, Feed, Group, Node, Start, Stop, WaitingTask, decide
 from tests.benchmarks.measure import Row, as_time
 from tests.harness.packings import Decide, Simulation, lower_bound, mixed
 
@@ -26,16 +22,13 @@ STARTUPS = (0.0, 2.0, 10.0, 30.0)
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Rows for exact estimates, for wrong ones, and for what a decision takes."""
+    """Rows for packings, and for what a decision takes."""
     seeds = range(8 if quick else 60)
     for startup in STARTUPS:
         ours, theirs = (
             [_ratio(mixed(seed), startup, how) for seed in seeds] for how in (decide, longest_first)
         )
         yield _row(f"packing: time over bound, groups start in {startup:g} s", ours, theirs)
-    pairs = [(_wrong(seed, corrected=True), _wrong(seed, corrected=False)) for seed in seeds]
-    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
-    yield _row("packing: estimates off by 0.5 to 2, corrected or not", ours, theirs)
     for count, sizes in ((24, [4, 4]), (300, [8] * 4)):
         nodes = [Node(f"n{at}", float(size)) for at, size in enumerate(sizes)]
         seconds = [_seconds(mixed(seed, count), nodes, decide) for seed in range(5)]
@@ -45,60 +38,44 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 
 def longest_first(
-    waiting: Sequence[Piece], groups: Sequence[Group], nodes: Sequence[Node], startup: float
+    waiting: Sequence[WaitingTask], groups: Sequence[Group], nodes: Sequence[Node], startup: float
 ) -> list[Action]:
-    """The longest Series on the first node that has room; nothing overtakes one that waits."""
+    """The longest Series on the first node that has room; shorter ones overtake one that waits."""
     del startup
     actions: list[Action] = []
     idle = [group for group in groups if group.busy is None]
     free = {node.key: node.devices for node in nodes}
     for group in groups:
-        free[group.nodes[0]] -= group.shape.ranks
-    for piece in sorted(waiting, key=lambda piece: (-piece.seconds, piece.key)):
-        warm = next((group for group in idle if group.shape == piece.shape), None)
+        free[group.nodes[0]] -= group.request.ranks
+
+    def room_for(ranks: int) -> str | None:
+        return next((key for key in free if free[key] >= ranks), None)
+
+    for task in sorted(waiting, key=lambda task: (-task.seconds, task.key)):
+        ranks = task.request.ranks
+        warm = next((group for group in idle if group.request == task.request), None)
         if warm is not None:
             idle.remove(warm)
-            actions.append(Feed(warm, piece))
+            actions.append(Feed(warm, task))
             continue
-        while (node := next((key for key in free if free[key] >= piece.shape.ranks), None)) is None and idle:
+        while room_for(ranks) is None and idle:
             group = idle.pop()
             actions.append(Stop(group))
-            free[group.nodes[0]] += group.shape.ranks
-        if node is None:
-            break
-        free[node] -= piece.shape.ranks
-        actions.append(Start(piece, (node,) * piece.shape.ranks))
+            free[group.nodes[0]] += group.request.ranks
+        if (node := room_for(ranks)) is not None:
+            free[node] -= ranks
+            actions.append(Start(task, (node,) * ranks))
     return actions
 
 
-def _ratio(pieces: Sequence[Piece], startup: float, how: Decide) -> float:
-    return Simulation(pieces, list(NODES), startup, how).run() / lower_bound(pieces, NODES)
+def _ratio(tasks: Sequence[WaitingTask], startup: float, how: Decide) -> float:
+    return Simulation(tasks, list(NODES), startup, how).run() / lower_bound(tasks, NODES)
 
 
-def _wrong(seed: int, *, corrected: bool) -> float:
-    """The ratio where each of three architectures is slower or faster than expected by a factor of its own."""
-    pieces = mixed(seed)
-    rolled = random.Random(seed)
-    factors = [2 ** rolled.uniform(-1, 1) for _ in range(3)]
-    kinds = {piece.key: rolled.randrange(3) for piece in pieces}
-    actual = {piece.key: piece.seconds * factors[kinds[piece.key]] for piece in pieces}
-    pace = Pace()
-
-    def job(piece: Piece) -> Job:
-        architecture = str(kinds[piece.key])
-        return Job(piece.key, (), 1, 1, 1, Path(), seconds=piece.seconds, architecture=architecture)
-
-    simulation = Simulation(pieces, list(NODES), 10.0, actual=actual)
-    if corrected:
-        simulation.left = lambda piece, elapsed: pace.left(job(piece), elapsed)
-        simulation.finished = lambda piece, seconds: pace.finished(job(piece), seconds)
-    return simulation.run() / lower_bound(pieces, NODES, actual)
-
-
-def _seconds(pieces: Sequence[Piece], nodes: Sequence[Node], how: Decide) -> float:
+def _seconds(tasks: Sequence[WaitingTask], nodes: Sequence[Node], how: Decide) -> float:
     """CPU seconds of the first decision, which has most to decide."""
     begun = time.process_time()
-    how(pieces, [], nodes, 10.0)
+    how(tasks, [], nodes, 10.0)
     return time.process_time() - begun
 
 

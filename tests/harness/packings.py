@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.dispatch.packing.decide import Action, Feed, Group, Node, Piece, Shape, Start, Stop, decide
+from harness.dispatch.packing import Action, Feed, Group, Node, Request, Start, Stop, WaitingTask, decide
 
-Decide = Callable[[Sequence[Piece], Sequence[Group], Sequence[Node], float], list[Action]]
+Decide = Callable[[Sequence[WaitingTask], Sequence[Group], Sequence[Node], float], list[Action]]
 
 
 @dataclass
@@ -18,7 +18,7 @@ class _Held:
 
     group: Group
     device: int | None
-    piece: Piece | None = None
+    task: WaitingTask | None = None
     begun: float = 0.0
     ends: float = math.inf
 
@@ -27,46 +27,40 @@ class _Held:
 class Simulation:
     """Devices as Ray hands them out, groups that take `startup` seconds, and Series that take what they take."""
 
-    pieces: Sequence[Piece]
+    tasks: Sequence[WaitingTask]
     nodes: list[Node]
     startup: float
     decide: Decide = decide
     actual: Mapping[str, float] = field(default_factory=dict)
     """What a Series really takes, where that differs from what is expected."""
-    left: Callable[[Piece, float], float] = lambda piece, elapsed: max(0.0, piece.seconds - elapsed)
-    """Seconds that a Series is expected to take still that has been training for so many."""
-    finished: Callable[[Piece, float], object] = lambda piece, seconds: None
-    """Told of each Series that ends."""
     befalls: dict[float, Callable[[list[Node]], list[Node]]] = field(default_factory=dict)
     """What becomes of the nodes, and when."""
 
     now: float = 0.0
     starts: int = 0
-    decisions: int = 0
     done: dict[str, float] = field(default_factory=dict)
     held: dict[str, _Held] = field(default_factory=dict)
 
     def begin(self, groups: Sequence[Group]) -> None:
         """Have these groups be there, busy with what nobody counts."""
         for group in groups:
-            piece = Piece(f"before-{group.key}", group.shape, group.busy or 0.0)
-            self.held[group.key] = _Held(group, None, piece, 0.0, group.busy or 0.0)
+            task = WaitingTask(f"before-{group.key}", group.request, group.busy or 0.0)
+            self.held[group.key] = _Held(group, None, task, 0.0, group.busy or 0.0)
 
     def run(self) -> float:
         """Seconds until the last Series has ended."""
-        self.waiting = {piece.key: piece for piece in self.pieces}
+        self.waiting = {task.key: task for task in self.tasks}
         self._carry_out()
-        while self.waiting or any(held.piece for held in self.held.values()):
-            moments = [held.ends for held in self.held.values() if held.piece] + sorted(self.befalls)[:1]
+        while self.waiting or any(held.task for held in self.held.values()):
+            moments = [held.ends for held in self.held.values() if held.task] + sorted(self.befalls)[:1]
             assert moments, f"nothing happens any more, and {sorted(self.waiting)} wait"
             self.now = min(moments)
             for when in [when for when in self.befalls if when <= self.now]:
                 self._befall(self.befalls.pop(when))
             for held in self.held.values():
-                if held.piece and held.ends <= self.now:
-                    self.done[held.piece.key] = self.now
-                    self.finished(held.piece, held.ends - held.begun)
-                    held.piece, held.ends = None, math.inf
+                if held.task and held.ends <= self.now:
+                    self.done[held.task.key] = self.now
+                    held.task, held.ends = None, math.inf
             self._carry_out()
         return max(self.done.values())
 
@@ -75,7 +69,7 @@ class Simulation:
         taken = [0.0] * int(node.devices)
         whole = 0
         for held in self.held.values():
-            share = held.group.shape.share
+            share = held.group.request.share
             if held.device is not None and held.group.nodes[0] == node.key:
                 taken[held.device] += share
             elif held.device is None:
@@ -90,50 +84,47 @@ class Simulation:
         return taken
 
     def _carry_out(self) -> None:
-        self.decisions += 1
-        waiting = [replace(piece, seconds=self.left(piece, 0.0)) for piece in self.waiting.values()]
-        for action in self.decide(waiting, self._groups(), self.nodes, self.startup):
+        for action in self.decide(list(self.waiting.values()), self._groups(), self.nodes, self.startup):
             if isinstance(action, Stop):
-                assert self.held[action.group.key].piece is None, "a group that trains is stopped"
+                assert self.held[action.group.key].task is None, "a group that trains is stopped"
                 del self.held[action.group.key]
             elif isinstance(action, Feed):
                 held = self.held[action.group.key]
-                assert held.piece is None, "a group that trains is fed"
-                assert held.group.shape == action.piece.shape, "a group is fed a piece of another shape"
-                self._train(held, action.piece.key, 0.0)
+                assert held.task is None, "a group that trains is fed"
+                assert held.group.request == action.task.request, "a group is fed a task of another shape"
+                self._train(held, action.task.key, 0.0)
             else:
                 self._start(action)
 
     def _start(self, start: Start) -> None:
         self.starts += 1
-        shape = start.piece.shape
-        assert len(start.nodes) == shape.ranks
+        request = start.task.request
+        assert len(start.nodes) == request.ranks
         device = None
-        if shape.share < 1 and shape.ranks == 1:  # as Ray does: where the least is left that is enough
+        if request.share < 1 and request.ranks == 1:  # as Ray does: where the least is left that is enough
             (node,) = [node for node in self.nodes if node.key == start.nodes[0]]
             fits = [
-                (1 - part, at) for at, part in enumerate(self.used(node)) if 1 - part >= shape.share - 1e-6
+                (1 - part, at) for at, part in enumerate(self.used(node)) if 1 - part >= request.share - 1e-6
             ]
-            assert fits, f"no device of {node.key} has {shape.share} left"
+            assert fits, f"no device of {node.key} has {request.share} left"
             device = min(fits)[1]
         key = f"group-{self.starts}"
-        self.held[key] = _Held(Group(key, shape, start.nodes, None), device)
+        self.held[key] = _Held(Group(key, request, start.nodes, None), device)
         for node in self.nodes:
             self.used(node)
-        self._train(self.held[key], start.piece.key, self.startup)
+        self._train(self.held[key], start.task.key, self.startup)
 
     def _train(self, held: _Held, key: str, startup: float) -> None:
-        piece = self.waiting.pop(key)
-        held.piece, held.begun = piece, self.now + startup
-        held.ends = held.begun + self.actual.get(key, piece.seconds)
+        task = self.waiting.pop(key)
+        held.task, held.begun = task, self.now + startup
+        held.ends = held.begun + self.actual.get(key, task.seconds)
 
     def _groups(self) -> list[Group]:
         groups = []
         for held in self.held.values():
             busy = None
-            if held.piece:
-                elapsed = max(0.0, self.now - held.begun)
-                busy = max(0.0, held.begun - self.now) + self.left(held.piece, elapsed)
+            if held.task:
+                busy = max(0.0, held.begun + held.task.seconds - self.now)
             groups.append(
                 replace(held.group, busy=busy, device=None if held.device is None else str(held.device))
             )
@@ -143,24 +134,24 @@ class Simulation:
         self.nodes = change(self.nodes)
         for held in list(self.held.values()):
             if not set(held.group.nodes) <= {node.key for node in self.nodes}:
-                if held.piece:
-                    self.waiting[held.piece.key] = held.piece
+                if held.task:
+                    self.waiting[held.task.key] = held.task
                 del self.held[held.group.key]
 
 
 def lower_bound(
-    pieces: Sequence[Piece], nodes: Sequence[Node], actual: Mapping[str, float] | None = None
+    tasks: Sequence[WaitingTask], nodes: Sequence[Node], actual: Mapping[str, float] | None = None
 ) -> float:
     """No packing ends sooner: the longest Series, and all device-seconds on all devices."""
-    seconds = {piece.key: (actual or {}).get(piece.key, piece.seconds) for piece in pieces}
-    work = sum(seconds[piece.key] * piece.shape.ranks * piece.shape.share for piece in pieces)
+    seconds = {task.key: (actual or {}).get(task.key, task.seconds) for task in tasks}
+    work = sum(seconds[task.key] * task.request.ranks * task.request.share for task in tasks)
     return max(*seconds.values(), work / sum(node.devices for node in nodes))
 
 
-def mixed(seed: int, count: int = 24, *, longest: float = 300.0) -> list[Piece]:
+def mixed(seed: int, count: int = 24, *, longest: float = 300.0) -> list[WaitingTask]:
     """Series of one, two and four devices in turn, a tenth of the longest or longer."""
     rolled = random.Random(seed)
     return [
-        Piece(f"p{at:03}", Shape((1, 2, 4)[at % 3], 1), rolled.uniform(longest / 10, longest))
+        WaitingTask(f"p{at:03}", Request((1, 2, 4)[at % 3], 1), rolled.uniform(longest / 10, longest))
         for at in range(count)
     ]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.common.disk import DiskFull
+from harness.common.process import log_to_stderr
 from harness.dispatch.arrays import Array, Task
 from harness.dispatch.base import Dispatcher, Job
 from harness.dispatch.ray.dispatcher import RayDispatcher, connected
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Else 69 where there are no nodes, 74 where the disk is full, 75 where it was stopped.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
     (array_file,) = arguments if arguments is not None else sys.argv[1:]
     stop = StopFlag()
     stop.install()
@@ -134,7 +135,6 @@ class _Tasks:
             log_dir=folder / "logs",
             gpu_fraction=task.gpu_fraction,
             seconds=task.seconds * (1 - done / steps),
-            architecture=task.architecture,
         )
 
 

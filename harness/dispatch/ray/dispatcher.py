@@ -1,8 +1,7 @@
 """Jobs on a Ray cluster: Series packed on its GPUs, each in a placement group, on ranks that stay warm.
 
-What goes where is decided in packing.py; this has Ray do so. Ray says which nodes there are, and they may come and go.
-
-What the nodes of a Ray cluster have left for us: others may hold a part of them, and Ray seats nobody twice.
+harness.dispatch.packing decides what goes where; this has Ray do so. Ray's nodes may come and go, and other users may
+hold a part of them.
 """
 
 from __future__ import annotations
@@ -16,17 +15,24 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.dispatch.base import Handle, Job
-from harness.dispatch.packing.decide import Feed, Group, Node, Piece, Shape, Start, Stop, decide, fits_nowhere
-from harness.dispatch.packing.pace import Pace
+from harness.dispatch.packing import (
+    Feed,
+    Group,
+    Node,
+    Request,
+    Start,
+    Stop,
+    WaitingTask,
+    decide,
+    fits_nowhere,
+)
 from harness.dispatch.ray.cluster import START_SECONDS
 from harness.dispatch.ray.group import RankGroup, ServerActor
 from harness.dispatch.ray.host import RayDown
-from harness.dispatch.ray.trainer import TrainerGroup, is_long, log_path
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.record.jobs import JobState
 from ssmttm.errors import InputError
@@ -41,6 +47,8 @@ save first, and its successor starts like the first. What hangs in starting `ray
 given up at the third time (harness.dispatch.ray.node_agent)."""
 STARTUP_SECONDS = 15.0
 """What the start of a group is expected to take until one has been seen."""
+OVERDUE = 0.15
+"""Share of the time trained so far that a Series is expected to take still, where it takes longer than expected."""
 
 
 class RayDispatcher:
@@ -52,12 +60,11 @@ class RayDispatcher:
         self.on_gpus = _offer_gpus()
         self.waiting: dict[str, Handle] = {}
         self.ended: dict[Handle, JobState] = {}
-        self.groups: list[RankGroup | TrainerGroup] = []
+        self.groups: list[RankGroup] = []
         self._numbers = itertools.count(1)
         self._starts: list[float] = []
         self._decide_at = 0.0
         self._no_room_since: float | None = None
-        self._pace = Pace()
         self._others = Others("GPU" if self.on_gpus else "CPU")
         self._servers: dict[str, Any] = {}
         """The ServerActor of each node."""
@@ -81,8 +88,6 @@ class RayDispatcher:
                 log.info("series %s: %s, on %s", handle.job.series_id, state, group.key)
                 self.ended[handle] = state
                 self._decide_at = 0.0
-                if group.took is not None:
-                    self._pace.finished(handle.job, group.took)
             if group.is_gone:
                 self.groups.remove(group)
                 self._decide_at = 0.0
@@ -99,7 +104,7 @@ class RayDispatcher:
     def log_paths(self, handle: Handle) -> list[Path]:
         """A file a rank, and those of the workers between jobs."""
         ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
-        return [*ranks, log_path(handle.job), *sorted(self.log_dir.glob("workers-*.log"))]
+        return [*ranks, *sorted(self.log_dir.glob("workers-*.log"))]
 
     def close(self) -> None:
         """Let idle ranks go, have busy ones save and stop, and wait for all of them."""
@@ -124,28 +129,29 @@ class RayDispatcher:
         now = time.monotonic()
         held = {group.key: group for group in self.groups if not group.is_leaving}
         view = [
-            Group(key, group.shape, group.nodes, self._busy(group, now), group.device)
+            Group(key, group.request, group.nodes, self._busy(group, now), group.device)
             for key, group in held.items()
         ]
         largest = max((node.devices for node in nodes), default=0.0)
-        pieces = [
-            Piece(key, self._shape(handle.job, largest), self._pace.expected(handle.job))
+        tasks = [
+            WaitingTask(key, self._request(handle.job, largest), handle.job.seconds)
             for key, handle in self.waiting.items()
         ]
-        self._refuse_what_fits_nowhere(pieces, nodes)
-        for action in decide(pieces, view, self._others.leave(nodes, self._ours()), self.startup):
+        self._refuse_what_fits_nowhere(tasks, nodes)
+        for action in decide(tasks, view, self._others.leave(nodes, self._ours()), self.startup):
             match action:
                 case Stop(group):
                     held[group.key].let_go(GRACE_SECONDS)
-                case Feed(group, piece):
-                    log.info("series %s: to %s", self.waiting[piece.key].job.series_id, group.key)
-                    held[group.key].feed(self.waiting.pop(piece.key))
+                case Feed(group, task):
+                    log.info("series %s: to %s", self.waiting[task.key].job.series_id, group.key)
+                    held[group.key].feed(self.waiting.pop(task.key))
                 case Start() if not self._may_start():
                     continue
-                case Start(piece, places):
-                    handle = self.waiting.pop(piece.key)
-                    kind = TrainerGroup if is_long(handle.job) else partial(RankGroup, servers=self._servers)
-                    new = kind(piece.shape, places, self.log_dir, on_gpus=self.on_gpus)
+                case Start(task, places):
+                    handle = self.waiting.pop(task.key)
+                    new = RankGroup(
+                        task.request, places, self.log_dir, servers=self._servers, on_gpus=self.on_gpus
+                    )
                     log.info(
                         "series %s: to %s, %d ranks on %d nodes",
                         handle.job.series_id,
@@ -161,7 +167,7 @@ class RayDispatcher:
         held: dict[str, float] = defaultdict(float)
         for group in self.groups:
             for node in group.nodes:
-                held[node] += group.shape.share
+                held[node] += group.request.share
         return held
 
     def _look_after_nodes(self) -> list[Node]:
@@ -183,13 +189,13 @@ class RayDispatcher:
                 )
         return nodes
 
-    def _refuse_what_fits_nowhere(self, pieces: Sequence[Piece], nodes: Sequence[Node]) -> None:
+    def _refuse_what_fits_nowhere(self, tasks: Sequence[WaitingTask], nodes: Sequence[Node]) -> None:
         """Raise InputError where nothing but Series is left that no node has room for, and no node has come since.
 
         Raises RayDown where there is no node: one whose raylet hangs is not seen to be gone by whoever keeps it.
         """
-        large = fits_nowhere(pieces, nodes)
-        if self.groups or len(large) < len(pieces):
+        large = fits_nowhere(tasks, nodes)
+        if self.groups or len(large) < len(tasks):
             self._no_room_since = None
             return
         now = time.monotonic()
@@ -202,7 +208,8 @@ class RayDispatcher:
         if not offered:
             raise RayDown(f"Ray has had no node for {NO_ROOM_SECONDS:.0f} s; the logs of its nodes tell why")
         raise InputError(
-            f"series {job.series_id}: takes {job.ranks * large[0].shape.share:g} {kind}, a node's own or whole nodes; "
+            f"series {job.series_id}: takes {large[0].request.share * job.ranks:g} {kind}, "
+            "a node's own or whole nodes; "
             f"the nodes of this Ray have {offered}"
         )
 
@@ -216,18 +223,20 @@ class RayDispatcher:
                 idle.let_go(GRACE_SECONDS)
         return False
 
-    def _busy(self, group: RankGroup | TrainerGroup, now: float) -> float | None:
+    def _busy(self, group: RankGroup, now: float) -> float | None:
         """Seconds until a group is expected to be free; None where it is."""
         if group.handle is None:
             return None
+        expected = group.handle.job.seconds
         if group.is_ready:
-            return self._pace.left(group.handle.job, now - group.fed)
-        return max(0.0, self.startup - (now - group.began)) + self._pace.expected(group.handle.job)
+            trained = now - group.fed
+            return max(expected - trained, OVERDUE * trained)
+        return max(0.0, self.startup - (now - group.began)) + expected
 
-    def _shape(self, job: Job, largest: float) -> Shape:
+    def _request(self, job: Job, largest: float) -> Request:
         """What a job takes; more threads than the largest node has cores take all of its cores, as a plan has it."""
         cores = float(max(1, min(job.threads, int(largest))))
-        return Shape(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else cores)
+        return Request(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else cores)
 
 
 def _nodes(kind: str) -> list[Node]:

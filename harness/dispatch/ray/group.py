@@ -23,7 +23,7 @@ from typing import Any
 
 from harness.dispatch.base import Handle
 from harness.dispatch.fork_server import RankServer
-from harness.dispatch.packing.decide import Shape
+from harness.dispatch.packing import Request
 from harness.dispatch.worker_process import ALONE_SECONDS, RankProcess, environment_of_rank, state_of
 from harness.record.jobs import JobState
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE
@@ -67,7 +67,7 @@ class RankGroup:
 
     def __init__(
         self,
-        shape: Shape,
+        request: Request,
         nodes: tuple[str, ...],
         log_dir: Path,
         *,
@@ -80,7 +80,7 @@ class RankGroup:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self.key = f"group-{next(self._numbers)}"
-        self.shape, self.nodes, self.log_dir, self.on_gpus = shape, nodes, log_dir, on_gpus
+        self.request, self.nodes, self.log_dir, self.on_gpus = request, nodes, log_dir, on_gpus
         self._servers = servers
         self.began = time.monotonic()
         self.handle: Handle | None = None
@@ -88,12 +88,10 @@ class RankGroup:
         self._is_started = self._found_no_room = False
         self.fed = 0.0
         """Since when it trains what it was fed, by the monotonic clock."""
-        self.took: float | None = None
-        """Seconds it took over the Series it ended last; None where that did not finish."""
         self._meeting = log_dir / "meetings" / f"{os.getpid()}-{time.time_ns()}"
         kind = "GPU" if on_gpus else "CPU"
         self._room = placement_group(
-            bundles=[{kind: shape.share} for _ in nodes],
+            bundles=[{kind: request.share} for _ in nodes],
             strategy="PACK",
             bundle_label_selector=[{"ray.io/node-id": node} for node in nodes],
         )
@@ -101,14 +99,14 @@ class RankGroup:
         self._ranks = [
             _Rank(
                 make.options(
-                    num_cpus=0 if on_gpus else shape.share,
-                    num_gpus=shape.share if on_gpus else 0,
+                    num_cpus=0 if on_gpus else request.share,
+                    num_gpus=request.share if on_gpus else 0,
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
                         placement_group=self._room, placement_group_bundle_index=bundle
                     ),
                 ).remote()
             )
-            for bundle in range(shape.ranks)
+            for bundle in range(request.ranks)
         ]
         for rank in self._ranks:
             rank.asked = rank.actor.seat.remote()
@@ -117,12 +115,12 @@ class RankGroup:
     def device(self) -> str | None:
         """The GPU it shares with others; None where it shares none, or has not been seated."""
         seat = self._ranks[0].seat
-        return seat.gpus[0] if self.shape.share < 1 and seat is not None and seat.gpus else None
+        return seat.gpus[0] if self.request.share < 1 and seat is not None and seat.gpus else None
 
     def feed(self, handle: Handle) -> None:
         """Have it train a Series, as soon as it has started."""
         self.handle = handle
-        self.fed, self.took = time.monotonic(), None
+        self.fed = time.monotonic()
         if self._is_started:
             self._tell_ranks()
 
@@ -156,7 +154,6 @@ class RankGroup:
             self.fed = time.monotonic()
         if all(rank.outcomes for rank in self._ranks):
             outcome, *_ = [rank.outcomes.pop(0) for rank in self._ranks]
-            self.took = time.monotonic() - self.fed if outcome == "finished" else None
             return self._give_back(state_of(outcome))
         if any(rank.is_gone or rank.status is not None for rank in self._ranks):
             self.let_go(ALONE_SECONDS)  # one is gone: the others wait for it in vain
@@ -224,13 +221,13 @@ class RankGroup:
             beside = [other for other in seats if other.node == seat.node]
             environment = environment_of_rank(
                 number,
-                self.shape.ranks,
-                self.shape.threads,
+                self.request.ranks,
+                self.request.threads,
                 LOCAL_RANK=str([id(other) for other in beside].index(id(seat))),
                 **meeting,
             )
-            if self.shape.share < 1:
-                environment[GPU_SHARE] = str(self.shape.share)
+            if self.request.share < 1:
+                environment[GPU_SHARE] = str(self.request.share)
             if self.on_gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in beside for gpu in other.gpus)
             log = self.log_dir / f"workers-{seat.node[:12]}.log"

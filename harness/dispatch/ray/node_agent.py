@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.common.process import adopt_orphans, last_line, stop_when_parent_ends
+from harness.common.process import adopt_orphans, last_line, log_to_stderr, stop_when_parent_ends
 from harness.dispatch.ray.cluster import NodePlan, Word, environment_of_ray
 from harness.dispatch.ray.host import (
     LOOPBACK,
@@ -268,10 +268,10 @@ class Keeper:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Keep this host's node of the Ray that the plan describes; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
     (text,) = arguments if arguments is not None else sys.argv[1:]
     plan = NodePlan.model_validate_json(text)
-    adopt_orphans()
+    adopt_orphans()  # they stay ours to end
     keeper = None
     try:
         keeper = Keeper(plan)

@@ -12,7 +12,6 @@ Runs is in the journals.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
@@ -25,24 +24,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.common.disk import DiskFull, write_atomically
+from harness.common.disk import write_atomically
 from harness.common.process import last_line, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
 from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
 from harness.dispatch.ray.host import RayDown
-from harness.dispatch.slurm.job import job_number, look_up, patiently, requeue
+from harness.dispatch.slurm.settle import Crash, Ending, JobStart, job_number, patiently, run_job
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.record.control import Control
-from harness.record.journal import Event, read_progress
-from harness.record.root import Root, read_model
-from harness.record.series import count_crashes, give_up, place, unfinished
-from harness.train.stopping import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
-from ssmttm.errors import InputError
+from harness.record.root import Root
+from harness.train.stopping import (
+    EXIT_NO_NODES,
+    EXIT_NO_SPACE,
+    EXIT_PREEMPTED,
+    MOST_ATTEMPTS,
+    STOP_SIGNALS,
+)
 
 log = logging.getLogger("ssmscale.ray")
 
 CONTROLLER = ("-m", "harness.dispatch.ray.controller")
-WAKES = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 LISTEN_SECONDS = 0.5
 TELL_SECONDS = 3.0
 """How long is waited for word of a head's end when a controller has died: it ends with the head, and is seen sooner."""
@@ -52,19 +53,14 @@ END_SECONDS = GRACE_SECONDS + 15.0
 
 def main(arguments: Sequence[str] | None = None, controller: Sequence[str] = CONTROLLER) -> int:
     """Train a packed array inside its job; returns the job's exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    (array_file,) = arguments if arguments is not None else sys.argv[1:]
-    try:
-        pilot = Pilot(Path(array_file).absolute(), controller)
-        for number in (*WAKES, signal.SIGCONT):
+
+    def train(array_file: Path, array: Array) -> int:
+        pilot = Pilot(array_file, array, controller)
+        for number in (*STOP_SIGNALS, signal.SIGCONT):
             signal.signal(number, pilot.hear)
-        if pilot.array.is_void:
-            log.info("the submission of this job was given up; others train its series")
-            return 0
         return pilot.run()
-    except InputError as error:
-        log.error("%s", error)
-        return 2
+
+    return run_job(arguments, train)
 
 
 @dataclass
@@ -72,31 +68,29 @@ class Pilot:
     """One start of a packed array's job."""
 
     array_file: Path
+    array: Array
     controller: Sequence[str]
     told: list[str] = field(default_factory=list)
     """Signals by which this job was told to end, as they came."""
 
     def __post_init__(self) -> None:
-        self.array = read_model(self.array_file, Array)
-        self.study_dir = self.array_file.parent.parent
-        self.root = Root(self.study_dir.parent.parent)
-        self.control = Control(self.study_dir / "control.jsonl")
-        self.run_dirs = [folder for task in self.array.tasks for folder in task.run_dirs]
-        self.job_id = job_number()
-        self.folder = packed_folder(self.study_dir, self.array.name)
+        study_dir = self.array_file.parent.parent
+        root, self.control = Root(study_dir.parent.parent), Control(study_dir / "control.jsonl")
+        self.start = JobStart(job_number(), root, self.control, self.array.tasks, is_packed=True)
+        self.folder = packed_folder(study_dir, self.array.name)
         self.log = self.folder / "controller.log"
 
     def hear(self, number: int, _frame: object) -> None:
         """Take up a signal: this process has to be there when everybody has saved."""
         name = signal.Signals(number).name
         log.info("%s", name)
-        if number in WAKES:
+        if number in STOP_SIGNALS:
             self.told.append(name)
 
     def run(self) -> int:
         """Train what is left; returns the job's exit status."""
-        began_at, code = self.place(), 0
-        while not self.told and unfinished(self.run_dirs, self.control):
+        before, code = self.start.place(), 0
+        while not self.told and self.start.unfinished():
             retries = self._count_retries()
             try:
                 with self._ray() as nodes:
@@ -106,57 +100,21 @@ class Pilot:
             except RayDown as down:
                 if not self.told and not self._may_start_again(str(down)):
                     break
-        return self.settle(code, began_at)
+        return self.settle(code, before)
 
-    def settle(self, code: int, began_at: str) -> int:
+    def settle(self, code: int, before: str) -> int:
         """Decide what becomes of the job whose controller ended with `code`; returns the job's exit status."""
-        left = unfinished(self.run_dirs, self.control)
-        if not left:
-            states = [read_progress(folder).state for folder in self.run_dirs]
-            return 1 if Event.FAILED in states else 0
         if code == EXIT_NO_SPACE:
-            log.error("%s: takes no more; submit again when that has changed", self.root.path)
-            return EXIT_NO_SPACE
-        if not self.told:
-            told = (
-                "its controller was told to stop" if code == EXIT_PREEMPTED else "other processes train them"
-            )
-            log.info("%d runs are left: %s", len(left), told)
-            return EXIT_PREEMPTED
-        job = look_up(self.job_id)
-        if job.starts_again > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
-            log.info("job %s was started again elsewhere", self.job_id)
-        elif not job.is_wanted:
-            log.info("job %s was cancelled", self.job_id)
-        elif job.makes_room:
-            log.info("job %s makes room for another; SLURM starts it again", self.job_id)
-        elif self.place() != began_at or self._may_start_again("its time was over"):
-            requeue(self.job_id)
+            ending = Ending.DISK_FULL
         else:
-            return 1
-        return EXIT_PREEMPTED
+            ending = Ending.OUT_OF_TIME if self.told else Ending.OTHERS_TRAIN
+        return self.start.settle(ending, before, lambda: _crash("its time was over"))
 
     def _count_retries(self) -> int:
         return sum(event["event"] == "retried" for event in self.control.read())
 
-    def place(self) -> str:
-        """Where all Series of the array stand."""
-        places = [place(self.root, task.series_id, task.run_dirs) for task in self.array.tasks]
-        done = sum(read_progress(folder).state == Event.FINISHED for folder in self.run_dirs)
-        return f"{done} finished, checkpoints {hashlib.sha256('|'.join(places).encode()).hexdigest()[:12]}"
-
     def _may_start_again(self, reason: str) -> bool:
-        """Note that a start ended before its time; where that happened too often in a row, what is left has failed."""
-        log.error("%s", reason)
-        left, now = unfinished(self.run_dirs, self.control), self.place()
-        names = [folder.name for folder in left]
-        self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=reason)
-        if not left or count_crashes(self.control, left, now) < MOST_ATTEMPTS:
-            return True
-        text = f"its job {self.job_id} stopped {MOST_ATTEMPTS} times at the same place: {reason}"
-        for task in self.array.tasks:
-            give_up(self.root, task.series_id, unfinished(task.run_dirs, self.control), text)
-        return False
+        return self.start.may_start_again(_crash(reason))
 
     @contextmanager
     def _ray(self) -> Iterator[RayNodes]:
@@ -265,9 +223,9 @@ def _for_srun() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
 
 
+def _crash(reason: str) -> Crash:
+    return Crash(reason, f"stopped {MOST_ATTEMPTS} times at the same place: {reason}")
+
+
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except DiskFull as error:
-        log.error("%s", error)
-        sys.exit(EXIT_NO_SPACE)
+    sys.exit(main())

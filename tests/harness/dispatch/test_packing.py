@@ -9,28 +9,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.dispatch.packing.decide import Feed, Group, Node, Piece, Shape, Start, Stop, decide, fits_nowhere
+from harness.dispatch.packing import (
+    Feed,
+    Group,
+    Node,
+    Request,
+    Start,
+    Stop,
+    WaitingTask,
+    decide,
+    fits_nowhere,
+)
 from tests.harness.packings import Simulation, lower_bound, mixed
 
 TWO_NODES = [Node("a", 4), Node("b", 4)]
 SHARES = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 8)
 
 
-def piece(key: str, ranks: int = 1, seconds: float = 60.0, share: float = 1.0) -> Piece:
-    return Piece(key, Shape(ranks, 1, share), seconds)
+def task(key: str, ranks: int = 1, seconds: float = 60.0, share: float = 1.0) -> WaitingTask:
+    return WaitingTask(key, Request(ranks, 1, share), seconds)
 
 
 def group(key: str, ranks: int, node: str, busy: float | None = None) -> Group:
-    return Group(key, Shape(ranks, 1), (node,) * ranks, busy)
+    return Group(key, Request(ranks, 1), (node,) * ranks, busy)
 
 
-shapes = st.one_of(
-    st.builds(Shape, st.sampled_from([1, 2, 3, 4, 8]), st.just(1), st.just(1.0)),
-    st.builds(Shape, st.just(1), st.just(1), st.sampled_from(SHARES)),
-    st.builds(Shape, st.sampled_from([1, 2]), st.just(2), st.just(2.0)),  # two cores a rank
+requests = st.one_of(
+    st.builds(Request, st.sampled_from([1, 2, 3, 4, 8]), st.just(1), st.just(1.0)),
+    st.builds(Request, st.just(1), st.just(1), st.sampled_from(SHARES)),
+    st.builds(Request, st.sampled_from([1, 2]), st.just(2), st.just(2.0)),  # two cores a rank
 )
-mixes = st.lists(st.tuples(shapes, st.floats(0.0, 100.0)), min_size=1, max_size=14).map(
-    lambda found: [Piece(f"p{at:02}", *each) for at, each in enumerate(found)]
+mixes = st.lists(st.tuples(requests, st.floats(0.0, 100.0)), min_size=1, max_size=14).map(
+    lambda found: [WaitingTask(f"p{at:02}", *each) for at, each in enumerate(found)]
 )
 places = st.lists(st.integers(1, 8), min_size=1, max_size=3).map(
     lambda sizes: [Node(f"n{at}", float(size)) for at, size in enumerate(sizes)]
@@ -39,13 +49,13 @@ places = st.lists(st.integers(1, 8), min_size=1, max_size=3).map(
 
 @settings(max_examples=60)
 @given(mixes, places, st.sampled_from([0.0, 5.0, 50.0]))
-def test_every_piece_is_done_and_no_device_holds_more_than_it_can(
-    pieces: list[Piece], nodes: list[Node], startup: float
+def test_every_task_is_done_and_no_device_holds_more_than_it_can(
+    tasks: list[WaitingTask], nodes: list[Node], startup: float
 ) -> None:
-    left_out = fits_nowhere(pieces, nodes)
-    fitting = [each for each in pieces if each not in left_out]
+    left_out = fits_nowhere(tasks, nodes)
+    fitting = [each for each in tasks if each not in left_out]
     if not fitting:
-        assert decide(pieces, [], nodes, startup) == []
+        assert decide(tasks, [], nodes, startup) == []
         return
     simulation = Simulation(fitting, nodes, startup)  # which checks each step against what there is
     simulation.run()
@@ -55,18 +65,18 @@ def test_every_piece_is_done_and_no_device_holds_more_than_it_can(
 @settings(max_examples=20)
 @given(mixes, places, st.randoms(use_true_random=False))
 def test_the_same_question_is_answered_alike_in_whatever_order_it_is_asked(
-    pieces: list[Piece], nodes: list[Node], shuffled: random.Random
+    tasks: list[WaitingTask], nodes: list[Node], shuffled: random.Random
 ) -> None:
-    said = decide(pieces, [], nodes, 5.0)
-    shuffled.shuffle(pieces)
+    said = decide(tasks, [], nodes, 5.0)
+    shuffled.shuffle(tasks)
     shuffled.shuffle(nodes)
-    assert decide(pieces, [], nodes, 5.0) == said
+    assert decide(tasks, [], nodes, 5.0) == said
 
 
 @settings(max_examples=20)
 @given(mixes, st.floats(10.0, 200.0))
-def test_what_a_vanished_node_held_is_done_on_the_others(pieces: list[Piece], moment: float) -> None:
-    fitting = [each for each in pieces if each not in fits_nowhere(pieces, TWO_NODES[:1])]
+def test_what_a_vanished_node_held_is_done_on_the_others(tasks: list[WaitingTask], moment: float) -> None:
+    fitting = [each for each in tasks if each not in fits_nowhere(tasks, TWO_NODES[:1])]
     if not fitting:
         return
     simulation = Simulation(fitting, TWO_NODES, 5.0, befalls={moment: lambda nodes: nodes[:1]})
@@ -77,54 +87,54 @@ def test_what_a_vanished_node_held_is_done_on_the_others(pieces: list[Piece], mo
 def test_a_series_of_a_node_or_less_stays_on_one_node() -> None:
     nodes = [Node("a", 4), Node("b", 4), Node("c", 4)]
     held = [group("g1", 2, "a", 50.0), group("g2", 2, "b", 50.0)]
-    (start,) = decide([piece("p", ranks=4)], held, nodes, 5.0)
-    assert start == Start(piece("p", ranks=4), ("c",) * 4)
-    (start,) = decide([piece("q", ranks=2)], held, nodes[:2], 5.0)
+    (start,) = decide([task("p", ranks=4)], held, nodes, 5.0)
+    assert start == Start(task("p", ranks=4), ("c",) * 4)
+    (start,) = decide([task("q", ranks=2)], held, nodes[:2], 5.0)
     assert isinstance(start, Start)
     assert len(set(start.nodes)) == 1
 
 
 def test_a_larger_series_takes_whole_nodes() -> None:
-    (start,) = decide([piece("p", ranks=8)], [], TWO_NODES, 5.0)
-    assert start == Start(piece("p", ranks=8), ("a",) * 4 + ("b",) * 4)
-    (start,) = decide([piece("p", ranks=6)], [], TWO_NODES, 5.0)
+    (start,) = decide([task("p", ranks=8)], [], TWO_NODES, 5.0)
+    assert start == Start(task("p", ranks=8), ("a",) * 4 + ("b",) * 4)
+    (start,) = decide([task("p", ranks=6)], [], TWO_NODES, 5.0)
     assert isinstance(start, Start)
     assert sorted(start.nodes) == ["a"] * 3 + ["b"] * 3
 
 
 def test_a_series_that_no_node_can_hold_is_told_and_keeps_nobody_waiting() -> None:
-    waiting = [piece("large", ranks=16), piece("small")]
+    waiting = [task("large", ranks=16), task("small")]
     assert fits_nowhere(waiting, TWO_NODES) == waiting[:1]
     assert fits_nowhere(waiting, []) == waiting
     assert [
-        action.piece.key for action in decide(waiting, [], TWO_NODES, 5.0) if isinstance(action, Start)
+        action.task.key for action in decide(waiting, [], TWO_NODES, 5.0) if isinstance(action, Start)
     ] == ["small"]
 
 
 def test_shares_are_packed_on_one_device_before_another_is_opened() -> None:
-    waiting = [piece(f"p{at}", share=1 / 4) for at in range(3)] + [piece("whole", ranks=3)]
+    waiting = [task(f"p{at}", share=1 / 4) for at in range(3)] + [task("whole", ranks=3)]
     starts = decide(waiting, [], [Node("a", 4)], 0.0)
-    assert sorted(each.piece.key for each in starts if isinstance(each, Start)) == ["p0", "p1", "p2", "whole"]
+    assert sorted(each.task.key for each in starts if isinstance(each, Start)) == ["p0", "p1", "p2", "whole"]
 
 
 def test_two_halves_on_two_devices_are_not_a_device() -> None:
-    halves = [Group(f"h{device}", Shape(1, 1, 0.5), ("a",), 100.0, device=str(device)) for device in (0, 1)]
+    halves = [Group(f"h{device}", Request(1, 1, 0.5), ("a",), 100.0, device=str(device)) for device in (0, 1)]
     nodes = [Node("a", 2)]
-    assert decide([piece("whole")], halves, nodes, 5.0) == []
-    (start,) = decide([piece("half", share=0.5)], halves, nodes, 5.0)
-    assert start == Start(piece("half", share=0.5), ("a",))
+    assert decide([task("whole")], halves, nodes, 5.0) == []
+    (start,) = decide([task("half", share=0.5)], halves, nodes, 5.0)
+    assert start == Start(task("half", share=0.5), ("a",))
 
 
 def test_a_warm_group_is_fed_the_longest_series_of_its_shape() -> None:
     idle = [group("g", 2, "a")]
-    waiting = [piece("short", 2, 10.0), piece("long", 2, 30.0), piece("other", 1, 99.0)]
+    waiting = [task("short", 2, 10.0), task("long", 2, 30.0), task("other", 1, 99.0)]
     actions = decide(waiting, idle, [Node("a", 2)], 5.0)
     assert actions == [Feed(idle[0], waiting[1])]
 
 
 def test_a_group_that_nothing_waits_for_makes_room() -> None:
     idle = [group("g", 2, "a")]
-    waiting = [piece("one"), piece("two")]
+    waiting = [task("one"), task("two")]
     assert decide(waiting, idle, [Node("a", 2)], 5.0) == [
         Stop(idle[0]),
         Start(waiting[0], ("a",)),
@@ -134,42 +144,42 @@ def test_a_group_that_nothing_waits_for_makes_room() -> None:
 
 def test_a_group_that_is_soon_free_is_waited_for_rather_than_another_started() -> None:
     busy = [group("g", 1, "a", busy=2.0)]
-    assert decide([piece("p")], busy, TWO_NODES, 20.0) == []
-    assert decide([piece("p")], busy, TWO_NODES, 1.0) != []
+    assert decide([task("p")], busy, TWO_NODES, 20.0) == []
+    assert decide([task("p")], busy, TWO_NODES, 1.0) != []
 
 
 @pytest.mark.parametrize("startup", [0.0, 20.0])
 def test_a_large_series_gets_its_devices_however_many_small_ones_wait(startup: float) -> None:
     # Small ones end one by one, so four devices of a node are never free by themselves.
-    pieces = [piece(f"s{at:02}", 1, 50.0 + at) for at in range(60)]
+    tasks = [task(f"s{at:02}", 1, 50.0 + at) for at in range(60)]
     held = [group(f"g{at}", 1, "ab"[at // 4], busy=5.0 + 6 * at) for at in range(8)]
-    large = piece("large", 4, 300.0)
-    simulation = Simulation([*pieces, large], TWO_NODES, startup)
+    large = task("large", 4, 300.0)
+    simulation = Simulation([*tasks, large], TWO_NODES, startup)
     simulation.begin(held)
     end = simulation.run()
     assert simulation.done["large"] < end
     before = sum(each.busy or 0.0 for each in held) / 8
-    assert end < 1.15 * (before + lower_bound([*pieces, large], TWO_NODES)) + startup
+    assert end < 1.15 * (before + lower_bound([*tasks, large], TWO_NODES)) + startup
 
 
 @pytest.mark.parametrize("startup", [0.0, 2.0, 10.0])
 @pytest.mark.parametrize("seed", range(4))
-def test_mixes_of_three_shapes_end_within_a_tenth_of_the_bound(seed: int, startup: float) -> None:
-    pieces = mixed(seed)
-    end = Simulation(pieces, TWO_NODES, startup).run()
-    assert end / lower_bound(pieces, TWO_NODES) < 1.10
+def test_mixes_of_three_requests_end_within_a_tenth_of_the_bound(seed: int, startup: float) -> None:
+    tasks = mixed(seed)
+    end = Simulation(tasks, TWO_NODES, startup).run()
+    assert end / lower_bound(tasks, TWO_NODES) < 1.10
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_estimates_that_are_wrong_by_architecture_cost_little(seed: int) -> None:
-    pieces = mixed(seed)
+    tasks = mixed(seed)
     factors = random.Random(seed)
     wrong = [factors.uniform(0.5, 2.0) for _ in range(3)]
-    actual = {each.key: each.seconds * wrong[at % 3] for at, each in enumerate(pieces)}
-    simulation = Simulation(pieces, TWO_NODES, 10.0, actual=actual)
-    assert simulation.run() / lower_bound(pieces, TWO_NODES, actual) < 1.25
+    actual = {each.key: each.seconds * wrong[at % 3] for at, each in enumerate(tasks)}
+    simulation = Simulation(tasks, TWO_NODES, 10.0, actual=actual)
+    assert simulation.run() / lower_bound(tasks, TWO_NODES, actual) < 1.25
 
 
 def test_no_decision_is_needed_where_nothing_waits() -> None:
-    nothing: Sequence[Piece] = []
+    nothing: Sequence[WaitingTask] = []
     assert decide(nothing, [group("g", 2, "a")], TWO_NODES, 5.0) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.dispatch.base import Job
-from harness.dispatch.packing.decide import Node, Piece, Start
+from harness.dispatch.packing import Node, Start, WaitingTask
 from harness.dispatch.ray import dispatcher as ray
 from harness.dispatch.ray import dispatcher as ray_room
 from harness.dispatch.ray.cluster import START_SECONDS
@@ -76,8 +76,8 @@ def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
     nodes[:] = [Node("a", 2.0), Node("b", 4.0)]
     asked: list[float] = []
 
-    def note(pieces: Sequence[Piece], *_: object) -> list[Start]:
-        asked.extend(piece.shape.share for piece in pieces)
+    def note(tasks: Sequence[WaitingTask], *_: object) -> list[Start]:
+        asked.extend(task.request.share for task in tasks)
         return []
 
     monkeypatch.setattr(ray, "_nodes", lambda kind: nodes if kind == "CPU" else [])

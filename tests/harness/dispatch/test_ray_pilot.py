@@ -1,4 +1,7 @@
-"""The batch script of a packed job between two Rays; with real ones it is tested on a real SLURM."""
+"""The batch script of a packed job: what becomes of it when its controller or its Ray has ended.
+
+With real Rays it is tested on a real SLURM.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +19,229 @@ import pytest
 from harness.common.process import identify_process
 from harness.dispatch.arrays import Array, ArrayBook, Task
 from harness.dispatch.ray import pilot as ray_job
+from harness.dispatch.ray.cluster import NodePlan, RayNodes, Word
 from harness.dispatch.ray.host import RayDown
+from harness.dispatch.ray.pilot import Pilot
 from harness.plan.allocation import Shape
 from harness.record.control import Control
-from harness.record.root import Launch, Root, write_launch, write_run
-from harness.train.stopping import EXIT_NO_NODES, EXIT_PREEMPTED
-from tests.harness.journals import registered
+from harness.record.journal import Event, read_progress
+from harness.record.root import Root, read_run, write_run
+from harness.record.series import untrained
+from harness.train.stopping import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, STOP_SIGNALS
+from tests.harness.journals import begin_run, finish, registered
+from tests.waiting import wait_until
 
 Fields = dict[str, Any]
 
 
 @pytest.fixture
-def array_file(tmp_path: Path, study_fields: Fields) -> Path:
-    """A packed array of one Run that nobody has trained."""
-    study_fields["grid"] |= {"iterations": [10]}
-    resolved = registered(Root(tmp_path / "runs"), study_fields)
-    (point,) = resolved.points
-    study_dir = resolved.root.study("tiny").absolute()
-    launch = Launch(
-        corpus=Path("corpus"), control=study_dir / "control.jsonl", dispatcher="ray", micro_batch=1
-    )
-    write_launch(resolved.root, point.series_id, launch)
-    task = Task(series_id=point.series_id, run_dirs=(write_run(resolved.root, point.run).absolute(),))
+def pilot(scontrol: Path, tmp_path: Path, study_fields: Fields) -> Pilot:
+    """The only job of a packed array, none of whose Runs has begun."""
+    study_fields["grid"]["seeds"] = [0, 1]
+    root = Root(tmp_path / "runs")
+    study = registered(root, study_fields)
+    series: dict[str, list[Path]] = {}
+    for point in study.points:
+        series.setdefault(point.series_id, []).append(write_run(root, point.run).absolute())
     array = Array(
-        name="ssmscale-a",
-        shape=Shape(nodes=1, ranks=1, threads=1, memory_gib=1),
-        tasks=(task,),
+        name="ssmscale-packed",
+        shape=Shape(nodes=1, ranks=2, threads=1, memory_gib=1),
+        tasks=tuple(Task(series_id=key, run_dirs=tuple(folders)) for key, folders in series.items()),
         packed=True,
         process=identify_process(),
         t=time.time(),
-        job_id="7",
     )
-    ArrayBook(study_dir).write(array)
-    return study_dir / "arrays" / "ssmscale-a.json"
+    book = ArrayBook(root.study(study.study.name).absolute())
+    book.write(array)
+    return Pilot(book.folder / "ssmscale-packed.json", array, ())
+
+
+def states(pilot: Pilot) -> set[str | None]:
+    return {read_progress(folder).state for folder in pilot.start.run_dirs}
+
+
+def test_a_job_whose_time_is_over_is_requeued_for_as_long_as_anything_was_gained(
+    pilot: Pilot, scontrol: Path
+) -> None:
+    pilot.told = ["SIGUSR2"]
+    assert [pilot.settle(EXIT_PREEMPTED, "elsewhere") for _ in range(4)] == [EXIT_PREEMPTED] * 4
+    assert scontrol.read_text().split() == ["7_0"] * 4
+    assert states(pilot) == {None}
+
+
+def test_a_job_whose_time_is_over_before_anything_was_gained_is_started_three_times(
+    pilot: Pilot, scontrol: Path
+) -> None:
+    pilot.told = ["SIGUSR2"]
+    codes = [pilot.settle(EXIT_PREEMPTED, pilot.start.place()) for _ in range(3)]
+    assert codes == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert scontrol.read_text().split() == ["7_0", "7_0"]
+    results = [read_progress(folder).result or {} for folder in pilot.start.run_dirs]
+    assert {result["reason"] for result in results} == {
+        "its job 7_0 stopped 3 times at the same place: its time was over"
+    }
+
+
+@pytest.mark.parametrize(
+    "more", ["PreemptTime=2026-01-01T00:00:00", "JobState=COMPLETING", "Restarts=1"], ids=str.lower
+)
+def test_a_job_that_slurm_ends_or_starts_again_by_itself_is_left_to_slurm(
+    pilot: Pilot, scontrol: Path, tmp_path: Path, more: str
+) -> None:
+    (tmp_path / "more").write_text(more)
+    pilot.told = ["SIGTERM"]
+    assert [pilot.settle(EXIT_PREEMPTED, pilot.start.place()) for _ in range(4)] == [EXIT_PREEMPTED] * 4
+    assert not scontrol.exists()
+    assert states(pilot) == {None}
+
+
+@dataclass
+class OfControllers(Pilot):
+    """A job of which Ray is not needed to tell what it does: each controller is a function that returns its status."""
+
+    controllers: list[Callable[[], int]] = field(default_factory=list)
+
+    def _ray(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def _train(self, nodes: object) -> int:
+        return self.controllers.pop(0)()
+
+
+def test_what_is_forgiven_while_its_job_is_about_to_end_is_trained_by_that_job(pilot: Pilot) -> None:
+    def fail() -> int:
+        for folder in pilot.start.run_dirs:
+            with begin_run(pilot.start.root, read_run(folder)) as journal:
+                journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
+        names = [
+            folder.name for folder in pilot.start.run_dirs
+        ]  # Ray is being stopped, and the controller is gone
+        pilot.control.append("retried", runs=names, attempts=dict.fromkeys(names, 1))
+        return 0
+
+    def finish_all() -> int:
+        for folder in pilot.start.run_dirs:
+            finish(begin_run(pilot.start.root, read_run(folder)), read_run(folder))
+        return 0
+
+    job = OfControllers(pilot.array_file, pilot.array, (), controllers=[fail, finish_all])
+    assert job.run() == 0
+    assert states(pilot) == {Event.FINISHED}
+
+
+def test_a_job_whose_runs_others_train_waits_for_nobody(pilot: Pilot) -> None:
+    job = OfControllers(pilot.array_file, pilot.array, (), controllers=[lambda: 0])
+    assert job.run() == EXIT_PREEMPTED
+
+
+def test_a_job_ends_as_its_runs_did(pilot: Pilot, scontrol: Path) -> None:
+    assert pilot.settle(EXIT_NO_SPACE, pilot.start.place()) == EXIT_NO_SPACE
+    assert pilot.settle(0, pilot.start.place()) == EXIT_PREEMPTED  # others train what is left
+    first, *others = (read_run(folder) for folder in pilot.start.run_dirs)
+    for run in others:
+        finish(begin_run(pilot.start.root, run), run)
+    with begin_run(pilot.start.root, first) as journal:
+        journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
+    assert pilot.settle(0, pilot.start.place()) == 1
+    finish(begin_run(pilot.start.root, first), first)
+    assert pilot.settle(0, pilot.start.place()) == 0
+    assert not scontrol.exists()
+
+
+def test_what_another_process_trains_is_not_given_up_with_the_rest(pilot: Pilot, scontrol: Path) -> None:
+    theirs = pilot.array.tasks[0]
+    pilot.told = ["SIGUSR2"]
+    with untrained(pilot.start.root.series(theirs.series_id)):
+        codes = [pilot.settle(EXIT_PREEMPTED, pilot.start.place()) for _ in range(3)]
+    assert codes == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    given_up = [folder for folder in pilot.start.run_dirs if read_progress(folder).state == Event.FAILED]
+    assert given_up == [folder for task in pilot.array.tasks[1:] for folder in task.run_dirs]
+
+
+def test_a_slurmctld_that_is_away_as_ray_is_to_start_is_waited_for(
+    pilot: Pilot, scontrol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    (tmp_path / "bin" / "scontrol").write_text(
+        f'#!/bin/sh\nmkdir "{tmp_path}/asked" && exit 1\necho "NodeName=n1 Arch=x86_64 NodeAddr=10.0.0.1"\n'
+    )
+    assert pilot._plan().nodes == {"n1": "10.0.0.1"}
+
+
+@pytest.fixture
+def keepers(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
+    """Make a Ray of two nodes whose keepers say these words, and go on until they are told to end."""
+    made: list[RayNodes] = []
+
+    def keepers(*more: Word) -> RayNodes:
+        words = [
+            Word(node="n1", event="head", address="127.0.0.1:1", temp_dir=pilot.folder),
+            *(Word(node=name, event="up") for name in ("n1", "n2")),
+        ]
+        said = [
+            "".join(word.model_dump_json(exclude_none=True) + "\n" for word in part) for part in (words, more)
+        ]
+        say = ["sh", "-c", 'printf %s "$1"; read join; printf %s "$2"; exec cat', "sh", *said]
+        plan = NodePlan(
+            token_file=pilot.folder / "token",
+            log_dir=pilot.folder,
+            nodes={"n1": "127.0.0.1", "n2": "127.0.0.1"},
+            cpus=1,
+            gpus=0,
+        )
+        made.append(RayNodes(say, plan, os.environ, pilot.told.append))
+        made[-1].wait_until_ready()
+        return made[-1]
+
+    yield keepers
+    for nodes in made:
+        if nodes.is_alive:
+            nodes.end()
+
+
+def test_a_controller_that_dies_with_rays_head_is_not_held_against_the_runs(
+    pilot: Pilot, keepers: Callable[..., RayNodes]
+) -> None:
+    pilot.controller = ("-c", "raise SystemExit(1)")
+    with pytest.raises(RayDown, match=r"^Ray ended: its head ended$"):
+        pilot._train(keepers(Word(node="n1", event="failed", reason="its head ended")))
+    assert pilot.control.read() == []
+    assert states(pilot) == {None}
+
+
+def test_a_signal_that_comes_while_a_ray_is_ended_is_heard(
+    pilot: Pilot, keepers: Callable[..., RayNodes]
+) -> None:
+    nodes = keepers(Word(node="n1", event="signal", reason="SIGUSR2"))
+    nodes.end()
+    assert pilot.told == ["SIGUSR2"]
+
+
+def test_ray_goes_on_without_a_node_that_has_not_its_head(keepers: Callable[..., RayNodes]) -> None:
+    nodes = keepers(Word(node="n2", event="failed", reason="ended 3 times in a row"))
+    heard: list[str] = []
+    wait_until(lambda: heard.extend(word.event for word in nodes.listen(0.1)) or "failed" in heard)
+    nodes.check()
+
+
+def test_a_controller_that_does_not_end_when_it_is_told_to_is_killed_in_time(
+    pilot: Pilot, keepers: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_job, "END_SECONDS", 0.0)
+    pilot.controller = ("-c", "import time; time.sleep(60)")
+    pilot.told = ["SIGUSR2"]
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the controller inherits
+    try:
+        assert pilot._steer(keepers()) == -signal.SIGKILL
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Signals are heard as before when the test is over."""
-    held = {number: signal.getsignal(number) for number in (*ray_job.WAKES, signal.SIGCONT)}
+    held = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGCONT)}
     yield
     for number, handler in held.items():
         signal.signal(number, handler)
@@ -61,12 +249,12 @@ def handlers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("handlers")
 def test_a_job_whose_time_is_over_while_ray_is_being_started_again_starts_none_and_is_requeued(
-    array_file: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch
+    pilot: Pilot, scontrol: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts: list[None] = []
 
     @contextmanager
-    def goes_away(_: ray_job.Pilot) -> Iterator[None]:
+    def goes_away(_: Pilot) -> Iterator[None]:
         starts.append(None)
         raise RayDown("Ray ended: its head ended")
         yield
@@ -78,16 +266,16 @@ def test_a_job_whose_time_is_over_while_ray_is_being_started_again_starts_none_a
         if len(starts) == 1:
             os.kill(os.getpid(), signal.SIGUSR2)  # no step of SLURM's is there that could be told
 
-    monkeypatch.setattr(ray_job.Pilot, "_ray", goes_away)
+    monkeypatch.setattr(Pilot, "_ray", goes_away)
     monkeypatch.setattr(Control, "append", tell_when_it_crashed)
-    assert ray_job.main([str(array_file)]) == EXIT_PREEMPTED
+    assert ray_job.main([str(pilot.array_file)]) == EXIT_PREEMPTED
     assert len(starts) == 1
     assert scontrol.read_text().split() == ["7_0"]
 
 
-@pytest.mark.usefixtures("handlers", "scontrol")
+@pytest.mark.usefixtures("handlers")
 def test_a_ray_that_has_no_node_any_more_is_started_again_and_not_just_its_controller(
-    array_file: Path, monkeypatch: pytest.MonkeyPatch
+    pilot: Pilot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Nodes:
         """Keepers that have seen nothing: a raylet that hangs is there."""
@@ -99,16 +287,16 @@ def test_a_ray_that_has_no_node_any_more_is_started_again_and_not_just_its_contr
     starts: list[None] = []
 
     @contextmanager
-    def started(pilot: ray_job.Pilot) -> Iterator[Nodes]:
+    def started(pilot: Pilot) -> Iterator[Nodes]:
         starts.append(None)
         pilot.log.parent.mkdir(parents=True, exist_ok=True)
         pilot.log.write_text("Ray has had no node for 360 s\n")
         yield Nodes()
 
-    monkeypatch.setattr(ray_job.Pilot, "_ray", started)
+    monkeypatch.setattr(Pilot, "_ray", started)
     codes = iter([EXIT_NO_NODES, EXIT_PREEMPTED])
-    monkeypatch.setattr(ray_job.Pilot, "_steer", lambda self, nodes: next(codes))
-    assert ray_job.main([str(array_file)]) == EXIT_PREEMPTED
+    monkeypatch.setattr(Pilot, "_steer", lambda self, nodes: next(codes))
+    assert ray_job.main([str(pilot.array_file)]) == EXIT_PREEMPTED
     assert len(starts) == 2
-    (crash,) = Control(array_file.parent.parent / "control.jsonl").read()
+    (crash,) = pilot.control.read()
     assert crash["reason"] == "Ray has had no node for 360 s"

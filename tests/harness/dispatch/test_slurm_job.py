@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from harness.dispatch.arrays import Task
-from harness.dispatch.slurm.job import settle
+from harness.dispatch.slurm.job import settle, start_of
 from harness.record.journal import Event, read_progress
 from harness.record.root import Launch, Root, write_launch, write_run
-from harness.record.series import place
-from harness.train.stopping import EXIT_PREEMPTED, STOPPED
+from harness.train.stopping import EXIT_PREEMPTED
 from tests.harness.journals import begin_series, registered
 
 Fields = dict[str, Any]
@@ -33,16 +32,16 @@ class Stopped:
         write_launch(root, point.series_id, launch)
 
     def by(self, signal: str, code: int = 0) -> int:
-        before, began = place(self.root, self.task.series_id, self.task.run_dirs), time.time() - 1
+        start, began = start_of(self.task), time.time() - 1
+        before = start.place()
         with begin_series(self.root, self.run) as journal:
             journal.append(Event.PREEMPTED, reason=signal)
-        return settle(self.task, code, began, before)
+        return settle(start, code, began, before)
 
     def dies(self) -> int:
         """The ranks of a later start end before they write anything."""
-        return settle(
-            self.task, 1, time.time() + 1, place(self.root, self.task.series_id, self.task.run_dirs)
-        )
+        start = start_of(self.task)
+        return settle(start, 1, time.time() + 1, start.place())
 
     @property
     def state(self) -> str | None:
@@ -79,7 +78,7 @@ def test_what_once_ran_out_of_memory_and_now_does_not_begin_is_started_three_tim
     scontrol: Path, tmp_path: Path, study_fields: Fields
 ) -> None:
     stopped = Stopped(Root(tmp_path / "runs"), study_fields)
-    assert [stopped.by(f"{STOPPED} with micro-batch {2**k}", code=143) for k in range(4)] == [
+    assert [stopped.by(f"out of memory with micro-batch {2**k}", code=143) for k in range(4)] == [
         EXIT_PREEMPTED
     ] * 4
     assert [stopped.dies() for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]

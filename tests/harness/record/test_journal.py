@@ -20,6 +20,7 @@ from harness.common.jsonl import CHUNK
 from harness.common.process import identify_process, process_is_alive
 from harness.record.control import Control, attempts_reset_in
 from harness.record.journal import MOST_NOTES, Event, Fenced, Journal, ProgressReader, attempts, read_progress
+from harness.record.kinds import Kind
 from harness.record.result import Result
 from tests.harness.journals import read_events
 
@@ -48,6 +49,42 @@ def test_lines_that_are_no_events_are_passed_over(tmp_path: Path, line: str) -> 
     with journal.path.open("a") as file:
         file.write(line + "\n")
     assert read_progress(tmp_path).step == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ({"event": "preempted", "reason": "SIGUSR2"}, Kind.TIME_LIMIT),
+        ({"event": "preempted", "reason": "SIGTERM"}, Kind.SIGNAL),
+        ({"event": "preempted", "reason": "SIGINT"}, Kind.SIGNAL),
+        ({"event": "preempted", "reason": "another rank's signal"}, Kind.SIGNAL),
+        ({"event": "preempted", "reason": "out of memory"}, Kind.OUT_OF_MEMORY),
+        ({"event": "preempted", "reason": "out of memory with micro-batch 4 on rank 1"}, Kind.OUT_OF_MEMORY),
+        ({"event": "preempted", "reason": "/disk: no space left"}, Kind.DISK_FULL),
+        ({"event": "preempted", "reason": "/disk: no space left", "kind": "unheard-of"}, Kind.DISK_FULL),
+        ({"event": "failed", "reason": "SIGUSR2"}, Kind.ERROR),
+        ({"event": "failed", "reason": "its loss is not a number", "kind": "diverged"}, Kind.DIVERGED),
+        ({"event": "cancelled"}, None),
+        ({"event": "finished"}, None),
+    ],
+)
+def test_lines_from_before_there_were_kinds_have_the_kind_that_their_reason_tells(
+    tmp_path: Path, line: dict[str, Any], kind: Kind | None
+) -> None:
+    with Journal.open(tmp_path / "series" / "s") as journal:
+        journal.append(Event.STARTED)
+    with journal.path.open("a") as file:
+        file.write(json.dumps({"t": 1.0, **line}) + "\n")
+    assert read_progress(tmp_path / "series" / "s").kind is kind
+
+
+def test_a_kind_goes_before_what_its_reason_says(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.PREEMPTED, reason="SIGTERM", kind=Kind.OUT_OF_MEMORY)
+    assert read_progress(tmp_path).kind is Kind.OUT_OF_MEMORY
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.RESUMED)
+    assert read_progress(tmp_path).kind is None
 
 
 def test_every_attempt_has_a_file_of_its_own(tmp_path: Path) -> None:

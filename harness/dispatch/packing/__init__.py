@@ -1,1 +1,0 @@
-"""Many small tasks on few devices: which one starts next."""
