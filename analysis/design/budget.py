@@ -14,18 +14,18 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.design.expect import ratios_of
-from analysis.design.grid import MOST_SEEDS, Grid, Sensitivity, Space, sensitivity, spent
+from analysis.design.expect import ratios_of, refuse_reference
+from analysis.design.grid import MAX_SEEDS, Grid, Sensitivity, Space, sensitivity, spent
 from analysis.design.prior import Noise, Prior
 from analysis.design.simulate import Draws, Progress, Simulated, simulate
 from analysis.errors import InputError
-from analysis.findings import curve as compare
-from analysis.findings.equal_loss import Equal, at_the_top
+from analysis.findings.curve import Curve, default_reference
+from analysis.findings.equal_loss import SizeRatio, top_size_ratios
 from analysis.laws.law import Array
 
 FEWEST = 3
 """Sizes, and iteration counts, that a law of both needs."""
-MOST_COUNTS = 5
+MAX_LENGTHS = 5
 FINALISTS = 5
 TRIALS = Draws(studies=30)
 NEARLY_FREE = 1e-9  # of a budget: what has been trained already costs no more, and gains are over costs
@@ -63,17 +63,14 @@ def propose(
         raise InputError(
             f"--budget: a size ratio needs two architectures; the grid has {space.architectures[0]}."
         )
-    if len(space.sizes) < FEWEST or len(space.counts) < FEWEST:
+    if len(space.sizes) < FEWEST or len(space.iterations) < FEWEST:
         raise InputError(
             f"--budget: a grid is chosen from {FEWEST} sizes and iteration counts or more; the study has "
-            f"{len(space.sizes)} sizes and {len(space.counts)} iteration counts."
+            f"{len(space.sizes)} sizes and {len(space.iterations)} iteration counts."
         )
-    if reference is not None and reference not in space.architectures:
-        raise InputError(
-            f"--reference {reference}: no such architecture in the grid; it has {', '.join(space.architectures)}."
-        )
-    base = reference or compare.default_reference(list(space.architectures))
-    costs = {counts: space.cost_of_seeds(counts) for counts in _choices(space)}
+    refuse_reference(reference, space.architectures)
+    base = reference or default_reference(list(space.architectures))
+    costs = {iterations: space.cost_of_seeds(iterations) for iterations in _choices(space)}
     least = min(_cheapest(cost) for cost in costs.values())
     if budget < least:
         raise InputError(
@@ -82,10 +79,10 @@ def propose(
         )
     truth = _truth(space, prior, base)
     ranked: list[tuple[float, Grid]] = []
-    for counts, cost in costs.items():
+    for iterations, cost in costs.items():
         if _cheapest(cost) <= budget:
-            screen = _screen(space, prior, truth, base, counts)
-            ranked += _best_seeds(screen, cost, counts, budget)
+            screen = _screen(space, prior, truth, base, iterations)
+            ranked += _best_seeds(screen, cost, iterations, budget)
     ranked.sort(key=lambda found: found[0])
     finalists = _unlike([grid for _, grid in ranked])
     best: Proposal | None = None
@@ -119,7 +116,7 @@ def _worth(found: Simulated, reference: str) -> float:
     """
     widths = []
     for row in ratios_of(found, reference):
-        ratios = [one.ratio for one in found.found[row.architecture] if one.ratio]
+        ratios = [one.estimate for one in found.found[row.architecture] if one.estimate]
         off = np.log(np.array(ratios) / (row.truth or 1.0))
         scatter = 2 * 1.96 * float(np.sqrt(np.mean(off**2))) if ratios else float("inf")
         widths.append(max(row.width, scatter))
@@ -128,8 +125,8 @@ def _worth(found: Simulated, reference: str) -> float:
 
 def _choices(space: Space) -> Iterator[tuple[int, ...]]:
     """Sets of iteration counts that hold the longest."""
-    *shorter, longest = space.counts
-    for number in range(FEWEST - 1, min(MOST_COUNTS, len(space.counts))):
+    *shorter, longest = space.iterations
+    for number in range(FEWEST - 1, min(MAX_LENGTHS, len(space.iterations))):
         for chosen in combinations(shorter, number):
             yield (*chosen, longest)
 
@@ -140,32 +137,31 @@ def _cheapest(cost: Array) -> float:
     return float(first[-1] + np.sort(first[:-1])[: FEWEST - 1].sum())
 
 
-def _truth(space: Space, prior: Prior, reference: str) -> list[Equal]:
-    whole = Grid(space.counts, (1,) * len(space.sizes)).points(space)
-    curves = {name: compare.Curve(prior.law, prior.row(name), whole.of(name)) for name in space.architectures}
-    truth = at_the_top(curves, reference)
+def _truth(space: Space, prior: Prior, reference: str) -> list[SizeRatio]:
+    whole = Grid(space.iterations, (1,) * len(space.sizes)).points(space)
+    curves = {name: Curve(prior.law, prior.row(name), whole.of(name)) for name in space.architectures}
+    truth = top_size_ratios(curves, reference)
     if all(row.n_params is None for row in truth):
         raise InputError(f"--budget: by the prior there is no size ratio to plan for: {truth[0].reason}.")
     return truth
 
 
 def _screen(
-    space: Space, prior: Prior, truth: Sequence[Equal], reference: str, counts: Sequence[int]
+    space: Space, prior: Prior, truth: Sequence[SizeRatio], reference: str, iterations: Sequence[int]
 ) -> Sensitivity:
-    counted = "iterations" in prior.law.inputs
     sizes: dict[str, list[float]] = {name: [] for name in space.architectures}
     inputs: dict[str, Array] = {}
     for rung in space.rungs:
         sizes[rung.architecture].append(rung.n_params)
-        rate = 1.0 if counted else rung.tokens_an_iteration
-        inputs[rung.architecture] = np.array(counts, dtype=np.float64) * rate
+        rate = 1.0 if prior.law.counts_iterations else rung.tokens_an_iteration
+        inputs[rung.architecture] = np.array(iterations, dtype=np.float64) * rate
     # Runs that share no trunk have nothing in common.
     noise = prior.noise if space.shares_trunk else Noise(0.0, prior.noise.total)
     return sensitivity(replace(prior, noise=noise), sizes, inputs, truth, reference)
 
 
 def _best_seeds(
-    screen: Sensitivity, cost: Array, counts: tuple[int, ...], budget: float
+    screen: Sensitivity, cost: Array, iterations: tuple[int, ...], budget: float
 ) -> list[tuple[float, Grid]]:
     """Seeds by greedy steps from each three sizes that hold the smallest and the largest, then by exchanges."""
     found: dict[tuple[int, ...], float] = {}
@@ -188,7 +184,7 @@ def _best_seeds(
                     seeds, value, improved = other, reached, True
                     break
         found[tuple(int(number) for number in seeds)] = value
-    return [(value, Grid(counts, seeds)) for seeds, value in found.items()]
+    return [(value, Grid(iterations, seeds)) for seeds, value in found.items()]
 
 
 def _filled(
@@ -201,7 +197,7 @@ def _filled(
         able = [
             j
             for j in range(len(cost))
-            if seeds[j] < MOST_SEEDS and cost[j, int(seeds[j])] <= left * (1 + 1e-9) and j != without
+            if seeds[j] < MAX_SEEDS and cost[j, int(seeds[j])] <= left * (1 + 1e-9) and j != without
         ]
         without = None
         if not able:

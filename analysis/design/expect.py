@@ -7,34 +7,29 @@ the prior is right.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from analysis import text as wording
 from analysis.design.prior import Prior
 from analysis.design.simulate import USUAL, Draws, Progress, Simulated, holds, middle, simulate
 from analysis.errors import InputError
-from analysis.findings import curve as compare
 from analysis.findings.comparison import fit_all
-from analysis.findings.note import Note
+from analysis.findings.curve import default_reference
+from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import design_notes, resample_notes
 from analysis.fitting.bootstrap import resample
-from analysis.laws.law import Law
+from analysis.laws.law import Interval, Law
 from analysis.points.table import CheckedPoints, too_few
 
-Interval = tuple[float, float]
 OFTEN = 0.05
 FEW_DRAWS = 100
 TOO_LOW = 0.9  # of coverage: two standard errors below 95 in a hundred studies
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ExpectedParameter(_Frozen):
+class ExpectedParameter(Frozen):
     """A parameter of the prior, the interval its fit is expected to have, and how often that holds the truth."""
 
     truth: float
@@ -42,7 +37,7 @@ class ExpectedParameter(_Frozen):
     coverage: float
 
 
-class ExpectedRatio(_Frozen):
+class ExpectedRatio(Frozen):
     """The size ratio at the largest reference and the longest budget, as the report of this grid would have it.
 
     `ci95` has the median ends over simulated studies, and is null where most of those have none. The shares are of
@@ -68,7 +63,7 @@ class ExpectedRatio(_Frozen):
         return float("inf") if self.ci95 is None else float(np.log(self.ci95[1] / self.ci95[0]))
 
 
-class DesignDocument(_Frozen):
+class DesignDocument(Frozen):
     """What is expected of a grid; `model_dump(mode="json")` is the `design` of `plan --design --json`."""
 
     law: str
@@ -96,10 +91,7 @@ def expected(
     A grid that cannot be fitted at all is not simulated, and a note says why. Raises InputError for a reference that is
     not in the grid and for an architecture that the prior lacks.
     """
-    if reference is not None and reference not in grid.architectures:
-        raise InputError(
-            f"--reference {reference}: no such architecture in the grid; it has {', '.join(grid.architectures)}."
-        )
+    refuse_reference(reference, grid.architectures)
     prior.losses(grid.frame)
     notes = _prior_notes(prior)
     refused = [reason for name in grid.architectures if (reason := _cannot_be_fitted(grid, name, prior.law))]
@@ -110,7 +102,7 @@ def expected(
         notes += _grid_notes(grid, prior, draws.delta)
     ratios: tuple[ExpectedRatio, ...] = ()
     if found is not None:
-        ratios = tuple(ratios_of(found, reference or _default(grid)))
+        ratios = tuple(ratios_of(found, reference or default_reference(list(grid.architectures))))
         notes += [note for ratio in ratios for note in ratio_notes(ratio, found)]
     return DesignDocument(
         law=prior.law.name,
@@ -124,6 +116,14 @@ def expected(
         size_ratio=ratios,
         notes=tuple(notes),
     )
+
+
+def refuse_reference(reference: str | None, architectures: Sequence[str]) -> None:
+    """Raise InputError for a reference that is not in the grid."""
+    if reference is not None and reference not in architectures:
+        raise InputError(
+            f"--reference {reference}: no such architecture in the grid; it has {', '.join(architectures)}."
+        )
 
 
 def ratios_of(found: Simulated, reference: str) -> list[ExpectedRatio]:
@@ -140,19 +140,15 @@ def ratios_of(found: Simulated, reference: str) -> list[ExpectedRatio]:
                 tokens=truth.tokens,
                 reference_n_params=truth.reference_n_params,
                 n_params=truth.n_params,
-                truth=truth.ratio,
+                truth=truth.estimate,
                 ci95=middle(found.ratio[name]),
-                coverage=None if truth.ratio is None else holds(found.ratio[name], truth.ratio),
+                coverage=None if truth.estimate is None else holds(found.ratio[name], truth.estimate),
                 identified=said["identified"] / total,
                 extrapolated=said["extrapolated"] / total,
                 not_identified=said["not_identified"] / total,
             )
         )
     return out
-
-
-def _default(grid: CheckedPoints) -> str:
-    return compare.default_reference(list(grid.architectures))
 
 
 def _cannot_be_fitted(grid: CheckedPoints, name: str, law: Law) -> str:

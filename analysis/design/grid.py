@@ -18,12 +18,12 @@ import numpy as np
 
 from analysis.design.prior import Noise, Prior
 from analysis.design.simulate import grid_of
-from analysis.findings.equal_loss import Equal
+from analysis.findings.equal_loss import SizeRatio
 from analysis.laws.law import Array
 from analysis.points.table import CheckedPoints
 
 COLUMNS = ("architecture", "n_params", "tokens", "iterations", "seed", "cluster", "run_id")
-MOST_SEEDS = 12
+MAX_SEEDS = 12
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Rung:
 class Space:
     """What a grid may be made of, and what it costs.
 
-    Every architecture has every size, named alike, in ascending order. `hours(architecture, size, counts, seed)` are
-    the GPU-hours of one series that is trained to each of these iteration counts, less what has been trained.
+    Every architecture has every size, named alike, in ascending order. `hours(architecture, size, iterations, seed)` is
+    the cost in GPU-hours of one series trained to each of these iteration counts, less what has been trained.
     """
 
     rungs: tuple[Rung, ...]
-    counts: tuple[int, ...]
+    iterations: tuple[int, ...]
     hours: Callable[[str, str, Sequence[int], int], float]
     shares_trunk: bool = True
 
@@ -59,13 +59,13 @@ class Space:
         """Names in sorted order."""
         return tuple(sorted({rung.architecture for rung in self.rungs}))
 
-    def cost_of_seeds(self, counts: Sequence[int]) -> Array:
-        """GPU-hours (sizes, MOST_SEEDS) of each seed of a size, all architectures together."""
+    def cost_of_seeds(self, iterations: Sequence[int]) -> Array:
+        """GPU-hours (sizes, MAX_SEEDS) of each seed of a size, all architectures together."""
         return np.array(
             [
                 [
-                    sum(self.hours(name, size, counts, seed) for name in self.architectures)
-                    for seed in range(MOST_SEEDS)
+                    sum(self.hours(name, size, iterations, seed) for name in self.architectures)
+                    for seed in range(MAX_SEEDS)
                 ]
                 for size in self.sizes
             ]
@@ -76,7 +76,7 @@ class Space:
 class Grid:
     """Iteration counts, and for each size of a space how many seeds it is trained with."""
 
-    counts: tuple[int, ...]
+    iterations: tuple[int, ...]
     seeds: tuple[int, ...]
 
     def gpu_hours(self, space: Space) -> float:
@@ -85,7 +85,7 @@ class Grid:
 
     def gpu_hours_of_sizes(self, space: Space) -> Array:
         """What each size of the space costs (sizes)."""
-        return spent(space.cost_of_seeds(self.counts), np.array(self.seeds))
+        return spent(space.cost_of_seeds(self.iterations), np.array(self.seeds))
 
     def points(self, space: Space) -> CheckedPoints:
         """The points it would give, before they have losses."""
@@ -94,16 +94,16 @@ class Grid:
         for rung in space.rungs:
             for seed in range(seeds[rung.size]):
                 series = f"{rung.architecture}-{rung.size}-{seed}"
-                for count in self.counts:
-                    run = f"{series}-{count}"
-                    tokens = count * rung.tokens_an_iteration
+                for iterations in self.iterations:
+                    run = f"{series}-{iterations}"
+                    tokens = iterations * rung.tokens_an_iteration
                     cluster = series if space.shares_trunk else run
-                    rows.append((rung.architecture, rung.n_params, tokens, count, seed, cluster, run))
+                    rows.append((rung.architecture, rung.n_params, tokens, iterations, seed, cluster, run))
         return grid_of(COLUMNS, list(enumerate(rows, start=1)), "proposed")
 
 
 def spent(cost: Array, seeds: Array) -> Array:
-    """GPU-hours (sizes) of the first so many seeds of each size, by the cost of each (sizes, MOST_SEEDS)."""
+    """GPU-hours (sizes) of the first so many seeds of each size, by the cost of each (sizes, MAX_SEEDS)."""
     out: Array = np.where(np.arange(cost.shape[1]) < seeds[:, None], cost, 0.0).sum(axis=1)
     return out
 
@@ -118,7 +118,7 @@ def spelled(space: Space, grid: Grid) -> dict[str, Any]:
             more.setdefault(number, []).append(size)
     return {
         "sizes": list(kept),
-        "iterations": list(grid.counts),
+        "iterations": list(grid.iterations),
         "seeds": list(range(fewest)),
         "replicates": [
             {"sizes": sizes, "seeds": list(range(fewest, number))} for number, sizes in sorted(more.items())
@@ -137,7 +137,7 @@ NEARLY_NOTHING = 1e-12
 class Sensitivity:
     """How log losses of one set of iteration counts follow the parameters of all architectures, and how the ratio does.
 
-    `slopes` is (cells, counts, parameters), a cell being an architecture's size; `targets` has a row a ratio. `size`
+    `slopes` is (cells, lengths, parameters), a cell being an architecture's size; `targets` has a row a ratio. `size`
     is the index of each cell's size.
     """
 
@@ -149,7 +149,7 @@ class Sensitivity:
     def variance(self, seeds: Array) -> Array:
         """Summed variance of the logarithms of the ratios (grids) for grids of `seeds` (grids, sizes)."""
         weight = seeds[:, self.size]
-        cells, count, width = self.slopes.shape
+        cells, lengths, width = self.slopes.shape
         gram = self.slopes.transpose(0, 2, 1) @ self.slopes
         bread = (weight @ gram.reshape(cells, -1)).reshape(-1, width, width)
         scale = np.sqrt(np.maximum(np.einsum("gpp->gp", bread), 1e-300))
@@ -159,9 +159,9 @@ class Sensitivity:
         toward = self.slopes[None] @ inverse[:, None]
         hat = toward @ self.slopes.transpose(0, 2, 1)[None]
         pull = toward @ self.targets.T
-        loose = np.linalg.solve(np.eye(count) - LEVERAGE * hat, pull)
+        loose = np.linalg.solve(np.eye(lengths) - LEVERAGE * hat, pull)
         shared, own = _clipped(self.noise)
-        meat = own * np.eye(count) + shared
+        meat = own * np.eye(lengths) + shared
         each = (pull * (meat @ loose)).sum(axis=(2, 3))
         out: Array = (weight * each).sum(axis=1)
         return np.where(np.isfinite(out) & (out > 0), out, np.inf)
@@ -171,10 +171,10 @@ def sensitivity(
     prior: Prior,
     sizes: Mapping[str, Sequence[float]],
     inputs: Mapping[str, Array],
-    truth: Sequence[Equal],
+    truth: Sequence[SizeRatio],
     reference: str,
 ) -> Sensitivity:
-    """From the candidate sizes of each architecture and the law's data input at each count (counts)."""
+    """From the candidate sizes of each architecture and the law's data input at each iteration count (lengths)."""
     names = sorted(sizes)
     law = prior.law
     width = len(law.names)

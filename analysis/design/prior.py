@@ -72,7 +72,7 @@ class Prior:
         out = np.empty(len(frame))
         for name in sorted(set(frame["architecture"])):
             own = (frame["architecture"] == name).to_numpy()
-            z = np.log(frame.loc[own, list(self.law.inputs)].to_numpy(dtype=np.float64))
+            z = np.log(self.law.x(frame.loc[own]))
             out[own] = self.law.predict(self.row(name), z)[0]
         return out
 
@@ -98,7 +98,7 @@ def choose_prior(
 def design_law(name: str) -> Law:
     """The law of that name, where it says how loss falls with size and with training; raises InputError otherwise."""
     law = law_named(name)
-    if law.nonlinear != ("alpha", "beta"):
+    if [one.axis for one in law.inputs] != ["size", "data"]:
         raise InputError(
             f"--law {name}: planning a grid of sizes and iterations needs a law of both; take chinchilla or "
             "chinchilla_iterations, or either with _shared_e."
@@ -110,7 +110,7 @@ def assumed_prior(frame: pd.DataFrame, law: Law, noise: Noise | None = None) -> 
     """The demo's shape about the centre of this grid; state-space models reach a loss four times smaller."""
     size, data = (
         float(np.exp(np.log(np.unique(frame[column].to_numpy(dtype=np.float64))).mean()))
-        for column in law.inputs
+        for column in law.columns
     )
     shape = DEMO_SHAPE
     params = {}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from analysis import text as wording
 from analysis.design.prior import design_law
@@ -18,16 +18,15 @@ from analysis.errors import InputError
 from analysis.findings.comparison import fit_all
 from analysis.findings.curve import Curve
 from analysis.findings.document import refuse
-from analysis.findings.note import Note
+from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import effect_notes, fit_notes
-from analysis.findings.predict import FAR, Ask, Prediction, predict
+from analysis.findings.predict import EXTRAPOLATION_LIMIT, Ask, Prediction, predict
 from analysis.fitting.bootstrap import interval, resample
 from analysis.fitting.checks import size_effect
-from analysis.laws.law import Array
+from analysis.laws.law import Array, Interval
 from analysis.points.table import CheckedPoints
 
-Interval = tuple[float, float]
-STEPS = 600
+SIZES_TRIED = 600
 BEYOND = 300.0
 """Sizes up to so many times the largest that was trained are tried, and down to as many below the smallest."""
 ROUNDING = 1.02
@@ -36,11 +35,7 @@ VAGUE = 10.0
 RESAMPLES = 1000
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Step(_Frozen):
+class Step(Frozen):
     """One architecture's next run: the size best for the budget with its interval, and the loss foreseen for it.
 
     `ci95` is where the law may lie, `run95` where one run may end. The factors say how far beyond the trained range
@@ -60,7 +55,7 @@ class Step(_Frozen):
     budget_factor: float
 
 
-class ScaleUp(_Frozen):
+class ScaleUp(Frozen):
     """What is proposed for a budget, shared evenly among the architectures, from these finished runs."""
 
     law: str
@@ -71,7 +66,7 @@ class ScaleUp(_Frozen):
     notes: tuple[Note, ...]
 
 
-class Seen(_Frozen):
+class Seen(Frozen):
     """A run finished since, outside what its law was fitted to: the loss seen beside the one predicted.
 
     `relative_error` is (predicted - seen) / seen; `inside` says whether the loss lies in the interval of one run.
@@ -100,7 +95,7 @@ class Shortest:
 
 
 @dataclass(frozen=True)
-class _Law:
+class _FittedLaw:
     """An architecture's law at its estimate and every resample, and its residuals."""
 
     curve: Curve
@@ -162,8 +157,8 @@ def seen_since(points: CheckedPoints, former: ScaleUp) -> list[Seen]:
         new = points.of(name)
         new = new[~new["run_id"].isin(former.runs)]
         asks = [
-            Ask(float(n), float(count), "iterations")
-            for n, count in zip(new["n_params"], new["iterations"], strict=True)
+            Ask(float(n), float(iterations), "iterations")
+            for n, iterations in zip(new["n_params"], new["iterations"], strict=True)
         ]
         for run_id, loss, foreseen in zip(new["run_id"], new["loss"], one.foresee(asks), strict=True):
             if max(foreseen.size_factor, foreseen.budget_factor) <= 1.0:
@@ -214,7 +209,7 @@ def former_steps(records: Sequence[Mapping[str, object]], where: str) -> list[Sc
         ) from None
 
 
-def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _Law]:
+def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw]:
     form = design_law(law)
     if points.frame["iterations"].isna().any():
         raise InputError("scale-up: a budget is spent in iterations, and the points have none in every row.")
@@ -222,10 +217,10 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _Law]:
     fits = fit_all(points, form, delta)
     drawn = resample(fits, RESAMPLES, 0)
     return {
-        fit.architecture: _Law(
+        fit.architecture: _FittedLaw(
             Curve(
                 form,
-                np.vstack([[list(fit.result.params.values())], drawn.params[fit.architecture]]),
+                drawn.with_estimate(fit),
                 points.of(fit.architecture),
             ),
             fit.residual,
@@ -238,23 +233,25 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _Law]:
     }
 
 
-def _step(name: str, law: _Law, rates: Mapping[float, float], budget: float, shortest: Shortest) -> Step:
+def _step(
+    name: str, law: _FittedLaw, rates: Mapping[float, float], budget: float, shortest: Shortest
+) -> Step:
     curve = law.curve
     if len(rates) < 2:
         raise InputError(
             f"scale-up: {name} has costs for {len(rates)} sizes; two are needed to cost a third by them."
         )
     smallest, largest = float(curve.sizes[0]), float(curve.sizes[-1])
-    sizes = np.geomspace(smallest / BEYOND, largest * BEYOND, STEPS)
-    counts = budget / _rate(rates, sizes)
-    payable = counts >= shortest.iterations * ROUNDING
+    sizes = np.geomspace(smallest / BEYOND, largest * BEYOND, SIZES_TRIED)
+    iterations_of = budget / _rate(rates, sizes)
+    payable = iterations_of >= shortest.iterations * ROUNDING
     if not payable.any():
         raise InputError(
             f"--budget: {budget:.3g} GPU-hours for {name} pay at no size for the {shortest.iterations:,} iterations of "
             f"the shortest run ({shortest.why}); give a larger budget."
         )
-    sizes, counts = sizes[payable], counts[payable]
-    data = counts if "iterations" in curve.law.inputs else counts * _tokens_an_iteration(curve)
+    sizes, iterations_of = sizes[payable], iterations_of[payable]
+    data = iterations_of if curve.law.counts_iterations else iterations_of * curve.tokens_an_iteration
     best = sizes[np.argmin(curve.losses_at(curve.params, sizes, data), axis=1)]
     n_params = _rounded(float(best[0]), 3)
     rate = float(_rate(rates, np.array([n_params]))[0])
@@ -276,10 +273,6 @@ def _step(name: str, law: _Law, rates: Mapping[float, float], budget: float, sho
         size_factor=foreseen.size_factor,
         budget_factor=foreseen.budget_factor,
     )
-
-
-def _tokens_an_iteration(curve: Curve) -> float:
-    return float((curve.frame["tokens"] / curve.frame["iterations"]).median())
 
 
 def _rate(rates: Mapping[float, float], sizes: Array) -> Array:
@@ -312,7 +305,7 @@ def _notes(step: Step, curve: Curve) -> list[Note]:
     if reach <= 1.0:
         text = f"the best for this budget lies within what {name} was trained on: a larger budget would teach more."
         notes.append(Note(code="within_range", text=text))
-    if reach > FAR:
+    if reach > EXTRAPOLATION_LIMIT:
         where, advice = (
             ("below", "give a larger budget") if is_below else ("beyond", "take a smaller step first")
         )

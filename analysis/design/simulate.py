@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.design.prior import Noise, Prior
-from analysis.findings import curve as compare
-from analysis.findings.comparison import Studied, fit_all
-from analysis.findings.equal_loss import Equal, at_the_top
+from analysis.findings.comparison import FittedArchitecture, fit_all
+from analysis.findings.curve import Curve, default_reference
+from analysis.findings.equal_loss import SizeRatio, top_size_ratios
 from analysis.fitting.bootstrap import Scheme, choose_scheme, interval, resample
 from analysis.laws.law import Array
 from analysis.points.table import CheckedPoints, build_frame, check_points
@@ -54,9 +54,9 @@ class Simulated:
 
     scheme: Scheme
     params: Mapping[str, Array]
-    truth: Mapping[str, Equal]
+    truth: Mapping[str, SizeRatio]
     ratio: Mapping[str, Array]
-    found: Mapping[str, tuple[Equal, ...]]
+    found: Mapping[str, tuple[SizeRatio, ...]]
 
 
 def grid_of(header: Sequence[str], cells: Cells, source: str) -> CheckedPoints:
@@ -90,14 +90,14 @@ def simulate(
     """
     clean = prior.losses(grid.frame)
     names = list(grid.architectures)
-    base = reference or compare.default_reference(names)
+    base = reference or default_reference(names)
     truth = {
         row.architecture: row
-        for row in at_the_top(
-            {name: compare.Curve(prior.law, prior.row(name), grid.of(name)) for name in names}, base
+        for row in top_size_ratios(
+            {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in names}, base
         )
     }
-    found: dict[str, list[Equal]] = {name: [] for name in truth}
+    found: dict[str, list[SizeRatio]] = {name: [] for name in truth}
     params: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in names}
     scheme: Scheme | None = None
     for number in range(draws.studies):
@@ -107,8 +107,8 @@ def simulate(
         # What a report would do, whatever resamples a simulation can afford; it depends on the grid alone.
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
-        curves = {fit.architecture: Studied.of(fit, points, drawn).curve for fit in fits}
-        for row in at_the_top(curves, base):
+        curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn).curve for fit in fits}
+        for row in top_size_ratios(curves, base):
             found[row.architecture].append(row)
         for name in names:
             params[name].append([interval(column) for column in drawn.params[name].T])
@@ -120,7 +120,7 @@ def simulate(
         params={name: np.array(rows) for name, rows in params.items()},
         truth=truth,
         ratio={
-            name: np.array([row.ci95 or (0.0, np.inf) for row in rows], dtype=np.float64)
+            name: np.array([row.estimate_ci95 or (0.0, np.inf) for row in rows], dtype=np.float64)
             for name, rows in found.items()
         },
         found={name: tuple(rows) for name, rows in found.items()},

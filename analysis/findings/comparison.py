@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from analysis import text as wording
-from analysis.findings import curve as compare
-from analysis.findings.equal_loss import Equal, TokenGain, equal_loss, headline, token_gains
-from analysis.findings.note import Note
-from analysis.findings.notes import obstacle
-from analysis.findings.results import Comparison, ComputeGain, Convention, SizeRatio
+from analysis.findings.curve import Curve, size_at
+from analysis.findings.equal_loss import ComputeGain, SizeRatio, TokenGain, size_ratios, token_gains
+from analysis.findings.note import Frozen, Note
+from analysis.findings.notes import unidentified_because
 from analysis.fitting.bootstrap import Fitted, Resamples, cluster_keys
 from analysis.fitting.checks import size_effect
-from analysis.fitting.shared_e import fit_shared
-from analysis.fitting.solver import Problem, fit_law
-from analysis.laws.law import Array, Law
+from analysis.fitting.shared_e import Joint, fit_shared
+from analysis.fitting.solver import FitResult, Problem, fit_law
+from analysis.laws.law import Interval, Law
 from analysis.points.checks import pooled_sd, seed_noise
 
 if TYPE_CHECKING:
@@ -29,131 +28,177 @@ if TYPE_CHECKING:
 NON_EMBEDDING = "n_params_non_embedding"
 
 
+class Convention(Frozen):
+    """A headline figure under another convention of counting, and whether that changes what it says."""
+
+    architecture: str
+    quantity: Literal["size_ratio", "compute_gain"]
+    convention: str
+    value: float
+    under: str
+    value_under: float
+    changes: bool
+
+
+class Comparison(Frozen):
+    """Every architecture against the reference."""
+
+    reference: str
+    n_convention: str
+    paired: bool
+    size_ratio: tuple[SizeRatio, ...]
+    compute_gain: tuple[ComputeGain, ...]
+    token_gain: tuple[TokenGain, ...]
+    conventions: tuple[Convention, ...]
+
+
 @dataclass(frozen=True)
-class Studied:
+class FittedArchitecture:
     """One architecture's fit with its points, its law at every resample, and whether size matters to it at all."""
 
     fit: Fitted
     frame: pd.DataFrame
-    curve: compare.Curve
+    curve: Curve
     size_effect: float | None
 
     @classmethod
-    def of(cls, fit: Fitted, points: CheckedPoints, drawn: Resamples) -> Studied:
+    def of(cls, fit: Fitted, points: CheckedPoints, drawn: Resamples) -> FittedArchitecture:
         """From a fit, its points and its resamples."""
         frame = points.of(fit.architecture)
         sd = pooled_sd(seed_noise(frame))
         effect = size_effect(fit, None if sd is None else sd / float(frame["loss"].mean()))
-        params = np.vstack([[list(fit.result.params.values())], drawn.params[fit.architecture]])
-        curve = compare.Curve(fit.problem.law, params, frame, obstacle(fit, effect))
-        return cls(fit, frame, curve, effect)
-
-
-def columns_of(frame: pd.DataFrame, law: Law) -> tuple[Array, Array]:
-    """Inputs of a law (points, inputs) and losses (points)."""
-    x = frame[list(law.inputs)].to_numpy(dtype=np.float64)
-    return x, frame["loss"].to_numpy(dtype=np.float64)
+        params = drawn.with_estimate(fit)
+        return cls(
+            fit, frame, Curve(fit.problem.law, params, frame, unidentified_because(fit, effect)), effect
+        )
 
 
 def fit_all(points: CheckedPoints, law: Law, delta: float) -> list[Fitted]:
-    """Each architecture fitted alone, or all at once where the law shares a parameter among them."""
+    """Fit each architecture alone, or all at once where the law shares a parameter among them."""
     frames = [points.of(name) for name in points.architectures]
-    problems = [Problem.of(law, *columns_of(frame, law), delta) for frame in frames]
-    joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
+    problems, joint, results = _fit_frames(frames, law, delta)
     fits = []
-    for part, (name, frame, problem) in enumerate(zip(points.architectures, frames, problems, strict=True)):
+    for part, (name, frame) in enumerate(zip(points.architectures, frames, strict=True)):
         size = frame["n_params"].to_numpy(dtype=np.float64)
         seeds = frame["seed"].to_numpy(dtype=np.float64)
         cluster, keys = cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])
-        result = joint.result_of(part) if joint else fit_law(problem)
-        fits.append(Fitted(name, problem, result, cluster, keys, size, joint, part))
+        fits.append(Fitted(name, problems[part], results[part], cluster, keys, size, joint, part))
     return fits
 
 
 def comparison_of(
-    studied: Mapping[str, Studied], base: str, delta: float, *, paired: bool
+    fitted: Mapping[str, FittedArchitecture], base: str, delta: float, *, paired: bool
 ) -> tuple[Comparison, list[Note]]:
-    """Size ratios, compute and token gains at equal loss, and notes on what they rest on."""
-    inputs = studied[base].curve.law.inputs
-    if len(studied) < 2 or "n_params" not in inputs:
-        return _tables([], [], [], base, paired), []
-    curves = {name: one.curve for name, one in studied.items()}
-    rows = equal_loss(curves, base)
-    gains = token_gains(curves, base) if len(inputs) > 1 else []
-    conventions = _conventions(curves, rows, base, delta)
-    notes = []
-    if not paired:
-        notes.append(
-            Note(
-                code="unpaired_resamples",
-                text="the architectures were not trained on the same size rungs and seeds: their resamples "
-                "pair only in part.",
-            )
-        )
-    notes += _extrapolation_notes(rows)
-    notes += [
-        Note(
-            code="convention_sensitive",
-            text=f"the {one.quantity.replace('_', ' ')} of {wording.architecture(one.architecture)} is "
-            f"{wording.times(one.value)} counted by {one.convention} and {wording.times(one.value_under)} by "
-            f"{one.under}: the conclusion rests on the convention.",
-        )
-        for one in conventions
-        if one.changes
+    """Return size ratios, compute and token gains at equal loss, and notes on what they rest on."""
+    law = fitted[base].curve.law
+    compared = len(fitted) > 1 and law.size is not None
+    curves = {name: one.curve for name, one in fitted.items()}
+    found = size_ratios(curves, base) if compared else []
+    ratios = tuple(ratio for ratio, _ in found)
+    gains = tuple(gain for _, gain in found if gain is not None)
+    conventions = _conventions(curves, found, base, delta)
+    comparison = Comparison(
+        reference=base,
+        n_convention="n_params",
+        paired=paired,
+        size_ratio=ratios,
+        compute_gain=gains,
+        token_gain=tuple(token_gains(curves, base)) if compared and law.data else (),
+        conventions=tuple(conventions),
+    )
+    return comparison, _notes(comparison) if compared else []
+
+
+def _fit_frames(
+    frames: Sequence[pd.DataFrame], law: Law, delta: float
+) -> tuple[list[Problem], Joint | None, list[FitResult]]:
+    problems = [
+        Problem.of(law, law.x(frame), frame["loss"].to_numpy(dtype=np.float64), delta) for frame in frames
     ]
-    return _tables(rows, gains, conventions, base, paired), notes
+    if law.shared and len(problems) > 1:
+        joint = fit_shared(problems)
+        return problems, joint, [joint.result_of(part) for part in range(len(problems))]
+    return problems, None, [fit_law(problem) for problem in problems]
+
+
+def _notes(comparison: Comparison) -> list[Note]:
+    notes = []
+    if not comparison.paired:
+        text = "the architectures were not trained on the same size rungs and seeds: their resamples pair only in part."
+        notes.append(Note(code="unpaired_resamples", text=text))
+    rows = comparison.size_ratio
+    for code, status in (("extrapolation", "extrapolated"), ("ratio_not_identified", "not_identified")):
+        hit = [row for row in rows if row.status == status]
+        if hit:
+            worst = max(hit, key=lambda row: (row.reference_n_params, row.tokens))
+            text = f"{len(hit)} of {len(rows)} size ratios are {status.replace('_', ' ')}: {worst.reason}."
+            notes.append(Note(code=code, text=text))
+    for one in comparison.conventions:
+        if one.changes:
+            text = (
+                f"the {one.quantity.replace('_', ' ')} of {wording.architecture(one.architecture)} is "
+                f"{wording.times(one.value)} counted by {one.convention} and {wording.times(one.value_under)} by "
+                f"{one.under}: the conclusion rests on the convention."
+            )
+            notes.append(Note(code="convention_sensitive", text=text))
+    return notes
 
 
 def _conventions(
-    curves: Mapping[str, compare.Curve], rows: list[Equal], base: str, delta: float
+    curves: Mapping[str, Curve],
+    found: Sequence[tuple[SizeRatio, ComputeGain | None]],
+    base: str,
+    delta: float,
 ) -> list[Convention]:
+    """Each architecture's headline counted without embeddings, and by six FLOPs a parameter and token."""
     out = []
-    again: dict[str, compare.Curve] | None = None
+    recounted: dict[str, Curve] | None = None
     for name in curves:
-        row = headline(rows, name)
-        if row is None or row.ratio is None:
+        own = [pair for pair in found if pair[0].architecture == name]
+        if not own:
             continue
-        again = _recounted(curves, delta) if again is None else again
-        other = _without_embeddings(again[name], again[base], row) if {name, base} <= set(again) else None
-        if other is not None:
-            out.append(_convention(name, "size_ratio", "n_params", row.ratio, row.ci95, NON_EMBEDDING, other))
-        if row.gain is not None and row.n_params is not None:
-            own = curves[name].tokens(row.iterations) if row.iterations is not None else row.tokens
-            plain = row.reference_n_params * row.tokens / (row.n_params * own)
-            out.append(
-                _convention(
-                    name, "compute_gain", "flops", row.gain, row.gain_ci95, "6 n_params tokens", plain
+        ratio, gain = max(own, key=lambda pair: (pair[0].reference_n_params, pair[0].tokens))
+        if ratio.estimate is None or ratio.n_params is None:
+            continue
+        recounted = _recounted(curves, delta) if recounted is None else recounted
+        if {name, base} <= set(recounted):
+            other = _without_embeddings(recounted[name], recounted[base], ratio)
+            if other is not None:
+                counted = ("n_params", ratio.estimate)
+                out.append(
+                    _convention(name, "size_ratio", counted, ratio.estimate_ci95, (NON_EMBEDDING, other))
                 )
-            )
+        if gain is not None and gain.gain is not None:
+            tokens = ratio.tokens if ratio.iterations is None else curves[name].tokens(ratio.iterations)
+            plain = ratio.reference_n_params * ratio.tokens / (ratio.n_params * tokens)
+            counted = ("flops", gain.gain)
+            out.append(_convention(name, "compute_gain", counted, gain.ci95, ("6 n_params tokens", plain)))
     return out
 
 
 def _convention(
     name: str,
-    quantity: str,
-    convention: str,
-    value: float,
-    ends: tuple[float, float] | None,
-    under: str,
-    other: float,
+    quantity: Literal["size_ratio", "compute_gain"],
+    counted: tuple[str, float],
+    ends: Interval | None,
+    under: tuple[str, float],
 ) -> Convention:
     """It changes the conclusion where it turns fewer into more, or leaves the interval."""
+    (convention, value), (other_convention, other) = counted, under
     outside = ends is not None and not ends[0] <= other <= ends[1]
-    return Convention.model_validate(
-        {
-            "architecture": name,
-            "quantity": quantity,
-            "convention": convention,
-            "value": value,
-            "under": under,
-            "value_under": other,
-            "changes": (value > 1) != (other > 1) or outside,
-        }
+    return Convention(
+        architecture=name,
+        quantity=quantity,
+        convention=convention,
+        value=value,
+        under=other_convention,
+        value_under=other,
+        changes=(value > 1) != (other > 1) or outside,
     )
 
 
-def _recounted(curves: Mapping[str, compare.Curve], delta: float) -> dict[str, compare.Curve]:
-    """The laws fitted anew to sizes counted without embeddings, as those were; an uncounted one is left out."""
+def _recounted(curves: Mapping[str, Curve], delta: float) -> dict[str, Curve]:
+    """Fit the laws anew to sizes counted without embeddings, as they were; an uncounted one is left out."""
     frames = {
         name: one.frame.assign(n_params=one.frame[NON_EMBEDDING])
         for name, one in curves.items()
@@ -162,72 +207,16 @@ def _recounted(curves: Mapping[str, compare.Curve], delta: float) -> dict[str, c
     law = next(iter(curves.values())).law
     if law.shared and len(frames) < len(curves):
         return {}
-    problems = [Problem.of(law, *columns_of(frame, law), delta) for frame in frames.values()]
-    if law.shared and len(problems) > 1:
-        joint = fit_shared(problems)
-        results = [joint.result_of(part) for part in range(len(problems))]
-    else:
-        results = [fit_law(problem) for problem in problems]
+    _, _, results = _fit_frames(list(frames.values()), law, delta)
     return {
-        name: compare.Curve(law, np.array([list(result.params.values())]), frame)
+        name: Curve(law, np.array([list(result.params.values())]), frame)
         for (name, frame), result in zip(frames.items(), results, strict=True)
     }
 
 
-def _without_embeddings(arm: compare.Curve, reference: compare.Curve, row: Equal) -> float | None:
-    """The headline's size ratio by laws of sizes counted without embeddings; None where it has no number."""
+def _without_embeddings(arm: Curve, reference: Curve, row: SizeRatio) -> float | None:
+    """Return the headline's size ratio by laws of sizes counted without embeddings; None where it has no number."""
     size = float(reference.sizes[-1])
-    loss = reference.loss(size, reference.budget(row.iterations, row.tokens))
-    found = float(compare.size_at(arm, loss, arm.budget(row.iterations, row.tokens))[0])
+    loss = reference.loss(size, reference.data(row.iterations, row.tokens))
+    found = float(size_at(arm, loss, arm.data(row.iterations, row.tokens))[0])
     return size / found if np.isfinite(found) and found > 1.0 else None
-
-
-def _tables(
-    rows: list[Equal], gains: list[TokenGain], conventions: list[Convention], base: str, paired: bool
-) -> Comparison:
-    shared = ("architecture", "iterations", "tokens", "reference_n_params", "loss", "status")
-    return Comparison(
-        reference=base,
-        n_convention="n_params",
-        paired=paired,
-        size_ratio=tuple(
-            SizeRatio(
-                n_params=row.n_params,
-                ratio=row.ratio if row.status == "identified" else None,
-                ci95=row.ci95 if row.status == "identified" else None,
-                estimate=row.ratio,
-                estimate_ci95=row.ci95,
-                reason=row.reason,
-                **{name: getattr(row, name) for name in shared},
-            )
-            for row in rows
-        ),
-        compute_gain=tuple(
-            ComputeGain(
-                reference_flops=row.reference_flops,
-                flops=row.flops,
-                gain=row.gain,
-                ci95=row.gain_ci95,
-                **{name: getattr(row, name) for name in shared},
-            )
-            for row in rows
-            if row.gain is not None
-        ),
-        token_gain=tuple(gains),
-        conventions=tuple(conventions),
-    )
-
-
-def _extrapolation_notes(rows: list[Equal]) -> list[Note]:
-    notes = []
-    for code, status in (("extrapolation", "extrapolated"), ("ratio_not_identified", "not_identified")):
-        hit = [row for row in rows if row.status == status]
-        if hit:
-            worst = max(hit, key=lambda row: (row.reference_n_params, row.tokens))
-            notes.append(
-                Note(
-                    code=code,
-                    text=f"{len(hit)} of {len(rows)} size ratios are {status.replace('_', ' ')}: {worst.reason}.",
-                )
-            )
-    return notes

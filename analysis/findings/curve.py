@@ -1,98 +1,107 @@
-"""What one architecture saves against another at equal loss: size ratio and compute gain, with paired intervals.
+"""A fitted law as a curve: its loss at any size and amount of data, and the size or data that reach a loss.
 
-At each iteration count (else number of tokens) and reference size N_ref, N' solves L_arch(N', D) = L_ref(N_ref, D); the
-ratio is N_ref / N'. Intervals come from resamples drawn alike for both architectures, since two overlapping
-intervals say nothing about a difference.
+Every value is one for the estimate and one for each resample, drawn alike for all architectures: a comparison takes
+its interval from paired resamples, since two overlapping intervals say nothing about a difference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.laws.law import Array, Law
+from analysis.laws.law import Array, Interval, Law
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Verdict = Literal["identified", "extrapolated", "not_identified"]
-
 DEFAULT_REFERENCE = "cross_transformer"
 # A law is solved for its size between one parameter and far beyond anything trained.
 SMALLEST, LARGEST = 0.0, float(np.log(1e18))
-# Relative fall in loss over the trained sizes below which a law says nothing of size.
-FLATTEST = 1e-4
-SAME_BUDGET = 1.01  # budgets that differ by no more than this factor count as one
-MANY_BUDGETS = 12
-MANY_SIZES = 8
+MAX_LENGTHS = 12
+UNBOUNDED = 1e15
+"""Beyond any real ratio: an interval that reaches it has no end."""
 
 
 @dataclass(frozen=True)
 class Curve:
     """A fitted law in its own units, at the estimate (first row) and at every resample: (1 + resamples, parameters).
 
-    A law of repeated data is read at the most unique tokens its architecture was trained on.
+    `data` is the law's own data input: tokens or iterations. Further inputs are held as each of them says.
     """
 
     law: Law
     params: Array
     frame: pd.DataFrame
-    obstacle: str = ""  # why no size can be read off this law, where that is so
+    unidentified_because: str = ""  # why no size can be read off this law, where that is so
 
     def loss(self, n_params: Array | float, data: Array | float) -> Array:
-        """Loss in nats (1 + resamples) at sizes and budgets that are one number or one a resample."""
-        columns = {"n_params": n_params, "tokens": data, "iterations": data}
-        if "unique_tokens" in self.law.inputs:
-            columns["unique_tokens"] = float(self.frame["unique_tokens"].max())
-        logs = [np.log(np.broadcast_to(columns[name], len(self.params))) for name in self.law.inputs]
+        """Loss in nats (1 + resamples) at sizes and data that are one number or one a resample."""
+        logs = [np.log(values) for values in self._inputs(n_params, data, len(self.params))]
         out: Array = self.law.predict(self.params, np.stack(logs, axis=1)[:, None, :])[:, 0]
         return out
 
     def losses_at(self, params: Array, n_params: Array, data: Array) -> Array:
-        """Loss in nats (problems, points) by params (problems, parameters) at sizes and budgets (points)."""
-        columns = {"n_params": n_params, "tokens": data, "iterations": data}
-        if "unique_tokens" in self.law.inputs:
-            columns["unique_tokens"] = np.full(len(data), float(self.frame["unique_tokens"].max()))
-        z = np.log(np.stack([columns[name] for name in self.law.inputs], axis=1))
+        """Loss in nats (problems, points) by params (problems, parameters) at sizes and data (points)."""
+        z = np.log(np.stack(self._inputs(n_params, data, len(data)), axis=1))
         return self.law.predict(params, z)
+
+    def loss_of(self, rows: pd.DataFrame) -> Array:
+        """The estimate's loss in nats at rows of a points table (points)."""
+        out: Array = self.law.predict(self.params[:1], np.log(self.law.x(rows)))[0]
+        return out
 
     def loss_of_points(self) -> Array:
         """The estimate's loss in nats at every point of the frame (points)."""
-        z = np.log(self.frame[list(self.law.inputs)].to_numpy(dtype=np.float64))
-        out: Array = self.law.predict(self.params[:1], z)[0]
-        return out
+        return self.loss_of(self.frame)
 
-    def budget(self, iterations: float | None, tokens: float) -> float:
-        """The data input of this law at that iteration count: its own tokens there, or the iterations themselves."""
+    def data(self, iterations: float | None, tokens: float) -> float:
+        """The law's data input after so many iterations, or at `tokens` where those are None."""
         if iterations is None:
             return tokens
-        return iterations if "iterations" in self.law.inputs else self.tokens(iterations)
+        return iterations if self.law.counts_iterations else self.tokens(iterations)
 
     def tokens(self, iterations: float) -> float:
         """Tokens this architecture sees in so many iterations."""
         there = self.frame.loc[self.frame["iterations"] == iterations, "tokens"]
-        rate = self.frame["tokens"] / self.frame["iterations"]
-        return float(there.median()) if len(there) else float(rate.median()) * iterations
+        return float(there.median()) if len(there) else self.tokens_an_iteration * iterations
+
+    @cached_property
+    def tokens_an_iteration(self) -> float:
+        """Tokens of one iteration."""
+        return float((self.frame["tokens"] / self.frame["iterations"]).median())
 
     @property
-    def budgets(self) -> tuple[float, float]:
-        """The shortest and the longest trained budget, in what the law counts data in; without end where in nothing."""
-        counted = [name for name in ("tokens", "iterations") if name in self.law.inputs]
-        if not counted:
+    def tokens_a_unit(self) -> float:
+        """Tokens of one unit of the law's data input."""
+        return self.tokens_an_iteration if self.law.counts_iterations else 1.0
+
+    @property
+    def trained_data(self) -> Interval:
+        """Least and most data trained on, as the law counts them; without end where it counts none."""
+        if self.law.data is None:
             return 0.0, float("inf")
-        return float(self.frame[counted[0]].min()), float(self.frame[counted[0]].max())
+        trained = self.frame[self.law.data.column]
+        return float(trained.min()), float(trained.max())
 
     @property
     def sizes(self) -> Array:
         """Trained sizes in ascending order."""
         return np.unique(self.frame["n_params"].to_numpy(dtype=np.float64))
 
+    @cached_property
+    def _held(self) -> dict[str, float]:
+        further = [one for one in self.law.inputs if one.axis is None]
+        return {one.column: one.held_at(self.frame[one.column]) for one in further}
 
-UNBOUNDED = 1e15
-"""Beyond any real ratio: an interval that reaches it has no end."""
+    def _inputs(self, n_params: Array | float, data: Array | float, count: int) -> list[Array]:
+        """Each input of the law (count), its further ones held."""
+        on_axes = {"size": n_params, "data": data}
+        values = (on_axes[one.axis] if one.axis else self._held[one.column] for one in self.law.inputs)
+        return [np.broadcast_to(value, count) for value in values]
 
 
 def default_reference(architectures: list[str]) -> str:
@@ -101,7 +110,7 @@ def default_reference(architectures: list[str]) -> str:
 
 
 def size_at(curve: Curve, loss: Array, data: float) -> Array:
-    """n_params (1 + resamples) that reach `loss` at that budget: inf where no size does, 0 where every size does."""
+    """n_params (1 + resamples) that reach `loss` at that data: inf where no size does, 0 where every size does."""
     return _reaching(lambda n_params: curve.loss(n_params, data), loss)
 
 
@@ -123,7 +132,7 @@ def _reaching(curve: Callable[[Array], Array], loss: Array) -> Array:
     return out
 
 
-def central(values: Array) -> tuple[float, float] | None:
+def central(values: Array) -> Interval | None:
     """Central 95 % of the resamples; a resample in which no size reaches the loss counts as a ratio of 0."""
     drawn = values[1:]
     if len(drawn) < 2:
@@ -132,7 +141,7 @@ def central(values: Array) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def open_end(interval: tuple[float, float] | None, always: str) -> str:
+def open_end(interval: Interval | None, always: str) -> str:
     """Why an interval of ratios has no end, or nothing; `always` says of what a law may be below a loss regardless."""
     if interval is None or 0 < interval[0] <= interval[1] < UNBOUNDED:
         return ""
@@ -144,21 +153,18 @@ def open_end(interval: tuple[float, float] | None, always: str) -> str:
     return f"its 95 % interval has no end: too many resamples {' or '.join(ends)}"
 
 
-def budgets_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | None, float]]:
-    """Iteration counts with the reference's tokens there, else token counts (a handful where there are many).
+def lengths_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | None, float]]:
+    """Return iteration counts with the reference's tokens there, else token counts (a handful where there are many).
 
     They are iterations only where every one of the curves has them: no other could be read at a count of them.
     """
     frame = base.frame
     if all(curve.frame["iterations"].notna().all() for curve in curves.values()):
-        counts = np.unique(frame["iterations"].to_numpy(dtype=np.float64))
-        if len(counts) > MANY_BUDGETS:
-            counts = counts[np.linspace(0, len(counts) - 1, MANY_BUDGETS).round().astype(int)]
-        return [
-            (float(count), float(frame.loc[frame["iterations"] == count, "tokens"].median()))
-            for count in counts
-        ]
+        iterations = np.unique(frame["iterations"].to_numpy(dtype=np.float64))
+        if len(iterations) > MAX_LENGTHS:
+            iterations = iterations[np.linspace(0, len(iterations) - 1, MAX_LENGTHS).round().astype(int)]
+        return [(float(one), base.tokens(float(one))) for one in iterations]
     tokens = np.unique(frame["tokens"].to_numpy(dtype=np.float64))
-    if len(tokens) > MANY_BUDGETS:
+    if len(tokens) > MAX_LENGTHS:
         tokens = np.geomspace(tokens[0], tokens[-1], 6)
     return [(None, float(value)) for value in tokens]

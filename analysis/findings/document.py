@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.findings import curve as compare
-from analysis.findings.comparison import Studied, columns_of, comparison_of, fit_all
+from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
+from analysis.findings.curve import default_reference
 from analysis.findings.isoflop import optimal_sizes
 from analysis.findings.note import Note
 from analysis.findings.notes import (
@@ -32,12 +32,11 @@ from analysis.findings.results import (
     ProfileCurve,
     Resampling,
 )
-from analysis.fitting import bootstrap as uncertainty
-from analysis.fitting import checks as heldout
-from analysis.fitting.checks import pattern
+from analysis.fitting.bootstrap import Fitted, Resamples, interval, resample, wild_losses
+from analysis.fitting.checks import Split, held_out, pattern
 from analysis.fitting.profile import Profile, profile
 from analysis.laws.catalogue import law_named
-from analysis.laws.law import Array, Law
+from analysis.laws.law import Input, Law
 from analysis.points.checks import seed_noise, trend_checks
 from analysis.points.table import CheckedPoints, too_few
 
@@ -70,21 +69,24 @@ def fit_points(
     names = list(points.architectures)
     refuse(points, form, names, delta, reference, resamples)
     fits = fit_all(points, form, delta)
-    drawn = uncertainty.resample(fits, resamples, seed)
-    studied = {fit.architecture: Studied.of(fit, points, drawn) for fit in fits}
-    base = reference or compare.default_reference(names)
+    drawn = resample(fits, resamples, seed)
+    fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
+    base = reference or default_reference(names)
     notes = [*about, *exclusion_notes(points.exclusions)]
     if reference is None and len(names) > 1:
         notes.append(Note(code="default_reference", text=f"no reference was named; {base} was taken."))
-    comparison, found = comparison_of(studied, base, delta, paired=drawn.paired)
+    comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
     notes.extend(found)
     document = FitDocument(
         law=form.name,
         formula=form.formula,
         huber_delta=delta,
-        architectures={name: _describe(one, points, drawn, asks) for name, one in studied.items()},
+        architectures={name: _describe(one, points, drawn, asks) for name, one in fitted.items()},
         comparison=comparison,
-        isoflop={name: optimal_sizes(one.curve, _redrawn(one, seed)) for name, one in studied.items()},
+        isoflop={
+            name: optimal_sizes(one.curve, wild_losses(one.fit, ISOFLOP_RESAMPLES, seed))
+            for name, one in fitted.items()
+        },
         points="annealed" if points.annealed else "unannealed",
         resampling=Resampling(scheme=drawn.scheme, resamples=resamples, seed=seed),
         notes=tuple(notes),
@@ -101,11 +103,6 @@ def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: floa
     return without_outliers(points, fit_all(points, form, delta))
 
 
-def _redrawn(one: Studied, seed: int) -> Array:
-    """Log losses as another study might have had them (resamples, points), for the intervals of IsoFLOP sizes."""
-    return uncertainty.wild_losses(one.fit, ISOFLOP_RESAMPLES, seed)
-
-
 def refuse(
     points: CheckedPoints, law: Law, names: list[str], delta: float, reference: str | None, resamples: int
 ) -> None:
@@ -120,26 +117,21 @@ def refuse(
         raise InputError(
             f"--reference {reference}: no such architecture among the points; they hold {', '.join(names)}."
         )
-    for column in law.inputs:
+    for column in law.columns:
         missing = points.frame[points.frame[column].isna()]
         if len(missing):
             raise InputError(
                 f"row {missing['row'].iloc[0]}, column {column}: empty, but law {law.name} needs it in every row."
             )
     for name in names:
-        reason = too_few(points.of(name), law)
-        if reason:
-            raise InputError(f"{reason}.")
-        own = points.of(name)
-        if "unique_tokens" in law.inputs and not (own["tokens"] > own["unique_tokens"]).any():
-            raise InputError(
-                f"row {own['row'].iloc[0]}, column unique_tokens: no row of {name} has seen its data twice, so what a "
-                "repetition is worth cannot be fitted; take --law chinchilla."
-            )
+        rows = points.of(name)
+        for reason in (too_few(rows, law), *(one.refusal(rows) for one in law.inputs if one.refusal)):
+            if reason:
+                raise InputError(f"{reason}.")
 
 
 def _describe(
-    one: Studied, points: CheckedPoints, drawn: uncertainty.Resamples, asks: Sequence[Ask]
+    one: FittedArchitecture, points: CheckedPoints, drawn: Resamples, asks: Sequence[Ask]
 ) -> ArchitectureFit:
     fit, frame = one.fit, one.frame
     law, result = fit.problem.law, fit.result
@@ -156,11 +148,11 @@ def _describe(
         n_runs=int(frame["run_id"].nunique()),
         n_clusters=len(fit.keys),
         status=result.status,
-        ci95={name: uncertainty.interval(params[:, j]) for j, name in enumerate(law.names)},
+        ci95={name: interval(params[:, j]) for j, name in enumerate(law.names)},
         heldout=HeldOut(
             in_sample_rms=float(np.sqrt(np.mean((np.exp(-residual) - 1.0) ** 2))),
-            largest_size=_split(splits.get("largest_size"), frame, "n_params"),
-            longest_budget=_split(splits.get("longest_budget"), frame, _data_column(law)),
+            largest_size=_split(splits.get("size"), frame, law.size),
+            longest_budget=_split(splits.get("data"), frame, law.data),
         ),
         profile={
             name: ProfileCurve(
@@ -186,24 +178,16 @@ def _describe(
     )
 
 
-def _data_column(law: Law) -> str:
-    return "iterations" if "iterations" in law.inputs else "tokens"
-
-
-def _splits(one: Studied) -> dict[str, heldout.Split | None]:
-    """What the fit predicts of the top of each input that its law has; None where nothing else would remain."""
+def _splits(one: FittedArchitecture) -> dict[str, Split | None]:
+    """Predict the top of each axis that the law has from the rest; None where nothing else would remain."""
     fit = one.fit
     law, joint = fit.problem.law, fit.joint
-    x, loss = columns_of(one.frame, law)
+    x, loss = law.x(one.frame), one.frame["loss"].to_numpy(dtype=np.float64)
     others = joint.parts[: fit.part] + joint.parts[fit.part + 1 :] if joint else ()
-    return {
-        name: heldout.held_out(law, x, loss, fit.problem.delta, law.inputs.index(column), others)
-        for name, column in (("largest_size", "n_params"), ("longest_budget", _data_column(law)))
-        if column in law.inputs
-    }
+    return {str(law.inputs[j].axis): held_out(law, x, loss, fit.problem.delta, j, others) for j in law.axes}
 
 
-def _profiles(fit: uncertainty.Fitted) -> dict[str, Profile]:
+def _profiles(fit: Fitted) -> dict[str, Profile]:
     """A profile of each parameter; in a joint fit, of those that no centring shifts."""
     law, joint = fit.problem.law, fit.joint
     if joint is None:
@@ -212,12 +196,12 @@ def _profiles(fit: uncertainty.Fitted) -> dict[str, Profile]:
     return {name: profile(joint.problem, joint.result, own[name]) for name in ("E", *law.nonlinear)}
 
 
-def _split(split: heldout.Split | None, frame: pd.DataFrame, column: str) -> HeldOutSplit | None:
-    if split is None:
+def _split(split: Split | None, frame: pd.DataFrame, axis: Input | None) -> HeldOutSplit | None:
+    if split is None or axis is None:
         return None
     rows = frame[split.left_out]
     return HeldOutSplit(
-        column=column,
+        column=axis.column,
         threshold=split.threshold,
         status=split.status,
         determined=split.determined,

@@ -1,31 +1,39 @@
-"""How many times fewer tokens one architecture needs than another of the same size for the same loss."""
+"""What one architecture saves against another at equal loss: parameters, compute and tokens, each with its interval.
+
+After the same iterations (else tokens D) and for a reference size N_ref, N' solves L_arch(N', D) = L_ref(N_ref, D). The
+size ratio is N_ref / N', the compute gain the ratio of the FLOPs of the two. At equal size D' solves
+L_arch(N_ref, D') = L_ref(N_ref, D), and the token gain is D / D'. A number counts as identified only where both laws
+are read within what their architectures were trained on.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from analysis import text as wording
-from analysis.findings.curve import (
-    FLATTEST,
-    MANY_SIZES,
-    SAME_BUDGET,
-    Curve,
-    Verdict,
-    budgets_of,
-    central,
-    data_at,
-    open_end,
-    size_at,
-)
-from analysis.laws.law import Array
+from analysis.findings.curve import Curve, central, data_at, lengths_of, open_end, size_at
+from analysis.findings.note import Frozen
+from analysis.laws.law import Array, Interval
+
+Verdict = Literal["identified", "extrapolated", "not_identified"]
+
+# Relative fall in loss over the trained sizes below which a law says nothing of size.
+FLATTEST = 1e-4
+SAME_DATA = 1.01  # amounts of data that differ by no more than this factor count as one
+MAX_SIZES = 8
 
 
-@dataclass(frozen=True)
-class Equal:
-    """One comparison at equal loss: the equal n_params, the ratio, its interval, whether it is identified."""
+class SizeRatio(Frozen):
+    """N_ref / N' at equal loss and budget.
+
+    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is what the laws give even where the
+    equal size or the budget lies outside the trained ones.
+    """
 
     architecture: str
     iterations: float | None
@@ -34,108 +42,169 @@ class Equal:
     loss: float
     n_params: float | None
     ratio: float | None
-    ci95: tuple[float, float] | None
+    ci95: Interval | None
+    estimate: float | None
+    estimate_ci95: Interval | None
     status: Verdict
     reason: str
-    gain: float | None = None
-    gain_ci95: tuple[float, float] | None = None
-    reference_flops: float | None = None
-    flops: float | None = None
 
 
-def equal_loss(curves: Mapping[str, Curve], reference: str) -> list[Equal]:
-    """Every architecture against the reference at each budget and reference size, the largest size first."""
+class ComputeGain(Frozen):
+    """Training FLOPs of the reference over those of the architecture at equal loss and budget."""
+
+    architecture: str
+    iterations: float | None
+    tokens: float
+    reference_n_params: float
+    loss: float
+    reference_flops: float | None
+    flops: float | None
+    gain: float | None
+    ci95: Interval | None
+    status: Verdict
+
+
+class TokenGain(Frozen):
+    """Tokens of the reference over those of the architecture at equal loss and equal size.
+
+    `gain` and `ci95` are null unless the gain is identified. `estimate` is what the laws give where D' or N_ref lies
+    outside what the architecture was trained on.
+    """
+
+    architecture: str
+    iterations: float | None
+    reference_tokens: float
+    reference_n_params: float
+    loss: float
+    tokens: float | None
+    gain: float | None
+    ci95: Interval | None
+    estimate: float | None
+    estimate_ci95: Interval | None
+    status: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Two curves, where they are compared, and the loss of the reference there (1 + resamples)."""
+
+    architecture: str
+    curve: Curve
+    base: Curve
+    iterations: float | None
+    tokens: float
+    size: float
+
+    @cached_property
+    def data(self) -> tuple[float, float]:
+        """Data inputs at which the architecture's and the reference's law are read."""
+        return self.curve.data(self.iterations, self.tokens), self.base.data(self.iterations, self.tokens)
+
+    @property
+    def loss(self) -> Array:
+        return self.base.loss(self.size, self.data[1])
+
+    @property
+    def unidentified_because(self) -> str:
+        return self.curve.unidentified_because or self.base.unidentified_because
+
+
+def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[tuple[SizeRatio, ComputeGain | None]]:
+    """Every architecture against the reference at each length and reference size, the largest size first.
+
+    The compute gain is None where the ratio is not identified or the points have no FLOPs.
+    """
+    sizes = curves[reference].sizes[::-1]
+    sizes = sizes if len(sizes) <= MAX_SIZES else sizes[:1]
+    return [_size_ratio(one) for one in _comparisons(curves, reference, sizes)]
+
+
+def top_size_ratios(curves: Mapping[str, Curve], reference: str) -> list[SizeRatio]:
+    """Every architecture against the reference at its largest size and longest training, as headlines have it."""
+    longest = max(lengths_of(curves[reference], curves), key=lambda length: length[1])
+    at = _comparisons(curves, reference, curves[reference].sizes[-1:], [longest])
+    return [_size_ratio(one)[0] for one in at]
+
+
+def token_gains(curves: Mapping[str, Curve], reference: str) -> list[TokenGain]:
+    """Every architecture against the reference after each of its lengths, at the largest trained reference size."""
+    return [_token_gain(one) for one in _comparisons(curves, reference, curves[reference].sizes[-1:])]
+
+
+def _comparisons(
+    curves: Mapping[str, Curve],
+    reference: str,
+    sizes: Array,
+    lengths: list[tuple[float | None, float]] | None = None,
+) -> list[_Comparison]:
     base = curves[reference]
-    sizes = base.sizes[::-1] if len(base.sizes) <= MANY_SIZES else base.sizes[-1:]
+    lengths = lengths or lengths_of(base, curves)
     return [
-        _compare(name, curve, base, iterations, tokens, float(size))
+        _Comparison(name, curve, base, iterations, tokens, float(size))
         for name, curve in curves.items()
         if name != reference
         for size in sizes
-        for iterations, tokens in budgets_of(base, curves)
+        for iterations, tokens in lengths
     ]
 
 
-def at_the_top(curves: Mapping[str, Curve], reference: str) -> list[Equal]:
-    """Every architecture against the reference at its largest size and longest budget, which headlines speak of."""
-    base = curves[reference]
-    iterations, tokens = max(budgets_of(base, curves), key=lambda budget: budget[1])
-    return [
-        _compare(name, curve, base, iterations, tokens, float(base.sizes[-1]))
-        for name, curve in curves.items()
-        if name != reference
-    ]
-
-
-def headline(rows: list[Equal], architecture: str) -> Equal | None:
-    """The comparison at the largest trained reference and the longest budget."""
-    own = [row for row in rows if row.architecture == architecture]
-    return max(own, key=lambda row: (row.reference_n_params, row.tokens), default=None)
-
-
-def _compare(
-    name: str, curve: Curve, base: Curve, iterations: float | None, tokens: float, size: float
-) -> Equal:
-    loss = base.loss(size, base.budget(iterations, tokens))
-    data = curve.budget(iterations, tokens)
-    n_params = size_at(curve, loss, data)
+def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
+    loss = at.loss
+    n_params = size_at(at.curve, loss, at.data[0])
     with np.errstate(divide="ignore"):
-        ratio = size / n_params
-    flat = [
-        arm
-        for arm, own, budget in (
-            (name, curve, data),
-            ("the reference", base, base.budget(iterations, tokens)),
-        )
-        if own.loss(own.sizes[0], budget)[0] < own.loss(own.sizes[-1], budget)[0] * (1 + FLATTEST)
-    ]
-    status, reason = _verdict(
-        name, curve, base, float(n_params[0]), float(loss[0]), flat, (data, base.budget(iterations, tokens))
-    )
+        ratio = at.size / n_params
+    status, reason = _verdict_on_size(at, float(n_params[0]), float(loss[0]))
     interval = central(ratio)
-    end = open_end(interval, "at any size")
-    if status != "not_identified" and end:
+    if status != "not_identified" and (end := open_end(interval, "at any size")):
         status, reason = "not_identified", end
-    if status == "not_identified":
-        return Equal(name, iterations, tokens, size, float(loss[0]), None, None, None, status, reason)
-    spent, own = (
-        _flops(base, np.full(len(loss), size), iterations, tokens),
-        _flops(curve, n_params, iterations, tokens),
-    )
-    gain = None if spent is None or own is None else spent / own
-    return Equal(
-        architecture=name,
-        iterations=iterations,
-        tokens=tokens,
-        reference_n_params=size,
+    known, identified = status != "not_identified", status == "identified"
+    found = SizeRatio(
+        architecture=at.architecture,
+        iterations=at.iterations,
+        tokens=at.tokens,
+        reference_n_params=at.size,
         loss=float(loss[0]),
-        n_params=float(n_params[0]),
-        ratio=float(ratio[0]),
-        ci95=interval,
+        n_params=float(n_params[0]) if known else None,
+        ratio=float(ratio[0]) if identified else None,
+        ci95=interval if identified else None,
+        estimate=float(ratio[0]) if known else None,
+        estimate_ci95=interval if known else None,
         status=status,
         reason=reason,
-        gain=None if gain is None else float(gain[0]),
-        gain_ci95=None if gain is None else central(gain),
-        reference_flops=None if spent is None else float(spent[0]),
-        flops=None if own is None else float(own[0]),
+    )
+    return found, _compute_gain(at, found, n_params) if known else None
+
+
+def _compute_gain(at: _Comparison, ratio: SizeRatio, n_params: Array) -> ComputeGain | None:
+    reference = _flops(at.base, np.full(len(n_params), at.size), at.iterations, at.tokens)
+    own = _flops(at.curve, n_params, at.iterations, at.tokens)
+    if reference is None or own is None:
+        return None
+    gain = reference / own
+    return ComputeGain(
+        architecture=ratio.architecture,
+        iterations=ratio.iterations,
+        tokens=ratio.tokens,
+        reference_n_params=ratio.reference_n_params,
+        loss=ratio.loss,
+        reference_flops=float(reference[0]),
+        flops=float(own[0]),
+        gain=float(gain[0]),
+        ci95=central(gain),
+        status=ratio.status,
     )
 
 
-def _verdict(
-    name: str,
-    curve: Curve,
-    base: Curve,
-    n_params: float,
-    loss: float,
-    flat: list[str],
-    budgets: tuple[float, float],
-) -> tuple[Verdict, str]:
-    """What may be said of an equal size; `budgets` are the data inputs at which curve and base are read."""
-    name = wording.architecture(name)
-    if flat:
-        return "not_identified", f"the fitted loss of {wording.architecture(flat[0])} does not fall with size"
-    if curve.obstacle or base.obstacle:
-        return "not_identified", curve.obstacle or base.obstacle
+def _verdict_on_size(at: _Comparison, n_params: float, loss: float) -> tuple[Verdict, str]:
+    name = wording.architecture(at.architecture)
+    arms = ((name, at.curve, at.data[0]), ("the reference", at.base, at.data[1]))
+    for arm, curve, data in arms:
+        smallest, largest = curve.loss(curve.sizes[0], data)[0], curve.loss(curve.sizes[-1], data)[0]
+        if smallest < largest * (1 + FLATTEST):
+            return "not_identified", f"the fitted loss of {arm} does not fall with size"
+    if at.unidentified_because:
+        return "not_identified", at.unidentified_because
     if not np.isfinite(n_params):
         return (
             "not_identified",
@@ -143,24 +212,23 @@ def _verdict(
         )
     if n_params <= 1.0:
         return "not_identified", f"every size of {name} would be below a loss of {loss:.4f} by its fitted law"
-    sizes = curve.sizes
     beyond = []
-    if n_params < sizes[0] or n_params > sizes[-1]:
-        below = n_params < sizes[0]
-        factor = sizes[0] / n_params if below else n_params / sizes[-1]
-        side = "below the smallest" if below else "above the largest"
+    smallest, largest = at.curve.sizes[0], at.curve.sizes[-1]
+    if not smallest <= n_params <= largest:
+        factor = max(smallest / n_params, n_params / largest)
+        side = "below the smallest" if n_params < smallest else "above the largest"
         beyond.append(f"the equal size lies {wording.times(float(factor))} times {side} trained size")
-    for arm, own, budget in zip((name, "the reference"), (curve, base), budgets, strict=True):
-        short, long = own.budgets
-        if not short / SAME_BUDGET <= budget <= long * SAME_BUDGET:
-            factor = max(short / budget, budget / long)
-            side = "below the shortest" if budget < short else "above the longest"
+    for arm, curve, data in arms:
+        least, most = curve.trained_data
+        if not least / SAME_DATA <= data <= most * SAME_DATA:
+            factor = max(least / data, data / most)
+            side = "below the shortest" if data < least else "above the longest"
             beyond.append(f"the budget lies {wording.times(factor)} times {side} of {arm}")
     return ("extrapolated" if beyond else "identified"), " and ".join(beyond)
 
 
 def _flops(curve: Curve, n_params: Array, iterations: float | None, tokens: float) -> Array | None:
-    """Training FLOPs of sizes at a budget: FLOPs a token of the trained sizes, linear between them in logarithms."""
+    """Training FLOPs of sizes: FLOPs a token of the trained sizes, linear between them in logarithms."""
     frame = curve.frame
     if not frame["flops"].notna().all():
         return None
@@ -176,84 +244,48 @@ def _flops(curve: Curve, n_params: Array, iterations: float | None, tokens: floa
     return out
 
 
-@dataclass(frozen=True)
-class TokenGain:
-    """Tokens of the reference over those of the architecture at equal loss and equal size; null unless identified.
-
-    D' solves L_arch(N_ref, D') = L_ref(N_ref, D); the gain is D / D'. `estimate` is what the laws give where D' or
-    N_ref lies outside what the architecture was trained on.
-    """
-
-    architecture: str
-    iterations: float | None
-    reference_tokens: float
-    reference_n_params: float
-    loss: float
-    tokens: float | None
-    gain: float | None
-    ci95: tuple[float, float] | None
-    estimate: float | None
-    estimate_ci95: tuple[float, float] | None
-    status: Verdict
-    reason: str
-
-
-def token_gains(curves: Mapping[str, Curve], reference: str) -> list[TokenGain]:
-    """Every architecture against the reference at each of its budgets, at the largest trained reference size."""
-    base = curves[reference]
-    return [
-        _token_gain(name, curve, base, iterations, tokens, float(base.sizes[-1]))
-        for name, curve in curves.items()
-        if name != reference
-        for iterations, tokens in budgets_of(base, curves)
-    ]
-
-
-def _token_gain(
-    name: str, curve: Curve, base: Curve, iterations: float | None, tokens: float, size: float
-) -> TokenGain:
-    loss = base.loss(size, base.budget(iterations, tokens))
-    data = data_at(curve, loss, size)
-    rate = curve.tokens(1.0) if "iterations" in curve.law.inputs else 1.0
-    spent = data * rate
+def _token_gain(at: _Comparison) -> TokenGain:
+    loss = at.loss
+    data = data_at(at.curve, loss, at.size)
+    tokens = data * at.curve.tokens_a_unit
     with np.errstate(divide="ignore"):
-        gain = tokens / spent
-    own = curve.frame["tokens"].to_numpy(dtype=np.float64)
-    flat = curve.loss(size, own.min() / rate)[0] < curve.loss(size, own.max() / rate)[0] * (1 + FLATTEST)
-    arm, interval = wording.architecture(name), central(gain)
-    status: Verdict = "identified"
-    reason = ""
-    if curve.obstacle or base.obstacle:
-        status, reason = "not_identified", curve.obstacle or base.obstacle
-    elif flat:
-        status, reason = "not_identified", f"the fitted loss of {arm} does not fall with training"
-    elif not np.isfinite(data[0]) or data[0] <= 1.0:
-        status, reason = (
-            "not_identified",
-            f"no amount of training gives {arm} a loss of {float(loss[0]):.4f} there",
-        )
-    elif end := open_end(interval, "with any training"):
+        gain = at.tokens / tokens
+    interval = central(gain)
+    status, reason = _verdict_on_tokens(at, float(data[0]), float(tokens[0]), float(loss[0]))
+    if status != "not_identified" and (end := open_end(interval, "with any training")):
         status, reason = "not_identified", end
-    elif not curve.sizes[0] <= size <= curve.sizes[-1]:
-        status, reason = "extrapolated", f"{arm} was not trained as large, or as small, as the reference"
-    elif not own.min() <= spent[0] <= own.max():
-        beyond = max(float(spent[0]) / own.max(), own.min() / float(spent[0]))
-        status, reason = (
-            "extrapolated",
-            f"the equal training lies {wording.times(beyond)} times outside the trained",
-        )
-    known, sure = status != "not_identified", status == "identified"
+    known, identified = status != "not_identified", status == "identified"
     return TokenGain(
-        architecture=name,
-        iterations=iterations,
-        reference_tokens=tokens,
-        reference_n_params=size,
+        architecture=at.architecture,
+        iterations=at.iterations,
+        reference_tokens=at.tokens,
+        reference_n_params=at.size,
         loss=float(loss[0]),
-        tokens=float(spent[0]) if known else None,
-        gain=float(gain[0]) if sure else None,
-        ci95=interval if sure else None,
+        tokens=float(tokens[0]) if known else None,
+        gain=float(gain[0]) if identified else None,
+        ci95=interval if identified else None,
         estimate=float(gain[0]) if known else None,
         estimate_ci95=interval if known else None,
         status=status,
         reason=reason,
     )
+
+
+def _verdict_on_tokens(at: _Comparison, data: float, tokens: float, loss: float) -> tuple[Verdict, str]:
+    name, curve = wording.architecture(at.architecture), at.curve
+    trained = curve.frame["tokens"].to_numpy(dtype=np.float64)
+    if at.unidentified_because:
+        return "not_identified", at.unidentified_because
+    first, last = (
+        curve.loss(at.size, end / curve.tokens_a_unit)[0] for end in (trained.min(), trained.max())
+    )
+    if first < last * (1 + FLATTEST):
+        return "not_identified", f"the fitted loss of {name} does not fall with training"
+    if not np.isfinite(data) or data <= 1.0:
+        return "not_identified", f"no amount of training gives {name} a loss of {loss:.4f} there"
+    if not curve.sizes[0] <= at.size <= curve.sizes[-1]:
+        return "extrapolated", f"{name} was not trained as large, or as small, as the reference"
+    if not trained.min() <= tokens <= trained.max():
+        factor = max(tokens / trained.max(), trained.min() / tokens)
+        return "extrapolated", f"the equal training lies {wording.times(factor)} times outside the trained"
+    return "identified", ""

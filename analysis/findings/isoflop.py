@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.findings.curve import Curve
-from analysis.laws.law import Array
+from analysis.fitting.bootstrap import interval
+from analysis.laws.law import Array, Interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +80,7 @@ class Exponent:
     """N_opt proportional to C^value, with the 95 % interval where resamples give one."""
 
     value: float
-    ci95: tuple[float, float] | None
+    ci95: Interval | None
     budgets: int
 
 
@@ -114,7 +115,7 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
         dtype=np.float64
     )
     rungs, method = rungs_of(frame, flops)
-    if "n_params" not in curve.law.inputs or len(curve.law.inputs) < 2:
+    if curve.law.size is None or curve.law.data is None:
         return OptimalSizes(None, convention, (), {}, "the law has no trade between size and data")
     if len(rungs) < 2:
         return OptimalSizes(
@@ -232,9 +233,7 @@ def _law_optima(curve: Curve, params: Array, flops: Array, budget: float) -> tup
     at = np.linspace(sizes[0] - REACH, sizes[-1] + REACH, 401)
     piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
     tokens = budget / np.exp(rates[piece] + slope[piece] * (at - sizes[piece]))
-    if "iterations" in curve.law.inputs:
-        tokens = tokens / float((frame["tokens"] / frame["iterations"]).median())
-    loss = curve.losses_at(params, np.exp(at), tokens)
+    loss = curve.losses_at(params, np.exp(at), tokens / curve.tokens_a_unit)
     lowest = np.argmin(loss, axis=1)
     edge = (lowest == 0) | (lowest == len(at) - 1)
     lowest = np.clip(lowest, 1, len(at) - 2)
@@ -264,17 +263,16 @@ def _exponents(
     return out
 
 
-def _slope_interval(log_flops: Array, vertices: Array) -> tuple[float, float] | None:
+def _slope_interval(log_flops: Array, vertices: Array) -> Interval | None:
     """Central 95 % of the slope over resamples (budgets, resamples), those in which every parabola has a minimum."""
     whole = vertices[:, np.isfinite(vertices).all(axis=0)]
     if whole.shape[1] < 0.5 * vertices.shape[1] or whole.shape[1] < 50:
         return None
     x = log_flops - log_flops.mean()
-    low, high = np.percentile(x @ whole / (x @ x), [2.5, 97.5])
-    return float(low), float(high)
+    return interval(x @ whole / (x @ x))
 
 
-def _parametric_interval(curve: Curve, flops: Array, budgets: Array) -> tuple[float, float] | None:
+def _parametric_interval(curve: Curve, flops: Array, budgets: Array) -> Interval | None:
     """Central 95 % of the same slope by resampled laws; None where a minimum, theirs or the fit's, is out of reach."""
     params = curve.params[: DRAWS + 1]
     if len(params) < 3:

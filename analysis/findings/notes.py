@@ -16,10 +16,11 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.findings.note import Note
-from analysis.findings.predict import FAR, Prediction
+from analysis.findings.predict import EXTRAPOLATION_LIMIT, Prediction
 from analysis.fitting.bootstrap import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Resamples
 from analysis.fitting.checks import SIGNIFICANT, Pattern, Split, freedom
 from analysis.fitting.profile import Profile
+from analysis.laws.law import SIZE
 from analysis.points.checks import budget_column, seed_noise
 from analysis.points.table import CheckedPoints, exclude
 
@@ -91,7 +92,7 @@ def prediction_notes(predictions: Sequence[Prediction]) -> list[Note]:
     """How far predictions reach beyond the points, where that is far."""
     size = max((one.size_factor for one in predictions), default=1.0)
     budget = max((one.budget_factor for one in predictions), default=1.0)
-    if max(size, budget) <= FAR:
+    if max(size, budget) <= EXTRAPOLATION_LIMIT:
         return []
     text = (
         f"predictions reach {wording.times(size)} times beyond the trained sizes and {wording.times(budget)} times "
@@ -127,14 +128,14 @@ def flat_profiles(profiles: Mapping[str, Profile]) -> list[Note]:
 
 
 def correlation(fit: Fitted) -> float:
-    """Correlation of ln N and ln D over an architecture's points; 0 where either does not vary."""
-    z = fit.problem.z[:, :2]
+    """Return the correlation of ln N and ln D over an architecture's points; 0 where either does not vary."""
+    z = fit.problem.z[:, fit.problem.law.axes]
     if z.shape[1] < 2 or len(z) < 3 or float(z.std(axis=0).min()) == 0.0:
         return 0.0
     return float(np.asarray(np.corrcoef(z.T))[0, 1])
 
 
-def obstacle(fit: Fitted, size_effect: float | None = None) -> str:
+def unidentified_because(fit: Fitted, size_effect: float | None = None) -> str:
     """Why no size may be read off a fit, or nothing: few sizes or points, no effect of size, no fit, collinear data."""
     if len(np.unique(fit.size)) < FEWEST_SIZES:
         return f"{wording.architecture(fit.architecture)} was trained at fewer than {FEWEST_SIZES} sizes"
@@ -163,29 +164,24 @@ def design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
             )
         )
     sizes = frame["n_params"].nunique()
-    if "n_params" in law.inputs and sizes < FEWEST_SIZES:
+    if law.size and sizes < FEWEST_SIZES:
         notes.append(
             Note(
                 code="too_few_sizes", text=f"{sizes} sizes cannot identify E, A and alpha; train at least 3."
             )
         )
-    # Unique tokens may well be the same throughout: B and beta are read off the tokens.
-    data = [name for name in law.inputs if name not in ("n_params", "unique_tokens")]
-    for name in data:
-        budgets = frame[name].nunique()
-        if budgets < FEWEST_SIZES:
-            notes.append(
-                Note(
-                    code="too_few_budgets",
-                    text=f"{budgets} values of {name} cannot identify B and beta; train 3.",
-                )
-            )
-    if "n_params" not in law.inputs and sizes > 1:
+    # An input without a term of its own, such as unique tokens, may well be the same throughout.
+    for coefficient, (column, exponent) in law.scaled.items():
+        values = frame[column].nunique()
+        if column != SIZE.column and values < FEWEST_SIZES:
+            text = f"{values} values of {column} cannot identify {coefficient} and {exponent}; train 3."
+            notes.append(Note(code="too_few_budgets", text=text))
+    if not law.size and sizes > 1:
         text = (
             f"{sizes} sizes are pooled in a law that knows none; fit them one by one, or with a law of size."
         )
         notes.append(Note(code="pooled_sizes", text=text))
-    if not data and frame["tokens"].nunique() > 1:
+    if not law.data and frame["tokens"].nunique() > 1:
         text = (
             "several budgets are pooled in a law that knows none; keep one, or take a law of size and data."
         )
@@ -238,8 +234,8 @@ def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Pr
 
 def _heldout_notes(splits: Mapping[str, Split | None]) -> list[Note]:
     notes = []
-    for name, split in splits.items():
-        what = name.replace("_", " ")
+    for axis, split in splits.items():
+        what = {"size": "largest size", "data": "longest budget"}[axis]
         if split is None:
             notes.append(
                 Note(code="no_heldout", text=f"the {what} cannot be left out: nothing else would remain.")

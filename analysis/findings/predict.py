@@ -15,14 +15,15 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.findings.curve import Curve
 from analysis.findings.note import Frozen
-from analysis.laws.law import Array
+from analysis.fitting.bootstrap import interval
+from analysis.laws.law import Array, Interval
 from analysis.points.table import CheckedPoints
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 NUMBER = r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMbBgGtT]?)"
 ASKED = re.compile(rf"\s*{NUMBER}\s*:\s*{NUMBER}\s*(tokens|iterations)?\s*")
 EXTENSION = (2.0, 4.0)  # times the largest trained size, predicted unasked
-FAR = 4.0  # an extrapolation beyond this factor is noted
+EXTRAPOLATION_LIMIT = 4.0  # times beyond what was trained, from where on a note says so
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Prediction:
     iterations: float | None
     tokens: float | None
     loss: float
-    ci95: tuple[float, float] | None
-    run95: tuple[float, float] | None
+    ci95: Interval | None
+    run95: Interval | None
     size_factor: float
     budget_factor: float
 
@@ -82,7 +83,7 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
     """
     frame = curve.frame
     counted = bool(frame["iterations"].notna().all())
-    rate = float((frame["tokens"] / frame["iterations"]).median()) if counted else None
+    rate = curve.tokens_an_iteration if counted else None
     freedom = len(residual) - len(curve.law.names)
     noise = np.sqrt(len(residual) / max(1, freedom)) * residual
     out = []
@@ -97,7 +98,7 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
         iterations = None if rate is None else tokens / rate
         if unit == "iterations":
             tokens = curve.tokens(ask.budget)
-        data = tokens if "iterations" not in curve.law.inputs else iterations
+        data = iterations if curve.law.counts_iterations else tokens
         if data is None:
             raise InputError(f"--predict: law {curve.law.name} counts iterations and the points have none.")
         loss = curve.loss(ask.n_params, data)
@@ -109,20 +110,13 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
                 iterations=iterations,
                 tokens=tokens,
                 loss=float(loss[0]),
-                ci95=_central(drawn),
-                run95=_central(drawn * np.exp(spread)) if freedom > 0 else None,
+                ci95=interval(drawn) if len(drawn) > 1 else None,
+                run95=interval(drawn * np.exp(spread)) if freedom > 0 and len(drawn) > 1 else None,
                 size_factor=_beyond(ask.n_params, curve.sizes),
                 budget_factor=_beyond(tokens, frame["tokens"].to_numpy(dtype=np.float64)),
             )
         )
     return out
-
-
-def _central(values: Array) -> tuple[float, float] | None:
-    if len(values) < 2:
-        return None
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _beyond(value: float, seen: Array) -> float:
@@ -133,13 +127,12 @@ def other_points(curve: Curve, points: CheckedPoints) -> OtherPoints | None:
     """The other kind's points within the fitted range, against this architecture's law; None where there are none."""
     architecture = str(curve.frame["architecture"].iloc[0])
     rows = points.others[points.others["architecture"] == architecture]
-    for column in curve.law.inputs:
+    for column in curve.law.columns:
         seen = curve.frame[column]
         rows = rows[(rows[column] >= seen.min()) & (rows[column] <= seen.max())]
     if rows.empty:
         return None
-    z = np.log(rows[list(curve.law.inputs)].to_numpy(dtype=np.float64))
-    fitted = curve.law.predict(curve.params[:1], z)[0]
+    fitted = curve.loss_of(rows)
     return OtherPoints(
         kind="unannealed" if points.annealed else "annealed",
         points=len(rows),

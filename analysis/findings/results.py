@@ -7,17 +7,13 @@ from typing import Literal
 import numpy as np
 from pydantic import PrivateAttr
 
-from analysis.findings import curve as compare
-from analysis.findings.equal_loss import TokenGain
+from analysis.findings.comparison import Comparison
 from analysis.findings.isoflop import OptimalSizes
 from analysis.findings.note import Frozen, Note
 from analysis.findings.predict import OtherPoints, Prediction
 from analysis.fitting.solver import Status
-from analysis.laws.catalogue import law_named
-from analysis.laws.law import Array
+from analysis.laws.law import Array, Interval
 from analysis.points.checks import SeedNoise, TrendCheck
-
-Interval = tuple[float, float]
 
 
 class HeldOutPoint(Frozen):
@@ -64,18 +60,6 @@ class ProfileCurve(Frozen):
     interval: tuple[float | None, float | None]
 
 
-class Convention(Frozen):
-    """A headline figure under another convention of counting, and whether that changes what it says."""
-
-    architecture: str
-    quantity: Literal["size_ratio", "compute_gain"]
-    convention: str
-    value: float
-    under: str
-    value_under: float
-    changes: bool
-
-
 class ArchitectureFit(Frozen):
     """One architecture's law, how its fit ended, intervals, held-out error and notes.
 
@@ -97,54 +81,6 @@ class ArchitectureFit(Frozen):
     checks: tuple[TrendCheck, ...]
     seed_noise: tuple[SeedNoise, ...]
     notes: tuple[Note, ...]
-
-
-class SizeRatio(Frozen):
-    """N_ref / N' at equal loss and budget.
-
-    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is what the laws give even where the
-    equal size or the budget lies outside the trained ones.
-    """
-
-    architecture: str
-    iterations: float | None
-    tokens: float
-    reference_n_params: float
-    loss: float
-    n_params: float | None
-    ratio: float | None
-    ci95: Interval | None
-    estimate: float | None
-    estimate_ci95: Interval | None
-    status: compare.Verdict
-    reason: str
-
-
-class ComputeGain(Frozen):
-    """Training FLOPs of the reference over those of the architecture at equal loss and budget."""
-
-    architecture: str
-    iterations: float | None
-    tokens: float
-    reference_n_params: float
-    loss: float
-    reference_flops: float | None
-    flops: float | None
-    gain: float | None
-    ci95: Interval | None
-    status: compare.Verdict
-
-
-class Comparison(Frozen):
-    """Every architecture against the reference."""
-
-    reference: str
-    n_convention: str
-    paired: bool
-    size_ratio: tuple[SizeRatio, ...]
-    compute_gain: tuple[ComputeGain, ...]
-    token_gain: tuple[TokenGain, ...]
-    conventions: tuple[Convention, ...]
 
 
 class Resampling(Frozen):
@@ -171,11 +107,6 @@ class FitDocument(Frozen):
     versions: dict[str, str]
 
     _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
-
-    @property
-    def formula_data_symbol(self) -> str:
-        """T where the law counts iterations, D where it counts tokens."""
-        return "T" if law_named(self.law).inputs[-1] == "iterations" else "D"
 
     def draws(self, architecture: str) -> Array:
         """Parameters at every resample (resamples, parameters); empty when the document was read from a file."""

@@ -82,6 +82,10 @@ class Resamples:
     paired: bool
     at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
 
+    def with_estimate(self, fit: Fitted) -> Array:
+        """Public parameters of the fit and of every resample after it: (1 + resamples, parameters)."""
+        return np.vstack([[list(fit.result.params.values())], self.params[fit.architecture]])
+
 
 def cluster_keys(
     size: Array, seed: Array, cluster: Sequence[str]

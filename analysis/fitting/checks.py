@@ -51,11 +51,12 @@ def size_effect(fit: Fitted, seed_sd: float | None = None) -> float | None:
     too few clusters for that the noise is the rows', or that between seeds (`seed_sd`, relative to the loss) if larger.
     """
     problem, law = fit.problem, fit.problem.law
-    if "A" not in law.names or freedom(fit) <= 0:
+    coefficient = law.coefficient_of(law.size.column) if law.size else None
+    if coefficient is None or freedom(fit) <= 0:
         return None
-    without = replace(problem, held={**problem.held, "A": 0.0})
+    without = replace(problem, held={**problem.held, coefficient: 0.0})
     starts = fit.result.rivals.copy()
-    starts[:, 0] += starts[:, law.names.index("A")]
+    starts[:, 0] += starts[:, law.names.index(coefficient)]
     low, high = limits(without)
     y, w = np.tile(problem.y, (len(starts), 1)), np.ones((len(starts), len(problem.y)))
     found = minimise(without, y, w, starts, low, high)
@@ -85,7 +86,7 @@ def pattern(fit: Fitted, seed: int) -> Pattern | None:
     problem, law = fit.problem, fit.problem.law
     loss, jacobian = law.predict_with_jacobian(fit.result.u[None], problem.z)
     residual = _tamed(problem.y - np.log(loss[0]))
-    terms = _lacking(problem.z, law.inputs)
+    terms = _lacking(problem.z, law)
     slope = jacobian[0] / loss[0][:, None]
     columns = {}
     for name, values in terms.items():
@@ -111,11 +112,11 @@ def _tamed(residual: Array) -> Array:
     return np.clip(residual, -far, far) if far > 0 else residual
 
 
-def _lacking(z: Array, inputs: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
-    out = {"curvature in size" if inputs[0] == "n_params" else "curvature in data": z[:, 0] ** 2}
-    if len(inputs) > 1:
-        out["curvature in data"] = z[:, 1] ** 2
-        out["size and data acting together"] = z[:, 0] * z[:, 1]
+def _lacking(z: Array, law: Law) -> dict[str, Array]:
+    """Terms (points) that the law does not have: curvature along each axis, and the product of two."""
+    out = {f"curvature in {law.inputs[j].axis}": z[:, j] ** 2 for j in law.axes}
+    if law.size and law.data:
+        out["size and data acting together"] = np.prod(z[:, law.axes], axis=1)
     return out
 
 
@@ -159,5 +160,5 @@ def held_out(
         predicted=predicted,
         relative_error=predicted / loss[out] - 1.0,
         status=result.status,
-        determined=all(len(np.unique(x[rest][:, j])) >= 3 for j in range(min(2, x.shape[1]))),
+        determined=all(len(np.unique(x[rest][:, j])) >= 3 for j in law.axes),
     )

@@ -49,7 +49,7 @@ def profile(problem: Problem, result: FitResult, name: str, points: int = 25) ->
     if name in law.scaled:
         column, exponent = law.scaled[name]
         public = law.to_public(starts, problem.centre)
-        shift = float(problem.centre[law.inputs.index(column)])
+        shift = float(problem.centre[law.columns.index(column)])
         centre = law.uncentred(problem.centre, column)
         problem = replace(problem, z=problem.z + problem.centre - centre, centre=centre)
         starts = law.to_solver(public, centre)

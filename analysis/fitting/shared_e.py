@@ -23,10 +23,11 @@ from analysis.fitting.solver import (
     objective_at,
     on_bound,
 )
-from analysis.laws.law import Array, Law
+from analysis.laws.law import Array, Input, Law
 
 SCAN = 33  # values of E tried
 STARTS = 3
+SET = Input("set", "")  # number of the architecture that a point is of
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def joint_law(base: Law, count: int) -> Law:
     return Law(
         name=base.name,
         formula=base.formula,
-        inputs=(*base.inputs, "set"),
+        inputs=(*base.inputs, SET),
         linear=("E", *(own_name(base, name, part) for part in range(count) for name in base.linear[1:])),
         nonlinear=tuple(own_name(base, name, part) for part in range(count) for name in base.nonlinear),
         bounds=base.bounds * count,

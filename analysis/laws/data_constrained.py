@@ -9,14 +9,17 @@ and its noise looks like a minimum.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws.law import Array, Law
+from analysis.laws.law import EXPONENT, SIZE, TOKENS, Array, Input, Law
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TINY = 1e-30
-EXPONENT = (0.01, 3.0)
 REPEATS = (0.05, 1e4)
 
 
@@ -27,18 +30,6 @@ class RepeatedLaw(Law):
     With tokens and unique tokens centred alike, ln N_opt(U_D) = (ln(alpha A / beta B) + beta ln U_D) / alpha in the
     solver's terms as in the law's own: the centres cancel.
     """
-
-    def centre(self, x: Array) -> Array:
-        """Mean logarithms, those of unique tokens being those of tokens."""
-        out = super().centre(x)
-        out[2] = out[1]
-        return out
-
-    def uncentred(self, centre: Array, column: str) -> Array:
-        """As every law's, with unique tokens following tokens."""
-        out = super().uncentred(centre, column)
-        out[2] = out[1]
-        return out
 
     def predict(self, u: Array, z: Array) -> Array:
         """Loss in nats (problems, points) at solver parameters u (problems, parameters)."""
@@ -120,10 +111,27 @@ def _no_bends(phi: Array, z: Array, coefficients: Array) -> Array:
     raise NotImplementedError("the law has a Jacobian of its own")
 
 
+def _never_repeated(rows: pd.DataFrame) -> str:
+    if (rows["tokens"] > rows["unique_tokens"]).any():
+        return ""
+    return (
+        f"row {rows['row'].iloc[0]}, column unique_tokens: no row of {rows['architecture'].iloc[0]} has seen its data "
+        "twice, so what a repetition is worth cannot be fitted; take --law chinchilla"
+    )
+
+
+UNIQUE_TOKENS = Input(
+    "unique_tokens",
+    "U",
+    centred_as="tokens",
+    held_at=lambda values: float(values.max()),
+    refusal=_never_repeated,
+)
+
 REPEATED = RepeatedLaw(
     name="data_constrained",
     formula="L = E + A/N′^α + B/D′^β, N′ and D′ discounted by R_N and R_D where data repeat",
-    inputs=("n_params", "tokens", "unique_tokens"),
+    inputs=(SIZE, TOKENS, UNIQUE_TOKENS),
     linear=("E", "A", "B"),
     nonlinear=("alpha", "beta", "R_D", "R_N"),
     bounds=(EXPONENT, EXPONENT, REPEATS, REPEATS),

@@ -1,4 +1,4 @@
-"""What a law of the loss is: a sum of linear coefficients times a basis, with an analytic Jacobian.
+"""Scaling laws: a sum of linear coefficients times a basis, with an analytic Jacobian, in inputs that the law declares.
 
 Writing a law as `loss = sum_k c_k phi_k(x; theta)` lets one solver project the linear coefficients out and
 lets every law share one Jacobian rule. Inputs are centred on their geometric means inside the solver, where
@@ -10,32 +10,66 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Array = NDArray[np.float64]
+Interval = tuple[float, float]
 Terms = Callable[[Array, Array], Array]
 Bends = Callable[[Array, Array, Array], Array]
+
+EXPONENT = (0.01, 3.0)
+"""Bounds of an exponent."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A column that laws read, and everything the rest of the analysis needs to know about it."""
+
+    column: str
+    symbol: str
+    """Letter in a formula."""
+    axis: Literal["size", "data"] | None = None
+    """The side of a size ratio it stands on; None for a further input, which comparisons and curves hold fixed."""
+    label: str = ""
+    """Name on the axis of a figure."""
+    ceiling: float = 1e24
+    """Largest value a table may hold: beyond it a number is a mistake of units or an overflow."""
+    centred_as: str | None = None
+    """Column whose centre the solver takes for this one too, where the law compares the two."""
+    held_at: Callable[[pd.Series[float]], float] = lambda values: float(values.median())
+    """Value at which curves of an architecture hold a further input, from the architecture's points."""
+    refusal: Callable[[pd.DataFrame], str] | None = None
+    """Reason why one architecture's rows cannot tell what this input does, naming row and column, or nothing."""
+
+
+SIZE = Input("n_params", "N", "size", "parameters", ceiling=1e18)
+TOKENS = Input("tokens", "D", "data", "training tokens")
+ITERATIONS = Input("iterations", "T", "data", "training iterations", ceiling=1e15)
 
 
 @dataclass(frozen=True)
 class Law:
-    """One parametric form: `inputs` name the columns of x, `linear` the coefficients, `nonlinear` the rest.
+    """One parametric form: `inputs` are the columns of x, `linear` the coefficients, `nonlinear` the rest.
 
     `terms(theta, z)` takes theta (problems, nonlinear) and z, the centred logarithms, (points, inputs) or a set of
     points for each problem (problems, points, inputs), and returns phi (problems, points, linear). `bends(phi, z, c)`
     is the derivative of the loss by the nonlinear parameters (problems, points, nonlinear) at coefficients c
-    (problems, linear). `scaled` maps a coefficient to the (input, exponent) whose centring it absorbs. Parameters in
+    (problems, linear). `scaled` maps a coefficient to the (column, exponent) whose centring it absorbs. Parameters in
     `shared` have one value for all architectures.
     """
 
     name: str
     formula: str
-    inputs: tuple[str, ...]
+    inputs: tuple[Input, ...]
     linear: tuple[str, ...]
     nonlinear: tuple[str, ...]
-    bounds: tuple[tuple[float, float], ...]
+    bounds: tuple[Interval, ...]
     terms: Terms
     bends: Bends
     scaled: Mapping[str, tuple[str, str]]
@@ -45,6 +79,40 @@ class Law:
     def names(self) -> tuple[str, ...]:
         """Every parameter, linear ones first: the order of the solver's columns."""
         return (*self.linear, *self.nonlinear)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a points table that the law reads, in the order of x."""
+        return tuple(one.column for one in self.inputs)
+
+    @property
+    def size(self) -> Input | None:
+        """Input on the size axis, where the law has one."""
+        return next((one for one in self.inputs if one.axis == "size"), None)
+
+    @property
+    def data(self) -> Input | None:
+        """Input on the data axis, where the law has one."""
+        return next((one for one in self.inputs if one.axis == "data"), None)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Places in x of the inputs that are an axis."""
+        return tuple(j for j, one in enumerate(self.inputs) if one.axis)
+
+    @property
+    def counts_iterations(self) -> bool:
+        """True if data are counted in iterations and not in tokens."""
+        return ITERATIONS in self.inputs
+
+    def coefficient_of(self, column: str) -> str | None:
+        """Coefficient of the term that falls with this column."""
+        return next((name for name, (own, _) in self.scaled.items() if own == column), None)
+
+    def x(self, rows: pd.DataFrame) -> Array:
+        """Inputs (points, inputs) of a table's rows."""
+        out: Array = rows[list(self.columns)].to_numpy(dtype=np.float64)
+        return out
 
     def predict(self, u: Array, z: Array) -> Array:
         """Loss in nats (problems, points) at solver parameters u (problems, parameters)."""
@@ -61,14 +129,13 @@ class Law:
 
     def centre(self, x: Array) -> Array:
         """Mean logarithms of x (points, inputs): where the solver puts its origin."""
-        out: Array = np.log(x).mean(axis=0)
-        return out
+        return self._joined(np.log(x).mean(axis=0))
 
     def uncentred(self, centre: Array, column: str) -> Array:
         """`centre` with one input at its own origin, where the coefficient of its term is the law's own."""
         out = centre.copy()
-        out[self.inputs.index(column)] = 0.0
-        return out
+        out[self.columns.index(column)] = 0.0
+        return self._joined(out)
 
     def centred(self, x: Array, centre: Array) -> Array:
         """Logarithms of x (points, inputs) about `centre` (inputs)."""
@@ -82,10 +149,46 @@ class Law:
         """The inverse of `to_public`."""
         return self._rescale(public, centre, -1.0)
 
+    def _joined(self, centre: Array) -> Array:
+        for j, one in enumerate(self.inputs):
+            if one.centred_as is not None:
+                centre[j] = centre[self.columns.index(one.centred_as)]
+        return centre
+
     def _rescale(self, values: Array, centre: Array, sign: float) -> Array:
         out = np.array(values, dtype=np.float64)
         for coefficient, (column, exponent) in self.scaled.items():
-            shift = centre[self.inputs.index(column)]
+            shift = centre[self.columns.index(column)]
             power = values[:, self.names.index(exponent)]
             out[:, self.names.index(coefficient)] *= np.exp(np.clip(sign * power * shift, -700.0, 700.0))
         return out
+
+
+def power_law(name: str, formula: str, *terms: tuple[str, Input, str]) -> Law:
+    """E plus one term a (coefficient, input, exponent): coefficient / input^exponent."""
+    return Law(
+        name=name,
+        formula=formula,
+        inputs=tuple(one for _, one, _ in terms),
+        linear=("E", *(coefficient for coefficient, _, _ in terms)),
+        nonlinear=tuple(exponent for _, _, exponent in terms),
+        bounds=(EXPONENT,) * len(terms),
+        terms=_powers,
+        bends=_power_bends,
+        scaled={coefficient: (one.column, exponent) for coefficient, one, exponent in terms},
+    )
+
+
+def _powers(theta: Array, z: Array) -> Array:
+    """1 and exp(-theta_j z_j) for each input: a constant and one power law an input."""
+    count = theta.shape[1]
+    shape = (len(theta), z.shape[-2])
+    phi = np.ones((*shape, count + 1))
+    for j in range(count):
+        np.exp(-theta[:, j, None] * z[..., j], out=phi[:, :, j + 1])
+    return phi
+
+
+def _power_bends(phi: Array, z: Array, coefficients: Array) -> Array:
+    each = [-z[..., j] * phi[:, :, j + 1] * coefficients[:, None, j + 1] for j in range(phi.shape[2] - 1)]
+    return np.stack(each, axis=2)

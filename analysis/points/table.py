@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
-from analysis.laws.law import Law
+from analysis.laws.catalogue import registered_inputs
+from analysis.laws.law import SIZE, Law
 from analysis.points.read import read_rows
 
 if TYPE_CHECKING:
@@ -29,21 +30,11 @@ OPTIONAL = (
     "seed",
     "annealed",
     "n_params_non_embedding",
-    "unique_tokens",
 )
-COLUMNS = (*REQUIRED, *OPTIONAL)
 TEXT = ("architecture", "run_id", "cluster")
 
-# The largest value a column may hold: beyond it a number is a mistake of units or an overflow, not a measurement.
-CEILING = {
-    "n_params": 1e18,
-    "tokens": 1e24,
-    "loss": 1e3,
-    "iterations": 1e15,
-    "flops": 1e40,
-    "n_params_non_embedding": 1e18,
-    "unique_tokens": 1e24,
-}
+CEILING = {"loss": 1e3, "flops": 1e40, "n_params_non_embedding": 1e18}
+"""The largest value a column may hold that is no input of a law: an input names its own."""
 FLOOR = 1e-6
 """The smallest value a column may hold, whatever its unit."""
 
@@ -89,21 +80,27 @@ class CheckedPoints:
         return rows.sort_values(["n_params", "tokens", "run_id"], kind="stable").reset_index(drop=True)
 
 
+def known_columns() -> tuple[str, ...]:
+    """Columns that a table may have: those of every study, and what the registered laws read besides."""
+    return tuple(dict.fromkeys((*REQUIRED, *OPTIONAL, *registered_inputs())))
+
+
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Read a Points table as CSV, Parquet, JSON lines or JSON; `columns` maps this project's names to the file's own.
 
     A name that begins with = is a value for every row: {"architecture": "=mine"}.
 
-    Returns every column of COLUMNS plus `row`, the line of the file (the header is line 1). A missing
+    Returns every column of known_columns() plus `row`, the line of the file (the header is line 1). A missing
     `cluster` becomes the run_id, else architecture, size and seed; a missing run_id becomes the row's number.
     Raises InputError naming file, row and column.
     """
     path = Path(path)
     columns = dict(columns or {})
-    unknown = sorted(set(columns) - set(COLUMNS))
+    known = known_columns()
+    unknown = sorted(set(columns) - set(known))
     if unknown:
         raise InputError(
-            f"--column {unknown[0]}={columns[unknown[0]]}: {unknown[0]} is none of {', '.join(COLUMNS)}."
+            f"--column {unknown[0]}={columns[unknown[0]]}: {unknown[0]} is none of {', '.join(known)}."
         )
     if not path.is_file():
         raise InputError(
@@ -127,6 +124,8 @@ def build_frame(
     import pandas as pd
 
     columns = columns or {}
+    known = known_columns()
+    ceilings = CEILING | {name: one.ceiling for name, one in registered_inputs().items()}
     where: dict[str, int] = {}
     missing = [name for name in REQUIRED if name not in columns and name not in header]
     if missing:
@@ -136,7 +135,7 @@ def build_frame(
             f"it has {', '.join(header) or 'no columns'} (map another name with --column {missing[0]}=NAME, or give "
             f"one value for every row with --column {missing[0]}==VALUE)."
         )
-    for name in COLUMNS:
+    for name in known:
         theirs = columns.get(name, name)
         if theirs in header:
             where[name] = list(header).index(theirs)
@@ -149,14 +148,15 @@ def build_frame(
             f"{source}: the table has a header and no rows; a fit needs at least one finished run."
         )
     data: dict[str, list[object]] = {"row": [number for number, _ in rows]}
-    for name in COLUMNS:
+    for name in known:
         if name in where:
-            data[name] = [_cell(cells[where[name]], name, number, source) for number, cells in rows]
+            ceiling = ceilings.get(name, math.inf)
+            data[name] = [_cell(cells[where[name]], name, ceiling, number, source) for number, cells in rows]
         else:
             data[name] = [None] * len(rows)
     _fill_identity(data)
     frame = pd.DataFrame(data)
-    for name in COLUMNS:
+    for name in known:
         if name in TEXT:
             frame[name] = frame[name].astype(str)
         elif name != "annealed":
@@ -239,15 +239,14 @@ def too_few(frame: pd.DataFrame, law: Law) -> str:
     rows, wanted = [int(row) for row in frame["row"]], len(law.names)
     name = str(frame["architecture"].iloc[0])
     where = f"row {rows[0]}" if len(rows) == 1 else f"rows {min(rows)} to {max(rows)}"
-    for column in law.inputs[:1]:
-        values = frame[column].dropna().unique()
-        if len(values) == 1:
-            needs = "sizes" if column == "n_params" else "values"
-            other = "; --law data needs one size only" if column == "n_params" else ""
-            return (
-                f"{where}, column {column}: {name} has {float(values[0]):.15g} throughout, and law {law.name} needs "
-                f"several {needs}, better three or more{other}"
-            )
+    first = law.inputs[0]
+    values = frame[first.column].dropna().unique()
+    if len(values) == 1:
+        needs, other = ("sizes", "; --law data needs one size only") if first == SIZE else ("values", "")
+        return (
+            f"{where}, column {first.column}: {name} has {float(values[0]):.15g} throughout, and law {law.name} needs "
+            f"several {needs}, better three or more{other}"
+        )
     if len(rows) < wanted:
         return (
             f"{where}, column architecture: {name} has {len(rows)} row{'s' if len(rows) > 1 else ''}, fewer than the "
@@ -256,7 +255,7 @@ def too_few(frame: pd.DataFrame, law: Law) -> str:
     return ""
 
 
-def _cell(value: object, name: str, row: int, source: str) -> object:
+def _cell(value: object, name: str, ceiling: float, row: int, source: str) -> object:
     place = f"{source}: row {row}, column {name}:"
     text = "" if value is None else str(value).strip()
     empty = text == "" or (name not in TEXT and text.lower() in {"nan", "none", "null", "na", "<na>"})
@@ -288,9 +287,9 @@ def _cell(value: object, name: str, row: int, source: str) -> object:
         if number < 0:
             raise InputError(f"{place} {text} is below 0; number the seeds from 0 on.")
         return number
-    if not math.isfinite(number) or number < FLOOR or number > CEILING[name]:
+    if not math.isfinite(number) or number < FLOOR or number > ceiling:
         raise InputError(
-            f"{place} {text} is out of range; it must be above 0 (at least {FLOOR:g}) and at most {CEILING[name]:g}."
+            f"{place} {text} is out of range; it must be above 0 (at least {FLOOR:g}) and at most {ceiling:g}."
         )
     return number
 

@@ -59,7 +59,7 @@ def interactive_figures(
 ) -> list[InteractiveFigure]:
     """Every figure of the report; `links` maps run ids to addresses opened on a click."""
     scene = traces.Scene(spreads(points, document), document, links)
-    inputs = law_named(document.law).inputs
+    inputs = law_named(document.law).columns
     figures = []
     if "n_params" in inputs:
         figures.append(_together(scene))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from analysis.laws.catalogue import law_named
 from analysis.text import architecture, between, budget, human, number, ratio_in_words, times
 
 if TYPE_CHECKING:
-    from analysis.findings.results import FitDocument, SizeRatio
+    from analysis.findings.equal_loss import SizeRatio
+    from analysis.findings.results import FitDocument
 
 
 def headlines(document: FitDocument) -> list[str]:
@@ -56,7 +58,8 @@ def law_in_numbers(document: FitDocument, name: str) -> str:
     """The fitted law with its numbers in place of its letters."""
     params = document.architectures[name].params
     text = number(params["E"])
-    for coefficient, symbol, exponent in (("A", "N", "alpha"), ("B", document.formula_data_symbol, "beta")):
-        if coefficient in params:
-            text += f" + {number(params[coefficient])}/{symbol}^{params[exponent]:.3f}"
+    law = law_named(document.law)
+    symbols = {one.column: one.symbol for one in law.inputs}
+    for coefficient, (column, exponent) in law.scaled.items():
+        text += f" + {number(params[coefficient])}/{symbols[column]}^{params[exponent]:.3f}"
     return text

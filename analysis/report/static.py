@@ -48,7 +48,7 @@ Drawing = tuple[str, tuple[float, float], "Callable[[Figure], None]"]
 def draw_figures(points: CheckedPoints, document: FitDocument, out: Path) -> list[Path]:
     """Write every figure as SVG and PNG into `out`; returns the files written."""
     laws = spreads(points, document)
-    inputs = law_named(document.law).inputs
+    inputs = law_named(document.law).columns
     two = "n_params" in inputs and len(inputs) > 1
     figures: list[Drawing] = []
     if "n_params" in inputs:

@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.findings.curve import Curve
 from analysis.laws.catalogue import law_named
-from analysis.laws.law import Array
+from analysis.laws.law import ITERATIONS, TOKENS, Array
 from analysis.points.checks import budget_column
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def linear_ticks(values: Array) -> tuple[float, float, list[float], Callable[[fl
 
 def budget_label(unit: str) -> str:
     """Axis label of a budget column."""
-    return "training iterations" if unit == "iterations" else "training tokens"
+    return (ITERATIONS if unit == ITERATIONS.column else TOKENS).label
 
 
 def log_axis(
@@ -174,7 +174,7 @@ class Spread:
         return self.curve.loss_of_points()
 
     def _data(self, budget: float) -> float:
-        return self.curve.budget(budget, budget) if self.budget == "iterations" else budget
+        return self.curve.data(budget, budget) if self.budget == "iterations" else budget
 
     def _line(self, label: float, x: Array, inputs: list[tuple[float, float]]) -> Line:
         values = np.stack([self.curve.loss(n_params, data) for n_params, data in inputs], axis=1)

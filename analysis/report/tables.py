@@ -18,9 +18,9 @@ from analysis.design.budget import Proposal
 from analysis.design.expect import DesignDocument
 from analysis.design.grid import Space
 from analysis.design.scale_up import ScaleUp, Seen
-from analysis.findings.equal_loss import TokenGain
+from analysis.findings.equal_loss import SizeRatio, TokenGain
 from analysis.findings.note import Note
-from analysis.findings.results import FitDocument, SizeRatio
+from analysis.findings.results import FitDocument
 from analysis.points.table import CheckedPoints
 from analysis.text import budget, human, percent
 
@@ -224,7 +224,7 @@ def print_proposal(
         cells = [human(parameters[name]) for name in space.architectures]
         add(table, size, *cells, str(seeds), f"{hours:.4g}")
     console.print(table)
-    counts = ", ".join(f"{count:,}" for count in found.grid.counts)
+    counts = ", ".join(f"{count:,}" for count in found.grid.iterations)
     console.print(f"iterations {counts}; {found.gpu_hours:.4g} GPU-hours left to spend")
     print_design(console, expected)
     console.print("in the study:")

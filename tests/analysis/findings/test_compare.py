@@ -10,8 +10,8 @@ import pytest
 from analysis.errors import InputError
 from analysis.findings.curve import Curve
 from analysis.findings.document import fit_points
-from analysis.findings.equal_loss import equal_loss
-from analysis.findings.results import FitDocument, SizeRatio
+from analysis.findings.equal_loss import SizeRatio, size_ratios
+from analysis.findings.results import FitDocument
 from analysis.laws.catalogue import CHINCHILLA
 from analysis.text import times
 from tests.analysis.conftest import checked
@@ -195,7 +195,7 @@ def test_the_reason_names_the_end_that_an_interval_lacks(far: dict[str, float], 
         "prefix_simba": Curve(CHINCHILLA, arm, frame),
         "cross_transformer": Curve(CHINCHILLA, np.array([base] * 41), frame),
     }
-    for row in equal_loss(curves, "cross_transformer"):
+    for row, _ in size_ratios(curves, "cross_transformer"):
         assert (row.status, row.ratio, row.ci95) == ("not_identified", None, None)
         assert row.reason == f"its 95 % interval has no end: {reason}"
 

@@ -13,7 +13,7 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.findings.document import fit_points
-from analysis.findings.notes import correlation, obstacle
+from analysis.findings.notes import correlation, unidentified_because
 from analysis.findings.results import FitDocument
 from analysis.fitting.bootstrap import Fitted, cluster_keys
 from analysis.fitting.solver import FitResult, Problem
@@ -225,7 +225,7 @@ def test_sizes_trained_longer_the_larger_they_are_are_collinear_under_a_law_of_t
     cluster, keys = cluster_keys(sizes, np.full(8, np.nan), [str(size) for size in sizes])
     fit = Fitted("cross_transformer", problem, result, cluster, keys, sizes)
     assert correlation(fit) == pytest.approx(1.0)
-    assert "vary together" in obstacle(fit)
+    assert "vary together" in unidentified_because(fit)
 
 
 def test_a_law_without_an_input_has_no_split_of_it_to_leave_out() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from analysis.fitting.solver import Problem, fit_law, huber, limits, minimise, objective_at
-from analysis.laws.catalogue import CHINCHILLA, SIZE
+from analysis.laws.catalogue import CHINCHILLA, SIZE_ALONE
 
 TRUE = {"E": 1.9, "A": 80.0, "B": 900.0, "alpha": 0.31, "beta": 0.42}
 
@@ -108,5 +108,5 @@ def test_huber_is_quadratic_inside_delta_and_linear_outside() -> None:
 
 def test_the_law_of_size_alone_is_found() -> None:
     n = np.geomspace(1e5, 1e7, 6)
-    result = fit_law(Problem.of(SIZE, n[:, None], 2.0 + 30.0 / n**0.25, 1e-3))
+    result = fit_law(Problem.of(SIZE_ALONE, n[:, None], 2.0 + 30.0 / n**0.25, 1e-3))
     assert result.params == pytest.approx({"E": 2.0, "A": 30.0, "alpha": 0.25}, rel=1e-4)

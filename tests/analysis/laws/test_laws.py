@@ -14,7 +14,7 @@ from analysis.laws.law import Law
 
 EVERY = pytest.mark.parametrize("law", LAWS.values(), ids=lambda law: law.name)
 POWERS = pytest.mark.parametrize(
-    "law", [law for law in LAWS.values() if "unique_tokens" not in law.inputs], ids=lambda law: law.name
+    "law", [law for law in LAWS.values() if "unique_tokens" not in law.columns], ids=lambda law: law.name
 )
 
 
