@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -45,6 +46,11 @@ settings.load_profile("steady")
 
 REPOSITORY = Path(__file__).parent.parent
 
+Fields = dict[str, Any]
+"""A study as the mapping its YAML holds."""
+Write = Callable[..., Path]
+"""The fixture `write_study`: a study's fields and perhaps the name of its file."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that wait for servers first, each before one that computes, and the quickest last.
@@ -71,12 +77,12 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def study_fields(tiny_corpus: Path) -> dict[str, Any]:
+def study_fields(tiny_corpus: Path) -> Fields:
     """A study of one small model on the tiny corpus, as the mapping its YAML holds; change it at will."""
     return tiny_study(tiny_corpus)
 
 
-def tiny_study(corpus: Path) -> dict[str, Any]:
+def tiny_study(corpus: Path) -> Fields:
     """The mapping of the `study_fields` fixture, for fixtures that live longer than a test."""
     return {
         "name": "tiny",
@@ -122,10 +128,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.fixture
-def write_study(tmp_path: Path) -> Callable[..., Path]:
+def write_study(tmp_path: Path) -> Write:
     """Write a study's mapping as YAML and return its path."""
 
-    def write(fields: dict[str, Any], name: str = "study.yaml") -> Path:
+    def write(fields: Fields, name: str = "study.yaml") -> Path:
         path = tmp_path / name
         path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
         return path
@@ -135,17 +141,32 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the command said."""
+    """The exit status of the command and what it printed."""
 
     status: int
     out: str
     err: str
 
+    @property
+    def document(self) -> Any:
+        """The JSON document that the command printed when it ended well."""
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+    def assert_refused(self, *words: str) -> None:
+        """The input was refused: status 2, no traceback, and a message with these words."""
+        assert self.status == 2, (self.out, self.err)
+        assert "Traceback" not in self.err
+        for word in words:
+            assert word in self.err, (word, self.err)
+
+
+Command = Callable[..., Answer]
+"""The fixture `ssmscale`: the words of a command line."""
+
 
 @pytest.fixture
-def ssmscale(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Answer]:
+def ssmscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Call the command in this process, in a directory of the test's own."""
     from harness.cli.app import main
 

@@ -19,7 +19,7 @@ from harness.record.journal import Event, read_events, read_progress
 from harness.record.root import Root
 from slurm.devcluster.cluster import DevCluster
 from tests.checkouts import environment_of
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Fields
 from tests.waiting import PACED, PATIENCE, wait_until
 
 PROFILE: dict[str, Any] = {
@@ -41,7 +41,7 @@ class SlurmStudy:
 
     cluster: DevCluster
     folder: Path
-    fields: dict[str, Any]
+    fields: Fields
     profile: dict[str, Any] = field(default_factory=lambda: dict(PROFILE))
     code: Path = REPOSITORY
     """The checkout it is submitted from."""

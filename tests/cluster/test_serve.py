@@ -7,9 +7,8 @@ import signal
 import socket
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -22,14 +21,11 @@ from harness.record.status import StatusReader
 from harness.study.schema import Study
 from harness.tracking.tracker import Tracker
 from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
-from tests.conftest import Answer
+from tests.conftest import Command, Fields
 from tests.harness.trainer import train
 from tests.waiting import is_running, wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
 
 
 @pytest.fixture(scope="module")

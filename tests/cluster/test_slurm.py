@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from tests.cluster.slurm_study import Make, held_back
+from tests.conftest import Fields
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 def test_a_study_is_submitted_and_finishes_by_itself(

@@ -14,12 +14,11 @@ import yaml
 
 from harness.record.journal import Event, read_progress
 from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.conftest import Fields
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 def states(study: SlurmStudy) -> dict[str, int]:

@@ -19,11 +19,10 @@ from harness.submit.monitor import StudyReader
 from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.conftest import missing
 from tests.cluster.slurm_study import SlurmStudy
+from tests.conftest import Fields
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 @pytest.fixture

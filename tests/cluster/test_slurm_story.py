@@ -18,13 +18,12 @@ from harness.record.journal import Event, attempts, read_events, read_progress
 from harness.record.root import Root
 from harness.tracking.store import default_uri
 from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.conftest import Fields
 from tests.harness.faults import check_mirrored
 from tests.harness.trainer import losses, prepared
 from tests.waiting import PATIENCE, is_running, wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.verify)])

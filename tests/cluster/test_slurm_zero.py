@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.record.journal import Event, read_events
 from tests.cluster.slurm_study import Make
+from tests.conftest import Fields
 from tests.harness.trainer import losses, undisturbed
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 def test_what_four_ranks_on_two_nodes_saved_two_ranks_go_on_with(

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -22,14 +21,12 @@ from harness.record.journal import Progress, read_progress
 from harness.record.root import Root
 from tests.cluster.misbehaving import Misbehaving
 from tests.cluster.servers import Postgres, Served, free_port
-from tests.conftest import Answer
+from tests.conftest import Command, Fields, Write
 from tests.harness.trainer import losses, prepared, train
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
 
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
 Fault = Callable[["Training", Served, "Postgres | None"], None]
 MIRRORED = {"train_loss": "loss", "lr": "lr", "tokens": "tokens", "tokens_per_second": "tokens_per_second"}
 FURTHER = 50
@@ -274,7 +271,7 @@ def assert_survives(
 
 def test_a_server_replaced_by_nonsense_is_told_everything_when_it_is_back(
     long_study: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Callable[[Path, str], Training],
     sqlite_server: Served,
     undisturbed: Undisturbed,
@@ -290,7 +287,7 @@ def test_a_server_replaced_by_nonsense_is_told_everything_when_it_is_back(
 
 def test_a_frozen_server_and_a_crashed_database_miss_nothing_while_training_goes_on(
     long_study: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Callable[[Path, str], Training],
     postgres_server: Served,
     postgres: Postgres,
@@ -306,7 +303,7 @@ def test_a_frozen_server_and_a_crashed_database_miss_nothing_while_training_goes
 
 def test_a_study_whose_tracker_was_never_there_is_synced_afterwards(
     study_fields: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Callable[[Path, str], Training],
     postgres_server: Served,
     sync_to: Callable[[str, str], None],
@@ -331,7 +328,7 @@ def test_every_fault_at_every_stage_on_every_database(
     fault: Fault,
     at_step: int,
     long_study: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Callable[[Path, str], Training],
     mlflow_server: Served,
     request: pytest.FixtureRequest,

@@ -15,8 +15,8 @@ from harness.common.validation import validate
 from harness.record.registry import register, resolve
 from harness.record.root import Root
 from harness.study.schema import Study
+from tests.conftest import Fields
 
-Fields = dict[str, Any]
 Members = dict[str, bytes]
 
 

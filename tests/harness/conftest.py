@@ -17,7 +17,7 @@ from harness.record.journal import Journal
 from harness.record.registry import ResolvedStudy, register, resolve
 from harness.record.root import Root, write_run, write_series
 from harness.study.schema import Study
-from tests.conftest import tiny_study
+from tests.conftest import Fields, tiny_study
 from tests.harness import tracked
 from tests.harness.bundles import exported, registered, with_iterations
 from tests.harness.fuzzing import Planted
@@ -53,7 +53,7 @@ def tracked_root(tmp_path: Path, empty_store: Path) -> Root:
 
 
 @pytest.fixture
-def resolved(tmp_path: Path, study_fields: dict[str, Any]) -> ResolvedStudy:
+def resolved(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
     """A registered study of two runs that nobody has trained, under ./runs."""
     root = Root(tmp_path / "runs")
     found = resolve(validate(Study, study_fields, "test"), root, "test")
@@ -141,7 +141,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def study(tracked_root: Root, study_fields: dict[str, Any]) -> tracked.Study:
+def study(tracked_root: Root, study_fields: Fields) -> tracked.Study:
     """One Series and two Runs with their journals and an experiment."""
     return tracked.Study(tracked_root, study_fields)
 

@@ -12,9 +12,8 @@ from harness.study.grid import GridPoint
 from harness.tracking.experiment import Held
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Mirrored, Tracker
+from tests.conftest import Fields
 from tests.harness.journals import registered, rows_of
-
-Fields = dict[str, Any]
 
 
 class Study:

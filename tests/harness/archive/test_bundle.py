@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from harness.archive.check import open_bundle
 from harness.archive.merge import merge
 from harness.record.journal import Event, Journal, attempts, read_progress
 from harness.record.root import Root, write_run, write_series
-from tests.conftest import Answer, tiny_study
-from tests.harness.bundles import Fields, exported, members_of, registered, rewritten, tree, with_iterations
+from tests.conftest import Command, Fields, Write, tiny_study
+from tests.harness.bundles import exported, members_of, registered, rewritten, tree, with_iterations
 from tests.harness.trainer import StopAfter, losses, prepared, train
-
-Command = Callable[..., Answer]
 
 
 def imported(bundle: Path, root: Root) -> Any:
@@ -108,7 +105,7 @@ def test_half_a_study_imported_and_the_rest_trained_is_the_whole(
     study_fields: Fields,
     bundle: Path,
     ssmscale: Command,
-    write_study: Callable[..., Path],
+    write_study: Write,
     tmp_path: Path,
 ) -> None:
     whole = with_iterations(study_fields, 5, 10, 20)
@@ -219,7 +216,7 @@ def test_a_torn_or_damaged_line_stays_behind_when_a_study_is_exported(
 
 
 def test_export_says_what_there_is_nothing_of(
-    study_fields: Fields, here: Root, write_study: Callable[..., Path], ssmscale: Command
+    study_fields: Fields, here: Root, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
     for arguments, said in (

@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from harness.record.root import Root
-from tests.conftest import Answer
-from tests.harness.bundles import Fields, Members, members_of, rewritten, tree, with_iterations
+from tests.conftest import Command, Fields
+from tests.harness.bundles import Members, members_of, rewritten, tree, with_iterations
 from tests.harness.trainer import prepared
-
-Command = Callable[..., Answer]
 
 
 def change(name: str, content: bytes) -> Callable[[Members], Members]:

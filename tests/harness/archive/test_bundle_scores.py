@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,9 @@ from harness.archive.check import open_bundle
 from harness.archive.merge import merge
 from harness.record.root import Root
 from harness.record.scores import evaluation_folder, evaluation_rows, keep_evaluation
-from tests.conftest import Answer
-from tests.harness.bundles import Fields, exported, members_of, registered, rewritten, tree, with_iterations
+from tests.conftest import Command, Fields
+from tests.harness.bundles import exported, members_of, registered, rewritten, tree, with_iterations
 from tests.harness.scores import SETTINGS, scored
-
-Command = Callable[..., Answer]
 
 
 @pytest.fixture

@@ -19,10 +19,8 @@ from harness.record.control import Control
 from harness.record.registry import register, resolve
 from harness.record.root import Root
 from harness.study.schema import Study
-from tests.conftest import Answer, files_below
+from tests.conftest import Command, Fields, Write, files_below
 from tests.harness.trainer import StopAfter, losses, prepared, progress_of, series_folder, train, trunk_steps
-
-Fields = dict[str, Any]
 
 
 @pytest.fixture
@@ -184,7 +182,7 @@ def test_runs_of_a_study_that_cannot_be_read_are_wanted_as_far_as_they_have_begu
 
 
 def test_a_series_in_training_is_left_alone_and_said_so(
-    root: Root, study_fields: Fields, ssmscale: Callable[..., Answer], write_study: Callable[..., Path]
+    root: Root, study_fields: Fields, ssmscale: Command, write_study: Write
 ) -> None:
     train(root, study_fields)
     with FileLock(series_folder(root) / "lock"):
@@ -283,7 +281,7 @@ def test_the_best_checkpoint_stays_where_the_study_wants_it(root: Root, study_fi
 
 
 def test_the_verb_prints_a_table_and_one_document(
-    root: Root, study_fields: Fields, ssmscale: Callable[..., Answer], write_study: Callable[..., Path]
+    root: Root, study_fields: Fields, ssmscale: Command, write_study: Write
 ) -> None:
     fields = with_iterations(study_fields, 5, 10, 20)
     train(root, fields)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,11 +11,9 @@ from harness.record import checkpoints
 from harness.record.control import Control
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
-from tests.conftest import Answer
+from tests.conftest import Command, Fields, Write
 from tests.harness.trainer import train
-from tests.harness.tuner import Fields, tuned_here
-
-Command = Callable[..., Answer]
+from tests.harness.tuner import tuned_here
 
 
 @pytest.fixture
@@ -39,7 +35,7 @@ def tags(root: Root, series_id: str) -> list[int]:
 
 
 def test_of_trials_the_newest_checkpoint_stays_and_the_older_go(
-    fields: Fields, here: Root, ssmscale: Command, write_study: Callable[..., Path]
+    fields: Fields, here: Root, ssmscale: Command, write_study: Write
 ) -> None:
     _, place = tuned_here(here, fields)
     trials = sorted({path.name for path in (here.path / "series").iterdir()})
@@ -63,7 +59,7 @@ def test_of_trials_the_newest_checkpoint_stays_and_the_older_go(
 
 
 def test_what_an_unfinished_trial_goes_on_from_stays(
-    fields: Fields, here: Root, ssmscale: Command, write_study: Callable[..., Path]
+    fields: Fields, here: Root, ssmscale: Command, write_study: Write
 ) -> None:
     fields["tune"]["trials"] = 1
     controller, place = tuned_here(here, fields)

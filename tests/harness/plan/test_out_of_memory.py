@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from harness.plan.resources import NAME
 from harness.record.journal import Event, read_events, read_progress
 from harness.record.root import Root
 from harness.train.stopping import is_out_of_memory
-from tests.conftest import Answer
+from tests.conftest import Command, Fields, Write
 from tests.harness.trainer import losses, prepared, progress_of, series_folder, train
 from tests.waiting import PATIENCE
 
-Fields = dict[str, Any]
 MIB = 2**20
 
 
@@ -109,7 +108,7 @@ def test_where_not_even_one_sequence_fits_the_run_fails_with_what_would(
 
 
 def test_later_series_of_that_shape_and_the_plan_begin_with_what_fitted(
-    study_fields: Fields, tmp_path: Path, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, tmp_path: Path, write_study: Write, ssmscale: Command
 ) -> None:
     from harness.plan.resources import remember
     from harness.record.root import Layout

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,13 @@ from harness.submit.planning import planned
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
-from tests.conftest import REPOSITORY, Answer
+from tests.conftest import REPOSITORY, Command, Fields, Write
 from tests.harness.journals import write_finished
 from tests.harness.trainer import train
 
-Fields = dict[str, Any]
-
 
 def test_the_document_has_what_other_programs_read(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
     assert set(plan) == {"study", "sizes", "runs", "totals", "design"}
@@ -55,9 +52,7 @@ def test_the_document_has_what_other_programs_read(
     assert plan["totals"]["disk_peak_gib"] > plan["totals"]["disk_gib"] > 0
 
 
-def test_a_shared_trunk_is_paid_for_once(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
-) -> None:
+def test_a_shared_trunk_is_paid_for_once(study_fields: Fields, write_study: Write, ssmscale: Command) -> None:
     study_fields["grid"]["iterations"] = [10, 20, 40]
     totals = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["totals"]
     # Trunk to 32 steps and decays of 2, 4 and 8: 46 steps where 70 would be taken alone, and one start for three.
@@ -65,7 +60,7 @@ def test_a_shared_trunk_is_paid_for_once(
 
 
 def test_what_is_finished_costs_nothing_more(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     train(Root(Path("runs").absolute()), study_fields)
     longer = copy.deepcopy(study_fields)
@@ -77,7 +72,7 @@ def test_what_is_finished_costs_nothing_more(
 
 
 def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
-    study_fields: Fields, write_study: Callable[..., Path], tmp_path: Path
+    study_fields: Fields, write_study: Write, tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {"iterations": [1000, 2000, 4000, 8000]}
     study = write_study(study_fields)
@@ -93,7 +88,7 @@ def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
 
 
 def test_failed_and_cancelled_runs_are_nothing_to_spend(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
     whole = json.loads(ssmscale("plan", study, "--json").out)
@@ -103,7 +98,7 @@ def test_failed_and_cancelled_runs_are_nothing_to_spend(
 
 
 def test_planning_a_corpus_that_is_elsewhere_gives_null_ids(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48}
     study_fields["corpus"] = {"path": "elsewhere", "facts": facts}
@@ -113,7 +108,7 @@ def test_planning_a_corpus_that_is_elsewhere_gives_null_ids(
 
 
 def test_a_corpus_may_have_other_clips_than_were_planned_for(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50}
 
@@ -131,7 +126,7 @@ def test_a_corpus_may_have_other_clips_than_were_planned_for(
 
 
 def test_planning_fetches_no_encoder_and_submitting_says_that_it_is_missing(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study_fields["text"] = {"encoder": "nobody/no-such-encoder", "dim": 16}
     study = write_study(study_fields)
@@ -148,7 +143,7 @@ def test_planning_fetches_no_encoder_and_submitting_says_that_it_is_missing(
 
 
 def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study_fields["grid"] |= {
         "architectures": {
@@ -207,9 +202,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
         choose_layout(8, 3, 8, 0, 1)
 
 
-def test_a_small_memory_takes_smaller_micro_batches(
-    study_fields: Fields, write_study: Callable[..., Path]
-) -> None:
+def test_a_small_memory_takes_smaller_micro_batches(study_fields: Fields, write_study: Write) -> None:
     path = write_study(study_fields)
     study = load_study(path)
     run = resolve(study, Root(Path("runs")), str(path)).points[0].run
@@ -236,8 +229,8 @@ def bytes_below(root: Root) -> int:
 def test_the_disk_a_run_leaves_is_what_was_planned(
     study_fields: Fields,
     tmp_path: Path,
-    ssmscale: Callable[..., Answer],
-    write_study: Callable[..., Path],
+    ssmscale: Command,
+    write_study: Write,
     stage: int,
     ranks: int,
 ) -> None:
@@ -255,7 +248,7 @@ def test_the_disk_a_run_leaves_is_what_was_planned(
 
 
 def test_a_branch_point_two_runs_share_is_counted_once(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study_fields["training"]["schedule"] = {"warmup": 0, "decay_fraction": 0.9}
     study_fields["grid"]["iterations"] = [5, 6, 20]  # they leave the trunk at 1, 1 and 2
@@ -265,8 +258,8 @@ def test_a_branch_point_two_runs_share_is_counted_once(
 
 def test_a_disk_too_small_for_the_study_is_said_with_the_figures(
     study_fields: Fields,
-    write_study: Callable[..., Path],
-    ssmscale: Callable[..., Answer],
+    write_study: Write,
+    ssmscale: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import shutil
@@ -283,7 +276,7 @@ def test_a_disk_too_small_for_the_study_is_said_with_the_figures(
 
 
 def test_more_checkpoints_kept_and_more_series_at_once_need_more_disk(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     def passing(**resources: Any) -> float:
         study_fields["resources"] = resources
@@ -329,7 +322,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_papers_studies_are_planned_without_corpus_and_encoder_to_the_parameter(
-    name: str, ssmscale: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    name: str, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = REPOSITORY / "sweeps" / f"{name}.yaml"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

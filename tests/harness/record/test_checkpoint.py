@@ -22,11 +22,9 @@ from harness.record.root import Layout, Root, read_launch
 from harness.train.checkpoint import Saver, load, save
 from harness.train.engine import Engine
 from harness.train.ranks import initialise_ranks
-from tests.conftest import tiny_study
+from tests.conftest import Fields, tiny_study
 from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps
-
-Fields = dict[str, Any]
 
 
 @pytest.fixture(scope="module")

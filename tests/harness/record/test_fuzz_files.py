@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,9 @@ from harness.record import checkpoints
 from harness.record.journal import Event, read_progress
 from harness.record.registry import ResolvedStudy
 from harness.record.root import read_run
-from tests.conftest import Answer
+from tests.conftest import Command
 from tests.harness.fuzzing import Case, Planted, damaged, dumped, hashes, mutations, refused, repeat, strictly
 from tests.harness.records import finish_all, lines_of
-
-Command = Callable[..., Answer]
-
 
 # -- checkpoints
 

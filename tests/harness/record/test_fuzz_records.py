@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from harness.record.registry import ResolvedStudy
 from harness.record.root import read_launch
 from harness.train.worker import group_by_series
 from ssmttm.errors import InputError
-from tests.conftest import Answer
+from tests.conftest import Command
 from tests.harness.fuzzing import (
     Case,
     Planted,
@@ -33,7 +32,6 @@ from tests.harness.fuzzing import (
 )
 from tests.harness.records import ELSEWHERE, finish_all, lines_of, result_of, written
 
-Command = Callable[..., Answer]
 # -- journals
 
 NOT_OURS = st.sampled_from(

@@ -1,7 +1,6 @@
 """Reading a study: what is right becomes a grid, what is wrong becomes a sentence with file, key and value."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,7 @@ from harness.record.root import Root
 from harness.study.schema import load_study
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
-from tests.conftest import Answer, files_below
-
-Fields = dict[str, Any]
-Write = Callable[..., Path]
-Command = Callable[..., Answer]
+from tests.conftest import Command, Fields, Write, files_below
 
 
 def put(fields: Fields, key: str, value: Any) -> None:

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,11 @@ from harness.tuning.session import keep
 from harness.tuning.space import Space
 from harness.tuning.transfer import Note
 from ssmttm.model.flops import parameter_count
-from tests.conftest import REPOSITORY, Answer, files_below
+from tests.conftest import REPOSITORY, Command, Fields, Write, files_below
 from tests.harness.bundles import exported
 from tests.harness.trainer import train
-from tests.harness.tuner import Fields, space_of
+from tests.harness.tuner import space_of
 
-Command = Callable[..., Answer]
 RATE = {"low": 1e-3, "high": 1e-1, "log": True}
 
 
@@ -93,7 +91,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence_and_nothing_is_written(
-    mistake: str, fields: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+    mistake: str, fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
 ) -> None:
     change, sentence = MISTAKES[mistake]
     fields["tune"] |= change
@@ -109,7 +107,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
 
 def test_without_optuna_it_is_said_what_brings_it_and_nothing_is_written(
     fields: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     ssmscale: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -328,7 +326,7 @@ def test_a_rate_that_was_not_tuned_is_refused_in_one_sentence(
     fields: Fields,
     here: Root,
     tuned: Tuned,
-    write_study: Callable[..., Path],
+    write_study: Write,
     ssmscale: Command,
 ) -> None:
     if lack == "everything":
