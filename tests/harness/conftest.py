@@ -17,7 +17,7 @@ from harness.record.journal import Journal
 from harness.record.registry import ResolvedStudy, register, resolve
 from harness.record.root import Root, write_run, write_series
 from harness.study.schema import Study
-from tests.conftest import Fields, tiny_study
+from tests.conftest import Command, Fields, Write, tiny_study
 from tests.harness import tracked
 from tests.harness.bundles import exported, registered, with_iterations
 from tests.harness.fuzzing import Planted
@@ -25,6 +25,8 @@ from tests.harness.journals import begin_series
 from tests.harness.trainer import train
 
 Answering = Callable[..., None]
+PlanOf = Callable[..., Any]
+"""The fixture `plan_of`: a study's fields and options of the verb."""
 SAY_WHO = (
     "import json; from harness.common.process import identify_process; "
     "print(json.dumps(identify_process()), flush=True)"
@@ -62,6 +64,12 @@ def resolved(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
         write_run(root, point.run)
         write_series(root, point.run)
     return found
+
+
+@pytest.fixture
+def plan_of(write_study: Write, ssmscale: Command) -> PlanOf:
+    """The document that `plan --json` prints of a study's fields."""
+    return lambda fields, *options: ssmscale("plan", write_study(fields), *options, "--json").document
 
 
 @pytest.fixture(scope="session")

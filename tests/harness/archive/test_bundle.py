@@ -79,10 +79,10 @@ def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_wit
     answer = ssmscale("import", file)
     assert (answer.status, "9 runs imported" in answer.out) == (0, True), answer.err
     assert ssmscale("points", "tiny").out == expected
-    fitted = json.loads(ssmscale("fit", "tiny", "--json").out)
+    fitted = ssmscale("fit", "tiny", "--json").document
     assert fitted["architectures"]["prefix_simba"]["n_points"] == 9
     assert "9 finished runs" in ssmscale("sync", "tiny").out
-    assert json.loads(ssmscale("status", "tiny", "--json").out)["counts"] == {"done": 9}
+    assert ssmscale("status", "tiny", "--json").document["counts"] == {"done": 9}
     planned = ssmscale("plan", "tiny")
     assert (planned.status, "corpus_elsewhere" in planned.out) == (0, True)
 
@@ -101,12 +101,7 @@ def test_where_it_comes_from_an_import_changes_nothing(bundle: Path, there: Path
 
 
 def test_half_a_study_imported_and_the_rest_trained_is_the_whole(
-    here: Root,
-    study_fields: Fields,
-    bundle: Path,
-    ssmscale: Command,
-    write_study: Write,
-    tmp_path: Path,
+    here: Root, study_fields: Fields, bundle: Path, ssmscale: Command, write_study: Write, tmp_path: Path
 ) -> None:
     whole = with_iterations(study_fields, 5, 10, 20)
     ssmscale("import", bundle)
@@ -224,10 +219,8 @@ def test_export_says_what_there_is_nothing_of(
         ((study, "--out", "nowhere/x.zip"), "there is no folder nowhere"),
         ((study, "--out", "x.zip"), "was never submitted"),
     ):
-        answer = ssmscale("export", *arguments)
-        assert (answer.status, said in answer.err) == (2, True), answer.err
+        ssmscale("export", *arguments).assert_refused(said)
     for point in registered(here, study_fields).points:
         write_run(here, point.run)
         write_series(here, point.run)
-    answer = ssmscale("export", study, "--out", "x.zip")
-    assert (answer.status, "none of its runs has finished" in answer.err) == (2, True)
+    ssmscale("export", study, "--out", "x.zip").assert_refused("none of its runs has finished")

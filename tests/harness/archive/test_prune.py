@@ -286,7 +286,7 @@ def test_the_verb_prints_a_table_and_one_document(
     fields = with_iterations(study_fields, 5, 10, 20)
     train(root, fields)
     study = write_study(fields)
-    told = json.loads(ssmscale("prune", study, "--dry-run", "--json").out)
+    told = ssmscale("prune", study, "--dry-run", "--json").document
     assert [item["step"] for item in told["removed"]] == [4, 8]
     assert told["totals"]["gib_removed"] == pytest.approx(sum(item["gib"] for item in told["removed"]))
     answer = ssmscale("prune", study)

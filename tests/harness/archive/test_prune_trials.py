@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 
 import pytest
 
@@ -44,7 +43,7 @@ def test_of_trials_the_newest_checkpoint_stays_and_the_older_go(
     assert all(len(steps) > 1 and steps[-1] == 8 for steps in before.values())
     train(here, fields)  # a study's own run, of another rate
     study = write_study(fields)
-    told = json.loads(ssmscale("prune", study, "--root", here.path, "--dry-run", "--json").out)
+    told = ssmscale("prune", study, "--root", here.path, "--dry-run", "--json").document
     assert sorted(told["trials"]) == trials
     assert {series_id: tags(here, series_id) for series_id in trials} == before
     answer = ssmscale("prune", study, "--root", here.path)

@@ -163,8 +163,7 @@ def test_damaged_codes_and_arrays_are_named_and_made_again(
     for path in evaluation_folder(trained, run).glob("*.json"):
         path.unlink()
     answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 4, "--json")
-    assert answer.status == 0, answer.err
-    assert {one["run_id"]: one["outcome"] for one in json.loads(answer.out)["runs"]} == {
+    assert {one["run_id"]: one["outcome"] for one in answer.document["runs"]} == {
         **dict.fromkeys((run, other), "evaluated")
     }
     for path in damaged:
@@ -234,9 +233,9 @@ def test_the_command_evaluates_a_study_and_tells_mlflow(
     shutil.copyfile(empty_store, trained.path / "mlflow.db")
     out = tmp_path / "metrics.csv"
     for _ in range(2):
-        answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, "--json", "--out", out)
-        assert answer.status == 0, answer.err
-    document = json.loads(answer.out)
+        document = ssmscale(
+            "evaluate", "tiny", "--root", trained.path, "--limit", 2, "--json", "--out", out
+        ).document
     assert [run["outcome"] for run in document["runs"]] == ["kept", "kept"]
     assert set(document["skipped"]) == {"fd_clap", "clap_score", "kl_softmax_ast"}
     table = list(csv.DictReader(out.open(encoding="utf-8")))
@@ -321,10 +320,7 @@ def test_mistakes_are_named(trained: Root, tmp_path: Path, ssmscale: Command) ->
         (["--device", "meta"], "--device meta: there is none here"),
         (["beef"], "begins the id of 0 runs"),
     ):
-        answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, *arguments)
-        assert answer.status == 2, (arguments, answer)
-        assert word in answer.err
-        assert "Traceback" not in answer.err
+        ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, *arguments).assert_refused(word)
 
 
 def test_a_run_whose_weights_are_not_here_is_told_and_the_others_are_evaluated(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -21,9 +20,7 @@ def test_the_design_joins_the_plans_notes_and_says_what_cannot_be_fitted(
     study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
-    answer = ssmscale("plan", study, "--design", "--json")
-    assert answer.status == 0, answer.err
-    design = json.loads(answer.out)["design"]
+    design = ssmscale("plan", study, "--design", "--json").document["design"]
     assert {"law", "prior", "noise", "size_ratio", "architectures", "notes"} <= set(design)
     assert {"speed_assumed", "prior_assumed", "not_identified"} <= {note["code"] for note in design["notes"]}
     assert "Prefix SiMBA has 1 size" in ssmscale("plan", study, "--design").out
@@ -32,10 +29,10 @@ def test_the_design_joins_the_plans_notes_and_says_what_cannot_be_fitted(
 def test_a_prior_stated_in_the_study_is_taken_and_is_no_part_of_a_run(
     study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
-    before = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    before = ssmscale("plan", write_study(study_fields), "--json").document["runs"]
     law = {"E": 1.5, "A": 900.0, "B": 2000.0, "alpha": 0.7, "beta": 0.6}
     study_fields["design"] = {"prior": {"prefix_simba": law}, "noise": {"series": 0.002, "run": 0.01}}
-    plan = json.loads(ssmscale("plan", write_study(study_fields), "--design", "--json").out)
+    plan = ssmscale("plan", write_study(study_fields), "--design", "--json").document
     assert plan["design"]["prior"] == {"prefix_simba": law}
     assert plan["design"]["noise"] == {"series": 0.002, "run": 0.01}
     assert plan["runs"] == before

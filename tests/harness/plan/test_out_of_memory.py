@@ -117,7 +117,7 @@ def test_later_series_of_that_shape_and_the_plan_begin_with_what_fitted(
     ((_, runs),) = prepared(root, study_fields)
     remember(root.study("tiny"), runs[0], Layout(micro_batch=8, zero_stage=0), "cpu", None)
     study_fields["grid"] |= {"seeds": [5], "iterations": [4]}
-    (row,) = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    (row,) = ssmscale("plan", write_study(study_fields), "--json").document["runs"]
     assert (row["micro_batch"], row["accumulation"]) == (4, 2)
     assert "ran out of memory" in row["why"]["micro_batch"]
     train(root, study_fields)

@@ -44,11 +44,7 @@ def checkpoint_cases(
 
 
 def test_a_checkpoint_is_good_or_has_a_problem_and_pruning_touches_nothing_else(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     import torch
 
@@ -137,11 +133,7 @@ def bundle_cases(draw: st.DrawFn, kind: str, bundle: bytes, planted: Planted) ->
 
 
 def test_a_bundle_is_imported_whole_or_refused_and_then_nothing_is_written(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finish_all(resolved)
     assert ssmscale("export", "tiny", "--out", "whole.zip").status == 0

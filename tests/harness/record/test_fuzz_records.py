@@ -114,11 +114,7 @@ def model_of(attempts: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def test_a_journal_says_what_its_good_lines_say(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finished, run_id = result_of(resolved, 1, 3.0), resolved.points[1].run.run_id
 
@@ -173,10 +169,7 @@ def control_cases(draw: st.DrawFn, kind: str, runs: list[str]) -> Case:
 
 
 def test_a_control_file_says_what_its_good_lines_say(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path
 ) -> None:
     runs = [point.run.run_id for point in resolved.points]
     path = resolved.root.study("tiny") / "control.jsonl"
@@ -220,11 +213,7 @@ def file_cases(draw: st.DrawFn, kind: str, files: dict[Path, Any], planted: Plan
 
 
 def test_the_json_of_root_is_read_right_or_refused_by_name(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finish_all(resolved)
     root, run = resolved.root, resolved.points[0].run
