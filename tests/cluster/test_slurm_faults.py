@@ -139,37 +139,6 @@ def test_a_disk_that_takes_nothing_more_interrupts_and_the_same_command_goes_on(
     assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields, checkpoint_every=20)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "two words",
-        "it's",
-        'say "x"',
-        "$(touch hacked)",
-        "`touch hacked`",
-        "a\ntouch hacked",
-        "a;touch hacked",
-        "-x",
-        "../up",
-    ],
-    ids=["space", "quote", "quotes", "substitution", "backticks", "newline", "semicolon", "option", "parent"],
-)
-def test_a_hostile_name_is_a_sentence_and_nothing_is_submitted_or_executed(
-    make: Make, study_fields: Fields, tmp_path: Path, name: str
-) -> None:
-    study_fields["name"] = name
-    study = make(study_fields)
-    process = study.start_submit()
-    said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2, said
-    assert "study.yaml: name: " in said
-    assert "a name has letters, digits" in " ".join(said.split())
-    assert "Traceback" not in said
-    assert study.queue() == []
-    assert not study.root.path.exists()
-    assert not [*tmp_path.rglob("hacked"), *study.code.glob("hacked")]
-
-
 @pytest.mark.verify
 def test_a_job_that_reaches_its_time_limit_saves_and_is_requeued_under_its_own_number(
     make: Make, study_fields: Fields, tmp_path: Path
