@@ -188,6 +188,13 @@ def ssmscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
+def flip_a_byte(path: Path) -> None:
+    """Damage a file in its middle and leave its size."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def files_below(folder: Path) -> Sequence[str]:
     """Every file below a folder, to see that nothing was written."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -12,16 +12,14 @@ from typing import Any
 
 import pytest
 
-from harness.common.validation import validate
 from harness.record.journal import Journal
-from harness.record.registry import ResolvedStudy, register, resolve
+from harness.record.registry import ResolvedStudy
 from harness.record.root import Root, write_run, write_series
-from harness.study.schema import Study
 from tests.conftest import Command, Fields, Write, tiny_study
 from tests.harness import tracked
-from tests.harness.bundles import exported, registered, with_iterations
+from tests.harness.bundles import exported, with_iterations
 from tests.harness.fuzzing import Planted
-from tests.harness.journals import begin_series
+from tests.harness.journals import begin_series, registered
 from tests.harness.trainer import train
 
 Answering = Callable[..., None]
@@ -58,8 +56,7 @@ def tracked_root(tmp_path: Path, empty_store: Path) -> Root:
 def resolved(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
     """A registered study of two runs that nobody has trained, under ./runs."""
     root = Root(tmp_path / "runs")
-    found = resolve(validate(Study, study_fields, "test"), root, "test")
-    register(found)
+    found = registered(root, study_fields)
     for point in found.points:
         write_run(root, point.run)
         write_series(root, point.run)

@@ -15,7 +15,9 @@ from harness.archive.merge import merge
 from harness.record.journal import Event, Journal, attempts, read_progress
 from harness.record.root import Root, write_run, write_series
 from tests.conftest import Command, Fields, Write, tiny_study
-from tests.harness.bundles import exported, members_of, registered, rewritten, tree, with_iterations
+from tests.harness.bundles import exported, members_of, rewritten, with_iterations
+from tests.harness.fuzzing import hashes
+from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, train
 
 
@@ -47,7 +49,7 @@ def test_no_bundle_says_where_the_one_who_imports_it_tracks_runs(
     there: Path, here: Root, study_fields: Fields, tmp_path: Path, whose: str
 ) -> None:
     copied, fields = Root(tmp_path / "copied"), with_iterations(study_fields, 5, 10)
-    shutil.copytree(there, copied.path)
+    shutil.copyhashes(there, copied.path)
     fields["tracking"] = {"uri": "http://me:secret@tracker.example.org:5000"}
     file = exported(copied, fields, tmp_path / "tiny.zip")
     registered_there = (copied.study("tiny") / "study.json").read_bytes()
@@ -66,7 +68,7 @@ def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_wit
     tmp_path: Path, tiny_corpus: Path, ssmscale: Command
 ) -> None:
     corpus, away = tmp_path / "corpus", Root(tmp_path / "away")
-    shutil.copytree(tiny_corpus, corpus)
+    shutil.copyhashes(tiny_corpus, corpus)
     fields = tiny_study(corpus)
     fields["grid"] |= {
         "sizes": {f"d{d}": {"n_blocks": 1, "d_model": d} for d in (8, 16, 32)},
@@ -75,7 +77,7 @@ def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_wit
     train(away, fields)
     file = exported(away, fields, tmp_path / "tiny.zip")
     expected = ssmscale("points", "tiny", "--root", away.path).out
-    shutil.rmtree(corpus)
+    shutil.rmhashes(corpus)
     answer = ssmscale("import", file)
     assert (answer.status, "9 runs imported" in answer.out) == (0, True), answer.err
     assert ssmscale("points", "tiny").out == expected
@@ -89,15 +91,15 @@ def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_wit
 
 def test_importing_twice_changes_nothing(bundle: Path, here: Root, ssmscale: Command) -> None:
     assert "2 runs imported, 0 finished here already" in ssmscale("import", bundle).out
-    before = tree(here.path)
+    before = hashes(here.path)
     assert "0 runs imported, 2 finished here already" in ssmscale("import", bundle).out
-    assert tree(here.path) == before
+    assert hashes(here.path) == before
 
 
 def test_where_it_comes_from_an_import_changes_nothing(bundle: Path, there: Path, ssmscale: Command) -> None:
-    before = tree(there)
+    before = hashes(there)
     assert ssmscale("import", bundle, "--root", there).status == 0
-    assert tree(there) == before
+    assert hashes(there) == before
 
 
 def test_half_a_study_imported_and_the_rest_trained_is_the_whole(
@@ -121,7 +123,7 @@ def test_bundles_that_overlap_duplicate_nothing(
     there: Path, bundle: Path, here: Root, study_fields: Fields, tmp_path: Path, ssmscale: Command
 ) -> None:
     longer = Root(tmp_path / "longer")
-    shutil.copytree(there, longer.path)
+    shutil.copyhashes(there, longer.path)
     train(longer, with_iterations(study_fields, 5, 10, 20))
     second = exported(longer, with_iterations(study_fields, 5, 10, 20), tmp_path / "second.zip")
     imported(bundle, here)
@@ -158,10 +160,10 @@ def test_what_began_here_is_finished_by_the_bundle_after_it(
 ) -> None:
     fields = with_iterations(study_fields, 5, 10)
     train(here, fields, StopAfter(7))  # the run of 5 is done, the trunk is at 7
-    before = tree(here.path)
+    before = hashes(here.path)
     done = imported(bundle, here)
     assert (len(done.added), len(done.present)) == (1, 1)
-    after = tree(here.path)
+    after = hashes(here.path)
     assert {name: after[name] for name in before} == before
     folder = next((here.path / "series").iterdir())
     assert attempts(folder) == [1, 2]
@@ -177,11 +179,11 @@ def test_a_series_in_training_is_neither_fenced_nor_half_imported(
     folder = here.series(runs[0].series_id)
     with FileLock(folder / "lock"), Journal.open(folder) as journal:
         journal.append(Event.STARTED)
-        before = tree(here.path)
+        before = hashes(here.path)
         answer = ssmscale("import", bundle)
         assert answer.status == 1
         assert f"series {folder.name} is in training here" in answer.out
-        assert tree(here.path) == before
+        assert hashes(here.path) == before
         journal.append(Event.STEP, step=1, loss=4.0)  # not fenced
     assert "2 runs imported" in ssmscale("import", bundle).out
 
@@ -200,7 +202,7 @@ def test_a_torn_or_damaged_line_stays_behind_when_a_study_is_exported(
     there: Path, here: Root, study_fields: Fields, tmp_path: Path
 ) -> None:
     copied, fields = Root(tmp_path / "copied"), with_iterations(study_fields, 5, 10)
-    shutil.copytree(there, copied.path)
+    shutil.copyhashes(there, copied.path)
     journal = next((copied.path / "series").iterdir()) / "journal" / "0001.jsonl"
     first, *rest = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([first, b"\xff\r\x00 damaged\n", *rest, b'{"t": 1, "ev']))

@@ -10,7 +10,8 @@ import pytest
 
 from harness.record.root import Root
 from tests.conftest import Command, Fields
-from tests.harness.bundles import Members, members_of, rewritten, tree, with_iterations
+from tests.harness.bundles import Members, members_of, rewritten, with_iterations
+from tests.harness.fuzzing import hashes
 from tests.harness.trainer import prepared
 
 
@@ -147,6 +148,6 @@ def test_a_run_here_that_is_not_what_its_folder_says_stops_the_import_before_it_
 ) -> None:
     ((_, runs),) = prepared(here, with_iterations(study_fields, 5, 10))
     (here.run(runs[1].run_id) / "run.json").write_text("{}")
-    before = tree(here.path)
+    before = hashes(here.path)
     ssmscale("import", bundle).assert_refused(runs[1].run_id)
-    assert tree(here.path) == before
+    assert hashes(here.path) == before

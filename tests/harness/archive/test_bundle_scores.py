@@ -13,7 +13,9 @@ from harness.archive.merge import merge
 from harness.record.root import Root
 from harness.record.scores import evaluation_folder, evaluation_rows, keep_evaluation
 from tests.conftest import Command, Fields
-from tests.harness.bundles import exported, members_of, registered, rewritten, tree, with_iterations
+from tests.harness.bundles import exported, members_of, rewritten, with_iterations
+from tests.harness.fuzzing import hashes
+from tests.harness.journals import registered
 from tests.harness.scores import SETTINGS, scored
 
 
@@ -26,7 +28,7 @@ def fields(study_fields: Fields) -> Fields:
 def evaluated(there: Path, tmp_path: Path, fields: Fields) -> Root:
     """Two finished runs, of which one was evaluated in two ways."""
     root = Root(tmp_path / "evaluated")
-    shutil.copytree(there, root.path)
+    shutil.copyhashes(there, root.path)
     run_id = first_run(root, fields)
     keep_evaluation(root, run_id, scored(None, ce=4.0))
     keep_evaluation(root, run_id, scored(SETTINGS, ("few clips",), fd_a=1.0, fd_b=2.0))
@@ -52,9 +54,9 @@ def test_scores_come_with_the_runs_and_once(
     assert "2 runs imported, 0 finished here already, 2 evaluations added" in answer.out
     assert scores(here, fields) == scores(evaluated, fields)
     assert len(scores(here, fields)) == 3
-    before = tree(here.path)
+    before = hashes(here.path)
     assert "2 finished here already\n" in ssmscale("import", tmp_path / "b.zip").out
-    assert tree(here.path) == before
+    assert hashes(here.path) == before
     again = exported(here, fields, tmp_path / "again.zip")
     assert again.read_bytes() == (tmp_path / "b.zip").read_bytes()
 
@@ -63,7 +65,7 @@ def test_scores_join_those_that_are_here_and_replace_none(
     evaluated: Root, there: Path, fields: Fields, tmp_path: Path
 ) -> None:
     bundle, here = exported(evaluated, fields, tmp_path / "b.zip"), Root(tmp_path / "here")
-    shutil.copytree(there, here.path)
+    shutil.copyhashes(there, here.path)
     run_id = first_run(here, fields)
     keep_evaluation(here, run_id, scored(SETTINGS, ("short clips",), fd_a=1.5, fd_c=3.0))
     with open_bundle(bundle) as opened:
@@ -80,7 +82,7 @@ def test_a_run_that_is_being_evaluated_gets_its_scores_at_another_import(
     evaluated: Root, there: Path, fields: Fields, tmp_path: Path, ssmscale: Command
 ) -> None:
     bundle, here = exported(evaluated, fields, tmp_path / "b.zip"), Root(tmp_path / "here")
-    shutil.copytree(there, here.path)
+    shutil.copyhashes(there, here.path)
     run_id = first_run(here, fields)
     evaluation_folder(here, run_id).mkdir()
     with FileLock(evaluation_folder(here, run_id) / "lock"):

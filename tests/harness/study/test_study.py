@@ -13,7 +13,7 @@ from harness.study.grid import GridPoint
 from harness.study.schema import load_study
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
-from tests.conftest import Command, Fields, Write, files_below
+from tests.conftest import Command, Fields, Write, files_below, flip_a_byte
 from tests.harness.conftest import PlanOf
 
 FACTS = {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48}
@@ -335,9 +335,7 @@ def test_a_damaged_shard_is_named_and_nothing_is_trained(
     copy = tmp_path / "copy"
     shutil.copytree(tiny_corpus, copy)
     shard = next((copy / "shards").glob("train-*.npy"))
-    content = bytearray(shard.read_bytes())
-    content[-5] ^= 1
-    shard.write_bytes(content)
+    flip_a_byte(shard)
     study_fields["corpus"]["path"] = str(copy)
     ssmscale("submit", write_study(study_fields), "--on", "local").assert_refused(shard.name)
     assert not (tmp_path / "runs").exists()
