@@ -1,5 +1,6 @@
 """What squeue and sacct print, read as jobs."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_the_users_environment_hides_no_job_and_odd_lines_are_passed_over(progra
     said = "CLUSTER: c\n\n12_3|ssmscale-a|RUNNING|0:07|n1|None\n"
     (programs / "squeue.says").write_text(said)
     (programs / "sacct.says").write_text("CLUSTER: c\n12_3|ssmscale-a|RUNNING|7|n1\n")
-    (view,) = read_jobs(["ssmscale-a"], "now").values()
+    (view,) = read_jobs(["ssmscale-a"], time.time()).values()
     assert (view.state, view.seconds, view.accounted_seconds) == (JobState.RUNNING, 7, 7)
     assert "hidden" not in (programs / "squeue.environment").read_text()
     assert "hidden" not in (programs / "sacct.environment").read_text()
