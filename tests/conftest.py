@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from harness.record.root import Root
 from harness.tracking.store import connect, default_uri
 from tests.corpora import write_tiny_corpus
+from tests.studies import Fields, tiny_study
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -46,8 +47,6 @@ settings.load_profile("steady")
 
 REPOSITORY = Path(__file__).parent.parent
 
-Fields = dict[str, Any]
-"""A study as the mapping its YAML holds."""
 Write = Callable[..., Path]
 """The fixture `write_study`: a study's fields and perhaps the name of its file."""
 
@@ -80,23 +79,6 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study_fields(tiny_corpus: Path) -> Fields:
     """A study of one small model on the tiny corpus, as the mapping its YAML holds; change it at will."""
     return tiny_study(tiny_corpus)
-
-
-def tiny_study(corpus: Path) -> Fields:
-    """The mapping of the `study_fields` fixture, for fixtures that live longer than a test."""
-    return {
-        "name": "tiny",
-        "corpus": {"path": str(corpus)},
-        "text": {"dim": 16, "max_positions": 8},
-        "model": {"d_state": 8, "ssm_head_dim": 8, "head_dim": 8, "dropout": 0.0},
-        "grid": {
-            "architectures": {"prefix_simba": None},
-            "sizes": {"xs": {"n_blocks": 1, "d_model": 16}},
-            "iterations": [5, 10],
-        },
-        "training": {"batch": 8, "optimiser": {"lr": 3e-3}, "schedule": {"warmup": 2}},
-        "tracking": {"log_every": 1},
-    }
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,9 @@ from harness.tracking.live import MirrorThread
 from harness.tracking.store import default_uri
 from harness.train.loop import Outcome, SeriesTrainer
 from tests.benchmarks.measure import Row, Seconds, as_time, clocked
-from tests.conftest import Fields
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import series_folder, train
+from tests.studies import Fields
 
 DEMO = Path(__file__).parents[2] / "sweeps" / "demo.yaml"
 BLOCK_SECONDS = 1.6

@@ -15,7 +15,8 @@ import pytest
 from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.servers import Postgres, Served
 from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
-from tests.conftest import REPOSITORY, Fields
+from tests.conftest import REPOSITORY
+from tests.studies import Fields
 
 STUDY = """\
 name: served

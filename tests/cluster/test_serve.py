@@ -21,8 +21,9 @@ from harness.record.status import StatusReader
 from harness.study.schema import Study
 from harness.tracking.tracker import Tracker
 from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
-from tests.conftest import Command, Fields
+from tests.conftest import Command
 from tests.harness.trainer import train
+from tests.studies import Fields
 from tests.waiting import is_running, wait_until
 
 pytestmark = pytest.mark.cluster

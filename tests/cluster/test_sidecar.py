@@ -14,10 +14,10 @@ from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.cluster.servers import Served
 from tests.cluster.slurm_study import Make
-from tests.conftest import Fields
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import registered
 from tests.harness.trainer import prepared, train
+from tests.studies import Fields
 from tests.waiting import PATIENCE, paced, wait_until
 
 pytestmark = pytest.mark.cluster

@@ -15,8 +15,8 @@ from harness.record.provenance import code_state, source_files
 from tests.checkouts import make_checkout
 from tests.cluster.conftest import missing
 from tests.cluster.slurm_study import Make, SlurmStudy, held_back
-from tests.conftest import Fields
 from tests.harness.trainer import losses
+from tests.studies import Fields
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster

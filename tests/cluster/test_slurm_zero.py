@@ -10,8 +10,8 @@ import pytest
 
 from harness.record.journal import Event, read_events
 from tests.cluster.slurm_study import Make
-from tests.conftest import Fields
 from tests.harness.trainer import losses, undisturbed
+from tests.studies import Fields
 
 pytestmark = pytest.mark.cluster
 

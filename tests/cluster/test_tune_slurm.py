@@ -13,7 +13,7 @@ import pytest
 
 from harness.record.journal import Event, attempts, read_progress
 from tests.cluster.slurm_study import Make, SlurmStudy
-from tests.conftest import Fields
+from tests.studies import Fields
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster

@@ -12,8 +12,8 @@ from typing import Any
 
 from harness.archive.export import count_members, export_bundle
 from harness.record.root import Root
-from tests.conftest import Fields
 from tests.harness.journals import registered
+from tests.studies import Fields
 
 Members = dict[str, bytes]
 

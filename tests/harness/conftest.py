@@ -15,12 +15,13 @@ import pytest
 from harness.record.journal import Journal
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root, write_run, write_series
-from tests.conftest import Command, Fields, Write, tiny_study
+from tests.conftest import Command, Write
 from tests.harness import tracked
 from tests.harness.bundles import exported, with_iterations
 from tests.harness.fuzzing import Planted
 from tests.harness.journals import begin_series, registered
 from tests.harness.trainer import train
+from tests.studies import Fields, tiny_study
 
 Answering = Callable[..., None]
 PlanOf = Callable[..., Any]

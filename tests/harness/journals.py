@@ -14,7 +14,7 @@ from harness.record.status import RunStatus, StatusReader
 from harness.study.grid import GridPoint
 from harness.study.run import Run
 from harness.study.schema import Study
-from tests.conftest import Fields
+from tests.studies import Fields
 
 WHO: dict[str, Any] = {"dispatcher": "test", "job_id": "7", "commit": "c" * 40, "layout": {"ranks": 1}}
 

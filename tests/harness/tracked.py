@@ -12,8 +12,8 @@ from harness.study.grid import GridPoint
 from harness.tracking.experiment import Held
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Mirrored, Tracker
-from tests.conftest import Fields
 from tests.harness.journals import registered, rows_of
+from tests.studies import Fields
 
 
 class Study:

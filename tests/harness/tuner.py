@@ -23,8 +23,8 @@ from harness.tuning.controller import Controller
 from harness.tuning.space import Cell, Space
 from harness.tuning.storage import open_journal
 from harness.tuning.trials import Told
-from tests.conftest import Fields
 from tests.harness.trainer import StopAfter
+from tests.studies import Fields
 
 
 class InThisProcess:

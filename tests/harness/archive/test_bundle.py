@@ -14,11 +14,12 @@ from harness.archive.check import open_bundle
 from harness.archive.merge import merge
 from harness.record.journal import Event, Journal, attempts, read_progress
 from harness.record.root import Root, write_run, write_series
-from tests.conftest import Command, Fields, Write, tiny_study
+from tests.conftest import Command, Write
 from tests.harness.bundles import exported, members_of, rewritten, with_iterations
 from tests.harness.fuzzing import hashes
 from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, train
+from tests.studies import Fields, tiny_study
 
 
 def imported(bundle: Path, root: Root) -> Any:
@@ -49,7 +50,7 @@ def test_no_bundle_says_where_the_one_who_imports_it_tracks_runs(
     there: Path, here: Root, study_fields: Fields, tmp_path: Path, whose: str
 ) -> None:
     copied, fields = Root(tmp_path / "copied"), with_iterations(study_fields, 5, 10)
-    shutil.copyhashes(there, copied.path)
+    shutil.copytree(there, copied.path)
     fields["tracking"] = {"uri": "http://me:secret@tracker.example.org:5000"}
     file = exported(copied, fields, tmp_path / "tiny.zip")
     registered_there = (copied.study("tiny") / "study.json").read_bytes()
@@ -68,7 +69,7 @@ def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_wit
     tmp_path: Path, tiny_corpus: Path, ssmscale: Command
 ) -> None:
     corpus, away = tmp_path / "corpus", Root(tmp_path / "away")
-    shutil.copyhashes(tiny_corpus, corpus)
+    shutil.copytree(tiny_corpus, corpus)
     fields = tiny_study(corpus)
     fields["grid"] |= {
         "sizes": {f"d{d}": {"n_blocks": 1, "d_model": d} for d in (8, 16, 32)},
@@ -123,7 +124,7 @@ def test_bundles_that_overlap_duplicate_nothing(
     there: Path, bundle: Path, here: Root, study_fields: Fields, tmp_path: Path, ssmscale: Command
 ) -> None:
     longer = Root(tmp_path / "longer")
-    shutil.copyhashes(there, longer.path)
+    shutil.copytree(there, longer.path)
     train(longer, with_iterations(study_fields, 5, 10, 20))
     second = exported(longer, with_iterations(study_fields, 5, 10, 20), tmp_path / "second.zip")
     imported(bundle, here)
@@ -202,7 +203,7 @@ def test_a_torn_or_damaged_line_stays_behind_when_a_study_is_exported(
     there: Path, here: Root, study_fields: Fields, tmp_path: Path
 ) -> None:
     copied, fields = Root(tmp_path / "copied"), with_iterations(study_fields, 5, 10)
-    shutil.copyhashes(there, copied.path)
+    shutil.copytree(there, copied.path)
     journal = next((copied.path / "series").iterdir()) / "journal" / "0001.jsonl"
     first, *rest = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([first, b"\xff\r\x00 damaged\n", *rest, b'{"t": 1, "ev']))

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.record.root import Root
-from tests.conftest import Command, Fields
+from tests.conftest import Command
 from tests.harness.bundles import Members, members_of, rewritten, with_iterations
 from tests.harness.fuzzing import hashes
 from tests.harness.trainer import prepared
+from tests.studies import Fields
 
 
 def change(name: str, content: bytes) -> Callable[[Members], Members]:

@@ -12,11 +12,12 @@ from harness.archive.check import open_bundle
 from harness.archive.merge import merge
 from harness.record.root import Root
 from harness.record.scores import evaluation_folder, evaluation_rows, keep_evaluation
-from tests.conftest import Command, Fields
+from tests.conftest import Command
 from tests.harness.bundles import exported, members_of, rewritten, with_iterations
 from tests.harness.fuzzing import hashes
 from tests.harness.journals import registered
 from tests.harness.scores import SETTINGS, scored
+from tests.studies import Fields
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def fields(study_fields: Fields) -> Fields:
 def evaluated(there: Path, tmp_path: Path, fields: Fields) -> Root:
     """Two finished runs, of which one was evaluated in two ways."""
     root = Root(tmp_path / "evaluated")
-    shutil.copyhashes(there, root.path)
+    shutil.copytree(there, root.path)
     run_id = first_run(root, fields)
     keep_evaluation(root, run_id, scored(None, ce=4.0))
     keep_evaluation(root, run_id, scored(SETTINGS, ("few clips",), fd_a=1.0, fd_b=2.0))
@@ -65,7 +66,7 @@ def test_scores_join_those_that_are_here_and_replace_none(
     evaluated: Root, there: Path, fields: Fields, tmp_path: Path
 ) -> None:
     bundle, here = exported(evaluated, fields, tmp_path / "b.zip"), Root(tmp_path / "here")
-    shutil.copyhashes(there, here.path)
+    shutil.copytree(there, here.path)
     run_id = first_run(here, fields)
     keep_evaluation(here, run_id, scored(SETTINGS, ("short clips",), fd_a=1.5, fd_c=3.0))
     with open_bundle(bundle) as opened:
@@ -82,7 +83,7 @@ def test_a_run_that_is_being_evaluated_gets_its_scores_at_another_import(
     evaluated: Root, there: Path, fields: Fields, tmp_path: Path, ssmscale: Command
 ) -> None:
     bundle, here = exported(evaluated, fields, tmp_path / "b.zip"), Root(tmp_path / "here")
-    shutil.copyhashes(there, here.path)
+    shutil.copytree(there, here.path)
     run_id = first_run(here, fields)
     evaluation_folder(here, run_id).mkdir()
     with FileLock(evaluation_folder(here, run_id) / "lock"):

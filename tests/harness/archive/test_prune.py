@@ -13,7 +13,7 @@ from harness.archive.prune import prune as prune_study
 from harness.record import checkpoints
 from harness.record.control import Control
 from harness.record.root import Root
-from tests.conftest import Command, Fields, Write, files_below, flip_a_byte
+from tests.conftest import Command, Write, files_below, flip_a_byte
 from tests.harness.bundles import with_iterations
 from tests.harness.journals import registered
 from tests.harness.trainer import (
@@ -26,6 +26,7 @@ from tests.harness.trainer import (
     trunk_steps,
     undisturbed,
 )
+from tests.studies import Fields
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from harness.record import checkpoints
 from harness.record.control import Control
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
-from tests.conftest import Command, Fields, Write
+from tests.conftest import Command, Write
 from tests.harness.trainer import train
 from tests.harness.tuner import tuned_here
+from tests.studies import Fields
 
 
 @pytest.fixture

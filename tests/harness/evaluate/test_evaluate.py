@@ -28,10 +28,11 @@ from harness.tracking.experiment import ID
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Tracker
 from ssmttm.evaluation.row_store import RowStore
-from tests.conftest import Command, Fields
+from tests.conftest import Command
 from tests.harness.journals import registered, rows_of, write_finished
 from tests.harness.scores import SETTINGS, scored
 from tests.ssmttm.judges import write_tiny_ast, write_tiny_clap
+from tests.studies import Fields
 
 # -- the loss
 

@@ -12,9 +12,9 @@ from harness.record.root import Root
 from harness.record.scores import COLUMNS, as_csv, evaluation_folder, evaluation_rows, keep_evaluation
 from harness.record.status import RunState
 from ssmttm.errors import InputError
-from tests.conftest import Fields
 from tests.harness.journals import registered, rows_of, write_finished
 from tests.harness.scores import SETTINGS, scored
+from tests.studies import Fields
 
 
 def test_every_score_of_a_finished_run_is_one_row(tmp_path: Path, study_fields: Fields) -> None:

@@ -15,7 +15,7 @@ from harness.plan.cluster import Profile
 from harness.plan.plan import PlannedRun
 from harness.submit.planning import planned
 from ssmttm.errors import InputError
-from tests.conftest import Fields
+from tests.studies import Fields
 
 Series = Callable[..., list[PlannedRun]]
 

@@ -9,8 +9,8 @@ import pytest
 
 from harness.plan.speed import own_steps, write_calibration
 from harness.record.root import Root
-from tests.conftest import Fields
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
+from tests.studies import Fields
 
 
 def trained(root: Root, fields: Fields, tokens_per_second: float, device: str = "cpu", **more: float) -> None:

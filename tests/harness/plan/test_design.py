@@ -12,8 +12,9 @@ from harness.plan.candidates import Candidates, candidates_of, grid_fields
 from harness.record.root import Root
 from harness.study.schema import load_study
 from harness.submit.planning import planned
-from tests.conftest import Command, Fields, Write
+from tests.conftest import Command, Write
 from tests.harness.journals import write_finished
+from tests.studies import Fields
 
 
 def test_the_design_joins_the_plans_notes_and_says_what_cannot_be_fitted(

@@ -16,8 +16,9 @@ from harness.plan.resources import NAME
 from harness.record.journal import Event, read_events, read_progress
 from harness.record.root import Root
 from harness.train.stopping import is_out_of_memory
-from tests.conftest import Command, Fields, Write
+from tests.conftest import Command, Write
 from tests.harness.trainer import losses, prepared, progress_of, series_folder, train
+from tests.studies import Fields
 from tests.waiting import PATIENCE
 
 MIB = 2**20

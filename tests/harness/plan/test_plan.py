@@ -21,10 +21,11 @@ from harness.submit.planning import planned
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
-from tests.conftest import REPOSITORY, Command, Fields, Write
+from tests.conftest import REPOSITORY, Command, Write
 from tests.harness.conftest import PlanOf
 from tests.harness.journals import write_finished
 from tests.harness.trainer import train
+from tests.studies import Fields
 
 FACTS = {"n_codebooks": 2, "codebook_size": 64, "frames": 50}
 ROW = """

@@ -21,9 +21,10 @@ from harness.study.schema import Study
 from harness.submit.submission import keep_calibration
 from harness.train.stopping import StopFlag
 from harness.train.worker import train_series
-from tests.conftest import REPOSITORY, Fields
+from tests.conftest import REPOSITORY
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import prepared
+from tests.studies import Fields
 
 ITERATIONS = 100
 

@@ -22,10 +22,11 @@ from harness.record.root import Layout, Root, read_launch
 from harness.train.checkpoint import Saver, load, save
 from harness.train.engine import Engine
 from harness.train.ranks import initialise_ranks
-from tests.conftest import Fields, flip_a_byte, tiny_study
+from tests.conftest import flip_a_byte
 from tests.harness.fuzzing import Planted
 from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps, undisturbed
+from tests.studies import Fields, tiny_study
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from harness.record.journal import Event
 from harness.record.points import COLUMNS, points_of, without_points
 from harness.record.root import Root
 from harness.record.scores import Evaluation, Score, keep_evaluation
-from tests.conftest import Answer, Command, Fields
+from tests.conftest import Answer, Command
 from tests.harness.journals import (
     begin_run,
     begin_series,
@@ -22,6 +22,7 @@ from tests.harness.journals import (
     rows_of,
     write_finished,
 )
+from tests.studies import Fields
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from harness.study.grid import GridPoint
 from harness.study.schema import Study
 from harness.submit.monitor import Reading, StudyReader
 from harness.train.stopping import GPU_SHARE
-from tests.conftest import Fields
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
 from tests.harness.trainer import series_folder, train
+from tests.studies import Fields
 
 
 @pytest.fixture

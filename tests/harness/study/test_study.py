@@ -13,8 +13,9 @@ from harness.study.grid import GridPoint
 from harness.study.schema import load_study
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
-from tests.conftest import Command, Fields, Write, files_below, flip_a_byte
+from tests.conftest import Command, Write, files_below, flip_a_byte
 from tests.harness.conftest import PlanOf
+from tests.studies import Fields
 
 FACTS = {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48}
 PointsOf = Callable[..., tuple[GridPoint, ...]]

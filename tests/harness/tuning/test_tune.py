@@ -18,8 +18,8 @@ import yaml
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
 from harness.tuning.storage import in_control
-from tests.conftest import tiny_study
 from tests.harness.tuner import Fields
+from tests.studies import tiny_study
 from tests.waiting import PATIENCE, wait_until
 
 TRIALS = 3

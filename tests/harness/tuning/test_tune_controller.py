@@ -21,10 +21,10 @@ from harness.tuning.session import tune_study
 from harness.tuning.space import Cell, Space
 from harness.tuning.storage import JOURNAL, open_database, open_journal, open_search
 from harness.tuning.trials import Outcome, Told
-from tests.conftest import Fields
 from tests.harness.journals import rows_of
 from tests.harness.trainer import losses, train
 from tests.harness.tuner import InThisProcess, space_of, tuned_here, with_rate
+from tests.studies import Fields
 
 RATE = "training.optimiser.lr"
 

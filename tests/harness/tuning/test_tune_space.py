@@ -25,11 +25,12 @@ from harness.tuning.space import Space
 from harness.tuning.transfer import Note
 from ssmttm.errors import InputError
 from ssmttm.model.flops import parameter_count
-from tests.conftest import REPOSITORY, Command, Fields, Write, files_below
+from tests.conftest import REPOSITORY, Command, Write, files_below
 from tests.harness.bundles import exported
 from tests.harness.journals import registered
 from tests.harness.trainer import train
 from tests.harness.tuner import space_of, with_rate
+from tests.studies import Fields
 
 RATE = {"low": 1e-3, "high": 1e-1, "log": True}
 

@@ -9,9 +9,9 @@ import pytest
 
 from harness.record.root import Root
 from harness.tuning.trials import finished
-from tests.conftest import Fields
 from tests.harness.trainer import losses, train
 from tests.harness.tuner import tuned_here, with_rate
+from tests.studies import Fields
 
 LOW, HIGH, STEPS = 1e-3, 3e-1, 60
 
