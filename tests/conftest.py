@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, settings
 from harness.record.root import Root
 from harness.tracking.store import connect, default_uri
 from tests.corpora import write_tiny_corpus
+from tests.studies import Fields, tiny_study
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -44,6 +46,9 @@ settings.register_profile(
 settings.load_profile("steady")
 
 REPOSITORY = Path(__file__).parent.parent
+
+Write = Callable[..., Path]
+"""The fixture `write_study`: a study's fields and perhaps the name of its file."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,26 +76,9 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def study_fields(tiny_corpus: Path) -> dict[str, Any]:
+def study_fields(tiny_corpus: Path) -> Fields:
     """A study of one small model on the tiny corpus, as the mapping its YAML holds; change it at will."""
     return tiny_study(tiny_corpus)
-
-
-def tiny_study(corpus: Path) -> dict[str, Any]:
-    """The mapping of the `study_fields` fixture, for fixtures that live longer than a test."""
-    return {
-        "name": "tiny",
-        "corpus": {"path": str(corpus)},
-        "text": {"dim": 16, "max_positions": 8},
-        "model": {"d_state": 8, "ssm_head_dim": 8, "head_dim": 8, "dropout": 0.0},
-        "grid": {
-            "architectures": {"prefix_simba": None},
-            "sizes": {"xs": {"n_blocks": 1, "d_model": 16}},
-            "iterations": [5, 10],
-        },
-        "training": {"batch": 8, "optimiser": {"lr": 3e-3}, "schedule": {"warmup": 2}},
-        "tracking": {"log_every": 1},
-    }
 
 
 @pytest.fixture(scope="session")
@@ -122,10 +110,10 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 @pytest.fixture
-def write_study(tmp_path: Path) -> Callable[..., Path]:
+def write_study(tmp_path: Path) -> Write:
     """Write a study's mapping as YAML and return its path."""
 
-    def write(fields: dict[str, Any], name: str = "study.yaml") -> Path:
+    def write(fields: Fields, name: str = "study.yaml") -> Path:
         path = tmp_path / name
         path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
         return path
@@ -135,17 +123,32 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the command said."""
+    """The exit status of the command and what it printed."""
 
     status: int
     out: str
     err: str
 
+    @property
+    def document(self) -> Any:
+        """The JSON document that the command printed when it ended well."""
+        assert self.status == 0, self.err
+        return json.loads(self.out)
+
+    def assert_refused(self, *words: str) -> None:
+        """The input was refused: status 2, no traceback, and a message with these words."""
+        assert self.status == 2, (self.out, self.err)
+        assert "Traceback" not in self.err
+        for word in words:
+            assert word in self.err, (word, self.err)
+
+
+Command = Callable[..., Answer]
+"""The fixture `ssmscale`: the words of a command line."""
+
 
 @pytest.fixture
-def ssmscale(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., Answer]:
+def ssmscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Call the command in this process, in a directory of the test's own."""
     from harness.cli.app import main
 
@@ -165,6 +168,13 @@ def ssmscale(
         return Answer(code, said.out, said.err)
 
     return call
+
+
+def flip_a_byte(path: Path) -> None:
+    """Damage a file in its middle and leave its size."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def files_below(folder: Path) -> Sequence[str]:

@@ -39,6 +39,7 @@ from harness.train.loop import Outcome, SeriesTrainer
 from tests.benchmarks.measure import Row, Seconds, as_time, clocked
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import series_folder, train
+from tests.studies import Fields
 
 DEMO = Path(__file__).parents[2] / "sweeps" / "demo.yaml"
 BLOCK_SECONDS = 1.6
@@ -84,7 +85,7 @@ class Blocks:
 
 def _demo(folder: Path, size: dict[str, Any], iterations: list[int]) -> dict[str, Any]:
     """The demo's study with one prefix_simba of one size, on a corpus of the same shape."""
-    fields: dict[str, Any] = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    fields: Fields = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     fields["name"] = "overhead"
     fields["corpus"] |= {"path": str(folder / "corpus"), "codec": "rvq"}
     fields["grid"] = {
@@ -196,7 +197,7 @@ def _speed_of_saving(folder: Path, rounds: int) -> Row:
 # -- the loop, driven from outside
 
 
-def _train(root: Root, fields: dict[str, Any], measure: Callable[[SeriesTrainer, Journal], None]) -> None:
+def _train(root: Root, fields: Fields, measure: Callable[[SeriesTrainer, Journal], None]) -> None:
     """Have the worker prepare a Series as ever, and `measure` train it."""
 
     def instead(trainer: SeriesTrainer, journal: Journal) -> Outcome:
@@ -259,7 +260,7 @@ def _spent_in(clock: Callable[[], float], *watched: tuple[type, str]) -> Iterato
 
 
 @contextmanager
-def _mirroring(root: Root, fields: dict[str, Any]) -> Iterator[psutil.Process]:
+def _mirroring(root: Root, fields: Fields) -> Iterator[psutil.Process]:
     """A process that follows the study into SQLite as a submission does; ready when it begins to."""
     study = root.path / "study.json"
     study.write_text(json.dumps(fields), encoding="utf-8")

@@ -13,6 +13,7 @@ import yaml
 
 from tests.benchmarks.measure import Row, as_time, by_turns
 from tests.corpora import write_tiny_corpus
+from tests.studies import tiny_study
 
 REQUIRED = 5.0
 
@@ -26,18 +27,12 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 def _row(folder: Path, sizes: int, rounds: int) -> Row:
     write_tiny_corpus(folder / "corpus")
-    study = {
-        "name": "large",
-        "corpus": {"path": str(folder / "corpus")},
-        "text": {"dim": 16, "max_positions": 8},
-        "model": {"d_state": 8, "ssm_head_dim": 8, "head_dim": 8},
-        "grid": {
-            "architectures": {"prefix_simba": None, "cross_transformer": None},
-            "sizes": {f"s{index}": {"n_blocks": 1, "d_model": 16 + 8 * index} for index in range(sizes)},
-            "iterations": list(range(100, 1100, 100)),
-            "seeds": list(range(10)),
-        },
-        "training": {"batch": 8, "optimiser": {"lr": 3e-3}, "schedule": {"warmup": 2}},
+    study = tiny_study(folder / "corpus")
+    study["grid"] = {
+        "architectures": {"prefix_simba": None, "cross_transformer": None},
+        "sizes": {f"s{index}": {"n_blocks": 1, "d_model": 16 + 8 * index} for index in range(sizes)},
+        "iterations": list(range(100, 1100, 100)),
+        "seeds": list(range(10)),
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study), encoding="utf-8")

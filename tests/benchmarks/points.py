@@ -18,18 +18,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from harness.common.validation import validate
-from harness.record.registry import resolve
 from harness.record.root import Root
-from harness.study.schema import Study
 from harness.tracking.store import default_uri
 from tests.benchmarks.measure import Row, as_ratio, as_time
 from tests.corpora import write_tiny_corpus
 from tests.harness.journals import registered, write_finished
+from tests.studies import Fields, tiny_study
 
 STEPS = 20
 ITERATIONS = (50, 100, 200, 300, 400)
@@ -70,8 +67,7 @@ def run(*, quick: bool) -> Iterator[Row]:
         # 2 architectures x 25 sizes x 5 lengths x seeds: 10,000 runs in 2,000 series, or 500 in 100.
         root, fields = Root(folder / "runs"), _study(folder / "corpus", seeds=2 if quick else 40)
         (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
-        points = resolve(validate(Study, fields, "bench"), root, "bench").points
-        registered(root, fields)
+        points = registered(root, fields).points
         write_finished(root, points, STEPS)
         yield from _measure("SQLite", default_uri(root), root, len(points))
         served = _served(stack, folder)
@@ -137,17 +133,11 @@ def _served(stack: ExitStack, folder: Path) -> tuple[str, str] | None:
     return server.address, postgres.uri
 
 
-def _study(corpus: Path, seeds: int) -> dict[str, Any]:
-    return {
-        "name": "bench",
-        "corpus": {"path": str(corpus)},
-        "text": {"dim": 16, "max_positions": 8},
-        "model": {"d_state": 8, "ssm_head_dim": 8, "head_dim": 8, "d_model": 16, "dropout": 0.0},
-        "grid": {
-            "architectures": {"prefix_simba": None, "cross_transformer": None},
-            "sizes": {f"b{blocks}": {"n_blocks": blocks} for blocks in range(1, 26)},
-            "iterations": list(ITERATIONS),
-            "seeds": list(range(seeds)),
-        },
-        "training": {"batch": 8, "optimiser": {"lr": 3e-3}, "schedule": {"warmup": 2}},
+def _study(corpus: Path, seeds: int) -> Fields:
+    grid = {
+        "architectures": {"prefix_simba": None, "cross_transformer": None},
+        "sizes": {f"b{blocks}": {"n_blocks": blocks, "d_model": 16} for blocks in range(1, 26)},
+        "iterations": list(ITERATIONS),
+        "seeds": list(range(seeds)),
     }
+    return tiny_study(corpus) | {"name": "bench", "grid": grid}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -26,8 +24,10 @@ from harness.record.registry import ResolvedStudy, resolve_registered
 from harness.record.root import Root
 from slurm.devcluster.cluster import DevCluster, missing_programs
 from tests.benchmarks.measure import Row, as_ratio, as_time
+from tests.cluster.slurm_study import count_calls
 from tests.corpora import write_tiny_corpus
 from tests.harness.journals import begin_run, begin_series, finish, log_steps
+from tests.studies import Fields, tiny_study
 
 RANKS = {"b1": 1, "b2": 2, "b3": 4, "b4": 8}
 """Ranks by size: four shapes of resources, the last one on two nodes."""
@@ -104,7 +104,9 @@ class _Bench:
         self.profile.write_text(yaml.safe_dump(PROFILE), encoding="utf-8")
         self.root = Root(self.folder / "runs")
         self.told = self.folder / "calls"
-        self._wrap("sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel")
+        count_calls(
+            self.folder / "bin", self.told, "sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel"
+        )
 
     @property
     def series(self) -> int:
@@ -178,31 +180,15 @@ class _Bench:
         assert found is not None
         return found
 
-    def _wrap(self, *programs: str) -> None:
-        folder = self.folder / "bin"
-        folder.mkdir()
-        for program in programs:
-            wrapper = folder / program
-            wrapper.write_text(
-                f'#!/bin/sh\necho {program} >> {self.told}\nexec {shutil.which(program)} "$@"\n',
-                encoding="utf-8",
-            )
-            wrapper.chmod(0o755)
-
-    def _fields(self) -> dict[str, Any]:
-        return {
-            "name": "bench",
-            "corpus": {"path": str(self.folder.parent / "corpus")},
-            "text": {"dim": 16, "max_positions": 8},
-            "model": {"d_state": 8, "ssm_head_dim": 8, "head_dim": 8, "d_model": 16, "dropout": 0.0},
-            "grid": {
-                "architectures": {"prefix_simba": None},
-                "sizes": {
-                    size: {"n_blocks": int(size[1:]), "resources": {"ranks": ranks}}
-                    for size, ranks in RANKS.items()
-                },
-                "iterations": list(self.iterations),
-                "seeds": list(range(self.seeds)),
+    def _fields(self) -> Fields:
+        fields = tiny_study(self.folder.parent / "corpus")
+        fields["name"] = "bench"
+        fields["grid"] |= {
+            "sizes": {
+                size: {"n_blocks": int(size[1:]), "d_model": 16, "resources": {"ranks": ranks}}
+                for size, ranks in RANKS.items()
             },
-            "training": {"batch": 8, "optimiser": {"lr": 3e-3}, "schedule": {"warmup": 2}},
+            "iterations": list(self.iterations),
+            "seeds": list(range(self.seeds)),
         }
+        return fields

@@ -19,6 +19,7 @@ from harness.train.engine import Engine
 from tests.benchmarks.measure import Row, clocked, times
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import losses, train
+from tests.studies import Fields, tiny_study
 
 ITERATIONS = (40, 80, 160, 320)
 BRANCHING = ("save", "problem_with", "load")  # writing a checkpoint, checking it, loading it back
@@ -92,24 +93,12 @@ def _train(folder: Path, roots: Sequence[tuple[str, Sequence[int]]]) -> Training
     return Training(wall, [loss for root, study in studies for loss in losses(root, study)], spent)
 
 
-def _study(corpus: Path, iterations: Sequence[int]) -> dict[str, Any]:
-    return {
-        "name": "bench",
-        "corpus": {"path": str(corpus)},
-        "text": {"dim": 16, "max_positions": 8},
-        "model": {"d_state": 16, "ssm_head_dim": 16, "head_dim": 16, "dropout": 0.0},
-        "grid": {
-            "architectures": {"prefix_simba": None},
-            "sizes": {"s": {"n_blocks": 2, "d_model": 32}},
-            "iterations": list(iterations),
-        },
-        "training": {
-            "batch": 8,
-            "optimiser": {"lr": 3e-3},
-            "schedule": {"kind": "wsd", "warmup": 10, "decay_fraction": 0.2},
-        },
-        "tracking": {"log_every": 20},
-    }
+def _study(corpus: Path, iterations: Sequence[int]) -> Fields:
+    fields = tiny_study(corpus)
+    fields["model"] |= {"d_state": 16, "ssm_head_dim": 16, "head_dim": 16}
+    fields["grid"] |= {"sizes": {"s": {"n_blocks": 2, "d_model": 32}}, "iterations": list(iterations)}
+    fields["training"]["schedule"] = {"warmup": 10}
+    return fields | {"tracking": {"log_every": 20}}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.servers import Postgres, Served
 from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
 from tests.conftest import REPOSITORY
+from tests.studies import Fields
 
 STUDY = """\
 name: served
@@ -139,12 +140,12 @@ def account(devcluster: DevCluster) -> str:
 
 
 @pytest.fixture
-def make(devcluster: DevCluster, study_fields: dict[str, Any], tmp_path: Path) -> Iterator[Make]:
+def make(devcluster: DevCluster, study_fields: Fields, tmp_path: Path) -> Iterator[Make]:
     """Make a study on the cluster; what it leaves in the queue goes with the test."""
     made: list[SlurmStudy] = []
 
     def make(
-        fields: dict[str, Any] | None = None, name: str = "slurm", code: Path = REPOSITORY, **profile: Any
+        fields: Fields | None = None, name: str = "slurm", code: Path = REPOSITORY, **profile: Any
     ) -> SlurmStudy:
         own = copy.deepcopy(fields or study_fields)
         study = SlurmStudy(devcluster, tmp_path / name, own, {**PROFILE, **profile}, code)

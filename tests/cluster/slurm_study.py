@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +23,7 @@ from slurm.devcluster.cluster import DevCluster
 from tests.checkouts import environment_of
 from tests.conftest import REPOSITORY
 from tests.harness.journals import read_events
+from tests.studies import Fields
 from tests.waiting import PACED, PATIENCE, wait_until
 
 PROFILE: dict[str, Any] = {
@@ -42,7 +45,7 @@ class SlurmStudy:
 
     cluster: DevCluster
     folder: Path
-    fields: dict[str, Any]
+    fields: Fields
     profile: dict[str, Any] = field(default_factory=lambda: dict(PROFILE))
     code: Path = REPOSITORY
     """The checkout it is submitted from."""
@@ -104,6 +107,17 @@ class SlurmStudy:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def status(self) -> Any:
+        """The document of `status --json`."""
+        return json.loads(self.run("status", "--json"))
+
+    def refusal(self, *options: str, status: int = 2) -> str:
+        """Submit and be refused with this exit status; returns what was said."""
+        process = self.start_submit(*options)
+        said, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == status, said
+        return said
 
     def slurm(self, *command: str) -> str:
         """One of SLURM's own programs."""
@@ -207,6 +221,15 @@ class SlurmStudy:
 
     def wait_until_over(self) -> None:
         wait_until(lambda: not self.queue())
+
+
+def count_calls(folder: Path, told: Path, *programs: str) -> None:
+    """Put wrappers of SLURM's programs into a folder for PATH; each call adds a line to the file `told`."""
+    folder.mkdir()
+    for program in programs:
+        wrapper = folder / program
+        wrapper.write_text(f'#!/bin/sh\necho {program} >> "{told}"\nexec {shutil.which(program)} "$@"\n')
+        wrapper.chmod(0o755)
 
 
 @contextmanager

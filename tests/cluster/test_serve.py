@@ -7,9 +7,8 @@ import signal
 import socket
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -22,14 +21,12 @@ from harness.record.status import StatusReader
 from harness.study.schema import Study
 from harness.tracking.tracker import Tracker
 from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
-from tests.conftest import Answer
+from tests.conftest import Command
 from tests.harness.trainer import train
+from tests.studies import Fields
 from tests.waiting import is_running, wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +147,7 @@ def test_a_second_server_on_one_sqlite_file_is_refused(
     sqlite_server: Served, served_study: Path, ssmscale: Command
 ) -> None:
     second = ssmscale("serve", served_study, "--root", sqlite_server.root, "--port", 0)
-    assert second.status == 2
-    assert f"{sqlite_server.root}/mlflow.db: is served by another `ssmscale serve` already" in second.err
+    second.assert_refused(f"{sqlite_server.root}/mlflow.db: is served by another `ssmscale serve` already")
 
 
 def test_the_doctor_asks_a_tracker_whether_jobs_could_reach_it(
@@ -181,7 +177,7 @@ def test_a_port_in_use_is_one_sentence(served_study: Path, ssmscale: Command) ->
     assert refused.status == 2
     assert refused.err == f"error: --port {port}: another program listens there; --port 0 takes a free one\n"
     nowhere = ssmscale("serve", served_study, "--host", "203.0.113.7", "--port", 0)
-    assert (nowhere.status, "--host 203.0.113.7: cannot be listened on" in nowhere.err) == (2, True)
+    nowhere.assert_refused("--host 203.0.113.7: cannot be listened on")
 
 
 @pytest.mark.parametrize(
@@ -201,8 +197,7 @@ def test_what_is_wrong_with_a_database_is_one_sentence_without_its_password(
 ) -> None:
     database = database.replace("FREE", str(free_port()))
     refused = ssmscale("serve", served_study, "--database", database, "--port", 0)
-    assert refused.status == 2
-    assert sentence in refused.err
+    refused.assert_refused(sentence)
     assert refused.err.count("error: ") == 1
     assert "hush" not in refused.err
 
@@ -224,12 +219,12 @@ def test_tables_of_another_mlflow_are_named_with_the_command_that_upgrades_them(
     copy_store(sqlite_server, tmp_path)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         database.execute("UPDATE alembic_version SET version_num = 'ff01da956556'")
-    refused = ssmscale("serve", served_study, "--root", tmp_path, "--port", 0)
-    assert refused.status == 2
-    assert f"run `mlflow db upgrade sqlite:///{tmp_path}/mlflow.db`" in refused.err
+    ssmscale("serve", served_study, "--root", tmp_path, "--port", 0).assert_refused(
+        f"run `mlflow db upgrade sqlite:///{tmp_path}/mlflow.db`"
+    )
     (tmp_path / "mlflow.db").write_text("this is no database, but it is long enough to be taken for one" * 99)
     broken = ssmscale("serve", served_study, "--root", tmp_path, "--port", 0)
-    assert (broken.status, "file is not a database" in broken.err) == (2, True)
+    broken.assert_refused("file is not a database")
 
 
 def test_a_server_that_never_becomes_healthy_is_told_with_its_log(

@@ -17,11 +17,10 @@ from tests.cluster.slurm_study import Make
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import registered
 from tests.harness.trainer import prepared, train
+from tests.studies import Fields
 from tests.waiting import PATIENCE, paced, wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 def test_jobs_on_nodes_are_in_mlflow_while_they_train_and_no_sync_is_needed(

@@ -17,6 +17,7 @@ from tests.cluster.conftest import missing
 from tests.cluster.slurm_study import Make, SlurmStudy, held_back
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses
+from tests.studies import Fields
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -32,7 +33,7 @@ def told(study: SlurmStudy, *events: Event) -> list[dict[str, Any]]:
     return [found for folder in folders for found in read_events(folder) if found["event"] in events]
 
 
-def submit_and_edit(make: Make, fields: dict[str, Any], checkout: Path) -> tuple[SlurmStudy, str]:
+def submit_and_edit(make: Make, fields: Fields, checkout: Path) -> tuple[SlurmStudy, str]:
     """Submit with a copy, and break the checkout while the job waits; returns the study and the submitted state."""
     if shutil.which("rsync") is None:
         missing("no rsync on this machine")
@@ -59,7 +60,7 @@ def copy_of(study: SlurmStudy, state: str) -> Path:
     return study.root.study("tiny") / "code" / state
 
 
-def assert_trained_with(study: SlurmStudy, fields: dict[str, Any], state: str) -> None:
+def assert_trained_with(study: SlurmStudy, fields: Fields, state: str) -> None:
     assert len(losses(study.root, fields)) == 2
     assert {event["code"] for event in told(study, Event.STARTED, Event.RESUMED)} == {state}
     assert not told(study, Event.WARNING)
@@ -67,7 +68,7 @@ def assert_trained_with(study: SlurmStudy, fields: dict[str, Any], state: str) -
 
 
 def test_queued_jobs_run_from_the_copy_that_was_made_when_they_were_submitted(
-    make: Make, study_fields: dict[str, Any], checkout: Path
+    make: Make, study_fields: Fields, checkout: Path
 ) -> None:
     study, submitted = submit_and_edit(make, study_fields, checkout)
     study.wait_until_over()
@@ -78,9 +79,7 @@ def test_queued_jobs_run_from_the_copy_that_was_made_when_they_were_submitted(
 
 
 @pytest.mark.verify
-def test_a_requeued_job_runs_from_the_same_copy(
-    make: Make, study_fields: dict[str, Any], checkout: Path
-) -> None:
+def test_a_requeued_job_runs_from_the_same_copy(make: Make, study_fields: Fields, checkout: Path) -> None:
     study_fields["grid"]["iterations"] = [5, 800]
     study_fields["resources"] = {"checkpoint_every": 50}
     study_fields["tracking"]["log_every"] = 10
@@ -93,7 +92,7 @@ def test_a_requeued_job_runs_from_the_same_copy(
 
 
 def test_without_a_copy_a_job_says_that_its_code_is_not_what_was_submitted(
-    make: Make, study_fields: dict[str, Any], checkout: Path
+    make: Make, study_fields: Fields, checkout: Path
 ) -> None:
     submitted = code_state(source_files(checkout))
     study = make(code=checkout)

@@ -13,7 +13,6 @@ import yaml
 from harness.plan.cluster import Profile
 from slurm.devcluster.cluster import DevCluster
 from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
-from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.cluster
 
@@ -104,9 +103,7 @@ def test_a_job_has_one_qos_and_goes_where_that_is_wanted(reserved: SlurmStudy, a
 def test_more_jobs_than_a_site_takes_are_never_dropped_in_silence(reserved: SlurmStudy, account: str) -> None:
     under = {"account": account, "qos": "few"}
     set_profile(reserved, **under)
-    refused = reserved.start_submit()
-    said, _ = refused.communicate(timeout=PATIENCE)
-    assert refused.returncode == 1
+    said = reserved.refusal(status=1)
     assert "QOSMaxSubmitJobPerUserLimit" in said
     assert "limits.jobs" in said
     assert reserved.queue() == []
@@ -127,7 +124,7 @@ def test_a_job_that_ends_before_its_ranks_begin_is_told_with_what_its_script_sai
     study = make(setup=["echo no such module here", "exit 7"])
     study.submit()
     study.wait_until_over()
-    rows = json.loads(study.run("status", "--json"))["runs"]
+    rows = study.status()["runs"]
     job = study.root.path / "studies" / "tiny" / "arrays"
     (array,) = [json.loads(path.read_text()) for path in job.glob("*.json")]
     assert {row["state"] for row in rows} == {"new"}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +17,11 @@ from harness.record.registry import resolve_registered
 from harness.submit.monitor import StudyReader
 from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.conftest import missing
-from tests.cluster.slurm_study import SlurmStudy
+from tests.cluster.slurm_study import SlurmStudy, count_calls, held_back
+from tests.studies import Fields
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 @pytest.fixture
@@ -46,7 +43,7 @@ def test_without_accounts_a_study_is_followed_cancelled_and_tried_again_all_the_
     study = SlurmStudy(without_accounts, tmp_path / "study", copy.deepcopy(study_fields))
     study.slurm("scontrol", "update", "partitionname=low", "state=down")
     study.submit()
-    told = json.loads(study.run("status", "--json"))
+    told = study.status()
     assert told["counts"] == {"queued": 2}
     assert {run["reason"] for run in told["runs"]} == {"PartitionDown (its partition is down)"}
     assert (told["gpu_hours"]["used"], told["gpu_hours"]["left_unknown_runs"]) == (0, 2)
@@ -58,7 +55,7 @@ def test_without_accounts_a_study_is_followed_cancelled_and_tried_again_all_the_
     study.slurm("scontrol", "update", "partitionname=low", "state=up")
     watched = study.run("status", "--watch")
     assert "2 done" in watched
-    told = json.loads(study.run("status", "--json"))
+    told = study.status()
     assert told["counts"] == {"done": 2}
     assert told["gpu_hours"]["used"] > 0 == told["gpu_hours"]["left"]
 
@@ -97,13 +94,8 @@ def test_readings_that_follow_each_other_ask_slurm_once(
 ) -> None:
     study = SlurmStudy(devcluster, tmp_path / "study", study_fields)
     told = tmp_path / "told"
-    for program in ("squeue", "sacct"):
-        wrapper = tmp_path / "bin" / program
-        wrapper.parent.mkdir(exist_ok=True)
-        wrapper.write_text(f'#!/bin/sh\necho {program} >> "{told}"\nexec {shutil.which(program)} "$@"\n')
-        wrapper.chmod(0o755)
-    study.slurm("scontrol", "update", "partitionname=low", "state=down")
-    try:
+    count_calls(tmp_path / "bin", told, "squeue", "sacct")
+    with held_back(study.slurm):
         study.submit()
         monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
         monkeypatch.setenv("SLURM_CONF", devcluster.env["SLURM_CONF"])
@@ -113,6 +105,4 @@ def test_readings_that_follow_each_other_ask_slurm_once(
         for _ in range(3):
             assert reader.read().counts == {"queued": 2}
         assert sorted(told.read_text().split()) == ["sacct", "squeue"]
-    finally:
         study.run("cancel")
-        study.slurm("scontrol", "update", "partitionname=low", "state=up")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -21,11 +20,10 @@ from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared
+from tests.studies import Fields
 from tests.waiting import PATIENCE, is_running, wait_until
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.verify)])
@@ -78,7 +76,7 @@ def test_a_study_submitted_once_finishes_whatever_befalls_its_jobs(
         check_nothing_but_unsaved_steps_was_lost(folder)
     assert "18 finished runs are in" in study.run("sync")
     check_mirrored(default_uri(study.root), "tiny", study.journals())
-    assert json.loads(study.run("status", "--json"))["counts"] == {"done": 18}
+    assert study.status()["counts"] == {"done": 18}
     assert "nothing of tiny is left to submit" in study.submit()
 
 

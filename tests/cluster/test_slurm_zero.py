@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,10 +12,9 @@ from harness.record.journal import Event
 from tests.cluster.slurm_study import Make
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses, undisturbed
+from tests.studies import Fields
 
 pytestmark = pytest.mark.cluster
-
-Fields = dict[str, Any]
 
 
 def test_what_four_ranks_on_two_nodes_saved_two_ranks_go_on_with(

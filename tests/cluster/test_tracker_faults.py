@@ -13,25 +13,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from harness.record.journal import Progress, read_progress
+from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.cluster.misbehaving import Misbehaving
 from tests.cluster.servers import Postgres, Served, free_port
-from tests.conftest import Answer
+from tests.conftest import Command, Write
+from tests.harness.faults import check_mirrored
 from tests.harness.trainer import losses, prepared, train
+from tests.studies import Fields
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
 
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
 Fault = Callable[["Training", Served, "Postgres | None"], None]
-MIRRORED = {"train_loss": "loss", "lr": "lr", "tokens": "tokens", "tokens_per_second": "tokens_per_second"}
 FURTHER = 50
 """Steps by which training goes on while its tracker is away."""
 STEPS = 1000
@@ -56,7 +54,7 @@ class Training:
 
     def step(self) -> int:
         """Steps that are journalled, on the trunk or on the branch of the longer run."""
-        return max((progress.step for progress in journals(self.root).values()), default=0)
+        return max((read_progress(folder).step for folder in folders_of(self.root)), default=0)
 
     def wait_for_step(self, step: int) -> None:
         wait_until(lambda: self.step() >= step or self.process.poll() is not None)
@@ -165,36 +163,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbe
     study.end()
 
 
-def journals(root: Root) -> dict[str, Progress]:
-    """Every journal of a root, by identity."""
-    folders = [*root.path.glob("series/*"), *root.path.glob("runs/*")]
-    return {folder.name: read_progress(folder) for folder in folders}
-
-
-def assert_mlflow_tells_the_truth(address: str, study: str, root: Root) -> None:
-    """Each Series and Run once and FINISHED, each journalled step of it once, with the journal's value and time."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=address)
-    experiment = client.get_experiment_by_name(study)
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    told = journals(root)
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    runs = [run for run in runs if run.data.tags["ssmscale.kind"] != "study"]
-    assert sorted(run.data.tags["ssmscale.id"] for run in runs) == sorted(told)
-    for run in runs:
-        progress = told[run.data.tags["ssmscale.id"]]
-        for key, name in MIRRORED.items():
-            history = client.get_metric_history(run.info.run_id, key)
-            assert sorted((held.step, held.value) for held in history) == [
-                (step, float(event[name])) for step, event in sorted(progress.steps.items())
-            ]
-            for held in history:
-                assert abs(held.timestamp - 1000 * progress.steps[held.step]["t"]) <= 1
-        if run.data.tags["ssmscale.kind"] == "run":
-            assert progress.result is not None
-            assert run.data.metrics["final.loss"] == progress.result["loss"]
+def folders_of(root: Root) -> list[Path]:
+    """Every directory of a root that holds a journal."""
+    return [*root.path.glob("series/*"), *root.path.glob("runs/*")]
 
 
 def unread_bytes(port: int) -> int:
@@ -274,7 +245,7 @@ def assert_survives(
 
 def test_a_server_replaced_by_nonsense_is_told_everything_when_it_is_back(
     long_study: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Callable[[Path, str], Training],
     sqlite_server: Served,
     undisturbed: Undisturbed,
@@ -285,12 +256,12 @@ def test_a_server_replaced_by_nonsense_is_told_everything_when_it_is_back(
     assert_survives([talk_nonsense], training, sqlite_server, None, long_study, undisturbed)
     assert len(training.warnings()) == 1
     sync_to(sqlite_server.address, "nonsense")  # training may have been over before the server was back
-    assert_mlflow_tells_the_truth(sqlite_server.address, "nonsense", training.root)
+    check_mirrored(sqlite_server.address, "nonsense", folders_of(training.root))
 
 
 def test_a_frozen_server_and_a_crashed_database_miss_nothing_while_training_goes_on(
     long_study: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Callable[[Path, str], Training],
     postgres_server: Served,
     postgres: Postgres,
@@ -301,12 +272,12 @@ def test_a_frozen_server_and_a_crashed_database_miss_nothing_while_training_goes
     faults = [freeze_server, crash_database]
     assert_survives(faults, training, postgres_server, postgres, long_study, undisturbed)
     assert len(training.warnings()) == 1  # a slow server is no reason for one
-    assert_mlflow_tells_the_truth(postgres_server.address, "crashed", training.root)
+    check_mirrored(postgres_server.address, "crashed", folders_of(training.root))
 
 
 def test_a_study_whose_tracker_was_never_there_is_synced_afterwards(
     study_fields: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Callable[[Path, str], Training],
     postgres_server: Served,
     sync_to: Callable[[str, str], None],
@@ -321,7 +292,7 @@ def test_a_study_whose_tracker_was_never_there_is_synced_afterwards(
     assert len(training.warnings()) == 1
     for _ in range(2):  # the second finds nothing to do
         sync_to(postgres_server.address, "absent")
-        assert_mlflow_tells_the_truth(postgres_server.address, "absent", training.root)
+        check_mirrored(postgres_server.address, "absent", folders_of(training.root))
 
 
 @pytest.mark.verify
@@ -331,7 +302,7 @@ def test_every_fault_at_every_stage_on_every_database(
     fault: Fault,
     at_step: int,
     long_study: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Callable[[Path, str], Training],
     mlflow_server: Served,
     request: pytest.FixtureRequest,
@@ -345,4 +316,4 @@ def test_every_fault_at_every_stage_on_every_database(
     training = start_submit(write_study(long_study), mlflow_server.address)
     assert_survives([fault], training, mlflow_server, postgres, long_study, undisturbed, at_step=at_step)
     sync_to(mlflow_server.address, long_study["name"])
-    assert_mlflow_tells_the_truth(mlflow_server.address, long_study["name"], training.root)
+    check_mirrored(mlflow_server.address, long_study["name"], folders_of(training.root))

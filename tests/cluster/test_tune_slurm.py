@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.record.journal import Event, attempts, read_progress
 from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.studies import Fields
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -50,7 +50,7 @@ def refusing_once(folder: Path, path: str) -> str:
 
 
 def test_a_search_whose_controller_was_killed_finds_its_jobs_again_and_waits_for_slurm(
-    make: Make, study_fields: dict[str, Any], tmp_path: Path
+    make: Make, study_fields: Fields, tmp_path: Path
 ) -> None:
     study_fields["grid"]["iterations"] = [30]
     study_fields["tune"] = {

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.archive.export import count_members, export_bundle
-from harness.common.validation import validate
-from harness.record.registry import register, resolve
 from harness.record.root import Root
-from harness.study.schema import Study
+from tests.harness.journals import registered
+from tests.studies import Fields
 
-Fields = dict[str, Any]
 Members = dict[str, bytes]
 
 
@@ -26,23 +24,9 @@ def with_iterations(fields: Fields, *iterations: int) -> Fields:
     return changed
 
 
-def registered(root: Root, fields: Fields) -> Any:
-    resolved = resolve(validate(Study, fields, "test"), root, "test")
-    register(resolved)
-    return resolved
-
-
 def exported(root: Root, fields: Fields, out: Path) -> Path:
     export_bundle(registered(root, fields), out)
     return out
-
-
-def tree(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def members_of(bundle: Path) -> Members:
@@ -53,13 +37,14 @@ def members_of(bundle: Path) -> Members:
 def rewritten(members: Members, path: Path, listed: Mapping[str, Any] | None = None) -> Path:
     """A bundle of these members, its bundle.json brought up to date but for what `listed` says."""
     contents = json.loads(members["bundle.json"])
-    contents["members"] = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in members.items()
-        if name != "bundle.json"
-    }
-    contents["counts"] = count_members(members).model_dump()
-    contents |= listed or {}
+    if isinstance(contents, dict) and "members" in contents:
+        contents["members"] = {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in members.items()
+            if name != "bundle.json"
+        }
+        contents["counts"] = count_members(members).model_dump()
+        contents |= listed or {}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, json.dumps(contents) if name == "bundle.json" else content)

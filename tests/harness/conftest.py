@@ -12,19 +12,20 @@ from typing import Any
 
 import pytest
 
-from harness.common.validation import validate
 from harness.record.journal import Journal
-from harness.record.registry import ResolvedStudy, register, resolve
+from harness.record.registry import ResolvedStudy
 from harness.record.root import Root, write_run, write_series
-from harness.study.schema import Study
-from tests.conftest import tiny_study
+from tests.conftest import Command, Write
 from tests.harness import tracked
-from tests.harness.bundles import exported, registered, with_iterations
+from tests.harness.bundles import exported, with_iterations
 from tests.harness.fuzzing import Planted
-from tests.harness.journals import begin_series
+from tests.harness.journals import begin_series, registered
 from tests.harness.trainer import train
+from tests.studies import Fields, tiny_study
 
 Answering = Callable[..., None]
+PlanOf = Callable[..., Any]
+"""The fixture `plan_of`: a study's fields and options of the verb."""
 SAY_WHO = (
     "import json; from harness.common.process import identify_process; "
     "print(json.dumps(identify_process()), flush=True)"
@@ -53,15 +54,20 @@ def tracked_root(tmp_path: Path, empty_store: Path) -> Root:
 
 
 @pytest.fixture
-def resolved(tmp_path: Path, study_fields: dict[str, Any]) -> ResolvedStudy:
+def resolved(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
     """A registered study of two runs that nobody has trained, under ./runs."""
     root = Root(tmp_path / "runs")
-    found = resolve(validate(Study, study_fields, "test"), root, "test")
-    register(found)
+    found = registered(root, study_fields)
     for point in found.points:
         write_run(root, point.run)
         write_series(root, point.run)
     return found
+
+
+@pytest.fixture
+def plan_of(write_study: Write, ssmscale: Command) -> PlanOf:
+    """The document that `plan --json` prints of a study's fields."""
+    return lambda fields, *options: ssmscale("plan", write_study(fields), *options, "--json").document
 
 
 @pytest.fixture(scope="session")
@@ -141,7 +147,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def study(tracked_root: Root, study_fields: dict[str, Any]) -> tracked.Study:
+def study(tracked_root: Root, study_fields: Fields) -> tracked.Study:
     """One Series and two Runs with their journals and an experiment."""
     return tracked.Study(tracked_root, study_fields)
 

@@ -20,9 +20,9 @@ from harness.record.status import StatusReader
 from harness.study.schema import Study
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Tracker
-from tests.conftest import tiny_study
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared
+from tests.studies import tiny_study
 from tests.waiting import PATIENCE
 
 EVAL_EVERY, CHECKPOINT_EVERY = 2, 3

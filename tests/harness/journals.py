@@ -17,18 +17,19 @@ from harness.record.status import RunStatus, StatusReader
 from harness.study.grid import GridPoint
 from harness.study.run import Run
 from harness.study.schema import Study
+from tests.studies import Fields
 
 WHO: dict[str, Any] = {"dispatcher": "test", "job_id": "7", "commit": "c" * 40, "layout": {"ranks": 1}}
 
 
-def registered(root: Root, fields: dict[str, Any]) -> ResolvedStudy:
+def registered(root: Root, fields: Fields) -> ResolvedStudy:
     """A study as its submission leaves it."""
     resolved = resolve(validate(Study, fields, "test"), root, "test")
     register(resolved)
     return resolved
 
 
-def rows_of(root: Root, fields: dict[str, Any]) -> list[RunStatus]:
+def rows_of(root: Root, fields: Fields) -> list[RunStatus]:
     study = validate(Study, fields, "test")
     return StatusReader(root, study.name).read(resolve(study, root, "test").points)
 

@@ -13,8 +13,7 @@ from harness.tracking.experiment import Held
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Mirrored, Tracker
 from tests.harness.journals import registered, rows_of
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 
 class Study:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +24,7 @@ from harness.tuning.space import Cell, Space
 from harness.tuning.storage import open_journal
 from harness.tuning.trials import Told
 from tests.harness.trainer import StopAfter
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 
 class InThisProcess:
@@ -72,6 +72,16 @@ class InThisProcess:
 
     def close(self) -> None:
         pass
+
+
+def with_rate(fields: Fields, rate: float | str, iterations: int | None = None, seed: int = 0) -> Fields:
+    """The study of one seed with this learning rate, as a user would write it."""
+    changed = copy.deepcopy(fields)
+    changed["training"]["optimiser"]["lr"] = rate
+    changed["grid"]["seeds"] = [seed]
+    if iterations is not None:
+        changed["grid"]["iterations"] = [iterations]
+    return changed
 
 
 def space_of(root: Root, fields: Fields) -> Space:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from harness.archive.check import open_bundle
 from harness.archive.merge import merge
 from harness.record.journal import Event, Journal, attempts, read_progress
 from harness.record.root import Root, write_run, write_series
-from tests.conftest import Answer, tiny_study
-from tests.harness.bundles import Fields, exported, members_of, registered, rewritten, tree, with_iterations
+from tests.conftest import Command, Write
+from tests.harness.bundles import exported, members_of, rewritten, with_iterations
+from tests.harness.fuzzing import hashes
+from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, train
-
-Command = Callable[..., Answer]
+from tests.studies import Fields, tiny_study
 
 
 def imported(bundle: Path, root: Root) -> Any:
@@ -78,38 +78,33 @@ def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_wit
     train(away, fields)
     file = exported(away, fields, tmp_path / "tiny.zip")
     expected = ssmscale("points", "tiny", "--root", away.path).out
-    shutil.rmtree(corpus)
+    shutil.rmhashes(corpus)
     answer = ssmscale("import", file)
     assert (answer.status, "9 runs imported" in answer.out) == (0, True), answer.err
     assert ssmscale("points", "tiny").out == expected
-    fitted = json.loads(ssmscale("fit", "tiny", "--json").out)
+    fitted = ssmscale("fit", "tiny", "--json").document
     assert fitted["architectures"]["prefix_simba"]["n_points"] == 9
     assert "9 finished runs" in ssmscale("sync", "tiny").out
-    assert json.loads(ssmscale("status", "tiny", "--json").out)["counts"] == {"done": 9}
+    assert ssmscale("status", "tiny", "--json").document["counts"] == {"done": 9}
     planned = ssmscale("plan", "tiny")
     assert (planned.status, "corpus_elsewhere" in planned.out) == (0, True)
 
 
 def test_importing_twice_changes_nothing(bundle: Path, here: Root, ssmscale: Command) -> None:
     assert "2 runs imported, 0 finished here already" in ssmscale("import", bundle).out
-    before = tree(here.path)
+    before = hashes(here.path)
     assert "0 runs imported, 2 finished here already" in ssmscale("import", bundle).out
-    assert tree(here.path) == before
+    assert hashes(here.path) == before
 
 
 def test_where_it_comes_from_an_import_changes_nothing(bundle: Path, there: Path, ssmscale: Command) -> None:
-    before = tree(there)
+    before = hashes(there)
     assert ssmscale("import", bundle, "--root", there).status == 0
-    assert tree(there) == before
+    assert hashes(there) == before
 
 
 def test_half_a_study_imported_and_the_rest_trained_is_the_whole(
-    here: Root,
-    study_fields: Fields,
-    bundle: Path,
-    ssmscale: Command,
-    write_study: Callable[..., Path],
-    tmp_path: Path,
+    here: Root, study_fields: Fields, bundle: Path, ssmscale: Command, write_study: Write, tmp_path: Path
 ) -> None:
     whole = with_iterations(study_fields, 5, 10, 20)
     ssmscale("import", bundle)
@@ -166,10 +161,10 @@ def test_what_began_here_is_finished_by_the_bundle_after_it(
 ) -> None:
     fields = with_iterations(study_fields, 5, 10)
     train(here, fields, StopAfter(7))  # the run of 5 is done, the trunk is at 7
-    before = tree(here.path)
+    before = hashes(here.path)
     done = imported(bundle, here)
     assert (len(done.added), len(done.present)) == (1, 1)
-    after = tree(here.path)
+    after = hashes(here.path)
     assert {name: after[name] for name in before} == before
     folder = next((here.path / "series").iterdir())
     assert attempts(folder) == [1, 2]
@@ -185,11 +180,11 @@ def test_a_series_in_training_is_neither_fenced_nor_half_imported(
     folder = here.series(runs[0].series_id)
     with FileLock(folder / "lock"), Journal.open(folder) as journal:
         journal.append(Event.STARTED)
-        before = tree(here.path)
+        before = hashes(here.path)
         answer = ssmscale("import", bundle)
         assert answer.status == 1
         assert f"series {folder.name} is in training here" in answer.out
-        assert tree(here.path) == before
+        assert hashes(here.path) == before
         journal.append(Event.STEP, step=1, loss=4.0)  # not fenced
     assert "2 runs imported" in ssmscale("import", bundle).out
 
@@ -219,7 +214,7 @@ def test_a_torn_or_damaged_line_stays_behind_when_a_study_is_exported(
 
 
 def test_export_says_what_there_is_nothing_of(
-    study_fields: Fields, here: Root, write_study: Callable[..., Path], ssmscale: Command
+    study_fields: Fields, here: Root, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
     for arguments, said in (
@@ -227,10 +222,8 @@ def test_export_says_what_there_is_nothing_of(
         ((study, "--out", "nowhere/x.zip"), "there is no folder nowhere"),
         ((study, "--out", "x.zip"), "was never submitted"),
     ):
-        answer = ssmscale("export", *arguments)
-        assert (answer.status, said in answer.err) == (2, True), answer.err
+        ssmscale("export", *arguments).assert_refused(said)
     for point in registered(here, study_fields).points:
         write_run(here, point.run)
         write_series(here, point.run)
-    answer = ssmscale("export", study, "--out", "x.zip")
-    assert (answer.status, "none of its runs has finished" in answer.err) == (2, True)
+    ssmscale("export", study, "--out", "x.zip").assert_refused("none of its runs has finished")

@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
 
 from harness.archive.prune import Pruned
 from harness.archive.prune import prune as prune_study
-from harness.common.validation import validate
 from harness.record import checkpoints
 from harness.record.control import Control
-from harness.record.registry import register, resolve
 from harness.record.root import Root
-from harness.study.schema import Study
-from tests.conftest import Answer, files_below
-from tests.harness.trainer import StopAfter, losses, prepared, progress_of, series_folder, train, trunk_steps
-
-Fields = dict[str, Any]
+from tests.conftest import Command, Write, files_below, flip_a_byte
+from tests.harness.bundles import with_iterations
+from tests.harness.journals import registered
+from tests.harness.trainer import (
+    StopAfter,
+    losses,
+    prepared,
+    progress_of,
+    series_folder,
+    train,
+    trunk_steps,
+    undisturbed,
+)
+from tests.studies import Fields
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
     return Root(tmp_path / "runs")
-
-
-def with_iterations(fields: Fields, *iterations: int, name: str = "tiny") -> Fields:
-    changed = copy.deepcopy(fields)
-    changed["grid"]["iterations"] = list(iterations)
-    changed["name"] = name
-    return changed
-
-
-def registered(root: Root, fields: Fields) -> Any:
-    resolved = resolve(validate(Study, fields, "test"), root, "test")
-    register(resolved)
-    return resolved
 
 
 def prune(root: Root, fields: Fields, **how: bool) -> Pruned:
@@ -51,25 +42,9 @@ def trunk_tags(root: Root) -> list[int]:
     return [held.marker.step for held in checkpoints.marked(series_folder(root) / "checkpoints")]
 
 
-def cancelled(root: Root, fields: Fields, iterations: int) -> None:
-    resolved = registered(root, fields)
-    (run_id,) = [p.run.run_id for p in resolved.points if p.run.iterations == iterations]
-    Control(root.study("tiny") / "control.jsonl").append("cancelled", runs=[run_id])
-
-
-def retried(root: Root, fields: Fields) -> None:
-    ids = [point.run.run_id for point in registered(root, fields).points]
-    Control(root.study("tiny") / "control.jsonl").append("retried", runs=ids, attempts={})
-
-
-@pytest.fixture
-def undisturbed(tmp_path: Path) -> Callable[[Fields], list[float]]:
-    def train_apart(fields: Fields) -> list[float]:
-        apart = Root(tmp_path / "apart")
-        train(apart, fields)
-        return losses(apart, fields)
-
-    return train_apart
+def assert_undisturbed(root: Root, fields: Fields) -> None:
+    """The losses are those of the same study trained in one go."""
+    assert losses(root, fields) == undisturbed(root.path.parent, fields)
 
 
 def test_of_a_finished_study_the_newest_trunk_checkpoint_and_the_weights_stay(
@@ -109,23 +84,23 @@ def test_what_was_pruned_is_written_down(root: Root, study_fields: Fields) -> No
 
 
 def test_a_cancelled_run_keeps_its_branch_point_and_retry_goes_on_from_there(
-    root: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
+    root: Root, study_fields: Fields
 ) -> None:
     fields = with_iterations(study_fields, 5, 10, 20)
     train(root, with_iterations(fields, 5, 20))
-    cancelled(root, fields, 10)
+    ids = {point.run.iterations: point.run_id for point in registered(root, fields).points}
+    control = Control(root.study("tiny") / "control.jsonl")
+    control.append("cancelled", runs=[ids[10]])
     done = prune(root, fields)
     assert done.removed == []
     assert trunk_tags(root) == [4, 16]  # 4 is the newest at or below 8, where the run of 10 leaves
-    retried(root, fields)
+    control.append("retried", runs=[*ids.values()], attempts={})
     train(root, fields)
     assert trunk_steps(root) == [5, 6, 7, 8]
-    assert losses(root, fields) == undisturbed(fields)
+    assert_undisturbed(root, fields)
 
 
-def test_a_failed_run_goes_on_from_its_own_decay_checkpoint(
-    root: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
-) -> None:
+def test_a_failed_run_goes_on_from_its_own_decay_checkpoint(root: Root, study_fields: Fields) -> None:
     fields = with_iterations(study_fields, 5, 20)
     train(root, fields, StopAfter(19), checkpoint_every=1)  # in the branch of 20
     done = prune(root, fields)
@@ -137,35 +112,31 @@ def test_a_failed_run_goes_on_from_its_own_decay_checkpoint(
     train(root, fields)
     attempt = progress_of(root, fields)[1]
     assert min(s for s, event in attempt.steps.items() if event["attempt"] == attempt.attempt) == step + 1
-    assert losses(root, fields) == undisturbed(fields)
+    assert_undisturbed(root, fields)
 
 
-def test_an_extension_continues_the_trunk_after_pruning(
-    root: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
-) -> None:
+def test_an_extension_continues_the_trunk_after_pruning(root: Root, study_fields: Fields) -> None:
     train(root, with_iterations(study_fields, 5, 10))
     prune(root, with_iterations(study_fields, 5, 10))
     longer = with_iterations(study_fields, 5, 10, 20)
     train(root, longer)
     assert trunk_steps(root) == list(range(9, 17))
-    assert losses(root, longer) == undisturbed(longer)
+    assert_undisturbed(root, longer)
 
 
-def test_a_length_inserted_after_pruning_only_starts_earlier(
-    root: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
-) -> None:
+def test_a_length_inserted_after_pruning_only_starts_earlier(root: Root, study_fields: Fields) -> None:
     train(root, with_iterations(study_fields, 5, 20))
     prune(root, with_iterations(study_fields, 5, 20))
     between = with_iterations(study_fields, 5, 10, 20)
     train(root, between)
     assert trunk_steps(root) == list(range(1, 9))
-    assert losses(root, between) == undisturbed(between)
+    assert_undisturbed(root, between)
 
 
 def test_what_another_study_still_needs_of_the_trunk_stays(root: Root, study_fields: Fields) -> None:
     fields = with_iterations(study_fields, 5, 10, 20)
     train(root, fields)
-    registered(root, with_iterations(study_fields, 7, 20, name="other"))  # its run of 7 leaves at 6
+    registered(root, with_iterations(study_fields, 7, 20) | {"name": "other"})  # its run of 7 leaves at 6
     prune(root, fields)
     assert trunk_tags(root) == [4, 16]
 
@@ -175,7 +146,7 @@ def test_runs_of_a_study_that_cannot_be_read_are_wanted_as_far_as_they_have_begu
 ) -> None:
     fields = with_iterations(study_fields, 5, 10, 20)
     train(root, fields)
-    prepared(root, with_iterations(study_fields, 7, name="other"))
+    prepared(root, with_iterations(study_fields, 7) | {"name": "other"})
     (root.study("other")).mkdir(parents=True)
     (root.study("other") / "study.json").write_text("{")
     done = prune(root, fields)
@@ -184,7 +155,7 @@ def test_runs_of_a_study_that_cannot_be_read_are_wanted_as_far_as_they_have_begu
 
 
 def test_a_series_in_training_is_left_alone_and_said_so(
-    root: Root, study_fields: Fields, ssmscale: Callable[..., Answer], write_study: Callable[..., Path]
+    root: Root, study_fields: Fields, ssmscale: Command, write_study: Write
 ) -> None:
     train(root, study_fields)
     with FileLock(series_folder(root) / "lock"):
@@ -194,15 +165,10 @@ def test_a_series_in_training_is_left_alone_and_said_so(
     assert trunk_tags(root) == [4, 8]
 
 
-def test_a_newer_checkpoint_that_is_merely_marked_replaces_none(
-    root: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
-) -> None:
+def test_a_newer_checkpoint_that_is_merely_marked_replaces_none(root: Root, study_fields: Fields) -> None:
     fields = with_iterations(study_fields, 5, 10, 20)
     train(root, fields)
-    newest = series_folder(root) / "checkpoints" / "step-000000016" / "mp_rank_00_model_states.pt"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
+    flip_a_byte(series_folder(root) / "checkpoints" / "step-000000016" / "mp_rank_00_model_states.pt")
     done = prune(root, fields)
     assert [item.step for item in done.removed] == [4]
     assert trunk_tags(root) == [8, 16]
@@ -210,7 +176,7 @@ def test_a_newer_checkpoint_that_is_merely_marked_replaces_none(
     longer = with_iterations(study_fields, 5, 10, 20, 40)
     train(root, longer)  # resumes from 8 and condemns 16
     assert trunk_steps(root)[0] == 9
-    assert losses(root, longer) == undisturbed(longer)
+    assert_undisturbed(root, longer)
     prune(root, longer)
     assert trunk_tags(root) == [32]
     assert not list((series_folder(root) / "checkpoints").glob("*.damaged"))
@@ -239,11 +205,8 @@ def test_what_can_never_be_resumed_from_goes(root: Root, study_fields: Fields, l
     done = prune(root, fields)
     assert [(item.step, item.why) for item in done.removed] == [(8, why)]
     assert trunk_tags(root) == [4]
-    assert {path.name for path in folder.iterdir()} == {
-        "step-000000004",
-        "step-000000004.complete",
-        "notes.txt",
-    }
+    left = {"step-000000004", "step-000000004.complete", "notes.txt"}
+    assert {path.name for path in folder.iterdir()} == left
 
 
 def test_of_a_link_only_the_link_goes(root: Root, study_fields: Fields, tmp_path: Path) -> None:
@@ -283,12 +246,12 @@ def test_the_best_checkpoint_stays_where_the_study_wants_it(root: Root, study_fi
 
 
 def test_the_verb_prints_a_table_and_one_document(
-    root: Root, study_fields: Fields, ssmscale: Callable[..., Answer], write_study: Callable[..., Path]
+    root: Root, study_fields: Fields, ssmscale: Command, write_study: Write
 ) -> None:
     fields = with_iterations(study_fields, 5, 10, 20)
     train(root, fields)
     study = write_study(fields)
-    told = json.loads(ssmscale("prune", study, "--dry-run", "--json").out)
+    told = ssmscale("prune", study, "--dry-run", "--json").document
     assert [item["step"] for item in told["removed"]] == [4, 8]
     assert told["totals"]["gib_removed"] == pytest.approx(sum(item["gib"] for item in told["removed"]))
     answer = ssmscale("prune", study)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,11 +10,10 @@ from harness.record import checkpoints
 from harness.record.control import Control
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
-from tests.conftest import Answer
+from tests.conftest import Command, Write
 from tests.harness.trainer import train
-from tests.harness.tuner import Fields, tuned_here
-
-Command = Callable[..., Answer]
+from tests.harness.tuner import tuned_here
+from tests.studies import Fields
 
 
 @pytest.fixture
@@ -39,7 +35,7 @@ def tags(root: Root, series_id: str) -> list[int]:
 
 
 def test_of_trials_the_newest_checkpoint_stays_and_the_older_go(
-    fields: Fields, here: Root, ssmscale: Command, write_study: Callable[..., Path]
+    fields: Fields, here: Root, ssmscale: Command, write_study: Write
 ) -> None:
     _, place = tuned_here(here, fields)
     trials = sorted({path.name for path in (here.path / "series").iterdir()})
@@ -48,7 +44,7 @@ def test_of_trials_the_newest_checkpoint_stays_and_the_older_go(
     assert all(len(steps) > 1 and steps[-1] == 8 for steps in before.values())
     train(here, fields)  # a study's own run, of another rate
     study = write_study(fields)
-    told = json.loads(ssmscale("prune", study, "--root", here.path, "--dry-run", "--json").out)
+    told = ssmscale("prune", study, "--root", here.path, "--dry-run", "--json").document
     assert sorted(told["trials"]) == trials
     assert {series_id: tags(here, series_id) for series_id in trials} == before
     answer = ssmscale("prune", study, "--root", here.path)
@@ -63,7 +59,7 @@ def test_of_trials_the_newest_checkpoint_stays_and_the_older_go(
 
 
 def test_what_an_unfinished_trial_goes_on_from_stays(
-    fields: Fields, here: Root, ssmscale: Command, write_study: Callable[..., Path]
+    fields: Fields, here: Root, ssmscale: Command, write_study: Write
 ) -> None:
     fields["tune"]["trials"] = 1
     controller, place = tuned_here(here, fields)

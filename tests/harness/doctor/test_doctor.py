@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ import pytest
 from harness.cli.status import examine
 from harness.doctor.machine import Finding, _kernels
 from ssmttm.model import kernels
-from tests.conftest import Answer
+from tests.conftest import Command
 
 
-def test_what_the_tests_run_on_is_found_to_work(ssmscale: Callable[..., Answer]) -> None:
+def test_what_the_tests_run_on_is_found_to_work(ssmscale: Command) -> None:
     answer = ssmscale("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(answer.out)["checks"]}
     assert answer.status == 0
@@ -40,7 +39,7 @@ def test_a_place_that_cannot_be_written_is_named_with_a_remedy(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("word", ["python", "hardware"])
-def test_the_table_names_every_check(ssmscale: Callable[..., Answer], word: str) -> None:
+def test_the_table_names_every_check(ssmscale: Command, word: str) -> None:
     assert word in ssmscale("doctor").out
 
 

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,11 @@ from harness.tracking.experiment import ID
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Tracker
 from ssmttm.evaluation.row_store import RowStore
-from tests.conftest import Answer
+from tests.conftest import Command
 from tests.harness.journals import registered, rows_of, write_finished
 from tests.harness.scores import SETTINGS, scored
 from tests.ssmttm.judges import write_tiny_ast, write_tiny_clap
+from tests.studies import Fields
 
 # -- the loss
 
@@ -151,7 +151,7 @@ def test_a_judge_added_later_needs_no_generation(trained: Root, tmp_path: Path) 
 
 
 def test_damaged_codes_and_arrays_are_named_and_made_again(
-    trained: Root, tmp_path: Path, ssmscale: Callable[..., Answer]
+    trained: Root, tmp_path: Path, ssmscale: Command
 ) -> None:
     run, other = run_ids(trained)
     Evaluator(studied(trained), Request(limit=4)).evaluate(run)
@@ -164,8 +164,7 @@ def test_damaged_codes_and_arrays_are_named_and_made_again(
     for path in evaluation_folder(trained, run).glob("*.json"):
         path.unlink()
     answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 4, "--json")
-    assert answer.status == 0, answer.err
-    assert {one["run_id"]: one["outcome"] for one in json.loads(answer.out)["runs"]} == {
+    assert {one["run_id"]: one["outcome"] for one in answer.document["runs"]} == {
         **dict.fromkeys((run, other), "evaluated")
     }
     for path in damaged:
@@ -230,14 +229,14 @@ def test_prompts_are_paired_with_the_recordings_they_name(trained: Root, tmp_pat
 
 
 def test_the_command_evaluates_a_study_and_tells_mlflow(
-    trained: Root, empty_store: Path, tmp_path: Path, ssmscale: Callable[..., Answer]
+    trained: Root, empty_store: Path, tmp_path: Path, ssmscale: Command
 ) -> None:
     shutil.copyfile(empty_store, trained.path / "mlflow.db")
     out = tmp_path / "metrics.csv"
     for _ in range(2):
-        answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, "--json", "--out", out)
-        assert answer.status == 0, answer.err
-    document = json.loads(answer.out)
+        document = ssmscale(
+            "evaluate", "tiny", "--root", trained.path, "--limit", 2, "--json", "--out", out
+        ).document
     assert [run["outcome"] for run in document["runs"]] == ["kept", "kept"]
     assert set(document["skipped"]) == {"fd_clap", "clap_score", "kl_softmax_ast"}
     table = list(csv.DictReader(out.open(encoding="utf-8")))
@@ -254,9 +253,7 @@ def test_the_command_evaluates_a_study_and_tells_mlflow(
             assert (told.value, told.step) == (value, document_iterations(document, run_id))
 
 
-def test_a_note_of_scores_that_came_from_elsewhere_moves_no_cursor(
-    trained: Root, ssmscale: Callable[..., Answer]
-) -> None:
+def test_a_note_of_scores_that_came_from_elsewhere_moves_no_cursor(trained: Root, ssmscale: Command) -> None:
     command = ("evaluate", "tiny", run_ids(trained)[0], "--root", trained.path, "--limit", 1)
     assert ssmscale(*command).status == 0
     (path,) = evaluation_folder(trained, run_ids(trained)[0]).glob("[0-9a-f]*[0-9a-f].json")
@@ -270,7 +267,7 @@ def document_iterations(document: dict[str, Any], run_id: str) -> int:
 
 
 def test_a_tracker_that_is_gone_costs_a_warning_and_hears_it_from_sync(
-    trained: Root, empty_store: Path, monkeypatch: pytest.MonkeyPatch, ssmscale: Callable[..., Answer]
+    trained: Root, empty_store: Path, monkeypatch: pytest.MonkeyPatch, ssmscale: Command
 ) -> None:
     run = run_ids(trained)[0]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -296,7 +293,7 @@ def told(root: Root, run_id: str, metric: str, settings: str = "held-out") -> li
 
 
 def test_a_score_that_is_added_later_is_told_and_no_other_twice(
-    tracked_root: Root, study_fields: dict[str, Any]
+    tracked_root: Root, study_fields: Fields
 ) -> None:
     resolved = registered(tracked_root, study_fields)
     write_finished(tracked_root, resolved.points)
@@ -311,7 +308,7 @@ def test_a_score_that_is_added_later_is_told_and_no_other_twice(
         }
 
 
-def test_mistakes_are_named(trained: Root, tmp_path: Path, ssmscale: Callable[..., Answer]) -> None:
+def test_mistakes_are_named(trained: Root, tmp_path: Path, ssmscale: Command) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments, word in (
@@ -324,14 +321,11 @@ def test_mistakes_are_named(trained: Root, tmp_path: Path, ssmscale: Callable[..
         (["--device", "meta"], "--device meta: there is none here"),
         (["beef"], "begins the id of 0 runs"),
     ):
-        answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, *arguments)
-        assert answer.status == 2, (arguments, answer)
-        assert word in answer.err
-        assert "Traceback" not in answer.err
+        ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, *arguments).assert_refused(word)
 
 
 def test_a_run_whose_weights_are_not_here_is_told_and_the_others_are_evaluated(
-    trained: Root, ssmscale: Callable[..., Answer]
+    trained: Root, ssmscale: Command
 ) -> None:
     first, second = run_ids(trained)
     (trained.run(first) / "checkpoints" / "model.safetensors").unlink()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,9 +14,10 @@ from harness.record.status import RunState
 from ssmttm.errors import InputError
 from tests.harness.journals import registered, rows_of, write_finished
 from tests.harness.scores import SETTINGS, scored
+from tests.studies import Fields
 
 
-def test_every_score_of_a_finished_run_is_one_row(tmp_path: Path, study_fields: dict[str, Any]) -> None:
+def test_every_score_of_a_finished_run_is_one_row(tmp_path: Path, study_fields: Fields) -> None:
     root = Root(tmp_path / "runs")
     resolved = registered(root, study_fields)
     write_finished(root, resolved.points[:1])
@@ -38,7 +38,7 @@ def test_every_score_of_a_finished_run_is_one_row(tmp_path: Path, study_fields: 
     }
 
 
-def test_the_table_is_csv_of_exactly_the_agreed_columns(tmp_path: Path, study_fields: dict[str, Any]) -> None:
+def test_the_table_is_csv_of_exactly_the_agreed_columns(tmp_path: Path, study_fields: Fields) -> None:
     root = Root(tmp_path / "runs")
     resolved = registered(root, study_fields)
     write_finished(root, resolved.points)
@@ -60,7 +60,7 @@ def test_whatever_changes_a_value_changes_the_settings() -> None:
     assert changed[1].generation_digest == SETTINGS.generation_digest != changed[0].generation_digest
 
 
-def test_a_damaged_file_of_results_is_named(tmp_path: Path, study_fields: dict[str, Any]) -> None:
+def test_a_damaged_file_of_results_is_named(tmp_path: Path, study_fields: Fields) -> None:
     root = Root(tmp_path / "runs")
     resolved = registered(root, study_fields)
     write_finished(root, resolved.points)

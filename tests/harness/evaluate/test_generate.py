@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ from harness.record.root import Root, read_launch, read_run, write_launch
 from ssmttm.errors import InputError
 from ssmttm.generation import Sampling
 from ssmttm.model.config import Architecture
-from tests.conftest import Answer, files_below
+from tests.conftest import Command, files_below
 from tests.corpora import tone_codec, write_tiny_corpus
 
-Command = Callable[..., Answer]
 MAJOR, MINOR = "A made piece in C major, number 1.", "Slow strings in D minor, very quiet at first."
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +15,8 @@ from harness.plan.cluster import Profile
 from harness.plan.plan import PlannedRun
 from harness.submit.planning import planned
 from ssmttm.errors import InputError
+from tests.studies import Fields
 
-Fields = dict[str, Any]
 Series = Callable[..., list[PlannedRun]]
 
 FIELDS: Fields = {

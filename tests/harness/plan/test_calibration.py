@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.plan.speed import own_steps, write_calibration
 from harness.record.root import Root
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 
 def trained(root: Root, fields: Fields, tokens_per_second: float, device: str = "cpu", **more: float) -> None:

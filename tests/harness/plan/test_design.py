@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,39 +12,35 @@ from harness.plan.candidates import Candidates, candidates_of, grid_fields
 from harness.record.root import Root
 from harness.study.schema import load_study
 from harness.submit.planning import planned
-from tests.conftest import Answer
+from tests.conftest import Command, Write
 from tests.harness.journals import write_finished
-
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
+from tests.studies import Fields
 
 
 def test_the_design_joins_the_plans_notes_and_says_what_cannot_be_fitted(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
-    answer = ssmscale("plan", study, "--design", "--json")
-    assert answer.status == 0, answer.err
-    design = json.loads(answer.out)["design"]
+    design = ssmscale("plan", study, "--design", "--json").document["design"]
     assert {"law", "prior", "noise", "size_ratio", "architectures", "notes"} <= set(design)
     assert {"speed_assumed", "prior_assumed", "not_identified"} <= {note["code"] for note in design["notes"]}
     assert "Prefix SiMBA has 1 size" in ssmscale("plan", study, "--design").out
 
 
 def test_a_prior_stated_in_the_study_is_taken_and_is_no_part_of_a_run(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
-    before = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    before = ssmscale("plan", write_study(study_fields), "--json").document["runs"]
     law = {"E": 1.5, "A": 900.0, "B": 2000.0, "alpha": 0.7, "beta": 0.6}
     study_fields["design"] = {"prior": {"prefix_simba": law}, "noise": {"series": 0.002, "run": 0.01}}
-    plan = json.loads(ssmscale("plan", write_study(study_fields), "--design", "--json").out)
+    plan = ssmscale("plan", write_study(study_fields), "--design", "--json").document
     assert plan["design"]["prior"] == {"prefix_simba": law}
     assert plan["design"]["noise"] == {"series": 0.002, "run": 0.01}
     assert plan["runs"] == before
 
 
 def test_what_cannot_be_planned_with_is_refused_in_one_sentence(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
     for arguments, words in (
@@ -77,7 +70,7 @@ def three_sizes(study_fields: Fields) -> Fields:
 
 @pytest.mark.parametrize("kind", ["wsd", "cosine"])
 def test_what_a_grid_is_said_to_cost_is_what_the_plan_of_it_costs(
-    three_sizes: Fields, write_study: Callable[..., Path], tmp_path: Path, kind: str
+    three_sizes: Fields, write_study: Write, tmp_path: Path, kind: str
 ) -> None:
     three_sizes["training"]["schedule"] |= {"kind": kind}
     _, made = planned(str(write_study(three_sizes)), tmp_path, None, None)
@@ -102,9 +95,7 @@ def test_what_a_grid_is_said_to_cost_is_what_the_plan_of_it_costs(
     assert grown.totals()["gpu_hours_reused"] > 0
 
 
-def test_a_chosen_grid_is_pasted_as_it_is_written(
-    three_sizes: Fields, write_study: Callable[..., Path]
-) -> None:
+def test_a_chosen_grid_is_pasted_as_it_is_written(three_sizes: Fields, write_study: Write) -> None:
     study = load_study(write_study(three_sizes))
     chosen = {"sizes": ["d16", "d32"], "iterations": [10, 40], "seeds": [0]}
     chosen["replicates"] = [{"sizes": ["d16"], "seeds": [1, 2, 3]}]
@@ -117,7 +108,7 @@ def test_a_chosen_grid_is_pasted_as_it_is_written(
 
 
 def test_a_budget_too_small_for_any_grid_is_refused_with_what_would_do(
-    three_sizes: Fields, write_study: Callable[..., Path], ssmscale: Command
+    three_sizes: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     answer = ssmscale("plan", write_study(three_sizes), "--budget", "1e-9", "--json")
     assert (answer.status, answer.out, len(answer.err.splitlines())) == (2, "", 1)

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from harness.plan.resources import NAME
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
 from harness.train.stopping import is_out_of_memory
-from tests.conftest import Answer
+from tests.conftest import Command, Write
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared, progress_of, series_folder, train
+from tests.studies import Fields
 from tests.waiting import PATIENCE
 
-Fields = dict[str, Any]
 MIB = 2**20
 
 
@@ -110,7 +110,7 @@ def test_where_not_even_one_sequence_fits_the_run_fails_with_what_would(
 
 
 def test_later_series_of_that_shape_and_the_plan_begin_with_what_fitted(
-    study_fields: Fields, tmp_path: Path, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, tmp_path: Path, write_study: Write, ssmscale: Command
 ) -> None:
     from harness.plan.resources import remember
     from harness.record.root import Layout
@@ -119,7 +119,7 @@ def test_later_series_of_that_shape_and_the_plan_begin_with_what_fitted(
     ((_, runs),) = prepared(root, study_fields)
     remember(root.study("tiny"), runs[0], Layout(micro_batch=8, zero_stage=0), "cpu", None)
     study_fields["grid"] |= {"seeds": [5], "iterations": [4]}
-    (row,) = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    (row,) = ssmscale("plan", write_study(study_fields), "--json").document["runs"]
     assert (row["micro_batch"], row["accumulation"]) == (4, 2)
     assert "ran out of memory" in row["why"]["micro_batch"]
     train(root, study_fields)

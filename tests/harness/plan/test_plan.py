@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,62 +21,49 @@ from harness.submit.planning import planned
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
-from tests.conftest import REPOSITORY, Answer
+from tests.conftest import REPOSITORY, Command, Write
+from tests.harness.conftest import PlanOf
 from tests.harness.journals import write_finished
 from tests.harness.trainer import train
+from tests.studies import Fields
 
-Fields = dict[str, Any]
+FACTS = {"n_codebooks": 2, "codebook_size": 64, "frames": 50}
+ROW = """
+run_id series architecture n_params n_params_non_embedding iterations tokens flops seed state nodes gpus
+zero_stage micro_batch accumulation memory_gib wall_hours gpu_hours disk_gib
+"""
 
 
-def test_the_document_has_what_other_programs_read(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
-) -> None:
-    plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+def test_the_document_has_what_other_programs_read(study_fields: Fields, plan_of: PlanOf) -> None:
+    plan = plan_of(study_fields)
     assert set(plan) == {"study", "sizes", "runs", "totals", "design"}
     row = plan["runs"][0]
-    assert {
-        *(
-            "run_id",
-            "series",
-            "architecture",
-            "n_params",
-            "n_params_non_embedding",
-            "iterations",
-            "tokens",
-            "flops",
-        ),
-        *("seed", "state", "nodes", "gpus", "zero_stage", "micro_batch", "accumulation", "memory_gib"),
-        *("wall_hours", "gpu_hours", "disk_gib"),
-    } <= set(row)
+    assert set(ROW.split()) <= set(row)
     assert (row["state"], row["tokens"]) == ("new", 5 * 8 * 50 * 2)
     assert plan["totals"]["series"] == 1
     assert plan["totals"]["disk_gib"] == pytest.approx(sum(run["disk_gib"] for run in plan["runs"]))
     assert plan["totals"]["disk_peak_gib"] > plan["totals"]["disk_gib"] > 0
 
 
-def test_a_shared_trunk_is_paid_for_once(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
-) -> None:
+def test_a_shared_trunk_is_paid_for_once(study_fields: Fields, plan_of: PlanOf) -> None:
     study_fields["grid"]["iterations"] = [10, 20, 40]
-    totals = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["totals"]
+    totals = plan_of(study_fields)["totals"]
     # Trunk to 32 steps and decays of 2, 4 and 8: 46 steps where 70 would be taken alone, and one start for three.
     assert 1 / 3 < totals["gpu_hours"] / totals["gpu_hours_independent"] < 46 / 70
 
 
-def test_what_is_finished_costs_nothing_more(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
-) -> None:
+def test_what_is_finished_costs_nothing_more(study_fields: Fields, plan_of: PlanOf) -> None:
     train(Root(Path("runs").absolute()), study_fields)
     longer = copy.deepcopy(study_fields)
     longer["grid"]["iterations"] = [5, 10, 20]
-    plan = json.loads(ssmscale("plan", write_study(longer), "--json").out)
+    plan = plan_of(longer)
     assert [run["state"] for run in plan["runs"]] == ["done", "done", "new"]
     assert plan["totals"]["gpu_hours"] == pytest.approx(plan["runs"][2]["gpu_hours"])
     assert plan["totals"]["gpu_hours_independent"] > plan["totals"]["gpu_hours"]
 
 
 def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
-    study_fields: Fields, write_study: Callable[..., Path], tmp_path: Path
+    study_fields: Fields, write_study: Write, tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {"iterations": [1000, 2000, 4000, 8000]}
     study = write_study(study_fields)
@@ -93,33 +79,19 @@ def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
 
 
 def test_failed_and_cancelled_runs_are_nothing_to_spend(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
-    whole = json.loads(ssmscale("plan", study, "--json").out)
+    whole = ssmscale("plan", study, "--json").document
     ssmscale("cancel", study, whole["runs"][1]["run_id"])
-    left = json.loads(ssmscale("plan", study, "--json").out)
+    left = ssmscale("plan", study, "--json").document
     assert left["totals"]["gpu_hours"] == pytest.approx(whole["runs"][0]["gpu_hours"])
 
 
-def test_planning_a_corpus_that_is_elsewhere_gives_null_ids(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
-) -> None:
-    facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48}
-    study_fields["corpus"] = {"path": "elsewhere", "facts": facts}
-    plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
-    assert {run["run_id"] for run in plan["runs"]} == {None}
-    assert "corpus_unknown" in {note["code"] for note in plan["design"]["notes"]}
-
-
-def test_a_corpus_may_have_other_clips_than_were_planned_for(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
-) -> None:
-    facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50}
-
+def test_a_corpus_may_have_other_clips_than_were_planned_for(study_fields: Fields, plan_of: PlanOf) -> None:
     def planned(clips: int) -> tuple[list[Fields], dict[str, str]]:
-        study_fields["corpus"]["facts"] = facts | {"clips": clips}
-        plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+        study_fields["corpus"]["facts"] = FACTS | {"clips": clips}
+        plan = plan_of(study_fields)
         return plan["runs"], {note["code"]: note["text"] for note in plan["design"]["notes"]}
 
     runs, notes = planned(48)
@@ -131,24 +103,21 @@ def test_a_corpus_may_have_other_clips_than_were_planned_for(
 
 
 def test_planning_fetches_no_encoder_and_submitting_says_that_it_is_missing(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, plan_of: PlanOf, ssmscale: Command
 ) -> None:
     study_fields["text"] = {"encoder": "nobody/no-such-encoder", "dim": 16}
-    study = write_study(study_fields)
-    plan = json.loads(ssmscale("plan", study, "--json").out)
+    plan = plan_of(study_fields)
     assert {(run["run_id"], run["series"]) for run in plan["runs"]} == {(None, None)}
     (text,) = [note["text"] for note in plan["design"]["notes"] if note["code"] == "text_unknown"]
     assert "nobody/no-such-encoder is not here" in text
-    answer = ssmscale("submit", study, "--on", "local", "--dry-run")
-    assert answer.status == 2
-    assert "text.encoder" in answer.err
+    submitted = ssmscale("submit", write_study(study_fields), "--on", "local", "--dry-run")
+    submitted.assert_refused("text.encoder")
     study_fields["text"]["fingerprint"] = "1" * 64
-    plan = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
-    assert None not in {run["run_id"] for run in plan["runs"]}
+    assert None not in {run["run_id"] for run in plan_of(study_fields)["runs"]}
 
 
 def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study_fields["grid"] |= {
         "architectures": {
@@ -161,7 +130,7 @@ def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
         },
     }
     study = write_study(study_fields)
-    plan = json.loads(ssmscale("plan", study, "--json").out)
+    plan = ssmscale("plan", study, "--json").document
     sizes = {(size["size"], size["architecture"]): size for size in plan["sizes"]}
     counts = {(run["size"], run["architecture"]): run["n_params"] for run in plan["runs"]}
     assert {key: size["n_params"] for key, size in sizes.items()} == counts
@@ -175,15 +144,8 @@ def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
     assert sizes["plain", "prefix_simba"]["deviation"] is None
     line = next(line for line in ssmscale("plan", study).out.splitlines() if "cross_transformer" in line)
     off = [f"{theirs[key]:+.2%}" for key in ("deviation", "reference_deviation")]
-    assert line.split()[2:] == [
-        f"{theirs['n_blocks']}",
-        "32",
-        f"{theirs['n_params']:,}",
-        "50,000",
-        off[0],
-        "40,000",
-        off[1],
-    ]
+    shown = (f"{theirs['n_blocks']}", "32", f"{theirs['n_params']:,}", "50,000", off[0], "40,000", off[1])
+    assert tuple(line.split()[2:]) == shown
     del study_fields["grid"]["sizes"]["xs"], study_fields["grid"]["architectures"]["cross_transformer"]
     said = ssmscale("plan", write_study(study_fields)).out
     assert "asked for" not in said
@@ -207,9 +169,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
         choose_layout(8, 3, 8, 0, 1)
 
 
-def test_a_small_memory_takes_smaller_micro_batches(
-    study_fields: Fields, write_study: Callable[..., Path]
-) -> None:
+def test_a_small_memory_takes_smaller_micro_batches(study_fields: Fields, write_study: Write) -> None:
     path = write_study(study_fields)
     study = load_study(path)
     run = resolve(study, Root(Path("runs")), str(path)).points[0].run
@@ -227,67 +187,51 @@ def bytes_below(root: Root) -> int:
     ("ranks", "stage"),
     [
         *[(1, stage) for stage in range(4)],
-        pytest.param(2, 0, marks=pytest.mark.verify),
-        pytest.param(2, 1, marks=pytest.mark.verify),
-        (2, 2),
-        (2, 3),
+        *[pytest.param(2, stage, marks=pytest.mark.verify) for stage in (0, 1)],
+        *[(2, stage) for stage in (2, 3)],
     ],
 )
 def test_the_disk_a_run_leaves_is_what_was_planned(
-    study_fields: Fields,
-    tmp_path: Path,
-    ssmscale: Callable[..., Answer],
-    write_study: Callable[..., Path],
-    stage: int,
-    ranks: int,
+    study_fields: Fields, tmp_path: Path, ssmscale: Command, write_study: Write, stage: int, ranks: int
 ) -> None:
     study_fields["grid"] |= {"sizes": {"wide": {"n_blocks": 1, "d_model": 256}}, "iterations": [2, 5]}
     study_fields["training"] |= {"batch": 2, "schedule": {"warmup": 0}, "eval_clips": 2}
     study_fields["resources"] = {"ranks": ranks, "zero_stage": stage}
     root = Root(tmp_path / "runs")
-    planned = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)
+    study = write_study(study_fields)
+    planned = ssmscale("plan", study, "--json").document
     if ranks == 1:
         train(root, study_fields, zero_stage=stage)
     else:
-        submitted = ssmscale("submit", write_study(study_fields), "--on", "local")
+        submitted = ssmscale("submit", study, "--on", "local")
         assert submitted.status == 0, submitted.err
     assert planned["totals"]["disk_gib"] * 2**30 == pytest.approx(bytes_below(root), rel=0.05)
 
 
-def test_a_branch_point_two_runs_share_is_counted_once(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
-) -> None:
+def test_a_branch_point_two_runs_share_is_counted_once(study_fields: Fields, plan_of: PlanOf) -> None:
     study_fields["training"]["schedule"] = {"warmup": 0, "decay_fraction": 0.9}
     study_fields["grid"]["iterations"] = [5, 6, 20]  # they leave the trunk at 1, 1 and 2
-    first, second, third = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    first, second, third = plan_of(study_fields)["runs"]
     assert first["disk_gib"] == third["disk_gib"] == pytest.approx(4 * second["disk_gib"])
 
 
 def test_a_disk_too_small_for_the_study_is_said_with_the_figures(
-    study_fields: Fields,
-    write_study: Callable[..., Path],
-    ssmscale: Callable[..., Answer],
-    monkeypatch: pytest.MonkeyPatch,
+    study_fields: Fields, write_study: Write, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     study, nearly_full = write_study(study_fields), shutil.disk_usage("/")._replace(free=2**16)
     assert "disk_short" not in ssmscale("plan", study).out
     monkeypatch.setattr(shutil, "disk_usage", lambda path: nearly_full)
-    (note,) = [
-        note["text"]
-        for note in json.loads(ssmscale("plan", study, "--json").out)["design"]["notes"]
-        if note["code"] == "disk_short"
-    ]
+    notes = ssmscale("plan", study, "--json").document["design"]["notes"]
+    (note,) = [note["text"] for note in notes if note["code"] == "disk_short"]
     assert "runs has 6.104e-05 GiB free" in note
 
 
 def test_more_checkpoints_kept_and_more_series_at_once_need_more_disk(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Callable[..., Answer]
+    study_fields: Fields, plan_of: PlanOf
 ) -> None:
     def passing(**resources: Any) -> float:
         study_fields["resources"] = resources
-        totals = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["totals"]
+        totals = plan_of(study_fields)["totals"]
         return totals["disk_peak_gib"] - totals["disk_gib"]
 
     study_fields["grid"]["seeds"] = [0, 1, 2]
@@ -329,11 +273,11 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_papers_studies_are_planned_without_corpus_and_encoder_to_the_parameter(
-    name: str, ssmscale: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+    name: str, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = REPOSITORY / "sweeps" / f"{name}.yaml"
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    plan = json.loads(ssmscale("plan", sweep, "--cluster", "h100x8", "--json").out)
+    plan = ssmscale("plan", sweep, "--cluster", "h100x8", "--json").document
     assert {run["run_id"] for run in plan["runs"]} == {None}
     assert plan["totals"]["gpu_hours"] > 100
     (note,) = [note["text"] for note in plan["design"]["notes"] if note["code"] == "corpus_unknown"]
@@ -347,10 +291,8 @@ def test_the_papers_studies_are_planned_without_corpus_and_encoder_to_the_parame
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_the_papers_studies_take_the_corpus_that_their_command_builds(name: str) -> None:
     header = (REPOSITORY / "sweeps" / "scaling_down.yaml").read_text()
-    seconds, codebooks = (
-        float(re.search(rf"{option} ([\d.]+)", header)[1])  # type: ignore[index]
-        for option in ("--segment-seconds", "--codebooks")
-    )
+    asked = dict(re.findall(r"(--segment-seconds|--codebooks) ([\d.]+)", header))
+    seconds, codebooks = float(asked["--segment-seconds"]), float(asked["--codebooks"])
     rates = {"sample_rate": 44_100, "frame_rate": 44_100 / 512, "codebook_size": 1024}  # descript/dac_44khz
     codec = CodecFacts(name="dac", fingerprint="0" * 64, n_codebooks=int(codebooks), **rates)
     spec = BuildSpec(source="folder", audio=Path(), codec="dac", segment_seconds=seconds).settled(codec)

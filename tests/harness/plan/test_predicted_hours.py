@@ -24,6 +24,7 @@ from harness.train.worker import train_series
 from tests.conftest import REPOSITORY
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import prepared
+from tests.studies import Fields
 
 ITERATIONS = 100
 
@@ -31,7 +32,7 @@ ITERATIONS = 100
 def demo(folder: Path) -> dict[str, Any]:
     """The demo with one length, on a corpus of its shape."""
     text = (REPOSITORY / "sweeps" / "demo.yaml").read_text(encoding="utf-8")
-    fields: dict[str, Any] = yaml.safe_load(text)
+    fields: Fields = yaml.safe_load(text)
     write_tiny_corpus(folder / "corpus", codebooks=2, frames=256, codebook_size=256)
     fields["corpus"] |= {"path": str(folder / "corpus")}
     fields["grid"] |= {"iterations": [ITERATIONS], "replicates": []}
@@ -39,7 +40,7 @@ def demo(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def trained_seconds(root: Root, fields: dict[str, Any]) -> dict[str, float]:
+def trained_seconds(root: Root, fields: Fields) -> dict[str, float]:
     """Train what is missing of a study; returns the seconds of each Series by its id."""
     taken = {}
     for place, runs in prepared(root, fields):

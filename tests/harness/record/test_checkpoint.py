@@ -22,11 +22,11 @@ from harness.record.root import Layout, Root, read_launch
 from harness.train.checkpoint import Saver, load, save
 from harness.train.engine import Engine
 from harness.train.ranks import initialise_ranks
-from tests.conftest import tiny_study
+from tests.conftest import flip_a_byte
+from tests.harness.fuzzing import Planted
 from tests.harness.journals import read_events, registered
-from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps
-
-Fields = dict[str, Any]
+from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps, undisturbed
+from tests.studies import Fields, tiny_study
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,6 @@ def root(trained: Path, tmp_path: Path) -> Root:
 def newest(root: Root) -> Checkpoint:
     """The trunk's newest checkpoint."""
     return checkpoints.marked(series_folder(root) / "checkpoints")[-1]
-
-
-class Crafted:
-    """A pickle that makes a folder where it is loaded."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.folder),)
 
 
 def write(checkpoint: Checkpoint, files: dict[str, bytes]) -> Checkpoint:
@@ -83,12 +73,8 @@ def test_whole_checkpoints_have_no_problem_and_know_their_held_out_loss(root: Ro
     folder = series_folder(root) / "checkpoints"
     evals = read_progress(series_folder(root)).evals
     held = checkpoints.marked(folder)
-    assert [(found.marker.step, found.marker.branch) for found in held] == [
-        (2, False),
-        (4, True),
-        (6, False),
-        (8, True),
-    ]
+    steps = [(found.marker.step, found.marker.branch) for found in held]
+    assert steps == [(2, False), (4, True), (6, False), (8, True)]
     assert [found.marker.loss for found in held] == [evals[step]["loss"] for step in (2, 4, 6, 8)]
     assert [problem for found in held for problem in problems(found)] == []
 
@@ -110,23 +96,22 @@ def test_what_deepspeed_writes_loads_under_the_explicit_list(
     "name", ["mp_rank_00_model_states.pt", "more.pt", "more.bin", "more", "sub/more.json"]
 )
 def test_a_crafted_pickle_is_refused_whatever_its_file_is_called(
-    newest: Checkpoint, tmp_path: Path, name: str
+    newest: Checkpoint, planted: Planted, name: str
 ) -> None:
-    (problem,) = problems(write(newest, {name: pickle.dumps(Crafted(tmp_path / "executed"))}))
+    (problem,) = problems(write(newest, {name: planted.pickled}))
     assert Path(name).name in problem
-    assert not (tmp_path / "executed").exists()
+    planted.assert_not_executed()
 
 
 def test_deepspeed_itself_loads_nothing_crafted(
-    root: Root, study_fields: Fields, newest: Checkpoint, tmp_path: Path
+    root: Root, study_fields: Fields, newest: Checkpoint, planted: Planted
 ) -> None:
     ((_, runs),) = prepared(root, study_fields)
     engine = Engine(runs[0], Layout(micro_batch=8), initialise_ranks(1))
-    name = next(iter(newest.marker.files))
-    crafted = write(newest, {name: pickle.dumps(Crafted(tmp_path / "executed"))})
+    crafted = write(newest, {next(iter(newest.marker.files)): planted.pickled})
     with pytest.raises(pickle.UnpicklingError):
         load(engine, crafted)
-    assert not (tmp_path / "executed").exists()
+    planted.assert_not_executed()
 
 
 def test_a_file_the_marker_does_not_list_is_refused(newest: Checkpoint) -> None:
@@ -167,13 +152,7 @@ def test_a_marker_that_names_files_outside_its_tag_is_refused(newest: Checkpoint
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [
-        ("", "EOF"),
-        ("\xff", "JSON"),
-        ("{}", "step"),
-        ('{"from": "the future"}', "step"),
-        (None, "step 2"),
-    ],
+    [("", "EOF"), ("\xff", "JSON"), ("{}", "step"), ('{"from": "the future"}', "step"), (None, "step 2")],
 )
 def test_a_marker_that_cannot_be_read_is_reported_and_left_where_it_is(
     newest: Checkpoint, text: str | None, why: str
@@ -215,13 +194,9 @@ def test_a_damaged_checkpoint_does_not_occupy_its_step(
     root: Root, study_fields: Fields, newest: Checkpoint, tmp_path: Path
 ) -> None:
     file = newest.path / next(iter(newest.marker.files))
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    flip_a_byte(file)
     assert not checkpoints.keep(newest.folder, newest.marker.step, branch=True)
     study_fields["grid"]["iterations"] = [5, 10, 20]
-    apart = Root(tmp_path / "apart")
-    train(apart, study_fields)
     train(root, study_fields, checkpoint_every=4, keep_last=9)
     assert trunk_steps(root)[0] == 7  # from the good one before it
     told = [event["text"] for event in read_events(series_folder(root)) if event["event"] == Event.WARNING]
@@ -230,7 +205,7 @@ def test_a_damaged_checkpoint_does_not_occupy_its_step(
     again = {held.tag: held for held in checkpoints.marked(newest.folder)}[newest.tag]
     assert checkpoints.problem_with(again) is None
     assert not list(newest.folder.glob("*.damaged"))
-    assert losses(root, study_fields) == losses(apart, study_fields)
+    assert losses(root, study_fields) == undisturbed(tmp_path, study_fields)
 
 
 def test_an_attempt_that_was_replaced_while_it_saved_marks_nothing(

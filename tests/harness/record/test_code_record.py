@@ -173,9 +173,7 @@ def test_what_an_editor_leaves_among_the_sources_is_no_part_of_the_code(
     assert record_of(checkout, tmp_path / "study").sources == before
 
 
-def test_a_process_whose_code_cannot_be_read_does_not_know_its_state(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_process_whose_code_cannot_be_read_does_not_know_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(_: Path) -> bytes:
         raise PermissionError
 

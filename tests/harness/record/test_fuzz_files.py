@@ -6,24 +6,19 @@ import hashlib
 import io
 import json
 import shutil
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
-from harness.archive.export import count_members
 from harness.record import checkpoints
 from harness.record.journal import Event, read_progress
 from harness.record.registry import ResolvedStudy
 from harness.record.root import read_run
-from tests.conftest import Answer
+from tests.conftest import Command
+from tests.harness.bundles import members_of, rewritten
 from tests.harness.fuzzing import Case, Planted, damaged, dumped, hashes, mutations, refused, repeat, strictly
 from tests.harness.records import finish_all, lines_of
-
-Command = Callable[..., Answer]
-
 
 # -- checkpoints
 
@@ -48,11 +43,7 @@ def checkpoint_cases(
 
 
 def test_a_checkpoint_is_good_or_has_a_problem_and_pruning_touches_nothing_else(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     import torch
 
@@ -91,45 +82,21 @@ def test_a_checkpoint_is_good_or_has_a_problem_and_pruning_touches_nothing_else(
 # -- bundles
 
 
-def zipped(members: dict[str, bytes]) -> bytes:
-    """A bundle of these members, its list of contents brought up to date where there is one to be read."""
-    facts = {
-        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in members.items()
-        if name != "bundle.json"
-    }
-    contents = json.loads(members["bundle.json"])
-    if isinstance(contents, dict) and "members" in contents:
-        contents |= {"members": facts, "counts": count_members(facts).model_dump()}
-    box = io.BytesIO()
-    with zipfile.ZipFile(box, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, dumped(contents) if name == "bundle.json" else content)
-    return box.getvalue()
-
-
 @st.composite
-def bundle_cases(draw: st.DrawFn, kind: str, bundle: bytes, planted: Planted) -> Case:
-    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
+def bundle_cases(draw: st.DrawFn, kind: str, bundle: Path, planted: Planted) -> Case:
+    members = members_of(bundle)
     name = draw(st.sampled_from(sorted(members)))
     if kind == "valid":
         journal = next(key for key in members if key.endswith(".jsonl"))
         first, *rest = members[journal].splitlines(keepends=True)
         noted = json.loads(first) | {"note": draw(st.text(max_size=8)), "more": draw(st.integers())}
         members[journal] = lines_of([noted]) + b"".join(rest)
-        return Case(kind, zipped({key: members[key] for key in draw(st.permutations(sorted(members)))}))
+        return Case(kind, {key: members[key] for key in draw(st.permutations(sorted(members)))})
     if kind == "broken" and draw(st.booleans()):
-        return Case(kind, draw(damaged(bundle)))
+        return Case(kind, draw(damaged(bundle.read_bytes())))
     if kind == "broken":
-        return Case(
-            kind,
-            zipped(
-                members | {name: draw(damaged(members[name]))}
-                if name != "bundle.json"
-                else {**members, "x": b""}
-            ),
-        )
+        spoilt = {"x": b""} if name == "bundle.json" else {name: draw(damaged(members[name]))}
+        return Case(kind, members | spoilt)
     if name.endswith(".jsonl"):
         events = [json.loads(line) for line in members[name].splitlines()]
         members[name] = lines_of(draw(mutations(events)))
@@ -137,22 +104,21 @@ def bundle_cases(draw: st.DrawFn, kind: str, bundle: bytes, planted: Planted) ->
         members[name] = dumped(draw(mutations(json.loads(members[name]))))
     else:
         members[name] = draw(st.one_of(damaged(members[name]), st.just(planted.pickled)))
-    return Case(kind, zipped(members))
+    return Case(kind, members)
 
 
 def test_a_bundle_is_imported_whole_or_refused_and_then_nothing_is_written(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finish_all(resolved)
     assert ssmscale("export", "tiny", "--out", "whole.zip").status == 0
-    whole, path, here = Path("whole.zip").read_bytes(), tmp_path / "case.zip", tmp_path / "here"
+    whole, path, here = Path("whole.zip"), tmp_path / "case.zip", tmp_path / "here"
 
     def check(case: Case) -> None:
-        path.write_bytes(case.content)
+        if isinstance(case.content, bytes):
+            path.write_bytes(case.content)
+        else:
+            rewritten(case.content, path)
         shutil.rmtree(here, ignore_errors=True)
         before = hashes(tmp_path)
         answer = ssmscale("import", path, "--root", here)

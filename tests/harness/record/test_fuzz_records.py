@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from harness.record.registry import ResolvedStudy
 from harness.record.root import read_launch
 from harness.train.worker import group_by_series
 from ssmttm.errors import InputError
-from tests.conftest import Answer
+from tests.conftest import Command
 from tests.harness.fuzzing import (
     Case,
     Planted,
@@ -31,22 +30,13 @@ from tests.harness.fuzzing import (
     repeat,
     strictly,
 )
+from tests.harness.journals import measured_at
 from tests.harness.records import ELSEWHERE, finish_all, lines_of, result_of, written
 
-Command = Callable[..., Answer]
 # -- journals
 
 NOT_OURS = st.sampled_from(
-    [
-        b"\xff\xfe\n",
-        b"{}\n",
-        b"null\n",
-        b"[1, 2]\n",
-        b"\n",
-        b'{"t": 1}\n',
-        b'{"t": 1, "event": 5}\n',
-        b"\0" * 40 + b"\n",
-    ]
+    [b"\xff\xfe", b"{}", b"null", b"[1, 2]", b"", b'{"t": 1}', b'{"t": 1, "event": 5}', b"\0" * 40]
 )
 TORN = st.sampled_from([b"", b'{"t": 1.0, "event": "fin', b"{", b"\xff"])
 
@@ -58,15 +48,7 @@ def histories(draw: st.DrawFn, finished: dict[str, Any]) -> list[list[dict[str, 
     for number in range(draw(st.integers(0, 3))):
         events: list[dict[str, Any]] = [{"t": 1.0 + number, "event": "started", "step": 8, **ELSEWHERE}]
         events += [
-            {
-                "t": 2.0,
-                "event": "step",
-                "step": step,
-                "loss": draw(loss),
-                "lr": 1e-3,
-                "tokens": step,
-                "tokens_per_second": 1.0,
-            }
+            {"t": 2.0, "event": "step", **measured_at(step), "loss": draw(loss)}
             for step in range(9, 9 + draw(st.integers(0, 2)))
         ]
         end = draw(st.sampled_from(["finished", "failed", "preempted", "nothing", "nothing"]))
@@ -90,7 +72,7 @@ def journal_cases(draw: st.DrawFn, kind: str, finished: dict[str, Any], planted:
     for events in attempts:
         lines = lines_of(events).splitlines(keepends=True)
         for _ in range(draw(st.integers(0, 3))):
-            lines.insert(draw(st.integers(0, len(lines))), draw(NOT_OURS))
+            lines.insert(draw(st.integers(0, len(lines))), draw(NOT_OURS) + b"\n")
         contents.append(b"".join(lines) + draw(TORN))
     if kind == "broken":
         contents = [draw(st.one_of(damaged(content), st.just(planted.pickled))) for content in contents]
@@ -103,9 +85,13 @@ def model_of(attempts: list[list[dict[str, Any]]]) -> dict[str, Any]:
     ends = [event for event in events if event["event"] not in {"step"}]
     last = ends[-1] if ends else None
     steps = {event["step"]: event["loss"] for event in events if event["event"] == "step"}
-    told: dict[str, Any] = {"state": "interrupted" if events else "new", "loss": None, "reason": None}
-    told["iterations_done"] = [e["step"] for e in events if "step" in e][-1] if events else 0
-    told["train_loss"] = steps[max(steps)] if steps else None
+    told: dict[str, Any] = {
+        "state": "interrupted" if events else "new",
+        "loss": None,
+        "reason": None,
+        "iterations_done": [e["step"] for e in events if "step" in e][-1] if events else 0,
+        "train_loss": steps[max(steps)] if steps else None,
+    }
     if last is not None and last["event"] == "finished":
         told |= {"state": "done", "loss": last["loss"], "iterations_done": 10}
     elif last is not None and last["event"] == "failed":
@@ -116,11 +102,7 @@ def model_of(attempts: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def test_a_journal_says_what_its_good_lines_say(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finished, run_id = result_of(resolved, 1, 3.0), resolved.points[1].run.run_id
 
@@ -153,14 +135,8 @@ def test_a_journal_says_what_its_good_lines_say(
 @st.composite
 def control_cases(draw: st.DrawFn, kind: str, runs: list[str]) -> Case:
     some = st.lists(st.sampled_from(runs), max_size=3)
-    events = [
-        {
-            "t": 1.0,
-            "event": draw(st.sampled_from(["cancelled", "retried", "submitted", "pruned"])),
-            "runs": draw(some),
-        }
-        for _ in range(draw(st.integers(0, 6)))
-    ]
+    kinds = st.sampled_from(["cancelled", "retried", "submitted", "pruned"])
+    events = [{"t": 1.0, "event": draw(kinds), "runs": draw(some)} for _ in range(draw(st.integers(0, 6)))]
     for event in events:
         if event["event"] == "submitted":
             event["process"] = ELSEWHERE
@@ -175,10 +151,7 @@ def control_cases(draw: st.DrawFn, kind: str, runs: list[str]) -> Case:
 
 
 def test_a_control_file_says_what_its_good_lines_say(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path
 ) -> None:
     runs = [point.run.run_id for point in resolved.points]
     path = resolved.root.study("tiny") / "control.jsonl"
@@ -211,10 +184,11 @@ def file_cases(draw: st.DrawFn, kind: str, files: dict[Path, Any], planted: Plan
     path = draw(st.sampled_from(list(files)))
     if kind == "valid":
         document = {key: files[path][key] for key in draw(st.permutations(sorted(files[path])))}
-        text = json.dumps(document, indent=draw(st.sampled_from([None, 1, 4]))) + draw(
-            st.text(" \t\r\n", max_size=9)
+        text, blanks = (
+            json.dumps(document, indent=draw(st.sampled_from([None, 1, 4]))),
+            st.text(" \t\r\n", max_size=9),
         )
-        return Case(kind, (path, text.encode()))
+        return Case(kind, (path, (text + draw(blanks)).encode()))
     if kind == "mutated":
         return Case(kind, (path, dumped(draw(mutations(files[path])))))
     torn = st.one_of(damaged(dumped(files[path])), st.just(planted.pickled), st.just(b"[" * 100_000))
@@ -222,25 +196,18 @@ def file_cases(draw: st.DrawFn, kind: str, files: dict[Path, Any], planted: Plan
 
 
 def test_the_json_of_root_is_read_right_or_refused_by_name(
-    times: int,
-    resolved: ResolvedStudy,
-    ssmscale: Command,
-    tmp_path: Path,
-    planted: Planted,
+    times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finish_all(resolved)
     root, run = resolved.root, resolved.points[0].run
     launch = {"corpus": "c", "control": "c.jsonl", "dispatcher": "local", "micro_batch": 4}
     (root.series(run.series_id) / "launch.json").write_bytes(dumped(launch))
-    (root.study("tiny") / "calibration.json").write_bytes(
-        dumped({"flops_per_second": {"prefix_simba/xs": 1e9}})
-    )
+    calibrated = {"flops_per_second": {"prefix_simba/xs": 1e9}}
+    (root.study("tiny") / "calibration.json").write_bytes(dumped(calibrated))
     paths = [
-        root.study("tiny") / "study.json",
-        root.study("tiny") / "calibration.json",
+        *(root.study("tiny") / name for name in ("study.json", "calibration.json")),
         root.run(run.run_id) / "run.json",
-        root.series(run.series_id) / "series.json",
-        root.series(run.series_id) / "launch.json",
+        *(root.series(run.series_id) / name for name in ("series.json", "launch.json")),
     ]
     files = {path: json.loads(path.read_bytes()) for path in paths}
     bundle = tmp_path / "out.zip"
@@ -250,19 +217,20 @@ def test_the_json_of_root_is_read_right_or_refused_by_name(
         path.write_bytes(content)
         before = hashes(tmp_path)
         try:
-            for verb in (
-                ["status", "--json"],
-                ["plan", "--json"],
-                ["prune", "--dry-run", "--json"],
-                ["export", "--out", bundle],
+            for verb, *options in (
+                ("status", "--json"),
+                ("plan", "--json"),
+                ("prune", "--dry-run", "--json"),
             ):
-                answer = ssmscale(verb[0], "tiny", *verb[1:])
-                # a study changed into another that is right may have nothing to export, which is no fault of the file
-                if not refused(answer, "tiny" if verb[0] == "export" else path.name):
-                    assert verb[0] == "export" or strictly(answer.out)
-                else:
+                answer = ssmscale(verb, "tiny", *options)
+                if refused(answer, path.name):
                     assert case.kind != "valid", answer.err
-                bundle.unlink(missing_ok=True)
+                else:
+                    assert strictly(answer.out)
+            # a study changed into another that is right may have nothing to export, which is no fault of the file
+            answer = ssmscale("export", "tiny", "--out", bundle)
+            assert not refused(answer, "tiny") or case.kind != "valid", answer.err
+            bundle.unlink(missing_ok=True)
             for read in (
                 lambda: read_launch(root, run.series_id),
                 lambda: group_by_series([root.run(run.run_id)]),

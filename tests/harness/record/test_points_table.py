@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +12,7 @@ from harness.record.journal import Event
 from harness.record.points import COLUMNS, points_of, without_points
 from harness.record.root import Root
 from harness.record.scores import Evaluation, Score, keep_evaluation
-from tests.conftest import Answer
+from tests.conftest import Answer, Command
 from tests.harness.journals import (
     begin_run,
     begin_series,
@@ -24,9 +22,7 @@ from tests.harness.journals import (
     rows_of,
     write_finished,
 )
-
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
+from tests.studies import Fields
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ from harness.submit.monitor import Reading, StudyReader
 from harness.train.stopping import GPU_SHARE
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
 from tests.harness.trainer import series_folder, train
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 
 @pytest.fixture

@@ -60,12 +60,8 @@ def test_defaults_never_change_because_ids_leave_them_out() -> None:
         "caption_dropout": 0.1,
         "position_dropout": 0.1,
     }
-    assert (fields["seed"], fields["precision"], fields["eval_clips"], fields["recipe_version"]) == (
-        0,
-        "fp32",
-        None,
-        1,
-    )
+    plain = {"seed": 0, "precision": "fp32", "eval_clips": None, "recipe_version": 1}
+    assert plain.items() <= fields.items()
     assert fields["model"] == {
         "architecture": "prefix_simba",
         "n_blocks": 24,
@@ -82,11 +78,6 @@ def test_defaults_never_change_because_ids_leave_them_out() -> None:
         "codebook_size": 1024,
         "text": {"encoder": "frozen", "dim": 768, "patch": 8, "max_positions": 64},
     }
-
-
-def test_runs_of_a_newer_recipe_are_other_runs() -> None:
-    assert Run.model_fields["recipe_version"].default == 1
-    assert make(recipe_version=2).run_id != make().run_id
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Reading a study: what is right becomes a grid, what is wrong becomes a sentence with file, key and value."""
 
-import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,16 @@ import pytest
 
 from harness.record.registry import register, resolve, resolve_registered
 from harness.record.root import Root
+from harness.study.grid import GridPoint
 from harness.study.schema import load_study
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
-from tests.conftest import Answer, files_below
+from tests.conftest import Command, Write, files_below, flip_a_byte
+from tests.harness.conftest import PlanOf
+from tests.studies import Fields
 
-Fields = dict[str, Any]
-Write = Callable[..., Path]
-Command = Callable[..., Answer]
+FACTS = {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48}
+PointsOf = Callable[..., tuple[GridPoint, ...]]
 
 
 def put(fields: Fields, key: str, value: Any) -> None:
@@ -26,48 +28,51 @@ def put(fields: Fields, key: str, value: Any) -> None:
     fields[last] = value
 
 
+@pytest.fixture
+def points_of(write_study: Write) -> PointsOf:
+    """The grid of a study's fields, after changes as `--set` takes them."""
+
+    def points(fields: Fields, *changes: str) -> tuple[GridPoint, ...]:
+        path = write_study(fields)
+        return resolve(load_study(path, changes), Root(Path("runs")), str(path)).points
+
+    return points
+
+
+def models_of(points: Iterable[GridPoint]) -> dict[tuple[str, str], ModelConfig]:
+    return {(point.architecture, point.size): point.run.model for point in points}
+
+
 def test_the_grid_is_architecture_by_size_by_seed_by_iterations(
-    study_fields: Fields, write_study: Write
+    study_fields: Fields, points_of: PointsOf
 ) -> None:
     study_fields["grid"] |= {
         "architectures": {"prefix_simba": None, "cross_transformer": None},
         "sizes": {"xs": {"n_blocks": 1, "d_model": 16}, "s": {"n_blocks": 2, "d_model": 16}},
         "replicates": [{"sizes": ["xs"], "seeds": [1, 2]}],
     }
-    path = write_study(study_fields)
-    points = resolve(load_study(path), Root(Path("runs")), str(path)).points
+    points = points_of(study_fields)
     assert len(points) == 2 * (3 + 1) * 2
     assert {point.run.seed for point in points if point.size == "s"} == {0}
     assert len({point.run.run_id for point in points}) == len(points)
     assert len({point.run.series_id for point in points}) == len(points) / 2
 
 
-def test_the_other_members_of_a_grid_never_change_a_run(study_fields: Fields, write_study: Write) -> None:
-    def ids() -> set[str]:
-        path = write_study(study_fields)
-        return {point.run.run_id for point in resolve(load_study(path), Root(Path("r")), str(path)).points}
-
-    before = ids()
+def test_the_other_members_of_a_grid_never_change_a_run(study_fields: Fields, points_of: PointsOf) -> None:
+    before = {point.run_id for point in points_of(study_fields)}
     study_fields["grid"]["iterations"] = [5, 7, 10, 20]
     study_fields["grid"]["sizes"]["s"] = {"n_blocks": 2, "d_model": 16}
     study_fields["tracking"]["log_every"] = 3
     study_fields["resources"] = {"threads": 2, "micro_batch": 1, "keep_last": 3, "keep_best": True}
-    assert before < ids()
+    assert before < {point.run_id for point in points_of(study_fields)}
 
 
-def models_of(fields: Fields, write: Write, *changes: str) -> dict[tuple[str, str], ModelConfig]:
-    path = write(fields)
-    points = resolve(load_study(path, changes), Root(Path("runs")), str(path)).points
-    return {(point.architecture, point.size): point.run.model for point in points}
-
-
-def test_a_size_in_parameters_is_the_same_run_as_in_blocks(study_fields: Fields, write_study: Write) -> None:
+def test_a_size_in_parameters_is_the_same_run_as_in_blocks(study_fields: Fields, points_of: PointsOf) -> None:
     def ids() -> list[str]:
-        path = write_study(study_fields)
-        return [point.run_id for point in resolve(load_study(path), Root(Path("runs")), str(path)).points]
+        return [point.run_id for point in points_of(study_fields)]
 
     put(study_fields, "grid.sizes", {"s": {"n_blocks": 3, "d_model": 32}})
-    plain, model = ids(), models_of(study_fields, write_study)["prefix_simba", "s"]
+    plain, model = ids(), models_of(points_of(study_fields))["prefix_simba", "s"]
     asked = {"n_params": parameter_count(model).n_params * 1.01, "tolerance": 0.05, "reference_n_params": 1e9}
     for size in ({"d_model": 32} | asked, {"n_blocks": 3} | asked, {"d_model": 32, "aspect": 10.7}):
         put(study_fields, "grid.sizes", {"s": size})
@@ -75,7 +80,7 @@ def test_a_size_in_parameters_is_the_same_run_as_in_blocks(study_fields: Fields,
 
 
 def test_a_ladder_makes_a_size_of_each_width_depth_or_target(
-    study_fields: Fields, write_study: Write
+    study_fields: Fields, points_of: PointsOf
 ) -> None:
     study_fields["grid"] |= {
         "sizes": {
@@ -85,13 +90,13 @@ def test_a_ladder_makes_a_size_of_each_width_depth_or_target(
         },
         "replicates": [{"sizes": ["wide-d32"], "seeds": [1]}],
     }
-    found = models_of(study_fields, write_study)
+    found = models_of(points_of(study_fields))
     shapes = {size: (model.n_blocks, model.d_model) for (_, size), model in found.items()}
     assert list(shapes) == ["wide-d32", "wide-d64", "deep-b3", "deep-b6", "big-50k", "big-200k"]
     assert [shapes[f"wide-d{width}"] for width in (32, 64)] == [(2, 32), (4, 64)]
     assert [shapes[f"deep-b{blocks}"] for blocks in (3, 6)] == [(3, 24), (6, 56)]  # heads are 8 wide
     put(study_fields, "grid.sizes.wide.d_model", [32])
-    longer = models_of(study_fields, write_study, "grid.sizes.wide.d_model=[32, 64]")
+    longer = models_of(points_of(study_fields, "grid.sizes.wide.d_model=[32, 64]"))
     assert longer == found
 
 
@@ -110,76 +115,70 @@ def test_a_study_that_was_submitted_has_the_runs_of_its_file(
     assert [point.run_id for point in again.points] == [point.run_id for point in submitted.points]
 
 
-def test_set_reaches_a_size_in_parameters(study_fields: Fields, write_study: Write) -> None:
+def test_set_reaches_a_size_in_parameters(study_fields: Fields, points_of: PointsOf) -> None:
     put(study_fields, "grid.sizes.xs", {"n_params": 30000, "d_model": 32})
-    before = models_of(study_fields, write_study)
-    after = models_of(study_fields, write_study, "grid.sizes.xs.n_params=120e3")
+    before = models_of(points_of(study_fields))
+    after = models_of(points_of(study_fields, "grid.sizes.xs.n_params=120e3"))
     assert after["prefix_simba", "xs"].n_blocks > 3 * before["prefix_simba", "xs"].n_blocks
 
 
-def test_an_architecture_may_take_another_way_to_its_size(study_fields: Fields, write_study: Write) -> None:
+def test_an_architecture_may_take_another_way_to_its_size(study_fields: Fields, points_of: PointsOf) -> None:
     own = {"n_params": None, "n_blocks": 2}
     study_fields["grid"] |= {
         "architectures": {"prefix_simba": None, "cross_transformer": {"sizes": {"xs": own}}},
         "sizes": {"xs": {"n_params": 60000, "d_model": 32}},
     }
-    found = models_of(study_fields, write_study)
+    found = models_of(points_of(study_fields))
     assert (found["prefix_simba", "xs"].n_blocks, found["cross_transformer", "xs"].n_blocks) == (4, 2)
 
 
-def test_an_architecture_may_have_iterations_of_its_own(study_fields: Fields, write_study: Write) -> None:
+def test_an_architecture_may_have_iterations_of_its_own(
+    study_fields: Fields, write_study: Write, points_of: PointsOf
+) -> None:
     longer = {"prefix_simba": None, "cross_transformer": {"iterations": [5, 10, 40]}}
     put(study_fields, "grid.architectures", longer)
-    path = write_study(study_fields)
-    study = load_study(path)
-    points = resolve(study, Root(Path("runs")), str(path)).points
+    points = points_of(study_fields)
     assert [(point.architecture, point.run.iterations) for point in points] == [
         *(("prefix_simba", count) for count in (5, 10)),
         *(("cross_transformer", count) for count in (5, 10, 40)),
     ]
-    assert study.grid.n_runs == len(points)
+    assert load_study(write_study(study_fields)).grid.n_runs == len(points)
 
 
 def test_an_architecture_and_a_size_may_have_their_own_model_and_optimiser(
-    study_fields: Fields, write_study: Write
+    study_fields: Fields, points_of: PointsOf
 ) -> None:
     study_fields["grid"]["architectures"] = {
         "prefix_simba": None,
         "cross_transformer": {"model": {"ff_mult": 4}, "sizes": {"xs": {"optimiser": {"lr": 1e-4}}}},
     }
     study_fields["grid"]["sizes"]["xs"]["optimiser"] = {"weight_decay": 0.5}
-    path = write_study(study_fields)
-    first, *_, last = resolve(load_study(path), Root(Path("runs")), str(path)).points
-    assert (first.run.model.ff_mult, first.run.optimiser.lr, first.run.optimiser.weight_decay) == (
-        2,
-        3e-3,
-        0.5,
-    )
-    assert (last.run.model.ff_mult, last.run.optimiser.lr, last.run.optimiser.weight_decay) == (4, 1e-4, 0.5)
+    first, *_, last = (point.run for point in points_of(study_fields))
+    assert (first.model.ff_mult, first.optimiser.lr, first.optimiser.weight_decay) == (2, 3e-3, 0.5)
+    assert (last.model.ff_mult, last.optimiser.lr, last.optimiser.weight_decay) == (4, 1e-4, 0.5)
 
 
 def test_a_size_may_have_resources_of_its_own_and_stays_the_same_run(
-    study_fields: Fields, write_study: Write, ssmscale: Command
+    study_fields: Fields, plan_of: PlanOf
 ) -> None:
     study_fields["grid"] |= {
         "sizes": {"xs": {"n_blocks": 1, "d_model": 16}, "s": {"n_blocks": 2, "d_model": 16}},
         "iterations": [5],
     }
     study_fields["resources"] = {"zero_stage": 1}
-    before = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    before = plan_of(study_fields)["runs"]
     study_fields["grid"]["sizes"]["s"]["resources"] = {"ranks": 2}
-    small, large = json.loads(ssmscale("plan", write_study(study_fields), "--json").out)["runs"]
+    small, large = plan_of(study_fields)["runs"]
     assert [small["run_id"], large["run_id"]] == [run["run_id"] for run in before]
     assert (small["gpus"], small["zero_stage"], large["gpus"], large["zero_stage"]) == (1, 1, 2, 1)
 
 
 def test_what_an_architecture_does_not_use_is_no_part_of_its_runs(
-    study_fields: Fields, write_study: Write
+    study_fields: Fields, points_of: PointsOf
 ) -> None:
     def ids() -> dict[str, str]:
-        path = write_study(study_fields)
-        points = resolve(load_study(path), Root(Path("runs")), str(path)).points
-        return {point.architecture: point.run.run_id for point in points if point.run.iterations == 5}
+        points = points_of(study_fields)
+        return {point.architecture: point.run_id for point in points if point.run.iterations == 5}
 
     study_fields["grid"]["architectures"] = {"prefix_simba": None, "cross_transformer": None}
     before = ids()
@@ -219,29 +218,25 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         ("grid.iterations", [5, 5], ["grid.iterations", "rise"]),
         ("grid.sizes.xs.d_model", 20, ["grid.sizes.xs", "d_model", "heads of 16"]),
         ("grid.replicates", [{"sizes": ["xl"], "seeds": [1]}], ["replicates", "'xl'", "xs"]),
-        ("name", "a/b", ["name", "'a/b'"]),
-        ("name", "../up", ["name", "'../up'"]),
+        ("name", "a/b", ["name: 'a/b'"]),
+        ("name", "../up", ["name: '../up'"]),
+        ("name", "-x", ["name: '-x'"]),
+        ("name", "two words", ["name: 'two words'"]),
+        ("name", "a;touch hacked", ["name: 'a;touch hacked'"]),
+        ("name", "`touch hacked`", ["name: '`touch hacked`'"]),
+        ("name", "$(touch hacked)", ["name: '$(touch hacked)'"]),
+        ("name", "it's", ["name", "it's", "a name has letters, digits"]),
+        ("name", 'say "x"', ["name", 'say "x"']),
         ("name", "a\nb", ["name", "a\\nb"]),
         ("training.schedule.warmup", 9, ["warmup", "9", "4 steps"]),
+        ("corpus", {"path": "nowhere/at-all"}, ["corpus.path", "nowhere/at-all"]),
         ("corpus.codec", "dac", ["corpus.codec", "'dac'", "'rvq'"]),
         ("corpus.frames", 51, ["corpus.frames", "51", "50"]),
-        (
-            "corpus.facts",
-            {"n_codebooks": 4, "codebook_size": 64, "frames": 50, "clips": 48},
-            ["facts.n_codebooks", "4"],
-        ),
-        (
-            "corpus.facts",
-            {"n_codebooks": 2, "codebook_size": 64, "frames": 60, "clips": 1000},
-            ["facts.frames: 60", "has 50", "build the corpus"],
-        ),
+        ("corpus.facts", FACTS | {"n_codebooks": 4}, ["facts.n_codebooks", "4"]),
+        ("corpus.facts", FACTS | {"frames": 60}, ["facts.frames: 60", "has 50", "build the corpus"]),
         (
             "corpus",
-            {
-                "path": "elsewhere",
-                "frames": 51,
-                "facts": {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48},
-            },
+            {"path": "elsewhere", "frames": 51, "facts": FACTS},
             ["corpus.frames: 51", "facts.frames is 50"],
         ),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
@@ -265,12 +260,7 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         (
             "grid.sizes.xs",
             {"n_params": 1000, "d_model": 16},
-            [
-                "grid.sizes.xs.n_params",
-                "1,000",
-                "prefix_simba has 7,708 (1 block, d_model 16), +",
-                "0.1",
-            ],
+            ["xs.n_params", "1,000", "prefix_simba has 7,708 (1 block, d_model 16), +", "0.1"],
         ),
         ("grid.sizes.xs", {"n_params": "72M", "d_model": 16}, ["grid.sizes.xs.n_params", "'72M'"]),
         ("grid.sizes.xs", {"d_model": [16, 32], "n_params": [1e6]}, ["xs", "d_model and n_params"]),
@@ -301,11 +291,7 @@ def test_bad_input_is_a_sentence_and_writes_nothing(
     put(study_fields, key, value)
     path = write_study(study_fields)
     before = files_below(tmp_path)
-    answer = ssmscale("submit", path, "--on", "local")
-    assert answer.status == 2, answer.err
-    assert "Traceback" not in answer.err
-    for word in [path.name, *said]:
-        assert word in answer.err
+    ssmscale("submit", path, "--on", "local").assert_refused(path.name, *said)
     assert files_below(tmp_path) == before
 
 
@@ -328,58 +314,33 @@ def test_yaml_that_is_wrong_or_hostile_is_refused(
 ) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(text)
-    answer = ssmscale("plan", path)
-    assert answer.status == 2
-    assert "Traceback" not in answer.err
-    for word in said:
-        assert word in answer.err
-
-
-def test_a_missing_corpus_is_named_at_submit(
-    study_fields: Fields, write_study: Write, ssmscale: Command
-) -> None:
-    study_fields["corpus"] = {"path": "nowhere/at-all"}
-    answer = ssmscale("submit", write_study(study_fields), "--on", "local")
-    assert answer.status == 2
-    assert "corpus.path" in answer.err
-    assert "nowhere/at-all" in answer.err
+    ssmscale("plan", path).assert_refused(*said)
 
 
 def test_a_study_that_declares_its_corpus_is_planned_without_it_and_not_submitted(
     study_fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
 ) -> None:
-    facts = {"n_codebooks": 2, "codebook_size": 64, "frames": 50, "clips": 48}
-    study_fields["corpus"] = {"path": "elsewhere", "facts": facts}
+    study_fields["corpus"] = {"path": "elsewhere", "facts": FACTS}
     path = write_study(study_fields)
     before = files_below(tmp_path)
     planned = ssmscale("plan", path)
     assert planned.status == 0
     assert "corpus_unknown" in planned.out
-    submitted = ssmscale("submit", path, "--on", "local")
-    assert submitted.status == 2
-    assert "elsewhere" in submitted.err
+    ssmscale("submit", path, "--on", "local").assert_refused("elsewhere")
     assert files_below(tmp_path) == before
 
 
 def test_a_damaged_shard_is_named_and_nothing_is_trained(
     study_fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path, tiny_corpus: Path
 ) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(tiny_corpus, copy)
     shard = next((copy / "shards").glob("train-*.npy"))
-    content = bytearray(shard.read_bytes())
-    content[-5] ^= 1
-    shard.write_bytes(content)
+    flip_a_byte(shard)
     study_fields["corpus"]["path"] = str(copy)
-    answer = ssmscale("submit", write_study(study_fields), "--on", "local")
-    assert answer.status == 2
-    assert shard.name in answer.err
+    ssmscale("submit", write_study(study_fields), "--on", "local").assert_refused(shard.name)
     assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_study_is_named(ssmscale: Command) -> None:
-    answer = ssmscale("status", "no-such-study")
-    assert answer.status == 2
-    assert "no-such-study" in answer.err
+    ssmscale("status", "no-such-study").assert_refused("no-such-study")

@@ -20,9 +20,8 @@ from harness.tracking.live import MirrorThread, mirrored_beside
 from harness.tracking.store import default_uri, sidecar_uri
 from harness.tracking.tracker import Tracker
 from tests.harness.journals import begin_series, log_steps, registered, rows_of, write_finished
+from tests.studies import Fields
 from tests.waiting import PATIENCE, is_running, wait_until
-
-Fields = dict[str, Any]
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:

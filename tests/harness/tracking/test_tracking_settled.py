@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from harness.tracking.metrics import Measured
 from ssmttm.errors import InputError
-from tests.conftest import Answer
+from tests.conftest import Command
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, write_finished
 from tests.harness.tracked import Study
 from tests.harness.trainer import StopAfter, train
@@ -107,7 +106,7 @@ def test_a_run_deleted_in_mlflow_stays_deleted_and_is_named(study: Study) -> Non
     assert study.mirror(settle=True, thorough=True).notes == []
 
 
-def test_sync_counts_no_run_that_was_deleted_in_mlflow(study: Study, ssmscale: Callable[..., Answer]) -> None:
+def test_sync_counts_no_run_that_was_deleted_in_mlflow(study: Study, ssmscale: Command) -> None:
     write_finished(study.root, study.points)
     sync = ("sync", "tiny", "--root", study.root.path)
     assert "2 finished runs are in" in ssmscale(*sync).out

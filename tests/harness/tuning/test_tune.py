@@ -18,8 +18,8 @@ import yaml
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
 from harness.tuning.storage import in_control
-from tests.conftest import tiny_study
 from tests.harness.tuner import Fields
+from tests.studies import tiny_study
 from tests.waiting import PATIENCE, wait_until
 
 TRIALS = 3
@@ -136,15 +136,13 @@ def test_a_second_tuning_at_once_is_refused_and_told_whom_to_wait_for(
     with in_control(story.root.study("tiny") / "tune", "study tiny"):
         place = ("--root", story.root.path, "--on", "local")
         said = ssmscale("tune", story.root.path.parent / "study.yaml", *place)
-    assert said.status == 2
-    assert f"study tiny: is being tuned by process {os.getpid()} on" in said.err
+    said.assert_refused(f"study tiny: is being tuned by process {os.getpid()} on")
     assert len(said.err.splitlines()) == 1
 
 
 def test_the_tuned_study_is_planned_with_what_was_found(story: Story, ssmscale: Callable[..., Any]) -> None:
     said = ssmscale("plan", story.root.path.parent / "study.yaml", "--root", story.root.path, "--json")
-    assert said.status == 0, said.err
-    assert len(json.loads(said.out)["runs"]) == 2
+    assert len(said.document["runs"]) == 2
 
 
 def test_trials_are_mirrored_with_number_and_state(story: Story) -> None:

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import sys
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 from harness.archive.check import open_bundle
 from harness.archive.merge import merge
 from harness.common.validation import validate
-from harness.record.registry import read_tuned, register, resolve, resolve_registered
+from harness.record.registry import ResolvedStudy, read_tuned, resolve, resolve_registered
 from harness.record.root import Root
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study, load_study
@@ -24,13 +23,15 @@ from harness.study.tune import RateLaw, Tuned, TunedArchitecture, TunedSize
 from harness.tuning.session import keep
 from harness.tuning.space import Space
 from harness.tuning.transfer import Note
+from ssmttm.errors import InputError
 from ssmttm.model.flops import parameter_count
-from tests.conftest import REPOSITORY, Answer, files_below
+from tests.conftest import REPOSITORY, Command, Write, files_below
 from tests.harness.bundles import exported
+from tests.harness.journals import registered
 from tests.harness.trainer import train
-from tests.harness.tuner import Fields, space_of
+from tests.harness.tuner import space_of, with_rate
+from tests.studies import Fields
 
-Command = Callable[..., Answer]
 RATE = {"low": 1e-3, "high": 1e-1, "log": True}
 
 
@@ -42,8 +43,12 @@ def fields(study_fields: Fields) -> Fields:
     return study_fields
 
 
+def resolved(fields: Fields, root: Root) -> ResolvedStudy:
+    return resolve(validate(Study, fields, "test"), root, "test")
+
+
 def run_ids(fields: Fields, root: Root) -> list[str]:
-    return [point.run_id for point in resolve(validate(Study, fields, "test"), root, "test").points]
+    return [point.run_id for point in resolved(fields, root).points]
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
@@ -93,56 +98,43 @@ MISTAKES: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence_and_nothing_is_written(
-    mistake: str, fields: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+    mistake: str, fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
 ) -> None:
     change, sentence = MISTAKES[mistake]
     fields["tune"] |= change
     study = write_study(fields)
     before = files_below(tmp_path)
     said = ssmscale("tune", study, "--on", "local")
-    assert said.status == 2
-    assert sentence in said.err
+    said.assert_refused(sentence)
     assert len(said.err.splitlines()) == 1
     assert "secret" not in said.err
     assert files_below(tmp_path) == before
 
 
 def test_without_optuna_it_is_said_what_brings_it_and_nothing_is_written(
-    fields: Fields,
-    write_study: Callable[..., Path],
-    ssmscale: Command,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = write_study(fields)
     before = files_below(tmp_path)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    said = ssmscale("tune", study, "--on", "local")
-    assert said.status == 2
-    assert "pip install 'ssmscale[tune]' brings it" in said.err
+    ssmscale("tune", study, "--on", "local").assert_refused("pip install 'ssmscale[tune]' brings it")
     assert files_below(tmp_path) == before
 
 
 def test_pruning_needs_an_evaluation_before_the_decay(fields: Fields, here: Root) -> None:
-    from ssmttm.errors import InputError
-
     fields["tune"]["pruner"] = "median"
     fields["grid"]["iterations"] = [10]  # the decay begins at 8
-    for every, is_enough in ((8, True), (9, False)):
-        fields["tracking"]["eval_every"] = every
-        if is_enough:
-            space_of(here, fields)
-        else:
-            with pytest.raises(InputError, match="has none in its 8 steps before the decay"):
-                space_of(here, fields)
+    fields["tracking"]["eval_every"] = 8
+    assert space_of(here, fields).cells
+    fields["tracking"]["eval_every"] = 9
+    with pytest.raises(InputError, match="has none in its 8 steps before the decay"):
+        space_of(here, fields)
 
 
 def test_a_trial_is_the_run_that_a_study_with_its_values_has(fields: Fields, here: Root) -> None:
     space = space_of(here, fields)
     trial = space.trial("prefix_simba", "s", space.values({"training.optimiser.lr": 0.01234567}))
-    theirs = copy.deepcopy(fields)
-    theirs["training"]["optimiser"]["lr"] = 0.0123
-    assert {point.run_id for point in trial.points} < set(run_ids(theirs, here))
+    assert {point.run_id for point in trial.points} < set(run_ids(with_rate(fields, 0.0123), here))
 
 
 def test_a_range_is_never_left_by_rounding_and_choices_are_not_rounded(fields: Fields, here: Root) -> None:
@@ -159,7 +151,7 @@ def test_a_range_is_never_left_by_rounding_and_choices_are_not_rounded(fields: F
 def test_a_size_is_known_by_its_own_model_whatever_is_searched_there(fields: Fields, here: Root) -> None:
     fields["tune"]["search"]["model.d_state"] = {"choices": [8, 32]}
     (cell,) = space_of(here, fields).cells
-    own = resolve(validate(Study, fields, "test"), here, "test").points[0].run.model
+    own = resolved(fields, here).points[0].run.model
     assert cell.n_params == parameter_count(own).n_params
 
 
@@ -205,25 +197,15 @@ def test_the_search_that_comes_along_covers_the_small_sizes_of_both_architecture
 @pytest.fixture
 def tuned(fields: Fields, here: Root) -> Tuned:
     """A tuned.json for the study: xs was searched, and the rate falls with the root of the parameters."""
-    study = validate(Study, {**fields, "name": "tiny"}, "test")
-    model = resolve(study, here, "test").points[0].run.model
-    n_params = parameter_count(model).n_params
+    n_params = parameter_count(resolved(fields, here).points[0].run.model).n_params
     law = RateLaw(
         intercept=math.log(0.02) + 0.5 * math.log(n_params),
         slope=-0.5,
         slope_ci95=(-0.6, -0.4),
         covariance=(0.0, 0.0, 0.0),
     )
-    size = TunedSize(
-        size="xs",
-        n_params=n_params,
-        d_model=16,
-        lr=0.03,
-        ci95=(0.02, 0.04),
-        n_trials=5,
-        best={},
-        best_loss=1.0,
-    )
+    measured = {"lr": 0.03, "ci95": (0.02, 0.04), "n_trials": 5, "best": {}, "best_loss": 1.0}
+    size = TunedSize.model_validate({"size": "xs", "n_params": n_params, "d_model": 16, **measured})
     found = Tuned(
         study="tiny",
         scale_by="n_params",
@@ -242,15 +224,13 @@ def write(tuned: Tuned, root: Root) -> None:
 
 
 def left_to_tuning(fields: Fields) -> Fields:
-    fields = copy.deepcopy(fields)
-    fields["training"]["optimiser"]["lr"] = "tuned"
-    return fields
+    return with_rate(fields, "tuned")
 
 
 def test_a_tuned_rate_is_a_number_before_a_run_is_identified(
     fields: Fields, here: Root, tuned: Tuned
 ) -> None:
-    points = resolve(validate(Study, left_to_tuning(fields), "test"), here, "test").points
+    points = resolved(left_to_tuning(fields), here).points
     rates = {point.size: point.run.optimiser.lr for point in points}
     ratio = parameter_count(points[-1].run.model).n_params / parameter_count(points[0].run.model).n_params
     assert rates["xs"] == 0.03  # as measured, and not as the law has it
@@ -264,21 +244,19 @@ def test_a_tuned_rate_is_a_number_before_a_run_is_identified(
 
 def test_a_size_that_gives_a_number_keeps_it(fields: Fields, here: Root, tuned: Tuned) -> None:
     fields["grid"]["sizes"]["xs"]["optimiser"] = {"lr": 0.5}
-    points = resolve(validate(Study, left_to_tuning(fields), "test"), here, "test").points
+    points = resolved(left_to_tuning(fields), here).points
     assert [point.run.optimiser.lr for point in points if point.size == "xs"] == [0.5, 0.5]
 
 
 def test_a_submitted_study_keeps_the_rates_it_was_submitted_with(
     fields: Fields, here: Root, tuned: Tuned
 ) -> None:
-    resolved = resolve(validate(Study, left_to_tuning(fields), "test"), here, "test")
-    register(resolved)
+    before = registered(here, left_to_tuning(fields)).points
     (here.study("tiny") / "tuned.json").unlink()
     held = resolve_registered(here, "tiny")
     assert held is not None
-    assert held.points == resolved.points
-    again = resolve(validate(Study, left_to_tuning(fields), "test"), here, "test")
-    assert again.points == resolved.points
+    assert held.points == before
+    assert resolved(left_to_tuning(fields), here).points == before
     other = tuned.model_copy(update={"fingerprint": "1" * 64})
     assert keep(space_of(here, left_to_tuning(fields)), other, []) is False
 
@@ -304,7 +282,7 @@ def test_a_tuned_study_goes_to_another_machine_with_its_rates(
 def test_tuning_on_leaves_a_submitted_study_the_rates_it_has(
     fields: Fields, here: Root, tuned: Tuned
 ) -> None:
-    register(resolve(validate(Study, left_to_tuning(fields), "test"), here, "test"))
+    registered(here, left_to_tuning(fields))
     space = space_of(here, left_to_tuning(fields))
     notes: list[Note] = []
     assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is False
@@ -318,18 +296,13 @@ def test_tuning_on_leaves_a_submitted_study_the_rates_it_has(
 def test_a_study_without_tuned_rates_is_registered_as_before(
     fields: Fields, here: Root, tuned: Tuned
 ) -> None:
-    register(resolve(validate(Study, fields, "test"), here, "test"))
+    registered(here, fields)
     assert "tuned" not in json.loads((here.study("tiny") / "study.json").read_text())
 
 
 @pytest.mark.parametrize("lack", ["everything", "the architecture", "the law"])
 def test_a_rate_that_was_not_tuned_is_refused_in_one_sentence(
-    lack: str,
-    fields: Fields,
-    here: Root,
-    tuned: Tuned,
-    write_study: Callable[..., Path],
-    ssmscale: Command,
+    lack: str, fields: Fields, here: Root, tuned: Tuned, write_study: Write, ssmscale: Command
 ) -> None:
     if lack == "everything":
         (here.study("tiny") / "tuned.json").unlink()
@@ -344,8 +317,7 @@ def test_a_rate_that_was_not_tuned_is_refused_in_one_sentence(
     before = files_below(here.path)
     for verb in (("plan",), ("submit", "--on", "local")):
         said = ssmscale(verb[0], write_study(left_to_tuning(fields)), *verb[1:])
-        assert said.status == 2
-        assert sentence in said.err
+        said.assert_refused(sentence)
         assert len(said.err.splitlines()) == 1
     assert files_below(here.path) == before
 
@@ -353,15 +325,13 @@ def test_a_rate_that_was_not_tuned_is_refused_in_one_sentence(
 def test_changes_to_a_study_that_was_submitted_are_refused(
     fields: Fields, here: Root, ssmscale: Command
 ) -> None:
-    register(resolve(validate(Study, fields, "test"), here, "test"))
-    said = ssmscale("tune", "tiny", "--root", here.path, "--on", "local", "--set", "tune.trials=99")
-    assert said.status == 2
-    assert "--set changes a YAML file" in said.err
+    registered(here, fields)
+    ssmscale("tune", "tiny", "--root", here.path, "--on", "local", "--set", "tune.trials=99").assert_refused(
+        "--set changes a YAML file"
+    )
 
 
 def test_tuning_what_is_left_to_tuning_needs_no_rate_yet(fields: Fields, here: Root) -> None:
-    from ssmttm.errors import InputError
-
     assert space_of(here, left_to_tuning(fields)).cells
     fields["tune"]["search"] = {"schedule.warmup": {"low": 1, "high": 3}}
     with pytest.raises(

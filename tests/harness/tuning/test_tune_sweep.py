@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 
@@ -11,7 +10,8 @@ import pytest
 from harness.record.root import Root
 from harness.tuning.trials import finished
 from tests.harness.trainer import losses, train
-from tests.harness.tuner import Fields, tuned_here
+from tests.harness.tuner import tuned_here, with_rate
+from tests.studies import Fields
 
 LOW, HIGH, STEPS = 1e-3, 3e-1, 60
 
@@ -51,9 +51,7 @@ def test_tuning_ends_within_a_seeds_noise_of_a_sweep_at_a_third_of_its_steps(
 
 
 def loss_at(root: Root, fields: Fields, rate: float, seed: int = 0) -> float:
-    fields = copy.deepcopy(fields)
-    fields["training"]["optimiser"]["lr"] = rate
-    fields["grid"]["seeds"] = [seed]
+    fields = with_rate(fields, rate, seed=seed)
     train(root, fields)
     (loss,) = losses(root, fields)
     return loss

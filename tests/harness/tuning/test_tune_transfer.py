@@ -11,7 +11,8 @@ import pytest
 from harness.record.root import Root
 from harness.tuning.transfer import find_optimum, fit_law, learn
 from harness.tuning.trials import Ending, Outcome, Told
-from tests.harness.tuner import Fields, space_of
+from tests.harness.tuner import space_of
+from tests.studies import Fields
 
 Rates = npt.NDArray[np.float64]
 
