@@ -38,7 +38,7 @@ def submit_and_edit(make: Make, fields: Fields, checkout: Path) -> tuple[SlurmSt
     if shutil.which("rsync") is None:
         missing("no rsync on this machine")
     (checkout / "harness" / "helper.py").write_text("RECIPE = 1\n")  # never added to git
-    worker = checkout / "harness" / "worker.py"
+    worker = checkout / "harness" / "train" / "worker.py"
     worker.write_text(worker.read_text() + "\nfrom harness import helper\n")
     submitted = code_state(source_files(checkout))
     study = make(fields, code=checkout)
@@ -98,7 +98,7 @@ def test_without_a_copy_a_job_says_that_its_code_is_not_what_was_submitted(
     study = make(code=checkout)
     with held_back(study.slurm):
         study.submit()
-        source = checkout / "harness" / "worker.py"
+        source = checkout / "harness" / "train" / "worker.py"
         source.write_text(source.read_text() + "\n# edited while jobs wait\n")
     study.wait_until_over()
     assert len(losses(study.root, study_fields)) == 2
