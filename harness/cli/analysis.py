@@ -1,10 +1,12 @@
-"""The verbs of the analysis: fit, report, scale-up, and what `plan` says of a design."""
+"""The verbs of the analysis: fit, report, scale-up, and what `plan` says of a design.
+
+Of the harness this module alone knows the analysis.
+"""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,27 +16,15 @@ import typer
 from analysis.errors import InputError as AnalysisError
 from harness.cli.options import (
     ClusterOption,
-    ColumnOption,
     DeltaOption,
-    DropOutliersOption,
+    DesignOptions,
     JsonOption,
     LawOption,
-    OptionalStudy,
-    PointsOption,
-    PredictOption,
     ReferenceOption,
     RootOption,
-    StepBudgetOption,
     StudyArgument,
-    UnannealedOption,
 )
 from harness.common.console import console, errors, print_json, warn
-from harness.record.provenance import commit
-from harness.record.registry import ResolvedStudy, registered
-from harness.record.status import RunStatus
-from harness.submit.monitor import begun
-from harness.submit.planning import plan_of
-from harness.tracking.sync import bring_up_to_date, keep_report
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,31 +33,67 @@ if TYPE_CHECKING:
     from analysis.findings.results import FitDocument
     from analysis.points.table import CheckedPoints
     from harness.plan.plan import Plan
+    from harness.record.registry import ResolvedStudy
+    from harness.record.status import RunStatus
     from harness.tracking.tracker import Tracker
 
 MISTAKES = (AnalysisError,)
 """Errors of the analysis for input that is wrong."""
 
 
-def fit(
-    study: OptionalStudy = None,
-    points_file: PointsOption = None,
-    law: LawOption = "chinchilla",
-    delta: DeltaOption = 1e-3,
-    reference: ReferenceOption = None,
-    columns: ColumnOption = None,
-    predict: PredictOption = None,
-    unannealed: UnannealedOption = False,
-    drop_outliers: DropOutliersOption = False,
-    root: RootOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@dataclass(frozen=True)
+class FitOptions:
+    """Options of the verbs that fit a law to points."""
+
+    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; not with --points.")] = None
+    points_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--points", metavar="FILE", help="Fit a CSV, Parquet or JSON-lines table instead of a study."
+        ),
+    ] = None
+    law: LawOption = "chinchilla"
+    delta: DeltaOption = 1e-3
+    reference: ReferenceOption = None
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="A=B",
+            help="Column B of the table is our column A; A==TEXT is one value for every row.",
+        ),
+    ] = None
+    predict: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--predict",
+            metavar="SIZE:BUDGET",
+            help="Predict the loss of SIZE parameters after BUDGET iterations (tokens where the points have no "
+            "iterations, or as 300M:2Btokens); may be given several times. Unasked: 2 and 4 times the largest size.",
+        ),
+    ] = None
+    unannealed: Annotated[
+        bool,
+        typer.Option(
+            "--unannealed",
+            help="Fit the points taken mid-run instead, as a set of their own beside the annealed.",
+        ),
+    ] = False
+    drop_outliers: Annotated[
+        bool,
+        typer.Option(
+            "--drop-outliers",
+            help="Leave out points far off the law that is fitted to all of them; they are listed with the rule.",
+        ),
+    ] = False
+    root: RootOption = None
+
+
+def fit(options: FitOptions, as_json: JsonOption = False) -> None:
     """Fit a scaling law to each architecture and compare them at equal loss."""
     from analysis.report.tables import print_fit
 
-    fitted = _fit(
-        study, points_file, law, delta, reference, columns, predict, unannealed, drop_outliers, root
-    )
+    fitted = _fit(options)
     if as_json:
         print_json(fitted.document.model_dump(mode="json"))
     else:
@@ -78,23 +104,14 @@ def report(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where report.html, figures/ and fit.json go.")
     ],
-    study: OptionalStudy = None,
-    points_file: PointsOption = None,
-    law: LawOption = "chinchilla",
-    delta: DeltaOption = 1e-3,
-    reference: ReferenceOption = None,
-    columns: ColumnOption = None,
-    predict: PredictOption = None,
-    unannealed: UnannealedOption = False,
-    drop_outliers: DropOutliersOption = False,
-    root: RootOption = None,
+    options: FitOptions,
 ) -> None:
     """Write the report: one self-contained HTML page with the curves, the comparison and every warning."""
     from analysis.report.report import Provenance, write_report
+    from harness.record.provenance import commit
+    from harness.tracking.sync import keep_report
 
-    fitted = _fit(
-        study, points_file, law, delta, reference, columns, predict, unannealed, drop_outliers, root
-    )
+    fitted = _fit(options)
     resolved, tracker = fitted.resolved, fitted.tracker
     provenance = Provenance(command=shlex.join(["ssmscale", *sys.argv[1:]]), commit=commit())
     page = write_report(
@@ -113,7 +130,15 @@ def report(
 
 def scale_up(
     study: StudyArgument,
-    budget: StepBudgetOption = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget",
+            metavar="GPU_HOURS",
+            help="GPU-hours of the next step, shared evenly by architectures; a share has to pay for a run longer than "
+            "its warmup.",
+        ),
+    ] = None,
     law: LawOption = "chinchilla",
     delta: DeltaOption = 1e-3,
     root: RootOption = None,
@@ -128,6 +153,7 @@ def scale_up(
     from harness.plan.candidates import gpu_hours_an_iteration
     from harness.record.registry import add_record, read_records, record_path
     from harness.study.schedule import fewest_iterations
+    from harness.submit.planning import plan_of
 
     resolved, _, _, frame = _points(study, root)
     name, place = resolved.study.name, resolved.root
@@ -154,19 +180,8 @@ def scale_up(
 # -- what is expected of a grid, and the best one for a budget
 
 
-@dataclass(frozen=True)
-class DesignQuestion:
-    """What `plan` was asked about the design."""
-
-    expectations: bool
-    budget: float | None
-    prior: Path | None
-    law: str | None
-    reference: str | None
-
-
 def examine_design(
-    resolved: ResolvedStudy, made: Plan, wanted: DesignQuestion, document: dict[str, Any], *, as_json: bool
+    resolved: ResolvedStudy, made: Plan, wanted: DesignOptions, document: dict[str, Any], *, as_json: bool
 ) -> None:
     """Add what is expected and proposed to the plan's document, or print it."""
     from analysis.design.budget import propose
@@ -188,7 +203,7 @@ def examine_design(
         def progress(done: int, total: int) -> None:
             shown.update(f"{done} of {total} studies simulated")
 
-        if wanted.expectations:
+        if wanted.design:
             found = expected(grid, prior, wanted.reference, progress=progress)
             told = found.model_dump(mode="json")
             design |= told | {"notes": design["notes"] + told["notes"]}
@@ -245,18 +260,7 @@ def _evaluations(resolved: ResolvedStudy) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in evaluation_rows(resolved)], columns=COLUMNS)
 
 
-def _fit(
-    study: str | None,
-    points_file: Path | None,
-    law: str,
-    delta: float,
-    reference: str | None,
-    columns: Sequence[str] | None,
-    predict: Sequence[str] | None,
-    unannealed: bool,
-    outliers: bool,
-    root: Path | None,
-) -> _Fitted:
+def _fit(options: FitOptions) -> _Fitted:
     from analysis.findings.document import drop_outliers, fit_points
     from analysis.findings.note import Note
     from analysis.findings.predict import asked
@@ -264,22 +268,24 @@ def _fit(
     from analysis.points.read import column_names
     from analysis.points.table import check_points, read_table
     from harness.record.points import without_points
+    from harness.record.status import RunStatus
 
+    study, points_file, law, delta = options.study, options.points_file, options.law, options.delta
     if (study is None) == (points_file is None):
         raise InputError("give either a STUDY or --points FILE, and not both")
-    form, asks = law_named(law), [asked(text) for text in predict or ()]
+    form, asks = law_named(law), [asked(text) for text in options.predict or ()]
     resolved, rows, tracker = None, list[RunStatus](), None
     if points_file is not None:
-        frame = read_table(points_file, column_names(columns or ()))
+        frame = read_table(points_file, column_names(options.columns or ()))
     else:
         assert study is not None
-        resolved, rows, tracker, frame = _points(study, root, on_the_way=unannealed)
-    checked = check_points(frame, form, annealed=not unannealed)
-    if outliers:
+        resolved, rows, tracker, frame = _points(study, options.root, on_the_way=options.unannealed)
+    checked = check_points(frame, form, annealed=not options.unannealed)
+    if options.drop_outliers:
         checked = drop_outliers(checked, law=law, delta=delta)
     missing = without_points(rows)
     about = [Note(code="runs_without_points", text=missing)] if missing else []
-    document = fit_points(checked, law=law, delta=delta, reference=reference, asks=asks, about=about)
+    document = fit_points(checked, law=law, delta=delta, reference=options.reference, asks=asks, about=about)
     return _Fitted(checked, document, resolved, rows, tracker)
 
 
@@ -289,6 +295,9 @@ def _points(
     """A study as it was submitted, its rows, its tracker, and the table of its points."""
     from analysis.points.table import build_frame
     from harness.record.points import COLUMNS, cells, points_of
+    from harness.record.registry import registered
+    from harness.submit.monitor import begun
+    from harness.tracking.sync import bring_up_to_date
 
     resolved = registered(study, root)
     rows = begun(resolved)

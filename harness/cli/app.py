@@ -1,4 +1,4 @@
-"""The `ssmscale` command: a thin function a verb.
+"""The `ssmscale` command: its verbs, each imported when it is called, and how it ends.
 
 Exit status: 0 done, 1 some run failed, 2 the input is wrong. Errors are sentences on standard error; a traceback
 only with --debug. With --json standard output holds one JSON document and nothing else.
@@ -8,47 +8,147 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from harness.cli.analysis import MISTAKES, fit, report, scale_up
-from harness.cli.archive import export_study, import_bundle, points, prune, sync
-from harness.cli.data import data_app
-from harness.cli.evaluate import evaluate, generate
-from harness.cli.plan import plan
-from harness.cli.serve import serve
-from harness.cli.status import cancel, doctor, logs, status
-from harness.cli.submit import retry, submit
-from harness.cli.tune import tune
 from harness.common.console import Stopped, console, errors
-from harness.common.disk import DiskFull
-from harness.common.extras import missing_package
-from harness.dispatch.ray.host import RayDown
-from harness.dispatch.ray.job_server import RayGone
-from harness.record.jobs import SchedulerGone
-from harness.record.provenance import installed_version
-from ssmttm.errors import InputError
+
+VERBS = {
+    # The order of the help: the study is planned, submitted, watched and steered; then what came out of it.
+    "plan": ("harness.cli.plan:plan", "What is left to train and what it will cost; trains nothing."),
+    "submit": (
+        "harness.cli.submit:submit",
+        "Train what is missing of a study; what is finished is reused, what is interrupted goes on.",
+    ),
+    "status": ("harness.cli.status:status", "Where every run of a study stands."),
+    "logs": ("harness.cli.status:logs", "What a run's workers printed, and SLURM about its jobs."),
+    "cancel": (
+        "harness.cli.status:cancel",
+        "Cancel runs of a study that are not over; others of the same trunk go on.",
+    ),
+    "retry": (
+        "harness.cli.submit:retry",
+        "Forget failures and cancellations, then submit what is missing.",
+    ),
+    "sync": (
+        "harness.cli.archive:sync",
+        "Check MLflow against the journals: send what it lacks, merge what is there twice, settle what nobody trains.",
+    ),
+    "prune": (
+        "harness.cli.archive:prune",
+        "Drop checkpoints no run, trial or extension needs; final weights stay, and so does what retry goes on from.",
+    ),
+    "tune": (
+        "harness.cli.tune:tune",
+        "Search the study's `tune:` keys for its smaller sizes, and carry the learning rate to the others (Optuna).",
+    ),
+    "export": (
+        "harness.cli.archive:export_study",
+        "Write the finished runs of a study into one file: identities, journals and points; no weights.",
+    ),
+    "import": (
+        "harness.cli.archive:import_bundle",
+        "Add a bundle's finished runs to those here; it is checked whole first, and twice is as good as once.",
+    ),
+    "generate": (
+        "harness.cli.evaluate:generate",
+        "Write music for captions, by a finished run, as sound files with a JSON file beside each.",
+    ),
+    "evaluate": (
+        "harness.cli.evaluate:evaluate",
+        "Measure finished runs: held-out loss, and how near what they generate comes to music and to its captions.",
+    ),
+    "points": (
+        "harness.cli.archive:points",
+        "The table of finished runs, a row a run, as CSV: from the journals, which MLflow is brought up to first.",
+    ),
+    "fit": (
+        "harness.cli.analysis:fit",
+        "Fit a scaling law to each architecture and compare them at equal loss.",
+    ),
+    "report": (
+        "harness.cli.analysis:report",
+        "Write the report: one self-contained HTML page with the curves, the comparison and every warning.",
+    ),
+    "scale-up": (
+        "harness.cli.analysis:scale_up",
+        "What to train next for a budget, with the loss foreseen for it; "
+        "later, what was foreseen beside what was seen.",
+    ),
+    "serve": (
+        "harness.cli.serve:serve",
+        "MLflow's server and page on a database, until Ctrl-C; prints what jobs need to find it.",
+    ),
+    "doctor": (
+        "harness.cli.doctor:doctor",
+        "What of this machine, and of a cluster that is named, works, and what to do about the rest.",
+    ),
+    "data": ("harness.cli.data:data_app", "Build corpora of music tokens, and look into them."),
+}
+"""Where each verb is, and the first line of its help, so that `ssmscale --help` imports none of them."""
+
+
+def main() -> None:
+    """Run `ssmscale` with the arguments of this process."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except Stopped:
+        errors.print("stopped; the same command goes on from here")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        problem, status = explain(error)
+        for line in problem.splitlines() or [type(error).__name__]:
+            errors.print(f"error: {line}")
+        sys.exit(status)
+
+
+class _LazyGroup(TyperGroup):
+    """A group whose verbs are imported when they are called; until then the help shows what VERBS says of them."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        assert name is not None
+        return name, load_verb(name), rest
+
 
 app = typer.Typer(
     name="ssmscale",
+    cls=_LazyGroup,
     help="Scaling studies of state-space models against the Transformer: plan, train, track, fit, report.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode="rich",
 )
-app.add_typer(data_app, name="data")
 
 
-def main() -> None:
-    """Entry point of `ssmscale`."""
-    run(app, (InputError, *MISTAKES))
+def load_verb(name: str) -> Any:
+    """Import a verb and return its command."""
+    from harness.cli.options import expand_options
+
+    module, _, attribute = VERBS[name][0].partition(":")
+    verb = getattr(import_module(module), attribute)
+    if not isinstance(verb, typer.Typer):
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+        alone.command(name)(expand_options(verb))
+        verb = alone
+    return typer.main.get_command(verb)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from harness.record.provenance import installed_version
+
         console.print(f"ssmscale {installed_version('ssmscale')}")
         raise typer.Exit
 
@@ -60,83 +160,47 @@ def _globals(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Read by main() before anything can go wrong; declared here for --help."""
+    """Declare for --help the options that main() and _print_version() read."""
 
 
-# The order of the help: the study is planned, submitted, watched and steered; then what came out of it.
-VERBS: dict[str, Callable[..., None]] = {
-    "plan": plan,
-    "submit": submit,
-    "status": status,
-    "logs": logs,
-    "cancel": cancel,
-    "retry": retry,
-    "sync": sync,
-    "prune": prune,
-    "tune": tune,
-    "export": export_study,
-    "import": import_bundle,
-    "generate": generate,
-    "evaluate": evaluate,
-    "points": points,
-    "fit": fit,
-    "report": report,
-    "scale-up": scale_up,
-    "serve": serve,
-    "doctor": doctor,
-}
-for name, verb in VERBS.items():
-    app.command(name)(verb)
+def _not_loaded() -> None:
+    """Stand for a verb that is not imported yet."""
 
 
-def run(command: Callable[[], object], mistakes: tuple[type[Exception], ...]) -> None:
-    """Call a command line; `mistakes` are what it raises for input that is wrong."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
-    try:
-        command()
-    except mistakes as error:
-        _fail(error, debug=debug, status=2)
-    except ModuleNotFoundError as error:
-        _fail(missing_package(error), debug=debug, status=2, cause=error)
-    except RayGone as gone:
-        _fail(f"Ray: {gone}", debug=debug, status=1, cause=gone)
-    except SchedulerGone as gone:
-        _fail(f"SLURM: {gone}", debug=debug, status=1, cause=gone)
-    except RayDown as down:
-        _fail(f"Ray: {down}", debug=debug, status=1, cause=down)
-    except DiskFull as full:
-        _fail(
-            f"{full}; {full.remedy}, then the same command goes on from here",
-            debug=debug,
-            status=1,
-            cause=full,
-        )
-    except Stopped:
-        errors.print("stopped; the same command goes on from here")
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        _fail(f"{error.filename}: {error.strerror}", debug=debug, status=2, cause=error)
-    except OSError as error:
-        _fail(error, debug=debug, status=1)
-    except Exception as error:
-        _fail(
-            f"unexpected {type(error).__name__}: {error} (--debug shows where)",
-            debug=debug,
-            status=1,
-            cause=error,
-        )
+for verb, (_, first_line) in VERBS.items():
+    app.command(verb, help=first_line)(_not_loaded)
 
 
-def _fail(problem: Exception | str, *, debug: bool, status: int, cause: Exception | None = None) -> None:
-    if debug:
-        raise cause or (problem if isinstance(problem, Exception) else RuntimeError(problem))
-    for line in str(problem).splitlines() or [type(problem).__name__]:
-        errors.print(f"error: {line}")
-    sys.exit(status)
+def explain(error: Exception) -> tuple[str, int]:
+    """Return what a user should read about an error, and the exit status of the command."""
+    from harness.common.disk import DiskFull
+    from harness.common.extras import missing_package
+    from harness.dispatch.ray.host import RayDown
+    from harness.dispatch.ray.job_server import RayGone
+    from harness.record.jobs import SchedulerGone
+    from ssmttm.errors import InputError
+
+    if isinstance(error, InputError) or _is_of_the_analysis(error):
+        return str(error), 2
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package(error), 2
+    if isinstance(error, RayGone | RayDown):
+        return f"Ray: {error}", 1
+    if isinstance(error, SchedulerGone):
+        return f"SLURM: {error}", 1
+    if isinstance(error, DiskFull):
+        return f"{error}; {error.remedy}, then the same command goes on from here", 1
+    if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
+        return f"{error.filename}: {error.strerror}", 2
+    if isinstance(error, OSError):
+        return str(error), 1
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1
+
+
+def _is_of_the_analysis(error: Exception) -> bool:
+    from harness.cli.analysis import MISTAKES
+
+    return isinstance(error, MISTAKES)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli import display as tables
 from harness.cli.options import JsonOption, RootOption, StudyArgument
+from harness.cli.terminal import Table
 from harness.common.console import console, print_json, warn
-from harness.common.format import counted
+from harness.common.format import GIB, counted
 from harness.record.registry import registered
 from harness.record.root import Root
 from harness.submit.monitor import begun
 from harness.tracking.sync import bring_up_to_date, kept_by, replay
+
+if TYPE_CHECKING:
+    from harness.archive.merge import Imported
+    from harness.archive.prune import Item, Pruned
 
 
 def sync(study: StudyArgument, root: RootOption = None) -> None:
@@ -44,9 +49,9 @@ def prune(
     done = drop(resolved, dry_run=dry_run)
     name = resolved.study.name
     if as_json:
-        print_json(tables.pruned_document(name, resolved.root, done, dry_run=dry_run))
+        print_json(_pruned_document(name, resolved.root, done, dry_run=dry_run))
     else:
-        tables.print_pruned(console, name, resolved.root, done, dry_run=dry_run)
+        _print_pruned(name, resolved.root, done, dry_run=dry_run)
 
 
 def export_study(
@@ -73,7 +78,7 @@ def import_bundle(
     place = Root(root or Path("runs"))
     with open_bundle(bundle) as opened:
         done = merge(opened, place)
-    tables.print_imported(console, opened.contents.study, done)
+    _print_imported(opened.contents.study, done)
     if done.busy:
         raise typer.Exit(1)
 
@@ -97,3 +102,73 @@ def points(
     rows = begun(resolved)
     bring_up_to_date(resolved, rows)
     write_table(points_of(rows, resolved.root, on_the_way=on_the_way), out, sys.stdout)
+
+
+def _pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> dict[str, Any]:
+    """Return the document of `ssmscale prune --json`."""
+    return {
+        "study": name,
+        "dry_run": dry_run,
+        "removed": [item.as_json(root) for item in done.removed],
+        "kept": [item.as_json(root) for item in done.kept],
+        "trials": done.trials,
+        "busy": done.busy,
+        "notes": done.notes,
+        "totals": {
+            "gib_removed": done.bytes / GIB,
+            "gib_kept": sum(item.bytes for item in done.kept) / GIB,
+        },
+    }
+
+
+def _print_pruned(name: str, root: Root, done: Pruned, *, dry_run: bool) -> None:
+    """Print what went and why, what stays and why, and the sum."""
+    title = f"{'would go' if dry_run else 'gone'} from {name}"
+    if done.removed:
+        table = Table(title, ("what", "path", "step", "GiB", "why it goes"), ("step", "GiB"))
+        for item in done.removed:
+            path = str(item.path.relative_to(root.path))
+            table.add_row(
+                item.owner,
+                path,
+                "" if item.step is None else f"{item.step:,}",
+                f"{item.bytes / GIB:.4f}",
+                item.why,
+            )
+        table.print(console)
+    reasons: dict[str, list[Item]] = {}
+    for item in done.kept:
+        reasons.setdefault(item.why, []).append(item)
+    for why, items in reasons.items():
+        size = sum(item.bytes for item in items) / GIB
+        console.print(f"stays: {_counted_items(items)}, {size:.4f} GiB: {why}")
+    if done.trials:
+        console.print(f"with {counted(len(done.trials), 'series')} that its tuning had trained")
+    for series_id in done.busy:
+        console.print(f"series {series_id} is in training: left alone")
+    for note in done.notes:
+        console.print(f"note: {note}")
+    verb = "would be freed; nothing was removed" if dry_run else "freed"
+    console.print(f"{_counted_items(done.removed)}, {done.bytes / GIB:.4f} GiB {verb}")
+
+
+def _counted_items(items: Sequence[Item]) -> str:
+    copies = sum(item.step is None for item in items)
+    parts = [] if copies and copies == len(items) else [counted(len(items) - copies, "checkpoint")]
+    if copies:
+        parts.append("1 copy of the code" if copies == 1 else f"{copies} copies of the code")
+    return " and ".join(parts)
+
+
+def _print_imported(name: str, done: Imported) -> None:
+    """Print what an import brought, and what it left."""
+    judged = f", {counted(done.evaluations, 'evaluation')} added" if done.evaluations else ""
+    console.print(
+        f"study {name}: {counted(len(done.added), 'run')} imported, {len(done.present)} finished here already{judged}"
+    )
+    for series_id in done.busy:
+        console.print(
+            f"series {series_id} is in training here: nothing of it was imported; import again later"
+        )
+    for note in done.notes:
+        console.print(f"note: {note}")

@@ -1,20 +1,17 @@
-"""`ssmscale evaluate`: how good the finished runs of a study are, by loss and by ear.
-
-`ssmscale generate`: hear what a finished run has learnt.
-"""
+"""The verbs of trained models: `ssmscale evaluate` measures finished runs, `ssmscale generate` makes music by one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from harness.cli.options import JsonOption, RootOption, RunsArgument, StudyArgument
-from harness.cli.terminal import Sheet, plain_text
-from harness.common.console import console, errors, print_json, stoppable, warn
+from harness.cli.terminal import Table, plain_text
+from harness.common.console import Stopped, console, errors, print_json, print_line, stoppable, warn
 from harness.common.disk import write_atomically
 from harness.common.format import counted
 from harness.record.registry import registered
@@ -28,9 +25,10 @@ if TYPE_CHECKING:
     from harness.evaluate.evaluator import Evaluated, Evaluator
 
 
-def evaluate(
-    study: StudyArgument,
-    runs: RunsArgument = None,
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Fields of the evaluation's Request: what to generate for, what to compare with, and how to sample."""
+
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -38,7 +36,7 @@ def evaluate(
             help="Captions to generate for: CSV, JSON or JSON lines, such as MusicCaps' CSV, or text with one a line "
             "(default: the held-out captions).",
         ),
-    ] = None,
+    ] = None
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -46,26 +44,33 @@ def evaluate(
             help="Recordings to compare with; the prompts' path, audio or ytid names theirs (default: the held-out "
             "clips, decoded by the codec).",
         ),
-    ] = None,
+    ] = None
     clap: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="CLAP model, a folder or a name on the hub: CLAP score, FD."),
-    ] = None,
+    ] = None
     tagger: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="AST audio tagger, a folder or a name on the hub: KL divergence."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use the first N prompts.")] = None,
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use the first N prompts.")] = None
     guidance: Annotated[
         float, typer.Option(help="How far captions are followed; 1 is the model's own word.")
-    ] = 3.0,
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Likeliest codes drawn from; 0 takes all.")] = 250,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16,
+    ] = 3.0
+    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0
+    top_k: Annotated[int, typer.Option(min=0, help="Likeliest codes drawn from; 0 takes all.")] = 250
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16
     device: Annotated[
         str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1 (default: a GPU where there is one).")
-    ] = None,
+    ] = None
+
+
+def evaluate(
+    study: StudyArgument,
+    runs: RunsArgument = None,
+    *,
+    options: EvaluateOptions,
     root: RootOption = None,
     as_json: JsonOption = False,
     out: Annotated[
@@ -77,25 +82,11 @@ def evaluate(
         raise InputError(f"--out {out}: does not end in .csv")
     resolved = registered(study, root)
     chosen = _finished(choose(begun(resolved), runs), named=bool(runs))
-    import torch
-
-    from harness.common.console import Stopped
     from harness.evaluate.evaluator import Evaluator, Outcome, Request
     from harness.tracking.sync import bring_up_to_date
 
-    request = Request(
-        prompts=prompts,
-        reference=reference,
-        clap=clap,
-        tagger=tagger,
-        limit=limit,
-        temperature=temperature,
-        top_k=top_k or None,
-        guidance=guidance,
-        seed=seed,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        batch=batch,
-    )
+    settled = {"top_k": options.top_k or None, "device": options.device or _best_device()}
+    request = Request(**asdict(options) | settled)
     with errors.status("opening the study") as shown, stoppable():
         try:
             evaluator = Evaluator(resolved, request, shown.update, warn)
@@ -153,10 +144,10 @@ def _print(
     values = {(row.run_id, row.metric): row.value for row in mine}
     metrics = list(dict.fromkeys(row.metric for row in mine))
     numbers = ("parameters", "iterations", "seed", *metrics)
-    sheet = Sheet(f"study {study}", ("run", "architecture", *numbers, "evaluation"), numbers)
+    table = Table(f"study {study}", ("run", "architecture", *numbers, "evaluation"), numbers)
     for row, ended in zip(chosen, done, strict=True):
         assert row.result is not None
-        sheet.add_row(
+        table.add_row(
             row.run_id,
             row.point.architecture,
             f"{row.result['n_params']:,}",
@@ -165,7 +156,7 @@ def _print(
             *(f"{values[row.run_id, name]:.4g}" if (row.run_id, name) in values else "-" for name in metrics),
             ended.outcome + (f": {ended.reason}" if ended.reason else ""),
         )
-    sheet.print(console)
+    table.print(console)
     pairs = "pairs" if evaluator.prompts.paired else "sets"
     prompts = counted(settings.n_prompts, "prompt")
     console.print(f"settings {settings.digest}: {prompts}; {settings.reference}, compared as {pairs}")
@@ -239,7 +230,7 @@ def generate(
         if piece.scaled_by < 1:
             warn(f"{path}: scaled by {piece.scaled_by:.3g}, since it went beyond full scale")
         if not as_json:
-            console.print(f"{path}: {piece.seconds:.2f} s, seed {piece.seed}", soft_wrap=True)
+            print_line(f"{path}: {piece.seconds:.2f} s, seed {piece.seed}")
         done.append({"path": str(path), **piece.model_dump(exclude={"file"})})
     if as_json:
         print_json({"run_id": trained.run.run_id, "pieces": done})

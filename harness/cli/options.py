@@ -1,9 +1,17 @@
-"""Arguments and options that several verbs of the command share, each said once."""
+"""Arguments and options that several verbs share, and options that a verb passes on as one object.
+
+A verb may take a dataclass of options; the command line then has each of its fields, where the dataclass stands among
+the parameters.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -41,81 +49,6 @@ DeltaOption = Annotated[float, typer.Option(help="Huber delta on log-loss residu
 ReferenceOption = Annotated[
     str | None, typer.Option(metavar="ARCH", help="Architecture the others are compared with.")
 ]
-DesignOption = Annotated[
-    bool,
-    typer.Option(
-        "--design",
-        help="Simulate the study first: what intervals its report will have, and what its grid cannot identify.",
-    ),
-]
-BudgetOption = Annotated[
-    float | None,
-    typer.Option(
-        "--budget", metavar="GPU_HOURS", help="Propose the best grid for so many further GPU-hours."
-    ),
-]
-StepBudgetOption = Annotated[
-    float | None,
-    typer.Option(
-        "--budget",
-        metavar="GPU_HOURS",
-        help="GPU-hours of the next step, shared evenly by architectures; a share has to pay for a run longer than "
-        "its warmup.",
-    ),
-]
-PriorOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--prior",
-        metavar="FIT.json",
-        help="What `ssmscale fit --json` printed of a former study: what --design takes for true.",
-    ),
-]
-DesignLawOption = Annotated[
-    str | None,
-    typer.Option(
-        "--law",
-        help="The law the report will fit (default: the prior's, else chinchilla); see `ssmscale fit`.",
-    ),
-]
-ColumnOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column",
-        metavar="A=B",
-        help="Column B of the table is our column A; A==TEXT is one value for every row.",
-    ),
-]
-PredictOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--predict",
-        metavar="SIZE:BUDGET",
-        help="Predict the loss of SIZE parameters after BUDGET iterations (tokens where the points have no iterations, "
-        "or as 300M:2Btokens); may be given several times. Unasked: 2 and 4 times the largest size.",
-    ),
-]
-UnannealedOption = Annotated[
-    bool,
-    typer.Option(
-        "--unannealed",
-        help="Fit the points taken mid-run instead, as a set of their own beside the annealed.",
-    ),
-]
-DropOutliersOption = Annotated[
-    bool,
-    typer.Option(
-        "--drop-outliers",
-        help="Leave out points far off the law that is fitted to all of them; they are listed with the rule.",
-    ),
-]
-PointsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--points", metavar="FILE", help="Fit a CSV, Parquet or JSON-lines table instead of a study."
-    ),
-]
-OptionalStudy = Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; not with --points.")]
 SnapshotOption = Annotated[
     bool | None,
     typer.Option(
@@ -159,6 +92,75 @@ YesOption = Annotated[
         help="Do not ask, however many GPU-hours the profile wants confirmed (100 on a Ray cluster, which has none).",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class DesignOptions:
+    """Questions of `plan` about the design of a study."""
+
+    design: Annotated[
+        bool,
+        typer.Option(
+            "--design",
+            help="Simulate the study first: what intervals its report will have, and what its grid cannot identify.",
+        ),
+    ] = False
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            "--budget", metavar="GPU_HOURS", help="Propose the best grid for so many further GPU-hours."
+        ),
+    ] = None
+    prior: Annotated[
+        Path | None,
+        typer.Option(
+            "--prior",
+            metavar="FIT.json",
+            help="What `ssmscale fit --json` printed of a former study: what --design takes for true.",
+        ),
+    ] = None
+    law: Annotated[
+        str | None,
+        typer.Option(
+            "--law",
+            help="The law the report will fit (default: the prior's, else chinchilla); see `ssmscale fit`.",
+        ),
+    ] = None
+    reference: ReferenceOption = None
+
+
+def expand_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb whose parameters are the fields of the dataclasses that `verb` takes, as typer reads them."""
+    kinds: dict[str, type[Any]] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+        if not is_dataclass(parameter.annotation):
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        assert isinstance(parameter.annotation, type)
+        kinds[parameter.name] = parameter.annotation
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is MISSING else field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(parameter.annotation)
+        ]
+
+    @wraps(verb)
+    def expanded(**given: Any) -> None:
+        options = {
+            name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+            for name, kind in kinds.items()
+        }
+        verb(**options, **given)
+
+    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
 
 
 def cluster_said(context: typer.Context, cluster: str | None) -> str | None:

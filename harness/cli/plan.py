@@ -6,21 +6,15 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from harness.cli.analysis import DesignQuestion, examine_design
-from harness.cli.display import coloured
 from harness.cli.options import (
-    BudgetOption,
     ClusterOption,
-    DesignLawOption,
-    DesignOption,
+    DesignOptions,
     JsonOption,
-    PriorOption,
-    ReferenceOption,
     RootOption,
     SetOption,
     StudyArgument,
 )
-from harness.cli.terminal import Sheet
+from harness.cli.terminal import Table, coloured
 from harness.common.console import console, print_json
 from harness.common.format import NOTHING, Range, counted, duration, short, spread
 from harness.plan.plan import Plan, PlannedRun
@@ -31,27 +25,25 @@ from ssmttm.errors import InputError
 
 def plan(
     study: StudyArgument,
+    *,
     root: RootOption = None,
     changes: SetOption = None,
     cluster: ClusterOption = None,
-    design: DesignOption = False,
-    budget: BudgetOption = None,
-    prior: PriorOption = None,
-    law: DesignLawOption = None,
-    reference: ReferenceOption = None,
+    questions: DesignOptions,
     as_json: JsonOption = False,
 ) -> None:
     """What is left to train and what it will cost; trains nothing."""
     resolved, made = planned(study, root, changes, cluster)
-    if not design and budget is None and (prior or law or reference):
+    asked = questions.design or questions.budget is not None
+    if not asked and (questions.prior or questions.law or questions.reference):
         raise InputError("--prior, --law and --reference: are about --design and --budget; add one of them")
     document = made.as_json()
     if not as_json:
         print_plan(console, made)
-    if design or budget is not None:
-        examine_design(
-            resolved, made, DesignQuestion(design, budget, prior, law, reference), document, as_json=as_json
-        )
+    if asked:
+        from harness.cli.analysis import examine_design
+
+        examine_design(resolved, made, questions, document, as_json=as_json)
     if as_json:
         print_json(document)
 
@@ -77,7 +69,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 def _print_runs(console: Console, plan: Plan) -> None:
     numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", *COSTS)
-    table = Sheet(f"plan of {plan.study.name}", ("run", "architecture", "size", *numbers, "state"), numbers)
+    table = Table(f"plan of {plan.study.name}", ("run", "architecture", "size", *numbers, "state"), numbers)
     for run in plan.runs:
         status = run.status
         table.add_row(
@@ -101,7 +93,7 @@ def _print_grouped(console: Console, plan: Plan) -> None:
         groups.setdefault((run.status.point.architecture, run.status.point.size), []).append(run)
     numbers = ("parameters", "series", "runs", "iterations", "tokens", "FLOPs", *COSTS)
     title = f"plan of {plan.study.name}, a row a size; --json tells each of {len(plan.runs):,} runs"
-    table = Sheet(title, ("architecture", "size", *numbers, "states"), numbers)
+    table = Table(title, ("architecture", "size", *numbers, "states"), numbers)
     for (architecture, size), runs in groups.items():
         lengths = sorted({run.status.point.run.iterations for run in runs})
         states = count_states([run.status for run in runs])
@@ -179,7 +171,7 @@ def _print_sizes(console: Console, plan: Plan) -> None:
     numbers = ["blocks", "width", "parameters"]
     for title, _ in beside.values():
         numbers += [title, f"off {title.split()[0]}"]
-    table = Sheet(f"sizes of {plan.study.name}", ("size", "architecture", *numbers), numbers)
+    table = Table(f"sizes of {plan.study.name}", ("size", "architecture", *numbers), numbers)
     for size in sizes:
         cells = [f"{size['n_blocks']}", f"{size['d_model']}", f"{size['n_params']:,}"]
         for key, (_, off) in beside.items():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import JsonOption, RootOption, StudyArgument
-from harness.common.console import console, errors, print_json, stoppable
+from harness.common.console import errors, print_json, print_line, stoppable
 from harness.record.registry import place_of
 
 
@@ -39,7 +39,6 @@ def serve(
 ) -> None:
     """MLflow's server and page on a database, until Ctrl-C; prints what jobs need to find it."""
     from harness.tracking import server as serving
-    from harness.tracking.server import stay
 
     loaded, place = place_of(study, root)
     log = place.study(loaded.name) / "logs" / "mlflow-server.log"
@@ -56,10 +55,10 @@ def serve(
                 print_json(serving.describe(server, loaded.name, show_password=show_password))
             else:
                 for line in serving.lines(server, show_password=show_password):
-                    console.print(line, soft_wrap=True)
+                    print_line(line)
             sys.stdout.flush()
             if loaded.tracking.uri not in {None, server.address}:
                 errors.print(f"study {loaded.name} has a tracking.uri of its own, which goes first")
-            stay(server, process)
+            serving.stay(server, process)
     except KeyboardInterrupt:
         errors.print("stopped")

@@ -1,13 +1,9 @@
-"""`ssmscale status`, `logs`, `cancel` and `doctor`: how a study and a machine do, and taking runs back.
-
-How `ssmscale status` looks: a table of all runs, or a display that keeps to the terminal's height.
-"""
+"""`ssmscale status`, `logs` and `cancel`: a table of all runs, or a display that keeps to the terminal's height."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,13 +11,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from harness.cli import display as tables
-from harness.cli.display import coloured
-from harness.cli.options import ClusterOption, JsonOption, RootOption, RunsArgument, StudyArgument
-from harness.cli.terminal import Sheet
+from harness.cli.options import JsonOption, RootOption, RunsArgument, StudyArgument
+from harness.cli.terminal import Table, coloured
 from harness.common.console import console, errors, print_json, warn
 from harness.common.format import counted, short
-from harness.doctor.machine import Finding, examine_machine, try_program
 from harness.record.registry import registered
 from harness.record.status import RunState, RunStatus, StatusReader, count_states
 from harness.submit import submission
@@ -59,7 +52,8 @@ def status(
         reading = shown
         if not watch:
             print_status(console, reading)
-        tables.print_notes(errors, reading.notes)
+        for note in reading.notes:
+            errors.print(f"passed over: {note}")
     if reading.problem:
         warn(reading.problem)
 
@@ -107,18 +101,6 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     console.print(f"{counted(len(concerned), 'run')} cancelled{left}")
 
 
-def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
-    """What of this machine, and of a cluster that is named, works, and what to do about the rest."""
-
-    findings = examine(root or Path("runs"), cluster)
-    if as_json:
-        print_json({"checks": [finding.model_dump() for finding in findings]})
-    else:
-        tables.print_doctor(console, findings)
-    if any(finding.needed and not finding.works for finding in findings):
-        raise typer.Exit(1)
-
-
 WATCH_SECONDS = 2.0
 """Time between two looks at the journals."""
 FIRST = (
@@ -135,7 +117,7 @@ FIRST = (
 
 def print_status(console: Console, reading: Reading) -> None:
     """Where every Run stands, how many stand where, and GPU-hours."""
-    _sheet(reading, reading.rows).print(console)
+    _table(reading, reading.rows).print(console)
     for line in summary(reading):
         console.print(line, soft_wrap=True)
 
@@ -202,11 +184,11 @@ class _Display:
             tail.append(Text(f"warning: {reading.problem}", style="yellow"))
         room = max(1, console.size.height - len(tail) - 4)  # title, names, what is not shown, and the cursor
         if len(reading.rows) <= room:
-            yield _sheet(reading, reading.rows)
+            yield _table(reading, reading.rows)
         else:
             order = sorted(range(len(reading.rows)), key=lambda i: FIRST.index(reading.rows[i].state))
             shown = set(order[:room])
-            yield _sheet(reading, [reading.rows[i] for i in sorted(shown)])
+            yield _table(reading, [reading.rows[i] for i in sorted(shown)])
             rest = [row for i, row in enumerate(reading.rows) if i not in shown]
             counts = ", ".join(f"{count} {state}" for state, count in count_states(rest).items())
             yield Text(f"and {len(rest)} more: {counts}", style="dim", no_wrap=True, overflow="ellipsis")
@@ -215,14 +197,14 @@ class _Display:
             yield line
 
 
-def _sheet(reading: Reading, rows: Sequence[RunStatus]) -> Sheet:
+def _table(reading: Reading, rows: Sequence[RunStatus]) -> Table:
     numbers = ("seed", "iterations", "done", "loss", "tokens/s", "GPU-h left")
     columns = ("run", "state", "architecture", "size", *numbers, "reason")
-    sheet = Sheet(f"study {reading.study}", columns, numbers)
+    table = Table(f"study {reading.study}", columns, numbers)
     for row in rows:
         loss = row.loss if row.loss is not None else row.train_loss
         left = reading.hours.left[row.run_id]
-        sheet.add_row(
+        table.add_row(
             row.run_id,
             coloured(row.state),
             row.point.architecture,
@@ -235,19 +217,8 @@ def _sheet(reading: Reading, rows: Sequence[RunStatus]) -> Sheet:
             "?" if left is None else f"{left:.3g}" if left else "-",
             row.reason or "",
         )
-    return sheet
+    return table
 
 
 def _counted(state: str, count: int) -> Text:
     return Text(f"{count} {state}", style=coloured(RunState(state))[1] or "")
-
-
-def examine(root: Path, cluster: str | None = None) -> list[Finding]:
-    """Try everything, on a cluster too where one is named; takes seconds, since what is tried is imported."""
-    findings = [*examine_machine(root)]
-    if cluster is not None:
-        from harness.doctor.cluster import examine_cluster
-
-        return [*findings, *examine_cluster(cluster, root)]
-    remedy = "nothing to do unless this is a SLURM login node"
-    return [*findings, try_program("sbatch", "SLURM commands are here; --cluster C examines them", remedy)]

@@ -1,8 +1,6 @@
-"""Where the command speaks, results on standard output and all else on standard error, and how it is ended.
+"""Tables of the terminal: text as wide as it needs to be, of ten thousand cells in a tenth of the time rich's take.
 
-A table of text as wide as it needs to be: of ten thousand cells in a tenth of the time rich's own takes.
-
-A terminal that is narrower wraps a printed sheet, and nothing is cut; a display that is drawn again and again crops it.
+A terminal that is narrower wraps a printed table, and nothing is cut; a display that is drawn again and again crops it.
 """
 
 from __future__ import annotations
@@ -14,12 +12,21 @@ from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
 from rich.style import Style
 
+from harness.record.status import RunState
+
 Cell = str | tuple[str, str | None]
 """Text, or text and a style such as `green`."""
 GAP = "  "
+COLOURS = {
+    RunState.DONE: "green",
+    RunState.RUNNING: "cyan",
+    RunState.FAILED: "red",
+    RunState.INTERRUPTED: "yellow",
+    RunState.CANCELLED: "magenta",
+}
 
 
-class Sheet:
+class Table:
     """Rows of cells under a title and a line of names; columns in `numbers` are set to the right."""
 
     def __init__(self, title: str, columns: Sequence[str], numbers: Collection[str] = ()) -> None:
@@ -28,15 +35,15 @@ class Sheet:
         self._rows: list[tuple[Cell, ...]] = [tuple((name, "bold") for name in columns)]
 
     def add_row(self, *cells: Cell) -> None:
-        """Add a row; it has a cell for each column."""
+        """Add a row with a cell for each column."""
         self._rows.append(cells)
 
     def print(self, console: Console) -> None:
-        """Print it whole."""
+        """Print every row."""
         console.print(self, soft_wrap=True)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        """The lines, cells of one style after the other as one piece."""
+        """Yield the lines, neighbouring cells of one style as one segment."""
         yield Segment(self.title, Style(italic=True))
         yield Segment.line()
         texts = [
@@ -60,8 +67,13 @@ class Sheet:
             yield Segment(plain + "\n")
 
 
+def coloured(state: RunState) -> tuple[str, str | None]:
+    """Return a state as a cell of a table."""
+    return str(state), COLOURS.get(state)
+
+
 def plain_text(text: str) -> str:
-    """Text that stays on its line: a reason may quote a log, and a log may hold what moves a terminal's cursor."""
+    """Return text that stays on its line: a reason may quote a log, and a log may move the terminal's cursor."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else " " for char in text)

@@ -22,7 +22,7 @@ from harness.cli.options import (
     cluster_said,
 )
 from harness.cli.submit import confirm
-from harness.cli.terminal import Sheet
+from harness.cli.terminal import Table
 from harness.common.console import console, errors, print_json
 from harness.common.format import counted
 from harness.plan.cluster import Profile, lasting_name
@@ -124,7 +124,7 @@ def print_tuning(console: Console, done: Tuning) -> None:
     """Each searched size with its optimum, each other size with the learning rate it is given, and the notes."""
     numbers = ("parameters", "trials", "steps", "best loss", "learning rate")
     columns = ("architecture", "size", *numbers, "95 % interval", "best trial")
-    table = Sheet(f"tuning of {done.space.study.name}", columns, numbers)
+    table = Table(f"tuning of {done.space.study.name}", columns, numbers)
     for cell, row in _rows(done).items():
         table.add_row(
             cell.architecture,

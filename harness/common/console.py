@@ -1,4 +1,4 @@
-"""The terminal of the command: output, warnings, JSON, and how it is told to stop."""
+"""The terminal of the command: results on standard output, all else on standard error, and how a user stops it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 # A pipe has no width of its own; tables are then as wide as they need to be.
 # What a log or a file says stays as it is: :warning: is no picture, and [red] no colour.
@@ -25,9 +26,14 @@ errors = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_w
 
 
 def warn(*notes: str) -> None:
-    """Say on standard error what a user should know, a line each."""
+    """Print warnings on standard error, a line each."""
     for note in notes:
         errors.print(f"warning: {note}")
+
+
+def print_line(line: str | Text) -> None:
+    """Print a line on standard output as it is; a terminal that is narrower breaks it at its edge, not at a word."""
+    console.print(line, soft_wrap=True)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from harness.cli.app import VERBS, load_verb
 from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.conftest import Answer, files_below
@@ -239,9 +239,20 @@ def test_cancelled_runs_stay_cancelled_until_retry(
     assert json.loads(ssmscale("status", study, "--json").out)["counts"] == {"done": 2}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "STUDY"], ["status", "STUDY"]])
+HEAVY = {"torch", "deepspeed", "ray", "mlflow", "transformers", "pandas", "scipy", "matplotlib", "plotly"}
+BASE = {"pydantic", "numpy", "yaml", "filelock", "psutil", "analysis", "ssmttm"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unneeded"),
+    [
+        (["--help"], HEAVY | BASE),
+        (["plan", "STUDY"], HEAVY),
+        (["status", "STUDY"], HEAVY | {"numpy"}),
+    ],
+)
 def test_the_light_verbs_import_nothing_heavy(
-    study_fields: Fields, write_study: Callable[..., Path], arguments: list[str]
+    study_fields: Fields, write_study: Callable[..., Path], arguments: list[str], unneeded: set[str]
 ) -> None:
     study = str(write_study(study_fields))
     words = ["ssmscale", *(study if word == "STUDY" else word for word in arguments)]
@@ -251,13 +262,16 @@ def test_the_light_verbs_import_nothing_heavy(
         "from harness.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'deepspeed', 'ray', 'mlflow', 'transformers', 'pandas', 'scipy', 'matplotlib', 'plotly'}\n"
-        "sys.stderr.write(' '.join(sorted(heavy & set(sys.modules))))\n"
+        f"sys.stderr.write(' '.join(sorted({unneeded!r} & set(sys.modules))))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={**os.environ}
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_help_of_all_verbs_says_of_each_what_its_own_says(name: str) -> None:
+    command = load_verb(name)
+    assert VERBS[name][1] == command.help.partition("\n\n")[0].replace("\n", " ")
 
 
 def test_plain_lines_when_piped_hold_no_escape_codes(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.status import examine
+from harness.cli.doctor import examine
 from harness.doctor.machine import Finding, _kernels
 from ssmttm.model import kernels
 from tests.conftest import Command
