@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -129,17 +129,6 @@ class Journal:
 def attempts(directory: Path) -> list[int]:
     """Numbers of the attempts made so far, oldest first."""
     return [attempt for attempt, _ in _attempt_files(directory)]
-
-
-def read_events(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
-    for attempt in attempts(directory):
-        try:
-            for line in LineReader(directory / "journal" / FORMAT.format(attempt)).read(check_for(directory)):
-                if not isinstance(line, Damage):
-                    yield {**line, "attempt": attempt}
-        except (FileNotFoundError, IsADirectoryError):
-            continue
 
 
 @dataclass

@@ -15,11 +15,12 @@ import psutil
 import yaml
 
 from harness.dispatch.arrays import Array, ArrayBook, Task
-from harness.record.journal import Event, read_events, read_progress
+from harness.record.journal import Event, read_progress
 from harness.record.root import Root
 from slurm.devcluster.cluster import DevCluster
 from tests.checkouts import environment_of
 from tests.conftest import REPOSITORY
+from tests.harness.journals import read_events
 from tests.waiting import PACED, PATIENCE, wait_until
 
 PROFILE: dict[str, Any] = {

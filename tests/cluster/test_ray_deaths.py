@@ -9,8 +9,9 @@ import psutil
 import pytest
 
 from harness.record.control import Control
-from harness.record.journal import Event, read_events, read_progress
+from harness.record.journal import Event, read_progress
 from tests.cluster.slurm_study import Make
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import wait_until
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from harness.record.journal import Event, read_events
+from harness.record.journal import Event
 from harness.record.root import Root, read_run
 from tests.cluster.slurm_study import SlurmStudy
+from tests.harness.journals import read_events
 from tests.waiting import wait_until
 
 STEP_SECONDS = 1.0

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from harness.record.journal import Event, read_events
+from harness.record.journal import Event
 from harness.record.provenance import code_state, source_files
 from tests.checkouts import make_checkout
 from tests.cluster.conftest import missing
 from tests.cluster.slurm_study import Make, SlurmStudy, held_back
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses
 from tests.waiting import wait_until
 

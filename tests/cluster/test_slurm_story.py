@@ -14,11 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.record.journal import Event, attempts, read_events, read_progress
+from harness.record.journal import Event, attempts, read_progress
 from harness.record.root import Root
 from harness.tracking.store import default_uri
 from tests.cluster.slurm_study import Make, SlurmStudy
 from tests.harness.faults import check_mirrored
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared
 from tests.waiting import PATIENCE, is_running, wait_until
 

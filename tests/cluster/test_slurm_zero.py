@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.record.journal import Event, read_events
+from harness.record.journal import Event
 from tests.cluster.slurm_study import Make
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses, undisturbed
 
 pytestmark = pytest.mark.cluster

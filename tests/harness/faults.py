@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.validation import validate
-from harness.record.journal import read_events, read_progress
+from harness.record.journal import read_progress
 from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.record.status import StatusReader
@@ -21,6 +21,7 @@ from harness.study.schema import Study
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Tracker
 from tests.conftest import tiny_study
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared
 from tests.waiting import PATIENCE
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from harness.common.jsonl import Damage, LineReader
 from harness.common.process import identify_process
 from harness.common.validation import validate
-from harness.record.journal import Event, Journal
+from harness.record.journal import FORMAT, Event, Journal, attempts, check_for
 from harness.record.registry import ResolvedStudy, register, resolve
 from harness.record.root import Root, write_run, write_series
 from harness.record.status import RunStatus, StatusReader
@@ -42,6 +44,17 @@ def begin_run(root: Root, run: Run, **more: Any) -> Journal:
     journal = Journal.open(write_run(root, run))
     journal.append(Event.STARTED, **{**identify_process(), **WHO, **more})
     return journal
+
+
+def read_events(directory: Path) -> Iterator[dict[str, Any]]:
+    """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
+    for attempt in attempts(directory):
+        try:
+            for line in LineReader(directory / "journal" / FORMAT.format(attempt)).read(check_for(directory)):
+                if not isinstance(line, Damage):
+                    yield {**line, "attempt": attempt}
+        except (FileNotFoundError, IsADirectoryError):
+            continue
 
 
 def log_steps(journal: Journal, steps: Iterable[int], **more: Any) -> None:

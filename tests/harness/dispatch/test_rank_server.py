@@ -15,8 +15,9 @@ import pytest
 
 from harness.dispatch.fork_server import RankServer, _Server
 from harness.dispatch.worker_process import RankProcess, environment_of_rank
-from harness.record.journal import Event, read_events, read_progress
+from harness.record.journal import Event, read_progress
 from harness.record.root import Root
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared
 from tests.waiting import PATIENCE, is_running, wait_until
 

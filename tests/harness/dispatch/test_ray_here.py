@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from harness.common.process import process_is_alive
-from harness.record.journal import read_events, read_progress
+from harness.record.journal import read_progress
 from harness.record.root import Root
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses, undisturbed
 from tests.waiting import PATIENCE, paced, wait_until
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from harness.plan.resources import NAME
-from harness.record.journal import Event, read_events, read_progress
+from harness.record.journal import Event, read_progress
 from harness.record.root import Root
 from harness.train.stopping import is_out_of_memory
 from tests.conftest import Answer
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared, progress_of, series_folder, train
 from tests.waiting import PATIENCE
 

@@ -17,13 +17,13 @@ import pytest
 from harness.archive.prune import prune
 from harness.record import checkpoints
 from harness.record.checkpoints import Checkpoint, FileFacts, Marker, retire, tag_of
-from harness.record.journal import Event, Fenced, Journal, read_events, read_progress
+from harness.record.journal import Event, Fenced, Journal, read_progress
 from harness.record.root import Layout, Root, read_launch
 from harness.train.checkpoint import Saver, load, save
 from harness.train.engine import Engine
 from harness.train.ranks import initialise_ranks
 from tests.conftest import tiny_study
-from tests.harness.journals import registered
+from tests.harness.journals import read_events, registered
 from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps
 
 Fields = dict[str, Any]

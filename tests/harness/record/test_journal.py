@@ -26,11 +26,11 @@ from harness.record.journal import (
     Journal,
     ProgressReader,
     attempts,
-    read_events,
     read_progress,
 )
 from harness.record.kinds import Kind
 from harness.record.result import Result
+from tests.harness.journals import read_events
 
 
 def test_state_is_the_last_event_that_changed_it(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.record.journal import Event, read_events
-from tests.harness.journals import begin_series, log_steps, write_finished
+from harness.record.journal import Event
+from tests.harness.journals import begin_series, log_steps, read_events, write_finished
 from tests.harness.tracked import Calls, Study
 from tests.harness.trainer import StopAfter, series_folder, train
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness.record.journal import read_events, read_progress
+from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.conftest import Answer
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses, series_folder, train
 
 Fields = dict[str, Any]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from harness.common.validation import validate
-from harness.record.journal import read_events, read_progress
+from harness.record.journal import read_progress
 from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.record.status import RunState, StatusReader
@@ -27,6 +27,7 @@ from harness.study.schema import Study
 from harness.train.stopping import EXIT_NO_SPACE
 from tests.conftest import Answer
 from tests.harness.faults import Moment, Story, fault_study, step_files
+from tests.harness.journals import read_events
 from tests.harness.trainer import losses
 from tests.waiting import PATIENCE
 

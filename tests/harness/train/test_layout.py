@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.record.journal import read_events, read_progress
+from harness.record.journal import read_progress
 from harness.record.root import Root
 from harness.train import usage
+from tests.harness.journals import read_events
 from tests.harness.trainer import StopAfter, losses, series_folder, train
 
 Fields = dict[str, Any]

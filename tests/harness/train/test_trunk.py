@@ -11,8 +11,9 @@ import pytest
 
 from harness.record import checkpoints
 from harness.record.control import Control
-from harness.record.journal import Event, Journal, read_events, read_progress
+from harness.record.journal import Event, Journal, read_progress
 from harness.record.root import Root
+from tests.harness.journals import read_events
 from tests.harness.trainer import StopAfter, losses, prepared, progress_of, series_folder, train, trunk_steps
 
 Fields = dict[str, Any]
