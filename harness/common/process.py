@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -127,6 +128,26 @@ def sent_to(file: Path) -> Iterator[None]:
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)
+
+
+class PipeReader:
+    """Whole lines of a pipe, as they come."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._held = descriptor, b""
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+        self.is_ended = False
+        """Whether nobody writes into it any more, and all that was written has been read."""
+
+    def read(self, seconds: float = 0.0) -> list[bytes]:
+        """Return the lines that have come; where nothing has, wait for it so many seconds at most."""
+        while not self.is_ended and self._poll.poll(1000 * seconds):
+            part = os.read(self._descriptor, 65536)
+            self.is_ended, seconds = not part, 0.0
+            self._held += part
+        *lines, self._held = self._held.split(b"\n")
+        return lines
 
 
 def log_to_stderr() -> None:

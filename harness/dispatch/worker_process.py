@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from harness.common.process import PipeReader
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
 
@@ -50,9 +50,7 @@ class RankProcess:
         with log.open("ab") as said:
             self._process = _start({**os.environ, **environment}, said, server)
         assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
-        self._heard = b""
-        self._is_silent = False
+        self._answers = PipeReader(self._process.stdout.fileno())
         self.is_ready = False
         """Whether it has imported what it needs and found the other ranks."""
         self.replies: list[str] = []
@@ -70,14 +68,9 @@ class RankProcess:
             self._process.stdin.write(json.dumps([str(path) for path in run_dirs]).encode() + b"\n")
             self._process.stdin.flush()
 
-    def listen(self) -> None:
-        """Take up what it has answered."""
-        assert self._process.stdout is not None
-        while part := self._process.stdout.read(65536):
-            self._heard += part
-        self._is_silent = part is not None  # nothing now is None; nothing any more is no bytes
-        *lines, self._heard = self._heard.split(b"\n")
-        for line in lines:
+    def listen(self, seconds: float = 0.0) -> None:
+        """Take up what it has answered; where it has not, wait for that so many seconds at most."""
+        for line in self._answers.read(seconds):
             reply = json.loads(line)
             self.is_ready = self.is_ready or "ready" in reply
             if "outcome" in reply:
@@ -85,14 +78,11 @@ class RankProcess:
 
     def wait_for_word(self, seconds: float) -> None:
         """Take up what it has answered, waiting for it so many seconds at most; its end is a word too."""
-        assert self._process.stdout is not None
-        if self.replies:
-            return
-        if self._is_silent:
+        if self._answers.is_ended and not self.replies:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=seconds)
-        elif select.select([self._process.stdout], [], [], seconds)[0]:
-            self.listen()
+        elif not self.replies:
+            self.listen(seconds)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, if it is there."""

@@ -95,11 +95,11 @@ def save(
         write_atomically(folder / f"{tag}.complete", marker.sealed().model_dump_json(indent=1) + "\n")
 
     try:
-        ranks.first_does(prepare)
+        ranks.run_on_first(prepare)
         with room_for(needed, folder / tag):
             engine.save_checkpoint(folder, tag)
         torch.distributed.barrier()
-        ranks.first_does(mark)
+        ranks.run_on_first(mark)
     except DiskFull:
         shutil.rmtree(folder / tag, ignore_errors=True)
         raise
@@ -137,7 +137,7 @@ class Saver:
             for folder in folders:
                 remove_partial(folder)
 
-        self.ranks.first_does(clear)
+        self.ranks.run_on_first(clear)
 
     def find(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> Checkpoint | None:
         """The newest good checkpoint with lowest <= step <= highest; what is wrong with others is journalled."""
@@ -156,8 +156,8 @@ class Saver:
                     return
                 self._pass_over(wrong, journal)
 
-        self.ranks.first_does(look)
-        found: Checkpoint | None = self.ranks.tell(chosen)
+        self.ranks.run_on_first(look)
+        found: Checkpoint | None = self.ranks.broadcast(chosen)
         if found is not None:
             self._whole = folder, found.marker.step
         return found
@@ -190,8 +190,8 @@ class Saver:
                 journal.sync()  # what is resumed from must not be ahead of its record
                 journal.check_fence()
 
-        self.ranks.first_does(look)
-        if self.ranks.tell(is_there):
+        self.ranks.run_on_first(look)
+        if self.ranks.broadcast(is_there):
             return
         save(engine, folder, step, tokens, branch=branch, loss=loss, before_marking=last_look)
         self._whole = folder, step
@@ -255,7 +255,7 @@ def load_universal(engine: Engine, checkpoint: Checkpoint) -> None:
             raise RuntimeError(f"{checkpoint.path}: {done.stderr.strip().splitlines()[-1]}")
 
     try:
-        engine.ranks.first_does(convert)
+        engine.ranks.run_on_first(convert)
         engine.load_universal(checkpoint.folder, target.name)
     finally:
-        engine.ranks.first_does(lambda: shutil.rmtree(target, ignore_errors=True))
+        engine.ranks.run_on_first(lambda: shutil.rmtree(target, ignore_errors=True))

@@ -140,7 +140,7 @@ class SeriesTrainer:
     def _branch(self, run: Run) -> Outcome:
         """Take a Run from its branch point to its end and write its result; its failure is its own."""
         folder = self.root.run(run.run_id)
-        if self.ranks.tell(self.ranks.is_first and read_progress(folder).state == Event.FINISHED):
+        if self.ranks.broadcast(self.ranks.is_first and read_progress(folder).state == Event.FINISHED):
             return Outcome.DONE  # by an older attempt, in the moment before it was fenced off
         resumed = not self.on_trunk
         self.on_trunk = False
@@ -349,7 +349,7 @@ class SeriesTrainer:
                 self._control_size = size
                 self._cancelled = {one.iterations for one in self.runs if one.run_id in cancelled}
         known = run.iterations in self._cancelled
-        return bool(self.ranks.tell(known)) if ask_others else known
+        return bool(self.ranks.broadcast(known)) if ask_others else known
 
     def _resume(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> bool:
         """Load the newest good checkpoint with lowest <= step <= highest, if there is one."""

@@ -38,7 +38,7 @@ class Ranks:
         """Whether this process writes for all of them."""
         return self.rank == 0
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The first rank's value, on every rank; collective."""
         if self.world == 1:
             return value
@@ -48,7 +48,7 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def first_does(self, action: Callable[[], None]) -> None:
+    def run_on_first(self, action: Callable[[], None]) -> None:
         """Run something on the first rank alone; what it raises is raised on every rank. Collective."""
         problem: Exception | None = None
         if self.is_first:
@@ -56,7 +56,7 @@ class Ranks:
                 action()
             except Exception as error:
                 problem = error
-        problem = self.tell(problem)
+        problem = self.broadcast(problem)
         if problem is not None:
             raise problem
 

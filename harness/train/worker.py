@@ -19,13 +19,14 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from harness.common.disk import DiskFull, disk_full, is_full, make_folder, naming_a_full_disk
 from harness.common.process import (
+    PipeReader,
     end_at_once,
     flush_or_drop,
     identify_process,
@@ -36,7 +37,7 @@ from harness.common.process import (
 )
 from harness.plan.resources import remember, what_would_fit
 from harness.record.control import Control
-from harness.record.journal import Event, Fenced, Journal, read_progress
+from harness.record.journal import Event, Fenced, Journal, Progress, read_progress
 from harness.record.kinds import OUT_OF_MEMORY, Kind
 from harness.record.provenance import commit, installed_version, running_code
 from harness.record.root import Launch, Layout, Root, read_launch, read_run
@@ -56,6 +57,9 @@ from harness.train.stopping import (
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.worker")
+
+LISTEN_SECONDS = 0.2
+"""How long an idle worker takes, at most, to find that it was asked to stop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,9 +113,11 @@ def _serve(stop: StopFlag) -> int:
     initialise_ranks(int(os.environ.get("OMP_NUM_THREADS", "1")))
     stop.install()  # not before: there was nothing to save, and waiting for other ranks heeds no flag
     replies.write(json.dumps({"ready": True}) + "\n")
-    for line in _lines(sys.stdin.fileno(), stop):
-        outcome = _train_fed([Path(name) for name in json.loads(line)], stop)
-        replies.write(json.dumps({"outcome": outcome}) + "\n")
+    told = PipeReader(sys.stdin.fileno())
+    while not stop.reason and not told.is_ended:
+        for line in told.read(LISTEN_SECONDS):
+            outcome = _train_fed([Path(name) for name in json.loads(line)], stop)
+            replies.write(json.dumps({"outcome": outcome}) + "\n")
     return 0
 
 
@@ -130,23 +136,6 @@ def _train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
     return outcome
 
 
-def _lines(descriptor: int, stop: StopFlag) -> Iterator[str]:
-    """Lines of a descriptor until it ends or this process is asked to stop."""
-    import select
-
-    held = b""
-    while not stop.reason:
-        if not select.select([descriptor], [], [], 0.2)[0]:
-            continue
-        part = os.read(descriptor, 65536)
-        if not part:
-            return
-        held += part
-        while b"\n" in held:
-            line, held = held.split(b"\n", 1)
-            yield line.decode()
-
-
 def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
     """The Runs of the directories, those of one Series together, in the order given."""
     groups: dict[tuple[Path, str], list[Run]] = {}
@@ -161,12 +150,12 @@ def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
 
     Raises DiskFull where there was no room to go on; what was saved before is kept, and no Run counts as failed.
     """
-    folder = root.series(runs[0].series_id)
     launch = read_launch(root, runs[0].series_id)
     ranks = initialise_ranks(launch.threads)
+    work = _SeriesWork(runs, root, launch, ranks, stop)
     try:
-        with naming_a_full_disk(folder):
-            return _train_logged(runs, root, launch, ranks, stop)
+        with naming_a_full_disk(work.folder):
+            return work.train()
     except DiskFull as full:
         if ranks.world == 1:
             raise
@@ -175,181 +164,166 @@ def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
         raise SystemExit(EXIT_NO_SPACE) from full
 
 
-def _train_logged(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
-    folder = root.series(runs[0].series_id)
-    lock = SeriesLock(folder)
-    make_folder(folder / "logs")
-    with sent_to(folder / "logs" / f"rank-{ranks.rank}.log"):
-        if not ranks.tell(not ranks.is_first or lock.acquire()):
-            return "busy"
+class _SeriesWork:
+    """What one rank does to train what is missing of a Series."""
+
+    def __init__(self, runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> None:
+        self.runs, self.root, self.launch, self.ranks, self.stop = runs, root, launch, ranks, stop
+        self.series_id = runs[0].series_id
+        self.folder = root.series(self.series_id)
+        self.journal: Journal | None = None
+        """The trunk's, on the first rank alone."""
+
+    def train(self) -> str:
+        """Train the Series where no other process does; returns the outcome."""
+        ranks, lock = self.ranks, SeriesLock(self.folder)
+        make_folder(self.folder / "logs")
+        with sent_to(self.folder / "logs" / f"rank-{ranks.rank}.log"):
+            if not ranks.broadcast(not ranks.is_first or lock.acquire()):
+                return "busy"
+            try:
+                states = ranks.broadcast([self._progress_of(run).state for run in self.runs])
+                self.runs = [
+                    run for run, state in zip(self.runs, states, strict=True) if state != Event.FINISHED
+                ]
+                cancelled = ranks.broadcast(Control(self.launch.control).cancelled())
+                # What was cancelled while it waited comes here too: no engine is built for it.
+                if cancelled.issuperset(run.run_id for run in self.runs):
+                    return "finished"
+                mirror = (
+                    mirrored_beside(self.launch, self.root, self.series_id)
+                    if ranks.is_first
+                    else nullcontext()
+                )
+                with mirror:
+                    return self._train_locked()
+            finally:
+                gc.collect()  # an engine refers to itself: its memory is wanted by the next Series
+                lock.release()
+
+    def _train_locked(self) -> str:
+        start = Event.RESUMED if read_progress(self.folder).attempt else Event.STARTED
+        self.journal = Journal.open(self.folder) if self.ranks.is_first else None
         try:
-            states = ranks.tell([read_progress(root.run(run.run_id)).state for run in runs])
-            missing = [run for run, state in zip(runs, states, strict=True) if state != Event.FINISHED]
-            cancelled = ranks.tell(Control(launch.control).cancelled())
-            # What was cancelled while it waited comes here too: no engine is built for it.
-            if cancelled.issuperset(run.run_id for run in missing):
-                return "finished"
-            with mirrored_beside(launch, root, runs[0].series_id) if ranks.is_first else nullcontext():
-                return _train_locked(missing, root, launch, ranks, stop)
-        finally:
-            gc.collect()  # an engine refers to itself: its memory is wanted by the next Series
-            lock.release()
-
-
-def _train_locked(runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> str:
-    folder = root.series(runs[0].series_id)
-    start = Event.RESUMED if read_progress(folder).attempt else Event.STARTED
-    journal = Journal.open(folder) if ranks.is_first else None
-    try:
-        return _train(runs, root, launch, ranks, stop, journal, start)
-    except Exception as error:
-        if not is_full(error):
-            raise
-        print_traceback()
-        full = disk_full(folder, error)
-        if journal is not None:
-            journal.leave(Kind.DISK_FULL, str(full))
-        if full is error:
-            raise
-        raise full from error
-    finally:
-        if journal is not None:
-            journal.close()
-
-
-def _train(
-    runs: Sequence[Run],
-    root: Root,
-    launch: Launch,
-    ranks: Ranks,
-    stop: StopFlag,
-    journal: Journal | None,
-    start: Event,
-) -> str:
-    before = {run.run_id: read_progress(root.run(run.run_id)).attempt for run in runs}
-    process = describe_process(launch) | {"device_name": device_name(ranks.device)}
-    try:
-        while True:
-            layout, changes = series_layout(root, runs, launch, ranks)
-            if journal is not None:
-                journal.append(start, **process, layout=layout.model_dump(), device=ranks.device)
-                if process["code"] is not None and launch.code not in {None, process["code"]}:
-                    text = (
-                        f"trained with the code {process['code']}, not with {launch.code} as it was submitted"
-                    )
-                    journal.append(Event.WARNING, text=text)
-                for change in changes:
-                    journal.append(Event.WARNING, text=change)
-            outcome = _attempt(runs, root, launch, ranks, layout, stop, process, journal)
-            if outcome is not None:
-                break
-            gc.collect()  # what the attempt held is wanted by the next
-            reason = _out_of_memory(runs[0], root, launch, ranks, layout, process, journal)
-            if reason is not None:
-                log.error("series %s: %s", runs[0].series_id, reason)
-                told = journal or Journal.open(root.series(runs[0].series_id))
-                ending = _fail(runs, root, launch, told, reason, Kind.OUT_OF_MEMORY, before)
-                return ending if ranks.world == 1 else sys.exit(1)  # the others may wait for this rank
-            start = Event.RESUMED
-    except Diverged as error:  # every rank saw the same loss
-        return _fail(runs, root, launch, journal, str(error), Kind.DIVERGED, before)
-    except Exception as error:
-        if is_full(error):
-            raise
-        if not isinstance(error, InputError | Fenced):
+            return self._train(start)
+        except Exception as error:
+            if not is_full(error):
+                raise
             print_traceback()
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        log.error("series %s: %s", runs[0].series_id, reason)
-        if ranks.world > 1:
-            # The others are somewhere else now, and what the first rank sees may be their end and not the cause:
-            # whoever started the ranks ends them all and tries again.
-            raise SystemExit(1) from error
-        if isinstance(error, Fenced):
+            full = disk_full(self.folder, error)
+            if self.journal is not None:
+                self.journal.leave(Kind.DISK_FULL, str(full))
+            if full is error:
+                raise
+            raise full from error
+        finally:
+            if self.journal is not None:
+                self.journal.close()
+
+    def _train(self, start: Event) -> str:
+        self.before = {run.run_id: self._progress_of(run).attempt for run in self.runs}
+        """Each Run's attempts when this training began."""
+        device = self.ranks.device
+        self.process = describe_process(self.launch) | {"device_name": device_name(device)}
+        try:
+            while True:
+                layout, changes = series_layout(self.root, self.runs, self.launch, self.ranks)
+                if self.journal is not None:
+                    self.journal.append(start, **self.process, layout=layout.model_dump(), device=device)
+                    for text in (*self._other_code(), *changes):
+                        self.journal.append(Event.WARNING, text=text)
+                outcome = self._attempt(layout)
+                if outcome is not None:
+                    break
+                gc.collect()  # what the attempt held is wanted by the next
+                reason = self._out_of_memory(layout)
+                if reason is not None:
+                    log.error("series %s: %s", self.series_id, reason)
+                    self.journal = self.journal or Journal.open(self.folder)
+                    ending = self._fail(reason, Kind.OUT_OF_MEMORY)
+                    # The others may wait for this rank.
+                    return ending if self.ranks.world == 1 else sys.exit(1)
+                start = Event.RESUMED
+        except Diverged as error:  # every rank saw the same loss
+            return self._fail(str(error), Kind.DIVERGED)
+        except Exception as error:
+            if is_full(error):
+                raise
+            if not isinstance(error, InputError | Fenced):
+                print_traceback()
+            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            log.error("series %s: %s", self.series_id, reason)
+            if self.ranks.world > 1:
+                # The others are somewhere else now, and what the first rank sees may be their end and not the cause:
+                # whoever started the ranks ends them all and tries again.
+                raise SystemExit(1) from error
+            return "busy" if isinstance(error, Fenced) else self._fail(reason, Kind.ERROR)
+        if outcome in {Outcome.PREEMPTED, Outcome.FENCED}:
+            return "preempted" if outcome is Outcome.PREEMPTED else "busy"
+        if self.journal is not None:
+            self.journal.append(Event.FINISHED)
+        states = [self._progress_of(run).state for run in self.runs]
+        return "failed" if Event.FAILED in states else "finished"
+
+    def _other_code(self) -> Iterator[str]:
+        """Say where what trains is not the code that was submitted."""
+        code, submitted = self.process["code"], self.launch.code
+        if code is not None and submitted not in {None, code}:
+            yield f"trained with the code {code}, not with {submitted} as it was submitted"
+
+    def _attempt(self, layout: Layout) -> Outcome | None:
+        """Train on a layout; None where memory was short, by when nothing refers to what was held any more."""
+        try:
+            return SeriesTrainer(
+                self.root, self.runs, self.launch, self.ranks, layout, self.stop, self.process
+            ).train(self.journal)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.error("out of memory: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
+            return None
+
+    def _out_of_memory(self, layout: Layout) -> str | None:
+        """Remember that a micro-batch did not fit; returns why the Series fails where there is no smaller one.
+
+        Of several ranks the others may wait for this one: all are ended, and their next start heeds what is remembered.
+        """
+        run, device = self.runs[0], self.ranks.device
+        remember(self.launch.control.parent, run, layout, device, self.process["device_name"])
+        text = f"{OUT_OF_MEMORY} with micro-batch {layout.micro_batch} on rank {self.ranks.rank}"
+        if layout.micro_batch == 1:
+            return what_would_fit(run, layout, on_cuda=device.startswith("cuda"))
+        if self.ranks.world == 1:
+            if self.journal is not None:
+                text = f"{text}: goes on from the last checkpoint with a smaller one"
+                self.journal.append(Event.WARNING, text=text)
+            return None
+        log.error("series %s: %s", self.series_id, text)
+        (self.journal or Journal.open(self.folder)).leave(Kind.OUT_OF_MEMORY, text)
+        raise SystemExit(EXIT_PREEMPTED)
+
+    def _fail(self, reason: str, kind: Kind) -> str:
+        """Write the reason into the trunk's journal and into that of every Run it takes with it; returns the outcome.
+
+        Runs that have ended since this training began have their own word, and cancelled ones stay cancelled.
+        """
+        if self.journal is None:
+            return "failed"
+        try:
+            self.journal.append(Event.FAILED, reason=reason, kind=kind)
+        except Fenced:  # somebody else trains these Runs by now, and they have not failed
             return "busy"
-        return _fail(runs, root, launch, journal, reason, Kind.ERROR, before)
-    if outcome in {Outcome.PREEMPTED, Outcome.FENCED}:
-        return "preempted" if outcome is Outcome.PREEMPTED else "busy"
-    if journal is not None:
-        journal.append(Event.FINISHED)
-    states = [read_progress(root.run(run.run_id)).state for run in runs]
-    return "failed" if Event.FAILED in states else "finished"
-
-
-def _attempt(
-    runs: Sequence[Run],
-    root: Root,
-    launch: Launch,
-    ranks: Ranks,
-    layout: Layout,
-    stop: StopFlag,
-    process: Mapping[str, Any],
-    journal: Journal | None,
-) -> Outcome | None:
-    """Train on a layout; None where memory was short, by when nothing refers to what was held any more."""
-    try:
-        return SeriesTrainer(root, runs, launch, ranks, layout, stop, process).train(journal)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        log.error("out of memory: %s", str(error).splitlines()[0] if str(error) else type(error).__name__)
-        return None
-
-
-def _out_of_memory(
-    run: Run,
-    root: Root,
-    launch: Launch,
-    ranks: Ranks,
-    layout: Layout,
-    process: Mapping[str, Any],
-    journal: Journal | None,
-) -> str | None:
-    """Remember that a micro-batch did not fit; returns why the Series fails where there is no smaller one.
-
-    Of several ranks the others may wait for this one: all are ended, and their next start heeds what is remembered.
-    """
-    remember(launch.control.parent, run, layout, ranks.device, process["device_name"])
-    folder = root.series(run.series_id)
-    text = f"{OUT_OF_MEMORY} with micro-batch {layout.micro_batch} on rank {ranks.rank}"
-    if layout.micro_batch == 1:
-        return what_would_fit(run, layout, on_cuda=ranks.device.startswith("cuda"))
-    if ranks.world == 1:
-        if journal is not None:
-            journal.append(Event.WARNING, text=f"{text}: goes on from the last checkpoint with a smaller one")
-        return None
-    log.error("series %s: %s", run.series_id, text)
-    (journal or Journal.open(folder)).leave(Kind.OUT_OF_MEMORY, text)
-    raise SystemExit(EXIT_PREEMPTED)
-
-
-def _fail(
-    runs: Sequence[Run],
-    root: Root,
-    launch: Launch,
-    journal: Journal | None,
-    reason: str,
-    kind: Kind,
-    before: Mapping[str, int],
-) -> str:
-    """Write the reason into the trunk's journal and into that of every Run it takes with it; returns the outcome.
-
-    `before` holds each Run's attempts when this training began: those that ended since have their own word, and
-    cancelled ones stay cancelled.
-    """
-    if journal is None:
+        cancelled = Control(self.launch.control).cancelled()
+        for run in self.runs:
+            own = self._progress_of(run)
+            failed = own.state == Event.FAILED and own.attempt > self.before[run.run_id]
+            if own.state != Event.FINISHED and not failed and run.run_id not in cancelled:
+                with Journal.open(self.root.run(run.run_id)) as latest:
+                    latest.append(Event.FAILED, reason=reason, kind=kind)
         return "failed"
-    try:
-        journal.append(Event.FAILED, reason=reason, kind=kind)
-    except Fenced:  # somebody else trains these Runs by now, and they have not failed
-        return "busy"
-    cancelled = Control(launch.control).cancelled()
-    for run in runs:
-        own = read_progress(root.run(run.run_id))
-        failed = own.state == Event.FAILED and own.attempt > before[run.run_id]
-        if own.state != Event.FINISHED and not failed and run.run_id not in cancelled:
-            with Journal.open(root.run(run.run_id)) as latest:
-                latest.append(Event.FAILED, reason=reason, kind=kind)
-    return "failed"
+
+    def _progress_of(self, run: Run) -> Progress:
+        return read_progress(self.root.run(run.run_id))
 
 
 def describe_process(launch: Launch) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import secrets
-import selectors
 import shutil
 import signal
 import subprocess
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
-from harness.common.process import last_line
+from harness.common.process import PipeReader, last_line
 from harness.dispatch.ray.host import LOOPBACK, RayDown
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.plan.cluster import Cluster
@@ -71,7 +70,7 @@ class RayAddress(Frozen):
 
 
 class NodePlan(Frozen):
-    """What the keepers of all nodes are told when they start."""
+    """What the agents of all nodes are told when they start."""
 
     token_file: Path
     log_dir: Path
@@ -84,8 +83,8 @@ class NodePlan(Frozen):
     dashboard: bool = True
 
 
-class Word(Frozen):
-    """What a keeper says of its node, a line of JSON each."""
+class NodeEvent(Frozen):
+    """What a agent says of its node, a line of JSON each."""
 
     node: str
     event: Literal["head", "up", "down", "failed", "signal"]
@@ -128,7 +127,7 @@ def read_address(path: Path) -> RayAddress | None:
 
 
 class RayNodes:
-    """The keepers of a Ray's nodes, as the processes of one command: srun's, or the only one itself."""
+    """The agents of a Ray's nodes, as the processes of one command: srun's, or the only one itself."""
 
     def __init__(
         self,
@@ -142,7 +141,6 @@ class RayNodes:
         self.address: RayAddress | None = None
         self._up: set[str] = set()
         self._headless: str | None = None
-        self._heard = b""
         make_folder(plan.log_dir)
         self.log = plan.log_dir / "ray.log"
         with self.log.open("ab") as said:
@@ -162,7 +160,7 @@ class RayNodes:
                 start_new_session=True,  # Ctrl-C is for us: we end it, in order
             )
         assert self._process.stdout is not None
-        os.set_blocking(self._process.stdout.fileno(), False)
+        self._said = PipeReader(self._process.stdout.fileno())
 
     @property
     def is_alive(self) -> bool:
@@ -176,20 +174,15 @@ class RayNodes:
         if self._headless is not None:
             raise RayDown(f"Ray ended: {self._headless}")
 
-    def listen(self, seconds: float = 0.0) -> list[Word]:
-        """What the keepers said since the last call, waited for at most that long."""
-        assert self._process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            if self.is_alive:  # else its end would be heard of at once, again and again
-                selector.register(self._process.stdout, selectors.EVENT_READ)
-            selector.select(seconds)
-        while part := self._process.stdout.read(65536):
-            self._heard += part
-        *lines, self._heard = self._heard.split(b"\n")
-        words = [Word.model_validate_json(line) for line in lines if line.startswith(b"{")]
-        for word in words:
-            self._take_up(word)
-        return words
+    def listen(self, seconds: float = 0.0) -> list[NodeEvent]:
+        """What the agents said since the last call, waited for at most that long."""
+        if self._said.is_ended:  # its end would be heard of at once, again and again
+            time.sleep(seconds)
+        lines = self._said.read(seconds)
+        events = [NodeEvent.model_validate_json(line) for line in lines if line.startswith(b"{")]
+        for event in events:
+            self._take_up(event)
+        return events
 
     def wait_until_ready(
         self, seconds: float = START_SECONDS, wanted: Callable[[], bool] = lambda: True
@@ -200,9 +193,9 @@ class RayNodes:
         """
         deadline = time.monotonic() + seconds
         while self.address is None or not self._up.issuperset(self.plan.nodes):
-            for word in self.listen(0.2):
-                if word.event == "failed":
-                    raise RayDown(f"Ray did not start on {word.node}: {word.reason}")
+            for event in self.listen(0.2):
+                if event.event == "failed":
+                    raise RayDown(f"Ray did not start on {event.node}: {event.reason}")
             if not self.is_alive:
                 raise RayDown(f"Ray did not start; {self._ending()}")
             if not wanted():
@@ -230,31 +223,31 @@ class RayNodes:
             self.listen()  # a signal may have come meanwhile
             self._process.stdout.close()
 
-    def _take_up(self, word: Word) -> None:
-        if word.event == "head":
-            assert word.address is not None
-            assert word.temp_dir is not None
+    def _take_up(self, event: NodeEvent) -> None:
+        if event.event == "head":
+            assert event.address is not None
+            assert event.temp_dir is not None
             self.address = RayAddress(
-                address=word.address,
+                address=event.address,
                 token_file=self.plan.token_file,
-                dashboard=word.dashboard,
-                node=word.node,
+                dashboard=event.dashboard,
+                node=event.node,
                 user=getpass.getuser(),
-                temp_dir=word.temp_dir,
+                temp_dir=event.temp_dir,
             )
             assert self._process.stdin is not None
             with contextlib.suppress(BrokenPipeError, ValueError):  # it is gone, or is being ended
-                self._process.stdin.write(json.dumps({"join": word.address}).encode() + b"\n")
+                self._process.stdin.write(json.dumps({"join": event.address}).encode() + b"\n")
                 self._process.stdin.flush()
-        elif word.event == "up":
-            self._up.add(word.node)
-        elif word.event == "signal":
-            self._on_signal(word.reason or "")
+        elif event.event == "up":
+            self._up.add(event.node)
+        elif event.event == "signal":
+            self._on_signal(event.reason or "")
         else:
-            self._up.discard(word.node)
-            if word.event == "failed" and self.address is not None and word.node == self.address.node:
-                self._headless = word.reason or "nobody knows why"
-            log.warning("Ray on %s: %s", word.node, word.reason)
+            self._up.discard(event.node)
+            if event.event == "failed" and self.address is not None and event.node == self.address.node:
+                self._headless = event.reason or "nobody knows why"
+            log.warning("Ray on %s: %s", event.node, event.reason)
 
     def _ending(self) -> str:
         return f"{self.log} ends: {last_line(self.log)}"
@@ -290,7 +283,7 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
         told.unlink(missing_ok=True)
         token.unlink(missing_ok=True)
         if address is not None:
-            shutil.rmtree(address.temp_dir.parent, ignore_errors=True)  # where its keeper was killed
+            shutil.rmtree(address.temp_dir.parent, ignore_errors=True)  # where its agent was killed
 
 
 @contextmanager

@@ -3,10 +3,9 @@
 Nothing here waits: an answer is taken up when it has come. A group that loses a rank, or the node of one, is let go
 whole, since the ranks of a process group cannot be replaced one by one.
 
-The Ray actor of a rank: it holds the rank's share of a node for as long as it lives, and the process that trains.
-
-The rank is a process of its own and not the actor itself. When Ray ends an actor, with its node's raylet or with the
-program that made it, nothing asks the actor first; its child is told by the kernel, saves at its next step and ends.
+The Ray actor of a rank holds the rank's share of a node for as long as it lives. The rank is a process of its own:
+when Ray ends an actor, with its node's raylet or with the program that made it, nothing asks the actor first; the
+kernel tells its child, which saves at its next step and ends.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from harness.dispatch.worker_process import ALONE_SECONDS, RankProcess, environm
 from harness.record.jobs import JobState
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE
 
-HEAR_SECONDS = 1.0
+LISTEN_SECONDS = 1.0
 """How long a rank is listened to at a time: as long, at most, it takes to be told to stop."""
-SEAT_SECONDS = 120.0
-"""How long Ray may take to seat a group where there is room, before the room is looked for elsewhere: a hundred times
+PLACE_SECONDS = 120.0
+"""How long Ray may take to place a group where there is room, before the room is looked for elsewhere: a hundred times
 what four actors took on an idle machine of two cores (1.2 s), and longer than a group that is let go may hold it."""
 
 
 @dataclass(frozen=True)
-class Seat:
+class Placement:
     """Where an actor found itself."""
 
     node: str
@@ -50,9 +49,9 @@ class _Rank:
     """One actor and what has been asked of it."""
 
     actor: Any
-    seat: Seat | None = None
+    placement: Placement | None = None
     asked: Any = None
-    """The answer that is awaited: a Seat, a Heard, or its end."""
+    """The answer that is awaited: a Placement, a RankReport, or its end."""
     outcomes: list[str] = field(default_factory=list)
     status: int | None = None
     is_ready: bool = False
@@ -74,7 +73,7 @@ class RankGroup:
         servers: Mapping[str, Any],
         on_gpus: bool,
     ) -> None:
-        """Have Ray seat it on these nodes, each of which has a ServerActor in `servers`."""
+        """Have Ray place it on these nodes, each of which has a ServerActor in `servers`."""
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -109,13 +108,15 @@ class RankGroup:
             for bundle in range(request.ranks)
         ]
         for rank in self._ranks:
-            rank.asked = rank.actor.seat.remote()
+            rank.asked = rank.actor.find_placement.remote()
 
     @property
     def device(self) -> str | None:
-        """The GPU it shares with others; None where it shares none, or has not been seated."""
-        seat = self._ranks[0].seat
-        return seat.gpus[0] if self.request.share < 1 and seat is not None and seat.gpus else None
+        """The GPU it shares with others; None where it shares none, or has not been placed."""
+        placement = self._ranks[0].placement
+        return (
+            placement.gpus[0] if self.request.share < 1 and placement is not None and placement.gpus else None
+        )
 
     def feed(self, handle: Handle) -> None:
         """Have it train a Series, as soon as it has started."""
@@ -143,9 +144,9 @@ class RankGroup:
                 return self._give_back(self._state_at_end())
             return None, None
         if not self._is_started:
-            if all(rank.seat is not None for rank in self._ranks):
+            if all(rank.placement is not None for rank in self._ranks):
                 self._start()
-            elif any(rank.is_gone for rank in self._ranks) or time.monotonic() - self.began > SEAT_SECONDS:
+            elif any(rank.is_gone for rank in self._ranks) or time.monotonic() - self.began > PLACE_SECONDS:
                 self._found_no_room = not self._has_room()
                 self.let_go(0.0)
             return None, None
@@ -196,43 +197,43 @@ class RankGroup:
             except ray.exceptions.RayError:  # the actor died, or its node
                 rank.is_gone = True
                 continue
-            if isinstance(answer, Seat):
-                rank.seat = answer
-            elif isinstance(answer, Heard):
+            if isinstance(answer, Placement):
+                rank.placement = answer
+            elif isinstance(answer, RankReport):
                 rank.is_ready, rank.status = answer.is_ready, answer.status
                 if answer.outcome is not None:
                     rank.outcomes.append(answer.outcome)
                 if rank.status is None and not self.is_leaving:
-                    rank.asked = rank.actor.hear.remote(HEAR_SECONDS)
+                    rank.asked = rank.actor.report.remote(LISTEN_SECONDS)
             elif self.is_leaving:
                 rank.status, rank.is_gone = answer, True
 
     def _start(self) -> None:
-        seats = [rank.seat for rank in self._ranks if rank.seat is not None]
-        places = list(dict.fromkeys(seat.node for seat in seats))
-        if len(places) == 1:
+        placed = [rank.placement for rank in self._ranks if rank.placement is not None]
+        nodes = list(dict.fromkeys(placement.node for placement in placed))
+        if len(nodes) == 1:
             self._meeting.parent.mkdir(parents=True, exist_ok=True)
             meeting = {"SSMSCALE_RENDEZVOUS": str(self._meeting), "GLOO_SOCKET_IFNAME": "lo"}
         else:
             self._meeting.mkdir(parents=True)
             meeting = {"SSMSCALE_MEETING": str(self._meeting)}
-        for number, (rank, seat) in enumerate(zip(self._ranks, seats, strict=True)):
+        for number, (rank, placement) in enumerate(zip(self._ranks, placed, strict=True)):
             # Ranks of a node see all of its GPUs that are the group's, as NCCL likes it best.
-            beside = [other for other in seats if other.node == seat.node]
+            beside = [other for other in placed if other.node == placement.node]
             environment = environment_of_rank(
                 number,
                 self.request.ranks,
                 self.request.threads,
-                LOCAL_RANK=str([id(other) for other in beside].index(id(seat))),
+                LOCAL_RANK=str([id(other) for other in beside].index(id(placement))),
                 **meeting,
             )
             if self.request.share < 1:
                 environment[GPU_SHARE] = str(self.request.share)
             if self.on_gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in beside for gpu in other.gpus)
-            log = self.log_dir / f"workers-{seat.node[:12]}.log"
-            rank.actor.start.remote(environment, str(log), self._servers[seat.node].address.remote())
-            rank.asked = rank.actor.hear.remote(HEAR_SECONDS)
+            log = self.log_dir / f"workers-{placement.node[:12]}.log"
+            rank.actor.start.remote(environment, str(log), self._servers[placement.node].address.remote())
+            rank.asked = rank.actor.report.remote(LISTEN_SECONDS)
         self._is_started = True
         self._tell_ranks()
 
@@ -256,7 +257,7 @@ class RankGroup:
 
 
 @dataclass(frozen=True)
-class Heard:
+class RankReport:
     """What a rank had to say."""
 
     is_ready: bool
@@ -289,13 +290,13 @@ class RankActor:
     def __init__(self) -> None:
         self._process: RankProcess | None = None
 
-    def seat(self) -> Seat:
+    def find_placement(self) -> Placement:
         """Where it is."""
         import ray
 
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
-        return Seat(context.get_node_id(), tuple(str(gpu) for gpu in gpus))
+        return Placement(context.get_node_id(), tuple(str(gpu) for gpu in gpus))
 
     def start(self, environment: Mapping[str, str], log: str, server: str | None) -> None:
         """Start the rank, from its node's rank server where there is one."""
@@ -305,11 +306,11 @@ class RankActor:
         """Have the rank train a Series."""
         self._rank.feed([Path(folder) for folder in run_dirs])
 
-    def hear(self, seconds: float) -> Heard:
+    def report(self, seconds: float) -> RankReport:
         """What the rank says within so many seconds; it is asked again and again."""
         rank = self._rank
         rank.wait_for_word(seconds)
-        return Heard(rank.is_ready, rank.replies.pop(0) if rank.replies else None, rank.status)
+        return RankReport(rank.is_ready, rank.replies.pop(0) if rank.replies else None, rank.status)
 
     def end(self, seconds: float) -> int | None:
         """Have the rank save and end within so many seconds, or be killed; returns its exit status."""

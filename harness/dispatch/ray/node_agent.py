@@ -16,7 +16,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -27,8 +26,14 @@ from pathlib import Path
 
 import psutil
 
-from harness.common.process import adopt_orphans, last_line, log_to_stderr, stop_when_parent_ends
-from harness.dispatch.ray.cluster import NodePlan, Word, environment_of_ray
+from harness.common.process import (
+    PipeReader,
+    adopt_orphans,
+    last_line,
+    log_to_stderr,
+    stop_when_parent_ends,
+)
+from harness.dispatch.ray.cluster import NodeEvent, NodePlan, environment_of_ray
 from harness.dispatch.ray.host import (
     LOOPBACK,
     RayDown,
@@ -52,7 +57,7 @@ BETWEEN = 0.2
 """Seconds from one look at the processes to the next."""
 
 
-class Keeper:
+class NodeAgent:
     """Everything of Ray on this node."""
 
     def __init__(self, plan: NodePlan) -> None:
@@ -63,15 +68,15 @@ class Keeper:
         self.devices = offered_gpus(os.environ, plan.gpus)
         self.folder = temporary_folder(os.environ)
         self.log_file = plan.log_dir / f"ray-{self.name}.log"
-        self.head: Member | None = None
-        self.worker: Member | None = None
+        self.head: RayProcess | None = None
+        self.worker: RayProcess | None = None
         self.is_told = False
         """Whether the head's address has gone out, and whether this node has been called up."""
         self.is_up = False
         self.is_ending = False
         """Whether SLURM is ending the step, so that what goes is not replaced."""
         self._join: str | None = None
-        self._heard = b""
+        self._told = PipeReader(0)
         self._failures = 0
         self._starts = 0
         self._reaped = 0.0
@@ -90,18 +95,18 @@ class Keeper:
                 self._keep_worker(self._join)
 
     @property
-    def processes(self) -> list[Member]:
+    def processes(self) -> list[RayProcess]:
         """What is there of worker and head."""
-        return [member for member in (self.worker, self.head) if member is not None]
+        return [process for process in (self.worker, self.head) if process is not None]
 
     def end(self) -> None:
         """End Ray, wait for workers that save, and leave nothing behind."""
-        for member in self.processes:
-            member.end()
+        for process in self.processes:
+            process.end()
         self._clear(keep=None)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _keep_head(self, head: Member) -> None:
+    def _keep_head(self, head: RayProcess) -> None:
         if head.is_gone:
             if self.is_ending:
                 return
@@ -117,7 +122,9 @@ class Keeper:
             if self.plan.dashboard and not (head.folder / NO_DASHBOARD).exists():
                 dashboard = f"http://{LOOPBACK}:{self._dashboard_port}"
             self._say(
-                Word(node=self.name, event="head", address=address, dashboard=dashboard, temp_dir=head.folder)
+                NodeEvent(
+                    node=self.name, event="head", address=address, dashboard=dashboard, temp_dir=head.folder
+                )
             )
 
     def _keep_worker(self, address: str) -> None:
@@ -129,7 +136,9 @@ class Keeper:
                 return
             if self.is_up:
                 self.is_up = False
-                self._say(Word(node=self.name, event="down", reason=f"its raylet ended; {self._ending()}"))
+                self._say(
+                    NodeEvent(node=self.name, event="down", reason=f"its raylet ended; {self._ending()}")
+                )
             if time.monotonic() - worker.began > STEADY_SECONDS:
                 self._failures = 0
             worker.end()
@@ -138,9 +147,9 @@ class Keeper:
             self.worker = self._start_worker(address)
         elif not self.is_up and worker.address is not None:
             self.is_up = True
-            self._say(Word(node=self.name, event="up"))
+            self._say(NodeEvent(node=self.name, event="up"))
 
-    def _start_head(self) -> Member:
+    def _start_head(self) -> RayProcess:
         (self._dashboard_port,) = free_ports(1, LOOPBACK)
         arguments = [
             "--head",
@@ -155,7 +164,7 @@ class Keeper:
         ]
         return self._start("head", arguments, devices=[])
 
-    def _start_worker(self, address: str) -> Member:
+    def _start_worker(self, address: str) -> RayProcess:
         arguments = [
             f"--address={address}",
             f"--node-name={self.name}",
@@ -164,7 +173,7 @@ class Keeper:
         ]
         return self._start("worker", arguments, self.devices)
 
-    def _start(self, role: str, arguments: Sequence[str], devices: Sequence[str] | None) -> Member:
+    def _start(self, role: str, arguments: Sequence[str], devices: Sequence[str] | None) -> RayProcess:
         # At port 0 whoever listens is given a port that nobody has, and tells the others. A raylet does not wait long
         # for its agents to tell (see harness.dispatch.ray.start_hook), so theirs are chosen here.
         own = ("node-manager-port", "object-manager-port", "min-worker-port", "max-worker-port")
@@ -185,7 +194,7 @@ class Keeper:
         ]
         self._starts += 1
         folder = self.folder / f"{role}-{self._starts}"
-        return Member([*arguments, *common], folder, self.log_file, self._environment(devices))
+        return RayProcess([*arguments, *common], folder, self.log_file, self._environment(devices))
 
     def _environment(self, devices: Sequence[str] | None) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -216,24 +225,19 @@ class Keeper:
             self._reaped = time.monotonic()
             reap(self.processes)
 
-    def _count_failure(self, member: Member) -> None:
+    def _count_failure(self, process: RayProcess) -> None:
         self._failures += 1
-        member.keep_logs(self.plan.log_dir / f"ray-{self.name}-{self._starts}")
+        process.keep_logs(self.plan.log_dir / f"ray-{self.name}-{self._starts}")
         if self._failures >= MOST_ATTEMPTS:
             raise RayDown(f"ended {self._failures} times in a row; {self._ending()}")
 
     def _listen(self) -> bool:
         """Take up what is said on standard input, for a moment; False when it has ended."""
-        if not select.select([0], [], [], BETWEEN)[0]:
-            return True
-        part = os.read(0, 65536)
-        self._heard += part
-        *lines, self._heard = self._heard.split(b"\n")
-        for line in lines:
+        for line in self._told.read(BETWEEN):
             self._join = json.loads(line)["join"]
-        return bool(part)
+        return not self._told.is_ended
 
-    def _clear(self, keep: Member | None) -> None:
+    def _clear(self, keep: RayProcess | None) -> None:
         """Wait for workers whose raylet is gone while they save, and kill whatever else is left of it."""
         kept = {keep.process.pid, *(child.pid for child in below(keep.process.pid))} if keep else set()
         left = [process for process in below(os.getpid()) if process.pid not in kept]
@@ -256,11 +260,11 @@ class Keeper:
 
     def _tell_signal(self, number: int, _frame: object) -> None:
         self.is_ending = self.is_ending or number == signal.SIGTERM
-        self._say(Word(node=self.name, event="signal", reason=signal.Signals(number).name))
+        self._say(NodeEvent(node=self.name, event="signal", reason=signal.Signals(number).name))
 
-    def _say(self, word: Word) -> None:
+    def _say(self, event: NodeEvent) -> None:
         with contextlib.suppress(BrokenPipeError):  # whoever listened is gone, and standard input ends too
-            os.write(1, word.model_dump_json(exclude_none=True).encode() + b"\n")
+            os.write(1, event.model_dump_json(exclude_none=True).encode() + b"\n")
 
     def _ending(self) -> str:
         return f"{self.log_file} ends: {last_line(self.log_file)}"
@@ -272,18 +276,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (text,) = arguments if arguments is not None else sys.argv[1:]
     plan = NodePlan.model_validate_json(text)
     adopt_orphans()  # they stay ours to end
-    keeper = None
+    agent = None
     try:
-        keeper = Keeper(plan)
-        keeper.run()
+        agent = NodeAgent(plan)
+        agent.run()
     except RayDown as down:
-        word = Word(node=name_in(plan), event="failed", reason=str(down))
-        sys.stdout.write(word.model_dump_json() + "\n")
+        event = NodeEvent(node=name_in(plan), event="failed", reason=str(down))
+        sys.stdout.write(event.model_dump_json() + "\n")
         sys.stdout.flush()
         return 1
     finally:
-        if keeper is not None:
-            keeper.end()
+        if agent is not None:
+            agent.end()
     return 0
 
 
@@ -292,7 +296,7 @@ def name_in(plan: NodePlan) -> str:
     return next(iter(plan.nodes)) if len(plan.nodes) == 1 else os.environ["SLURMD_NODENAME"]
 
 
-class Member:
+class RayProcess:
     """One `ray start --block` and what it started: a raylet and its agents, and with the head the control store."""
 
     def __init__(
@@ -360,13 +364,13 @@ def below(pid: int) -> list[psutil.Process]:
 def is_ours(process: psutil.Process) -> bool:
     """Whether a process is the harness's own, which saves before it ends, and not Ray's."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return any(word.startswith("harness.") for word in process.cmdline())
+        return any(part.startswith("harness.") for part in process.cmdline())
     return False
 
 
-def reap(members: Sequence[Member]) -> None:
+def reap(processes: Sequence[RayProcess]) -> None:
     """Let go of orphans that have ended; those who were started here are waited for by name."""
-    own = {member.process.pid for member in members}
+    own = {process.process.pid for process in processes}
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
             if process.pid not in own and process.status() == psutil.STATUS_ZOMBIE:

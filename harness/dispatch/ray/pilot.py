@@ -46,7 +46,7 @@ log = logging.getLogger("ssmscale.ray")
 CONTROLLER = ("-m", "harness.dispatch.ray.controller")
 LISTEN_SECONDS = 0.5
 TELL_SECONDS = 3.0
-"""How long is waited for word of a head's end when a controller has died: it ends with the head, and is seen sooner."""
+"""How long is waited for news of a head's end when a controller has died: it ends with the head, and is seen sooner."""
 END_SECONDS = GRACE_SECONDS + 15.0
 """How long a controller may take that was told to end: then its job has to be requeued before its time is over."""
 
@@ -218,7 +218,7 @@ class Pilot:
 
 
 def _for_srun() -> dict[str, str]:
-    """This environment without what the batch file said of tasks, which is not so for the keepers."""
+    """This environment without what the batch file said of tasks, which is not so for the agents."""
     hidden = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPU_BIND", "SLURM_CPUS_PER_TASK")
     return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
 

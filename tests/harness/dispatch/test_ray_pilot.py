@@ -19,7 +19,7 @@ import pytest
 from harness.common.process import identify_process
 from harness.dispatch.arrays import Array, ArrayBook, Task
 from harness.dispatch.ray import pilot as ray_job
-from harness.dispatch.ray.cluster import NodePlan, RayNodes, Word
+from harness.dispatch.ray.cluster import NodeEvent, NodePlan, RayNodes
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.ray.pilot import Pilot
 from harness.plan.allocation import Shape
@@ -170,17 +170,18 @@ def test_a_slurmctld_that_is_away_as_ray_is_to_start_is_waited_for(
 
 
 @pytest.fixture
-def keepers(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
-    """Make a Ray of two nodes whose keepers say these words, and go on until they are told to end."""
+def agents(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
+    """Make a Ray of two nodes whose agents say these events, and go on until they are told to end."""
     made: list[RayNodes] = []
 
-    def keepers(*more: Word) -> RayNodes:
-        words = [
-            Word(node="n1", event="head", address="127.0.0.1:1", temp_dir=pilot.folder),
-            *(Word(node=name, event="up") for name in ("n1", "n2")),
+    def agents(*more: NodeEvent) -> RayNodes:
+        events = [
+            NodeEvent(node="n1", event="head", address="127.0.0.1:1", temp_dir=pilot.folder),
+            *(NodeEvent(node=name, event="up") for name in ("n1", "n2")),
         ]
         said = [
-            "".join(word.model_dump_json(exclude_none=True) + "\n" for word in part) for part in (words, more)
+            "".join(event.model_dump_json(exclude_none=True) + "\n" for event in part)
+            for part in (events, more)
         ]
         say = ["sh", "-c", 'printf %s "$1"; read join; printf %s "$2"; exec cat', "sh", *said]
         plan = NodePlan(
@@ -194,46 +195,46 @@ def keepers(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
         made[-1].wait_until_ready()
         return made[-1]
 
-    yield keepers
+    yield agents
     for nodes in made:
         if nodes.is_alive:
             nodes.end()
 
 
 def test_a_controller_that_dies_with_rays_head_is_not_held_against_the_runs(
-    pilot: Pilot, keepers: Callable[..., RayNodes]
+    pilot: Pilot, agents: Callable[..., RayNodes]
 ) -> None:
     pilot.controller = ("-c", "raise SystemExit(1)")
     with pytest.raises(RayDown, match=r"^Ray ended: its head ended$"):
-        pilot._train(keepers(Word(node="n1", event="failed", reason="its head ended")))
+        pilot._train(agents(NodeEvent(node="n1", event="failed", reason="its head ended")))
     assert pilot.control.read() == []
     assert states(pilot) == {None}
 
 
 def test_a_signal_that_comes_while_a_ray_is_ended_is_heard(
-    pilot: Pilot, keepers: Callable[..., RayNodes]
+    pilot: Pilot, agents: Callable[..., RayNodes]
 ) -> None:
-    nodes = keepers(Word(node="n1", event="signal", reason="SIGUSR2"))
+    nodes = agents(NodeEvent(node="n1", event="signal", reason="SIGUSR2"))
     nodes.end()
     assert pilot.told == ["SIGUSR2"]
 
 
-def test_ray_goes_on_without_a_node_that_has_not_its_head(keepers: Callable[..., RayNodes]) -> None:
-    nodes = keepers(Word(node="n2", event="failed", reason="ended 3 times in a row"))
+def test_ray_goes_on_without_a_node_that_has_not_its_head(agents: Callable[..., RayNodes]) -> None:
+    nodes = agents(NodeEvent(node="n2", event="failed", reason="ended 3 times in a row"))
     heard: list[str] = []
-    wait_until(lambda: heard.extend(word.event for word in nodes.listen(0.1)) or "failed" in heard)
+    wait_until(lambda: heard.extend(event.event for event in nodes.listen(0.1)) or "failed" in heard)
     nodes.check()
 
 
 def test_a_controller_that_does_not_end_when_it_is_told_to_is_killed_in_time(
-    pilot: Pilot, keepers: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch
+    pilot: Pilot, agents: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_job, "END_SECONDS", 0.0)
     pilot.controller = ("-c", "import time; time.sleep(60)")
     pilot.told = ["SIGUSR2"]
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the controller inherits
     try:
-        assert pilot._steer(keepers()) == -signal.SIGKILL
+        assert pilot._steer(agents()) == -signal.SIGKILL
     finally:
         signal.signal(signal.SIGUSR2, before)
 
@@ -278,7 +279,7 @@ def test_a_ray_that_has_no_node_any_more_is_started_again_and_not_just_its_contr
     pilot: Pilot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Nodes:
-        """Keepers that have seen nothing: a raylet that hangs is there."""
+        """Agents that have seen nothing: a raylet that hangs is there."""
 
         def listen(self, _: float) -> None: ...
 
