@@ -80,7 +80,7 @@ def evaluate(
     import torch
 
     from harness.common.console import Stopped
-    from harness.evaluate.evaluator import Evaluator, Outcome, Request
+    from harness.evaluate.evaluator import EvaluationOutcome, Evaluator, Request
     from harness.tracking.sync import bring_up_to_date
 
     request = Request(
@@ -113,7 +113,7 @@ def evaluate(
         print_json(_document(resolved.study.name, evaluator, done, rows))
     else:
         _print(resolved.study.name, evaluator, chosen, done, rows)
-    if any(one.outcome in {Outcome.BUSY, Outcome.IMPOSSIBLE} for one in done):
+    if any(one.outcome in {EvaluationOutcome.BUSY, EvaluationOutcome.IMPOSSIBLE} for one in done):
         raise typer.Exit(1)
 
 

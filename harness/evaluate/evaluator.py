@@ -74,8 +74,8 @@ class Request:
     """Prompts generated, decoded and judged at once."""
 
 
-class Outcome(StrEnum):
-    """What became of one Run's evaluation."""
+class EvaluationOutcome(StrEnum):
+    """The outcome of one Run's evaluation."""
 
     EVALUATED = "evaluated"
     KEPT = "kept"
@@ -90,7 +90,7 @@ class Evaluated:
     """One Run's evaluation."""
 
     run_id: str
-    outcome: Outcome
+    outcome: EvaluationOutcome
     reason: str | None = None
     """Why it was impossible, or cannot be had in full."""
     notes: tuple[str, ...] = ()
@@ -148,7 +148,7 @@ class Evaluator:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            return Evaluated(run_id, Outcome.BUSY, "another process evaluates it")
+            return Evaluated(run_id, EvaluationOutcome.BUSY, "another process evaluates it")
         try:
             with naming_a_full_disk(folder):
                 return self._evaluate(run_id)
@@ -165,27 +165,27 @@ class Evaluator:
         )
         wanted = [one for one in self.measures if not set(self._metrics(one)) <= set(held.scores)]
         if loss is not None and not wanted:
-            return Evaluated(run_id, Outcome.KEPT, notes=held.notes)
+            return Evaluated(run_id, EvaluationOutcome.KEPT, notes=held.notes)
         try:
             trained = load_trained(self.root, run_id, self.request.device)
         except InputError as error:
-            return Evaluated(run_id, Outcome.IMPOSSIBLE, str(error))
+            return Evaluated(run_id, EvaluationOutcome.IMPOSSIBLE, str(error))
         if loss is None:
             self.say(f"{run_id}: held-out loss")
             clips, scores = held_out_scores(trained)
             keep_evaluation(self.root, run_id, Evaluation(n_prompts=clips, scores=_timed(scores)))
         if not wanted:
-            return Evaluated(run_id, Outcome.EVALUATED)
+            return Evaluated(run_id, EvaluationOutcome.EVALUATED)
         try:
             codec = trained.codec
         except InputError as error:
-            return Evaluated(run_id, Outcome.IMPOSSIBLE, f"its tokens cannot be heard: {error}")
+            return Evaluated(run_id, EvaluationOutcome.IMPOSSIBLE, f"its tokens cannot be heard: {error}")
         for scores_of in self._compare(trained, codec, wanted):
             values = held.scores | _timed(scores_of.values)
             notes = tuple(dict.fromkeys([*held.notes, *scores_of.notes]))
             held = held.model_copy(update={"scores": values, "notes": notes})
         keep_evaluation(self.root, run_id, held)
-        return Evaluated(run_id, Outcome.EVALUATED, notes=held.notes)
+        return Evaluated(run_id, EvaluationOutcome.EVALUATED, notes=held.notes)
 
     def _compare(self, trained: Trained, codec: Codec, wanted: Sequence[Measure]) -> Iterator[Scores]:
         from ssmttm.evaluation.row_store import RowStore

@@ -1,4 +1,4 @@
-"""Sound files of what a finished run makes of captions, each with a file beside it that says how it came about."""
+"""Sound files that a finished run generates from captions, each with a JSON file beside it that says how."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PEAK = 0.99
 """What audio that goes beyond full scale is brought down to."""
 
 
-class Piece(Frozen):
+class SoundFile(Frozen):
     """One sound file and all that decides it: what lies beside it as JSON."""
 
     file: str
@@ -87,7 +87,7 @@ def write_pieces(
     frames: int,
     sampling: Sampling,
     seed: int,
-) -> Iterator[Piece]:
+) -> Iterator[SoundFile]:
     """Generate, decode and write a piece a prompt, prompt i from the seed `seed` + i; yields each when it is there."""
     import soundfile  # here, where it is missing before anything was generated
 
@@ -102,7 +102,7 @@ def write_pieces(
         for prompt, own, audio, path in zip(some, seeds, heard, files[first:], strict=False):
             peak = float(np.abs(audio).max())
             scale = PEAK / peak if peak > 1 else 1.0
-            piece = Piece(
+            piece = SoundFile(
                 file=path.name,
                 run_id=trained.run.run_id,
                 prompt=prompt,

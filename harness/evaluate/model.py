@@ -1,4 +1,4 @@
-"""A finished run opened for use: its final weights, the corpus whose codec makes its tokens audible, its text.
+"""A finished run opened for use: its final weights, the corpus whose codec turns its tokens into sound, its text.
 
 Training leaves the whole model's annealed weights as one file of safetensors, whatever the ranks and the ZeRO stage
 were; nothing in it can be executed.

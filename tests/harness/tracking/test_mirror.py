@@ -202,7 +202,7 @@ def test_a_mirror_whose_worker_is_done_before_it_begins_does_not_stay(
 def test_a_process_that_trains_imports_no_mlflow_though_deepspeed_would() -> None:
     program = (
         "import importlib.util, sys\n"
-        "from harness.train.engine import initialise_ranks\n"
+        "from harness.train.ranks import initialise_ranks\n"
         "initialise_ranks(1)\n"
         "assert 'deepspeed' in sys.modules and 'mlflow' not in sys.modules\n"
         "assert importlib.util.find_spec('mlflow'), 'it can no longer be imported'\n"
