@@ -20,9 +20,9 @@ from harness.record.root import Root
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study
 from harness.tuning.session import tune_study
-from harness.tuning.space import Cell, Space
+from harness.tuning.space import SearchCase, Space
 from harness.tuning.storage import JOURNAL, open_database, open_journal, open_search
-from harness.tuning.trials import Outcome, Told
+from harness.tuning.trials import TrialOutcome, TrialRecord
 from tests.harness.trainer import losses, train
 from tests.harness.tuner import Fields, InThisProcess, space_of, tuned_here
 
@@ -40,20 +40,20 @@ def fields(study_fields: Fields) -> Fields:
     return study_fields
 
 
-def the_cell(space: Space) -> Cell:
-    (cell,) = space.cells
-    return cell
+def the_case(space: Space) -> SearchCase:
+    (case,) = space.cases
+    return case
 
 
 def test_a_trial_is_worth_the_mean_of_its_runs_final_losses(fields: Fields, here: Root) -> None:
     fields["tune"] |= {"trials": 2, "seeds": [0, 1]}
     controller, place = tuned_here(here, fields)
-    cell = the_cell(controller.space)
+    case = the_case(controller.space)
     assert len(place.trained) == 4
-    for told in controller.told(cell):
-        points = controller.space.trial(cell.architecture, cell.size, told.values).points
+    for told in controller.told(case):
+        points = controller.space.trial(case.architecture, case.size, told.values).points
         finals = [(read_progress(here.run(point.run_id)).result or {})["loss"] for point in points]
-        assert told.ending.loss == pytest.approx(sum(finals) / 2, rel=1e-12)
+        assert told.result.loss == pytest.approx(sum(finals) / 2, rel=1e-12)
 
 
 def test_a_trial_that_somebody_trained_as_a_run_is_not_trained_again(fields: Fields, here: Root) -> None:
@@ -64,8 +64,8 @@ def test_a_trial_that_somebody_trained_as_a_run_is_not_trained_again(fields: Fie
     train(here, theirs)
     controller, place = tuned_here(here, fields)
     told = {
-        one.values["training.optimiser.lr"]: one.ending.loss
-        for one in controller.told(the_cell(controller.space))
+        one.values["training.optimiser.lr"]: one.result.loss
+        for one in controller.told(the_case(controller.space))
     }
     assert [told[0.01]] == losses(here, theirs)
     assert len(place.trained) == 1
@@ -74,10 +74,10 @@ def test_a_trial_that_somebody_trained_as_a_run_is_not_trained_again(fields: Fie
 def test_equal_suggestions_are_trained_once_and_told_alike(fields: Fields, here: Root) -> None:
     fields["tune"] |= {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}, "trials": 6, "parallel": 3}
     controller, place = tuned_here(here, fields)
-    told = controller.told(the_cell(controller.space))
+    told = controller.told(the_case(controller.space))
     assert len(told) == 6
     assert len(place.trained) == len(set(place.trained)) == 2
-    assert len({(one.values["training.optimiser.lr"], one.ending.loss) for one in told}) == 2
+    assert len({(one.values["training.optimiser.lr"], one.result.loss) for one in told}) == 2
 
 
 def test_suggestions_that_differ_in_the_fourth_digit_are_one_trial(fields: Fields, here: Root) -> None:
@@ -92,7 +92,7 @@ def test_values_that_differ_in_what_an_architecture_has_no_use_for_are_one_trial
     fields["grid"]["architectures"] = {"cross_transformer": None}
     fields["tune"] |= {"search": {"model.d_state": {"choices": [8, 16]}}, "trials": 4, "parallel": 4}
     controller, place = tuned_here(here, fields)
-    assert len(controller.told(the_cell(controller.space))) == 4
+    assert len(controller.told(the_case(controller.space))) == 4
     assert len(place.trained) == 1
 
 
@@ -104,13 +104,16 @@ def test_values_that_make_no_run_together_fail_and_the_search_goes_on(
     space = space_of(here, fields)
     folder = here.study("tiny") / "tune"
     folder.mkdir(parents=True)
-    record = open_search(open_journal(folder), the_cell(space), space.tune, space.iterations, None)
+    record = open_search(open_journal(folder), the_case(space), space.tune, space.iterations, None)
     record.enqueue_trial({"model.d_model": 24, "model.ssm_head_dim": 32})
     (here.path / "mlflow.db").write_bytes(empty_store.read_bytes())
-    done = tune_study(space, lambda: InThisProcess(here, "tiny/tune"), lambda cell, told: None)
+    done = tune_study(space, lambda: InThisProcess(here, "tiny/tune"), lambda case, told: None)
     ((_, failed),) = done.failed
-    assert "does not divide into heads of 32" in str(failed.ending.reason)
-    assert [told.outcome for told in done.told[the_cell(space)]] == [Outcome.FAILED, Outcome.FINISHED]
+    assert "does not divide into heads of 32" in str(failed.result.reason)
+    assert [told.outcome for told in done.told[the_case(space)]] == [
+        TrialOutcome.FAILED,
+        TrialOutcome.FINISHED,
+    ]
 
 
 def test_a_trial_without_hope_is_pruned_and_its_run_left_to_others(
@@ -122,7 +125,7 @@ def test_a_trial_without_hope_is_pruned_and_its_run_left_to_others(
     space = space_of(here, fields)
     folder = here.study("tiny") / "tune"
     folder.mkdir(parents=True)
-    record = open_search(open_journal(folder), the_cell(space), space.tune, space.iterations, 5)
+    record = open_search(open_journal(folder), the_case(space), space.tune, space.iterations, 5)
     for rate in (1e-3, 1e-2, 2e-2, 1e-1):  # earlier trials that learnt what nobody can
         earlier = create_trial(
             params={"training.optimiser.lr": rate},
@@ -133,10 +136,12 @@ def test_a_trial_without_hope_is_pruned_and_its_run_left_to_others(
         record.add_trial(earlier)
     (here.path / "mlflow.db").write_bytes(empty_store.read_bytes())
     place = InThisProcess(here, "tiny/tune", stop_after=8)
-    done = tune_study(space, lambda: place, lambda cell, told: None)
-    assert [told.outcome for told in done.told[the_cell(space)]] == [Outcome.FINISHED] * 4 + [Outcome.PRUNED]
+    done = tune_study(space, lambda: place, lambda case, told: None)
+    assert [told.outcome for told in done.told[the_case(space)]] == [TrialOutcome.FINISHED] * 4 + [
+        TrialOutcome.PRUNED
+    ]
     (run_id,) = place.trained
-    assert 5 <= done.steps[the_cell(space)] < 15
+    assert 5 <= done.steps[the_case(space)] < 15
     (trial,) = record.get_trials(states=(TrialState.PRUNED,))
     assert set(trial.intermediate_values) == {5}
     assert Control(here.study("tiny/tune") / "control.jsonl").cancelled() == {run_id}
@@ -160,7 +165,7 @@ def test_a_disk_that_takes_no_more_of_the_record_is_named_and_the_search_goes_on
     (here.study("tiny") / "tune").symlink_to(folder)
     place, filler = InThisProcess(here, "tiny/tune"), folder / "filler"
 
-    def fill(_: Cell, told: Told) -> None:
+    def fill(_: SearchCase, told: TrialRecord) -> None:
         if len(place.trained) == 2 and not filler.exists():  # from here on the record alone grows
             with contextlib.suppress(OSError):
                 filler.write_bytes(bytes(2**18))
@@ -169,9 +174,9 @@ def test_a_disk_that_takes_no_more_of_the_record_is_named_and_the_search_goes_on
         tune_study(space_of(here, fields), lambda: place, fill)
     filler.unlink()
     fields["tune"]["trials"] = 5
-    done = tune_study(space_of(here, fields), lambda: place, lambda cell, told: None)
+    done = tune_study(space_of(here, fields), lambda: place, lambda case, told: None)
     assert len(place.trained) == 2
-    assert {told.outcome for told in done.told[the_cell(done.space)]} == {Outcome.FINISHED}
+    assert {told.outcome for told in done.told[the_case(done.space)]} == {TrialOutcome.FINISHED}
 
 
 class Killed(Exception):
@@ -186,7 +191,7 @@ def test_a_controller_goes_on_where_one_was_killed(
         uri = f"sqlite:///{tmp_path / 'optuna.db'}"
         return open_database(uri, "test") if storage == "database" else None
 
-    def kill_after_the_first(_: Cell, told: Told) -> None:
+    def kill_after_the_first(_: SearchCase, told: TrialRecord) -> None:
         raise Killed
 
     with pytest.raises(Killed):
@@ -194,25 +199,25 @@ def test_a_controller_goes_on_where_one_was_killed(
     before = {path: path.read_bytes() for path in here.path.glob("runs/*/journal/*")}
     assert len(before) == 1
     controller, place = tuned_here(here, fields, storage=opened())
-    assert len(controller.told(the_cell(controller.space))) == 2
+    assert len(controller.told(the_case(controller.space))) == 2
     assert len(place.trained) == 1
     assert {path: path.read_bytes() for path in before} == before
 
 
 def test_what_finished_while_nobody_controlled_is_told_and_not_trained(fields: Fields, here: Root) -> None:
     space = space_of(here, fields)
-    cell = the_cell(space)
+    case = the_case(space)
     folder = here.study("tiny") / "tune"
     folder.mkdir(parents=True)
     controller, _ = tuned_here(here, {**fields, "tune": {**fields["tune"], "trials": 1}})
-    search = controller.searches[cell]
+    search = controller.searches[case]
     search.enqueue_trial({"training.optimiser.lr": 0.05})
     search.ask(fixed_distributions=space.distributions())  # and then killed, while a job elsewhere trained on
     theirs = copy.deepcopy(fields)
     theirs["training"]["optimiser"]["lr"], theirs["grid"]["iterations"] = 0.05, [2]
     train(here, theirs)
     controller, place = tuned_here(here, fields)
-    assert [controller.told(cell)[1].ending.loss] == losses(here, theirs)
+    assert [controller.told(case)[1].result.loss] == losses(here, theirs)
     assert place.trained == []
 
 
@@ -221,30 +226,33 @@ def test_values_that_diverge_are_told_as_bad_and_not_as_a_failure(fields: Fields
     fields["tune"] |= {"search": {"optimiser.lr": {"choices": [1e-3, 1e30]}}, "trials": 4}
     controller, _ = tuned_here(here, fields)
     by_rate = {
-        one.values["training.optimiser.lr"]: one for one in controller.told(the_cell(controller.space))
+        one.values["training.optimiser.lr"]: one for one in controller.told(the_case(controller.space))
     }
-    assert by_rate[1e-3].outcome is Outcome.FINISHED
-    assert by_rate[1e30].outcome is Outcome.DIVERGED
-    assert "loss" in str(by_rate[1e30].ending.reason)
+    assert by_rate[1e-3].outcome is TrialOutcome.FINISHED
+    assert by_rate[1e30].outcome is TrialOutcome.DIVERGED
+    assert "loss" in str(by_rate[1e30].result.reason)
 
 
 def test_a_trial_that_failed_counts_until_its_values_succeed(fields: Fields, here: Root) -> None:
     fields["tune"] |= {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}, "trials": 6}
     controller, _ = tuned_here(here, fields, losing=1)
-    (cell,) = controller.searches
-    assert [one.outcome for one in controller.told(cell)] == [Outcome.FAILED, *[Outcome.FINISHED] * 6]
-    assert {one.values["training.optimiser.lr"] for one in controller.told(cell)[1:]} == {0.01, 0.02}
+    (case,) = controller.searches
+    assert [one.outcome for one in controller.told(case)] == [
+        TrialOutcome.FAILED,
+        *[TrialOutcome.FINISHED] * 6,
+    ]
+    assert {one.values["training.optimiser.lr"] for one in controller.told(case)[1:]} == {0.01, 0.02}
     assert controller.failed() == []
 
 
 def test_a_trial_that_failed_for_good_is_told_by_the_call_it_failed_in(fields: Fields, here: Root) -> None:
     controller, _ = tuned_here(here, fields, losing=1)
-    (cell,) = controller.searches
-    first, *rest = controller.told(cell)
-    assert [one.outcome for one in rest] == [Outcome.FINISHED] * 2
-    assert controller.failed() == [(cell, first)]
+    (case,) = controller.searches
+    first, *rest = controller.told(case)
+    assert [one.outcome for one in rest] == [TrialOutcome.FINISHED] * 2
+    assert controller.failed() == [(case, first)]
     again, place = tuned_here(here, fields)
-    assert again.told(cell) == [first, *rest]
+    assert again.told(case) == [first, *rest]
     assert (again.failed(), place.trained) == ([], [])
 
 
@@ -257,7 +265,7 @@ def test_what_another_root_trains_is_left_to_it_and_what_it_finished_is_known(
     def opened() -> Any:
         return open_database(fields["tune"]["storage"], "test")
 
-    def kill_after_the_second(_: Cell, told: Told) -> None:
+    def kill_after_the_second(_: SearchCase, told: TrialRecord) -> None:
         if told.number:
             raise Killed
 
@@ -266,12 +274,12 @@ def test_what_another_root_trains_is_left_to_it_and_what_it_finished_is_known(
             theirs, fields | {"tune": fields["tune"] | {"parallel": 3}}, kill_after_the_second, opened()
         )
     controller, place = tuned_here(ours, fields, storage=opened())
-    (cell,) = controller.searches
+    (case,) = controller.searches
     assert place.trained == []  # two are finished and one is theirs: no fourth was asked for
-    assert [one.number for one in controller.told(cell)] == [0, 1]
+    assert [one.number for one in controller.told(case)] == [0, 1]
     assert controller.elsewhere() == 1
     again, place = tuned_here(theirs, fields, storage=opened())
-    assert [one.number for one in again.told(cell)] == [0, 1, 2]
+    assert [one.number for one in again.told(case)] == [0, 1, 2]
     assert again.elsewhere() == 0
 
 
@@ -281,7 +289,7 @@ def test_a_trial_of_nobody_is_left_to_whoever_asks_for_it_until_that_cannot_be(
     fields["tune"] |= {"storage": f"sqlite:///{tmp_path / 'optuna.db'}", "trials": 1}
     storage = open_database(fields["tune"]["storage"], "test")
     space = space_of(here, fields)
-    search = open_search(storage, the_cell(space), space.tune, space.iterations, None)
+    search = open_search(storage, the_case(space), space.tune, space.iterations, None)
     search.ask(fixed_distributions=space.distributions())  # another ROOT's, which is about to say so
     controller, place = tuned_here(here, fields, storage=storage)
     assert (place.trained, controller.elsewhere()) == ([], 1)
@@ -291,15 +299,17 @@ def test_a_trial_of_nobody_is_left_to_whoever_asks_for_it_until_that_cannot_be(
 
 
 def test_a_record_in_a_file_goes_on_though_it_is_not_known_whose_it_was(fields: Fields, here: Root) -> None:
-    def kill_after_the_first(_: Cell, told: Told) -> None:
+    def kill_after_the_first(_: SearchCase, told: TrialRecord) -> None:
         raise Killed
 
     with pytest.raises(Killed):
         tuned_here(here, fields | {"tune": fields["tune"] | {"parallel": 2}}, kill_after_the_first)
     (here.study("tiny") / "tune" / "owner").unlink()
     controller, _ = tuned_here(here, fields)
-    (cell,) = controller.searches
-    assert [one.outcome for one in controller.told(cell)] == [Outcome.FINISHED] * fields["tune"]["trials"]
+    (case,) = controller.searches
+    assert [one.outcome for one in controller.told(case)] == [TrialOutcome.FINISHED] * fields["tune"][
+        "trials"
+    ]
     assert controller.elsewhere() == 0
 
 
@@ -311,7 +321,7 @@ def test_runs_of_a_trial_that_is_over_are_cancelled_before_anything_calls_it_ove
     theirs["training"]["optimiser"]["lr"], theirs["grid"]["iterations"] = 1e30, [2]
     train(here, theirs)  # the first seed, which diverges
 
-    def kill(_: Cell, told: Told) -> None:
+    def kill(_: SearchCase, told: TrialRecord) -> None:
         raise Killed
 
     with pytest.raises(Killed):
@@ -332,15 +342,15 @@ def test_a_record_that_ends_in_half_a_line_is_read_and_written_on(fields: Fields
     controller, place = tuned_here(here, fields)
     assert len(place.trained) == 1
     assert len(open_journal(folder).get_all_studies()) == 1
-    assert len(controller.told(the_cell(controller.space))) == 2
+    assert len(controller.told(the_case(controller.space))) == 2
 
 
 def test_another_length_or_other_seeds_begin_a_search_of_their_own(fields: Fields, here: Root) -> None:
-    name = the_cell(space_of(here, fields)).name
+    name = the_case(space_of(here, fields)).name
     choices = {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}}
     more = {"search": {"optimiser.lr": {"choices": [0.01, 0.02, 0.03]}}}
     even = {"search": {"optimiser.lr": {"low": 1e-3, "high": 1e-1}}}
     for change in ({"iterations": 4}, {"seeds": [0, 1]}, choices, more, even):
-        assert the_cell(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name != name
+        assert the_case(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name != name
     for change in ({"trials": 9}, {"search": {"optimiser.lr": {"low": 1e-4, "high": 1.0, "log": True}}}):
-        assert the_cell(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name == name
+        assert the_case(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name == name
