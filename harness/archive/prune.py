@@ -52,7 +52,7 @@ class Item:
     """Of a checkpoint."""
     bytes: int
     why: str
-    """Why it goes, or why it stays."""
+    """Reason why it goes or stays."""
 
     def as_json(self, root: Root) -> dict[str, Any]:
         """A row of `ssmscale prune --json`, its path below ROOT."""
@@ -67,7 +67,7 @@ class Item:
 
 @dataclass
 class Pruned:
-    """What went (would go, in a dry run), what stays, and what was not looked at."""
+    """The outcome: what went (would go, in a dry run), what stays, and what was not looked at."""
 
     removed: list[Item] = field(default_factory=list)
     kept: list[Item] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Pruned:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is known of one Series: its Runs, and whether some study wants the best checkpoint kept."""
+    """The Runs of one Series, and whether some study wants its best checkpoint kept."""
 
     runs: dict[str, Run]
     keep_best: bool

@@ -121,13 +121,13 @@ def _print_grouped(console: Console, plan: Plan) -> None:
 
 
 def _cost_cells(one: PlannedRun, runs: Sequence[PlannedRun]) -> list[str]:
-    layout, a_node = one.layout, one.gpus // one.size.nodes
+    layout, a_node, memory = one.layout, one.gpus // one.size.nodes, one.size.resources.memory.gib
     again = "+" if layout.activation_checkpointing else ""
     return [
         f"{one.size.nodes} x {a_node}",
         f"{layout.zero_stage}",
         f"{layout.micro_batch} x {layout.accumulation}{again}",
-        f"{one.memory_gib.expected:.2f} ({one.memory_gib.low:.2f} to {one.memory_gib.high:.2f})",
+        f"{memory.expected:.2f} ({memory.low:.2f} to {memory.high:.2f})",
         f"{sum(run.disk_gib for run in runs):.3g}",
         spread(sum((run.hours for run in runs), NOTHING)),
         f"{sum(run.gpu_hours for run in runs):.3g}",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BATCH = 8
 """Captions generated at once: beyond, memory grows and time hardly shrinks."""
 PEAK = 0.99
-"""What audio that goes beyond full scale is brought down to."""
+"""Peak to which audio beyond full scale is brought down."""
 
 
 class SoundFile(Frozen):
@@ -63,12 +63,12 @@ def frames_of(trained: Trained, seconds: float | None) -> int:
 
 
 def is_longer(trained: Trained, frames: int) -> bool:
-    """Whether a piece goes on where training never went."""
+    """True if a piece goes on where training never went."""
     return frames > trained.run.frames
 
 
 def places(out: Path, pieces: int) -> list[Path]:
-    """Where the sound files go: F.wav, F-0.wav and so on where there are several, 0.wav and so on in a folder."""
+    """Paths of the sound files: F.wav; F-0.wav and so on where there are several; 0.wav and so on in a folder."""
     if out.suffix and out.suffix.lower() != ".wav" and not out.is_dir():
         raise InputError(
             f"--out {out}: sound is written as F.wav, or into a folder, whose name has no ending"

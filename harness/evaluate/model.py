@@ -32,7 +32,7 @@ class Trained:
 
     run: Run
     root: Root
-    """Where it lies; `root.text` caches embeddings of its frozen text encoder."""
+    """Its ROOT; `root.text` caches embeddings of its frozen text encoder."""
     model: MusicLM
     """In evaluation mode on a device, with the final weights in float32."""
     corpus: Path

@@ -58,7 +58,7 @@ class Cluster:
     """Share of the peak that training reaches there, where the site knows it."""
 
     def device(self, precision: Precision, threads: int, peak_flops: float | None = None) -> Device:
-        """What a rank computes on."""
+        """The device of a rank."""
         if not self.gpus:
             return Device("cpu", threads=threads)
         return Device("cuda", self.gpu_type, peak_flops or self.peak_flops.get(precision), mfu=self.mfu)
@@ -133,7 +133,7 @@ class Partition(Frozen):
 
 
 class Limits(Frozen):
-    """What the site allows one user."""
+    """The site's limits for one user."""
 
     array_size: Count = 1000
     """SLURM's MaxArraySize: the largest index of an array is one below it."""
@@ -174,9 +174,9 @@ class Profile(Frozen):
     setup: tuple[str, ...] = ()
     """Shell lines a job begins with, such as `module load cuda/12.8`; run as they are, so they are the user's own."""
     snapshot: bool = False
-    """Whether jobs run from a copy of the checkout as it was when they were submitted."""
+    """True if jobs run from a copy of the checkout as it was when they were submitted."""
     signal_seconds: Count = 90
-    """Seconds before its end at which a job is told to save."""
+    """Seconds before its end at which a job gets the signal to save."""
     limits: Limits = Limits()
     shared: tuple[Path, ...] = ()
     """Directories every node sees; where any is given, ROOT and corpus must lie in one."""
@@ -246,7 +246,7 @@ class Profile(Frozen):
         return min([self.limits.hours, *(hours for hours in held if hours is not None)])
 
     def cluster(self) -> Cluster:
-        """What planning needs of it."""
+        """The profile as planning takes it."""
         same = {field.name: getattr(self, field.name) for field in fields(Cluster) if field.name != "hours"}
         return Cluster(**same, hours=self.hours_in(self.partitions_for(1)))
 
@@ -264,7 +264,7 @@ def load_profile(name_or_path: str) -> Profile:
 
 
 def lasting_name(name_or_path: str) -> str:
-    """What a profile may be called by from any directory: the name it was given, or the whole path of its file."""
+    """Name of a profile from any directory: the name it was given, or the whole path of its file."""
     path = _find(name_or_path)
     return name_or_path if path.is_relative_to(SHIPPED) else str(path.absolute())
 

@@ -50,7 +50,7 @@ class Resources:
 
 
 class Refused:
-    """What a study remembers of micro-batches that did not fit."""
+    """A study's record of micro-batches that did not fit."""
 
     def __init__(self, study_dir: Path) -> None:
         self._told: dict[str, list[tuple[int, str, str | None]]] = {}
@@ -98,7 +98,7 @@ class _Need:
         return memory_on(self.run, layout, on_cuda=self.cluster.gpus > 0)
 
     def fits(self, layout: Layout) -> bool:
-        """Whether the high end of its memory is there."""
+        """True if the high end of its memory is there."""
         free = self.free_gib(layout.ranks)
         return free is None or self.memory(layout).gib.high <= free
 
@@ -278,7 +278,7 @@ NAME = "out_of_memory.jsonl"
 
 
 def shape_of(run: Run, layout: Layout) -> str:
-    """What decides a rank's memory beside its micro-batch, as twelve hex digits."""
+    """Digest of all that decides a rank's memory beside its micro-batch, twelve hex digits."""
     fields = {
         "model": run.model.model_dump(mode="json"),
         "frames": run.frames,

@@ -32,13 +32,13 @@ from harness.study.schedule import branch_step
 
 
 class RunState(StrEnum):
-    """Where a Run stands."""
+    """The state of a Run."""
 
     NEW = "new"
     QUEUED = "queued"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
-    """It began, nobody trains it now; the next submission goes on from its last checkpoint."""
+    """It began, and no process trains it now; the next submission goes on from its last checkpoint."""
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -64,7 +64,7 @@ class RunStatus:
     tokens_per_second: float | None
     job_id: str | None
     reason: str | None
-    """Why a Run failed or was interrupted, or why its job waits."""
+    """Reason why a Run failed or was interrupted, or why its job waits."""
     slurm_state: str | None = None
     """SLURM's own word for its newest job."""
     result: Mapping[str, Any] | None = None
@@ -108,7 +108,7 @@ class StatusReader:
     def __init__(self, root: Root, study_name: str) -> None:
         self.root = root
         self.notes: tuple[str, ...] = ()
-        """What the newest reading passed over in journals, a sentence each."""
+        """Lines of journals that the newest reading passed over, a sentence each."""
         self._journals = ProgressReader(newest_only=True)
         self._trunks: dict[str, Progress] = {}
         self._runs: dict[str, Progress] = {}
@@ -251,7 +251,7 @@ def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class JobTime:
-    """What a scheduler's accounts say of one job."""
+    """One job in a scheduler's accounts."""
 
     series_id: str
     device_seconds: float

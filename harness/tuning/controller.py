@@ -134,7 +134,7 @@ class Controller:
         return is_ours(frozen, self.owner, shared=self.tune.storage is not None)
 
     def elsewhere(self) -> int:
-        """How many trials run under another ROOT that shares the record."""
+        """Number of trials that run under another ROOT on the same storage."""
         from optuna.trial import TrialState
 
         running = (TrialState.RUNNING,)

@@ -86,7 +86,7 @@ class Space:
 
     @property
     def searches_rate(self) -> bool:
-        """Whether the learning rate is among the searched keys."""
+        """True if the learning rate is among the searched keys."""
         return RATE in self.dimensions
 
     def trial(self, architecture: str, size: str, values: Values) -> ResolvedStudy:
@@ -112,7 +112,7 @@ class Space:
         return {key: told(key, one) for key, one in self.dimensions.items()}
 
     def values(self, suggested: Mapping[str, Any]) -> Values:
-        """What is trained for a suggestion, in the study's order of keys: of a range three digits, never beyond it."""
+        """Values to train for a suggestion, in the study's order of keys: of a range three digits, never beyond it."""
 
         def told(one: Dimension, value: Any) -> Any:
             is_round = one.choices is None and isinstance(value, float)
@@ -241,7 +241,7 @@ def _field(key: str) -> Any:
 
 
 def _is_whole(key: str) -> bool:
-    """Whether a key holds a whole number."""
+    """True if a key holds a whole number."""
 
     def kinds(annotation: Any) -> set[Any]:
         parts = get_args(annotation)

@@ -39,7 +39,7 @@ JOURNAL = "optuna.log"
 OWNER = "ssmscale.owner"
 """Attribute of a trial: which ROOT trains it. A database may be shared, and what another ROOT trains is not lost."""
 ASKING_SECONDS = 2 * 24 * 3600.0
-"""Age of a trial without an owner at which nobody can be asking for it; some databases tell time without its zone."""
+"""Age at which no controller can be asking for a trial without an owner; some databases tell time without its zone."""
 
 
 @contextlib.contextmanager

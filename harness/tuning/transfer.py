@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 NEAR = math.log(10.0) / 2
-"""How far from the best trial a learning rate may lie to be near the minimum, in its logarithm: half a decade."""
+"""Distance from the best trial within which a learning rate is near the minimum, in its logarithm: half a decade."""
 FEWEST = 5
 """Trials a parabola is fitted to where there are so many: the nearest to the best one, however far."""
 FEWEST_DISTINCT = 4
@@ -48,7 +48,7 @@ class Optimum:
     n_near: int
     """Trials near the minimum."""
     is_vertex: bool
-    """Whether it is a parabola's vertex, and not just the best trial."""
+    """True if it is a parabola's vertex, and not just the best trial."""
 
 
 @dataclass(frozen=True)
