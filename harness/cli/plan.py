@@ -22,7 +22,7 @@ from harness.cli.options import (
 )
 from harness.cli.terminal import Sheet
 from harness.common.console import console, print_json
-from harness.common.format import NOTHING, Range, counted, duration, short, spread
+from harness.common.format import NOTHING, Estimate, counted, duration, short, spread
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import count_states
 from harness.submit.planning import planned
@@ -144,7 +144,7 @@ def _print_totals(console: Console, plan: Plan) -> None:
         f"shared{share}; finished already {totals['gpu_hours_reused']:.4g}"
     )
     if spent:
-        longest = Range(*(totals[f"longest_path_hours{end}"] for end in ("_low", "", "_high")))
+        longest = Estimate(*(totals[f"longest_path_hours{end}"] for end in ("_low", "", "_high")))
         console.print(
             f"the longest series takes {spread(longest)} with its branches one after the other, "
             f"{duration(totals['branches_apart_hours'])} were they jobs of their own"

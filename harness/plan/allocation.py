@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.common.format import NOTHING, Range, counted, duration
+from harness.common.format import NOTHING, Estimate, counted, duration
 from harness.plan.cluster import Cluster, Profile, ranks_a_node
 from harness.plan.plan import PlannedRun
 from harness.study.run import Count, Frozen, Positive, by_series
@@ -52,7 +52,7 @@ class Demand:
     ranks: int
     share: float
     """Devices a rank takes: a GPU or a part of one, or CPU cores where there are no GPUs."""
-    hours: Range
+    hours: Estimate
     nodes: int
     """Nodes its ranks need at least: a rank's cores are those of one node."""
 

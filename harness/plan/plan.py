@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.common.disk import free_bytes
-from harness.common.format import GIB, NOTHING, Range
+from harness.common.format import GIB, NOTHING, Estimate
 from harness.plan.cluster import Cluster
 from harness.plan.estimate import (
     Cost,
@@ -43,11 +43,11 @@ class PlannedRun:
     """Estimates for all Series of its size."""
     disk_gib: float
     """GiB it leaves under ROOT: its branch point, unless a shorter Run leaves the trunk there too, and its weights."""
-    hours: Range
+    hours: Estimate
     """Hours this Run adds to its Series, from the last branch point before its own."""
-    hours_alone: Range
+    hours_alone: Estimate
     """Hours it would take from the start, sharing nothing."""
-    hours_apart: Range
+    hours_apart: Estimate
     """Hours to its own end from the newest branch point of a finished Run, were its branch a job of its own."""
 
     @property
@@ -144,7 +144,7 @@ class Plan:
             "disk_peak_gib": kept + self.disk_passing_gib,
         }
 
-    def longest_path(self) -> Range:
+    def longest_path(self) -> Estimate:
         """Hours of the Series that takes longest, its branches one after the other: no number of GPUs ends sooner."""
         left = by_series(run for run in self.runs if run.status.state not in OVER)
         series = (sum((run.hours for run in runs), NOTHING) for runs in left.values())
@@ -181,7 +181,7 @@ class Plan:
         }
 
 
-def _ends(key: str, value: Range, digits: int | None = None) -> dict[str, float]:
+def _ends(key: str, value: Estimate, digits: int | None = None) -> dict[str, float]:
     """A range as three keys: what is expected, and between what."""
     low, expected, high = (
         figure if digits is None else round(figure, digits)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.common.disk import append_line, make_folder
-from harness.common.format import Range
+from harness.common.format import Estimate
 from harness.common.jsonl import Damage, LineReader
 from harness.plan.cluster import Cluster, choose_layout, divisors, ranks_a_node
 from harness.plan.memory import Memory, memory
@@ -33,7 +33,7 @@ FRACTIONS = (1, 2, 3, 4, 8)
 """Into how many a GPU may be shared."""
 CPU_SHARE = 0.5
 """Share of a machine's memory that its ranks may fill: the rest is the process's own, and other people's."""
-HoursOf = Callable[[Layout], Range]
+HoursOf = Callable[[Layout], Estimate]
 """Predicts the hours of a whole Series on a layout."""
 
 

@@ -21,7 +21,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.common.format import Range
+from harness.common.format import Estimate
 from harness.plan.memory import activation_bytes
 from harness.record.journal import Event, read_progress
 from harness.record.root import Layout, Root, read_model, read_model_if_there, write_model
@@ -30,7 +30,7 @@ from harness.study.run import Count, Frozen, Positive, Precision, Run
 from ssmttm.errors import InputError
 from ssmttm.model.flops import training_flops
 
-MFU = Range(0.15, 0.3, 0.5)
+MFU = Estimate(0.15, 0.3, 0.5)
 """Share of a GPU's peak before anything was measured: from small models and unfused kernels to what large Transformers
 reach (46 % for PaLM, arXiv 2204.02311, section 4; 52 % for Megatron, arXiv 2104.04473, table 1)."""
 CPU_FLOPS_A_THREAD = 6e10
@@ -157,7 +157,7 @@ class Speeds:
         self.steps = tuple(steps)
         self._factors: dict[tuple[Device, str, Precision], tuple[float, float, str]] = {}
 
-    def seconds(self, architecture: str, run: Run, work: Work, device: Device) -> tuple[Range, str]:
+    def seconds(self, architecture: str, run: Run, work: Work, device: Device) -> tuple[Estimate, str]:
         """Seconds of a step, and in a word what they rest on: measured, calibrated, borrowed or assumed."""
         timed = [
             step.seconds
@@ -179,7 +179,7 @@ class Speeds:
         if source == "assumed":
             if device.kind == "cuda":
                 slow, fast = (1.4, 0.75) if device.mfu else (MFU.expected / MFU.low, MFU.expected / MFU.high)
-                return Range(calls / 2 + busy * fast, expected, 2 * calls + busy * slow), source
+                return Estimate(calls / 2 + busy * fast, expected, 2 * calls + busy * slow), source
             return _spread(expected, CPU_SPREAD), source
         return _spread(expected, ALIKE_SPREAD if source == "calibrated" else OTHER_SPREAD), source
 
@@ -231,8 +231,8 @@ def fit_factors(timed: Sequence[tuple[float, float, float]]) -> tuple[float, flo
     return machine, balance
 
 
-def _spread(expected: float, factors: tuple[float, float]) -> Range:
-    return Range(factors[0] * expected, expected, factors[1] * expected)
+def _spread(expected: float, factors: tuple[float, float]) -> Estimate:
+    return Estimate(factors[0] * expected, expected, factors[1] * expected)
 
 
 RUNS_A_SIZE = 3
