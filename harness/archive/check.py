@@ -48,20 +48,9 @@ class OpenBundle:
     path: Path
     contents: Contents
     unpacked: Root
-    """Where its runs and series lie while it is open."""
+    """Folder of its runs and series, study.json and calibration.json while it is open."""
     registration: Registration
     runs: tuple[Run, ...]
-
-    @property
-    def study_file(self) -> Path:
-        """study.json as it was registered where the bundle comes from."""
-        return self.unpacked.path / "study.json"
-
-    @property
-    def calibration_file(self) -> Path | None:
-        """calibration.json, where the bundle has one."""
-        path = self.unpacked.path / "calibration.json"
-        return path if path.exists() else None
 
 
 @contextmanager
@@ -215,7 +204,7 @@ def _check_run(run_dir: Path, run: Run) -> None:
 
 
 def _read_checked(directory: Path) -> Progress:
-    """What a journal says; raises InputError unless every line of every attempt is one of ours."""
+    """Read a journal; raises InputError unless every line of every attempt is valid."""
     if not attempts(directory) and directory.parent.name == "runs":
         raise InputError(f"{directory}/journal: is missing")
     progress = read_progress(directory)

@@ -41,7 +41,7 @@ MEMBER = re.compile(
 )
 """Every name a member may have; `run` and `series` are whose it is."""
 NO_DATE = (1980, 1, 1, 0, 0, 0)
-"""What a zip archive says where a time would make two equal bundles differ."""
+"""Date of every member: real times would make two equal bundles differ."""
 
 
 class MemberFacts(Frozen):
@@ -52,7 +52,7 @@ class MemberFacts(Frozen):
 
 
 class Counts(Frozen):
-    """How much a bundle holds."""
+    """Numbers of what a bundle holds."""
 
     runs: WholeNumber
     series: WholeNumber
@@ -108,7 +108,7 @@ def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
 
 
 def count_members(names: Any) -> Counts:
-    """How many Runs, Series, journals and evaluations these member names are of."""
+    """Count the Runs, Series, journals and evaluations among these member names."""
     return Counts(
         runs=sum(name.endswith("/run.json") for name in names),
         series=sum(name.endswith("/series.json") for name in names),

@@ -35,7 +35,7 @@ from harness.study.run import Run, by_series
 
 @dataclass
 class Imported:
-    """What an import did."""
+    """The outcome of an import."""
 
     added: list[str] = field(default_factory=list)
     """Runs that are finished here now and were not before."""
@@ -142,7 +142,7 @@ def _merge_evaluations(bundle: OpenBundle, root: Root, run_id: str, done: Import
 
 
 def _joined(root: Root, run_id: str, found: Evaluation) -> Evaluation | None:
-    """What is to be kept here under these settings; None where nothing would be new."""
+    """Join two evaluations under the same settings; None where nothing would be new."""
     own = held_evaluation(root, run_id, found.name)
     if own is None:
         return found
@@ -158,10 +158,10 @@ def _first_line(content: bytes) -> bytes:
 
 def _register(bundle: OpenBundle, root: Root) -> None:
     """Register the bundle's study, of whose name there is none here yet."""
-    folder = root.study(bundle.contents.study)
-    if bundle.calibration_file is not None:
-        write_atomically(folder / "calibration.json", bundle.calibration_file.read_bytes())
-    write_atomically(folder / "study.json", without_tracker(bundle.study_file.read_bytes()))
+    here, there = root.study(bundle.contents.study), bundle.unpacked.path
+    if (there / "calibration.json").exists():
+        write_atomically(here / "calibration.json", (there / "calibration.json").read_bytes())
+    write_atomically(here / "study.json", without_tracker((there / "study.json").read_bytes()))
 
 
 def _note_unlisted(registered: ResolvedStudy, done: Imported) -> None:

@@ -52,7 +52,7 @@ class Item:
     """Of a checkpoint."""
     bytes: int
     why: str
-    """Why it goes, or why it stays."""
+    """Reason why it goes or stays."""
 
     def as_json(self, root: Root) -> dict[str, Any]:
         """A row of `ssmscale prune --json`, its path below ROOT."""
@@ -67,7 +67,7 @@ class Item:
 
 @dataclass
 class Pruned:
-    """What went (would go, in a dry run), what stays, and what was not looked at."""
+    """The outcome: what went (would go, in a dry run), what stays, and what was not looked at."""
 
     removed: list[Item] = field(default_factory=list)
     kept: list[Item] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Pruned:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is known of one Series: its Runs, and whether some study wants the best checkpoint kept."""
+    """The Runs of one Series, and whether some study wants its best checkpoint kept."""
 
     runs: dict[str, Run]
     keep_best: bool
@@ -173,9 +173,9 @@ def _prune_series(root: Root, series_id: str, wanted: _Wanted, done: Pruned, *, 
 
 
 def _prune_copies(study_dir: Path, done: Pruned, *, dry_run: bool) -> None:
-    for copy in judge_copies(study_dir):
-        item = Item(f"code {copy.path.name}", copy.path, None, size_of(copy.path), copy.why)
-        _prune(item, done, stays=copy.stays, dry_run=dry_run)
+    for path, stays, why in _judged_copies(study_dir):
+        item = Item(f"code {path.name}", path, None, size_of(path), why)
+        _prune(item, done, stays=stays, dry_run=dry_run)
 
 
 def _prune(item: Item, done: Pruned, *, stays: bool, dry_run: bool) -> None:
@@ -184,17 +184,11 @@ def _prune(item: Item, done: Pruned, *, stays: bool, dry_run: bool) -> None:
     (done.kept if stays else done.removed).append(item)
 
 
-@dataclass(frozen=True)
-class JudgedCopy:
-    """One copy of the code, and whether it stays."""
+def _judged_copies(study_dir: Path) -> Iterator[tuple[Path, bool, str]]:
+    """Every copy of a study's code, whether it stays, and why.
 
-    path: Path
-    stays: bool
-    why: str
-
-
-def judge_copies(study_dir: Path) -> Iterator[JudgedCopy]:
-    """Every copy of a study's code; where SLURM does not answer, all that jobs ever ran from stay."""
+    Those stay that a job in SLURM runs from or soon will; where SLURM does not answer, all that jobs ever ran from.
+    """
     folder = study_dir / "code"
     copies = sorted(path for path in folder.glob("*") if path.is_dir() and COPY.fullmatch(path.name))
     if not copies:
@@ -217,15 +211,15 @@ def judge_copies(study_dir: Path) -> Iterator[JudgedCopy]:
         }
     for path in copies:
         if time.time() - path.stat().st_mtime < FRESH_SECONDS:
-            yield JudgedCopy(path, True, "asked for within the last hour")
+            yield (path, True, "asked for within the last hour")
         elif path.name.startswith("."):
-            yield JudgedCopy(path, False, "never completed")
+            yield (path, False, "never completed")
         elif unknown is not None:
-            yield JudgedCopy(path, True, unknown)
+            yield (path, True, unknown)
         elif path.name in needed:
-            yield JudgedCopy(path, True, "a job in SLURM runs from it")
+            yield (path, True, "a job in SLURM runs from it")
         else:
-            yield JudgedCopy(path, False, "no job runs from it any more")
+            yield (path, False, "no job runs from it any more")
 
 
 def _sorted_out(root: Root, series_id: str, wanted: _Wanted) -> Iterator[tuple[list[Item], Set[Path]]]:

@@ -16,7 +16,7 @@ from harness.cli.options import (
 )
 from harness.cli.terminal import Table, coloured
 from harness.common.console import console, print_json
-from harness.common.format import NOTHING, Range, counted, duration, short, spread
+from harness.common.format import NOTHING, Estimate, counted, duration, short, spread
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import count_states
 from harness.submit.planning import planned
@@ -113,13 +113,13 @@ def _print_grouped(console: Console, plan: Plan) -> None:
 
 
 def _cost_cells(one: PlannedRun, runs: Sequence[PlannedRun]) -> list[str]:
-    layout, a_node = one.layout, one.gpus // one.size.nodes
+    layout, a_node, memory = one.layout, one.gpus // one.size.nodes, one.size.resources.memory.gib
     again = "+" if layout.activation_checkpointing else ""
     return [
         f"{one.size.nodes} x {a_node}",
         f"{layout.zero_stage}",
         f"{layout.micro_batch} x {layout.accumulation}{again}",
-        f"{one.memory_gib.expected:.2f} ({one.memory_gib.low:.2f} to {one.memory_gib.high:.2f})",
+        f"{memory.expected:.2f} ({memory.low:.2f} to {memory.high:.2f})",
         f"{sum(run.disk_gib for run in runs):.3g}",
         spread(sum((run.hours for run in runs), NOTHING)),
         f"{sum(run.gpu_hours for run in runs):.3g}",
@@ -136,7 +136,7 @@ def _print_totals(console: Console, plan: Plan) -> None:
         f"shared{share}; finished already {totals['gpu_hours_reused']:.4g}"
     )
     if spent:
-        longest = Range(*(totals[f"longest_path_hours{end}"] for end in ("_low", "", "_high")))
+        longest = Estimate(*(totals[f"longest_path_hours{end}"] for end in ("_low", "", "_high")))
         console.print(
             f"the longest series takes {spread(longest)} with its branches one after the other, "
             f"{duration(totals['branches_apart_hours'])} were they jobs of their own"

@@ -32,8 +32,8 @@ from harness.study.tune import TunedSize
 from harness.submit.slurm import check_cluster
 from harness.submit.target import Destination, destination_of
 from harness.tuning.session import Tuning
-from harness.tuning.space import Cell
-from harness.tuning.trials import Told, finished
+from harness.tuning.space import SearchCase
+from harness.tuning.trials import TrialRecord, finished
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def tune(
     profile = there.profile
     loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
-    trials = [space.trial(cell.architecture, cell.size, space.corner()) for cell in space.cells]
+    trials = [space.trial(case.architecture, case.size, space.corner()) for case in space.cases]
     check_before_training(trials[0])
     if profile is not None:
         check_cluster(profile, trials[0])
@@ -84,8 +84,8 @@ def tune(
         confirm(hours, profile.name, profile.confirm_gpu_hours, yes=yes)
     out = errors if as_json else console
 
-    def say(cell: Cell, told: Told) -> None:
-        out.print(describe(cell, told))
+    def say(case: SearchCase, told: TrialRecord) -> None:
+        out.print(describe(case, told))
 
     done = tune_study(space, lambda: _workplace(space, there), say)
     if as_json:
@@ -99,25 +99,25 @@ def tune(
 def _workplace(space: Space, there: Destination) -> Workplace:
     from harness.tuning.workplace import Here, OnSlurm
 
-    study = space.trial(space.cells[0].architecture, space.cells[0].size, space.corner()).study
+    study = space.trial(space.cases[0].architecture, space.cases[0].size, space.corner()).study
     if there.profile is None or there.cluster is None:
         return Here(space.root, study, there.on)
     return OnSlurm(space.root, study, there.profile, lasting_name(there.cluster))
 
 
 def _gpu_hours(space: Space, trials: list[ResolvedStudy], profile: Profile) -> float:
-    """What all trials take if none is pruned and none was trained before, `trials` being one of each cell."""
+    """What all trials take if none is pruned and none was trained before, `trials` being one of each case."""
     cluster = profile.cluster()
     plans = [make_plan(one.study, one.points, one.corpus, one.root, cluster) for one in trials]
     return space.tune.trials * sum(run.gpu_hours for plan in plans for run in plan.runs)
 
 
-def describe(cell: Cell, told: Told) -> str:
+def describe(case: SearchCase, told: TrialRecord) -> str:
     """A trial that is over, in a line."""
-    name = f"{cell.architecture} {cell.size} trial {told.number} ({_listed(told.values)})"
-    if told.ending.loss is not None:
-        return f"{name}: loss {told.ending.loss:.4f}"
-    return f"{name}: {told.outcome}" + (f" ({told.ending.reason})" if told.ending.reason else "")
+    name = f"{case.architecture} {case.size} trial {told.number} ({_listed(told.values)})"
+    if told.result.loss is not None:
+        return f"{name}: loss {told.result.loss:.4f}"
+    return f"{name}: {told.outcome}" + (f" ({told.result.reason})" if told.result.reason else "")
 
 
 def print_tuning(console: Console, done: Tuning) -> None:
@@ -125,11 +125,11 @@ def print_tuning(console: Console, done: Tuning) -> None:
     numbers = ("parameters", "trials", "steps", "best loss", "learning rate")
     columns = ("architecture", "size", *numbers, "95 % interval", "best trial")
     table = Table(f"tuning of {done.space.study.name}", columns, numbers)
-    for cell, row in _rows(done).items():
+    for case, row in _rows(done).items():
         table.add_row(
-            cell.architecture,
-            cell.size,
-            f"{cell.n_params:,}",
+            case.architecture,
+            case.size,
+            f"{case.n_params:,}",
             ", ".join(f"{count} {outcome}" for outcome, count in row["trials"].items()) or "0",
             f"{row['steps']:,}",
             "-" if row["best"] is None else f"{row['best']['loss']:.4f}",
@@ -168,12 +168,12 @@ def tuning_document(done: Tuning) -> dict[str, Any]:
         "iterations": done.space.iterations,
         "cells": [
             {
-                "architecture": cell.architecture,
-                "size": cell.size,
-                "n_params": cell.n_params,
+                "architecture": case.architecture,
+                "size": case.size,
+                "n_params": case.n_params,
                 **row,
             }
-            for cell, row in _rows(done).items()
+            for case, row in _rows(done).items()
         ],
         "laws": {
             name: None if found.law is None else found.law.model_dump(mode="json")
@@ -189,20 +189,20 @@ def tuning_document(done: Tuning) -> dict[str, Any]:
     }
 
 
-def _rows(done: Tuning) -> Mapping[Cell, dict[str, Any]]:
-    """What is told of each cell."""
+def _rows(done: Tuning) -> Mapping[SearchCase, dict[str, Any]]:
+    """What is told of each case."""
     found: dict[tuple[str, str], TunedSize] = {
         (name, size.size): size
         for name, architecture in (done.tuned.architectures if done.tuned else {}).items()
         for size in architecture.sizes
     }
     rows = {}
-    for cell, told in done.told.items():
+    for case, told in done.told.items():
         best = min(finished(told), key=lambda one: one[1], default=None)
-        size = found.get((cell.architecture, cell.size))
-        rows[cell] = {
+        size = found.get((case.architecture, case.size))
+        rows[case] = {
             "trials": dict(Counter(str(one.outcome) for one in told)),
-            "steps": done.steps[cell],
+            "steps": done.steps[case],
             "best": None if best is None else {"values": best[0].values, "loss": best[1]},
             "lr": None if size is None else size.lr,
             "ci95": None if size is None else list(size.ci95),

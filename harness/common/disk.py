@@ -13,13 +13,14 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from ssmttm import files
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""What the system says where a disk is full, or the share of it that a user may fill."""
+"""Error numbers of a disk that is full, or of a user's full share of it."""
 
 SHORT_WRITES = (
     "PytorchStreamWriter failed writing",
@@ -29,7 +30,7 @@ SHORT_WRITES = (
 """Words of torch's writer where the system took fewer bytes than it was given; it keeps no error number."""
 
 SLACK = 2**20
-"""What a file system takes for itself beside the bytes of files."""
+"""Bytes a file system takes for itself beside those of files."""
 
 
 class DiskFull(Exception):
@@ -44,21 +45,17 @@ class DiskFull(Exception):
         super().__init__(f"{path}: {why}")
         self.path, self.needed, self.is_read_only = Path(path), needed, is_read_only
 
-    def __reduce__(self) -> tuple[Callable[..., DiskFull], tuple[Path, int | None, bool]]:
-        return _disk_full, (self.path, self.needed, self.is_read_only)
+    def __reduce__(self) -> tuple[Callable[..., DiskFull], tuple[Path, int | None]]:
+        return partial(DiskFull, is_read_only=self.is_read_only), (self.path, self.needed)
 
     @property
     def remedy(self) -> str:
-        """What to do, as the beginning of a sentence."""
+        """The remedy, as the beginning of a sentence."""
         return "make it writable" if self.is_read_only else "make some room"
 
 
-def _disk_full(path: Path, needed: int | None, is_read_only: bool) -> DiskFull:
-    return DiskFull(path, needed, is_read_only=is_read_only)
-
-
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or one it came from, says that a disk takes no more; libraries say so in words of their own."""
+    """True if an error, or one it came from, says that a disk takes no more; libraries say so in words of their own."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, DiskFull) or (
@@ -72,14 +69,14 @@ def is_full(error: BaseException) -> bool:
 
 
 def disk_full(path: Path, error: BaseException, needed: int | None = None) -> DiskFull:
-    """What to raise for an error that `is_full` of something written to `path`."""
+    """Make the exception to raise for an error that `is_full` of something written to `path`."""
     if isinstance(error, DiskFull):
         return error
     return DiskFull(path, needed, is_read_only=is_read_only(path) or os.strerror(errno.EROFS) in str(error))
 
 
 def is_read_only(path: Path) -> bool:
-    """Whether a path is, or would be, on a file system that is mounted read-only."""
+    """True if a path is, or would be, on a file system that is mounted read-only."""
     return bool(os.statvfs(existing(path)).f_flag & os.ST_RDONLY)
 
 
@@ -98,9 +95,9 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
 def room_for(needed: int, path: Path) -> Iterator[None]:
     """Run a block that writes some `needed` bytes to the file or folder `path`, or raise DiskFull naming it.
 
-    Asked before, and again where the block fails: libraries that write through C++ do not say why they did, and by
-    then others may have made room; nor does a file system's free space tell of a quota. What is there already counts as
-    written, since other ranks may have begun.
+    The free space is looked at before, and again where the block fails: libraries that write through C++ do not say why
+    they failed, by then other processes may have made room, and free space tells nothing of a quota. What is there
+    already counts as written, since other ranks may have begun.
     """
     if is_read_only(path):
         raise DiskFull(path, is_read_only=True)
@@ -147,7 +144,7 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
 def append_line(descriptor: int, line: bytes, path: Path, *, durable: bool) -> None:
     """Append one line to a file opened with O_RDWR and O_APPEND, whole or not at all.
 
-    A torn line that somebody left at the end is ended first. `durable` sees the line to the disk. Raises DiskFull
+    A torn line at the end is ended first. `durable` sees the line to the disk. Raises DiskFull
     naming `path`, or the OSError of a disk that fails in another way; the file is then as it was before.
     """
     end = os.fstat(descriptor).st_size

@@ -22,7 +22,7 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def spread(hours: Range) -> str:
+def spread(hours: Estimate) -> str:
     """A time and between what it is likely to lie: 12 min (9.1 min to 16 min)."""
     return f"{duration(hours.expected)} ({duration(hours.low)} to {duration(hours.high)})"
 
@@ -36,18 +36,18 @@ GIB = 2.0**30
 
 
 @dataclass(frozen=True)
-class Range:
-    """An estimate: what is expected, and between what it is likely to lie."""
+class Estimate:
+    """An expected value, and the bounds between which it is likely to lie."""
 
     low: float
     expected: float
     high: float
 
-    def __add__(self, other: Range) -> Range:
-        return Range(self.low + other.low, self.expected + other.expected, self.high + other.high)
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
-    def __mul__(self, factor: float) -> Range:
-        return Range(self.low * factor, self.expected * factor, self.high * factor)
+    def __mul__(self, factor: float) -> Estimate:
+        return Estimate(self.low * factor, self.expected * factor, self.high * factor)
 
 
-NOTHING = Range(0.0, 0.0, 0.0)
+NOTHING = Estimate(0.0, 0.0, 0.0)

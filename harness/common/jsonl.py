@@ -1,7 +1,7 @@
-"""Lines of JSON as files hold them: each is checked in reading, and what is not a line of ours is passed over.
+"""JSON lines: each is checked in reading, and a line that is not valid is passed over.
 
-A file may have been torn by a crash, damaged by a disk, or edited. Whoever reads it further on may rely on the type
-and the range of every field named here; fields nobody named are kept as they are.
+A file may have been torn by a crash, damaged by a disk, or edited. Readers may rely on the type and the range of every
+field named here; other fields are kept as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from harness.common.validation import first_mistake
 
 CHUNK = 2**20
-"""Bytes read at once, and the length above which a line is none of ours."""
+"""Bytes read at once, and the length above which a line is not valid."""
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, lt=2.0**38)]
@@ -38,7 +38,7 @@ class ProcessFields(TypedDict, total=False):
 
 
 class LayoutFields(TypedDict, total=False):
-    """A rundir.Layout, as a worker journals it."""
+    """A record.root.Layout, as a worker journals it."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
 
@@ -51,7 +51,7 @@ class LayoutFields(TypedDict, total=False):
 
 
 class LineFields(ProcessFields, total=False):
-    """What a line of a journal or of control.jsonl may hold."""
+    """Fields of a line of a journal or of control.jsonl."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
 
@@ -97,7 +97,7 @@ class Damage:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """The fields of one line without its end; raises ValueError saying why it is none of ours."""
+    """Parse one line without its end; raises ValueError saying why it is not valid."""
     try:
         return dict(_LINE.validate_json(line))
     except ValidationError as error:
@@ -114,7 +114,7 @@ class LineReader:
     number: int = 0
     """Lines taken in."""
     torn: bool = False
-    """Whether the file goes on behind them, without an end of line."""
+    """True if the file goes on behind them, without an end of line."""
     _skipping: bool = False
 
     def read(
@@ -122,7 +122,7 @@ class LineReader:
     ) -> Iterator[dict[str, Any] | Damage]:
         """Every new whole line, in order: its fields, or why it is passed over.
 
-        `check` may raise ValueError where fields that are right in themselves make no line of ours. Memory is bounded
+        `check` may raise ValueError where fields that are right in themselves make no valid line. Memory is bounded
         whatever the file holds. Raises OSError where it cannot be read.
         """
         with self.path.open("rb") as file:
@@ -152,7 +152,7 @@ class LineReader:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file that are ours, oldest first; of a file that is not there, none."""
+    """Yield the valid lines of a file, oldest first; none of a file that is not there."""
     try:
         for line in LineReader(path).read():
             if not isinstance(line, Damage):

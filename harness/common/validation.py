@@ -1,7 +1,4 @@
-"""What pydantic found wrong, as one sentence a mistake: file, key, value, and what would be right.
-
-An error in one line: what a library says in many, cut to what a sentence of ours can carry.
-"""
+"""Errors in plain sentences: pydantic's mistakes with file, key, value and remedy; other errors cut to a line."""
 
 from __future__ import annotations
 
@@ -17,10 +14,12 @@ from pydantic_core import ErrorDetails
 from ssmttm.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_CHARACTERS = 300
+"""Length of a library's line that is passed on."""
 
 
 def validate(kind: type[Model], value: Mapping[str, Any], where: str) -> Model:
-    """`value` as `kind`; raises InputError with a line for every mistake, each beginning with `where`."""
+    """Read `value` as `kind`; raises InputError with a line for every mistake, each beginning with `where`."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
@@ -28,7 +27,7 @@ def validate(kind: type[Model], value: Mapping[str, Any], where: str) -> Model:
 
 
 def describe(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
-    """Every mistake pydantic found, a sentence a line."""
+    """Describe every mistake pydantic found, a sentence a line."""
     return "\n".join(f"{where}: {_sentence(detail, kind)}" for detail in error.errors())
 
 
@@ -39,6 +38,23 @@ def usable_path(value: Path | str) -> Path | str:
     if len(os.fsencode(value)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(value).parts):
         raise ValueError("is longer than a path may be")
     return value
+
+
+def first_line(error: BaseException, secret: str | None = None) -> str:
+    """The first line of an error's text (MLflow's go on with whole web pages); its kind where it has none.
+
+    `secret`, such as a password, is blotted out before the cut.
+    """
+    text = str(error).strip()
+    lines = (text.replace(secret, "***") if secret else text).splitlines()
+    return lines[0][:MAX_CHARACTERS] if lines else type(error).__name__
+
+
+def first_mistake(error: ValidationError, whole: str = "the document") -> str:
+    """The first thing pydantic found wrong, as key and message; `whole` stands for the key where there is none."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or whole
+    return f"{key}: {first['msg']}" if key else first["msg"]
 
 
 def _sentence(detail: ErrorDetails, kind: type[BaseModel]) -> str:
@@ -83,24 +99,3 @@ def _model_within(annotation: Any) -> Any:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-MOST = 300
-"""Characters of a line that are passed on."""
-
-
-def first_line(error: BaseException, secret: str | None = None) -> str:
-    """What an error says, cut to its first line (MLflow's go on with whole web pages); its kind where it is silent.
-
-    `secret`, such as a password, is blotted out before the cut.
-    """
-    said = str(error).strip()
-    lines = (said.replace(secret, "***") if secret else said).splitlines()
-    return lines[0][:MOST] if lines else type(error).__name__
-
-
-def first_mistake(error: ValidationError, whole: str = "the document") -> str:
-    """The first thing pydantic found wrong, as key and message; `whole` stands for the key where there is none."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    key = ".".join(str(part) for part in first["loc"]) or whole
-    return f"{key}: {first['msg']}" if key else first["msg"]

@@ -1,4 +1,4 @@
-"""Reading YAML that people wrote: safely, and with every mistake named by file and line.
+"""Reading YAML that users wrote: safely, and with every mistake named by file and line.
 
 Plain safe loading still expands aliases without bound (a few lines can stand for gigabytes), takes the last of
 two equal keys in silence and reads 1e-3 as text. This reader refuses aliases and repeated keys, bounds the
@@ -53,7 +53,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds; raises InputError naming the file and the line."""
+    """Read the mapping of a YAML file; raises InputError naming the file and the line."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path}: larger than {MAX_BYTES:,} bytes; is this a study?")
@@ -70,7 +70,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_yaml_value(text: str, where: str) -> Any:
-    """One YAML value, as given on the command line; `where` names it in the error."""
+    """Read one YAML value, as given on the command line; `where` names it in the error."""
     return _parse(text, where)
 
 
@@ -85,5 +85,5 @@ def _parse(text: str, where: str) -> Any:
 
 
 def yaml_text(document: Any) -> str:
-    """A document as YAML that people read: blocks above, the innermost mappings and lists on one line."""
+    """Write a document as YAML for users: blocks above, the innermost mappings and lists on one line."""
     return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)

@@ -1,4 +1,4 @@
-"""What works of a cluster from here: its profile, SLURM's programs and answers, and what jobs find on their nodes."""
+"""Checks of a cluster from here: its profile, SLURM's programs and answers, and the paths that jobs need on nodes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SHARED = frozenset(
 )
 """File systems that several machines see, by their types' names in the kernel's table of mounts."""
 SECONDS = 20.0
-"""How long the tracker may take to answer."""
+"""Time for the tracker to answer."""
 
 
 def examine_cluster(cluster: str, root: Path) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What works on this machine, each check a try and not a guess, with the remedy where something does not."""
+"""Checks of this machine, each a try and not a guess, with a remedy where something does not work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Finding(Frozen):
     found: str
     remedy: str | None = None
     needed: bool = False
-    """Whether nothing can be trained or reported without it."""
+    """True if nothing can be trained or reported without it."""
 
 
 def examine_machine(root: Path) -> Iterator[Finding]:

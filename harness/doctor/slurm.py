@@ -27,7 +27,7 @@ class Nodes:
     """Nodes of a partition that are alike."""
 
     available: bool
-    """Whether the partition takes jobs."""
+    """True if the partition takes jobs."""
     count: int
     cores: int
     memory_mib: int

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from ssmttm.evaluation.measure import Measure, Scores
     from ssmttm.evaluation.row_store import RowStore
     from ssmttm.evaluation.sets import PromptSet, Reference
-    from ssmttm.generation import Sampling
 
 Say = Callable[[str], None]
 ClipsOf = Callable[[Sequence[int]], "tuple[list[Audio], int]"]
@@ -54,7 +53,7 @@ ClipsOf = Callable[[Sequence[int]], "tuple[list[Audio], int]"]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of an evaluation."""
+    """The request for an evaluation."""
 
     prompts: Path | None = None
     """Caption file; None takes the held-out captions."""
@@ -74,8 +73,8 @@ class Request:
     """Prompts generated, decoded and judged at once."""
 
 
-class Outcome(StrEnum):
-    """What became of one Run's evaluation."""
+class EvaluationOutcome(StrEnum):
+    """The outcome of one Run's evaluation."""
 
     EVALUATED = "evaluated"
     KEPT = "kept"
@@ -90,11 +89,11 @@ class Evaluated:
     """One Run's evaluation."""
 
     run_id: str
-    outcome: Outcome
+    outcome: EvaluationOutcome
     reason: str | None = None
-    """Why it was impossible, or cannot be had in full."""
+    """Reason why it was impossible or is not complete."""
     notes: tuple[str, ...] = ()
-    """What limits the meaning of its scores."""
+    """Limits to the meaning of its scores."""
 
 
 class Evaluator:
@@ -107,9 +106,13 @@ class Evaluator:
         say: Say = lambda _: None,
         warn: Say = lambda _: None,
     ) -> None:
+        from ssmttm.generation import Sampling
+
         self.root, self.request, self.say, self.warn = resolved.root, request, say, warn
         self.frames = resolved.corpus.frames
-        self.sampling: Sampling = _sampling(request)
+        self.sampling = Sampling(
+            temperature=request.temperature, top_k=request.top_k, guidance=request.guidance
+        )
         usable_device(request.device)
         self.data = _held_out(resolved)
         self.measures: list[Measure] = []
@@ -119,7 +122,7 @@ class Evaluator:
 
     @cached_property
     def prompts(self) -> PromptSet:
-        """What is sung, and what it is compared with."""
+        """The prompts, and the reference they are compared with."""
         from ssmttm.evaluation.sets import choose_prompts
 
         asked = self.request
@@ -127,7 +130,7 @@ class Evaluator:
 
     @cached_property
     def settings(self) -> Settings:
-        """What names the results."""
+        """The settings that name the results."""
         return Settings(
             prompts=self.prompts.digest,
             n_prompts=len(self.prompts.captions),
@@ -148,7 +151,7 @@ class Evaluator:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            return Evaluated(run_id, Outcome.BUSY, "another process evaluates it")
+            return Evaluated(run_id, EvaluationOutcome.BUSY, "another process evaluates it")
         try:
             with naming_a_full_disk(folder):
                 return self._evaluate(run_id)
@@ -165,27 +168,27 @@ class Evaluator:
         )
         wanted = [one for one in self.measures if not set(self._metrics(one)) <= set(held.scores)]
         if loss is not None and not wanted:
-            return Evaluated(run_id, Outcome.KEPT, notes=held.notes)
+            return Evaluated(run_id, EvaluationOutcome.KEPT, notes=held.notes)
         try:
             trained = load_trained(self.root, run_id, self.request.device)
         except InputError as error:
-            return Evaluated(run_id, Outcome.IMPOSSIBLE, str(error))
+            return Evaluated(run_id, EvaluationOutcome.IMPOSSIBLE, str(error))
         if loss is None:
             self.say(f"{run_id}: held-out loss")
             clips, scores = held_out_scores(trained)
             keep_evaluation(self.root, run_id, Evaluation(n_prompts=clips, scores=_timed(scores)))
         if not wanted:
-            return Evaluated(run_id, Outcome.EVALUATED)
+            return Evaluated(run_id, EvaluationOutcome.EVALUATED)
         try:
             codec = trained.codec
         except InputError as error:
-            return Evaluated(run_id, Outcome.IMPOSSIBLE, f"its tokens cannot be heard: {error}")
+            return Evaluated(run_id, EvaluationOutcome.IMPOSSIBLE, f"its tokens cannot be heard: {error}")
         for scores_of in self._compare(trained, codec, wanted):
             values = held.scores | _timed(scores_of.values)
             notes = tuple(dict.fromkeys([*held.notes, *scores_of.notes]))
             held = held.model_copy(update={"scores": values, "notes": notes})
         keep_evaluation(self.root, run_id, held)
-        return Evaluated(run_id, Outcome.EVALUATED, notes=held.notes)
+        return Evaluated(run_id, EvaluationOutcome.EVALUATED, notes=held.notes)
 
     def _compare(self, trained: Trained, codec: Codec, wanted: Sequence[Measure]) -> Iterator[Scores]:
         from ssmttm.evaluation.row_store import RowStore
@@ -279,7 +282,7 @@ class Evaluator:
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the prompts, a sentence each."""
+        """Notes on the prompts, a sentence each."""
         left = self.prompts.left_out
         return (
             [f"left out: {counted(left, 'prompt')} whose recording is not in the reference"] if left else []
@@ -313,12 +316,6 @@ def prompt_seed(seed: int, prompt: int) -> int:
     """Seed of one prompt's draws: its own whatever the batch it is in."""
     digest = hashlib.sha256(f"evaluation/{seed}/{prompt}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def _sampling(request: Request) -> Sampling:
-    from ssmttm.generation import Sampling
-
-    return Sampling(temperature=request.temperature, top_k=request.top_k, guidance=request.guidance)
 
 
 def _held_out(resolved: ResolvedStudy) -> TokenDataset:

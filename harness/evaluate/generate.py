@@ -1,4 +1,4 @@
-"""Sound files of what a finished run makes of captions, each with a file beside it that says how it came about."""
+"""Sound files that a finished run generates from captions, each with a JSON file beside it that says how."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 BATCH = 8
 """Captions generated at once: beyond, memory grows and time hardly shrinks."""
 PEAK = 0.99
-"""What audio that goes beyond full scale is brought down to."""
+"""Peak to which audio beyond full scale is brought down."""
 
 
-class Piece(Frozen):
+class SoundFile(Frozen):
     """One sound file and all that decides it: what lies beside it as JSON."""
 
     file: str
@@ -63,12 +63,12 @@ def frames_of(trained: Trained, seconds: float | None) -> int:
 
 
 def is_longer(trained: Trained, frames: int) -> bool:
-    """Whether a piece goes on where training never went."""
+    """True if a piece goes on where training never went."""
     return frames > trained.run.frames
 
 
 def places(out: Path, pieces: int) -> list[Path]:
-    """Where the sound files go: F.wav, F-0.wav and so on where there are several, 0.wav and so on in a folder."""
+    """Paths of the sound files: F.wav; F-0.wav and so on where there are several; 0.wav and so on in a folder."""
     if out.suffix and out.suffix.lower() != ".wav" and not out.is_dir():
         raise InputError(
             f"--out {out}: sound is written as F.wav, or into a folder, whose name has no ending"
@@ -87,7 +87,7 @@ def write_pieces(
     frames: int,
     sampling: Sampling,
     seed: int,
-) -> Iterator[Piece]:
+) -> Iterator[SoundFile]:
     """Generate, decode and write a piece a prompt, prompt i from the seed `seed` + i; yields each when it is there."""
     import soundfile  # here, where it is missing before anything was generated
 
@@ -102,7 +102,7 @@ def write_pieces(
         for prompt, own, audio, path in zip(some, seeds, heard, files[first:], strict=False):
             peak = float(np.abs(audio).max())
             scale = PEAK / peak if peak > 1 else 1.0
-            piece = Piece(
+            piece = SoundFile(
                 file=path.name,
                 run_id=trained.run.run_id,
                 prompt=prompt,

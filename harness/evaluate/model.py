@@ -1,4 +1,4 @@
-"""A finished run opened for use: its final weights, the corpus whose codec makes its tokens audible, its text.
+"""A finished run opened for use: its final weights, the corpus whose codec turns its tokens into sound, its text.
 
 Training leaves the whole model's annealed weights as one file of safetensors, whatever the ranks and the ZeRO stage
 were; nothing in it can be executed.
@@ -32,7 +32,7 @@ class Trained:
 
     run: Run
     root: Root
-    """Where it lies; `root.text` caches embeddings of its frozen text encoder."""
+    """Its ROOT; `root.text` caches embeddings of its frozen text encoder."""
     model: MusicLM
     """In evaluation mode on a device, with the final weights in float32."""
     corpus: Path

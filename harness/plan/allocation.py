@@ -1,4 +1,4 @@
-"""How large an allocation is worth asking for when Series are packed into one, and for how long.
+"""The size of an allocation worth asking for when Series are packed into one, and its time.
 
 More devices than Series can use at once stand idle, and so do those that are left when only the longest Series still
 trains: no number of them ends sooner than that. How long it takes is bounded by what any schedule that leaves no device
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.common.format import NOTHING, Range, counted, duration
+from harness.common.format import NOTHING, Estimate, counted, duration
 from harness.plan.cluster import Cluster, Profile, ranks_a_node
 from harness.plan.plan import PlannedRun
 from harness.study.run import Count, Frozen, Positive, by_series
@@ -36,7 +36,7 @@ class Shape(Frozen):
 
 
 BRIEF_HOURS = 0.5
-"""What would be over sooner is given fewer devices: nodes are waited for, and starting on them takes minutes."""
+"""Work that would be over sooner gets fewer devices: nodes are waited for, and starting on them takes minutes."""
 RAY_GIB = 2.0
 """Memory of a node that Ray's own processes take beside the workers."""
 SLACK_HOURS = 0.25
@@ -45,14 +45,14 @@ SLACK_HOURS = 0.25
 
 @dataclass(frozen=True)
 class Demand:
-    """What one Series takes of an allocation."""
+    """Demand of one Series on an allocation."""
 
     name: str
     """Size and architecture, as a user knows it."""
     ranks: int
     share: float
     """Devices a rank takes: a GPU or a part of one, or CPU cores where there are no GPUs."""
-    hours: Range
+    hours: Estimate
     nodes: int
     """Nodes its ranks need at least: a rank's cores are those of one node."""
 
@@ -64,13 +64,13 @@ class Demand:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What is asked of SLURM for a whole study."""
+    """The request to SLURM for a whole study."""
 
     shape: Shape
     hours: float
     """Time asked for; what is not done by then goes on when the job has been requeued."""
     kind: str
-    """What a device is called: GPU or core."""
+    """Name of a device: GPU or core."""
 
     def __str__(self) -> str:
         devices = counted(self.shape.ranks_a_node, self.kind)
@@ -78,7 +78,7 @@ class Allocation:
 
 
 def demand_of(runs: Sequence[PlannedRun], cluster: Cluster) -> Demand:
-    """What the Runs of one Series take together."""
+    """Demand of the Runs of one Series together."""
     one = runs[0]
     point, ranks, threads = one.status.point, one.layout.ranks, one.layout.threads
     share = one.size.resources.gpu_fraction if cluster.gpus else float(min(threads, cluster.cores))

@@ -59,7 +59,7 @@ class Candidates:
 
     @property
     def shares_trunk(self) -> bool:
-        """Whether runs of different length are one series."""
+        """True if runs of different length are one series."""
         return self.schedule.kind is ScheduleKind.WSD
 
     def hours(self, architecture: str, size: str, counts: Sequence[int], seed: int) -> float:

@@ -1,9 +1,8 @@
-"""Where training happens, and layouts that meet a global batch exactly; harness.plan.resources chooses among them.
+"""Clusters: what this machine or a profile offers, and layouts on it that meet a global batch exactly.
 
-Cluster profiles: one YAML file says what a SLURM cluster offers and what it asks of its users.
-
-A profile holds nothing of an experiment and a study nothing of a cluster, so one study runs anywhere. Profiles are
-found by path, or by name in ./slurm/profiles and in the profiles that came with the code.
+A profile is one YAML file of what a SLURM cluster offers and what it asks of its users. It holds nothing of an
+experiment and a study nothing of a cluster, so one study runs anywhere. Profiles are found by path, or by name in
+./slurm/profiles and in the profiles that came with the code.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +26,17 @@ from harness.record.root import Layout
 from harness.study.run import Count, Frozen, Positive, Precision
 from ssmttm.errors import InputError
 
+SHIPPED = Path(__file__).parents[2] / "slurm" / "profiles"
+"""Profiles that came with the code."""
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*")
+"""Form of SLURM's own names; anything else would have to be quoted somewhere."""
+CONFIRM_GPU_HOURS = 100.0
+"""Above this, submitting asks first, where no profile says otherwise."""
+
 
 @dataclass(frozen=True)
 class Cluster:
-    """What one kind of place offers; this machine, where no profile names another."""
+    """The resources of a place of training: this machine, where no profile names another."""
 
     name: str
     nodes: int
@@ -52,7 +58,7 @@ class Cluster:
     """Share of the peak that training reaches there, where the site knows it."""
 
     def device(self, precision: Precision, threads: int, peak_flops: float | None = None) -> Device:
-        """What a rank computes on."""
+        """The device of a rank."""
         if not self.gpus:
             return Device("cpu", threads=threads)
         return Device("cuda", self.gpu_type, peak_flops or self.peak_flops.get(precision), mfu=self.mfu)
@@ -92,15 +98,8 @@ def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, thr
         raise InputError(f"training.batch: {batch}: does not divide among {ranks} ranks (resources.ranks)")
     share = batch // ranks
     micro = max(m for m in divisors(share) if m <= micro_batch)
-    return Layout.model_validate(
-        {
-            "ranks": ranks,
-            "micro_batch": micro,
-            "accumulation": share // micro,
-            "zero_stage": zero_stage,
-            "threads": threads,
-        }
-    )
+    fields = {"ranks": ranks, "micro_batch": micro, "accumulation": share // micro}
+    return Layout.model_validate(fields | {"zero_stage": zero_stage, "threads": threads})
 
 
 def nodes_for(layout: Layout, cluster: Cluster) -> int:
@@ -119,15 +118,6 @@ def divisors(number: int) -> list[int]:
     return [*low, *(number // divisor for divisor in low)]
 
 
-SHIPPED = Path(__file__).parents[2] / "slurm" / "profiles"
-
-
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*")
-"""What SLURM's own names look like; anything else would have to be quoted somewhere."""
-
-CONFIRM_GPU_HOURS = 100.0
-"""Above this, submitting asks first, where no profile says otherwise."""
-
 Name = Annotated[str, Field(pattern=rf"^{WORD.pattern}$", max_length=64)]
 
 
@@ -143,7 +133,7 @@ class Partition(Frozen):
 
 
 class Limits(Frozen):
-    """What the site allows one user."""
+    """The site's limits for one user."""
 
     array_size: Count = 1000
     """SLURM's MaxArraySize: the largest index of an array is one below it."""
@@ -184,9 +174,9 @@ class Profile(Frozen):
     setup: tuple[str, ...] = ()
     """Shell lines a job begins with, such as `module load cuda/12.8`; run as they are, so they are the user's own."""
     snapshot: bool = False
-    """Whether jobs run from a copy of the checkout as it was when they were submitted."""
+    """True if jobs run from a copy of the checkout as it was when they were submitted."""
     signal_seconds: Count = 90
-    """Seconds before its end at which a job is told to save."""
+    """Seconds before its end at which a job gets the signal to save."""
     limits: Limits = Limits()
     shared: tuple[Path, ...] = ()
     """Directories every node sees; where any is given, ROOT and corpus must lie in one."""
@@ -256,19 +246,9 @@ class Profile(Frozen):
         return min([self.limits.hours, *(hours for hours in held if hours is not None)])
 
     def cluster(self) -> Cluster:
-        """What planning needs of it."""
-        return Cluster(
-            name=self.name,
-            nodes=self.nodes,
-            gpus=self.gpus,
-            cores=self.cores,
-            memory_gib=self.memory_gib,
-            peak_flops=self.peak_flops,
-            gpu_memory_gib=self.gpu_memory_gib,
-            gpu_type=self.gpu_type,
-            hours=self.hours_in(self.partitions_for(1)),
-            mfu=self.mfu,
-        )
+        """The profile as planning takes it."""
+        same = {field.name: getattr(self, field.name) for field in fields(Cluster) if field.name != "hours"}
+        return Cluster(**same, hours=self.hours_in(self.partitions_for(1)))
 
     def check_shared(self, where: str, path: Path) -> None:
         """Raise InputError where `path` is on no file system that every node sees."""
@@ -284,7 +264,7 @@ def load_profile(name_or_path: str) -> Profile:
 
 
 def lasting_name(name_or_path: str) -> str:
-    """What a profile may be called by from any directory: the name it was given, or the whole path of its file."""
+    """Name of a profile from any directory: the name it was given, or the whole path of its file."""
     path = _find(name_or_path)
     return name_or_path if path.is_relative_to(SHIPPED) else str(path.absolute())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.common.format import Range
+from harness.common.format import Estimate
 from harness.plan.cluster import Cluster, nodes_for
 from harness.plan.memory import trained_parameters
 from harness.plan.resources import Refused, Resources, choose_resources
@@ -30,11 +30,11 @@ HELD_OUT_SHARE = 0.1
 """Held-out clips over clips trained on, where a study evaluates all and the corpus is elsewhere."""
 BYTES_A_BYTE_TOKEN = 4.0
 """Bytes of caption a position of a frozen subword encoder covers, about."""
-START_SECONDS = Range(10.0, 30.0, 120.0)
+START_SECONDS = Estimate(10.0, 30.0, 120.0)
 """From a job's start to its first step on a cluster: imports, process group, engine."""
-WARM_START_SECONDS = Range(0.2, 0.5, 10.0)
+WARM_START_SECONDS = Estimate(0.2, 0.5, 10.0)
 """The same where workers stay warm between Series."""
-CHECKPOINT_BYTES_A_SECOND = Range(0.1e9, 0.4e9, 2e9)
+CHECKPOINT_BYTES_A_SECOND = Estimate(0.1e9, 0.4e9, 2e9)
 """Speed of writing a checkpoint with its checksums: from a busy network disk to a local one."""
 EVAL_SHARE = 1 / 3
 """Work of an evaluated sequence over that of one trained on: a forward pass alone."""
@@ -44,13 +44,13 @@ EVAL_SHARE = 1 / 3
 class Duration:
     """Seconds of training a Series, by what they are spent on."""
 
-    step: Range
+    step: Estimate
     """An optimiser step."""
-    evaluation: Range
+    evaluation: Estimate
     """The held-out loss, once."""
-    checkpoint: Range
+    checkpoint: Estimate
     """Writing one."""
-    start: Range
+    start: Estimate
     """A job's way to its first step."""
     source: str
     """Basis of the step: measured, calibrated, borrowed or assumed."""
@@ -107,7 +107,7 @@ class Estimator:
             self._sizes[key] = self._estimate(architecture, size, runs)
         return self._sizes[key]
 
-    def hours(self, taken: Duration, steps: int, *, starts: int, runs: int = 1) -> Range:
+    def hours(self, taken: Duration, steps: int, *, starts: int, runs: int = 1) -> Estimate:
         """Hours of so many steps that end in so many Runs, with the checkpoints and evaluations on the way."""
         every = self.study.tracking.eval_every
         evaluations = runs + (steps // every if every else 0)
@@ -119,7 +119,7 @@ class Estimator:
         longest = max(runs, key=lambda run: run.iterations)
         steps = series_steps(runs)
 
-        def hours(layout: Layout) -> Range:
+        def hours(layout: Layout) -> Estimate:
             return self.hours(self._duration(architecture, longest, layout), steps, starts=1, runs=len(runs))
 
         choice = self.study.resources_of(architecture, size)
@@ -143,7 +143,7 @@ class Estimator:
         return Duration(
             step=step,
             evaluation=step * (EVAL_SHARE * self.eval_clips / run.batch),
-            checkpoint=Range(size / rate.high, size / rate.expected, size / rate.low),
+            checkpoint=Estimate(size / rate.high, size / rate.expected, size / rate.low),
             start=WARM_START_SECONDS if self.cluster.name == "local" else START_SECONDS,
             source=source,
         )

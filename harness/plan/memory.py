@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.common.format import GIB, Range
+from harness.common.format import GIB, Estimate
 from harness.study.run import Precision
 from ssmttm.model.config import ModelConfig, SubLayer
 from ssmttm.model.flops import parameter_count
@@ -45,14 +45,14 @@ class Memory:
     margins: tuple[float, float]
 
     @property
-    def peak(self) -> Range:
+    def peak(self) -> Estimate:
         """Bytes in all."""
         sized = self.weights + self.gradients + self.optimiser + self.buffers + self.activations
         low, high = self.margins
-        return Range(low * sized + self.fixed, sized + self.fixed, high * sized + self.fixed)
+        return Estimate(low * sized + self.fixed, sized + self.fixed, high * sized + self.fixed)
 
     @property
-    def gib(self) -> Range:
+    def gib(self) -> Estimate:
         """GiB in all."""
         return self.peak * (1 / GIB)
 

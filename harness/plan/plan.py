@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.common.disk import free_bytes
-from harness.common.format import GIB, NOTHING, Range
+from harness.common.format import GIB, NOTHING, Estimate
 from harness.plan.cluster import Cluster
 from harness.plan.estimate import (
     Cost,
@@ -29,6 +29,9 @@ from harness.study.run import by_series
 from harness.study.schedule import branch_step
 from harness.study.schema import Study
 
+Note = tuple[str, str]
+"""Code and text of something to know beside the figures."""
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -37,14 +40,14 @@ class PlannedRun:
     status: RunStatus
     cost: Cost
     size: SizeEstimate
-    """What it has in common with all Series of its size."""
+    """Estimates for all Series of its size."""
     disk_gib: float
     """GiB it leaves under ROOT: its branch point, unless a shorter Run leaves the trunk there too, and its weights."""
-    hours: Range
+    hours: Estimate
     """Hours this Run adds to its Series, from the last branch point before its own."""
-    hours_alone: Range
+    hours_alone: Estimate
     """Hours it would take from the start, sharing nothing."""
-    hours_apart: Range
+    hours_apart: Estimate
     """Hours to its own end from the newest branch point of a finished Run, were its branch a job of its own."""
 
     @property
@@ -63,16 +66,6 @@ class PlannedRun:
         return self.layout.ranks
 
     @property
-    def memory_gib(self) -> Range:
-        """GiB a device."""
-        return self.size.resources.memory.gib
-
-    @property
-    def checkpoint_gib(self) -> float:
-        """GiB of one checkpoint of its Series."""
-        return checkpoint_bytes(self.status.point.run.model, self.layout.zero_stage) / GIB
-
-    @property
     def gpu_hours(self) -> float:
         """Device-hours this Run is expected to add."""
         return self.hours.expected * self.gpus
@@ -80,7 +73,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class PlannedSize:
-    """What a size is under one architecture, beside what was asked for and what was published."""
+    """A size under one architecture, beside its target and the published model."""
 
     size: str
     architecture: str
@@ -102,12 +95,12 @@ class Plan:
 
     study: Study
     identified: bool
-    """Whether corpus and text encoder are known, so that Runs have ids."""
+    """True if corpus and text encoder are known, so that Runs have ids."""
     runs: tuple[PlannedRun, ...]
     disk_passing_gib: float
     """GiB that periodic and decay checkpoints take besides, about, while Series are trained side by side."""
-    notes: tuple[tuple[str, str], ...]
-    """Coded notes: (code, text)."""
+    notes: tuple[Note, ...]
+    """Code and text of each."""
 
     @property
     def missing(self) -> list[PlannedRun]:
@@ -151,7 +144,7 @@ class Plan:
             "disk_peak_gib": kept + self.disk_passing_gib,
         }
 
-    def longest_path(self) -> Range:
+    def longest_path(self) -> Estimate:
         """Hours of the Series that takes longest, its branches one after the other: no number of GPUs ends sooner."""
         left = by_series(run for run in self.runs if run.status.state not in OVER)
         series = (sum((run.hours for run in runs), NOTHING) for runs in left.values())
@@ -179,7 +172,7 @@ class Plan:
             "accumulation": run.layout.accumulation,
             "activation_checkpointing": run.layout.activation_checkpointing,
             "gpu_fraction": run.size.resources.gpu_fraction,
-            **_ends("memory_gib", run.memory_gib, digits=4),
+            **_ends("memory_gib", run.size.resources.memory.gib, digits=4),
             "disk_gib": run.disk_gib,
             **_ends("wall_hours", run.hours),
             "gpu_hours": run.gpu_hours,
@@ -188,7 +181,7 @@ class Plan:
         }
 
 
-def _ends(key: str, value: Range, digits: int | None = None) -> dict[str, float]:
+def _ends(key: str, value: Estimate, digits: int | None = None) -> dict[str, float]:
     """A range as three keys: what is expected, and between what."""
     low, expected, high = (
         figure if digits is None else round(figure, digits)
@@ -219,9 +212,12 @@ def make_plan(
     needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
     sources = {run.size.duration.source for run in runs}
     text_is_known = points[0].run.text_encoder != UNKNOWN_FINGERPRINT
-    disk = {"needed": needed, "passing": passing}
-    notes = notes_on(study, corpus, cluster, root, text_is_known=text_is_known, sources=sources, **disk)
-    return Plan(study, corpus.is_known and text_is_known, runs, passing, notes)
+    notes = [
+        *_on_corpus(study, corpus, text_is_known=text_is_known),
+        *_on_speed(cluster, sources),
+        *_on_disk(root, needed, passing),
+    ]
+    return Plan(study, corpus.is_known and text_is_known, runs, passing, tuple(notes))
 
 
 def _series(members: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]:
@@ -269,28 +265,8 @@ def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> 
     needs = (r.layout.ranks * (1 if cluster.gpus else r.layout.threads) for r in series.values())
     need = min(capacity, min(needs, default=1))
     at_once = min(choice.jobs or capacity, max(1, capacity // need))
-    largest = sorted((run.checkpoint_gib for run in series.values()), reverse=True)
-    return each * sum(largest[:at_once])
-
-
-Note = tuple[str, str]
-"""Code and text."""
-
-
-def notes_on(
-    study: Study,
-    corpus: CorpusView,
-    cluster: Cluster,
-    root: Root,
-    *,
-    text_is_known: bool,
-    sources: Collection[str],
-    needed: float,
-    passing: float,
-) -> tuple[Note, ...]:
-    """Coded notes, (code, text): `sources` are what the speeds rest on, `needed` and `passing` GiB of disk."""
-    on_corpus = _on_corpus(study, corpus, text_is_known=text_is_known)
-    return (*on_corpus, *_on_speed(cluster, sources), *_on_disk(root, needed, passing))
+    sizes = [checkpoint_bytes(r.status.point.run.model, r.layout.zero_stage) for r in series.values()]
+    return each * sum(sorted(sizes, reverse=True)[:at_once]) / GIB
 
 
 def _on_corpus(study: Study, corpus: CorpusView, *, text_is_known: bool) -> list[Note]:

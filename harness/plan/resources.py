@@ -1,12 +1,11 @@
-"""What a Series gets: the fewest GPUs on which it fits and ends in time, and of these the layout that costs least.
+"""Resources of a Series: the fewest GPUs on which it fits and ends in time, and of these the layout that costs least.
 
 Resources never change an experiment: the global batch is met exactly by micro-batch x accumulation x ranks. What a
 study asks for is taken as it is; each choice that is made here comes with a sentence that says why.
 
-Micro-batches that did not fit: remembered with the study, so that no later Series of that shape tries them again.
-
-ROOT/studies/NAME/out_of_memory.jsonl has a line for each time a rank ran out. A shape is everything but the micro-batch
-that decides the memory of a rank; seeds, learning rates and iterations do not.
+Micro-batches that did not fit are remembered in ROOT/studies/NAME/out_of_memory.jsonl, a line for each time a rank ran
+out, so that no later Series of that shape tries them again. A shape is everything but the micro-batch that decides the
+memory of a rank; seeds, learning rates and iterations do not.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.common.disk import append_line, make_folder
-from harness.common.format import Range
+from harness.common.format import Estimate
 from harness.common.jsonl import Damage, LineReader
 from harness.plan.cluster import Cluster, choose_layout, divisors, ranks_a_node
 from harness.plan.memory import Memory, memory
@@ -34,13 +33,13 @@ FRACTIONS = (1, 2, 3, 4, 8)
 """Into how many a GPU may be shared."""
 CPU_SHARE = 0.5
 """Share of a machine's memory that its ranks may fill: the rest is the process's own, and other people's."""
-Hours = Callable[[Layout], Range]
+HoursOf = Callable[[Layout], Estimate]
 """Predicts the hours of a whole Series on a layout."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a Series gets, and why."""
+    """The resources of a Series, and why these."""
 
     layout: Layout
     memory: Memory
@@ -51,7 +50,7 @@ class Resources:
 
 
 class Refused:
-    """What a study remembers of micro-batches that did not fit."""
+    """A study's record of micro-batches that did not fit."""
 
     def __init__(self, study_dir: Path) -> None:
         self._told: dict[str, list[tuple[int, str, str | None]]] = {}
@@ -88,7 +87,7 @@ class _Need:
         return self.choice.threads or 1
 
     def free_gib(self, ranks: int) -> float | None:
-        """GiB a rank may take; None where nobody knows."""
+        """GiB a rank may take; None where that is not known."""
         if self.cluster.gpus:
             return self.cluster.gpu_memory_gib
         nodes = self.cluster.nodes
@@ -96,20 +95,10 @@ class _Need:
         return CPU_SHARE * nodes * self.cluster.memory_gib / (slots * ranks)
 
     def memory(self, layout: Layout) -> Memory:
-        return memory(
-            self.run.model,
-            frames=self.run.frames,
-            micro_batch=layout.micro_batch,
-            accumulation=layout.accumulation,
-            ranks=layout.ranks,
-            zero_stage=layout.zero_stage,
-            checkpointed=layout.activation_checkpointing,
-            precision=self.run.precision,
-            on_cuda=self.cluster.gpus > 0,
-        )
+        return memory_on(self.run, layout, on_cuda=self.cluster.gpus > 0)
 
     def fits(self, layout: Layout) -> bool:
-        """Whether the high end of its memory is there."""
+        """True if the high end of its memory is there."""
         free = self.free_gib(layout.ranks)
         return free is None or self.memory(layout).gib.high <= free
 
@@ -131,13 +120,28 @@ class _Need:
         return _with_micro_batch(self.run, layout, 1), False, most
 
 
+def memory_on(run: Run, layout: Layout, *, on_cuda: bool) -> Memory:
+    """The memory of a rank that trains a Run on a layout."""
+    return memory(
+        run.model,
+        frames=run.frames,
+        micro_batch=layout.micro_batch,
+        accumulation=layout.accumulation,
+        ranks=layout.ranks,
+        zero_stage=layout.zero_stage,
+        checkpointed=layout.activation_checkpointing,
+        precision=run.precision,
+        on_cuda=on_cuda,
+    )
+
+
 def choose_resources(
     run: Run,
     choice: ResourceChoice,
     cluster: Cluster,
     *,
     refused: Refused | None = None,
-    hours: Hours | None = None,
+    hours: HoursOf | None = None,
 ) -> Resources:
     """The resources of a Series here; `refused` is what ran out of memory before, `hours` decides on automatic ranks.
 
@@ -176,7 +180,7 @@ def _with_micro_batch(run: Run, layout: Layout, micro_batch: int) -> Layout:
     return layout.model_copy(update={"micro_batch": chosen.micro_batch, "accumulation": chosen.accumulation})
 
 
-def _fewest(need: _Need, hours: Hours | None) -> tuple[Layout, dict[str, str]]:
+def _fewest(need: _Need, hours: HoursOf | None) -> tuple[Layout, dict[str, str]]:
     """The fewest ranks on which a Series fits and ends within a job's time; where none is enough, the best there is."""
     limit = need.cluster.hours
     fitting: list[tuple[Layout, int | None, float]] = []
@@ -274,7 +278,7 @@ NAME = "out_of_memory.jsonl"
 
 
 def shape_of(run: Run, layout: Layout) -> str:
-    """What decides a rank's memory beside its micro-batch, as twelve hex digits."""
+    """Digest of all that decides a rank's memory beside its micro-batch, twelve hex digits."""
     fields = {
         "model": run.model.model_dump(mode="json"),
         "frames": run.frames,
@@ -316,18 +320,9 @@ def what_would_fit(run: Run, layout: Layout, *, on_cuda: bool) -> str:
     """A sentence for a Series whose micro-batch of 1 does not fit: the changes that would need clearly less."""
 
     def peak(**changes: int | bool) -> float:
-        asked = layout.model_copy(update=changes)
-        return memory(
-            run.model,
-            frames=run.frames,
-            micro_batch=1,
-            accumulation=max(1, run.batch // asked.ranks),
-            ranks=asked.ranks,
-            zero_stage=asked.zero_stage,
-            checkpointed=asked.activation_checkpointing,
-            precision=run.precision,
-            on_cuda=on_cuda,
-        ).gib.expected
+        asked = layout.model_copy(update={"micro_batch": 1, **changes})
+        asked = asked.model_copy(update={"accumulation": max(1, run.batch // asked.ranks)})
+        return memory_on(run, asked, on_cuda=on_cuda).gib.expected
 
     now = peak()
     text = f"no memory for a micro-batch of 1, which takes about {now:.3g} GiB a rank"

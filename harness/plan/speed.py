@@ -1,4 +1,4 @@
-"""How long an optimiser step takes: a cost for each pass through a sub-layer, for what is moved, for what is computed.
+"""Seconds of an optimiser step: a cost for each pass through a sub-layer, for memory traffic, for arithmetic.
 
 A small model's step is launches and memory traffic, a large one's is arithmetic; one speed in FLOP/s carries over to no
 other size. So three terms are added up, and two factors correct them from steps that were timed: one for the machine,
@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import median, median_high
 from typing import Annotated
 
 from pydantic import Field
 
-from harness.common.format import Range
+from harness.common.format import Estimate
 from harness.plan.memory import activation_bytes
 from harness.record.journal import Event, read_progress
 from harness.record.root import Layout, Root, read_model, read_model_if_there, write_model
@@ -30,7 +30,7 @@ from harness.study.run import Count, Frozen, Positive, Precision, Run
 from ssmttm.errors import InputError
 from ssmttm.model.flops import training_flops
 
-MFU = Range(0.15, 0.3, 0.5)
+MFU = Estimate(0.15, 0.3, 0.5)
 """Share of a GPU's peak before anything was measured: from small models and unfused kernels to what large Transformers
 reach (46 % for PaLM, arXiv 2204.02311, section 4; 52 % for Megatron, arXiv 2104.04473, table 1)."""
 CPU_FLOPS_A_THREAD = 6e10
@@ -76,7 +76,7 @@ class StepTime(Frozen):
     """Ids of the Runs that were read for it."""
 
     def is_of(self, other: StepTime) -> bool:
-        """Whether the same was timed on the same device."""
+        """True if the same was timed on the same device."""
         same = ("architecture", "size", "device", "device_name", "precision", "ranks", "threads")
         return all(getattr(self, key) == getattr(other, key) for key in same) and self.work.is_like(
             other.work
@@ -84,7 +84,7 @@ class StepTime(Frozen):
 
     @property
     def work(self) -> Work:
-        """What was done in these seconds."""
+        """The work of these seconds."""
         return Work(self.passes, self.bytes, self.flops)
 
 
@@ -99,21 +99,21 @@ class Calibration(Frozen, extra="ignore"):
 
 @dataclass(frozen=True)
 class Work:
-    """What a rank does in a step."""
+    """The work of a rank in a step."""
 
     passes: float
     bytes: float
     flops: float
 
     def is_like(self, other: Work) -> bool:
-        """Whether it is the same to a hundredth."""
+        """True if it is the same to a hundredth."""
         mine, theirs = (self.passes, self.bytes, self.flops), (other.passes, other.bytes, other.flops)
         return all(abs(a / b - 1) < 0.01 for a, b in zip(mine, theirs, strict=True))
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a rank computes on."""
+    """The device of a rank."""
 
     kind: str
     """cpu or cuda."""
@@ -125,12 +125,12 @@ class Device:
     """Share of the peak that training reaches, where the site knows it."""
 
     def is_alike(self, step: StepTime) -> bool:
-        """Whether steps were timed on such a device; a name that is not known excludes none."""
+        """True if steps were timed on such a device; a name that is not known excludes none."""
         return self.kind == step.device and same_device(self.name, step.device_name)
 
 
 def same_device(one: str | None, other: str | None) -> bool:
-    """Whether two names may mean one type of GPU: `h100` is in `NVIDIA H100 80GB HBM3`."""
+    """True if two names may mean one type of GPU: `h100` is in `NVIDIA H100 80GB HBM3`."""
     if one is None or other is None:
         return True
     one, other = one.lower(), other.lower()
@@ -138,7 +138,7 @@ def same_device(one: str | None, other: str | None) -> bool:
 
 
 def step_work(run: Run, layout: Layout, text_positions: int, *, on_cuda: bool) -> Work:
-    """What a rank does in a step of a Run on a layout."""
+    """The work of a rank in a step of a Run on a layout."""
     model = run.model
     saved = activation_bytes(model, run.frames, layout.micro_batch, precision=run.precision, on_cuda=on_cuda)
     share = run.batch * run.frames / layout.ranks
@@ -157,7 +157,7 @@ class Speeds:
         self.steps = tuple(steps)
         self._factors: dict[tuple[Device, str, Precision], tuple[float, float, str]] = {}
 
-    def seconds(self, architecture: str, run: Run, work: Work, device: Device) -> tuple[Range, str]:
+    def seconds(self, architecture: str, run: Run, work: Work, device: Device) -> tuple[Estimate, str]:
         """Seconds of a step, and in a word what they rest on: measured, calibrated, borrowed or assumed."""
         timed = [
             step.seconds
@@ -169,8 +169,7 @@ class Speeds:
             and step.work.is_like(work)
         ]
         if timed:
-            middle = sorted(timed)[len(timed) // 2]
-            return _spread(middle, KNOWN_SPREAD), "measured"
+            return _spread(median_high(timed), KNOWN_SPREAD), "measured"
         calls, busy = default_seconds(work, device)
         key = (device, architecture, run.precision)
         if key not in self._factors:
@@ -180,7 +179,7 @@ class Speeds:
         if source == "assumed":
             if device.kind == "cuda":
                 slow, fast = (1.4, 0.75) if device.mfu else (MFU.expected / MFU.low, MFU.expected / MFU.high)
-                return Range(calls / 2 + busy * fast, expected, 2 * calls + busy * slow), source
+                return Estimate(calls / 2 + busy * fast, expected, 2 * calls + busy * slow), source
             return _spread(expected, CPU_SPREAD), source
         return _spread(expected, ALIKE_SPREAD if source == "calibrated" else OTHER_SPREAD), source
 
@@ -232,18 +231,12 @@ def fit_factors(timed: Sequence[tuple[float, float, float]]) -> tuple[float, flo
     return machine, balance
 
 
-def _spread(expected: float, factors: tuple[float, float]) -> Range:
-    return Range(factors[0] * expected, expected, factors[1] * expected)
+def _spread(expected: float, factors: tuple[float, float]) -> Estimate:
+    return Estimate(factors[0] * expected, expected, factors[1] * expected)
 
 
 RUNS_A_SIZE = 3
 """Finished Runs of a size that are read, the longest: their steps are hundreds already."""
-
-
-def read_calibration(root: Root, study_name: str) -> Calibration:
-    """calibration.json of a study; empty where nothing has finished."""
-    path = root.study(study_name) / "calibration.json"
-    return read_model_if_there(path, Calibration) or Calibration()
 
 
 def timed_steps(
@@ -255,8 +248,9 @@ def timed_steps(
 
 
 def own_steps(root: Root, study_name: str, rows: Iterable[RunStatus], text_positions: int) -> list[StepTime]:
-    """What calibration.json holds and what finished Runs tell that it does not know of."""
-    kept = list(read_calibration(root, study_name).steps)
+    """Timed steps in calibration.json, and those of finished Runs that it does not hold yet."""
+    held = read_model_if_there(root.study(study_name) / "calibration.json", Calibration)
+    kept = list(held.steps) if held else []
     known = {run_id for step in kept for run_id in step.runs}
     done: dict[tuple[str, str], list[RunStatus]] = {}
     for row in rows:
@@ -276,7 +270,7 @@ def own_steps(root: Root, study_name: str, rows: Iterable[RunStatus], text_posit
 
 
 def write_calibration(root: Root, study_name: str, rows: Iterable[RunStatus], text_positions: int) -> None:
-    """Keep what the study's finished Runs tell."""
+    """Keep the timed steps of the study's finished Runs."""
     calibration = Calibration(steps=tuple(own_steps(root, study_name, rows, text_positions)))
     write_model(root.study(study_name) / "calibration.json", calibration, exclude_defaults=True)
 

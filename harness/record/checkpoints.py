@@ -51,7 +51,7 @@ class Marker(Frozen):
     ranks: int
     zero_stage: int
     branch: bool
-    """Whether Runs leave the trunk here, so that it is kept; of the others the newest are."""
+    """True if Runs leave the trunk here, so that it is kept; of the others the newest are."""
     loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Held-out loss at that step, nats a token, where it was measured."""
     files: dict[Annotated[str, AfterValidator(_inside)], FileFacts]
@@ -89,13 +89,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a checkpoint must not be loaded."""
+    """A reason against loading a checkpoint."""
 
     text: str
     damaged: Checkpoint | None = None
-    """What is known to be damaged; a disk that hesitates once must not cost a checkpoint."""
+    """The checkpoint, if it is known to be damaged; a disk that hesitates once must not cost one."""
     tag: str | None = None
-    """Which checkpoint, where it is not known to be damaged and so must stay."""
+    """Tag of a checkpoint that is not known to be damaged and so must stay."""
 
 
 def tag_of(step: int) -> str:
@@ -175,7 +175,7 @@ def inspect(checkpoint: Checkpoint) -> Problem | None:
 
 
 def _foreign(checkpoint: Checkpoint) -> Path | None:
-    """What lies in the tag and is neither a listed plain file nor a folder: DeepSpeed takes files by pattern."""
+    """Find a path in the tag that is neither a listed plain file nor a folder: DeepSpeed takes files by pattern."""
     if checkpoint.path.is_symlink():
         return checkpoint.path
     for place, folders, files in os.walk(checkpoint.path, onerror=_raise):
@@ -205,7 +205,7 @@ def _unsafe(path: Path) -> str | None:
 
 
 def load_safely(path: Path | str, device: Any) -> Any:
-    """What a file of a checkpoint holds, of the classes DeepSpeed's checkpoints are made of and no others.
+    """Load a file of a checkpoint: the classes DeepSpeed's checkpoints are made of and no others.
 
     Raises pickle.UnpicklingError for any other.
     """
@@ -220,7 +220,7 @@ def load_safely(path: Path | str, device: Any) -> Any:
 
 
 def keep(folder: Path, step: int, *, branch: bool, verified: bool = False) -> bool:
-    """Whether a whole checkpoint of that step is there; from now on it is kept for branching if `branch` says so.
+    """True if a whole checkpoint of that step is there; from now on it is kept for branching if `branch` says so.
 
     Unless it is `verified`, it is looked through first: one that is damaged is not there, and is written again.
     """

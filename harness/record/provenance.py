@@ -25,7 +25,7 @@ from harness.record.root import write_model
 from harness.study.run import Frozen
 
 HOME = Path(__file__).resolve().parents[2]
-"""Where the packages lie: a checkout, a copy of one, or site-packages."""
+"""Folder of the packages: a checkout, a copy of one, or site-packages."""
 PACKAGES = ("harness", "ssmttm", "analysis")
 SOURCES = frozenset({".py", ".html"})
 """Endings of the files that decide what the packages do."""
@@ -41,7 +41,7 @@ def commit() -> str | None:
 
 @lru_cache(maxsize=1)
 def is_checkout() -> bool:
-    """Whether the code lies in a git checkout of its own, with at least one commit.
+    """True if the code lies in a git checkout of its own, with at least one commit.
 
     A wheel in an environment inside somebody's repository does not.
     """
@@ -116,7 +116,7 @@ LARGEST_DIFF = 8 * 1024 * 1024
 
 
 class CodeRecord(Frozen):
-    """What is known of one state of the code."""
+    """The record of one state of the code."""
 
     state: str
     version: str | None

@@ -32,7 +32,8 @@ def open_study(
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         loaded = load_study(path, changes or ())
         return resolve(loaded, Root(root or loaded.root or Path("runs")), study, fetch=fetch)
-    found = resolve_registered(Root(root or Path("runs")), study) if _is_name(study) else None
+    is_name = "/" not in study and not study.startswith(".")
+    found = resolve_registered(Root(root or Path("runs")), study) if is_name else None
     if found is None:
         raise InputError(
             f"{study}: neither a file nor the name of a study under {(root or Path('runs')) / 'studies'}"
@@ -62,10 +63,6 @@ def registered(study: str, root: Path | None, *, fetch: bool = False) -> Resolve
     return open_study(study, root, None)
 
 
-def _is_name(study: str) -> bool:
-    return "/" not in study and not study.startswith(".")
-
-
 class Registration(Frozen):
     """ROOT/studies/NAME/study.json: a study as it was submitted, and what it found of corpus and encoder then."""
 
@@ -91,9 +88,9 @@ class ResolvedStudy:
     """Fingerprint of the frozen text encoder."""
     points: tuple[GridPoint, ...]
     where: str
-    """What errors call it: the file it was read from."""
+    """Name in errors: the file it was read from."""
     tuned: Tuned | None = None
-    """What its learning rates were taken from, where it leaves them to tuning."""
+    """Source of its learning rates, where it leaves them to tuning."""
 
 
 def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> ResolvedStudy:
@@ -138,15 +135,12 @@ def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: 
     """
     if study.text.encoder == "bytes":
         return None
-    if not corpus.is_known or not (fetch or _text_is_known(study)):
-        return UNKNOWN_FINGERPRINT
-    return text_fingerprint(study, root, where, remember=fetch)
-
-
-def _text_is_known(study: Study) -> bool:
     from ssmttm.text.encoder_files import encoder_is_here
 
-    return study.text.fingerprint is not None or encoder_is_here(study.text.encoder)
+    text = study.text
+    if not corpus.is_known or not (fetch or text.fingerprint is not None or encoder_is_here(text.encoder)):
+        return UNKNOWN_FINGERPRINT
+    return text_fingerprint(study, root, where, remember=fetch)
 
 
 def text_fingerprint(study: Study, root: Root, where: str, *, remember: bool = True) -> str:

@@ -22,7 +22,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Layout(Frozen):
-    """What changes floating-point order but not the experiment; outside the run id, journalled by the worker."""
+    """Settings that move floating-point order but not the experiment; outside the run id, journalled by the worker."""
 
     ranks: Count = 1
     micro_batch: Count = 1
@@ -31,13 +31,13 @@ class Layout(Frozen):
     threads: Count = 1
     """Threads of each rank's CPU arithmetic, set explicitly because every launcher has another default."""
     activation_checkpointing: bool = False
-    """Whether blocks are computed again in the backward pass; it moves no loss."""
+    """True if blocks are computed again in the backward pass; it moves no loss."""
     kernels: str = "torch"
-    """What computes the mixers: ssmttm.model.kernels.chosen().name."""
+    """Kernels of the mixers: ssmttm.model.kernels.chosen().name."""
 
 
 class Launch(Frozen):
-    """How a Series is to be started here: paths and layout, rewritten at each submission, outside identity."""
+    """The start of a Series here: paths and layout, rewritten at each submission, outside identity."""
 
     corpus: Path
     text_encoder: str | None = None
@@ -57,7 +57,7 @@ class Launch(Frozen):
     keep_last: Count = 1
     """Newest periodic checkpoints kept; branch points are kept whatever their number."""
     keep_best: bool = False
-    """Whether the checkpoint with the lowest held-out loss is kept too."""
+    """True if the checkpoint with the lowest held-out loss is kept too."""
     eval_every: Count | None = None
     """Trunk steps between two evaluations; null evaluates finished Runs alone."""
     peak_flops: Positive | None = None

@@ -1,4 +1,4 @@
-"""What evaluations found of finished Runs, and the table of them: one file for each way of evaluating a Run.
+"""Results of evaluating finished Runs, and the table of them: one file for each way of evaluating a Run.
 
     ROOT/runs/RUN/evaluation/held-out.json   cross-entropy and perplexity on the held-out split, from the final weights
     ROOT/runs/RUN/evaluation/SETTINGS.json   scores of generated audio; SETTINGS is a digest of what was generated, how,
@@ -49,7 +49,7 @@ class Settings(Frozen):
     """Weight of classifier-free guidance; 1 is none."""
     seed: WholeNumber
     reference: str
-    """What it is compared with, in words."""
+    """Description of the reference."""
     reference_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 over that, by content."""
 
@@ -65,7 +65,7 @@ class Settings(Frozen):
 
 
 Metric = Annotated[str, Field(pattern=r"^[a-z0-9_]+(-[a-z0-9]+)?$", max_length=100)]
-"""What a score is of, and the first digits of its model's fingerprint; it becomes a column and a name in MLflow."""
+"""Name of a metric, and the first digits of its model's fingerprint; it becomes a column and a name in MLflow."""
 
 
 class Score(Frozen):
@@ -73,7 +73,7 @@ class Score(Frozen):
 
     value: Finite
     t: Seconds
-    """When it was measured; a tracker that is told again hears the same."""
+    """When it was measured, so that a tracker gets the same a second time."""
 
 
 class Evaluation(Frozen):
@@ -85,7 +85,7 @@ class Evaluation(Frozen):
     """Prompts generated for; clips of the held-out split where nothing was generated."""
     scores: dict[Metric, Score] = {}
     notes: tuple[str, ...] = ()
-    """What limits the meaning of a score, a sentence each."""
+    """Limits to the meaning of a score, a sentence each."""
 
     @property
     def name(self) -> str:
@@ -145,7 +145,7 @@ def evaluation_rows(resolved: ResolvedStudy) -> list[EvaluationRow]:
 
 
 def evaluation_folder(root: Root, run_id: str) -> Path:
-    """Where the evaluations of one Run lie."""
+    """Folder of the evaluations of one Run."""
     return root.run(run_id) / "evaluation"
 
 

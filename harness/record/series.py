@@ -28,7 +28,7 @@ class Holder(Frozen):
 
     job_id: str
     start: WholeNumber
-    """How often the job had been started before."""
+    """Starts of the job before this one."""
 
 
 RAY_JOB = "SSMSCALE_RAY_JOB"

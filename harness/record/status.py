@@ -32,13 +32,13 @@ from harness.study.schedule import branch_step
 
 
 class RunState(StrEnum):
-    """Where a Run stands."""
+    """The state of a Run."""
 
     NEW = "new"
     QUEUED = "queued"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
-    """It began, nobody trains it now; the next submission goes on from its last checkpoint."""
+    """It began, and no process trains it now; the next submission goes on from its last checkpoint."""
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -64,7 +64,7 @@ class RunStatus:
     tokens_per_second: float | None
     job_id: str | None
     reason: str | None
-    """Why a Run failed or was interrupted, or why its job waits."""
+    """Reason why a Run failed or was interrupted, or why its job waits."""
     slurm_state: str | None = None
     """SLURM's own word for its newest job."""
     result: Mapping[str, Any] | None = None
@@ -90,6 +90,48 @@ class RunStatus:
         }
 
 
+@dataclass(frozen=True)
+class JobTime:
+    """One job in a scheduler's accounts."""
+
+    series_id: str
+    device_seconds: float
+
+
+@dataclass(frozen=True)
+class Hours:
+    """GPU-hours of a study."""
+
+    used: Mapping[str, float]
+    """By series id."""
+    left: Mapping[str, float | None]
+    """By run id, for what it adds to its Series; 0 where it is over, None where no speed is known."""
+
+    @property
+    def used_in_all(self) -> float:
+        """Of all Series."""
+        return sum(self.used.values())
+
+    @property
+    def left_as_far_as_known(self) -> float:
+        """Of the Runs whose speed is known."""
+        return sum(hours for hours in self.left.values() if hours is not None)
+
+    @property
+    def unknown(self) -> int:
+        """Runs for which nothing can be said yet."""
+        return sum(hours is None for hours in self.left.values())
+
+    def as_json(self) -> dict[str, object]:
+        """The `gpu_hours` of `ssmscale status --json`."""
+        return {
+            "used": self.used_in_all,
+            "left": self.left_as_far_as_known,
+            "left_unknown_runs": self.unknown,
+            "used_by_series": dict(self.used),
+        }
+
+
 @contextmanager
 def _without_collecting() -> Iterator[None]:
     """Read many journals a third faster: nothing of them is a cycle, and the collector would look again and again."""
@@ -108,7 +150,7 @@ class StatusReader:
     def __init__(self, root: Root, study_name: str) -> None:
         self.root = root
         self.notes: tuple[str, ...] = ()
-        """What the newest reading passed over in journals, a sentence each."""
+        """Lines of journals that the newest reading passed over, a sentence each."""
         self._journals = ProgressReader(newest_only=True)
         self._trunks: dict[str, Progress] = {}
         self._runs: dict[str, Progress] = {}
@@ -159,6 +201,36 @@ class StatusReader:
         points = [row.point for row in rows]
         wanted = [row.run_id for row in rows if row.state not in OVER]
         return count_hours(points, self._trunks, self._runs, wanted, jobs)
+
+
+def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:
+    """Count the Runs in each state that occurs."""
+    return dict(Counter(row.state for row in rows))
+
+
+def count_hours(
+    points: Sequence[GridPoint],
+    trunks: Mapping[str, Progress],
+    runs: Mapping[str, Progress],
+    wanted: Iterable[str],
+    jobs: Mapping[str, JobTime],
+) -> Hours:
+    """Hours of a study from its journals, by series id and by run id; `wanted` are the Runs that are not over.
+
+    jobs: what accounts say, by job id.
+    """
+    spans: dict[str, list[Span]] = {series_id: list(trunk.spans) for series_id, trunk in trunks.items()}
+    for point in points:
+        spans[point.series_id] += runs[point.run_id].spans
+    seconds = {
+        series_id: _covered(span for span in held if span.job_id not in jobs)
+        for series_id, held in spans.items()
+    }
+    for job in jobs.values():
+        if job.series_id in seconds:
+            seconds[job.series_id] += job.device_seconds
+    used = {series_id: device_seconds / 3600 for series_id, device_seconds in seconds.items()}
+    return Hours(used, _left(points, trunks, runs, set(wanted)))
 
 
 def _waiting(events: Iterable[Mapping[str, Any]], submitter: Mapping[str, Any] | None) -> set[str]:
@@ -242,78 +314,6 @@ def _why(job: JobView) -> str | None:
     if job.slurm_state in {"PENDING", "SUBMITTING", ELSEWHERE}:
         return job.why
     return f"{job.slurm_state}: {job.why}"
-
-
-def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:
-    """Count the Runs in each state that occurs."""
-    return dict(Counter(row.state for row in rows))
-
-
-@dataclass(frozen=True)
-class JobTime:
-    """What a scheduler's accounts say of one job."""
-
-    series_id: str
-    device_seconds: float
-
-
-@dataclass(frozen=True)
-class Hours:
-    """GPU-hours of a study."""
-
-    used: Mapping[str, float]
-    """By series id."""
-    left: Mapping[str, float | None]
-    """By run id, for what it adds to its Series; 0 where it is over, None where no speed is known."""
-
-    @property
-    def used_in_all(self) -> float:
-        """Of all Series."""
-        return sum(self.used.values())
-
-    @property
-    def left_as_far_as_known(self) -> float:
-        """Of the Runs whose speed is known."""
-        return sum(hours for hours in self.left.values() if hours is not None)
-
-    @property
-    def unknown(self) -> int:
-        """Runs for which nothing can be said yet."""
-        return sum(hours is None for hours in self.left.values())
-
-    def as_json(self) -> dict[str, object]:
-        """The `gpu_hours` of `ssmscale status --json`."""
-        return {
-            "used": self.used_in_all,
-            "left": self.left_as_far_as_known,
-            "left_unknown_runs": self.unknown,
-            "used_by_series": dict(self.used),
-        }
-
-
-def count_hours(
-    points: Sequence[GridPoint],
-    trunks: Mapping[str, Progress],
-    runs: Mapping[str, Progress],
-    wanted: Iterable[str],
-    jobs: Mapping[str, JobTime],
-) -> Hours:
-    """Hours of a study from its journals, by series id and by run id; `wanted` are the Runs that are not over.
-
-    jobs: what accounts say, by job id.
-    """
-    spans: dict[str, list[Span]] = {series_id: list(trunk.spans) for series_id, trunk in trunks.items()}
-    for point in points:
-        spans[point.series_id] += runs[point.run_id].spans
-    seconds = {
-        series_id: _covered(span for span in held if span.job_id not in jobs)
-        for series_id, held in spans.items()
-    }
-    for job in jobs.values():
-        if job.series_id in seconds:
-            seconds[job.series_id] += job.device_seconds
-    used = {series_id: device_seconds / 3600 for series_id, device_seconds in seconds.items()}
-    return Hours(used, _left(points, trunks, runs, set(wanted)))
 
 
 def _covered(spans: Iterable[Span]) -> float:

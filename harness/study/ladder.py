@@ -47,4 +47,4 @@ LISTED: Mapping[str, Callable[[Any], str]] = {
     "n_blocks": lambda entry: f"b{entry}",
     "n_params": _as_name,
 }
-"""What a ladder may list, and what a rung is called after it."""
+"""Keys a ladder may list, and the name of a rung."""

@@ -50,7 +50,7 @@ class Optimiser(Frozen):
 
 
 class ScheduleKind(StrEnum):
-    """How the learning rate moves after warmup."""
+    """Form of the learning rate after warmup."""
 
     WSD = "wsd"
     COSINE = "cosine"
@@ -70,7 +70,7 @@ class Schedule(Frozen):
 
 
 class Regularisation(Frozen):
-    """What is done to targets and captions while training; never while evaluating."""
+    """Changes to targets and captions while training; none while evaluating."""
 
     label_smoothing: Probability = 0.1
     caption_dropout: Probability = 0.1
@@ -131,11 +131,11 @@ class Run(Training):
         return self.batch * self.frames * self.model.n_codebooks
 
     def canonical(self) -> dict[str, object]:
-        """The Run without what stands at its default: what is hashed and what run.json holds."""
+        """Fields of the Run that are not at their default: hashed, and the content of run.json."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def series_canonical(self) -> dict[str, object]:
-        """What the Runs of a Series have in common: what series.json holds."""
+        """Fields that the Runs of a Series have in common: the content of series.json."""
         fields = self.canonical()
         if self.schedule.kind is ScheduleKind.WSD:
             del fields["iterations"]

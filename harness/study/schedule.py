@@ -37,7 +37,7 @@ def fewest_iterations(schedule: Schedule) -> int:
 
 
 def is_annealed(schedule: Schedule) -> bool:
-    """Whether a finished Run ends at a low learning rate, so that its loss is fit for a scaling law."""
+    """True if a finished Run ends at a low learning rate, so that its loss is fit for a scaling law."""
     return schedule.kind is not ScheduleKind.CONSTANT
 
 

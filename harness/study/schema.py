@@ -47,7 +47,7 @@ def _patch(of: type[Frozen] | type[ModelConfig], leave_out: Sequence[str] = ()) 
 
 
 TUNED = "tuned"
-"""What a study gives for a learning rate that `ssmscale tune` found; the grid puts its number there."""
+"""Stands in a study for a learning rate that `ssmscale tune` found; the grid puts its number there."""
 
 
 def _rate_or_tuned(value: Any, validate_rate: Callable[[Any], float]) -> Any:
@@ -78,7 +78,7 @@ class ResourceChoice(Frozen):
     micro_batch: Count | None = None
     threads: Count | None = None
     activation_checkpointing: bool | None = None
-    """Whether blocks are computed again in the backward pass: less memory, about a third more work, the same losses.
+    """True if blocks are computed again in the backward pass: less memory, about a third more work, the same losses.
     Null is false, unless ranks are chosen and nothing fits without."""
     jobs: Count | None = None
     """Series trained at once by the local dispatcher."""
@@ -86,7 +86,7 @@ class ResourceChoice(Frozen):
     keep_last: Count = 1
     """Newest periodic checkpoints kept besides branch points: the older ones are what a damaged one falls back on."""
     keep_best: bool = False
-    """Whether the checkpoint with the lowest held-out loss is kept too; needs tracking.eval_every to have any."""
+    """True if the checkpoint with the lowest held-out loss is kept too; needs tracking.eval_every to have any."""
     peak_flops: Flops | None = None
 
 
@@ -101,14 +101,14 @@ Parameters = Annotated[float, Field(ge=1.0, le=1e13)]
 
 
 class SizeKeys(Frozen):
-    """What a size may say instead of its blocks or its width, and what it stands for."""
+    """Keys a size may give instead of its blocks or its width, and the published model it stands for."""
 
     n_params: Parameters | None = None
     """Parameters each architecture comes as near to as it can."""
     aspect: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """d_model over n_blocks."""
     tolerance: Annotated[float, Field(ge=0.0, lt=1.0)] = TOLERANCE
-    """How far from n_params the nearest model may be, as a share."""
+    """Distance from n_params at which the nearest model may be, as a share."""
     reference_n_params: Parameters | None = None
     """Parameters of the published model that a size stands for: shown beside its own, and nothing else."""
 
@@ -134,7 +134,7 @@ Iterations = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_r
 
 
 class ArchitecturePatch(Frozen):
-    """What one architecture has for itself."""
+    """Changes of one architecture."""
 
     model: ModelPatch = ModelPatch()
     optimiser: OptimiserPatch = OptimiserPatch()
@@ -186,7 +186,7 @@ class Grid(Frozen):
 
     @property
     def n_runs(self) -> int:
-        """How many Runs the grid stands for."""
+        """Number of Runs the grid stands for."""
         seeds = sum(len(self.seeds_of(size)) for size in self.sizes)
         return seeds * sum(len(self.iterations_of(name)) for name in self.architectures)
 
@@ -205,7 +205,7 @@ PlainPath = Annotated[Path, AfterValidator(usable_path)]
 
 
 class CorpusFacts(Frozen):
-    """What planning needs of a corpus that is not on this machine, and holds it to once it is, but for `clips`."""
+    """Facts of a corpus that is not on this machine, for planning; once it is, it must agree with all but `clips`."""
 
     n_codebooks: Count
     codebook_size: Count
@@ -215,7 +215,7 @@ class CorpusFacts(Frozen):
 
 
 class CorpusChoice(Frozen):
-    """Which corpus, and what the study expects of it."""
+    """The corpus, and what the study expects of it."""
 
     path: PlainPath
     codec: str | None = None
@@ -251,7 +251,7 @@ class StudyTraining(Training):
 
 
 class Tracking(Frozen):
-    """Where and how often progress is reported; no part of identity."""
+    """Place and frequency of progress reports; no part of identity."""
 
     uri: str | None = None
     """MLflow tracking URI; null is a SQLite database in ROOT."""
@@ -273,16 +273,16 @@ LogSd = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class NoiseChoice(Frozen):
-    """How much losses scatter about their law."""
+    """Scatter of losses about their law."""
 
     series: LogSd
-    """What the runs of a trunk have in common."""
+    """Shared by the runs of a trunk."""
     run: LogSd
-    """What each run has of its own."""
+    """Of each run alone."""
 
 
 class DesignChoice(Frozen):
-    """What is taken for true while the grid is planned; no part of any Run."""
+    """Assumptions while the grid is planned; no part of any Run."""
 
     law: str | None = None
     prior: dict[Architecture, dict[str, float]] = {}
@@ -307,7 +307,7 @@ class Study(Frozen):
 
     @property
     def uses_tuned(self) -> bool:
-        """Whether some learning rate is left to what was tuned."""
+        """True if some learning rate is left to what was tuned."""
         patches: list[Any] = [*self.grid.sizes.values()]
         for own in self.grid.architectures.values():
             patches += [own, *own.sizes.values()]
@@ -315,12 +315,12 @@ class Study(Frozen):
         return any(getattr(optimiser, "lr", None) == TUNED for optimiser in chosen)
 
     def resources_of(self, architecture: str, size: str) -> ResourceChoice:
-        """What one size asks for under one architecture: the study's choice and its own changes to it."""
+        """Resources of one size under one architecture: the study's choice and its own changes to it."""
         changes = merged(*(getattr(patch, "resources", None) for patch in self._patches(architecture, size)))
         return self.resources.model_copy(update=changes)
 
     def size_keys_of(self, architecture: str, size: str) -> SizeKeys:
-        """What a size asks for under one architecture beside its model keys; null takes back what was said before."""
+        """Size keys of one size under one architecture; null takes back what was given before."""
         said = merged(*self._patches(architecture, size))
         return SizeKeys(**{key: said[key] for key in SizeKeys.model_fields if said.get(key) is not None})
 
@@ -383,7 +383,7 @@ def _apply(fields: dict[str, Any], change: str) -> None:
 
 
 def merged(*patches: Any) -> dict[str, Any]:
-    """What patches set, the last of them winning."""
+    """Fields that patches set, the last of them winning."""
     fields: dict[str, Any] = {}
     for patch in patches:
         if patch is not None:

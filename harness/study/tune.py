@@ -41,12 +41,12 @@ Number = Annotated[Any, AfterValidator(_number)]
 
 
 class Dimension(Frozen):
-    """What one key is searched over: a range, or a list of choices."""
+    """The search space of one key: a range, or a list of choices."""
 
     low: Number = None
     high: Number = None
     log: StrictBool = False
-    """Whether the range is searched evenly in the key's logarithm."""
+    """True if the range is searched evenly in the key's logarithm."""
     choices: tuple[Annotated[Any, AfterValidator(_scalar)], ...] | None = None
 
     @model_validator(mode="after")
@@ -85,7 +85,7 @@ class Tune(Frozen):
     storage: str | None = None
     """Address of a database for Optuna's record, which several ROOTs may share; null keeps it in a file under ROOT."""
     scale_by: Literal["n_params", "d_model"] = "n_params"
-    """What the best learning rate is taken to be a power of."""
+    """The best learning rate is taken to be a power of this."""
 
     @field_validator("seeds", "sizes")
     @classmethod
@@ -96,7 +96,7 @@ class Tune(Frozen):
 
 
 class TunedSize(Frozen):
-    """What was learnt of one architecture at one size."""
+    """The result for one architecture at one size."""
 
     size: str
     n_params: Count

@@ -57,7 +57,7 @@ class Held:
     deleted: bool
     marks: Marks = field(default_factory=dict)
     marks_are_complete: bool = False
-    """Whether the marks are known to cover everything the store has."""
+    """True if the marks are known to cover everything the store has."""
     attempt: int = 0
     """Newest attempt whose journal was sent from here; 0 before any."""
 
@@ -80,7 +80,7 @@ class Experiment:
 
     @property
     def is_server(self) -> bool:
-        """Whether the store is a server, and not a database that is opened from here."""
+        """True if the store is a server, and not a database that is opened from here."""
         return self.uri.startswith(("http://", "https://"))
 
     def _create(self, artefacts: Path, note: str) -> Any:
@@ -154,7 +154,7 @@ class Experiment:
         held.marks_are_complete, held.marks = True, marks
 
     def add(self, held: Held, found: Sequence[Measured], tag: str, value: str) -> None:
-        """Bring metrics that no mark tells of to what was found, once for each value of a tag."""
+        """Send metrics that no mark covers, once for each value of a tag."""
         if held.tags.get(tag) != value:
             self._log(held, self._missing(held, found), {tag: value})
 
@@ -205,7 +205,7 @@ class Artefacts:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.problem: str | None = None
-        """Why files are not taken, once they are not."""
+        """Reason why files are not taken, once they are not."""
 
     def keep_json(self, held: Held, name: str, document: Mapping[str, object]) -> dict[str, str]:
         """Keep a small document with a run; returns the tag that says so, nothing where it is there or was refused."""

@@ -42,15 +42,15 @@ log = logging.getLogger("ssmscale.tracking")
 LONGEST_PAUSE = 60.0
 """Seconds between two attempts at a tracker that is gone, at most."""
 STUCK_SECONDS = 120.0
-"""How long the end of a submission waits for a tracker that gets nowhere; `ssmscale sync` brings the rest."""
+"""Wait for a tracker that gets nowhere at the end of a submission; `ssmscale sync` brings the rest."""
 LAST_TRIES, LAST_PAUSE = 4, 1.0
-"""How often, and after how many seconds each, a last round that failed is tried again."""
+"""Times that a last round that failed is tried again, and the seconds before each."""
 ENDING_SECONDS = 5.0
-"""How long a trainer may take to end once it has let go of its mirror."""
+"""Time a trainer has to end once it has let go of its mirror."""
 PARENT_SECONDS = 120.0
-"""How long a worker that was told to stop may take to save and go."""
+"""Time a worker has to save and go after SIGTERM."""
 LAST_SECONDS = 5.0
-"""How long a finished Series waits for its mirror's last round."""
+"""Time a finished Series waits for its mirror's last round."""
 
 
 class Rounds:
@@ -62,7 +62,7 @@ class Rounds:
         self._uri, self._arguments = redact(uri), (uri, study_name, root, tags_of)
         self._with_study = with_study
         self.problem: str | None = None
-        """What was wrong in the newest round, if anything."""
+        """The error of the newest round, if any."""
         self.tracker: Tracker | None = None
 
     def go(
@@ -113,7 +113,7 @@ class MirrorThread:
 
     @property
     def problem(self) -> str | None:
-        """What was wrong in the newest round, if anything."""
+        """The error of the newest round, if any."""
         return self._rounds.problem
 
     def start(self) -> None:

@@ -206,7 +206,7 @@ def status_of_unlisted(progress: Progress) -> MlflowStatus | None:
 
 
 def may_live_elsewhere(progress: Progress) -> bool:
-    """Whether its process is on a host that cannot be asked and has written lately."""
+    """True if its process is on a host that cannot be asked and has written lately."""
     if progress.state not in {Event.STARTED, Event.RESUMED} or progress.started is None:
         return False
     if progress.started.get("host") == socket.gethostname():

@@ -59,7 +59,7 @@ class Members:
 
 
 class SeriesMirror:
-    """What MLflow has of one Series, kept until the Series is over."""
+    """The state of one Series in MLflow, kept until the Series is over."""
 
     def __init__(
         self,

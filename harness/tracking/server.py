@@ -36,7 +36,7 @@ from ssmttm.errors import InputError
 START_SECONDS = 300.0
 """The server imports for 5 s on an idle core; a busy machine takes its time."""
 ANSWER_SECONDS = 60.0
-"""How long one answer may take: its first makes the server get to know its database."""
+"""Time for one answer: its first makes the server get to know its database."""
 GRACE_SECONDS = 30.0
 LOG_LINES = 8
 KEPT_SETTINGS = ("MLFLOW_SQLALCHEMYSTORE_", "MLFLOW_UVICORN_OPTS")
@@ -44,7 +44,7 @@ KEPT_SETTINGS = ("MLFLOW_SQLALCHEMYSTORE_", "MLFLOW_UVICORN_OPTS")
 
 
 class ServerDied(OSError):
-    """MLflow's server ended without being told to."""
+    """MLflow's server ended by itself."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def describe(server: Server, study: str, *, show_password: bool) -> dict[str, ob
 
 
 def lines(server: Server, *, show_password: bool) -> list[str]:
-    """What the terminal shows: the address, then what jobs need of the environment."""
+    """Lines for the terminal: the address, then the variables that jobs need."""
     shown = [server.address, f"export MLFLOW_TRACKING_URI={server.address}"]
     if server.credentials is not None:
         line = server.credentials.export_line()
@@ -171,7 +171,7 @@ def lines(server: Server, *, show_password: bool) -> list[str]:
 
 
 def password_on_show(database: str | None) -> bool:
-    """Whether this process's command line holds the database's password, for every user of the machine to read."""
+    """True if this process's command line holds the database's password, for every user of the machine to read."""
     return (
         database is not None and redact(database) != database and any(database in word for word in sys.argv)
     )
@@ -201,7 +201,7 @@ def choose_port(host: str, port: int) -> int:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address; a name other than localhost may mean anything."""
+    """True if only this machine can reach that address; a name other than localhost may mean anything."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -309,7 +309,7 @@ def _arguments(server: Server) -> list[str]:
 
 
 def _names(server: Server) -> list[str]:
-    """What clients may call it; a page of another name that leads here is somebody else's trick."""
+    """Names by which clients may call it; a page of another name that leads here is an attack."""
     names = ["localhost", "127.0.0.1", "[::1]"]
     if server.credentials is not None:
         names += [_bracketed(server.host), socket.gethostname(), socket.getfqdn()]

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "sqlite", "mysql", "mssql")
-"""What MLflow keeps runs in."""
+"""Databases that MLflow keeps runs in."""
 CONNECT_SECONDS = 10
-"""How long a database's host may take to answer at all."""
+"""Time for a database's host to answer at all."""
 
 
 def connect(uri: str) -> MlflowClient:

@@ -16,7 +16,7 @@ from ssmttm.errors import InputError
 
 
 class TrackerProblem(OSError):
-    """MLflow could not be told; the journals still hold everything."""
+    """MLflow did not take everything; the journals still hold it."""
 
 
 def replay(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> tuple[Tracker, Mirrored]:

@@ -43,7 +43,7 @@ from harness.tracking.metrics import (
 from harness.tracking.series import Members, SeriesMirror, send_journal, survivor
 
 SERVER_THREADS = 4
-"""Series told to a server at once. An SQLite file takes one writer at a time."""
+"""Series sent to a server at once. An SQLite file takes one writer at a time."""
 MOST_REFUSED = 3
 """Series a store may refuse something of; one that refuses more takes nothing today."""
 STUDY = "study"
@@ -51,7 +51,7 @@ STUDY = "study"
 
 
 Tags = Callable[[RunStatus], Mapping[str, str]]
-"""What a Run's run, and that of its Series, is tagged with besides what its journal says."""
+"""Tags of a Run's run, and of its Series', besides those that its journal gives."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Mirrored:
     """The outcome of one mirroring."""
 
     notes: list[str] = field(default_factory=list)
-    """What a user should know, a sentence each; a tracker gives each once."""
+    """Notes to the user, a sentence each; a tracker gives each once."""
     merged: int = 0
     """Runs that were there more than once and are no more."""
     settled: int = 0
@@ -260,7 +260,7 @@ class Tracker:
         return [held for series in found.values() for held in series if held.identity not in listed]
 
     def _settle_unlisted(self, others: Iterable[Held], done: Mirrored) -> None:
-        """End the runs that are RUNNING though nobody trains them, as their journals say."""
+        """End the runs that are RUNNING though no process trains them, as their journals say."""
         for held in others:
             if held.deleted or held.status != "RUNNING":
                 continue
@@ -291,7 +291,7 @@ class MirrorLedger:
         self._read()
 
     def holds(self, identity: str, state: str) -> bool:
-        """Whether that Series (or the study's own run) was closed with its journals in that state."""
+        """True if that Series (or the study's own run) was closed with its journals in that state."""
         return self._closed.get(identity, ("", {}))[0] == state
 
     def close(self, identity: str, state: str, mlflow_ids: Mapping[str, str]) -> None:

@@ -16,10 +16,10 @@ from harness.study.tune import Tuned
 from harness.tracking.live import MirrorThread
 from harness.tracking.store import tracking_uri
 from harness.tuning.controller import Controller, Listener
-from harness.tuning.space import Cell, Space
+from harness.tuning.space import SearchCase, Space
 from harness.tuning.storage import JOURNAL, in_control, open_database, open_journal
 from harness.tuning.transfer import Note, learn
-from harness.tuning.trials import LiveTrial, Outcome, Told, has_diverged
+from harness.tuning.trials import LiveTrial, TrialOutcome, TrialRecord, has_diverged
 from harness.tuning.workplace import Workplace
 from ssmttm.errors import InputError
 
@@ -31,12 +31,12 @@ class Tuning:
     """What a study's tuning has come to."""
 
     space: Space
-    told: Mapping[Cell, Sequence[Told]]
-    steps: Mapping[Cell, int]
-    """Steps trained for the trials of each cell, each Run counted once."""
+    told: Mapping[SearchCase, Sequence[TrialRecord]]
+    steps: Mapping[SearchCase, int]
+    """Steps trained for the trials of each case, each Run counted once."""
     tuned: Tuned | None
     notes: Sequence[Note]
-    failed: Sequence[tuple[Cell, Told]]
+    failed: Sequence[tuple[SearchCase, TrialRecord]]
     """Trials that failed this time other than by diverging, and did not succeed when they were tried again."""
     is_kept: bool
     """Whether tuned.json holds what was learnt."""
@@ -83,7 +83,7 @@ def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listen
                 place.close()
             rows = trials.rows()
             mirror.finish(rows)
-        told = {cell: controller.told(cell) for cell in space.cells}
+        told = {case: controller.told(case) for case in space.cases}
         tuned, notes = learn(space, told)
         if elsewhere := controller.elsewhere():
             text = f"{counted(elsewhere, 'trial')} asked for under another ROOT run there, and count as asked for here"
@@ -116,29 +116,29 @@ class _Trials:
         self.space, self.controller = space, controller
         self.name = trials_name(space.study.name)
         self._reader = StatusReader(space.root, self.name)
-        self._points: dict[tuple[Cell, int], tuple[GridPoint, ...]] = {}
+        self._points: dict[tuple[SearchCase, int], tuple[GridPoint, ...]] = {}
         self._tags: dict[str, dict[str, str]] = {}
-        self._cells: dict[str, Cell] = {}
+        self._cases: dict[str, SearchCase] = {}
         self._shown = 0.0
 
     def rows(self) -> list[RunStatus]:
         """Where the Runs of every trial stand, each Run once."""
-        for cell, number, one in self.controller.trials():
-            if (cell, number) in self._points:
+        for case, number, one in self.controller.trials():
+            if (case, number) in self._points:
                 continue
-            points_of = self._points[cell, number] = self._points_of(cell, one)
+            points_of = self._points[case, number] = self._points_of(case, one)
             for point in points_of:
                 tags = {"tune.study": self.space.study.name, "tune.trial": str(number)}
                 self._tags.setdefault(point.run_id, tags)
-                self._cells.setdefault(point.run_id, cell)
+                self._cases.setdefault(point.run_id, case)
         points = {point.run_id: point for points in self._points.values() for point in points}
         return self._reader.read(points.values(), submitter=self.controller.process)
 
-    def _points_of(self, cell: Cell, one: LiveTrial | Told) -> tuple[GridPoint, ...]:
+    def _points_of(self, case: SearchCase, one: LiveTrial | TrialRecord) -> tuple[GridPoint, ...]:
         if isinstance(one, LiveTrial):
             return one.resolved.points
         try:
-            return self.space.trial(cell.architecture, cell.size, one.values).points
+            return self.space.trial(case.architecture, case.size, one.values).points
         except InputError:  # values that make no run
             return ()
 
@@ -151,18 +151,18 @@ class _Trials:
     def tags_of(self, row: RunStatus) -> dict[str, str]:
         """Which trial a Run belongs to, and what became of that."""
         ended = {
-            RunState.DONE: Outcome.FINISHED,
-            RunState.CANCELLED: Outcome.PRUNED,  # nobody else cancels a trial's Run
-            RunState.FAILED: Outcome.FAILED,
+            RunState.DONE: TrialOutcome.FINISHED,
+            RunState.CANCELLED: TrialOutcome.PRUNED,  # nobody else cancels a trial's Run
+            RunState.FAILED: TrialOutcome.FAILED,
         }
         state = ended.get(row.state, "running")
-        if state is Outcome.FAILED and has_diverged(self.space.root, row.run_id):
-            state = Outcome.DIVERGED
+        if state is TrialOutcome.FAILED and has_diverged(self.space.root, row.run_id):
+            state = TrialOutcome.DIVERGED
         return self._tags.get(row.run_id, {}) | {"tune.state": str(state)}
 
-    def steps(self, rows: Sequence[RunStatus]) -> dict[Cell, int]:
-        """Steps trained for each cell."""
-        steps = dict.fromkeys(self.space.cells, 0)
+    def steps(self, rows: Sequence[RunStatus]) -> dict[SearchCase, int]:
+        """Steps trained for each case."""
+        steps = dict.fromkeys(self.space.cases, 0)
         for row in rows:
-            steps[self._cells[row.run_id]] += row.iterations_done
+            steps[self._cases[row.run_id]] += row.iterations_done
         return steps

@@ -1,8 +1,8 @@
-"""What a trial is: the study for one architecture and size, with the searched keys at given values.
+"""A study's search: its cases, its keys, and a trial as the study for one case with the searched keys at given values.
 
-A trial's Runs are ordinary Runs of a grid of one size, so whoever trained one of them, tuning or not, trained it for
-all. Values are set where nothing else in the study overrides them, and have three digits: two suggestions that differ
-by less are one trial.
+A trial's Runs are ordinary Runs of a grid of one size, so a Run that was trained before, by tuning or not, is not
+trained again. Values are set where nothing else in the study overrides them, and have three digits: two suggestions
+that differ by less are one trial.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One architecture at one size: what a search of its own is made for."""
+class SearchCase:
+    """One architecture at one size, which has a search of its own."""
 
     architecture: str
     size: str
     n_params: int
     d_model: int
     name: str
-    """Of its search in Optuna's record: study, cell, and a digest of what decides a trial besides the values.
+    """Of its search in Optuna's record: study, case, and a digest of what decides a trial besides the values.
 
     The digest holds the choices too.
     """
 
 
 class Space:
-    """A study's search: its cells, its searched keys, and the trial that stands for some values in a cell.
+    """A study's search: its cases, its searched keys, and the trial that stands for some values in a case.
 
     Raises InputError for every mistake that can be seen before anything is trained.
     """
@@ -75,7 +75,7 @@ class Space:
         self._check_pruning()
 
     @cached_property
-    def cells(self) -> tuple[Cell, ...]:
+    def cases(self) -> tuple[SearchCase, ...]:
         """Every architecture at every searched size, in the study's order."""
         return tuple(
             self.describe(architecture, size)
@@ -86,7 +86,7 @@ class Space:
 
     @property
     def searches_rate(self) -> bool:
-        """Whether the learning rate is among the searched keys."""
+        """True if the learning rate is among the searched keys."""
         return RATE in self.dimensions
 
     def trial(self, architecture: str, size: str, values: Values) -> ResolvedStudy:
@@ -112,7 +112,7 @@ class Space:
         return {key: told(key, one) for key, one in self.dimensions.items()}
 
     def values(self, suggested: Mapping[str, Any]) -> Values:
-        """What is trained for a suggestion, in the study's order of keys: of a range three digits, never beyond it."""
+        """Values to train for a suggestion, in the study's order of keys: of a range three digits, never beyond it."""
 
         def told(one: Dimension, value: Any) -> Any:
             is_round = one.choices is None and isinstance(value, float)
@@ -176,7 +176,7 @@ class Space:
                 f"{every} a run of {self.iterations} iterations has none in its {last} steps before the decay"
             )
 
-    def describe(self, architecture: str, size: str) -> Cell:
+    def describe(self, architecture: str, size: str) -> SearchCase:
         """A size of the grid, searched or not; raises InputError where an end of a range or a choice makes no run."""
         low = self.corner()
         for key, one in self.dimensions.items():
@@ -192,7 +192,7 @@ class Space:
         # The study's own model, which `lr: tuned` is to be recognised by: searched keys may change its size.
         rate = {key: value for key, value in low.items() if key == RATE}
         model = self.trial(architecture, size, rate).points[0].run.model
-        return Cell(
+        return SearchCase(
             architecture,
             size,
             parameter_count(model).n_params,
@@ -241,7 +241,7 @@ def _field(key: str) -> Any:
 
 
 def _is_whole(key: str) -> bool:
-    """Whether a key holds a whole number."""
+    """True if a key holds a whole number."""
 
     def kinds(annotation: Any) -> set[Any]:
         parts = get_args(annotation)

@@ -1,8 +1,8 @@
-"""Optuna's own record of a search, opened by the one process that controls it.
+"""Optuna's storage of a search, opened by the one process that controls it.
 
-A journal file suits any disk as long as one process writes; the lock beside it names that process, so that a second
-one is told whom to wait for. A file whose writer was killed may end in half a line or have Optuna's lock left on it:
-under our lock both are nobody's, and are cleared away.
+A journal file suits any disk as long as one process writes; the lock beside it names that process for the message to a
+second one. A file whose writer was killed may end in half a line or have Optuna's lock left on it: under our lock both
+belong to no process, and are cleared away.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.common.process import identify_process
 from harness.common.validation import first_line
 from harness.study.tune import Tune
 from harness.tracking.store import redact, with_driver
-from harness.tuning.space import Cell
+from harness.tuning.space import SearchCase
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ JOURNAL = "optuna.log"
 OWNER = "ssmscale.owner"
 """Attribute of a trial: which ROOT trains it. A database may be shared, and what another ROOT trains is not lost."""
 ASKING_SECONDS = 2 * 24 * 3600.0
-"""Age of a trial without an owner at which nobody can be asking for it; some databases tell time without its zone."""
+"""Age at which no controller can be asking for a trial without an owner; some databases tell time without its zone."""
 
 
 @contextlib.contextmanager
@@ -60,7 +60,7 @@ def in_control(folder: Path, name: str) -> Iterator[None]:
 
 
 def owner_of(folder: Path) -> str:
-    """What the trials that this ROOT trains of a study are marked with, made once; call it in control."""
+    """Mark of the trials that this ROOT trains of a study, made once; call it in control."""
     path = folder / "owner"
     if not path.exists():
         write_atomically(path, f"{uuid.uuid4().hex}\n")
@@ -68,10 +68,10 @@ def owner_of(folder: Path) -> str:
 
 
 def is_ours(trial: FrozenTrial, owner: str, *, shared: bool) -> bool:
-    """Whether a running trial is this ROOT's, so that one nobody controls any more may be taken over.
+    """True if a running trial is this ROOT's, so that it may be taken over from a controller that was killed.
 
-    In a file of our own all are. In a database one of no owner is of a controller that asks for it now or was killed
-    over that: ours once it has been so for long.
+    In a file of our own all are. In a database a trial without an owner is of a controller that asks for it now or was
+    killed over that: ours once it has been so for long.
     """
     if not shared:
         return True
@@ -106,20 +106,20 @@ def open_database(uri: str, where: str) -> BaseStorage:
 
 
 def open_search(
-    storage: BaseStorage, cell: Cell, tune: Tune, iterations: int, eval_every: int | None
+    storage: BaseStorage, case: SearchCase, tune: Tune, iterations: int, eval_every: int | None
 ) -> Study:
-    """The search of one cell, begun where there is none."""
+    """The search of one case, begun where there is none."""
     import optuna
 
     search = optuna.create_study(
         storage=storage,
-        study_name=cell.name,
+        study_name=case.name,
         load_if_exists=True,
         direction="minimize",
         pruner=_pruner(tune, iterations, eval_every or iterations),
     )
     # A sampler begun anew with one seed would suggest again what it did before the restart.
-    search.sampler = _sampler(tune, zlib.crc32(cell.name.encode()) + len(search.get_trials(deepcopy=False)))
+    search.sampler = _sampler(tune, zlib.crc32(case.name.encode()) + len(search.get_trials(deepcopy=False)))
     return search
 
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.study.tune import Carried, RateLaw, Tuned, TunedArchitecture, TunedSize, rounded
-from harness.tuning.space import RATE, Cell, Space
-from harness.tuning.trials import Told, finished
+from harness.tuning.space import RATE, SearchCase, Space
+from harness.tuning.trials import TrialRecord, finished
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 NEAR = math.log(10.0) / 2
-"""How far from the best trial a learning rate may lie to be near the minimum, in its logarithm: half a decade."""
+"""Distance from the best trial within which a learning rate is near the minimum, in its logarithm: half a decade."""
 FEWEST = 5
 """Trials a parabola is fitted to where there are so many: the nearest to the best one, however far."""
 FEWEST_DISTINCT = 4
@@ -48,7 +48,7 @@ class Optimum:
     n_near: int
     """Trials near the minimum."""
     is_vertex: bool
-    """Whether it is a parabola's vertex, and not just the best trial."""
+    """True if it is a parabola's vertex, and not just the best trial."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> RateLaw | Non
     )
 
 
-def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | None, list[Note]]:
+def learn(space: Space, told: Mapping[SearchCase, Sequence[TrialRecord]]) -> tuple[Tuned | None, list[Note]]:
     """Fit the trials: the file to keep, None where no learning rate was searched or found, and notes."""
     if not space.searches_rate:
         text = f"{RATE} was not searched: the best trials are told, and nothing is carried to other sizes"
@@ -156,24 +156,24 @@ def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | No
     architectures = {}
     for architecture in space.study.grid.architectures:
         sizes, scales, optima = [], [], []
-        for cell, trials in told.items():
+        for case, trials in told.items():
             ended = finished(trials)
-            if cell.architecture != architecture:
+            if case.architecture != architecture:
                 continue
             if not ended:
-                notes.append(Note("no_trial", f"{architecture} {cell.size}: no trial finished"))
+                notes.append(Note("no_trial", f"{architecture} {case.size}: no trial finished"))
                 continue
             pairs = sorted({(float(one.values[RATE]), loss) for one, loss in ended})
-            facts.append([cell.name, pairs])
+            facts.append([case.name, pairs])
             optimum = find_optimum([rate for rate, _ in pairs], [loss for _, loss in pairs])
-            notes += _doubts(space, cell, optimum)
+            notes += _doubts(space, case, optimum)
             best, best_loss = min(ended, key=lambda one: one[1])
             low, high = optimum.ci95
             sizes.append(
                 TunedSize(
-                    size=cell.size,
-                    n_params=cell.n_params,
-                    d_model=cell.d_model,
+                    size=case.size,
+                    n_params=case.n_params,
+                    d_model=case.d_model,
                     lr=rounded(math.exp(optimum.log_rate)),
                     ci95=(rounded(math.exp(low)), rounded(math.exp(high))),
                     n_trials=len(pairs),
@@ -181,7 +181,7 @@ def learn(space: Space, told: Mapping[Cell, Sequence[Told]]) -> tuple[Tuned | No
                     best_loss=best_loss,
                 )
             )
-            scales.append(getattr(cell, space.tune.scale_by))
+            scales.append(getattr(case, space.tune.scale_by))
             optima.append(optimum)
         if sizes:
             law = fit_law(scales, optima)
@@ -213,16 +213,16 @@ def _carry(space: Space, architecture: str, law: RateLaw) -> tuple[Carried, ...]
     carried = []
     for size in space.study.grid.sizes:
         if size not in space.tune.sizes:
-            cell = space.describe(architecture, size)
-            rate, interval = law.at(getattr(cell, space.tune.scale_by))
+            case = space.describe(architecture, size)
+            rate, interval = law.at(getattr(case, space.tune.scale_by))
             carried.append(
-                Carried(size=size, n_params=cell.n_params, d_model=cell.d_model, lr=rate, ci95=interval)
+                Carried(size=size, n_params=case.n_params, d_model=case.d_model, lr=rate, ci95=interval)
             )
     return tuple(carried)
 
 
-def _doubts(space: Space, cell: Cell, optimum: Optimum) -> list[Note]:
-    where, rate, one = f"{cell.architecture} {cell.size}", math.exp(optimum.log_rate), space.dimensions[RATE]
+def _doubts(space: Space, case: SearchCase, optimum: Optimum) -> list[Note]:
+    where, rate, one = f"{case.architecture} {case.size}", math.exp(optimum.log_rate), space.dimensions[RATE]
     if one.choices is None:
         margin = (one.high / one.low) ** EDGE
         end = f"low {one.low:g}" if rate < one.low * margin else f"high {one.high:g}"

@@ -1,4 +1,4 @@
-"""One trial: the Runs that stand for its values, what their journals tell Optuna, and how it ended."""
+"""One trial: the Runs that stand for its values, the losses their journals give Optuna, and its result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.record.root import Root
 from harness.record.status import RunState, RunStatus
 from harness.study.schedule import branch_step
 from harness.submit.submission import Submission
-from harness.tuning.space import Cell, Values
+from harness.tuning.space import SearchCase, Values
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -24,8 +24,8 @@ OUTCOME, REASON = "ssmscale.outcome", "ssmscale.reason"
 """Attributes of a trial in Optuna's record, whose own states know neither divergence nor why."""
 
 
-class Outcome(StrEnum):
-    """How a trial ended; one that was preempted has not."""
+class TrialOutcome(StrEnum):
+    """The outcome of a trial that is over; one that was preempted is not."""
 
     FINISHED = "finished"
     PRUNED = "pruned"
@@ -37,10 +37,10 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Ending:
-    """What is told of a trial that is over."""
+class TrialResult:
+    """The result of a trial that is over."""
 
-    outcome: Outcome
+    outcome: TrialOutcome
     loss: float | None = None
     """Mean over the seeds of the Runs' held-out losses, where it finished."""
     reason: str | None = None
@@ -50,18 +50,18 @@ class Ending:
 class LiveTrial:
     """A trial that is not over."""
 
-    cell: Cell
+    case: SearchCase
     trial: Trial
     values: Values
     resolved: ResolvedStudy
     submission: Submission
     twins: list[Trial] = field(default_factory=list)
-    """Trials of the same values: trained once, told alike."""
+    """Trials of the same values: trained once, with one result."""
     handed: int = 0
-    """How often it was handed over."""
+    """Times it was handed over."""
+    journals: ProgressReader = field(default_factory=ProgressReader)
     _reported: int = 0
     """Newest step whose loss Optuna has."""
-    journals: ProgressReader = field(default_factory=ProgressReader)
 
     @property
     def run_ids(self) -> list[str]:
@@ -69,12 +69,11 @@ class LiveTrial:
         return [point.run_id for point in self.resolved.points]
 
     def report(self) -> bool:
-        """Tell Optuna the losses evaluated since, averaged over seeds; whether it says that they are not worth it."""
+        """Give Optuna the losses evaluated since, averaged over seeds; True if it would prune the trial."""
         for step, loss in sorted(self._losses_on_the_way().items()):
             if step > self._reported:
-                self.trial.report(
-                    loss, step
-                )  # of a step that an earlier controller told, Optuna keeps the first word
+                # Of a step that an earlier controller reported, Optuna keeps the first value.
+                self.trial.report(loss, step)
                 self._reported = step
                 if self.trial.should_prune():
                     return True
@@ -82,57 +81,57 @@ class LiveTrial:
 
     def _losses_on_the_way(self) -> dict[int, float]:
         last = min(branch_step(point.run.schedule, point.run.iterations) for point in self.resolved.points)
-        told = [
-            self.journals.read(self.resolved.root.series(point.series_id)).evals
-            for point in self.resolved.points
-        ]
+        root = self.resolved.root
+        by_seed = [self.journals.read(root.series(point.series_id)).evals for point in self.resolved.points]
         # A trunk that longer Runs share goes on where this one has left it.
-        shared = set.intersection(*(set(evals) for evals in told))
-        return {step: _mean([evals[step]["loss"] for evals in told]) for step in shared if step <= last}
+        shared = set.intersection(*(set(evals) for evals in by_seed))
+        return {step: _mean([evals[step]["loss"] for evals in by_seed]) for step in shared if step <= last}
 
-    def ending(self, rows: Sequence[RunStatus]) -> Ending | None:
-        """How it ended, by its Runs' journals; None while it has not."""
+    def result(self, rows: Sequence[RunStatus]) -> TrialResult | None:
+        """Return its result by its Runs' journals; None while it has none."""
         for row in rows:
             if row.state is RunState.FAILED:
                 diverged = has_diverged(self.resolved.root, row.run_id)
-                return Ending(Outcome.DIVERGED if diverged else Outcome.FAILED, reason=row.reason)
+                return TrialResult(
+                    TrialOutcome.DIVERGED if diverged else TrialOutcome.FAILED, reason=row.reason
+                )
         losses = [row.loss for row in rows if row.state is RunState.DONE and row.loss is not None]
-        return Ending(Outcome.FINISHED, _mean(losses)) if len(losses) == len(rows) else None
+        return TrialResult(TrialOutcome.FINISHED, _mean(losses)) if len(losses) == len(rows) else None
 
 
 def has_diverged(root: Root, run_id: str) -> bool:
-    """Whether a Run that failed did so because its loss left all bounds."""
+    """Return whether a Run failed because its loss left all bounds."""
     return read_progress(root.run(run_id)).kind is Kind.DIVERGED
 
 
 @dataclass(frozen=True)
-class Told:
-    """A trial that is over, as the record has it."""
+class TrialRecord:
+    """A trial that is over, as Optuna's storage has it."""
 
     number: int
     values: Values
-    ending: Ending
+    result: TrialResult
 
     @property
-    def outcome(self) -> Outcome:
-        """How it ended."""
-        return self.ending.outcome
+    def outcome(self) -> TrialOutcome:
+        """The outcome of its result."""
+        return self.result.outcome
 
 
-def finished(told: Sequence[Told]) -> list[tuple[Told, float]]:
+def finished(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, float]]:
     """The trials that finished, each with its loss."""
-    return [(one, one.ending.loss) for one in told if one.ending.loss is not None]
+    return [(one, one.result.loss) for one in records if one.result.loss is not None]
 
 
-def told_of(frozen: FrozenTrial, values: Values) -> Told:
-    """A trial of the record that is over."""
+def record_of(frozen: FrozenTrial, values: Values) -> TrialRecord:
+    """Read a trial that is over out of Optuna's storage."""
     from optuna.trial import TrialState
 
     attributes: Mapping[str, Any] = frozen.user_attrs
-    by_state = {TrialState.COMPLETE: Outcome.FINISHED, TrialState.PRUNED: Outcome.PRUNED}
-    outcome = Outcome(attributes.get(OUTCOME, by_state.get(frozen.state, Outcome.FAILED)))
-    loss = frozen.value if outcome is Outcome.FINISHED else None
-    return Told(frozen.number, values, Ending(outcome, loss, attributes.get(REASON)))
+    by_state = {TrialState.COMPLETE: TrialOutcome.FINISHED, TrialState.PRUNED: TrialOutcome.PRUNED}
+    outcome = TrialOutcome(attributes.get(OUTCOME, by_state.get(frozen.state, TrialOutcome.FAILED)))
+    loss = frozen.value if outcome is TrialOutcome.FINISHED else None
+    return TrialRecord(frozen.number, values, TrialResult(outcome, loss, attributes.get(REASON)))
 
 
 def _mean(losses: Sequence[float]) -> float:

@@ -48,17 +48,6 @@ def begin_run(root: Root, run: Run, **more: Any) -> Journal:
     return journal
 
 
-def read_events(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
-    for attempt in attempts(directory):
-        try:
-            for line in LineReader(directory / "journal" / FORMAT.format(attempt)).read(check_for(directory)):
-                if not isinstance(line, Damage):
-                    yield {**line, "attempt": attempt}
-        except (FileNotFoundError, IsADirectoryError):
-            continue
-
-
 def log_steps(journal: Journal, steps: Iterable[int], **more: Any) -> None:
     for step in steps:
         journal.append(Event.STEP, **{**measured_at(step), **more})

@@ -20,9 +20,9 @@ from harness.submit.submission import Submission
 from harness.train.stopping import StopFlag
 from harness.train.worker import group_by_series, train_series
 from harness.tuning.controller import Controller
-from harness.tuning.space import Cell, Space
+from harness.tuning.space import SearchCase, Space
 from harness.tuning.storage import open_journal
-from harness.tuning.trials import Told
+from harness.tuning.trials import TrialRecord
 from tests.harness.trainer import StopAfter
 from tests.studies import Fields
 
@@ -92,7 +92,7 @@ def space_of(root: Root, fields: Fields) -> Space:
 def tuned_here(
     root: Root,
     fields: Fields,
-    on_told: Callable[[Cell, Told], None] = lambda cell, told: None,
+    on_told: Callable[[SearchCase, TrialRecord], None] = lambda case, told: None,
     storage: Any = None,
     losing: int = 0,
 ) -> tuple[Controller, InThisProcess]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.common.format import Range
+from harness.common.format import Estimate
 from harness.common.validation import validate
 from harness.plan.allocation import choose_allocation, describe_packing, describe_shares, share_out
 from harness.plan.cluster import Profile
@@ -45,7 +45,7 @@ def series(tiny_study_plan: PlannedRun) -> Series:
                 tiny_study_plan,
                 status=replace(tiny_study_plan.status, series_id=f"{ranks}-{fraction}-{threads}-{index}"),
                 size=replace(size, resources=resources),
-                hours=Range(h / 2, h, 2 * h),
+                hours=Estimate(h / 2, h, 2 * h),
             )
             for index, h in enumerate(hours)
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.common.format import Range
+from harness.common.format import Estimate
 from harness.plan.cluster import Cluster
 from harness.plan.resources import Refused, choose_resources, remember, what_would_fit
 from harness.record.root import Layout
@@ -56,8 +56,8 @@ def test_a_model_too_large_for_one_gpu_takes_the_fewest_that_hold_it() -> None:
 def test_a_time_limit_takes_more_gpus_than_memory_does() -> None:
     run = run_of(1024, 24)
 
-    def hours(layout: Layout) -> Range:
-        return Range(50.0, 100.0, 200.0) * (1 / layout.ranks)
+    def hours(layout: Layout) -> Estimate:
+        return Estimate(50.0, 100.0, 200.0) * (1 / layout.ranks)
 
     chosen = choose_resources(run, AUTOMATIC, H100, hours=hours)
     assert chosen.layout.ranks == 8  # 4 take 25 hours, 8 the 12.5 that are below 24; others do not divide 128
@@ -65,8 +65,8 @@ def test_a_time_limit_takes_more_gpus_than_memory_does() -> None:
 
 
 def test_where_no_number_of_gpus_is_fast_enough_the_soonest_is_taken_and_said() -> None:
-    def hours(layout: Layout) -> Range:
-        return Range(1e3, 1e4, 1e5) * (1 / layout.ranks)
+    def hours(layout: Layout) -> Estimate:
+        return Estimate(1e3, 1e4, 1e5) * (1 / layout.ranks)
 
     chosen = choose_resources(run_of(1024, 24), AUTOMATIC, H100, hours=hours)
     assert chosen.layout.ranks == 32

@@ -18,9 +18,9 @@ from harness.record.root import Root
 from harness.record.status import RunState
 from harness.tuning.controller import Controller
 from harness.tuning.session import tune_study
-from harness.tuning.space import Cell, Space
+from harness.tuning.space import SearchCase, Space
 from harness.tuning.storage import JOURNAL, open_database, open_journal, open_search
-from harness.tuning.trials import Outcome, Told
+from harness.tuning.trials import TrialOutcome, TrialRecord
 from tests.harness.journals import rows_of
 from tests.harness.trainer import losses, train
 from tests.harness.tuner import InThisProcess, space_of, tuned_here, with_rate
@@ -42,28 +42,28 @@ def fields(study_fields: Fields) -> Fields:
     return study_fields
 
 
-def the_cell(space: Space) -> Cell:
-    (cell,) = space.cells
-    return cell
+def the_case(space: Space) -> SearchCase:
+    (case,) = space.cases
+    return case
 
 
-def told_of(controller: Controller) -> list[Told]:
+def told_of(controller: Controller) -> list[TrialRecord]:
     """The trials of the one search."""
-    return controller.told(the_cell(controller.space))
+    return controller.told(the_case(controller.space))
 
 
 def losses_by_rate(controller: Controller) -> dict[float, float | None]:
-    return {one.values[RATE]: one.ending.loss for one in told_of(controller)}
+    return {one.values[RATE]: one.result.loss for one in told_of(controller)}
 
 
 def record_of(root: Root, space: Space, eval_every: int | None = None) -> optuna.Study:
     """The record of the one search, made before a controller asks for it."""
     folder = root.study("tiny") / "tune"
     folder.mkdir(parents=True)
-    return open_search(open_journal(folder), the_cell(space), space.tune, space.iterations, eval_every)
+    return open_search(open_journal(folder), the_case(space), space.tune, space.iterations, eval_every)
 
 
-def say_nothing(cell: Cell, told: Told) -> None:
+def say_nothing(case: SearchCase, told: TrialRecord) -> None:
     pass
 
 
@@ -71,10 +71,10 @@ class Killed(Exception):
     """Stands for the end of a controller between two of its steps."""
 
 
-def kill_at(number: int = 0) -> Callable[[Cell, Told], None]:
+def kill_at(number: int = 0) -> Callable[[SearchCase, TrialRecord], None]:
     """End the controller when it is told of the trial of this number or a later one."""
 
-    def kill(_: Cell, told: Told) -> None:
+    def kill(_: SearchCase, told: TrialRecord) -> None:
         if told.number >= number:
             raise Killed
 
@@ -84,12 +84,12 @@ def kill_at(number: int = 0) -> Callable[[Cell, Told], None]:
 def test_a_trial_is_worth_the_mean_of_its_runs_final_losses(fields: Fields, here: Root) -> None:
     fields["tune"] |= {"trials": 2, "seeds": [0, 1]}
     controller, place = tuned_here(here, fields)
-    cell = the_cell(controller.space)
+    case = the_case(controller.space)
     assert len(place.trained) == 4
     for told in told_of(controller):
-        points = controller.space.trial(cell.architecture, cell.size, told.values).points
+        points = controller.space.trial(case.architecture, case.size, told.values).points
         finals = [(read_progress(here.run(point.run_id)).result or {})["loss"] for point in points]
-        assert told.ending.loss == pytest.approx(sum(finals) / 2, rel=1e-12)
+        assert told.result.loss == pytest.approx(sum(finals) / 2, rel=1e-12)
 
 
 def test_a_trial_that_somebody_trained_as_a_run_is_not_trained_again(fields: Fields, here: Root) -> None:
@@ -107,7 +107,7 @@ def test_equal_suggestions_are_trained_once_and_told_alike(fields: Fields, here:
     told = told_of(controller)
     assert len(told) == 6
     assert len(place.trained) == len(set(place.trained)) == 2
-    assert len({(one.values[RATE], one.ending.loss) for one in told}) == 2
+    assert len({(one.values[RATE], one.result.loss) for one in told}) == 2
 
 
 def test_suggestions_that_differ_in_the_fourth_digit_are_one_trial(fields: Fields, here: Root) -> None:
@@ -135,8 +135,11 @@ def test_values_that_make_no_run_together_fail_and_the_search_goes_on(
     record_of(tracked_root, space).enqueue_trial({"model.d_model": 24, "model.ssm_head_dim": 32})
     done = tune_study(space, lambda: InThisProcess(tracked_root, "tiny/tune"), say_nothing)
     ((_, failed),) = done.failed
-    assert "does not divide into heads of 32" in str(failed.ending.reason)
-    assert [told.outcome for told in done.told[the_cell(space)]] == [Outcome.FAILED, Outcome.FINISHED]
+    assert "does not divide into heads of 32" in str(failed.result.reason)
+    assert [told.outcome for told in done.told[the_case(space)]] == [
+        TrialOutcome.FAILED,
+        TrialOutcome.FINISHED,
+    ]
 
 
 def test_a_trial_without_hope_is_pruned_and_its_run_left_to_others(
@@ -157,9 +160,11 @@ def test_a_trial_without_hope_is_pruned_and_its_run_left_to_others(
         record.add_trial(earlier)
     place = InThisProcess(tracked_root, "tiny/tune", stop_after=8)
     done = tune_study(space, lambda: place, say_nothing)
-    assert [told.outcome for told in done.told[the_cell(space)]] == [Outcome.FINISHED] * 4 + [Outcome.PRUNED]
+    assert [told.outcome for told in done.told[the_case(space)]] == [TrialOutcome.FINISHED] * 4 + [
+        TrialOutcome.PRUNED
+    ]
     (run_id,) = place.trained
-    assert 5 <= done.steps[the_cell(space)] < 15
+    assert 5 <= done.steps[the_case(space)] < 15
     (trial,) = record.get_trials(states=(TrialState.PRUNED,))
     assert set(trial.intermediate_values) == {5}
     assert Control(tracked_root.study("tiny/tune") / "control.jsonl").cancelled() == {run_id}
@@ -180,7 +185,7 @@ def test_a_disk_that_takes_no_more_of_the_record_is_named_and_the_search_goes_on
     (tracked_root.study("tiny") / "tune").symlink_to(folder)
     place, filler = InThisProcess(tracked_root, "tiny/tune"), folder / "filler"
 
-    def fill(_: Cell, told: Told) -> None:
+    def fill(_: SearchCase, told: TrialRecord) -> None:
         if len(place.trained) == 2 and not filler.exists():  # from here on the record alone grows
             with contextlib.suppress(OSError):
                 filler.write_bytes(bytes(2**18))
@@ -191,7 +196,7 @@ def test_a_disk_that_takes_no_more_of_the_record_is_named_and_the_search_goes_on
     fields["tune"]["trials"] = 5
     done = tune_study(space_of(tracked_root, fields), lambda: place, say_nothing)
     assert len(place.trained) == 2
-    assert {told.outcome for told in done.told[the_cell(done.space)]} == {Outcome.FINISHED}
+    assert {told.outcome for told in done.told[the_case(done.space)]} == {TrialOutcome.FINISHED}
 
 
 @pytest.mark.parametrize("storage", ["file", "database"])
@@ -214,15 +219,15 @@ def test_a_controller_goes_on_where_one_was_killed(
 
 def test_what_finished_while_nobody_controlled_is_told_and_not_trained(fields: Fields, here: Root) -> None:
     space = space_of(here, fields)
-    cell = the_cell(space)
+    case = the_case(space)
     controller, _ = tuned_here(here, {**fields, "tune": {**fields["tune"], "trials": 1}})
-    search = controller.searches[cell]
+    search = controller.searches[case]
     search.enqueue_trial({RATE: 0.05})
     search.ask(fixed_distributions=space.distributions())  # and then killed, while a job elsewhere trained on
     theirs = with_rate(fields, 0.05, iterations=2)
     train(here, theirs)
     controller, place = tuned_here(here, fields)
-    assert [controller.told(cell)[1].ending.loss] == losses(here, theirs)
+    assert [controller.told(case)[1].result.loss] == losses(here, theirs)
     assert place.trained == []
 
 
@@ -231,9 +236,9 @@ def test_values_that_diverge_are_told_as_bad_and_not_as_a_failure(fields: Fields
     fields["tune"] |= {"search": {"optimiser.lr": {"choices": [1e-3, 1e30]}}, "trials": 4}
     controller, _ = tuned_here(here, fields)
     by_rate = {one.values[RATE]: one for one in told_of(controller)}
-    assert by_rate[1e-3].outcome is Outcome.FINISHED
-    assert by_rate[1e30].outcome is Outcome.DIVERGED
-    assert "loss" in str(by_rate[1e30].ending.reason)
+    assert by_rate[1e-3].outcome is TrialOutcome.FINISHED
+    assert by_rate[1e30].outcome is TrialOutcome.DIVERGED
+    assert "loss" in str(by_rate[1e30].result.reason)
 
 
 def test_a_trial_that_failed_counts_until_its_values_succeed(fields: Fields, here: Root) -> None:
@@ -241,8 +246,8 @@ def test_a_trial_that_failed_counts_until_its_values_succeed(fields: Fields, her
     controller, _ = tuned_here(here, fields, losing=1)
     first, *rest = told_of(controller)
     assert (first.outcome, {one.outcome for one in rest}, len(rest)) == (
-        Outcome.FAILED,
-        {Outcome.FINISHED},
+        TrialOutcome.FAILED,
+        {TrialOutcome.FINISHED},
         6,
     )
     assert {one.values[RATE] for one in rest} == {0.01, 0.02}
@@ -251,12 +256,12 @@ def test_a_trial_that_failed_counts_until_its_values_succeed(fields: Fields, her
 
 def test_a_trial_that_failed_for_good_is_told_by_the_call_it_failed_in(fields: Fields, here: Root) -> None:
     controller, _ = tuned_here(here, fields, losing=1)
-    (cell,) = controller.searches
-    first, *rest = controller.told(cell)
-    assert [one.outcome for one in rest] == [Outcome.FINISHED] * 2
-    assert controller.failed() == [(cell, first)]
+    (case,) = controller.searches
+    first, *rest = controller.told(case)
+    assert [one.outcome for one in rest] == [TrialOutcome.FINISHED] * 2
+    assert controller.failed() == [(case, first)]
     again, place = tuned_here(here, fields)
-    assert again.told(cell) == [first, *rest]
+    assert again.told(case) == [first, *rest]
     assert (again.failed(), place.trained) == ([], [])
 
 
@@ -286,7 +291,7 @@ def test_a_trial_of_nobody_is_left_to_whoever_asks_for_it_until_that_cannot_be(
     fields["tune"] |= {"storage": f"sqlite:///{tmp_path / 'optuna.db'}", "trials": 1}
     storage = open_database(fields["tune"]["storage"], "test")
     space = space_of(here, fields)
-    search = open_search(storage, the_cell(space), space.tune, space.iterations, None)
+    search = open_search(storage, the_case(space), space.tune, space.iterations, None)
     search.ask(fixed_distributions=space.distributions())  # another ROOT's, which is about to say so
     controller, place = tuned_here(here, fields, storage=storage)
     assert (place.trained, controller.elsewhere()) == ([], 1)
@@ -300,7 +305,7 @@ def test_a_record_in_a_file_goes_on_though_it_is_not_known_whose_it_was(fields: 
         tuned_here(here, fields | {"tune": fields["tune"] | {"parallel": 2}}, kill_at())
     (here.study("tiny") / "tune" / "owner").unlink()
     controller, _ = tuned_here(here, fields)
-    assert [one.outcome for one in told_of(controller)] == [Outcome.FINISHED] * fields["tune"]["trials"]
+    assert [one.outcome for one in told_of(controller)] == [TrialOutcome.FINISHED] * fields["tune"]["trials"]
     assert controller.elsewhere() == 0
 
 
@@ -332,7 +337,7 @@ def test_a_record_that_ends_in_half_a_line_is_read_and_written_on(fields: Fields
 
 def test_another_length_or_other_seeds_begin_a_search_of_their_own(fields: Fields, here: Root) -> None:
     def name_with(**change: Any) -> str:
-        return the_cell(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name
+        return the_case(space_of(here, {**fields, "tune": {**fields["tune"], **change}})).name
 
     choices = {"search": {"optimiser.lr": {"choices": [0.01, 0.02]}}}
     more = {"search": {"optimiser.lr": {"choices": [0.01, 0.02, 0.03]}}}

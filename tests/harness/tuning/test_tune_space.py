@@ -125,7 +125,7 @@ def test_pruning_needs_an_evaluation_before_the_decay(fields: Fields, here: Root
     fields["tune"]["pruner"] = "median"
     fields["grid"]["iterations"] = [10]  # the decay begins at 8
     fields["tracking"]["eval_every"] = 8
-    assert space_of(here, fields).cells
+    assert space_of(here, fields).cases
     fields["tracking"]["eval_every"] = 9
     with pytest.raises(InputError, match="has none in its 8 steps before the decay"):
         space_of(here, fields)
@@ -150,9 +150,9 @@ def test_a_range_is_never_left_by_rounding_and_choices_are_not_rounded(fields: F
 
 def test_a_size_is_known_by_its_own_model_whatever_is_searched_there(fields: Fields, here: Root) -> None:
     fields["tune"]["search"]["model.d_state"] = {"choices": [8, 32]}
-    (cell,) = space_of(here, fields).cells
+    (case,) = space_of(here, fields).cases
     own = resolved(fields, here).points[0].run.model
-    assert cell.n_params == parameter_count(own).n_params
+    assert case.n_params == parameter_count(own).n_params
 
 
 @pytest.mark.parametrize("where", ["size", "architecture", "both"])
@@ -184,9 +184,9 @@ def test_the_first_trials_fill_each_dimension_evenly(fields: Fields, here: Root)
 def test_the_search_that_comes_along_covers_the_small_sizes_of_both_architectures(here: Root) -> None:
     facts = "corpus.facts={n_codebooks: 2, codebook_size: 256, frames: 256, clips: 1000}"
     path = REPOSITORY / "sweeps" / "tune_lr.yaml"
-    cells = Space(load_study(path, [facts]), here, str(path)).cells
+    cases = Space(load_study(path, [facts]), here, str(path)).cases
     architectures = ("prefix_simba", "cross_transformer")
-    assert [(cell.architecture, cell.size) for cell in cells] == list(
+    assert [(case.architecture, case.size) for case in cases] == list(
         product(architectures, ("xs", "s", "m"))
     )
 
@@ -332,7 +332,7 @@ def test_changes_to_a_study_that_was_submitted_are_refused(
 
 
 def test_tuning_what_is_left_to_tuning_needs_no_rate_yet(fields: Fields, here: Root) -> None:
-    assert space_of(here, left_to_tuning(fields)).cells
+    assert space_of(here, left_to_tuning(fields)).cases
     fields["tune"]["search"] = {"schedule.warmup": {"low": 1, "high": 3}}
     with pytest.raises(
         InputError, match=r"lr: tuned: is what tuning is to find; search training\.optimiser\.lr"

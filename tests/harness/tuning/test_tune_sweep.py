@@ -37,9 +37,9 @@ def test_tuning_ends_within_a_seeds_noise_of_a_sweep_at_a_third_of_its_steps(
         "search": {"optimiser.lr": {"low": LOW, "high": HIGH, "log": True}},
     }
     controller, place_of_training = tuned_here(here, study_fields)
-    (cell,) = controller.space.cells
+    (case,) = controller.space.cases
     found, rate = min(
-        (loss, one.values["training.optimiser.lr"]) for one, loss in finished(controller.told(cell))
+        (loss, one.values["training.optimiser.lr"]) for one, loss in finished(controller.told(case))
     )
     print(
         f"\nsweep: {best:.4f} at {best_rate:g} in {25 * STEPS} steps; {sampler}: {found:.4f} at {rate:g} in "

@@ -10,7 +10,7 @@ import pytest
 
 from harness.record.root import Root
 from harness.tuning.transfer import find_optimum, fit_law, learn
-from harness.tuning.trials import Ending, Outcome, Told
+from harness.tuning.trials import TrialOutcome, TrialRecord, TrialResult
 from tests.harness.tuner import space_of
 from tests.studies import Fields
 
@@ -102,12 +102,14 @@ def fields(study_fields: Fields) -> Fields:
     return study_fields
 
 
-def told(rates: Rates, losses: list[float], outcome: Outcome = Outcome.FINISHED) -> list[Told]:
+def told(
+    rates: Rates, losses: list[float], outcome: TrialOutcome = TrialOutcome.FINISHED
+) -> list[TrialRecord]:
     return [
-        Told(
+        TrialRecord(
             number,
             {"training.optimiser.lr": float(rate)},
-            Ending(outcome, loss if outcome is Outcome.FINISHED else None),
+            TrialResult(outcome, loss if outcome is TrialOutcome.FINISHED else None),
         )
         for number, (rate, loss) in enumerate(zip(rates, losses, strict=True))
     ]
@@ -116,7 +118,7 @@ def told(rates: Rates, losses: list[float], outcome: Outcome = Outcome.FINISHED)
 def test_what_is_learnt_is_carried_to_the_sizes_that_were_not_searched(fields: Fields, here: Root) -> None:
     space, chance, rates = space_of(here, fields), np.random.default_rng(0), np.geomspace(1e-3, 1e-1, 13)
     best = {"xs": 0.02, "s": 0.01}
-    trials = {cell: told(rates, made_losses(rates, best[cell.size], 0.0, chance)) for cell in space.cells}
+    trials = {case: told(rates, made_losses(rates, best[case.size], 0.0, chance)) for case in space.cases}
     tuned, notes = learn(space, trials)
     assert tuned is not None
     found = tuned.architectures["prefix_simba"]
@@ -129,7 +131,7 @@ def test_what_is_learnt_is_carried_to_the_sizes_that_were_not_searched(fields: F
     assert notes == []
     again, _ = learn(space, trials)
     assert again == tuned
-    one_more = {cell: [*some, *told(np.array([0.05]), [3.0])] for cell, some in trials.items()}
+    one_more = {case: [*some, *told(np.array([0.05]), [3.0])] for case, some in trials.items()}
     other, _ = learn(space, one_more)
     assert other is not None
     assert other.fingerprint != tuned.fingerprint
@@ -141,7 +143,7 @@ def test_an_optimum_at_the_edge_of_its_range_is_named(
 ) -> None:
     space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
     trials = {
-        cell: told(rates, made_losses(rates, best, 0.0, np.random.default_rng(0))) for cell in space.cells
+        case: told(rates, made_losses(rates, best, 0.0, np.random.default_rng(0))) for case in space.cases
     }
     _, notes = learn(space, trials)
     assert [note.code for note in notes] == ["optimum_at_edge"] * 2
@@ -151,7 +153,7 @@ def test_an_optimum_at_the_edge_of_its_range_is_named(
 def test_the_outermost_of_the_trials_is_not_taken_for_a_minimum(fields: Fields, here: Root) -> None:
     space, rates = space_of(here, fields), np.geomspace(1e-3, 3e-2, 9)
     losses = made_losses(rates, 0.1, 0.0, np.random.default_rng(0))
-    tuned, notes = learn(space, {cell: told(rates, losses) for cell in space.cells})
+    tuned, notes = learn(space, {case: told(rates, losses) for case in space.cases})
     assert tuned is not None
     assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {0.03}
     assert [note.code for note in notes] == ["no_vertex"] * 2
@@ -159,7 +161,7 @@ def test_the_outermost_of_the_trials_is_not_taken_for_a_minimum(fields: Fields, 
 
 def test_too_few_trials_for_a_parabola_leave_the_best_one(fields: Fields, here: Root) -> None:
     space, rates = space_of(here, fields), np.array([0.003, 0.01, 0.03])
-    tuned, notes = learn(space, {cell: told(rates, [3.0, 2.0, 3.0]) for cell in space.cells})
+    tuned, notes = learn(space, {case: told(rates, [3.0, 2.0, 3.0]) for case in space.cases})
     assert tuned is not None
     assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {0.01}
     assert [note.code for note in notes] == ["no_vertex"] * 2
@@ -169,7 +171,7 @@ def test_an_optimum_that_moves_with_other_searched_keys_is_said_to(fields: Field
     fields["tune"]["search"]["schedule.warmup"] = {"low": 1, "high": 3}
     space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
     losses = made_losses(rates, 0.01, 0.0, np.random.default_rng(0))
-    _, notes = learn(space, {cell: told(rates, losses) for cell in space.cells})
+    _, notes = learn(space, {case: told(rates, losses) for case in space.cases})
     (note,) = notes
     assert note.code == "others_varied"
     assert note.text.endswith("trials in which training.schedule.warmup varied too")
@@ -178,8 +180,8 @@ def test_an_optimum_that_moves_with_other_searched_keys_is_said_to(fields: Field
 def test_a_size_no_trial_of_which_finished_is_named_and_left_out(fields: Fields, here: Root) -> None:
     space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
     losses = made_losses(rates, 0.01, 0.0, np.random.default_rng(0))
-    xs, s = space.cells
-    tuned, notes = learn(space, {xs: told(rates, losses), s: told(rates, losses, Outcome.FAILED)})
+    xs, s = space.cases
+    tuned, notes = learn(space, {xs: told(rates, losses), s: told(rates, losses, TrialOutcome.FAILED)})
     assert tuned is not None
     assert [size.size for size in tuned.architectures["prefix_simba"].sizes] == ["xs"]
     assert [note.code for note in notes] == ["no_trial", "one_size"]
