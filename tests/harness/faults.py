@@ -20,8 +20,8 @@ from harness.record.status import StatusReader
 from harness.study.schema import Study
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Tracker
+from tests.conftest import tiny_study
 from tests.harness.trainer import losses, prepared
-from tests.studies import tiny_study
 from tests.waiting import PATIENCE
 
 EVAL_EVERY, CHECKPOINT_EVERY = 2, 3

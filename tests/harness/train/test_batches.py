@@ -14,7 +14,7 @@ from harness.record.registry import resolve
 from harness.record.root import Launch, Root
 from harness.study.schema import Study
 from harness.train.batches import Batches
-from tests.studies import tiny_study
+from tests.conftest import tiny_study
 
 BATCH, POSITIONS = 16, 16
 STEPS = (0, 1, 7, 1000)
