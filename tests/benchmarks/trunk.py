@@ -13,8 +13,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from harness.record import checkpoints as checkpoint
+from harness.record import checkpoints
 from harness.record.root import Root
+from harness.train import checkpoint, loop
 from harness.train.engine import Engine
 from tests.benchmarks.measure import Row, clocked, times
 from tests.corpora import write_tiny_corpus
@@ -22,8 +23,13 @@ from tests.harness.trainer import losses, train
 from tests.studies import Fields, tiny_study
 
 ITERATIONS = (40, 80, 160, 320)
-BRANCHING = ("save", "problem_with", "load")  # writing a checkpoint, checking it, loading it back
-WATCHED = ((Engine, "step"), *((checkpoint, name) for name in BRANCHING))
+BRANCHING = ("save", "inspect", "load")  # writing a checkpoint, checking it, loading it back
+WATCHED = (
+    (Engine, "step"),
+    (checkpoint, "save"),
+    (checkpoints, "inspect"),
+    (loop, "load"),
+)
 
 
 @dataclass(frozen=True)

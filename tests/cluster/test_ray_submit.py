@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def cluster_of(study: SlurmStudy) -> str:
 
 
 def told(study: SlurmStudy) -> dict[str, Any]:
-    return dict(study.status())
+    return dict(json.loads(study.run("status", "--json")))
 
 
 def test_everything_is_handed_over_in_one_job_that_has_its_share_of_the_nodes(

@@ -13,15 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.common.validation import validate
 from harness.doctor.cluster import tracker
-from harness.record.registry import resolve
 from harness.record.root import Root
-from harness.record.status import StatusReader
-from harness.study.schema import Study
 from harness.tracking.tracker import Tracker
 from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
 from tests.conftest import Command
+from tests.harness.journals import rows_of
+from tests.harness.tracked import mlflow_runs
 from tests.harness.trainer import train
 from tests.studies import Fields
 from tests.waiting import is_running, wait_until
@@ -57,14 +55,12 @@ def test_a_study_is_tracked_through_the_server_and_its_artefacts_are_read_from_t
 
     root = Root(tmp_path / "runs")
     train(root, study_fields)
-    resolved = resolve(validate(Study, study_fields, "t"), root, "t")
-    rows = StatusReader(root, "tiny").read(resolved.points)
+    rows = rows_of(root, study_fields)
     Tracker(mlflow_server.address, "tiny", root).mirror(rows, settle=True)
     assert capsys.readouterr().out == ""  # which is for what a verb was asked for
     client = MlflowClient(tracking_uri=mlflow_server.address)
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`ssmscale.kind` = 'run'")
+    found = mlflow_runs(mlflow_server.address, "tiny")
+    runs = [run for run in found if run.data.tags["ssmscale.kind"] == "run"]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.metrics["final.loss"] for run in runs} == {row.loss for row in rows}
     whole = {row.run_id: row.point.run.canonical() for row in rows}

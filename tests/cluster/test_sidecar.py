@@ -14,6 +14,7 @@ from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.cluster.servers import Served
 from tests.cluster.slurm_study import Make
+from tests.harness import tracked
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import registered
 from tests.harness.trainer import prepared, train
@@ -63,13 +64,7 @@ def newest_loss(folder: Path) -> float:
 
 
 def mlflow_runs(address: str, study: str) -> dict[str, Any]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=address)
-    experiment = client.get_experiment_by_name(study)
-    if experiment is None:
-        return {}
-    return {run.data.tags["ssmscale.id"]: run for run in client.search_runs([experiment.experiment_id])}
+    return {run.data.tags["ssmscale.id"]: run for run in tracked.mlflow_runs(address, study)}
 
 
 def test_a_worker_started_elsewhere_is_mirrored_by_its_own_machine(

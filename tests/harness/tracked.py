@@ -16,6 +16,18 @@ from tests.harness.journals import registered, rows_of
 from tests.studies import Fields
 
 
+def mlflow_runs(uri: str, study: str) -> list[Any]:
+    """What MLflow holds of a study, but for the study's own run."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        return []
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    return [run for run in found if run.data.tags["ssmscale.kind"] != "study"]
+
+
 class Study:
     """The tiny study of one Series and two Runs, its journals and its experiment."""
 
@@ -38,9 +50,14 @@ class Study:
         return [one for one in held if one.identity == (identity or self.series_id)]
 
     def history(self, identity: str | None = None, key: str = "train_loss") -> list[tuple[int, int, float]]:
-        (held,) = self.found(identity)
+        held = self.the(identity)
         metrics = self.tracker().experiment.client.get_metric_history(held.mlflow_id, key)
         return sorted((metric.step, metric.timestamp, metric.value) for metric in metrics)
+
+    def the(self, identity: str | None = None) -> Held:
+        """The one MLflow run of a Run, or of the Series."""
+        (held,) = self.found(identity)
+        return held
 
     def steps(self, identity: str | None = None, key: str = "train_loss") -> list[int]:
         return [step for step, *_ in self.history(identity, key)]

@@ -78,7 +78,7 @@ def test_an_imported_study_gives_its_points_its_curve_and_its_runs_in_mlflow_wit
     train(away, fields)
     file = exported(away, fields, tmp_path / "tiny.zip")
     expected = ssmscale("points", "tiny", "--root", away.path).out
-    shutil.rmhashes(corpus)
+    shutil.rmtree(corpus)
     answer = ssmscale("import", file)
     assert (answer.status, "9 runs imported" in answer.out) == (0, True), answer.err
     assert ssmscale("points", "tiny").out == expected

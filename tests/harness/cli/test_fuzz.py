@@ -20,7 +20,7 @@ import yaml
 from hypothesis import strategies as st
 
 from harness.common.yaml_file import read_yaml
-from tests.conftest import Answer
+from tests.conftest import Answer, tiny_study
 from tests.harness.fuzzing import (
     Case,
     Planted,
@@ -33,7 +33,6 @@ from tests.harness.fuzzing import (
     repeat,
     strictly,
 )
-from tests.studies import tiny_study
 
 Command = Callable[..., Answer]
 

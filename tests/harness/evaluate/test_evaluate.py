@@ -10,7 +10,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +59,12 @@ def trained(there: Path, tmp_path: Path) -> Root:
     """A copy of a ROOT with two trained runs of the study `tiny`."""
     shutil.copytree(there, tmp_path / "runs")
     return Root(tmp_path / "runs")
+
+
+@pytest.fixture
+def evaluate(ssmscale: Command, trained: Root) -> Command:
+    """`ssmscale evaluate` of the study."""
+    return lambda *words: ssmscale("evaluate", "tiny", *words, "--root", trained.path)
 
 
 def studied(root: Root) -> ResolvedStudy:
@@ -150,9 +155,7 @@ def test_a_judge_added_later_needs_no_generation(trained: Root, tmp_path: Path) 
     assert later.evaluate(run).outcome == "kept"
 
 
-def test_damaged_codes_and_arrays_are_named_and_made_again(
-    trained: Root, tmp_path: Path, ssmscale: Command
-) -> None:
+def test_damaged_codes_and_arrays_are_named_and_made_again(trained: Root, evaluate: Command) -> None:
     run, other = run_ids(trained)
     Evaluator(studied(trained), Request(limit=4)).evaluate(run)
     before, codes = evaluation_rows(studied(trained)), codes_of(trained, run)
@@ -163,18 +166,12 @@ def test_damaged_codes_and_arrays_are_named_and_made_again(
         path.write_bytes(path.read_bytes()[:-30])
     for path in evaluation_folder(trained, run).glob("*.json"):
         path.unlink()
-    answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 4, "--json")
-    assert {one["run_id"]: one["outcome"] for one in answer.document["runs"]} == {
-        **dict.fromkeys((run, other), "evaluated")
-    }
+    answer = evaluate("--limit", 4, "--json")
+    outcomes = {one["run_id"]: one["outcome"] for one in answer.document["runs"]}
+    assert outcomes == dict.fromkeys((run, other), "evaluated")
     for path in damaged:
         assert answer.err.count(f"warning: {path}: was damaged (") == 1
-    again = {
-        (row.metric, row.settings): row.value
-        for row in evaluation_rows(studied(trained))
-        if row.run_id == run
-    }
-    assert again == {(row.metric, row.settings): row.value for row in before}
+    assert [row for row in evaluation_rows(studied(trained)) if row.run_id == run] == before
     assert np.array_equal(codes_of(trained, run), codes)
 
 
@@ -229,49 +226,41 @@ def test_prompts_are_paired_with_the_recordings_they_name(trained: Root, tmp_pat
 
 
 def test_the_command_evaluates_a_study_and_tells_mlflow(
-    trained: Root, empty_store: Path, tmp_path: Path, ssmscale: Command
+    trained: Root, empty_store: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     shutil.copyfile(empty_store, trained.path / "mlflow.db")
     out = tmp_path / "metrics.csv"
     for _ in range(2):
-        document = ssmscale(
-            "evaluate", "tiny", "--root", trained.path, "--limit", 2, "--json", "--out", out
-        ).document
+        document = evaluate("--limit", 2, "--json", "--out", out).document
     assert [run["outcome"] for run in document["runs"]] == ["kept", "kept"]
     assert set(document["skipped"]) == {"fd_clap", "clap_score", "kl_softmax_ast"}
     table = list(csv.DictReader(out.open(encoding="utf-8")))
     assert [float(row["value"]) for row in table] == [row["value"] for row in document["rows"]]
     (settings,) = set(document["settings"]) - {"held-out"}
-    experiment = Tracker(default_uri(trained), "tiny", trained).experiment
+    iterations = {row["run_id"]: row["iterations"] for row in document["rows"]}
     for run_id in run_ids(trained):
-        (held,) = experiment.search(ID, run_id)
         mine = {row["metric"]: float(row["value"]) for row in table if row["run_id"] == run_id}
         assert len(mine) == 7
         for metric, value in mine.items():
             place = "held-out" if metric.startswith(("ce", "ppl")) else settings
-            (told,) = experiment.client.get_metric_history(held.mlflow_id, f"eval/{place}/{metric}")
-            assert (told.value, told.step) == (value, document_iterations(document, run_id))
+            assert told(trained, run_id, metric, place) == [(iterations[run_id], value)]
 
 
-def test_a_note_of_scores_that_came_from_elsewhere_moves_no_cursor(trained: Root, ssmscale: Command) -> None:
-    command = ("evaluate", "tiny", run_ids(trained)[0], "--root", trained.path, "--limit", 1)
-    assert ssmscale(*command).status == 0
+def test_a_note_of_scores_that_came_from_elsewhere_moves_no_cursor(trained: Root, evaluate: Command) -> None:
+    command = (run_ids(trained)[0], "--limit", 1)
+    assert evaluate(*command).status == 0
     (path,) = evaluation_folder(trained, run_ids(trained)[0]).glob("[0-9a-f]*[0-9a-f].json")
     held = json.loads(path.read_text())
     path.write_text(json.dumps(held | {"notes": ["few\x1b[2Jclips"]}))
-    assert "note: few [2Jclips" in ssmscale(*command).err
-
-
-def document_iterations(document: dict[str, Any], run_id: str) -> int:
-    return next(row["iterations"] for row in document["rows"] if row["run_id"] == run_id)
+    assert "note: few [2Jclips" in evaluate(*command).err
 
 
 def test_a_tracker_that_is_gone_costs_a_warning_and_hears_it_from_sync(
-    trained: Root, empty_store: Path, monkeypatch: pytest.MonkeyPatch, ssmscale: Command
+    trained: Root, empty_store: Path, monkeypatch: pytest.MonkeyPatch, evaluate: Command, ssmscale: Command
 ) -> None:
     run = run_ids(trained)[0]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    answer = ssmscale("evaluate", "tiny", run, "--root", trained.path, "--limit", 2)
+    answer = evaluate(run, "--limit", 2)
     assert answer.status == 0
     assert "warning: MLflow at http://127.0.0.1:9" in answer.err
     assert "codec-decoded held-out clips" in answer.out
@@ -279,17 +268,16 @@ def test_a_tracker_that_is_gone_costs_a_warning_and_hears_it_from_sync(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     shutil.copyfile(empty_store, trained.path / "mlflow.db")
     assert ssmscale("sync", "tiny", "--root", trained.path).status == 0
-    assert told(trained, run, "ce") == [
-        row.value for row in evaluation_rows(studied(trained)) if row.metric == "ce"
-    ]
+    (row,) = [row for row in evaluation_rows(studied(trained)) if row.metric == "ce"]
+    assert told(trained, run, "ce") == [(row.iterations, row.value)]
 
 
-def told(root: Root, run_id: str, metric: str, settings: str = "held-out") -> list[float]:
-    """What MLflow has heard of one metric."""
+def told(root: Root, run_id: str, metric: str, settings: str = "held-out") -> list[tuple[int, float]]:
+    """What MLflow has heard of one metric: steps and values."""
     experiment = Tracker(default_uri(root), "tiny", root).experiment
     (held,) = experiment.search(ID, run_id)
     history = experiment.client.get_metric_history(held.mlflow_id, f"eval/{settings}/{metric}")
-    return [one.value for one in history]
+    return [(one.step, one.value) for one in history]
 
 
 def test_a_score_that_is_added_later_is_told_and_no_other_twice(
@@ -297,18 +285,17 @@ def test_a_score_that_is_added_later_is_told_and_no_other_twice(
 ) -> None:
     resolved = registered(tracked_root, study_fields)
     write_finished(tracked_root, resolved.points)
-    run = resolved.points[0].run.run_id
+    run, iterations = resolved.points[0].run_id, resolved.points[0].run.iterations
     for scores in ({"fd_a-1": 1.0}, {"fd_a-1": 1.0, "fd_b-2": 2.0}):
         keep_evaluation(tracked_root, run, scored(SETTINGS, **scores))
         for _ in range(2):
             mirrored = Tracker(default_uri(tracked_root), "tiny", tracked_root)
             mirrored.mirror(rows_of(tracked_root, study_fields), settle=True)
-        assert {name: told(tracked_root, run, name, SETTINGS.digest) for name in scores} == {
-            name: [value] for name, value in scores.items()
-        }
+        for name, value in scores.items():
+            assert told(tracked_root, run, name, SETTINGS.digest) == [(iterations, value)]
 
 
-def test_mistakes_are_named(trained: Root, tmp_path: Path, ssmscale: Command) -> None:
+def test_mistakes_are_named(tmp_path: Path, evaluate: Command) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments, word in (
@@ -321,15 +308,15 @@ def test_mistakes_are_named(trained: Root, tmp_path: Path, ssmscale: Command) ->
         (["--device", "meta"], "--device meta: there is none here"),
         (["beef"], "begins the id of 0 runs"),
     ):
-        ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, *arguments).assert_refused(word)
+        evaluate("--limit", 2, *arguments).assert_refused(word)
 
 
 def test_a_run_whose_weights_are_not_here_is_told_and_the_others_are_evaluated(
-    trained: Root, ssmscale: Command
+    trained: Root, evaluate: Command
 ) -> None:
     first, second = run_ids(trained)
     (trained.run(first) / "checkpoints" / "model.safetensors").unlink()
-    answer = ssmscale("evaluate", "tiny", "--root", trained.path, "--limit", 2, "--json")
+    answer = evaluate("--limit", 2, "--json")
     assert answer.status == 1
     outcomes = {run["run_id"]: run for run in json.loads(answer.out)["runs"]}
     assert outcomes[second]["outcome"] == "evaluated"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from pathlib import Path
 
 import pytest
 
@@ -17,32 +16,30 @@ from tests.harness.scores import SETTINGS, scored
 from tests.studies import Fields
 
 
-def test_every_score_of_a_finished_run_is_one_row(tmp_path: Path, study_fields: Fields) -> None:
-    root = Root(tmp_path / "runs")
-    resolved = registered(root, study_fields)
-    write_finished(root, resolved.points[:1])
+def test_every_score_of_a_finished_run_is_one_row(here: Root, study_fields: Fields) -> None:
+    resolved = registered(here, study_fields)
+    write_finished(here, resolved.points[:1])
     first, second = (point.run.run_id for point in resolved.points)
-    keep_evaluation(root, first, scored(None, ppl=54.6, ce=4.0))
-    keep_evaluation(root, first, scored(SETTINGS, **{"fd_clap-1a2b3c4d": 0.5}))
-    keep_evaluation(root, second, scored(None, ce=1.0))  # it has not finished
+    keep_evaluation(here, first, scored(None, ppl=54.6, ce=4.0))
+    keep_evaluation(here, first, scored(SETTINGS, **{"fd_clap-1a2b3c4d": 0.5}))
+    keep_evaluation(here, second, scored(None, ce=1.0))  # it has not finished
     rows = evaluation_rows(resolved)
     assert {(row.settings, row.metric, row.value) for row in rows} == {
         (SETTINGS.digest, "fd_clap-1a2b3c4d", 0.5),
         ("held-out", "ce", 4.0),
         ("held-out", "ppl", 54.6),
     }
-    (done,) = [row for row in rows_of(root, study_fields) if row.state is RunState.DONE]
+    (done,) = [row for row in rows_of(here, study_fields) if row.state is RunState.DONE]
     assert done.result is not None
     assert {(row.run_id, row.n_params, row.iterations, row.seed, row.n_prompts) for row in rows} == {
         (first, done.result["n_params"], 5, 0, 4)
     }
 
 
-def test_the_table_is_csv_of_exactly_the_agreed_columns(tmp_path: Path, study_fields: Fields) -> None:
-    root = Root(tmp_path / "runs")
-    resolved = registered(root, study_fields)
-    write_finished(root, resolved.points)
-    keep_evaluation(root, resolved.points[0].run.run_id, scored(SETTINGS, ce=4.25))
+def test_the_table_is_csv_of_exactly_the_agreed_columns(here: Root, study_fields: Fields) -> None:
+    resolved = registered(here, study_fields)
+    write_finished(here, resolved.points)
+    keep_evaluation(here, resolved.points[0].run.run_id, scored(SETTINGS, ce=4.25))
     (row,) = csv.DictReader(io.StringIO(as_csv(evaluation_rows(resolved))))
     assert list(row) == COLUMNS
     assert ",".join(COLUMNS) == (
@@ -60,11 +57,10 @@ def test_whatever_changes_a_value_changes_the_settings() -> None:
     assert changed[1].generation_digest == SETTINGS.generation_digest != changed[0].generation_digest
 
 
-def test_a_damaged_file_of_results_is_named(tmp_path: Path, study_fields: Fields) -> None:
-    root = Root(tmp_path / "runs")
-    resolved = registered(root, study_fields)
-    write_finished(root, resolved.points)
-    path = evaluation_folder(root, resolved.points[0].run.run_id) / "held-out.json"
+def test_a_damaged_file_of_results_is_named(here: Root, study_fields: Fields) -> None:
+    resolved = registered(here, study_fields)
+    write_finished(here, resolved.points)
+    path = evaluation_folder(here, resolved.points[0].run.run_id) / "held-out.json"
     path.parent.mkdir()
     path.write_text('{"n_prompts": 4, "scores": {"ce": {"value": "low", "t": 1.0}}}')
     with pytest.raises(InputError, match=r"held-out\.json: scores\.ce\.value"):

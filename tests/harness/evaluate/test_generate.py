@@ -26,6 +26,9 @@ from tests.corpora import tone_codec, write_tiny_corpus
 MAJOR, MINOR = "A made piece in C major, number 1.", "Slow strings in D minor, very quiet at first."
 
 
+ASKED = ("--prompt", "a", "--out", "x.wav")
+
+
 @pytest.fixture(scope="module")
 def run_id(there: Path) -> str:
     """Of the longer of the two runs."""
@@ -45,11 +48,17 @@ def moved(there: Path, tmp_path: Path, run_id: str) -> Root:
     return Root(tmp_path / "moved")
 
 
+@pytest.fixture
+def generate(ssmscale: Command, there: Path, run_id: str) -> Command:
+    """`ssmscale generate` with the trained run."""
+    return lambda *words: ssmscale("generate", run_id, "--root", there, *words)
+
+
 def tokens(trained: Trained, prompts: list[str], seed: int = 0, **sampling: Any) -> np.ndarray:
-    from ssmttm.generation import generate
+    from ssmttm import generation
 
     seeds = range(seed, seed + len(prompts))
-    return generate(trained.model, trained.read(prompts), 50, Sampling(**sampling), seeds).numpy()
+    return generation.generate(trained.model, trained.read(prompts), 50, Sampling(**sampling), seeds).numpy()
 
 
 def test_a_trained_run_writes_audio_of_the_length_of_its_corpus_clips(
@@ -64,29 +73,17 @@ def test_a_trained_run_writes_audio_of_the_length_of_its_corpus_clips(
     assert soundfile.info("piece.wav").subtype == "PCM_16"
 
 
-def test_beside_a_piece_lies_all_that_makes_it_again(ssmscale: Command, there: Path, run_id: str) -> None:
+def test_beside_a_piece_lies_all_that_makes_it_again(generate: Command, run_id: str) -> None:
     asked = ("--top-k", 40, "--guidance", 1.5, "--seed", 7, "--seconds", 0.5)
-    said = ssmscale(
-        *("generate", run_id, "--root", there, "--prompt", MAJOR, "--prompt", MINOR),
-        *("--out", "out/piece.wav", "--json", *asked),
-    )
-    assert files_below(Path("out")) == [
-        "piece-0.wav",
-        "piece-0.wav.json",
-        "piece-1.wav",
-        "piece-1.wav.json",
-    ]
+    said = generate("--prompt", MAJOR, "--prompt", MINOR, "--out", "out/piece.wav", "--json", *asked)
+    pieces = [f"piece-{number}.wav" for number in range(2)]
+    assert files_below(Path("out")) == sorted([*pieces, *(f"{piece}.json" for piece in pieces)])
     second = json.loads(Path("out/piece-1.wav.json").read_text())
     assert second["run_id"] == run_id
     assert (second["prompt"], second["seed"], second["frames"]) == (MINOR, 8, 25)
     assert second["sampling"] == {"temperature": 1.0, "top_k": 40, "top_p": None, "guidance": 1.5}
-    assert [piece["path"] for piece in json.loads(said.out)["pieces"]] == [
-        "out/piece-0.wav",
-        "out/piece-1.wav",
-    ]
-    ssmscale(
-        "generate", run_id, "--root", there, "--prompt", MINOR, "--out", "again.wav", *asked, "--seed", 8
-    )
+    assert [piece["path"] for piece in said.document["pieces"]] == [f"out/{piece}" for piece in pieces]
+    generate("--prompt", MINOR, "--out", "again.wav", *asked, "--seed", 8)
     assert Path("again.wav").read_bytes() == Path("out/piece-1.wav").read_bytes()
 
 
@@ -150,15 +147,11 @@ def test_what_lies_beside_a_piece_tells_of_no_other(
 
 
 def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
-    ssmscale: Command, there: Path, run_id: str, trained: Trained
+    generate: Command, trained: Trained
 ) -> None:
-    said = ssmscale(
-        "generate", run_id, "--root", there, "--prompt", MAJOR, "--seconds", 1.5, "--out", "long.wav"
-    )
-    assert (said.status, said.err) == (
-        0,
-        "warning: longer than the 1 s it was trained on: nothing says how it goes on after them\n",
-    )
+    said = generate("--prompt", MAJOR, "--seconds", 1.5, "--out", "long.wav")
+    warning = "warning: longer than the 1 s it was trained on: nothing says how it goes on after them\n"
+    assert (said.status, said.err) == (0, warning)
     assert soundfile.info("long.wav").duration == 1.5
     attention = trained.run.model.model_copy(update={"architecture": Architecture.CROSS_TRANSFORMER})
     other = replace(trained, run=trained.run.model_copy(update={"model": attention}))
@@ -175,27 +168,21 @@ def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
         (["--prompts", "empty.txt", "--out", "x.wav"], "empty.txt: holds no caption"),
         (["--prompts", "gone.txt", "--out", "x.wav"], "gone.txt: no such captions file"),
         (["--prompt", "a", "--out", "x.mp3"], "--out x.mp3: sound is written as F.wav"),
-        (["--prompt", "a", "--out", "x.wav", "--temperature", "0"], "temperature is 0.0"),
-        (["--prompt", "a", "--out", "x.wav", "--top-k", "-1"], "top_k is -1"),
-        (["--prompt", "a", "--out", "x.wav", "--top-p", "2"], "top_p is 2.0"),
-        (["--prompt", "a", "--out", "x.wav", "--guidance", "nan"], "guidance is nan"),
-        (
-            ["--prompt", "a", "--out", "x.wav", "--seconds", "0.001"],
-            "--seconds 0.001: choose a length of 0.02 s",
-        ),
-        (
-            ["--prompt", "a", "--out", "x.wav", "--device", "cuda:99"],
-            "--device cuda:99: there is none here; torch can use cpu",
-        ),
-        (["--prompt", "a", "--out", "x.wav", "--device", "meta"], "--device meta: there is none here"),
+        ([*ASKED, "--temperature", "0"], "temperature is 0.0"),
+        ([*ASKED, "--top-k", "-1"], "top_k is -1"),
+        ([*ASKED, "--top-p", "2"], "top_p is 2.0"),
+        ([*ASKED, "--guidance", "nan"], "guidance is nan"),
+        ([*ASKED, "--seconds", "0.001"], "--seconds 0.001: choose a length of 0.02 s"),
+        ([*ASKED, "--device", "cuda:99"], "--device cuda:99: there is none here; torch can use cpu"),
+        ([*ASKED, "--device", "meta"], "--device meta: there is none here"),
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "-".join(value),
 )
 def test_what_cannot_be_asked_is_one_sentence_and_writes_nothing(
-    ssmscale: Command, there: Path, run_id: str, arguments: list[str], problem: str
+    generate: Command, arguments: list[str], problem: str
 ) -> None:
     Path("empty.txt").write_text("\n")
-    said = ssmscale("generate", run_id, "--root", there, *arguments)
+    said = generate(*arguments)
     assert said.status == 2
     assert said.err.startswith(f"error: {problem}")
     assert said.err.count("\n") == 1

@@ -57,7 +57,7 @@ def series(tiny_study_plan: PlannedRun) -> Series:
 def tiny_study_plan(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> PlannedRun:
     import yaml
 
-    from tests.conftest import tiny_study
+    from tests.studies import tiny_study
 
     folder = tmp_path_factory.mktemp("plan")
     (folder / "study.yaml").write_text(yaml.safe_dump(tiny_study(tiny_corpus)))

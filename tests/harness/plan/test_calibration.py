@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -40,47 +39,43 @@ def kept(root: Root, fields: Fields) -> None:
     write_calibration(root, "tiny", rows_of(root, fields), 4)
 
 
-def test_what_is_kept_is_not_read_again(one_length: Fields, tmp_path: Path) -> None:
-    root = Root(tmp_path)
-    trained(root, one_length, 1000.0)
-    rows = rows_of(root, one_length)
-    kept(root, one_length)
-    before = own_steps(root, "tiny", rows, 4)
-    shutil.rmtree(root.path / "runs")
-    assert own_steps(root, "tiny", rows, 4) == before
+def test_what_is_kept_is_not_read_again(one_length: Fields, here: Root) -> None:
+    trained(here, one_length, 1000.0)
+    rows = rows_of(here, one_length)
+    kept(here, one_length)
+    before = own_steps(here, "tiny", rows, 4)
+    shutil.rmtree(here.path / "runs")
+    assert own_steps(here, "tiny", rows, 4) == before
     assert len(before) == 1
 
 
-def test_a_size_that_means_another_model_is_timed_anew(one_length: Fields, tmp_path: Path) -> None:
-    root = Root(tmp_path)
-    trained(root, one_length, 1000.0)
-    kept(root, one_length)
+def test_a_size_that_means_another_model_is_timed_anew(one_length: Fields, here: Root) -> None:
+    trained(here, one_length, 1000.0)
+    kept(here, one_length)
     one_length["grid"]["sizes"]["xs"] |= {"n_blocks": 4}
-    trained(root, one_length, 300.0)
-    assert speeds(root, one_length) == {"cpu": [1000, 300]}
+    trained(here, one_length, 300.0)
+    assert speeds(here, one_length) == {"cpu": [1000, 300]}
 
 
 def test_longer_runs_elsewhere_join_those_of_before_and_newer_ones_here_replace_them(
-    one_length: Fields, tmp_path: Path
+    one_length: Fields, here: Root
 ) -> None:
-    root = Root(tmp_path)
-    trained(root, one_length, 1000.0)
-    kept(root, one_length)
+    trained(here, one_length, 1000.0)
+    kept(here, one_length)
     one_length["grid"]["iterations"] = [20]
-    trained(root, one_length, 9000.0, device="cuda:0")
-    assert speeds(root, one_length) == {"cpu": [1000], "cuda": [9000]}
-    kept(root, one_length)
+    trained(here, one_length, 9000.0, device="cuda:0")
+    assert speeds(here, one_length) == {"cpu": [1000], "cuda": [9000]}
+    kept(here, one_length)
     one_length["grid"]["iterations"] = [40]
-    trained(root, one_length, 500.0)
-    assert speeds(root, one_length) == {"cpu": [500], "cuda": [9000]}
+    trained(here, one_length, 500.0)
+    assert speeds(here, one_length) == {"cpu": [500], "cuda": [9000]}
 
 
 def test_what_shared_a_gpu_with_others_says_nothing_of_how_fast_it_goes(
-    one_length: Fields, tmp_path: Path
+    one_length: Fields, here: Root
 ) -> None:
-    root = Root(tmp_path)
-    trained(root, one_length, 400.0, device="cuda:0", gpu_share=0.5)
-    assert speeds(root, one_length) == {}
+    trained(here, one_length, 400.0, device="cuda:0", gpu_share=0.5)
+    assert speeds(here, one_length) == {}
     one_length["grid"]["seeds"] = [1]
-    trained(root, one_length, 1000.0, device="cuda:0")
-    assert speeds(root, one_length) == {"cuda": [1000]}
+    trained(here, one_length, 1000.0, device="cuda:0")
+    assert speeds(here, one_length) == {"cuda": [1000]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.common.format import Estimate
 from harness.plan.estimate import run_cost
 from harness.plan.speed import (
     ALIKE_SPREAD,
@@ -137,9 +138,13 @@ def sized(d_model: int, blocks: int, architecture: str = "prefix_simba", precisi
     )
 
 
-def predicted(speeds: Speeds, run: Run, device: Device = CPU) -> tuple[float, str]:
+def seconds_of(speeds: Speeds, run: Run, device: Device = CPU) -> tuple[Estimate, str]:
     work = step_work(run, Layout(micro_batch=run.batch), 4, on_cuda=device.kind == "cuda")
-    seconds, source = speeds.seconds(str(run.model.architecture), run, work, device)
+    return speeds.seconds(str(run.model.architecture), run, work, device)
+
+
+def predicted(speeds: Speeds, run: Run, device: Device = CPU) -> tuple[float, str]:
+    seconds, source = seconds_of(speeds, run, device)
     assert seconds.low < seconds.expected < seconds.high
     return seconds.expected, source
 
@@ -170,9 +175,7 @@ def test_what_was_measured_itself_is_taken_as_it_is() -> None:
 
 def test_another_architectures_runs_count_where_there_are_no_own_and_say_less() -> None:
     seen = [timed(sized(64, 2, "cross_transformer"), CPU, launches=3.0, arithmetic=3.0)]
-    run = sized(64, 2)
-    work = step_work(run, Layout(micro_batch=run.batch), 4, on_cuda=False)
-    borrowed, source = Speeds(seen).seconds("prefix_simba", run, work, CPU)
+    borrowed, source = seconds_of(Speeds(seen), sized(64, 2))
     assert source == "borrowed"
     assert borrowed.high / borrowed.expected > ALIKE_SPREAD[1]
 
@@ -194,11 +197,11 @@ def test_before_anything_ran_the_hours_of_a_gpu_span_the_known_shares_of_its_pea
     run = sized(2048, 24, precision="bf16")
     device = Device("cuda", "h100", peak_flops=989e12)
     work = step_work(run, Layout(micro_batch=8), 4, on_cuda=True)
-    seconds, _ = Speeds([]).seconds("prefix_simba", run, work, device)
+    seconds, _ = seconds_of(Speeds([]), run, device)
     assert seconds.low > work.flops / (0.5 * 989e12)
     assert seconds.expected > work.flops / (0.3 * 989e12)
     assert seconds.high > work.flops / (0.15 * 989e12)
-    known, _ = Speeds([]).seconds("prefix_simba", run, work, Device("cuda", "h100", 989e12, mfu=0.4))
+    known, _ = seconds_of(Speeds([]), run, Device("cuda", "h100", 989e12, mfu=0.4))
     assert known.expected < seconds.expected
     assert known.high / known.low < seconds.high / seconds.low
 

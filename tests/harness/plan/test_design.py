@@ -13,6 +13,7 @@ from harness.record.root import Root
 from harness.study.schema import load_study
 from harness.submit.planning import planned
 from tests.conftest import Command, Write
+from tests.harness.conftest import PlanOf
 from tests.harness.journals import write_finished
 from tests.studies import Fields
 
@@ -28,12 +29,12 @@ def test_the_design_joins_the_plans_notes_and_says_what_cannot_be_fitted(
 
 
 def test_a_prior_stated_in_the_study_is_taken_and_is_no_part_of_a_run(
-    study_fields: Fields, write_study: Write, ssmscale: Command
+    study_fields: Fields, plan_of: PlanOf
 ) -> None:
-    before = ssmscale("plan", write_study(study_fields), "--json").document["runs"]
+    before = plan_of(study_fields)["runs"]
     law = {"E": 1.5, "A": 900.0, "B": 2000.0, "alpha": 0.7, "beta": 0.6}
     study_fields["design"] = {"prior": {"prefix_simba": law}, "noise": {"series": 0.002, "run": 0.01}}
-    plan = ssmscale("plan", write_study(study_fields), "--design", "--json").document
+    plan = plan_of(study_fields, "--design")
     assert plan["design"]["prior"] == {"prefix_simba": law}
     assert plan["design"]["noise"] == {"series": 0.002, "run": 0.01}
     assert plan["runs"] == before
@@ -51,8 +52,8 @@ def test_what_cannot_be_planned_with_is_refused_in_one_sentence(
         (("--budget", "1"), "two architectures"),
     ):
         answer = ssmscale("plan", study, *arguments)
-        assert (answer.status, len(answer.err.splitlines())) == (2, 1), answer.err
-        assert words in answer.err
+        answer.assert_refused(words)
+        assert len(answer.err.splitlines()) == 1
     study_fields["design"] = {"prior": {"cross_simba": {"E": 1, "A": 1, "B": 1, "alpha": 0.5, "beta": 0.5}}}
     assert "no law for prefix_simba" in ssmscale("plan", write_study(study_fields), "--design").err
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from harness.plan.resources import NAME
+from harness.plan.resources import NAME, remember
 from harness.record.journal import Event, read_progress
-from harness.record.root import Root
+from harness.record.root import Layout, Root
 from harness.train.stopping import is_out_of_memory
-from tests.conftest import Command, Write
+from tests.harness.conftest import PlanOf
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared, progress_of, series_folder, train
 from tests.studies import Fields
@@ -63,11 +63,8 @@ def hungry(study_fields: Fields) -> Fields:
         "sizes": {"xs": {"n_blocks": 1, "d_model": 64, "ff_mult": 256}},
         "iterations": [3],
     }
-    study_fields["training"] |= {
-        "batch": 32,
-        "schedule": {"warmup": 0, "decay_fraction": 0.5},
-        "eval_clips": 1,
-    }
+    schedule = {"warmup": 0, "decay_fraction": 0.5}
+    study_fields["training"] |= {"batch": 32, "schedule": schedule, "eval_clips": 1}
     return study_fields
 
 
@@ -110,16 +107,13 @@ def test_where_not_even_one_sequence_fits_the_run_fails_with_what_would(
 
 
 def test_later_series_of_that_shape_and_the_plan_begin_with_what_fitted(
-    study_fields: Fields, tmp_path: Path, write_study: Write, ssmscale: Command
+    study_fields: Fields, tmp_path: Path, plan_of: PlanOf
 ) -> None:
-    from harness.plan.resources import remember
-    from harness.record.root import Layout
-
     root = Root(tmp_path / "runs")
     ((_, runs),) = prepared(root, study_fields)
     remember(root.study("tiny"), runs[0], Layout(micro_batch=8, zero_stage=0), "cpu", None)
     study_fields["grid"] |= {"seeds": [5], "iterations": [4]}
-    (row,) = ssmscale("plan", write_study(study_fields), "--json").document["runs"]
+    (row,) = plan_of(study_fields)["runs"]
     assert (row["micro_batch"], row["accumulation"]) == (4, 2)
     assert "ran out of memory" in row["why"]["micro_batch"]
     train(root, study_fields)

@@ -22,6 +22,7 @@ from harness.record.control import Control, attempts_reset_in
 from harness.record.journal import MOST_NOTES, Event, Fenced, Journal, ProgressReader, attempts, read_progress
 from harness.record.kinds import Kind
 from harness.record.result import Result
+from tests.harness.conftest import SAY_WHO
 from tests.harness.journals import read_events
 
 
@@ -33,21 +34,16 @@ def test_state_is_the_last_event_that_changed_it(tmp_path: Path) -> None:
     assert (progress.state, progress.step, progress.is_alive) == (Event.STARTED, 5, True)
 
 
-def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
-    with Journal.open(tmp_path) as journal:
-        journal.append(Event.STARTED)
-        journal.append(Event.STEP, step=5, loss=3.0)
-    with journal.path.open("a") as file:
-        file.write('{"t": 1, "event": "step", "step": 10, "lo')
-    assert read_progress(tmp_path).step == 5
+TORN = '{"t": 1, "event": "step", "step": 10, "lo'
+NO_EVENTS = ("[1, 2]", '"text"', '{"step": 7}', "\x00\x00", "{}", '{"event": 5}')
 
 
-@pytest.mark.parametrize("line", ["[1, 2]", '"text"', '{"step": 7}', "\x00\x00", "{}", '{"event": 5}'])
-def test_lines_that_are_no_events_are_passed_over(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("more", [TORN, *(f"{line}\n" for line in NO_EVENTS)])
+def test_a_torn_last_line_and_lines_that_are_no_events_are_passed_over(tmp_path: Path, more: str) -> None:
     with Journal.open(tmp_path) as journal:
         journal.append(Event.STEP, step=5, loss=3.0)
     with journal.path.open("a") as file:
-        file.write(line + "\n")
+        file.write(more)
     assert read_progress(tmp_path).step == 5
 
 
@@ -110,35 +106,30 @@ def test_a_step_two_attempts_saw_counts_once_by_the_later_word(tmp_path: Path) -
     assert [event["loss"] for event in read_progress(tmp_path).steps.values()] == [2.5]
 
 
-def test_a_process_that_is_gone_is_not_alive(tmp_path: Path) -> None:
+ME = identify_process()
+BY_BIRTH = {key: ME[key] for key in ("host", "pid")}
+
+
+@pytest.mark.parametrize(
+    ("process", "alive"),
+    [
+        (ME | {"started_ticks": 1}, False),
+        (ME | {"boot_id": "another"}, False),
+        (BY_BIRTH | {"process_started": psutil.Process().create_time()}, True),
+        (BY_BIRTH | {"process_started": 1.0}, False),
+    ],
+    ids=["gone", "before a restart", "by its birth", "another birth"],
+)
+def test_a_journalled_process_is_known_by_when_it_started(
+    tmp_path: Path, process: dict[str, Any], alive: bool
+) -> None:
     with Journal.open(tmp_path) as journal:
-        journal.append(Event.STARTED, **{**identify_process(), "started_ticks": 1})
-    assert not read_progress(tmp_path).is_alive
+        journal.append(Event.STARTED, **process)
+    assert read_progress(tmp_path).is_alive is alive
 
 
-def test_a_process_of_before_the_machine_started_again_is_not_alive(tmp_path: Path) -> None:
-    with Journal.open(tmp_path) as journal:
-        journal.append(Event.STARTED, **{**identify_process(), "boot_id": "another"})
-    assert not read_progress(tmp_path).is_alive
-
-
-def test_a_process_journalled_by_its_time_of_birth_is_still_known(tmp_path: Path) -> None:
-    for born, alive in ((psutil.Process().create_time(), True), (1.0, False)):
-        with Journal.open(tmp_path) as journal:
-            known = {key: identify_process()[key] for key in ("host", "pid")}
-            journal.append(Event.STARTED, **known, process_started=born)
-        assert read_progress(tmp_path).is_alive is alive
-
-
-def test_an_ended_process_nobody_waited_for_is_not_alive(tmp_path: Path) -> None:
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import json, harness.common.process as p; print(json.dumps(p.identify_process()))",
-        ],
-        stdout=subprocess.PIPE,
-    )
+def test_an_ended_process_nobody_waited_for_is_not_alive() -> None:
+    child = subprocess.Popen([sys.executable, "-c", SAY_WHO], stdout=subprocess.PIPE)
     assert child.stdout is not None
     identity = json.loads(child.stdout.read())
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -249,23 +240,7 @@ def test_garbage_of_any_size_is_read_in_bounded_memory(tmp_path: Path) -> None:
 
 
 ENDS = st.sampled_from([b"\n", b"", b"\r\n"])
-WORDS = st.sampled_from(
-    [
-        b"{",
-        b"}",
-        b"[" * 300,
-        b'"step"',
-        b":",
-        b"NaN",
-        b"-1",
-        b"9" * 400,
-        b"\xff",
-        b"\x00",
-        b"true",
-        b",",
-        b'"t"',
-    ]
-)
+WORDS = st.sampled_from([*b'{ } "step" : NaN -1 \xff \x00 true , "t"'.split(), b"[" * 300, b"9" * 400])
 OBJECTS = st.dictionaries(
     st.sampled_from(["t", "event", "step", "loss", "layout", "runs", "attempts", "process", "pid"]),
     st.recursive(
@@ -331,9 +306,7 @@ def test_what_could_not_be_read_once_is_read_again_though_no_file_has_changed(
 ) -> None:
     first, second = Journal.open(tmp_path), Journal.open(tmp_path)
     second.append(Event.STEP, step=2, loss=3.0)
-    os.write(
-        first._descriptor, json.dumps({"t": 1.0, "event": "step", "step": 1, "loss": 3.0}).encode() + b"\n"
-    )
+    os.write(first._descriptor, json.dumps({**STEP, "step": 1}).encode() + b"\n")
     reader, whole = ProgressReader(), Path.open
 
     def hesitate(path: Path, *how: Any, **more: Any) -> Any:

@@ -12,6 +12,8 @@ from harness.record.journal import Event
 from harness.record.points import COLUMNS, points_of, without_points
 from harness.record.root import Root
 from harness.record.scores import Evaluation, Score, keep_evaluation
+from harness.tracking.store import default_uri
+from harness.tracking.tracker import Tracker
 from tests.conftest import Answer, Command
 from tests.harness.journals import (
     begin_run,
@@ -146,13 +148,9 @@ def test_a_report_is_kept_with_the_study_and_its_run(
     kept = tracked_root.study("tiny") / "report"
     for name in ("report.html", "fit.json"):
         assert (kept / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{tracked_root.path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], "tags.`ssmscale.kind` = 'study'")
-    held = {file.path for file in client.list_artifacts(run.info.run_id)}
+    experiment = Tracker(default_uri(tracked_root), "tiny", tracked_root).experiment
+    (run,) = [one for one in experiment.search() if one.kind == "study"]
+    held = {file.path for file in experiment.client.list_artifacts(run.mlflow_id)}
     assert held == {"study.json", "report.html", "fit.json"}
 
 

@@ -142,10 +142,7 @@ def test_a_worker_journals_what_share_of_a_gpu_it_has(
     monkeypatch.setenv(GPU_SHARE, "0.25")
     train(root, study_fields)
     journals = [series_folder(root), *root.path.glob("runs/*")]
-    assert [[span.gpu_share for span in read_progress(folder).spans] for folder in journals] == [
-        [0.25],
-        [0.25],
-    ]
+    assert [span.gpu_share for folder in journals for span in read_progress(folder).spans] == [0.25] * 2
 
 
 @pytest.fixture

@@ -139,12 +139,16 @@ def prepared(root: Root, fields: Fields, tracking: str | None) -> tuple[str, Lau
     return run.series_id, launch
 
 
+def mirror_command(root: Root, series_id: str) -> list[str]:
+    return [sys.executable, "-m", "harness.tracking.live", str(root.study("tiny")), series_id]
+
+
 @pytest.mark.parametrize("tracking", [None, "sqlite:////tmp/nowhere.db"])
 def test_a_mirror_beside_a_worker_refuses_to_open_a_file(
     tracked_root: Root, study_fields: Fields, tracking: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     series_id, _ = prepared(tracked_root, study_fields, tracking)
-    command = [sys.executable, "-m", "harness.tracking.live", str(tracked_root.study("tiny")), series_id]
+    command = mirror_command(tracked_root, series_id)
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 2
     assert "names no tracker a second machine may write to" in done.stderr
@@ -161,22 +165,20 @@ def test_a_mirror_beside_a_worker_ends_with_its_series_and_leaves_no_process(
     assert "Traceback" not in log_file.read_text()
 
 
+START_A_MIRROR = """
+import subprocess, sys, time
+mirror = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE)
+print(mirror.pid, flush=True)
+time.sleep(600)
+"""
+
+
 def test_a_mirror_beside_a_worker_that_is_killed_ends_too(tracked_root: Root, study_fields: Fields) -> None:
     import psutil
 
     series_id, _ = prepared(tracked_root, study_fields, "http://127.0.0.1:9")
     worker = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import subprocess, sys, time\n"
-            "command = [sys.executable, '-m', 'harness.tracking.live', *sys.argv[1:]]\n"
-            "mirror = subprocess.Popen(command, stdin=subprocess.PIPE)\n"
-            "print(mirror.pid, flush=True)\n"
-            "time.sleep(600)",
-            str(tracked_root.study("tiny")),
-            series_id,
-        ],
+        [sys.executable, "-c", START_A_MIRROR, *mirror_command(tracked_root, series_id)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -194,7 +196,7 @@ def test_a_mirror_whose_worker_is_done_before_it_begins_does_not_stay(
     tracked_root: Root, study_fields: Fields
 ) -> None:
     series_id, _ = prepared(tracked_root, study_fields, "http://127.0.0.1:9")
-    command = [sys.executable, "-m", "harness.tracking.live", str(tracked_root.study("tiny")), series_id]
+    command = mirror_command(tracked_root, series_id)
     subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=True)
 
 

@@ -32,7 +32,7 @@ def test_what_was_mirrored_half_way_is_completed_and_not_repeated(study: Study) 
     train(study.root, study.fields)
     study.mirror()
     assert study.steps() == list(range(1, 9))
-    assert study.found()[0].status == "FINISHED"
+    assert study.the().status == "FINISHED"
 
 
 def test_an_evaluation_journalled_after_its_step_was_mirrored_is_not_lost(study: Study, trunk: Any) -> None:
@@ -48,7 +48,7 @@ def test_what_a_mirror_sent_before_it_was_killed_is_not_sent_again(study: Study,
     log_steps(trunk, [1])
     study.mirror()
     log_steps(trunk, [2, 3])
-    (held,) = study.found()
+    held = study.the()
     experiment, event = study.tracker().experiment, list(read_events(series_folder(study.root)))[2]
     # What a mirror leaves that is killed after its metrics arrived and before its mark did.
     from mlflow.entities import Metric
@@ -78,30 +78,17 @@ def test_a_step_another_mirror_sent_before_a_later_attempt_told_it_again_is_ther
 
 
 @pytest.mark.parametrize("anew", [False, True], ids=["same mirror", "another mirror"])
-def test_a_step_logged_again_by_a_later_attempt_keeps_its_first_time(
-    study: Study, trunk: Any, anew: bool
+@pytest.mark.parametrize("later", [[20, 30, 40], [15, 20, 25]], ids=["steps beyond", "steps between"])
+def test_a_later_attempt_adds_its_steps_and_those_logged_again_keep_their_first_time(
+    study: Study, trunk: Any, later: list[int], anew: bool
 ) -> None:
     log_steps(trunk, [10, 20, 30], t=1000.0)
     tracker = study.tracker()
     study.mirror(tracker)
-    log_steps(begin_series(study.root, study.points[0].run), [20, 30, 40], t=2000.0)
+    log_steps(begin_series(study.root, study.points[0].run), later, t=2000.0)
     study.mirror(study.tracker() if anew else tracker)
-    assert [(step, when) for step, when, _ in study.history()] == [
-        (10, 1000_000),
-        (20, 1000_000),
-        (30, 1000_000),
-        (40, 2000_000),
-    ]
-
-
-@pytest.mark.parametrize("anew", [False, True], ids=["same mirror", "another mirror"])
-def test_steps_between_those_already_sent_are_not_lost(study: Study, trunk: Any, anew: bool) -> None:
-    log_steps(trunk, [10, 20, 30])
-    tracker = study.tracker()
-    study.mirror(tracker)
-    log_steps(begin_series(study.root, study.points[0].run), [15, 20, 25])  # a later attempt that logs more
-    study.mirror(study.tracker() if anew else tracker)
-    assert study.steps() == [10, 15, 20, 25, 30]
+    expected = dict.fromkeys(later, 2000_000) | dict.fromkeys([10, 20, 30], 1000_000)
+    assert [(step, when) for step, when, _ in study.history()] == sorted(expected.items())
 
 
 def test_more_metrics_than_a_call_takes_arrive_each_once(study: Study, trunk: Any) -> None:

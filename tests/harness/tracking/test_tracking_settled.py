@@ -19,7 +19,7 @@ def test_a_run_nobody_trains_is_settled_as_killed_and_runs_again_when_it_does(st
     train(study.root, study.fields, StopAfter(3))
     tracker = study.tracker()
     study.mirror(tracker, settle=True)
-    (parent,) = study.found()
+    parent = study.the()
     assert parent.status == "KILLED"
     assert "interrupted" in parent.tags["ssmscale.reason"]
     train(study.root, study.fields)
@@ -35,7 +35,7 @@ def test_a_failed_run_is_failed_in_mlflow_with_its_reason(study: Study) -> None:
     train(study.root, study.fields)
     study.mirror(settle=True)
     for identity in (points[0].run.run_id, points[0].run.series_id):
-        (held,) = study.found(identity)
+        held = study.the(identity)
         assert held.status == "FAILED"
         assert "loss is" in held.tags["ssmscale.reason"]
 
@@ -44,10 +44,10 @@ def test_a_process_of_another_host_is_not_called_dead_before_it_was_still_for_lo
     journal = begin_series(study.root, study.points[0].run, host="elsewhere", t=time.time() - 9000)
     log_steps(journal, [1])
     study.mirror(settle=True)
-    assert study.found()[0].status == "RUNNING"
+    assert study.the().status == "RUNNING"
     log_steps(journal, [2], t=time.time() - 5000)
     study.mirror(settle=True)  # the newest step is old
-    assert study.found()[0].status == "KILLED"
+    assert study.the().status == "KILLED"
 
 
 def test_a_run_the_study_lists_no_more_is_settled_by_its_journal(study: Study) -> None:
@@ -58,9 +58,9 @@ def test_a_run_the_study_lists_no_more_is_settled_by_its_journal(study: Study) -
     log_steps(finished := begin_run(study.root, longer.run), [10])
     finish(finished, longer.run)
     study.fields["grid"]["iterations"] = [5]
-    assert study.found(longer.run.run_id)[0].status == "RUNNING"
+    assert study.the(longer.run.run_id).status == "RUNNING"
     assert study.mirror(settle=True, thorough=True).settled == 1
-    (held,) = study.found(longer.run.run_id)
+    held = study.the(longer.run.run_id)
     assert held.status == "FINISHED"
     assert study.steps(longer.run.run_id) == [9, 10]
 
@@ -78,13 +78,13 @@ def test_runs_made_twice_are_merged_into_the_oldest(study: Study) -> None:
     experiment.send(child, [Measured("step", "train_loss", 4, when or 5, 4.996)])
     done = study.mirror(settle=True, thorough=True)
     assert done.merged == 2
-    assert study.found()[0].mlflow_id == parent.mlflow_id
-    (held,) = study.found(run_id)
+    assert study.the().mlflow_id == parent.mlflow_id
+    held = study.the(run_id)
     assert (held.mlflow_id, held.status) == (child.mlflow_id, "FINISHED")
     assert study.steps(run_id) == [4, 5]
     assert study.steps(run_id, "lr") == [4, 5]
     for point in study.points:
-        assert study.found(point.run.run_id)[0].tags["mlflow.parentRunId"] == parent.mlflow_id
+        assert study.the(point.run.run_id).tags["mlflow.parentRunId"] == parent.mlflow_id
     assert {one.tags["ssmscale.merged_into"] for one in study.found(run_id, deleted=True)} == {
         child.mlflow_id
     }
@@ -95,7 +95,7 @@ def test_a_run_deleted_in_mlflow_stays_deleted_and_is_named(study: Study) -> Non
     write_finished(study.root, study.points)
     study.mirror()
     run_id = study.points[0].run.run_id
-    (held,) = study.found(run_id)
+    held = study.the(run_id)
     client = study.tracker().experiment.client
     client.delete_run(held.mlflow_id)
     for _ in range(2):
@@ -111,7 +111,7 @@ def test_sync_counts_no_run_that_was_deleted_in_mlflow(study: Study, ssmscale: C
     sync = ("sync", "tiny", "--root", study.root.path)
     assert "2 finished runs are in" in ssmscale(*sync).out
     tracker = study.tracker()
-    tracker.experiment.client.delete_run(study.found(study.points[1].run.run_id)[0].mlflow_id)
+    tracker.experiment.client.delete_run(study.the(study.points[1].run.run_id).mlflow_id)
     answer = ssmscale(*sync)
     assert "1 of 2 finished runs are in" in answer.out
     assert "was deleted in MLflow" in answer.err
@@ -121,7 +121,7 @@ def test_a_run_deleted_while_it_trains_does_not_stop_the_others(study: Study, tr
     log_steps(own := begin_run(study.root, study.points[0].run), [5])
     tracker = study.tracker()
     study.mirror(tracker)
-    (held,) = study.found(study.points[0].run.run_id)
+    held = study.the(study.points[0].run.run_id)
     tracker.experiment.client.delete_run(held.mlflow_id)
     log_steps(own, [6])
     log_steps(trunk, [1, 2])

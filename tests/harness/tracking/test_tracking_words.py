@@ -18,7 +18,7 @@ def test_params_tags_and_files_tell_a_run_from_any_other(study: Study) -> None:
     train(study.root, study.fields)
     study.mirror()
     client = study.tracker().experiment.client
-    (held,) = study.found(study.points[0].run.run_id)
+    held = study.the(study.points[0].run.run_id)
     run = client.get_run(held.mlflow_id)
     assert run.data.params["model.architecture"] == "prefix_simba"
     assert run.data.params["optimiser.lr"] == "0.003"
@@ -26,7 +26,7 @@ def test_params_tags_and_files_tell_a_run_from_any_other(study: Study) -> None:
     assert run.data.tags["ssmscale.cluster"] == study.series_id
     assert run.data.metrics["final.loss"] > 0
     assert [file.path for file in client.list_artifacts(held.mlflow_id)] == ["run.json"]
-    (parent,) = study.found()
+    parent = study.the()
     assert [file.path for file in client.list_artifacts(parent.mlflow_id)] == ["series.json"]
     assert run.data.tags["mlflow.parentRunId"] == parent.mlflow_id
 
@@ -36,7 +36,7 @@ def test_what_the_machine_did_has_the_names_mlflows_page_looks_for(study: Study,
         Event.SYSTEM, step=10, cpu_percent=80.0, memory_gib=2.0, gpu_percent=50.0, gpu_memory_gib=1.0
     )
     study.mirror()
-    (held,) = study.found()
+    held = study.the()
     metrics = study.tracker().experiment.client.get_run(held.mlflow_id).data.metrics
     assert metrics["system/cpu_utilization_percentage"] == 80.0
     assert metrics["system/system_memory_usage_megabytes"] == pytest.approx(2147.48, abs=0.01)
@@ -46,7 +46,7 @@ def test_what_the_machine_did_has_the_names_mlflows_page_looks_for(study: Study,
 
 def test_a_parameter_that_differs_in_mlflow_stops_nothing(study: Study, trunk: Any) -> None:
     study.mirror()
-    (held,) = study.found()
+    held = study.the()
     client = study.tracker().experiment.client
     client.log_param(held.mlflow_id, "a_field_of_another_version", "1")
     log_steps(trunk, [1])
@@ -59,7 +59,7 @@ def test_a_run_made_without_its_parameters_gets_them(study: Study, trunk: Any, c
         study.series_id, "series", "name", 1, {"ssmscale.series": study.series_id}
     )  # what is left of a mirror that was killed then
     study.mirror()
-    (held,) = study.found()
+    held = study.the()
     assert held.has_params
 
 
@@ -73,7 +73,7 @@ def test_the_studys_files_are_kept_once_and_again_when_they_change(study: Study,
         (folder / "report" / "report.html").write_text(text)
         study.mirror(settle=True, thorough=True)
     assert calls.made.count("log_artifact") == 3 + 1 + 2  # of the runs; study.json; the report twice
-    (held,) = study.found("tiny")
+    held = study.the("tiny")
     client = study.tracker().experiment.client
     assert {file.path for file in client.list_artifacts(held.mlflow_id)} == {"study.json", "report.html"}
     assert held.status == "FINISHED"

@@ -14,9 +14,8 @@ import pytest
 
 from harness.record.journal import read_progress
 from harness.record.root import Root
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, tiny_study
 from tests.harness.trainer import prepared, train
-from tests.studies import tiny_study
 from tests.waiting import PATIENCE
 
 STEPS, SHORT = 20, 5

@@ -7,17 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
+from harness.tracking.store import default_uri
 from harness.tuning.storage import in_control
+from tests.conftest import Answer, Command
+from tests.harness.tracked import mlflow_runs
 from tests.harness.tuner import Fields
 from tests.studies import tiny_study
 from tests.waiting import PATIENCE, wait_until
@@ -43,15 +44,6 @@ def tune_fields(corpus: Path) -> Fields:
     return fields
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a call of the command came to."""
-
-    status: int
-    out: str
-    err: str
-
-
 def tune(folder: Path, on: str, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "harness", "tune", "study.yaml", "--on", on, *options],
@@ -62,15 +54,8 @@ def tune(folder: Path, on: str, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def end_of(process: subprocess.Popen[str]) -> Said:
-    out, err = process.communicate(timeout=PATIENCE)
-    return Said(process.returncode, out, err)
-
-
 def finished_runs(root: Root) -> set[Path]:
-    return {
-        folder for folder in (root.path / "runs").glob("*") if read_progress(folder).state == Event.FINISHED
-    }
+    return {run for run in root.path.glob("runs/*") if read_progress(run).state == Event.FINISHED}
 
 
 def journals_of(runs: set[Path]) -> dict[Path, bytes]:
@@ -84,11 +69,7 @@ class Story:
     root: Root
     fields: Fields
     before: dict[Path, bytes]
-    end: Said
-
-    @property
-    def document(self) -> dict[str, Any]:
-        return dict(json.loads(self.end.out))
+    end: Answer
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +86,17 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_sto
         first.send_signal(signal.SIGKILL)
         first.communicate()
     before = journals_of(finished_runs(root))
-    end = end_of(tune(folder, "ray", "--json"))
-    return Story(root, fields, before, end)
+    last = tune(folder, "ray", "--json")
+    out, err = last.communicate(timeout=PATIENCE)
+    return Story(root, fields, before, Answer(last.returncode, out, err))
 
 
 def test_tuning_ends_with_every_trial_told_and_the_rates_kept(story: Story) -> None:
-    assert story.end.status == 0, story.end.err
-    assert [sum(cell["trials"].values()) for cell in story.document["cells"]] == [TRIALS] * 2
+    cells = story.end.document["cells"]
+    assert [sum(cell["trials"].values()) for cell in cells] == [TRIALS] * 2
     tuned = json.loads((story.root.study("tiny") / "tuned.json").read_text())
     rates = {size["size"]: size["lr"] for size in tuned["architectures"]["prefix_simba"]["sizes"]}
-    assert rates == {cell["size"]: cell["lr"] for cell in story.document["cells"]}
+    assert rates == {cell["size"]: cell["lr"] for cell in cells}
     assert all(1e-3 <= rate <= 3e-1 for rate in rates.values())
 
 
@@ -122,16 +104,12 @@ def test_killed_and_started_again_it_repeats_no_finished_trial(story: Story) -> 
     assert len(story.before) >= 2
     assert {path: path.read_bytes() for path in story.before} == story.before
     assert journals_of({path.parent.parent for path in story.before}) == story.before
-    rates = [
-        run["optimiser"]["lr"]
-        for path in story.root.path.glob("runs/*/run.json")
-        if (run := json.loads(path.read_text()))
-    ]
-    assert len(rates) == len(finished_runs(story.root)) <= 2 * TRIALS
+    runs = [*story.root.path.glob("runs/*/run.json")]
+    assert len(runs) == len(finished_runs(story.root)) <= 2 * TRIALS
 
 
 def test_a_second_tuning_at_once_is_refused_and_told_whom_to_wait_for(
-    story: Story, ssmscale: Callable[..., Any]
+    story: Story, ssmscale: Command
 ) -> None:
     with in_control(story.root.study("tiny") / "tune", "study tiny"):
         place = ("--root", story.root.path, "--on", "local")
@@ -140,22 +118,14 @@ def test_a_second_tuning_at_once_is_refused_and_told_whom_to_wait_for(
     assert len(said.err.splitlines()) == 1
 
 
-def test_the_tuned_study_is_planned_with_what_was_found(story: Story, ssmscale: Callable[..., Any]) -> None:
+def test_the_tuned_study_is_planned_with_what_was_found(story: Story, ssmscale: Command) -> None:
     said = ssmscale("plan", story.root.path.parent / "study.yaml", "--root", story.root.path, "--json")
     assert len(said.document["runs"]) == 2
 
 
 def test_trials_are_mirrored_with_number_and_state(story: Story) -> None:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{story.root.path / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("tiny/tune")
-    assert experiment is not None
-    held = [
-        run.data.tags
-        for run in client.search_runs([experiment.experiment_id])
-        if run.data.tags["ssmscale.kind"] == "run"
-    ]
+    runs = mlflow_runs(default_uri(story.root), "tiny/tune")
+    held = [run.data.tags for run in runs if run.data.tags["ssmscale.kind"] == "run"]
     assert {tags["ssmscale.id"] for tags in held} == {folder.name for folder in finished_runs(story.root)}
     assert {(tags["tune.study"], tags["tune.state"]) for tags in held} == {("tiny", "finished")}
     numbers = {(tags["ssmscale.size"], int(tags["tune.trial"])) for tags in held}
