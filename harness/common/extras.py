@@ -1,4 +1,4 @@
-"""The extras of the project, and which of them brings a package that is missing."""
+"""The extras of the project, and the one that brings a missing package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXTRAS = {
 
 
 def missing_package(error: ModuleNotFoundError) -> str:
-    """A sentence that names the package that is missing and what installs it."""
+    """Return a sentence that names the missing package and how to install it."""
     name = (error.name or "").split(".")[0]
     extra = next((extra for extra, names in EXTRAS.items() if name in names), "all")
     return f"the package {name} is not installed; pip install 'ssmscale[{extra}]' brings it"
