@@ -25,10 +25,11 @@ from tests.waiting import PATIENCE, is_running, paced, wait_until
 
 Fields = dict[str, Any]
 Command = Callable[..., Answer]
+Start = Callable[[Path], subprocess.Popen[str]]
 
 
 @pytest.fixture
-def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+def start_submit(tmp_path: Path) -> Iterator[Start]:
     """Start `ssmscale submit --on local` as a process of its own, in which training takes its time.
 
     Ended with its children after the test, since those that a failing one has stopped do not see that it has ended.
@@ -54,6 +55,12 @@ def start_submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[s
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
         process.communicate()
+
+
+@pytest.fixture
+def study(study_fields: Fields, write_study: Callable[..., Path]) -> Path:
+    """The YAML of a study of two runs in one series."""
+    return write_study(study_fields)
 
 
 @pytest.fixture
@@ -162,7 +169,7 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
     two_series: Fields,
     write_study: Callable[..., Path],
     ssmscale: Command,
-    start_submit: Callable[[Path], subprocess.Popen[str]],
+    start_submit: Start,
     tmp_path: Path,
     ending: signal.Signals,
 ) -> None:
@@ -196,7 +203,7 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
 def test_a_worker_killed_takes_nothing_with_it(
     two_series: Fields,
     write_study: Callable[..., Path],
-    start_submit: Callable[[Path], subprocess.Popen[str]],
+    start_submit: Start,
     tmp_path: Path,
 ) -> None:
     study, root = write_study(two_series), Root(tmp_path / "runs")
@@ -230,10 +237,7 @@ def test_a_failed_run_is_kept_until_retry_and_the_rest_of_the_study_finishes(
     assert attempts == ["submitted", "retried", "submitted"]
 
 
-def test_cancelled_runs_stay_cancelled_until_retry(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
-) -> None:
-    study = write_study(study_fields)
+def test_cancelled_runs_stay_cancelled_until_retry(study: Path, ssmscale: Command) -> None:
     assert "2 runs cancelled" in ssmscale("cancel", study).out
     assert "2 cancelled" in ssmscale("submit", study, "--on", "local").out
     assert ssmscale("retry", study).status == 0
@@ -252,11 +256,8 @@ BASE = {"pydantic", "numpy", "yaml", "filelock", "psutil", "analysis", "ssmttm"}
         (["status", "STUDY"], HEAVY | {"numpy"}),
     ],
 )
-def test_the_light_verbs_import_nothing_heavy(
-    study_fields: Fields, write_study: Callable[..., Path], arguments: list[str], unneeded: set[str]
-) -> None:
-    study = str(write_study(study_fields))
-    words = ["ssmscale", *(study if word == "STUDY" else word for word in arguments)]
+def test_the_light_verbs_import_nothing_heavy(study: Path, arguments: list[str], unneeded: set[str]) -> None:
+    words = ["ssmscale", *(str(study) if word == "STUDY" else word for word in arguments)]
     program = (
         "import sys\n"
         f"sys.argv = {words!r}\n"
@@ -275,12 +276,8 @@ def test_the_help_of_all_verbs_says_of_each_what_its_own_says(name: str) -> None
     assert VERBS[name][1] == command.help.partition("\n\n")[0].replace("\n", " ")
 
 
-def test_plain_lines_when_piped_hold_no_escape_codes(
-    study_fields: Fields,
-    write_study: Callable[..., Path],
-    start_submit: Callable[[Path], subprocess.Popen[str]],
-) -> None:
-    process = start_submit(write_study(study_fields))
+def test_plain_lines_when_piped_hold_no_escape_codes(study: Path, start_submit: Start) -> None:
+    process = start_submit(study)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "\x1b" not in out
@@ -365,16 +362,7 @@ def test_fit_predicts_what_is_asked_for_and_fits_points_taken_mid_run_on_request
     assert refused(ssmscale(*asked[:-1], "12M"), "--predict 12M")
 
 
-def test_an_unknown_dispatcher_is_named(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
-) -> None:
-    assert refused(ssmscale("submit", write_study(study_fields), "--on", "moon"), "moon")
-
-
-def test_a_dry_run_shows_the_plan_and_writes_nothing(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
-) -> None:
-    study = write_study(study_fields)
+def test_a_dry_run_shows_the_plan_and_writes_nothing(study: Path, ssmscale: Command, tmp_path: Path) -> None:
     before = files_below(tmp_path)
     answer = ssmscale("submit", study, "--on", "local", "--dry-run")
     assert (answer.status, "plan of tiny" in answer.out) == (0, True)
