@@ -183,7 +183,7 @@ def scale_up(
 def examine_design(
     resolved: ResolvedStudy, made: Plan, wanted: DesignOptions, document: dict[str, Any], *, as_json: bool
 ) -> None:
-    """Add what is expected and proposed to the plan's document, or print it."""
+    """Add to the plan's document what is expected of its grid and what is proposed, or print them."""
     from analysis.design.budget import propose
     from analysis.design.expect import expected
     from analysis.design.grid import Rung, Space, spelled
@@ -252,7 +252,7 @@ class _Fitted:
 
 
 def _evaluations(resolved: ResolvedStudy) -> pd.DataFrame:
-    """What evaluations found of a study's finished runs."""
+    """Return the scores of a study's finished runs as a table."""
     import pandas as pd
 
     from harness.record.scores import COLUMNS, evaluation_rows
@@ -292,7 +292,7 @@ def _fit(options: FitOptions) -> _Fitted:
 def _points(
     study: str, root: Path | None, *, on_the_way: bool = False
 ) -> tuple[ResolvedStudy, list[RunStatus], Tracker | None, pd.DataFrame]:
-    """A study as it was submitted, its rows, its tracker, and the table of its points."""
+    """Return a study as it was submitted, its rows, its tracker, and the table of its points."""
     from analysis.points.table import build_frame
     from harness.record.points import COLUMNS, cells, points_of
     from harness.record.registry import registered

@@ -13,7 +13,7 @@ from harness.record.status import OVER, RunState, RunStatus, count_states
 
 
 class _Display:
-    """Bars where there is a terminal, and none where there is not."""
+    """Bars in a terminal, and none without one."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -53,7 +53,7 @@ class StudyProgress(_Display):
         self._over: dict[str, RunState] | None = None
 
     def show(self, rows: Sequence[RunStatus]) -> None:
-        """Bring the display to where the study stands."""
+        """Update the display to these rows."""
         if self._bars is None:
             self._print_news(rows)
             return
@@ -93,7 +93,7 @@ class StageProgress(_Display):
         self._name, self._done, self._total, self._told = "", 0, 0, 0
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """A stage begins; `done` of its `total` pieces are there already."""
+        """Begin a stage; `done` of its `total` pieces are there already."""
         self._name, self._done, self._total, self._told = name, done, total, done
         if self._bars is not None:
             self._task = self._bars.add_task(name, total=total, completed=done, note="")
@@ -101,7 +101,7 @@ class StageProgress(_Display):
             self._tell()
 
     def advance(self, pieces: int = 1) -> None:
-        """Some pieces are done."""
+        """Count pieces as done."""
         self._done += pieces
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self._done)
@@ -114,7 +114,7 @@ class StageProgress(_Display):
 
 
 def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> None:
-    """One line a study is left with, and one for each Run that failed."""
+    """Print a line about a study, and one about each Run that failed."""
     counts = ", ".join(f"{count} {state}" for state, count in count_states(rows).items())
     console.print(f"study {name}: {len(rows)} runs, {counts}")
     for row in rows:
@@ -125,7 +125,7 @@ def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> Non
 
 
 def describe(row: RunStatus) -> str:
-    """One Run in a line."""
+    """Return a line about a Run."""
     name = f"{row.point.architecture} {row.point.size} seed {row.point.run.seed}, {row.point.run.iterations} iterations"
     if row.state is RunState.DONE and row.loss is not None:
         return f"{name}: loss {row.loss:.4f}"

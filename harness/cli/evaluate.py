@@ -109,7 +109,7 @@ def evaluate(
 
 
 def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
-    """The finished ones; raises InputError where there are none, or one that was named is not."""
+    """Return the finished ones; raises InputError where there are none, or a named one is not finished."""
     done = [row for row in rows if row.state is RunState.DONE]
     left = [row for row in rows if row.state is not RunState.DONE]
     if left and (named or not done):
@@ -120,7 +120,7 @@ def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
 def _document(
     study: str, evaluator: Evaluator, done: Sequence[Evaluated], rows: Sequence[EvaluationRow]
 ) -> dict[str, Any]:
-    """What --json prints."""
+    """Return the document of `ssmscale evaluate --json`."""
     return {
         "study": study,
         "settings": {HELD_OUT: None, evaluator.settings.digest: evaluator.settings.model_dump(mode="json")},
@@ -138,7 +138,7 @@ def _print(
     done: Sequence[Evaluated],
     rows: Sequence[EvaluationRow],
 ) -> None:
-    """A table of what was asked for, what it was compared with, and what limits it."""
+    """Print a table of the scores, what they were compared with, and what limits them."""
     settings = evaluator.settings
     mine = [row for row in rows if row.settings in {HELD_OUT, settings.digest} and not _of_a_codebook(row)]
     values = {(row.run_id, row.metric): row.value for row in mine}
@@ -167,7 +167,7 @@ def _print(
 
 
 def _of_a_codebook(row: EvaluationRow) -> bool:
-    """Whether it is one of the many that --json and --out tell and a table has no room for."""
+    """True for the many rows that --json and --out give and a table has no room for."""
     return row.metric.startswith(("ce_", "ppl_"))
 
 

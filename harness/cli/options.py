@@ -164,6 +164,6 @@ def expand_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def cluster_said(context: typer.Context, cluster: str | None) -> str | None:
-    """The cluster that the user named with --cluster; None where SSMSCALE_CLUSTER alone names one."""
+    """Return the cluster that the user named with --cluster; None where SSMSCALE_CLUSTER alone names one."""
     source = context.get_parameter_source("cluster")
     return None if source is not None and source.name == "ENVIRONMENT" else cluster

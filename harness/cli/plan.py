@@ -1,4 +1,4 @@
-"""The plan in a terminal: sizes, runs, totals and notes; a large grid by its sizes."""
+"""`ssmscale plan`: the sizes of a study, what is left to train and what it will cost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ COSTS = ("nodes x GPUs", "ZeRO", "micro", "GiB", "disk GiB", "time added", "GPU-
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """The sizes and the plan as tables, its totals and its notes."""
+    """Print the sizes and the plan as tables, its totals and its notes."""
     _print_sizes(console, plan)
     if len(plan.runs) <= MOST_ROWS:
         _print_runs(console, plan)
@@ -147,7 +147,7 @@ def _print_totals(console: Console, plan: Plan) -> None:
 
 
 def _reasons(plan: Plan) -> list[str]:
-    """Why resources are what they are, a line for each layout that the harness chose the ranks of."""
+    """Return the reasons for resources, a line for each layout of which the harness chose the ranks."""
     said: dict[str, list[str]] = {}
     for run in plan.runs:
         point = run.status.point
@@ -158,7 +158,7 @@ def _reasons(plan: Plan) -> list[str]:
 
 
 def _print_sizes(console: Console, plan: Plan) -> None:
-    """What each size is, beside the parameters that were asked for and those of a published model, where there are."""
+    """Print each size beside the parameters the study asks for and those of a published model, where there are any."""
     sizes = [size.as_json() for size in plan.sizes()]
     beside = {
         key: (title, off)

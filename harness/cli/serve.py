@@ -10,6 +10,7 @@ import typer
 from harness.cli.options import JsonOption, RootOption, StudyArgument
 from harness.common.console import errors, print_json, print_line, stoppable
 from harness.record.registry import place_of
+from harness.tracking import server as serving
 
 
 def serve(
@@ -38,8 +39,6 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """MLflow's server and page on a database, until Ctrl-C; prints what jobs need to find it."""
-    from harness.tracking import server as serving
-
     loaded, place = place_of(study, root)
     log = place.study(loaded.name) / "logs" / "mlflow-server.log"
     if serving.password_on_show(database):

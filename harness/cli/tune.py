@@ -1,16 +1,15 @@
 """`ssmscale tune`: the best values of keys at the smaller sizes, and the learning rates that follow for the others.
 
-How a tuning is told: a line a trial, a table of optima, and one JSON document.
+The terminal shows a line a trial and a table of optima; --json prints one document.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from harness.cli.options import (
     ClusterOption,
@@ -31,14 +30,11 @@ from harness.record.registry import ResolvedStudy, check_before_training, place_
 from harness.study.tune import TunedSize
 from harness.submit.slurm import check_cluster
 from harness.submit.target import Destination, destination_of
-from harness.tuning.session import Tuning
-from harness.tuning.space import SearchCase
+from harness.tuning.session import Tuning, tune_study
+from harness.tuning.space import SearchCase, Space
 from harness.tuning.trials import TrialRecord, finished
+from harness.tuning.workplace import Here, OnSlurm, Workplace
 from ssmttm.errors import InputError
-
-if TYPE_CHECKING:
-    from harness.tuning.space import Space
-    from harness.tuning.workplace import Workplace
 
 
 def tune(
@@ -65,9 +61,6 @@ def tune(
     others, and ends with 0 unless one fails again. What it learns is kept beside the study in tuned.json, where `lr:
     tuned` finds it.
     """
-    from harness.tuning.session import tune_study
-    from harness.tuning.space import Space
-
     if on == "ray" and (cluster := cluster_said(context, cluster)) is not None:
         raise InputError(
             f"--on ray --cluster {cluster}: a search packs its trials here alone; --on slurm makes them jobs"
@@ -83,22 +76,20 @@ def tune(
         hours = _gpu_hours(space, trials, profile)
         confirm(hours, profile.name, profile.confirm_gpu_hours, yes=yes)
     out = errors if as_json else console
-
-    def say(case: SearchCase, told: TrialRecord) -> None:
-        out.print(describe(case, told))
-
-    done = tune_study(space, lambda: _workplace(space, there), say)
+    done = tune_study(
+        space,
+        lambda: _workplace(space, there),
+        lambda case, trial: out.print(_described(case, trial)),
+    )
     if as_json:
-        print_json(tuning_document(done))
+        print_json(_document(done))
     else:
-        print_tuning(console, done)
+        _print_tuning(done)
     if done.failed:
         raise typer.Exit(1)
 
 
 def _workplace(space: Space, there: Destination) -> Workplace:
-    from harness.tuning.workplace import Here, OnSlurm
-
     study = space.trial(space.cases[0].architecture, space.cases[0].size, space.corner()).study
     if there.profile is None or there.cluster is None:
         return Here(space.root, study, there.on)
@@ -106,22 +97,22 @@ def _workplace(space: Space, there: Destination) -> Workplace:
 
 
 def _gpu_hours(space: Space, trials: list[ResolvedStudy], profile: Profile) -> float:
-    """What all trials take if none is pruned and none was trained before, `trials` being one of each case."""
+    """Return the GPU-hours of all trials if none is pruned and none is trained yet; `trials` has one of each case."""
     cluster = profile.cluster()
     plans = [make_plan(one.study, one.points, one.corpus, one.root, cluster) for one in trials]
     return space.tune.trials * sum(run.gpu_hours for plan in plans for run in plan.runs)
 
 
-def describe(case: SearchCase, told: TrialRecord) -> str:
-    """A trial that is over, in a line."""
+def _described(case: SearchCase, told: TrialRecord) -> str:
+    """Return a line about a trial that is over."""
     name = f"{case.architecture} {case.size} trial {told.number} ({_listed(told.values)})"
     if told.result.loss is not None:
         return f"{name}: loss {told.result.loss:.4f}"
     return f"{name}: {told.outcome}" + (f" ({told.result.reason})" if told.result.reason else "")
 
 
-def print_tuning(console: Console, done: Tuning) -> None:
-    """Each searched size with its optimum, each other size with the learning rate it is given, and the notes."""
+def _print_tuning(done: Tuning) -> None:
+    """Print each searched size with its optimum, each other size with its learning rate, and the notes."""
     numbers = ("parameters", "trials", "steps", "best loss", "learning rate")
     columns = ("architecture", "size", *numbers, "95 % interval", "best trial")
     table = Table(f"tuning of {done.space.study.name}", columns, numbers)
@@ -159,20 +150,15 @@ def print_tuning(console: Console, done: Tuning) -> None:
         console.print(f"{counted(len(done.failed), 'trial')} failed; the same command tries others")
 
 
-def tuning_document(done: Tuning) -> dict[str, Any]:
-    """The document of `ssmscale tune --json`."""
+def _document(done: Tuning) -> dict[str, Any]:
+    """Return the document of `ssmscale tune --json`."""
     path = done.space.root.study(done.space.study.name) / "tuned.json"
     laws = done.tuned.architectures if done.tuned else {}
     return {
         "study": done.space.study.name,
         "iterations": done.space.iterations,
         "cells": [
-            {
-                "architecture": case.architecture,
-                "size": case.size,
-                "n_params": case.n_params,
-                **row,
-            }
+            {"architecture": case.architecture, "size": case.size, "n_params": case.n_params} | row
             for case, row in _rows(done).items()
         ],
         "laws": {
@@ -190,7 +176,7 @@ def tuning_document(done: Tuning) -> dict[str, Any]:
 
 
 def _rows(done: Tuning) -> Mapping[SearchCase, dict[str, Any]]:
-    """What is told of each case."""
+    """Return what the table and the document say of each case."""
     found: dict[tuple[str, str], TunedSize] = {
         (name, size.size): size
         for name, architecture in (done.tuned.architectures if done.tuned else {}).items()

@@ -43,19 +43,18 @@ def print_json(document: dict[str, Any]) -> None:
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], None]]:
-    """SIGTERM ends the block as Ctrl-C does, in order: by KeyboardInterrupt.
+    """End the block on SIGTERM as on Ctrl-C, by KeyboardInterrupt; yield a function that the block calls now and then.
 
-    What it gives is to be called now and then. An exception that a signal raises is lost where Python happens to be
-    collecting an object, and then it is raised once more.
+    An exception that a signal raises is lost where Python is collecting an object; the function raises it again.
     """
-    told: list[int] = []
+    received: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
+        received.append(number)
         raise KeyboardInterrupt
 
-    def heed() -> None:
-        if told:
+    def poll_stop() -> None:
+        if received:
             raise KeyboardInterrupt
 
     numbers = [signal.SIGTERM]
@@ -63,7 +62,7 @@ def stoppable() -> Iterator[Callable[[], None]]:
         numbers.append(signal.SIGINT)
     before = [(number, signal.signal(number, stop)) for number in numbers]
     try:
-        yield heed
+        yield poll_stop
     finally:
         for number, handler in before:
             signal.signal(number, handler)

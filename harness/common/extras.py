@@ -1,4 +1,4 @@
-"""The extras of the project: the packages of each, and which extra brings a package that is missing."""
+"""The extras of the project: the packages of each, and the extra that brings a missing package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXTRAS = {
 
 
 def missing_package(error: ModuleNotFoundError) -> str:
-    """Name in a sentence the package that is missing and what installs it."""
+    """Return a sentence that names the missing package and how to install it."""
     name = (error.name or "").split(".")[0]
     extra = next((key for key, extra in EXTRAS.items() if name in extra.packages + extra.modules), "all")
     return f"the package {name} is not installed; pip install 'ssmscale[{extra}]' brings it"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 def duration(hours: float) -> str:
-    """A time with two digits and a unit: 0.34 s, 12 min, 5.1 h."""
+    """Return a time with its unit: 0.34 s, 12 min, 5.1 h."""
     seconds = hours * 3600
     for limit, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= limit:
@@ -15,7 +15,7 @@ def duration(hours: float) -> str:
 
 
 def short(number: float) -> str:
-    """A count with three digits and a unit: 1.23M."""
+    """Return a count with three digits and a unit: 1.23M."""
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g}{unit}"
@@ -23,12 +23,12 @@ def short(number: float) -> str:
 
 
 def spread(hours: Estimate) -> str:
-    """A time and between what it is likely to lie: 12 min (9.1 min to 16 min)."""
+    """Return a time with its likely range: 12 min (9.1 min to 16 min)."""
     return f"{duration(hours.expected)} ({duration(hours.low)} to {duration(hours.high)})"
 
 
 def counted(number: int, noun: str) -> str:
-    """1 run, 2 runs; 1 series, 2 series."""
+    """Return a number with its noun: 1 run, 2 runs; 1 series, 2 series."""
     return f"{number} {noun}" if number == 1 or noun.endswith("s") else f"{number} {noun}s"
 
 
@@ -37,7 +37,7 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """An expected value, and the bounds between which it is likely to lie."""
+    """An estimate: the expected value and its likely range."""
 
     low: float
     expected: float

@@ -1,4 +1,4 @@
-"""How the command is told to stop."""
+"""A signal ends a block in order, even where Python loses the exception of its handler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.common.console import stoppable
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_python_loses_is_heeded_all_the_same(
+def test_a_signal_that_python_loses_ends_the_block_at_the_next_poll(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lost: list[object] = []
@@ -23,10 +23,10 @@ def test_a_signal_that_python_loses_is_heeded_all_the_same(
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    with stoppable() as heed:
-        heed()
+    with stoppable() as poll_stop:
+        poll_stop()
         Collected()
         assert len(lost) == 1  # nothing was raised here
         with pytest.raises(KeyboardInterrupt):
-            heed()
+            poll_stop()
     assert signal.getsignal(number) is before
