@@ -1,11 +1,9 @@
-"""What a grid may be made of and what it costs, and one grid of it: its points without losses, and its spelling.
+"""Grids of a study: what one may be made of and costs, its points without losses, and the variance of its size ratio.
 
-The variance that a grid gives the size ratio, in closed form: it tells thousands of grids apart in seconds.
-
-Huber's estimator far within its noise is nearly the least absolute one, whose sandwich has the covariance of the
-clipped noise as its meat. Within a series that is the arcsine of the losses' correlation. What a cluster pulls the fit
-towards itself is put back as the bootstrap puts it back (CR3, Bell and McCaffrey 2002), so that a grid that hangs on
-one series is not taken for a good one.
+The variance in closed form tells thousands of grids apart in seconds. Huber's estimator far within its noise is nearly
+the least absolute one, whose sandwich has the covariance of the clipped noise as its meat; within a series that is the
+arcsine of the losses' correlation. What a cluster pulls the fit towards itself is put back as the bootstrap puts it
+back (CR3, Bell and McCaffrey 2002), so that a grid that hangs on one series is not taken for a good one.
 """
 
 from __future__ import annotations
@@ -24,6 +22,10 @@ from analysis.points.table import CheckedPoints
 
 COLUMNS = ("architecture", "n_params", "tokens", "iterations", "seed", "cluster", "run_id")
 MAX_SEEDS = 12
+# Share of a series' pull on the fit that is put back: all of it would explode where one alone decides.
+LEVERAGE = 0.9
+STEP = 1e-4
+NEARLY_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,6 @@ def spelled(space: Space, grid: Grid) -> dict[str, Any]:
             {"sizes": sizes, "seeds": list(range(fewest, number))} for number, sizes in sorted(more.items())
         ],
     }
-
-
-LEVERAGE = (
-    0.9  # of a series' pull on the fit that is put back: all of it would explode where one alone decides
-)
-STEP = 1e-4
-NEARLY_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)

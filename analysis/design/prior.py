@@ -156,30 +156,30 @@ def fitted_prior(path: Path, law: Law | None, noise: Noise | None = None) -> Pri
     return Prior(own, laws, found, f"--prior {path}")
 
 
-class _Seeds(BaseModel):
+class _Part(BaseModel):
+    """Part of a fit document, whatever else a newer or older one holds."""
+
     model_config = ConfigDict(extra="ignore")
+
+
+class _Seeds(_Part):
     seeds: int
     mean: float
     sd: float
 
 
-class _HeldOut(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class _HeldOut(_Part):
     in_sample_rms: float
 
 
-class _Architecture(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class _Architecture(_Part):
     params: dict[str, float]
     n_points: int
     heldout: _HeldOut | None = None
     seed_noise: tuple[_Seeds, ...] = ()
 
 
-class _Fit(BaseModel):
-    """What a prior needs of a fit document, whatever else a newer or older one holds."""
-
-    model_config = ConfigDict(extra="ignore")
+class _Fit(_Part):
     law: str
     architectures: dict[str, _Architecture]
 

@@ -209,23 +209,16 @@ def _split(split: Split | None, frame: pd.DataFrame, axis: Input | None) -> Held
         rms_relative_error=float(np.sqrt(np.mean(split.relative_error**2))),
         points=tuple(
             HeldOutPoint(
-                run_id=str(run_id),
-                n_params=float(n_params),
-                tokens=float(tokens),
-                iterations=None if np.isnan(iterations) else float(iterations),
-                loss=float(loss),
+                run_id=row["run_id"],
+                n_params=row["n_params"],
+                tokens=row["tokens"],
+                iterations=None if np.isnan(row["iterations"]) else row["iterations"],
+                loss=row["loss"],
                 predicted=float(predicted),
                 relative_error=float(error),
             )
-            for run_id, n_params, tokens, iterations, loss, predicted, error in zip(
-                rows["run_id"],
-                rows["n_params"],
-                rows["tokens"],
-                rows["iterations"].astype(float),
-                rows["loss"],
-                split.predicted,
-                split.relative_error,
-                strict=True,
+            for row, predicted, error in zip(
+                rows.to_dict("records"), split.predicted, split.relative_error, strict=True
             )
         ),
     )

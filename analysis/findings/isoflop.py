@@ -29,7 +29,7 @@ Standing = Literal["centred", "off_centre", "edge"]
 SAME_FLOPS = 0.03  # relative difference of budgets that count as one
 FEWEST = 4  # sizes for a parabola with a residual
 EACH_SIDE = 3  # sizes on either side of the lowest that a parabola takes
-MANY = 10  # budgets at which curves are interpolated
+LEVELS = 10  # budgets at which curves are interpolated
 OFF_CENTRE = 0.25  # share of the sampled width by which a minimum may lie off its middle
 BIASED = float(np.log(1.1))
 DRAWS = 300  # resampled laws whose minima make an interval
@@ -165,20 +165,20 @@ def _interpolated(size: Array, flops: Array) -> list[Rung]:
     if not covered or covered[-1] < 2 * covered[0]:
         return []
     rungs = []
-    for budget in np.geomspace(covered[0], covered[-1], MANY):
-        sizes = [value for value, (low, high) in spans.items() if low <= budget <= high]
+    for level in np.geomspace(covered[0], covered[-1], LEVELS):
+        sizes = [value for value, (low, high) in spans.items() if low <= level <= high]
         if len(sizes) >= FEWEST:
-            rows = np.array([_between(flops, size == value, float(budget)) for value in sizes])
-            rungs.append(Rung(float(budget), np.array(sizes), rows))
+            rows = np.array([_between(flops, size == value, float(level)) for value in sizes])
+            rungs.append(Rung(float(level), np.array(sizes), rows))
     return rungs
 
 
-def _between(flops: Array, own: NDArray[np.bool_], budget: float) -> Array:
-    """Weights of the points (points) that interpolate one size's log loss, linear in ln C, to a budget."""
+def _between(flops: Array, own: NDArray[np.bool_], target: float) -> Array:
+    """Weights of the points (points) that interpolate one size's log loss, linear in ln C, to a target."""
     levels = np.unique(flops[own])
-    right = int(np.clip(np.searchsorted(levels, budget), 1, len(levels) - 1))
+    right = int(np.clip(np.searchsorted(levels, target), 1, len(levels) - 1))
     low, high = levels[right - 1], levels[right]
-    share = float(np.clip(np.log(budget / low) / np.log(high / low), 0.0, 1.0))
+    share = float(np.clip(np.log(target / low) / np.log(high / low), 0.0, 1.0))
     weights = np.zeros(len(flops))
     for level, part in ((low, 1.0 - share), (high, share)):
         rows = own & (flops == level)

@@ -1,9 +1,7 @@
 """Notes on a fit: each a code for programs and a sentence for readers, for every way a number can mislead.
 
-Points that lie off their law by far more than the others do: always named, left out only on request.
-
-Huber's loss keeps one such point from bending a law, so leaving it out seldom changes a curve; what it changes is the
-reader's mind. The rule is stated with every row it hits.
+Points that lie off their law by far more than the others do are always named, and left out only on request: Huber's
+loss keeps one such point from bending a law, so what it changes is the reader's mind.
 """
 
 from __future__ import annotations
@@ -21,19 +19,34 @@ from analysis.fitting.bootstrap import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Resam
 from analysis.fitting.checks import SIGNIFICANT, Pattern, Split, freedom
 from analysis.fitting.profile import Profile
 from analysis.laws.law import SIZE
-from analysis.points.checks import budget_column, seed_noise
+from analysis.points.checks import data_column, seed_noise
 from analysis.points.table import CheckedPoints, exclude
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import pandas as pd
 
     from analysis.findings.predict import OtherPoints
     from analysis.points.table import Exclusion
 
-COLLINEAR = 0.95
-OFTEN = 0.05
+MAX_CORRELATION = 0.95
+MAX_SHARE_AT_BOUND = 0.05
+MAX_NAMED = 5
+
+OUTLIER_DEVIATIONS = 10.0
+OUTLIER_RESIDUAL = 0.01
+OUTLIER_RULE = (
+    f"more than {OUTLIER_DEVIATIONS:g} robust standard deviations (1.4826 times the median absolute residual of the "
+    "log loss, less as many of the smallest as the law has parameters) "
+    f"and more than {100 * OUTLIER_RESIDUAL:g} % off the law of its architecture"
+)
+LEFT_OUT = {
+    "annealed": "taken after the learning rate decayed, left out of a fit of points taken mid-run",
+    "duplicate": "repeating an earlier row, left out of the fit",
+    "outlier": "far off the law of the others, left out of the fit as was asked",
+    "unannealed": "taken before the learning rate decayed, left out of the fit",
+}
 
 
 def fit_notes(
@@ -42,89 +55,70 @@ def fit_notes(
     resamples: Resamples,
     profiles: Mapping[str, Profile],
     splits: Mapping[str, Split | None],
-) -> list[Note]:
-    """Everything about one architecture's fit that a reader of its numbers should know."""
-    return [
-        *design_notes(fit, frame),
-        *_solution_notes(fit, resamples, profiles),
-        *_heldout_notes(splits),
-        *resample_notes(fit, resamples, frame),
-    ]
+) -> Iterator[Note]:
+    """Yield everything about one architecture's fit that a reader of its numbers should know."""
+    yield from design_notes(fit, frame)
+    yield from _solution_notes(fit, resamples, profiles)
+    yield from _heldout_notes(splits)
+    yield from resample_notes(fit, resamples, frame)
 
 
-def exclusion_notes(exclusions: Sequence[Exclusion]) -> list[Note]:
-    """One note for each reason for which rows were set aside, with their number."""
-    texts = {
-        "unannealed": "taken before the learning rate decayed, left out of the fit",
-        "annealed": "taken after the learning rate decayed, left out of a fit of points taken mid-run",
-        "duplicate": "repeating an earlier row, left out of the fit",
-        "outlier": "far off the law of the others, left out of the fit as was asked",
-    }
-    notes = []
-    for code, count in sorted(Counter(item.code for item in exclusions if item.code in texts).items()):
-        text = f"{count} row{'s' if count > 1 else ''} {texts[code]}."
-        notes.append(Note(code=f"{code}_points", text=text))
-    left = dict.fromkeys(item.reason for item in exclusions if item.code == "too_few")
-    return [
-        *notes,
-        *(Note(code="architecture_left_out", text=f"{reason}; it was left out.") for reason in left),
-    ]
+def exclusion_notes(exclusions: Sequence[Exclusion]) -> Iterator[Note]:
+    """Yield one note for each reason for which rows were set aside, with their number."""
+    found = Counter(item.code for item in exclusions)
+    for code, why in LEFT_OUT.items():
+        if count := found[code]:
+            yield Note(code=f"{code}_points", text=f"{count} row{'s' if count > 1 else ''} {why}.")
+    for reason in dict.fromkeys(item.reason for item in exclusions if item.code == "too_few"):
+        yield Note(code="architecture_left_out", text=f"{reason}; it was left out.")
 
 
-def effect_notes(size_effect: float | None, pattern: Pattern | None) -> list[Note]:
-    """Whether size was seen to matter, and what pattern the residuals follow."""
-    notes = []
+def effect_notes(size_effect: float | None, pattern: Pattern | None) -> Iterator[Note]:
+    """Yield notes on a size that was not seen to matter, and on the pattern that residuals follow."""
     if size_effect is not None and size_effect > SIGNIFICANT:
         text = f"no effect of size on the loss can be measured (p = {size_effect:.2g}): no size ratio can be read off."
-        notes.append(Note(code="no_size_effect", text=text))
+        yield Note(code="no_size_effect", text=text)
     if pattern is not None:
-        notes.append(
-            Note(
-                code="structured_residuals",
-                text=f"the residuals follow a pattern that the law lacks ({pattern.term}; {100 * pattern.size:.2g} % "
-                f"of the loss, p = {pattern.p:.2g}): do not extrapolate it far.",
-            )
+        text = (
+            f"the residuals follow a pattern that the law lacks ({pattern.term}; {100 * pattern.size:.2g} % "
+            f"of the loss, p = {pattern.p:.2g}): do not extrapolate it far."
         )
-    return notes
+        yield Note(code="structured_residuals", text=text)
 
 
-def prediction_notes(predictions: Sequence[Prediction]) -> list[Note]:
-    """How far predictions reach beyond the points, where that is far."""
+def prediction_notes(predictions: Sequence[Prediction]) -> Iterator[Note]:
+    """Yield a note on predictions that reach far beyond the points."""
     size = max((one.size_factor for one in predictions), default=1.0)
-    budget = max((one.budget_factor for one in predictions), default=1.0)
-    if max(size, budget) <= EXTRAPOLATION_LIMIT:
-        return []
-    text = (
-        f"predictions reach {wording.times(size)} times beyond the trained sizes and {wording.times(budget)} times "
-        "beyond the trained budgets: the held-out errors cover no such reach."
-    )
-    return [Note(code="extrapolation_ratio", text=text)]
+    data = max((one.budget_factor for one in predictions), default=1.0)
+    if max(size, data) > EXTRAPOLATION_LIMIT:
+        text = (
+            f"predictions reach {wording.times(size)} times beyond the trained sizes and {wording.times(data)} times "
+            "beyond the trained budgets: the held-out errors cover no such reach."
+        )
+        yield Note(code="extrapolation_ratio", text=text)
 
 
-def other_notes(others: OtherPoints | None) -> list[Note]:
-    """How points of the other kind lie to the law."""
-    if others is None:
-        return []
-    what = "taken mid-run" if others.kind == "unannealed" else "annealed"
-    side = "above" if others.mean_relative_difference > 0 else "below"
-    text = (
-        f"{others.points} points {what} lie {100 * abs(others.mean_relative_difference):.2g} % {side} this law on "
-        "average; they are not in it."
-    )
-    return [Note(code=f"{others.kind}_gap", text=text)]
+def other_notes(others: OtherPoints | None) -> Iterator[Note]:
+    """Yield a note on how points of the other kind lie to the law."""
+    if others is not None:
+        what = "taken mid-run" if others.kind == "unannealed" else "annealed"
+        side = "above" if others.mean_relative_difference > 0 else "below"
+        text = (
+            f"{others.points} points {what} lie {100 * abs(others.mean_relative_difference):.2g} % {side} this law on "
+            "average; they are not in it."
+        )
+        yield Note(code=f"{others.kind}_gap", text=text)
 
 
-def flat_profiles(profiles: Mapping[str, Profile]) -> list[Note]:
-    """A note for each parameter whose profile leaves an end open."""
-    notes = []
+def flat_profiles(profiles: Mapping[str, Profile]) -> Iterator[Note]:
+    """Yield a note for each parameter whose profile leaves an end open."""
     for name, curve in profiles.items():
         if curve.flat:
             side = " and ".join(
                 word for word, end in zip(("below", "above"), curve.interval, strict=True) if end is None
             )
             text = f"the objective is flat in {name} towards {side}: no interval closes."
-            notes.append(Note(code="flat_profile", text=text))
-    return notes
+            yield Note(code="flat_profile", text=text)
 
 
 def correlation(fit: Fitted) -> float:
@@ -136,184 +130,141 @@ def correlation(fit: Fitted) -> float:
 
 
 def unidentified_because(fit: Fitted, size_effect: float | None = None) -> str:
-    """Why no size may be read off a fit, or nothing: few sizes or points, no effect of size, no fit, collinear data."""
+    """Return why no size may be read off a fit, or nothing."""
+    name = wording.architecture(fit.architecture)
     if len(np.unique(fit.size)) < FEWEST_SIZES:
-        return f"{wording.architecture(fit.architecture)} was trained at fewer than {FEWEST_SIZES} sizes"
+        return f"{name} was trained at fewer than {FEWEST_SIZES} sizes"
     if freedom(fit) <= 0:
-        return f"the law of {wording.architecture(fit.architecture)} has as many parameters as points"
+        return f"the law of {name} has as many parameters as points"
     if size_effect is not None and size_effect > SIGNIFICANT:
-        return f"size has no measurable effect on the loss of {wording.architecture(fit.architecture)}"
+        return f"size has no measurable effect on the loss of {name}"
     if fit.result.status == "abnormal":
-        return f"the fit of {wording.architecture(fit.architecture)} did not end in a law"
+        return f"the fit of {name} did not end in a law"
     if fit.result.status == "bound_hit":
-        return f"the fit of {wording.architecture(fit.architecture)} ends on a bound of a parameter"
-    if abs(correlation(fit)) > COLLINEAR:
-        return f"size and data of {wording.architecture(fit.architecture)} vary together"
+        return f"the fit of {name} ends on a bound of a parameter"
+    if abs(correlation(fit)) > MAX_CORRELATION:
+        return f"size and data of {name} vary together"
     return ""
 
 
-def design_notes(fit: Fitted, frame: pd.DataFrame) -> list[Note]:
-    """What the grid that was trained, and no loss of it, says about the law: known before anything is trained."""
-    notes = []
+def design_notes(fit: Fitted, frame: pd.DataFrame) -> Iterator[Note]:
+    """Yield notes on what the grid that was trained can tell of the law: known before anything is trained."""
     law, n = fit.problem.law, len(fit.problem.y)
     if n <= len(law.names):
-        notes.append(
-            Note(
-                code="too_few_points",
-                text=f"{n} points for {len(law.names)} parameters: no error can be seen.",
-            )
-        )
+        text = f"{n} points for {len(law.names)} parameters: no error can be seen."
+        yield Note(code="too_few_points", text=text)
     sizes = frame["n_params"].nunique()
     if law.size and sizes < FEWEST_SIZES:
-        notes.append(
-            Note(
-                code="too_few_sizes", text=f"{sizes} sizes cannot identify E, A and alpha; train at least 3."
-            )
-        )
+        text = f"{sizes} sizes cannot identify E, A and alpha; train at least 3."
+        yield Note(code="too_few_sizes", text=text)
     # An input without a term of its own, such as unique tokens, may well be the same throughout.
     for coefficient, (column, exponent) in law.scaled.items():
         values = frame[column].nunique()
         if column != SIZE.column and values < FEWEST_SIZES:
             text = f"{values} values of {column} cannot identify {coefficient} and {exponent}; train 3."
-            notes.append(Note(code="too_few_budgets", text=text))
+            yield Note(code="too_few_budgets", text=text)
     if not law.size and sizes > 1:
         text = (
             f"{sizes} sizes are pooled in a law that knows none; fit them one by one, or with a law of size."
         )
-        notes.append(Note(code="pooled_sizes", text=text))
+        yield Note(code="pooled_sizes", text=text)
     if not law.data and frame["tokens"].nunique() > 1:
         text = (
             "several budgets are pooled in a law that knows none; keep one, or take a law of size and data."
         )
-        notes.append(Note(code="pooled_budgets", text=text))
+        yield Note(code="pooled_budgets", text=text)
     r = correlation(fit)
-    if abs(r) > COLLINEAR:
-        notes.append(
-            Note(
-                code="collinear",
-                text=f"ln N and ln D are correlated at {r:.3f}: size and data cannot be told apart; "
-                "train sizes at several budgets each.",
-            )
+    if abs(r) > MAX_CORRELATION:
+        text = (
+            f"ln N and ln D are correlated at {r:.3f}: size and data cannot be told apart; "
+            "train sizes at several budgets each."
         )
-    return notes
+        yield Note(code="collinear", text=text)
 
 
-def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Profile]) -> list[Note]:
-    notes = []
+def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Profile]) -> Iterator[Note]:
     result = fit.result
     if result.at_bound:
         where = ", ".join(f"{name} = {result.params[name]:.4g}" for name in result.at_bound)
-        notes.append(
-            Note(code="bound_hit", text=f"the optimum lies on a bound ({where}): not an interior fit.")
-        )
+        yield Note(code="bound_hit", text=f"the optimum lies on a bound ({where}): not an interior fit.")
     if result.status == "max_iter":
-        notes.append(
-            Note(code="max_iter", text="the solver stopped at its iteration limit before it settled.")
-        )
+        yield Note(code="max_iter", text="the solver stopped at its iteration limit before it settled.")
     lowest = float(np.exp(fit.problem.y.min()))
     E = result.params["E"]
     if not 0.0 < E < lowest:
-        notes.append(
-            Note(
-                code="e_out_of_range",
-                text=f"E = {E:.4g} nats is not between 0 and the lowest loss seen ({lowest:.4f}): "
-                "the irreducible loss is not identified.",
-            )
+        text = (
+            f"E = {E:.4g} nats is not between 0 and the lowest loss seen ({lowest:.4f}): "
+            "the irreducible loss is not identified."
         )
-    notes += flat_profiles(profiles)
+        yield Note(code="e_out_of_range", text=text)
+    yield from flat_profiles(profiles)
     share = resamples.at_bound[fit.architecture]
-    if share > OFTEN:
-        notes.append(
-            Note(
-                code="resamples_at_bound",
-                text=f"{share:.0%} of the resampled fits end on a bound of a parameter.",
-            )
-        )
-    return notes
+    if share > MAX_SHARE_AT_BOUND:
+        text = f"{share:.0%} of the resampled fits end on a bound of a parameter."
+        yield Note(code="resamples_at_bound", text=text)
 
 
-def _heldout_notes(splits: Mapping[str, Split | None]) -> list[Note]:
-    notes = []
+def _heldout_notes(splits: Mapping[str, Split | None]) -> Iterator[Note]:
     for axis, split in splits.items():
         what = {"size": "largest size", "data": "longest budget"}[axis]
         if split is None:
-            notes.append(
-                Note(code="no_heldout", text=f"the {what} cannot be left out: nothing else would remain.")
-            )
+            yield Note(code="no_heldout", text=f"the {what} cannot be left out: nothing else would remain.")
         elif not split.determined:
-            notes.append(
-                Note(
-                    code="heldout_underdetermined",
-                    text=f"without the {what} fewer than 3 sizes or budgets remain, so the law that predicts it is not "
-                    "determined by its points.",
-                )
+            text = (
+                f"without the {what} fewer than 3 sizes or budgets remain, so the law that predicts it is not "
+                "determined by its points."
             )
-    return notes
+            yield Note(code="heldout_underdetermined", text=text)
 
 
-def resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> list[Note]:
-    """How the intervals came about, and what noise is not seen."""
-    notes = []
+def resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> Iterator[Note]:
+    """Yield notes on how the intervals came about, and on noise that is not seen."""
     clusters = len(fit.keys)
     if clusters < FEW_CLUSTERS:
-        notes.append(
-            Note(
-                code="few_clusters",
-                text=f"{clusters} independent series: intervals come from a wild cluster bootstrap with Student "
-                "quantiles and are rough.",
-            )
+        text = (
+            f"{clusters} independent series: intervals come from a wild cluster bootstrap with Student "
+            "quantiles and are rough."
         )
+        yield Note(code="few_clusters", text=text)
     elif resamples.scheme == "wild":
-        notes.append(
-            Note(
-                code="wild_bootstrap",
-                text="resampling whole series would leave fewer than 3 sizes in some draws; a wild cluster "
-                "bootstrap was used.",
-            )
+        text = (
+            "resampling whole series would leave fewer than 3 sizes in some draws; a wild cluster "
+            "bootstrap was used."
         )
+        yield Note(code="wild_bootstrap", text=text)
     if not seed_noise(frame):
-        notes.append(
-            Note(
-                code="no_seed_replicates",
-                text=f"no size was trained to the same {budget_column(frame)} under two seeds: noise between seeds is "
-                "not measured.",
-            )
+        text = (
+            f"no size was trained to the same {data_column(frame)} under two seeds: noise between seeds is "
+            "not measured."
         )
-    return notes
-
-
-FAR_OFF = 10.0
-LEAST = 0.01
-RULE = (
-    f"more than {FAR_OFF:g} robust standard deviations (1.4826 times the median absolute residual of the log loss, "
-    "less as many of the smallest as the law has parameters) "
-    f"and more than {100 * LEAST:g} % off the law of its architecture"
-)
-MOST_NAMED = 5
+        yield Note(code="no_seed_replicates", text=text)
 
 
 def outliers(fit: Fitted) -> list[int]:
-    """Rows of an architecture's frame (as CheckedPoints.of orders them) that lie off its law by that rule."""
+    """Return the rows of an architecture's frame (as CheckedPoints.of orders them) that lie off its law by the rule."""
     residual = np.abs(fit.residual)
     free = max(1, len(residual) - len(fit.problem.law.names))
-    spread = 1.4826 * float(np.median(np.sort(residual)[-free:]))
-    return [int(index) for index in np.flatnonzero((residual > FAR_OFF * spread) & (residual > LEAST))]
+    deviation = 1.4826 * float(np.median(np.sort(residual)[-free:]))
+    off = (residual > OUTLIER_DEVIATIONS * deviation) & (residual > OUTLIER_RESIDUAL)
+    return [int(index) for index in np.flatnonzero(off)]
 
 
-def outlier_notes(fit: Fitted, points: CheckedPoints) -> list[Note]:
-    """One note that names an architecture's outliers, where they are in the fit."""
+def outlier_notes(fit: Fitted, points: CheckedPoints) -> Iterator[Note]:
+    """Yield a note that names an architecture's outliers, where they are in the fit."""
     found = points.of(fit.architecture).iloc[outliers(fit)]
-    if found.empty:
-        return []
-    names = ", ".join(str(name) for name in found["run_id"][:MOST_NAMED])
-    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    text = f"{len(found)} of {len(fit.problem.y)} points lie {RULE}: {names}{more}; --drop-outliers leaves them out."
-    return [Note(code="outliers", text=text)]
+    if not found.empty:
+        names = ", ".join(str(name) for name in found["run_id"][:MAX_NAMED])
+        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+        text = (
+            f"{len(found)} of {len(fit.problem.y)} points lie {OUTLIER_RULE}: {names}{more}; "
+            "--drop-outliers leaves them out."
+        )
+        yield Note(code="outliers", text=text)
 
 
 def without_outliers(points: CheckedPoints, fits: Sequence[Fitted]) -> CheckedPoints:
-    """The points less those that lie off these laws, each listed among the exclusions."""
+    """Return the points less those that lie off these laws, each listed among the exclusions."""
     rows = {int(row) for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}
     hit = points.frame["row"].isin(rows)
-    kept, excluded = exclude(points.frame, hit, "outlier", RULE)
+    kept, excluded = exclude(points.frame, hit, "outlier", OUTLIER_RULE)
     return replace(points, frame=kept.reset_index(drop=True), exclusions=(*points.exclusions, *excluded))

@@ -17,6 +17,7 @@ from analysis.findings.curve import Curve
 from analysis.findings.note import Frozen
 from analysis.fitting.bootstrap import interval
 from analysis.laws.law import Array, Interval
+from analysis.points.checks import data_column
 from analysis.points.table import CheckedPoints
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -28,10 +29,13 @@ EXTRAPOLATION_LIMIT = 4.0  # times beyond what was trained, from where on a note
 
 @dataclass(frozen=True)
 class Ask:
-    """One configuration to predict; `unit` None means iterations where the points have them, else tokens."""
+    """One configuration to predict: a size and an amount of training.
+
+    `unit` None means iterations where the points have them, else tokens.
+    """
 
     n_params: float
-    budget: float
+    amount: float
     unit: Literal["iterations", "tokens"] | None = None
 
 
@@ -54,6 +58,17 @@ class Prediction:
     budget_factor: float
 
 
+class OtherPoints(Frozen):
+    """Points of the kind that is not in the fit, against its law within the fitted range: never mixed, but compared.
+
+    `mean_relative_difference` is of their losses from the law's: above 0, they lie above it.
+    """
+
+    kind: Literal["annealed", "unannealed"]
+    points: int
+    mean_relative_difference: float
+
+
 def asked(text: str) -> Ask:
     """`300M:4000`, `1e9:20Btokens`: size, then iterations (where the points have them) or tokens; raises InputError."""
     found = ASKED.fullmatch(text)
@@ -62,17 +77,21 @@ def asked(text: str) -> Ask:
             f"--predict {text}: is not SIZE:BUDGET, such as 300M:4000 (iterations where the points have them, else "
             "tokens), 300M:4000iterations or 300M:2Btokens."
         )
-    size, size_unit, budget, budget_unit, unit = found.groups()
-    values = [float(size) * UNITS[size_unit.lower()], float(budget) * UNITS[budget_unit.lower()]]
-    if not all(0 < value < 1e24 for value in values):
+    size, size_unit, amount, amount_unit, unit = found.groups()
+    ask = Ask(
+        n_params=float(size) * UNITS[size_unit.lower()],
+        amount=float(amount) * UNITS[amount_unit.lower()],
+        unit="tokens" if unit == "tokens" else "iterations" if unit else None,
+    )
+    if not (0 < ask.n_params < 1e24 and 0 < ask.amount < 1e24):
         raise InputError(f"--predict {text}: size and budget must be above 0 and below 1e24.")
-    return Ask(values[0], values[1], "tokens" if unit == "tokens" else "iterations" if unit else None)
+    return ask
 
 
 def extension(curve: Curve) -> list[Ask]:
     """Twice and four times the largest trained size at the longest trained budget."""
     frame = curve.frame
-    unit: Literal["iterations", "tokens"] = "iterations" if frame["iterations"].notna().all() else "tokens"
+    unit = data_column(frame)
     return [Ask(factor * float(curve.sizes[-1]), float(frame[unit].max()), unit) for factor in EXTENSION]
 
 
@@ -82,22 +101,22 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
     Raises InputError where a budget is in iterations and the points have none.
     """
     frame = curve.frame
-    counted = bool(frame["iterations"].notna().all())
-    rate = curve.tokens_an_iteration if counted else None
+    usual = data_column(frame)
+    rate = curve.tokens_an_iteration if usual == "iterations" else None
     freedom = len(residual) - len(curve.law.names)
     noise = np.sqrt(len(residual) / max(1, freedom)) * residual
     out = []
     for number, ask in enumerate(asks):
-        unit = ask.unit or ("iterations" if counted else "tokens")
+        unit = ask.unit or usual
         if unit == "iterations" and rate is None:
             raise InputError(
-                f"--predict {ask.n_params:g}:{ask.budget:g}iterations: the points have no iterations in every row; "
+                f"--predict {ask.n_params:g}:{ask.amount:g}iterations: the points have no iterations in every row; "
                 "give the budget in tokens."
             )
-        tokens = ask.budget if unit == "tokens" or rate is None else ask.budget * rate
+        tokens = ask.amount if unit == "tokens" or rate is None else ask.amount * rate
         iterations = None if rate is None else tokens / rate
         if unit == "iterations":
-            tokens = curve.tokens(ask.budget)
+            tokens = curve.tokens(ask.amount)
         data = iterations if curve.law.counts_iterations else tokens
         if data is None:
             raise InputError(f"--predict: law {curve.law.name} counts iterations and the points have none.")
@@ -138,14 +157,3 @@ def other_points(curve: Curve, points: CheckedPoints) -> OtherPoints | None:
         points=len(rows),
         mean_relative_difference=float(np.mean(rows["loss"].to_numpy(dtype=np.float64) / fitted - 1.0)),
     )
-
-
-class OtherPoints(Frozen):
-    """Points of the kind that is not in the fit, against its law within the fitted range: never mixed, but compared.
-
-    `mean_relative_difference` is of their losses from the law's: above 0, they lie above it.
-    """
-
-    kind: Literal["annealed", "unannealed"]
-    points: int
-    mean_relative_difference: float

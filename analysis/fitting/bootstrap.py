@@ -43,7 +43,7 @@ LEVERAGE_FLOOR = 0.1
 RESAMPLE_CELLS = 8
 # Share of the resamples that are started elsewhere too: of a thousand 128, one of which shows it 12 times in 13 where
 # one in fifty has to be.
-ASKED = 0.128
+STARTED_ELSEWHERE = 0.128
 LOWER = 1e-5  # share by which an objective must be lower to be another minimum
 SLICE = 80_000  # points times resamples held at once: more would not stay in a processor's cache
 
@@ -174,7 +174,7 @@ def refit(fit: Fitted, y: Array, w: Array) -> Array:
     warm = _sliced(lambda y, w: _descend(fit, y, w, [np.tile(fit.result.u, (len(y), 1))]), y, w)
     again = partial(_start_again, fit)
     if len(fit.result.rivals) == 1:
-        asked = np.unique(np.linspace(0, len(y) - 1, max(2, round(ASKED * len(y)))).astype(int))
+        asked = np.unique(np.linspace(0, len(y) - 1, max(2, round(STARTED_ELSEWHERE * len(y)))).astype(int))
         tried = _sliced(again, y[asked], w[asked])
         before = objective_at(fit.problem, warm[asked], y[asked], w[asked])
         after = objective_at(fit.problem, tried, y[asked], w[asked])

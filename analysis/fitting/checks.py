@@ -1,10 +1,7 @@
-"""Two questions to the residuals: does size matter at all to the loss, and is there a pattern that the law lacks?
+"""Checks of a fit: whether size matters to the loss at all, what the residuals follow, and errors on what was left out.
 
-Both count clusters and not rows, since the rows of one series err together.
-
-The law's error on what it has not seen: the largest sizes and the longest budgets, left out and predicted.
-
-In-sample error says little about extrapolation (0.25 % against -3.8 % on the OLMo ladder), so it never stands alone.
+The first two count clusters and not rows, since the rows of one series err together. In-sample error says little about
+extrapolation (0.25 % against -3.8 % on the OLMo ladder), so it never stands alone.
 """
 
 from __future__ import annotations
@@ -24,6 +21,10 @@ SIGNIFICANT = 0.05
 STRUCTURED = 0.01
 FLIPS = 999
 FEWEST_FREEDOM = 2
+MAX_VALUES = (
+    10  # above so many distinct values the top fifth of the rows is left out instead of the top value
+)
+TOP_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,18 @@ class Pattern:
     term: str
     size: float
     p: float
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows left out at and above `threshold`, the fit of the rest, and its predictions for them."""
+
+    threshold: float
+    left_out: NDArray[np.bool_]
+    predicted: Array  # nats, one for each row left out
+    relative_error: Array  # (predicted - observed) / observed
+    status: Status
+    determined: bool  # whether the rest still holds three sizes and three budgets
 
 
 def freedom(fit: Fitted) -> int:
@@ -120,22 +133,6 @@ def _lacking(z: Array, law: Law) -> dict[str, Array]:
     return out
 
 
-MANY = 10  # above so many distinct values the top fifth of the rows is left out instead of the top value
-TOP_SHARE = 0.8
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows left out at and above `threshold`, the fit of the rest, and its predictions for them."""
-
-    threshold: float
-    left_out: NDArray[np.bool_]
-    predicted: Array  # nats, one for each row left out
-    relative_error: Array  # (predicted - observed) / observed
-    status: Status
-    determined: bool  # whether the rest still holds three sizes and three budgets
-
-
 def held_out(
     law: Law, x: Array, loss: Array, delta: float, column: int, others: Sequence[Problem] = ()
 ) -> Split | None:
@@ -146,7 +143,9 @@ def held_out(
     values = np.unique(x[:, column])
     if len(values) < 2:
         return None
-    threshold = float(values[-1]) if len(values) <= MANY else float(np.quantile(x[:, column], TOP_SHARE))
+    threshold = (
+        float(values[-1]) if len(values) <= MAX_VALUES else float(np.quantile(x[:, column], TOP_SHARE))
+    )
     out = x[:, column] >= threshold
     rest = ~out
     if rest.sum() < 2:

@@ -46,25 +46,21 @@ class TrendCheck:
     passed: bool | None
 
 
-def budget_column(frame: pd.DataFrame) -> str:
-    """`iterations` where every row has them, else `tokens`."""
+def data_column(frame: pd.DataFrame) -> Literal["iterations", "tokens"]:
+    """Return `iterations` where every row has them, else `tokens`."""
     return "iterations" if bool(frame["iterations"].notna().all()) else "tokens"
 
 
 def seed_noise(frame: pd.DataFrame) -> list[SeedNoise]:
-    """Configurations of one architecture that were trained under two seeds or more."""
-    budget = budget_column(frame)
-    cells: dict[tuple[float, float], dict[str, list[float]]] = {}
-    for n_params, count, cluster, loss in zip(
-        frame["n_params"], frame[budget], frame["cluster"], frame["loss"], strict=True
-    ):
-        cells.setdefault((float(n_params), float(count)), {}).setdefault(str(cluster), []).append(float(loss))
+    """Return the configurations of one architecture that were trained under two seeds or more."""
+    series = frame.groupby(["n_params", data_column(frame), "cluster"], sort=False)["loss"].mean()
     out = []
-    for (n_params, count), series in sorted(cells.items()):
-        if len(series) >= 2:
-            losses = [float(np.mean(values)) for values in series.values()]
+    for _, own in series.groupby(level=[0, 1]):
+        losses = own.to_numpy()
+        if len(losses) >= 2:
+            n_params, data, _ = own.index[0]
             sd = float(np.std(losses, ddof=1))
-            out.append(SeedNoise(n_params, count, len(losses), float(np.mean(losses)), sd))
+            out.append(SeedNoise(float(n_params), float(data), len(losses), float(np.mean(losses)), sd))
     return out
 
 
@@ -75,53 +71,27 @@ def pooled_sd(noise: list[SeedNoise]) -> float | None:
 
 
 def trend_checks(architecture: str, frame: pd.DataFrame) -> list[TrendCheck]:
-    """Both checks for one architecture; seeds of one configuration are averaged first."""
-    budget = budget_column(frame)
-    unit = budget
+    """Make both checks for one architecture; seeds of one configuration are averaged first."""
+    column = data_column(frame)
     sd = pooled_sd(seed_noise(frame))
-    cells = frame.groupby(["n_params", budget])["loss"].mean()
+    means = frame.groupby(["n_params", column])["loss"].mean()
     checks = []
-    longest = float(frame[budget].max())
-    sizes = sorted(float(value) for value in frame.loc[frame[budget] == longest, "n_params"].unique())
-    if len(sizes) >= 2:
-        claim = f"at {longest:,.0f} {unit} the largest model beats the smallest"
-        checks.append(
-            _check(
-                architecture,
-                "size",
-                claim,
-                float(cells[(sizes[0], longest)]),
-                float(cells[(sizes[-1], longest)]),
-                sd,
-            )
-        )
-    largest = float(frame["n_params"].max())
-    budgets = sorted(float(value) for value in frame.loc[frame["n_params"] == largest, budget].unique())
-    if len(budgets) >= 2:
-        claim = f"at the largest size {budgets[-1]:,.0f} {unit} beat {budgets[0]:,.0f}"
-        checks.append(
-            _check(
-                architecture,
-                "budget",
-                claim,
-                float(cells[(largest, budgets[0])]),
-                float(cells[(largest, budgets[-1])]),
-                sd,
-            )
-        )
+    longest, largest = frame[column].max(), frame["n_params"].max()
+    by_size, by_data = means.xs(longest, level=1), means.xs(largest, level=0)
+    if len(by_size) >= 2:
+        claim = f"at {longest:,.0f} {column} the largest model beats the smallest"
+        checks.append(_check(architecture, "size", claim, by_size, sd))
+    if len(by_data) >= 2:
+        claim = f"at the largest size {by_data.index[-1]:,.0f} {column} beat {by_data.index[0]:,.0f}"
+        checks.append(_check(architecture, "budget", claim, by_data, sd))
     return checks
 
 
 def _check(
-    architecture: str,
-    kind: Literal["size", "budget"],
-    claim: str,
-    worse: float,
-    better: float,
-    sd: float | None,
+    architecture: str, kind: Literal["size", "budget"], claim: str, means: pd.Series[float], sd: float | None
 ) -> TrendCheck:
+    worse, better = float(means.iloc[0]), float(means.iloc[-1])
     difference = worse - better
-    ratio = None if sd is None or sd == 0 else difference / sd
     return TrendCheck(
         architecture=architecture,
         kind=kind,
@@ -130,6 +100,6 @@ def _check(
         better_loss=better,
         difference=difference,
         seed_sd=sd,
-        ratio=ratio,
+        ratio=difference / sd if sd else None,
         passed=None if sd is None else difference > NEEDED * sd,
     )

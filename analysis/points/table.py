@@ -217,25 +217,14 @@ def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool 
 def exclude(
     frame: pd.DataFrame, hit: pd.Series[bool], code: str, reason: str
 ) -> tuple[pd.DataFrame, list[Exclusion]]:
-    """The rows of a frame that `hit` does not mark, and for each that it does why it was left out."""
-    excluded = [
-        Exclusion(
-            row=int(row["row"]),
-            run_id=str(row["run_id"]),
-            architecture=str(row["architecture"]),
-            n_params=float(row["n_params"]),
-            tokens=float(row["tokens"]),
-            loss=float(row["loss"]),
-            code=code,
-            reason=reason,
-        )
-        for _, row in frame[hit].iterrows()
-    ]
-    return frame[~hit], excluded
+    """Return the rows of a frame that `hit` does not mark, and for each that it does why it was left out."""
+    out = frame.loc[hit, ["row", "run_id", "architecture", "n_params", "tokens", "loss"]]
+    out = out.assign(code=code, reason=reason)
+    return frame[~hit], [Exclusion(*cells) for cells in out.itertuples(index=False, name=None)]
 
 
 def too_few(frame: pd.DataFrame, law: Law) -> str:
-    """Why the rows of one architecture cannot carry a law at all, naming row and column, or nothing."""
+    """Return why the rows of one architecture cannot carry a law at all, naming row and column, or nothing."""
     rows, wanted = [int(row) for row in frame["row"]], len(law.names)
     name = str(frame["architecture"].iloc[0])
     where = f"row {rows[0]}" if len(rows) == 1 else f"rows {min(rows)} to {max(rows)}"

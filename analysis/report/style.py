@@ -14,7 +14,7 @@ import numpy as np
 from analysis.findings.curve import Curve
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import ITERATIONS, TOKENS, Array
-from analysis.points.checks import budget_column
+from analysis.points.checks import data_column
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,5 +208,5 @@ def spreads(points: CheckedPoints, document: FitDocument) -> list[Spread]:
     for name in names:
         fit, frame = document.architectures[name], points.of(name)
         params = np.vstack([[list(fit.params.values())], document.draws(name)])
-        out.append(Spread(name, Curve(law, params, frame), budget_column(frame)))
+        out.append(Spread(name, Curve(law, params, frame), data_column(frame)))
     return out

@@ -10,23 +10,27 @@ from analysis.findings.results import FitDocument
 from analysis.fitting.bootstrap import Fitted, cluster_keys
 from analysis.fitting.solver import Problem, fit_law
 from analysis.laws.catalogue import CHINCHILLA
+from analysis.laws.law import Law
 from analysis.points.table import CheckedPoints, build_frame, check_points
-from tests.analysis.synthetic import SyntheticStudy
+from tests.analysis.synthetic import QUIET, WIDE, SyntheticStudy
 
 
-def checked(table: pd.DataFrame) -> CheckedPoints:
+def checked(table: pd.DataFrame, law: Law | None = None, *, annealed: bool = True) -> CheckedPoints:
     rows = [(number + 2, row) for number, row in enumerate(table.itertuples(index=False, name=None))]
-    return check_points(build_frame(list(table.columns), rows, "synthetic"))
+    return check_points(build_frame(list(table.columns), rows, "synthetic"), law, annealed=annealed)
 
 
 def fitted(points: CheckedPoints, name: str) -> Fitted:
     frame = points.of(name)
     size = frame["n_params"].to_numpy(dtype=float)
-    problem = Problem.of(
-        CHINCHILLA, frame[["n_params", "tokens"]].to_numpy(dtype=float), frame["loss"].to_numpy(), 1e-3
-    )
+    problem = Problem.of(CHINCHILLA, CHINCHILLA.x(frame), frame["loss"].to_numpy(), 1e-3)
     cluster, keys = cluster_keys(size, frame["seed"].to_numpy(dtype=float), list(frame["cluster"]))
     return Fitted(name, problem, fit_law(problem), cluster, keys, size)
+
+
+def note_codes(document: FitDocument, name: str = "prefix_simba") -> set[str]:
+    """Codes of the notes on the whole and on one architecture."""
+    return {note.code for note in (*document.notes, *document.architectures[name].notes)}
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +43,21 @@ def points() -> CheckedPoints:
 def document(points: CheckedPoints) -> FitDocument:
     """Those points fitted with 300 resamples."""
     return fit_points(points, resamples=300)
+
+
+@pytest.fixture(scope="session")
+def wide() -> CheckedPoints:
+    """48 points in 12 series of six sizes for each of two architectures."""
+    return checked(WIDE.table(0))
+
+
+@pytest.fixture(scope="session")
+def wide_document(wide: CheckedPoints) -> FitDocument:
+    """Those points fitted with 100 resamples."""
+    return fit_points(wide, resamples=100)
+
+
+@pytest.fixture(scope="session")
+def quiet() -> FitDocument:
+    """A fit of points that have next to no noise."""
+    return fit_points(checked(QUIET.table(0)), resamples=100)

@@ -8,10 +8,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+Values = float | np.ndarray | pd.Series
+
 TRANSFORMER = {"E": 2.5, "A": 60.0, "B": 2000.0, "alpha": 0.35, "beta": 0.5}
 SIMBA = {"E": 2.5, "A": 36.0, "B": 2000.0, "alpha": 0.35, "beta": 0.5}
 TRUE_RATIO = (60.0 / 36.0) ** (1 / 0.35)  # equal E, B and exponents: the same at every budget and size
 TOKENS_AN_ITERATION = 16_000.0
+
+
+def loss_by(law: dict[str, float], n_params: Values, tokens: Values) -> Values:
+    """Loss in nats of a law of size and tokens."""
+    return law["E"] + law["A"] / n_params ** law["alpha"] + law["B"] / tokens ** law["beta"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class SyntheticStudy:
                     shared = rng.normal() * self.cluster_noise
                     for count in self.iterations:
                         tokens = count * TOKENS_AN_ITERATION
-                        clean = law["E"] + law["A"] / size ** law["alpha"] + law["B"] / tokens ** law["beta"]
+                        off = np.exp(shared + rng.normal() * self.row_noise)
                         rows.append(
                             {
                                 "architecture": name,
@@ -45,7 +52,7 @@ class SyntheticStudy:
                                 "tokens": tokens,
                                 "iterations": count,
                                 "flops": 6 * size * tokens * (1.2 if "simba" in name else 1.0),
-                                "loss": clean * np.exp(shared + rng.normal() * self.row_noise),
+                                "loss": loss_by(law, size, tokens) * off,
                                 "run_id": f"{name}-{size:.0f}-{number}-{count}",
                                 "cluster": f"{name}-{size:.0f}-{number}",
                                 "seed": number,
@@ -53,3 +60,8 @@ class SyntheticStudy:
                             }
                         )
         return pd.DataFrame(rows)
+
+
+SIX_SIZES = tuple(np.geomspace(1e5, 1e7, 6).tolist())
+WIDE = SyntheticStudy(sizes=SIX_SIZES, iterations=(200, 400, 800, 1600), seeds=(2,) * 6)
+QUIET = SyntheticStudy(cluster_noise=1e-6, row_noise=1e-6)

@@ -181,8 +181,8 @@ def test_a_law_that_lacks_size_or_training_plans_no_grid(law: str) -> None:
 def test_intervals_that_often_miss_the_truth_are_told_of(grid: CheckedPoints) -> None:
     found = simulate(grid, KNOWN, draws=Draws(4, 50))
     truth = found.truth[OTHER]
-    assert truth.ratio is not None
-    shifted = replace(found, truth={OTHER: replace(truth, ratio=truth.ratio * 3)})
+    assert truth.estimate is not None
+    shifted = replace(found, truth={OTHER: truth.model_copy(update={"estimate": truth.estimate * 3})})
     (ratio,) = ratios_of(shifted, "cross_transformer")
     assert ratio.coverage == 0.0
     assert "undercovered" in {note.code for note in ratio_notes(ratio, shifted)}

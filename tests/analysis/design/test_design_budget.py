@@ -32,9 +32,9 @@ PRIOR = Prior(law_named("chinchilla"), LAWS, Noise(0.003, 0.004), "known")
 FACTORIAL = (100, 200, 400, 800, 1600)
 
 
-def hours(architecture: str, size: str, counts: tuple[int, ...], seed: int) -> float:
-    """GPU-hours in proportion to parameters and steps: a trunk to the longest run's branch, and each decay."""
-    return SIZES[size] * (0.8 * max(counts) + 0.2 * sum(counts)) * 1e-9
+def hours(architecture: str, size: str, iterations: tuple[int, ...], seed: int) -> float:
+    """GPU-hours in proportion to parameters and iterations: a trunk to the longest run's branch, and each decay."""
+    return SIZES[size] * (0.8 * max(iterations) + 0.2 * sum(iterations)) * 1e-9
 
 
 def space(counts: tuple[int, ...]) -> Space:
@@ -67,7 +67,7 @@ def test_the_proposed_grid_is_narrower_than_a_factorial_one_of_the_same_cost() -
     where = space(FACTORIAL)
     found, _, gain = compared(where, trials=5, studies=10, resamples=50)
     assert gain >= 0.25
-    assert found.grid.counts[-1] == FACTORIAL[-1]
+    assert found.grid.iterations[-1] == FACTORIAL[-1]
     assert found.grid.seeds[-1] >= 1
 
 
@@ -83,13 +83,15 @@ def test_the_proposed_grid_is_a_quarter_narrower_over_a_hundred_studies() -> Non
 
 
 def test_what_has_been_trained_costs_no_more_and_is_kept() -> None:
-    def left(architecture: str, size: str, counts: tuple[int, ...], seed: int) -> float:
+    def left(architecture: str, size: str, iterations: tuple[int, ...], seed: int) -> float:
         return (
-            0.0 if (size, seed) in {("f", 0), ("f", 1), ("b", 0)} else hours(architecture, size, counts, seed)
+            0.0
+            if (size, seed) in {("f", 0), ("f", 1), ("b", 0)}
+            else hours(architecture, size, iterations, seed)
         )
 
     where = space(FACTORIAL[::2])
-    cost = 1.2 * Grid(where.counts, (1, 1, 0, 0, 0, 1)).gpu_hours(where)
+    cost = 1.2 * Grid(where.iterations, (1, 1, 0, 0, 0, 1)).gpu_hours(where)
     whole, rest = (
         propose(replace(where, hours=price), PRIOR, cost, draws=Draws(studies=2)) for price in (hours, left)
     )
@@ -124,10 +126,10 @@ def test_a_budget_that_pays_for_nothing_says_what_would_be_enough() -> None:
 
 def test_a_size_ratio_needs_two_architectures_and_a_law_three_sizes() -> None:
     where = space(FACTORIAL)
-    alone = Space(where.rungs[::2], where.counts, hours)
+    alone = Space(where.rungs[::2], where.iterations, hours)
     with pytest.raises(InputError, match="two architectures"):
         propose(alone, PRIOR, 10.0)
     with pytest.raises(InputError, match="--reference moon"):
         propose(where, PRIOR, 10.0, "moon")
     with pytest.raises(InputError, match="2 sizes and 5 iteration counts"):
-        propose(Space(where.rungs[:4], where.counts, hours), PRIOR, 10.0)
+        propose(Space(where.rungs[:4], where.iterations, hours), PRIOR, 10.0)

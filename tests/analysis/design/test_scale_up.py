@@ -12,7 +12,7 @@ from analysis.design.scale_up import ScaleUp, Shortest, next_step, seen_since
 from analysis.errors import InputError
 from analysis.points.table import CheckedPoints
 from tests.analysis.conftest import checked
-from tests.analysis.synthetic import TOKENS_AN_ITERATION, TRANSFORMER, SyntheticStudy
+from tests.analysis.synthetic import TOKENS_AN_ITERATION, TRANSFORMER, SyntheticStudy, loss_by
 
 STUDY = SyntheticStudy(
     sizes=tuple(np.geomspace(1e5, 3e6, 5)),
@@ -53,8 +53,7 @@ def test_the_step_is_the_best_its_law_knows_and_spends_its_share(proposed: Scale
     assert step.n_params == pytest.approx(best, rel=0.5)
     assert 0.9 * share <= step.gpu_hours <= share * (1 + 1e-9)
     assert step.gpu_hours == pytest.approx(step.n_params * 1e-10 * step.iterations, rel=1e-6)
-    truth = law["E"] + law["A"] / step.n_params ** law["alpha"] + law["B"] / step.tokens ** law["beta"]
-    assert step.loss == pytest.approx(truth, rel=0.01)
+    assert step.loss == pytest.approx(loss_by(law, step.n_params, step.tokens), rel=0.01)
     assert step.run95 is not None
     assert step.run95[0] < step.loss < step.run95[1]
 

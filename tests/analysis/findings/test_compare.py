@@ -14,10 +14,8 @@ from analysis.findings.equal_loss import SizeRatio, size_ratios
 from analysis.findings.results import FitDocument
 from analysis.laws.catalogue import CHINCHILLA
 from analysis.text import times
-from tests.analysis.conftest import checked
-from tests.analysis.synthetic import SIMBA, TRANSFORMER, TRUE_RATIO, SyntheticStudy
-
-QUIET = SyntheticStudy(cluster_noise=1e-6, row_noise=1e-6)
+from tests.analysis.conftest import checked, note_codes
+from tests.analysis.synthetic import QUIET, SIMBA, TRANSFORMER, TRUE_RATIO, SyntheticStudy, loss_by
 
 
 def main_row(document: FitDocument) -> SizeRatio:
@@ -28,31 +26,24 @@ def fit(study: SyntheticStudy, **options: object) -> FitDocument:
     return fit_points(checked(study.table(0)), resamples=100, **options)  # type: ignore[arg-type]
 
 
-def test_the_known_ratio_comes_back_at_every_budget_and_size() -> None:
-    rows = fit(QUIET).comparison.size_ratio
+def test_the_known_ratio_comes_back_at_every_budget_and_size(quiet: FitDocument) -> None:
+    rows = quiet.comparison.size_ratio
     assert len(rows) == 12
     assert {row.iterations for row in rows} == {400, 800, 1600}
     for row in rows:
         assert row.estimate == pytest.approx(TRUE_RATIO, rel=0.01)
         assert row.ratio == (row.estimate if row.status == "identified" else None)
         assert row.ci95 == (row.estimate_ci95 if row.status == "identified" else None)
-        law = TRANSFORMER
-        loss = (
-            law["E"]
-            + law["A"] / row.reference_n_params ** law["alpha"]
-            + law["B"] / row.tokens ** law["beta"]
-        )
-        assert row.loss == pytest.approx(loss, rel=1e-4)
+        assert row.loss == pytest.approx(loss_by(TRANSFORMER, row.reference_n_params, row.tokens), rel=1e-4)
         assert row.n_params == pytest.approx(row.reference_n_params / TRUE_RATIO, rel=0.01)
 
 
-def test_an_equal_size_below_the_trained_ones_is_an_extrapolation_and_says_so() -> None:
-    document = fit(QUIET)
-    for row in document.comparison.size_ratio:
+def test_an_equal_size_below_the_trained_ones_is_an_extrapolation_and_says_so(quiet: FitDocument) -> None:
+    for row in quiet.comparison.size_ratio:
         outside = row.reference_n_params / TRUE_RATIO < 1e5
         assert row.status == ("extrapolated" if outside else "identified")
         assert bool(row.reason) == outside
-    assert "extrapolation" in {note.code for note in document.notes}
+    assert "extrapolation" in note_codes(quiet)
 
 
 def test_a_budget_an_architecture_was_never_trained_at_is_an_extrapolation_and_says_so() -> None:
@@ -60,8 +51,7 @@ def test_a_budget_an_architecture_was_never_trained_at_is_an_extrapolation_and_s
     table = QUIET.table(0).drop(columns=["iterations", "flops"])
     base = table["architecture"] == "cross_transformer"
     tokens = table["tokens"] * np.where(base, 16, 1)
-    law = TRANSFORMER
-    clean = law["E"] + law["A"] / table["n_params"] ** law["alpha"] + law["B"] / tokens ** law["beta"]
+    clean = loss_by(TRANSFORMER, table["n_params"], tokens)
     table = table.assign(tokens=tokens, loss=np.where(base, clean, table["loss"]))
     rows = fit_points(checked(table), resamples=100).comparison.size_ratio
     assert {row.tokens / 25.6e6 for row in rows} == {4, 8, 16}
@@ -111,15 +101,14 @@ def test_no_ratio_where_size_and_data_were_varied_together() -> None:
     rung = table["n_params"].map({1e5: 400, 3e5: 800, 1e6: 1600})
     document = fit_points(checked(table[table["iterations"] == rung]), resamples=100)
     assert main_row(document).status == "not_identified"
-    assert "collinear" in {note.code for note in document.architectures["prefix_simba"].notes}
+    assert "collinear" in note_codes(document)
 
 
-def test_the_reference_is_the_transformer_unless_another_is_named() -> None:
-    document = fit(QUIET)
-    assert document.comparison.reference == "cross_transformer"
-    assert "default_reference" in {note.code for note in document.notes}
+def test_the_reference_is_the_transformer_unless_another_is_named(quiet: FitDocument) -> None:
+    assert quiet.comparison.reference == "cross_transformer"
+    assert "default_reference" in note_codes(quiet)
     turned = fit(QUIET, reference="prefix_simba")
-    assert "default_reference" not in {note.code for note in turned.notes}
+    assert "default_reference" not in note_codes(turned)
     row = next(row for row in turned.comparison.size_ratio if row.reference_n_params == 3e5)
     assert row.estimate == pytest.approx(1 / TRUE_RATIO, rel=0.01)
     with pytest.raises(InputError, match="--reference mamba"):
@@ -150,7 +139,7 @@ def test_each_architecture_is_read_at_its_own_tokens_of_an_iteration_count() -> 
     simba = table["architecture"] == "prefix_simba"
     law = SIMBA
     tokens = table["tokens"] * np.where(simba, 2, 1)
-    clean = law["E"] + law["A"] / table["n_params"] ** law["alpha"] + law["B"] / tokens ** law["beta"]
+    clean = loss_by(law, table["n_params"], tokens)
     table = table.assign(tokens=tokens, loss=np.where(simba, clean, table["loss"]))
     row = main_row(fit_points(checked(table), resamples=100))
     gain = law["B"] / row.tokens ** law["beta"] - law["B"] / (2 * row.tokens) ** law["beta"]
@@ -158,8 +147,8 @@ def test_each_architecture_is_read_at_its_own_tokens_of_an_iteration_count() -> 
     assert row.n_params == pytest.approx((law["A"] / target) ** (1 / law["alpha"]), rel=0.02)
 
 
-def test_compute_gain_follows_from_the_flops_of_the_points() -> None:
-    gains = fit(QUIET).comparison.compute_gain
+def test_compute_gain_follows_from_the_flops_of_the_points(quiet: FitDocument) -> None:
+    gains = quiet.comparison.compute_gain
     assert len(gains) == 12
     for row in gains:  # six FLOPs a parameter and token, a fifth more for SiMBA
         assert row.gain == pytest.approx(TRUE_RATIO / 1.2, rel=0.02)
@@ -200,8 +189,8 @@ def test_the_reason_names_the_end_that_an_interval_lacks(far: dict[str, float], 
         assert row.reason == f"its 95 % interval has no end: {reason}"
 
 
-def test_token_gain_is_that_of_the_known_laws_at_equal_size() -> None:
-    gains = fit(QUIET).comparison.token_gain
+def test_token_gain_is_that_of_the_known_laws_at_equal_size(quiet: FitDocument) -> None:
+    gains = quiet.comparison.token_gain
     assert {row.iterations for row in gains} == {400, 800, 1600}
     for row in gains:
         size, law, other = row.reference_n_params, TRANSFORMER, SIMBA
@@ -217,11 +206,9 @@ def test_token_gain_is_that_of_the_known_laws_at_equal_size() -> None:
         assert bool(row.reason) != inside
 
 
-def test_token_gain_counts_tokens_under_a_law_in_iterations_too() -> None:
-    by_tokens, by_iterations = (
-        fit(QUIET, law=law).comparison.token_gain for law in ("chinchilla", "chinchilla_iterations")
-    )
-    for one, other in zip(by_tokens, by_iterations, strict=True):
+def test_token_gain_counts_tokens_under_a_law_in_iterations_too(quiet: FitDocument) -> None:
+    by_iterations = fit(QUIET, law="chinchilla_iterations")
+    for one, other in zip(quiet.comparison.token_gain, by_iterations.comparison.token_gain, strict=True):
         assert other.estimate == pytest.approx(one.estimate, rel=0.01)
         assert other.tokens == pytest.approx(one.tokens, rel=0.01)
 

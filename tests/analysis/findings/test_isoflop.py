@@ -10,7 +10,7 @@ from analysis.findings.document import fit_points
 from analysis.findings.isoflop import OptimalSizes, power_law
 from analysis.findings.results import FitDocument
 from tests.analysis.conftest import checked
-from tests.analysis.synthetic import TRANSFORMER, SyntheticStudy
+from tests.analysis.synthetic import TRANSFORMER, SyntheticStudy, loss_by
 
 LAW = TRANSFORMER
 EXPONENT = LAW["beta"] / (LAW["alpha"] + LAW["beta"])
@@ -29,8 +29,7 @@ def equal_flops(low: float, high: float, noise: float = 0.0) -> pd.DataFrame:
     for flops in np.geomspace(1e13, 1e16, 5):
         for size in np.geomspace(low, high, 7) * best_size(flops):
             tokens = flops / (6 * size)
-            loss = LAW["E"] + LAW["A"] / size ** LAW["alpha"] + LAW["B"] / tokens ** LAW["beta"]
-            rows.append((size, tokens, flops, loss * np.exp(rng.normal(0, noise))))
+            rows.append((size, tokens, flops, loss_by(LAW, size, tokens) * np.exp(rng.normal(0, noise))))
     return pd.DataFrame(rows, columns=["n_params", "tokens", "flops", "loss"]).assign(architecture="x")
 
 
@@ -100,8 +99,9 @@ def test_the_interval_is_of_the_same_exponent_where_flops_grow_slower_than_size(
     table = equal_flops(1 / 4, 4)
     size = table["n_params"]
     table["tokens"] = table["flops"] / (6 * (size + 5 * np.sqrt(size * size.max())))
-    clean = LAW["E"] + LAW["A"] / size ** LAW["alpha"] + LAW["B"] / table["tokens"] ** LAW["beta"]
-    table["loss"] = clean * np.exp(np.random.default_rng(0).normal(0, 0.002, len(table)))
+    table["loss"] = loss_by(LAW, size, table["tokens"]) * np.exp(
+        np.random.default_rng(0).normal(0, 0.002, len(table))
+    )
     one = found_in(table).exponents["parametric"]
     assert abs(one.value - EXPONENT) > 0.05
     assert one.ci95 is not None

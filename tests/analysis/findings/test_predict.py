@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,19 +9,10 @@ from analysis.errors import InputError
 from analysis.findings.document import fit_points
 from analysis.findings.predict import Ask, asked
 from analysis.findings.results import FitDocument
-from analysis.laws.catalogue import law_named
-from analysis.points.table import CheckedPoints, build_frame, check_points
-from tests.analysis.conftest import checked
-from tests.analysis.synthetic import TOKENS_AN_ITERATION, TRANSFORMER, SyntheticStudy
-
-WIDE = SyntheticStudy(
-    sizes=tuple(np.geomspace(1e5, 1e7, 6)), iterations=(200, 400, 800, 1600), seeds=(2,) * 6
-)
-
-
-def truth(n_params: float, iterations: float) -> float:
-    law, tokens = TRANSFORMER, iterations * TOKENS_AN_ITERATION
-    return law["E"] + law["A"] / n_params ** law["alpha"] + law["B"] / tokens ** law["beta"]
+from analysis.laws.catalogue import CHINCHILLA
+from analysis.points.table import CheckedPoints
+from tests.analysis.conftest import checked, note_codes
+from tests.analysis.synthetic import TOKENS_AN_ITERATION, TRANSFORMER, WIDE, loss_by
 
 
 @pytest.mark.parametrize(
@@ -45,8 +35,8 @@ def test_what_is_no_size_and_budget_is_refused(text: str) -> None:
         asked(text)
 
 
-def test_the_loss_of_a_larger_model_is_predicted_with_intervals_that_hold_it() -> None:
-    document = fit_points(checked(WIDE.table(0)), resamples=300, asks=[asked("40M:1600"), asked("1M:400")])
+def test_the_loss_of_a_larger_model_is_predicted_with_intervals_that_hold_it(wide: CheckedPoints) -> None:
+    document = fit_points(wide, resamples=300, asks=[asked("40M:1600"), asked("1M:400")])
     far, near = document.architectures["cross_transformer"].predictions
     assert (far.size_factor, near.size_factor) == (pytest.approx(4), 1.0)
     assert (far.budget_factor, near.budget_factor) == (1.0, 1.0)
@@ -55,8 +45,9 @@ def test_the_loss_of_a_larger_model_is_predicted_with_intervals_that_hold_it() -
         assert one.run95 is not None
         assert one.iterations is not None
         assert one.tokens == pytest.approx(one.iterations * TOKENS_AN_ITERATION)
-        assert one.loss == pytest.approx(truth(one.n_params, one.iterations), rel=0.01)
-        assert one.ci95[0] <= truth(one.n_params, one.iterations) <= one.ci95[1]
+        truth = loss_by(TRANSFORMER, one.n_params, one.tokens)
+        assert one.loss == pytest.approx(truth, rel=0.01)
+        assert one.ci95[0] <= truth <= one.ci95[1]
         assert one.run95[1] - one.run95[0] > one.ci95[1] - one.ci95[0]
 
 
@@ -65,12 +56,11 @@ def test_unasked_twice_and_four_times_the_largest_size_are_predicted(document: F
         assert [(one.n_params, one.iterations) for one in fit.predictions] == [(6e6, 1600), (1.2e7, 1600)]
 
 
-def test_tokens_and_iterations_name_the_same_budget_under_either_law() -> None:
-    points = checked(WIDE.table(0))
+def test_tokens_and_iterations_name_the_same_budget_under_either_law(wide: CheckedPoints) -> None:
     asks = [asked("40M:800"), asked(f"40M:{800 * TOKENS_AN_ITERATION:.0f}tokens")]
     for law in ("chinchilla", "chinchilla_iterations"):
         one, other = (
-            fit_points(points, law=law, resamples=100, asks=asks).architectures["prefix_simba"].predictions
+            fit_points(wide, law=law, resamples=100, asks=asks).architectures["prefix_simba"].predictions
         )
         assert one.loss == pytest.approx(other.loss, rel=1e-12)
     with pytest.raises(InputError, match="no iterations"):
@@ -79,12 +69,10 @@ def test_tokens_and_iterations_name_the_same_budget_under_either_law() -> None:
         )
 
 
-def test_a_prediction_far_beyond_the_points_is_noted_and_one_close_by_is_not() -> None:
-    points = checked(WIDE.table(0))
+def test_a_prediction_far_beyond_the_points_is_noted_and_one_close_by_is_not(wide: CheckedPoints) -> None:
     for text, noted in (("100M:1600", True), ("40M:1600", False), ("1M:16000", True)):
-        document = fit_points(points, resamples=100, asks=[asked(text)])
-        codes = {note.code for note in document.architectures["prefix_simba"].notes}
-        assert ("extrapolation_ratio" in codes) == noted
+        document = fit_points(wide, resamples=100, asks=[asked(text)])
+        assert ("extrapolation_ratio" in note_codes(document)) == noted
 
 
 def mixed() -> pd.DataFrame:
@@ -95,32 +83,24 @@ def mixed() -> pd.DataFrame:
     )
 
 
-def read(table: pd.DataFrame, *, annealed: bool) -> CheckedPoints:
-    rows = [(number + 2, row) for number, row in enumerate(table.itertuples(index=False, name=None))]
-    frame = build_frame(list(table.columns), rows, "synthetic")
-    return check_points(frame, law_named("chinchilla"), annealed=annealed)
-
-
 @pytest.mark.parametrize(
     ("annealed", "other", "gap"), [(True, "unannealed", 0.03), (False, "annealed", -0.0291)]
 )
 def test_points_taken_mid_run_are_a_set_of_their_own_and_compared_with_the_annealed(
     annealed: bool, other: str, gap: float
 ) -> None:
-    points = read(mixed(), annealed=annealed)
+    points = checked(mixed(), CHINCHILLA, annealed=annealed)
     assert set(points.frame["annealed"]) == {annealed}
     document = fit_points(points, resamples=100)
     assert document.points == ("annealed" if annealed else "unannealed")
-    codes = {note.code for note in document.notes}
-    assert f"{other}_points" in codes
-    for fit in document.architectures.values():
+    for name, fit in document.architectures.items():
+        assert {f"{other}_points", f"{other}_gap"} <= note_codes(document, name)
         assert fit.n_points == 48
         assert fit.other_points is not None
         assert (fit.other_points.kind, fit.other_points.points) == (other, 48)
         assert fit.other_points.mean_relative_difference == pytest.approx(gap, abs=0.002)
-        assert f"{other}_gap" in {note.code for note in fit.notes}
 
 
 def test_a_table_without_points_taken_mid_run_has_none_to_fit() -> None:
     with pytest.raises(InputError, match="annealed=false"):
-        read(WIDE.table(0), annealed=False)
+        checked(WIDE.table(0), CHINCHILLA, annealed=False)

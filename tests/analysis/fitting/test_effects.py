@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,16 +11,10 @@ import pytest
 from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
 from analysis.fitting.checks import pattern
-from tests.analysis.conftest import checked, fitted
-from tests.analysis.synthetic import SIMBA, TRANSFORMER, SyntheticStudy
+from tests.analysis.conftest import checked, fitted, note_codes
+from tests.analysis.synthetic import SIMBA, SIX_SIZES, TRANSFORMER, WIDE, SyntheticStudy
 
-SIZES = tuple(np.geomspace(1e5, 1e7, 6))
-WIDE = SyntheticStudy(sizes=SIZES, iterations=(200, 400, 800, 1600), seeds=(2,) * 6)
 NOTHING = SIMBA | {"A": 1e-9, "E": 2.8}
-
-
-def codes(document: FitDocument, name: str = "prefix_simba") -> set[str]:
-    return {note.code for note in (*document.notes, *document.architectures[name].notes)}
 
 
 def fit(table: pd.DataFrame, **options: object) -> FitDocument:
@@ -28,11 +24,11 @@ def fit(table: pd.DataFrame, **options: object) -> FitDocument:
 @pytest.mark.parametrize("seed", range(4))
 def test_a_loss_that_does_not_depend_on_size_gives_no_size_ratio(seed: int) -> None:
     study = SyntheticStudy(
-        laws={"cross_transformer": TRANSFORMER, "prefix_simba": NOTHING}, sizes=SIZES, seeds=(2,) * 6
+        laws={"cross_transformer": TRANSFORMER, "prefix_simba": NOTHING}, sizes=SIX_SIZES, seeds=(2,) * 6
     )
     document = fit(study.table(seed))
     assert document.architectures["prefix_simba"].size_effect_p is not None
-    assert "no_size_effect" in codes(document)
+    assert "no_size_effect" in note_codes(document)
     assert {row.status for row in document.comparison.size_ratio} == {"not_identified"}
     assert {row.ratio for row in document.comparison.size_ratio} == {None}
 
@@ -55,7 +51,7 @@ def test_larger_and_worse_is_no_effect_either() -> None:
     table = WIDE.table(0)
     simba = table["architecture"] == "prefix_simba"
     rise = table["n_params"].where(simba, 1.0) ** 0.02
-    assert "no_size_effect" in codes(fit(table.assign(loss=np.where(simba, 2.0 * rise, table["loss"]))))
+    assert "no_size_effect" in note_codes(fit(table.assign(loss=np.where(simba, 2.0 * rise, table["loss"]))))
 
 
 @pytest.mark.parametrize(
@@ -63,19 +59,17 @@ def test_larger_and_worse_is_no_effect_either() -> None:
 )
 def test_an_effect_that_is_there_is_found_with_few_series_too(study: SyntheticStudy) -> None:
     document = fit(study.table(1))
-    assert "no_size_effect" not in codes(document)
+    assert "no_size_effect" not in note_codes(document)
     assert (document.architectures["prefix_simba"].size_effect_p or 0.0) < 0.05
 
 
 def test_a_bend_that_the_law_lacks_is_seen_in_the_residuals() -> None:
-    table = SyntheticStudy(
-        sizes=SIZES, iterations=(200, 400, 800, 1600), seeds=(2,) * 6, cluster_noise=0.001
-    ).table(0)
+    table = replace(WIDE, cluster_noise=0.001).table(0)
     bend = 0.01 * (np.log(table["n_params"] / 1e6) * np.log(table["iterations"] / 600))
     document = fit(table.assign(loss=table["loss"] * np.exp(bend)))
     (note,) = [n for n in document.architectures["prefix_simba"].notes if n.code == "structured_residuals"]
     assert "size and data acting together" in note.text
-    assert "structured_residuals" not in codes(fit(table))
+    assert "structured_residuals" not in note_codes(fit(table))
 
 
 def test_residuals_of_the_right_law_are_seldom_called_structured() -> None:
@@ -87,10 +81,10 @@ def test_a_count_of_parameters_that_changes_the_ratio_is_noted_and_one_that_does
     table = WIDE.table(0)
     simba = table["architecture"] == "prefix_simba"
     alike = table.assign(n_params_non_embedding=0.9 * table["n_params"])
-    assert "convention_sensitive" not in codes(fit(alike.drop(columns="flops")))
+    assert "convention_sensitive" not in note_codes(fit(alike.drop(columns="flops")))
     heavy = table.assign(n_params_non_embedding=table["n_params"] * np.where(simba, 0.95, 0.1))
     document = fit(heavy.drop(columns="flops"))
-    assert "convention_sensitive" in codes(document)
+    assert "convention_sensitive" in note_codes(document)
     (one,) = document.comparison.conventions
     assert (one.quantity, one.under, one.changes) == ("size_ratio", "n_params_non_embedding", True)
     assert one.value_under == pytest.approx(one.value * 0.1 / 0.95, rel=0.02)
@@ -108,19 +102,20 @@ def test_another_count_under_one_e_is_fitted_with_one_e_too() -> None:
     assert alone.value_under != pytest.approx(one.value, rel=0.01)
 
 
-def test_a_count_of_flops_that_changes_the_gain_is_noted() -> None:
+def test_a_count_of_flops_that_changes_the_gain_is_noted(wide_document: FitDocument) -> None:
     table = WIDE.table(0)
-    assert "convention_sensitive" not in codes(fit(table))  # a fifth more a token stays within the interval
+    # A fifth more a token stays within the interval.
+    assert "convention_sensitive" not in note_codes(wide_document)
     heavy = table.assign(flops=table["flops"] * np.where(table["architecture"] == "prefix_simba", 20, 1))
     document = fit(heavy)
-    assert "convention_sensitive" in codes(document)
+    assert "convention_sensitive" in note_codes(document)
     (one,) = document.comparison.conventions
     assert one.value < 1 < one.value_under
 
 
 def test_laws_that_pool_what_they_do_not_know_say_so() -> None:
     table = WIDE.table(0)
-    assert "pooled_sizes" in codes(fit(table, law="data"))
-    assert "pooled_budgets" in codes(fit(table, law="size"))
-    assert "pooled_sizes" not in codes(fit(table[table["n_params"] == SIZES[0]], law="data"))
-    assert "pooled_budgets" not in codes(fit(table[table["iterations"] == 1600], law="size"))
+    assert "pooled_sizes" in note_codes(fit(table, law="data"))
+    assert "pooled_budgets" in note_codes(fit(table, law="size"))
+    assert "pooled_sizes" not in note_codes(fit(table[table["n_params"] == SIX_SIZES[0]], law="data"))
+    assert "pooled_budgets" not in note_codes(fit(table[table["iterations"] == 1600], law="size"))

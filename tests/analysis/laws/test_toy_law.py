@@ -17,7 +17,7 @@ from analysis.laws.law import SIZE, TOKENS, Input, Law, power_law
 from analysis.points.table import CheckedPoints, check_points, read_table
 from analysis.report.report import Provenance, write_report
 from tests.analysis.conftest import checked
-from tests.analysis.synthetic import SIMBA, TRANSFORMER, TRUE_RATIO, SyntheticStudy
+from tests.analysis.synthetic import TRANSFORMER, TRUE_RATIO, SyntheticStudy, loss_by
 
 # The whole of the law, as its file would have it.
 WIDTH = Input("width_ratio", "w", ceiling=1e4)
@@ -26,7 +26,6 @@ TOY = power_law(
 )
 
 C, GAMMA = 0.8, 0.7
-LAWS_OF_STUDY = {"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +56,7 @@ def document(points: CheckedPoints) -> FitDocument:
 
 
 def test_its_parameters_are_recovered_and_have_intervals(document: FitDocument) -> None:
-    for name, params in LAWS_OF_STUDY.items():
+    for name, params in SyntheticStudy().laws.items():
         fit = document.architectures[name]
         assert fit.status == "converged"
         assert fit.params == pytest.approx(params | {"C": C, "gamma": GAMMA}, rel=0.02)
@@ -69,9 +68,7 @@ def test_size_and_data_are_compared_with_its_input_held(document: FitDocument) -
         assert row.estimate == pytest.approx(TRUE_RATIO, rel=0.02)
     assert document.comparison.token_gain
     (large, _) = document.architectures["cross_transformer"].predictions
-    law = TRANSFORMER
-    foreseen = law["E"] + law["A"] / 6e6 ** law["alpha"] + law["B"] / 25.6e6 ** law["beta"] + C / 64**GAMMA
-    assert large.loss == pytest.approx(foreseen, rel=1e-3)
+    assert large.loss == pytest.approx(loss_by(TRANSFORMER, 6e6, 25.6e6) + C / 64**GAMMA, rel=1e-3)
 
 
 def test_it_is_reported(points: CheckedPoints, document: FitDocument, tmp_path: Path) -> None:
@@ -91,9 +88,8 @@ def test_values_that_its_input_forbids_are_refused_with_their_row(table: pd.Data
 
 def test_too_few_values_of_its_input_are_noted(table: pd.DataFrame) -> None:
     document = fit_points(checked(table[table["seed"] < 2]), law="toy", resamples=100)
-    assert "2 values of width_ratio cannot identify C and gamma; train 3." in {
-        note.text for note in document.architectures["prefix_simba"].notes
-    }
+    texts = {note.text for note in document.architectures["prefix_simba"].notes}
+    assert "2 values of width_ratio cannot identify C and gamma; train 3." in texts
 
 
 def test_a_name_is_registered_once() -> None:

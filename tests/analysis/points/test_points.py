@@ -11,7 +11,8 @@ import pytest
 from analysis.errors import InputError
 from analysis.findings.document import fit_points
 from analysis.laws.catalogue import law_named
-from analysis.points.table import build_frame, check_points, read_table
+from analysis.points.table import check_points, read_table
+from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SyntheticStudy
 
 HEADER = "architecture,n_params,tokens,loss"
@@ -22,12 +23,15 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def test_csv_and_parquet_give_the_same_points(tmp_path: Path) -> None:
+def test_csv_parquet_json_lines_and_json_give_the_same_points(tmp_path: Path) -> None:
     table = SyntheticStudy().table(0)
-    table.to_csv(tmp_path / "points.csv", index=False)
-    table.to_parquet(tmp_path / "points.parquet")
-    a, b = read_table(tmp_path / "points.csv"), read_table(tmp_path / "points.parquet")
-    pd.testing.assert_frame_equal(a.drop(columns="row"), b.drop(columns="row"))
+    table.to_csv(tmp_path / "p.csv", index=False)
+    table.to_parquet(tmp_path / "p.parquet")
+    table.to_json(tmp_path / "p.jsonl", orient="records", lines=True, double_precision=15)
+    table.to_json(tmp_path / "p.json", orient="records", double_precision=15)
+    expected = read_table(tmp_path / "p.csv").drop(columns="row")
+    for name in ("p.parquet", "p.jsonl", "p.json"):
+        pd.testing.assert_frame_equal(read_table(tmp_path / name).drop(columns="row"), expected)
 
 
 @pytest.mark.parametrize(
@@ -130,33 +134,23 @@ def test_what_is_set_aside_is_listed_with_its_reason_and_nothing_else_goes(tmp_p
     table = pd.concat([table, table.iloc[[7]]])
     table.to_csv(tmp_path / "p.csv", index=False)
     frame = read_table(tmp_path / "p.csv")
-    checked = check_points(frame)
-    assert [(item.row, item.code) for item in checked.exclusions] == [(38, "duplicate"), (5, "unannealed")]
-    assert len(checked.frame) + len(checked.exclusions) == len(frame)
-    assert 30.0 in checked.frame["loss"].tolist()
+    points = check_points(frame)
+    assert [(item.row, item.code) for item in points.exclusions] == [(38, "duplicate"), (5, "unannealed")]
+    assert len(points.frame) + len(points.exclusions) == len(frame)
+    assert 30.0 in points.frame["loss"].tolist()
 
 
 def test_points_without_names_may_agree_in_size_and_tokens(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", f"{HEADER}\nx,1e5,1e6,3.0\nx,1e5,1e6,3.1\nx,1e5,1e6,3.1\n")
-    checked = check_points(read_table(path))
-    assert checked.frame["loss"].tolist() == [3.0, 3.1]
-    assert [item.code for item in checked.exclusions] == ["duplicate"]
+    points = check_points(read_table(path))
+    assert points.frame["loss"].tolist() == [3.0, 3.1]
+    assert [item.code for item in points.exclusions] == ["duplicate"]
 
 
 def test_nothing_left_to_fit_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", f"{HEADER},annealed\nx,1e5,1e6,3,false\n")
     with pytest.raises(InputError, match="no point is left"):
         check_points(read_table(path))
-
-
-def test_json_lines_and_json_give_the_same_points_as_csv(tmp_path: Path) -> None:
-    table = SyntheticStudy().table(0)
-    table.to_csv(tmp_path / "p.csv", index=False)
-    table.to_json(tmp_path / "p.jsonl", orient="records", lines=True, double_precision=15)
-    table.to_json(tmp_path / "p.json", orient="records", double_precision=15)
-    expected = read_table(tmp_path / "p.csv").drop(columns="row")
-    for name in ("p.jsonl", "p.json"):
-        pd.testing.assert_frame_equal(read_table(tmp_path / name).drop(columns="row"), expected)
 
 
 def test_a_field_that_is_missing_in_one_line_of_json_is_an_empty_cell(tmp_path: Path) -> None:
@@ -220,8 +214,7 @@ def test_one_size_is_enough_for_a_law_of_data(tmp_path: Path) -> None:
 def test_an_architecture_with_too_few_points_is_set_aside_while_another_can_be_fitted() -> None:
     table = SyntheticStudy().table(0)
     few = table[(table["architecture"] != "prefix_simba") | (table["cluster"] == "prefix_simba-100000-0")]
-    rows = [(number + 2, row) for number, row in enumerate(few.itertuples(index=False, name=None))]
-    points = check_points(build_frame(list(few.columns), rows, "synthetic"), law_named("chinchilla"))
+    points = checked(few, law_named("chinchilla"))
     assert points.architectures == ("cross_transformer",)
     assert [item.code for item in points.exclusions] == ["too_few"] * 3
     document = fit_points(points, resamples=100)
