@@ -54,7 +54,7 @@ def frames_of(trained: Trained, seconds: float | None) -> int:
     frames = round(seconds * rate) if 0 < seconds < float("inf") else 0
     if frames < 1:
         raise InputError(f"--seconds {seconds:g}: choose a length of {1 / rate:g} s (one frame) or more")
-    if is_longer(trained, frames) and not run.model.architecture.has_mixer:
+    if is_longer(trained, frames) and not run.model.architecture.is_recurrent:
         raise InputError(
             f"--seconds {seconds:g}: a {run.model.architecture} knows no positions beyond those it was trained on; "
             f"choose up to {run.frames / rate:g} s"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from harness.common.format import GIB, Estimate
 from harness.study.run import Precision
-from ssmttm.model.config import ModelConfig, SubLayer
+from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
 from ssmttm.text.config import BYTE_WIDTH
 
@@ -136,74 +136,35 @@ def activation_bytes(
     steps = frames + model.n_codebooks - 1
     length = steps + (text if model.architecture.has_prefix else 0)
     half = 0.5 if precision is Precision.BF16 else 1.0
-    layers = [
-        _saved(kind, model, length, half=half, on_cuda=on_cuda) for kind in model.architecture.sub_layers
-    ]
-    block = sum(saved for saved, _ in layers)
-    last = max(moment for _, moment in layers)
+    layers = [layer.saved(model, length, half=half, on_cuda=on_cuda) for layer in model.architecture.layers]
+    around = _around_a_layer(model, half, on_cuda=on_cuda)
+    block = sum(around + saved.kept for saved in layers)
+    last = max(saved.at_once for saved in layers) + 2 * model.d_model
     blocks = model.n_blocks * model.d_model + block if checkpointed else model.n_blocks * block
     logits = model.n_codebooks * model.vocabulary
     # log p and its gradient, each fp32; then the last layer's own gradients, by when they are freed.
     beginning = max(2 * logits * steps, last * length)
-    read = text * (5 * model.d_model + 4 * model.text.dim)
+    read: float = text * (5 * model.d_model + 4 * model.text.dim)
     if model.text.encoder == "bytes":
         read += text * 2 * model.text.patch * BYTE_WIDTH
-    if not model.architecture.has_prefix:
-        read += text * 2 * model.d_model * model.n_blocks  # keys and values of every cross-attention
-    around = (model.d_model + 4 * model.n_codebooks) * steps + read
-    return 4.0 * micro_batch * (blocks * length + beginning + around)
+    read += text * model.n_blocks * sum(saved.of_text for saved in layers)
+    ends = (model.d_model + 4 * model.n_codebooks) * steps + read
+    return 4.0 * micro_batch * (blocks * length + beginning + ends)
 
 
-def _saved(
-    kind: SubLayer, model: ModelConfig, length: int, *, half: float, on_cuda: bool
-) -> tuple[float, float]:
-    """Floats a position that a residual sub-layer saves, and those its backward pass has at once."""
-    d, dropped = model.d_model, model.dropout > 0
+def _around_a_layer(model: ModelConfig, half: float, *, on_cuda: bool) -> float:
+    """Floats a position that a residual sub-layer saves beside what its layer does."""
+    d = model.d_model
     # The residual stream and, off CUDA's fused norm, the normed values before their weight; dropout's factors.
-    own = 2.0 * d + 1 + (0 if on_cuda else d) + (d if dropped else 0)
-    if half < 1:
-        own += half * d  # cast for the first product
-    if kind is SubLayer.MAMBA2:
-        saved, moment = _mixer(model, length, half=half, fused=on_cuda)
-    elif kind is SubLayer.FEED_FORWARD:
-        inner = model.ff_mult * d
-        saved, moment = half * inner * (3 if dropped else 2), 2 * half * inner
-    elif kind is SubLayer.SELF_ATTENTION:
-        saved, moment = half * 4 * d + d / model.head_dim, half * 6 * d
-    else:
-        saved, moment = half * 2 * d + d / model.head_dim, half * 4 * d
-    return own + saved, moment + 2 * d
-
-
-def _mixer(model: ModelConfig, length: int, *, half: float, fused: bool) -> tuple[float, float]:
-    di, heads, states = model.d_inner, model.n_ssm_heads, model.n_groups * model.d_state
-    projected, mixed = 2 * di + 2 * states + heads, di + 2 * states
-    if fused:  # mamba-ssm keeps the projection and the scan's output, and computes the rest again
-        return half * (projected + 2 * di), half * (projected + mixed) + 3 * di
-    chunk = scan_chunk(model, length)
-    entering = di * model.d_state / chunk
-    inside = 2 * heads * chunk + 3 * di + entering + 4 * heads  # fp32 whatever the precision
-    around = projected + 2 * mixed + 2 * di
-    return half * around + inside + 3 * di, 3 * heads * chunk + 6 * di + entering
-
-
-def scan_chunk(model: ModelConfig, length: int) -> int:
-    """Positions of a chunk of PyTorch's scan, as ssmttm.model.ssd chooses them."""
-    preferred = 32 if model.d_state <= 32 else 64 if model.d_state <= 256 else 128
-    return -(-length // -(-length // preferred))
+    saved = 2.0 * d + 1 + (0 if on_cuda else d) + (d if model.dropout > 0 else 0)
+    return saved + half * d if half < 1 else saved  # cast for the first product
 
 
 def _persistent(model: ModelConfig) -> float:
     """Bytes of the tensors that ZeRO 3 leaves whole, about: all but the large matrices."""
-    d, inner = model.d_model, model.ff_mult * model.d_model
-    matrices: list[tuple[int, int]] = [(2, model.n_codebooks * model.vocabulary * d), (1, model.text.dim * d)]
-    for kind in model.architecture.sub_layers:
-        if kind is SubLayer.MAMBA2:
-            projected = 2 * model.d_inner + 2 * model.n_groups * model.d_state + model.n_ssm_heads
-            matrices += [(model.n_blocks, d * projected), (model.n_blocks, d * model.d_inner)]
-        elif kind is SubLayer.FEED_FORWARD:
-            matrices.append((2 * model.n_blocks, d * inner))
-        else:
-            matrices.append((4 * model.n_blocks, d * d))
-    parted = sum(count * size for count, size in matrices if size > PERSISTENT)
+    tables, d = model.n_codebooks * model.vocabulary, model.d_model
+    shapes = [(tables, d), (tables, d), (model.text.dim, d)]
+    for layer in model.architecture.layers:
+        shapes += model.n_blocks * layer.matrices(model)
+    parted = sum(rows * columns for rows, columns in shapes if rows * columns > PERSISTENT)
     return 4.0 * max(0, trained_parameters(model) - parted)

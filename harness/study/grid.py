@@ -19,7 +19,9 @@ from harness.study.schema import TUNED, SizeKeys, SizePatch, Study, merged
 from harness.study.tune import Tuned, tuned_rate
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.errors import InputError
-from ssmttm.model.config import Architecture, ModelConfig, SubLayer
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.config import ModelConfig
+from ssmttm.model.layers.layer import LAYERS
 from ssmttm.model.sizes import Sizing, sized_model, width_step
 from ssmttm.text.config import TextConfig
 
@@ -211,14 +213,9 @@ def _model(
 
 def _unused_by(architecture: Architecture) -> set[str]:
     """Keys of a model, given for all architectures, that decide nothing about this one and so are no part of it."""
-    unused = {"optimiser", "resources", *SizeKeys.model_fields}
-    if not architecture.has_mixer:
-        unused |= {"d_state", "d_conv", "expand", "ssm_head_dim", "n_groups"}
-    if architecture.has_prefix:
-        unused.add("head_dim")
-    if SubLayer.FEED_FORWARD not in architecture.sub_layers:
-        unused.add("ff_mult")
-    return unused
+    of_layers = {key for layer in LAYERS.values() for key in layer.keys}
+    used = {key for layer in architecture.layers for key in layer.keys}
+    return {"optimiser", "resources", *SizeKeys.model_fields} | of_layers - used
 
 
 def _own_schedule(schedule: Schedule) -> Schedule:

@@ -33,7 +33,8 @@ from harness.study.run import (
 from harness.study.schedule import steps_before_decay
 from harness.study.tune import Tune
 from ssmttm.errors import InputError
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.config import ModelConfig
 from ssmttm.model.sizes import TOLERANCE
 
 

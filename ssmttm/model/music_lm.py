@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ssmttm.model.blocks import Block, Context, CrossAttention, FeedForward, Mamba2Mixer, SelfAttention
+from ssmttm.model.blocks import Block
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import ParameterCount
+from ssmttm.model.layers.sub_layer import Context
 from ssmttm.text.byte_encoder import ByteEncoder
 from ssmttm.text.text_batch import TextBatch
 
@@ -86,14 +87,9 @@ class MusicLM(nn.Module):
 
     def _initialise(self) -> None:
         """Start residual branches small, as mamba_ssm does, and the loss near ln(vocabulary)."""
-        n_residual = self.config.n_blocks * len(self.config.architecture.sub_layers)
-        for module in self.modules():
-            if isinstance(module, Mamba2Mixer | SelfAttention | CrossAttention):
-                module.out_proj.weight.data /= math.sqrt(n_residual)
-            elif isinstance(module, FeedForward):
-                module.down.weight.data /= math.sqrt(n_residual)
-                nn.init.zeros_(module.up.bias)
-                nn.init.zeros_(module.down.bias)
+        residuals = [residual for block in self.blocks for residual in block.sub_layers]
+        for residual in residuals:
+            residual.layer.initialise(len(residuals))
         nn.init.normal_(self.head.weight, std=1 / self.config.d_model)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from ssmttm.errors import InputError
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
+from ssmttm.model.layers.layer import LAYERS, LayerConfig
 from ssmttm.text.config import LIMIT
 
 SIZE_KEYS = ("n_blocks", "d_model", "n_params", "aspect")
@@ -67,16 +68,12 @@ def sized_model(fields: Mapping[str, Any], sizing: Sizing, step: int) -> ModelCo
 
 
 def width_step(fields: Mapping[str, Any]) -> int:
-    """The least width that whole heads of attention and of the scan divide, whichever of them an architecture has.
+    """The least width that whole heads of every layer divide, whichever of them an architecture has.
 
     So all architectures of a study get the same widths.
     """
-    keys = ("head_dim", "ssm_head_dim", "n_groups", "expand")
-    head, ssm_head, groups, expand = (
-        fields.get(key) or ModelConfig.model_fields[key].default for key in keys
-    )
-    scan = ssm_head * groups
-    return math.lcm(2, head, scan // math.gcd(expand, scan))
+    config = LayerConfig.model_construct(**{key: value for key, value in fields.items() if value})
+    return math.lcm(2, *(layer.width_step(config) for layer in LAYERS.values()))
 
 
 def deviation(model: ModelConfig, n_params: float) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssmttm.model import kernels
+from ssmttm.model.chunks import preferred_chunk
 
 
 def ssd_scan(
@@ -62,13 +63,6 @@ def ssd_scan(
         )
     y = y.reshape(batch, chunks * chunk, heads, width)
     return (y[:, :length] if padding else y).to(x.dtype), state
-
-
-def preferred_chunk(d_state: int) -> int:
-    """Return the chunk that balances work within chunks against work on states (measured on one CPU core)."""
-    if d_state <= 32:
-        return 32
-    return 64 if d_state <= 256 else 128
 
 
 class _ChunkedScan(torch.autograd.Function):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ssmttm.generation import Sampling, generate
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.config import ModelConfig
 from ssmttm.model.music_lm import MusicLM
 from ssmttm.model.patterns import delay
 from ssmttm.text.byte_encoder import collate_bytes

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.architecture import ARCHITECTURES, Architecture
+from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import training_flops
 from ssmttm.model.kernels import TORCH, Kernels, chosen, using
 from ssmttm.model.loss import codebook_cross_entropy
@@ -80,7 +81,7 @@ def measure(
     ceiling = product_speed(size.square, device, rounds)
     yield Row(f"gpu: bf16 product of {size.square} x {size.square}", f"{ceiling / 1e12:.3g} TFLOP/s", "", "")
     yield Row(f"gpu: mixers by {kernels.name}", kernels.reason or "complete", "", "")
-    for architecture in Architecture:
+    for architecture in ARCHITECTURES:
         yield from _backbone(architecture, size, device, kernels, ceiling, rounds, compiler)
 
 
@@ -107,7 +108,7 @@ def _backbone(
     }
     if compiler is not None:
         variants["torch.compile"] = Variant(kernels, compiler=compiler)
-    if not architecture.has_mixer:
+    if not architecture.is_recurrent:
         del variants["by PyTorch"]
     found = {name: _measured(variant, config, size, device, rounds) for name, variant in variants.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -12,10 +11,14 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ssmttm.compat import keep_freed_memory
-from ssmttm.model.blocks import Context, Mamba2Mixer
-from ssmttm.model.config import Architecture, ModelConfig
-from ssmttm.model.flops import FlopConvention, forward_flops
-from ssmttm.model.ssd import preferred_chunk, ssd_scan
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.chunks import even_chunk
+from ssmttm.model.config import ModelConfig
+from ssmttm.model.flops import forward_flops
+from ssmttm.model.layers.layer import FlopConvention
+from ssmttm.model.layers.mamba2 import Mamba2Mixer
+from ssmttm.model.layers.sub_layer import Context
+from ssmttm.model.ssd import ssd_scan
 from ssmttm.text.config import TextConfig
 from tests.benchmarks.measure import Row, Work, by_turns, times
 from tests.ssmttm.model.test_blocks import reference_mixer
@@ -96,12 +99,12 @@ def _names(module: nn.Module) -> list[str]:
 
 def _share_of_ceiling(config: ModelConfig, length: int, rounds: int) -> Row:
     """The scan alone, forward and backward: what its matrix products would take at the speed of torch.mm."""
-    chunk = math.ceil(length / math.ceil(length / preferred_chunk(config.d_state)))
-    convention = FlopConvention(scan_chunk=chunk)
-    forward = forward_flops(config, length, text_positions=0, convention=convention).scan * BATCH * length
+    convention = FlopConvention(scan_chunk=even_chunk(config.d_state, length))
+    forward = forward_flops(config, length, text_positions=0, convention=convention)
     square = torch.randn(SQUARE, SQUARE)
     scan_seconds, product_seconds = by_turns(rounds, _scan(config, length), lambda: torch.mm(square, square))
-    ours = forward * convention.training_factor / float(np.median(scan_seconds))
+    scan = forward.layers["scan"] * BATCH * length
+    ours = scan * convention.training_factor / float(np.median(scan_seconds))
     ceiling = 2 * SQUARE**3 / float(np.median(product_seconds))
     return Row(
         f"scan alone: d_state {config.d_state}, length {length}, of torch.mm's FLOP/s",

@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model import architecture
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.config import ModelConfig
 from ssmttm.model.music_lm import MusicLM
 from ssmttm.text.byte_encoder import collate_bytes
 from ssmttm.text.config import TextConfig
@@ -11,7 +13,7 @@ from ssmttm.text.text_batch import TextBatch
 
 torch.set_num_threads(1)  # threads cost more than they save at these sizes
 
-ARCHITECTURES = tuple(Architecture)
+ARCHITECTURES = tuple(architecture.ARCHITECTURES)
 CAPTIONS = ["calm piano", "a loud and heroic march for brass, in a major key", "x", "slow strings"]
 
 

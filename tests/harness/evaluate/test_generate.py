@@ -19,7 +19,7 @@ from harness.record.registry import ResolvedStudy
 from harness.record.root import Root, read_launch, read_run, write_launch
 from ssmttm.errors import InputError
 from ssmttm.generation import Sampling
-from ssmttm.model.config import Architecture
+from ssmttm.model.architecture import Architecture
 from tests.conftest import Command, files_below
 from tests.corpora import tone_codec, write_tiny_corpus
 

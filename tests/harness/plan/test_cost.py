@@ -22,15 +22,18 @@ from harness.plan.speed import (
 )
 from harness.record.root import Layout
 from harness.study.run import Optimiser, Precision, Run
-from ssmttm.model.config import Architecture, ModelConfig, SubLayer
-from ssmttm.model.flops import FlopConvention, forward_flops, training_flops
+from ssmttm.model.architecture import ARCHITECTURES
+from ssmttm.model.chunks import even_chunk
+from ssmttm.model.config import ModelConfig
+from ssmttm.model.flops import forward_flops, training_flops
+from ssmttm.model.layers.layer import FlopConvention
 
 
 def drawn(seed: int) -> Run:
     """A small run of any backbone."""
     draw = random.Random(seed)
     model = {
-        "architecture": list(Architecture)[seed % 4],
+        "architecture": list(ARCHITECTURES)[seed % 4],
         "n_blocks": draw.randint(1, 3),
         "d_model": 32 * draw.randint(1, 4),
         "d_state": draw.choice([8, 16, 48, 160]),
@@ -60,7 +63,6 @@ def test_parameters_are_exact_and_operations_those_of_the_built_model(first: int
     from torch.utils.flop_counter import FlopCounterMode
 
     from ssmttm.model.music_lm import MusicLM, count_parameters
-    from ssmttm.model.ssd import preferred_chunk
     from ssmttm.text.byte_encoder import collate_bytes
 
     for seed in range(first, first + 20):
@@ -80,15 +82,14 @@ def test_parameters_are_exact_and_operations_those_of_the_built_model(first: int
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
             built(torch.zeros(1, model.n_codebooks, steps, dtype=torch.int64), text)
         length = steps + (positions if model.architecture.has_prefix else 0)
-        chunks = math.ceil(length / preferred_chunk(model.d_state))
-        chunk = math.ceil(length / chunks)
+        chunk = even_chunk(model.d_state, length)
         counted = forward_flops(model, frames, positions, FlopConvention(attention="full", scan_chunk=chunk))
         # The counter sees matrix products alone, those of a chunk's padding with the rest.
-        mixers = model.n_blocks * model.architecture.sub_layers.count(SubLayer.MAMBA2)
+        mixers = model.n_blocks * model.architecture.sub_layers.count("mamba2")
         mixed = model.d_inner + 2 * model.n_groups * model.d_state
         convolutions = mixers * 2 * model.d_conv * mixed * length / frames
         expected = counted.forward + counted.text_encoder - convolutions
-        expected += counted.scan * (chunk * chunks / length - 1)
+        expected += counted.layers.get("scan", 0.0) * (chunk * math.ceil(length / chunk) / length - 1)
         assert counter.get_total_flops() / frames == pytest.approx(expected, rel=0.01), seed
 
 

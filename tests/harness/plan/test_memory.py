@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from harness.plan.memory import Memory, memory
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.architecture import ARCHITECTURES
+from ssmttm.model.config import ModelConfig
 from tests.conftest import REPOSITORY
 from tests.waiting import PATIENCE
 
@@ -30,7 +31,7 @@ def drawn(seed: int, ranks: int, stage: int) -> Spec:
     """A model of some megabytes, and a layout with that many ranks and that ZeRO stage."""
     draw = random.Random(f"{seed}/{ranks}/{stage}")
     model = {
-        "architecture": draw.choice(list(Architecture)),
+        "architecture": draw.choice(list(ARCHITECTURES)),
         "n_blocks": draw.randint(1, 4),
         "d_model": 32 * draw.randint(4, 12),
         "d_state": draw.choice([8, 16, 64]),

@@ -3,7 +3,8 @@
 import pytest
 
 from harness.study.run import Optimiser, Run, Schedule, ScheduleKind
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.config import ModelConfig
 from ssmttm.text.config import TextConfig
 
 MODEL = ModelConfig(

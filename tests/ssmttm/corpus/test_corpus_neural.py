@@ -18,7 +18,7 @@ from ssmttm.corpus.dataset import TokenDataset, batch_indices
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
-from ssmttm.model.config import Architecture
+from ssmttm.model.architecture import Architecture
 from ssmttm.model.loss import codebook_cross_entropy
 from ssmttm.model.music_lm import MusicLM
 from ssmttm.model.patterns import delay

@@ -5,7 +5,7 @@ import torch
 
 from ssmttm.errors import InputError
 from ssmttm.generation import Sampling, generate, pick
-from ssmttm.model.config import Architecture
+from ssmttm.model.architecture import Architecture
 from ssmttm.model.patterns import delay
 from ssmttm.model.stepping import Decoder
 from tests.ssmttm.small import ARCHITECTURES, CAPTIONS, small_config, small_model, text_for

@@ -3,10 +3,14 @@ import torch
 from torch.nn import functional as F
 
 from ssmttm.compat import tame_torchaudio
-from ssmttm.model.blocks import Context, CrossAttention, Mamba2Mixer, RMSNorm, SelfAttention
-from ssmttm.model.config import Architecture
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.blocks import RMSNorm
 from ssmttm.model.conv import causal_conv_silu
 from ssmttm.model.dropout import Dropout
+from ssmttm.model.layers.cross_attention import CrossAttention
+from ssmttm.model.layers.mamba2 import Mamba2Mixer
+from ssmttm.model.layers.self_attention import SelfAttention
+from ssmttm.model.layers.sub_layer import Context
 from tests.ssmttm.small import small_config
 
 

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.config import ModelConfig
 from ssmttm.text.config import TextConfig
 
 TEXT = TextConfig(dim=64)

@@ -9,10 +9,11 @@ import torch
 
 from ssmttm.errors import InputError
 from ssmttm.model import kernels
-from ssmttm.model.blocks import Context, Mamba2Mixer
-from ssmttm.model.config import Architecture
+from ssmttm.model.architecture import ARCHITECTURES, Architecture
 from ssmttm.model.conv import causal_conv_silu
 from ssmttm.model.kernels import TORCH, Kernels, using
+from ssmttm.model.layers.mamba2 import Mamba2Mixer
+from ssmttm.model.layers.sub_layer import Context
 from ssmttm.model.loss import codebook_cross_entropy
 from ssmttm.model.ssd import ssd_scan
 from tests.ssmttm.kernel_devices import FOLDER, compiled_convolution, kernels_on
@@ -110,7 +111,7 @@ def test_a_mixer_agrees_under_masks(all_kernels, parts, changes, half):
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("architecture", [a for a in Architecture if a.has_mixer])
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a.is_recurrent])
 def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, half):
     device = all_kernels.device
     if half and HALF[device] == torch.float16:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.config import ModelConfig
 from ssmttm.model.loss import codebook_cross_entropy
 from ssmttm.model.music_lm import MusicLM, count_parameters, weight_decay_groups
 from ssmttm.model.patterns import IGNORED

@@ -3,7 +3,8 @@
 import pytest
 
 from ssmttm.errors import InputError
-from ssmttm.model.config import Architecture, ModelConfig
+from ssmttm.model.architecture import Architecture
+from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
 from ssmttm.model.sizes import Sizing, deviation, short_count, sized_model, width_step
 from ssmttm.text.config import TextConfig

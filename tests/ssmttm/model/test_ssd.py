@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from ssmttm.model.ssd import preferred_chunk, ssd_scan
+from ssmttm.model.chunks import preferred_chunk
+from ssmttm.model.ssd import ssd_scan
 
 
 def sequential(x, dt, A, B, C, D, state):

@@ -1,0 +1,15 @@
+"""Chunks of PyTorch's scan, chosen without torch: the memory of a model is planned with them."""
+
+import math
+
+
+def preferred_chunk(d_state: int) -> int:
+    """Return the chunk that balances work within chunks against work on states (measured on one CPU core)."""
+    if d_state <= 32:
+        return 32
+    return 64 if d_state <= 256 else 128
+
+
+def even_chunk(d_state: int, length: int) -> int:
+    """Return the positions of each chunk of a sequence: even chunks need the least padding."""
+    return math.ceil(length / math.ceil(length / preferred_chunk(d_state)))

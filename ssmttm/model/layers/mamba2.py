@@ -1,0 +1,162 @@
+"""The Mamba-2 mixer: a causal convolution, a state-space scan and a gated norm between two projections."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssmttm.model import kernels
+from ssmttm.model.conv import causal_conv_silu
+from ssmttm.model.layers.layer import LayerConfig
+from ssmttm.model.layers.sub_layer import Context, Step, SubLayer
+from ssmttm.model.packed import PackedLinear
+from ssmttm.model.ssd import ssd_scan
+
+
+class Mamba2Mixer(SubLayer):
+    """The Mamba-2 mixer (arXiv 2405.21060, section 7), with the parameter names of mamba_ssm."""
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.d_inner, self.heads, self.groups = config.d_inner, config.n_ssm_heads, config.n_groups
+        self.d_state = config.d_state
+        mixed = self.d_inner + 2 * self.groups * self.d_state
+        self.in_proj = nn.Linear(config.d_model, self.d_inner + mixed + self.heads, bias=False)
+        self.conv1d = nn.Conv1d(mixed, mixed, config.d_conv, groups=mixed)
+        # Step sizes start log-uniform between a thousandth and a tenth, stored as their inverse softplus.
+        dt = torch.exp(torch.empty(self.heads).uniform_(math.log(1e-3), math.log(1e-1))).clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(1.0, 16.0).log())
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = GatedRMSNorm(self.d_inner, self.groups)
+        self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Return the mixed sequence (batch, length, d_model); what is masked leaves no trace on the rest."""
+        if kernels.fuses(x, self.conv1d.weight):
+            return self._fused(x, context)
+        return self.read(x, context)[0]
+
+    def read(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mixed sequence and what going on after it needs: what entered the convolution, (batch,
+        length, channels), and the scan's final state (batch, heads, d_state, head_dim).
+        """
+        if context.mask is not None:
+            x = x * context.mask[..., None]
+        state = self.groups * self.d_state
+        widths = [self.d_inner, self.d_inner + 2 * state, self.heads]
+        z, xBC, dt = torch.split(self.in_proj(x), widths, dim=-1)
+        convolved = causal_conv_silu(xBC, self.conv1d.weight, self.conv1d.bias)
+        values, B, C = torch.split(convolved, [self.d_inner, state, state], dim=-1)
+        dt = F.softplus(dt + self.dt_bias)
+        if context.mask is not None:
+            dt = dt * context.mask[..., None]  # a step of size 0 lets the state pass
+        y, final = ssd_scan(
+            torch.unflatten(values, -1, (self.heads, -1)),
+            dt,
+            -self.A_log.exp(),
+            torch.unflatten(B, -1, (self.groups, -1)),
+            torch.unflatten(C, -1, (self.groups, -1)),
+            self.D,
+        )
+        return self.out_proj(self.norm(y.flatten(-2), z)), xBC, final
+
+    def begin(self, x: Tensor, context: Context, steps: int) -> tuple[Tensor, Step]:  # noqa: ARG002
+        """Return the mixed prefix (batch, positions, d_model), and its state as a recurrence."""
+        if x.shape[1] == 0:
+            return x, _Step(self, x.shape[0])
+        y, entered, state = self.read(x, context)
+        return y, _Step(self, x.shape[0], entered, state)
+
+    def initialise(self, n_residual: int) -> None:
+        """Start the branch small, as mamba_ssm does."""
+        self.out_proj.weight.data /= math.sqrt(n_residual)
+
+    def _fused(self, x: Tensor, context: Context) -> Tensor:
+        if context.mask is not None:
+            x = x * context.mask[..., None]
+        mixed = kernels.fused_mixer(
+            self.in_proj(x),
+            context.mask,
+            conv_weight=self.conv1d.weight,
+            conv_bias=self.conv1d.bias,
+            dt_bias=self.dt_bias,
+            A=-self.A_log.exp(),
+            D=self.D,
+            norm_weight=self.norm.weight,
+            norm_eps=self.norm.eps,
+            groups=self.groups,
+        )
+        return self.out_proj(mixed)  # type: ignore[no-any-return]
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm of x * silu(gate), each group of channels by itself."""
+
+    def __init__(self, width: int, groups: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.groups, self.eps = groups, eps
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """Return the gated and normalised x (batch, length, width)."""
+        by_kernel = kernels.gated_norm(x, gate, self.weight, self.eps, self.groups)
+        if by_kernel is not None:
+            return by_kernel
+        x = x * F.silu(gate)
+        if self.groups == 1:
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        x = torch.unflatten(x, -1, (self.groups, -1))
+        return F.rms_norm(x, x.shape[-1:], None, self.eps).flatten(-2) * self.weight
+
+
+class _Step:
+    """A Mamba-2 mixer as a recurrence."""
+
+    def __init__(
+        self, layer: Mamba2Mixer, batch: int, entered: Tensor | None = None, state: Tensor | None = None
+    ) -> None:
+        self._layer = layer
+        self._in_proj = PackedLinear(layer.in_proj.weight)
+        self._out_proj = PackedLinear(layer.out_proj.weight)
+        assert layer.conv1d.bias is not None
+        weight, self._bias = layer.conv1d.weight[:, 0], layer.conv1d.bias  # (channels, taps), (channels,)
+        channels, taps = weight.shape
+        self._window = weight.new_zeros(taps, batch, channels)
+        """The last inputs of the convolution, that of position t in slot t modulo taps."""
+        if entered is not None:
+            known = min(taps, entered.shape[1])
+            self._window[taps - known :] = entered[:, -known:].transpose(0, 1)
+        # Which tap a slot meets turns with the position; all turns are laid out once, so that no slot is moved.
+        slots = torch.arange(taps)
+        self._taps = [weight.T[(slots - turn - 1) % taps, None].contiguous() for turn in range(taps)]
+        self._turn = 0
+        if state is None:
+            width = layer.d_inner // layer.heads
+            state = weight.new_zeros(batch, layer.heads, layer.d_state, width, dtype=torch.float32)
+        # (batch groups, d_state, heads of a group, head_dim): heads that share B and C lie side by side, as one matrix.
+        by_group = torch.unflatten(state, 1, (layer.groups, -1)).transpose(2, 3)
+        self._state = by_group.flatten(0, 1).contiguous()
+        self._A, self._D = -layer.A_log.float().exp(), layer.D.float()[:, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what the next position (batch, d_model) reads, and remember it."""
+        layer, batch, n = self._layer, x.shape[0], self._layer.groups * self._layer.d_state
+        z, xBC, dt = torch.split(
+            self._in_proj(x), [layer.d_inner, layer.d_inner + 2 * n, layer.heads], dim=-1
+        )
+        self._window[self._turn] = xBC
+        mixed = F.silu((self._window * self._taps[self._turn]).sum(0) + self._bias).float()
+        self._turn = (self._turn + 1) % len(self._taps)
+
+        values, B, C = torch.split(mixed, [layer.d_inner, n, n], dim=-1)
+        values = values.reshape(batch, layer.heads, -1)
+        dt = F.softplus(dt.float() + layer.dt_bias)  # (batch, heads)
+        groups = batch * layer.groups
+        self._state.mul_((dt * self._A).exp().view(groups, 1, -1, 1))
+        state = self._state.flatten(2)  # (batch groups, d_state, columns), the same memory
+        state.addcmul_(B.reshape(groups, -1, 1), (values * dt[..., None]).view(groups, 1, -1))
+        y = torch.bmm(C.reshape(groups, 1, -1), state).view(values.shape)
+        y = torch.addcmul(y, values, self._D)
+        return self._out_proj(layer.norm(y.flatten(1).to(z.dtype), z))
