@@ -28,8 +28,7 @@ from harness.record.journal import Event, read_progress
 from harness.record.registry import ResolvedStudy, resolve_registered, trials_name
 from harness.record.root import Root, read_run
 from harness.record.series import untrained
-from harness.study.run import Run
-from harness.study.schedule import branch_step
+from harness.study.run import Run, branch_step
 from ssmttm.errors import InputError
 
 COPY = re.compile(r"\.?([0-9a-f]{12})(\.[0-9a-f]{8})?")

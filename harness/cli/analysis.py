@@ -152,7 +152,7 @@ def scale_up(
     from analysis.report.tables import print_scale_up
     from harness.plan.candidates import gpu_hours_an_iteration
     from harness.record.registry import add_record, read_records, record_path
-    from harness.study.schedule import fewest_iterations
+    from harness.study.run import fewest_iterations
     from harness.submit.planning import plan_of
 
     resolved, _, _, frame = _points(study, root)

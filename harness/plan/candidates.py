@@ -15,8 +15,7 @@ from typing import Any
 from harness.plan.estimate import Duration
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import RunState
-from harness.study.run import Schedule, ScheduleKind
-from harness.study.schedule import branch_step
+from harness.study.run import Schedule, ScheduleKind, branch_step
 from harness.study.schema import Study
 
 MOST_COUNTS = 8

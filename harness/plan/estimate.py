@@ -18,8 +18,7 @@ from harness.plan.speed import Speeds, step_work, timed_steps
 from harness.record.root import Layout, Root
 from harness.record.status import RunStatus
 from harness.study.grid import CorpusView, GridPoint
-from harness.study.run import Run
-from harness.study.schedule import branch_step
+from harness.study.run import Run, branch_step
 from harness.study.schema import Study
 from ssmttm.errors import InputError
 from ssmttm.model.config import ModelConfig

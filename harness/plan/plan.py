@@ -25,8 +25,7 @@ from harness.record.jobs import JobView
 from harness.record.root import Layout, Root
 from harness.record.status import OVER, RunState, RunStatus, StatusReader
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint
-from harness.study.run import by_series
-from harness.study.schedule import branch_step
+from harness.study.run import branch_step, by_series
 from harness.study.schema import Study
 
 Note = tuple[str, str]

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field
 
-from harness.study.run import Frozen, Run, WholeNumber
-from harness.study.schedule import is_annealed
+from harness.study.run import Frozen, Run, WholeNumber, is_annealed
 from ssmttm.model.flops import parameter_count
 
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]

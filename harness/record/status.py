@@ -27,8 +27,7 @@ from harness.record.jobs import ELSEWHERE, JobState, JobView
 from harness.record.journal import Event, Progress, ProgressReader, Span
 from harness.record.root import Root
 from harness.study.grid import GridPoint
-from harness.study.run import Run, by_series
-from harness.study.schedule import branch_step
+from harness.study.run import Run, branch_step, by_series
 
 
 class RunState(StrEnum):

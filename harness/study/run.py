@@ -4,12 +4,17 @@ Identity is derived, never chosen: the run id is a hash of the Run's canonical J
 default is left out, so that a field added later orphans no finished run. Resources, paths, dispatchers and
 tracking are no part of it; corpus and text encoder enter by fingerprint. Runs that differ in nothing but their
 iterations share a trunk under a warmup-stable-decay schedule and form a Series.
+
+The learning rate is a pure function of (step, iterations): no state to save, none to get wrong on resuming. Under
+warmup-stable-decay every Run of a Series has the same learning rate up to its branch step, whatever its length; this is
+what lets Runs share a trunk (Hägele et al. 2024, arXiv 2405.18392). Steps count from 0.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Protocol, TypeVar
@@ -58,7 +63,7 @@ class ScheduleKind(StrEnum):
 
 
 class Schedule(Frozen):
-    """A learning-rate schedule; schedule.py turns it into numbers."""
+    """A learning-rate schedule; `learning_rate` turns it into numbers."""
 
     kind: ScheduleKind = ScheduleKind.WSD
     warmup: WholeNumber = 500
@@ -162,3 +167,53 @@ def by_series(members: Iterable[Member]) -> dict[str, list[Member]]:
     for member in members:
         found.setdefault(member.series_id, []).append(member)
     return found
+
+
+def decay_steps(schedule: Schedule, iterations: int) -> int:
+    """Steps of a Run that are its own and not the trunk's: all of them where no trunk is shared."""
+    if schedule.kind is ScheduleKind.WSD:
+        return max(1, round(schedule.decay_fraction * iterations))
+    return iterations
+
+
+def branch_step(schedule: Schedule, iterations: int) -> int:
+    """Trunk steps done when a Run of that many iterations leaves the trunk."""
+    return iterations - decay_steps(schedule, iterations)
+
+
+def steps_before_decay(schedule: Schedule, iterations: int) -> int:
+    """Steps in which the warmup has to end: those of the trunk, all where a Run has no trunk to leave."""
+    return branch_step(schedule, iterations) or iterations
+
+
+def fewest_iterations(schedule: Schedule) -> int:
+    """Length of the shortest Run whose warmup ends before its decay begins."""
+    found = max(1, schedule.warmup)
+    while (lacking := schedule.warmup - steps_before_decay(schedule, found)) > 0:
+        found += lacking  # a longer Run has at most as many more of them
+    return found
+
+
+def is_annealed(schedule: Schedule) -> bool:
+    """True if a finished Run ends at a low learning rate, so that its loss is fit for a scaling law."""
+    return schedule.kind is not ScheduleKind.CONSTANT
+
+
+def learning_rate(schedule: Schedule, peak: float, step: int, iterations: int) -> float:
+    """Learning rate of the update made at `step`, 0 <= step < iterations."""
+    if step < schedule.warmup:
+        return trunk_learning_rate(schedule, peak, step)
+    floor = schedule.final_fraction
+    if schedule.kind is ScheduleKind.COSINE:
+        progress = (step + 1 - schedule.warmup) / max(1, iterations - schedule.warmup)
+        return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    branch = branch_step(schedule, iterations)
+    if schedule.kind is ScheduleKind.WSD and step >= branch:
+        progress = (step + 1 - branch) / (iterations - branch)
+        return peak * (1 - (1 - floor) * progress)
+    return peak
+
+
+def trunk_learning_rate(schedule: Schedule, peak: float, step: int) -> float:
+    """Learning rate of a trunk step: that of any Run which branches later."""
+    return peak * (step + 1) / schedule.warmup if step < schedule.warmup else peak

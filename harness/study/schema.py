@@ -29,8 +29,8 @@ from harness.study.run import (
     Positive,
     Training,
     WholeNumber,
+    steps_before_decay,
 )
-from harness.study.schedule import steps_before_decay
 from harness.study.tune import Tune
 from ssmttm.errors import InputError
 from ssmttm.model.architecture import Architecture

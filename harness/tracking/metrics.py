@@ -93,7 +93,7 @@ def measured(progress: Progress, result: Result | None = None) -> list[Measured]
 def result_of(progress: Progress) -> Result | None:
     """Return the result of a finished Run; None before."""
     held = progress.result
-    return Result.of_event(held) if held is not None and held["event"] == Event.FINISHED else None
+    return Result.of_event(held) if held is not None and held.get("event") == Event.FINISHED else None
 
 
 def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measured]:

@@ -26,8 +26,7 @@ from harness.record.journal import Event, Fenced, Journal, read_progress
 from harness.record.kinds import ANOTHER_RANKS_SIGNAL, OUT_OF_MEMORY, Kind
 from harness.record.result import Result, describe_result
 from harness.record.root import Launch, Layout, Root
-from harness.study.run import Run
-from harness.study.schedule import branch_step, learning_rate, trunk_learning_rate
+from harness.study.run import Run, branch_step, learning_rate, trunk_learning_rate
 from harness.train.batches import Batches, MicroBatch
 from harness.train.checkpoint import Saver, load, save_weights
 from harness.train.engine import Engine

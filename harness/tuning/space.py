@@ -20,7 +20,7 @@ from harness.common.validation import validate
 from harness.record.registry import ResolvedStudy, text_of, trials_name
 from harness.record.root import Root
 from harness.study.grid import CorpusView, expand, view_corpus
-from harness.study.schedule import branch_step
+from harness.study.run import branch_step
 from harness.study.schema import ModelPatch, Study, StudyTraining, TextChoice
 from harness.study.tune import Dimension, Tune, rounded
 from ssmttm.errors import InputError

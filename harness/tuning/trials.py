@@ -13,7 +13,7 @@ from harness.record.kinds import Kind
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
 from harness.record.status import RunState, RunStatus
-from harness.study.schedule import branch_step
+from harness.study.run import branch_step
 from harness.submit.submission import Submission
 from harness.tuning.space import SearchCase, Values
 

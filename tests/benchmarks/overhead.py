@@ -31,7 +31,7 @@ from harness.record.journal import Journal
 from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.record.status import StatusReader
-from harness.study.schedule import trunk_learning_rate
+from harness.study.run import trunk_learning_rate
 from harness.study.schema import Study
 from harness.tracking.live import MirrorThread
 from harness.tracking.store import default_uri

@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import pytest
 
-from harness.study.run import Schedule, ScheduleKind
-from harness.study.schedule import (
+from harness.study.run import (
+    Schedule,
+    ScheduleKind,
     branch_step,
     decay_steps,
     fewest_iterations,
