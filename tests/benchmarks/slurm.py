@@ -24,9 +24,9 @@ from harness.record.registry import ResolvedStudy, resolve_registered
 from harness.record.root import Root
 from slurm.devcluster.cluster import DevCluster, missing_programs
 from tests.benchmarks.measure import Row, as_ratio, as_time
-from tests.cluster.slurm_study import count_calls
 from tests.corpora import write_tiny_corpus
 from tests.harness.journals import begin_run, begin_series, finish, log_steps
+from tests.programs import count_calls
 from tests.studies import Fields, tiny_study
 
 RANKS = {"b1": 1, "b2": 2, "b3": 4, "b4": 8}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -221,15 +220,6 @@ class SlurmStudy:
 
     def wait_until_over(self) -> None:
         wait_until(lambda: not self.queue())
-
-
-def count_calls(folder: Path, told: Path, *programs: str) -> None:
-    """Put wrappers of SLURM's programs into a folder for PATH; each call adds a line to the file `told`."""
-    folder.mkdir()
-    for program in programs:
-        wrapper = folder / program
-        wrapper.write_text(f'#!/bin/sh\necho {program} >> "{told}"\nexec {shutil.which(program)} "$@"\n')
-        wrapper.chmod(0o755)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from harness.record.registry import resolve_registered
 from harness.submit.monitor import StudyReader
 from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.conftest import missing
-from tests.cluster.slurm_study import SlurmStudy, count_calls, held_back
+from tests.cluster.slurm_study import SlurmStudy, held_back
+from tests.programs import count_calls
 from tests.studies import Fields
 from tests.waiting import wait_until
 

@@ -13,6 +13,7 @@ import pytest
 
 from harness.record.journal import Event, attempts, read_progress
 from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.programs import write_program
 from tests.studies import Fields
 from tests.waiting import PATIENCE, wait_until
 
@@ -38,14 +39,8 @@ def refusing_once(folder: Path, path: str) -> str:
     """A PATH on which sbatch fails the first time, as it does while SLURM's controller is started again."""
     mark, real = folder / "refuse", shutil.which("sbatch", path=path)
     mark.touch()
-    script = folder / "bin" / "sbatch"
-    script.parent.mkdir()
-    script.write_text(
-        f"#!/bin/sh\nrm {mark} 2>/dev/null && echo 'sbatch: error: Unable to contact slurm controller' >&2 && exit 1\n"
-        f'exec {real} "$@"\n',
-        encoding="utf-8",
-    )
-    script.chmod(0o755)
+    refuse = "echo 'sbatch: error: Unable to contact slurm controller' >&2 && exit 1"
+    script = write_program(folder / "bin" / "sbatch", f'rm {mark} 2>/dev/null && {refuse}\nexec {real} "$@"')
     return f"{script.parent}:{path}"
 
 

@@ -21,6 +21,7 @@ from tests.harness.bundles import exported, with_iterations
 from tests.harness.fuzzing import Planted
 from tests.harness.journals import begin_series, registered
 from tests.harness.trainer import train
+from tests.programs import write_program
 from tests.studies import Fields, tiny_study
 
 Answering = Callable[..., None]
@@ -95,14 +96,12 @@ def here(tmp_path: Path) -> Root:
 def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
     """Put a squeue on PATH that says these lines, and does something first; there are no accounts."""
     place = tmp_path / "bin"
-    place.mkdir()
     monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
 
     def install(*lines: str, first: str = "") -> None:
+        write_program(place / "squeue", f"{first}\ncat '{place}/said'")
+        write_program(place / "sacct", "exit 1")
         (place / "said").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        for name, body in (("squeue", f"{first}\ncat '{place}/said'\n"), ("sacct", "exit 1\n")):
-            (place / name).write_text(f"#!/bin/sh\n{body}", encoding="utf-8")
-            (place / name).chmod(0o755)
 
     install()
     return install
@@ -113,9 +112,7 @@ def at_cluster(answering: Answering, tmp_path: Path) -> Callable[[str], None]:
     """Say of which SLURM cluster the programs on PATH are."""
 
     def be(name: str) -> None:
-        program = tmp_path / "bin" / "scontrol"
-        program.write_text(f"#!/bin/sh\necho 'ClusterName             = {name}'\n", encoding="utf-8")
-        program.chmod(0o755)
+        write_program(tmp_path / "bin" / "scontrol", f"echo 'ClusterName             = {name}'")
 
     return be
 
@@ -130,13 +127,12 @@ def gone() -> dict[str, Any]:
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A scontrol that knows of one running job; returns where its requeueings are kept."""
-    program, told = tmp_path / "bin" / "scontrol", tmp_path / "requeued"
-    program.parent.mkdir()
-    program.write_text(
-        f'#!/bin/sh\ncase "$1" in requeue) echo "$2" >> "{told}";; '
-        f'*) echo "JobState=RUNNING Reason=None $(cat "{tmp_path}/more" 2> /dev/null)";; esac\n'
+    told = tmp_path / "requeued"
+    program = write_program(
+        tmp_path / "bin" / "scontrol",
+        f'case "$1" in requeue) echo "$2" >> "{told}";; '
+        f'*) echo "JobState=RUNNING Reason=None $(cat "{tmp_path}/more" 2> /dev/null)";; esac',
     )
-    program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")

@@ -11,6 +11,7 @@ from harness.common.validation import validate
 from harness.doctor.machine import Finding
 from harness.doctor.slurm import examine_slurm
 from harness.plan.cluster import Profile
+from tests.programs import write_program
 
 GONE = 'echo "Unable to contact slurm controller" >&2; exit 1'
 CONTROL = 'case "$1" in ping) echo up;; *) echo "MaxArraySize = 1001";; esac'
@@ -21,8 +22,7 @@ def examine(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> di
     """What is found of a profile where SLURM's programs answer so; others are not there."""
     programs = {"sinfo": NODES, "scontrol": changes.pop("scontrol", CONTROL)}
     for name, answer in programs.items():
-        (folder / name).write_text(f"#!/bin/sh\n{answer}\n")
-        (folder / name).chmod(0o755)
+        write_program(folder / name, answer)
     monkeypatch.setenv("PATH", str(folder))
     fields = {"name": "c", "partitions": ["low"], "gpus": 0, "cores": 8, "memory_gib": 8, **changes}
     return {found.name: found for found in examine_slurm(validate(Profile, fields, "test"))}

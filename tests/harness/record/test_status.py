@@ -26,6 +26,7 @@ from harness.submit.monitor import Reading, StudyReader
 from harness.train.stopping import GPU_SHARE
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
 from tests.harness.trainer import series_folder, train
+from tests.programs import write_program
 from tests.studies import Fields
 
 
@@ -203,10 +204,7 @@ def test_watching_goes_on_while_a_scheduler_has_not_answered_yet(
         job_id="7",
     )
     ArrayBook(resolved.root.study("tiny")).write(array)
-    squeue = tmp_path / "bin" / "squeue"
-    squeue.parent.mkdir()
-    squeue.write_text("#!/bin/sh\necho slurmctld is away >&2; exit 1\n")
-    squeue.chmod(0o755)
+    squeue = write_program(tmp_path / "bin" / "squeue", "echo slurmctld is away >&2; exit 1")
     monkeypatch.setenv("PATH", str(squeue.parent))
     monkeypatch.setattr(status_table, "WATCH_SECONDS", 0.0)
     reader = StudyReader(resolved)
