@@ -218,6 +218,7 @@ def _for_srun() -> dict[str, str]:
 
 
 def _crash(reason: str) -> Crash:
+    log.error("%s", reason)
     return Crash(reason, f"stopped {MOST_ATTEMPTS} times at the same place: {reason}")
 
 
