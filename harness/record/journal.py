@@ -239,15 +239,11 @@ class _Fold:
         self.files: _Files = []
         self.reader: LineReader | None = None
         self.progress = Progress()
-        self.steps: dict[int, dict[str, Any]] = {}
-        self.evals: dict[int, dict[str, Any]] = {}
-        self.systems: dict[int, dict[str, Any]] = {}
+        self.held: dict[str, dict[int, dict[str, Any]]] = {Event.STEP: {}, Event.EVAL: {}, Event.SYSTEM: {}}
+        """Events that come again and again, by step."""
         self.attempt, self.step = 0, 0
-        self.state: str | None = None
-        self.started: dict[str, Any] | None = None
-        self.result: dict[str, Any] | None = None
-        self.stopped_by: str | None = None
-        self.kind: Kind | None = None
+        self.stands = Progress()
+        """What events that change the state tell."""
         self.spans: list[Span] = []
         self.notes: list[str] = []
         self.unnamed = 0
@@ -317,18 +313,15 @@ class _Fold:
             self.spans.append(Span(now, now, event.get("job_id"), ranks, event.get("gpu_share", 1.0)))
         elif self.spans and now > self.spans[-1].ended:  # a clock may be set back
             self.spans[-1].ended = now
-        if name == Event.STEP:
-            self._hold(self.steps, event)
-        elif name == Event.EVAL:
-            self._hold(self.evals, event)
-        elif name == Event.SYSTEM:
-            self._hold(self.systems, event)
+        if name in self.held:
+            self._hold(self.held[name], event)
         elif name in {Event.STARTED, Event.RESUMED}:
-            self.state, self.started, self.result, self.stopped_by, self.kind = name, event, None, None, None
+            self.stands = Progress(state=name, started=event)
         elif name in {Event.FINISHED, Event.FAILED}:
-            self.state, self.result, self.kind = name, event, kind_of(event)
+            self.stands = replace(self.stands, state=name, result=event, kind=kind_of(event))
         elif name in {Event.PREEMPTED, Event.CANCELLED}:
-            self.state, self.stopped_by, self.kind = name, event.get("reason"), kind_of(event)
+            reason = event.get("reason")
+            self.stands = replace(self.stands, state=name, stopped_by=reason, kind=kind_of(event))
 
     def _hold(self, held: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
         if self.newest_only and held:
@@ -344,17 +337,13 @@ class _Fold:
         if self.reader is not None and self.reader.torn:
             notes.append(f"{self.reader.path} line {self.reader.number + 1}: torn")
         # Copies: what was handed out stays as it is while the journal grows.
-        return Progress(
+        return replace(
+            self.stands,
             attempt=self.attempt,
-            state=self.state,
             step=self.step,
-            steps=dict(self.steps),
-            evals=dict(self.evals),
-            started=self.started,
-            result=self.result,
-            systems=dict(self.systems),
-            stopped_by=self.stopped_by,
-            kind=self.kind,
+            steps=dict(self.held[Event.STEP]),
+            evals=dict(self.held[Event.EVAL]),
+            systems=dict(self.held[Event.SYSTEM]),
             spans=tuple(replace(span) for span in self.spans),
             damaged=tuple(notes),
         )

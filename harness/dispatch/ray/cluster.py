@@ -254,6 +254,30 @@ class RayNodes:
 
 
 @contextmanager
+def ray_on(
+    command: Sequence[str],
+    plan: NodePlan,
+    environment: Mapping[str, str],
+    on_signal: Callable[[str], object] = lambda _: None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Iterator[RayNodes]:
+    """A Ray on the nodes of a plan while the block runs; the plan's folder takes its address, as ray.json.
+
+    Raises RayDown where it does not start, or is not `wanted` any more before it has.
+    """
+    told = plan.log_dir / "ray.json"
+    nodes = RayNodes(command, plan, environment, on_signal)
+    try:
+        address = nodes.wait_until_ready(wanted=wanted)
+        write_atomically(told, address.model_dump_json(indent=1) + "\n")
+        yield nodes
+    finally:
+        told.unlink(missing_ok=True)
+        nodes.end()
+        plan.token_file.unlink(missing_ok=True)
+
+
+@contextmanager
 def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Iterator[RayAddress]:
     """A Ray on this machine while the block runs, offering the cores and GPUs of `cluster`.
 
@@ -263,25 +287,21 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
     if importlib.util.find_spec("ray") is None:
         raise ModuleNotFoundError("no ray", name="ray")
     folder = folder.absolute()
-    token = make_token(folder)
     plan = NodePlan(
-        token_file=token,
+        token_file=make_token(folder),
         log_dir=folder,
         nodes={os.uname().nodename: LOOPBACK},
         cpus=cluster.cores,
         gpus=cluster.gpus,
         dashboard=dashboard,
     )
-    told = folder / "ray.json"
-    nodes, address = RayNodes([], plan, os.environ), None
+    address = None
     try:
-        address = nodes.wait_until_ready()
-        write_atomically(told, address.model_dump_json(indent=1) + "\n")
-        yield address
+        with ray_on([], plan, os.environ) as nodes:
+            address = nodes.address
+            assert address is not None
+            yield address
     finally:
-        nodes.end()
-        told.unlink(missing_ok=True)
-        token.unlink(missing_ok=True)
         if address is not None:
             shutil.rmtree(address.temp_dir.parent, ignore_errors=True)  # where its agent was killed
 

@@ -138,7 +138,7 @@ class RayDispatcher:
             for key, handle in self.waiting.items()
         ]
         self._refuse_what_fits_nowhere(tasks, nodes)
-        for action in decide(tasks, view, self._others.leave(nodes, self._ours()), self.startup):
+        for action in decide(tasks, view, self._others.remaining(nodes, self._ours()), self.startup):
             match action:
                 case Stop(group):
                     held[group.key].let_go(GRACE_SECONDS)
@@ -284,7 +284,7 @@ class Others:
         self.kind = kind
         self._looks: list[tuple[float, dict[str, float]]] = []
 
-    def leave(self, nodes: Sequence[Node], ours: Mapping[str, float]) -> list[Node]:
+    def remaining(self, nodes: Sequence[Node], ours: Mapping[str, float]) -> list[Node]:
         """The nodes with what others leave of them; `ours` is what groups of this process hold or wait for there."""
         now, free = time.monotonic(), available()
         taken = {

@@ -24,10 +24,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.common.disk import write_atomically
 from harness.common.process import last_line, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
-from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
+from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token, ray_on
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.slurm.settle import Crash, Ending, JobStart, job_number, patiently, run_job
 from harness.dispatch.worker_process import GRACE_SECONDS
@@ -119,20 +118,15 @@ class Pilot:
     @contextmanager
     def _ray(self) -> Iterator[RayNodes]:
         """A Ray on all nodes of the job while the block runs; raises RayDown where it does not start."""
-        plan, told = self._plan(), self.folder / "ray.json"
-        token = plan.token_file
+        plan = self._plan()
         # Some signals reach the steps of a job and not its batch script, such as a user's by scancel.
-        nodes = RayNodes(self._srun(), plan, _for_srun(), self.told.append)
-        try:
-            address = nodes.wait_until_ready(wanted=lambda: not self.told)
-            write_atomically(told, address.model_dump_json(indent=1) + "\n")
-            if (line := address.tunnel()) is not None:
-                log.info("dashboard: %s, then %s with the token in %s", line, address.dashboard, token)
+        with ray_on(self._srun(), plan, _for_srun(), self.told.append, wanted=lambda: not self.told) as nodes:
+            address = nodes.address
+            if address is not None and (line := address.tunnel()) is not None:
+                log.info(
+                    "dashboard: %s, then %s with the token in %s", line, address.dashboard, plan.token_file
+                )
             yield nodes
-        finally:
-            told.unlink(missing_ok=True)
-            nodes.end()
-            token.unlink(missing_ok=True)
 
     def _train(self, nodes: RayNodes) -> int:
         """Run a controller on a Ray, another one where it dies; returns the last one's exit status.
@@ -224,6 +218,7 @@ def _for_srun() -> dict[str, str]:
 
 
 def _crash(reason: str) -> Crash:
+    log.error("%s", reason)
     return Crash(reason, f"stopped {MOST_ATTEMPTS} times at the same place: {reason}")
 
 

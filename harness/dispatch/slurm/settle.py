@@ -148,7 +148,6 @@ class JobStart:
 
     def may_start_again(self, crash: Crash) -> bool:
         """Note that a start ended in vain; where that happened too often in a row, what is left has failed."""
-        log.error("%s", crash.reason)
         left, now = self.unfinished(), self.place()
         names = [folder.name for folder in left]
         self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=crash.reason)

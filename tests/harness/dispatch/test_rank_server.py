@@ -90,25 +90,10 @@ def test_forked_ranks_reach_the_losses_of_plain_ones_to_the_bit(
     assert plain["code"] == forked["code"]
 
 
-def test_a_forked_rank_saves_and_ends_when_whoever_asked_for_it_is_gone(
-    server: RankServer, tmp_path: Path, study_fields: dict[str, Any]
+@pytest.mark.parametrize("gone", ["asker", "server"])
+def test_a_forked_rank_saves_and_ends_with_whoever_asked_for_it_and_with_its_server(
+    tmp_path: Path, study_fields: dict[str, Any], gone: str
 ) -> None:
-    study_fields["grid"]["iterations"] = [100_000]
-    root = Root(tmp_path)
-    ((_, runs),) = prepared(root, study_fields, checkpoint_every=1000)
-    (rank,) = start(server.address, 1, tmp_path)
-    rank.feed([root.run(run.run_id) for run in runs])
-    (series,) = root.path.glob("series/*")
-    wait_until(lambda: read_progress(series).step > 3)
-    (began,) = processes_of(root)
-    process = psutil.Process(began["pid"])
-    assert process.ppid() != 1
-    rank._process._server.close()  # as the kernel does when a process ends, however it ends
-    wait_until(lambda: not is_running(process))
-    assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
-
-
-def test_a_forked_rank_saves_and_ends_with_its_server(tmp_path: Path, study_fields: dict[str, Any]) -> None:
     study_fields["grid"]["iterations"] = [100_000]
     root = Root(tmp_path)
     ((_, runs),) = prepared(root, study_fields, checkpoint_every=1000)
@@ -118,10 +103,17 @@ def test_a_forked_rank_saves_and_ends_with_its_server(tmp_path: Path, study_fiel
         rank.feed([root.run(run.run_id) for run in runs])
         (series,) = root.path.glob("series/*")
         wait_until(lambda: read_progress(series).step > 3)
+        (began,) = processes_of(root)
+        process = psutil.Process(began["pid"])
+        assert process.ppid() != 1
+        if gone == "asker":
+            rank._process._server.close()  # as the kernel does when a process ends, however it ends
+            wait_until(lambda: not is_running(process))
     finally:
         server.close()
-    wait_until(lambda: any(event["event"] == Event.PREEMPTED for event in read_events(series)))
-    wait_until(lambda: rank.status is not None)
+    wait_until(lambda: not is_running(process))
+    assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
+    wait_until(lambda: gone == "asker" or rank.status is not None)
 
 
 def test_what_ends_a_forked_rank_is_told(server: RankServer, tmp_path: Path) -> None:

@@ -46,9 +46,6 @@ class Taken:
             self.asked[handle] += 1
         return {handle: JobState.BUSY if self.asked[handle] > 1 else JobState.RUNNING for handle in handles}
 
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        raise AssertionError(handles)
-
     def log_paths(self, handle: Handle) -> list[Path]:
         raise AssertionError(handle)
 
@@ -73,9 +70,6 @@ class Finishing:
                 finish(begin_run(self.study.root, read_run(folder)), read_run(folder))
             self.trained.append(handle.job.series_id)
         return dict.fromkeys(handles, JobState.ENDED)
-
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        raise AssertionError
 
     def log_paths(self, handle: Handle) -> list[Path]:
         return []

@@ -99,7 +99,7 @@ def test_what_others_hold_is_left_out_and_what_was_let_go_a_moment_ago_is_not(
 
     def left(**ours: float) -> list[float]:
         nodes = [Node("a", 4.0), Node("b", 4.0), Node("new", 4.0)]
-        return [node.devices for node in others.leave(nodes, ours)]
+        return [node.devices for node in others.remaining(nodes, ours)]
 
     assert left() == [4.0, 0.0, 4.0]
     free |= {"a": {"GPU": 0.6667}, "b": {"GPU": 2.0}}
