@@ -25,9 +25,7 @@ from harness.cli.tune import tune
 from harness.common.console import Stopped, console, errors
 from harness.common.disk import DiskFull
 from harness.common.extras import missing_package
-from harness.dispatch.ray.host import RayDown
-from harness.dispatch.ray.job_server import RayGone
-from harness.record.jobs import SchedulerGone
+from harness.record.jobs import SchedulerUnavailable
 from harness.record.provenance import installed_version
 from ssmttm.errors import InputError
 
@@ -99,12 +97,8 @@ def run(command: Callable[[], object], mistakes: tuple[type[Exception], ...]) ->
         _fail(error, debug=debug, status=2)
     except ModuleNotFoundError as error:
         _fail(missing_package(error), debug=debug, status=2, cause=error)
-    except RayGone as gone:
-        _fail(f"Ray: {gone}", debug=debug, status=1, cause=gone)
-    except SchedulerGone as gone:
-        _fail(f"SLURM: {gone}", debug=debug, status=1, cause=gone)
-    except RayDown as down:
-        _fail(f"Ray: {down}", debug=debug, status=1, cause=down)
+    except SchedulerUnavailable as silence:
+        _fail(f"{silence.scheduler}: {silence}", debug=debug, status=1, cause=silence)
     except DiskFull as full:
         _fail(
             f"{full}; {full.remedy}, then the same command goes on from here",

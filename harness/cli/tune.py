@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,12 +26,11 @@ from harness.cli.submit import confirm
 from harness.cli.terminal import Sheet
 from harness.common.console import console, errors, print_json
 from harness.common.format import counted
-from harness.plan.cluster import Profile, lasting_name
+from harness.plan.cluster import Cluster
 from harness.plan.plan import make_plan
 from harness.record.registry import ResolvedStudy, check_before_training, place_of
 from harness.study.tuned import TunedSize
-from harness.submit.slurm import check_cluster
-from harness.submit.target import Destination, destination_of
+from harness.submit.target import backends_of, target_of
 from harness.tuning.session import Tuning
 from harness.tuning.space import Cell
 from harness.tuning.trials import Told, finished
@@ -38,7 +38,6 @@ from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from harness.tuning.space import Space
-    from harness.tuning.workplace import Workplace
 
 
 def tune(
@@ -67,27 +66,30 @@ def tune(
     """
     from harness.tuning.session import tune_study
     from harness.tuning.space import Space
+    from harness.tuning.workplace import open_workplace
 
     if on == "ray" and (cluster := cluster_said(context, cluster)) is not None:
         raise InputError(
             f"--on ray --cluster {cluster}: a search packs its trials here alone; --on slurm makes them jobs"
         )
-    there = destination_of(on, cluster)
-    profile = there.profile
+    there = target_of(on, cluster)
+    if there.profile is not None:  # packed or not, a trial is a job of its own
+        there = replace(there, on="slurm")
     loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
     trials = [space.trial(cell.architecture, cell.size, space.corner()) for cell in space.cells]
     check_before_training(trials[0])
-    if profile is not None:
-        check_cluster(profile, trials[0])
-        hours = _gpu_hours(space, trials, profile)
-        confirm(hours, profile.name, profile.confirm_gpu_hours, yes=yes)
+    (backend,) = backends_of(there, trials[0])
+    backend.check(trials[0])
+    if backend.outlives:
+        hours = _gpu_hours(space, trials, backend.offer(trials[0]))
+        confirm(hours, backend.where, backend.confirm_gpu_hours, yes=yes)
     out = errors if as_json else console
 
     def say(cell: Cell, told: Told) -> None:
         out.print(describe(cell, told))
 
-    done = tune_study(space, lambda: _workplace(space, there), say)
+    done = tune_study(space, lambda: open_workplace(backend, trials[0]), say)
     if as_json:
         print_json(tuning_document(done))
     else:
@@ -96,18 +98,8 @@ def tune(
         raise typer.Exit(1)
 
 
-def _workplace(space: Space, there: Destination) -> Workplace:
-    from harness.tuning.workplace import Here, OnSlurm
-
-    study = space.trial(space.cells[0].architecture, space.cells[0].size, space.corner()).study
-    if there.profile is None or there.cluster is None:
-        return Here(space.root, study, there.on)
-    return OnSlurm(space.root, study, there.profile, lasting_name(there.cluster))
-
-
-def _gpu_hours(space: Space, trials: list[ResolvedStudy], profile: Profile) -> float:
+def _gpu_hours(space: Space, trials: list[ResolvedStudy], cluster: Cluster) -> float:
     """What all trials take if none is pruned and none was trained before, `trials` being one of each cell."""
-    cluster = profile.cluster()
     plans = [make_plan(one.study, one.points, one.corpus, one.root, cluster) for one in trials]
     return space.tune.trials * sum(run.gpu_hours for plan in plans for run in plan.runs)
 

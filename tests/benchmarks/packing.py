@@ -10,11 +10,10 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from harness.dispatch.base import Job
+from harness.dispatch.base import Task
 from harness.dispatch.packing.decide import Action, Feed, Group, Node, Piece, Start, Stop, decide
 from harness.dispatch.packing.pace import Pace
 from tests.benchmarks.measure import Row, as_time
@@ -84,9 +83,9 @@ def _wrong(seed: int, *, corrected: bool) -> float:
     actual = {piece.key: piece.seconds * factors[kinds[piece.key]] for piece in pieces}
     pace = Pace()
 
-    def job(piece: Piece) -> Job:
+    def job(piece: Piece) -> Task:
         architecture = str(kinds[piece.key])
-        return Job(piece.key, (), 1, 1, 1, Path(), seconds=piece.seconds, architecture=architecture)
+        return Task(series_id=piece.key, run_dirs=(), seconds=piece.seconds, architecture=architecture)
 
     simulation = Simulation(pieces, list(NODES), 10.0, actual=actual)
     if corrected:

@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 
 from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayBook, Task, packed_folder
+from harness.dispatch.arrays import Array, ArrayBook, packed_folder
+from harness.dispatch.base import Task
 from harness.dispatch.ray.cluster import RayAddress, read_address
 from harness.dispatch.slurm.sbatch import new_name
 from harness.plan.allocation import Shape

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from harness.dispatch.base import Job
+from harness.dispatch.base import Task
 
 PRIOR = 1.0
 """For how many Series the expectation counts that those of an architecture are like all, and all like the plan."""
@@ -33,17 +33,17 @@ class Pace:
     def __init__(self) -> None:
         self._logs: dict[str, list[float]] = defaultdict(list)
 
-    def finished(self, job: Job, seconds: float) -> None:
+    def finished(self, job: Task, seconds: float) -> None:
         """Learn from a Series that took so many seconds from its first step to its last."""
         if job.seconds > 0 and seconds > 0:
             log = math.log(seconds) - math.log(job.seconds)
             self._logs[job.architecture].append(max(-MOST, min(MOST, log)))
 
-    def expected(self, job: Job) -> float:
+    def expected(self, job: Task) -> float:
         """Seconds a Series should take."""
         return job.seconds * self.factor(job.architecture)
 
-    def left(self, job: Job, elapsed: float) -> float:
+    def left(self, job: Task, elapsed: float) -> float:
         """Seconds a Series should still take that has been training for so many."""
         return max(self.expected(job) - elapsed, OVERDUE * elapsed)
 

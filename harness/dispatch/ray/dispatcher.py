@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.dispatch.base import Handle, Job
+from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.packing.decide import Feed, Group, Node, Piece, Shape, Start, Stop, decide, fits_nowhere
 from harness.dispatch.packing.pace import Pace
 from harness.dispatch.ray.cluster import START_SECONDS
@@ -28,7 +28,7 @@ from harness.dispatch.ray.group import RankGroup, ServerActor
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.ray.trainer import TrainerGroup, is_long, log_path
 from harness.dispatch.worker_process import GRACE_SECONDS
-from harness.record.jobs import JobState
+from harness.record.jobs import JobState, JobView
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.ray")
@@ -43,11 +43,14 @@ STARTUP_SECONDS = 15.0
 """What the start of a group is expected to take until one has been seen."""
 
 
-class RayDispatcher:
-    """Implements Dispatcher on the Ray cluster this process is connected to."""
+class RayDispatcher(Backend):
+    """Runs tasks on the Ray cluster this process is connected to."""
+
+    name = "ray"
 
     def __init__(self, log_dir: Path, most_groups: int | None = None) -> None:
         """`most_groups` Series are trained at once, where that is given; else as many as there is room for."""
+        super().__init__(log_dir.parent, SubmitTarget("ray"), most_groups)
         self.log_dir, self.most_groups = log_dir.absolute(), most_groups
         self.on_gpus = _offer_gpus()
         self.waiting: dict[str, Handle] = {}
@@ -63,14 +66,14 @@ class RayDispatcher:
         """The ServerActor of each node."""
         self._look_after_nodes()
 
-    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Take jobs on; which begins first is decided by how long each is expected to take."""
-        handles = [Handle(job, f"ray-{os.getpid()}-{next(self._numbers)}") for job in jobs]
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        """Take tasks on; which begins first is decided by how long each is expected to take."""
+        handles = [Handle(task, f"ray-{os.getpid()}-{next(self._numbers)}", name) for task in tasks]
         self.waiting |= {handle.job_id: handle for handle in handles}
         self._decide_at = 0.0
         return handles
 
-    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
         """Take up what ranks said, start what there is room for, and tell where each job is."""
         for group in list(self.groups):
             was_ready = group.is_ready
@@ -78,11 +81,11 @@ class RayDispatcher:
             if group.is_ready and not was_ready:
                 self._starts.append(time.monotonic() - group.began)
             if handle is not None and state is not None:
-                log.info("series %s: %s, on %s", handle.job.series_id, state, group.key)
+                log.info("series %s: %s, on %s", handle.task.series_id, state, group.key)
                 self.ended[handle] = state
                 self._decide_at = 0.0
                 if group.took is not None:
-                    self._pace.finished(handle.job, group.took)
+                    self._pace.finished(handle.task, group.took)
             if group.is_gone:
                 self.groups.remove(group)
                 self._decide_at = 0.0
@@ -91,15 +94,15 @@ class RayDispatcher:
             self._decide_at = time.monotonic() + LOOK_SECONDS
             self._decide()
         running = {group.handle for group in self.groups}
-        return {
-            handle: self.ended.get(handle, JobState.RUNNING if handle in running else JobState.QUEUED)
-            for handle in handles
-        }
+        states = {handle: JobState.RUNNING if handle in running else JobState.QUEUED for handle in handles}
+        return {handle.job_id: handle.view(self.ended.get(handle, states[handle])) for handle in handles}
 
-    def log_paths(self, handle: Handle) -> list[Path]:
-        """A file a rank, and those of the workers between jobs."""
-        ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
-        return [*ranks, log_path(handle.job), *sorted(self.log_dir.glob("workers-*.log"))]
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Do nothing: workers read control.jsonl at each step."""
+
+    def logs(self, handle: Handle) -> list[Path]:
+        """Return the logs of the workers between tasks."""
+        return [log_path(handle.task), *sorted(self.log_dir.glob("workers-*.log"))]
 
     def close(self) -> None:
         """Let idle ranks go, have busy ones save and stop, and wait for all of them."""
@@ -129,7 +132,7 @@ class RayDispatcher:
         ]
         largest = max((node.devices for node in nodes), default=0.0)
         pieces = [
-            Piece(key, self._shape(handle.job, largest), self._pace.expected(handle.job))
+            Piece(key, self._shape(handle.task, largest), self._pace.expected(handle.task))
             for key, handle in self.waiting.items()
         ]
         self._refuse_what_fits_nowhere(pieces, nodes)
@@ -144,11 +147,11 @@ class RayDispatcher:
                     continue
                 case Start(piece, places):
                     handle = self.waiting.pop(piece.key)
-                    kind = TrainerGroup if is_long(handle.job) else partial(RankGroup, servers=self._servers)
+                    kind = TrainerGroup if is_long(handle.task) else partial(RankGroup, servers=self._servers)
                     new = kind(piece.shape, places, self.log_dir, on_gpus=self.on_gpus)
                     log.info(
                         "series %s: to %s, %d ranks on %d nodes",
-                        handle.job.series_id,
+                        handle.task.series_id,
                         new.key,
                         len(places),
                         len(set(places)),
@@ -196,7 +199,7 @@ class RayDispatcher:
         self._no_room_since = self._no_room_since or now
         if now - self._no_room_since < NO_ROOM_SECONDS:
             return
-        job = self.waiting[large[0].key].job
+        job = self.waiting[large[0].key].task
         kind = "GPUs" if self.on_gpus else "cores"
         offered = ", ".join(f"{node.devices:g}" for node in nodes if node.devices)
         if not offered:
@@ -221,10 +224,10 @@ class RayDispatcher:
         if group.handle is None:
             return None
         if group.is_ready:
-            return self._pace.left(group.handle.job, now - group.fed)
-        return max(0.0, self.startup - (now - group.began)) + self._pace.expected(group.handle.job)
+            return self._pace.left(group.handle.task, now - group.fed)
+        return max(0.0, self.startup - (now - group.began)) + self._pace.expected(group.handle.task)
 
-    def _shape(self, job: Job, largest: float) -> Shape:
+    def _shape(self, job: Task, largest: float) -> Shape:
         """What a job takes; more threads than the largest node has cores take all of its cores, as a plan has it."""
         cores = float(max(1, min(job.threads, int(largest))))
         return Shape(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else cores)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.process import print_traceback, sent_to
-from harness.dispatch.base import Handle, Job
+from harness.dispatch.base import Handle, Task
 from harness.dispatch.packing.decide import Shape
 from harness.dispatch.worker_process import environment_of_rank, state_of
 from harness.record.jobs import JobState
@@ -39,14 +39,14 @@ NO_ROOM = "WorkerGroupStartupTimeoutError"
 """What Ray Train calls it where it has waited in vain; nothing has been tried, then."""
 
 
-def is_long(job: Job) -> bool:
+def is_long(job: Task) -> bool:
     """Whether a Series trains for so long that a start of its own is small against it."""
     return job.gpu_fraction == 1.0 and job.seconds * MOST_START >= START_SECONDS
 
 
-def log_path(job: Job) -> Path:
+def log_path(job: Task) -> Path:
     """What Ray Train says where it gives up on a Series."""
-    return job.log_dir.absolute() / "trainer.log"
+    return (job.folder / "logs").absolute() / "trainer.log"
 
 
 class TrainerGroup:
@@ -84,20 +84,20 @@ class TrainerGroup:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.handle = handle
-        self._spans_before = len(self._spans(handle.job))
+        self._spans_before = len(self._spans(handle.task))
         self._folder.mkdir(parents=True)
         StopFile.make(self._stop_file)
         context = ray.get_runtime_context()
         self._task = (
             ray.remote(_fit)
             .options(
-                name=f"trainer of {handle.job.series_id}",
+                name=f"trainer of {handle.task.series_id}",
                 num_cpus=0,
                 max_retries=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
                 runtime_env={"env_vars": {**_TRAINER, "RAY_ADDRESS": context.gcs_address}},
             )
-            .remote(self._told(handle.job))
+            .remote(self._told(handle.task))
         )
 
     def let_go(self, seconds: float) -> None:
@@ -122,11 +122,11 @@ class TrainerGroup:
         self.is_gone = True
         handle, self.handle = self.handle, None
         if handle is not None and outcome == "finished":
-            spans = self._spans(handle.job)[self._spans_before :]
+            spans = self._spans(handle.task)[self._spans_before :]
             self.took = spans[0].ended - spans[0].begun if len(spans) == 1 else None
         return handle, JobState.LOST if outcome == "lost" else state_of(outcome)
 
-    def _spans(self, job: Job) -> Sequence[Span]:
+    def _spans(self, job: Task) -> Sequence[Span]:
         """Every start of the Series: Ray Train tells of none after the first."""
         root = Root(job.run_dirs[0].parent.parent)
         return self._journal.read(root.series(job.series_id)).spans
@@ -143,7 +143,7 @@ class TrainerGroup:
             # Ray Train has its ranks killed and lets their places go; the third time it just ends.
             ray.cancel(self._task)
 
-    def _told(self, job: Job) -> dict[str, Any]:
+    def _told(self, job: Task) -> dict[str, Any]:
         """What the task and the ranks are told: plain values."""
         return {
             "run_dirs": [str(path) for path in job.run_dirs],

@@ -31,10 +31,11 @@ from tenacity import (
 )
 
 from harness.common.disk import DiskFull, make_folder
-from harness.dispatch.arrays import Array, Task, batch_logs
+from harness.dispatch.arrays import Array, batch_logs
+from harness.dispatch.base import Task
 from harness.dispatch.slurm.queue import call
 from harness.record.control import Control
-from harness.record.jobs import SchedulerGone
+from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Journal, Progress, read_progress
 from harness.record.root import Root, read_launch, read_model
 from harness.record.series import count_crashes, place, unfinished
@@ -192,7 +193,7 @@ class JobWord:
 
 
 def look_up(job_id: str) -> JobWord:
-    """Ask SLURM about a job; raises SchedulerGone where it has not answered for minutes."""
+    """Ask SLURM about a job; raises SchedulerUnavailable where it has not answered for minutes."""
     said = patiently("scontrol", "--oneliner", "show", "job", job_id)
     facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", said))
     preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
@@ -208,9 +209,9 @@ def requeue(job_id: str) -> None:
 
 
 def patiently(*command: str) -> str:
-    """What one of SLURM's programs prints; raises SchedulerGone where SLURM has not answered for minutes."""
+    """What one of SLURM's programs prints; raises SchedulerUnavailable where SLURM has not answered for minutes."""
     patience = Retrying(
-        retry=retry_if_exception_type(SchedulerGone),
+        retry=retry_if_exception_type(SchedulerUnavailable),
         wait=wait_exponential_jitter(initial=1, max=20),
         stop=stop_after_delay(300),
         before_sleep=before_sleep_log(log, logging.WARNING),

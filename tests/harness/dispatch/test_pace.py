@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.dispatch.base import Job
+from harness.dispatch.base import Task
 from harness.dispatch.packing.pace import Pace
 
 
-def job(seconds: float, architecture: str = "simba") -> Job:
-    return Job("s", (), 1, 1, 1, Path(), seconds=seconds, architecture=architecture)
+def job(seconds: float, architecture: str = "simba") -> Task:
+    return Task(series_id="s", run_dirs=(), seconds=seconds, architecture=architecture)
 
 
 def test_a_plan_is_believed_until_something_has_finished() -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayBook, Task
+from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.base import Task
 from harness.dispatch.ray import pilot as ray_job
 from harness.dispatch.ray.host import RayDown
 from harness.plan.allocation import Shape

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.dispatch.base import Job
+from harness.dispatch.base import Task
 from harness.dispatch.ray.trainer import START_SECONDS, is_long
 from harness.record.journal import Event, read_events, read_progress
 from harness.record.root import Root
@@ -29,7 +29,8 @@ import json, select, sys, time
 from pathlib import Path
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
-from harness.dispatch.base import Job, JobState
+from harness.dispatch.base import Task
+from harness.record.jobs import JobState
 from harness.dispatch.ray.dispatcher import RayDispatcher
 
 def free_cores():
@@ -41,11 +42,11 @@ others = placement_group([{"CPU": 2}])
 while free_cores():
     time.sleep(0.1)
 dispatcher = RayDispatcher(Path(logs))
-job = Job(series_id, tuple(map(Path, run_dirs)), 1, ranks, 1, Path(log_dir), seconds=1e6)
+job = Task(series_id=series_id, run_dirs=tuple(map(Path, run_dirs)), ranks=ranks, seconds=1e6)
 (handle,) = dispatcher.submit([job])
-assert dispatcher.poll([handle])[handle] is JobState.QUEUED
+assert dispatcher.views([handle])[handle.job_id].state is JobState.QUEUED
 remove_placement_group(others)
-while (state := dispatcher.poll([handle])[handle]) in {JobState.QUEUED, JobState.RUNNING}:
+while (state := dispatcher.views([handle])[handle.job_id].state) in {JobState.QUEUED, JobState.RUNNING}:
     if select.select([sys.stdin], [], [], 0.1)[0] and sys.stdin.readline():
         dispatcher.groups[0].let_go(600)
 deadline = time.monotonic() + 300
@@ -159,8 +160,8 @@ def test_two_ranks_of_a_trainer_stop_when_they_are_asked_and_end_like_two_plain_
 
 
 def test_only_a_series_that_trains_much_longer_than_a_trainer_takes_to_start_gets_one(tmp_path: Path) -> None:
-    def job(seconds: float, gpu_fraction: float = 1.0) -> Job:
-        return Job("s", (), 1, 1, 1, tmp_path, seconds=seconds, gpu_fraction=gpu_fraction)
+    def job(seconds: float, gpu_fraction: float = 1.0) -> Task:
+        return Task(series_id="s", run_dirs=(), seconds=seconds, gpu_fraction=gpu_fraction)
 
     assert is_long(job(21 * START_SECONDS))
     assert not is_long(job(19 * START_SECONDS))
