@@ -141,7 +141,7 @@ class RayDispatcher(Backend):
                 case Stop(group):
                     held[group.key].let_go(GRACE_SECONDS)
                 case Feed(group, piece):
-                    log.info("series %s: to %s", self.waiting[piece.key].job.series_id, group.key)
+                    log.info("series %s: to %s", self.waiting[piece.key].task.series_id, group.key)
                     held[group.key].feed(self.waiting.pop(piece.key))
                 case Start() if not self._may_start():
                     continue
