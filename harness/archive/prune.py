@@ -23,7 +23,7 @@ from harness.dispatch.ledger import open_book
 from harness.record import checkpoints
 from harness.record.checkpoints import TAG, Checkpoint
 from harness.record.control import Control
-from harness.record.jobs import JobState, SchedulerGone
+from harness.record.jobs import JobState, SchedulerUnavailable
 from harness.record.journal import Event, read_progress
 from harness.record.registry import ResolvedStudy, resolve_registered, trials_name
 from harness.record.root import Root, read_run
@@ -194,7 +194,7 @@ def _judged_copies(study_dir: Path) -> Iterator[tuple[Path, bool, str]]:
         return
     try:
         book, unknown = open_book(study_dir), None
-    except SchedulerGone as gone:
+    except SchedulerUnavailable as gone:
         book, unknown = None, f"whether a job needs it is not known: {gone}"
     needed = set()
     if book is not None:

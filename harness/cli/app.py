@@ -175,19 +175,15 @@ def explain(error: Exception) -> tuple[str, int]:
     """Return what a user should read about an error, and the exit status of the command."""
     from harness.common.disk import DiskFull
     from harness.common.extras import missing_package
-    from harness.dispatch.ray.host import RayDown
-    from harness.dispatch.ray.job_server import RayGone
-    from harness.record.jobs import SchedulerGone
+    from harness.record.jobs import SchedulerUnavailable
     from ssmttm.errors import InputError
 
     if isinstance(error, InputError) or _is_of_the_analysis(error):
         return str(error), 2
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error), 2
-    if isinstance(error, RayGone | RayDown):
-        return f"Ray: {error}", 1
-    if isinstance(error, SchedulerGone):
-        return f"SLURM: {error}", 1
+    if isinstance(error, SchedulerUnavailable):
+        return f"{error.scheduler}: {error}", 1
     if isinstance(error, DiskFull):
         return f"{error}; {error.remedy}, then the same command goes on from here", 1
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):

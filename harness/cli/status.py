@@ -17,10 +17,10 @@ from harness.common.console import console, errors, print_json, warn
 from harness.common.format import counted, short
 from harness.record.registry import registered
 from harness.record.status import RunState, RunStatus, StatusReader, count_states
-from harness.submit import submission
+from harness.submit.cancel import cancel as cancel_runs
+from harness.submit.cancel import cancel_jobs_of
 from harness.submit.logs import find_logs, follow_logs, print_logs
 from harness.submit.monitor import Reading, StudyReader, choose, rows_of
-from harness.submit.slurm import cancel_jobs_of
 from ssmttm.errors import InputError
 
 ENDED = {
@@ -84,14 +84,9 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     resolved = registered(study, root, fetch=True)  # what is cancelled needs an identity
     rows = rows_of(resolved)
     chosen = choose(rows, runs)
-    concerned = submission.cancel(resolved.root, resolved.study.name, chosen)
-    ended = cancel_jobs_of(resolved, rows)
-    for whose, jobs in (
-        ("SLURM", [job for job in ended if job[0].isdigit()]),
-        ("Ray", [job for job in ended if not job[0].isdigit()]),
-    ):
-        if jobs:
-            console.print(f"{counted(len(jobs), 'job')} taken from {whose}: {', '.join(jobs)}")
+    concerned = cancel_runs(resolved.root, resolved.study.name, chosen)
+    for scheduler, jobs in cancel_jobs_of(resolved, rows).items():
+        console.print(f"{counted(len(jobs), 'job')} taken from {scheduler}: {', '.join(jobs)}")
     cancelled = {row.run_id for row in concerned}
     over = [row for row in chosen if row.run_id not in cancelled]
     for row in over if runs else ():

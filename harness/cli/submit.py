@@ -28,19 +28,18 @@ from harness.cli.plan import print_plan
 from harness.common.console import console, errors
 from harness.common.disk import DiskFull
 from harness.common.format import counted
-from harness.plan.allocation import describe_packing, describe_shares
-from harness.plan.cluster import CONFIRM_GPU_HOURS, Profile, lasting_name, load_profile, this_machine
+from harness.dispatch.base import Backend, SubmitTarget
+from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
 from harness.plan.plan import Plan
-from harness.record.jobs import JobState, JobView
+from harness.record.jobs import LIVE, JobView
 from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, registered
 from harness.record.status import RunState, RunStatus
-from harness.submit import submission
-from harness.submit.local import train_here
+from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
+from harness.submit.foreground import train_here
 from harness.submit.monitor import choose, jobs_of, rows_of
 from harness.submit.planning import plan_for
-from harness.submit.ray import RayCluster, look_at, submit_to_ray
-from harness.submit.slurm import Submitted, check_cluster, submit_to_cluster, wait_for_ending_jobs
-from harness.submit.target import Destination, Options, as_before, destination_of, last_options
+from harness.submit.submission import HandedOver, hand_over, keep_plan
+from harness.submit.target import Options, as_before, backends_of, last_options, target_of
 from ssmttm.errors import InputError
 
 GIVEN_UP = frozenset({RunState.FAILED, RunState.CANCELLED})
@@ -74,29 +73,25 @@ def submit(
     """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
     if ray_address is not None:
         cluster = cluster_said(context, cluster)
-    there = destination_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
-    profile = there.profile
+    there = target_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
     resolved = open_study(study, root, changes)
     check_before_training(resolved)
-    found = _look(there, resolved)
-    made = plan_for(
-        resolved, profile, found
-    )  # whatever is wrong with the resources is said before anything is written
-    shares = _shares(made, there, found)
-    if profile is not None:
-        check_cluster(profile, resolved)
+    backends = backends_of(there, resolved)
+    backend = backends[0]
+    # Everything that is wrong is said before anything is written.
+    made = plan_for(resolved, backend.offer(resolved))
+    shares = backend.describe(made.missing)
+    backend.check(resolved)
     if dry_run:
         print_plan(console, made)
         for line in shares:
             console.print(line)
         return
-    if profile is not None:
-        confirm(made.totals()["gpu_hours"], profile.name, profile.confirm_gpu_hours, yes=yes)
-    elif found is not None:
-        confirm(made.totals()["gpu_hours"], f"Ray at {there.ray_address}", yes=yes)
+    if backend.outlives:
+        confirm(made.totals()["gpu_hours"], backend.where, backend.confirm_gpu_hours, yes=yes)
     register(resolved)
-    submission.keep_plan(resolved.root, made)
-    _hand_over(resolved, made, there, found)
+    keep_plan(resolved.root, made)
+    _submit(resolved, made, backends)
 
 
 def retry(
@@ -123,38 +118,40 @@ def retry(
     there = _as_before(
         resolved, Options(on, cluster_said(context, cluster), nodes, ray_address), cluster, snapshot
     )
-    profile = there.profile
     check_before_training(resolved)
-    found = _look(there, resolved)
-    made = plan_for(resolved, profile, found)
+    backends = backends_of(there, resolved)
+    backend = backends[0]
+    cluster_there = backend.offer(resolved)
+    made = plan_for(resolved, cluster_there)
     chosen = choose([run.status for run in made.runs], runs)
-    if profile is not None:
+    if there.profile is not None:
         names = {row.run_id for row in chosen if row.state in GIVEN_UP}
         again = [run for run in made.runs if run.status.run_id in names]
-        # What has no room is refused before anything is forgotten.
-        describe_shares([*made.missing, *again], profile, there.on, there.nodes)
-        check_cluster(profile, resolved)
+        backend.describe(
+            [*made.missing, *again]
+        )  # a Series without room is refused before anything is forgotten
+        backend.check(resolved)
         if ending := wait_for_ending_jobs(resolved, chosen):
             errors.print(
-                f"error: SLURM job {', '.join(ending)} still saves what it has trained; say the same again when it has "
-                "ended"
+                f"error: {backend.scheduler} job {', '.join(ending)} still saves what it has trained; say the same "
+                "again when it has ended"
             )
             raise typer.Exit(1)
-    concerned = submission.forgive(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
+    concerned = reset_attempts(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if not concerned:
         return
     jobs = jobs_of(resolved)
-    made = plan_for(resolved, profile, found, jobs)
+    made = plan_for(resolved, cluster_there, jobs)
     if taken_up := _taken_up(concerned, jobs):
         console.print(taken_up)
     if made.missing or not taken_up:
-        _hand_over(resolved, made, there, found)
+        _submit(resolved, made, backends)
 
 
 def _as_before(
     resolved: ResolvedStudy, said: Options, cluster: str | None, snapshot: bool | None
-) -> Destination:
+) -> SubmitTarget:
     """Where a study goes again, `cluster` being the environment's where none was said."""
     meant, kept = as_before(said, last_options(resolved), cluster)
     if kept:
@@ -164,13 +161,13 @@ def _as_before(
         nodes = min(nodes, load_profile(meant.cluster).most_nodes)  # which may give fewer than it did
     assert meant.on is not None
     address = meant.ray_address or _ray_named(meant.on, meant.cluster)
-    return destination_of(meant.on, meant.cluster, snapshot, nodes, ray_address=address)
+    return target_of(meant.on, meant.cluster, snapshot, nodes, ray_address=address)
 
 
 def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
     """A sentence for those of these Runs that a job which packs them is still there to train; empty where none is."""
     packing = [job for row in rows if (job := jobs.get(row.run_id)) is not None and job.packed]
-    live = [job.job_id for job in packing if job.state in {JobState.QUEUED, JobState.RUNNING}]
+    live = [job.job_id for job in packing if job.state in LIVE]
     if not live:
         return ""
     return f"{counted(len(live), 'run')} left to job {', '.join(sorted(set(live)))}, which is not over and trains them"
@@ -188,24 +185,15 @@ def confirm(hours: float, where: str, limit: float = CONFIRM_GPU_HOURS, *, yes: 
     typer.confirm(f"{question}?", abort=True)
 
 
-def _hand_over(
-    resolved: ResolvedStudy, made: Plan, there: Destination, ray: RayCluster | None = None
-) -> None:
-    """Train here, or give what is missing to SLURM or a Ray cluster and say what was given."""
-    name = resolved.study.name
-    if ray is not None:
-        done = [submit_to_ray(resolved, made, ray)] if made.missing else []
-        for part in done:
-            _say(part, f"Ray at {there.ray_address}: Ray")
-    elif there.profile is None or there.cluster is None:
-        _train(resolved, made, there.on)
+def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) -> None:
+    """Train here, or hand what is missing to backends that outlive this process and say what was handed over."""
+    if not backends[0].outlives:
+        _train(resolved, made, backends[0])
         return
-    else:
-        cluster = lasting_name(there.cluster)
-        done = submit_to_cluster(resolved, made, there.profile, cluster, there.on, there.nodes)
-        for part in done:
-            _warn_of_waiting(part, there.profile)
-            _say(part, f"{there.profile.name}: SLURM")
+    done = hand_over(resolved, made, backends)
+    for part in done:
+        _say(part)
+    name = resolved.study.name
     if not done:
         console.print(f"nothing of {name} is left to submit")
     place = resolved.root.path
@@ -214,22 +202,22 @@ def _hand_over(
     console.print(f"`ssmscale status {name}{root} --watch` shows how they do")
 
 
-def _warn_of_waiting(done: Submitted, profile: Profile) -> None:
-    if done.waiting:
+def _say(done: HandedOver) -> None:
+    """Print what was handed over, what was left to others, and what has no room yet."""
+    backend, profile = done.backend, done.backend.target.profile
+    if done.waiting and profile is not None:
         errors.print(
             f"warning: {counted(done.waiting, 'series')} not submitted: {profile.name} takes {profile.limits.jobs} "
             "jobs of yours at once (limits.jobs); the same command submits them when some have ended"
         )
-
-
-def _say(done: Submitted, whose: str) -> None:
-    """What was handed over and left to others."""
-    if done.arrays:
-        packed = f" packed on {done.allocation}" if done.allocation else ""
-        jobs = "job" if done.is_packed else "jobs"
+    if done.handles:
+        allocation = done.handles[0].allocation
+        packed = f" packed on {allocation}" if allocation else ""
+        jobs = "job" if backend.is_packed else "jobs"
+        whose = f"{backend.where}: {backend.scheduler}"
         console.print(
-            f"{counted(done.runs, 'run')} in {counted(done.series, 'series')}{packed} submitted to {whose} {jobs} "
-            f"{', '.join(done.arrays)}"
+            f"{counted(len(done.runs), 'run')} in {counted(len(done.handles), 'series')}{packed} submitted to {whose} "
+            f"{jobs} {', '.join(done.jobs)}"
         )
     if done.taken:
         console.print(f"{counted(done.taken, 'series')} left to another submission")
@@ -243,25 +231,10 @@ def _ray_named(on: str, cluster: str | None) -> str | None:
     return address or None
 
 
-def _look(there: Destination, resolved: ResolvedStudy) -> RayCluster | None:
-    return None if there.ray_address is None else look_at(there.ray_address, resolved)
-
-
-def _shares(made: Plan, there: Destination, ray: RayCluster | None) -> list[str]:
-    """What of a plan goes where, a sentence each; raises InputError where a Series has no room there."""
-    if there.profile is not None:
-        return describe_shares(made.missing, there.profile, there.on, there.nodes)
-    if there.on != "ray":
-        return []
-    if ray is not None:
-        return describe_packing(made.missing, ray.cluster, f"Ray at {there.ray_address}")
-    return describe_packing(made.missing, this_machine(), "a Ray of this machine's own")
-
-
-def _train(resolved: ResolvedStudy, made: Plan, on: str) -> None:
+def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
     """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
     try:
-        rows = train_here(resolved, made, tables.StudyProgress(console), on)
+        rows = train_here(resolved, made, backend, tables.StudyProgress(console))
     except DiskFull as full:
         prune = f" (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs)"
         remedy = full.remedy if full.is_read_only else full.remedy + prune

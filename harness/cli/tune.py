@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -24,16 +25,15 @@ from harness.cli.submit import confirm
 from harness.cli.terminal import Table
 from harness.common.console import console, errors, print_json
 from harness.common.format import counted
-from harness.plan.cluster import Profile, lasting_name
+from harness.plan.cluster import Cluster
 from harness.plan.plan import make_plan
 from harness.record.registry import ResolvedStudy, check_before_training, place_of
 from harness.study.tune import TunedSize
-from harness.submit.slurm import check_cluster
-from harness.submit.target import Destination, destination_of
+from harness.submit.target import backends_of, target_of
 from harness.tuning.session import Tuning, tune_study
 from harness.tuning.space import SearchCase, Space
 from harness.tuning.trials import TrialRecord, finished
-from harness.tuning.workplace import Here, OnSlurm, Workplace
+from harness.tuning.workplace import open_workplace
 from ssmttm.errors import InputError
 
 
@@ -65,20 +65,22 @@ def tune(
         raise InputError(
             f"--on ray --cluster {cluster}: a search packs its trials here alone; --on slurm makes them jobs"
         )
-    there = destination_of(on, cluster)
-    profile = there.profile
+    there = target_of(on, cluster)
+    if there.profile is not None:  # packed or not, a trial is a job of its own
+        there = replace(there, on="slurm")
     loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
     trials = [space.trial(case.architecture, case.size, space.corner()) for case in space.cases]
     check_before_training(trials[0])
-    if profile is not None:
-        check_cluster(profile, trials[0])
-        hours = _gpu_hours(space, trials, profile)
-        confirm(hours, profile.name, profile.confirm_gpu_hours, yes=yes)
+    (backend,) = backends_of(there, trials[0])
+    backend.check(trials[0])
+    if backend.outlives:
+        hours = _gpu_hours(space, trials, backend.offer(trials[0]))
+        confirm(hours, backend.where, backend.confirm_gpu_hours, yes=yes)
     out = errors if as_json else console
     done = tune_study(
         space,
-        lambda: _workplace(space, there),
+        lambda: open_workplace(backend, trials[0]),
         lambda case, trial: out.print(_described(case, trial)),
     )
     if as_json:
@@ -89,16 +91,8 @@ def tune(
         raise typer.Exit(1)
 
 
-def _workplace(space: Space, there: Destination) -> Workplace:
-    study = space.trial(space.cases[0].architecture, space.cases[0].size, space.corner()).study
-    if there.profile is None or there.cluster is None:
-        return Here(space.root, study, there.on)
-    return OnSlurm(space.root, study, there.profile, lasting_name(there.cluster))
-
-
-def _gpu_hours(space: Space, trials: list[ResolvedStudy], profile: Profile) -> float:
+def _gpu_hours(space: Space, trials: list[ResolvedStudy], cluster: Cluster) -> float:
     """Return the GPU-hours of all trials if none is pruned and none is trained yet; `trials` has one of each case."""
-    cluster = profile.cluster()
     plans = [make_plan(one.study, one.points, one.corpus, one.root, cluster) for one in trials]
     return space.tune.trials * sum(run.gpu_hours for plan in plans for run in plan.runs)
 

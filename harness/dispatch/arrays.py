@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import time
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.common.disk import write_atomically
+from harness.common.format import counted
+from harness.common.process import identify_process
+from harness.dispatch.base import Handle, Task
 from harness.plan.allocation import Shape
+from harness.record.jobs import SchedulerUnavailable
 from harness.record.root import read_model
-from harness.study.run import Count, Frozen, Positive
+from harness.study.run import Frozen
 
 LOGS = Path("logs", "slurm")
 """Below a study's directory: a folder an array, with what submitit and the batch scripts write."""
-
-
-class Task(Frozen):
-    """What one element of an array trains."""
-
-    series_id: str
-    run_dirs: tuple[Path, ...]
-    ranks: Count = 1
-    """In a packed array what the Series takes of the allocation: ranks, and cores of each."""
-    threads: Count = 1
-    gpu_fraction: Positive = 1.0
-    """Share of a GPU each rank takes; below 1 only where there is one rank."""
-    seconds: float = 0.0
-    """Seconds of training that are left of it by the plan."""
-    architecture: str = ""
 
 
 class Array(Frozen):
@@ -53,12 +45,45 @@ class Array(Frozen):
     """SLURM's name of the cluster it was submitted to; null where that is a Ray's, or was not recorded."""
     is_void: bool = False
     """Whether it was found never to have been submitted."""
+    backend: str | None = None
+    """Registered name of the backend it was submitted to; null for SLURM and for a Ray that is there already."""
+
+    @property
+    def backend_name(self) -> str:
+        """Registered name of its backend."""
+        ours = "ray-cluster" if self.ray_address is not None else "ray" if self.packed else "slurm"
+        return self.backend or ours
+
+    @property
+    def allocation(self) -> str:
+        """Resources of the one job that trains all its tasks, in words."""
+        each = " each" if self.shape.nodes > 1 else ""
+        return (
+            f"{counted(self.shape.nodes, 'node')} with {counted(self.shape.ranks_a_node, self.device)}{each}"
+        )
 
     def job_of(self, index: int) -> str:
-        """SLURM's or Ray's id of the job that trains a task, once the array is submitted."""
+        """Return the id of the job that trains a task, once the array is submitted."""
         if self.ray_address is not None:
             return str(self.job_id)
         return f"{self.job_id}_{0 if self.packed else index}"
+
+    def handles(self) -> list[Handle]:
+        """Return a handle a task."""
+        ids = [self.job_of(index) if self.job_id else "" for index in range(len(self.tasks))]
+        return [Handle(task, job, self.name, self.t) for task, job in zip(self.tasks, ids, strict=True)]
+
+
+def new_name() -> str:
+    """Return a name for an array that no other has."""
+    return f"ssmscale-{uuid.uuid4().hex[:12]}"
+
+
+def new_array(name: str, shape: Shape, tasks: Sequence[Task], **more: Any) -> Array:
+    """Return an array that this process is about to submit."""
+    return Array(
+        name=name, shape=shape, tasks=tuple(tasks), process=identify_process(), t=time.time(), **more
+    )
 
 
 class ArrayBook:
@@ -69,7 +94,25 @@ class ArrayBook:
 
     def write(self, array: Array) -> None:
         """Write an array down, or what has become known of it."""
-        write_atomically(self.folder / f"{array.name}.json", array.model_dump_json(indent=1) + "\n")
+        left_out = {"backend"} if array.backend is None else None
+        text = array.model_dump_json(indent=1, exclude=left_out)
+        write_atomically(self.path_of(array), text + "\n")
+
+    def path_of(self, array: Array) -> Path:
+        """Return the file of an array, which its jobs are given."""
+        return self.folder / f"{array.name}.json"
+
+    def submit(self, array: Array, call: Callable[[Array], str]) -> list[Handle]:
+        """Write an array down, submit it by a call that returns its job's number, and write that down."""
+        self.write(array)
+        try:
+            job_id = call(array)
+        except SchedulerUnavailable:  # it is no longer about to be submitted: the ledger asks for its name
+            self.write(array.model_copy(update={"process": {**array.process, "pid": 0}}))
+            raise
+        submitted = array.model_copy(update={"job_id": job_id})
+        self.write(submitted)
+        return submitted.handles()
 
     def read(self) -> dict[str, Array]:
         """Every array by name, oldest first."""
@@ -78,7 +121,7 @@ class ArrayBook:
 
     def read_again(self, array: Array) -> Array:
         """What is written down of an array now."""
-        return read_model(self.folder / f"{array.name}.json", Array)
+        return read_model(self.path_of(array), Array)
 
 
 def packed_folder(study_dir: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""What is written down of a study's arrays and what SLURM and Ray say of their jobs, put together.
+"""The ledger of a study: what is written down of its arrays, and what their schedulers say of the jobs.
 
 An array whose submission was cut short is settled by asking for its name. One of another SLURM cluster cannot be asked
 for here and counts as held there: two clusters may share a ROOT.
@@ -7,17 +7,17 @@ for here and counts as held there: two clusters may share a ROOT.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness.common.process import identify_process, process_is_alive
-from harness.dispatch.arrays import Array, ArrayBook, Task
-from harness.dispatch.ray.job_server import RayGone, RayJobs
-from harness.dispatch.slurm.queue import cluster_name, read_jobs
-from harness.record.jobs import ELSEWHERE, JobState, JobView
+from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.base import Backend, SubmitTarget, Task
+from harness.dispatch.registry import open_backend
+from harness.record.jobs import ELSEWHERE, LIVE, JobState, JobView, SchedulerUnavailable
 from harness.record.status import JobTime
 
 UNSEEN_SECONDS = 300.0
@@ -28,22 +28,24 @@ ORPHAN_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Book:
-    """What is written down and what SLURM says, put together."""
+    """What is written down and what the schedulers say, put together."""
 
     arrays: Mapping[str, Array]
     views: Mapping[str, JobView]
+    backends: Mapping[str, Backend]
+    """Backend of each array."""
     unheard: Mapping[str, str] = field(default_factory=dict)
-    """Arrays whose Ray cluster does not answer, and why."""
+    """Arrays whose scheduler does not answer and may have ended for good, and why."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """Arrays of other SLURM clusters than the one that is asked from here, and the names of those."""
 
     @property
     def problem(self) -> str | None:
         """Why something is not known of which the journals may know; None where all is."""
-        return "; ".join(f"Ray: {why}" for why in dict.fromkeys(self.unheard.values())) or None
+        return "; ".join(dict.fromkeys(self.unheard.values())) or None
 
     def job_of(self, array: Array, index: int) -> JobView | None:
-        """SLURM's word on what trains a task; None where it has never heard of it, or is another cluster's."""
+        """Return the job that trains a task; None where its scheduler knows of none, or is another cluster's."""
         if array.name in self.elsewhere:  # the number is some other job's here
             return None
         return self.views.get(array.job_of(index))
@@ -63,7 +65,7 @@ class Book:
         if array.job_id is None or name in self.elsewhere:
             return True
         return any(
-            (view := self.job_of(array, index)) is not None and view.state in _LIVE
+            (view := self.job_of(array, index)) is not None and view.state in LIVE
             for index in self._places.get((name, series_id), ())
         )
 
@@ -77,55 +79,89 @@ class Book:
         return places
 
 
-_LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
-
-
 def open_book(study_dir: Path) -> Book:
-    """Read what is written down and ask SLURM and Ray about it, settling arrays whose submission was cut short.
+    """Read what is written down and ask the schedulers, settling arrays whose submission was cut short.
 
-    Raises SchedulerGone where SLURM does not answer; a Ray cluster that does not may have ended for good.
+    Raises SchedulerUnavailable where one does not answer, unless it may have ended for good.
     """
     book = ArrayBook(study_dir)
     arrays = book.read()
-    live = [array for array in arrays.values() if not array.is_void]
-    elsewhere: dict[str, str] = {}
-    if any(array.slurm_cluster for array in live):
-        here = cluster_name()
-        elsewhere = {a.name: a.slurm_cluster for a in live if a.slurm_cluster not in {None, here}}
-        live = [array for array in live if array.name not in elsewhere]
-    # Who is gone before it is asked has submitted nothing that the answer does not know of.
-    gone = {array.name for array in live if array.job_id is None and is_given_up(array.process, array.t)}
+    backends = open_backends(study_dir, arrays)
+    groups = _by_scheduler((array for array in arrays.values() if not array.is_void), backends)
+    elsewhere = _held_by_others(groups)
+    asked = {
+        backend: live
+        for backend, members in groups.items()
+        if (live := [array for array in members if array.name not in elsewhere])
+    }
+    # A submission that is gone before the question has submitted nothing that the answer does not know of.
+    gone = {
+        array.name
+        for members in asked.values()
+        for array in members
+        if array.job_id is None and is_given_up(array.process, array.t)
+    }
     if gone:
         age = time.time() - max(arrays[name].t for name in gone)
         time.sleep(min(ORPHAN_SECONDS, max(0.0, ORPHAN_SECONDS - age)))
     views: dict[str, JobView] = {}
-    asked = [array for array in live if array.ray_address is None]
-    if asked:
-        views = read_jobs([array.name for array in asked], min(array.t for array in asked))
     unheard: dict[str, str] = {}
-    for address in dict.fromkeys(array.ray_address for array in live if array.ray_address is not None):
-        there = [array for array in live if array.ray_address == address]
+    for backend, members in asked.items():
         try:
-            known_there = RayJobs(address).views()
-        except RayGone as gone_ray:
-            unheard |= {array.name: str(gone_ray) for array in there}
-        else:
-            views |= {array.name: known_there[array.name] for array in there if array.name in known_there}
-            asked += there
+            views |= backend.views([handle for array in members for handle in array.handles()])
+        except SchedulerUnavailable as silence:
+            if not silence.may_be_over:
+                raise
+            unheard |= {array.name: f"{silence.scheduler}: {silence}" for array in members}
     ids = {view.name: view.job_id.split("_")[0] for view in views.values()}
-    for array in asked:
-        if array.job_id is not None or (array.name not in ids and array.name not in gone):
+    for array in (array for members in asked.values() for array in members):
+        if array.name in unheard or array.job_id is not None:
+            continue
+        if array.name not in ids and array.name not in gone:
             continue
         arrays[array.name] = book.read_again(array)
         if arrays[array.name].job_id is None and not arrays[array.name].is_void:
             known = {"job_id": ids[array.name]} if array.name in ids else {"is_void": True}
             arrays[array.name] = array.model_copy(update=known)
             book.write(arrays[array.name])
-    return Book(arrays, views, unheard, elsewhere)
+    return Book(arrays, views, backends, unheard, elsewhere)
+
+
+def open_backends(study_dir: Path, arrays: Mapping[str, Array]) -> dict[str, Backend]:
+    """Return the backend of each array."""
+    opened: dict[tuple[str, str | None], Backend] = {}
+    for array in arrays.values():
+        key = (array.backend_name, array.ray_address)
+        if key not in opened:
+            target = SubmitTarget(array.backend_name, ray_address=array.ray_address)
+            opened[key] = open_backend(array.backend_name, study_dir, target)
+    return {name: opened[array.backend_name, array.ray_address] for name, array in arrays.items()}
+
+
+def _by_scheduler(arrays: Iterable[Array], backends: Mapping[str, Backend]) -> dict[Backend, list[Array]]:
+    """Return the arrays that each scheduler is asked about, by a backend that asks it about all of them."""
+    asking: dict[tuple[str, str | None], Backend] = {}
+    groups: dict[Backend, list[Array]] = {}
+    for array in arrays:
+        backend = backends[array.name]
+        groups.setdefault(asking.setdefault((backend.scheduler, array.ray_address), backend), []).append(
+            array
+        )
+    return groups
+
+
+def _held_by_others(groups: Mapping[Backend, Sequence[Array]]) -> dict[str, str]:
+    """Return the arrays that were given to other clusters than those asked from here, and the names of those."""
+    elsewhere: dict[str, str] = {}
+    for backend, members in groups.items():
+        if any(array.slurm_cluster for array in members):
+            here = backend.cluster_name()
+            elsewhere |= {a.name: a.slurm_cluster for a in members if a.slurm_cluster not in {None, here}}
+    return elsewhere
 
 
 def jobs_of_runs(book: Book) -> dict[str, JobView]:
-    """The newest job of each Run, by run id, as SLURM sees it.
+    """The newest job of each Run, by run id, as its scheduler sees it.
 
     Arrays not yet answered for, and those of other clusters, count as waiting.
     """

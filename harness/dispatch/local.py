@@ -1,4 +1,4 @@
-"""Jobs on this machine: as many Series at once as cores or GPUs allow, on workers that stay warm.
+"""Tasks on this machine: as many Series at once as cores or GPUs allow, on workers that stay warm.
 
 A worker spends seconds on imports and a small Series may train in ten, so groups of ranks are kept and fed one
 Series after the other through their standard input. A worker dies with the process that started it (it saves
@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.dispatch.base import Handle, Job
+from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.worker_process import (
     ALONE_SECONDS,
     GRACE_SECONDS,
@@ -23,32 +23,36 @@ from harness.dispatch.worker_process import (
     environment_of_rank,
     state_of,
 )
-from harness.plan.cluster import Cluster
-from harness.record.jobs import JobState
+from harness.plan.cluster import this_machine
+from harness.record.jobs import JobState, JobView
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED
 
 
-class LocalDispatcher:
-    """Implements Dispatcher with child processes."""
+class LocalBackend(Backend):
+    """Runs tasks in child processes."""
 
-    def __init__(self, cluster: Cluster, log_dir: Path, jobs: int | None = None) -> None:
+    name = "local"
+
+    def __init__(self, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> None:
+        super().__init__(study_dir, target, jobs)
+        cluster = this_machine()
         self.on_gpus = cluster.gpus > 0
         self.capacity = cluster.gpus or cluster.cores
         self.free_devices = list(range(self.capacity))
         self.most_groups = jobs or self.capacity
-        self.log_dir = log_dir
+        self.log_dir = study_dir / "logs"
         self.groups: list[_Group] = []
         self.queue: list[Handle] = []
         self.ended: dict[Handle, JobState] = {}
         self._numbers = itertools.count(1)
 
-    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Queue jobs in the order in which they should begin."""
-        handles = [Handle(job, f"local-{os.getpid()}-{next(self._numbers)}") for job in jobs]
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        """Queue tasks in the order in which they should begin."""
+        handles = [Handle(task, f"local-{os.getpid()}-{next(self._numbers)}", name) for task in tasks]
         self.queue += handles
         return handles
 
-    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
         """Take up what workers said, start what there is room for, and tell where each job is."""
         for group in list(self.groups):
             handle, state = group.poll()
@@ -63,15 +67,15 @@ class LocalDispatcher:
         if JobState.NO_SPACE not in self.ended.values():  # nothing that is started now would get further
             self._start_queued()
         running = {group.handle for group in self.groups if group.handle is not None}
-        return {
-            handle: self.ended.get(handle, JobState.RUNNING if handle in running else JobState.QUEUED)
-            for handle in handles
-        }
+        states = {handle: JobState.RUNNING if handle in running else JobState.QUEUED for handle in handles}
+        return {handle.job_id: handle.view(self.ended.get(handle, states[handle])) for handle in handles}
 
-    def log_paths(self, handle: Handle) -> list[Path]:
-        """A file a rank, and that of the workers between jobs."""
-        ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
-        return [*ranks, self.log_dir / "workers.log"]
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Do nothing: workers read control.jsonl at each step, leave the Run and stay warm for the next."""
+
+    def logs(self, handle: Handle) -> list[Path]:
+        """Return the log of the workers between tasks."""
+        return [self.log_dir / "workers.log"]
 
     def close(self) -> None:
         """Let idle workers go, have busy ones save and stop, and wait for all of them."""
@@ -83,18 +87,18 @@ class LocalDispatcher:
 
     def _start_queued(self) -> None:
         for handle in list(self.queue):
-            group = self._idle_group(handle.job)
+            group = self._idle_group(handle.task)
             if group is None:
                 return  # in order: nothing overtakes a job that waits for room
             self.queue.remove(handle)
             group.feed(handle)
 
-    def _idle_group(self, job: Job) -> _Group | None:
+    def _idle_group(self, task: Task) -> _Group | None:
         idle = [group for group in self.groups if group.handle is None]
         for group in idle:
-            if (group.ranks, group.threads) == (job.ranks, job.threads):
+            if (group.ranks, group.threads) == (task.ranks, task.threads):
                 return group
-        need = job.ranks if self.on_gpus else min(job.ranks * job.threads, self.capacity)
+        need = task.ranks if self.on_gpus else min(task.ranks * task.threads, self.capacity)
         for group in idle:  # of another shape: their room is wanted
             if len(self.free_devices) < need or len(self.groups) >= self.most_groups:
                 group.stop()
@@ -102,7 +106,7 @@ class LocalDispatcher:
         if len(self.free_devices) < need or len(self.groups) >= self.most_groups:
             return None
         devices, self.free_devices = self.free_devices[:need], self.free_devices[need:]
-        group = _Group(job.ranks, job.threads, devices, self.log_dir, on_gpus=self.on_gpus)
+        group = _Group(task.ranks, task.threads, devices, self.log_dir, on_gpus=self.on_gpus)
         self.groups.append(group)
         return group
 
@@ -136,7 +140,7 @@ class _Group:
     def feed(self, handle: Handle) -> None:
         self.handle = handle
         for process in self._processes:
-            process.feed(handle.job.run_dirs)
+            process.feed(handle.task.run_dirs)
 
     def poll(self) -> tuple[Handle | None, JobState | None]:
         """The job that ended since the last call, and how."""

@@ -14,7 +14,7 @@ from harness.common.format import counted
 from harness.dispatch.slurm.queue import call
 from harness.doctor.machine import Finding
 from harness.plan.cluster import Profile
-from harness.record.jobs import SchedulerGone
+from harness.record.jobs import SchedulerUnavailable
 
 AWAY = re.compile(r"down|drain|fail|inval|maint|unk", re.IGNORECASE)
 """Words in the states of nodes that take no new job of ours now."""
@@ -45,7 +45,7 @@ class Nodes:
 def examine_slurm(profile: Profile) -> Iterator[Finding]:
     """Ask SLURM about everything a profile says of it."""
     answer = _asked("scontrol", "ping")
-    if isinstance(answer, SchedulerGone):
+    if isinstance(answer, SchedulerUnavailable):
         remedy = "run this on a login node of the cluster, or set SLURM_CONF; the rest was not asked"
         yield Finding(name="slurmctld", works=False, needed=True, found=str(answer), remedy=remedy)
         return
@@ -53,7 +53,7 @@ def examine_slurm(profile: Profile) -> Iterator[Finding]:
     for name in profile.partitions:
         yield partition(profile, name)
     answer = _asked("scontrol", "show", "config")
-    if isinstance(answer, SchedulerGone):
+    if isinstance(answer, SchedulerUnavailable):
         remedy = "run this again; array size, requeueing, accounting and a job as a whole were not asked"
         yield Finding(name="slurm.conf", works=False, needed=True, found=str(answer), remedy=remedy)
         return
@@ -69,10 +69,10 @@ def partition(profile: Profile, name: str) -> Finding:
     title = f"partition {name}"
     form = "%a|%D|%c|%m|%G|%l|%T"
     answer = _asked("sinfo", "--noheader", "--exact", f"--partition={name}", f"--format={form}")
-    nodes = [] if isinstance(answer, SchedulerGone) else [*_groups(answer)]
+    nodes = [] if isinstance(answer, SchedulerUnavailable) else [*_groups(answer)]
     if not nodes:
         known = _asked("sinfo", "--all", "--noheader", "--format=%R")
-        there = known if isinstance(known, SchedulerGone) else ", ".join(sorted(set(known.split())))
+        there = known if isinstance(known, SchedulerUnavailable) else ", ".join(sorted(set(known.split())))
         remedy = f"take it out of the profile's partitions, or correct it; there are {there}"
         found = "SLURM has none of that name"
         return Finding(name=title, works=False, needed=True, found=found, remedy=remedy)
@@ -134,7 +134,7 @@ def accounting(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
     show = ("sacctmgr", "--noheader", "--parsable2", "show")
     rows = _asked(*show, "associations", f"user={user}", "format=account,qos")
     known = _asked(*show, "qos", "format=name")
-    if isinstance(rows, SchedulerGone) or isinstance(known, SchedulerGone):
+    if isinstance(rows, SchedulerUnavailable) or isinstance(known, SchedulerUnavailable):
         remedy = "nothing to do: status goes by squeue and the journals"
         yield Finding(name="accounting", works=False, found="sacctmgr does not answer", remedy=remedy)
         return
@@ -188,16 +188,16 @@ def trial(profile: Profile) -> Finding:
     }
     options = [f"--{key}={value}" for key, value in asked.items() if value is not None]
     answer = _asked("sbatch", "--test-only", *options, "--wrap=true")
-    if isinstance(answer, SchedulerGone):
+    if isinstance(answer, SchedulerUnavailable):
         remedy = "correct what it names in the profile: the job was asked for as the profile says"
         return Finding(name="a job", works=False, needed=True, found=str(answer), remedy=remedy)
     return Finding(name="a job", works=True, found=f"SLURM would take one of {_described(profile)}")
 
 
-def _asked(*command: str) -> str | SchedulerGone:
+def _asked(*command: str) -> str | SchedulerUnavailable:
     try:
         return call(*command)
-    except SchedulerGone as gone:
+    except SchedulerUnavailable as gone:
         return gone
 
 

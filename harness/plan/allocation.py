@@ -125,12 +125,17 @@ def describe_packing(runs: Sequence[PlannedRun], cluster: Cluster, where: str) -
 
 
 def choose_allocation(runs: Sequence[PlannedRun], profile: Profile, nodes: int | None = None) -> Allocation:
-    """The allocation for these Runs, on so many nodes where the user says it, and none of which would stand idle.
+    """The allocation for these Runs; see `allocate`."""
+    cluster = profile.cluster()
+    return allocate([demand_of(members, cluster) for members in by_series(runs).values()], profile, nodes)
+
+
+def allocate(demands: Sequence[Demand], profile: Profile, nodes: int | None = None) -> Allocation:
+    """Return the allocation for these Series, on so many nodes where the user says it, none of which would stand idle.
 
     Raises InputError where a Series does not fit on them.
     """
     cluster = profile.cluster()
-    demands = [demand_of(members, cluster) for members in by_series(runs).values()]
     a_node, kind = _devices_a_node(cluster), _device(cluster)
     most = profile.most_nodes
     at_once = math.ceil(sum(demand.devices for demand in demands) - 1e-9)

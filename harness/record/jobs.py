@@ -23,6 +23,10 @@ class JobState(StrEnum):
     """Its process went away without a word."""
 
 
+LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
+"""States of a job that is not over."""
+
+
 ELSEWHERE = "ELSEWHERE"
 """Our word for the state of a job of another SLURM cluster, which is not asked from here."""
 
@@ -31,13 +35,22 @@ NOT_LOOKED_AT = "SLURM has not looked at it yet"
 """Why a job waits for which SLURM gives no reason."""
 
 
-class SchedulerGone(RuntimeError):
-    """SLURM does not answer; what it would say is not known, which is no word about the jobs."""
+class SchedulerUnavailable(RuntimeError):
+    """A scheduler does not answer; the sentence says why, and nothing about its jobs."""
+
+    def __init__(self, scheduler: str, why: str, *, is_here: bool = True, may_be_over: bool = False) -> None:
+        super().__init__(why)
+        self.scheduler = scheduler
+        """Name of the scheduler."""
+        self.is_here = is_here
+        """False if this machine has none of the scheduler's programs."""
+        self.may_be_over = may_be_over
+        """True if it may have ended for good; the journals then tell what became of its jobs."""
 
 
 @dataclass(frozen=True)
 class JobView:
-    """One job, or one element of an array, as SLURM sees it."""
+    """One job, or one element of an array, as its scheduler sees it."""
 
     job_id: str
     """12, or 12_3 for an array's element."""

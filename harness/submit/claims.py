@@ -21,9 +21,9 @@ from pydantic import ValidationError
 
 from harness.common.disk import DISK_THREADS, drop_draft, naming_a_full_disk, side_by_side, sync_folder
 from harness.common.process import identify_process
-from harness.dispatch.base import Job
+from harness.dispatch.base import Task
 from harness.dispatch.ledger import Book, is_given_up, open_book
-from harness.record.jobs import SchedulerGone
+from harness.record.jobs import SchedulerUnavailable
 from harness.record.root import Root
 from harness.study.run import Frozen
 
@@ -93,15 +93,15 @@ def drop_claim(series_dir: Path, claim: Claim) -> None:
 
 @dataclass
 class Claims:
-    """The claims on a ROOT's Series, judged by what SLURM says of the arrays they were made for."""
+    """The claims on a ROOT's Series, judged by what schedulers say of the arrays they were made for."""
 
     root: Root
     books: dict[str, Book] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
     judged: set[str] = field(default_factory=set)
     """Arrays for whose sake a study's Book was read again."""
-    silence: SchedulerGone | None = None
-    """What SLURM was last found silent by: it is not waited for again by each of a thousand Series."""
+    silence: SchedulerUnavailable | None = None
+    """The last answer that failed: the scheduler is not waited for again by each of a thousand Series."""
 
     def take(self, series_id: str, claim: Claim) -> bool:
         """Claim a Series, in place of a claim that is over; False where somebody else has it."""
@@ -113,16 +113,18 @@ class Claims:
             drop_claim(folder, held)
         return make_claim(folder, claim)
 
-    def take_all(self, study_name: str, array: str, jobs: Sequence[Job]) -> list[Job]:
-        """Claim the Series of these jobs for an array that is about to be written; returns those that are ours now."""
+    def take_all(self, study_name: str, array: str, tasks: Sequence[Task]) -> list[Task]:
+        """Claim the Series of these tasks for an array that is about to be written; returns those that are ours now."""
         claim = Claim(study=study_name, array=array, process=identify_process(), t=time.time())
-        taking = side_by_side(partial(self.take, claim=claim), [job.series_id for job in jobs], DISK_THREADS)
-        return [job for job, is_ours in zip(jobs, taking, strict=True) if is_ours]
+        taking = side_by_side(
+            partial(self.take, claim=claim), [task.series_id for task in tasks], DISK_THREADS
+        )
+        return [task for task, is_ours in zip(tasks, taking, strict=True) if is_ours]
 
     def held(self, series_ids: Sequence[str]) -> dict[str, str]:
         """Those of these Series that somebody has claimed, and is training or will, and for which study.
 
-        Raises SchedulerGone, saying for whose sake SLURM is asked.
+        Raises SchedulerUnavailable, saying for whose sake the scheduler is asked.
         """
 
         def holder(series_id: str) -> str | None:
@@ -131,12 +133,13 @@ class Claims:
                 return None
             try:
                 return claim.study if self._holds(claim, series_id) else None
-            except SchedulerGone as gone:
+            except SchedulerUnavailable as gone:
                 arrays = self.root.study(claim.study) / "arrays"
-                raise SchedulerGone(
-                    f"{gone}; a job of study {claim.study} may train series {series_id}: say the same again when SLURM "
-                    f"answers, or remove {arrays} if there is no such cluster any more"
-                ) from gone
+                why = (
+                    f"{gone}; a job of study {claim.study} may train series {series_id}: say the same again when "
+                    f"{gone.scheduler} answers, or remove {arrays} if there is no such cluster any more"
+                )
+                raise SchedulerUnavailable(gone.scheduler, why, is_here=gone.is_here) from gone
 
         holders = side_by_side(holder, series_ids, DISK_THREADS)
         return {
@@ -156,7 +159,7 @@ class Claims:
         return self._book_after(claim).holds(claim.array, series_id)
 
     def _book(self, study_name: str) -> Book:
-        with self.lock:  # Series are claimed side by side, and SLURM is asked once
+        with self.lock:  # Series are claimed side by side, and the scheduler is asked once
             if study_name not in self.books:
                 self._read(study_name)
             return self.books[study_name]
@@ -174,7 +177,7 @@ class Claims:
             raise self.silence
         try:
             self.books[study_name] = open_book(self.root.study(study_name))
-        except SchedulerGone as gone:
+        except SchedulerUnavailable as gone:
             self.silence = gone
             raise
 

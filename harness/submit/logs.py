@@ -1,7 +1,8 @@
 """What a run's jobs and workers printed, every file under a heading of its own.
 
-A job's own log, which SLURM writes, comes first: it has what the setup lines said, why srun could not start, what was
-killed for memory or cancelled DUE TO TIME LIMIT. Where a job never got as far as starting a worker it is all there is.
+A job's own log, which its scheduler writes, comes first: it has what the setup lines said, why srun could not start,
+what was killed for memory or cancelled DUE TO TIME LIMIT. Where a job never got as far as starting a worker it is all
+there is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.dispatch.arrays import ArrayBook, batch_logs, packed_folder
+from harness.dispatch.arrays import ArrayBook
+from harness.dispatch.ledger import open_backends
 from harness.record.root import Root
 from harness.record.status import RunStatus
 
@@ -32,19 +34,21 @@ class Log:
 
 
 def find_logs(root: Root, study_name: str, row: RunStatus) -> list[Log]:
-    """The logs that hold anything: of the SLURM jobs that were to train a Run, oldest first, then a file a rank.
+    """The logs that hold anything: of the jobs that were to train a Run, oldest first, then a file a rank.
 
     Of a job that trains many Series packed also what its controller did.
     """
     folder = root.study(study_name)
+    arrays = ArrayBook(folder).read()
+    backends = open_backends(folder, arrays)
     found = []
-    for array in ArrayBook(folder).read().values():
-        for index, task in enumerate(array.tasks):
-            if array.job_id is not None and row.run_id in {run_dir.name for run_dir in task.run_dirs}:
-                job_id = array.job_of(index)
-                found += [Log(f"SLURM's log of job {job_id}", path) for path in batch_logs(folder, job_id)]
-                if array.packed and (said := packed_folder(folder, array.name) / "controller.log").exists():
-                    found.append(Log(f"controller of job {job_id}", said))
+    for array in arrays.values():
+        for handle in array.handles() if array.job_id is not None else ():
+            if row.run_id in {run_dir.name for run_dir in handle.task.run_dirs}:
+                backend = backends[array.name]
+                for path in filter(Path.exists, backend.logs(handle)):
+                    whose = "controller" if path.name == "controller.log" else f"{backend.scheduler}'s log"
+                    found.append(Log(f"{whose} of job {handle.job_id}", path))
     ranks = sorted((root.series(row.series_id) / "logs").glob("rank-*.log"))
     found += [Log(f"worker, {path.stem.replace('-', ' ')}", path) for path in ranks]
     return [log for log in found if log.path.stat().st_size]

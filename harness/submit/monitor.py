@@ -10,22 +10,19 @@ From what a user calls a study or a run to the study and the run: what most verb
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from harness.common.console import warn
 from harness.common.format import counted, duration
-from harness.dispatch.arrays import Array, packed_folder
+from harness.dispatch.arrays import Array
+from harness.dispatch.base import Dashboard
 from harness.dispatch.ledger import Book, jobs_of_runs, open_book, times_of_jobs
-from harness.dispatch.ray.cluster import RayAddress, read_address
 from harness.record.control import Control
-from harness.record.jobs import JobState, JobView, SchedulerGone
+from harness.record.jobs import LIVE, JobState, JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy
 from harness.record.series import unfinished
 from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
@@ -43,8 +40,8 @@ class Pilot:
 
     array: Array
     view: JobView
-    ray: RayAddress | None
-    """Where its Ray is, once it has started."""
+    dashboard: Dashboard | None
+    """Page of its Ray, once that has started."""
 
     def as_json(self) -> dict[str, Any]:
         """A row of `allocations` in `ssmscale status --json`."""
@@ -59,24 +56,21 @@ class Pilot:
             "series": len(self.array.tasks),
             "node_list": self.view.nodes or None,
             "seconds": self.view.seconds,
-            "dashboard": self.ray.dashboard if self.ray else None,
-            "tunnel": self.ray.tunnel() if self.ray else None,
-            "token_file": str(self.ray.token_file) if self.ray else None,
+            "dashboard": self.dashboard.page if self.dashboard else None,
+            "tunnel": self.dashboard.tunnel if self.dashboard else None,
+            "token_file": str(self.dashboard.token_file) if self.dashboard else None,
         }
 
     def lines(self) -> Iterable[str]:
         """What a user wants to know of it."""
-        shape, view = self.array.shape, self.view
-        each = " each" if shape.nodes > 1 else ""
-        size = f"{counted(shape.nodes, 'node')} with {counted(shape.ranks_a_node, self.array.device)}{each}"
-        what = f"job {view.job_id}: {counted(len(self.array.tasks), 'series')} packed on {size}"
+        view, size = self.view, counted(len(self.array.tasks), "series")
+        what = f"job {view.job_id}: {size} packed on {self.array.allocation}"
         if view.state is JobState.QUEUED:
             yield f"{what}, queued: {view.why}"
             return
         yield f"{what}, {view.slurm_state.lower()} for {duration(view.seconds / 3600)} on {view.nodes}"
-        if self.ray is not None and self.ray.dashboard is not None:
-            page, token = self.ray.dashboard, self.ray.token_file
-            yield f"Ray's dashboard: {self.ray.tunnel()}, then {page} with what is in {token}"
+        if (page := self.dashboard) is not None and page.page is not None:
+            yield f"Ray's dashboard: {page.tunnel}, then {page.page} with what is in {page.token_file}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,7 @@ class StudyReader:
             self._journals.notes,
             self._problem,
             is_unheard=self._problem is not None and (self._book is None or bool(self._book.unheard)),
-            pilots=() if self._book is None else pilots_of(self._book, self._folder),
+            pilots=() if self._book is None else pilots_of(self._book),
         )
 
     def _ask(self) -> None:
@@ -157,25 +151,22 @@ class StudyReader:
             self._book = open_book(self._folder)
             said = self._book.problem
             self._problem = f"{said}; the journals tell what is known" if said else None
-        except SchedulerGone as gone:
+        except SchedulerUnavailable as gone:
             known = "the journals tell what is known" if self._book is None else "its last word holds"
-            self._problem = f"SLURM: {gone}; {known}"
+            self._problem = f"{gone.scheduler}: {gone}; {known}"
         now = time.monotonic()
         self._next = now + max(SCHEDULER_SECONDS, PATIENCE * (now - begun))
 
 
-def pilots_of(book: Book, study_dir: Path) -> tuple[Pilot, ...]:
+def pilots_of(book: Book) -> tuple[Pilot, ...]:
     """The packed arrays of a study whose jobs wait or run, oldest first."""
     found = []
     for array in book.arrays.values():
         view = book.job_of(array, 0) if array.packed else None
-        if view is None or view.state not in {JobState.QUEUED, JobState.RUNNING}:
-            continue
-        ray = None
-        if view.state is JobState.RUNNING:
-            with contextlib.suppress(OSError, ValidationError):  # damaged, or not ours to read
-                ray = read_address(packed_folder(study_dir, array.name) / "ray.json")
-        found.append(Pilot(array, view, ray))
+        if view is not None and view.state in LIVE:
+            is_running = view.state is JobState.RUNNING
+            dashboard = book.backends[array.name].dashboard(array.name) if is_running else None
+            found.append(Pilot(array, view, dashboard))
     return tuple(found)
 
 
@@ -185,13 +176,13 @@ def rows_of(resolved: ResolvedStudy) -> list[RunStatus]:
 
 
 def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
-    """What SLURM and Ray say of the study's jobs, by run id; nothing, and a warning, where they do not answer."""
+    """What the schedulers say of the study's jobs, by run id; nothing, and a warning, where they do not answer."""
     folder = resolved.root.study(resolved.study.name)
     if not (folder / "arrays").is_dir():
         return {}
     try:
         book = open_book(folder)
-    except SchedulerGone as gone:
+    except SchedulerUnavailable as gone:
         warn(f"{gone}; the journals tell what is known")
         return {}
     if book.problem:

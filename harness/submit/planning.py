@@ -1,4 +1,4 @@
-"""The plan of a study as it stands: what the journals, SLURM and Ray say of its Runs taken into account."""
+"""The plan of a study as it stands: what the journals and the schedulers say of its Runs taken into account."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.plan.allocation import describe_shares
-from harness.plan.cluster import Profile, load_profile, this_machine
+from harness.plan.cluster import Cluster, load_profile, this_machine
 from harness.plan.plan import Plan, make_plan
 from harness.record.jobs import JobView
 from harness.record.registry import ResolvedStudy, open_study
 from harness.submit.monitor import jobs_of
-from harness.submit.ray import RayCluster
 from ssmttm.errors import InputError
 
 
@@ -30,19 +29,12 @@ def planned(
 
 def plan_of(resolved: ResolvedStudy, cluster: str | None) -> Plan:
     """What is left to train of a study, here or on a cluster."""
-    return plan_for(resolved, load_profile(cluster) if cluster else None)
+    return plan_for(resolved, load_profile(cluster).cluster() if cluster else this_machine())
 
 
-def plan_for(
-    resolved: ResolvedStudy,
-    profile: Profile | None = None,
-    ray: RayCluster | None = None,
-    jobs: Mapping[str, JobView] | None = None,
-) -> Plan:
-    """The plan of a study for a profile's cluster, a Ray cluster or this machine; `jobs` where they were asked for."""
+def plan_for(resolved: ResolvedStudy, cluster: Cluster, jobs: Mapping[str, JobView] | None = None) -> Plan:
+    """Return the plan of a study for a machine or a cluster; `jobs` where they were asked for."""
     known = jobs_of(resolved) if jobs is None else jobs
-    here = this_machine() if ray is None else ray.cluster
-    cluster = here if profile is None else profile.cluster()
     try:
         return make_plan(resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, known)
     except InputError as error:

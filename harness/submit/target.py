@@ -11,43 +11,30 @@ from dataclasses import dataclass, replace
 from harness.common.console import errors
 from harness.common.extras import missing_package
 from harness.common.format import counted
-from harness.plan.cluster import Profile, lasting_name, load_profile, profile_names
+from harness.dispatch.base import Backend, SubmitTarget
+from harness.dispatch.registry import BACKENDS, open_backend
+from harness.plan.cluster import lasting_name, load_profile, profile_names
 from harness.record.control import Control
 from harness.record.registry import ResolvedStudy
 from ssmttm.errors import InputError
 
-ANYWHERE = ("local", "slurm", "ray", "auto")
+OFFERED = ("local", "slurm", "ray")
+"""Backends of ours by their names for the user: of ray there are three, told apart by what else is said."""
 
 
-@dataclass(frozen=True)
-class Destination:
-    """Where Runs are trained, and how."""
-
-    on: str
-    """local, slurm (each Series a job), ray (packed into one job) or auto (each Series as it needs)."""
-    profile: Profile | None = None
-    """The cluster; None for this machine."""
-    cluster: str | None = None
-    """What the user called it."""
-    nodes: int | None = None
-    """Nodes Series are packed on, where the user says it."""
-    ray_address: str | None = None
-    """A Ray cluster that is there already, on which Series are packed."""
-
-
-def destination_of(
+def target_of(
     on: str,
     cluster: str | None,
     snapshot: bool | None = None,
     nodes: int | None = None,
     *,
     ray_address: str | None = None,
-) -> Destination:
-    """The destination that is meant. Raises InputError for what does not go together."""
-    if on not in ANYWHERE:
-        raise InputError(
-            f"--on {on}: there is no such dispatcher; there are {', '.join(ANYWHERE[:-1])} and {ANYWHERE[-1]}"
-        )
+) -> SubmitTarget:
+    """Return the target that is meant. Raises InputError for what does not go together."""
+    if on not in BACKENDS and on != "auto":
+        others = [name for name in BACKENDS if name.partition("-")[0] not in OFFERED]
+        known = ", ".join((*OFFERED, *others))
+        raise InputError(f"--on {on}: there is no such dispatcher; there are {known} and auto")
     if nodes is not None and on in {"local", "slurm"}:
         what = "a series' job takes the nodes it needs" if on == "slurm" else "here there is one"
         raise InputError(f"--nodes {nodes}: is for series that are packed, by --on ray or auto; {what}")
@@ -61,7 +48,7 @@ def destination_of(
                 )
         if on != "ray":
             raise InputError(f"--ray-address {ray_address}: goes with --on ray, and not with --on {on}")
-        return Destination("ray", ray_address=ray_address)
+        return SubmitTarget("ray", ray_address=ray_address)
     if on == "local" or (on in {"ray", "auto"} and cluster is None):
         if snapshot:
             raise InputError("--snapshot: is for jobs that wait in a queue; here training begins at once")
@@ -69,7 +56,9 @@ def destination_of(
             raise InputError(
                 f"--nodes {nodes}: says how many of a cluster's; name the cluster with --cluster"
             )
-        return Destination("ray" if on == "ray" else "local")
+        return SubmitTarget("ray" if on == "ray" else "local")
+    if cluster is None and on not in {"slurm", "auto"}:
+        return SubmitTarget(on)
     if cluster is None:
         raise InputError(
             f"--on {on}: name the cluster with --cluster; there are {', '.join(profile_names())}"
@@ -83,7 +72,18 @@ def destination_of(
     if on == "auto" and not has_ray():
         errors.print("warning: Ray is not installed: every series is submitted as a job of its own")
         on = "slurm"
-    return Destination(on, profile, cluster, nodes)
+    return SubmitTarget(on, profile, cluster, nodes)
+
+
+def backends_of(target: SubmitTarget, resolved: ResolvedStudy) -> list[Backend]:
+    """Open the backends that train a study there: one, or by auto one for large Series and one that packs others."""
+    names = [target.on]
+    if target.on == "auto":
+        names = ["slurm", "ray"]
+    elif target.on == "ray" and target.profile is None:
+        names = ["ray-here" if target.ray_address is None else "ray-cluster"]
+    folder, jobs = resolved.root.study(resolved.study.name), resolved.study.resources.jobs
+    return [open_backend(name, folder, target, jobs) for name in names]
 
 
 def has_ray() -> bool:

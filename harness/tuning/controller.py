@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from harness.common.process import identify_process
 from harness.plan.plan import make_plan
 from harness.record.status import RunState, RunStatus
-from harness.submit.submission import Submission, forgive
+from harness.submit.cancel import reset_attempts
+from harness.submit.submission import Submission
 from harness.train.stopping import MOST_ATTEMPTS
 from harness.tuning.space import SearchCase, Space, Values
 from harness.tuning.storage import OWNER, is_ours, open_search, owner_of, startup_trials
@@ -166,9 +167,7 @@ class Controller:
         plan = make_plan(
             resolved.study, resolved.points, resolved.corpus, resolved.root, self.workplace.cluster
         )
-        submission = Submission(
-            resolved, plan, self.workplace.dispatcher, self.workplace.name, sidecars=False
-        )
+        submission = Submission(resolved, plan, self.workplace.backend, sidecars=False)
         rows = [run.status for run in plan.runs]
         again = [
             row
@@ -177,7 +176,7 @@ class Controller:
             or (row.state is RunState.FAILED and not has_diverged(resolved.root, row.run_id))
         ]
         if again:  # pruned by a search that judged otherwise, or failed for a reason that may be gone
-            forgive(resolved.root, resolved.study.name, again)
+            reset_attempts(resolved.root, resolved.study.name, again)
         self.live.append(LiveTrial(case, trial, values, resolved, submission))
 
     def _look(self) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 
 from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayBook, Task, packed_folder
+from harness.dispatch.arrays import Array, ArrayBook, new_name, packed_folder
+from harness.dispatch.base import Task
 from harness.dispatch.ray.cluster import RayAddress, read_address
-from harness.dispatch.slurm.sbatch import new_name
 from harness.plan.allocation import Shape
 from harness.record.root import Launch, Root, write_launch, write_run
 from slurm.devcluster.cluster import DevCluster

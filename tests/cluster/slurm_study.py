@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import yaml
 
-from harness.dispatch.arrays import Array, ArrayBook, Task
+from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.base import Task
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
 from slurm.devcluster.cluster import DevCluster

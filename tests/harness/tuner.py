@@ -8,11 +8,11 @@ from typing import Any
 
 from harness.common.process import identify_process
 from harness.common.validation import validate
-from harness.dispatch.local import LocalDispatcher
+from harness.dispatch.base import SubmitTarget
+from harness.dispatch.registry import open_backend
 from harness.plan.cluster import this_machine
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
-from harness.record.series import give_up
 from harness.record.status import RunStatus, StatusReader
 from harness.study.grid import GridPoint
 from harness.study.schema import Study
@@ -30,12 +30,11 @@ from tests.studies import Fields
 class InThisProcess:
     """A Workplace whose trials are trained by the time they have been handed over."""
 
-    name = "local"
     pause = 0.0
 
     def __init__(self, root: Root, study_name: str, stop_after: int | None = None) -> None:
         self.cluster = this_machine()
-        self.dispatcher = LocalDispatcher(self.cluster, root.path / "logs")
+        self.backend = open_backend("local", root.study(study_name), SubmitTarget("local"))
         self.reader = StatusReader(root, study_name)
         self.trained: list[str] = []
         """Runs trained here, in order."""
@@ -49,15 +48,13 @@ class InThisProcess:
         return 1
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
-        jobs = submission.prepare(missing)
-        submission.launch(jobs)
-        submission.tell_submitted([row.run_id for row in missing])
-        for job in jobs:
+        for handle in submission.hand_over(missing).handles:
+            task = handle.task
             if self.losing:
                 self.losing -= 1
-                give_up(submission.root, job.series_id, job.run_dirs, "its node was lost")
+                task.give_up(task.run_dirs, "its node was lost")
                 continue
-            for root, runs in group_by_series(job.run_dirs):
+            for root, runs in group_by_series(task.run_dirs):
                 train_series(
                     runs, root, StopFlag() if self.stop_after is None else StopAfter(self.stop_after)
                 )

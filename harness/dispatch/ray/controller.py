@@ -17,11 +17,11 @@ from pathlib import Path
 
 from harness.common.disk import DiskFull
 from harness.common.process import log_to_stderr
-from harness.dispatch.arrays import Array, Task
-from harness.dispatch.base import Dispatcher, Job
+from harness.dispatch.arrays import Array
+from harness.dispatch.base import Backend, Task
 from harness.dispatch.ray.dispatcher import RayDispatcher, connected
 from harness.dispatch.ray.host import RayDown
-from harness.dispatch.supervise import InHand
+from harness.dispatch.supervise import JobSupervisor
 from harness.record.control import Control
 from harness.record.journal import read_progress
 from harness.record.root import Root, read_model, read_run
@@ -65,21 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_NO_SPACE
 
 
-def train_tasks(array: Array, study_dir: Path, dispatcher: Dispatcher, stop: StopFlag) -> int:
+def train_tasks(array: Array, study_dir: Path, dispatcher: Backend, stop: StopFlag) -> int:
     """Hand over what is left of each task until nothing is, or until told to stop; returns the exit status.
 
     Raises DiskFull.
     """
     root = Root(study_dir.parent.parent)
     control = Control(study_dir / "control.jsonl")
-    in_hand = InHand(root, control, dispatcher)
+    in_hand = JobSupervisor(control, dispatcher)
     tasks = _Tasks(array.tasks, root, control)
     while not stop.reason:
         left = tasks.left(in_hand)
         if not left and in_hand.is_empty:
             return 0
         if wanted := [job for job in left if in_hand.takes(job.series_id)]:
-            in_hand.hand_over(wanted)
+            in_hand.watch_over(dispatcher.submit(wanted))
         in_hand.watch()
         # To be told that a Series is in other hands takes a moment each time, in which it seems to be in these.
         if in_hand.is_empty and time.monotonic() - in_hand.trained_at > OTHERS_SECONDS:
@@ -97,7 +97,7 @@ class _Tasks:
         self._over: set[str] = set()
         self._known = -1
 
-    def left(self, in_hand: InHand) -> list[Job]:
+    def left(self, in_hand: JobSupervisor) -> list[Task]:
         """Series that are not in hand and not over."""
         told = self._control.path.stat().st_size if self._control.path.exists() else 0
         if told != self._known:  # something may have been forgiven
@@ -117,25 +117,16 @@ class _Tasks:
         jobs = []
         for task in tasks:
             if run_dirs := [folder for folder in task.run_dirs if folder in left]:
-                jobs.append(self._job(task, run_dirs))
+                jobs.append(self._rest(task, run_dirs))
             else:
                 self._over.add(task.series_id)
         return jobs
 
-    def _job(self, task: Task, run_dirs: Sequence[Path]) -> Job:
-        folder = self._root.series(task.series_id)
+    def _rest(self, task: Task, run_dirs: Sequence[Path]) -> Task:
         steps = max(read_run(run_dir).iterations for run_dir in run_dirs)
-        done = min(read_progress(folder).step, steps)
-        return Job(
-            series_id=task.series_id,
-            run_dirs=tuple(run_dirs),
-            nodes=1,
-            ranks=task.ranks,
-            threads=task.threads,
-            log_dir=folder / "logs",
-            gpu_fraction=task.gpu_fraction,
-            seconds=task.seconds * (1 - done / steps),
-        )
+        done = min(read_progress(self._root.series(task.series_id)).step, steps)
+        seconds = task.seconds * (1 - done / steps)
+        return task.model_copy(update={"run_dirs": tuple(run_dirs), "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.dispatch.base import Handle, Job
+from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.packing import (
     Feed,
     Group,
@@ -34,7 +34,7 @@ from harness.dispatch.ray.cluster import START_SECONDS
 from harness.dispatch.ray.group import RankGroup, ServerActor
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.worker_process import GRACE_SECONDS
-from harness.record.jobs import JobState
+from harness.record.jobs import JobState, JobView
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.ray")
@@ -51,11 +51,14 @@ OVERDUE = 0.15
 """Share of the time trained so far that a Series is expected to take still, where it takes longer than expected."""
 
 
-class RayDispatcher:
-    """Implements Dispatcher on the Ray cluster this process is connected to."""
+class RayDispatcher(Backend):
+    """Runs tasks on the Ray cluster this process is connected to."""
+
+    name = "ray"
 
     def __init__(self, log_dir: Path, most_groups: int | None = None) -> None:
         """`most_groups` Series are trained at once, where that is given; else as many as there is room for."""
+        super().__init__(log_dir.parent, SubmitTarget("ray"), most_groups)
         self.log_dir, self.most_groups = log_dir.absolute(), most_groups
         self.on_gpus = _offer_gpus()
         self.waiting: dict[str, Handle] = {}
@@ -70,14 +73,14 @@ class RayDispatcher:
         """The ServerActor of each node."""
         self._look_after_nodes()
 
-    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
-        """Take jobs on; which begins first is decided by how long each is expected to take."""
-        handles = [Handle(job, f"ray-{os.getpid()}-{next(self._numbers)}") for job in jobs]
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        """Take tasks on; which begins first is decided by how long each is expected to take."""
+        handles = [Handle(task, f"ray-{os.getpid()}-{next(self._numbers)}", name) for task in tasks]
         self.waiting |= {handle.job_id: handle for handle in handles}
         self._decide_at = 0.0
         return handles
 
-    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
         """Take up what ranks said, start what there is room for, and tell where each job is."""
         for group in list(self.groups):
             was_ready = group.is_ready
@@ -85,7 +88,7 @@ class RayDispatcher:
             if group.is_ready and not was_ready:
                 self._starts.append(time.monotonic() - group.began)
             if handle is not None and state is not None:
-                log.info("series %s: %s, on %s", handle.job.series_id, state, group.key)
+                log.info("series %s: %s, on %s", handle.task.series_id, state, group.key)
                 self.ended[handle] = state
                 self._decide_at = 0.0
             if group.is_gone:
@@ -96,15 +99,15 @@ class RayDispatcher:
             self._decide_at = time.monotonic() + LOOK_SECONDS
             self._decide()
         running = {group.handle for group in self.groups}
-        return {
-            handle: self.ended.get(handle, JobState.RUNNING if handle in running else JobState.QUEUED)
-            for handle in handles
-        }
+        states = {handle: JobState.RUNNING if handle in running else JobState.QUEUED for handle in handles}
+        return {handle.job_id: handle.view(self.ended.get(handle, states[handle])) for handle in handles}
 
-    def log_paths(self, handle: Handle) -> list[Path]:
-        """A file a rank, and those of the workers between jobs."""
-        ranks = [handle.job.log_dir / f"rank-{rank}.log" for rank in range(handle.job.ranks)]
-        return [*ranks, *sorted(self.log_dir.glob("workers-*.log"))]
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Do nothing: workers read control.jsonl at each step."""
+
+    def logs(self, handle: Handle) -> list[Path]:
+        """Return the logs of the workers between tasks."""
+        return [*sorted(self.log_dir.glob("workers-*.log"))]
 
     def close(self) -> None:
         """Let idle ranks go, have busy ones save and stop, and wait for all of them."""
@@ -134,7 +137,7 @@ class RayDispatcher:
         ]
         largest = max((node.devices for node in nodes), default=0.0)
         tasks = [
-            WaitingTask(key, self._request(handle.job, largest), handle.job.seconds)
+            WaitingTask(key, self._request(handle.task, largest), handle.task.seconds)
             for key, handle in self.waiting.items()
         ]
         self._refuse_what_fits_nowhere(tasks, nodes)
@@ -143,7 +146,7 @@ class RayDispatcher:
                 case Stop(group):
                     held[group.key].let_go(GRACE_SECONDS)
                 case Feed(group, task):
-                    log.info("series %s: to %s", self.waiting[task.key].job.series_id, group.key)
+                    log.info("series %s: to %s", self.waiting[task.key].task.series_id, group.key)
                     held[group.key].feed(self.waiting.pop(task.key))
                 case Start() if not self._may_start():
                     continue
@@ -154,7 +157,7 @@ class RayDispatcher:
                     )
                     log.info(
                         "series %s: to %s, %d ranks on %d nodes",
-                        handle.job.series_id,
+                        handle.task.series_id,
                         new.key,
                         len(places),
                         len(set(places)),
@@ -202,7 +205,7 @@ class RayDispatcher:
         self._no_room_since = self._no_room_since or now
         if now - self._no_room_since < NO_ROOM_SECONDS:
             return
-        job = self.waiting[large[0].key].job
+        job = self.waiting[large[0].key].task
         kind = "GPUs" if self.on_gpus else "cores"
         offered = ", ".join(f"{node.devices:g}" for node in nodes if node.devices)
         if not offered:
@@ -227,16 +230,16 @@ class RayDispatcher:
         """Seconds until a group is expected to be free; None where it is."""
         if group.handle is None:
             return None
-        expected = group.handle.job.seconds
+        expected = group.handle.task.seconds
         if group.is_ready:
             trained = now - group.fed
             return max(expected - trained, OVERDUE * trained)
         return max(0.0, self.startup - (now - group.began)) + expected
 
-    def _request(self, job: Job, largest: float) -> Request:
+    def _request(self, task: Task, largest: float) -> Request:
         """What a job takes; more threads than the largest node has cores take all of its cores, as a plan has it."""
-        cores = float(max(1, min(job.threads, int(largest))))
-        return Request(job.ranks, job.threads, job.gpu_fraction if self.on_gpus else cores)
+        cores = float(max(1, min(task.threads, int(largest))))
+        return Request(task.ranks, task.threads, task.gpu_fraction if self.on_gpus else cores)
 
 
 def _nodes(kind: str) -> list[Node]:

@@ -240,7 +240,7 @@ class RankGroup:
     def _tell_ranks(self) -> None:
         assert self.handle is not None
         for rank in self._ranks:
-            rank.actor.feed.remote([str(folder) for folder in self.handle.job.run_dirs])
+            rank.actor.feed.remote([str(folder) for folder in self.handle.task.run_dirs])
 
     def _clear_away(self) -> None:
         import ray

@@ -12,6 +12,8 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.record.jobs import SchedulerUnavailable
+
 LOOPBACK = "127.0.0.1"
 HELD = "held"
 """File of a temporary folder that the process holds whose folder it is."""
@@ -19,8 +21,11 @@ LOWEST_PORT = 10000
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-class RayDown(RuntimeError):
+class RayDown(SchedulerUnavailable):
     """Ray did not start, or is gone; a sentence says what is missing."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__("Ray", why)
 
 
 def address_towards(others: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from harness.common.extras import missing_package
 from harness.common.format import GIB
-from harness.record.jobs import JobState, JobView
+from harness.record.jobs import JobState, JobView, SchedulerUnavailable
 from harness.record.provenance import installed_version
 from harness.study.run import Frozen
 
@@ -46,8 +46,9 @@ STATES = {"PENDING": JobState.QUEUED, "RUNNING": JobState.RUNNING}
 NOT_STARTED = "Ray has not started it yet"
 
 
-class RayGone(RuntimeError):
-    """A Ray cluster does not answer, or not us; a sentence says why, which is no word about its jobs."""
+def ray_unavailable(why: str) -> SchedulerUnavailable:
+    """Return the error that says why a Ray cluster does not answer, or not us; it may have ended for good."""
+    return SchedulerUnavailable("Ray", why, may_be_over=True)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class RayJobs:
     """The jobs of the Ray cluster at http://HOST:8265, ray://HOST:10001 or HOST:6379."""
 
     def __init__(self, address: str) -> None:
-        """Raises RayGone."""
+        """Raises SchedulerUnavailable."""
         self.address = address
         _check_reachable(address)
         with self._answering(), _without_addresses():
@@ -73,14 +74,14 @@ class RayJobs:
         """Its job server, as http://HOST:PORT."""
 
     def submit(self, name: str, command: str, environment: Mapping[str, str]) -> None:
-        """Have a line of shell run on the cluster. Raises RayGone."""
+        """Have a line of shell run on the cluster. Raises SchedulerUnavailable."""
         with self._answering():
             self._client.submit_job(
                 entrypoint=command, submission_id=name, runtime_env={"env_vars": dict(environment)}
             )
 
     def views(self) -> dict[str, JobView]:
-        """What Ray says of each job it was given, by name. Raises RayGone."""
+        """What Ray says of each job it was given, by name. Raises SchedulerUnavailable."""
         with self._answering():
             jobs = self._client.list_jobs()
         return {job.submission_id: self._view(job) for job in jobs if job.submission_id}
@@ -94,12 +95,12 @@ class RayJobs:
         return JobView(name, name, state, said, max(0.0, ended - begun), self.server, why)
 
     def stop(self, name: str) -> None:
-        """Ask a job to end; one that is over already does not matter. Raises RayGone."""
+        """Ask a job to end; one that is over already does not matter. Raises SchedulerUnavailable."""
         with self._answering():
             self._client.stop_job(name)
 
     def wait(self, name: str, seconds: float) -> Ended | None:
-        """Wait for a job's end and hear what it printed; None where it takes longer. Raises RayGone."""
+        """Wait for a job's end and hear what it printed; None where it takes longer. Raises SchedulerUnavailable."""
         deadline = time.monotonic() + seconds
         while (view := self.views().get(name)) is not None and view.state is not JobState.ENDED:
             if time.monotonic() > deadline:
@@ -114,7 +115,7 @@ class RayJobs:
         try:
             yield
         except ModuleNotFoundError as error:
-            raise RayGone(f"{self.address}: {missing_package(error)}") from error
+            raise ray_unavailable(f"{self.address}: {missing_package(error)}") from error
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             if "uthentication" in f"{type(error).__name__} {said}" or "uthToken" in said:
@@ -122,12 +123,7 @@ class RayJobs:
                 said = "wants a token; RAY_AUTH_MODE=token sends the one that RAY_AUTH_TOKEN_PATH names"
                 if os.environ.get("RAY_AUTH_MODE") == "token":
                     said = f"refuses the token in {path}; RAY_AUTH_TOKEN_PATH says where the right one is"
-            raise RayGone(f"{self.address}: {said}") from error
-
-
-def stop_ray_job(address: str, name: str) -> None:
-    """Ask a job to save and end. Raises RayGone."""
-    RayJobs(address).stop(name)
+            raise ray_unavailable(f"{self.address}: {said}") from error
 
 
 def python_there(*arguments: str) -> str:
@@ -139,17 +135,17 @@ def python_there(*arguments: str) -> str:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise RayGone where nothing listens at an address: Ray's own clients take a minute to say so."""
+    """Raise SchedulerUnavailable where nothing listens at an address: Ray's own clients take a minute to say so."""
     found = ADDRESS.fullmatch(address)
     if found is None:
-        raise RayGone(
+        raise ray_unavailable(
             f"{address}: is no address of a Ray cluster; there are http://HOST:8265, ray://HOST:10001 and HOST:6379"
         )
     host, port = found["host"].strip("[]"), int(found["port"] or PORTS[found["kind"]])
     try:
         socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise RayGone(f"{address}: nothing answers there ({error})") from error
+        raise ray_unavailable(f"{address}: nothing answers there ({error})") from error
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.common.disk import make_folder
-from harness.dispatch.arrays import Array, Task, batch_logs
+from harness.dispatch.arrays import Array, batch_logs
+from harness.dispatch.base import Task
 from harness.dispatch.slurm.settle import Crash, Ending, JobStart, job_number, run_job
 from harness.record.control import Control
 from harness.record.journal import Event, Progress

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from harness.record.jobs import NOT_LOOKED_AT, JobState, JobView, SchedulerGone
+from harness.record.jobs import LIVE, NOT_LOOKED_AT, JobState, JobView, SchedulerUnavailable
 
 PENDING_ELEMENTS = re.compile(r"(\d+)_\[.*\]")
 SQUEUE = "%i|%j|%T|%M|%N|%r"
 SACCT = "JobID,JobName,State,ElapsedRaw,NodeList"
-LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
 STEERING = ("SQUEUE_", "SACCT_", "SINFO_", "SBATCH_", "SCANCEL_")
 """How variables begin by which a user has SLURM's programs leave jobs out or ask for something else."""
 
@@ -33,7 +33,7 @@ SECONDS = 60.0
 def read_jobs(names: Sequence[str], since: float) -> dict[str, JobView]:
     """Jobs of these names by job id; accounting is looked through from a day before `since` (seconds of the epoch).
 
-    Raises SchedulerGone where squeue does not answer; accounting is asked for where there is one.
+    Raises SchedulerUnavailable where squeue does not answer; accounting is asked for where there is one.
     """
     if not names:
         return {}
@@ -73,8 +73,13 @@ def steering() -> list[str]:
     return sorted(name for name in os.environ if name.startswith(STEERING))
 
 
+def unavailable(why: str, *, is_here: bool = True) -> SchedulerUnavailable:
+    """Return the error that says why SLURM does not answer."""
+    return SchedulerUnavailable("SLURM", why, is_here=is_here)
+
+
 def call(*command: str) -> str:
-    """Standard output of one of SLURM's programs; raises SchedulerGone with its last word where it fails.
+    """Standard output of one of SLURM's programs; raises SchedulerUnavailable with its last word where it fails.
 
     The program hears what it is asked and nothing of what the user's environment would add.
     """
@@ -85,22 +90,21 @@ def call(*command: str) -> str:
             command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except FileNotFoundError as error:
-        raise SchedulerGone(
-            f"{command[0]} is not installed here: is this a SLURM cluster's login node?"
-        ) from error
+        why = f"{command[0]} is not installed here: is this a SLURM cluster's login node?"
+        raise unavailable(why, is_here=shutil.which("squeue") is not None) from error
     except subprocess.TimeoutExpired as error:
-        raise SchedulerGone(f"{command[0]} has not answered for {SECONDS:.0f} s") from error
+        raise unavailable(f"{command[0]} has not answered for {SECONDS:.0f} s") from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise SchedulerGone(said[-1].strip() if said else f"{command[0]} ended with {done.returncode}")
+        raise unavailable(said[-1].strip() if said else f"{command[0]} ended with {done.returncode}")
     return done.stdout
 
 
 def cluster_name() -> str:
-    """SLURM's name of the cluster that its programs speak to here. Raises SchedulerGone."""
+    """SLURM's name of the cluster that its programs speak to here. Raises SchedulerUnavailable."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", call("scontrol", "show", "config"), re.MULTILINE)
     if found is None:
-        raise SchedulerGone("scontrol show config tells no ClusterName")
+        raise unavailable("scontrol show config tells no ClusterName")
     return found[1]
 
 
@@ -116,7 +120,7 @@ def _accounting(wanted: str, since: str) -> list[str]:
             f"--starttime={since}",
             f"--format={SACCT}",
         ).splitlines()
-    except SchedulerGone:  # many sites keep no accounts: squeue and the journals have to do
+    except SchedulerUnavailable:  # many sites keep no accounts: squeue and the journals have to do
         return []
 
 

@@ -27,10 +27,11 @@ from tenacity import (
 
 from harness.common.disk import DiskFull
 from harness.common.process import log_to_stderr
-from harness.dispatch.arrays import Array, Task
+from harness.dispatch.arrays import Array
+from harness.dispatch.base import Task
 from harness.dispatch.slurm.queue import call
 from harness.record.control import Control
-from harness.record.jobs import SchedulerGone
+from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Progress, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root, read_model
@@ -177,7 +178,7 @@ class JobFacts:
 
 
 def look_up(job_id: str) -> JobFacts:
-    """Ask SLURM about a job; raises SchedulerGone where it has not answered for minutes."""
+    """Ask SLURM about a job; raises SchedulerUnavailable where it has not answered for minutes."""
     said = patiently("scontrol", "--oneliner", "show", "job", job_id)
     facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", said))
     preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
@@ -193,9 +194,9 @@ def requeue(job_id: str) -> None:
 
 
 def patiently(*command: str) -> str:
-    """Return what one of SLURM's programs prints; raises SchedulerGone where SLURM has not answered for minutes."""
+    """Return what one of SLURM's programs prints; raise SchedulerUnavailable after minutes of silence."""
     patience = Retrying(
-        retry=retry_if_exception_type(SchedulerGone),
+        retry=retry_if_exception_type(SchedulerUnavailable),
         wait=wait_exponential_jitter(initial=1, max=20),
         stop=stop_after_delay(300),
         before_sleep=before_sleep_log(log, logging.WARNING),

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from harness.dispatch import ledger as slurm_book
-from harness.dispatch.arrays import Array, ArrayBook, Task
+from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.base import Task
 from harness.dispatch.ledger import jobs_of_runs, open_book
 from harness.plan.allocation import Shape
 from harness.record.root import Root

@@ -13,7 +13,8 @@ import pytest
 from harness.cli.status import summary
 from harness.common.disk import write_atomically
 from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayBook, Task, packed_folder
+from harness.dispatch.arrays import Array, ArrayBook, packed_folder
+from harness.dispatch.base import Task
 from harness.dispatch.ledger import open_book
 from harness.dispatch.ray.cluster import RayAddress
 from harness.plan.allocation import Shape
@@ -23,10 +24,9 @@ from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
 from harness.record.status import RunState
 from harness.study.grid import GridPoint
-from harness.submit import submission
+from harness.submit.cancel import cancel, cancel_jobs_of
 from harness.submit.logs import find_logs
 from harness.submit.monitor import StudyReader, jobs_of, rows_of
-from harness.submit.slurm import cancel_jobs_of
 from tests.cluster.servers import free_port
 from tests.conftest import Answer
 from tests.harness.conftest import Answering
@@ -177,11 +177,11 @@ def test_a_job_is_ended_when_no_run_of_it_is_wanted_any_more(
     scancel.chmod(0o755)
     finish(begin_run(study.root, study.points[0].run), study.points[0].run)
     rows = rows_of(study)
-    submission.cancel(study.root, "tiny", rows[1:2])
-    assert cancel_jobs_of(study, rows) == []
+    cancel(study.root, "tiny", rows[1:2])
+    assert cancel_jobs_of(study, rows) == {}
     assert not told.exists()
-    submission.cancel(study.root, "tiny", rows[2:])
-    assert cancel_jobs_of(study, rows) == ["77_0"]
+    cancel(study.root, "tiny", rows[2:])
+    assert cancel_jobs_of(study, rows) == {"SLURM": ["77_0"]}
     assert told.read_text().split() == ["77_0"]
 
 
@@ -326,7 +326,7 @@ def test_a_retry_is_packed_on_as_many_nodes_as_the_newest_submission_said(
 ) -> None:
     answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
     at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=2, job_id="77")
-    submission.cancel(study.root, "tiny", rows_of(study))
+    cancel(study.root, "tiny", rows_of(study))
     said = ssmscale("retry", "tiny")
     assert said.status == 0, said.err
     assert "on ray, cluster devcluster, up to 2 nodes, as it was last submitted" in said.out
@@ -342,7 +342,7 @@ def test_a_retry_takes_no_more_nodes_than_its_profile_gives_now_and_its_runs_fil
     answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
     at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=8, job_id="77")
     rows = rows_of(study)
-    submission.cancel(study.root, "tiny", rows)
+    cancel(study.root, "tiny", rows)
     said = ssmscale("retry", "tiny", rows[0].run_id)
     assert said.status == 0, said.err
     assert "1 run in 1 series packed on 1 node with 1 GPU submitted" in said.out

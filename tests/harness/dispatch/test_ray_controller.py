@@ -11,16 +11,16 @@ import pytest
 
 from harness.common.process import identify_process
 from harness.dispatch import supervise as see_through
-from harness.dispatch.arrays import Array, Task
-from harness.dispatch.base import Handle, Job
+from harness.dispatch.arrays import Array
+from harness.dispatch.base import Backend, Handle, Task
 from harness.dispatch.ray.controller import OTHERS_SECONDS, train_tasks
 from harness.plan.allocation import Shape
 from harness.record.control import Control
-from harness.record.jobs import JobState
+from harness.record.jobs import JobState, JobView
 from harness.record.journal import Event, read_progress
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root, read_run, write_run, write_series
-from harness.submit import submission
+from harness.submit.cancel import reset_attempts
 from harness.submit.monitor import rows_of
 from harness.train.stopping import StopFlag
 from tests.harness.journals import begin_run, finish, registered
@@ -28,50 +28,61 @@ from tests.harness.journals import begin_run, finish, registered
 Fields = dict[str, Any]
 
 
-class Taken:
+class Taken(Backend):
     """Ranks that find every Series in other hands, each time after they have been asked how it goes."""
+
+    name = "fake"
 
     def __init__(self, pass_by: Callable[[float], None]) -> None:
         self.pass_by = pass_by
         self.asked: dict[Handle, int] = {}
 
-    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
-        handles = [Handle(job, f"{len(self.asked)}") for job in jobs]
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        handles = [Handle(task, f"{len(self.asked)}") for task in tasks]
         self.asked |= dict.fromkeys(handles, 0)
         return handles
 
-    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
         self.pass_by(0.5)
         for handle in handles:
             self.asked[handle] += 1
-        return {handle: JobState.BUSY if self.asked[handle] > 1 else JobState.RUNNING for handle in handles}
+        states = {handle: JobState.BUSY if self.asked[handle] > 1 else JobState.RUNNING for handle in handles}
+        return {handle.job_id: handle.view(states[handle]) for handle in handles}
 
-    def log_paths(self, handle: Handle) -> list[Path]:
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        raise AssertionError(handles)
+
+    def logs(self, handle: Handle) -> list[Path]:
         raise AssertionError(handle)
 
     def close(self) -> None:
         pass
 
 
-class Finishing:
+class Finishing(Backend):
     """A dispatcher whose workers finish at once whatever they are given; the user retries all while the first works."""
+
+    name = "fake"
 
     def __init__(self, study: ResolvedStudy) -> None:
         self.study, self.trained = study, list[str]()
 
-    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
-        return [Handle(job, "0") for job in jobs]
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        return [Handle(task, "0") for task in tasks]
 
-    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
+    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
         if handles and not self.trained:
-            submission.forgive(self.study.root, self.study.study.name, rows_of(self.study))
+            reset_attempts(self.study.root, self.study.study.name, rows_of(self.study))
         for handle in handles:
-            for folder in handle.job.run_dirs:
+            for folder in handle.task.run_dirs:
                 finish(begin_run(self.study.root, read_run(folder)), read_run(folder))
-            self.trained.append(handle.job.series_id)
-        return dict.fromkeys(handles, JobState.ENDED)
+            self.trained.append(handle.task.series_id)
+        return {handle.job_id: handle.view(JobState.ENDED) for handle in handles}
 
-    def log_paths(self, handle: Handle) -> list[Path]:
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        raise AssertionError
+
+    def logs(self, handle: Handle) -> list[Path]:
         return []
 
     def close(self) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayBook, Task
+from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.base import Task
 from harness.dispatch.ray import pilot as ray_job
 from harness.dispatch.ray.cluster import NodeEvent, NodePlan, RayNodes
 from harness.dispatch.ray.host import RayDown

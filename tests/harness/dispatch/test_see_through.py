@@ -5,53 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.dispatch.base import Handle, Job
-from harness.dispatch.supervise import InHand
+from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
+from harness.dispatch.supervise import JobSupervisor
 from harness.record.control import Control
-from harness.record.jobs import JobState
+from harness.record.jobs import JobState, JobView
 from harness.record.journal import read_progress
 from harness.record.registry import ResolvedStudy
 from harness.record.series import unfinished
+from harness.submit.cancel import reset_attempts
 from harness.submit.monitor import rows_of
-from harness.submit.submission import forgive
 from harness.train.stopping import MOST_ATTEMPTS
 
 
-class Losing:
+class Losing(Backend):
     """A dispatcher all of whose workers go away without a word."""
 
-    def submit(self, jobs: Sequence[Job]) -> list[Handle]:
-        return [Handle(job, "0") for job in jobs]
+    name = "losing"
 
-    def poll(self, handles: Sequence[Handle]) -> Mapping[Handle, JobState]:
-        return dict.fromkeys(handles, JobState.LOST)
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        return [Handle(task, "0") for task in tasks]
+
+    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
+        return {handle.job_id: handle.view(JobState.LOST) for handle in handles}
 
     def cancel(self, handles: Sequence[Handle]) -> None:
         raise AssertionError
 
-    def log_paths(self, handle: Handle) -> list[Path]:
-        return [handle.job.log_dir / "rank-0.log"]
-
-    def close(self) -> None:
-        return
+    def logs(self, handle: Handle) -> list[Path]:
+        return []
 
 
 def test_a_retry_has_as_many_attempts_as_the_first_submission(resolved: ResolvedStudy) -> None:
     root, name = resolved.root, resolved.study.name
     control = Control(root.study(name) / "control.jsonl")
-    in_hand = InHand(root, control, Losing())
+    backend = Losing(root.study(name), SubmitTarget("losing"))
+    supervisor = JobSupervisor(control, backend)
     run_dirs = tuple(root.run(point.run_id) for point in resolved.points)
-    series = resolved.points[0].series_id
-    job = Job(
-        series_id=series, run_dirs=run_dirs, nodes=1, ranks=1, threads=1, log_dir=root.series(series) / "logs"
-    )
+    task = Task(series_id=resolved.points[0].series_id, run_dirs=run_dirs)
 
     def lost() -> int:
         """Times it is handed over until it is given up."""
         times = 0
         while unfinished(run_dirs, control):
-            in_hand.hand_over([job])
-            in_hand.watch()
+            supervisor.watch_over(backend.submit([task]))
+            supervisor.watch()
             times += 1
         return times
 
@@ -59,5 +56,5 @@ def test_a_retry_has_as_many_attempts_as_the_first_submission(resolved: Resolved
     assert "its worker ended 3 times at the same place" in str(
         (read_progress(run_dirs[0]).result or {})["reason"]
     )
-    assert len(forgive(root, name, rows_of(resolved))) == len(run_dirs)
+    assert len(reset_attempts(root, name, rows_of(resolved))) == len(run_dirs)
     assert lost() == MOST_ATTEMPTS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.dispatch.arrays import Task
+from harness.dispatch.base import Task
 from harness.dispatch.slurm.job import settle, start_of
 from harness.record.journal import Event, read_progress
 from harness.record.root import Launch, Root, write_launch, write_run

@@ -1,12 +1,14 @@
 """What squeue and sacct print, read as jobs."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from harness.dispatch.base import Job
+from harness.common.format import Estimate
+from harness.dispatch.base import SubmitTarget, Task
+from harness.dispatch.ray.packed import PackedBackend
+from harness.dispatch.slurm.backend import SlurmBackend
 from harness.dispatch.slurm.queue import (
     STATES,
     _from_sacct,
@@ -17,8 +19,6 @@ from harness.dispatch.slurm.queue import (
     read_jobs,
     state_of,
 )
-from harness.dispatch.slurm.sbatch import SlurmDispatcher
-from harness.plan.allocation import Shape
 from harness.plan.cluster import Partition, Profile
 from harness.record.jobs import JobState
 
@@ -43,7 +43,7 @@ def test_the_users_environment_hides_no_job_and_odd_lines_are_passed_over(progra
     said = "CLUSTER: c\n\n12_3|ssmscale-a|RUNNING|0:07|n1|None\n"
     (programs / "squeue.says").write_text(said)
     (programs / "sacct.says").write_text("CLUSTER: c\n12_3|ssmscale-a|RUNNING|7|n1\n")
-    (view,) = read_jobs(["ssmscale-a"], time.time()).values()
+    (view,) = read_jobs(["ssmscale-a"], 1e9).values()
     assert (view.state, view.seconds, view.accounted_seconds) == (JobState.RUNNING, 7, 7)
     assert "hidden" not in (programs / "squeue.environment").read_text()
     assert "hidden" not in (programs / "sacct.environment").read_text()
@@ -55,9 +55,8 @@ def test_a_job_is_submitted_as_its_profile_says_and_nothing_else(programs: Path,
     profile = Profile(
         name="c", partitions={"low": Partition()}, gpus=0, cores=1, memory_gib=1.0, signal_seconds=1200
     )
-    job = Job("s", (tmp_path / "runs" / "r",), nodes=1, ranks=1, threads=1, log_dir=tmp_path / "logs")
-    dispatcher = SlurmDispatcher(profile, tmp_path / "study", hours=0.25)
-    (handle,) = dispatcher.submit([job])
+    backend = SlurmBackend(tmp_path / "study", SubmitTarget("slurm", profile))
+    (handle,) = backend.submit([Task(series_id="s", run_dirs=(tmp_path / "runs" / "r",))])
     assert handle.job_id == "77_0"
     assert "hidden" not in (programs / "sbatch.environment").read_text()
     (script,) = (tmp_path / "study" / "logs").rglob("77_submission.sh")
@@ -71,10 +70,9 @@ def test_a_packed_job_is_told_of_its_end_though_none_of_its_steps_is_there(
 ) -> None:
     (programs / "sbatch.says").write_text("Submitted batch job 77\n")
     profile = Profile(name="c", partitions={"low": Partition()}, gpus=0, cores=2, memory_gib=1.0)
-    dispatcher = SlurmDispatcher(profile, tmp_path / "study", hours=0.25)
-    shape = Shape(nodes=1, ranks=2, threads=1, memory_gib=1.0)
-    job = Job("s", (tmp_path / "runs" / "r",), nodes=1, ranks=1, threads=1, log_dir=tmp_path / "logs")
-    dispatcher.submit_array("ssmscale-a", shape, [job], packed=True)
+    backend = PackedBackend(tmp_path / "study", SubmitTarget("ray", profile))
+    hours = Estimate(0.1, 0.1, 0.1)
+    backend.submit([Task(series_id="s", run_dirs=(tmp_path / "runs" / "r",), hours=hours)])
     (script,) = (tmp_path / "study" / "logs").rglob("77_submission.sh")
     assert f"#SBATCH --signal=B:USR2@{profile.signal_seconds}\n" in script.read_text()
 

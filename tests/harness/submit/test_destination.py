@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 
-from harness.submit.target import destination_of
+from harness.submit.target import target_of
 from ssmttm.errors import InputError
 from tests.conftest import Answer
 
 
 @pytest.mark.parametrize("on", ["slurm", "ray", "auto"])
 def test_a_cluster_is_taken_as_it_is_asked_for(on: str) -> None:
-    there = destination_of(on, "h100x8", snapshot=True)
+    there = target_of(on, "h100x8", snapshot=True)
     assert there.profile is not None
     assert (there.on, there.profile.name, there.profile.snapshot) == (on, "h100x8", True)
 
 
 def test_without_a_cluster_auto_and_ray_are_this_machine() -> None:
-    assert (destination_of("ray", None).on, destination_of("ray", None).profile) == ("ray", None)
-    assert destination_of("auto", None).on == destination_of("local", "h100x8").on == "local"
-    assert destination_of("local", "h100x8").profile is None
+    assert (target_of("ray", None).on, target_of("ray", None).profile) == ("ray", None)
+    assert target_of("auto", None).on == target_of("local", "h100x8").on == "local"
+    assert target_of("local", "h100x8").profile is None
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_without_a_cluster_auto_and_ray_are_this_machine() -> None:
 )
 def test_what_does_not_go_together_is_a_sentence(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        destination_of(**asked)
+        target_of(**asked)
 
 
 def test_where_ray_is_not_installed_its_extra_is_named_and_auto_makes_jobs(
@@ -53,8 +53,8 @@ def test_where_ray_is_not_installed_its_extra_is_named_and_auto_makes_jobs(
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else real(name))
     with pytest.raises(InputError, match=r"--on ray: the package ray is not installed; .*ssmscale\[ray\]"):
-        destination_of("ray", "h100x8")
-    assert destination_of("auto", "h100x8").on == "slurm"
+        target_of("ray", "h100x8")
+    assert target_of("auto", "h100x8").on == "slurm"
     assert "Ray is not installed" in capsys.readouterr().err
 
 

@@ -13,13 +13,15 @@ import yaml
 
 from harness.common.process import identify_process
 from harness.common.validation import validate
-from harness.record.jobs import SchedulerGone
+from harness.dispatch.base import SubmitTarget
+from harness.dispatch.registry import open_backend
+from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import read_progress
 from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.study.schema import Study
-from harness.submit import slurm as remote
-from harness.submit.claims import Claim, make_claim
+from harness.submit import cancel
+from harness.submit.claims import Claim, Claims, make_claim
 from harness.submit.planning import planned
 from harness.submit.submission import Submission
 from tests.cluster.slurm_study import PROFILE
@@ -146,26 +148,29 @@ def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_her
 
 
 def test_what_slurm_said_of_claims_holds_while_it_is_silent_and_else_nothing_is_trained_here(
-    here: Here,
+    here: Here, tmp_path: Path
 ) -> None:
     here.fields["grid"]["iterations"] = [5]
     assert here.submit().status == 0
     resolved, made = planned(str(here.study), here.root.path, None, None)
-    begun, late = (Submission(resolved, made, None, "local") for _ in range(2))
-    jobs = begun.prepare([run.status for run in made.runs])
+    backend = open_backend("local", tmp_path, SubmitTarget("local"))
+    begun, late = (Submission(resolved, made, backend) for _ in range(2))
+    tasks = begun.prepare([run.status for run in made.runs])
     here.slurm_says("COMPLETED")
-    assert begun.leave_claimed(jobs) == jobs
+    assert begun.leave_claimed(tasks, Claims(here.root)) == tasks
     here.slurm_is_silent()
-    assert begun.leave_claimed(jobs) == jobs
+    assert begun.leave_claimed(tasks, Claims(here.root)) == tasks
     arrays = here.root.study("tiny") / "arrays"
-    with pytest.raises(SchedulerGone, match=rf"no controller; a job of study tiny .* or remove {arrays} if"):
-        late.leave_claimed(jobs)
+    with pytest.raises(
+        SchedulerUnavailable, match=rf"no controller; a job of study tiny .* or remove {arrays} if"
+    ):
+        late.leave_claimed(tasks, Claims(here.root))
 
 
 def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(cancel, "LOOK_SECONDS", 0.01)
     assert "2 runs in 1 series submitted" in here.submit().out
     here.ask("cancel")
     here.slurm_says(*["COMPLETING"] * 4, "CANCELLED")
@@ -178,7 +183,7 @@ def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
 def test_a_job_that_does_not_end_is_named_and_nothing_is_forgotten(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "SAVING_SECONDS", 0.0)
+    monkeypatch.setattr(cancel, "SAVING_SECONDS", 0.0)
     here.submit()
     here.ask("cancel")
     control = here.root.study("tiny") / "control.jsonl"

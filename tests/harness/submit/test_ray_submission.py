@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from harness.dispatch.ray.existing import check_seen, cluster_of
 from harness.dispatch.ray.job_server import Seen, SeenNode
 from harness.record.journal import read_progress
 from harness.record.provenance import installed_version
 from harness.record.root import Root
-from harness.submit.ray import check_seen, cluster_of
 from ssmttm.errors import InputError
 from tests.cluster.servers import free_port
 from tests.harness.journals import read_events

@@ -1,29 +1,19 @@
-"""A submission that stays in the foreground until the study is done or the user ends it: on this machine's own
-workers, or packed on a Ray that is started here for it.
-"""
+"""A submission that supervises its tasks in the foreground until the study is done or the user ends it."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from harness.common.console import Stopped, console, errors, stoppable
 from harness.common.disk import DiskFull
 from harness.common.format import counted
-from harness.dispatch.base import Dispatcher
-from harness.dispatch.local import LocalDispatcher
-from harness.dispatch.ray.cluster import ray_here
-from harness.dispatch.ray.dispatcher import RayDispatcher, connected
-from harness.plan.cluster import this_machine
+from harness.dispatch.base import Backend
 from harness.plan.plan import Plan
 from harness.record.registry import ResolvedStudy
-from harness.record.root import Root
 from harness.record.status import RunState, RunStatus, StatusReader
-from harness.study.schema import Study
 from harness.submit.submission import Submission
 from harness.tracking.live import MirrorThread
 from harness.tracking.store import tracking_uri
@@ -47,10 +37,8 @@ class Progress(Protocol):
         """Leave the terminal to messages."""
 
 
-def train_here(resolved: ResolvedStudy, plan: Plan, progress: Progress, on: str = "local") -> list[RunStatus]:
-    """Train what is missing on this machine, mirroring into MLflow on the way; returns how every Run ended.
-
-    on: local, or ray for a Ray that is started here and ended again.
+def train_here(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Progress) -> list[RunStatus]:
+    """Train what is missing by a backend of this process, mirroring into MLflow; returns how every Run ended.
 
     Raises Stopped after Ctrl-C or SIGTERM, when all workers have saved and gone, DiskFull where no room was left to go
     on, when they have gone, and RayDown where Ray does not start.
@@ -62,32 +50,15 @@ def train_here(resolved: ResolvedStudy, plan: Plan, progress: Progress, on: str 
         waiting = {row.series_id for row in known if row.state in {RunState.RUNNING, RunState.QUEUED}}
         _tell_left(dict.fromkeys(waiting, study.name))
         return known
-    with dispatcher_here(on, study, root) as dispatcher:
-        return _train(resolved, plan, dispatcher, on, progress)
+    with backend:
+        return _train(resolved, plan, backend, progress)
 
 
-@contextmanager
-def dispatcher_here(on: str, study: Study, root: Root) -> Iterator[Dispatcher]:
-    """This machine's dispatcher while the block runs: local, or ray with a Ray started for it."""
-    folder = root.study(study.name)
-    if on == "local":
-        yield LocalDispatcher(this_machine(), folder / "logs", study.resources.jobs)
-        return
-    with ray_here(this_machine(), folder / "ray") as ray:
-        if ray.dashboard is not None:
-            errors.print(f"Ray's dashboard: {ray.dashboard} (from elsewhere: {ray.tunnel()})")
-        os.environ |= ray.environment()
-        with connected(ray.address):
-            yield RayDispatcher(folder / "logs", study.resources.jobs)
-
-
-def _train(
-    resolved: ResolvedStudy, plan: Plan, dispatcher: Dispatcher, on: str, progress: Progress
-) -> list[RunStatus]:
+def _train(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Progress) -> list[RunStatus]:
     study, root = resolved.study, resolved.root
     reader = StatusReader(root, study.name)
     mirror = MirrorThread(tracking_uri(study, root), study.name, root)
-    submission = Submission(resolved, plan, dispatcher, on, sidecars=False)
+    submission = Submission(resolved, plan, backend)
     series = len({run.status.series_id for run in plan.missing})
     if plan.missing:
         console.print(
@@ -104,20 +75,20 @@ def _train(
             mirror.show(now)
 
         try:
-            rows = submission.run(on_progress)
+            rows = submission.supervise(on_progress)
         except KeyboardInterrupt as interrupt:
             progress.stop()
             errors.print("stopping: workers save what they have")
-            dispatcher.close()
+            backend.close()
             mirror.finish(reader.read(resolved.points, submitter=submission.process))
             raise Stopped from interrupt
         except DiskFull:
             progress.stop()
-            dispatcher.close()
+            backend.close()
             mirror.finish(reader.read(resolved.points, submitter=submission.process))
             raise
         finally:
-            dispatcher.close()
+            backend.close()
         mirror.finish(rows)
     _tell_left(submission.left)
     return rows

@@ -1,0 +1,29 @@
+"""Backends by name, one line each; a backend is imported when it is first opened."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from harness.dispatch.base import Backend, SubmitTarget
+
+BACKENDS = {
+    "local": "harness.dispatch.local:LocalBackend",
+    "slurm": "harness.dispatch.slurm.backend:SlurmBackend",
+    "ray": "harness.dispatch.ray.packed:PackedBackend",
+    "ray-here": "harness.dispatch.ray.here:RayHere",
+    "ray-cluster": "harness.dispatch.ray.existing:RayCluster",
+}
+"""Module and class of each. `--on ray` means the last two where no cluster's profile is named."""
+
+
+def register_backend(name: str, place: str) -> None:
+    """Register the backend MODULE:CLASS under a name that `--on` then takes."""
+    BACKENDS[name] = place
+
+
+def open_backend(name: str, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> Backend:
+    """Open a backend for a study; at most `jobs` tasks run at once where it supervises them here."""
+    module, _, kind = BACKENDS[name].partition(":")
+    backend: Backend = getattr(import_module(module), kind)(study_dir, target, jobs)
+    return backend
