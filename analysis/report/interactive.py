@@ -1,191 +1,142 @@
-"""Pieces of an interactive figure: curves with ribbons, points that name their run, axes in real units."""
+"""Draw figures as the plain JSON that Plotly's script reads.
+
+It is written as data, not through Plotly's Python classes: those take longer to import than a study takes to fit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from analysis import text as wording
-from analysis.laws.law import Array
-from analysis.report.style import INK, Line, Spread, budget_label, linear_ticks, plain_ticks
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from analysis.findings.results import FitDocument
+from analysis.report.description import Arrow, Axis, Band, Figure, Panel, Series
+from analysis.report.style import GRID, INK
 
 Trace = dict[str, Any]
 GREY = "#9AA5B1"
-LINE = {"gridcolor": "#E4E7EB", "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
+LINE = {"gridcolor": GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
+GAP = 0.05
+"""Between two panels, as a share of the page's width."""
+PIXELS = 1.5
+"""A page's pixels for a point of a drawn figure."""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """What every figure draws from: the laws with their points, the document, and addresses of runs."""
+def plotly(figure: Figure, links: Mapping[str, str]) -> dict[str, Any]:
+    """Return a figure's name with Plotly's data and layout; `links` maps run ids to addresses opened on a click."""
+    data: list[Trace] = []
+    shared, listed = figure.shared_groups, set[str]()
+    for number, panel in enumerate(figure.panels):
+        prefix = f"{panel.title}, " if len(figure.panels) > 1 else ""
+        traces = [_band(band) for band in panel.bands]
+        traces += [_series(one, "" if one.group in shared else prefix, links) for one in panel.series]
+        traces += [_arrow(arrow) for arrow in panel.arrows]
+        suffix = _suffix(number)
+        for trace in traces:
+            trace |= {"xaxis": f"x{suffix}", "yaxis": trace.get("yaxis", f"y{suffix}")}
+            group = trace["legendgroup"]
+            trace["showlegend"] = "name" in trace and group not in listed
+            if trace["showlegend"]:
+                listed.add(group)
+            if group in shared:
+                trace["legendrank"] = 2000  # after the entries of single panels
+        data += traces
+    return {"name": figure.name, "data": data, "layout": _layout(figure)}
 
-    laws: Sequence[Spread]
-    document: FitDocument
-    links: Mapping[str, str]
 
-    @property
-    def names(self) -> list[str]:
-        """Architectures, the reference first."""
-        return [law.name for law in self.laws]
+def plain(text: str) -> str:
+    """Return a text that Plotly does not read as markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def curve(line: Line, label: str, tone: str, group: str, panel: int) -> list[Trace]:
-    """A fitted line and, before it, its ribbon."""
-    axes = _axes(panel)
-    ribbon = {
+def _band(band: Band) -> Trace:
+    return {
         "type": "scatter",
         "mode": "lines",
-        "x": [*line.x.tolist(), *line.x[::-1].tolist()],
-        "y": [*line.high.tolist(), *line.low[::-1].tolist()],
+        "x": [*band.x, *reversed(band.x)],
+        "y": [*band.high, *reversed(band.low)],
         "fill": "toself",
-        "fillcolor": _see_through(tone, 0.14),
+        "fillcolor": _see_through(band.colour, 0.14),
         "line": {"width": 0},
         "hoverinfo": "skip",
-        "showlegend": False,
-        "legendgroup": group,
-        **axes,
+        "legendgroup": band.group,
     }
-    curve = {
+
+
+def _series(one: Series, prefix: str, links: Mapping[str, str]) -> Trace:
+    parts = [part for part, kept in (("lines", one.dash), ("markers", one.marker)) if kept != "none"]
+    trace: Trace = {
         "type": "scatter",
-        "mode": "lines",
-        "x": line.x.tolist(),
-        "y": line.loss.tolist(),
-        "line": {"color": tone, "width": 2},
-        "name": label,
-        "legendgroup": group,
-        "hoverinfo": "skip",
-        **axes,
+        "mode": "+".join(parts),
+        "x": list(one.x),
+        "y": list(one.y),
+        "legendgroup": one.group,
+        "hoverinfo": "text" if one.hover else "skip",
     }
-    return [ribbon, curve]
+    if one.legend:
+        trace["name"] = plain(prefix + one.legend)
+    if one.dash != "none":
+        trace["line"] = {"color": one.colour, "width": one.width, "dash": one.dash}
+    if one.marker != "none":
+        trace["marker"] = _marker(one)
+    if one.ends:
+        trace["error_y"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [max(0.0, high - y) for (_, high), y in zip(one.ends, one.y, strict=True)],
+            "arrayminus": [max(0.0, y - low) for (low, _), y in zip(one.ends, one.y, strict=True)],
+            "color": one.colour,
+            "thickness": 2,
+            "width": 6,
+        }
+    if one.hover:
+        trace["hovertext"] = [_hover(text) for text in one.hover]
+    if one.run_ids:
+        trace["customdata"] = [links.get(run_id, "") for run_id in one.run_ids]
+    if one.right:
+        trace["yaxis"] = "y2"
+    return trace
 
 
-def dots(
-    scene: Scene,
-    rows: pd.DataFrame,
-    column: str,
-    tone: str,
-    symbol: str,
-    group: str,
-    panel: int,
-    y: Array | None = None,
-) -> Trace:
-    """Points in one colour; under the pointer each says its run, on a click it opens its address."""
-    text = []
-    for run_id, size, tokens, iterations, loss, seed in zip(
-        rows["run_id"],
-        rows["n_params"],
-        rows["tokens"],
-        rows["iterations"],
-        rows["loss"],
-        rows["seed"],
-        strict=True,
-    ):
-        budget = wording.budget(None if np.isnan(iterations) else float(iterations), float(tokens))
-        seed_text = "" if np.isnan(seed) else f", seed {seed:.0f}"
-        text.append(
-            f"<b>run {plain(str(run_id))}</b><br>{wording.human(size)} parameters, {budget}{seed_text}<br>"
-            f"loss {loss:.4f} nats a token"
-        )
+def _marker(one: Series) -> dict[str, Any]:
+    marker = {"color": one.colour, "symbol": one.marker, "size": PIXELS * one.size}
+    if one.marker == "thin-x":
+        return marker | {"symbol": "x-thin-open", "line": {"color": one.colour, "width": 1.5}}
+    if not one.fills:
+        return marker | {"line": {"color": "white", "width": 1}}
+    fills = ["rgba(0, 0, 0, 0)" if fill == "none" else fill for fill in one.fills]
+    return marker | {
+        "color": fills if len(fills) > 1 else fills[0],
+        "line": {"color": one.colour, "width": 1.5},
+    }
+
+
+def _arrow(arrow: Arrow) -> Trace:
     return {
         "type": "scatter",
-        "mode": "markers",
-        "x": rows[column].astype(float).tolist(),
-        "y": rows["loss"].astype(float).tolist() if y is None else y.tolist(),
-        "marker": {"color": tone, "symbol": symbol, "size": 9, "line": {"color": "white", "width": 1}},
-        "hovertext": text,
+        "mode": "lines+markers",
+        "x": list(arrow.x),
+        "y": [arrow.y, arrow.y],
+        "line": {"color": INK, "width": 1.3, "dash": "dot"},
+        "marker": {"symbol": "line-ns-open", "size": 12, "color": INK},
+        "name": plain(arrow.legend),
+        "legendgroup": arrow.legend,
+        "hovertext": list(arrow.hover),
         "hoverinfo": "text",
-        "customdata": [scene.links.get(str(run_id), "") for run_id in rows["run_id"]],
-        "legendgroup": group,
-        "showlegend": False,
-        **_axes(panel),
     }
 
 
-def marks(
-    x: Sequence[float],
-    y: Sequence[float],
-    text: Sequence[str],
-    symbol: str,
-    label: str,
-    panel: int,
-    size: int = 9,
-) -> Trace:
-    """What was left out of a fit, or predicted without it, in ink."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": list(x),
-        "y": list(y),
-        "marker": {"color": INK, "symbol": symbol, "size": size, "line": {"color": INK, "width": 1.3}},
-        "hovertext": list(text),
-        "hoverinfo": "text" if symbol != "circle-open" else "skip",
-        "name": label,
-        "legendgroup": label,
-        "showlegend": panel == 0,
-        "legendrank": 2000,
-        **_axes(panel),
-    }
+def _hover(text: str) -> str:
+    """The lines of a text, the first of several in bold."""
+    first, *more = plain(text).split("\n")
+    return "<br>".join([f"<b>{first}</b>", *more]) if more else first
 
 
-def layout(
-    scene: Scene,
-    x_axis: dict[str, Any],
-    x_title: str,
-    y_axis: dict[str, Any],
-    y_title: str,
-    panels: int | None = None,
-) -> dict[str, Any]:
-    """Axes side by side, one pair an architecture (or `panels` of them), sharing the vertical one."""
-    count = len(scene.laws) if panels is None else panels
-    layout = _page()
-    gap = 0.05
-    width = (1 - gap * (count - 1)) / count
-    for panel in range(count):
-        suffix = "" if panel == 0 else str(panel + 1)
-        domain = [panel * (width + gap), panel * (width + gap) + width]
-        layout[f"xaxis{suffix}"] = {**LINE, **x_axis, "domain": domain, "title": {"text": x_title}}
-        axis = {**LINE, **y_axis, "anchor": f"x{suffix}"}
-        if panel:
-            layout[f"yaxis{suffix}"] = {**axis, "matches": "y", "showticklabels": False}
-        else:
-            layout["yaxis"] = {**axis, "title": {"text": y_title}}
-        if panels is None:
-            layout["annotations"].append(
-                {
-                    "text": f"<b>{arm(scene.laws[panel].name)}</b>",
-                    "xref": "paper",
-                    "yref": "paper",
-                    "x": domain[0],
-                    "y": 1.02,
-                    "xanchor": "left",
-                    "yanchor": "bottom",
-                    "showarrow": False,
-                    "font": {"size": 14},
-                }
-            )
-    return layout
-
-
-def plain_layout(
-    x_axis: dict[str, Any], x_title: str, y_axis: dict[str, Any], y_title: str
-) -> dict[str, Any]:
-    """One pair of axes that belongs to no law."""
-    return _page() | {
-        "xaxis": {**LINE, **x_axis, "title": {"text": x_title}},
-        "yaxis": {**LINE, **y_axis, "title": {"text": y_title}},
-    }
-
-
-def _page() -> dict[str, Any]:
-    """What every figure of a page has in common."""
-    return {
+def _layout(figure: Figure) -> dict[str, Any]:
+    """Axes in a grid, with the title of each panel above it where there are several."""
+    rows, columns = figure.grid
+    width, height = (1 - GAP * (columns - 1)) / columns, (1 - 0.18 * (rows - 1)) / rows
+    layout: dict[str, Any] = {
         "template": None,
         "font": {
             "family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif",
@@ -197,59 +148,62 @@ def _page() -> dict[str, Any]:
         "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0, "font": {"size": 12}},
-        "height": 520,
+        # Below the title of the axis even where the page is narrow.
+        "legend": {"orientation": "h", "y": -0.24 / rows, "yanchor": "top", "x": 0, "font": {"size": 12}},
+        "height": 520 if rows == 1 else 160 + 320 * rows,
         "annotations": [],
     }
+    for number, panel in enumerate(figure.panels):
+        row, column = divmod(number, columns)
+        left, bottom = column * (width + GAP), 1 - height - row * (height + 0.18)
+        suffix = _suffix(number)
+        layout[f"xaxis{suffix}"] = _axis(panel.x, domain=[left, left + width], anchor=f"y{suffix}")
+        vertical = _axis(panel.y, domain=[bottom, bottom + height], anchor=f"x{suffix}")
+        if figure.shared_y and number:
+            vertical |= {"matches": "y"}
+        if figure.shared_y and column:
+            vertical |= {"showticklabels": False, "title": {}}
+        layout[f"yaxis{suffix}"] = vertical
+        if panel.right is not None:
+            layout["yaxis2"] = _axis(panel.right, overlaying="y", side="right", showgrid=False)
+        if panel.title and len(figure.panels) > 1:
+            layout["annotations"].append(_heading(panel, left, bottom + height + 0.02))
+    return layout
 
 
-def x_axis(scene: Scene, *, by_size: bool) -> tuple[dict[str, Any], str]:
-    """The horizontal axis over sizes or budgets, and its title."""
-    if by_size:
-        sizes = np.concatenate([law.curve.sizes for law in scene.laws])
-        low, high = float(sizes.min()) / 1.25, float(sizes.max()) * 1.25
-        return log_axis(low, high, plain_ticks(low, high), wording.human), "parameters"
-    budgets = np.unique(np.concatenate([law.budgets for law in scene.laws]))
-    unit = scene.laws[0].budget
-    low, high = float(budgets[0]) / 1.2, float(budgets[-1]) * 1.2
-    few = len(budgets) <= 6 and (len(budgets) < 2 or float((budgets[1:] / budgets[:-1]).min()) > 1.2)
-    ticks = [float(value) for value in budgets] if few else plain_ticks(low, high)
-    text = (lambda v: f"{v:,.0f}") if unit == "iterations" else wording.human
-    return log_axis(low, high, ticks, text), budget_label(unit)
-
-
-def loss_axis(losses: Array) -> dict[str, Any]:
-    """The vertical axis of a loss: logarithmic, with ticks in nats."""
-    low, high, ticks, text = linear_ticks(losses)
-    return log_axis(low, high, ticks, text)
-
-
-def log_axis(low: float, high: float, ticks: Sequence[float], text: Callable[[float], str]) -> dict[str, Any]:
-    """A logarithmic axis with the ticks given, as text in real units."""
+def _heading(panel: Panel, x: float, y: float) -> dict[str, Any]:
     return {
-        "type": "log",
-        "range": [float(np.log10(low)), float(np.log10(high))],
-        "tickmode": "array",
-        "tickvals": list(ticks),
-        "ticktext": [text(tick) for tick in ticks],
-        "minor": {"ticks": ""},
+        "text": f"<b>{plain(panel.title)}</b>",
+        "xref": "paper",
+        "yref": "paper",
+        "x": x,
+        "y": y,
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"size": 14},
     }
 
 
-def _axes(panel: int) -> dict[str, str]:
-    suffix = "" if panel == 0 else str(panel + 1)
-    return {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+def _axis(axis: Axis, **place: object) -> dict[str, Any]:
+    found: dict[str, Any] = {**LINE, **place, "title": {"text": plain(axis.label)}}
+    if axis.log:
+        found["type"] = "log"
+    if axis.limits:
+        found["range"] = np.log10(axis.limits).tolist() if axis.log else list(axis.limits)
+    if axis.ticks:
+        found["tickmode"] = "array"
+        found["tickvals"] = [at for at, _ in axis.ticks]
+        found["ticktext"] = [plain(text) for _, text in axis.ticks]
+        found["minor"] = {"ticks": ""}
+    else:
+        found["nticks"] = 8
+    return found
+
+
+def _suffix(number: int) -> str:
+    return "" if number == 0 else str(number + 1)
 
 
 def _see_through(tone: str, share: float) -> str:
     return "rgba({}, {}, {}, {})".format(*(int(tone[i : i + 2], 16) for i in (1, 3, 5)), share)
-
-
-def arm(name: str) -> str:
-    """An architecture's written name, safe in Plotly's texts."""
-    return plain(wording.architecture(name))
-
-
-def plain(text: str) -> str:
-    """Text that Plotly will not read as markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from analysis import text as wording
-from analysis.report.convergence import convergence_panels, draw_convergence, interactive_convergence
-from analysis.report.figures import InteractiveFigure, interactive_figures
+from analysis.report.convergence import convergence_figures, together
+from analysis.report.figures import fit_figures
 from analysis.report.headlines import headlines
-from analysis.report.static import draw_figures
+from analysis.report.interactive import plotly
+from analysis.report.static import save_figures
 from analysis.report.style import colour
 
 if TYPE_CHECKING:
@@ -74,14 +75,14 @@ def write_report(
     are left out.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
+    from plotly.offline import get_plotlyjs
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     links = {run: url for run, url in (mlflow_links or {}).items() if url.startswith(("http://", "https://"))}
-    panels = [] if evaluations is None or evaluations.empty else convergence_panels(evaluations)
-    draw_figures(points, document, out / "figures")
-    if panels:
-        draw_convergence(panels, out / "figures")
+    figures = fit_figures(points, document)
+    convergence = [] if evaluations is None or evaluations.empty else convergence_figures(evaluations)
+    save_figures([*figures, *([together(convergence)] if convergence else [])], out / "figures")
     result = document.model_dump(mode="json")
     (out / "fit.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     environment = Environment(
@@ -99,8 +100,6 @@ def write_report(
         "arm": wording.architecture,
         "powers": _powers,
     }
-    figures = interactive_figures(points, document, links)
-    convergence = interactive_convergence(panels)
     page = environment.get_template("report.html").render(
         study=study,
         document=document,
@@ -108,8 +107,8 @@ def write_report(
         figures=figures,
         convergence=convergence,
         evaluations=[] if evaluations is None else evaluations.to_dict("records"),
-        payload=_payload([*figures, *convergence]),
-        plotly=_plotly_script(),
+        payload=_json([plotly(figure, links) for figure in (*figures, *convergence)]),
+        plotly=get_plotlyjs(),
         points=_rows(points, links),
         exclusions=points.exclusions,
         provenance=provenance,
@@ -129,17 +128,9 @@ def _powers(formula: str) -> Markup:
     return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", str(escape(formula))))  # noqa: S704 - escaped just before
 
 
-def _payload(figures: list[InteractiveFigure]) -> str:
+def _json(figures: list[dict[str, Any]]) -> str:
     """Figures as JSON that is safe inside a script element."""
-    data = [{"name": figure.name, "data": figure.data, "layout": figure.layout} for figure in figures]
-    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _plotly_script() -> str:
-    from plotly.offline import get_plotlyjs
-
-    script: str = get_plotlyjs()
-    return script
+    return json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _rows(points: CheckedPoints, links: Mapping[str, str]) -> list[dict[str, Any]]:

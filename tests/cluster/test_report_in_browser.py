@@ -78,7 +78,7 @@ def test_every_figure_is_drawn_without_a_word_on_the_console(
     assert console == []
     names = re.findall(r'id="figure-(\w+)"', dom)
     drawn = [
-        "together",
+        "main",
         "loss_vs_parameters",
         "loss_vs_budget",
         "size_ratio",

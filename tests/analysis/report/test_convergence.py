@@ -11,13 +11,8 @@ import pytest
 from analysis.errors import InputError
 from analysis.findings.results import FitDocument
 from analysis.points.table import CheckedPoints
-from analysis.report.convergence import (
-    COLUMNS,
-    convergence_panels,
-    family_of,
-    interactive_convergence,
-    published_table,
-)
+from analysis.report.convergence import COLUMNS, convergence_figures, family_of, published_table
+from analysis.report.description import Figure, Series
 from tests.analysis.report.test_report import page_of
 
 METRICS = ("ce", "ppl", "ce_0", "fd_mel_proxy-99", "clap_score-5e", "kl_softmax_ast-2d", "fd_clap-5e")
@@ -51,15 +46,14 @@ def evaluations(metrics: tuple[str, ...] = METRICS, **changes: Any) -> pd.DataFr
 
 def test_a_panel_is_one_metric_under_one_set_of_settings_families_first() -> None:
     table = pd.concat([evaluations(), evaluations(("fd_clap-5e",), settings="other")])
-    found = [(panel.metric, panel.settings) for panel in convergence_panels(table)]
-    assert found == [
-        ("fd_clap-5e", "0a1b2c"),
-        ("fd_clap-5e", "other"),
-        ("kl_softmax_ast-2d", "0a1b2c"),
-        ("clap_score-5e", "0a1b2c"),
-        ("fd_mel_proxy-99", "0a1b2c"),
-        ("ce", "held-out"),
-        ("ppl", "held-out"),
+    assert [figure.name.removeprefix("convergence_") for figure in convergence_figures(table)] == [
+        "fd_clap_5e_0a1b2c",
+        "fd_clap_5e_other",
+        "kl_softmax_ast_2d_0a1b2c",
+        "clap_score_5e_0a1b2c",
+        "fd_mel_proxy_99_0a1b2c",
+        "ce_held_out",
+        "ppl_held_out",
     ]
 
 
@@ -90,37 +84,39 @@ def test_the_published_values_are_those_that_were_read_from_the_figure() -> None
     assert list(last.values()) == ["cross_transformer", "400000", "72.0", "1.70", "0.212"]
 
 
+def series_of(metrics: tuple[str, ...], **options: Any) -> tuple[Figure, tuple[Series, ...]]:
+    (figure,) = convergence_figures(evaluations(metrics), **options)
+    return figure, figure.panels[0].series
+
+
 def test_every_value_is_a_dot_and_lines_go_through_the_means_of_seeds() -> None:
+    _, series = series_of(("clap_score-5e",))
     table = evaluations(("clap_score-5e",))
-    (panel,) = convergence_panels(table)
-    (figure,) = interactive_convergence([panel])
-    dots = [trace for trace in figure.data if trace["mode"] == "markers"]
-    assert sorted(y for trace in dots for y in trace["y"]) == sorted(table["value"])
-    hovered = " ".join(text for trace in dots for text in trace["hovertext"])
-    assert all(f"run {run_id}<" in hovered for run_id in table["run_id"])
-    line = next(trace for trace in figure.data if trace["mode"] == "lines" and "72M" in trace["name"])
-    assert line["x"] == [5_000, 20_000, 100_000]
-    assert line["y"] == pytest.approx([1 + 1e5 / count + 0.05 + 0.072 for count in line["x"]])
+    dots = [one for one in series if one.marker != "none" and not one.right]
+    assert sorted(y for one in dots for y in one.y) == sorted(table["value"])
+    hovered = "\n".join(text for one in dots for text in one.hover)
+    assert all(f"run {run_id}\n" in hovered for run_id in table["run_id"])
+    line = next(one for one in series if one.dash == "solid" and "72M" in one.legend)
+    assert line.x == (5_000, 20_000, 100_000)
+    assert line.y == pytest.approx([1 + 1e5 / count + 0.05 + 0.072 for count in line.x])
 
 
 @pytest.mark.parametrize("same", [False, True])
 def test_published_curves_have_an_axis_of_their_own_unless_they_were_measured_alike(same: bool) -> None:
-    metric = "fd_clap-5e"
-    (panel,) = convergence_panels(evaluations((metric,)), published_metrics=[metric] if same else [])
-    (figure,) = interactive_convergence([panel])
-    published = [trace for trace in figure.data if trace["name"].endswith(", published")]
-    assert [trace["y"][0] for trace in published] == [163.7, 134.0]
-    assert {trace["yaxis"] for trace in published} == {"y" if same else "y2"}
-    assert ("yaxis2" in figure.layout) is not same
+    figure, series = series_of(("fd_clap-5e",), published_metrics=["fd_clap-5e"] if same else [])
+    published = [one for one in series if one.legend.endswith(", published")]
+    assert [one.y[0] for one in published] == [163.7, 134.0]
+    assert {one.right for one in published} == {not same}
+    assert (figure.panels[0].right is None) is same
     assert ("another embedding model" in figure.caption) is not same
     assert "±0.5" in figure.caption
 
 
-def test_a_proxy_and_a_loss_stand_alone() -> None:
-    for panel in convergence_panels(evaluations(("fd_mel_proxy-99", "ce"))):
-        (figure,) = interactive_convergence([panel])
-        assert not any("published" in trace["name"] for trace in figure.data)
-        assert "yaxis2" not in figure.layout
+@pytest.mark.parametrize("metric", ["fd_mel_proxy-99", "ce"])
+def test_a_proxy_and_a_loss_stand_alone(metric: str) -> None:
+    figure, series = series_of((metric,))
+    assert not any("published" in one.legend for one in series)
+    assert figure.panels[0].right is None
 
 
 def test_the_report_of_a_study_with_evaluations_has_the_section_and_others_have_none(
@@ -158,9 +154,9 @@ def test_names_in_a_table_of_evaluations_are_text_and_never_markup(
 )
 def test_a_value_that_cannot_be_drawn_is_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=f"run prefix_simba-72000000-20000-0: {said}"):
-        convergence_panels(evaluations(("ce",), **changes))
+        convergence_figures(evaluations(("ce",), **changes))
 
 
 def test_a_column_that_is_missing_is_named() -> None:
     with pytest.raises(InputError, match="column settings is missing"):
-        convergence_panels(evaluations().drop(columns="settings"))
+        convergence_figures(evaluations().drop(columns="settings"))

@@ -1,0 +1,33 @@
+"""A figure is described once: a file and a page draw the same."""
+
+from __future__ import annotations
+
+from matplotlib.collections import PathCollection
+
+from analysis.findings.results import FitDocument
+from analysis.points.table import CheckedPoints
+from analysis.report.convergence import convergence_figures
+from analysis.report.figures import fit_figures
+from analysis.report.interactive import plotly
+from analysis.report.static import draw
+from tests.analysis.report.test_convergence import evaluations
+
+
+def test_both_renderers_draw_every_series_and_point_of_a_description(
+    points: CheckedPoints, document: FitDocument
+) -> None:
+    shown = fit_figures(points, document) + convergence_figures(evaluations(("fd_clap-5e", "ce")))
+    assert len({figure.name for figure in shown}) == 8
+    for figure in shown:
+        series = [one for panel in figure.panels for one in panel.series]
+        lines = sum(len(one.x) for one in series if one.dash != "none")
+        dots = sum(len(one.x) for one in series if one.marker != "none")
+        axes = draw(figure).axes
+        bars = sum(len(one.ends) for one in series)
+        assert sum(len(line.get_xdata()) for one in axes for line in one.lines) == lines + 2 * bars
+        marked = [found for one in axes for found in one.collections if isinstance(found, PathCollection)]
+        assert sum(len(found.get_offsets()) for found in marked) == dots
+        arrows = [arrow for panel in figure.panels for arrow in panel.arrows]
+        traces = [trace for trace in plotly(figure, {})["data"] if "fill" not in trace]
+        assert len(traces) == len(series) + len(arrows)
+        assert sum(len(trace["x"]) for trace in traces) == sum(len(one.x) for one in (*series, *arrows))
