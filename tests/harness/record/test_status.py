@@ -15,6 +15,7 @@ from harness.cli.status import _Display, print_status, watch_status
 from harness.common.console import console, errors
 from harness.common.validation import validate
 from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.base import Task
 from harness.plan.allocation import Shape
 from harness.record.journal import Progress, Span, read_progress
 from harness.record.registry import resolve
@@ -198,7 +199,7 @@ def test_watching_goes_on_while_a_scheduler_has_not_answered_yet(
     array = Array(
         name="ssmscale-0123456789ab",
         shape=Shape(nodes=1, ranks=1, threads=1, memory_gib=1),
-        tasks=(),
+        tasks=(Task(series_id="0" * 16, run_dirs=(tmp_path / "runs" / "runs" / "a",)),),
         process={},
         t=0.0,
         job_id="7",
