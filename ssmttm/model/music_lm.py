@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ssmttm.model.blocks import Block
+from ssmttm.model.blocks import Block, Residual
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import ParameterCount
 from ssmttm.model.layers.sub_layer import Context
@@ -87,7 +87,7 @@ class MusicLM(nn.Module):
 
     def _initialise(self) -> None:
         """Start residual branches small, as mamba_ssm does, and the loss near ln(vocabulary)."""
-        residuals = [residual for block in self.blocks for residual in block.sub_layers]
+        residuals = [module for module in self.blocks.modules() if isinstance(module, Residual)]
         for residual in residuals:
             residual.layer.initialise(len(residuals))
         nn.init.normal_(self.head.weight, std=1 / self.config.d_model)
