@@ -364,10 +364,11 @@ def _residuals(scene: Scene) -> Figure:
             dots = _dots(frame[pick], "n_params", tones[k], f"{law.name}-{i}", MARKERS[k])
             series.append(replace(dots, y=tuple(error.tolist()), legend=legend))
         heldout = scene.document.architectures[law.name].heldout
-        for split, marker, label in (
+        left_out: tuple[tuple[HeldOutSplit | None, Marker, str], ...] = (
             (heldout.largest_size, "diamond", "held out: largest size"),
             (heldout.longest_budget, "square", "held out: longest budget"),
-        ):
+        )
+        for split, marker, label in left_out:
             if split is not None:
                 sizes = [point.n_params for point in split.points]
                 y = [100 * (point.loss / point.predicted - 1) for point in split.points]

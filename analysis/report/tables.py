@@ -214,9 +214,9 @@ def _print_exponents(console: Console, document: FitDocument) -> None:
             ("parametric", True),
         ):
             one = found.exponents.get(method)
-            cells.append(_number(one and one.value, 3))
+            cells.append(_number(one.value if one else None, 3))
             if interval:
-                cells.append(_interval(one and one.ci95, 3))
+                cells.append(_interval(one.ci95 if one else None, 3))
         if found.exponents:
             rows.append((name, *cells, str(len(found.optima))))
     _print_table(

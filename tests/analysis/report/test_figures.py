@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from matplotlib.collections import PathCollection
 
 from analysis.findings.results import FitDocument
@@ -24,10 +25,11 @@ def test_both_renderers_draw_every_series_and_point_of_a_description(
         dots = sum(len(one.x) for one in series if one.marker != "none")
         axes = draw(figure).axes
         bars = sum(len(one.ends) for one in series)
-        assert sum(len(line.get_xdata()) for one in axes for line in one.lines) == lines + 2 * bars
+        assert sum(np.size(line.get_xdata()) for one in axes for line in one.lines) == lines + 2 * bars
         marked = [found for one in axes for found in one.collections if isinstance(found, PathCollection)]
-        assert sum(len(found.get_offsets()) for found in marked) == dots
+        assert sum(np.shape(found.get_offsets())[0] for found in marked) == dots
         arrows = [arrow for panel in figure.panels for arrow in panel.arrows]
         traces = [trace for trace in plotly(figure, {})["data"] if "fill" not in trace]
         assert len(traces) == len(series) + len(arrows)
-        assert sum(len(trace["x"]) for trace in traces) == sum(len(one.x) for one in (*series, *arrows))
+        described = [*(one.x for one in series), *(arrow.x for arrow in arrows)]
+        assert sum(len(trace["x"]) for trace in traces) == sum(map(len, described))
