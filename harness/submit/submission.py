@@ -238,7 +238,7 @@ class Submission:
         return Task(
             series_id=series_id,
             run_dirs=tuple(self.root.run(run.status.run_id).absolute() for run in ordered),
-            nodes=one.nodes,
+            nodes=one.size.nodes,
             ranks=one.layout.ranks,
             threads=one.layout.threads,
             gpu_fraction=one.size.resources.gpu_fraction if one.layout.ranks == 1 else 1.0,
