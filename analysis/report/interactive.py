@@ -165,7 +165,9 @@ def _layout(figure: Figure) -> dict[str, Any]:
             vertical |= {"showticklabels": False, "title": {}}
         layout[f"yaxis{suffix}"] = vertical
         if panel.right is not None:
-            layout["yaxis2"] = _axis(panel.right, overlaying="y", side="right", showgrid=False)
+            layout["yaxis2"] = _axis(
+                panel.right, overlaying="y", side="right", showgrid=False, tickmode="auto"
+            )
         if panel.title and len(figure.panels) > 1:
             layout["annotations"].append(_heading(panel, left, bottom + height + 0.02))
     return layout

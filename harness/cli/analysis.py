@@ -153,7 +153,7 @@ def scale_up(
     from harness.plan.candidates import gpu_hours_an_iteration
     from harness.record.registry import add_record, read_records, record_path
     from harness.study.run import fewest_iterations
-    from harness.submit.planning import plan_of
+    from harness.submit.monitor import plan_of
 
     resolved, _, _, frame = _points(study, root)
     name, place = resolved.study.name, resolved.root
@@ -190,7 +190,7 @@ def examine_design(
     from analysis.design.prior import choose_prior
     from analysis.design.simulate import FRESH, grid_of
     from analysis.report.tables import print_design, print_proposal
-    from harness.common.yaml_file import yaml_text
+    from harness.common.validation import yaml_text
     from harness.plan.candidates import COLUMNS, candidates_of, design_cells, grid_fields
 
     grid = grid_of(COLUMNS, design_cells(made), resolved.study.name)

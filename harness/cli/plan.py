@@ -19,7 +19,7 @@ from harness.common.console import console, print_json
 from harness.common.format import NOTHING, Estimate, counted, duration, short, spread
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import count_states
-from harness.submit.planning import planned
+from harness.submit.monitor import planned
 from ssmttm.errors import InputError
 
 

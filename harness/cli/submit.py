@@ -36,8 +36,7 @@ from harness.record.registry import ResolvedStudy, check_before_training, open_s
 from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
 from harness.submit.foreground import train_here
-from harness.submit.monitor import choose, jobs_of, rows_of
-from harness.submit.planning import plan_for
+from harness.submit.monitor import choose, jobs_of, plan_for, rows_of
 from harness.submit.submission import HandedOver, hand_over, keep_plan
 from harness.submit.target import Options, as_before, backends_of, last_options, target_of
 from ssmttm.errors import InputError

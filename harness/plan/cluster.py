@@ -19,8 +19,7 @@ import psutil
 from pydantic import Field, field_validator, model_validator
 
 from harness.common.format import GIB
-from harness.common.validation import validate
-from harness.common.yaml_file import read_yaml
+from harness.common.validation import read_yaml, validate
 from harness.plan.speed import Device
 from harness.record.root import Layout
 from harness.study.run import Count, Frozen, Positive, Precision

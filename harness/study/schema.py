@@ -18,8 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from harness.common.validation import usable_path, validate
-from harness.common.yaml_file import read_yaml, read_yaml_value
+from harness.common.validation import read_yaml, read_yaml_value, usable_path, validate
 from harness.study.ladder import rungs
 from harness.study.run import (
     Count,

@@ -3,16 +3,14 @@
 A journal is a file on our own disk. slurmctld is one process that a whole site talks to, so it is asked at most every
 twenty seconds and the less often the longer it took; in between, and while it does not answer, its last word holds.
 
-The allocations in which a study's Series are packed: where they stand, and where Ray's dashboard is meanwhile.
-
-From what a user calls a study or a run to the study and the run: what most verbs of the command begin with.
+A plan takes all of that into account: what is done, what is in training, and what is left to train.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,12 @@ from harness.common.format import counted, duration
 from harness.dispatch.arrays import Array
 from harness.dispatch.base import Dashboard
 from harness.dispatch.ledger import Book, jobs_of_runs, open_book, times_of_jobs
+from harness.plan.allocation import describe_shares
+from harness.plan.cluster import Cluster, load_profile, this_machine
+from harness.plan.plan import Plan, make_plan
 from harness.record.control import Control
 from harness.record.jobs import LIVE, JobState, JobView, SchedulerUnavailable
-from harness.record.registry import ResolvedStudy
+from harness.record.registry import ResolvedStudy, open_study
 from harness.record.series import unfinished
 from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
 from ssmttm.errors import InputError
@@ -230,3 +231,29 @@ def choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStatu
             )
         chosen += found
     return chosen
+
+
+def planned(
+    study: str, root: Path | None, changes: Sequence[str] | None, cluster: str | None
+) -> tuple[ResolvedStudy, Plan]:
+    """A study and what is left to train of it, here or on a cluster; trains nothing and fetches nothing."""
+    resolved = open_study(study, root, changes, fetch=False)
+    made = plan_of(resolved, cluster)
+    if cluster and (shares := describe_shares(made.missing, load_profile(cluster), "auto")):
+        note = ("packing", f"--on auto trains {'; '.join(shares)}")
+        made = replace(made, notes=(*made.notes, note))
+    return resolved, made
+
+
+def plan_of(resolved: ResolvedStudy, cluster: str | None) -> Plan:
+    """What is left to train of a study, here or on a cluster."""
+    return plan_for(resolved, load_profile(cluster).cluster() if cluster else this_machine())
+
+
+def plan_for(resolved: ResolvedStudy, cluster: Cluster, jobs: Mapping[str, JobView] | None = None) -> Plan:
+    """Return the plan of a study for a machine or a cluster; `jobs` where they were asked for."""
+    known = jobs_of(resolved) if jobs is None else jobs
+    try:
+        return make_plan(resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, known)
+    except InputError as error:
+        raise InputError(f"{resolved.where}: {error}") from error

@@ -29,10 +29,9 @@ from harness.record.root import Launch, Layout, Root
 from harness.study.run import Run, branch_step, learning_rate, trunk_learning_rate
 from harness.train.batches import Batches, MicroBatch
 from harness.train.checkpoint import Saver, load, save_weights
-from harness.train.engine import Engine
+from harness.train.engine import Engine, Usage
 from harness.train.ranks import Ranks
 from harness.train.stopping import StopFlag, is_out_of_memory
-from harness.train.usage import Usage
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.worker")

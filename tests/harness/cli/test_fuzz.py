@@ -19,7 +19,7 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from harness.common.yaml_file import read_yaml
+from harness.common.validation import read_yaml
 from tests.conftest import Answer, tiny_study
 from tests.harness.fuzzing import (
     Case,

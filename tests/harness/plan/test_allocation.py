@@ -13,7 +13,7 @@ from harness.common.validation import validate
 from harness.plan.allocation import choose_allocation, describe_packing, describe_shares, share_out
 from harness.plan.cluster import Profile
 from harness.plan.plan import PlannedRun
-from harness.submit.planning import planned
+from harness.submit.monitor import planned
 from ssmttm.errors import InputError
 from tests.studies import Fields
 

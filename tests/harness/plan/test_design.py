@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.common.yaml_file import yaml_text
+from harness.common.validation import yaml_text
 from harness.plan.candidates import Candidates, candidates_of, grid_fields
 from harness.record.root import Root
 from harness.study.schema import load_study
-from harness.submit.planning import planned
+from harness.submit.monitor import planned
 from tests.conftest import Command, Write
 from tests.harness.conftest import PlanOf
 from tests.harness.journals import write_finished

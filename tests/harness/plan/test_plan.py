@@ -17,7 +17,7 @@ from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.study.run import Run
 from harness.study.schema import load_study
-from harness.submit.planning import planned
+from harness.submit.monitor import planned
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError

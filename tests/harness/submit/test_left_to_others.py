@@ -22,7 +22,7 @@ from harness.record.root import Root
 from harness.study.schema import Study
 from harness.submit import cancel
 from harness.submit.claims import Claim, Claims, make_claim
-from harness.submit.planning import planned
+from harness.submit.monitor import planned
 from harness.submit.submission import Submission
 from tests.cluster.slurm_study import PROFILE
 from tests.conftest import Answer
