@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def test_accounts_count_every_start_of_a_job(
     job_id = study.slurm("sbatch", *options, "--wrap", script).strip() + "_0"
 
     def seen() -> Any:
-        return read_jobs(["twice"], "now-1days").get(job_id)
+        return read_jobs(["twice"], time.time()).get(job_id)
 
     try:
         wait_until(lambda: seen() is not None and seen().seconds >= 2)
