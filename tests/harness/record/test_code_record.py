@@ -43,8 +43,8 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.fixture
 def edited(checkout: Path) -> Path:
     """A checkout in which everything has happened to sources that can."""
-    (checkout / "harness" / "common" / "jsonl.py").write_text("# ünïcode, and no newline at the end")
-    (checkout / "harness" / "common" / "format.py").unlink()
+    (checkout / "harness" / "cli" / "serve.py").write_text("# ünïcode, and no newline at the end")
+    (checkout / "harness" / "cli" / "tune.py").unlink()
     git(checkout, "rm", "--quiet", "harness/plan/estimate.py")
     (checkout / "harness" / "staged.py").write_text("staged = 1\n")
     git(checkout, "add", "harness/staged.py")
@@ -81,7 +81,7 @@ def test_the_same_code_is_written_down_once(checkout: Path, tmp_path: Path) -> N
     study = tmp_path / "study"
     first = record_of(checkout, study)
     assert first.diff is None
-    source = checkout / "harness" / "common" / "jsonl.py"
+    source = checkout / "harness" / "cli" / "serve.py"
     kept = source.read_bytes()
     source.write_bytes(kept + b"# more\n")
     second = record_of(checkout, study)
@@ -95,7 +95,7 @@ def test_what_is_large_binary_or_ignored_is_named_and_not_kept(checkout: Path, t
     (checkout / "harness" / "big.py").write_text("x = 1\n" * LARGEST_FILE)
     (checkout / "harness" / "odd.py").write_bytes(b"# \0\0\0\n")
     (checkout / "harness" / "made.py").write_text("made = 1\n")
-    (checkout / "harness" / "common" / "jsonl.py").write_text("# changed\n")
+    (checkout / "harness" / "cli" / "serve.py").write_text("# changed\n")
     record = record_of(checkout, tmp_path / "study")
     assert {name: why.split()[0] for name, why in record.left_out.items()} == {
         "harness/big.py": "larger",
@@ -104,7 +104,7 @@ def test_what_is_large_binary_or_ignored_is_named_and_not_kept(checkout: Path, t
     }
     diff = (tmp_path / "study" / "code" / str(record.diff)).read_text()
     assert len(diff) < 100_000
-    assert "harness/common/jsonl.py" in diff
+    assert "harness/cli/serve.py" in diff
     assert set(record.left_out) < set(record.sources)
 
 
@@ -138,7 +138,7 @@ def test_a_copy_is_the_code_as_it_was_and_is_made_once(edited: Path, tmp_path: P
     marked.touch()
     assert Path(python(edited, COPY, study)) == copy
     assert marked.exists()
-    (edited / "harness" / "common" / "jsonl.py").write_text("# edited again\n")
+    (edited / "harness" / "cli" / "serve.py").write_text("# edited again\n")
     other = Path(python(edited, COPY, study))
     assert other != copy
     assert source_files(copy) != source_files(other) == source_files(edited)
@@ -146,7 +146,7 @@ def test_a_copy_is_the_code_as_it_was_and_is_made_once(edited: Path, tmp_path: P
 
 def test_a_copy_that_was_tampered_with_is_not_run_from(checkout: Path, tmp_path: Path) -> None:
     copy = Path(python(checkout, COPY, tmp_path))
-    (copy / "harness" / "common" / "jsonl.py").write_text("# not what it was\n")
+    (copy / "harness" / "cli" / "serve.py").write_text("# not what it was\n")
     said = python(checkout, COPY, tmp_path)
     assert said.startswith("error: ")
     assert str(copy) in said
