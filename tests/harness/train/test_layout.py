@@ -9,7 +9,7 @@ import pytest
 
 from harness.record.journal import read_progress
 from harness.record.root import Root
-from harness.train import usage
+from harness.train import engine
 from tests.harness.journals import read_events
 from tests.harness.trainer import StopAfter, losses, series_folder, train
 
@@ -77,8 +77,8 @@ def test_what_the_first_rank_uses_is_journalled_now_and_then(interrupted: Root) 
 
 def test_a_sample_is_taken_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(usage.time, "monotonic", lambda: now[0])
-    sampler = usage.Usage("cpu")
+    monkeypatch.setattr(engine.time, "monotonic", lambda: now[0])
+    sampler = engine.Usage("cpu")
     assert sampler.sample() is not None
     now[0] = 9.9
     assert sampler.sample() is None
