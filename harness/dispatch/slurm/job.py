@@ -24,7 +24,7 @@ from harness.dispatch.slurm.settle import Crash, Ending, JobStart, job_number, r
 from harness.record.control import Control
 from harness.record.journal import Event, Progress
 from harness.record.kinds import Kind
-from harness.record.root import Root, read_launch
+from harness.record.root import read_launch
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, STOP_SIGNALS
 
 log = logging.getLogger("ssmscale.slurm")
@@ -48,8 +48,8 @@ def _train(array_file: Path, array: Array) -> int:
 
 def start_of(task: Task) -> JobStart:
     """Return this start of the job that trains one task."""
-    root = Root(task.run_dirs[0].parent.parent)
-    return JobStart(job_number(), root, Control(read_launch(root, task.series_id).control), (task,))
+    control = Control(read_launch(task.root, task.series_id).control)
+    return JobStart(job_number(), task.root, control, (task,))
 
 
 def settle(start: JobStart, code: int, began: float, before: str) -> int:
@@ -102,12 +102,8 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
         f"--ntasks={shape.ranks}",
         f"--ntasks-per-node={shape.ranks_a_node}",
         f"--cpus-per-task={shape.threads}",
-        sys.executable,
-        "-u",
-        "-m",
-        "harness.train.worker",
+        *task.command,
         "--supervised",
-        *(str(folder) for folder in task.run_dirs),
     ]
     environment = {
         **os.environ,
@@ -122,8 +118,8 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
 
 def _last_words(start: JobStart, began: float) -> str:
     """Return the last thing a rank said since `began`, in its own log or, where it did not get so far, in the job's."""
-    logs = start.root.series(start.tasks[0].series_id) / "logs"
-    told = [path for path in logs.glob("rank-*.log") if path.stat().st_mtime >= began]
+    logs = (start.tasks[0].folder / "logs").glob("rank-*.log")
+    told = [path for path in logs if path.stat().st_mtime >= began]
     newest = max(told, key=lambda path: path.stat().st_mtime, default=None)
     for path in [newest] if newest else batch_logs(start.control.path.parent, start.job_id):
         lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]

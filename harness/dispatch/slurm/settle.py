@@ -35,7 +35,7 @@ from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Progress, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root, read_model
-from harness.record.series import count_crashes, give_up, place, unfinished
+from harness.record.series import count_crashes, unfinished
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
 from ssmttm.errors import InputError
 
@@ -105,12 +105,12 @@ class JobStart:
 
     def progress(self) -> list[Progress]:
         """Return what the journals of the Series say, and those of the Runs that are left."""
-        series = [self.root.series(task.series_id) for task in self.tasks]
+        series = [task.folder for task in self.tasks]
         return [read_progress(folder) for folder in (*series, *self.unfinished())]
 
     def place(self) -> str:
         """Return where its Series stand."""
-        places = [place(self.root, task.series_id, task.run_dirs) for task in self.tasks]
+        places = [task.place() for task in self.tasks]
         if not self.is_packed:
             return places[0]
         done = sum(read_progress(folder).state == Event.FINISHED for folder in self.run_dirs)
@@ -155,8 +155,7 @@ class JobStart:
         if not left or count_crashes(self.control, left, now) < MOST_ATTEMPTS:
             return True
         for task in self.tasks:
-            of_task = unfinished(task.run_dirs, self.control)
-            give_up(self.root, task.series_id, of_task, f"its job {self.job_id} {crash.why}")
+            task.give_up(task.left(self.control), f"its job {self.job_id} {crash.why}")
         return False
 
 
