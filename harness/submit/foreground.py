@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -66,32 +67,47 @@ def _train(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Prog
         )
     else:
         console.print("everything that is missing is being trained by another process; waiting for it")
-    with stoppable() as heed, progress:
+    with stoppable() as poll_stop, progress:
         mirror.start()
 
         def on_progress(now: Sequence[RunStatus]) -> None:
-            heed()
+            poll_stop()
             progress.show(now)
             mirror.show(now)
 
-        try:
+        def cut_short() -> None:
+            mirror.finish(reader.read(resolved.points, submitter=submission.process))
+
+        with closing_in_order(backend.close, cut_short, progress.stop):
             rows = submission.supervise(on_progress)
-        except KeyboardInterrupt as interrupt:
-            progress.stop()
-            errors.print("stopping: workers save what they have")
-            backend.close()
-            mirror.finish(reader.read(resolved.points, submitter=submission.process))
-            raise Stopped from interrupt
-        except DiskFull:
-            progress.stop()
-            backend.close()
-            mirror.finish(reader.read(resolved.points, submitter=submission.process))
-            raise
-        finally:
-            backend.close()
         mirror.finish(rows)
     _tell_left(submission.left)
     return rows
+
+
+@contextmanager
+def closing_in_order(
+    close: Callable[[], None], cut_short: Callable[[], None], quieten: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Close what trains here when the block ends, however it does; Ctrl-C ends it with Stopped.
+
+    Ctrl-C and a full disk cut training short: `quieten` then leaves the terminal to messages, and `cut_short` follows
+    when all workers have saved and gone.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, DiskFull) as cause:
+        quieten()
+        is_stopped = isinstance(cause, KeyboardInterrupt)
+        if is_stopped:
+            errors.print("stopping: workers save what they have")
+        close()
+        cut_short()
+        if is_stopped:
+            raise Stopped from cause
+        raise
+    finally:
+        close()
 
 
 def _tell_left(left: Mapping[str, str]) -> None:

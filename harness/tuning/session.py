@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.common.console import Stopped, errors, stoppable
-from harness.common.disk import DiskFull, naming_a_full_disk, write_atomically
+from harness.common.console import stoppable
+from harness.common.disk import naming_a_full_disk, write_atomically
 from harness.common.format import counted
 from harness.record.registry import submitted_with, trials_name
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.grid import GridPoint
 from harness.study.tune import Tuned
+from harness.submit.foreground import closing_in_order
 from harness.tracking.live import MirrorThread
 from harness.tracking.store import tracking_uri
 from harness.tuning.controller import Controller, Listener
@@ -60,27 +61,18 @@ def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listen
         mirror = MirrorThread(
             tracking_uri(space.study, space.root), trials.name, space.root, tags_of=trials.tags_of
         )
-        with stoppable() as heed:
+        with stoppable() as poll_stop:
             mirror.start()
 
             def on_look() -> None:
-                heed()
+                poll_stop()
                 trials.show(mirror)
 
-            try:
-                with naming_a_full_disk(folder / JOURNAL):
-                    controller.run(on_look)
-            except KeyboardInterrupt as interrupt:
-                errors.print("stopping: workers save what they have")
-                place.close()
-                mirror.finish(trials.rows())
-                raise Stopped from interrupt
-            except DiskFull:
-                place.close()
-                mirror.finish(trials.rows())
-                raise
-            finally:
-                place.close()
+            with (
+                closing_in_order(place.close, lambda: mirror.finish(trials.rows())),
+                naming_a_full_disk(folder / JOURNAL),
+            ):
+                controller.run(on_look)
             rows = trials.rows()
             mirror.finish(rows)
         told = {case: controller.told(case) for case in space.cases}
