@@ -40,7 +40,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Space:
-    """What a grid may be made of, and what it costs.
+    """The sizes, iteration counts and seeds that a grid may be made of, with their cost.
 
     Every architecture has every size, named alike, in ascending order. `hours(architecture, size, iterations, seed)` is
     the cost in GPU-hours of one series trained to each of these iteration counts, less what has been trained.
@@ -82,11 +82,11 @@ class Grid:
     seeds: tuple[int, ...]
 
     def gpu_hours(self, space: Space) -> float:
-        """What it costs."""
+        """Return its cost in GPU-hours."""
         return float(self.gpu_hours_of_sizes(space).sum())
 
     def gpu_hours_of_sizes(self, space: Space) -> Array:
-        """What each size of the space costs (sizes)."""
+        """Return the GPU-hours of each size of the space (sizes)."""
         return spent(space.cost_of_seeds(self.iterations), np.array(self.seeds))
 
     def points(self, space: Space) -> CheckedPoints:
@@ -130,7 +130,7 @@ def spelled(space: Space, grid: Grid) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How log losses of one set of iteration counts follow the parameters of all architectures, and how the ratio does.
+    """Derivatives, by the parameters of all architectures, of the log losses and the ratio at one set of counts.
 
     `slopes` is (cells, lengths, parameters), a cell being an architecture's size; `targets` has a row a ratio. `size`
     is the index of each cell's size.

@@ -142,7 +142,7 @@ def central(values: Array) -> Interval | None:
 
 
 def open_end(interval: Interval | None, always: str) -> str:
-    """Why an interval of ratios has no end, or nothing; `always` says of what a law may be below a loss regardless."""
+    """Return why an interval of ratios has no end, or nothing; `always` says where a law is below a loss throughout."""
     if interval is None or 0 < interval[0] <= interval[1] < UNBOUNDED:
         return ""
     ends = []

@@ -1,4 +1,4 @@
-"""What one architecture saves against another at equal loss: parameters, compute and tokens, each with its interval.
+"""Savings of one architecture against another at equal loss: parameters, compute and tokens, each with its interval.
 
 After the same iterations (else tokens D) and for a reference size N_ref, N' solves L_arch(N', D) = L_ref(N_ref, D). The
 size ratio is N_ref / N', the compute gain the ratio of the FLOPs of the two. At equal size D' solves

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import display as tables
+from harness.cli.display import StudyProgress, print_summary
 from harness.cli.options import (
     ClusterOption,
     NodesOption,
@@ -126,9 +126,8 @@ def retry(
     if there.profile is not None:
         names = {row.run_id for row in chosen if row.state in GIVEN_UP}
         again = [run for run in made.runs if run.status.run_id in names]
-        backend.describe(
-            [*made.missing, *again]
-        )  # a Series without room is refused before anything is forgotten
+        # A Series without room is refused before anything is forgotten.
+        backend.describe([*made.missing, *again])
         backend.check(resolved)
         if ending := wait_for_ending_jobs(resolved, chosen):
             errors.print(
@@ -233,12 +232,12 @@ def _ray_named(on: str, cluster: str | None) -> str | None:
 def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
     """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
     try:
-        rows = train_here(resolved, made, backend, tables.StudyProgress(console))
+        rows = train_here(resolved, made, backend, StudyProgress(console))
     except DiskFull as full:
         prune = f" (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs)"
         remedy = full.remedy if full.is_read_only else full.remedy + prune
         errors.print(f"error: {full}; {remedy}, then the same command goes on from here")
         raise typer.Exit(1) from full
-    tables.print_summary(console, resolved.study.name, rows)
+    print_summary(console, resolved.study.name, rows)
     if any(row.state is RunState.FAILED for row in rows):
         raise typer.Exit(1)

@@ -1,7 +1,8 @@
-"""A signal becomes a flag; the training loop reads it at a step boundary.
+"""How a worker stops: its exit statuses, errors that say memory is short, and a flag that signals set.
 
-Nothing is saved inside a signal handler: a DeepSpeed save from one rank alone waits for the others for ever.
-The loop asks all ranks whether any of them was told to stop, and then they save together.
+Nothing is saved inside a signal handler: a DeepSpeed save from one rank alone waits for the others for ever. The
+training loop reads the flag at a step boundary, asks all ranks whether any of them was told to stop, and they save
+together.
 """
 
 from __future__ import annotations

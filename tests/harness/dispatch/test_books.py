@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from harness.dispatch import ledger as slurm_book
+from harness.dispatch import ledger
 from harness.dispatch.arrays import Array, ArrayBook
 from harness.dispatch.base import Task
 from harness.dispatch.ledger import jobs_of_runs, open_book
@@ -74,7 +74,7 @@ def test_a_submission_that_ends_while_slurm_is_asked_is_judged_the_next_time(
 def test_slurm_is_given_time_to_hear_of_an_array_whose_submission_was_killed(
     tmp_path: Path, answering: Answering, gone: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_book, "ORPHAN_SECONDS", 0.5)
+    monkeypatch.setattr(ledger, "ORPHAN_SECONDS", 0.5)
     array = array_of("ssmscale-a", gone, age=0)
     ArrayBook(tmp_path).write(array)
     answering(first=f"date +%s.%N >'{tmp_path}/asked'")

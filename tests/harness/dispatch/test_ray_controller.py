@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.common.process import identify_process
-from harness.dispatch import supervise as see_through
+from harness.dispatch import supervise
 from harness.dispatch.arrays import Array
 from harness.dispatch.base import Backend, Handle, Task
 from harness.dispatch.ray.controller import OTHERS_SECONDS, train_tasks
@@ -116,9 +116,9 @@ def test_devices_are_not_held_for_series_that_others_train(
         now[0] += seconds
         assert now[0] < 3 * OTHERS_SECONDS
 
-    monkeypatch.setattr(see_through.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(see_through.time, "sleep", pass_by)
-    monkeypatch.setattr(see_through, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(supervise.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(supervise.time, "sleep", pass_by)
+    monkeypatch.setattr(supervise, "LOOK_SECONDS", 0.0)
     assert train_tasks(array, root.study("tiny"), Taken(pass_by), StopFlag()) == 0
     assert now[0] > OTHERS_SECONDS
 

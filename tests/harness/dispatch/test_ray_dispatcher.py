@@ -10,7 +10,6 @@ import pytest
 from harness.dispatch.base import Task
 from harness.dispatch.packing import Node, Start, WaitingTask
 from harness.dispatch.ray import dispatcher as ray
-from harness.dispatch.ray import dispatcher as ray_room
 from harness.dispatch.ray.cluster import START_SECONDS
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.worker_process import GRACE_SECONDS
@@ -23,7 +22,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
     nodes = [Node("head", 0.0), Node("a", 4.0)]
     monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
     monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
-    monkeypatch.setattr(ray_room, "available", dict)
+    monkeypatch.setattr(ray, "available", dict)
     return nodes
 
 
@@ -95,9 +94,9 @@ def test_what_others_hold_is_left_out_and_what_was_let_go_a_moment_ago_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, free = [0.0], {"a": {"GPU": 4.0}, "b": {}}
-    monkeypatch.setattr(ray_room, "available", lambda: free)
-    monkeypatch.setattr(ray_room.time, "monotonic", lambda: now[0])
-    others = ray_room.Others("GPU")
+    monkeypatch.setattr(ray, "available", lambda: free)
+    monkeypatch.setattr(ray.time, "monotonic", lambda: now[0])
+    others = ray.Others("GPU")
 
     def left(**ours: float) -> list[float]:
         nodes = [Node("a", 4.0), Node("b", 4.0), Node("new", 4.0)]
@@ -109,5 +108,5 @@ def test_what_others_hold_is_left_out_and_what_was_let_go_a_moment_ago_is_not(
     free["a"]["GPU"] = 3.5  # ours is gone, and its share is not told of yet, or somebody else has it
     now[0] += 1
     assert left(a=0.0) == [4.0, 2.0, 4.0]
-    now[0] += 2 * ray_room.SETTLE_SECONDS
+    now[0] += 2 * ray.SETTLE_SECONDS
     assert left(a=0.0) == [3.0, 2.0, 4.0]

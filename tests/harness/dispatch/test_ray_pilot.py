@@ -19,7 +19,7 @@ import pytest
 from harness.common.process import identify_process
 from harness.dispatch.arrays import Array, ArrayBook
 from harness.dispatch.base import Task
-from harness.dispatch.ray import pilot as ray_job
+from harness.dispatch.ray import pilot as pilot_module
 from harness.dispatch.ray.cluster import NodeEvent, NodePlan, RayNodes
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.ray.pilot import Pilot
@@ -230,7 +230,7 @@ def test_ray_goes_on_without_a_node_that_has_not_its_head(agents: Callable[..., 
 def test_a_controller_that_does_not_end_when_it_is_told_to_is_killed_in_time(
     pilot: Pilot, agents: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_job, "END_SECONDS", 0.0)
+    monkeypatch.setattr(pilot_module, "END_SECONDS", 0.0)
     pilot.controller = ("-c", "import time; time.sleep(60)")
     pilot.told = ["SIGUSR2"]
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the controller inherits
@@ -270,7 +270,7 @@ def test_a_job_whose_time_is_over_while_ray_is_being_started_again_starts_none_a
 
     monkeypatch.setattr(Pilot, "_ray", goes_away)
     monkeypatch.setattr(Control, "append", tell_when_it_crashed)
-    assert ray_job.main([str(pilot.array_file)]) == EXIT_PREEMPTED
+    assert pilot_module.main([str(pilot.array_file)]) == EXIT_PREEMPTED
     assert len(starts) == 1
     assert scontrol.read_text().split() == ["7_0"]
 
@@ -298,7 +298,7 @@ def test_a_ray_that_has_no_node_any_more_is_started_again_and_not_just_its_contr
     monkeypatch.setattr(Pilot, "_ray", started)
     codes = iter([EXIT_NO_NODES, EXIT_PREEMPTED])
     monkeypatch.setattr(Pilot, "_steer", lambda self, nodes: next(codes))
-    assert ray_job.main([str(pilot.array_file)]) == EXIT_PREEMPTED
+    assert pilot_module.main([str(pilot.array_file)]) == EXIT_PREEMPTED
     assert len(starts) == 2
     (crash,) = pilot.control.read()
     assert crash["reason"] == "Ray has had no node for 360 s"

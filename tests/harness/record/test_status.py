@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.cli import status as status_table
+from harness.cli import status as status_verb
 from harness.cli.status import _Display, print_status, watch_status
 from harness.common.console import console, errors
 from harness.common.validation import validate
@@ -207,7 +207,7 @@ def test_watching_goes_on_while_a_scheduler_has_not_answered_yet(
     ArrayBook(resolved.root.study("tiny")).write(array)
     squeue = write_program(tmp_path / "bin" / "squeue", "echo slurmctld is away >&2; exit 1")
     monkeypatch.setenv("PATH", str(squeue.parent))
-    monkeypatch.setattr(status_table, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(status_verb, "WATCH_SECONDS", 0.0)
     reader = StudyReader(resolved)
     unheard = reader.read()
     assert "slurmctld is away" in str(unheard.problem)
