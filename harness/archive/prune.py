@@ -19,7 +19,7 @@ from typing import Any
 
 from harness.common.disk import size_of
 from harness.common.format import GIB
-from harness.dispatch.ledger import open_book
+from harness.dispatch.ledger import open_ledger
 from harness.record import checkpoints
 from harness.record.checkpoints import TAG, Checkpoint
 from harness.record.control import Control
@@ -193,20 +193,20 @@ def _judged_copies(study_dir: Path) -> Iterator[tuple[Path, bool, str]]:
     if not copies:
         return
     try:
-        book, unknown = open_book(study_dir), None
+        ledger, unknown = open_ledger(study_dir), None
     except SchedulerUnavailable as gone:
-        book, unknown = None, f"whether a job needs it is not known: {gone}"
+        ledger, unknown = None, f"whether a job needs it is not known: {gone}"
     needed = set()
-    if book is not None:
+    if ledger is not None:
         live = {JobState.QUEUED, JobState.RUNNING}
         needed = {
             array.copy_of_code
-            for array, _, _, view in book.elements()
+            for array, _, _, view in ledger.elements()
             if view is not None and view.state in live
         } | {
             array.copy_of_code
-            for array in book.arrays.values()
-            if (array.job_id is None and not array.is_void) or array.name in book.elsewhere
+            for array in ledger.arrays.values()
+            if (array.job_id is None and not array.is_void) or array.name in ledger.elsewhere
         }
     for path in copies:
         if time.time() - path.stat().st_mtime < FRESH_SECONDS:

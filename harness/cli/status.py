@@ -20,7 +20,7 @@ from harness.record.status import RunState, RunStatus, StatusReader, count_state
 from harness.submit.cancel import cancel as cancel_runs
 from harness.submit.cancel import cancel_jobs_of
 from harness.submit.logs import find_logs, follow_logs, print_logs
-from harness.submit.monitor import Reading, StudyReader, choose, rows_of
+from harness.submit.monitor import StudyMonitor, StudySnapshot, choose, rows_of
 from ssmttm.errors import InputError
 
 ENDED = {
@@ -41,21 +41,21 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Where every run of a study stands."""
-    reader = StudyReader(registered(study, root))
+    reader = StudyMonitor(registered(study, root))
     if as_json:
-        reading = reader.read()
-        print_json(reading.as_json())
+        snapshot = reader.read()
+        print_json(snapshot.as_json())
     else:
         shown = watch_status(console, reader.read) if watch else reader.read()
         if shown is None:
             return
-        reading = shown
+        snapshot = shown
         if not watch:
-            print_status(console, reading)
-        for note in reading.notes:
+            print_status(console, snapshot)
+        for note in snapshot.notes:
             errors.print(f"passed over: {note}")
-    if reading.problem:
-        warn(reading.problem)
+    if snapshot.problem:
+        warn(snapshot.problem)
 
 
 def logs(
@@ -110,19 +110,19 @@ FIRST = (
 """What is shown first where not everything has room."""
 
 
-def print_status(console: Console, reading: Reading) -> None:
+def print_status(console: Console, snapshot: StudySnapshot) -> None:
     """Where every Run stands, how many stand where, and GPU-hours."""
-    _table(reading, reading.rows).print(console)
-    for line in summary(reading):
+    _table(snapshot, snapshot.rows).print(console)
+    for line in summary(snapshot):
         console.print(line, soft_wrap=True)
 
 
-def summary(reading: Reading) -> Iterator[Text]:
+def summary(snapshot: StudySnapshot) -> Iterator[Text]:
     """How many Runs stand where; allocations; and GPU-hours used and left, with what is not known of them."""
-    yield Text(", ").join(_counted(state, count) for state, count in reading.counts.items())
-    for pilot in reading.pilots:
+    yield Text(", ").join(_counted(state, count) for state, count in snapshot.counts.items())
+    for pilot in snapshot.pilots:
         yield from map(Text, pilot.lines())
-    hours, unknown = reading.hours, reading.hours.unknown
+    hours, unknown = snapshot.hours, snapshot.hours.unknown
     left = f"{hours.left_as_far_as_known:.3g} left"
     if unknown and unknown == sum(left != 0.0 for left in hours.left.values()):
         left = "what is left is not known before a run has measured its speed"
@@ -131,10 +131,10 @@ def summary(reading: Reading) -> Iterator[Text]:
     yield Text(f"GPU-hours: {hours.used_in_all:.3g} used, {left}")
 
 
-def watch_status(console: Console, read: Callable[[], Reading]) -> Reading | None:
+def watch_status(console: Console, read: Callable[[], StudySnapshot]) -> StudySnapshot | None:
     """Show the status again every two seconds until every Run is over or nobody trains any, or Ctrl-C.
 
-    Without a terminal a line tells of each change, and the whole table of the end. Returns the reading that ended it,
+    Without a terminal a line tells of each change, and the whole table of the end. Returns the snapshot that ended it,
     None after Ctrl-C. A scheduler that has not answered yet is waited for.
     """
     try:
@@ -143,48 +143,48 @@ def watch_status(console: Console, read: Callable[[], Reading]) -> Reading | Non
         return None
 
 
-def _watch_on_terminal(console: Console, read: Callable[[], Reading]) -> Reading:
+def _watch_on_terminal(console: Console, read: Callable[[], StudySnapshot]) -> StudySnapshot:
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            reading = read()
-            live.update(_Display(reading), refresh=True)
-            if not reading.is_live:
-                return reading
+            snapshot = read()
+            live.update(_Display(snapshot), refresh=True)
+            if not snapshot.is_live:
+                return snapshot
             time.sleep(WATCH_SECONDS)
 
 
-def _watch_in_lines(console: Console, read: Callable[[], Reading]) -> Reading:
+def _watch_in_lines(console: Console, read: Callable[[], StudySnapshot]) -> StudySnapshot:
     told = None
     while True:
-        reading = read()
-        if reading.is_live and told != (told := (dict(reading.counts), reading.problem)):
-            problem = [Text(f"warning: {reading.problem}")] if reading.problem else []
-            console.print(Text("; ").join([*summary(reading), *problem]), soft_wrap=True)
-        if not reading.is_live:
-            print_status(console, reading)
-            return reading
+        snapshot = read()
+        if snapshot.is_live and told != (told := (dict(snapshot.counts), snapshot.problem)):
+            problem = [Text(f"warning: {snapshot.problem}")] if snapshot.problem else []
+            console.print(Text("; ").join([*summary(snapshot), *problem]), soft_wrap=True)
+        if not snapshot.is_live:
+            print_status(console, snapshot)
+            return snapshot
         time.sleep(WATCH_SECONDS)
 
 
 class _Display:
-    """As much of a reading as there is room for: what runs and what failed first."""
+    """As much of a snapshot as there is room for: what runs and what failed first."""
 
-    def __init__(self, reading: Reading) -> None:
-        self.reading = reading
+    def __init__(self, snapshot: StudySnapshot) -> None:
+        self.snapshot = snapshot
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        reading = self.reading
-        tail = [*summary(reading)]
-        if reading.problem:
-            tail.append(Text(f"warning: {reading.problem}", style="yellow"))
+        snapshot = self.snapshot
+        tail = [*summary(snapshot)]
+        if snapshot.problem:
+            tail.append(Text(f"warning: {snapshot.problem}", style="yellow"))
         room = max(1, console.size.height - len(tail) - 4)  # title, names, what is not shown, and the cursor
-        if len(reading.rows) <= room:
-            yield _table(reading, reading.rows)
+        if len(snapshot.rows) <= room:
+            yield _table(snapshot, snapshot.rows)
         else:
-            order = sorted(range(len(reading.rows)), key=lambda i: FIRST.index(reading.rows[i].state))
+            order = sorted(range(len(snapshot.rows)), key=lambda i: FIRST.index(snapshot.rows[i].state))
             shown = set(order[:room])
-            yield _table(reading, [reading.rows[i] for i in sorted(shown)])
-            rest = [row for i, row in enumerate(reading.rows) if i not in shown]
+            yield _table(snapshot, [snapshot.rows[i] for i in sorted(shown)])
+            rest = [row for i, row in enumerate(snapshot.rows) if i not in shown]
             counts = ", ".join(f"{count} {state}" for state, count in count_states(rest).items())
             yield Text(f"and {len(rest)} more: {counts}", style="dim", no_wrap=True, overflow="ellipsis")
         for line in tail:
@@ -192,13 +192,13 @@ class _Display:
             yield line
 
 
-def _table(reading: Reading, rows: Sequence[RunStatus]) -> Table:
+def _table(snapshot: StudySnapshot, rows: Sequence[RunStatus]) -> Table:
     numbers = ("seed", "iterations", "done", "loss", "tokens/s", "GPU-h left")
     columns = ("run", "state", "architecture", "size", *numbers, "reason")
-    table = Table(f"study {reading.study}", columns, numbers)
+    table = Table(f"study {snapshot.study}", columns, numbers)
     for row in rows:
         loss = row.loss if row.loss is not None else row.train_loss
-        left = reading.hours.left[row.run_id]
+        left = snapshot.hours.left[row.run_id]
         table.add_row(
             row.run_id,
             coloured(row.state),

@@ -30,10 +30,10 @@ from harness.plan.plan import make_plan
 from harness.record.registry import ResolvedStudy, check_before_training, place_of
 from harness.study.tune import TunedSize
 from harness.submit.target import backends_of, target_of
+from harness.tuning.runner import open_runner
 from harness.tuning.session import Tuning, tune_study
 from harness.tuning.space import SearchCase, Space
 from harness.tuning.trials import TrialRecord, finished
-from harness.tuning.workplace import open_workplace
 from ssmttm.errors import InputError
 
 
@@ -80,7 +80,7 @@ def tune(
     out = errors if as_json else console
     done = tune_study(
         space,
-        lambda: open_workplace(backend, trials[0]),
+        lambda: open_runner(backend, trials[0]),
         lambda case, trial: out.print(_described(case, trial)),
     )
     if as_json:

@@ -86,7 +86,7 @@ def new_array(name: str, shape: Shape, tasks: Sequence[Task], **more: Any) -> Ar
     )
 
 
-class ArrayBook:
+class ArrayStore:
     """The arrays of one study, as written down under ROOT/studies/NAME/arrays."""
 
     def __init__(self, study_dir: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.process import identify_process, process_is_alive
-from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Backend, SubmitTarget, Task
 from harness.dispatch.registry import open_backend
 from harness.record.jobs import ELSEWHERE, LIVE, JobState, JobView, SchedulerUnavailable
@@ -27,7 +27,7 @@ ORPHAN_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Book:
+class Ledger:
     """What is written down and what the schedulers say, put together."""
 
     arrays: Mapping[str, Array]
@@ -79,13 +79,13 @@ class Book:
         return places
 
 
-def open_book(study_dir: Path) -> Book:
+def open_ledger(study_dir: Path) -> Ledger:
     """Read what is written down and ask the schedulers, settling arrays whose submission was cut short.
 
     Raises SchedulerUnavailable where one does not answer, unless it may have ended for good.
     """
-    book = ArrayBook(study_dir)
-    arrays = book.read()
+    store = ArrayStore(study_dir)
+    arrays = store.read()
     backends = open_backends(study_dir, arrays)
     groups = _by_scheduler((array for array in arrays.values() if not array.is_void), backends)
     elsewhere = _held_by_others(groups)
@@ -119,12 +119,12 @@ def open_book(study_dir: Path) -> Book:
             continue
         if array.name not in ids and array.name not in gone:
             continue
-        arrays[array.name] = book.read_again(array)
+        arrays[array.name] = store.read_again(array)
         if arrays[array.name].job_id is None and not arrays[array.name].is_void:
             known = {"job_id": ids[array.name]} if array.name in ids else {"is_void": True}
             arrays[array.name] = array.model_copy(update=known)
-            book.write(arrays[array.name])
-    return Book(arrays, views, backends, unheard, elsewhere)
+            store.write(arrays[array.name])
+    return Ledger(arrays, views, backends, unheard, elsewhere)
 
 
 def open_backends(study_dir: Path, arrays: Mapping[str, Array]) -> dict[str, Backend]:
@@ -160,22 +160,22 @@ def _held_by_others(groups: Mapping[Backend, Sequence[Array]]) -> dict[str, str]
     return elsewhere
 
 
-def jobs_of_runs(book: Book) -> dict[str, JobView]:
+def jobs_of_runs(ledger: Ledger) -> dict[str, JobView]:
     """The newest job of each Run, by run id, as its scheduler sees it.
 
     Arrays not yet answered for, and those of other clusters, count as waiting.
     """
     found: dict[str, JobView] = {}
-    for array, _, task, view in book.elements():
+    for array, _, task, view in ledger.elements():
         for folder in task.run_dirs:
-            if array.name in book.elsewhere:
-                found[folder.name] = _held_elsewhere(array, book.elsewhere[array.name])
+            if array.name in ledger.elsewhere:
+                found[folder.name] = _held_elsewhere(array, ledger.elsewhere[array.name])
             elif view is not None:
                 found[folder.name] = replace(view, packed=True) if array.packed else view
-            elif array.job_id and folder.name not in found and array.name not in book.unheard:
+            elif array.job_id and folder.name not in found and array.name not in ledger.unheard:
                 found[folder.name] = JobView(array.job_id, array.name, JobState.ENDED, "UNKNOWN", 0.0, "")
-    for array in book.arrays.values():
-        if array.job_id is None and not array.is_void and array.name not in book.elsewhere:
+    for array in ledger.arrays.values():
+        if array.job_id is None and not array.is_void and array.name not in ledger.elsewhere:
             waiting = JobView("", array.name, JobState.QUEUED, "SUBMITTING", 0.0, "", "being submitted")
             found |= {folder.name: waiting for task in array.tasks for folder in task.run_dirs}
     return found
@@ -195,13 +195,13 @@ def is_given_up(process: Mapping[str, Any], t: float) -> bool:
     return time.time() - t > UNSEEN_SECONDS
 
 
-def times_of_jobs(book: Book) -> dict[str, JobTime]:
+def times_of_jobs(ledger: Ledger) -> dict[str, JobTime]:
     """By job id, the time of every job that accounting has; nothing without accounting.
 
     Of a packed array the journals know better: what its job holds is divided among all its Series.
     """
     return {
         view.job_id: JobTime(task.series_id, view.accounted_seconds * array.shape.ranks)
-        for array, _, task, view in book.elements()
+        for array, _, task, view in ledger.elements()
         if view is not None and view.accounted_seconds is not None and not array.packed
     }

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from harness.dispatch.base import Backend, Handle
-from harness.dispatch.ledger import jobs_of_runs, open_book
+from harness.dispatch.ledger import jobs_of_runs, open_ledger
 from harness.record.control import Control
 from harness.record.jobs import LIVE
 from harness.record.journal import read_progress
@@ -52,13 +52,13 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict[s
         return {}
     over = {row.run_id for row in rows if row.state in {RunState.DONE, RunState.FAILED}}
     over |= Control(folder / "control.jsonl").cancelled()
-    book = open_book(folder)
+    ledger = open_ledger(folder)
     trained: dict[str, set[str]] = {}
     held_by: dict[str, tuple[Backend, Handle]] = {}
-    for array, _, task, view in book.elements():
+    for array, _, task, view in ledger.elements():
         if view is not None and view.state in LIVE:
             trained.setdefault(view.job_id, set()).update(run_dir.name for run_dir in task.run_dirs)
-            held_by[view.job_id] = book.backends[array.name], Handle(task, view.job_id, array.name, array.t)
+            held_by[view.job_id] = ledger.backends[array.name], Handle(task, view.job_id, array.name, array.t)
     doomed: dict[Backend, list[Handle]] = {}
     for job_id, runs in trained.items():
         if runs <= over:
@@ -81,7 +81,7 @@ def wait_for_ending_jobs(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> 
     given_up = {row.run_id for row in rows if row.state is RunState.FAILED or row.run_id in cancelled}
     deadline = time.monotonic() + SAVING_SECONDS
     while True:
-        jobs = jobs_of_runs(open_book(folder)) if given_up else {}
+        jobs = jobs_of_runs(open_ledger(folder)) if given_up else {}
         ending = {
             view.job_id for run, view in jobs.items() if run in given_up and view.slurm_state == "COMPLETING"
         }

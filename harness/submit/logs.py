@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.dispatch.arrays import ArrayBook
+from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.ledger import open_backends
 from harness.record.root import Root
 from harness.record.status import RunStatus
@@ -39,7 +39,7 @@ def find_logs(root: Root, study_name: str, row: RunStatus) -> list[Log]:
     Of a job that trains many Series packed also what its controller did.
     """
     folder = root.study(study_name)
-    arrays = ArrayBook(folder).read()
+    arrays = ArrayStore(folder).read()
     backends = open_backends(folder, arrays)
     found = []
     for array in arrays.values():

@@ -18,7 +18,7 @@ from harness.common.console import warn
 from harness.common.format import counted, duration
 from harness.dispatch.arrays import Array
 from harness.dispatch.base import Dashboard
-from harness.dispatch.ledger import Book, jobs_of_runs, open_book, times_of_jobs
+from harness.dispatch.ledger import Ledger, jobs_of_runs, open_ledger, times_of_jobs
 from harness.plan.allocation import describe_shares
 from harness.plan.cluster import Cluster, load_profile, this_machine
 from harness.plan.plan import Plan, make_plan
@@ -75,7 +75,7 @@ class Pilot:
 
 
 @dataclass(frozen=True)
-class Reading:
+class StudySnapshot:
     """A study at one moment."""
 
     study: str
@@ -116,32 +116,32 @@ class Reading:
         }
 
 
-class StudyReader:
+class StudyMonitor:
     """Reads one study."""
 
     def __init__(self, resolved: ResolvedStudy) -> None:
         self.resolved = resolved
         self._journals = StatusReader(resolved.root, resolved.study.name)
         self._folder = resolved.root.study(resolved.study.name)
-        self._book: Book | None = None
+        self._ledger: Ledger | None = None
         self._problem: str | None = None
         self._next = float("-inf")
 
-    def read(self) -> Reading:
+    def read(self) -> StudySnapshot:
         """Where it stands now, by the scheduler's newest word."""
         self._ask()
-        jobs = {} if self._book is None else jobs_of_runs(self._book)
-        times = {} if self._book is None else times_of_jobs(self._book)
+        jobs = {} if self._ledger is None else jobs_of_runs(self._ledger)
+        times = {} if self._ledger is None else times_of_jobs(self._ledger)
         rows = self._journals.read(self.resolved.points, jobs=jobs)
         hours = self._journals.hours(rows, times)
-        return Reading(
+        return StudySnapshot(
             self.resolved.study.name,
             rows,
             hours,
             self._journals.notes,
             self._problem,
-            is_unheard=self._problem is not None and (self._book is None or bool(self._book.unheard)),
-            pilots=() if self._book is None else pilots_of(self._book),
+            is_unheard=self._problem is not None and (self._ledger is None or bool(self._ledger.unheard)),
+            pilots=() if self._ledger is None else pilots_of(self._ledger),
         )
 
     def _ask(self) -> None:
@@ -149,24 +149,24 @@ class StudyReader:
         if begun < self._next or not (self._folder / "arrays").is_dir():
             return
         try:
-            self._book = open_book(self._folder)
-            said = self._book.problem
+            self._ledger = open_ledger(self._folder)
+            said = self._ledger.problem
             self._problem = f"{said}; the journals tell what is known" if said else None
         except SchedulerUnavailable as gone:
-            known = "the journals tell what is known" if self._book is None else "its last word holds"
+            known = "the journals tell what is known" if self._ledger is None else "its last word holds"
             self._problem = f"{gone.scheduler}: {gone}; {known}"
         now = time.monotonic()
         self._next = now + max(SCHEDULER_SECONDS, PATIENCE * (now - begun))
 
 
-def pilots_of(book: Book) -> tuple[Pilot, ...]:
+def pilots_of(ledger: Ledger) -> tuple[Pilot, ...]:
     """The packed arrays of a study whose jobs wait or run, oldest first."""
     found = []
-    for array in book.arrays.values():
-        view = book.job_of(array, 0) if array.packed else None
+    for array in ledger.arrays.values():
+        view = ledger.job_of(array, 0) if array.packed else None
         if view is not None and view.state in LIVE:
             is_running = view.state is JobState.RUNNING
-            dashboard = book.backends[array.name].dashboard(array.name) if is_running else None
+            dashboard = ledger.backends[array.name].dashboard(array.name) if is_running else None
             found.append(Pilot(array, view, dashboard))
     return tuple(found)
 
@@ -182,20 +182,20 @@ def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
     if not (folder / "arrays").is_dir():
         return {}
     try:
-        book = open_book(folder)
+        ledger = open_ledger(folder)
     except SchedulerUnavailable as gone:
         warn(f"{gone}; the journals tell what is known")
         return {}
-    if book.problem:
-        warn(f"{book.problem}; the journals tell what is known")
-    _warn_of_elsewhere(book, folder)
-    return jobs_of_runs(book)
+    if ledger.problem:
+        warn(f"{ledger.problem}; the journals tell what is known")
+    _warn_of_elsewhere(ledger, folder)
+    return jobs_of_runs(ledger)
 
 
-def _warn_of_elsewhere(book: Book, folder: Path) -> None:
+def _warn_of_elsewhere(ledger: Ledger, folder: Path) -> None:
     """Name the arrays of other clusters that have something left to train: nothing is known of them here."""
-    for name, cluster in book.elsewhere.items():
-        array = book.arrays[name]
+    for name, cluster in ledger.elsewhere.items():
+        array = ledger.arrays[name]
         left = unfinished(
             [run for task in array.tasks for run in task.run_dirs], Control(folder / "control.jsonl")
         )

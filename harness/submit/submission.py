@@ -31,7 +31,7 @@ from harness.record.provenance import record_code
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Launch, Root, write_launch, write_run, write_series
 from harness.record.status import RunState, RunStatus, StatusReader
-from harness.submit.claims import Claims
+from harness.submit.leases import Leases
 from harness.tracking.store import sidecar_uri
 
 
@@ -88,7 +88,7 @@ class Submission:
         self.left: dict[str, str] = {}
         """Series that this submission left to a scheduler's jobs, which train them or will, and for which study."""
         self._ours: set[str] = set()
-        """Series that no job had claimed when they were last asked for."""
+        """Series that no job had leased when they were last asked for."""
         self._submitted: list[str] = []
 
     @cached_property
@@ -99,12 +99,12 @@ class Submission:
     def hand_over(self, missing: Sequence[RunStatus]) -> HandedOver:
         """Submit the Series of these Runs that no other submission has leased. Raises SchedulerUnavailable."""
         tasks = self.prepare(missing)
-        claims, room = Claims(self.root), self.backend.room(len(tasks))
+        leases, room = Leases(self.root), self.backend.room(len(tasks))
         handles: list[Handle] = []
         taken = 0
         for members in self.backend.batches(tasks):
             name, wanted = new_name(), members[: room - len(handles)]
-            ours = self._lease(claims, name, wanted)
+            ours = self._lease(leases, name, wanted)
             taken += len(wanted) - len(ours)
             if ours:
                 self.launch(ours)
@@ -116,7 +116,7 @@ class Submission:
     def supervise(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
         """Train what is missing, wait for what others train here, and return how every Run ended.
 
-        What a scheduler's job has claimed is left to it; where that job is over when all else is, it is trained here.
+        What a scheduler's job has leased is left to it; where that job is over when all else is, it is trained here.
         Raises DiskFull as soon as a worker says that no room is left: nothing more is handed over.
         """
         reader = StatusReader(self.root, self.resolved.study.name)
@@ -167,15 +167,15 @@ class Submission:
 
         side_by_side(write, launches, DISK_THREADS)
 
-    def leave_claimed(self, tasks: Sequence[Task], claims: Claims) -> list[Task]:
-        """Return these tasks without those whose Series a scheduler's job has claimed, which are kept in `left`.
+    def leave_leased(self, tasks: Sequence[Task], leases: Leases) -> list[Task]:
+        """Return these tasks without those whose Series a scheduler's job has leased, which are kept in `left`.
 
         Raises SchedulerUnavailable where a scheduler is here and does not say whether its jobs are over. Of Series of
         which it has said so its last word holds then: what is trained here goes on.
         """
         series_ids = {task.series_id for task in tasks}
         try:
-            held = claims.held(sorted(series_ids))
+            held = leases.held(sorted(series_ids))
         except SchedulerUnavailable as silence:
             if silence.is_here and not series_ids <= self._ours | self.left.keys():
                 raise
@@ -185,14 +185,14 @@ class Submission:
         self._ours |= series_ids - held.keys()
         return [task for task in tasks if task.series_id not in held]
 
-    def _lease(self, claims: Claims, name: str, tasks: Sequence[Task]) -> list[Task]:
+    def _lease(self, leases: Leases, name: str, tasks: Sequence[Task]) -> list[Task]:
         """Return those of these tasks that are this submission's to hand over.
 
-        What this process supervises itself needs no claim: its workers hold the locks of their Series.
+        What this process supervises itself needs no lease: its workers hold the locks of their Series.
         """
         if self.backend.outlives:
-            return claims.take_all(self.resolved.study.name, name, tasks)
-        return self.leave_claimed(tasks, claims)
+            return leases.take_all(self.resolved.study.name, name, tasks)
+        return self.leave_leased(tasks, leases)
 
     def _record(self, handles: Sequence[Handle]) -> None:
         """Note in control.jsonl what a backend was given, and what the user said of where it is to go.

@@ -16,6 +16,7 @@ from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts
 from harness.submit.submission import Submission
 from harness.train.stopping import MOST_ATTEMPTS
+from harness.tuning.runner import TrialRunner
 from harness.tuning.space import SearchCase, Space, Values
 from harness.tuning.storage import OWNER, is_ours, open_search, owner_of, startup_trials
 from harness.tuning.trials import (
@@ -28,7 +29,6 @@ from harness.tuning.trials import (
     has_diverged,
     record_of,
 )
-from harness.tuning.workplace import Workplace
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ Listener = Callable[[SearchCase, TrialRecord], None]
 class Controller:
     """Tunes every case of a space, their trials side by side."""
 
-    def __init__(self, space: Space, storage: BaseStorage, workplace: Workplace, on_told: Listener) -> None:
-        self.space, self.tune, self.workplace, self.on_told = space, space.tune, workplace, on_told
+    def __init__(self, space: Space, storage: BaseStorage, runner: TrialRunner, on_told: Listener) -> None:
+        self.space, self.tune, self.runner, self.on_told = space, space.tune, runner, on_told
         self.owner = owner_of(space.root.study(space.study.name) / "tune")
         every = space.study.tracking.eval_every
         self.searches: dict[SearchCase, Search] = {
@@ -61,7 +61,7 @@ class Controller:
         """Bring every case to its number of trials. Raises DiskFull where no room is left to go on."""
         for case, search in self.searches.items():
             self._adopt(case, search)
-        room = self.tune.parallel or self.workplace.room(len(self.tune.seeds))
+        room = self.tune.parallel or self.runner.room(len(self.tune.seeds))
         while True:
             while len(self.live) < room and (lacking := self._next_case()) is not None:
                 self._ask(lacking)
@@ -69,7 +69,7 @@ class Controller:
                 return
             self._look()
             on_look()
-            time.sleep(self.workplace.pause)
+            time.sleep(self.runner.pause)
 
     def told(self, case: SearchCase) -> list[TrialRecord]:
         """The trials of a case that are over, oldest first."""
@@ -164,10 +164,8 @@ class Controller:
             if live.resolved.points == resolved.points:
                 live.twins.append(trial)
                 return
-        plan = make_plan(
-            resolved.study, resolved.points, resolved.corpus, resolved.root, self.workplace.cluster
-        )
-        submission = Submission(resolved, plan, self.workplace.backend, sidecars=False)
+        plan = make_plan(resolved.study, resolved.points, resolved.corpus, resolved.root, self.runner.cluster)
+        submission = Submission(resolved, plan, self.runner.backend, sidecars=False)
         rows = [run.status for run in plan.runs]
         again = [
             row
@@ -181,7 +179,7 @@ class Controller:
 
     def _look(self) -> None:
         points = {point.run_id: point for live in self.live for point in live.resolved.points}
-        rows = {row.run_id: row for row in self.workplace.look(list(points.values()))}
+        rows = {row.run_id: row for row in self.runner.look(list(points.values()))}
         for live in list(self.live):
             self._follow(live, [rows[run_id] for run_id in live.run_ids])
 
@@ -196,7 +194,7 @@ class Controller:
         left = [row.run_id for row in rows if row.state not in {RunState.DONE, RunState.FAILED}]
         if left:  # before Optuna is told: no one looks at the jobs of a trial that is over
             live.submission.control.append("cancelled", runs=left, reason=str(result.outcome))
-            self.workplace.cancel(live.resolved, rows)
+            self.runner.cancel(live.resolved, rows)
         for trial in (live.trial, *live.twins):
             self._tell(live.case, trial, self.space.values(trial.params), result)
         self.live.remove(live)
@@ -210,7 +208,7 @@ class Controller:
             why = f": {missing[0].reason}" if missing[0].reason else ""
             reason = f"run {missing[0].run_id} was handed over {MOST_ATTEMPTS} times and did not end{why}"
             return TrialResult(TrialOutcome.FAILED, reason=reason)
-        live.handed += len(missing) if self.workplace.train(live.submission, missing) else 0
+        live.handed += len(missing) if self.runner.train(live.submission, missing) else 0
         return None
 
     def _tell(self, case: SearchCase, trial: Trial, values: Values, result: TrialResult) -> None:

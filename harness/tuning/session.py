@@ -17,11 +17,11 @@ from harness.submit.foreground import closing_in_order
 from harness.tracking.live import MirrorThread
 from harness.tracking.store import tracking_uri
 from harness.tuning.controller import Controller, Listener
+from harness.tuning.runner import TrialRunner
 from harness.tuning.space import SearchCase, Space
 from harness.tuning.storage import JOURNAL, in_control, open_database, open_journal
 from harness.tuning.transfer import Note, learn
 from harness.tuning.trials import LiveTrial, TrialOutcome, TrialRecord, has_diverged
-from harness.tuning.workplace import Workplace
 from ssmttm.errors import InputError
 
 MIRROR_SECONDS = 3.0
@@ -43,7 +43,7 @@ class Tuning:
     """Whether tuned.json holds what was learnt."""
 
 
-def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listener) -> Tuning:
+def tune_study(space: Space, runner: Callable[[], TrialRunner], on_told: Listener) -> Tuning:
     """Search what is left to search, and fit and keep what was learnt.
 
     Raises InputError where another process tunes the study, Stopped after Ctrl-C or SIGTERM, and DiskFull.
@@ -55,7 +55,7 @@ def tune_study(space: Space, workplace: Callable[[], Workplace], on_told: Listen
     database = open_database(uri, space.where) if uri else None  # before anything is written
     folder = space.root.study(space.study.name) / "tune"
     with in_control(folder, f"study {space.study.name}"):
-        place = workplace()
+        place = runner()
         controller = Controller(space, database or open_journal(folder), place, on_told)
         trials = _Trials(space, controller)
         mirror = MirrorThread(

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayBook, new_name, packed_folder
+from harness.dispatch.arrays import Array, ArrayStore, new_name, packed_folder
 from harness.dispatch.base import Task
 from harness.dispatch.ray.cluster import RayAddress, read_address
 from harness.plan.allocation import Shape
@@ -101,7 +101,7 @@ class PackedJob:
             process=identify_process(),
             t=time.time(),
         )
-        ArrayBook(self.study_dir).write(self.array)
+        ArrayStore(self.study_dir).write(self.array)
         self.job_id = ""
 
     def submit(self, *options: str) -> None:

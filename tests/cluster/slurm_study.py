@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Task
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
@@ -142,7 +142,7 @@ class SlurmStudy:
 
     def arrays(self) -> list[Array]:
         """The arrays submitted so far, oldest first."""
-        return list(ArrayBook(self.root.study(self.fields["name"])).read().values())
+        return list(ArrayStore(self.root.study(self.fields["name"])).read().values())
 
     def job(self, series: Path) -> str:
         """SLURM's number of a Series' newest job."""

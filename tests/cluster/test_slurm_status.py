@@ -14,7 +14,7 @@ import pytest
 from harness.dispatch.slurm.queue import read_jobs
 from harness.record.jobs import JobState
 from harness.record.registry import resolve_registered
-from harness.submit.monitor import StudyReader
+from harness.submit.monitor import StudyMonitor
 from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
 from tests.cluster.conftest import missing
 from tests.cluster.slurm_study import SlurmStudy, held_back
@@ -102,7 +102,7 @@ def test_readings_that_follow_each_other_ask_slurm_once(
         monkeypatch.setenv("SLURM_CONF", devcluster.env["SLURM_CONF"])
         resolved = resolve_registered(study.root, "tiny")
         assert resolved is not None
-        reader = StudyReader(resolved)
+        reader = StudyMonitor(resolved)
         for _ in range(3):
             assert reader.read().counts == {"queued": 2}
         assert sorted(told.read_text().split()) == ["sacct", "squeue"]

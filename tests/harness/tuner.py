@@ -28,7 +28,7 @@ from tests.studies import Fields
 
 
 class InThisProcess:
-    """A Workplace whose trials are trained by the time they have been handed over."""
+    """A TrialRunner whose trials are trained by the time they have been handed over."""
 
     pause = 0.0
 

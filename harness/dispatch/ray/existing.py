@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from harness.dispatch.arrays import Array, ArrayBook, new_array, new_name, packed_folder
+from harness.dispatch.arrays import Array, ArrayStore, new_array, new_name, packed_folder
 from harness.dispatch.base import Backend, Handle, Task
 from harness.dispatch.ray.job_server import MARK, RayJobs, Seen, python_there, ray_unavailable
 from harness.plan.allocation import Shape, describe_packing
@@ -87,12 +87,12 @@ class RayCluster(Backend):
             device="GPU" if cluster.gpus else "core",
             ray_address=self.server.server,
         )
-        return ArrayBook(self.study_dir).submit(array, self._start)
+        return ArrayStore(self.study_dir).submit(array, self._start)
 
     def _start(self, array: Array) -> str:
         folder = packed_folder(self.study_dir, array.name)
         folder.mkdir(parents=True, exist_ok=True)
-        file, log = ArrayBook(self.study_dir).path_of(array), folder / "controller.log"
+        file, log = ArrayStore(self.study_dir).path_of(array), folder / "controller.log"
         command = f"exec >>{shlex.quote(str(log))} 2>&1; " + python_there(
             "-u", "-m", "harness.dispatch.ray.controller", str(file)
         )

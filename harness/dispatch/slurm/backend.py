@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from harness.dispatch.arrays import LOGS, Array, ArrayBook, batch_logs, new_array, new_name
+from harness.dispatch.arrays import LOGS, Array, ArrayStore, batch_logs, new_array, new_name
 from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.slurm.queue import call, cluster_name, read_jobs, steering, unavailable
 from harness.dispatch.slurm.snapshot import check_copying, copy_code, running_from
@@ -37,7 +37,7 @@ class SlurmBackend(Backend):
 
     def __init__(self, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> None:
         super().__init__(study_dir, target, jobs)
-        self.book = ArrayBook(self.study_dir)
+        self.store = ArrayStore(self.study_dir)
         self.copy: Path | None = None
         """A copy of the code that jobs are to run from."""
 
@@ -156,7 +156,7 @@ class SlurmBackend(Backend):
             copy_of_code=self.copy.name if self.copy else None,
             slurm_cluster=self._cluster,
         )
-        return self.book.submit(array, lambda written: self._sbatch(written, hours))
+        return self.store.submit(array, lambda written: self._sbatch(written, hours))
 
     @cached_property
     def _cluster(self) -> str | None:
@@ -167,7 +167,7 @@ class SlurmBackend(Backend):
 
     def _sbatch(self, array: Array, hours: float) -> str:
         """Hand an array to SLURM; returns its number."""
-        shape, file = array.shape, str(self.book.path_of(array))
+        shape, file = array.shape, str(self.store.path_of(array))
         command = [sys.executable, "-u", "-m", "harness.dispatch.slurm.job", file]
         if array.packed:  # in the shell's place, so that SLURM's signals find it
             command = ["exec", sys.executable, "-u", "-m", "harness.dispatch.ray.pilot", file]

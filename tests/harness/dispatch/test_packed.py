@@ -13,9 +13,9 @@ import pytest
 from harness.cli.status import summary
 from harness.common.disk import write_atomically
 from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayBook, packed_folder
+from harness.dispatch.arrays import Array, ArrayStore, packed_folder
 from harness.dispatch.base import Task
-from harness.dispatch.ledger import open_book
+from harness.dispatch.ledger import open_ledger
 from harness.dispatch.ray.cluster import RayAddress
 from harness.plan.allocation import Shape
 from harness.record.control import Control
@@ -26,7 +26,7 @@ from harness.record.status import RunState
 from harness.study.grid import GridPoint
 from harness.submit.cancel import cancel, cancel_jobs_of
 from harness.submit.logs import find_logs
-from harness.submit.monitor import StudyReader, jobs_of, rows_of
+from harness.submit.monitor import StudyMonitor, jobs_of, rows_of
 from tests.cluster.servers import free_port
 from tests.conftest import Answer
 from tests.harness.conftest import Answering
@@ -42,7 +42,7 @@ def study(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
     """Three Series of one Run each, all in the hands of one job."""
     study_fields["grid"] |= {"iterations": [10], "seeds": [0, 1, 2]}
     resolved = registered(Root(tmp_path / "runs"), study_fields)
-    ArrayBook(resolved.root.study("tiny")).write(packed_array(resolved, "ssmscale-a", "77"))
+    ArrayStore(resolved.root.study("tiny")).write(packed_array(resolved, "ssmscale-a", "77"))
     return resolved
 
 
@@ -67,7 +67,7 @@ def states(resolved: ResolvedStudy) -> list[RunState]:
 
 def test_one_job_stands_for_every_series_it_is_given(study: ResolvedStudy, answering: Answering) -> None:
     answering(WAITS)
-    book = open_book(study.root.study("tiny"))
+    book = open_ledger(study.root.study("tiny"))
     assert all(book.holds("ssmscale-a", point.series_id) for point in study.points)
     assert {view.job_id for view in jobs_of(study).values()} == {"77_0"}
     assert states(study) == [RunState.QUEUED] * 3
@@ -127,7 +127,7 @@ def test_what_packed_runs_took_is_what_their_journals_say(
     begun = {"t": 1000.0, "job_id": "77_0", "layout": {"ranks": 2}}
     with begin_series(study.root, study.points[0].run, **begun) as trunk:
         log_steps(trunk, [1], t=1018.0)
-    assert StudyReader(study).read().hours.used_in_all == pytest.approx(2 * 18 / 3600)
+    assert StudyMonitor(study).read().hours.used_in_all == pytest.approx(2 * 18 / 3600)
 
 
 def test_status_tells_of_the_allocation_and_how_its_dashboard_is_reached(
@@ -153,18 +153,18 @@ def test_status_tells_of_the_allocation_and_how_its_dashboard_is_reached(
     assert dashboard == (
         "Ray's dashboard: ssh -L 8265:127.0.0.1:8265 me@n1, then http://127.0.0.1:8265 with what is in /token"
     )
-    (row,) = StudyReader(study).read().as_json()["allocations"]
+    (row,) = StudyMonitor(study).read().as_json()["allocations"]
     assert (row["job_id"], row["state"], row["nodes"], row["gpus"]) == ("77_0", "running", 2, 8)
     assert row["tunnel"] == "ssh -L 8265:127.0.0.1:8265 me@n1"
     told_at.write_text('{"address": 5')
-    assert StudyReader(study).read().as_json()["allocations"][0]["tunnel"] is None
+    assert StudyMonitor(study).read().as_json()["allocations"][0]["tunnel"] is None
     answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
-    assert StudyReader(study).read().as_json()["allocations"] == []
+    assert StudyMonitor(study).read().as_json()["allocations"] == []
 
 
 def told(study: ResolvedStudy) -> list[str]:
     """The lines of `status` below its table."""
-    return [str(line) for line in summary(StudyReader(study).read())]
+    return [str(line) for line in summary(StudyMonitor(study).read())]
 
 
 def test_a_job_is_ended_when_no_run_of_it_is_wanted_any_more(
@@ -247,7 +247,7 @@ def test_what_is_retried_while_its_job_runs_is_left_to_that_job(
     assert "1 run left to job 77_0, which is not over and trains them" in said.out
     assert "nothing of tiny is left" not in said.out
     assert states(study) == [RunState.QUEUED] * 3
-    assert len(ArrayBook(study.root.study("tiny")).read()) == 1
+    assert len(ArrayStore(study.root.study("tiny")).read()) == 1
 
 
 def test_from_another_cluster_a_study_is_left_to_the_one_it_was_submitted_to(
@@ -257,7 +257,7 @@ def test_from_another_cluster_a_study_is_left_to_the_one_it_was_submitted_to(
     ssmscale: Callable[..., Answer],
 ) -> None:
     at_cluster("alpha")
-    ArrayBook(study.root.study("tiny")).write(
+    ArrayStore(study.root.study("tiny")).write(
         packed_array(study, "ssmscale-a", "77").model_copy(update={"slurm_cluster": "alpha"})
     )
     assert ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster").err == ""
@@ -283,7 +283,7 @@ def test_a_submission_notes_which_cluster_it_went_to(
     answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
     at_cluster("alpha")
     assert "3 series submitted" in ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster").out
-    assert list(ArrayBook(study.root.study("tiny")).read().values())[-1].slurm_cluster == "alpha"
+    assert list(ArrayStore(study.root.study("tiny")).read().values())[-1].slurm_cluster == "alpha"
 
 
 def test_a_retry_without_room_is_refused_before_anything_is_forgotten(
@@ -332,7 +332,7 @@ def test_a_retry_is_packed_on_as_many_nodes_as_the_newest_submission_said(
     assert "on ray, cluster devcluster, up to 2 nodes, as it was last submitted" in said.out
     assert "3 runs in 3 series packed on 2 nodes with 2 GPUs each" in said.out
     assert at_slurm.read()[-1]["nodes"] == 2
-    *_, array = ArrayBook(study.root.study("tiny")).read().values()
+    *_, array = ArrayStore(study.root.study("tiny")).read().values()
     assert array.shape.nodes == 2
 
 

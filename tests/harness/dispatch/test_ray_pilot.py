@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Task
 from harness.dispatch.ray import pilot as pilot_module
 from harness.dispatch.ray.cluster import NodeEvent, NodePlan, RayNodes
@@ -52,9 +52,9 @@ def pilot(scontrol: Path, tmp_path: Path, study_fields: Fields) -> Pilot:
         process=identify_process(),
         t=time.time(),
     )
-    book = ArrayBook(root.study(study.study.name).absolute())
-    book.write(array)
-    return Pilot(book.folder / "ssmscale-packed.json", array, ())
+    store = ArrayStore(root.study(study.study.name).absolute())
+    store.write(array)
+    return Pilot(store.folder / "ssmscale-packed.json", array, ())
 
 
 def states(pilot: Pilot) -> set[str | None]:

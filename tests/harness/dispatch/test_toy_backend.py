@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.dispatch import registry
-from harness.dispatch.arrays import Array, ArrayBook, new_array
+from harness.dispatch.arrays import Array, ArrayStore, new_array
 from harness.dispatch.base import Backend, Handle, Task
 from harness.plan.allocation import Shape
 from harness.record.jobs import JobState, JobView
@@ -31,7 +31,7 @@ class Toy(Backend):
 
     def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
         shape = Shape(nodes=1, ranks=1, threads=1, memory_gib=1)
-        return ArrayBook(self.study_dir).submit(new_array(name, shape, tasks, backend="toy"), self._take)
+        return ArrayStore(self.study_dir).submit(new_array(name, shape, tasks, backend="toy"), self._take)
 
     def _take(self, array: Array) -> str:
         number = str(len(self.waiting) + len(self.started))
@@ -105,5 +105,5 @@ def test_a_backend_of_one_class_is_submitted_to_shown_cancelled_retried_and_its_
     said = ask("logs", "tiny", run).out
     assert "Toy's log of job" in said
     assert "the toy starts it" in said
-    (array, *_) = ArrayBook(root.study("tiny")).read().values()
+    (array, *_) = ArrayStore(root.study("tiny")).read().values()
     assert array.backend_name == "toy"

@@ -14,7 +14,7 @@ from harness.cli import status as status_verb
 from harness.cli.status import _Display, print_status, watch_status
 from harness.common.console import console, errors
 from harness.common.validation import validate
-from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Task
 from harness.plan.allocation import Shape
 from harness.record.journal import Progress, Span, read_progress
@@ -23,7 +23,7 @@ from harness.record.root import Root
 from harness.record.status import Hours, JobTime, RunState, RunStatus, count_hours
 from harness.study.grid import GridPoint
 from harness.study.schema import Study
-from harness.submit.monitor import Reading, StudyReader
+from harness.submit.monitor import StudyMonitor, StudySnapshot
 from harness.train.stopping import GPU_SHARE
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
 from tests.harness.trainer import series_folder, train
@@ -148,7 +148,7 @@ def test_a_worker_journals_what_share_of_a_gpu_it_has(
 
 
 @pytest.fixture
-def reading(tmp_path: Path, study_fields: Fields) -> Reading:
+def snapshot(tmp_path: Path, study_fields: Fields) -> StudySnapshot:
     """Forty runs: one done, one in training by this process, the rest new."""
     root = Root(tmp_path / "runs")
     study_fields["grid"] |= {"iterations": [10], "seeds": list(range(40))}
@@ -157,38 +157,38 @@ def reading(tmp_path: Path, study_fields: Fields) -> Reading:
     with begin_series(root, points[-1].run) as trunk:
         log_steps(trunk, [3])
     rows = rows_of(root, study_fields)
-    return Reading("tiny", rows, _hours(rows), ())
+    return StudySnapshot("tiny", rows, _hours(rows), ())
 
 
 def _hours(rows: list[RunStatus]) -> Hours:
     return Hours({}, {row.run_id: None if row.state is RunState.NEW else 0.0 for row in rows})
 
 
-def printed(reading: Reading, *, height: int | None = None) -> list[str]:
+def printed(snapshot: StudySnapshot, *, height: int | None = None) -> list[str]:
     console = Console(
         file=io.StringIO(), width=100, height=height, force_terminal=False, highlight=False, markup=False
     )
     if height is None:
-        print_status(console, reading)
+        print_status(console, snapshot)
     else:
-        console.print(_Display(reading))
+        console.print(_Display(snapshot))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
 
-def test_the_table_has_every_run_and_what_nobody_knows_is_said(reading: Reading) -> None:
-    lines = printed(reading)
-    assert all(any(row.run_id in line for line in lines) for row in reading.rows)
+def test_the_table_has_every_run_and_what_nobody_knows_is_said(snapshot: StudySnapshot) -> None:
+    lines = printed(snapshot)
+    assert all(any(row.run_id in line for line in lines) for row in snapshot.rows)
     assert "1 done" in lines[-2]
     assert "38 new" in lines[-2]
     assert lines[-1] == "GPU-hours: 0 used, what is left is not known before a run has measured its speed"
 
 
-def test_a_display_keeps_to_the_terminals_height_and_shows_what_runs_first(reading: Reading) -> None:
-    lines = printed(reading, height=12)
+def test_a_display_keeps_to_the_terminals_height_and_shows_what_runs_first(snapshot: StudySnapshot) -> None:
+    lines = printed(snapshot, height=12)
     assert len(lines) < 12
-    assert any(reading.rows[-1].run_id in line and "running" in line for line in lines)
-    assert not any(reading.rows[0].run_id in line for line in lines)  # done: shown last
+    assert any(snapshot.rows[-1].run_id in line and "running" in line for line in lines)
+    assert not any(snapshot.rows[0].run_id in line for line in lines)  # done: shown last
     assert any(line.startswith("and 34 more: 1 done, 33 new") for line in lines)
 
 
@@ -204,15 +204,15 @@ def test_watching_goes_on_while_a_scheduler_has_not_answered_yet(
         t=0.0,
         job_id="7",
     )
-    ArrayBook(resolved.root.study("tiny")).write(array)
+    ArrayStore(resolved.root.study("tiny")).write(array)
     squeue = write_program(tmp_path / "bin" / "squeue", "echo slurmctld is away >&2; exit 1")
     monkeypatch.setenv("PATH", str(squeue.parent))
     monkeypatch.setattr(status_verb, "WATCH_SECONDS", 0.0)
-    reader = StudyReader(resolved)
+    reader = StudyMonitor(resolved)
     unheard = reader.read()
     assert "slurmctld is away" in str(unheard.problem)
     squeue.write_text("#!/bin/sh\n")
-    heard = StudyReader(resolved).read()
+    heard = StudyMonitor(resolved).read()
     assert (heard.problem, heard.is_live) == (None, False)
     coming = iter([unheard, unheard, heard])
     console = Console(file=io.StringIO(), width=200, markup=False)
@@ -221,10 +221,10 @@ def test_watching_goes_on_while_a_scheduler_has_not_answered_yet(
     assert console.file.getvalue().count("slurmctld is away") == 1
 
 
-def test_what_a_log_put_into_a_reason_moves_no_cursor(reading: Reading) -> None:
-    first, *rest = reading.rows
+def test_what_a_log_put_into_a_reason_moves_no_cursor(snapshot: StudySnapshot) -> None:
+    first, *rest = snapshot.rows
     unruly = dataclasses.replace(first, reason="its log ends: \x1b[2J\nKilled")
-    lines = printed(dataclasses.replace(reading, rows=[unruly, *rest]))
+    lines = printed(dataclasses.replace(snapshot, rows=[unruly, *rest]))
     (line,) = (line for line in lines if first.run_id in line)
     assert line.endswith("its log ends:  [2J Killed")
 

@@ -21,7 +21,7 @@ from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.study.schema import Study
 from harness.submit import cancel
-from harness.submit.claims import Claim, Claims, make_claim
+from harness.submit.leases import Lease, Leases, acquire
 from harness.submit.monitor import planned
 from harness.submit.submission import Submission
 from tests.cluster.slurm_study import PROFILE
@@ -95,13 +95,13 @@ def here(tmp_path: Path, study_fields: Fields, states: Path, ssmscale: Command) 
     return Here(tmp_path, study_fields, states, ssmscale)
 
 
-def test_a_series_that_others_have_claimed_is_launched_as_they_said(here: Here) -> None:
+def test_a_series_that_others_have_leased_is_launched_as_they_said(here: Here) -> None:
     (point, *_) = resolve(validate(Study, here.fields, "test"), here.root, "test").points
     folder = here.root.series(point.series_id)
     folder.mkdir(parents=True)
     (folder / "launch.json").write_text("theirs", encoding="utf-8")
-    theirs = Claim(study="theirs", array="ssmscale-a", process=identify_process(), t=time.time())
-    make_claim(folder, theirs)
+    theirs = Lease(study="theirs", array="ssmscale-a", process=identify_process(), t=time.time())
+    acquire(folder, theirs)
     said = here.submit()
     assert said.status == 0, said.err
     assert "1 series left to another submission" in said.out
@@ -138,7 +138,7 @@ def test_a_study_that_waits_in_slurms_hands_is_said_to_wait_there_when_it_is_sub
 def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_here(here: Here) -> None:
     here.fields["grid"]["iterations"] = [5]
     assert here.submit().status == 0
-    # Once for the claim; by the time all else is done, the job is over.
+    # Once for the lease; by the time all else is done, the job is over.
     here.slurm_says("PENDING", "CANCELLED")
     here.fields["name"] = "other"
     said = here.submit("local")
@@ -147,7 +147,7 @@ def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_her
     assert "left to" not in said.out
 
 
-def test_what_slurm_said_of_claims_holds_while_it_is_silent_and_else_nothing_is_trained_here(
+def test_what_slurm_said_of_leases_holds_while_it_is_silent_and_else_nothing_is_trained_here(
     here: Here, tmp_path: Path
 ) -> None:
     here.fields["grid"]["iterations"] = [5]
@@ -157,14 +157,14 @@ def test_what_slurm_said_of_claims_holds_while_it_is_silent_and_else_nothing_is_
     begun, late = (Submission(resolved, made, backend) for _ in range(2))
     tasks = begun.prepare([run.status for run in made.runs])
     here.slurm_says("COMPLETED")
-    assert begun.leave_claimed(tasks, Claims(here.root)) == tasks
+    assert begun.leave_leased(tasks, Leases(here.root)) == tasks
     here.slurm_is_silent()
-    assert begun.leave_claimed(tasks, Claims(here.root)) == tasks
+    assert begun.leave_leased(tasks, Leases(here.root)) == tasks
     arrays = here.root.study("tiny") / "arrays"
     with pytest.raises(
         SchedulerUnavailable, match=rf"no controller; a job of study tiny .* or remove {arrays} if"
     ):
-        late.leave_claimed(tasks, Claims(here.root))
+        late.leave_leased(tasks, Leases(here.root))
 
 
 def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(

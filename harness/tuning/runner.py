@@ -1,7 +1,7 @@
 """Where trials are trained: the backends of `submit`, handed a trial at a time while others run.
 
 Both kinds leave what is finished or in other hands alone, and both find again what an earlier controller left running:
-where this process supervises by the journals, else by the scheduler's word and the claims on Series.
+where this process supervises by the journals, else by the scheduler's word and the leases on Series.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Protocol
 
 from harness.common.console import warn
 from harness.common.process import identify_process
-from harness.dispatch.arrays import ArrayBook
+from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.base import Backend
-from harness.dispatch.ledger import jobs_of_runs, open_book
+from harness.dispatch.ledger import jobs_of_runs, open_ledger
 from harness.dispatch.supervise import JobSupervisor
 from harness.plan.cluster import Cluster
 from harness.record.control import Control
@@ -33,7 +33,7 @@ AT_ONCE = 8
 """Trials with a scheduler at once where neither study nor profile says: with more, a search is blind to its own."""
 
 
-class Workplace(Protocol):
+class TrialRunner(Protocol):
     """Trains Runs and tells where they stand."""
 
     backend: Backend
@@ -57,8 +57,8 @@ class Workplace(Protocol):
         """End what would not outlive this process, saving what it has."""
 
 
-def open_workplace(backend: Backend, resolved: ResolvedStudy) -> Workplace:
-    """Return the workplace of a search whose trials a backend trains; `resolved` is any of them."""
+def open_runner(backend: Backend, resolved: ResolvedStudy) -> TrialRunner:
+    """Return the runner of a search whose trials a backend trains; `resolved` is any of them."""
     return (Scheduled if backend.outlives else Supervised)(backend, resolved)
 
 
@@ -127,7 +127,7 @@ class Scheduled:
         return max(1, ((profile and profile.limits.parallel) or AT_ONCE) // series)
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
-        """Claim the Series and submit a batch for them.
+        """Lease the Series and submit a batch for them.
 
         A scheduler that has taken trials of this search before is waited for; else it raises SchedulerUnavailable.
         """
@@ -137,7 +137,7 @@ class Scheduled:
         try:
             handles = submission.hand_over(missing).handles
         except SchedulerUnavailable as gone:
-            if all(array.job_id is None for array in ArrayBook(self.folder).read().values()):
+            if all(array.job_id is None for array in ArrayStore(self.folder).read().values()):
                 raise
             self._warn(gone, "submitting again until it takes it")
             self._refused = time.monotonic()
@@ -161,7 +161,7 @@ class Scheduled:
     def _ask(self) -> None:
         self._asked = time.monotonic()
         try:
-            self._jobs = jobs_of_runs(open_book(self.folder))
+            self._jobs = jobs_of_runs(open_ledger(self.folder))
         except SchedulerUnavailable as gone:
             self._warn(gone, "going on with what it last said")
 

@@ -1,4 +1,4 @@
-"""What becomes of arrays and claims that change while SLURM is asked: nothing is lost, nothing submitted twice."""
+"""What becomes of arrays and leases that change while SLURM is asked: nothing is lost, nothing submitted twice."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from harness.dispatch import ledger
-from harness.dispatch.arrays import Array, ArrayBook
+from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Task
-from harness.dispatch.ledger import jobs_of_runs, open_book
+from harness.dispatch.ledger import jobs_of_runs, open_ledger
 from harness.plan.allocation import Shape
 from harness.record.root import Root
-from harness.submit.claims import Claim, Claims, make_claim
+from harness.submit.leases import Lease, Leases, acquire
 from tests.harness.conftest import SAY_WHO, Answering
 
 SERIES = "0123456789abcdef"
@@ -39,22 +39,22 @@ def array_of(name: str, process: dict[str, Any], job_id: str | None = None, age:
 def test_an_array_nobody_submitted_is_void(
     tmp_path: Path, answering: Answering, gone: dict[str, Any]
 ) -> None:
-    ArrayBook(tmp_path).write(array_of("ssmscale-a", gone))
-    assert open_book(tmp_path).arrays["ssmscale-a"].is_void
-    assert ArrayBook(tmp_path).read()["ssmscale-a"].is_void
+    ArrayStore(tmp_path).write(array_of("ssmscale-a", gone))
+    assert open_ledger(tmp_path).arrays["ssmscale-a"].is_void
+    assert ArrayStore(tmp_path).read()["ssmscale-a"].is_void
 
 
 def test_a_number_written_down_while_slurm_is_asked_stays(
     tmp_path: Path, answering: Answering, gone: dict[str, Any]
 ) -> None:
-    book = ArrayBook(tmp_path)
-    book.write(array_of("ssmscale-a", gone, job_id="77"))
-    answered = book.folder / "ssmscale-a.json"
+    store = ArrayStore(tmp_path)
+    store.write(array_of("ssmscale-a", gone, job_id="77"))
+    answered = store.folder / "ssmscale-a.json"
     answered.rename(tmp_path / "later")
-    book.write(array_of("ssmscale-a", gone))
+    store.write(array_of("ssmscale-a", gone))
     answering(first=f"mv '{tmp_path}/later' '{answered}'")
-    assert open_book(tmp_path).arrays["ssmscale-a"].job_id == "77"
-    assert book.read()["ssmscale-a"].job_id == "77"
+    assert open_ledger(tmp_path).arrays["ssmscale-a"].job_id == "77"
+    assert store.read()["ssmscale-a"].job_id == "77"
 
 
 def test_a_submission_that_ends_while_slurm_is_asked_is_judged_the_next_time(
@@ -63,12 +63,12 @@ def test_a_submission_that_ends_while_slurm_is_asked_is_judged_the_next_time(
     command = [sys.executable, "-c", f"{SAY_WHO}; input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as submission:
         assert submission.stdout is not None
-        ArrayBook(tmp_path).write(array_of("ssmscale-a", json.loads(submission.stdout.readline())))
+        ArrayStore(tmp_path).write(array_of("ssmscale-a", json.loads(submission.stdout.readline())))
         ended = f"until grep -q '^State:.Z' /proc/{submission.pid}/status; do :; done"
         answering(first=f"kill {submission.pid}; {ended}")
-        assert open_book(tmp_path).holds("ssmscale-a", SERIES)
+        assert open_ledger(tmp_path).holds("ssmscale-a", SERIES)
         answering()
-        assert not open_book(tmp_path).holds("ssmscale-a", SERIES)
+        assert not open_ledger(tmp_path).holds("ssmscale-a", SERIES)
 
 
 def test_slurm_is_given_time_to_hear_of_an_array_whose_submission_was_killed(
@@ -76,17 +76,17 @@ def test_slurm_is_given_time_to_hear_of_an_array_whose_submission_was_killed(
 ) -> None:
     monkeypatch.setattr(ledger, "ORPHAN_SECONDS", 0.5)
     array = array_of("ssmscale-a", gone, age=0)
-    ArrayBook(tmp_path).write(array)
+    ArrayStore(tmp_path).write(array)
     answering(first=f"date +%s.%N >'{tmp_path}/asked'")
-    open_book(tmp_path)
+    open_ledger(tmp_path)
     assert float((tmp_path / "asked").read_text()) >= array.t + 0.5
 
 
 def test_a_job_of_an_array_found_void_leaves_at_once(tmp_path: Path, gone: dict[str, Any]) -> None:
-    book = ArrayBook(tmp_path)
-    book.write(array_of("ssmscale-a", gone).model_copy(update={"is_void": True}))
+    store = ArrayStore(tmp_path)
+    store.write(array_of("ssmscale-a", gone).model_copy(update={"is_void": True}))
     done = subprocess.run(
-        [sys.executable, "-m", "harness.dispatch.slurm.job", str(book.folder / "ssmscale-a.json")],
+        [sys.executable, "-m", "harness.dispatch.slurm.job", str(store.folder / "ssmscale-a.json")],
         env={**os.environ, "SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_JOB_ID": "77"},
         capture_output=True,
         text=True,
@@ -102,62 +102,62 @@ def test_a_series_submitted_since_the_book_was_read_is_not_submitted_again(
 ) -> None:
     root = Root(tmp_path / "runs")
     root.series(SERIES).mkdir(parents=True)
-    claims = Claims(root)
+    leases = Leases(root)
     root.series("other").mkdir()
-    make_claim(root.series("other"), claim_of("ssmscale-old", gone))
-    assert claims.take("other", claim_of("ssmscale-new", gone))  # reads the Book
-    make_claim(root.series(SERIES), claim_of("ssmscale-b", gone))
-    ArrayBook(root.study("s")).write(array_of("ssmscale-b", gone, job_id="77"))
+    acquire(root.series("other"), lease_of("ssmscale-old", gone))
+    assert leases.take("other", lease_of("ssmscale-new", gone))  # reads the Ledger
+    acquire(root.series(SERIES), lease_of("ssmscale-b", gone))
+    ArrayStore(root.study("s")).write(array_of("ssmscale-b", gone, job_id="77"))
     answering("77_0|ssmscale-b|PENDING|0:00||Priority")
-    assert not claims.take(SERIES, claim_of("ssmscale-new", gone))
+    assert not leases.take(SERIES, lease_of("ssmscale-new", gone))
 
 
-def test_a_claim_for_an_array_that_never_was_is_over(
+def test_a_lease_for_an_array_that_never_was_is_over(
     tmp_path: Path, answering: Answering, gone: dict[str, Any]
 ) -> None:
     root = Root(tmp_path / "runs")
     root.series(SERIES).mkdir(parents=True)
-    make_claim(root.series(SERIES), claim_of("ssmscale-a", gone))
-    assert Claims(root).take(SERIES, claim_of("ssmscale-b", gone))
+    acquire(root.series(SERIES), lease_of("ssmscale-a", gone))
+    assert Leases(root).take(SERIES, lease_of("ssmscale-b", gone))
 
 
-def claim_of(array: str, process: dict[str, Any]) -> Claim:
-    return Claim(study="s", array=array, process=process, t=time.time() - 60)
+def lease_of(array: str, process: dict[str, Any]) -> Lease:
+    return Lease(study="s", array=array, process=process, t=time.time() - 60)
 
 
 def test_what_another_cluster_was_given_is_held_there_whatever_this_one_says_of_its_number(
     tmp_path: Path, answering: Answering, at_cluster: Callable[[str], None], gone: dict[str, Any]
 ) -> None:
-    book, root = ArrayBook(tmp_path / "runs" / "studies" / "theirs"), Root(tmp_path / "runs")
+    store, root = ArrayStore(tmp_path / "runs" / "studies" / "theirs"), Root(tmp_path / "runs")
     array = array_of("ssmscale-a", gone, job_id="77").model_copy(update={"slurm_cluster": "alpha"})
-    book.write(array)
+    store.write(array)
     answering("77_0|ssmscale-a|COMPLETED|5:00|n1|None")
     at_cluster("alpha")
-    found = open_book(book.folder.parent)
+    found = open_ledger(store.folder.parent)
     assert not found.holds("ssmscale-a", SERIES)
     at_cluster("beta")
-    found = open_book(book.folder.parent)
+    found = open_ledger(store.folder.parent)
     assert found.elsewhere == {"ssmscale-a": "alpha"}
     assert found.holds("ssmscale-a", SERIES)
     (view,) = jobs_of_runs(found).values()
     assert (view.state, view.job_id) == ("queued", "77")
     assert view.reason == "in the hands of SLURM cluster alpha, which is not asked from here"
     root.series(SERIES).mkdir(parents=True)
-    make_claim(root.series(SERIES), Claim(study="theirs", array="ssmscale-a", process=gone, t=0.0))
-    mine = Claim(study="mine", array="ssmscale-b", process=gone, t=1.0)
-    assert not Claims(root).take(SERIES, mine)
+    acquire(root.series(SERIES), Lease(study="theirs", array="ssmscale-a", process=gone, t=0.0))
+    mine = Lease(study="mine", array="ssmscale-b", process=gone, t=1.0)
+    assert not Leases(root).take(SERIES, mine)
     at_cluster("alpha")
-    assert Claims(root).take(SERIES, mine)
+    assert Leases(root).take(SERIES, mine)
 
 
 def test_an_array_of_before_clusters_were_recorded_is_this_ones(
     tmp_path: Path, answering: Answering, gone: dict[str, Any]
 ) -> None:
-    book = ArrayBook(tmp_path)
-    book.write(array_of("ssmscale-a", gone, job_id="77"))
-    path = book.folder / "ssmscale-a.json"
+    store = ArrayStore(tmp_path)
+    store.write(array_of("ssmscale-a", gone, job_id="77"))
+    path = store.folder / "ssmscale-a.json"
     fields = json.loads(path.read_text())
     del fields["slurm_cluster"]
     path.write_text(json.dumps(fields))
     answering("77_0|ssmscale-a|RUNNING|5:00|n1|None")
-    assert open_book(tmp_path).holds("ssmscale-a", SERIES)
+    assert open_ledger(tmp_path).holds("ssmscale-a", SERIES)
