@@ -1,7 +1,7 @@
-"""JSON lines: each is checked in reading, and a line that is not valid is passed over.
+"""JSON lines: readers check every line and skip the invalid ones.
 
-A file may have been torn by a crash, damaged by a disk, or edited. Readers may rely on the type and the range of every
-field named here; other fields are kept as they are.
+A crash may tear a file, a disk may damage it and a user may edit it. Readers may rely on the type and range of every
+field named here; other fields are kept unchecked.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing_extensions import TypedDict
 from harness.common.validation import first_mistake
 
 CHUNK = 2**20
-"""Bytes read at once, and the length above which a line is not valid."""
+"""Bytes read at once, and the length above which a line is invalid."""
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, lt=2.0**38)]
-"""A time since 1970 that fits whatever a database makes of it: some 8700 years."""
+"""Seconds since 1970, within the range of a database's dates: some 8700 years."""
 _STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class ProcessFields(TypedDict, total=False):
-    """A process, as process.identify_process describes it."""
+    """A process as process.identify_process describes it."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
 
@@ -38,7 +38,7 @@ class ProcessFields(TypedDict, total=False):
 
 
 class LayoutFields(TypedDict, total=False):
-    """A record.root.Layout, as a worker journals it."""
+    """A record.root.Layout as a worker journals it."""
 
     __pydantic_config__ = _STRICT  # type: ignore[misc]
 
@@ -89,15 +89,15 @@ _LINE = TypeAdapter(LineFields)
 
 @dataclass(frozen=True)
 class Damage:
-    """A line that is passed over."""
+    """A line that is skipped."""
 
     number: int
-    """Counted from 1."""
+    """Line number, counted from 1."""
     why: str
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Parse one line without its end; raises ValueError saying why it is not valid."""
+    """Parse one line without its newline; raises ValueError with the reason why it is invalid."""
     try:
         return dict(_LINE.validate_json(line))
     except ValidationError as error:
@@ -106,24 +106,24 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 @dataclass
 class LineReader:
-    """Reads what has been appended to one file since it last did."""
+    """Reads what was appended to a file since the last reading."""
 
     path: Path
     offset: int = 0
-    """Bytes taken in: whole lines alone."""
+    """Bytes of the whole lines read so far."""
     number: int = 0
-    """Lines taken in."""
+    """Number of lines read so far."""
     torn: bool = False
-    """True if the file goes on behind them, without an end of line."""
+    """True if a line without a newline follows them."""
     _skipping: bool = False
 
     def read(
         self, check: Callable[[dict[str, Any]], None] | None = None
     ) -> Iterator[dict[str, Any] | Damage]:
-        """Every new whole line, in order: its fields, or why it is passed over.
+        """Yield the fields of every new whole line in order, or its Damage; memory stays bounded for any file.
 
-        `check` may raise ValueError where fields that are right in themselves make no valid line. Memory is bounded
-        whatever the file holds. Raises OSError where it cannot be read.
+        `check` may raise ValueError for fields that are valid one by one but not together. Raises OSError if the file
+        cannot be read.
         """
         with self.path.open("rb") as file:
             file.seek(self.offset)
@@ -152,7 +152,7 @@ class LineReader:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the valid lines of a file, oldest first; none of a file that is not there."""
+    """Yield the valid lines of a file, oldest first; none if there is no such file."""
     try:
         for line in LineReader(path).read():
             if not isinstance(line, Damage):

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from harness.common.disk import DiskFull, append_line, make_folder, naming_a_full_disk, sync_folder
+from harness.common.disk import DiskFull, append_line, make_folder, naming_a_full_disk, sync_to_disk
 from harness.common.jsonl import Damage, LineReader
 from harness.common.process import process_is_alive
 from harness.common.validation import first_mistake
@@ -74,7 +74,7 @@ class Journal:
         self._next = path.with_name(FORMAT.format(attempt + 1))
         with naming_a_full_disk(path):
             self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR, 0o644)
-            sync_folder(path.parent)
+            sync_to_disk(path.parent)
 
     @classmethod
     def open(cls, directory: Path) -> Self:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.common.disk import SLACK, DiskFull, append_line, free_bytes, is_full, room_for, write_atomically
+from harness.common.disk import SLACK, DiskFull, append_line, free_bytes, is_full, space_for, write_atomically
 from harness.dispatch.ray.cluster import make_token
 
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
@@ -25,7 +25,7 @@ def disk(small_disk: Callable[[int], Path]) -> Path:
 
 
 def test_what_has_no_room_is_refused_before_it_is_written(disk: Path) -> None:
-    with pytest.raises(DiskFull, match=r"0\.5 MiB"), room_for(2**19, disk / "sub" / "x"):
+    with pytest.raises(DiskFull, match=r"0\.5 MiB"), space_for(2**19, disk / "sub" / "x"):
         (disk / "x").write_bytes(b"never")
     assert not (disk / "x").exists()
 
@@ -34,7 +34,7 @@ def test_what_another_rank_has_written_of_it_already_is_not_asked_for_again(disk
     (disk / "tag").mkdir()
     (disk / "tag" / "of another rank").write_bytes(bytes(150_000))
     assert free_bytes(disk) < 200_000
-    with room_for(200_000, disk / "tag"):
+    with space_for(200_000, disk / "tag"):
         (disk / "tag" / "of this rank").write_bytes(bytes(50_000))
 
 
@@ -42,7 +42,7 @@ def test_what_another_rank_has_written_of_it_already_is_not_asked_for_again(disk
 def test_torch_running_out_of_room_is_a_full_disk(disk: Path, zipped: bool) -> None:
     import torch
 
-    with pytest.raises(DiskFull, match=r"x\.pt"), room_for(100_000, disk / "x.pt"):
+    with pytest.raises(DiskFull, match=r"x\.pt"), space_for(100_000, disk / "x.pt"):
         torch.save({"a": torch.zeros(100_000)}, disk / "x.pt", _use_new_zipfile_serialization=zipped)
 
 
@@ -50,12 +50,12 @@ def test_safetensors_running_out_of_room_is_a_full_disk(disk: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    with pytest.raises(DiskFull), room_for(100_000, disk / "x"):
+    with pytest.raises(DiskFull), space_for(100_000, disk / "x"):
         save_file({"a": torch.zeros(100_000)}, disk / "x")
 
 
 def test_other_failures_are_what_they_were(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), room_for(1, tmp_path / "x"):
+    with pytest.raises(ZeroDivisionError), space_for(1, tmp_path / "x"):
         _ = 1 / 0
     assert not is_full(OSError(errno.EIO, "input/output error"))
     assert is_full(OSError(errno.EDQUOT, "quota"))
@@ -95,7 +95,7 @@ def test_a_write_cut_short_is_a_full_disk_even_where_there_is_room_again(
     (disk / "filling").write_bytes(bytes(4 * SLACK - 2**14))
 
     def save_and_make_room() -> None:
-        with room_for(1, disk / "weights"):
+        with space_for(1, disk / "weights"):
             try:
                 torch.save(torch.zeros(10_000), disk / "weights")
             finally:
@@ -150,6 +150,6 @@ def test_a_file_system_that_is_read_only_is_named_as_such(disk: Path) -> None:
         write_atomically(disk / "new", "{}")
     assert told.value.remedy == "make it writable"
     assert pickle.loads(pickle.dumps(told.value)).args == told.value.args  # as ranks tell each other
-    with pytest.raises(DiskFull, match="is read-only"), room_for(10, disk / "folder"):
+    with pytest.raises(DiskFull, match="is read-only"), space_for(10, disk / "folder"):
         pass
     assert (disk / "old").read_text() == "kept"

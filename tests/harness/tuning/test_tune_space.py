@@ -117,7 +117,7 @@ def test_without_optuna_it_is_said_what_brings_it_and_nothing_is_written(
     study = write_study(fields)
     before = files_below(tmp_path)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    ssmscale("tune", study, "--on", "local").assert_refused("pip install 'ssmscale[tune]' brings it")
+    ssmscale("tune", study, "--on", "local").assert_refused("pip install 'ssmscale[tune]'")
     assert files_below(tmp_path) == before
 
 
