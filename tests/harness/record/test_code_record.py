@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,11 +175,11 @@ def test_what_an_editor_leaves_among_the_sources_is_no_part_of_the_code(
 
 
 def test_a_process_whose_code_cannot_be_read_does_not_know_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_: Path) -> bytes:
+    def refused(*_: Any) -> Any:
         raise PermissionError
 
     running_code.cache_clear()
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "open", refused)
     assert running_code() is None
     running_code.cache_clear()
 

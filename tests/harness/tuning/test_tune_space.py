@@ -327,7 +327,7 @@ def test_changes_to_a_study_that_was_submitted_are_refused(
 ) -> None:
     registered(here, fields)
     ssmscale("tune", "tiny", "--root", here.path, "--on", "local", "--set", "tune.trials=99").assert_refused(
-        "--set changes a YAML file"
+        "--set works with a YAML file"
     )
 
 
