@@ -1,8 +1,7 @@
-"""From a Study to the grid of Runs it stands for.
+"""Expands a Study to its grid of Runs.
 
-Everything is checked before anything is written. What the grid needs of a corpus (codebooks, clip length,
-fingerprint) is read from its manifest, or taken from `corpus.facts` where the corpus is elsewhere; then runs can
-be planned and costed, but have no identity yet.
+Codebooks, clip length and fingerprint of the corpus come from its manifest. For a corpus that is not on this machine
+they come from `corpus.facts`; such Runs can be planned, but have no identity.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from pydantic import ValidationError
 
 from harness.common.validation import validate
 from harness.study.run import RECIPE_VERSION, Frozen, Optimiser, Run, Schedule, ScheduleKind
-from harness.study.schema import TUNED, SizeKeys, SizePatch, Study, merged
+from harness.study.schema import TUNED, CorpusChoice, SizeKeys, SizePatch, Study, merged
 from harness.study.tune import Tuned, tuned_rate
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.errors import InputError
@@ -26,15 +26,13 @@ from ssmttm.model.sizes import Sizing, sized_model, width_step
 from ssmttm.text.config import TextConfig
 
 UNKNOWN_FINGERPRINT = "0" * 64
-"""Stands for a corpus or an encoder that is not here: such Runs are planned and never trained."""
-
-
+"""Fingerprint of a corpus or an encoder that is not on this machine; its Runs are planned and never trained."""
 MOST_RUNS = 100_000
-"""Runs of one study: beyond it a grid is a slip of the pen, and expanding it takes minutes."""
+"""Largest number of Runs of a study: a larger grid is a mistake, and expanding it takes minutes."""
 
 
 class CorpusView(Frozen):
-    """A corpus as the grid sees it."""
+    """The facts of a corpus that the grid needs."""
 
     n_codebooks: int
     codebook_size: int
@@ -44,13 +42,13 @@ class CorpusView(Frozen):
 
     @property
     def is_known(self) -> bool:
-        """Whether the content is known, so that Runs on it have an identity."""
+        """True if its content is known, so that its Runs have an identity."""
         return self.fingerprint != UNKNOWN_FINGERPRINT
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """A Run with the names its study gives to where it stands in the grid."""
+    """A Run with its architecture and its size, by their names in the study."""
 
     architecture: str
     size: str
@@ -58,19 +56,19 @@ class GridPoint:
 
     @cached_property
     def run_id(self) -> str:
-        """The Run's identity, hashed once."""
+        """Identity of the Run, hashed once."""
         return self.run.run_id
 
     @cached_property
     def series_id(self) -> str:
-        """The identity of the Run's Series, hashed once."""
+        """Identity of the Run's Series, hashed once."""
         return self.run.series_id
 
 
 def view_corpus(study: Study, where: str) -> CorpusView:
-    """The study's corpus from its manifest, else from the facts declared; raises InputError without either.
+    """Return the facts of the study's corpus, from its manifest or else from `corpus.facts`.
 
-    Also raises InputError where the manifest and what the study expects of it disagree.
+    Raises InputError without either, and if the manifest disagrees with the study.
     """
     choice = study.corpus
     try:
@@ -81,17 +79,11 @@ def view_corpus(study: Study, where: str) -> CorpusView:
         facts = choice.facts
         if choice.frames is not None and choice.frames > facts.frames:
             raise InputError(
-                f"{where}: corpus.frames: {choice.frames}: corpus.facts.frames is {facts.frames}; a sequence is "
-                "cropped from a clip"
+                f"{where}: corpus.frames: {choice.frames}: is longer than a clip: corpus.facts.frames is {facts.frames}"
             ) from error
-        return CorpusView(
-            n_codebooks=facts.n_codebooks,
-            codebook_size=facts.codebook_size,
-            frames=choice.frames or facts.frames,
-            clips=facts.clips,
-            fingerprint=UNKNOWN_FINGERPRINT,
-        )
-    _compare(study, manifest, where)
+        fields = facts.model_dump() | {"frames": choice.frames or facts.frames}
+        return CorpusView(**fields, fingerprint=UNKNOWN_FINGERPRINT)
+    _compare(choice, manifest, where)
     return CorpusView(
         n_codebooks=manifest.codec.n_codebooks,
         codebook_size=manifest.codec.codebook_size,
@@ -101,42 +93,39 @@ def view_corpus(study: Study, where: str) -> CorpusView:
     )
 
 
-def _compare(study: Study, manifest: Manifest, where: str) -> None:
-    choice, codec = study.corpus, manifest.codec
+def _compare(choice: CorpusChoice, manifest: Manifest, where: str) -> None:
+    codec = manifest.codec
     if choice.codec is not None and choice.codec != codec.name:
         raise InputError(
-            f"{where}: corpus.codec: {choice.codec!r}: {choice.path} was made by the codec {codec.name!r}"
+            f"{where}: corpus.codec: {choice.codec!r}: {choice.path} was made with the codec {codec.name!r}"
         )
     if choice.frames is not None and choice.frames > manifest.frames:
         raise InputError(
             f"{where}: corpus.frames: {choice.frames}: the clips of {choice.path} have {manifest.frames} frames"
         )
     if choice.facts is not None:
-        # What decides the model and its sequences is held to; how many clips there are is noted by the plan.
-        facts, frames = choice.facts, choice.frames
-        said = {
-            "n_codebooks": (facts.n_codebooks, codec.n_codebooks),
-            "codebook_size": (facts.codebook_size, codec.codebook_size),
-            "frames": (frames or facts.frames, frames or manifest.frames),
-        }
-        for key, (expected, held) in said.items():
-            if expected != held:
+        # The plan notes another number of clips.
+        actual = {"n_codebooks": codec.n_codebooks, "codebook_size": codec.codebook_size}
+        if choice.frames is None:
+            actual["frames"] = manifest.frames
+        for key, value in actual.items():
+            if (expected := getattr(choice.facts, key)) != value:
                 raise InputError(
-                    f"{where}: corpus.facts.{key}: {expected}: {choice.path} has {held}; build the corpus that was "
-                    "planned for, or say what this one has"
+                    f"{where}: corpus.facts.{key}: {expected}: {choice.path} has {value}; build the corpus that was "
+                    "planned for, or correct corpus.facts"
                 )
 
 
 def expand(
     study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str, tuned: Tuned | None = None
 ) -> list[GridPoint]:
-    """Every Run of the grid, architectures and sizes in the study's order, then seeds, then iterations.
+    """Return every Run of the grid: architectures and sizes in the study's order, then seeds, then iterations.
 
-    Raises InputError where a size makes no model, naming the size and the architecture, where there are too many, and
-    where a learning rate is left to `tuned`, which does not tell it.
+    Raises InputError if a size makes no model, if there are too many Runs, and if `tuned` has no learning rate for a
+    Run that needs one.
     """
     if (runs := study.grid.n_runs) > MOST_RUNS:
-        raise InputError(f"{where}: grid: stands for {runs:,} runs; at most {MOST_RUNS:,} make one study")
+        raise InputError(f"{where}: grid: has {runs:,} runs; a study may have {MOST_RUNS:,} at most")
     points = list(_points(study, corpus, text_fingerprint, where, tuned))
     seen: dict[str, GridPoint] = {}
     for point in points:
@@ -161,24 +150,19 @@ def _points(
             fields = training.optimiser.model_dump() | changes
             if fields["lr"] == TUNED:
                 fields["lr"] = tuned_rate(tuned, model, of_size)
-            optimiser = validate(Optimiser, fields, of_size)
+            shared_fields: dict[str, Any] = {
+                **dict(training),
+                "recipe_version": RECIPE_VERSION,
+                "model": model,
+                "corpus": corpus.fingerprint,
+                "text_encoder": text_fingerprint,
+                "frames": corpus.frames,
+                "optimiser": validate(Optimiser, fields, of_size),
+                "schedule": _own_schedule(training.schedule),
+            }
             for seed in study.grid.seeds_of(size):
                 for iterations in study.grid.iterations_of(architecture):
-                    run = Run(
-                        recipe_version=RECIPE_VERSION,
-                        model=model,
-                        corpus=corpus.fingerprint,
-                        text_encoder=text_fingerprint,
-                        frames=corpus.frames,
-                        batch=training.batch,
-                        optimiser=optimiser,
-                        schedule=_own_schedule(training.schedule),
-                        regularisation=training.regularisation,
-                        precision=training.precision,
-                        eval_clips=training.eval_clips,
-                        iterations=iterations,
-                        seed=seed,
-                    )
+                    run = Run(**shared_fields, iterations=iterations, seed=seed)
                     yield GridPoint(str(architecture), size, run)
 
 
@@ -212,17 +196,16 @@ def _model(
 
 
 def _unused_by(architecture: Architecture) -> set[str]:
-    """Keys of a model, given for all architectures, that decide nothing about this one and so are no part of it."""
+    """Return the keys of a size and of a model that an architecture does not use."""
     of_layers = {key for layer in LAYERS.values() for key in layer.keys}
     used = {key for layer in architecture.layers for key in layer.keys}
     return {"optimiser", "resources", *SizeKeys.model_fields} | of_layers - used
 
 
 def _own_schedule(schedule: Schedule) -> Schedule:
-    """A schedule without what its kind does not use."""
-    if schedule.kind is ScheduleKind.WSD:
-        return schedule
-    unused = (
-        {"decay_fraction"} if schedule.kind is ScheduleKind.COSINE else {"decay_fraction", "final_fraction"}
-    )
-    return Schedule(**schedule.model_dump(exclude=unused))
+    """Return the schedule without the keys that its kind does not use."""
+    unused = {
+        ScheduleKind.COSINE: {"decay_fraction"},
+        ScheduleKind.CONSTANT: {"decay_fraction", "final_fraction"},
+    }
+    return Schedule(**schedule.model_dump(exclude=unused.get(schedule.kind)))

@@ -8,7 +8,6 @@ from harness.study.run import (
     Schedule,
     ScheduleKind,
     branch_step,
-    decay_steps,
     fewest_iterations,
     is_annealed,
     learning_rate,
@@ -19,8 +18,7 @@ from harness.study.run import (
 WSD = Schedule(warmup=10)
 
 
-def test_a_decay_takes_a_fifth_of_the_iterations_and_begins_after_the_rest() -> None:
-    assert decay_steps(WSD, 100) == 20
+def test_a_decay_takes_the_last_fifth_of_the_iterations() -> None:
     assert branch_step(WSD, 100) == 80
 
 
