@@ -1,8 +1,4 @@
-"""Writing to a disk that may fill up: a file or a line is written whole or not at all, and DiskFull names the path.
-
-A line is one write, so a killed process tears none. A full disk does; a failed line is therefore removed before the
-next one is written.
-"""
+"""Writing to a disk that may fill up: a file or a line is written whole or not at all, and DiskFull names the path."""
 
 from __future__ import annotations
 
@@ -56,7 +52,7 @@ def is_full(error: BaseException) -> bool:
     """True if an error, or one that caused it, comes from a full or read-only disk."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, DiskFull) or (isinstance(found, OSError) and found.errno in FULL):
+        if isinstance(found, DiskFull) or getattr(found, "errno", None) in FULL:
             return True
         if any(message in str(found) for message in FULL_MESSAGES):
             return True
@@ -91,9 +87,8 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
 def space_for(needed: int, path: Path) -> Iterator[None]:
     """Run a block that writes about `needed` bytes to the file or folder `path`, or raise DiskFull naming it.
 
-    Free space is checked before the block and again if it fails, since libraries that write through C++ do not say why
-    they failed. Free space alone does not decide: another process may have freed some since, and a quota does not show
-    in it. Bytes already at `path` count as written, since other ranks may have begun.
+    Free space is checked before the block, and again if it fails, since C++ libraries do not say why they failed. Bytes
+    already at `path` count as written, since other ranks may have begun.
     """
     if is_read_only(path):
         raise DiskFull(path, is_read_only=True)

@@ -7,6 +7,7 @@ field named here; other fields are kept unchecked.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Required
@@ -22,13 +23,10 @@ CHUNK = 2**20
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, lt=2.0**38)]
 """Seconds since 1970, within the range of a database's dates: some 8700 years."""
-_STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class ProcessFields(TypedDict, total=False):
     """A process as process.identify_process describes it."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
 
     host: str
     pid: Annotated[int, Field(ge=0, lt=2**31)]
@@ -40,8 +38,6 @@ class ProcessFields(TypedDict, total=False):
 class LayoutFields(TypedDict, total=False):
     """A record.root.Layout as a worker journals it."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
-
     ranks: Annotated[int, Field(ge=1, lt=2**31)]
     micro_batch: Annotated[int, Field(ge=1, lt=2**31)]
     accumulation: Whole
@@ -52,8 +48,6 @@ class LayoutFields(TypedDict, total=False):
 
 class LineFields(ProcessFields, total=False):
     """Fields of a line of a journal or of control.jsonl."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
 
     t: Required[Seconds]
     event: Required[str]
@@ -84,7 +78,7 @@ class LineFields(ProcessFields, total=False):
     process: ProcessFields
 
 
-_LINE = TypeAdapter(LineFields)
+_LINE = TypeAdapter(LineFields, config=ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
 
 
 @dataclass(frozen=True)
@@ -153,9 +147,5 @@ class LineReader:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the valid lines of a file, oldest first; none if there is no such file."""
-    try:
-        for line in LineReader(path).read():
-            if not isinstance(line, Damage):
-                yield line
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return
+    with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        yield from (line for line in LineReader(path).read() if not isinstance(line, Damage))

@@ -1,8 +1,7 @@
 """Processes: their identity, their end and their output.
 
-The wall-clock time at which a process started changes when the clock is set. Linux counts ticks since boot and gives
-each boot an id; other systems (macOS) have only the wall-clock time. A worker prints to files; if their disk is full,
-only the output is lost.
+Linux counts the ticks from its boot, which has an id, to a process's start; other systems (macOS) tell only the time of
+its start, which moves when the clock is set.
 """
 
 from __future__ import annotations
@@ -79,10 +78,7 @@ def print_traceback() -> None:
 
 
 def flush_or_drop() -> None:
-    """Flush standard output and error; if that fails, drop the buffer and all later output.
-
-    Otherwise Python would end with status 120, since it cannot flush the buffer.
-    """
+    """Flush standard output and error; if that fails, drop all output, for which Python would end with status 120."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()

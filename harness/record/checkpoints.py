@@ -1,8 +1,8 @@
 """Checkpoints that are either whole or absent.
 
-All ranks write the files of DeepSpeed's tag, which is not atomic. After their barrier the first rank writes the marker
-TAG.complete, with the size and SHA-256 of every file and a seal over itself. Training resumes only from a tag that
-agrees with its marker, and before DeepSpeed unpickles a file, it must load under torch's weights_only rules.
+DeepSpeed's ranks write the files of a tag one by one. The first rank then writes the marker TAG.complete, with the size
+and SHA-256 of every file. Training resumes only from a tag that agrees with its marker and loads under torch's
+weights_only rules.
 """
 
 from __future__ import annotations
@@ -149,12 +149,6 @@ def _wrong_sizes(checkpoint: Checkpoint) -> Problem | None:
     return None
 
 
-def problem_with(checkpoint: Checkpoint) -> str | None:
-    """Return the text of the problem that `inspect` finds, or None."""
-    problem = inspect(checkpoint)
-    return None if problem is None else problem.text
-
-
 def inspect(checkpoint: Checkpoint) -> Problem | None:
     """Verify that a checkpoint holds only the files of its marker, with their checksums, and that torch loads them."""
     try:
@@ -208,10 +202,7 @@ def load_safely(path: Path | str, device: Any) -> Any:
 
 
 def keep(folder: Path, step: int, *, branch: bool, verified: bool = False) -> bool:
-    """Return whether the checkpoint of a step is whole; with `branch` mark it as a branch point.
-
-    Unless `verified`, its files are inspected first.
-    """
+    """True if the checkpoint of a step is whole, inspected unless `verified`; with `branch` it is marked to stay."""
     held = next((found for found in marked(folder) if found.marker.step == step), None)
     if held is None or not (verified or inspect(held) is None):
         return False

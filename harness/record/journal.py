@@ -1,8 +1,7 @@
 """Journals of runs and series: append-only JSON lines, one file an attempt, from which all state is derived.
 
-An attempt opens journal/NNNN.jsonl with O_EXCL, so two processes never share a file. A newer attempt fences the older
-ones: a process that finds a newer file was thought dead and has been replaced, and stops writing. Torn and damaged
-lines are skipped and named. Of a step in two attempts the later one counts; attempts are ordered by number, not time.
+An attempt opens journal/NNNN.jsonl with O_EXCL, so two processes never share a file. A process that finds the file of a
+newer attempt was thought dead and has been replaced: it is fenced, and writes nothing more.
 """
 
 from __future__ import annotations
@@ -292,7 +291,12 @@ class _Fold:
         elif self.spans and now > self.spans[-1].ended:  # a clock may be set back
             self.spans[-1].ended = now
         if name in self.held:
-            self._hold(self.held[name], event)
+            held = self.held[name]
+            if self.newest_only and held:
+                if self.step < max(held):
+                    return
+                held.clear()
+            held[self.step] = event
         elif name in {Event.STARTED, Event.RESUMED}:
             self.state = Progress(state=name, started=event)
         elif name in {Event.FINISHED, Event.FAILED}:
@@ -300,13 +304,6 @@ class _Fold:
         elif name in {Event.PREEMPTED, Event.CANCELLED}:
             reason = event.get("reason")
             self.state = replace(self.state, state=name, stopped_by=reason, kind=kind_of(event))
-
-    def _hold(self, held: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
-        if self.newest_only and held:
-            if self.step < max(held):
-                return
-            held.clear()
-        held[self.step] = event
 
     def _progress(self) -> Progress:
         notes = list(self.notes)

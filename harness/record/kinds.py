@@ -44,11 +44,7 @@ FAILED = frozenset({Kind.DIVERGED, Kind.ERROR, Kind.OUT_OF_MEMORY, Kind.LOST})
 
 
 def kind_of(event: Mapping[str, Any]) -> Kind | None:
-    """Return the kind of a preempted or failed event of a journal; None for any other event.
-
-    Preempted events of old journals have no kind; it follows from their reason: a signal's name, a text that begins
-    with OUT_OF_MEMORY, or the error of a full disk.
-    """
+    """Return the kind of a preempted or failed event, else None; old preempted events have only a reason."""
     kind, is_failure = event.get("kind"), event["event"] == "failed"
     if not is_failure and event["event"] != "preempted":
         return None

@@ -1,8 +1,7 @@
-"""The Points table, read from the journals: a tracker may be gone.
+"""The Points table, read from the journals.
 
-A row is a finished Run, or with `on_the_way` an evaluation during training. Those were measured before the learning
-rate had decayed, so their loss is biased upwards, and they have annealed=false. The run id of a trunk's evaluations is
-its Series.
+A row is a finished Run, or with `on_the_way` an evaluation before the learning rate has decayed: its loss is biased
+upwards, and it has annealed=false. The run id of a trunk's evaluation is its Series.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """The code that runs: its commit, a digest of its sources, and a record of both for each submission.
 
-The digest identifies the code in a git checkout, a copy of one or a wheel. It takes one reading of every source, about
-a megabyte, so each job can compare its code with that of its submission.
-
-ROOT/studies/NAME/code holds STATE.json and STATE.diff, where STATE is the digest: code submitted several times is
-recorded once. A record holds the commit and the difference to it, or the version of an installed package, and the
-digest of every source.
+The digest identifies the code in a git checkout, a copy of one or a wheel. Each job compares it with its submission's,
+since it takes only one reading of the sources, about a megabyte. ROOT/studies/NAME/code holds a record STATE.json and
+its STATE.diff for every STATE, as the digest is called, that was submitted.
 """
 
 from __future__ import annotations
@@ -114,7 +111,6 @@ class CodeRecord(Frozen):
 
     state: str
     version: str | None
-    """Version of the installed package."""
     commit: str | None
     """Git commit it is based on; null outside a checkout."""
     diff: str | None

@@ -1,7 +1,4 @@
-"""Studies under ROOT: opened from a YAML file or by name, resolved to their Runs, and registered when submitted.
-
-This module also reads tuned.json of a study, and reads and writes its scale_up.json.
-"""
+"""Studies under ROOT: opened from a YAML file or by name, resolved to their Runs, registered when submitted."""
 
 from __future__ import annotations
 
@@ -103,7 +100,10 @@ def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> Reso
     """
     corpus = view_corpus(study, where)
     text = text_of(study, root, corpus, where, fetch=fetch)
-    tuned = (read_tuned(root, study.name) or submitted_with(root, study.name)) if study.uses_tuned else None
+    tuned = None
+    if study.uses_tuned:
+        held = read_model_if_there(root.study(study.name) / "tuned.json", Tuned)
+        tuned = held or submitted_with(root, study.name)
     points = tuple(expand(study, corpus, text, where, tuned))
     return ResolvedStudy(study, root, corpus, text, points, where, tuned)
 
@@ -192,11 +192,6 @@ def register(resolved: ResolvedStudy) -> None:
     text = json.dumps(document, indent=1) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
-
-
-def read_tuned(root: Root, study_name: str) -> Tuned | None:
-    """Read tuned.json of a study, None if there is none; raises InputError if it is damaged."""
-    return read_model_if_there(root.study(study_name) / "tuned.json", Tuned)
 
 
 def record_path(root: Root, study: str) -> Path:

@@ -1,8 +1,4 @@
-"""ROOT on disk: the folders of studies, series and runs, and their small JSON files.
-
-run.json is a Run's canonical JSON and never changes; each submission rewrites launch.json, the settings its Series is
-started with. A reader sees the old file or the new one.
-"""
+"""ROOT on disk: the folders of studies, series and runs, and their small JSON files."""
 
 from __future__ import annotations
 
@@ -31,7 +27,6 @@ class Layout(Frozen):
     threads: Count = 1
     """CPU threads of each rank, set explicitly because launchers have different defaults."""
     activation_checkpointing: bool = False
-    """True if the backward pass computes blocks again; no loss changes."""
     kernels: str = "torch"
     """Kernels of the mixers: ssmttm.model.kernels.chosen().name."""
 

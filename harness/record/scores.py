@@ -3,9 +3,8 @@
     ROOT/runs/RUN/evaluation/held-out.json   cross-entropy and perplexity on the held-out split, from the final weights
     ROOT/runs/RUN/evaluation/SETTINGS.json   scores of generated audio; SETTINGS is a digest of the settings
 
-Two values are comparable only if metric and settings are equal. The name of a metric therefore includes its embedding
-model and the first digits of that model's fingerprint (`fd_clap-1a2b3c4d`); the settings hold everything else that
-decides its value.
+Two values are comparable only if metric and settings are equal. A metric's name includes its embedding model and the
+first digits of that model's fingerprint (`fd_clap-1a2b3c4d`); the settings hold all else that decides its value.
 """
 
 from __future__ import annotations
@@ -115,10 +114,7 @@ COLUMNS = [field.name for field in fields(EvaluationRow)]
 
 
 def evaluation_rows(resolved: ResolvedStudy) -> list[EvaluationRow]:
-    """Return every result of a study's finished Runs in the grid's order, then by settings and metric.
-
-    Raises InputError naming a file that cannot be read.
-    """
+    """Return every result of a study's finished Runs in the grid's order; raises InputError naming a damaged file."""
     found = []
     for row in StatusReader(resolved.root, resolved.study.name).read(resolved.points):
         if row.state is not RunState.DONE or row.result is None:

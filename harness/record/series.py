@@ -1,7 +1,7 @@
 """A Series under ROOT: the lock of the one process that trains it, and the state that decides on another start.
 
-A scheduler that believes a node dead restarts its job elsewhere, while the old process may go on and hold the lock. A
-later start of the same job ignores the lock; the journals of its attempt fence off the old process, which then ends.
+A scheduler may restart a job while its old process still holds the lock on a node believed dead. The new start ignores
+that lock, and its journals fence off the old process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """State of every Run of a study, and its GPU-hours, from the journals and control.jsonl alone.
 
-The journal of a Run describes its branch, that of its Series the trunk. Nothing is stored twice, so nothing can
-disagree.
-
 Hours used count every attempt, and a Series once even if several Runs share its trunk. A scheduler's accounts tell how
 long a job held its devices; without them an attempt counts from its first event to its last. Hours left follow the
 newest measured speed of the Series, else of others of its architecture and size. A device is a GPU, or a CPU rank where
@@ -103,7 +100,7 @@ class Hours:
     used: Mapping[str, float]
     """By series id."""
     left: Mapping[str, float | None]
-    """Hours that each Run adds to its Series, by run id: 0 if it is over, None if no speed is known."""
+    """Hours that each Run adds to its Series, by run id: 0 if it is over, None if no speed was measured."""
 
     @property
     def used_in_all(self) -> float:
@@ -351,5 +348,4 @@ def _seconds_a_token(journals: Iterable[Progress]) -> float | None:
     if not timed:
         return None
     _, speed, began = max(timed, key=lambda entry: entry[0])
-    devices: float = began.get("layout", {}).get("ranks", 1) * began.get("gpu_share", 1.0)
-    return devices / speed
+    return float(began.get("layout", {}).get("ranks", 1) * began.get("gpu_share", 1.0) / speed)

@@ -6,9 +6,9 @@ they come from `corpus.facts`; such Runs can be planned, but have no identity.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from pydantic import ValidationError
@@ -119,51 +119,39 @@ def _compare(choice: CorpusChoice, manifest: Manifest, where: str) -> None:
 def expand(
     study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str, tuned: Tuned | None = None
 ) -> list[GridPoint]:
-    """Return every Run of the grid: architectures and sizes in the study's order, then seeds, then iterations.
+    """Return every Run of the grid, in the order architecture, size, seed, iterations.
 
-    Raises InputError if a size makes no model, if there are too many Runs, and if `tuned` has no learning rate for a
-    Run that needs one.
+    Raises InputError for too many Runs, a size that makes no model, and a learning rate that `tuned` does not have.
     """
     if (runs := study.grid.n_runs) > MOST_RUNS:
         raise InputError(f"{where}: grid: has {runs:,} runs; a study may have {MOST_RUNS:,} at most")
-    points = list(_points(study, corpus, text_fingerprint, where, tuned))
-    seen: dict[str, GridPoint] = {}
-    for point in points:
-        first = seen.setdefault(point.run_id, point)
-        if first is not point:
-            raise InputError(
-                f"{where}: grid.sizes.{point.size} ({point.architecture}): is the same run as {first.size}; drop one"
-            )
-    return points
-
-
-def _points(
-    study: Study, corpus: CorpusView, text_fingerprint: str | None, where: str, tuned: Tuned | None
-) -> Iterator[GridPoint]:
-    training = study.training
+    found: dict[str, GridPoint] = {}
     for architecture, own in study.grid.architectures.items():
         for size, shared in study.grid.sizes.items():
-            patches = (shared, own.sizes.get(size, SizePatch()))
+            key = f"{where}: grid.sizes.{size} ({architecture})"
             model = _model(study, corpus, architecture, size, where)
+            patches = (shared, own.sizes.get(size, SizePatch()))
             changes = merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
-            of_size = f"{where}: grid.sizes.{size} ({architecture}): optimiser"
-            fields = training.optimiser.model_dump() | changes
-            if fields["lr"] == TUNED:
-                fields["lr"] = tuned_rate(tuned, model, of_size)
-            shared_fields: dict[str, Any] = {
-                **dict(training),
+            optimiser = study.training.optimiser.model_dump() | changes
+            if optimiser["lr"] == TUNED:
+                optimiser["lr"] = tuned_rate(tuned, model, f"{key}: optimiser")
+            fields: dict[str, Any] = {
+                **dict(study.training),
                 "recipe_version": RECIPE_VERSION,
                 "model": model,
                 "corpus": corpus.fingerprint,
                 "text_encoder": text_fingerprint,
                 "frames": corpus.frames,
-                "optimiser": validate(Optimiser, fields, of_size),
-                "schedule": _own_schedule(training.schedule),
+                "optimiser": validate(Optimiser, optimiser, f"{key}: optimiser"),
+                "schedule": _own_schedule(study.training.schedule),
             }
-            for seed in study.grid.seeds_of(size):
-                for iterations in study.grid.iterations_of(architecture):
-                    run = Run(**shared_fields, iterations=iterations, seed=seed)
-                    yield GridPoint(str(architecture), size, run)
+            for seed, iterations in product(
+                study.grid.seeds_of(size), study.grid.iterations_of(architecture)
+            ):
+                point = GridPoint(str(architecture), size, Run(**fields, iterations=iterations, seed=seed))
+                if (first := found.setdefault(point.run_id, point)) is not point:
+                    raise InputError(f"{key}: is the same run as {first.size}; drop one")
+    return list(found.values())
 
 
 def _model(

@@ -1,7 +1,6 @@
 """Ladders: an entry of a study's sizes that lists widths, depths or parameters makes a size of each.
 
-A rung is named after its ladder and its own value, so that new rungs rename none: `ladder-d256` for width 256,
-`ladder-b6` for 6 blocks, `ladder-72M` for 72 million parameters.
+New rungs rename no others: `ladder-d256` has width 256, `ladder-b6` 6 blocks, `ladder-72M` 72 million parameters.
 """
 
 from __future__ import annotations

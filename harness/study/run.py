@@ -1,13 +1,9 @@
 """A Run: everything that can change one training result, and nothing else.
 
 The run id is a hash of the Run's canonical JSON. That leaves out fields at their default, so a field added later
-changes no id. Resources, paths, dispatchers and tracking are no part of it; corpus and text encoder enter by
-fingerprint. Runs that differ only in their iterations share a trunk under a warmup-stable-decay schedule and form a
-Series.
-
-The learning rate is a pure function of (step, iterations), so it has no state to save. Under warmup-stable-decay every
-Run of a Series has the same learning rate up to its branch step, which lets Runs share a trunk (Hägele et al. 2024,
-arXiv 2405.18392). Steps count from 0.
+changes no id. Corpus and text encoder enter by fingerprint. Runs that differ only in their iterations have the same
+learning rate up to their branch steps under a warmup-stable-decay schedule; they share this trunk (Hägele et al. 2024,
+arXiv 2405.18392) and form a Series. Steps count from 0.
 """
 
 from __future__ import annotations
@@ -114,7 +110,6 @@ class Run(Training):
     text_encoder: Digest | None = None
     """Fingerprint of the frozen text encoder; null if the encoder is trained with the model."""
     frames: Count
-    """Frames of a sequence."""
     iterations: Count
     """Optimiser steps of trunk and decay."""
     seed: WholeNumber = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -51,11 +51,11 @@ TUNED = "tuned"
 """Value of a learning rate that the grid replaces with the one `ssmscale tune` found."""
 
 
-def _rate_or_tuned(value: Any, validate_rate: Callable[[Any], float]) -> Any:
-    return value if value == TUNED else validate_rate(value)
-
-
-LearningRate = Annotated[Positive, WrapValidator(_rate_or_tuned), PlainSerializer(lambda rate: rate)]
+LearningRate = Annotated[
+    Positive,
+    WrapValidator(lambda value, validate_rate: value if value == TUNED else validate_rate(value)),
+    PlainSerializer(lambda rate: rate),
+]
 StudyOptimiser: Any = create_model("StudyOptimiser", __base__=Optimiser, lr=(LearningRate, ...))
 """A Run's optimiser whose learning rate may be `tuned`."""
 OptimiserPatch: Any = create_model("OptimiserPatch", __base__=Frozen, **_patch(StudyOptimiser))
@@ -86,7 +86,6 @@ class ResourceChoice(Frozen):
     keep_best: bool = False
     """True if the checkpoint with the lowest held-out loss is kept too; requires tracking.eval_every."""
     peak_flops: Annotated[float, Field(ge=1e6, le=1e24)] | None = None
-    """Peak FLOP/s of a device."""
 
 
 _OF_THE_WHOLE_STUDY = ("jobs", "checkpoint_every", "keep_last", "keep_best", "peak_flops")
@@ -138,7 +137,6 @@ class ArchitecturePatch(Frozen):
     sizes: dict[str, SizePatch] = {}
     """Changes to the study's sizes for this architecture, by the size's name."""
     iterations: Iterations | None = None
-    """Lengths that replace the grid's."""
 
 
 class Replicates(Frozen):

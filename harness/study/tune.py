@@ -1,7 +1,7 @@
 """Tuning of a study: the `tune:` key of its YAML and the result, tuned.json.
 
-tuned.json holds the best learning rates and the power law that extrapolates them to other sizes. Runs are identified by
-its numbers, which have three digits so that a user can write them.
+tuned.json holds the best learning rates and the power law that extrapolates them to other sizes, with three digits, so
+that a user can write down the numbers that identify a Run.
 """
 
 from __future__ import annotations
@@ -105,11 +105,7 @@ class Carried(Frozen):
 
 
 class TunedSize(Carried):
-    """The best learning rate of a searched size.
-
-    It minimises a parabola through the losses near the best trial, over the log learning rate; its interval comes from
-    resampled trials.
-    """
+    """The best learning rate of a searched size, by a parabola in its log; the interval comes from resampled trials."""
 
     n_trials: Count
     """Number of finished trials."""

@@ -65,7 +65,7 @@ def problems(checkpoint: Checkpoint) -> list[str]:
     held, unusable = checkpoints.survey(checkpoint.folder)
     still = [found for found in held if found.tag == checkpoint.tag]
     return [problem.text for problem in unusable] + [
-        problem for found in still if (problem := checkpoints.problem_with(found))
+        problem.text for found in still if (problem := checkpoints.inspect(found))
     ]
 
 
@@ -87,7 +87,7 @@ def test_what_deepspeed_writes_loads_under_the_explicit_list(
     study_fields["grid"]["iterations"] = [5]
     assert train(root, study_fields, StopAfter(3), zero_stage=stage) == ["preempted"]
     (found,) = checkpoints.marked(series_folder(root) / "checkpoints")
-    assert (found.marker.zero_stage, checkpoints.problem_with(found)) == (stage, None)
+    assert (found.marker.zero_stage, checkpoints.inspect(found)) == (stage, None)
     assert train(root, study_fields, zero_stage=stage) == ["finished"]
     assert trunk_steps(root)[0] == found.marker.step + 1
 
@@ -187,7 +187,7 @@ def test_a_disk_that_hesitates_costs_no_checkpoint(
         (kept,) = [item for item in done.kept if item.path == newest.path]
         assert "cannot be read" in kept.why
     assert checkpoints.marked(newest.folder)[-1] == newest
-    assert checkpoints.problem_with(newest) is None
+    assert checkpoints.inspect(newest) is None
 
 
 def test_a_damaged_checkpoint_does_not_occupy_its_step(
@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_does_not_occupy_its_step(
     assert len(told) == 1
     assert file.name in told[0]
     again = {held.tag: held for held in checkpoints.marked(newest.folder)}[newest.tag]
-    assert checkpoints.problem_with(again) is None
+    assert checkpoints.inspect(again) is None
     assert not list(newest.folder.glob("*.damaged"))
     assert losses(root, study_fields) == undisturbed(tmp_path, study_fields)
 

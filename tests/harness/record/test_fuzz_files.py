@@ -61,7 +61,7 @@ def test_a_checkpoint_is_good_or_has_a_problem_and_pruning_touches_nothing_else(
         (folder / "step-000000008").mkdir(exist_ok=True)
         (folder / "step-000000008" / "a.pt").write_bytes(file)
         (folder / "step-000000008.complete").write_bytes(mark)
-        problems = [checkpoints.problem_with(held) for held in checkpoints.marked(folder)]
+        problems = [checkpoints.inspect(held) for held in checkpoints.marked(folder)]
         if case.kind == "valid":
             assert problems == [None]
         before = hashes(tmp_path)

@@ -304,7 +304,7 @@ def test_bad_input_is_a_sentence_and_writes_nothing(
         ("- a\n- b\n", ["mapping"]),
         ("", ["mapping"]),
         ("name: !!python/object/apply:os.system ['true']\n", ["study.yaml"]),
-        ("1: 2\n", ["keys are text"]),
+        ("1: 2\n", ["keys must be text"]),
         ("name: x\n" + "y: z\n" * 300_000, ["larger than"]),
         ("[" * 5000, ["study.yaml"]),
     ],

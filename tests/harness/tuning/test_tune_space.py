@@ -15,8 +15,8 @@ import pytest
 from harness.archive.check import open_bundle
 from harness.archive.merge import merge
 from harness.common.validation import validate
-from harness.record.registry import ResolvedStudy, read_tuned, resolve, resolve_registered
-from harness.record.root import Root
+from harness.record.registry import ResolvedStudy, resolve, resolve_registered
+from harness.record.root import Root, read_model_if_there
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study, load_study
 from harness.study.tune import RateLaw, Tuned, TunedArchitecture, TunedSize
@@ -287,7 +287,7 @@ def test_tuning_on_leaves_a_submitted_study_the_rates_it_has(
     notes: list[Note] = []
     assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is False
     assert [note.code for note in notes] == ["tuned_kept"]
-    assert read_tuned(here, "tiny") == tuned
+    assert read_model_if_there(here.study("tiny") / "tuned.json", Tuned) == tuned
     assert keep(space, tuned, notes) is True
     (here.study("tiny") / "study.json").unlink()
     assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is True
