@@ -47,7 +47,9 @@ class LayoutFields(TypedDict, total=False):
 
 
 class LineFields(ProcessFields, total=False):
-    """Fields of a line of a journal or of control.jsonl."""
+    """Fields of a line of a journal or of control.jsonl; its configuration applies to nested fields too."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
 
     t: Required[Seconds]
     event: Required[str]
@@ -78,7 +80,7 @@ class LineFields(ProcessFields, total=False):
     process: ProcessFields
 
 
-_LINE = TypeAdapter(LineFields, config=ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
+_LINE = TypeAdapter(LineFields)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The learning rate: a pure function, the same for every Run up to where it leaves the trunk."""
+"""The learning rate is a pure function, the same for every Run of a Series up to its branch step."""
 
 from itertools import pairwise
 
@@ -18,11 +18,8 @@ from harness.study.run import (
 WSD = Schedule(warmup=10)
 
 
-def test_a_decay_takes_the_last_fifth_of_the_iterations() -> None:
-    assert branch_step(WSD, 100) == 80
-
-
 def test_runs_of_every_length_have_the_trunks_learning_rate_until_they_branch() -> None:
+    assert branch_step(WSD, 100) == 80
     for iterations in (50, 100, 1000):
         for step in range(branch_step(WSD, iterations)):
             assert learning_rate(WSD, 1e-3, step, iterations) == trunk_learning_rate(WSD, 1e-3, step)

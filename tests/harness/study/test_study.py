@@ -1,4 +1,4 @@
-"""Reading a study: what is right becomes a grid, what is wrong becomes a sentence with file, key and value."""
+"""A valid study becomes a grid; a mistake becomes a sentence with file, key and value."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -58,7 +58,9 @@ def test_the_grid_is_architecture_by_size_by_seed_by_iterations(
     assert len({point.run.series_id for point in points}) == len(points) / 2
 
 
-def test_the_other_members_of_a_grid_never_change_a_run(study_fields: Fields, points_of: PointsOf) -> None:
+def test_other_entries_of_a_grid_and_resources_never_change_a_run(
+    study_fields: Fields, points_of: PointsOf
+) -> None:
     before = {point.run_id for point in points_of(study_fields)}
     study_fields["grid"]["iterations"] = [5, 7, 10, 20]
     study_fields["grid"]["sizes"]["s"] = {"n_blocks": 2, "d_model": 16}
@@ -100,7 +102,7 @@ def test_a_ladder_makes_a_size_of_each_width_depth_or_target(
     assert longer == found
 
 
-def test_a_study_that_was_submitted_has_the_runs_of_its_file(
+def test_a_submitted_study_has_the_runs_of_its_file(
     study_fields: Fields, write_study: Write, tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {
@@ -115,14 +117,7 @@ def test_a_study_that_was_submitted_has_the_runs_of_its_file(
     assert [point.run_id for point in again.points] == [point.run_id for point in submitted.points]
 
 
-def test_set_reaches_a_size_in_parameters(study_fields: Fields, points_of: PointsOf) -> None:
-    put(study_fields, "grid.sizes.xs", {"n_params": 30000, "d_model": 32})
-    before = models_of(points_of(study_fields))
-    after = models_of(points_of(study_fields, "grid.sizes.xs.n_params=120e3"))
-    assert after["prefix_simba", "xs"].n_blocks > 3 * before["prefix_simba", "xs"].n_blocks
-
-
-def test_an_architecture_may_take_another_way_to_its_size(study_fields: Fields, points_of: PointsOf) -> None:
+def test_an_architecture_may_define_a_size_by_other_keys(study_fields: Fields, points_of: PointsOf) -> None:
     own = {"n_params": None, "n_blocks": 2}
     study_fields["grid"] |= {
         "architectures": {"prefix_simba": None, "cross_transformer": {"sizes": {"xs": own}}},
@@ -173,7 +168,7 @@ def test_a_size_may_have_resources_of_its_own_and_stays_the_same_run(
     assert (small["gpus"], small["zero_stage"], large["gpus"], large["zero_stage"]) == (1, 1, 2, 1)
 
 
-def test_what_an_architecture_does_not_use_is_no_part_of_its_runs(
+def test_keys_that_an_architecture_does_not_use_are_no_part_of_its_runs(
     study_fields: Fields, points_of: PointsOf
 ) -> None:
     def ids() -> dict[str, str]:
@@ -188,15 +183,16 @@ def test_what_an_architecture_does_not_use_is_no_part_of_its_runs(
     assert before["cross_transformer"] == after["cross_transformer"]
 
 
-def test_set_reaches_into_what_stands_empty(study_fields: Fields, write_study: Write) -> None:
-    study = load_study(write_study(study_fields), ["grid.architectures.prefix_simba.model.d_state=16"])
+def test_set_changes_a_key_of_the_study_even_below_an_empty_one(
+    study_fields: Fields, write_study: Write
+) -> None:
+    put(study_fields, "grid.sizes.xs", {"n_params": 30000, "d_model": 32})
+    changes = ["training.optimiser.lr=1e-4", "grid.iterations=[3, 6]", "grid.sizes.xs.n_params=120e3"]
+    below_empty = "grid.architectures.prefix_simba.model.d_state=16"
+    study = load_study(write_study(study_fields), [*changes, below_empty])
+    assert (study.training.optimiser.lr, study.grid.iterations) == (1e-4, (3, 6))
+    assert study.grid.sizes["xs"].n_params == 120e3
     assert next(iter(study.grid.architectures.values())).model.d_state == 16
-
-
-def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write) -> None:
-    study = load_study(write_study(study_fields), ["training.optimiser.lr=1e-4", "grid.iterations=[3, 6]"])
-    assert study.training.optimiser.lr == 1e-4
-    assert study.grid.iterations == (3, 6)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +273,7 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         ("tracking", {"uri": "./mlruns"}, ["tracking.uri", "./mlruns"]),
     ],
 )
-def test_bad_input_is_a_sentence_and_writes_nothing(
+def test_a_mistake_is_reported_in_a_sentence_and_nothing_is_written(
     study_fields: Fields,
     write_study: Write,
     ssmscale: Command,
@@ -309,7 +305,7 @@ def test_bad_input_is_a_sentence_and_writes_nothing(
         ("[" * 5000, ["study.yaml"]),
     ],
 )
-def test_yaml_that_is_wrong_or_hostile_is_refused(
+def test_invalid_and_hostile_yaml_is_refused(
     ssmscale: Command, tmp_path: Path, text: str, said: list[str]
 ) -> None:
     path = tmp_path / "study.yaml"
@@ -317,7 +313,7 @@ def test_yaml_that_is_wrong_or_hostile_is_refused(
     ssmscale("plan", path).assert_refused(*said)
 
 
-def test_a_study_that_declares_its_corpus_is_planned_without_it_and_not_submitted(
+def test_a_study_with_the_facts_of_a_missing_corpus_is_planned_but_not_submitted(
     study_fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
 ) -> None:
     study_fields["corpus"] = {"path": "elsewhere", "facts": FACTS}
