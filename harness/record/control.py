@@ -68,12 +68,12 @@ def attempts_reset_in(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    runs, attempts = fields.get("runs", ()), fields.get("attempts")
+    runs = fields.get("runs", ())
     if len(runs) <= RUNS_A_LINE:
         yield fields
         return
     for first in range(0, len(runs), RUNS_A_LINE):
         part = {**fields, "runs": runs[first : first + RUNS_A_LINE]}
-        if attempts is not None:
+        if attempts := fields.get("attempts"):
             part["attempts"] = {run: attempts[run] for run in part["runs"] if run in attempts}
         yield part

@@ -37,7 +37,6 @@ class SchedulerUnavailable(RuntimeError):
     def __init__(self, scheduler: str, why: str, *, is_here: bool = True, may_be_over: bool = False) -> None:
         super().__init__(why)
         self.scheduler = scheduler
-        """Name of the scheduler."""
         self.is_here = is_here
         """False if this machine has none of the scheduler's programs."""
         self.may_be_over = may_be_over

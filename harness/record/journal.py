@@ -59,7 +59,7 @@ class Fenced(RuntimeError):
     """A newer attempt has taken over; the older one writes nothing more and ends."""
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The journal of one attempt, open for appending."""
 
     def __init__(self, path: Path, attempt: int) -> None:
@@ -108,9 +108,6 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

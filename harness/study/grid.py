@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from harness.common.validation import validate
 from harness.study.run import RECIPE_VERSION, Frozen, Optimiser, Run, Schedule, ScheduleKind
-from harness.study.schema import TUNED, CorpusChoice, SizeKeys, SizePatch, Study, merged
+from harness.study.schema import TUNED, CorpusChoice, SizeKeys, Study, merged
 from harness.study.tune import Tuned, tuned_rate
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.errors import InputError
@@ -76,21 +76,21 @@ def view_corpus(study: Study, where: str) -> CorpusView:
     except InputError as error:
         if choice.facts is None or choice.path.exists():
             raise InputError(f"{where}: corpus.path: {error}") from error
-        facts = choice.facts
-        if choice.frames is not None and choice.frames > facts.frames:
-            raise InputError(
-                f"{where}: corpus.frames: {choice.frames}: is longer than a clip: corpus.facts.frames is {facts.frames}"
-            ) from error
-        fields = facts.model_dump() | {"frames": choice.frames or facts.frames}
-        return CorpusView(**fields, fingerprint=UNKNOWN_FINGERPRINT)
-    _compare(choice, manifest, where)
-    return CorpusView(
-        n_codebooks=manifest.codec.n_codebooks,
-        codebook_size=manifest.codec.codebook_size,
-        frames=choice.frames or manifest.frames,
-        clips=manifest.splits["train"].clips if "train" in manifest.splits else 0,
-        fingerprint=manifest.fingerprint,
-    )
+        view = CorpusView(**choice.facts.model_dump(), fingerprint=UNKNOWN_FINGERPRINT)
+    else:
+        _compare(choice, manifest, where)
+        view = CorpusView(
+            n_codebooks=manifest.codec.n_codebooks,
+            codebook_size=manifest.codec.codebook_size,
+            frames=manifest.frames,
+            clips=manifest.splits["train"].clips if "train" in manifest.splits else 0,
+            fingerprint=manifest.fingerprint,
+        )
+    if choice.frames is not None and choice.frames > view.frames:
+        raise InputError(
+            f"{where}: corpus.frames: {choice.frames}: the clips of {choice.path} have {view.frames} frames"
+        )
+    return view.model_copy(update={"frames": choice.frames or view.frames})
 
 
 def _compare(choice: CorpusChoice, manifest: Manifest, where: str) -> None:
@@ -99,21 +99,16 @@ def _compare(choice: CorpusChoice, manifest: Manifest, where: str) -> None:
         raise InputError(
             f"{where}: corpus.codec: {choice.codec!r}: {choice.path} was made with the codec {codec.name!r}"
         )
-    if choice.frames is not None and choice.frames > manifest.frames:
-        raise InputError(
-            f"{where}: corpus.frames: {choice.frames}: the clips of {choice.path} have {manifest.frames} frames"
-        )
-    if choice.facts is not None:
-        # The plan notes another number of clips.
-        actual = {"n_codebooks": codec.n_codebooks, "codebook_size": codec.codebook_size}
-        if choice.frames is None:
-            actual["frames"] = manifest.frames
-        for key, value in actual.items():
-            if (expected := getattr(choice.facts, key)) != value:
-                raise InputError(
-                    f"{where}: corpus.facts.{key}: {expected}: {choice.path} has {value}; build the corpus that was "
-                    "planned for, or correct corpus.facts"
-                )
+    # The plan notes another number of clips.
+    actual = {"n_codebooks": codec.n_codebooks, "codebook_size": codec.codebook_size}
+    if choice.frames is None:
+        actual["frames"] = manifest.frames
+    for key, value in actual.items():
+        if (expected := getattr(choice.facts, key, value)) != value:
+            raise InputError(
+                f"{where}: corpus.facts.{key}: {expected}: {choice.path} has {value}; build the corpus that was "
+                "planned for, or correct corpus.facts"
+            )
 
 
 def expand(
@@ -127,11 +122,11 @@ def expand(
         raise InputError(f"{where}: grid: has {runs:,} runs; a study may have {MOST_RUNS:,} at most")
     found: dict[str, GridPoint] = {}
     for architecture, own in study.grid.architectures.items():
-        for size, shared in study.grid.sizes.items():
+        for size in study.grid.sizes:
             key = f"{where}: grid.sizes.{size} ({architecture})"
             model = _model(study, corpus, architecture, size, where)
-            patches = (shared, own.sizes.get(size, SizePatch()))
-            changes = merged(own.optimiser, *(getattr(patch, "optimiser", None) for patch in patches))
+            patches = study.patches_of(architecture, size)
+            changes = merged(own.optimiser, *(patch.optimiser for patch in patches))
             optimiser = study.training.optimiser.model_dump() | changes
             if optimiser["lr"] == TUNED:
                 optimiser["lr"] = tuned_rate(tuned, model, f"{key}: optimiser")
@@ -163,17 +158,16 @@ def _model(
         patch=study.text.patch,
         max_positions=study.text.max_positions,
     )
-    own = study.grid.architectures[architecture]
-    said = merged(study.model, own.model, study.grid.sizes[size], own.sizes.get(size))
+    own = study.grid.architectures[architecture].model
+    keys = merged(study.model, own, *study.patches_of(architecture, size))
     unused = _unused_by(architecture)
-    fields = {name: value for name, value in said.items() if name not in unused}
+    fields = {name: value for name, value in keys.items() if name not in unused}
     fields |= {"architecture": architecture, "text": text}
     fields |= {"n_codebooks": corpus.n_codebooks, "codebook_size": corpus.codebook_size}
-    keys = study.size_keys_of(architecture, size)
-    sizing = Sizing(n_params=keys.n_params, aspect=keys.aspect, tolerance=keys.tolerance)
+    sizing = Sizing(**study.size_keys_of(architecture, size).model_dump(exclude={"reference_n_params"}))
     key = f"{where}: grid.sizes.{size}"
     try:
-        return sized_model(fields, sizing, width_step(said))
+        return sized_model(fields, sizing, width_step(keys))
     except ValidationError as error:
         first = error.errors()[0]
         inner = ".".join(str(part) for part in first["loc"])

@@ -296,17 +296,18 @@ class Study(Frozen):
 
     def resources_of(self, architecture: str, size: str) -> ResourceChoice:
         """Return the resources of a size of an architecture: the study's with the size's changes."""
-        changes = merged(*(getattr(patch, "resources", None) for patch in self._patches(architecture, size)))
+        changes = merged(*(patch.resources for patch in self.patches_of(architecture, size)))
         return self.resources.model_copy(update=changes)
 
     def size_keys_of(self, architecture: str, size: str) -> SizeKeys:
         """Return the size keys of a size of an architecture; null removes a key that the size had."""
-        said = merged(*self._patches(architecture, size))
-        return SizeKeys(**{key: said[key] for key in SizeKeys.model_fields if said.get(key) is not None})
+        keys = merged(*self.patches_of(architecture, size))
+        return SizeKeys(**{key: keys[key] for key in SizeKeys.model_fields if keys.get(key) is not None})
 
-    def _patches(self, architecture: str, size: str) -> tuple[Any, Any]:
+    def patches_of(self, architecture: str, size: str) -> tuple[Any, Any]:
+        """Return the patch of a size and the architecture's own patch of it."""
         own = self.grid.architectures[Architecture(architecture)]
-        return self.grid.sizes[size], own.sizes.get(size)
+        return self.grid.sizes[size], own.sizes.get(size, SizePatch())
 
     @field_validator("name")
     @classmethod

@@ -153,32 +153,25 @@ class Tuned(Frozen):
     """Digest of the trials' runs and their losses."""
     architectures: Mapping[str, TunedArchitecture]
 
-    def lr(self, model: ModelConfig) -> float | None:
-        """Return the learning rate of a model: its searched size's, else the law's, else None."""
-        found = self.architectures.get(str(model.architecture))
-        if found is None:
-            return None
-        facts = {"n_params": parameter_count(model).n_params, "d_model": model.d_model}
-        for size in found.sizes:
-            if (size.n_params, size.d_model) == (facts["n_params"], facts["d_model"]):
-                return size.lr
-        return found.law.at(facts[self.scale_by])[0] if found.law else None
-
 
 def tuned_rate(tuned: Tuned | None, model: ModelConfig, where: str) -> float:
-    """Return the tuned learning rate of a model; raises InputError if there is none."""
+    """Return the learning rate of a model: its searched size's, else the law's; raises InputError without either."""
     if tuned is None:
         raise InputError(
             f"{where}: lr: tuned: the study has not been tuned; run `ssmscale tune`, or give a number"
         )
-    rate = tuned.lr(model)
-    if rate is None:
-        known = ", ".join(
-            f"{name} ({', '.join(size.size for size in found.sizes)})"
-            for name, found in tuned.architectures.items()
-        )
-        raise InputError(f"{where}: lr: tuned: only {known} was tuned; tune this size too, or give a number")
-    return rate
+    facts = {"n_params": parameter_count(model).n_params, "d_model": model.d_model}
+    if found := tuned.architectures.get(str(model.architecture)):
+        for size in found.sizes:
+            if (size.n_params, size.d_model) == (facts["n_params"], facts["d_model"]):
+                return size.lr
+        if found.law:
+            return found.law.at(facts[tuned.scale_by])[0]
+    known = ", ".join(
+        f"{name} ({', '.join(size.size for size in searched.sizes)})"
+        for name, searched in tuned.architectures.items()
+    )
+    raise InputError(f"{where}: lr: tuned: only {known} was tuned; tune this size too, or give a number")
 
 
 def rounded(value: float) -> float:

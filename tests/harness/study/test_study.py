@@ -117,40 +117,24 @@ def test_a_submitted_study_has_the_runs_of_its_file(
     assert [point.run_id for point in again.points] == [point.run_id for point in submitted.points]
 
 
-def test_an_architecture_may_define_a_size_by_other_keys(study_fields: Fields, points_of: PointsOf) -> None:
-    own = {"n_params": None, "n_blocks": 2}
-    study_fields["grid"] |= {
-        "architectures": {"prefix_simba": None, "cross_transformer": {"sizes": {"xs": own}}},
-        "sizes": {"xs": {"n_params": 60000, "d_model": 32}},
-    }
-    found = models_of(points_of(study_fields))
-    assert (found["prefix_simba", "xs"].n_blocks, found["cross_transformer", "xs"].n_blocks) == (4, 2)
-
-
-def test_an_architecture_may_have_iterations_of_its_own(
+def test_an_architecture_and_a_size_may_have_their_own_iterations_model_and_optimiser(
     study_fields: Fields, write_study: Write, points_of: PointsOf
 ) -> None:
-    longer = {"prefix_simba": None, "cross_transformer": {"iterations": [5, 10, 40]}}
-    put(study_fields, "grid.architectures", longer)
+    size = {"n_params": None, "n_blocks": 2, "optimiser": {"lr": 1e-4}}
+    own = {"iterations": [5, 10, 40], "model": {"ff_mult": 4}, "sizes": {"xs": size}}
+    study_fields["grid"] |= {
+        "architectures": {"prefix_simba": None, "cross_transformer": own},
+        "sizes": {"xs": {"n_params": 60000, "d_model": 32, "optimiser": {"weight_decay": 0.5}}},
+    }
     points = points_of(study_fields)
     assert [(point.architecture, point.run.iterations) for point in points] == [
         *(("prefix_simba", count) for count in (5, 10)),
         *(("cross_transformer", count) for count in (5, 10, 40)),
     ]
     assert load_study(write_study(study_fields)).grid.n_runs == len(points)
-
-
-def test_an_architecture_and_a_size_may_have_their_own_model_and_optimiser(
-    study_fields: Fields, points_of: PointsOf
-) -> None:
-    study_fields["grid"]["architectures"] = {
-        "prefix_simba": None,
-        "cross_transformer": {"model": {"ff_mult": 4}, "sizes": {"xs": {"optimiser": {"lr": 1e-4}}}},
-    }
-    study_fields["grid"]["sizes"]["xs"]["optimiser"] = {"weight_decay": 0.5}
-    first, *_, last = (point.run for point in points_of(study_fields))
-    assert (first.model.ff_mult, first.optimiser.lr, first.optimiser.weight_decay) == (2, 3e-3, 0.5)
-    assert (last.model.ff_mult, last.optimiser.lr, last.optimiser.weight_decay) == (4, 1e-4, 0.5)
+    for run, shape, lr in ((points[0].run, (4, 2), 3e-3), (points[-1].run, (2, 4), 1e-4)):
+        assert (run.model.n_blocks, run.model.ff_mult) == shape
+        assert (run.optimiser.lr, run.optimiser.weight_decay) == (lr, 0.5)
 
 
 def test_a_size_may_have_resources_of_its_own_and_stays_the_same_run(
@@ -230,11 +214,7 @@ def test_set_changes_a_key_of_the_study_even_below_an_empty_one(
         ("corpus.frames", 51, ["corpus.frames", "51", "50"]),
         ("corpus.facts", FACTS | {"n_codebooks": 4}, ["facts.n_codebooks", "4"]),
         ("corpus.facts", FACTS | {"frames": 60}, ["facts.frames: 60", "has 50", "build the corpus"]),
-        (
-            "corpus",
-            {"path": "elsewhere", "frames": 51, "facts": FACTS},
-            ["corpus.frames: 51", "facts.frames is 50"],
-        ),
+        ("corpus", {"path": "elsewhere", "frames": 51, "facts": FACTS}, ["corpus.frames: 51", "50 frames"]),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
         ("grid.sizes.xs.resources", {"ranks": 3}, ["grid.sizes.xs", "ranks", "3"]),
         ("grid.sizes.xs.resources", {"keep_last": 2}, ["grid.sizes.xs.resources", "keep_last"]),
@@ -243,16 +223,8 @@ def test_set_changes_a_key_of_the_study_even_below_an_empty_one(
         ("grid.sizes.xs.n_blocks", True, ["n_blocks", "True"]),
         ("grid.sizes.xs.optimiser", {"lr": None}, ["grid.sizes.xs", "lr", "None"]),
         ("grid.sizes.twin", {"n_blocks": 1, "d_model": 16}, ["twin", "same run as xs"]),
-        (
-            "grid.sizes.xs",
-            {"n_params": 1e6},
-            ["grid.sizes.xs.n_params", "1,000,000", "half of a size", "d_model"],
-        ),
-        (
-            "grid.sizes.xs.n_params",
-            1e6,
-            ["grid.sizes.xs.n_params", "n_blocks 1, d_model 16, n_params 1,000,000"],
-        ),
+        ("grid.sizes.xs", {"n_params": 1e6}, ["sizes.xs.n_params", "1,000,000", "half of a size", "d_model"]),
+        ("grid.sizes.xs.n_params", 1e6, ["xs.n_params", "n_blocks 1, d_model 16, n_params 1,000,000"]),
         (
             "grid.sizes.xs",
             {"n_params": 1000, "d_model": 16},
