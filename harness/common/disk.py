@@ -133,10 +133,9 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
 
 
 def append_line(descriptor: int, line: bytes, path: Path, *, durable: bool) -> None:
-    """Append one line to a file opened with O_RDWR and O_APPEND, whole or not at all.
+    """Append one line to a file opened with O_RDWR and O_APPEND, after ending a torn line, and flush it if `durable`.
 
-    A torn line at the end is ended first. With `durable` the line is flushed to the disk. Raises DiskFull naming
-    `path`, or another OSError; the file is then as it was before.
+    Raises DiskFull naming `path`, or another OSError; the file is then as it was before.
     """
     end = os.fstat(descriptor).st_size
     if end and os.pread(descriptor, 1, end - 1) != b"\n":

@@ -1,7 +1,6 @@
-"""JSON lines: readers check every line and skip the invalid ones.
+"""JSON lines: invalid lines, such as torn ones, are skipped.
 
-A crash may tear a file, a disk may damage it and a user may edit it. Readers may rely on the type and range of every
-field named here; other fields are kept unchecked.
+Readers may rely on the type and range of every field named here; other fields are kept unchecked.
 """
 
 from __future__ import annotations
@@ -116,10 +115,9 @@ class LineReader:
     def read(
         self, check: Callable[[dict[str, Any]], None] | None = None
     ) -> Iterator[dict[str, Any] | Damage]:
-        """Yield the fields of every new whole line in order, or its Damage; memory stays bounded for any file.
+        """Yield the fields of every new whole line, or its Damage, in bounded memory; raises OSError.
 
-        `check` may raise ValueError for fields that are valid one by one but not together. Raises OSError if the file
-        cannot be read.
+        `check` may raise ValueError for fields that are valid one by one but not together.
         """
         with self.path.open("rb") as file:
             file.seek(self.offset)

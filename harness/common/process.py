@@ -147,10 +147,7 @@ def log_to_stderr() -> None:
 
 
 def stop_when_parent_ends(number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel to signal this process when its parent ends (Linux only).
-
-    The kernel does not notice a parent that has ended already; callers that must know compare parent ids.
-    """
+    """Ask the kernel to signal this process when its parent ends, unless it has ended already (Linux only)."""
     _prctl(1, int(number))  # PR_SET_PDEATHSIG
 
 

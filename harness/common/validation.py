@@ -37,10 +37,7 @@ def usable_path(value: Path | str) -> Path | str:
 
 
 def first_line(error: BaseException, secret: str | None = None) -> str:
-    """Return the first line of an error's text (MLflow's hold whole web pages), else the name of its class.
-
-    `secret`, such as a password, is replaced by *** before the line is cut.
-    """
+    """Return the first line of an error's text, else the name of its class; `secret` is replaced by ***."""
     text = str(error).strip()
     lines = (text.replace(secret, "***") if secret else text).splitlines()
     return lines[0][:300] if lines else type(error).__name__
@@ -76,20 +73,16 @@ def _names_beside(kind: type[BaseModel], path: Iterable[str]) -> list[str]:
     model: Any = kind
     for part in path:
         field = getattr(model, "model_fields", {}).get(part)
-        if field is None:  # the key of a mapping
-            continue
-        model = _model_within(field.annotation)
+        if field is not None:  # else it is the key of a mapping
+            model = _model_within(field.annotation)
     return list(getattr(model, "model_fields", {}))
 
 
 def _model_within(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for part in reversed(getattr(annotation, "__args__", ())):
-        found = _model_within(part)
-        if found is not None:
-            return found
-    return None
+    models = map(_model_within, reversed(getattr(annotation, "__args__", ())))
+    return next((model for model in models if model is not None), None)
 
 
 def _short(value: object) -> str:

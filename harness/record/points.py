@@ -45,7 +45,7 @@ COLUMNS = [field.name for field in fields(Point)]
 def points_of(rows: Sequence[RunStatus], root: Root, *, on_the_way: bool = False) -> Iterator[Point]:
     """Yield the points of a study in the order of its rows; a Series' own evaluations precede its first Run.
 
-    Evaluations take parameters and FLOPs a token from a finished Run of their Series; a Series without one has no rows.
+    Evaluations take parameters and FLOPs a token from a finished Run of their Series; without one they are left out.
     """
     final = {row.run_id: _final(row) for row in rows if row.state is RunState.DONE}
     of_series = {row.series_id: final[row.run_id] for row in reversed(rows) if row.run_id in final}

@@ -1,8 +1,7 @@
 """The code that runs: its commit, a digest of its sources, and a record of both for each submission.
 
-The digest identifies the code in a git checkout, a copy of one or a wheel. Each job compares it with its submission's,
-since it takes only one reading of the sources, about a megabyte. ROOT/studies/NAME/code holds a record STATE.json and
-its STATE.diff for every STATE, as the digest is called, that was submitted.
+The digest, called STATE, identifies the code in a git checkout, a copy of one or a wheel; each job compares it with its
+submission's. ROOT/studies/NAME/code holds STATE.json and STATE.diff for every STATE that was submitted.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
 from harness.common.disk import naming_a_full_disk, write_atomically
 from harness.record.root import Root, read_model_if_there
@@ -94,10 +95,7 @@ class ResolvedStudy:
 
 
 def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> ResolvedStudy:
-    """Find the study's corpus and encoder and expand its grid; raises InputError if that is impossible.
-
-    Without `fetch` an encoder that is not on this machine is not downloaded; Runs that need it then have no identity.
-    """
+    """Find the study's corpus and encoder, downloaded only with `fetch`, and expand its grid; raises InputError."""
     corpus = view_corpus(study, where)
     text = text_of(study, root, corpus, where, fetch=fetch)
     tuned = None
@@ -205,14 +203,11 @@ def read_records(root: Root, study: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        records = None
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        return TypeAdapter(list[dict[str, Any]]).validate_json(path.read_bytes())
+    except ValidationError as error:
         raise InputError(
             f"{path}: is not the list of proposals that `ssmscale scale-up` writes; move it away"
-        )
-    return records
+        ) from error
 
 
 def add_record(root: Root, study: str, proposed: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@
     ROOT/runs/RUN/evaluation/SETTINGS.json   scores of generated audio; SETTINGS is a digest of the settings
 
 Two values are comparable only if metric and settings are equal. A metric's name includes its embedding model and the
-first digits of that model's fingerprint (`fd_clap-1a2b3c4d`); the settings hold all else that decides its value.
+first digits of that model's fingerprint (`fd_clap-1a2b3c4d`).
 """
 
 from __future__ import annotations

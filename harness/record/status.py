@@ -207,10 +207,7 @@ def count_hours(
     wanted: Iterable[str],
     jobs: Mapping[str, JobTime],
 ) -> Hours:
-    """Return the hours by the journals of trunks and Runs; `wanted` are the ids of Runs that are not over.
-
-    `jobs` are the jobs in a scheduler's accounts by id; they replace what the journals say of their time.
-    """
+    """Return the hours by the journals, or by `jobs` of a scheduler's accounts; `wanted` Runs are not over."""
     spans: dict[str, list[Span]] = {series_id: list(trunk.spans) for series_id, trunk in trunks.items()}
     for point in points:
         spans[point.series_id] += runs[point.run_id].spans

@@ -1,7 +1,6 @@
 """Expands a Study to its grid of Runs.
 
-Codebooks, clip length and fingerprint of the corpus come from its manifest. For a corpus that is not on this machine
-they come from `corpus.facts`; such Runs can be planned, but have no identity.
+For a corpus that is not on this machine `corpus.facts` replace its manifest; its Runs can be planned, but not trained.
 """
 
 from __future__ import annotations
@@ -66,10 +65,7 @@ class GridPoint:
 
 
 def view_corpus(study: Study, where: str) -> CorpusView:
-    """Return the facts of the study's corpus, from its manifest or else from `corpus.facts`.
-
-    Raises InputError without either, and if the manifest disagrees with the study.
-    """
+    """Return the corpus by its manifest, else by `corpus.facts`; raises InputError if it does not fit the study."""
     choice = study.corpus
     try:
         manifest = load_manifest(choice.path)

@@ -1,9 +1,8 @@
 """A Run: everything that can change one training result, and nothing else.
 
-The run id is a hash of the Run's canonical JSON. That leaves out fields at their default, so a field added later
-changes no id. Corpus and text encoder enter by fingerprint. Runs that differ only in their iterations have the same
-learning rate up to their branch steps under a warmup-stable-decay schedule; they share this trunk (Hägele et al. 2024,
-arXiv 2405.18392) and form a Series. Steps count from 0.
+The run id is a hash of the Run's canonical JSON, without the fields at their default, so a field added later changes no
+id. Runs that differ only in their iterations have the same learning rate up to their branch steps under a
+warmup-stable-decay schedule; they share this trunk (Hägele et al. 2024, arXiv 2405.18392) and form a Series.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ssmttm.model.config import ModelConfig
 
 RECIPE_VERSION = 1
-"""Increased with every change to the numerics of training, so that two recipes have different run ids."""
+"""Increased with every change to the numerics of training, so that run ids differ."""
 
 Count = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 WholeNumber = Annotated[int, Field(strict=True, ge=0, lt=2**63)]

@@ -77,11 +77,8 @@ def test_every_run_keeps_its_id() -> None:
             assert read_run(root.run(point.run_id)) == point.run
 
 
-def test_status_says_the_same(ssmscale: Command) -> None:
+def test_status_and_plan_find_the_same_states_and_work(ssmscale: Command) -> None:
     assert ssmscale("status", "former", "--json").document == printed("printed/status.json")
-
-
-def test_a_plan_finds_the_same_work_left(ssmscale: Command) -> None:
     plan, before = ssmscale("plan", "study.yaml", "--json").document, printed("printed/plan.json")
     assert [run["state"] for run in plan["runs"]].count("done") == DONE
     for part in ("runs", "sizes"):

@@ -212,13 +212,18 @@ def test_files_that_are_not_attempts_neither_count_nor_stop_the_next_one(tmp_pat
     assert (journal.attempt, list(read_progress(tmp_path).steps)) == (2, [5])
 
 
-def test_garbage_of_any_size_is_skipped(tmp_path: Path) -> None:
-    garbage = b"x" * (3 * CHUNK) + b"\n" + b"\n" * (2 * MOST_NOTES)
-    write_step_5_and(tmp_path, garbage + json.dumps(STEP).encode() + b"\n")
+@pytest.mark.parametrize(("before", "length"), [(0, CHUNK), (CHUNK // 2, CHUNK), (0, 3 * CHUNK)])
+def test_lines_that_are_too_long_are_skipped_at_any_position_and_many_are_counted(
+    tmp_path: Path, before: int, length: int
+) -> None:
+    sizes = {6: before, 7: length}
+    lines = [json.dumps({**STEP, "step": step, "text": "x" * size}) for step, size in sizes.items()]
+    lines += [""] * (2 * MOST_NOTES) + [json.dumps(STEP), ""]
+    write_step_5_and(tmp_path, "\n".join(lines).encode())
     progress = read_progress(tmp_path)
-    assert list(progress.steps) == [5, 10]
+    assert list(progress.steps) == [5, 6, 10]
     assert len(progress.damaged) == MOST_NOTES + 1
-    assert "more lines" in progress.damaged[-1]
+    assert f"{MOST_NOTES + 1} more lines" in progress.damaged[-1]
 
 
 ENDS = st.sampled_from([b"\n", b"", b"\r\n"])
@@ -342,16 +347,6 @@ def test_a_retry_resets_the_cancellations_and_failures_of_any_number_of_runs(
     assert attempts_reset_in(control.read()) == dict.fromkeys(runs, 3)
 
 
-@pytest.mark.parametrize("before", [0, CHUNK // 2])
-def test_a_line_that_is_too_long_is_skipped_at_any_position(tmp_path: Path, before: int) -> None:
-    journal = Journal.open(tmp_path)
-    journal.append(Event.WARNING, text="x" * before)
-    journal.append(Event.WARNING, text="x" * (CHUNK + CHUNK // 4))
-    journal.append(Event.STEP, step=1, loss=3.0)
-    progress = read_progress(tmp_path)
-    assert (list(progress.steps), len(progress.damaged)) == ([1], 1)
-
-
 def test_a_line_that_does_not_fit_on_the_disk_is_removed_whole(small_disk: Callable[[int], Path]) -> None:
     disk = small_disk(64 * 1024)
     journal = Journal.open(disk / "run")
@@ -371,12 +366,3 @@ def test_a_line_that_does_not_fit_on_the_disk_is_removed_whole(small_disk: Calla
     journal.append(Event.STEP, step=step, loss=1.0)  # a short line still fits
     progress = read_progress(disk / "run")
     assert (list(progress.steps), progress.damaged) == (list(range(step + 1)), ())
-
-
-def test_a_line_after_a_torn_one_is_read(tmp_path: Path) -> None:
-    journal = Journal.open(tmp_path)
-    journal.append(Event.STEP, step=5, loss=3.0)
-    with journal.path.open("a") as file:
-        file.write('{"t": 1, "ev')
-    journal.append(Event.STEP, step=6, loss=3.0)
-    assert list(read_progress(tmp_path).steps) == [5, 6]

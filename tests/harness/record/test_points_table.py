@@ -74,13 +74,6 @@ def test_evaluations_during_training_are_rows_that_are_not_annealed(
     assert len(rates) == 1
 
 
-def test_a_series_without_a_finished_run_has_no_rows(tracked_root: Root, study_fields: Fields) -> None:
-    points = registered(tracked_root, study_fields).points
-    trunk = begin_series(tracked_root, points[0].run)
-    trunk.append(Event.EVAL, step=2, loss=5.0, tokens=1600)
-    assert list(points_of(rows_of(tracked_root, study_fields), tracked_root, on_the_way=True)) == []
-
-
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_files_hold_the_same_table(evaluated: Root, ssmscale: Command, tmp_path: Path, ending: str) -> None:
     import pandas as pd
@@ -148,9 +141,14 @@ def test_a_report_is_kept_with_the_study_and_its_run(
     assert held == {"study.json", "report.html", "fit.json"}
 
 
-def test_runs_without_a_point_are_counted_with_the_reason(tracked_root: Root, study_fields: Fields) -> None:
+def test_a_series_without_a_finished_run_has_no_rows_and_its_runs_are_counted_with_the_reason(
+    tracked_root: Root, study_fields: Fields
+) -> None:
     points = registered(tracked_root, study_fields).points
-    log_steps(begin_series(tracked_root, points[0].run), [1, 2])
+    trunk = begin_series(tracked_root, points[0].run)
+    log_steps(trunk, [1, 2])
+    trunk.append(Event.EVAL, step=2, loss=5.0, tokens=1600)
+    assert list(points_of(rows_of(tracked_root, study_fields), tracked_root, on_the_way=True)) == []
     with begin_run(tracked_root, points[0].run) as journal:
         journal.append(Event.FAILED, reason="the loss is not finite at step 2", kind="diverged")
     said = without_points(rows_of(tracked_root, study_fields))

@@ -25,29 +25,23 @@ def test_runs_of_every_length_have_the_trunks_learning_rate_until_they_branch() 
             assert learning_rate(WSD, 1e-3, step, iterations) == trunk_learning_rate(WSD, 1e-3, step)
 
 
-def test_warmup_is_in_steps_and_rises_to_the_peak() -> None:
-    rates = [learning_rate(WSD, 1e-3, step, 1000) for step in range(11)]
+def test_the_rate_rises_to_the_peak_in_the_warmups_steps_and_falls_at_every_step_of_the_decay() -> None:
+    rates = [learning_rate(WSD, 1e-3, step, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[10] == 1e-3
+    assert rates[9] == rates[10] == rates[799] == 1e-3
+    assert all(later < earlier for earlier, later in pairwise(rates[799:]))
 
 
-@pytest.mark.parametrize("kind", [ScheduleKind.WSD, ScheduleKind.COSINE])
-def test_the_last_step_is_taken_at_the_final_fraction(kind: ScheduleKind) -> None:
-    schedule = Schedule(kind=kind, warmup=10, final_fraction=0.005)
-    assert learning_rate(schedule, 1e-3, 99, 100) == pytest.approx(5e-6)
-    assert is_annealed(schedule)
-
-
-def test_a_constant_schedule_never_anneals_and_shares_no_trunk() -> None:
-    schedule = Schedule(kind=ScheduleKind.CONSTANT, warmup=10)
-    assert learning_rate(schedule, 1e-3, 99, 100) == 1e-3
-    assert branch_step(schedule, 100) == 0
-    assert not is_annealed(schedule)
-
-
-def test_a_decay_falls_at_every_step() -> None:
-    rates = [learning_rate(WSD, 1e-3, step, 100) for step in range(79, 100)]
-    assert all(later < earlier for earlier, later in pairwise(rates))
+@pytest.mark.parametrize(
+    ("kind", "last", "branch"), [("wsd", 5e-6, 80), ("cosine", 5e-6, 0), ("constant", 1e-3, 0)]
+)
+def test_all_but_a_constant_schedule_anneal_to_the_final_fraction(
+    kind: str, last: float, branch: int
+) -> None:
+    schedule = Schedule(kind=ScheduleKind(kind), warmup=10, final_fraction=0.005)
+    assert learning_rate(schedule, 1e-3, 99, 100) == pytest.approx(last)
+    assert branch_step(schedule, 100) == branch
+    assert is_annealed(schedule) is (last < 1e-3)
 
 
 @pytest.mark.parametrize("kind", list(ScheduleKind))
