@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.common.process import process_is_alive
 from harness.record.control import attempts_reset_in, cancelled_in
@@ -85,8 +85,7 @@ class RunStatus:
         }
 
 
-@dataclass(frozen=True)
-class JobTime:
+class JobTime(NamedTuple):
     """A job in a scheduler's accounts."""
 
     series_id: str

@@ -25,13 +25,10 @@ def disk(small_disk: Callable[[int], Path]) -> Path:
     return small_disk(256 * 1024)
 
 
-def test_a_file_that_does_not_fit_is_refused_before_it_is_written(disk: Path) -> None:
+def test_a_file_that_does_not_fit_is_refused_first_and_bytes_of_other_ranks_count(disk: Path) -> None:
     with pytest.raises(DiskFull, match=r"0\.5 MiB"), space_for(2**19, disk / "sub" / "x"):
         (disk / "x").write_bytes(b"never")
     assert not (disk / "x").exists()
-
-
-def test_bytes_that_another_rank_has_written_already_count(disk: Path) -> None:
     (disk / "tag").mkdir()
     (disk / "tag" / "of another rank").write_bytes(bytes(150_000))
     assert free_bytes(disk) < 200_000

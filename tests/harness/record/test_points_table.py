@@ -123,9 +123,8 @@ def test_a_report_is_kept_with_the_study_and_its_run(
     resolved = registered(tracked_root, study_fields)
     write_finished(tracked_root, resolved.points)
     point = resolved.points[0]
-    keep_evaluation(
-        tracked_root, point.run_id, Evaluation(n_prompts=6, scores={"ce": Score(value=4.125, t=1.0)})
-    )
+    evaluation = Evaluation(n_prompts=6, scores={"ce": Score(value=4.125, t=1.0)})
+    keep_evaluation(tracked_root, point.run_id, evaluation)
     said = ssmscale("report", "tiny", "--root", tracked_root.path, "--out", tmp_path / "out")
     assert said.status == 0, said.err
     section = (tmp_path / "out" / "report.html").read_text(encoding="utf-8").split('id="convergence"')[1]

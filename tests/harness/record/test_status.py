@@ -79,10 +79,8 @@ def test_a_schedulers_accounts_replace_the_journals_of_its_jobs(points: list[Gri
     series_id = points[0].series_id
     trunk = worked((0, 1800, "12_0", 2), (3600, 5400, "local", 1))
     accounts = {"12_0": JobTime(series_id, 7200.0), "12_1": JobTime("elsewhere", 9e9)}
-    assert hours_of(points, {series_id: trunk}, jobs=accounts).used == {
-        series_id: pytest.approx(2.0 + 0.5),
-        points[-1].series_id: 0.0,
-    }
+    used = hours_of(points, {series_id: trunk}, jobs=accounts).used
+    assert used == {series_id: pytest.approx(2.0 + 0.5), points[-1].series_id: 0.0}
 
 
 @pytest.mark.parametrize(("started", "devices"), [({"ranks": 4}, 4.0), ({"gpu_share": 0.25}, 0.25)])
