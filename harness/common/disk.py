@@ -31,7 +31,7 @@ SLACK = 2**20
 
 
 class DiskFull(Exception):
-    """A disk is full, or its file system read-only as Linux makes one with errors; later the same command continues."""
+    """A disk is full, or read-only, as Linux makes one with errors; the same command continues when it is writable."""
 
     def __init__(self, path: Path | str, needed: int | None = None, *, is_read_only: bool = False) -> None:
         wanted = "" if needed is None else f", and {needed / 2**20:.1f} MiB are needed"

@@ -1,7 +1,7 @@
 """Processes: their identity, their end and their output.
 
-Linux counts the ticks from its boot, which has an id, to a process's start; other systems (macOS) tell only the time of
-its start, which moves when the clock is set.
+On Linux the id of the boot and the ticks from it to the start identify a process; elsewhere (macOS) the time of its
+start does, which changes when the clock is set.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         append_line(self._descriptor, line.encode() + b"\n", self.path, durable=event in DURABLE)
 
     def sync(self) -> None:
-        """Flush the journal to the disk, which a checkpoint must not be ahead of."""
+        """Flush the journal to the disk before a checkpoint is saved, which must not be ahead of it."""
         with naming_a_full_disk(self.path):
             os.fsync(self._descriptor)
 

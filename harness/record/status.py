@@ -128,7 +128,7 @@ class Hours:
 
 @contextmanager
 def _without_collecting() -> Iterator[None]:
-    """Switch off garbage collection, a third of the time of reading many journals: they form no cycles."""
+    """Switch off the garbage collector, which takes a third of the time of reading many journals."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -206,7 +206,7 @@ def count_hours(
     wanted: Iterable[str],
     jobs: Mapping[str, JobTime],
 ) -> Hours:
-    """Return the hours by the journals, or by `jobs` of a scheduler's accounts; `wanted` Runs are not over."""
+    """Return the hours; `jobs` of a scheduler's accounts replace their journals, and `wanted` Runs are not over."""
     spans: dict[str, list[Span]] = {series_id: list(trunk.spans) for series_id, trunk in trunks.items()}
     for point in points:
         spans[point.series_id] += runs[point.run_id].spans
@@ -244,7 +244,7 @@ def _state(run: Run, own: Progress, trunk: Progress, reset: int) -> RunState:
 
 
 def _by_scheduler(state: RunState, job: JobView | None, own: Progress, trunk: Progress) -> RunState:
-    """Correct the state by the journals with that of a live job."""
+    """Return the state by the journals, corrected by that of a live job."""
     if job is None or state not in {RunState.NEW, RunState.INTERRUPTED, RunState.RUNNING}:
         return state
     if job.state is JobState.QUEUED:

@@ -84,7 +84,7 @@ class Tune(Frozen):
     storage: str | None = None
     """Address of Optuna's database, which several ROOTs may share; null is a file under ROOT."""
     scale_by: Literal["n_params", "d_model"] = "n_params"
-    """Quantity of whose power the best learning rate is a multiple."""
+    """Quantity that the best learning rate depends on by a power law."""
 
     @field_validator("seeds", "sizes")
     @classmethod
@@ -94,8 +94,8 @@ class Tune(Frozen):
         return value
 
 
-class Carried(Frozen):
-    """The learning rate of a size that was not searched, by the law."""
+class SizeRate(Frozen):
+    """The learning rate of a size, by the law unless the size was searched."""
 
     size: str
     n_params: Count
@@ -104,7 +104,7 @@ class Carried(Frozen):
     ci95: Interval
 
 
-class TunedSize(Carried):
+class TunedSize(SizeRate):
     """The best learning rate of a searched size, by a parabola in its log; the interval comes from resampled trials."""
 
     n_trials: Count
@@ -139,7 +139,7 @@ class TunedArchitecture(Frozen):
     sizes: tuple[TunedSize, ...]
     law: RateLaw | None = None
     """Null if fewer than two sizes were searched."""
-    carried: tuple[Carried, ...] = ()
+    carried: tuple[SizeRate, ...] = ()
 
 
 class Tuned(Frozen):
