@@ -27,7 +27,7 @@ from harness.record.journal import Event, Progress, attempts, read_progress
 from harness.record.registry import Registration
 from harness.record.result import Result
 from harness.record.root import Root, read_model, read_model_if_there, read_run
-from harness.record.scores import named_evaluations
+from harness.record.scores import evaluations_of
 from harness.study.run import Frozen, Run, WholeNumber
 from ssmttm.errors import InputError
 
@@ -166,7 +166,7 @@ def _check_contents(path: Path, contents: Contents, unpacked: Root) -> OpenBundl
             raise InputError(f"{unpacked.run(run.run_id)}/run.json: is no run of the study {contents.study}")
         _check_series(unpacked, run)
         _check_run(unpacked.run(run.run_id), run)
-        list(named_evaluations(unpacked, run.run_id))
+        list(evaluations_of(unpacked, run.run_id, check_names=True))
     held = {run.series_id for run in runs}
     for series_dir in _below(folder / "series"):
         if series_dir.name not in held:

@@ -25,7 +25,7 @@ from harness.record.journal import attempt_file, attempts, check_for
 from harness.record.points import points_of, write_table
 from harness.record.provenance import commit, installed_version
 from harness.record.registry import ResolvedStudy
-from harness.record.scores import named_evaluations
+from harness.record.scores import evaluations_of
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.run import Frozen, WholeNumber
 from ssmttm.errors import InputError
@@ -133,7 +133,7 @@ def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[s
         folder = f"runs/{row.run_id}"
         yield f"{folder}/run.json", _json(row.point.run.canonical())
         yield from _journal(folder, root.run(row.run_id))
-        for found in named_evaluations(root, row.run_id):
+        for found in evaluations_of(root, row.run_id, check_names=True):
             yield f"{folder}/evaluation/{found.name}.json", _json(found.model_dump(mode="json"))
 
 

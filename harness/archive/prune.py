@@ -299,7 +299,8 @@ class _Folder:
 
     def _problem_with(self, found: Checkpoint) -> str | None:
         if found.tag not in self._problems:
-            self._problems[found.tag] = checkpoints.problem_with(found)
+            problem = checkpoints.inspect(found)
+            self._problems[found.tag] = problem.text if problem else None
         return self._problems[found.tag]
 
 

@@ -1,1 +1,1 @@
-"""Files, processes, the console and validation: nothing here knows a study."""
+"""Files, processes, the console and validation: nothing here depends on a study."""

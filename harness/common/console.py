@@ -1,4 +1,4 @@
-"""The terminal of the command: results on standard output, all else on standard error, and how a user stops it."""
+"""The terminal of the command: results on standard output, everything else on standard error; Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-# A pipe has no width of its own; tables are then as wide as they need to be.
-# What a log or a file says stays as it is: :warning: is no picture, and [red] no colour.
+# A pipe has no width, so tables take what they need. Text from logs and files is printed as it is: neither :warning:
+# nor [red] is markup.
 console = Console(
     highlight=False,
     emoji=False,
@@ -32,7 +32,7 @@ def warn(*notes: str) -> None:
 
 
 def print_line(line: str | Text) -> None:
-    """Print a line on standard output as it is; a terminal that is narrower breaks it at its edge, not at a word."""
+    """Print a line on standard output unwrapped; only the terminal's edge breaks it."""
     console.print(line, soft_wrap=True)
 
 
@@ -43,22 +43,23 @@ def print_json(document: dict[str, Any]) -> None:
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], None]]:
-    """End the block on SIGTERM as on Ctrl-C, by KeyboardInterrupt; yield a function that the block calls now and then.
+    """End the block with KeyboardInterrupt on SIGTERM as on Ctrl-C; yield a function for the block to call repeatedly.
 
-    An exception that a signal raises is lost where Python is collecting an object; the function raises it again.
+    Python loses an exception that a signal raises while an object is collected; the function raises it again.
     """
-    received: list[int] = []
+    is_stopped = False
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_stopped
+        is_stopped = True
         raise KeyboardInterrupt
 
     def poll_stop() -> None:
-        if received:
+        if is_stopped:
             raise KeyboardInterrupt
 
     numbers = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a script's background commands ignore Ctrl-C
         numbers.append(signal.SIGINT)
     before = [(number, signal.signal(number, stop)) for number in numbers]
     try:
@@ -69,4 +70,4 @@ def stoppable() -> Iterator[Callable[[], None]]:
 
 
 class Stopped(Exception):
-    """The user ended a submission; the same command goes on from there."""
+    """The user stopped the command; the same command continues where it stopped."""

@@ -11,7 +11,7 @@ class Extra(NamedTuple):
     packages: tuple[str, ...] = ()
     """Packages that `ssmscale doctor` looks for, as an index names them."""
     modules: tuple[str, ...] = ()
-    """Further modules that users may meet first."""
+    """Other modules whose import may fail first."""
 
 
 EXTRAS = {
@@ -27,7 +27,7 @@ EXTRAS = {
 
 
 def missing_package(error: ModuleNotFoundError) -> str:
-    """Return a sentence that names the missing package and how to install it."""
+    """Return a sentence that names the missing package and the command that installs it."""
     name = (error.name or "").split(".")[0]
     extra = next((key for key, extra in EXTRAS.items() if name in extra.packages + extra.modules), "all")
-    return f"the package {name} is not installed; pip install 'ssmscale[{extra}]' brings it"
+    return f"the package {name} is not installed; install it with: pip install 'ssmscale[{extra}]'"

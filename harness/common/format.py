@@ -1,4 +1,4 @@
-"""Numbers in words: counts, durations, sizes and ranges."""
+"""Numbers as text: counts, durations, sizes and ranges."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 def duration(hours: float) -> str:
-    """Return a time with its unit: 0.34 s, 12 min, 5.1 h."""
+    """Return hours as a time with its unit: 0.34 s, 12 min, 5.1 h."""
     seconds = hours * 3600
     for limit, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= limit:
@@ -37,7 +37,7 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate: the expected value and its likely range."""
+    """An expected value and its likely range."""
 
     low: float
     expected: float

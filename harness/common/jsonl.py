@@ -1,12 +1,12 @@
-"""JSON lines: each is checked in reading, and a line that is not valid is passed over.
+"""JSON lines: invalid lines, such as torn ones, are skipped.
 
-A file may have been torn by a crash, damaged by a disk, or edited. Readers may rely on the type and the range of every
-field named here; other fields are kept as they are.
+Readers may rely on the type and range of every field named here; other fields are kept unchecked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Required
@@ -17,18 +17,15 @@ from typing_extensions import TypedDict
 from harness.common.validation import first_mistake
 
 CHUNK = 2**20
-"""Bytes read at once, and the length above which a line is not valid."""
+"""Bytes read at once, and the length above which a line is invalid."""
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(ge=0, lt=2.0**38)]
-"""A time since 1970 that fits whatever a database makes of it: some 8700 years."""
-_STRICT = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+"""Seconds since 1970, within the range of a database's dates: some 8700 years."""
 
 
 class ProcessFields(TypedDict, total=False):
-    """A process, as process.identify_process describes it."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    """A process as process.identify_process describes it."""
 
     host: str
     pid: Annotated[int, Field(ge=0, lt=2**31)]
@@ -38,9 +35,7 @@ class ProcessFields(TypedDict, total=False):
 
 
 class LayoutFields(TypedDict, total=False):
-    """A record.root.Layout, as a worker journals it."""
-
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    """A record.root.Layout as a worker journals it."""
 
     ranks: Annotated[int, Field(ge=1, lt=2**31)]
     micro_batch: Annotated[int, Field(ge=1, lt=2**31)]
@@ -51,9 +46,9 @@ class LayoutFields(TypedDict, total=False):
 
 
 class LineFields(ProcessFields, total=False):
-    """Fields of a line of a journal or of control.jsonl."""
+    """Fields of a line of a journal or of control.jsonl; its configuration applies to nested fields too."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # type: ignore[misc]
 
     t: Required[Seconds]
     event: Required[str]
@@ -89,15 +84,15 @@ _LINE = TypeAdapter(LineFields)
 
 @dataclass(frozen=True)
 class Damage:
-    """A line that is passed over."""
+    """A line that is skipped."""
 
     number: int
-    """Counted from 1."""
+    """Line number, counted from 1."""
     why: str
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Parse one line without its end; raises ValueError saying why it is not valid."""
+    """Parse one line without its newline; raises ValueError with the reason why it is invalid."""
     try:
         return dict(_LINE.validate_json(line))
     except ValidationError as error:
@@ -106,24 +101,23 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
 @dataclass
 class LineReader:
-    """Reads what has been appended to one file since it last did."""
+    """Reads what was appended to a file since the last reading."""
 
     path: Path
     offset: int = 0
-    """Bytes taken in: whole lines alone."""
+    """Bytes of the whole lines read so far."""
     number: int = 0
-    """Lines taken in."""
+    """Number of lines read so far."""
     torn: bool = False
-    """True if the file goes on behind them, without an end of line."""
+    """True if a line without a newline follows them."""
     _skipping: bool = False
 
     def read(
         self, check: Callable[[dict[str, Any]], None] | None = None
     ) -> Iterator[dict[str, Any] | Damage]:
-        """Every new whole line, in order: its fields, or why it is passed over.
+        """Yield the fields of every new whole line, or its Damage, in bounded memory; raises OSError.
 
-        `check` may raise ValueError where fields that are right in themselves make no valid line. Memory is bounded
-        whatever the file holds. Raises OSError where it cannot be read.
+        `check` may raise ValueError for fields that are valid one by one but not together.
         """
         with self.path.open("rb") as file:
             file.seek(self.offset)
@@ -152,10 +146,6 @@ class LineReader:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the valid lines of a file, oldest first; none of a file that is not there."""
-    try:
-        for line in LineReader(path).read():
-            if not isinstance(line, Damage):
-                yield line
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return
+    """Yield the valid lines of a file, oldest first; none if there is no such file."""
+    with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        yield from (line for line in LineReader(path).read() if not isinstance(line, Damage))

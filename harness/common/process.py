@@ -1,8 +1,7 @@
-"""Processes: their identity, their end, and what they print.
+"""Processes: their identity, their end and their output.
 
-A process's time of birth, as clocks tell it, moves when the clock is set. The kernel counts in ticks since it started,
-and names that start; where there is no such kernel (macOS) the time of birth has to do. What a worker prints goes to
-files, and their disk may be full: then the output is lost, and nothing else is.
+On Linux the id of the boot and the ticks from it to the start identify a process; elsewhere (macOS) the time of its
+start does, which changes when the clock is set.
 """
 
 from __future__ import annotations
@@ -23,11 +22,9 @@ from typing import Any, NoReturn
 
 import psutil
 
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-
 
 def identify_process() -> dict[str, Any]:
-    """Describe this process so that no other is taken for it, on this host and others, before and after a restart."""
+    """Describe this process uniquely: on any host, and across reboots."""
     identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
     facts = _kernel_facts(os.getpid())
     if facts is None:
@@ -36,7 +33,7 @@ def identify_process() -> dict[str, Any]:
 
 
 def process_is_alive(identity: Mapping[str, Any]) -> bool:
-    """True if the process that `identify_process` described still runs; never known of another host's processes."""
+    """True if the process that `identify_process` described runs on this host."""
     if identity.get("host") != socket.gethostname():
         return False
     pid = identity.get("pid", 0)
@@ -45,7 +42,7 @@ def process_is_alive(identity: Mapping[str, Any]) -> bool:
         return (
             facts is not None
             and facts == (facts[0], identity["started_ticks"])
-            and facts[0] not in {"Z", "X"}  # ended, and not yet waited for
+            and facts[0] not in {"Z", "X"}  # ended, but its parent has not waited for it yet
             and identity.get("boot_id") == _boot_id()
         )
     try:
@@ -57,46 +54,43 @@ def process_is_alive(identity: Mapping[str, Any]) -> bool:
 
 
 def _kernel_facts(pid: int) -> tuple[str, int] | None:
-    """State and time of birth in ticks of a process of this machine's Linux kernel; None without one."""
+    """Return the state and the start time in ticks of a process on Linux; None if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    fields = text.rpartition(")")[2].split()  # the name in parentheses may hold any character
     return fields[0], int(fields[19])
 
 
 def _boot_id() -> str | None:
     try:
-        return BOOT.read_text(encoding="ascii").strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return None
 
 
 def print_traceback() -> None:
-    """Print the traceback of the exception being handled, where that can be printed."""
+    """Print the traceback of the exception being handled, unless its disk is full."""
     with contextlib.suppress(OSError):
         traceback.print_exc()
         sys.stderr.flush()
 
 
 def flush_or_drop() -> None:
-    """Empty the buffers of standard output and error; what has no room is dropped, and so is what follows it.
-
-    Python ends with status 120 where it finds a buffer it cannot empty.
-    """
+    """Flush standard output and error; if that fails, drop all output, for which Python would end with status 120."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)
+            os.close(null)
             stream.flush()
 
 
 def last_line(path: Path) -> str:
-    """Return the last line of a log that is not blank; "nothing" where there is none."""
+    """Return the last line of a log that is not blank; "nothing" if there is none."""
     with contextlib.suppress(OSError):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "nothing")
@@ -104,10 +98,7 @@ def last_line(path: Path) -> str:
 
 
 def end_at_once(status: int) -> NoReturn:
-    """End this process when its exit handlers have run, without taking apart what it imported.
-
-    Python would free every object of torch's and DeepSpeed's first, which takes 2 s of a core.
-    """
+    """Run the exit handlers and end this process, without the 2 s it takes to free what torch and DeepSpeed hold."""
     atexit._run_exitfuncs()
     flush_or_drop()
     os._exit(status)
@@ -115,7 +106,7 @@ def end_at_once(status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def sent_to(file: Path) -> Iterator[None]:
-    """Append standard output and error to a file during the block. Raises OSError where it cannot be opened."""
+    """Append standard output and error to a file during the block; raises OSError if the file cannot be opened."""
     flush_or_drop()
     kept = os.dup(1), os.dup(2)
     try:
@@ -131,17 +122,17 @@ def sent_to(file: Path) -> Iterator[None]:
 
 
 class PipeReader:
-    """Whole lines of a pipe, as they come."""
+    """Reads whole lines from a pipe as they arrive."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._held = descriptor, b""
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
         self.is_ended = False
-        """Whether nobody writes into it any more, and all that was written has been read."""
+        """True if every writer has closed the pipe and all its lines have been read."""
 
     def read(self, seconds: float = 0.0) -> list[bytes]:
-        """Return the lines that have come; where nothing has, wait for it so many seconds at most."""
+        """Return the lines that have arrived; if there are no data yet, wait for some for at most `seconds`."""
         while not self.is_ended and self._poll.poll(1000 * seconds):
             part = os.read(self._descriptor, 65536)
             self.is_ended, seconds = not part, 0.0
@@ -151,20 +142,17 @@ class PipeReader:
 
 
 def log_to_stderr() -> None:
-    """Write this program's log to standard error, each line with its time."""
+    """Log to standard error, each line with its time."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
 
 
 def stop_when_parent_ends(number: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel for a signal when the process that started this one ends (Linux; elsewhere nothing).
-
-    A parent that has ended already is not noticed: a caller that must know compares parents.
-    """
+    """Ask the kernel to signal this process when its parent ends, unless it has ended already (Linux only)."""
     _prctl(1, int(number))  # PR_SET_PDEATHSIG
 
 
 def adopt_orphans() -> None:
-    """Have the kernel hand this process the children of its children that end first (Linux; elsewhere nothing)."""
+    """Become the parent of descendants whose own parent ends first (Linux only)."""
     _prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
 
 

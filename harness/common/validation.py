@@ -1,4 +1,4 @@
-"""Input read and checked: YAML without surprises, and errors in plain sentences with file, key, value and remedy."""
+"""Strict YAML and its validation; every error is a sentence with file, key, value and remedy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from pydantic_core import ErrorDetails
 from ssmttm.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
-MAX_CHARACTERS = 300
-"""Length of a library's line that is passed on."""
 
 
 def validate(kind: type[Model], value: Mapping[str, Any], where: str) -> Model:
@@ -25,16 +23,12 @@ def validate(kind: type[Model], value: Mapping[str, Any], where: str) -> Model:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise InputError(describe(error, where, kind)) from error
-
-
-def describe(error: ValidationError, where: str, kind: type[BaseModel]) -> str:
-    """Describe every mistake pydantic found, a sentence a line."""
-    return "\n".join(f"{where}: {_sentence(detail, kind)}" for detail in error.errors())
+        lines = [f"{where}: {_sentence(detail, kind)}" for detail in error.errors()]
+        raise InputError("\n".join(lines)) from error
 
 
 def usable_path(value: Path | str) -> Path | str:
-    """A path, or a ValueError for what the system would refuse in words of its own, wherever it is first asked."""
+    """Return the path; raises ValueError for one that the system would refuse."""
     if "\0" in str(value):
         raise ValueError("holds a NUL character, which no path may")
     if len(os.fsencode(value)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(value).parts):
@@ -43,17 +37,14 @@ def usable_path(value: Path | str) -> Path | str:
 
 
 def first_line(error: BaseException, secret: str | None = None) -> str:
-    """The first line of an error's text (MLflow's go on with whole web pages); its kind where it has none.
-
-    `secret`, such as a password, is blotted out before the cut.
-    """
+    """Return the first line of an error's text, else the name of its class; `secret` is replaced by ***."""
     text = str(error).strip()
     lines = (text.replace(secret, "***") if secret else text).splitlines()
-    return lines[0][:MAX_CHARACTERS] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def first_mistake(error: ValidationError, whole: str = "the document") -> str:
-    """The first thing pydantic found wrong, as key and message; `whole` stands for the key where there is none."""
+    """Return pydantic's first error as key and message; `whole` replaces an empty key."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     key = ".".join(str(part) for part in first["loc"]) or whole
     return f"{key}: {first['msg']}" if key else first["msg"]
@@ -78,24 +69,20 @@ def _sentence(detail: ErrorDetails, kind: type[BaseModel]) -> str:
 
 
 def _names_beside(kind: type[BaseModel], path: Iterable[str]) -> list[str]:
-    """Names allowed at `path`, where plain attributes lead there; a hint and no more, so never an error."""
+    """Return the names allowed at `path`, as far as plain attributes lead there: they serve as a hint only."""
     model: Any = kind
     for part in path:
         field = getattr(model, "model_fields", {}).get(part)
-        if field is None:  # a mapping's key, whose values' type comes next
-            continue
-        model = _model_within(field.annotation)
+        if field is not None:  # else it is the key of a mapping
+            model = _model_within(field.annotation)
     return list(getattr(model, "model_fields", {}))
 
 
 def _model_within(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for part in reversed(getattr(annotation, "__args__", ())):
-        found = _model_within(part)
-        if found is not None:
-            return found
-    return None
+    models = map(_model_within, reversed(getattr(annotation, "__args__", ())))
+    return next((model for model in models if model is not None), None)
 
 
 def _short(value: object) -> str:
@@ -120,14 +107,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r}: keys are text", problem_mark=key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key {key!r} appears twice", problem_mark=key_node.start_mark
-                )
+            if not isinstance(key, str) or key in seen:
+                why = " appears twice" if isinstance(key, str) else ": keys must be text"
+                raise yaml.MarkedYAMLError(problem=f"key {key!r}{why}", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -149,7 +131,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    document = _parse(text, str(path))
+    document = read_yaml_value(text, str(path))
     if not isinstance(document, dict):
         held = "is empty" if document is None else f"holds a {type(document).__name__}"
         raise InputError(f"{path}: {held}; a study is a mapping of keys to values")
@@ -157,11 +139,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_yaml_value(text: str, where: str) -> Any:
-    """Read one YAML value, as given on the command line; `where` names it in the error."""
-    return _parse(text, where)
-
-
-def _parse(text: str, where: str) -> Any:
+    """Read YAML, such as a value of the command line; raises InputError beginning with `where`."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader, made stricter
     except yaml.MarkedYAMLError as error:

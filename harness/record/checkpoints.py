@@ -1,9 +1,8 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints that are either whole or absent.
 
-DeepSpeed writes a tag's files from all ranks and is not atomic. So after the last rank's barrier the first rank
-writes TAG.complete, with the size and SHA-256 of every file and a seal over itself; only a tag whose marker agrees
-with all that lies in its folder is resumed from, and before DeepSpeed unpickles any of it each file must load under
-torch's weights_only rules.
+DeepSpeed's ranks write the files of a tag one by one. The first rank then writes the marker TAG.complete, with the size
+and SHA-256 of every file. Training resumes only from a tag that agrees with its marker and loads under torch's
+weights_only rules.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
@@ -28,10 +27,10 @@ TAG = re.compile(r"step-([0-9]{9})")
 
 
 def _inside(name: str) -> str:
-    """A file's name within its tag; raises ValueError for one that could lead out of it."""
+    """Return a file's name within its tag; raises ValueError if it could lead out of the tag."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or str(path) != name or "\0" in name:
-        raise ValueError("is no file inside the tag")
+        raise ValueError("is not the name of a file inside the tag")
     return name
 
 
@@ -43,20 +42,20 @@ class FileFacts(Frozen):
 
 
 class Marker(Frozen):
-    """TAG.complete: written last."""
+    """TAG.complete, the file of a checkpoint that is written last."""
 
     step: Annotated[int, Field(strict=True, ge=0)]
     tokens: Annotated[int, Field(strict=True, ge=0)]
-    """Tokens trained on when it was written."""
+    """Tokens trained on so far."""
     ranks: int
     zero_stage: int
     branch: bool
-    """True if Runs leave the trunk here, so that it is kept; of the others the newest are."""
+    """True if Runs branch off the trunk here; such a checkpoint is always kept."""
     loss: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Held-out loss at that step, nats a token, where it was measured."""
+    """Held-out loss at that step in nats a token, if it was measured."""
     files: dict[Annotated[str, AfterValidator(_inside)], FileFacts]
     seal: str | None = None
-    """SHA-256 over all of the above; a checkpoint older than seals has none."""
+    """SHA-256 over all other fields; old checkpoints have none."""
 
     @model_validator(mode="after")
     def _is_as_written(self) -> Self:
@@ -65,7 +64,7 @@ class Marker(Frozen):
         return self
 
     def sealed(self, **changes: Any) -> Marker:
-        """The marker with these fields changed and a seal that fits."""
+        """Return the marker with these fields changed and its seal renewed."""
         open_marker = self.model_copy(update={**changes, "seal": None})
         return open_marker.model_copy(update={"seal": open_marker._digest()})
 
@@ -75,7 +74,7 @@ class Marker(Frozen):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint, its marker read."""
+    """A whole checkpoint with its marker."""
 
     folder: Path
     tag: str
@@ -83,7 +82,7 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """The folder of its files."""
+        """Folder of its files."""
         return self.folder / self.tag
 
 
@@ -93,49 +92,47 @@ class Problem:
 
     text: str
     damaged: Checkpoint | None = None
-    """The checkpoint, if it is known to be damaged; a disk that hesitates once must not cost one."""
+    """The checkpoint if it is certainly damaged: one failed reading of a disk must not cost a checkpoint."""
     tag: str | None = None
-    """Tag of a checkpoint that is not known to be damaged and so must stay."""
+    """Tag of a checkpoint that may be whole and must be kept."""
 
 
 def tag_of(step: int) -> str:
-    """Name of the checkpoint made after that many steps."""
+    """Return the tag of the checkpoint after that many steps."""
     return f"step-{step:09d}"
 
 
 def marked(folder: Path) -> list[Checkpoint]:
-    """Checkpoints whose marker is there and whose files have the right sizes, by step."""
+    """Return the checkpoints that have a marker and files of the right sizes, by step."""
     return survey(folder)[0]
 
 
 def survey(folder: Path) -> tuple[list[Checkpoint], list[Problem]]:
-    """The `marked` checkpoints of a folder, and why each other marker stands for none; in one look at the disk."""
+    """Return the `marked` checkpoints of a folder and a Problem for each other marker."""
     found, problems = [], []
-    for held in _read_all(folder):
-        problem = held if isinstance(held, Problem) else _wrong_sizes(held)
-        if problem is not None:
-            problems.append(problem)
-        elif isinstance(held, Checkpoint):
+    for path in sorted(folder.glob("step-*.complete")):
+        held = _read_marker(path)
+        if isinstance(held, Checkpoint):
+            held = _wrong_sizes(held) or held
+        if isinstance(held, Problem):
+            problems.append(held)
+        else:
             found.append(held)
     return sorted(found, key=lambda checkpoint: checkpoint.marker.step), problems
 
 
-def _read_all(folder: Path) -> Iterator[Checkpoint | Problem]:
-    for path in sorted(folder.glob("step-*.complete")):
-        if not TAG.fullmatch(path.stem):
-            yield Problem(f"{path}: is named after no step")
-            continue
-        try:
-            marker = Marker.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            yield Problem(f"{path}: {first_mistake(error)}", tag=path.stem)
-        except OSError as error:
-            yield Problem(f"{path}: cannot be read ({error.strerror})", tag=path.stem)
-        else:
-            if tag_of(marker.step) != path.stem:
-                yield Problem(f"{path}: is the marker of step {marker.step}")
-            else:
-                yield Checkpoint(folder, path.stem, marker)
+def _read_marker(path: Path) -> Checkpoint | Problem:
+    if not TAG.fullmatch(path.stem):
+        return Problem(f"{path}: its name is not that of a step")
+    try:
+        marker = Marker.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        return Problem(f"{path}: {first_mistake(error)}", tag=path.stem)
+    except OSError as error:
+        return Problem(f"{path}: cannot be read ({error.strerror})", tag=path.stem)
+    if tag_of(marker.step) != path.stem:
+        return Problem(f"{path}: is the marker of step {marker.step}")
+    return Checkpoint(path.parent, path.stem, marker)
 
 
 def _wrong_sizes(checkpoint: Checkpoint) -> Problem | None:
@@ -152,35 +149,33 @@ def _wrong_sizes(checkpoint: Checkpoint) -> Problem | None:
     return None
 
 
-def problem_with(checkpoint: Checkpoint) -> str | None:
-    """Say why a marked checkpoint must not be loaded; None where nothing is wrong."""
-    problem = inspect(checkpoint)
-    return None if problem is None else problem.text
-
-
 def inspect(checkpoint: Checkpoint) -> Problem | None:
-    """Verify a checkpoint: exactly the files it lists, their checksums, then torch's safe loading of each."""
+    """Verify that a checkpoint holds only the files of its marker, with their checksums, and that torch loads them."""
     try:
         if foreign := _foreign(checkpoint):
-            return Problem(f"{foreign}: is not one of the files it was written with", checkpoint)
+            return Problem(f"{foreign}: is not one of the files the checkpoint was written with", checkpoint)
         for name, facts in checkpoint.marker.files.items():
             path = checkpoint.path / name
             if sha256_file(path) != facts.sha256:
                 return Problem(f"{path}: differs from what was written (checksum)", checkpoint)
-            if problem := _unsafe(path):
-                return Problem(f"{path}: {problem}", checkpoint)
+            try:
+                load_safely(path, "meta")
+            except OSError:
+                raise
+            except Exception as error:
+                return Problem(f"{path}: {type(error).__name__}: {first_line(error)}", checkpoint)
     except OSError as error:
         return Problem(f"{error.filename or checkpoint.path}: cannot be read ({error.strerror})")
     return None
 
 
 def _foreign(checkpoint: Checkpoint) -> Path | None:
-    """Find a path in the tag that is neither a listed plain file nor a folder: DeepSpeed takes files by pattern."""
+    """Return a path in the tag that is neither a listed plain file nor a folder: DeepSpeed finds files by pattern."""
     if checkpoint.path.is_symlink():
         return checkpoint.path
     for place, folders, files in os.walk(checkpoint.path, onerror=_raise):
         for name in (*folders, *files):
-            # A hidden file no pattern takes; NFS keeps a file so that is removed while it is read.
+            # No pattern matches hidden files; NFS hides a file that is removed while it is read.
             if name.startswith("."):
                 continue
             path = Path(place) / name
@@ -194,21 +189,8 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _unsafe(path: Path) -> str | None:
-    try:
-        load_safely(path, "meta")
-    except OSError:
-        raise
-    except Exception as error:
-        return f"{type(error).__name__}: {first_line(error)}"
-    return None
-
-
 def load_safely(path: Path | str, device: Any) -> Any:
-    """Load a file of a checkpoint: the classes DeepSpeed's checkpoints are made of and no others.
-
-    Raises pickle.UnpicklingError for any other.
-    """
+    """Load a file of a checkpoint; raises pickle.UnpicklingError for classes that no checkpoint of DeepSpeed needs."""
     import torch
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -220,39 +202,37 @@ def load_safely(path: Path | str, device: Any) -> Any:
 
 
 def keep(folder: Path, step: int, *, branch: bool, verified: bool = False) -> bool:
-    """True if a whole checkpoint of that step is there; from now on it is kept for branching if `branch` says so.
-
-    Unless it is `verified`, it is looked through first: one that is damaged is not there, and is written again.
-    """
-    for held in marked(folder):
-        if held.marker.step == step:
-            if not verified and inspect(held) is not None:
-                return False
-            if branch and not held.marker.branch:
-                marker = held.marker.sealed(branch=True)
-                write_model(folder / f"{held.tag}.complete", marker)
-            return True
-    return False
+    """True if the checkpoint of a step is whole, inspected unless `verified`; with `branch` it is marked to stay."""
+    held = next((found for found in marked(folder) if found.marker.step == step), None)
+    if held is None or not (verified or inspect(held) is None):
+        return False
+    if branch and not held.marker.branch:
+        write_model(folder / f"{held.tag}.complete", held.marker.sealed(branch=True))
+    return True
 
 
 def condemn(checkpoint: Checkpoint) -> None:
-    """Take its marker from a checkpoint that was found damaged, so that it counts as not there."""
+    """Rename the marker of a damaged checkpoint, so that the checkpoint counts as absent."""
     marker = checkpoint.folder / f"{checkpoint.tag}.complete"
     marker.rename(marker.with_suffix(".damaged"))
 
 
 def remove(folder: Path, tag: str) -> None:
-    """Drop a checkpoint: its marker first, so that it is never half there."""
-    for ending in (".complete", ".damaged"):
-        (folder / f"{tag}{ending}").unlink(missing_ok=True)
+    """Remove a checkpoint, its marker first: a marker must not outlive its files."""
+    for marker in _markers(folder, tag):
+        marker.unlink(missing_ok=True)
     shutil.rmtree(folder / tag, ignore_errors=True)
 
 
-def retire(folder: Path, step: int, *, keep_last: int, keep_best: bool) -> None:
-    """Drop checkpoints that the one of `step`, whole by now, makes superfluous.
+def _markers(folder: Path, tag: str) -> list[Path]:
+    return [folder / f"{tag}{ending}" for ending in (".complete", ".damaged")]
 
-    Branch points stay, the newest `keep_last` others up to `step`, those beyond it, and with `keep_best` the one of the
-    lowest held-out loss. What never became whole goes; what has a marker that cannot be read is left alone.
+
+def retire(folder: Path, step: int, *, keep_last: int, keep_best: bool) -> None:
+    """Remove the checkpoints that the whole one of `step` replaces.
+
+    Keep branch points, the newest `keep_last` others up to `step`, all later ones, and with `keep_best` the one with
+    the lowest held-out loss. Remove unfinished ones, but none with a marker that cannot be read.
     """
     held = marked(folder)
     others = [found for found in held if not found.marker.branch and found.marker.step <= step]
@@ -268,18 +248,13 @@ def retire(folder: Path, step: int, *, keep_last: int, keep_best: bool) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what was being saved when its process ended, to make room; for the holder of the Series' lock alone."""
+    """Remove checkpoints whose saving was interrupted; call it only while holding the Series' lock."""
     for path in folder.glob("step-*"):
-        endings = (".complete", ".damaged")
-        if TAG.fullmatch(path.name) and not any(
-            (folder / f"{path.name}{ending}").exists() for ending in endings
-        ):
+        if TAG.fullmatch(path.name) and not any(marker.exists() for marker in _markers(folder, path.name)):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def best_first(held: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """The checkpoints with a held-out loss, the lowest first, of equal ones the earliest."""
-    measured = [
-        (found.marker.loss, found.marker.step, found) for found in held if found.marker.loss is not None
-    ]
-    return [found for _, _, found in sorted(measured, key=lambda entry: entry[:2])]
+    """Return the checkpoints with a held-out loss, the lowest first, and the earliest first among equals."""
+    measured = [found for found in held if found.marker.loss is not None]
+    return sorted(measured, key=lambda found: (found.marker.loss, found.marker.step))

@@ -1,4 +1,4 @@
-"""control.jsonl of a study: what the command line did to it, appended under a lock."""
+"""control.jsonl of a study: the log of what the command line did to it, appended under a lock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.common.disk import append_line, naming_a_full_disk
 from harness.common.jsonl import read_lines
 
 RUNS_A_LINE = 10_000
-"""Runs named in one line: a line of a study's hundred thousand would be too long to be read."""
+"""Largest number of Runs in one line: a line with a study's hundred thousand would be too long to read."""
 
 
 class Control:
@@ -25,7 +25,7 @@ class Control:
         self.path = path
 
     def append(self, event: str, **fields: Any) -> None:
-        """Write what happened and see it to the disk, many `runs` on several lines; raises DiskFull."""
+        """Write an event and flush it to the disk, many `runs` on several lines; raises DiskFull."""
         now = round(time.time(), 3)
         lines = [json.dumps({"t": now, "event": event, **part}, allow_nan=False) for part in _parts(fields)]
         with naming_a_full_disk(self.path):
@@ -39,16 +39,16 @@ class Control:
                     os.close(descriptor)
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line, oldest first."""
+        """Return every valid line, oldest first."""
         return list(read_lines(self.path))
 
     def cancelled(self) -> set[str]:
-        """Run ids cancelled and not retried since."""
+        """Return the ids of Runs that were cancelled and not retried since."""
         return cancelled_in(self.read())
 
 
 def cancelled_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Run ids cancelled and not retried since, by the lines of a control.jsonl."""
+    """Return the ids of Runs that the events of a control.jsonl cancelled and did not retry since."""
     found: set[str] = set()
     for event in events:
         if event["event"] == "cancelled":
@@ -59,7 +59,7 @@ def cancelled_in(events: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def attempts_reset_in(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """For each retried run id, the newest attempt whose failure counts no more, by the lines of a control.jsonl."""
+    """Return the newest attempt whose failure no longer counts, by the id of each retried Run."""
     found: dict[str, int] = {}
     for event in events:
         if event["event"] == "retried":
@@ -68,12 +68,12 @@ def attempts_reset_in(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    runs, attempts = fields.get("runs", ()), fields.get("attempts")
+    runs = fields.get("runs", ())
     if len(runs) <= RUNS_A_LINE:
         yield fields
         return
     for first in range(0, len(runs), RUNS_A_LINE):
-        part = runs[first : first + RUNS_A_LINE]
-        yield {**fields, "runs": part} | (
-            {} if attempts is None else {"attempts": {run: attempts[run] for run in part if run in attempts}}
-        )
+        part = {**fields, "runs": runs[first : first + RUNS_A_LINE]}
+        if attempts := fields.get("attempts"):
+            part["attempts"] = {run: attempts[run] for run in part["runs"] if run in attempts}
+        yield part

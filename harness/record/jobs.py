@@ -1,4 +1,4 @@
-"""Jobs as a scheduler sees them: their states, and the one error for a scheduler that does not answer."""
+"""Jobs as a scheduler sees them, and the error for a scheduler that does not answer."""
 
 from __future__ import annotations
 
@@ -7,45 +7,40 @@ from enum import StrEnum
 
 
 class JobState(StrEnum):
-    """Where a job is with its dispatcher; what its Runs achieved is in their journals."""
+    """State of a job; the journals of its Runs hold their results."""
 
     QUEUED = "queued"
     RUNNING = "running"
     ENDED = "ended"
-    """Its worker came back; the journals tell the rest."""
+    """Its worker ended by itself."""
     BUSY = "busy"
-    """Another process is training the Series."""
+    """Another process trains the Series."""
     PREEMPTED = "preempted"
-    """It was told to stop and has saved; to be submitted again."""
+    """It was stopped and has saved; it must be submitted again."""
     NO_SPACE = "no_space"
-    """No room was left on its disk; what it had saved is kept, and nothing helps until there is room."""
+    """Its disk is full; its checkpoints are kept, and it cannot continue until space is freed."""
     LOST = "lost"
-    """Its process went away without a word."""
+    """Its process disappeared without a journal event."""
 
 
 LIVE = frozenset({JobState.QUEUED, JobState.RUNNING})
 """States of a job that is not over."""
-
-
 ELSEWHERE = "ELSEWHERE"
-"""Our word for the state of a job of another SLURM cluster, which is not asked from here."""
-
-
+"""State given to a job of another SLURM cluster, which cannot be asked from here."""
 NOT_LOOKED_AT = "SLURM has not looked at it yet"
-"""Why a job waits for which SLURM gives no reason."""
+"""Reason of a waiting job if SLURM gives none."""
 
 
 class SchedulerUnavailable(RuntimeError):
-    """A scheduler does not answer; the sentence says why, and nothing about its jobs."""
+    """A scheduler does not answer, for the reason given; its jobs may go on."""
 
     def __init__(self, scheduler: str, why: str, *, is_here: bool = True, may_be_over: bool = False) -> None:
         super().__init__(why)
         self.scheduler = scheduler
-        """Name of the scheduler."""
         self.is_here = is_here
         """False if this machine has none of the scheduler's programs."""
         self.may_be_over = may_be_over
-        """True if it may have ended for good; the journals then tell what became of its jobs."""
+        """True if the scheduler may have ended for good; then only the journals know what became of its jobs."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +53,18 @@ class JobView:
     state: JobState
     slurm_state: str
     seconds: float
-    """Time it has run since it last started."""
+    """Time since it last started."""
     nodes: str
     reason: str | None = None
-    """Why it waits, in the scheduler's word for it."""
+    """The scheduler's code for why it waits."""
     explained: str | None = None
-    """The reason with its meaning and what helps."""
+    """The reason with its meaning and a remedy."""
     accounted_seconds: float | None = None
-    """Time it has run in all, every start counted; None without accounting."""
+    """Time it has run over all its starts; None without accounting."""
     packed: bool = False
-    """Whether it trains other Series too: that it runs does not say that it trains this one now."""
+    """True if it trains several Series, and this one perhaps not now."""
 
     @property
     def why(self) -> str:
-        """Why it waits, in words."""
+        """Reason why it waits."""
         return self.explained or self.reason or NOT_LOOKED_AT

@@ -1,9 +1,7 @@
-"""The run's own record: append-only JSON lines, one file an attempt, from which all state is derived.
+"""Journals of runs and series: append-only JSON lines, one file an attempt, from which all state is derived.
 
-An attempt opens journal/NNNN.jsonl with O_EXCL, so two processes never share one. A newer attempt fences older
-ones: a process that finds a younger file beside its own stops writing, because it was thought dead and has been
-replaced. A line that is torn or damaged is passed over and named. A step seen by two attempts counts once, the later
-one's word; attempts are ordered by their numbers and never by a clock.
+An attempt opens journal/NNNN.jsonl with O_EXCL, so two processes never share a file. A process that finds the file of a
+newer attempt was thought dead and has been replaced: it is fenced, and writes nothing more.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import ValidationError
 
-from harness.common.disk import DiskFull, append_line, make_folder, naming_a_full_disk, sync_folder
+from harness.common.disk import DiskFull, append_line, make_folder, naming_a_full_disk, sync_to_disk
 from harness.common.jsonl import Damage, LineReader
 from harness.common.process import process_is_alive
 from harness.common.validation import first_mistake
@@ -32,11 +30,11 @@ from harness.record.result import Result
 FORMAT = "{:04d}.jsonl"
 ATTEMPT = re.compile(r"([0-9]{4}|[1-9][0-9]{4,8})\.jsonl")
 MOST_NOTES = 20
-"""Damaged lines of one journal that are named; the others are counted."""
+"""Damaged lines of one journal that are named; the rest are counted."""
 
 
 class Event(StrEnum):
-    """What a line of a journal tells."""
+    """The `event` of a journal's line."""
 
     STARTED = "started"
     RESUMED = "resumed"
@@ -52,20 +50,16 @@ class Event(StrEnum):
 
 
 DURABLE = frozenset(Event) - {Event.STEP, Event.EVAL, Event.SYSTEM, Event.WARNING}
-"""Events that must be on disk before training goes on."""
-NEEDED: Mapping[str, tuple[str, ...]] = {
-    Event.STEP: ("step", "loss"),
-    Event.EVAL: ("step", "loss"),
-    Event.SYSTEM: ("step",),
-}
-"""Fields without which an event says nothing."""
+"""Events that are flushed to the disk before training continues."""
+REQUIRED = {Event.STEP: ("step", "loss"), Event.EVAL: ("step", "loss"), Event.SYSTEM: ("step",)}
+"""Fields without which an event is invalid."""
 
 
 class Fenced(RuntimeError):
-    """A newer attempt has taken over; whoever is told so writes nothing more and leaves."""
+    """A newer attempt has taken over; the older one writes nothing more and ends."""
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The journal of one attempt, open for appending."""
 
     def __init__(self, path: Path, attempt: int) -> None:
@@ -74,134 +68,128 @@ class Journal:
         self._next = path.with_name(FORMAT.format(attempt + 1))
         with naming_a_full_disk(path):
             self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR, 0o644)
-            sync_folder(path.parent)
+            sync_to_disk(path.parent)
 
     @classmethod
     def open(cls, directory: Path) -> Self:
-        """Begin a new attempt on the run or series of `directory`; raises DiskFull."""
+        """Begin the next attempt on the run or series of `directory`; raises DiskFull."""
         make_folder(directory / "journal")
         while True:
             attempt = max(attempts(directory), default=0) + 1
             try:
                 return cls(attempt_file(directory, attempt), attempt)
-            except FileExistsError:  # another process began one in between
+            except FileExistsError:  # another process began one meanwhile
                 continue
 
     def append(self, event: Event, **fields: Any) -> None:
-        """Write one line, whole or not at all, and see it to the disk where state depends on it.
-
-        Raises Fenced, and DiskFull; the journal may be written to again after either.
-        """
+        """Append one line, whole or not at all, and flush durable events; raises Fenced or DiskFull."""
         self.check_fence()
         line = json.dumps({"t": round(time.time(), 3), "event": event, **fields}, allow_nan=False)
         append_line(self._descriptor, line.encode() + b"\n", self.path, durable=event in DURABLE)
 
     def sync(self) -> None:
-        """See all that was written to the disk: what is about to be saved must not be ahead of its record."""
+        """Flush the journal to the disk before a checkpoint is saved, which must not be ahead of it."""
         with naming_a_full_disk(self.path):
             os.fsync(self._descriptor)
 
     def leave(self, kind: Kind, reason: str) -> None:
-        """Say that this attempt trains no more and has not failed, where there is room for that much, and close."""
+        """Append the preempted event, unless the disk is full or the attempt is fenced, and close."""
         with contextlib.suppress(DiskFull, Fenced, OSError):
             self.append(Event.PREEMPTED, reason=reason, kind=kind)
         self.close()
 
     def check_fence(self) -> None:
-        """Raise Fenced where a newer attempt exists."""
+        """Raise Fenced if a newer attempt exists."""
         if self._next.exists():
             raise Fenced(f"{self._next}: a newer attempt has taken over")
 
     def close(self) -> None:
-        """Close the file; the attempt's last event has been written."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def attempts(directory: Path) -> list[int]:
-    """Numbers of the attempts made so far, oldest first."""
-    return [attempt for attempt, _ in _attempt_files(directory)]
+    """Return the numbers of all attempts, oldest first."""
+    return [file.attempt for file in _attempt_files(directory)]
 
 
 def attempt_file(directory: Path, attempt: int) -> Path:
-    """The journal of one attempt on the run or series of `directory`."""
+    """Return the path of the journal of one attempt on the run or series of `directory`."""
     return directory / "journal" / FORMAT.format(attempt)
 
 
 @dataclass
 class Span:
-    """When one attempt was at work, as far as it told."""
+    """Time of one attempt, from its first event to its newest."""
 
     begun: float
     ended: float
     job_id: str | None
     ranks: int
     gpu_share: float = 1.0
-    """Share of a GPU each rank had, where others trained on it too."""
+    """Share of a GPU that each rank had."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one journal says of its run or series."""
+    """State of a run or series by its journal."""
 
     attempt: int = 0
     state: str | None = None
     """The last event that changed state: started, resumed, preempted, cancelled, finished or failed."""
     step: int = 0
-    """Steps done, as far as journalled."""
+    """Newest step."""
     steps: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """Step events by step, each once."""
+    """Newest step event of each step."""
     evals: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """Evaluations by step, each once."""
+    """Newest evaluation of each step."""
     started: Mapping[str, Any] | None = None
-    """The newest attempt's first event: process, layout, versions."""
+    """First event of the newest attempt: process, layout, versions."""
     result: Mapping[str, Any] | None = None
     """The finished or failed event."""
     systems: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """What the first rank used of its machine, by step, each once."""
+    """Use of the first rank's machine, by step."""
     stopped_by: str | None = None
-    """Why the newest attempt stopped, where it did: the signal's name."""
+    """Reason why the newest attempt was preempted: the signal's name."""
     kind: Kind | None = None
-    """The kind of that, or of its failure."""
+    """Kind of that reason, or of its failure."""
     spans: tuple[Span, ...] = ()
-    """Every attempt, oldest first, from its first event to its newest."""
+    """Time of every attempt, oldest first."""
     damaged: tuple[str, ...] = ()
-    """Lines that were passed over, a sentence each: file, line and why."""
+    """A sentence for each skipped line, with file, line and reason."""
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process of the newest attempt still runs; only this host's processes can be asked."""
+        """True if the newest attempt is open and its process runs on this host."""
         return self.started is not None and self.is_open and process_is_alive(self.started)
 
     @property
     def is_open(self) -> bool:
-        """Whether the newest attempt has told of no end: it trains, or its process went without a word."""
+        """True if the newest attempt has no final event: it trains, or its process died."""
         return self.state in {Event.STARTED, Event.RESUMED}
 
     def is_trained_by(self, job_id: str) -> bool:
-        """Whether a scheduler's job that runs has this in hand, as far as can be told from here."""
+        """True if a running job's process is that of the newest attempt, as far as this host can know."""
         if self.started is None or not self.is_open or self.started.get("job_id") != job_id:
             return False
         return self.is_alive or self.started.get("host") != socket.gethostname()
 
 
 def read_progress(directory: Path) -> Progress:
-    """Fold a journal into what it says now."""
+    """Read the journal of a run or series."""
     return ProgressReader().read(directory)
 
 
 class ProgressReader:
-    """Reads journals again and again, each time only what has been appended.
+    """Reads journals repeatedly, each time only the lines appended since.
 
-    With `newest_only` it holds the highest step of each kind of event and no others: all steps of ten thousand Runs
-    take gigabytes, and where a Run stands is told by the last.
+    With `newest_only` it keeps only the highest step of each kind of event: all steps of ten thousand Runs take
+    gigabytes.
     """
 
     def __init__(self, *, newest_only: bool = False) -> None:
@@ -209,7 +197,7 @@ class ProgressReader:
         self._held: dict[Path, _Fold] = {}
 
     def read(self, directory: Path) -> Progress:
-        """What a journal says now; the same object as before where nothing has been written since."""
+        """Return the progress by a journal: the same object as before if nothing was written since."""
         found = _attempt_files(directory)
         fold = self._held.get(directory)
         if fold is None or not fold.is_continued_by(found):
@@ -217,74 +205,62 @@ class ProgressReader:
         return fold.read(found)
 
 
-@dataclass(frozen=True)
-class _FileFacts:
-    """What changes when a file does."""
-
+class _AttemptFile(NamedTuple):
+    attempt: int
     size: int
     modified: int
     inode: int
 
 
-_Files = list[tuple[int, _FileFacts]]
-
-
 class _Fold:
-    """One journal, folded as far as it was read."""
+    """State of one journal, as far as it was read."""
 
     def __init__(self, directory: Path, *, newest_only: bool) -> None:
         self.newest_only = newest_only
         self.folder = directory / "journal"
         self.check = check_for(directory)
-        self.files: _Files = []
+        self.files: list[_AttemptFile] = []
         self.reader: LineReader | None = None
         self.progress = Progress()
         self.held: dict[str, dict[int, dict[str, Any]]] = {Event.STEP: {}, Event.EVAL: {}, Event.SYSTEM: {}}
-        """Events that come again and again, by step."""
+        """Repeated events, by step."""
         self.attempt, self.step = 0, 0
-        self.stands = Progress()
-        """What events that change the state tell."""
+        self.state = Progress()
+        """Fields that follow from events that change the state."""
         self.spans: list[Span] = []
         self.notes: list[str] = []
         self.unnamed = 0
         self.is_partial = False
-        """Whether something could not be read: it may be another time, though no file has changed."""
+        """True if a file could not be read, and must be read again even if it does not change."""
 
-    def is_continued_by(self, found: _Files) -> bool:
-        """Whether reading on gives what reading from the start would: older files as they were, the newest grown."""
-        if self.is_partial:
+    def is_continued_by(self, found: list[_AttemptFile]) -> bool:
+        """True if the files have only grown: the older ones are unchanged, the newest is longer or as long."""
+        if self.is_partial or not self.files:
+            return not self.is_partial
+        *older, newest = self.files
+        if len(found) < len(self.files) or found[: len(older)] != older:
             return False
-        if not self.files:
-            return True
-        last = len(self.files) - 1
-        if len(found) <= last or found[:last] != self.files[:last]:
-            return False
-        (attempt, now), (known, before) = found[last], self.files[last]
-        offset = self.reader.offset if self.reader else 0
-        return attempt == known and now.inode == before.inode and now.size >= offset
+        now, offset = found[len(older)], self.reader.offset if self.reader else 0
+        return (now.attempt, now.inode) == (newest.attempt, newest.inode) and now.size >= offset
 
-    def read(self, found: _Files) -> Progress:
+    def read(self, found: list[_AttemptFile]) -> Progress:
         if found == self.files and not (self.reader and self.reader.torn):
             return self.progress
-        news, torn = False, self.reader is not None and self.reader.torn
-        for attempt, _ in found[max(len(self.files) - 1, 0) :]:
+        before = self.reader and replace(self.reader)
+        for attempt, *_ in found[max(len(self.files) - 1, 0) :]:
             if self.reader is None or self.reader.path.name != FORMAT.format(attempt):
                 if self.reader is not None and self.reader.torn:
                     self._note(self.reader, self.reader.number + 1, "torn")
                 self.reader = LineReader(self.folder / FORMAT.format(attempt))
-                news = True
-            news |= self._take_in(attempt, self.reader)
+            self._take_in(attempt, self.reader)
         self.files = found
-        still_torn = self.reader is not None and self.reader.torn
-        if news or torn != still_torn:
+        if self.reader != before or self.is_partial:
             self.progress = self._progress()
         return self.progress
 
-    def _take_in(self, attempt: int, reader: LineReader) -> bool:
-        news = False
+    def _take_in(self, attempt: int, reader: LineReader) -> None:
         try:
             for line in reader.read(self.check):
-                news = True
                 if isinstance(line, Damage):
                     self._note(reader, line.number, line.why)
                 else:
@@ -292,8 +268,6 @@ class _Fold:
         except OSError as error:
             self._note(reader, reader.number + 1, f"cannot be read ({error.strerror})")
             self.is_partial = True
-            return True
-        return news
 
     def _note(self, reader: LineReader, number: int, why: str) -> None:
         note = f"{reader.path} line {number}: {why}"
@@ -314,34 +288,31 @@ class _Fold:
         elif self.spans and now > self.spans[-1].ended:  # a clock may be set back
             self.spans[-1].ended = now
         if name in self.held:
-            self._hold(self.held[name], event)
+            held = self.held[name]
+            if self.newest_only and held:
+                if self.step < max(held):
+                    return
+                held.clear()
+            held[self.step] = event
         elif name in {Event.STARTED, Event.RESUMED}:
-            self.stands = Progress(state=name, started=event)
+            self.state = Progress(state=name, started=event)
         elif name in {Event.FINISHED, Event.FAILED}:
-            self.stands = replace(self.stands, state=name, result=event, kind=kind_of(event))
+            self.state = replace(self.state, state=name, result=event, kind=kind_of(event))
         elif name in {Event.PREEMPTED, Event.CANCELLED}:
             reason = event.get("reason")
-            self.stands = replace(self.stands, state=name, stopped_by=reason, kind=kind_of(event))
-
-    def _hold(self, held: dict[int, dict[str, Any]], event: dict[str, Any]) -> None:
-        if self.newest_only and held:
-            if self.step < max(held):
-                return
-            held.clear()
-        held[self.step] = event
+            self.state = replace(self.state, state=name, stopped_by=reason, kind=kind_of(event))
 
     def _progress(self) -> Progress:
         notes = list(self.notes)
         if self.unnamed:
-            notes.append(f"{self.folder}: {self.unnamed} more lines are passed over")
+            notes.append(f"{self.folder}: {self.unnamed} more lines are skipped")
         if self.reader is not None and self.reader.torn:
             notes.append(f"{self.reader.path} line {self.reader.number + 1}: torn")
-        # Copies: what was handed out stays as it is while the journal grows.
         return replace(
-            self.stands,
+            self.state,
             attempt=self.attempt,
             step=self.step,
-            steps=dict(self.held[Event.STEP]),
+            steps=dict(self.held[Event.STEP]),  # copies, which do not grow with the journal
             evals=dict(self.held[Event.EVAL]),
             systems=dict(self.held[Event.SYSTEM]),
             spans=tuple(replace(span) for span in self.spans),
@@ -349,31 +320,29 @@ class _Fold:
         )
 
 
-def _attempt_files(directory: Path) -> _Files:
-    """The files of a journal, oldest attempt first, with what changes when they are written to."""
+def _attempt_files(directory: Path) -> list[_AttemptFile]:
     found = []
     try:
         with os.scandir(directory / "journal") as entries:
             for entry in entries:
                 if match := ATTEMPT.fullmatch(entry.name):
                     facts = entry.stat()
-                    known = _FileFacts(facts.st_size, facts.st_mtime_ns, facts.st_ino)
-                    found.append((int(match[1]), known))
+                    found.append(_AttemptFile(int(match[1]), facts.st_size, facts.st_mtime_ns, facts.st_ino))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(found, key=lambda file: file[0])
+    return sorted(found)
 
 
 def check_for(directory: Path) -> Callable[[dict[str, Any]], None]:
-    """What raises ValueError for a line whose fields are right and which still is none of this journal's."""
+    """Return a function that raises ValueError for a line that lacks a field its event needs."""
     is_run = directory.parent.name != "series"
 
     def check(fields: dict[str, Any]) -> None:
-        kind = fields["event"]
-        for name in NEEDED.get(kind, ()):
+        event = fields["event"]
+        for name in REQUIRED.get(event, ()):
             if name not in fields:
-                raise ValueError(f"{name}: a {kind} without it says nothing")
-        if is_run and kind == Event.FINISHED:
+                raise ValueError(f"{name}: is missing in a {event} event")
+        if is_run and event == Event.FINISHED:
             try:
                 Result.of_event(fields)
             except ValidationError as error:

@@ -1,7 +1,7 @@
-"""The Points table: from the journals, which are the truth, and not out of a tracker, which may be gone.
+"""The Points table, read from the journals.
 
-A row is a finished Run. Evaluations made on the way can be had too: they were measured before the learning rate had
-decayed, so they are biased upwards and say annealed=false. The run id of a trunk's evaluations is the Series.
+A row is a finished Run, or with `on_the_way` an evaluation before the learning rate has decayed: its loss is biased
+upwards, and it has annealed=false. The run id of a trunk's evaluation is its Series.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TextIO
 
-from harness.record.journal import Progress, read_progress
+from harness.record.journal import read_progress
 from harness.record.result import Result
 from harness.record.root import Root
 from harness.record.status import RunState, RunStatus
@@ -26,7 +26,7 @@ class Point:
 
     run_id: str
     cluster: str
-    """The Series: rows of one cluster are not independent."""
+    """The Series; the errors of its rows are correlated."""
     architecture: str
     size: str
     n_params: int
@@ -40,50 +40,45 @@ class Point:
 
 
 COLUMNS = [field.name for field in fields(Point)]
-MOST_NAMED = 5
-"""Runs of which a note says why they have no point."""
 
 
 def points_of(rows: Sequence[RunStatus], root: Root, *, on_the_way: bool = False) -> Iterator[Point]:
-    """The points of a study in the order of its rows; a Series' own evaluations come before its first Run.
+    """Yield the points of a study in the order of its rows; a Series' own evaluations precede its first Run.
 
-    Evaluations take parameters and FLOPs a token from a finished Run of their Series; where nothing of a Series has
-    finished, it gives no rows.
+    Evaluations take parameters and FLOPs a token from a finished Run of their Series; without one they are left out.
     """
-    if not on_the_way:
-        yield from (_final(row) for row in rows if row.state is RunState.DONE)
-        return
-    results = {row.series_id: _result(row) for row in reversed(rows) if row.state is RunState.DONE}
+    final = {row.run_id: _final(row) for row in rows if row.state is RunState.DONE}
+    of_series = {row.series_id: final[row.run_id] for row in reversed(rows) if row.run_id in final}
     seen: set[str] = set()
     for row in rows:
-        result = results.get(row.series_id)
-        if result is not None and row.series_id not in seen:
-            seen.add(row.series_id)
-            yield from _evaluations(row, row.series_id, read_progress(root.series(row.series_id)), result)
-        if result is not None:
-            yield from _evaluations(row, row.run_id, read_progress(root.run(row.run_id)), result)
-        if row.state is RunState.DONE:
-            yield _final(row)
+        like = of_series.get(row.series_id)
+        if on_the_way and like is not None:
+            if row.series_id not in seen:
+                seen.add(row.series_id)
+                yield from _evaluations(row.series_id, root.series(row.series_id), like)
+            yield from _evaluations(row.run_id, root.run(row.run_id), like)
+        if row.run_id in final:
+            yield final[row.run_id]
 
 
 def without_points(rows: Sequence[RunStatus]) -> str:
-    """Say in a sentence which Runs of a study have no final loss and why; empty where all have one."""
+    """Return a sentence that counts the Runs without a final loss, with some reasons; empty if there are none."""
     left = [row for row in rows if row.state is not RunState.DONE]
     if not left:
         return ""
     counts = Counter(row.state for row in left)
-    named = [f"{row.run_id} {row.state} ({row.reason})" for row in left if row.reason][:MOST_NAMED]
+    named = [f"{row.run_id} {row.state} ({row.reason})" for row in left if row.reason][:5]
     text = ", ".join(f"{count} {state}" for state, count in counts.items())
     return f"{len(left)} of the study's {len(rows)} runs have no point: {text}{'; '.join(['', *named])}."
 
 
 def cells(points: Sequence[Point]) -> list[tuple[int, tuple[object, ...]]]:
-    """Rows with their numbers, as the analysis takes a table."""
+    """Return the rows, numbered, as the analysis takes a table."""
     return [(number, tuple(asdict(point).values())) for number, point in enumerate(points, start=1)]
 
 
 def write_table(points: Iterator[Point], out: Path | None, standard_output: TextIO) -> None:
-    """Write CSV to standard output, or CSV or Parquet to a file by its name's ending; raises InputError for another."""
+    """Write CSV to standard output, or CSV or Parquet to a file by its suffix, which `check_ending` has checked."""
     if out is None:
         write_csv(points, Point, standard_output)
     elif out.suffix == ".parquet":
@@ -96,13 +91,13 @@ def write_table(points: Iterator[Point], out: Path | None, standard_output: Text
 
 
 def check_ending(out: Path | None) -> None:
-    """Raise InputError for a file that is neither CSV nor Parquet, before any work is done for it."""
+    """Raise InputError for a file that is neither CSV nor Parquet."""
     if out is not None and out.suffix not in {".csv", ".parquet"}:
-        raise InputError(f"--out {out}: ends in neither .csv nor .parquet")
+        raise InputError(f"--out {out}: the name must end in .csv or .parquet")
 
 
 def write_csv(rows: Iterable[Any], kind: type[Any], file: TextIO) -> None:
-    """Write rows of a dataclass as CSV, its fields as columns."""
+    """Write the rows of a dataclass as CSV, with its fields as columns."""
     names = [field.name for field in fields(kind)]
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
@@ -110,45 +105,29 @@ def write_csv(rows: Iterable[Any], kind: type[Any], file: TextIO) -> None:
 
 
 def _final(row: RunStatus) -> Point:
-    result = _result(row)
+    assert row.result is not None
+    result = Result.of_event(row.result)
     return Point(
         run_id=row.run_id,
+        cluster=row.series_id,
+        architecture=row.point.architecture,
+        size=row.point.size,
+        n_params=result.n_params,
+        n_params_non_embedding=result.n_params_non_embedding,
         iterations=row.point.run.iterations,
         tokens=result.tokens,
         flops=result.flops,
         loss=result.loss,
+        seed=row.point.run.seed,
         annealed=result.annealed,
-        **_common(row, result),
     )
 
 
-def _evaluations(row: RunStatus, identity: str, progress: Progress, result: Result) -> Iterator[Point]:
-    for step, event in sorted(progress.evals.items()):
+def _evaluations(identity: str, folder: Path, like: Point) -> Iterator[Point]:
+    for step, event in sorted(read_progress(folder).evals.items()):
         tokens = event.get("tokens")
-        if not isinstance(tokens, int):
-            continue
-        yield Point(
-            run_id=identity,
-            iterations=step,
-            tokens=tokens,
-            flops=result.flops / result.tokens * tokens,
-            loss=float(event["loss"]),
-            annealed=False,
-            **_common(row, result),
-        )
-
-
-def _common(row: RunStatus, result: Result) -> dict[str, Any]:
-    return {
-        "cluster": row.series_id,
-        "architecture": row.point.architecture,
-        "size": row.point.size,
-        "n_params": result.n_params,
-        "n_params_non_embedding": result.n_params_non_embedding,
-        "seed": row.point.run.seed,
-    }
-
-
-def _result(row: RunStatus) -> Result:
-    assert row.result is not None
-    return Result.of_event(row.result)
+        if isinstance(tokens, int):
+            flops, loss = like.flops / like.tokens * tokens, float(event["loss"])
+            yield replace(
+                like, run_id=identity, iterations=step, tokens=tokens, flops=flops, loss=loss, annealed=False
+            )

@@ -1,11 +1,7 @@
 """The code that runs: its commit, a digest of its sources, and a record of both for each submission.
 
-The digest names a state of the code whether it lies in a git checkout, in a copy of one or in a wheel. Taking it reads
-every source once, about a megabyte: cheap enough for each job to compare itself with its submission.
-
-ROOT/studies/NAME/code holds STATE.json and STATE.diff, STATE being that digest, so that code submitted a hundred times
-is recorded once. The record names a commit and holds the difference to it; of an installed package it names the
-version. Either way it lists the digest of every source.
+The digest, called STATE, identifies the code in a git checkout, a copy of one or a wheel; each job compares it with its
+submission's. ROOT/studies/NAME/code holds STATE.json and STATE.diff for every STATE that was submitted.
 """
 
 from __future__ import annotations
@@ -23,17 +19,18 @@ from pathlib import Path
 from harness.common.disk import write_atomically
 from harness.record.root import write_model
 from harness.study.run import Frozen
+from ssmttm.files import sha256_file
 
 HOME = Path(__file__).resolve().parents[2]
 """Folder of the packages: a checkout, a copy of one, or site-packages."""
 PACKAGES = ("harness", "ssmttm", "analysis")
 SOURCES = frozenset({".py", ".html"})
-"""Endings of the files that decide what the packages do."""
+"""Suffixes of the files that decide what the packages do."""
 
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """Git commit of the code that runs, with a + where the checkout has changes; None outside a checkout."""
+    """Return the git commit of the running code, with a + if the checkout has changes; None outside a checkout."""
     if not is_checkout():
         return None
     return f"{git('rev-parse', 'HEAD')}{'+' if git('status', '--porcelain', '--untracked-files=no') else ''}"
@@ -41,10 +38,7 @@ def commit() -> str | None:
 
 @lru_cache(maxsize=1)
 def is_checkout() -> bool:
-    """True if the code lies in a git checkout of its own, with at least one commit.
-
-    A wheel in an environment inside somebody's repository does not.
-    """
+    """True if the code is in its own git checkout with a commit, not in an environment inside another repository."""
     top = git("rev-parse", "--show-toplevel")
     return (
         top is not None
@@ -54,34 +48,30 @@ def is_checkout() -> bool:
 
 
 def source_files(home: Path = HOME) -> dict[str, str]:
-    """The sha256 of every source of the packages below `home`, by path."""
+    """Return the SHA-256 of every source of the packages below `home`, by path."""
     found = {}
     for package in PACKAGES:
         for folder, folders, files in os.walk(home / package):
             folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
             for name in files:
                 path = Path(folder, name)
-                # An editor's lock file is a hidden link to nowhere that bears a source's ending.
+                # An editor's lock file is a hidden, broken link with the suffix of a source.
                 if path.suffix not in SOURCES or name.startswith(".") or not path.is_file():
                     continue
                 with suppress(FileNotFoundError):  # removed since it was listed
-                    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                    found[path.relative_to(home).as_posix()] = digest
+                    found[path.relative_to(home).as_posix()] = sha256_file(path)
     return dict(sorted(found.items()))
 
 
 def code_state(sources: Mapping[str, str]) -> str:
-    """Name of a state of the code: 12 hex digits of a digest over its sources."""
+    """Return the state of the code: 12 hex digits of a digest over its sources."""
     lines = "".join(f"{digest} {path}\n" for path, digest in sorted(sources.items()))
     return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)
 def running_code() -> str | None:
-    """The state of this process's code, None where it cannot be read.
-
-    Ask when the process starts, for the files may change under it later.
-    """
+    """Return the state of this process's code, None if it cannot be read; call it before the files may change."""
     try:
         return code_state(source_files())
     except OSError:
@@ -89,7 +79,7 @@ def running_code() -> str | None:
 
 
 def installed_version(package: str) -> str | None:
-    """Version of an installed package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -97,7 +87,7 @@ def installed_version(package: str) -> str | None:
 
 
 def git(*arguments: str, **environment: str) -> str | None:
-    """Run git in the code's own folder and return its output; None where git is missing or refuses."""
+    """Run git in the code's folder and return its output; None if git is missing or fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(HOME), *arguments],
@@ -112,29 +102,28 @@ def git(*arguments: str, **environment: str) -> str | None:
 
 LARGEST_FILE = 256 * 1024
 LARGEST_DIFF = 8 * 1024 * 1024
-"""Bytes of one changed file, and of all changes together, that are kept; beyond that they are named."""
+"""Bytes of one changed file, and of all changes together, up to which a record holds them."""
 
 
 class CodeRecord(Frozen):
-    """The record of one state of the code."""
+    """Record of one state of the code."""
 
     state: str
     version: str | None
-    """Version of the installed package."""
     commit: str | None
-    """Git commit it is based on; null where it lies in no checkout."""
+    """Git commit it is based on; null outside a checkout."""
     diff: str | None
-    """File beside this one that `git apply` turns the commit into this code with; null where nothing differs."""
+    """File beside this one with the changes for `git apply`; null if nothing differs from the commit."""
     left_out: Mapping[str, str]
-    """Changed files the diff does not hold, each with the reason."""
+    """Changed files that are not in the diff, each with the reason."""
     sources: Mapping[str, str]
-    """The sha256 of every source."""
+    """SHA-256 of every source."""
 
 
 def record_code(study_dir: Path) -> str:
-    """Write down the code as it is on disk, unless it is known; returns the name of its state."""
+    """Record the code as it is on disk, unless that was done before, and return its state."""
     folder = study_dir / "code"
-    for _ in range(3):  # somebody may be editing it
+    for _ in range(3):  # an editor may change it meanwhile
         sources = source_files()
         state = code_state(sources)
         if (folder / f"{state}.json").exists():
@@ -158,10 +147,7 @@ def record_code(study_dir: Path) -> str:
 
 @contextmanager
 def index_of_everything() -> Iterator[dict[str, str]]:
-    """An index of git's own beside the user's: what HEAD has, and the packages' new sources that git does not ignore.
-
-    Yields the environment that has git use it.
-    """
+    """Make a temporary git index of HEAD and the packages' new sources, and yield the environment that selects it."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
         git("read-tree", "HEAD", **environment)
@@ -173,7 +159,7 @@ def index_of_everything() -> Iterator[dict[str, str]]:
 
 
 def _difference(sources: Mapping[str, str]) -> tuple[str | None, str, dict[str, str]]:
-    """The commit, the packages' difference to it, and what that leaves out."""
+    """Return the commit, the packages' difference to it, and the files left out of that, each with the reason."""
     plain = ("--no-ext-diff", "--no-textconv", "--no-renames", "--no-color", "--full-index")
     with index_of_everything() as environment:
         known = set((git("ls-files", "-z", "--", *PACKAGES, **environment) or "").split("\0"))

@@ -1,7 +1,4 @@
-"""Studies under ROOT: a study opened from its YAML or by its name, resolved to its Runs, and registered as submitted.
-
-scale_up.json and tuned.json of a study are read and written here too.
-"""
+"""Studies under ROOT: opened from a YAML file or by name, resolved to their Runs, registered when submitted."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
 
 from harness.common.disk import naming_a_full_disk, write_atomically
 from harness.record.root import Root, read_model_if_there
@@ -28,58 +26,61 @@ def open_study(
     study: str, root: Path | None, changes: Sequence[str] | None, *, fetch: bool = True
 ) -> ResolvedStudy:
     """Open a study from its YAML, or by the name it was submitted under; `fetch` as for `resolve`."""
-    path = Path(study)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        loaded = load_study(path, changes or ())
-        return resolve(loaded, Root(root or loaded.root or Path("runs")), study, fetch=fetch)
+    if loaded := _load(study, root, changes):
+        return resolve(*loaded, study, fetch=fetch)
     is_name = "/" not in study and not study.startswith(".")
-    found = resolve_registered(Root(root or Path("runs")), study) if is_name else None
+    place = root or Path("runs")
+    found = resolve_registered(Root(place), study) if is_name else None
     if found is None:
         raise InputError(
-            f"{study}: neither a file nor the name of a study under {(root or Path('runs')) / 'studies'}"
+            f"{study}: there is no such file, and no study of that name under {place / 'studies'}"
         )
     if changes:
-        raise InputError(f"{study}: --set changes a YAML file; this is a study as it was submitted")
+        raise InputError(f"{study}: --set works with a YAML file, not with the name of a submitted study")
     return found
 
 
-def place_of(study: str, root: Path | None, changes: Sequence[str] | None = None) -> tuple[Study, Root]:
-    """A study and where its runs are kept; neither its corpus nor a submission is needed."""
+def _load(study: str, root: Path | None, changes: Sequence[str] | None = None) -> tuple[Study, Root] | None:
+    """Load a study and its ROOT from its YAML; None if `study` is a name."""
     path = Path(study)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        loaded = load_study(path, changes or ())
-        return loaded, Root(root or loaded.root or Path("runs"))
+    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
+        return None
+    loaded = load_study(path, changes or ())
+    return loaded, Root(root or loaded.root or Path("runs"))
+
+
+def place_of(study: str, root: Path | None, changes: Sequence[str] | None = None) -> tuple[Study, Root]:
+    """Return a study and its ROOT; a YAML file needs neither its corpus nor a submission."""
+    if loaded := _load(study, root, changes):
+        return loaded
     resolved = open_study(study, root, changes)
     return resolved.study, resolved.root
 
 
 def registered(study: str, root: Path | None, *, fetch: bool = False) -> ResolvedStudy:
-    """Open a study as it was submitted; the YAML itself where it was not, `fetch` as for `resolve`."""
-    path = Path(study)
-    if path.suffix in {".yaml", ".yml"} or path.is_file():
-        loaded = load_study(path)
-        place = Root(root or loaded.root or Path("runs"))
-        return resolve_registered(place, loaded.name) or resolve(loaded, place, study, fetch=fetch)
+    """Open a study as it was submitted, else the YAML itself; `fetch` as for `resolve`."""
+    if loaded := _load(study, root):
+        return resolve_registered(loaded[1], loaded[0].name) or resolve(*loaded, study, fetch=fetch)
     return open_study(study, root, None)
 
 
 class Registration(Frozen):
-    """ROOT/studies/NAME/study.json: a study as it was submitted, and what it found of corpus and encoder then."""
+    """ROOT/studies/NAME/study.json: a study as it was submitted, with its corpus and encoder at that time."""
 
     study: Study
     corpus: CorpusView
     text_encoder: Digest | None = None
     tuned: Tuned | None = None
-    """The learning rates it was submitted with, where it leaves them to tuning: tuning again moves no Run of it."""
+    """Tuned learning rates it was submitted with; later tuning changes none of its Runs."""
 
     def expand(self, where: str) -> tuple[GridPoint, ...]:
-        """Every Run of the grid; raises InputError beginning with `where`."""
+        """Return every Run of the grid; raises InputError beginning with `where`."""
         return tuple(expand(self.study, self.corpus, self.text_encoder, where, self.tuned))
 
 
 @dataclass(frozen=True)
 class ResolvedStudy:
-    """A study with the Runs it stands for here."""
+    """A study with all its Runs."""
 
     study: Study
     root: Root
@@ -88,37 +89,36 @@ class ResolvedStudy:
     """Fingerprint of the frozen text encoder."""
     points: tuple[GridPoint, ...]
     where: str
-    """Name in errors: the file it was read from."""
+    """The file it was read from, for messages."""
     tuned: Tuned | None = None
-    """Source of its learning rates, where it leaves them to tuning."""
+    """Source of its tuned learning rates."""
 
 
 def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> ResolvedStudy:
-    """Find the study's corpus and encoder and expand its grid; raises InputError where that cannot be.
-
-    fetch: whether an encoder that is not here is fetched; else Runs that need it have no identity, and nothing is
-    written.
-    """
+    """Find the study's corpus and encoder, downloaded only with `fetch`, and expand its grid; raises InputError."""
     corpus = view_corpus(study, where)
     text = text_of(study, root, corpus, where, fetch=fetch)
-    tuned = (read_tuned(root, study.name) or submitted_with(root, study.name)) if study.uses_tuned else None
+    tuned = None
+    if study.uses_tuned:
+        held = read_model_if_there(root.study(study.name) / "tuned.json", Tuned)
+        tuned = held or submitted_with(root, study.name)
     points = tuple(expand(study, corpus, text, where, tuned))
     return ResolvedStudy(study, root, corpus, text, points, where, tuned)
 
 
 def trials_name(study_name: str) -> str:
-    """Name of the trials of a study's tuning: a place of their own below the study's, and no study's name."""
+    """Return the name of the trials of a study's tuning: a folder within the study's, which no study can be called."""
     return f"{study_name}/tune"
 
 
 def submitted_with(root: Root, name: str) -> Tuned | None:
-    """The learning rates a study of that name was last submitted with, here or where it was imported from."""
+    """Return the tuned learning rates that a study of that name was last submitted with."""
     held = read_model_if_there(root.study(name) / "study.json", Registration)
     return held.tuned if held else None
 
 
 def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
-    """The study of that name as it was last submitted, or None; its corpus need not be here any more."""
+    """Return the study of that name as it was last submitted, or None; its corpus may be gone."""
     path = root.study(name) / "study.json"
     held = read_model_if_there(path, Registration)
     if held is None:
@@ -128,47 +128,37 @@ def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
 
 
 def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: bool = True) -> str | None:
-    """Fingerprint of the study's frozen text encoder, None without one; raises what `text_fingerprint` raises.
+    """Return the fingerprint of the study's frozen text encoder, from the study or the weights; None without one.
 
-    Unknown where the encoder would have to be fetched and `fetch` is false, and where the corpus is not known: then no
-    Run has an identity, and planning needs no encoder.
+    Return UNKNOWN_FINGERPRINT if the corpus is not known, or if the encoder would have to be downloaded without
+    `fetch`: no Run then has an identity. Raises InputError if the weights are missing or of another width.
     """
-    if study.text.encoder == "bytes":
-        return None
-    from ssmttm.text.encoder_files import encoder_is_here
-
     text = study.text
+    if text.encoder == "bytes":
+        return None
+    from ssmttm.text.encoder_files import encoder_fingerprint, encoder_is_here, encoder_width
+
     if not corpus.is_known or not (fetch or text.fingerprint is not None or encoder_is_here(text.encoder)):
         return UNKNOWN_FINGERPRINT
-    return text_fingerprint(study, root, where, remember=fetch)
-
-
-def text_fingerprint(study: Study, root: Root, where: str, *, remember: bool = True) -> str:
-    """Fingerprint of the study's frozen text encoder, from the study or from the weights; `remember` what they hash to.
-
-    Raises InputError where the weights are not to be had or have another width than the study says.
-    """
-    if study.text.fingerprint is not None:
-        return study.text.fingerprint
-    from ssmttm.text.encoder_files import encoder_fingerprint, encoder_width
-
-    encoder = study.text.encoder
+    if text.fingerprint is not None:
+        return text.fingerprint
     try:
-        fingerprint = encoder_fingerprint(root.text, encoder, remember=remember)
-        width = encoder_width(encoder)
+        fingerprint = encoder_fingerprint(root.text, text.encoder, remember=fetch)
+        width = encoder_width(text.encoder)
     except InputError as error:
         raise InputError(f"{where}: text.encoder: {error}") from error
-    if width not in {None, study.text.dim}:
-        raise InputError(f"{where}: text.dim: {study.text.dim}: {encoder} gives embeddings of width {width}")
+    if width not in {None, text.dim}:
+        raise InputError(f"{where}: text.dim: {text.dim}: {text.encoder} gives embeddings of width {width}")
     return fingerprint
 
 
 def check_before_training(resolved: ResolvedStudy) -> None:
-    """Raise InputError unless the corpus is here and whole: what planning can do without, training cannot."""
+    """Raise InputError unless the corpus is on this machine, whole and unchanged since the submission."""
     path = resolved.study.corpus.path
     if not resolved.corpus.is_known:
         raise InputError(
-            f"{resolved.where}: corpus.path: {path}: is not here; build it with `ssmscale data build` or correct it"
+            f"{resolved.where}: corpus.path: {path}: does not exist; correct it, or build the corpus with "
+            "`ssmscale data build`"
         )
     try:
         manifest = load_manifest(path)
@@ -183,7 +173,7 @@ def check_before_training(resolved: ResolvedStudy) -> None:
 
 
 def register(resolved: ResolvedStudy) -> None:
-    """Keep the study as submitted under ROOT/studies, where the later verbs find it."""
+    """Write study.json of a study, from which later verbs open it."""
     study = resolved.study
     fields = study.model_dump(mode="json", exclude_unset=True)
     fields["corpus"]["path"] = str(study.corpus.path.absolute())
@@ -202,34 +192,26 @@ def register(resolved: ResolvedStudy) -> None:
         write_atomically(path, text)
 
 
-def read_tuned(root: Root, study_name: str) -> Tuned | None:
-    """tuned.json of a study, or None; raises InputError where it is damaged."""
-    return read_model_if_there(root.study(study_name) / "tuned.json", Tuned)
-
-
 def record_path(root: Root, study: str) -> Path:
-    """Path of a study's scale_up.json: every step up that was proposed, oldest first and never changed."""
+    """Return the path of a study's scale_up.json: all proposals of `ssmscale scale-up`, oldest first."""
     return root.study(study) / "scale_up.json"
 
 
 def read_records(root: Root, study: str) -> list[dict[str, Any]]:
-    """Read what was proposed, each with when it was (`made`); raises InputError where the file is no such list."""
+    """Read all proposals, each with its time (`made`); raises InputError if the file is not a list of them."""
     path = record_path(root, study)
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        records = None
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        return TypeAdapter(list[dict[str, Any]]).validate_json(path.read_bytes())
+    except ValidationError as error:
         raise InputError(
             f"{path}: is not the list of proposals that `ssmscale scale-up` writes; move it away"
-        )
-    return records
+        ) from error
 
 
 def add_record(root: Root, study: str, proposed: Mapping[str, Any]) -> None:
-    """Add a proposal under a lock, unless it repeats the newest; raises DiskFull."""
+    """Append a proposal under a lock, unless it equals the newest; raises DiskFull."""
     path = record_path(root, study)
     with naming_a_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The result of a finished Run: the loss, and everything a scaling law asks about how it came to be."""
+"""The result of a finished Run: its loss and everything else that a scaling law needs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Result(Frozen):
     """The `finished` event of a Run's journal."""
 
     loss: Finite
-    """Mean held-out cross-entropy, nats a token, over all codebooks, no label smoothing."""
+    """Mean held-out cross-entropy over all codebooks in nats a token, without label smoothing."""
     loss_codebooks: tuple[Finite, ...]
     step: WholeNumber
-    """Optimiser steps taken: the Run's iterations."""
+    """Optimiser steps: the Run's iterations."""
     tokens: WholeNumber
-    """Targets trained on, repeats counted, padding and prefix not."""
+    """Targets trained on, with repeats, without padding and prefix."""
     flops: Finite
-    """Training operations of the model, the text encoder not counted."""
+    """Training FLOPs of the model, without the text encoder."""
     n_params: WholeNumber
     n_params_non_embedding: WholeNumber
     n_params_text_encoder: WholeNumber
@@ -33,12 +33,12 @@ class Result(Frozen):
 
     @classmethod
     def of_event(cls, event: Mapping[str, Any]) -> Self:
-        """Read the result out of a journal's `finished` event; raises pydantic's ValidationError."""
+        """Read the result from a journal's `finished` event; raises pydantic's ValidationError."""
         return cls.model_validate({name: event[name] for name in cls.model_fields if name in event})
 
 
 def describe_result(run: Run, tokens: int, flops_per_token: float) -> dict[str, object]:
-    """Return everything of a Result that follows from the Run and the tokens it saw."""
+    """Return the fields of a Result that follow from the Run and its tokens."""
     count = parameter_count(run.model)
     return {
         "flops": flops_per_token * tokens,

@@ -1,8 +1,4 @@
-"""ROOT on disk: where studies, series and runs lie, and the small JSON files in them.
-
-run.json is a Run's canonical JSON and never changes once written; launch.json says how its Series is started here and
-is rewritten at each submission. A reader sees the old file or the new one.
-"""
+"""ROOT on disk: the folders of studies, series and runs, and their small JSON files."""
 
 from __future__ import annotations
 
@@ -22,55 +18,52 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Layout(Frozen):
-    """Settings that move floating-point order but not the experiment; outside the run id, journalled by the worker."""
+    """Settings that change only the order of floating-point operations; no part of the run id, but journalled."""
 
     ranks: Count = 1
     micro_batch: Count = 1
     accumulation: Count = 1
     zero_stage: Literal[0, 1, 2, 3] = 0
     threads: Count = 1
-    """Threads of each rank's CPU arithmetic, set explicitly because every launcher has another default."""
+    """CPU threads of each rank, set explicitly because launchers have different defaults."""
     activation_checkpointing: bool = False
-    """True if blocks are computed again in the backward pass; it moves no loss."""
     kernels: str = "torch"
     """Kernels of the mixers: ssmttm.model.kernels.chosen().name."""
 
 
 class Launch(Frozen):
-    """The start of a Series here: paths and layout, rewritten at each submission, outside identity."""
+    """Paths and layout that a Series is started with: no part of identity, rewritten at each submission."""
 
     corpus: Path
     text_encoder: str | None = None
     """Local folder or hub name of the frozen encoder."""
     control: Path
-    """control.jsonl of the study that launched it: where the worker looks for cancellations."""
+    """control.jsonl of the study that launched it, where the worker finds cancellations."""
     dispatcher: str
     zero_stage: Literal[0, 1, 2, 3] = 0
     micro_batch: Count
-    """Largest number of sequences a rank takes through the model at once."""
+    """Largest number of sequences in one forward pass of a rank."""
     threads: Count = 1
     activation_checkpointing: bool = False
     log_every: Count = 10
-    """Steps between two step events of the journal."""
     checkpoint_every: Count = 1000
-    """Steps between two periodic checkpoints."""
     keep_last: Count = 1
-    """Newest periodic checkpoints kept; branch points are kept whatever their number."""
+    """Number of periodic checkpoints kept besides all branch points."""
     keep_best: bool = False
     """True if the checkpoint with the lowest held-out loss is kept too."""
     eval_every: Count | None = None
-    """Trunk steps between two evaluations; null evaluates finished Runs alone."""
+    """Trunk steps between two evaluations; null evaluates only finished Runs."""
     peak_flops: Positive | None = None
-    """Peak FLOP/s of a rank's device where known: what MFU is measured against."""
+    """Peak FLOP/s of a rank's device, for the MFU."""
     code: str | None = None
     """State of the code it was submitted with: a record under ROOT/studies/NAME/code."""
     tracking: str | None = None
-    """Address that a mirror beside the worker sends to; null where the submitting process mirrors, for SQLite, and for
-    one that holds a password."""
+    """Address for the mirror beside the worker; null if the submitting process mirrors, for SQLite, and for an address
+    with a password."""
 
 
 class Root:
-    """A directory of runs keyed by identity, shared by any number of studies."""
+    """A directory of runs by their identity, shared by any number of studies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,7 +81,7 @@ class Root:
         return self.path / "studies" / name
 
     def control(self, study: str) -> Control:
-        """The record of what the command line did to a study."""
+        """Log of what the command line did to a study."""
         return Control(self.study(study) / "control.jsonl")
 
     @property
@@ -98,7 +91,7 @@ class Root:
 
 
 def read_model(path: Path, kind: type[Model]) -> Model:
-    """Read a JSON file of ROOT as `kind`; raises InputError naming the file and the key that is wrong."""
+    """Read a JSON file of ROOT as `kind`; raises InputError naming the file and the wrong key."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
@@ -108,7 +101,7 @@ def read_model(path: Path, kind: type[Model]) -> Model:
 
 
 def read_model_if_there(path: Path, kind: type[Model]) -> Model | None:
-    """Read a JSON file of ROOT as `kind`, None where there is none; raises what `read_model` raises."""
+    """Read a JSON file of ROOT as `kind`, None if there is none; raises InputError as `read_model` does."""
     return read_model(path, kind) if path.exists() else None
 
 
@@ -118,10 +111,7 @@ def write_model(path: Path, model: BaseModel, *, exclude_defaults: bool = False)
 
 
 def write_run(root: Root, run: Run) -> Path:
-    """Write run.json unless it is there; returns the Run's directory.
-
-    Raises InputError where the directory holds another Run (a damaged or edited file).
-    """
+    """Write run.json if it does not exist and return the Run's directory; raises InputError if it holds another Run."""
     path = root.run(run.run_id) / "run.json"
     if path.exists():
         if read_run(path.parent) != run:
@@ -132,7 +122,7 @@ def write_run(root: Root, run: Run) -> Path:
 
 
 def read_run(run_dir: Path) -> Run:
-    """The Run of a directory; raises InputError where run.json and the directory's name disagree."""
+    """Read the Run of a directory; raises InputError if run.json and the directory's name disagree."""
     run = read_model(run_dir / "run.json", Run)
     if run.run_id != run_dir.name:
         raise InputError(f"{run_dir / 'run.json'}: holds run {run.run_id}, not {run_dir.name}")
@@ -140,7 +130,7 @@ def read_run(run_dir: Path) -> Run:
 
 
 def write_series(root: Root, run: Run) -> Path:
-    """Write series.json unless it is there; returns the directory of the Run's Series."""
+    """Write series.json if it does not exist and return the directory of the Run's Series."""
     path = root.series(run.series_id) / "series.json"
     if not path.exists():
         write_atomically(path, json.dumps(run.series_canonical(), indent=1, sort_keys=True) + "\n")
@@ -148,10 +138,10 @@ def write_series(root: Root, run: Run) -> Path:
 
 
 def write_launch(root: Root, series_id: str, launch: Launch) -> None:
-    """Keep how a Series is to be started here; the newest submission's word counts."""
+    """Write launch.json of a Series, replacing that of an earlier submission."""
     write_model(root.series(series_id) / "launch.json", launch)
 
 
 def read_launch(root: Root, series_id: str) -> Launch:
-    """Read how a Series is to be started here."""
+    """Read launch.json of a Series."""
     return read_model(root.series(series_id) / "launch.json", Launch)

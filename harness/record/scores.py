@@ -1,12 +1,10 @@
-"""Results of evaluating finished Runs, and the table of them: one file for each way of evaluating a Run.
+"""Results of evaluating finished Runs and their table: one file for each way of evaluating a Run.
 
     ROOT/runs/RUN/evaluation/held-out.json   cross-entropy and perplexity on the held-out split, from the final weights
-    ROOT/runs/RUN/evaluation/SETTINGS.json   scores of generated audio; SETTINGS is a digest of what was generated, how,
-                                             and what it was compared with
+    ROOT/runs/RUN/evaluation/SETTINGS.json   scores of generated audio; SETTINGS is a digest of the settings
 
-Two values may be compared where metric and settings are equal and nowhere else. So the name of a metric carries its
-embedding model and the first digits of that model's fingerprint (`fd_clap-1a2b3c4d`), and everything else that decides
-its value is in the settings.
+Two values are comparable only if metric and settings are equal. A metric's name includes its embedding model and the
+first digits of that model's fingerprint (`fd_clap-1a2b3c4d`).
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ if TYPE_CHECKING:
     from harness.record.registry import ResolvedStudy
 
 HELD_OUT = "held-out"
-"""Settings of what needs no generation: the loss on the held-out split."""
+"""Name of the evaluation that needs no generation: the loss on the held-out split."""
 
 
 class Settings(Frozen):
-    """Everything that decides what is generated from a Run and what it is compared with."""
+    """Settings of generation and of the reference it is compared with."""
 
     prompts: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 over the captions in their order."""
@@ -44,28 +42,28 @@ class Settings(Frozen):
     """Frames generated for each prompt."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     top_k: Count | None
-    """Codes sampled from; None takes all."""
+    """Number of codes sampled from; None samples from all."""
     guidance: Annotated[float, Field(allow_inf_nan=False)]
     """Weight of classifier-free guidance; 1 is none."""
     seed: WholeNumber
     reference: str
     """Description of the reference."""
     reference_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 over that, by content."""
+    """SHA-256 over the content of the reference."""
 
     @property
     def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 of all fields: names the file, and the rows' `settings`."""
+        """First 12 hex digits of the SHA-256 of all fields."""
         return digest_of(self.model_dump(mode="json"))
 
     @property
     def generation_digest(self) -> str:
-        """The same without the reference: equal for audio that need not be generated again."""
+        """Digest of all fields but the reference: Runs need no new audio while it is equal."""
         return digest_of(self.model_dump(mode="json", exclude={"reference", "reference_digest"}))
 
 
 Metric = Annotated[str, Field(pattern=r"^[a-z0-9_]+(-[a-z0-9]+)?$", max_length=100)]
-"""Name of a metric, and the first digits of its model's fingerprint; it becomes a column and a name in MLflow."""
+"""Name of a metric with the first digits of its model's fingerprint; also a column's name and a name in MLflow."""
 
 
 class Score(Frozen):
@@ -73,7 +71,7 @@ class Score(Frozen):
 
     value: Finite
     t: Seconds
-    """When it was measured, so that a tracker gets the same a second time."""
+    """Time of the measurement, which trackers get with the value."""
 
 
 class Evaluation(Frozen):
@@ -82,14 +80,14 @@ class Evaluation(Frozen):
     settings: Settings | None = None
     """None for the held-out loss."""
     n_prompts: Count
-    """Prompts generated for; clips of the held-out split where nothing was generated."""
+    """Number of prompts, or of held-out clips where nothing was generated."""
     scores: dict[Metric, Score] = {}
     notes: tuple[str, ...] = ()
     """Limits to the meaning of a score, a sentence each."""
 
     @property
     def name(self) -> str:
-        """The rows' `settings`."""
+        """Name of its file, and the rows' `settings`."""
         return HELD_OUT if self.settings is None else self.settings.digest
 
 
@@ -97,9 +95,8 @@ class Evaluation(Frozen):
 class EvaluationRow:
     """One metric of one Run; its identity is (run_id, metric, settings).
 
-    Metrics are `ce`, `ppl` (held-out nats a token and their exponential), `ce_K`, `ppl_K` (of codebook K),
-    `fd_MODEL-FP` and `fd_mel_proxy-FP` (Frechet distances) and `kl_softmax_MODEL-FP`, of which lower is better, and
-    `clap_score-FP`, of which higher is.
+    Lower is better for `ce`, `ppl` (held-out nats a token and their exponential), `ce_K`, `ppl_K` (of codebook K),
+    `fd_MODEL-FP`, `fd_mel_proxy-FP` (Frechet distances) and `kl_softmax_MODEL-FP`; higher is for `clap_score-FP`.
     """
 
     run_id: str
@@ -111,17 +108,13 @@ class EvaluationRow:
     value: float
     n_prompts: int
     settings: str
-    """Digest of the settings, or held-out."""
 
 
 COLUMNS = [field.name for field in fields(EvaluationRow)]
 
 
 def evaluation_rows(resolved: ResolvedStudy) -> list[EvaluationRow]:
-    """Return every result of a study's finished Runs, in the order of its grid, then by settings and metric.
-
-    Raises InputError naming a file of results that cannot be read.
-    """
+    """Return every result of a study's finished Runs in the grid's order; raises InputError naming a damaged file."""
     found = []
     for row in StatusReader(resolved.root, resolved.study.name).read(resolved.points):
         if row.state is not RunState.DONE or row.result is None:
@@ -145,39 +138,34 @@ def evaluation_rows(resolved: ResolvedStudy) -> list[EvaluationRow]:
 
 
 def evaluation_folder(root: Root, run_id: str) -> Path:
-    """Folder of the evaluations of one Run."""
+    """Return the folder of the evaluations of one Run."""
     return root.run(run_id) / "evaluation"
 
 
-def evaluations_of(root: Root, run_id: str) -> Iterator[Evaluation]:
-    """Read the results of one Run, a file each, in the order of their names; raises InputError for a damaged one."""
-    for path in sorted(evaluation_folder(root, run_id).glob("*.json")):
-        yield read_model(path, Evaluation)
+def evaluations_of(root: Root, run_id: str, *, check_names: bool = False) -> Iterator[Evaluation]:
+    """Read the results of one Run, a file each, by name.
 
-
-def named_evaluations(root: Root, run_id: str) -> Iterator[Evaluation]:
-    """The same; raises InputError for a file, too, that is not named after its settings, such as a copy."""
+    Raises InputError for a damaged file, and with `check_names` for one not named after its settings, such as a copy.
+    """
     for path in sorted(evaluation_folder(root, run_id).glob("*.json")):
         found = read_model(path, Evaluation)
-        if path.stem != found.name:
-            raise InputError(
-                f"{path}: is not what was found under the settings of that name, but of {found.name}"
-            )
+        if check_names and path.stem != found.name:
+            raise InputError(f"{path}: holds results for the settings {found.name}; rename or remove it")
         yield found
 
 
 def held_evaluation(root: Root, run_id: str, name: str) -> Evaluation | None:
-    """Read one Run's results under those settings; None where there are none."""
+    """Read the results of one Run for the settings of that name, None if there are none."""
     return read_model_if_there(evaluation_folder(root, run_id) / f"{name}.json", Evaluation)
 
 
 def keep_evaluation(root: Root, run_id: str, evaluation: Evaluation) -> None:
-    """Write one Run's results under their settings, the old file or the new one being there."""
+    """Write the results of one Run to the file of their settings; raises DiskFull."""
     write_model(evaluation_folder(root, run_id) / f"{evaluation.name}.json", evaluation)
 
 
 def as_csv(rows: Iterable[EvaluationRow]) -> str:
-    """The table as CSV."""
+    """Return the table as CSV."""
     file = io.StringIO(newline="")
     write_csv(rows, EvaluationRow, file)
     return file.getvalue()

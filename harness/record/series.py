@@ -1,7 +1,7 @@
-"""A Series under ROOT: the lock of the one process that trains it, and its state, which decides on another start.
+"""A Series under ROOT: the lock of the one process that trains it, and the state that decides on another start.
 
-A scheduler that thinks a node dead starts its job again elsewhere, while the old job may go on and hold the lock. The
-same job at a later start goes past the lock; the old one is fenced off by the newer attempt's journals and leaves.
+A scheduler may restart a job while its old process still holds the lock on a node believed dead. The new start ignores
+that lock, and its journals fence off the old process.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from harness.study.run import Frozen, WholeNumber
 
 
 class Holder(Frozen):
-    """holder.json of a Series: the scheduler's job that trains it, for its own later starts to know."""
+    """holder.json of a Series: the scheduler's job that trains it, which a later start of that job reads."""
 
     job_id: str
     start: WholeNumber
-    """Starts of the job before this one."""
+    """Number of earlier starts of the job."""
 
 
 RAY_JOB = "SSMSCALE_RAY_JOB"
-"""Variable with the name of the Ray job this process is part of."""
+"""Environment variable with the name of this process's Ray job."""
 
 
 def scheduler_job() -> Holder | None:
-    """The scheduler's job this process is part of, or None."""
+    """Return the scheduler's job that this process belongs to, or None."""
     if ray_job := os.environ.get(RAY_JOB):
         return Holder(job_id=ray_job, start=0)
     number = os.environ.get("SLURM_ARRAY_JOB_ID")
@@ -50,7 +50,7 @@ def scheduler_job() -> Holder | None:
 
 @contextlib.contextmanager
 def untrained(series_dir: Path) -> Iterator[bool]:
-    """Hold the lock of a Series while the block runs; False, and no lock held, where another process trains it."""
+    """Hold the lock of a Series during the block and yield True; yield False if another process holds it."""
     lock = FileLock(series_dir / "lock")
     try:
         lock.acquire(blocking=False)
@@ -64,14 +64,14 @@ def untrained(series_dir: Path) -> Iterator[bool]:
 
 
 class SeriesLock:
-    """The lock of one Series."""
+    """Lock of a Series for the process that trains it."""
 
     def __init__(self, series_dir: Path) -> None:
         self._lock = FileLock(series_dir / "lock")
         self._holder = series_dir / "holder.json"
 
     def acquire(self) -> bool:
-        """Take the Series for this process; False where another process trains it that may not be replaced."""
+        """Lock the Series and return True; False if a process trains it that this one may not replace."""
         mine = scheduler_job()
         try:
             self._lock.acquire(blocking=False)
@@ -85,7 +85,7 @@ class SeriesLock:
         return True
 
     def release(self) -> None:
-        """Let the Series go."""
+        """Release the lock."""
         self._lock.release()
 
     def _is_replaced_by(self, mine: Holder) -> bool:
@@ -96,20 +96,20 @@ class SeriesLock:
 
 
 def unfinished(run_dirs: Iterable[Path], control: Control) -> list[Path]:
-    """Directories of the Runs that are neither over nor cancelled."""
+    """Return the directories of the Runs that are neither over nor cancelled."""
     events = control.read()
     cancelled, reset = cancelled_in(events), attempts_reset_in(events)
-    left = []
-    for folder in run_dirs:
+
+    def is_over(folder: Path) -> bool:
         progress = read_progress(folder)
         failed = progress.state == Event.FAILED and progress.attempt > reset.get(folder.name, 0)
-        if progress.state != Event.FINISHED and not failed and folder.name not in cancelled:
-            left.append(folder)
-    return left
+        return failed or progress.state == Event.FINISHED
+
+    return [folder for folder in run_dirs if folder.name not in cancelled and not is_over(folder)]
 
 
 def place(root: Root, series_id: str, run_dirs: Iterable[Path]) -> str:
-    """Describe the state of a Series, as far as it would be resumed from."""
+    """Describe the state that a Series would be resumed from."""
     folders = list(run_dirs)
     done = sum(read_progress(folder).state == Event.FINISHED for folder in folders)
     steps = [
@@ -120,7 +120,7 @@ def place(root: Root, series_id: str, run_dirs: Iterable[Path]) -> str:
 
 
 def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
-    """Count how often in a row, as of now, the job of these Runs died with nothing gained since."""
+    """Count the newest crashes in a row of these Runs' jobs that left the Series in the state `stands`."""
     wanted = {folder.name for folder in left}
     count = 0
     for event in control.read():
@@ -134,8 +134,8 @@ def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
 
 
 def give_up(root: Root, series_id: str, left: Iterable[Path], reason: str) -> None:
-    """Write into the journals of these Runs of a Series that they are lost, unless some process trains it."""
+    """Journal these Runs of a Series as failed with kind LOST, unless a process trains the Series."""
     with untrained(root.series(series_id)) as is_free:
-        for folder in left if is_free else ():  # else the result of that process counts
+        for folder in left if is_free else ():
             with Journal.open(folder) as journal:
                 journal.append(Event.FAILED, reason=reason, kind=Kind.LOST)

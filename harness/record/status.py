@@ -1,13 +1,9 @@
-"""The state of every Run of a study, and its GPU-hours: from the directories alone.
+"""State of every Run of a study, and its GPU-hours, from the journals and control.jsonl alone.
 
-A Run's own journal tells of its branch, its Series' journal of the trunk; control.jsonl adds what the command line did.
-Nothing is stored twice, so nothing can disagree.
-
-Hours used count every attempt, and a Series once however many Runs share its trunk. A scheduler's accounts say how long
-a job held its devices; without them the journals do, from an attempt's first event to its last. Hours left follow the
-newest measured speed of the Series, else of others of its architecture and size, and are not known before either has
-any. A device is a GPU, or a CPU rank where there are no GPUs, as in a plan; of one that several Series share each is
-charged its share.
+Hours used count every attempt, and a Series once even if several Runs share its trunk. A scheduler's accounts tell how
+long a job held its devices; without them an attempt counts from its first event to its last. Hours left follow the
+newest measured speed of the Series, else of others of its architecture and size. A device is a GPU, or a CPU rank where
+there are no GPUs; a Series that shares a device is charged its share.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.common.process import process_is_alive
 from harness.record.control import attempts_reset_in, cancelled_in
@@ -37,14 +33,14 @@ class RunState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     INTERRUPTED = "interrupted"
-    """It began, and no process trains it now; the next submission goes on from its last checkpoint."""
+    """It began, and no process trains it; the next submission continues from its last checkpoint."""
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
 
 
 OVER = frozenset({RunState.DONE, RunState.FAILED, RunState.CANCELLED})
-"""States in which nothing more happens to a Run by itself."""
+"""States that a Run leaves only by a command."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,20 @@ class RunStatus:
     state: RunState
     iterations_done: int
     loss: float | None
-    """Held-out loss of a finished Run, nats a token; None before."""
+    """Held-out loss of a finished Run in nats a token."""
     train_loss: float | None
-    """Newest training loss, label smoothing included."""
+    """Newest training loss, with label smoothing."""
     tokens_per_second: float | None
     job_id: str | None
     reason: str | None
-    """Reason why a Run failed or was interrupted, or why its job waits."""
+    """Reason why the Run failed, was interrupted or waits."""
     slurm_state: str | None = None
-    """SLURM's own word for its newest job."""
+    """SLURM's state of its newest job."""
     result: Mapping[str, Any] | None = None
-    """The journal's last word on a finished Run."""
+    """The `finished` event of its journal."""
 
     def as_json(self) -> dict[str, Any]:
-        """The row of `ssmscale status --json`."""
+        """Return its row of `ssmscale status --json`."""
         return {
             "run_id": self.run_id,
             "series": self.series_id,
@@ -89,9 +85,8 @@ class RunStatus:
         }
 
 
-@dataclass(frozen=True)
-class JobTime:
-    """One job in a scheduler's accounts."""
+class JobTime(NamedTuple):
+    """A job in a scheduler's accounts."""
 
     series_id: str
     device_seconds: float
@@ -104,25 +99,25 @@ class Hours:
     used: Mapping[str, float]
     """By series id."""
     left: Mapping[str, float | None]
-    """By run id, for what it adds to its Series; 0 where it is over, None where no speed is known."""
+    """Hours that each Run adds to its Series, by run id: 0 if it is over, None if no speed was measured."""
 
     @property
     def used_in_all(self) -> float:
-        """Of all Series."""
+        """GPU-hours used by all Series."""
         return sum(self.used.values())
 
     @property
     def left_as_far_as_known(self) -> float:
-        """Of the Runs whose speed is known."""
+        """GPU-hours left of the Runs whose speed is known."""
         return sum(hours for hours in self.left.values() if hours is not None)
 
     @property
     def unknown(self) -> int:
-        """Runs for which nothing can be said yet."""
+        """Number of Runs whose speed is not known."""
         return sum(hours is None for hours in self.left.values())
 
     def as_json(self) -> dict[str, object]:
-        """The `gpu_hours` of `ssmscale status --json`."""
+        """Return the `gpu_hours` of `ssmscale status --json`."""
         return {
             "used": self.used_in_all,
             "left": self.left_as_far_as_known,
@@ -133,7 +128,7 @@ class Hours:
 
 @contextmanager
 def _without_collecting() -> Iterator[None]:
-    """Read many journals a third faster: nothing of them is a cycle, and the collector would look again and again."""
+    """Switch off the garbage collector, which takes a third of the time of reading many journals."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -144,12 +139,12 @@ def _without_collecting() -> Iterator[None]:
 
 
 class StatusReader:
-    """Reads the states of a study's Runs: each journal once a reading, and only what is new in it."""
+    """Reads the states of a study's Runs repeatedly, each time only what was appended to their journals."""
 
     def __init__(self, root: Root, study_name: str) -> None:
         self.root = root
         self.notes: tuple[str, ...] = ()
-        """Lines of journals that the newest reading passed over, a sentence each."""
+        """A sentence for each line of a journal that the newest reading skipped."""
         self._journals = ProgressReader(newest_only=True)
         self._trunks: dict[str, Progress] = {}
         self._runs: dict[str, Progress] = {}
@@ -163,16 +158,13 @@ class StatusReader:
         submitter: Mapping[str, Any] | None = None,
         jobs: Mapping[str, JobView] | None = None,
     ) -> list[RunStatus]:
-        """Return the status of each Run, in the order given; what `submitter` handed over itself is not queued.
+        """Return the status of each Run, in the order given; Runs that `submitter` itself submitted are not queued.
 
-        `jobs` holds a scheduler's word by run id: only it knows of waiting jobs and of other machines' processes.
+        `jobs` are a scheduler's jobs by run id, without which waiting jobs and other machines' processes are unknown.
         """
         events = self.control.read()
-        cancelled, reset, waiting = (
-            cancelled_in(events),
-            attempts_reset_in(events),
-            _waiting(events, submitter),
-        )
+        cancelled, reset = cancelled_in(events), attempts_reset_in(events)
+        waiting = _waiting(events, submitter)
         trunks: dict[str, Progress] = {}
         runs: dict[str, Progress] = {}
         found = []
@@ -182,21 +174,21 @@ class StatusReader:
             if series_id not in trunks:
                 trunks[series_id] = self._journals.read(self.root.series(series_id))
                 notes += trunks[series_id].damaged
+            trunk = trunks[series_id]
             own = runs[run_id] = self._journals.read(self.root.run(run_id))
             notes += own.damaged
-            state = _state(point.run, own, trunks[series_id], reset=reset.get(run_id, 0))
             job = (jobs or {}).get(run_id)
-            state = _by_scheduler(state, job, own, trunks[series_id])
+            state = _by_scheduler(_state(point.run, own, trunk, reset.get(run_id, 0)), job, own, trunk)
             if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
                 state = RunState.CANCELLED
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
                 state = RunState.QUEUED
-            found.append(_row(point, run_id, series_id, state, own, trunks[series_id], job))
+            found.append(_row(point, state, own, trunk, job))
         self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
         return found
 
     def hours(self, rows: Sequence[RunStatus], jobs: Mapping[str, JobTime]) -> Hours:
-        """GPU-hours used and left as of the newest reading, whose rows these are; the rest as for `count_hours`."""
+        """Return the GPU-hours as of the newest reading, whose rows these are; `jobs` as for `count_hours`."""
         points = [row.point for row in rows]
         wanted = [row.run_id for row in rows if row.state not in OVER]
         return count_hours(points, self._trunks, self._runs, wanted, jobs)
@@ -214,10 +206,7 @@ def count_hours(
     wanted: Iterable[str],
     jobs: Mapping[str, JobTime],
 ) -> Hours:
-    """Hours of a study from its journals, by series id and by run id; `wanted` are the Runs that are not over.
-
-    jobs: what accounts say, by job id.
-    """
+    """Return the hours; `jobs` of a scheduler's accounts replace their journals, and `wanted` Runs are not over."""
     spans: dict[str, list[Span]] = {series_id: list(trunk.spans) for series_id, trunk in trunks.items()}
     for point in points:
         spans[point.series_id] += runs[point.run_id].spans
@@ -233,7 +222,7 @@ def count_hours(
 
 
 def _waiting(events: Iterable[Mapping[str, Any]], submitter: Mapping[str, Any] | None) -> set[str]:
-    """Runs handed to a submission whose process still runs."""
+    """Return the ids of Runs whose submission, by another process than `submitter`, still runs."""
     waiting: set[str] = set()
     for event in events:
         process = event.get("process", {})
@@ -242,7 +231,7 @@ def _waiting(events: Iterable[Mapping[str, Any]], submitter: Mapping[str, Any] |
     return waiting
 
 
-def _state(run: Run, own: Progress, trunk: Progress, *, reset: int) -> RunState:
+def _state(run: Run, own: Progress, trunk: Progress, reset: int) -> RunState:
     if own.state == Event.FINISHED:
         return RunState.DONE
     if own.state == Event.FAILED and own.attempt > reset:
@@ -255,7 +244,7 @@ def _state(run: Run, own: Progress, trunk: Progress, *, reset: int) -> RunState:
 
 
 def _by_scheduler(state: RunState, job: JobView | None, own: Progress, trunk: Progress) -> RunState:
-    """A state as journals tell it, corrected by a scheduler that knows of a live job."""
+    """Return the state by the journals, corrected by that of a live job."""
     if job is None or state not in {RunState.NEW, RunState.INTERRUPTED, RunState.RUNNING}:
         return state
     if job.state is JobState.QUEUED:
@@ -266,20 +255,12 @@ def _by_scheduler(state: RunState, job: JobView | None, own: Progress, trunk: Pr
     return state
 
 
-def _row(
-    point: GridPoint,
-    run_id: str,
-    series_id: str,
-    state: RunState,
-    own: Progress,
-    trunk: Progress,
-    job: JobView | None,
-) -> RunStatus:
-    finished = state is RunState.DONE and own.result is not None
+def _row(point: GridPoint, state: RunState, own: Progress, trunk: Progress, job: JobView | None) -> RunStatus:
+    result = own.result if state is RunState.DONE else None
     latest = own if own.step else trunk
     newest = latest.steps[max(latest.steps)] if latest.steps and state is not RunState.NEW else {}
     branch = branch_step(point.run.schedule, point.run.iterations)
-    done = point.run.iterations if finished else max(own.step, min(trunk.step, branch))
+    done = point.run.iterations if result else max(own.step, min(trunk.step, branch))
     reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
     if state is RunState.INTERRUPTED:
         reason = (own if own.attempt else trunk).stopped_by
@@ -288,26 +269,26 @@ def _row(
         if job.packed and job.state is JobState.RUNNING and state is RunState.QUEUED:
             reason = f"waits for its turn in job {job.job_id}"
     elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
-        over = f"job {job.job_id} is over: {job.slurm_state}"  # of which the journals may not know
+        over = f"job {job.job_id} is over: {job.slurm_state}"  # the journals may not know it
         reason = f"{reason}; {over}" if reason else over
     return RunStatus(
         point=point,
-        run_id=run_id,
-        series_id=series_id,
+        run_id=point.run_id,
+        series_id=point.series_id,
         state=state,
         iterations_done=0 if state is RunState.NEW else done,
-        loss=own.result.get("loss") if finished and own.result else None,
+        loss=result.get("loss") if result else None,
         train_loss=newest.get("loss"),
         tokens_per_second=newest.get("tokens_per_second"),
         job_id=(job.job_id if job else None) or (own.started or trunk.started or {}).get("job_id"),
         reason=reason,
-        result=own.result if finished else None,
+        result=result,
         slurm_state=job.slurm_state if job else None,
     )
 
 
 def _why(job: JobView) -> str | None:
-    """Say why a job waits, or why one that has its nodes does not get on; None for one that runs."""
+    """Return why a job waits, or why it does not run although it has its nodes; None for one that runs."""
     if job.state is JobState.RUNNING:
         return None if job.slurm_state == "RUNNING" else job.slurm_state
     if job.slurm_state in {"PENDING", "SUBMITTING", ELSEWHERE}:
@@ -316,7 +297,7 @@ def _why(job: JobView) -> str | None:
 
 
 def _covered(spans: Iterable[Span]) -> float:
-    """Device-seconds of attempts; a branch trained within its trunk's attempt is counted once."""
+    """Return the device-seconds of attempts; a branch trained during its trunk's attempt counts once."""
     total, until = 0.0, float("-inf")
     for span in sorted(spans, key=lambda span: (span.begun, -span.ended)):
         total += max(0.0, span.ended - max(span.begun, until)) * span.ranks * span.gpu_share
@@ -338,29 +319,29 @@ def _left(
         if rate is not None:
             rates[series_id] = rate
             by_size.setdefault((group[0].architecture, group[0].size), []).append(rate)
-    alike = {size: median(found) for size, found in by_size.items()}
-    left: dict[str, float | None] = {}
+    medians = {size: median(found) for size, found in by_size.items()}
+    left: dict[str, float | None] = {point.run_id: 0.0 for point in points}
     for series_id, group in members.items():
         reached = trunks[series_id].step
+        rate = rates.get(series_id, medians.get((group[0].architecture, group[0].size)))
         for point in sorted(group, key=lambda point: point.run.iterations):
-            if point.run_id not in wanted:
-                left[point.run_id] = 0.0
-                continue
-            branch = branch_step(point.run.schedule, point.run.iterations)
-            steps = max(0, branch - reached) + point.run.iterations - max(branch, runs[point.run_id].step)
-            reached = max(reached, branch)
-            rate = rates.get(series_id, alike.get((point.architecture, point.size)))
-            left[point.run_id] = None if rate is None else steps * point.run.tokens_a_step * rate / 3600
+            if point.run_id in wanted:
+                branch = branch_step(point.run.schedule, point.run.iterations)
+                steps = max(0, branch - reached) + point.run.iterations - max(branch, runs[point.run_id].step)
+                reached = max(reached, branch)
+                left[point.run_id] = None if rate is None else steps * point.run.tokens_a_step * rate / 3600
     return left
 
 
 def _seconds_a_token(journals: Iterable[Progress]) -> float | None:
-    """Device-seconds a token by the newest step that was timed, or None."""
-    found = None
-    for journal in journals:
-        for step in journal.steps.values():
-            if step.get("tokens_per_second", 0) > 0 and (found is None or step["t"] > found[0]):
-                began = journal.started or {}
-                devices = began.get("layout", {}).get("ranks", 1) * began.get("gpu_share", 1.0)
-                found = step["t"], devices / step["tokens_per_second"]
-    return None if found is None else found[1]
+    """Return the device-seconds a token of the newest timed step, or None."""
+    timed = [
+        (step["t"], step["tokens_per_second"], journal.started or {})
+        for journal in journals
+        for step in journal.steps.values()
+        if step.get("tokens_per_second", 0) > 0
+    ]
+    if not timed:
+        return None
+    _, speed, began = max(timed, key=lambda entry: entry[0])
+    return float(began.get("layout", {}).get("ranks", 1) * began.get("gpu_share", 1.0) / speed)

@@ -1,13 +1,8 @@
 """A Run: everything that can change one training result, and nothing else.
 
-Identity is derived, never chosen: the run id is a hash of the Run's canonical JSON, in which a field at its
-default is left out, so that a field added later orphans no finished run. Resources, paths, dispatchers and
-tracking are no part of it; corpus and text encoder enter by fingerprint. Runs that differ in nothing but their
-iterations share a trunk under a warmup-stable-decay schedule and form a Series.
-
-The learning rate is a pure function of (step, iterations): no state to save, none to get wrong on resuming. Under
-warmup-stable-decay every Run of a Series has the same learning rate up to its branch step, whatever its length; this is
-what lets Runs share a trunk (Hägele et al. 2024, arXiv 2405.18392). Steps count from 0.
+The run id is a hash of the Run's canonical JSON, without the fields at their default, so a field added later changes no
+id. Runs that differ only in their iterations have the same learning rate up to their branch steps under a
+warmup-stable-decay schedule; they share this trunk (Hägele et al. 2024, arXiv 2405.18392) and form a Series.
 """
 
 from __future__ import annotations
@@ -24,24 +19,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from ssmttm.model.config import ModelConfig
 
 RECIPE_VERSION = 1
-"""Moves when the numerics of training move, so that results of two recipes are never taken for one."""
+"""Increased with every change to the numerics of training, so that run ids differ."""
 
 Count = Annotated[int, Field(strict=True, ge=1, lt=2**31)]
 WholeNumber = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")]
 
 
 class Frozen(BaseModel):
-    """Base of everything that travels between rooms: immutable, and unknown keys are errors."""
+    """Base of immutable models that refuse unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Optimiser(Frozen):
-    """AdamW and its clipping; the defaults are the paper's, the learning rate has none."""
+    """AdamW and gradient clipping, with the paper's defaults."""
 
     lr: Positive
     """Peak learning rate."""
@@ -49,13 +43,13 @@ class Optimiser(Frozen):
     beta2: Probability = 0.999
     eps: Positive = 1e-7
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.02
-    """Applied to matrices alone: never to biases, norms or the scan's own parameters."""
+    """Applied only to matrices: never to biases, norms or the scan's parameters."""
     grad_clip: Positive | None = 1.0
-    """Largest global gradient norm; null leaves gradients alone."""
+    """Largest global gradient norm; null does not clip."""
 
 
 class ScheduleKind(StrEnum):
-    """Form of the learning rate after warmup."""
+    """Kind of schedule after the warmup."""
 
     WSD = "wsd"
     COSINE = "cosine"
@@ -63,61 +57,60 @@ class ScheduleKind(StrEnum):
 
 
 class Schedule(Frozen):
-    """A learning-rate schedule; `learning_rate` turns it into numbers."""
+    """A learning-rate schedule."""
 
     kind: ScheduleKind = ScheduleKind.WSD
     warmup: WholeNumber = 500
-    """Steps of linear warmup: steps and not a fraction, so that runs of different length share them."""
+    """Steps of linear warmup; not a fraction, since Runs of different length share them."""
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
-    """Under wsd: the share of a Run's iterations spent in its decay."""
-    final_fraction: Fraction = 0.005
+    """Share of a Run's iterations in its decay (wsd)."""
+    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.005
     """Learning rate at the last step over the peak (wsd and cosine)."""
 
 
 class Regularisation(Frozen):
-    """Changes to targets and captions while training; none while evaluating."""
+    """Changes to targets and captions during training."""
 
     label_smoothing: Probability = 0.1
     caption_dropout: Probability = 0.1
-    """Share of captions replaced whole by the learned null condition."""
+    """Share of captions replaced by the learned null condition."""
     position_dropout: Probability = 0.1
-    """Share of the remaining captions' positions that are masked."""
+    """Share of the other captions' positions that are masked."""
 
 
 class Precision(StrEnum):
-    """Arithmetic of the forward and backward pass; parameters and optimiser states stay fp32."""
+    """Precision of the forward and backward pass; parameters and optimiser states stay fp32."""
 
     FP32 = "fp32"
     BF16 = "bf16"
 
 
 class Training(Frozen):
-    """Everything about training that a study gives once and its Runs take over."""
+    """Settings of training that all Runs of a study share."""
 
     batch: Count
-    """Sequences in a global batch, whatever the resources."""
+    """Sequences in a global batch."""
     optimiser: Optimiser
     schedule: Schedule = Schedule()
     regularisation: Regularisation = Regularisation()
     precision: Precision = Precision.FP32
     eval_clips: Count | None = None
-    """Held-out clips the loss is measured on, the first so many; null takes the whole split."""
+    """Number of held-out clips, from the first, that the loss is measured on; null takes all."""
 
 
 class Run(Training):
     """One point of the grid."""
 
     recipe_version: Count = 1
-    """The recipe it is trained by; its default is the first one for ever, whatever RECIPE_VERSION says now."""
+    """Recipe it is trained by; the default never follows RECIPE_VERSION, since ids leave it out."""
     model: ModelConfig
     corpus: Digest
-    """Fingerprint of the corpus, its codec included."""
+    """Fingerprint of the corpus and its codec."""
     text_encoder: Digest | None = None
-    """Fingerprint of the frozen text encoder; null where the encoder is trained with the model."""
+    """Fingerprint of the frozen text encoder; null if the encoder is trained with the model."""
     frames: Count
-    """Frames of a training sequence (and of a held-out one)."""
     iterations: Count
-    """Optimiser steps in all: trunk plus decay."""
+    """Optimiser steps of trunk and decay."""
     seed: WholeNumber = 0
 
     @property
@@ -127,7 +120,7 @@ class Run(Training):
 
     @property
     def series_id(self) -> str:
-        """Identity of the trunk this Run branches from; of the Run itself where none is shared."""
+        """Identity of the trunk that this Run branches from, or of the Run itself if it shares none."""
         return digest_of({"series": self.series_canonical()})
 
     @property
@@ -136,11 +129,11 @@ class Run(Training):
         return self.batch * self.frames * self.model.n_codebooks
 
     def canonical(self) -> dict[str, object]:
-        """Fields of the Run that are not at their default: hashed, and the content of run.json."""
+        """Return the fields that are not at their default, which run.json holds."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def series_canonical(self) -> dict[str, object]:
-        """Fields that the Runs of a Series have in common: the content of series.json."""
+        """Return the fields that all Runs of the Series share, which series.json holds."""
         fields = self.canonical()
         if self.schedule.kind is ScheduleKind.WSD:
             del fields["iterations"]
@@ -148,7 +141,7 @@ class Run(Training):
 
 
 def digest_of(fields: dict[str, object]) -> str:
-    """First 12 hex digits of the SHA-256 of the fields' canonical JSON."""
+    """Return the first 12 hex digits of the SHA-256 of the fields' canonical JSON."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -162,45 +155,40 @@ Member = TypeVar("Member", bound=_OfSeries)
 
 
 def by_series(members: Iterable[Member]) -> dict[str, list[Member]]:
-    """Group what belongs to Series by series id, both in the order given."""
+    """Group members by their series id, both in the order given."""
     found: dict[str, list[Member]] = {}
     for member in members:
         found.setdefault(member.series_id, []).append(member)
     return found
 
 
-def decay_steps(schedule: Schedule, iterations: int) -> int:
-    """Steps of a Run that are its own and not the trunk's: all of them where no trunk is shared."""
-    if schedule.kind is ScheduleKind.WSD:
-        return max(1, round(schedule.decay_fraction * iterations))
-    return iterations
-
-
 def branch_step(schedule: Schedule, iterations: int) -> int:
-    """Trunk steps done when a Run of that many iterations leaves the trunk."""
-    return iterations - decay_steps(schedule, iterations)
+    """Return the number of trunk steps of a Run, before its decay; 0 if the schedule has no trunk."""
+    if schedule.kind is not ScheduleKind.WSD:
+        return 0
+    return iterations - max(1, round(schedule.decay_fraction * iterations))
 
 
 def steps_before_decay(schedule: Schedule, iterations: int) -> int:
-    """Steps in which the warmup has to end: those of the trunk, all where a Run has no trunk to leave."""
+    """Return the number of steps that the warmup must fit into: the trunk's, or all of a Run without a trunk."""
     return branch_step(schedule, iterations) or iterations
 
 
 def fewest_iterations(schedule: Schedule) -> int:
-    """Length of the shortest Run whose warmup ends before its decay begins."""
+    """Return the length of the shortest Run whose warmup ends before its decay."""
     found = max(1, schedule.warmup)
     while (lacking := schedule.warmup - steps_before_decay(schedule, found)) > 0:
-        found += lacking  # a longer Run has at most as many more of them
+        found += lacking  # no Run in between is long enough
     return found
 
 
 def is_annealed(schedule: Schedule) -> bool:
-    """True if a finished Run ends at a low learning rate, so that its loss is fit for a scaling law."""
+    """True if a finished Run ends at a low learning rate, as a scaling law requires."""
     return schedule.kind is not ScheduleKind.CONSTANT
 
 
 def learning_rate(schedule: Schedule, peak: float, step: int, iterations: int) -> float:
-    """Learning rate of the update made at `step`, 0 <= step < iterations."""
+    """Return the learning rate of the update at `step`, 0 <= step < iterations."""
     if step < schedule.warmup:
         return trunk_learning_rate(schedule, peak, step)
     floor = schedule.final_fraction
@@ -215,5 +203,5 @@ def learning_rate(schedule: Schedule, peak: float, step: int, iterations: int) -
 
 
 def trunk_learning_rate(schedule: Schedule, peak: float, step: int) -> float:
-    """Learning rate of a trunk step: that of any Run which branches later."""
+    """Return the learning rate of a trunk step, which all Runs that branch later share."""
     return peak * (step + 1) / schedule.warmup if step < schedule.warmup else peak

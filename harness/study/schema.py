@@ -1,15 +1,16 @@
-"""A Study: the YAML file a user writes, validated before anything is done with it; grid.py makes Runs of it."""
+"""A Study: the schema of the YAML file a user writes; grid.py expands it to Runs."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PlainSerializer,
     WrapValidator,
@@ -19,7 +20,7 @@ from pydantic import (
 )
 
 from harness.common.validation import read_yaml, read_yaml_value, usable_path, validate
-from harness.study.ladder import rungs
+from harness.study.ladder import replace_ladders
 from harness.study.run import (
     Count,
     Digest,
@@ -38,7 +39,7 @@ from ssmttm.model.sizes import TOLERANCE
 
 
 def _patch(of: type[Frozen] | type[ModelConfig], leave_out: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a model, each optional: what an entry of the grid may change."""
+    """Return the fields of a model as optional ones, which an entry of the grid may set."""
     return {
         name: (field.rebuild_annotation() | None, None)
         for name, field in of.model_fields.items()
@@ -47,70 +48,65 @@ def _patch(of: type[Frozen] | type[ModelConfig], leave_out: Sequence[str] = ()) 
 
 
 TUNED = "tuned"
-"""Stands in a study for a learning rate that `ssmscale tune` found; the grid puts its number there."""
+"""Value of a learning rate that the grid replaces with the one `ssmscale tune` found."""
 
 
-def _rate_or_tuned(value: Any, validate_rate: Callable[[Any], float]) -> Any:
-    return value if value == TUNED else validate_rate(value)
-
-
-LearningRate = Annotated[Positive, WrapValidator(_rate_or_tuned), PlainSerializer(lambda rate: rate)]
+LearningRate = Annotated[
+    Positive,
+    WrapValidator(lambda value, validate_rate: value if value == TUNED else validate_rate(value)),
+    PlainSerializer(lambda rate: rate),
+]
 StudyOptimiser: Any = create_model("StudyOptimiser", __base__=Optimiser, lr=(LearningRate, ...))
-"""A Run's optimiser, whose learning rate a study may leave to what was tuned."""
+"""A Run's optimiser whose learning rate may be `tuned`."""
 OptimiserPatch: Any = create_model("OptimiserPatch", __base__=Frozen, **_patch(StudyOptimiser))
-"""Optimiser keys an architecture or a size sets for itself."""
+"""Optimiser keys of an architecture or a size."""
 
-_FROM_ELSEWHERE = ("architecture", "text", "n_codebooks", "codebook_size")
-ModelPatch: Any = create_model("ModelPatch", __base__=Frozen, **_patch(ModelConfig, _FROM_ELSEWHERE))
-"""Model keys given once for the study, for an architecture or for a size; the last of these wins."""
-
-Flops = Annotated[float, Field(ge=1e6, le=1e24)]
-"""Peak operations a second of a device."""
+_NO_MODEL_KEYS = ("architecture", "text", "n_codebooks", "codebook_size")
+ModelPatch: Any = create_model("ModelPatch", __base__=Frozen, **_patch(ModelConfig, _NO_MODEL_KEYS))
+"""Model keys of the study, an architecture or a size; the last of these wins."""
 
 
 class ResourceChoice(Frozen):
-    """Resources asked for by hand; null lets the harness choose."""
+    """Resources of a Series; the harness chooses those that are null."""
 
     ranks: Count | None = 1
     """GPUs (or CPU ranks) of a Series; null takes the fewest on which it fits and ends within a job's time limit."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """Null is 0 where ranks are given, and the lowest that fits where they are chosen."""
+    """Null is 0 if ranks are given, else the lowest that fits."""
     micro_batch: Count | None = None
     threads: Count | None = None
     activation_checkpointing: bool | None = None
-    """True if blocks are computed again in the backward pass: less memory, about a third more work, the same losses.
-    Null is false, unless ranks are chosen and nothing fits without."""
+    """True if the backward pass computes blocks again: less memory, a third more work, the same losses.
+    Null is false, unless ranks are null too and nothing fits otherwise."""
     jobs: Count | None = None
     """Series trained at once by the local dispatcher."""
     checkpoint_every: Count = 1000
     keep_last: Count = 1
-    """Newest periodic checkpoints kept besides branch points: the older ones are what a damaged one falls back on."""
+    """Number of periodic checkpoints kept besides branch points; the older ones replace a damaged one."""
     keep_best: bool = False
-    """True if the checkpoint with the lowest held-out loss is kept too; needs tracking.eval_every to have any."""
-    peak_flops: Flops | None = None
+    """True if the checkpoint with the lowest held-out loss is kept too; requires tracking.eval_every."""
+    peak_flops: Annotated[float, Field(ge=1e6, le=1e24)] | None = None
 
 
 _OF_THE_WHOLE_STUDY = ("jobs", "checkpoint_every", "keep_last", "keep_best", "peak_flops")
 ResourcePatch: Any = create_model(
     "ResourcePatch", __base__=Frozen, **_patch(ResourceChoice, _OF_THE_WHOLE_STUDY)
 )
-"""Resources a size asks for itself: what is too large for one GPU takes several."""
-
+"""Resources of a size: one that is too large for one GPU takes several."""
 Parameters = Annotated[float, Field(ge=1.0, le=1e13)]
-"""A number of parameters asked for."""
 
 
 class SizeKeys(Frozen):
-    """Keys a size may give instead of its blocks or its width, and the published model it stands for."""
+    """Keys that a size may give instead of its blocks or its width."""
 
     n_params: Parameters | None = None
-    """Parameters each architecture comes as near to as it can."""
+    """Parameters that each architecture approximates as closely as it can."""
     aspect: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
     """d_model over n_blocks."""
     tolerance: Annotated[float, Field(ge=0.0, lt=1.0)] = TOLERANCE
-    """Distance from n_params at which the nearest model may be, as a share."""
+    """Largest relative distance of the nearest model from n_params."""
     reference_n_params: Parameters | None = None
-    """Parameters of the published model that a size stands for: shown beside its own, and nothing else."""
+    """Parameters of the published model that the size follows, only shown beside its own."""
 
 
 SizePatch: Any = create_model(
@@ -120,7 +116,7 @@ SizePatch: Any = create_model(
     optimiser=(OptimiserPatch | None, None),
     resources=(ResourcePatch | None, None),
 )
-"""A size: its model keys, optimiser keys where they go with size, and resources of its own."""
+"""A size: its model keys, optimiser keys and resources."""
 
 
 def _rising(value: tuple[int, ...]) -> tuple[int, ...]:
@@ -139,87 +135,78 @@ class ArchitecturePatch(Frozen):
     model: ModelPatch = ModelPatch()
     optimiser: OptimiserPatch = OptimiserPatch()
     sizes: dict[str, SizePatch] = {}
-    """Changes to the study's sizes under this architecture alone, by the size's name."""
+    """Changes to the study's sizes for this architecture, by the size's name."""
     iterations: Iterations | None = None
-    """Instead of the grid's."""
 
 
 class Replicates(Frozen):
-    """Further seeds for some sizes: noise between seeds, measured where it is cheap."""
+    """More seeds for some sizes, to measure the noise between seeds where it is cheap."""
 
     sizes: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[WholeNumber, ...], Field(min_length=1)]
 
 
+_Patch = Annotated[ArchitecturePatch, BeforeValidator(lambda patch: {} if patch is None else patch)]
+
+
 class Grid(Frozen):
     """Architecture x size x iterations x seed."""
 
-    architectures: Annotated[dict[Architecture, ArchitecturePatch], Field(min_length=1)]
-    sizes: Annotated[dict[str, SizePatch], Field(min_length=1)]
+    architectures: Annotated[dict[Architecture, _Patch], Field(min_length=1)]
+    sizes: Annotated[dict[str, SizePatch], Field(min_length=1), BeforeValidator(replace_ladders)]
     iterations: Iterations
     seeds: Annotated[tuple[WholeNumber, ...], Field(min_length=1)] = (0,)
     replicates: tuple[Replicates, ...] = ()
 
-    @field_validator("architectures", mode="before")
-    @classmethod
-    def _bare_names_change_nothing(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: {} if patch is None else patch for name, patch in value.items()}
-        return value
-
-    @field_validator("sizes", mode="before")
-    @classmethod
-    def _lists_make_ladders(cls, value: Any) -> Any:
-        return rungs(value) if isinstance(value, Mapping) else value
-
     @model_validator(mode="after")
     def _names_are_known(self) -> Grid:
-        places = [
-            (f"replicates.{i}.sizes", name) for i, extra in enumerate(self.replicates) for name in extra.sizes
-        ]
+        for i, extra in enumerate(self.replicates):
+            self.check_sizes(f"replicates.{i}.sizes", extra.sizes)
         for architecture, patch in self.architectures.items():
-            places += [(f"architectures.{architecture}.sizes", name) for name in patch.sizes]
-        for key, name in places:
+            self.check_sizes(f"architectures.{architecture}.sizes", patch.sizes)
+        return self
+
+    def check_sizes(self, key: str, names: Iterable[str]) -> None:
+        """Raise ValueError beginning with `key` for a name that is not one of the sizes."""
+        for name in names:
             if name not in self.sizes:
                 raise ValueError(f"{key}: {name!r} is not one of the sizes {', '.join(self.sizes)}")
-        return self
 
     @property
     def n_runs(self) -> int:
-        """Number of Runs the grid stands for."""
+        """Number of Runs in the grid."""
         seeds = sum(len(self.seeds_of(size)) for size in self.sizes)
         return seeds * sum(len(self.iterations_of(name)) for name in self.architectures)
 
     def iterations_of(self, architecture: Architecture) -> tuple[int, ...]:
-        """Iterations of every run of an architecture's sizes: its own, else the grid's."""
+        """Return the lengths of an architecture's runs: its own, else the grid's."""
         return self.architectures[architecture].iterations or self.iterations
 
     def seeds_of(self, size: str) -> list[int]:
-        """Every seed a size is trained with, each once."""
+        """Return every seed of a size once."""
         extra = [seed for more in self.replicates if size in more.sizes for seed in more.seeds]
         return list(dict.fromkeys([*self.seeds, *extra]))
 
 
 PlainPath = Annotated[Path, AfterValidator(usable_path)]
-"""A path that may be asked for."""
 
 
 class CorpusFacts(Frozen):
-    """Facts of a corpus that is not on this machine, for planning; once it is, it must agree with all but `clips`."""
+    """Facts for planning with a corpus that is not on this machine; the corpus must agree with all but `clips`."""
 
     n_codebooks: Count
     codebook_size: Count
     frames: Count
     clips: Count
-    """Clips of the training split, as many as are expected: what a corpus has counts, and a difference is noted."""
+    """Expected number of clips in the training split; the plan notes a difference."""
 
 
 class CorpusChoice(Frozen):
-    """The corpus, and what the study expects of it."""
+    """The corpus and the properties that the study expects of it."""
 
     path: PlainPath
     codec: str | None = None
-    """Name the corpus's codec must have."""
+    """Name that the corpus's codec must have."""
     frames: Count | None = None
     """Frames of a training sequence; null takes whole clips."""
     facts: CorpusFacts | None = None
@@ -230,28 +217,21 @@ class TextChoice(Frozen):
 
     encoder: Annotated[str, AfterValidator(usable_path)] = "bytes"
     dim: Count = 64
-    """Width of the text embedding; of a frozen encoder, its hidden size."""
-    patch: Annotated[Count, Field(ge=2)] = 8
+    """Width of the text embedding: the hidden size of a frozen encoder."""
+    patch: Annotated[Count, Field(ge=2, multiple_of=2)] = 8
     max_positions: Count = 64
     fingerprint: Digest | None = None
-    """A frozen encoder's fingerprint, where its weights are not on this machine."""
-
-    @field_validator("patch")
-    @classmethod
-    def _patches_are_even(cls, value: int) -> int:
-        if value % 2:
-            raise ValueError("is odd: choose an even number of bytes, such as 8")
-        return value
+    """Fingerprint of a frozen encoder whose weights are not on this machine."""
 
 
 class StudyTraining(Training):
-    """The same as a study gives it: its learning rate may be left to what was tuned."""
+    """Training whose learning rate may be `tuned`."""
 
     optimiser: StudyOptimiser
 
 
 class Tracking(Frozen):
-    """Place and frequency of progress reports; no part of identity."""
+    """Address and frequency of progress reports; no part of identity."""
 
     uri: str | None = None
     """MLflow tracking URI; null is a SQLite database in ROOT."""
@@ -263,7 +243,7 @@ class Tracking(Frozen):
     def _names_a_server_or_a_database(cls, value: str | None) -> str | None:
         if value is not None and not re.match(r"(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://.", value):
             raise ValueError(
-                "is no tracker's address, such as http://127.0.0.1:5000 or sqlite:////data/mlflow.db"
+                "is not a tracking URI, such as http://127.0.0.1:5000 or sqlite:////data/mlflow.db"
             )
         return value
 
@@ -276,13 +256,13 @@ class NoiseChoice(Frozen):
     """Scatter of losses about their law."""
 
     series: LogSd
-    """Shared by the runs of a trunk."""
+    """Scatter shared by the runs of a trunk."""
     run: LogSd
-    """Of each run alone."""
+    """Scatter of each run."""
 
 
 class DesignChoice(Frozen):
-    """Assumptions while the grid is planned; no part of any Run."""
+    """Assumptions for planning the grid; no part of any Run."""
 
     law: str | None = None
     prior: dict[Architecture, dict[str, float]] = {}
@@ -307,7 +287,7 @@ class Study(Frozen):
 
     @property
     def uses_tuned(self) -> bool:
-        """True if some learning rate is left to what was tuned."""
+        """True if some learning rate is `tuned`."""
         patches: list[Any] = [*self.grid.sizes.values()]
         for own in self.grid.architectures.values():
             patches += [own, *own.sizes.values()]
@@ -315,33 +295,32 @@ class Study(Frozen):
         return any(getattr(optimiser, "lr", None) == TUNED for optimiser in chosen)
 
     def resources_of(self, architecture: str, size: str) -> ResourceChoice:
-        """Resources of one size under one architecture: the study's choice and its own changes to it."""
-        changes = merged(*(getattr(patch, "resources", None) for patch in self._patches(architecture, size)))
+        """Return the resources of a size of an architecture: the study's with the size's changes."""
+        changes = merged(*(patch.resources for patch in self.patches_of(architecture, size)))
         return self.resources.model_copy(update=changes)
 
     def size_keys_of(self, architecture: str, size: str) -> SizeKeys:
-        """Size keys of one size under one architecture; null takes back what was given before."""
-        said = merged(*self._patches(architecture, size))
-        return SizeKeys(**{key: said[key] for key in SizeKeys.model_fields if said.get(key) is not None})
+        """Return the size keys of a size of an architecture; null removes a key that the size had."""
+        keys = merged(*self.patches_of(architecture, size))
+        return SizeKeys(**{key: keys[key] for key in SizeKeys.model_fields if keys.get(key) is not None})
 
-    def _patches(self, architecture: str, size: str) -> tuple[Any, Any]:
+    def patches_of(self, architecture: str, size: str) -> tuple[Any, Any]:
+        """Return the patch of a size and the architecture's own patch of it."""
         own = self.grid.architectures[Architecture(architecture)]
-        return self.grid.sizes[size], own.sizes.get(size)
+        return self.grid.sizes[size], own.sizes.get(size, SizePatch())
 
     @field_validator("name")
     @classmethod
     def _name_is_a_plain_word(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
             raise ValueError(
-                "a name has letters, digits, '.', '_' and '-', begins with a letter or digit, at most 64"
+                "a name has at most 64 letters, digits, '.', '_' and '-', and begins with a letter or digit"
             )
         return value
 
     @model_validator(mode="after")
     def _tuned_sizes_are_known(self) -> Study:
-        for name in self.tune.sizes if self.tune else ():
-            if name not in self.grid.sizes:
-                raise ValueError(f"tune.sizes: {name!r} is not one of the sizes {', '.join(self.grid.sizes)}")
+        self.grid.check_sizes("tune.sizes", self.tune.sizes if self.tune else ())
         return self
 
     @model_validator(mode="after")
@@ -360,7 +339,7 @@ class Study(Frozen):
 
 
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
-    """Read a study and apply `key=value` changes; raises InputError for every mistake in it at once."""
+    """Read a study and apply `key=value` changes; raises one InputError with all its mistakes."""
     fields = read_yaml(path)
     for change in changes:
         _apply(fields, change)
@@ -371,19 +350,19 @@ def _apply(fields: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise InputError(f"--set {change}: is not key=value, such as training.batch=16")
+        raise InputError(f"--set {change}: must be key=value, such as training.batch=16")
     here: Any = fields
     for part in parts[:-1]:
         if isinstance(here, dict) and here.get(part) is None:
             here[part] = {}
         here = here.get(part) if isinstance(here, dict) else None
     if not isinstance(here, dict):
-        raise InputError(f"--set {change}: {parts[-2]!r} holds no keys")
+        raise InputError(f"--set {change}: {parts[-2]!r} has no keys")
     here[parts[-1]] = read_yaml_value(text, f"--set {change}")
 
 
 def merged(*patches: Any) -> dict[str, Any]:
-    """Fields that patches set, the last of them winning."""
+    """Return the fields that patches set; a later patch replaces an earlier one's."""
     fields: dict[str, Any] = {}
     for patch in patches:
         if patch is not None:

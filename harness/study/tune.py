@@ -1,8 +1,7 @@
-"""Tuning of a study: the `tune:` key, which says what is searched, and tuned.json, which keeps what was found.
+"""Tuning of a study: the `tune:` key of its YAML and the result, tuned.json.
 
-tuned.json holds the learning rates `ssmscale tune` found and the power law that carries them to other sizes. It is
-written once by tuning and read before a Run's identity is computed. Its numbers have three digits, so that the
-identities which follow from them can be read, and written by hand.
+tuned.json holds the best learning rates and the power law that extrapolates them to other sizes, with three digits, so
+that a user can write down the numbers that identify a Run.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
 
 DIGITS = 3
-"""Digits of a value that is searched or carried: a finer difference moves no loss that could be told from noise."""
+"""Significant digits of a searched value: a finer difference changes no loss by more than noise."""
 Interval = tuple[Positive, Positive]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _number(value: Any) -> Any:
-    """A number as it was written: whether it is a whole one says what kind of range it bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError("is not a number")
     return value
@@ -38,15 +36,16 @@ def _scalar(value: Any) -> Any:
 
 
 Number = Annotated[Any, AfterValidator(_number)]
+"""An int or a float as it was written: two ints bound a range of integers."""
 
 
 class Dimension(Frozen):
-    """The search space of one key: a range, or a list of choices."""
+    """The search space of one key: a range or a list of choices."""
 
     low: Number = None
     high: Number = None
     log: StrictBool = False
-    """True if the range is searched evenly in the key's logarithm."""
+    """True if the search is uniform in the logarithm."""
     choices: tuple[Annotated[Any, AfterValidator(_scalar)], ...] | None = None
 
     @model_validator(mode="after")
@@ -55,9 +54,9 @@ class Dimension(Frozen):
             if self.low is not None or self.high is not None or self.log:
                 raise ValueError("has choices and a range; give one of them")
             if len(set(self.choices)) < 2:
-                raise ValueError("has fewer than two choices, which leaves nothing to search")
+                raise ValueError("has fewer than two choices; give at least two")
         elif self.low is None or self.high is None:
-            raise ValueError("is no range: give low and high, or choices")
+            raise ValueError("is not a range; give low and high, or choices")
         elif self.low >= self.high:
             raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
         elif self.log and self.low <= 0:
@@ -66,63 +65,66 @@ class Dimension(Frozen):
 
 
 class Tune(Frozen):
-    """A search for the best values of some keys, done for each architecture and each of the sizes apart."""
+    """A search for the best values of some keys, for each architecture and size separately."""
 
     sizes: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Sizes of the grid that are searched; what is learnt there is carried to the others."""
+    """Sizes of the grid that are searched; a law extrapolates their results to the other sizes."""
     search: Annotated[dict[str, Dimension], Field(min_length=1)]
-    """By dotted key, as --set takes it; `training.` may be left out."""
+    """Search space by dotted key, as --set takes it; `training.` may be omitted."""
     trials: Count = 16
-    """Trials of each architecture and size, those that are pruned included."""
+    """Number of trials of each architecture and size, including pruned ones."""
     iterations: Count | None = None
     """Length of a trial's runs; null takes the shortest of the grid."""
     seeds: Annotated[tuple[WholeNumber, ...], Field(min_length=1)] = (0,)
-    """A trial's loss is the mean over these."""
+    """Seeds that a trial's loss is averaged over."""
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     pruner: Literal["none", "median", "hyperband"] = "none"
     parallel: Count | None = None
-    """Trials trained at once; null takes as many as there is room for."""
+    """Trials trained at once; null takes as many as fit."""
     storage: str | None = None
-    """Address of a database for Optuna's record, which several ROOTs may share; null keeps it in a file under ROOT."""
+    """Address of Optuna's database, which several ROOTs may share; null is a file under ROOT."""
     scale_by: Literal["n_params", "d_model"] = "n_params"
-    """The best learning rate is taken to be a power of this."""
+    """Quantity that the best learning rate depends on by a power law."""
 
     @field_validator("seeds", "sizes")
     @classmethod
     def _each_is_named_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) < len(value):
-            raise ValueError("names something twice")
+            raise ValueError("lists an entry twice")
         return value
 
 
-class TunedSize(Frozen):
-    """The result for one architecture at one size."""
+class SizeRate(Frozen):
+    """The learning rate of a size, by the law unless the size was searched."""
 
     size: str
     n_params: Count
     d_model: Count
     lr: Positive
-    """Minimum of a parabola through the losses near the best trial, against log learning rate."""
     ci95: Interval
-    """Of that minimum, by resampling trials."""
+
+
+class TunedSize(SizeRate):
+    """The best learning rate of a searched size, by a parabola in its log; the interval comes from resampled trials."""
+
     n_trials: Count
-    """Finished trials it rests on."""
+    """Number of finished trials."""
     best: Mapping[str, Any]
-    """The searched values of the best trial."""
+    """Searched values of the best trial."""
     best_loss: Finite
 
 
 class RateLaw(Frozen):
-    """log lr = intercept + slope log x, x being what the study scales by."""
+    """log lr = intercept + slope log x, where x is the study's `scale_by`."""
 
     intercept: Finite
     slope: Finite
     slope_ci95: tuple[Finite, Finite]
     covariance: tuple[Finite, Finite, Finite]
-    """Of intercept and slope: (var intercept, covariance, var slope)."""
+    """(var intercept, covariance, var slope)."""
 
     def at(self, x: float) -> tuple[float, Interval]:
-        """The learning rate at x and its 95 % interval, each with three digits."""
+        """Return the learning rate at x and its 95 % interval, each with three digits."""
         log = math.log(x)
         value = self.intercept + self.slope * log
         a, ab, b = self.covariance
@@ -131,66 +133,47 @@ class RateLaw(Frozen):
         return middle, (low, high)
 
 
-class Carried(Frozen):
-    """The learning rate of a size that was not searched, by the law."""
-
-    size: str
-    n_params: Count
-    d_model: Count
-    lr: Positive
-    ci95: Interval
-
-
 class TunedArchitecture(Frozen):
-    """One architecture: its searched sizes, the law through them, and where it leads."""
+    """One architecture: its searched sizes, the law fitted to them, and the sizes it extrapolates to."""
 
     sizes: tuple[TunedSize, ...]
     law: RateLaw | None = None
-    """Null where fewer than two sizes were searched."""
-    carried: tuple[Carried, ...] = ()
+    """Null if fewer than two sizes were searched."""
+    carried: tuple[SizeRate, ...] = ()
 
 
 class Tuned(Frozen):
-    """The file."""
+    """tuned.json of a study."""
 
     study: str
     scale_by: Literal["n_params", "d_model"]
     iterations: Count
-    """Length of the runs the learning rates are best for."""
+    """Length of the trials' runs."""
     fingerprint: Digest
-    """Of the runs it was fitted to and their losses."""
+    """Digest of the trials' runs and their losses."""
     architectures: Mapping[str, TunedArchitecture]
-
-    def lr(self, model: ModelConfig) -> float | None:
-        """The learning rate of a model: as measured where its size was searched, else by the law; None without."""
-        found = self.architectures.get(str(model.architecture))
-        if found is None:
-            return None
-        facts = {"n_params": parameter_count(model).n_params, "d_model": model.d_model}
-        for size in found.sizes:
-            if (size.n_params, size.d_model) == (facts["n_params"], facts["d_model"]):
-                return size.lr
-        return found.law.at(facts[self.scale_by])[0] if found.law else None
 
 
 def tuned_rate(tuned: Tuned | None, model: ModelConfig, where: str) -> float:
-    """The learning rate that stands for `tuned`; raises InputError where none was found for such a model."""
+    """Return the learning rate of a model: its searched size's, else the law's; raises InputError without either."""
     if tuned is None:
         raise InputError(
-            f"{where}: lr: tuned: nothing was tuned here yet; `ssmscale tune` does, or give a number"
+            f"{where}: lr: tuned: the study has not been tuned; run `ssmscale tune`, or give a number"
         )
-    rate = tuned.lr(model)
-    if rate is None:
-        known = ", ".join(
-            f"{name} ({', '.join(size.size for size in found.sizes)})"
-            for name, found in tuned.architectures.items()
-        )
-        raise InputError(
-            f"{where}: lr: tuned: was tuned for {known}, which does not tell; tune this too, or give a number"
-        )
-    return rate
+    facts = {"n_params": parameter_count(model).n_params, "d_model": model.d_model}
+    if found := tuned.architectures.get(str(model.architecture)):
+        for size in found.sizes:
+            if (size.n_params, size.d_model) == (facts["n_params"], facts["d_model"]):
+                return size.lr
+        if found.law:
+            return found.law.at(facts[tuned.scale_by])[0]
+    known = ", ".join(
+        f"{name} ({', '.join(size.size for size in searched.sizes)})"
+        for name, searched in tuned.architectures.items()
+    )
+    raise InputError(f"{where}: lr: tuned: only {known} was tuned; tune this size too, or give a number")
 
 
 def rounded(value: float) -> float:
-    """The number with three digits."""
+    """Return the number with three significant digits."""
     return float(f"{value:.{DIGITS}g}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.common.disk import DISK_THREADS, drop_draft, naming_a_full_disk, side_by_side, sync_folder
+from harness.common.disk import DISK_THREADS, drop_draft, naming_a_full_disk, side_by_side, sync_to_disk
 from harness.common.process import identify_process
 from harness.dispatch.base import Task
 from harness.dispatch.ledger import Ledger, is_given_up, open_ledger
@@ -55,7 +55,7 @@ def acquire(series_dir: Path, lease: Lease) -> bool:
             file.flush()
             os.fsync(file.fileno())
         os.link(draft, path)  # whole when it appears, and refused where there is one
-        sync_folder(series_dir)
+        sync_to_disk(series_dir)
     except FileExistsError:
         return False
     finally:

@@ -24,9 +24,8 @@ from harness.common.disk import (
     DiskFull,
     drop_draft,
     make_folder,
-    room_for,
-    sync_file,
-    sync_folder,
+    space_for,
+    sync_to_disk,
     write_atomically,
 )
 from harness.record import checkpoints
@@ -70,18 +69,18 @@ def save(
         for ending in (".complete", ".damaged"):
             (folder / f"{tag}{ending}").unlink(missing_ok=True)
         shutil.rmtree(folder / tag, ignore_errors=True)
-        with room_for(needed, folder / tag):
+        with space_for(needed, folder / tag):
             pass  # asked by one rank for all: alone, none of them may leave
 
     def mark() -> None:
         files = {}
         for path in sorted((folder / tag).rglob("*")):
             if path.is_file():
-                sync_file(path)
+                sync_to_disk(path)
                 facts = FileFacts(bytes=path.stat().st_size, sha256=sha256_file(path))
                 files[path.relative_to(folder / tag).as_posix()] = facts
-        sync_folder(folder / tag)
-        sync_folder(folder)
+        sync_to_disk(folder / tag)
+        sync_to_disk(folder)
         before_marking()
         marker = Marker(
             step=step,
@@ -96,7 +95,7 @@ def save(
 
     try:
         ranks.run_on_first(prepare)
-        with room_for(needed, folder / tag):
+        with space_for(needed, folder / tag):
             engine.save_checkpoint(folder, tag)
         torch.distributed.barrier()
         ranks.run_on_first(mark)
@@ -218,11 +217,11 @@ def save_weights(weights: dict[str, Any], path: Path) -> None:
     draft = path.with_name(f".{path.name}.draft")
     size = sum(value.numel() * value.element_size() for value in weights.values())
     try:
-        with room_for(size, path):
+        with space_for(size, path):
             save_file(weights, draft)
-            sync_file(draft)
+            sync_to_disk(draft)
             draft.replace(path)
-            sync_folder(path.parent)
+            sync_to_disk(path.parent)
     finally:
         drop_draft(draft)
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.study.tune import Carried, RateLaw, Tuned, TunedArchitecture, TunedSize, rounded
+from harness.study.tune import RateLaw, SizeRate, Tuned, TunedArchitecture, TunedSize, rounded
 from harness.tuning.space import RATE, SearchCase, Space
 from harness.tuning.trials import TrialRecord, finished
 
@@ -209,14 +209,14 @@ def learn(space: Space, told: Mapping[SearchCase, Sequence[TrialRecord]]) -> tup
     )
 
 
-def _carry(space: Space, architecture: str, law: RateLaw) -> tuple[Carried, ...]:
+def _carry(space: Space, architecture: str, law: RateLaw) -> tuple[SizeRate, ...]:
     carried = []
     for size in space.study.grid.sizes:
         if size not in space.tune.sizes:
             case = space.describe(architecture, size)
             rate, interval = law.at(getattr(case, space.tune.scale_by))
             carried.append(
-                Carried(size=size, n_params=case.n_params, d_model=case.d_model, lr=rate, ci95=interval)
+                SizeRate(size=size, n_params=case.n_params, d_model=case.d_model, lr=rate, ci95=interval)
             )
     return tuple(carried)
 

@@ -90,7 +90,7 @@ def read_only(study: SlurmStudy) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("trouble", "said", "remedy"),
     [
-        pytest.param(full, "no room is left on its disk", "make some room", marks=pytest.mark.verify),
+        pytest.param(full, "its disk is full", "free some space", marks=pytest.mark.verify),
         (read_only, "its file system is read-only", "make it writable"),
     ],
     ids=["full", "read-only"],

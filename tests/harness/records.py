@@ -1,4 +1,4 @@
-"""Records of runs nobody trained: journals as a worker writes them, without the work."""
+"""Journals as a worker writes them, without training."""
 
 from __future__ import annotations
 

@@ -112,12 +112,12 @@ def test_a_copy_of_scores_beside_them_is_no_member(
         (
             "held-out",
             scored(SETTINGS).model_dump_json(),
-            "is not what was found under the settings of that name",
+            "holds results for the settings",
         ),
         (
             "0123456789ab",
             scored(SETTINGS).model_dump_json(),
-            "is not what was found under the settings of that name",
+            "holds results for the settings",
         ),
         ("held-out", '{"n_prompts": 4, "scores": {"ce": {"value": "low", "t": 1}}}', "scores.ce.value"),
         ("held-out", '{"n_prompts": 4, "scores": {"../ce": {"value": 1.0, "t": 1}}}', "../ce"),

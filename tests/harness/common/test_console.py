@@ -1,4 +1,4 @@
-"""A signal ends a block in order, even where Python loses the exception of its handler."""
+"""A signal ends a block in order, even if Python loses the exception of its handler."""
 
 from __future__ import annotations
 

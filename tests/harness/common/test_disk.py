@@ -1,4 +1,4 @@
-"""A full disk has a name, whichever library ran into it."""
+"""DiskFull names the path, whichever library found the disk full."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from harness.common.disk import SLACK, DiskFull, append_line, free_bytes, is_full, room_for, write_atomically
+from harness.common.disk import SLACK, DiskFull, append_line, free_bytes, is_full, space_for, write_atomically
 from harness.dispatch.ray.cluster import make_token
 
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
@@ -24,38 +25,30 @@ def disk(small_disk: Callable[[int], Path]) -> Path:
     return small_disk(256 * 1024)
 
 
-def test_what_has_no_room_is_refused_before_it_is_written(disk: Path) -> None:
-    with pytest.raises(DiskFull, match=r"0\.5 MiB"), room_for(2**19, disk / "sub" / "x"):
+def test_a_file_that_does_not_fit_is_refused_first_and_bytes_of_other_ranks_count(disk: Path) -> None:
+    with pytest.raises(DiskFull, match=r"0\.5 MiB"), space_for(2**19, disk / "sub" / "x"):
         (disk / "x").write_bytes(b"never")
     assert not (disk / "x").exists()
-
-
-def test_what_another_rank_has_written_of_it_already_is_not_asked_for_again(disk: Path) -> None:
     (disk / "tag").mkdir()
     (disk / "tag" / "of another rank").write_bytes(bytes(150_000))
     assert free_bytes(disk) < 200_000
-    with room_for(200_000, disk / "tag"):
+    with space_for(200_000, disk / "tag"):
         (disk / "tag" / "of this rank").write_bytes(bytes(50_000))
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_torch_running_out_of_room_is_a_full_disk(disk: Path, zipped: bool) -> None:
-    import torch
-
-    with pytest.raises(DiskFull, match=r"x\.pt"), room_for(100_000, disk / "x.pt"):
-        torch.save({"a": torch.zeros(100_000)}, disk / "x.pt", _use_new_zipfile_serialization=zipped)
-
-
-def test_safetensors_running_out_of_room_is_a_full_disk(disk: Path) -> None:
+@pytest.mark.parametrize("library", ["torch, zipped", "torch, not zipped", "safetensors"])
+def test_a_library_that_fails_on_a_full_disk_raises_disk_full(disk: Path, library: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    with pytest.raises(DiskFull), room_for(100_000, disk / "x"):
-        save_file({"a": torch.zeros(100_000)}, disk / "x")
+    zipped = partial(torch.save, _use_new_zipfile_serialization=library == "torch, zipped")
+    save = save_file if library == "safetensors" else zipped
+    with pytest.raises(DiskFull, match=r"x\.pt"), space_for(100_000, disk / "x.pt"):
+        save({"a": torch.zeros(100_000)}, disk / "x.pt")
 
 
-def test_other_failures_are_what_they_were(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), room_for(1, tmp_path / "x"):
+def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), space_for(1, tmp_path / "x"):
         _ = 1 / 0
     assert not is_full(OSError(errno.EIO, "input/output error"))
     assert is_full(OSError(errno.EDQUOT, "quota"))
@@ -80,13 +73,13 @@ def fill(disk: Path) -> None:
             file.write(b"x" * 4096)
 
 
-def test_a_ray_that_has_no_room_for_its_token_is_told_so(disk: Path) -> None:
+def test_rays_token_that_does_not_fit_is_a_full_disk(disk: Path) -> None:
     fill(disk)
     with pytest.raises(DiskFull, match="token-"):
         make_token(disk)
 
 
-def test_a_write_cut_short_is_a_full_disk_even_where_there_is_room_again(
+def test_a_short_write_is_a_full_disk_even_if_space_has_been_freed_since(
     small_disk: Callable[[int], Path],
 ) -> None:
     import torch
@@ -94,15 +87,15 @@ def test_a_write_cut_short_is_a_full_disk_even_where_there_is_room_again(
     disk = small_disk(4 * SLACK)
     (disk / "filling").write_bytes(bytes(4 * SLACK - 2**14))
 
-    def save_and_make_room() -> None:
-        with room_for(1, disk / "weights"):
+    def save_and_free_space() -> None:
+        with space_for(1, disk / "weights"):
             try:
                 torch.save(torch.zeros(10_000), disk / "weights")
             finally:
                 (disk / "filling").unlink()
 
     with pytest.raises(DiskFull, match="weights"):
-        save_and_make_room()
+        save_and_free_space()
     assert free_bytes(disk) > 2 * SLACK
 
 
@@ -120,27 +113,21 @@ def test_output_to_a_full_disk_is_dropped_and_the_exit_status_stays(disk: Path) 
         "sys.exit(74)\n"
     )
     fill(disk)
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(disk / "log")],
-        env=BUFFERED,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", program, str(disk / "log")]
+    done = subprocess.run(command, env=BUFFERED, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (74, "heard\n"), done.stderr
 
 
-def test_a_process_whose_output_has_nowhere_to_go_ends_with_its_own_status(disk: Path) -> None:
+def test_a_process_that_cannot_write_its_output_ends_with_its_own_status(disk: Path) -> None:
     program = "print('lost'); {}raise SystemExit(74)"
     fill(disk)
     endings = []
     for flushed in ("", "from harness.common.process import flush_or_drop; flush_or_drop(); "):
         with (disk / "log").open("wb") as log:
             command = [sys.executable, "-c", program.format(flushed)]
-            endings.append(
-                subprocess.run(command, env=BUFFERED, stdout=log, stderr=log, check=False).returncode
-            )
-    assert endings == [120, 74]  # what Python says of itself, and what was meant
+            done = subprocess.run(command, env=BUFFERED, stdout=log, stderr=log, check=False)
+            endings.append(done.returncode)
+    assert endings == [120, 74]  # Python's own status, and that of the program
 
 
 def test_a_file_system_that_is_read_only_is_named_as_such(disk: Path) -> None:
@@ -150,6 +137,6 @@ def test_a_file_system_that_is_read_only_is_named_as_such(disk: Path) -> None:
         write_atomically(disk / "new", "{}")
     assert told.value.remedy == "make it writable"
     assert pickle.loads(pickle.dumps(told.value)).args == told.value.args  # as ranks tell each other
-    with pytest.raises(DiskFull, match="is read-only"), room_for(10, disk / "folder"):
+    with pytest.raises(DiskFull, match="is read-only"), space_for(10, disk / "folder"):
         pass
     assert (disk / "old").read_text() == "kept"

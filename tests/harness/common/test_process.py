@@ -1,4 +1,4 @@
-"""What processes say to each other through pipes."""
+"""Lines that processes send to each other through pipes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from harness.common.process import PipeReader
 
 def test_a_line_is_read_once_it_is_whole_and_the_end_after_the_last() -> None:
     ours, theirs = os.pipe()
-    try:
-        told = PipeReader(ours)
-        assert told.read() == []
+    with os.fdopen(ours):
+        pipe = PipeReader(ours)
+        assert pipe.read() == []
         os.write(theirs, b"first\nsec")
-        assert told.read(60.0) == [b"first"]
+        assert pipe.read(60.0) == [b"first"]
         os.write(theirs, b"ond\nthird\ntorn")
-        assert told.read(60.0) == [b"second", b"third"]
-        assert not told.is_ended
+        assert pipe.read(60.0) == [b"second", b"third"]
+        assert not pipe.is_ended
         os.close(theirs)
-        assert told.read(60.0) == []
-        assert told.is_ended
-    finally:
-        os.close(ours)
+        assert pipe.read(60.0) == []
+        assert pipe.is_ended

@@ -184,7 +184,7 @@ def test_a_disk_that_fills_up_is_named_and_what_was_measured_is_kept(
     (run, _), request = run_ids(trained), Request(limit=2)
     with monkeypatch.context() as patched:
         patched.setattr("ssmttm.evaluation.row_store.write_atomically", full)
-        with pytest.raises(DiskFull, match=f"{run}/evaluation: no room is left"):
+        with pytest.raises(DiskFull, match=f"{run}/evaluation: its disk is full"):
             Evaluator(studied(trained), request).evaluate(run)
     kept = files_of(trained, run, "json")
     assert list(kept) == ["held-out.json"]

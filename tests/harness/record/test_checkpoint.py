@@ -1,4 +1,4 @@
-"""Of a checkpoint only what its marker sealed is trusted, and only what is superfluous goes."""
+"""Only files that its marker seals are loaded from a checkpoint, and only superfluous checkpoints are removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +60,11 @@ def write(checkpoint: Checkpoint, files: dict[str, bytes]) -> Checkpoint:
 
 
 def problems(checkpoint: Checkpoint) -> list[str]:
-    """What training would report of a checkpoint's folder, and of the checkpoint where it is still listed."""
+    """Return the problems that training would find in a checkpoint's folder and in the checkpoint."""
     held, unusable = checkpoints.survey(checkpoint.folder)
     still = [found for found in held if found.tag == checkpoint.tag]
     return [problem.text for problem in unusable] + [
-        problem for found in still if (problem := checkpoints.problem_with(found))
+        problem.text for found in still if (problem := checkpoints.inspect(found))
     ]
 
 
@@ -73,9 +72,8 @@ def test_whole_checkpoints_have_no_problem_and_know_their_held_out_loss(root: Ro
     folder = series_folder(root) / "checkpoints"
     evals = read_progress(series_folder(root)).evals
     held = checkpoints.marked(folder)
-    steps = [(found.marker.step, found.marker.branch) for found in held]
-    assert steps == [(2, False), (4, True), (6, False), (8, True)]
-    assert [found.marker.loss for found in held] == [evals[step]["loss"] for step in (2, 4, 6, 8)]
+    steps = [(found.marker.step, found.marker.branch, found.marker.loss) for found in held]
+    assert steps == [(step, step in {4, 8}, evals[step]["loss"]) for step in (2, 4, 6, 8)]
     assert [problem for found in held for problem in problems(found)] == []
 
 
@@ -87,7 +85,7 @@ def test_what_deepspeed_writes_loads_under_the_explicit_list(
     study_fields["grid"]["iterations"] = [5]
     assert train(root, study_fields, StopAfter(3), zero_stage=stage) == ["preempted"]
     (found,) = checkpoints.marked(series_folder(root) / "checkpoints")
-    assert (found.marker.zero_stage, checkpoints.problem_with(found)) == (stage, None)
+    assert (found.marker.zero_stage, checkpoints.inspect(found)) == (stage, None)
     assert train(root, study_fields, zero_stage=stage) == ["finished"]
     assert trunk_steps(root)[0] == found.marker.step + 1
 
@@ -103,18 +101,20 @@ def test_a_crafted_pickle_is_refused_whatever_its_file_is_called(
     planted.assert_not_executed()
 
 
-def test_deepspeed_itself_loads_nothing_crafted(
-    root: Root, study_fields: Fields, newest: Checkpoint, planted: Planted
-) -> None:
+@pytest.fixture
+def engine(root: Root, study_fields: Fields) -> Engine:
     ((_, runs),) = prepared(root, study_fields)
-    engine = Engine(runs[0], Layout(micro_batch=8), initialise_ranks(1))
+    return Engine(runs[0], Layout(micro_batch=8), initialise_ranks(1))
+
+
+def test_deepspeed_itself_loads_nothing_crafted(engine: Engine, newest: Checkpoint, planted: Planted) -> None:
     crafted = write(newest, {next(iter(newest.marker.files)): planted.pickled})
     with pytest.raises(pickle.UnpicklingError):
         load(engine, crafted)
     planted.assert_not_executed()
 
 
-def test_a_file_the_marker_does_not_list_is_refused(newest: Checkpoint) -> None:
+def test_unlisted_files_and_links_are_refused(newest: Checkpoint, tmp_path: Path) -> None:
     for name in ("zero_pp_rank_0_mp_rank_00_optim_states.pt", "sub/more", "mp_rank_01_model_states.pt"):
         stray = newest.path / name
         stray.parent.mkdir(exist_ok=True)
@@ -123,9 +123,6 @@ def test_a_file_the_marker_does_not_list_is_refused(newest: Checkpoint) -> None:
         assert name in problem
         stray.unlink()
     assert problems(newest) == []
-
-
-def test_links_are_refused(newest: Checkpoint, tmp_path: Path) -> None:
     file = newest.path / next(iter(newest.marker.files))
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
@@ -166,7 +163,7 @@ def test_a_marker_that_cannot_be_read_is_reported_and_left_where_it_is(
     assert path.read_bytes() == before
 
 
-def test_a_disk_that_hesitates_costs_no_checkpoint(
+def test_one_failed_reading_of_the_disk_costs_no_checkpoint(
     root: Root, study_fields: Fields, newest: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, whole = newest.path / next(iter(newest.marker.files)), Path.stat
@@ -187,7 +184,7 @@ def test_a_disk_that_hesitates_costs_no_checkpoint(
         (kept,) = [item for item in done.kept if item.path == newest.path]
         assert "cannot be read" in kept.why
     assert checkpoints.marked(newest.folder)[-1] == newest
-    assert checkpoints.problem_with(newest) is None
+    assert checkpoints.inspect(newest) is None
 
 
 def test_a_damaged_checkpoint_does_not_occupy_its_step(
@@ -199,20 +196,17 @@ def test_a_damaged_checkpoint_does_not_occupy_its_step(
     study_fields["grid"]["iterations"] = [5, 10, 20]
     train(root, study_fields, checkpoint_every=4, keep_last=9)
     assert trunk_steps(root)[0] == 7  # from the good one before it
-    told = [event["text"] for event in read_events(series_folder(root)) if event["event"] == Event.WARNING]
-    assert len(told) == 1
-    assert file.name in told[0]
+    (warning,) = (
+        event["text"] for event in read_events(series_folder(root)) if event["event"] == Event.WARNING
+    )
+    assert file.name in warning
     again = {held.tag: held for held in checkpoints.marked(newest.folder)}[newest.tag]
-    assert checkpoints.problem_with(again) is None
+    assert checkpoints.inspect(again) is None
     assert not list(newest.folder.glob("*.damaged"))
     assert losses(root, study_fields) == undisturbed(tmp_path, study_fields)
 
 
-def test_an_attempt_that_was_replaced_while_it_saved_marks_nothing(
-    root: Root, study_fields: Fields, tmp_path: Path
-) -> None:
-    ((_, runs),) = prepared(root, study_fields)
-    engine = Engine(runs[0], Layout(micro_batch=8), initialise_ranks(1))
+def test_an_attempt_that_is_fenced_while_it_saves_writes_no_marker(engine: Engine, tmp_path: Path) -> None:
     old = Journal.open(tmp_path / "series" / "a")
     Journal.open(tmp_path / "series" / "a").close()
     folder = tmp_path / "checkpoints"
@@ -220,20 +214,6 @@ def test_an_attempt_that_was_replaced_while_it_saved_marks_nothing(
         save(engine, folder, 3, 100, before_marking=old.check_fence)
     assert (folder / tag_of(3)).is_dir()  # it may be the newer attempt's by now
     assert checkpoints.marked(folder) == []
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Callable[..., Path]:
-    """Checkpoints without files, by step: (loss, branch)."""
-
-    def plant(**held: tuple[float | None, bool]) -> Path:
-        for step, (loss, branch) in ((int(name[1:]), told) for name, told in held.items()):
-            (tmp_path / tag_of(step)).mkdir()
-            marker = Marker(step=step, tokens=1, ranks=1, zero_stage=0, branch=branch, loss=loss, files={})
-            (tmp_path / f"{tag_of(step)}.complete").write_text(marker.sealed().model_dump_json())
-        return tmp_path
-
-    return plant
 
 
 @pytest.mark.parametrize(
@@ -245,23 +225,23 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
         (1, True, [2, 3, 8, 9]),
     ],
 )
-def test_branch_points_stay_and_so_many_others(
-    folder: Callable[..., Path], keep_last: int, keep_best: bool, left: list[int]
+def test_branch_points_and_the_newest_others_are_kept(
+    tmp_path: Path, keep_last: int, keep_best: bool, left: list[int]
 ) -> None:
-    place = folder(
-        s1=(None, False), s2=(1.0, False), s3=(3.0, True), s5=(2.0, False), s7=(None, False), s8=(1.5, False),
-        s9=(9.0, False),
-    )  # fmt: skip
-    (place / tag_of(4)).mkdir()  # never completed
-    (place / tag_of(6)).mkdir()
-    (place / f"{tag_of(6)}.complete").write_text('{"of": "a newer version"}')
-    retire(place, 8, keep_last=keep_last, keep_best=keep_best)
-    assert [held.marker.step for held in checkpoints.marked(place)] == left
-    assert not (place / tag_of(4)).exists()
-    assert (place / tag_of(6)).exists()
+    for step, loss in {1: None, 2: 1.0, 3: 3.0, 5: 2.0, 7: None, 8: 1.5, 9: 9.0}.items():
+        (tmp_path / tag_of(step)).mkdir()
+        marker = Marker(step=step, tokens=1, ranks=1, zero_stage=0, branch=step == 3, loss=loss, files={})
+        (tmp_path / f"{tag_of(step)}.complete").write_text(marker.sealed().model_dump_json())
+    (tmp_path / tag_of(4)).mkdir()  # never completed
+    (tmp_path / tag_of(6)).mkdir()
+    (tmp_path / f"{tag_of(6)}.complete").write_text('{"of": "a newer version"}')
+    retire(tmp_path, 8, keep_last=keep_last, keep_best=keep_best)
+    assert [held.marker.step for held in checkpoints.marked(tmp_path)] == left
+    assert not (tmp_path / tag_of(4)).exists()
+    assert (tmp_path / tag_of(6)).exists()
 
 
-def test_training_keeps_as_many_as_its_launch_says(tmp_path: Path, study_fields: Fields) -> None:
+def test_training_keeps_as_many_checkpoints_as_its_launch_says(tmp_path: Path, study_fields: Fields) -> None:
     root = Root(tmp_path / "runs")
     study_fields["grid"]["iterations"] = [20]
     train(root, study_fields, checkpoint_every=2, keep_last=3)

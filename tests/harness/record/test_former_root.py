@@ -1,4 +1,4 @@
-"""A ROOT and a bundle from when the packages were flat folders are read, reported and continued the same."""
+"""An old ROOT and an old bundle, from when the packages were flat folders, give the same results as then."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gzip
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,15 @@ import pytest
 from harness.record.registry import resolve
 from harness.record.root import Root, read_run
 from harness.study.schema import load_study
-from tests.conftest import REPOSITORY, Answer
+from tests.conftest import REPOSITORY, Command
 
-Command = Callable[..., Answer]
 DATA = REPOSITORY / "tests" / "data" / "former"
 DONE, CANCELLED, INTERRUPTED = 22, "cb6b3a28b341", "a08acd4bfd9d"
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the study, its corpus and its ROOT, with this folder named where they were made."""
+    """Copy the study, its corpus and its ROOT, and replace the path where they were made by this folder's."""
     shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
     there, here = b"/former/", f"{tmp_path}/".encode()
     for path in tmp_path.rglob("*.json*"):
@@ -45,31 +43,18 @@ def losses(status: dict[str, Any]) -> dict[str, float | None]:
     return {row["run_id"]: row["loss"] for row in status["runs"]}
 
 
-def document(answer: Answer) -> Any:
-    assert answer.status == 0, answer.err
-    return json.loads(answer.out)
-
-
 def assert_alike(found: Any, expected: Any, rel: float) -> None:
-    """Two documents are equal but for the rounding of their numbers."""
-    found, expected = dict(leaves(found)), dict(leaves(expected))
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        assert found[key] == (pytest.approx(value, rel=rel) if isinstance(value, float) else value), key
-
-
-def leaves(document: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value of a document with the keys that lead to it."""
-    if isinstance(document, dict | list):
-        items = document.items() if isinstance(document, dict) else enumerate(document)
-        for key, value in items:
-            yield from leaves(value, f"{place}.{key}")
+    """Assert that two documents are equal except for the rounding of numbers."""
+    if isinstance(expected, dict | list):
+        assert len(found) == len(expected)
+        for key in expected if isinstance(expected, dict) else range(len(expected)):
+            assert_alike(found[key], expected[key], rel)
     else:
-        yield place, document
+        assert found == (pytest.approx(expected, rel=rel) if isinstance(expected, float) else expected)
 
 
 def margin(elsewhere: float) -> float:
-    """By how much results may differ: not at all where the arithmetic is that of the data's machine."""
+    """Return the allowed difference of results: 0 on a machine with the same arithmetic as the data's."""
     import torch
 
     here = {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
@@ -77,7 +62,7 @@ def margin(elsewhere: float) -> float:
 
 
 def mlflow_rows() -> list[tuple[int]]:
-    """How many runs, metrics and parameters the MLflow store holds."""
+    """Count the runs, metrics and parameters in the MLflow store."""
     with closing(sqlite3.connect("runs/mlflow.db")) as database:
         tables = ("runs", "metrics", "params")
         return [database.execute(f"SELECT count(*) FROM {table}").fetchone() for table in tables]
@@ -92,20 +77,15 @@ def test_every_run_keeps_its_id() -> None:
             assert read_run(root.run(point.run_id)) == point.run
 
 
-def test_status_says_the_same(ssmscale: Command) -> None:
-    assert document(ssmscale("status", "former", "--json")) == printed("printed/status.json")
-
-
-def test_a_plan_finds_the_same_work_left(ssmscale: Command) -> None:
-    plan, before = document(ssmscale("plan", "study.yaml", "--json")), printed("printed/plan.json")
+def test_status_and_plan_find_the_same_states_and_work(ssmscale: Command) -> None:
+    assert ssmscale("status", "former", "--json").document == printed("printed/status.json")
+    plan, before = ssmscale("plan", "study.yaml", "--json").document, printed("printed/plan.json")
     assert [run["state"] for run in plan["runs"]].count("done") == DONE
     for part in ("runs", "sizes"):
         assert_alike(plan[part], before[part], rel=1e-9)
 
 
-def test_points_are_the_same_and_nothing_of_them_is_sent_to_mlflow_again(
-    ssmscale: Command,
-) -> None:
+def test_points_are_the_same_and_not_sent_to_mlflow_again(ssmscale: Command) -> None:
     held = mlflow_rows()
     said = ssmscale("points", "former")
     assert (said.status, said.out) == (0, (DATA / "printed" / "points.csv").read_text())
@@ -113,13 +93,13 @@ def test_points_are_the_same_and_nothing_of_them_is_sent_to_mlflow_again(
 
 
 def test_a_fit_is_the_same(ssmscale: Command) -> None:
-    assert_alike(document(ssmscale("fit", "former", "--json")), printed("printed/fit.json"), rel=margin(0.05))
+    assert_alike(ssmscale("fit", "former", "--json").document, printed("printed/fit.json"), rel=margin(0.05))
 
 
 def test_the_interrupted_series_is_continued_to_the_same_losses(ssmscale: Command) -> None:
     said = ssmscale("submit", "study.yaml", "--on", "local")
     assert (said.status, "1 run to train in 1 series" in said.out) == (0, True), said.err
-    status, expected = document(ssmscale("status", "former", "--json")), printed("continued/status.json")
+    status, expected = ssmscale("status", "former", "--json").document, printed("continued/status.json")
     assert status["counts"] == expected["counts"] == {"done": DONE + 1, "cancelled": 1}
     found, before = losses(status), losses(expected)
     assert found.pop(INTERRUPTED) == pytest.approx(before.pop(INTERRUPTED), rel=0, abs=margin(1e-3))

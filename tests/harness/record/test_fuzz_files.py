@@ -1,4 +1,4 @@
-"""Files somebody gave us or a disk changed: checkpoints and bundles are whole, or refused and left without effect."""
+"""Changed and hostile checkpoints and bundles are whole, or refused without an effect."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def checkpoint_cases(
     draw: st.DrawFn, kind: str, marker: dict[str, Any], content: bytes, planted: Planted
 ) -> Case:
     if kind == "valid":
-        told = {"tokens": draw(st.integers(0, 2**62)), "branch": draw(st.booleans())}
-        return Case(kind, (dumped(marker | told), content))
+        changed = {"tokens": draw(st.integers(0, 2**62)), "branch": draw(st.booleans())}
+        return Case(kind, (dumped(marker | changed), content))
     if kind == "mutated":
         changed = draw(mutations(marker))
         files = changed.get("files") if isinstance(changed, dict) else None
@@ -42,7 +42,7 @@ def checkpoint_cases(
     return Case(kind, (dumped(marker | {"files": {"a.pt": facts}}), spoilt))
 
 
-def test_a_checkpoint_is_good_or_has_a_problem_and_pruning_touches_nothing_else(
+def test_a_checkpoint_is_valid_or_has_a_problem_and_pruning_touches_nothing_else(
     times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     import torch
@@ -61,20 +61,19 @@ def test_a_checkpoint_is_good_or_has_a_problem_and_pruning_touches_nothing_else(
         (folder / "step-000000008").mkdir(exist_ok=True)
         (folder / "step-000000008" / "a.pt").write_bytes(file)
         (folder / "step-000000008.complete").write_bytes(mark)
-        problems = [checkpoints.problem_with(held) for held in checkpoints.marked(folder)]
+        problems = [checkpoints.inspect(held) for held in checkpoints.marked(folder)]
         if case.kind == "valid":
             assert problems == [None]
         before = hashes(tmp_path)
-        told = ssmscale("prune", "tiny", "--json")
+        answer = ssmscale("prune", "tiny", "--json")
         planted.assert_not_executed()
-        assert not refused(told)
+        assert not refused(answer)
         after = hashes(tmp_path)
         gone = {name for name in before if name not in after}
         assert all("checkpoints/step-000000008" in name for name in gone)
         assert not gone or case.kind != "valid"
         assert all(before[name] == after[name] for name in after if name in before and "control" not in name)
-        if strictly(told.out)["removed"]:
-            assert gone
+        assert gone or not strictly(answer.out)["removed"]
 
     repeat(12 * times, lambda kind: checkpoint_cases(kind, marker, content, planted), check)
 
@@ -107,7 +106,7 @@ def bundle_cases(draw: st.DrawFn, kind: str, bundle: Path, planted: Planted) -> 
     return Case(kind, members)
 
 
-def test_a_bundle_is_imported_whole_or_refused_and_then_nothing_is_written(
+def test_a_bundle_is_imported_whole_or_refused_without_writing_anything(
     times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finish_all(resolved)

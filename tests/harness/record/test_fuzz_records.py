@@ -1,7 +1,7 @@
-"""Records nobody meant: journals, control files and the JSON of ROOT, changed and torn.
+"""Changed and torn journals, control files and JSON files of ROOT.
 
-What is whole among them must still give the right answer, which a small model of its own says; everything else is
-passed over or refused with a sentence, nothing in it is executed, and nothing but the expected output is written.
+Valid lines must give the answer that a small model gives. Everything else is skipped or refused with a sentence;
+nothing in it is executed, and only the expected output is written.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TORN = st.sampled_from([b"", b'{"t": 1.0, "event": "fin', b"{", b"\xff"])
 
 @st.composite
 def histories(draw: st.DrawFn, finished: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """What happened to a run of 10 iterations that leaves the trunk at 8: the events of each attempt."""
+    """Draw the events of each attempt on a run of 10 iterations that branches at 8."""
     attempts, loss = [], st.floats(0.1, 9.0)
     for number in range(draw(st.integers(0, 3))):
         events: list[dict[str, Any]] = [{"t": 1.0 + number, "event": "started", "step": 8, **ELSEWHERE}]
@@ -51,14 +51,13 @@ def histories(draw: st.DrawFn, finished: dict[str, Any]) -> list[list[dict[str, 
             {"t": 2.0, "event": "step", **measured_at(step), "loss": draw(loss)}
             for step in range(9, 9 + draw(st.integers(0, 2)))
         ]
-        end = draw(st.sampled_from(["finished", "failed", "preempted", "nothing", "nothing"]))
-        if end == "finished":
-            events.append({"t": 3.0, "event": "finished", **finished, "loss": draw(loss)})
-        elif end == "failed":
-            events.append({"t": 3.0, "event": "failed", "reason": draw(st.text(max_size=8)), "kind": "error"})
-        elif end == "preempted":
-            events.append({"t": 3.0, "event": "preempted", "reason": "SIGTERM"})
-        attempts.append(events)
+        ends = {
+            "finished": finished | {"loss": draw(loss)},
+            "failed": {"reason": draw(st.text(max_size=8)), "kind": "error"},
+            "preempted": {"reason": "SIGTERM"},
+        }
+        end = draw(st.sampled_from([*ends, "nothing", "nothing"]))
+        attempts.append([*events, {"t": 3.0, "event": end, **ends[end]}] if end in ends else events)
     return attempts
 
 
@@ -80,28 +79,26 @@ def journal_cases(draw: st.DrawFn, kind: str, finished: dict[str, Any], planted:
 
 
 def model_of(attempts: list[list[dict[str, Any]]]) -> dict[str, Any]:
-    """What `status` should say of the run of 10 iterations, in as few words as there are."""
+    """Return the fields that `status` should print of the run."""
     events = [event for attempt in attempts for event in attempt]
-    ends = [event for event in events if event["event"] not in {"step"}]
-    last = ends[-1] if ends else None
     steps = {event["step"]: event["loss"] for event in events if event["event"] == "step"}
-    told: dict[str, Any] = {
+    row: dict[str, Any] = {
         "state": "interrupted" if events else "new",
         "loss": None,
         "reason": None,
         "iterations_done": [e["step"] for e in events if "step" in e][-1] if events else 0,
         "train_loss": steps[max(steps)] if steps else None,
     }
-    if last is not None and last["event"] == "finished":
-        told |= {"state": "done", "loss": last["loss"], "iterations_done": 10}
-    elif last is not None and last["event"] == "failed":
-        told |= {"state": "failed", "reason": last["reason"]}
-    elif last is not None and last["event"] == "preempted":
-        told["reason"] = last.get("reason")
-    return told
+    last = next((event for event in reversed(events) if event["event"] != "step"), {"event": "none"})
+    changes = {
+        "finished": {"state": "done", "loss": last.get("loss"), "iterations_done": 10},
+        "failed": {"state": "failed", "reason": last.get("reason")},
+        "preempted": {"reason": last.get("reason")},
+    }
+    return row | changes.get(last["event"], {})
 
 
-def test_a_journal_says_what_its_good_lines_say(
+def test_status_follows_the_valid_lines_of_a_journal(
     times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finished, run_id = result_of(resolved, 1, 3.0), resolved.points[1].run.run_id
@@ -113,12 +110,12 @@ def test_a_journal_says_what_its_good_lines_say(
         answer = ssmscale("status", "tiny", "--json")
         planted.assert_not_executed()
         assert hashes(tmp_path) == before
-        assert not refused(answer)  # a journal is never wrong input: what is damaged in it is passed over
-        told = strictly(answer.out)["runs"][1]
+        assert not refused(answer)  # damaged lines are skipped, but a journal is never refused
+        row = strictly(answer.out)["runs"][1]
         if case.kind != "valid":
             return
         expected = model_of(attempts)
-        assert {name: told[name] for name in expected} == expected
+        assert {name: row[name] for name in expected} == expected
         if expected["state"] == "done":
             assert ssmscale("export", "tiny", "--out", "tiny.zip").status == 0
             with zipfile.ZipFile("tiny.zip") as archive:
@@ -150,7 +147,7 @@ def control_cases(draw: st.DrawFn, kind: str, runs: list[str]) -> Case:
     return Case(kind, (content, events))
 
 
-def test_a_control_file_says_what_its_good_lines_say(
+def test_status_follows_the_valid_lines_of_a_control_file(
     times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path
 ) -> None:
     runs = [point.run.run_id for point in resolved.points]
@@ -170,8 +167,8 @@ def test_a_control_file_says_what_its_good_lines_say(
                     cancelled.update(event["runs"])
                 elif event["event"] == "retried":
                     cancelled.difference_update(event["runs"])
-            told = {run["run_id"]: run["state"] for run in strictly(answer.out)["runs"]}
-            assert told == {run: "cancelled" if run in cancelled else "new" for run in runs}
+            states = {run["run_id"]: run["state"] for run in strictly(answer.out)["runs"]}
+            assert states == {run: "cancelled" if run in cancelled else "new" for run in runs}
 
     repeat(12 * times, lambda kind: control_cases(kind, runs), check)
 
@@ -184,18 +181,15 @@ def file_cases(draw: st.DrawFn, kind: str, files: dict[Path, Any], planted: Plan
     path = draw(st.sampled_from(list(files)))
     if kind == "valid":
         document = {key: files[path][key] for key in draw(st.permutations(sorted(files[path])))}
-        text, blanks = (
-            json.dumps(document, indent=draw(st.sampled_from([None, 1, 4]))),
-            st.text(" \t\r\n", max_size=9),
-        )
-        return Case(kind, (path, (text + draw(blanks)).encode()))
+        text = json.dumps(document, indent=draw(st.sampled_from([None, 1, 4])))
+        return Case(kind, (path, (text + draw(st.text(" \t\r\n", max_size=9))).encode()))
     if kind == "mutated":
         return Case(kind, (path, dumped(draw(mutations(files[path])))))
     torn = st.one_of(damaged(dumped(files[path])), st.just(planted.pickled), st.just(b"[" * 100_000))
     return Case(kind, (path, draw(torn)))
 
 
-def test_the_json_of_root_is_read_right_or_refused_by_name(
+def test_the_json_files_of_root_are_read_correctly_or_refused_by_name(
     times: int, resolved: ResolvedStudy, ssmscale: Command, tmp_path: Path, planted: Planted
 ) -> None:
     finish_all(resolved)
@@ -217,17 +211,13 @@ def test_the_json_of_root_is_read_right_or_refused_by_name(
         path.write_bytes(content)
         before = hashes(tmp_path)
         try:
-            for verb, *options in (
-                ("status", "--json"),
-                ("plan", "--json"),
-                ("prune", "--dry-run", "--json"),
-            ):
-                answer = ssmscale(verb, "tiny", *options)
+            for verb, *options in (("status",), ("plan",), ("prune", "--dry-run")):
+                answer = ssmscale(verb, "tiny", *options, "--json")
                 if refused(answer, path.name):
                     assert case.kind != "valid", answer.err
                 else:
                     assert strictly(answer.out)
-            # a study changed into another that is right may have nothing to export, which is no fault of the file
+            # A study changed into another valid one may have nothing to export, and the error then names no file.
             answer = ssmscale("export", "tiny", "--out", bundle)
             assert not refused(answer, "tiny") or case.kind != "valid", answer.err
             bundle.unlink(missing_ok=True)

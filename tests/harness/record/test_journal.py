@@ -1,4 +1,4 @@
-"""The journal: what it says survives torn lines, several attempts and a process thought dead."""
+"""The journal stays readable after torn lines, several attempts and a process thought dead."""
 
 import errno
 import json
@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,28 @@ from harness.common.disk import DiskFull
 from harness.common.jsonl import CHUNK
 from harness.common.process import identify_process, process_is_alive
 from harness.record.control import Control, attempts_reset_in
-from harness.record.journal import MOST_NOTES, Event, Fenced, Journal, ProgressReader, attempts, read_progress
+from harness.record.journal import (
+    MOST_NOTES,
+    Event,
+    Fenced,
+    Journal,
+    ProgressReader,
+    attempt_file,
+    attempts,
+    read_progress,
+)
 from harness.record.kinds import Kind
-from harness.record.result import Result
 from tests.harness.conftest import SAY_WHO
 from tests.harness.journals import read_events
+
+
+def write_step_5_and(tmp_path: Path, more: bytes) -> Path:
+    """Write a journal of one step and these bytes."""
+    with Journal.open(tmp_path) as journal:
+        journal.append(Event.STEP, step=5, loss=3.0)
+    with journal.path.open("ab") as file:
+        file.write(more)
+    return journal.path
 
 
 def test_state_is_the_last_event_that_changed_it(tmp_path: Path) -> None:
@@ -39,11 +56,8 @@ NO_EVENTS = ("[1, 2]", '"text"', '{"step": 7}', "\x00\x00", "{}", '{"event": 5}'
 
 
 @pytest.mark.parametrize("more", [TORN, *(f"{line}\n" for line in NO_EVENTS)])
-def test_a_torn_last_line_and_lines_that_are_no_events_are_passed_over(tmp_path: Path, more: str) -> None:
-    with Journal.open(tmp_path) as journal:
-        journal.append(Event.STEP, step=5, loss=3.0)
-    with journal.path.open("a") as file:
-        file.write(more)
+def test_a_torn_last_line_and_lines_that_are_not_events_are_skipped(tmp_path: Path, more: str) -> None:
+    write_step_5_and(tmp_path, more.encode())
     assert read_progress(tmp_path).step == 5
 
 
@@ -58,48 +72,37 @@ def test_a_torn_last_line_and_lines_that_are_no_events_are_passed_over(tmp_path:
         ({"event": "preempted", "reason": "out of memory with micro-batch 4 on rank 1"}, Kind.OUT_OF_MEMORY),
         ({"event": "preempted", "reason": "/disk: no space left"}, Kind.DISK_FULL),
         ({"event": "preempted", "reason": "/disk: no space left", "kind": "unheard-of"}, Kind.DISK_FULL),
+        ({"event": "preempted", "reason": "SIGTERM", "kind": "out_of_memory"}, Kind.OUT_OF_MEMORY),
         ({"event": "failed", "reason": "SIGUSR2"}, Kind.ERROR),
         ({"event": "failed", "reason": "its loss is not a number", "kind": "diverged"}, Kind.DIVERGED),
         ({"event": "cancelled"}, None),
         ({"event": "finished"}, None),
     ],
 )
-def test_lines_from_before_there_were_kinds_have_the_kind_that_their_reason_tells(
+def test_an_event_has_its_kind_and_in_old_journals_that_of_its_reason_until_the_next_attempt(
     tmp_path: Path, line: dict[str, Any], kind: Kind | None
 ) -> None:
-    with Journal.open(tmp_path / "series" / "s") as journal:
-        journal.append(Event.STARTED)
-    with journal.path.open("a") as file:
+    series = tmp_path / "series" / "s"
+    with write_step_5_and(series, b"").open("a") as file:
         file.write(json.dumps({"t": 1.0, **line}) + "\n")
-    assert read_progress(tmp_path / "series" / "s").kind is kind
-
-
-def test_a_kind_goes_before_what_its_reason_says(tmp_path: Path) -> None:
-    with Journal.open(tmp_path) as journal:
-        journal.append(Event.PREEMPTED, reason="SIGTERM", kind=Kind.OUT_OF_MEMORY)
-    assert read_progress(tmp_path).kind is Kind.OUT_OF_MEMORY
-    with Journal.open(tmp_path) as journal:
+    assert read_progress(series).kind is kind
+    with Journal.open(series) as journal:
         journal.append(Event.RESUMED)
-    assert read_progress(tmp_path).kind is None
+    assert read_progress(series).kind is None
 
 
-def test_every_attempt_has_a_file_of_its_own(tmp_path: Path) -> None:
+def test_every_attempt_has_its_own_file_and_fences_the_older_ones(tmp_path: Path) -> None:
     first, second = Journal.open(tmp_path), Journal.open(tmp_path)
     assert (first.attempt, second.attempt) == (1, 2)
     assert attempts(tmp_path) == [1, 2]
     with pytest.raises(FileExistsError):
         Journal(first.path, 1)
-
-
-def test_a_newer_attempt_fences_the_older_one(tmp_path: Path) -> None:
-    old = Journal.open(tmp_path)
-    Journal.open(tmp_path)
     with pytest.raises(Fenced):
-        old.append(Event.STEP, step=1)
+        first.append(Event.STEP, step=1)
     assert read_progress(tmp_path).step == 0
 
 
-def test_a_step_two_attempts_saw_counts_once_by_the_later_word(tmp_path: Path) -> None:
+def test_of_a_step_in_two_attempts_the_later_one_counts(tmp_path: Path) -> None:
     for loss in (3.0, 2.5):
         with Journal.open(tmp_path) as journal:
             journal.append(Event.STEP, step=5, loss=loss)
@@ -128,7 +131,7 @@ def test_a_journalled_process_is_known_by_when_it_started(
     assert read_progress(tmp_path).is_alive is alive
 
 
-def test_an_ended_process_nobody_waited_for_is_not_alive() -> None:
+def test_a_zombie_process_is_not_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", SAY_WHO], stdout=subprocess.PIPE)
     assert child.stdout is not None
     identity = json.loads(child.stdout.read())
@@ -144,27 +147,10 @@ def test_values_that_are_not_json_are_refused_before_they_are_written(tmp_path: 
         assert journal.path.stat().st_size == 0
 
 
-def test_a_retry_forgets_cancellations_and_the_failures_so_far(tmp_path: Path) -> None:
-    control = Control(tmp_path / "control.jsonl")
-    control.append("cancelled", runs=["a", "b"])
-    control.append("retried", runs=["a"], attempts={"a": 2})
-    assert control.cancelled() == {"b"}
-    assert attempts_reset_in(control.read()) == {"a": 2}
-
-
 STEP = {"t": 1, "event": "step", "step": 10, "loss": 1.5}
-RESULT: dict[str, Any] = Result(
-    loss=2.0,
-    loss_codebooks=(2.0,),
-    step=10,
-    tokens=100,
-    flops=1e6,
-    n_params=10,
-    n_params_non_embedding=5,
-    n_params_text_encoder=0,
-    n_params_null_condition=0,
-    annealed=True,
-).model_dump(mode="json")
+COUNTS = [f"n_params{part}" for part in ("", "_non_embedding", "_text_encoder", "_null_condition")]
+MEASURED = {"loss": 2.0, "loss_codebooks": [2.0], "step": 10, "tokens": 100, "flops": 1e6, "annealed": True}
+RESULT: dict[str, Any] = MEASURED | dict.fromkeys(COUNTS, 10)
 
 
 @pytest.mark.parametrize(
@@ -187,18 +173,16 @@ RESULT: dict[str, Any] = Result(
         ({"loss_codebooks": [1, None]}, "loss_codebooks.1"),
     ],
 )
-def test_a_line_with_a_wrong_value_is_named_and_passed_over(
+def test_a_line_with_a_wrong_value_is_named_and_skipped(
     tmp_path: Path, changed: dict[str, Any], why: str
 ) -> None:
     sys.set_int_max_str_digits(0)
-    with Journal.open(tmp_path) as journal:
-        journal.append(Event.STEP, step=5, loss=3.0)
-    with journal.path.open("a") as file:
-        file.write(json.dumps({**STEP, **changed}) + "\n" + json.dumps({**STEP, "step": 6}) + "\n")
+    lines = json.dumps({**STEP, **changed}) + "\n" + json.dumps({**STEP, "step": 6}) + "\n"
+    path = write_step_5_and(tmp_path, lines.encode())
     progress = read_progress(tmp_path)
     assert list(progress.steps) == [5, 6]
     (note,) = progress.damaged
-    assert note.startswith(f"{journal.path} line 2: ")
+    assert note.startswith(f"{path} line 2: ")
     assert why in note
 
 
@@ -217,7 +201,7 @@ def test_a_finished_run_without_a_whole_result_is_not_finished(tmp_path: Path) -
     assert read_progress(tmp_path / "series" / "a").state == Event.FINISHED
 
 
-def test_names_that_are_no_attempts_neither_count_nor_stop_the_next_one(tmp_path: Path) -> None:
+def test_files_that_are_not_attempts_neither_count_nor_stop_the_next_one(tmp_path: Path) -> None:
     folder = tmp_path / "journal"
     (folder / "0001.jsonl").mkdir(parents=True)
     for name in ("99999999999999999999.jsonl", "²³.jsonl", "00002.jsonl", "0002.jsonl.bak", "-001.jsonl"):
@@ -228,15 +212,18 @@ def test_names_that_are_no_attempts_neither_count_nor_stop_the_next_one(tmp_path
     assert (journal.attempt, list(read_progress(tmp_path).steps)) == (2, [5])
 
 
-def test_garbage_of_any_size_is_read_in_bounded_memory(tmp_path: Path) -> None:
-    with Journal.open(tmp_path) as journal:
-        journal.append(Event.STEP, step=5, loss=3.0)
-    with journal.path.open("ab") as file:
-        file.write(b"x" * (3 * CHUNK) + b"\n" + b"\n" * (2 * MOST_NOTES) + json.dumps(STEP).encode() + b"\n")
+@pytest.mark.parametrize(("before", "length"), [(0, CHUNK), (CHUNK // 2, CHUNK), (0, 3 * CHUNK)])
+def test_lines_that_are_too_long_are_skipped_at_any_position_and_many_are_counted(
+    tmp_path: Path, before: int, length: int
+) -> None:
+    sizes = {6: before, 7: length}
+    lines = [json.dumps({**STEP, "step": step, "text": "x" * size}) for step, size in sizes.items()]
+    lines += [""] * (2 * MOST_NOTES) + [json.dumps(STEP), ""]
+    write_step_5_and(tmp_path, "\n".join(lines).encode())
     progress = read_progress(tmp_path)
-    assert list(progress.steps) == [5, 10]
+    assert list(progress.steps) == [5, 6, 10]
     assert len(progress.damaged) == MOST_NOTES + 1
-    assert "more lines" in progress.damaged[-1]
+    assert f"{MOST_NOTES + 1} more lines" in progress.damaged[-1]
 
 
 ENDS = st.sampled_from([b"\n", b"", b"\r\n"])
@@ -244,12 +231,9 @@ WORDS = st.sampled_from([*b'{ } "step" : NaN -1 \xff \x00 true , "t"'.split(), b
 OBJECTS = st.dictionaries(
     st.sampled_from(["t", "event", "step", "loss", "layout", "runs", "attempts", "process", "pid"]),
     st.recursive(
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text(max_size=5)
-        | st.sampled_from(Event),
+        st.one_of(
+            st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.sampled_from(Event)
+        ),
         lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
         max_leaves=4,
     ),
@@ -263,17 +247,23 @@ LINES = st.one_of(
 )
 
 
+def append_to_attempts(folder: Path, written: Iterable[tuple[int, bytes]]) -> Iterator[Path]:
+    """Append bytes to a run's attempts one by one; yield the run's directory after each."""
+    directory = folder / "runs" / "a"
+    (directory / "journal").mkdir(parents=True)
+    for attempt, content in written:
+        with attempt_file(directory, attempt).open("ab") as file:
+            file.write(content)
+        yield directory
+
+
 @settings(max_examples=150)
 @given(st.lists(st.tuples(st.integers(1, 3), LINES, ENDS), max_size=12))
-def test_reading_on_says_what_reading_anew_says_whatever_the_bytes(
+def test_reading_on_gives_what_reading_anew_gives_for_any_bytes(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, bytes, bytes]]
 ) -> None:
-    directory = tmp_path_factory.mktemp("any") / "runs" / "a"
-    (directory / "journal").mkdir(parents=True)
-    reader = ProgressReader()
-    for attempt, line, end in written:
-        with (directory / "journal" / f"{attempt:04d}.jsonl").open("ab") as file:
-            file.write(line + end)
+    reader, contents = ProgressReader(), ((attempt, line + end) for attempt, line, end in written)
+    for directory in append_to_attempts(tmp_path_factory.mktemp("any"), contents):
         progress = reader.read(directory)
         assert repr(progress) == repr(read_progress(directory))
         assert progress.is_alive in {True, False}
@@ -285,23 +275,22 @@ def test_reading_on_says_what_reading_anew_says_whatever_the_bytes(
 @given(
     st.lists(st.tuples(st.integers(1, 2), st.sampled_from(["step", "eval"]), st.integers(0, 5)), max_size=12)
 )
-def test_a_reader_of_the_newest_alone_holds_one_step_and_says_the_same_of_it(
+def test_a_reader_of_the_newest_only_holds_the_same_newest_step_and_no_other(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[int, str, int]]
 ) -> None:
-    directory = tmp_path_factory.mktemp("any") / "runs" / "a"
-    (directory / "journal").mkdir(parents=True)
+    contents = (
+        (attempt, json.dumps({"t": 1.0, "event": kind, "step": step, "loss": number}).encode() + b"\n")
+        for number, (attempt, kind, step) in enumerate(written)
+    )
     reader = ProgressReader(newest_only=True)
-    for number, (attempt, kind, step) in enumerate(written):
-        line = {"t": 1.0, "event": kind, "step": step, "loss": number}
-        with (directory / "journal" / f"{attempt:04d}.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    for directory in append_to_attempts(tmp_path_factory.mktemp("any"), contents):
         brief, whole = reader.read(directory), read_progress(directory)
         assert (brief.step, brief.attempt) == (whole.step, whole.attempt)
         for few, every in ((brief.steps, whole.steps), (brief.evals, whole.evals)):
             assert few == ({max(every): every[max(every)]} if every else {})
 
 
-def test_what_could_not_be_read_once_is_read_again_though_no_file_has_changed(
+def test_a_file_that_could_not_be_read_once_is_read_again_even_if_it_has_not_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = Journal.open(tmp_path), Journal.open(tmp_path)
@@ -322,21 +311,21 @@ def test_what_could_not_be_read_once_is_read_again_though_no_file_has_changed(
     assert (list(progress.steps), progress.damaged) == ([1, 2], ())
 
 
-def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
+def test_an_unchanged_journal_is_not_read_again(tmp_path: Path) -> None:
     reader, journal = ProgressReader(), Journal.open(tmp_path)
     journal.append(Event.STEP, step=5, loss=3.0)
     before = reader.read(tmp_path)
     assert reader.read(tmp_path) is before
     journal.append(Event.STEP, step=6, loss=3.0)
     assert list(reader.read(tmp_path).steps) == [5, 6]
-    assert list(before.steps) == [5]  # what was handed out stays as it was
+    assert list(before.steps) == [5]  # an earlier result does not grow
     journal.path.unlink()
     assert reader.read(tmp_path).steps == {}
 
 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(LINES, ENDS), max_size=8))
-def test_a_control_file_of_any_bytes_stops_nobody(
+def test_a_control_file_of_any_bytes_is_read_and_appended_to(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[bytes, bytes]]
 ) -> None:
     control = Control(tmp_path_factory.mktemp("any") / "control.jsonl")
@@ -346,26 +335,19 @@ def test_a_control_file_of_any_bytes_stops_nobody(
     assert all(isinstance(attempt, int) for attempt in attempts_reset_in(control.read()).values())
 
 
-def test_what_is_said_of_a_hundred_thousand_runs_is_heard(tmp_path: Path) -> None:
-    control, runs = Control(tmp_path / "control.jsonl"), [f"{number:012x}" for number in range(100_000)]
-    control.append("cancelled", runs=runs)
-    assert control.cancelled() == set(runs)
+@pytest.mark.parametrize("n_runs", [2, 30_000])
+def test_a_retry_resets_the_cancellations_and_failures_of_any_number_of_runs(
+    tmp_path: Path, n_runs: int
+) -> None:
+    control, runs = Control(tmp_path / "control.jsonl"), [f"{number:012x}" for number in range(n_runs)]
+    control.append("cancelled", runs=[*runs, "b"])
+    assert control.cancelled() == {*runs, "b"}
     control.append("retried", runs=runs, attempts=dict.fromkeys(runs, 3))
-    assert control.cancelled() == set()
+    assert control.cancelled() == {"b"}
     assert attempts_reset_in(control.read()) == dict.fromkeys(runs, 3)
 
 
-@pytest.mark.parametrize("before", [0, CHUNK // 2])
-def test_a_line_that_is_too_long_is_so_wherever_it_lies(tmp_path: Path, before: int) -> None:
-    journal = Journal.open(tmp_path)
-    journal.append(Event.WARNING, text="x" * before)
-    journal.append(Event.WARNING, text="x" * (CHUNK + CHUNK // 4))
-    journal.append(Event.STEP, step=1, loss=3.0)
-    progress = read_progress(tmp_path)
-    assert (list(progress.steps), len(progress.damaged)) == ([1], 1)
-
-
-def test_a_line_no_disk_has_room_for_is_taken_back_whole(small_disk: Callable[[int], Path]) -> None:
+def test_a_line_that_does_not_fit_on_the_disk_is_removed_whole(small_disk: Callable[[int], Path]) -> None:
     disk = small_disk(64 * 1024)
     journal = Journal.open(disk / "run")
     step = 0
@@ -381,15 +363,6 @@ def test_a_line_no_disk_has_room_for_is_taken_back_whole(small_disk: Callable[[i
     assert step > 10
     assert journal.path.read_bytes().endswith(b"}\n")
     assert read_progress(disk / "run").damaged == ()
-    journal.append(Event.STEP, step=step, loss=1.0)  # a short line still has room
+    journal.append(Event.STEP, step=step, loss=1.0)  # a short line still fits
     progress = read_progress(disk / "run")
     assert (list(progress.steps), progress.damaged) == (list(range(step + 1)), ())
-
-
-def test_a_line_after_one_that_somebody_tore_stands_by_itself(tmp_path: Path) -> None:
-    journal = Journal.open(tmp_path)
-    journal.append(Event.STEP, step=5, loss=3.0)
-    with journal.path.open("a") as file:
-        file.write('{"t": 1, "ev')
-    journal.append(Event.STEP, step=6, loss=3.0)
-    assert list(read_progress(tmp_path).steps) == [5, 6]

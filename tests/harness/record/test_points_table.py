@@ -1,4 +1,4 @@
-"""The Points table comes from the journals: to the last digit, and with no tracker there to ask."""
+"""The Points table comes from the journals, to the last digit and without a tracker."""
 
 from __future__ import annotations
 
@@ -46,8 +46,11 @@ def table(answer: Answer) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(answer.out)))
 
 
-def test_points_come_out_as_they_were_journalled(evaluated: Root, study_fields: Fields) -> None:
+def test_points_are_as_journalled_and_every_run_of_a_finished_study_has_one(
+    evaluated: Root, study_fields: Fields
+) -> None:
     rows = rows_of(evaluated, study_fields)
+    assert without_points(rows) == ""
     points = list(points_of(rows, evaluated))
     assert [(point.run_id, point.iterations, point.loss) for point in points] == [
         (row.run_id, row.point.run.iterations, row.loss) for row in rows
@@ -56,7 +59,7 @@ def test_points_come_out_as_they_were_journalled(evaluated: Root, study_fields: 
     assert all(isinstance(point.tokens, int) and point.annealed for point in points)
 
 
-def test_evaluations_made_on_the_way_can_be_had_as_rows_that_are_not_annealed(
+def test_evaluations_during_training_are_rows_that_are_not_annealed(
     evaluated: Root, ssmscale: Command
 ) -> None:
     final = table(ssmscale("points", "tiny", "--root", evaluated.path))
@@ -71,15 +74,6 @@ def test_evaluations_made_on_the_way_can_be_had_as_rows_that_are_not_annealed(
     assert len(rates) == 1
 
 
-def test_a_trunk_of_which_nothing_has_finished_gives_no_rows(
-    tracked_root: Root, study_fields: Fields
-) -> None:
-    points = registered(tracked_root, study_fields).points
-    trunk = begin_series(tracked_root, points[0].run)
-    trunk.append(Event.EVAL, step=2, loss=5.0, tokens=1600)
-    assert list(points_of(rows_of(tracked_root, study_fields), tracked_root, on_the_way=True)) == []
-
-
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_files_hold_the_same_table(evaluated: Root, ssmscale: Command, tmp_path: Path, ending: str) -> None:
     import pandas as pd
@@ -92,13 +86,13 @@ def test_files_hold_the_same_table(evaluated: Root, ssmscale: Command, tmp_path:
     pd.testing.assert_frame_equal(read, pd.read_csv(io.StringIO(shown.out)))
 
 
-def test_another_ending_is_refused_before_anything_is_done(evaluated: Root, ssmscale: Command) -> None:
+def test_another_suffix_is_refused_before_anything_is_read(evaluated: Root, ssmscale: Command) -> None:
     said = ssmscale("points", "tiny", "--root", evaluated.path, "--out", "points.xlsx")
-    assert (said.status, said.out) == (2, "")
-    assert "points.xlsx" in said.err
+    said.assert_refused("points.xlsx")
+    assert said.out == ""
 
 
-def test_points_without_a_tracker_are_the_same_and_say_so_once(
+def test_without_a_tracker_points_are_the_same_and_sync_fails_each_with_one_sentence(
     evaluated: Root, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_tracker = ssmscale("points", "tiny", "--root", evaluated.path)
@@ -107,19 +101,12 @@ def test_points_without_a_tracker_are_the_same_and_say_so_once(
     assert (without.status, without.out) == (0, with_tracker.out)
     assert len(without.err.splitlines()) == 1
     assert "http://127.0.0.1:9" in without.err
+    sync = ssmscale("sync", "tiny", "--root", evaluated.path)
+    assert (sync.status, len(sync.err.splitlines())) == (1, 1)
+    assert "the journals keep everything" in sync.err
 
 
-def test_sync_without_a_tracker_fails_in_one_sentence(
-    evaluated: Root, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    said = ssmscale("sync", "tiny", "--root", evaluated.path)
-    assert said.status == 1
-    assert len(said.err.splitlines()) == 1
-    assert "the journals keep everything" in said.err
-
-
-def test_sync_says_what_it_found(evaluated: Root, ssmscale: Command) -> None:
+def test_sync_counts_the_finished_runs_and_names_skipped_lines(evaluated: Root, ssmscale: Command) -> None:
     with next((evaluated.path / "runs").glob("*/journal/0001.jsonl")).open("a") as journal:
         journal.write('{"t": 1, "event": "step", "step": "no number"}\n')
     said = ssmscale("sync", "tiny", "--root", evaluated.path)
@@ -136,9 +123,8 @@ def test_a_report_is_kept_with_the_study_and_its_run(
     resolved = registered(tracked_root, study_fields)
     write_finished(tracked_root, resolved.points)
     point = resolved.points[0]
-    keep_evaluation(
-        tracked_root, point.run_id, Evaluation(n_prompts=6, scores={"ce": Score(value=4.125, t=1.0)})
-    )
+    evaluation = Evaluation(n_prompts=6, scores={"ce": Score(value=4.125, t=1.0)})
+    keep_evaluation(tracked_root, point.run_id, evaluation)
     said = ssmscale("report", "tiny", "--root", tracked_root.path, "--out", tmp_path / "out")
     assert said.status == 0, said.err
     section = (tmp_path / "out" / "report.html").read_text(encoding="utf-8").split('id="convergence"')[1]
@@ -154,16 +140,16 @@ def test_a_report_is_kept_with_the_study_and_its_run(
     assert held == {"study.json", "report.html", "fit.json"}
 
 
-def test_runs_without_a_point_are_counted_with_the_reason(tracked_root: Root, study_fields: Fields) -> None:
+def test_a_series_without_a_finished_run_has_no_rows_and_its_runs_are_counted_with_the_reason(
+    tracked_root: Root, study_fields: Fields
+) -> None:
     points = registered(tracked_root, study_fields).points
     trunk = begin_series(tracked_root, points[0].run)
     log_steps(trunk, [1, 2])
+    trunk.append(Event.EVAL, step=2, loss=5.0, tokens=1600)
+    assert list(points_of(rows_of(tracked_root, study_fields), tracked_root, on_the_way=True)) == []
     with begin_run(tracked_root, points[0].run) as journal:
         journal.append(Event.FAILED, reason="the loss is not finite at step 2", kind="diverged")
     said = without_points(rows_of(tracked_root, study_fields))
     assert said.startswith("2 of the study's 2 runs have no point: 1 failed, 1 ")
     assert f"{points[0].run_id} failed (the loss is not finite at step 2)" in said
-
-
-def test_a_finished_study_has_a_point_for_every_run(evaluated: Root, study_fields: Fields) -> None:
-    assert without_points(rows_of(evaluated, study_fields)) == ""

@@ -1,4 +1,4 @@
-"""What `status` makes of journals: GPU-hours used and left, and a display that keeps to its terminal."""
+"""`status` by the journals: GPU-hours used and left, and a display that fits its terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.plan.allocation import Shape
 from harness.record.journal import Progress, Span, read_progress
 from harness.record.registry import resolve
 from harness.record.root import Root
-from harness.record.status import Hours, JobTime, RunState, RunStatus, count_hours
+from harness.record.status import Hours, JobTime, RunState, count_hours
 from harness.study.grid import GridPoint
 from harness.study.schema import Study
 from harness.submit.monitor import StudyMonitor, StudySnapshot
@@ -33,7 +33,7 @@ from tests.studies import Fields
 
 @pytest.fixture
 def points(study_fields: Fields) -> list[GridPoint]:
-    """Two Series of two runs of 10 and 100 iterations, which leave the trunk at 8 and 80."""
+    """Two Series of runs of 10 and 100 iterations, which branch at 8 and 80."""
     study_fields["grid"] |= {"iterations": [10, 100], "seeds": [0, 1]}
     return list(resolve(validate(Study, study_fields, "test"), Root(Path("runs")), "test").points)
 
@@ -44,7 +44,7 @@ def hours_of(
     wanted: list[GridPoint] | None = None,
     jobs: dict[str, JobTime] | None = None,
 ) -> Hours:
-    """Hours where all other journals are empty."""
+    """Return the hours by these journals; all others are empty."""
     return count_hours(
         points,
         {point.series_id: journals.get(point.series_id, Progress()) for point in points},
@@ -55,7 +55,7 @@ def hours_of(
 
 
 def worked(*spans: tuple[Any, ...]) -> Progress:
-    """Attempts: when they began and ended, their job, ranks and share of a GPU."""
+    """Make attempts of (begun, ended, job_id, ranks, gpu_share)."""
     return Progress(spans=tuple(Span(*span) for span in spans))
 
 
@@ -64,51 +64,39 @@ def timed(step: int, tokens_per_second: float, ranks: int = 1, **started: float)
     return Progress(step=step, steps={step: event}, started={"layout": {"ranks": ranks}, **started})
 
 
-def test_every_attempt_counts_and_a_branch_trained_within_its_trunk_counts_once(
+def test_every_attempt_counts_by_its_share_and_a_branch_during_its_trunk_counts_once(
     points: list[GridPoint],
 ) -> None:
     first = points[0]
-    trunk = worked((0, 1800, "a", 2), (3600, 5400, "b", 4))
+    trunk = worked((0, 1800, "a", 2), (3600, 5400, "b", 4), (7200, 9000, "c", 1, 0.25))
     branch = worked((900, 1200, "a", 2))
     hours = hours_of(points, {first.series_id: trunk, first.run_id: branch})
-    assert hours.used[first.series_id] == pytest.approx(0.5 * 2 + 0.5 * 4)
+    assert hours.used[first.series_id] == pytest.approx(0.5 * 2 + 0.5 * 4 + 0.5 * 0.25)
     assert hours.used_in_all == hours.used[first.series_id]
 
 
-def test_a_schedulers_accounts_stand_for_the_journals_of_that_job(points: list[GridPoint]) -> None:
+def test_a_schedulers_accounts_replace_the_journals_of_its_jobs(points: list[GridPoint]) -> None:
     series_id = points[0].series_id
     trunk = worked((0, 1800, "12_0", 2), (3600, 5400, "local", 1))
     accounts = {"12_0": JobTime(series_id, 7200.0), "12_1": JobTime("elsewhere", 9e9)}
-    assert hours_of(points, {series_id: trunk}, jobs=accounts).used == {
-        series_id: pytest.approx(2.0 + 0.5),
-        points[-1].series_id: 0.0,
-    }
+    used = hours_of(points, {series_id: trunk}, jobs=accounts).used
+    assert used == {series_id: pytest.approx(2.0 + 0.5), points[-1].series_id: 0.0}
 
 
-def test_a_series_that_shared_a_gpu_is_charged_its_share(points: list[GridPoint]) -> None:
-    series_id = points[0].series_id
-    trunk = worked((0, 1800, "12_0", 1, 0.25), (3600, 5400, "13_0", 1))
-    assert hours_of(points, {series_id: trunk}).used[series_id] == pytest.approx(0.5 * 0.25 + 0.5)
-
-
-def test_what_is_left_of_a_series_that_shares_a_gpu_is_its_share_of_the_time(points: list[GridPoint]) -> None:
-    short = points[0]
-    speed = timed(step=8, tokens_per_second=short.run.tokens_a_step, gpu_share=0.25)
-    assert hours_of(points, {short.series_id: speed}).left[short.run_id] == pytest.approx(2 * 0.25 / 3600)
-
-
-def test_what_is_left_follows_the_speed_that_was_measured(points: list[GridPoint]) -> None:
-    short, long = points[:2]
-    tokens = short.run.tokens_a_step
-    journals = {short.series_id: timed(step=8, tokens_per_second=tokens, ranks=4)}
-    left = hours_of(points[:2], journals).left
-    assert left[short.run_id] == pytest.approx(2 * 4 / 3600)  # its decay, a step a second on 4 ranks
-    assert left[long.run_id] == pytest.approx((72 + 20) * 4 / 3600)
-
-
-def test_a_series_that_has_not_begun_takes_the_speed_of_its_like_and_without_any_nothing_is_said(
-    points: list[GridPoint],
+@pytest.mark.parametrize(("started", "devices"), [({"ranks": 4}, 4.0), ({"gpu_share": 0.25}, 0.25)])
+def test_hours_left_follow_the_measured_speed_and_the_share_of_a_gpu(
+    points: list[GridPoint], started: dict[str, Any], devices: float
 ) -> None:
+    short, long = points[:2]
+    journals = {short.series_id: timed(step=8, tokens_per_second=short.run.tokens_a_step, **started)}
+    left = hours_of(points[:2], journals).left
+    assert left[short.run_id] == pytest.approx(2 * devices / 3600)  # its decay, a step a second
+    assert left[long.run_id] == pytest.approx((72 + 20) * devices / 3600)
+    left = hours_of(points[:2], journals, wanted=[long]).left  # the short one is over
+    assert left == {short.run_id: 0.0, long.run_id: pytest.approx((72 + 20) * devices / 3600)}
+
+
+def test_a_series_that_has_not_begun_takes_the_speed_of_another_of_its_size(points: list[GridPoint]) -> None:
     measured, unmeasured = points[0].series_id, points[-1].run_id
     tokens = points[0].run.tokens_a_step
     assert hours_of(points, {}).left[unmeasured] is None
@@ -118,16 +106,9 @@ def test_a_series_that_has_not_begun_takes_the_speed_of_its_like_and_without_any
     assert known.unknown == 0
 
 
-def test_nothing_is_left_of_a_run_that_is_over(points: list[GridPoint]) -> None:
-    journals = {points[0].series_id: timed(8, 100.0)}
-    left = hours_of(points, journals, wanted=points[1:]).left
-    assert left[points[0].run_id] == 0.0
-    assert left[points[1].run_id] > 0.0  # type: ignore[operator]
-
-
-def test_the_journal_of_an_attempt_says_when_it_was_at_work(tmp_path: Path, study_fields: Fields) -> None:
+def test_the_journal_tells_the_time_of_each_attempt(tmp_path: Path, study_fields: Fields) -> None:
     root = Root(tmp_path / "runs")
-    run = resolve(validate(Study, study_fields, "test"), root, "test").points[0].run
+    run = registered(root, study_fields).points[0].run
     for job in ("1_0", "2_0"):
         with begin_series(root, run, job_id=job, layout={"ranks": 2}) as trunk:
             log_steps(trunk, [1, 2])
@@ -136,7 +117,7 @@ def test_the_journal_of_an_attempt_says_when_it_was_at_work(tmp_path: Path, stud
     assert all(span.begun <= span.ended for span in spans)
 
 
-def test_a_worker_journals_what_share_of_a_gpu_it_has(
+def test_a_worker_journals_its_share_of_a_gpu(
     tmp_path: Path, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study_fields["grid"] |= {"iterations": [5]}
@@ -152,31 +133,28 @@ def snapshot(tmp_path: Path, study_fields: Fields) -> StudySnapshot:
     """Forty runs: one done, one in training by this process, the rest new."""
     root = Root(tmp_path / "runs")
     study_fields["grid"] |= {"iterations": [10], "seeds": list(range(40))}
-    points = resolve(validate(Study, study_fields, "test"), root, "test").points
+    points = registered(root, study_fields).points
     finish(begin_run(root, points[0].run), points[0].run)
     with begin_series(root, points[-1].run) as trunk:
         log_steps(trunk, [3])
     rows = rows_of(root, study_fields)
-    return StudySnapshot("tiny", rows, _hours(rows), ())
-
-
-def _hours(rows: list[RunStatus]) -> Hours:
-    return Hours({}, {row.run_id: None if row.state is RunState.NEW else 0.0 for row in rows})
+    left = {row.run_id: None if row.state is RunState.NEW else 0.0 for row in rows}
+    return StudySnapshot("tiny", rows, Hours({}, left), ())
 
 
 def printed(snapshot: StudySnapshot, *, height: int | None = None) -> list[str]:
+    text = io.StringIO()
     console = Console(
-        file=io.StringIO(), width=100, height=height, force_terminal=False, highlight=False, markup=False
+        file=text, width=100, height=height, force_terminal=False, highlight=False, markup=False
     )
     if height is None:
         print_status(console, snapshot)
     else:
         console.print(_Display(snapshot))
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().splitlines()
+    return text.getvalue().splitlines()
 
 
-def test_the_table_has_every_run_and_what_nobody_knows_is_said(snapshot: StudySnapshot) -> None:
+def test_the_table_has_every_run_and_says_what_is_not_known(snapshot: StudySnapshot) -> None:
     lines = printed(snapshot)
     assert all(any(row.run_id in line for line in lines) for row in snapshot.rows)
     assert "1 done" in lines[-2]
@@ -184,11 +162,11 @@ def test_the_table_has_every_run_and_what_nobody_knows_is_said(snapshot: StudySn
     assert lines[-1] == "GPU-hours: 0 used, what is left is not known before a run has measured its speed"
 
 
-def test_a_display_keeps_to_the_terminals_height_and_shows_what_runs_first(snapshot: StudySnapshot) -> None:
+def test_a_display_fits_the_terminals_height_and_shows_running_runs_first(snapshot: StudySnapshot) -> None:
     lines = printed(snapshot, height=12)
     assert len(lines) < 12
     assert any(snapshot.rows[-1].run_id in line and "running" in line for line in lines)
-    assert not any(snapshot.rows[0].run_id in line for line in lines)  # done: shown last
+    assert not any(snapshot.rows[0].run_id in line for line in lines)  # it is done, and shown last
     assert any(line.startswith("and 34 more: 1 done, 33 new") for line in lines)
 
 
@@ -208,20 +186,17 @@ def test_watching_goes_on_while_a_scheduler_has_not_answered_yet(
     squeue = write_program(tmp_path / "bin" / "squeue", "echo slurmctld is away >&2; exit 1")
     monkeypatch.setenv("PATH", str(squeue.parent))
     monkeypatch.setattr(status_verb, "WATCH_SECONDS", 0.0)
-    reader = StudyMonitor(resolved)
-    unheard = reader.read()
-    assert "slurmctld is away" in str(unheard.problem)
+    unanswered = StudyMonitor(resolved).read()
+    assert "slurmctld is away" in str(unanswered.problem)
     squeue.write_text("#!/bin/sh\n")
-    heard = StudyMonitor(resolved).read()
-    assert (heard.problem, heard.is_live) == (None, False)
-    coming = iter([unheard, unheard, heard])
-    console = Console(file=io.StringIO(), width=200, markup=False)
-    assert watch_status(console, lambda: next(coming)) is heard
-    assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue().count("slurmctld is away") == 1
+    answered = StudyMonitor(resolved).read()
+    assert (answered.problem, answered.is_live) == (None, False)
+    coming, text = iter([unanswered, unanswered, answered]), io.StringIO()
+    assert watch_status(Console(file=text, width=200, markup=False), lambda: next(coming)) is answered
+    assert text.getvalue().count("slurmctld is away") == 1
 
 
-def test_what_a_log_put_into_a_reason_moves_no_cursor(snapshot: StudySnapshot) -> None:
+def test_control_characters_in_a_reason_are_not_printed(snapshot: StudySnapshot) -> None:
     first, *rest = snapshot.rows
     unruly = dataclasses.replace(first, reason="its log ends: \x1b[2J\nKilled")
     lines = printed(dataclasses.replace(snapshot, rows=[unruly, *rest]))
@@ -229,6 +204,6 @@ def test_what_a_log_put_into_a_reason_moves_no_cursor(snapshot: StudySnapshot) -
     assert line.endswith("its log ends:  [2J Killed")
 
 
-@pytest.mark.parametrize("stream", [console, errors], ids=["out", "err"])
-def test_what_a_log_calls_a_warning_becomes_no_picture(stream: Console) -> None:
-    assert stream.render_str(":warning: low memory").plain == ":warning: low memory"
+def test_an_emoji_code_in_a_log_is_printed_as_it_is() -> None:
+    for stream in (console, errors):
+        assert stream.render_str(":warning: low memory").plain == ":warning: low memory"

@@ -1,4 +1,4 @@
-"""The learning rate: a pure function, the same for every Run up to where it leaves the trunk."""
+"""The learning rate is a pure function, the same for every Run of a Series up to its branch step."""
 
 from itertools import pairwise
 
@@ -8,7 +8,6 @@ from harness.study.run import (
     Schedule,
     ScheduleKind,
     branch_step,
-    decay_steps,
     fewest_iterations,
     is_annealed,
     learning_rate,
@@ -19,40 +18,30 @@ from harness.study.run import (
 WSD = Schedule(warmup=10)
 
 
-def test_a_decay_takes_a_fifth_of_the_iterations_and_begins_after_the_rest() -> None:
-    assert decay_steps(WSD, 100) == 20
-    assert branch_step(WSD, 100) == 80
-
-
 def test_runs_of_every_length_have_the_trunks_learning_rate_until_they_branch() -> None:
+    assert branch_step(WSD, 100) == 80
     for iterations in (50, 100, 1000):
         for step in range(branch_step(WSD, iterations)):
             assert learning_rate(WSD, 1e-3, step, iterations) == trunk_learning_rate(WSD, 1e-3, step)
 
 
-def test_warmup_is_in_steps_and_rises_to_the_peak() -> None:
-    rates = [learning_rate(WSD, 1e-3, step, 1000) for step in range(11)]
+def test_the_rate_rises_to_the_peak_in_the_warmups_steps_and_falls_at_every_step_of_the_decay() -> None:
+    rates = [learning_rate(WSD, 1e-3, step, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[10] == 1e-3
+    assert rates[9] == rates[10] == rates[799] == 1e-3
+    assert all(later < earlier for earlier, later in pairwise(rates[799:]))
 
 
-@pytest.mark.parametrize("kind", [ScheduleKind.WSD, ScheduleKind.COSINE])
-def test_the_last_step_is_taken_at_the_final_fraction(kind: ScheduleKind) -> None:
-    schedule = Schedule(kind=kind, warmup=10, final_fraction=0.005)
-    assert learning_rate(schedule, 1e-3, 99, 100) == pytest.approx(5e-6)
-    assert is_annealed(schedule)
-
-
-def test_a_constant_schedule_never_anneals_and_shares_no_trunk() -> None:
-    schedule = Schedule(kind=ScheduleKind.CONSTANT, warmup=10)
-    assert learning_rate(schedule, 1e-3, 99, 100) == 1e-3
-    assert branch_step(schedule, 100) == 0
-    assert not is_annealed(schedule)
-
-
-def test_a_decay_falls_at_every_step() -> None:
-    rates = [learning_rate(WSD, 1e-3, step, 100) for step in range(79, 100)]
-    assert all(later < earlier for earlier, later in pairwise(rates))
+@pytest.mark.parametrize(
+    ("kind", "last", "branch"), [("wsd", 5e-6, 80), ("cosine", 5e-6, 0), ("constant", 1e-3, 0)]
+)
+def test_all_but_a_constant_schedule_anneal_to_the_final_fraction(
+    kind: str, last: float, branch: int
+) -> None:
+    schedule = Schedule(kind=ScheduleKind(kind), warmup=10, final_fraction=0.005)
+    assert learning_rate(schedule, 1e-3, 99, 100) == pytest.approx(last)
+    assert branch_step(schedule, 100) == branch
+    assert is_annealed(schedule) is (last < 1e-3)
 
 
 @pytest.mark.parametrize("kind", list(ScheduleKind))

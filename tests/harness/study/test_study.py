@@ -1,4 +1,4 @@
-"""Reading a study: what is right becomes a grid, what is wrong becomes a sentence with file, key and value."""
+"""A valid study becomes a grid; a mistake becomes a sentence with file, key and value."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -58,7 +58,9 @@ def test_the_grid_is_architecture_by_size_by_seed_by_iterations(
     assert len({point.run.series_id for point in points}) == len(points) / 2
 
 
-def test_the_other_members_of_a_grid_never_change_a_run(study_fields: Fields, points_of: PointsOf) -> None:
+def test_other_entries_of_a_grid_and_resources_never_change_a_run(
+    study_fields: Fields, points_of: PointsOf
+) -> None:
     before = {point.run_id for point in points_of(study_fields)}
     study_fields["grid"]["iterations"] = [5, 7, 10, 20]
     study_fields["grid"]["sizes"]["s"] = {"n_blocks": 2, "d_model": 16}
@@ -68,15 +70,13 @@ def test_the_other_members_of_a_grid_never_change_a_run(study_fields: Fields, po
 
 
 def test_a_size_in_parameters_is_the_same_run_as_in_blocks(study_fields: Fields, points_of: PointsOf) -> None:
-    def ids() -> list[str]:
-        return [point.run_id for point in points_of(study_fields)]
-
     put(study_fields, "grid.sizes", {"s": {"n_blocks": 3, "d_model": 32}})
-    plain, model = ids(), models_of(points_of(study_fields))["prefix_simba", "s"]
-    asked = {"n_params": parameter_count(model).n_params * 1.01, "tolerance": 0.05, "reference_n_params": 1e9}
+    plain = points_of(study_fields)
+    n_params = parameter_count(plain[0].run.model).n_params
+    asked = {"n_params": n_params * 1.01, "tolerance": 0.05, "reference_n_params": 1e9}
     for size in ({"d_model": 32} | asked, {"n_blocks": 3} | asked, {"d_model": 32, "aspect": 10.7}):
         put(study_fields, "grid.sizes", {"s": size})
-        assert ids() == plain
+        assert points_of(study_fields) == plain
 
 
 def test_a_ladder_makes_a_size_of_each_width_depth_or_target(
@@ -100,7 +100,7 @@ def test_a_ladder_makes_a_size_of_each_width_depth_or_target(
     assert longer == found
 
 
-def test_a_study_that_was_submitted_has_the_runs_of_its_file(
+def test_a_submitted_study_has_the_runs_of_its_file(
     study_fields: Fields, write_study: Write, tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {
@@ -112,50 +112,27 @@ def test_a_study_that_was_submitted_has_the_runs_of_its_file(
     register(submitted)
     again = resolve_registered(root, "tiny")
     assert again is not None
-    assert [point.run_id for point in again.points] == [point.run_id for point in submitted.points]
+    assert again.points == submitted.points
 
 
-def test_set_reaches_a_size_in_parameters(study_fields: Fields, points_of: PointsOf) -> None:
-    put(study_fields, "grid.sizes.xs", {"n_params": 30000, "d_model": 32})
-    before = models_of(points_of(study_fields))
-    after = models_of(points_of(study_fields, "grid.sizes.xs.n_params=120e3"))
-    assert after["prefix_simba", "xs"].n_blocks > 3 * before["prefix_simba", "xs"].n_blocks
-
-
-def test_an_architecture_may_take_another_way_to_its_size(study_fields: Fields, points_of: PointsOf) -> None:
-    own = {"n_params": None, "n_blocks": 2}
-    study_fields["grid"] |= {
-        "architectures": {"prefix_simba": None, "cross_transformer": {"sizes": {"xs": own}}},
-        "sizes": {"xs": {"n_params": 60000, "d_model": 32}},
-    }
-    found = models_of(points_of(study_fields))
-    assert (found["prefix_simba", "xs"].n_blocks, found["cross_transformer", "xs"].n_blocks) == (4, 2)
-
-
-def test_an_architecture_may_have_iterations_of_its_own(
+def test_an_architecture_and_a_size_may_have_their_own_iterations_model_and_optimiser(
     study_fields: Fields, write_study: Write, points_of: PointsOf
 ) -> None:
-    longer = {"prefix_simba": None, "cross_transformer": {"iterations": [5, 10, 40]}}
-    put(study_fields, "grid.architectures", longer)
+    size = {"n_params": None, "n_blocks": 2, "optimiser": {"lr": 1e-4}}
+    own = {"iterations": [5, 10, 40], "model": {"ff_mult": 4}, "sizes": {"xs": size}}
+    study_fields["grid"] |= {
+        "architectures": {"prefix_simba": None, "cross_transformer": own},
+        "sizes": {"xs": {"n_params": 60000, "d_model": 32, "optimiser": {"weight_decay": 0.5}}},
+    }
     points = points_of(study_fields)
     assert [(point.architecture, point.run.iterations) for point in points] == [
         *(("prefix_simba", count) for count in (5, 10)),
         *(("cross_transformer", count) for count in (5, 10, 40)),
     ]
     assert load_study(write_study(study_fields)).grid.n_runs == len(points)
-
-
-def test_an_architecture_and_a_size_may_have_their_own_model_and_optimiser(
-    study_fields: Fields, points_of: PointsOf
-) -> None:
-    study_fields["grid"]["architectures"] = {
-        "prefix_simba": None,
-        "cross_transformer": {"model": {"ff_mult": 4}, "sizes": {"xs": {"optimiser": {"lr": 1e-4}}}},
-    }
-    study_fields["grid"]["sizes"]["xs"]["optimiser"] = {"weight_decay": 0.5}
-    first, *_, last = (point.run for point in points_of(study_fields))
-    assert (first.model.ff_mult, first.optimiser.lr, first.optimiser.weight_decay) == (2, 3e-3, 0.5)
-    assert (last.model.ff_mult, last.optimiser.lr, last.optimiser.weight_decay) == (4, 1e-4, 0.5)
+    for run, shape, lr in ((points[0].run, (4, 2), 3e-3), (points[-1].run, (2, 4), 1e-4)):
+        assert (run.model.n_blocks, run.model.ff_mult) == shape
+        assert (run.optimiser.lr, run.optimiser.weight_decay) == (lr, 0.5)
 
 
 def test_a_size_may_have_resources_of_its_own_and_stays_the_same_run(
@@ -173,30 +150,28 @@ def test_a_size_may_have_resources_of_its_own_and_stays_the_same_run(
     assert (small["gpus"], small["zero_stage"], large["gpus"], large["zero_stage"]) == (1, 1, 2, 1)
 
 
-def test_what_an_architecture_does_not_use_is_no_part_of_its_runs(
+def test_keys_that_an_architecture_does_not_use_are_no_part_of_its_runs(
     study_fields: Fields, points_of: PointsOf
 ) -> None:
-    def ids() -> dict[str, str]:
-        points = points_of(study_fields)
-        return {point.architecture: point.run_id for point in points if point.run.iterations == 5}
-
     study_fields["grid"]["architectures"] = {"prefix_simba": None, "cross_transformer": None}
-    before = ids()
+    before = points_of(study_fields)
     study_fields["model"]["d_state"] = 16
-    after = ids()
-    assert before["prefix_simba"] != after["prefix_simba"]
-    assert before["cross_transformer"] == after["cross_transformer"]
+    changed = [
+        after.run_id != point.run_id for after, point in zip(points_of(study_fields), before, strict=True)
+    ]
+    assert changed == [point.architecture == "prefix_simba" for point in before]
 
 
-def test_set_reaches_into_what_stands_empty(study_fields: Fields, write_study: Write) -> None:
-    study = load_study(write_study(study_fields), ["grid.architectures.prefix_simba.model.d_state=16"])
+def test_set_changes_a_key_of_the_study_even_below_an_empty_one(
+    study_fields: Fields, write_study: Write
+) -> None:
+    put(study_fields, "grid.sizes.xs", {"n_params": 30000, "d_model": 32})
+    changes = ["training.optimiser.lr=1e-4", "grid.iterations=[3, 6]", "grid.sizes.xs.n_params=120e3"]
+    below_empty = "grid.architectures.prefix_simba.model.d_state=16"
+    study = load_study(write_study(study_fields), [*changes, below_empty])
+    assert (study.training.optimiser.lr, study.grid.iterations) == (1e-4, (3, 6))
+    assert study.grid.sizes["xs"].n_params == 120e3
     assert next(iter(study.grid.architectures.values())).model.d_state == 16
-
-
-def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write) -> None:
-    study = load_study(write_study(study_fields), ["training.optimiser.lr=1e-4", "grid.iterations=[3, 6]"])
-    assert study.training.optimiser.lr == 1e-4
-    assert study.grid.iterations == (3, 6)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +200,7 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         ("name", "a;touch hacked", ["name: 'a;touch hacked'"]),
         ("name", "`touch hacked`", ["name: '`touch hacked`'"]),
         ("name", "$(touch hacked)", ["name: '$(touch hacked)'"]),
-        ("name", "it's", ["name", "it's", "a name has letters, digits"]),
+        ("name", "it's", ["name", "it's", "a name has at most 64 letters"]),
         ("name", 'say "x"', ["name", 'say "x"']),
         ("name", "a\nb", ["name", "a\\nb"]),
         ("training.schedule.warmup", 9, ["warmup", "9", "4 steps"]),
@@ -234,11 +209,7 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         ("corpus.frames", 51, ["corpus.frames", "51", "50"]),
         ("corpus.facts", FACTS | {"n_codebooks": 4}, ["facts.n_codebooks", "4"]),
         ("corpus.facts", FACTS | {"frames": 60}, ["facts.frames: 60", "has 50", "build the corpus"]),
-        (
-            "corpus",
-            {"path": "elsewhere", "frames": 51, "facts": FACTS},
-            ["corpus.frames: 51", "facts.frames is 50"],
-        ),
+        ("corpus", {"path": "elsewhere", "frames": 51, "facts": FACTS}, ["corpus.frames: 51", "50 frames"]),
         ("resources", {"ranks": 3}, ["ranks", "3"]),
         ("grid.sizes.xs.resources", {"ranks": 3}, ["grid.sizes.xs", "ranks", "3"]),
         ("grid.sizes.xs.resources", {"keep_last": 2}, ["grid.sizes.xs.resources", "keep_last"]),
@@ -247,37 +218,25 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         ("grid.sizes.xs.n_blocks", True, ["n_blocks", "True"]),
         ("grid.sizes.xs.optimiser", {"lr": None}, ["grid.sizes.xs", "lr", "None"]),
         ("grid.sizes.twin", {"n_blocks": 1, "d_model": 16}, ["twin", "same run as xs"]),
+        ("grid.sizes.xs", {"n_params": 1e6}, ["sizes.xs.n_params", "1,000,000", "half of a size", "d_model"]),
+        ("grid.sizes.xs.n_params", 1e6, ["xs.n_params", "n_blocks 1, d_model 16, n_params 1,000,000"]),
         (
             "grid.sizes.xs",
-            {"n_params": 1e6},
-            ["grid.sizes.xs.n_params", "1,000,000", "half of a size", "d_model"],
-        ),
-        (
-            "grid.sizes.xs.n_params",
-            1e6,
-            ["grid.sizes.xs.n_params", "n_blocks 1, d_model 16, n_params 1,000,000"],
-        ),
-        (
-            "grid.sizes.xs",
-            {"n_params": 1000, "d_model": 16},
-            ["xs.n_params", "1,000", "prefix_simba has 7,708 (1 block, d_model 16), +", "0.1"],
+            {"n_params": 1e3, "d_model": 16},
+            ["xs.n_params", "1,000", "7,708 (1 block, d", "0.1"],
         ),
         ("grid.sizes.xs", {"n_params": "72M", "d_model": 16}, ["grid.sizes.xs.n_params", "'72M'"]),
         ("grid.sizes.xs", {"d_model": [16, 32], "n_params": [1e6]}, ["xs", "d_model and n_params"]),
-        ("grid.sizes.xs", {"d_model": [16, 16], "aspect": 8}, ["xs.d_model", "[16, 16]", "one size twice"]),
+        ("grid.sizes.xs", {"d_model": [16, 16], "aspect": 8}, ["xs.d_model", "[16, 16]", "lists one size"]),
         ("grid.sizes.xs", {"d_model": [], "aspect": 8}, ["xs.d_model", "[]", "at least one"]),
         ("grid.sizes.xs", {"d_model": [16, "b"], "aspect": 8}, ["grid.sizes.xs-db.d_model", "'b'"]),
         ("grid.sizes.xs", {"d_model": [16, 20], "aspect": 8}, ["xs-d20", "heads of 16"]),
         ("grid.architectures.prefix_simba", {"iterations": [9, 8]}, ["prefix_simba.iterations", "rise"]),
-        (
-            "grid.architectures.prefix_simba",
-            {"iterations": [2, 8]},
-            ["warmup", "2", "1 steps", "grid.architectures.prefix_simba.iterations.0 = 2"],
-        ),
+        ("grid.architectures.prefix_simba.iterations", [2, 8], ["warmup", "1 steps", "iterations.0 = 2"]),
         ("tracking", {"uri": "./mlruns"}, ["tracking.uri", "./mlruns"]),
     ],
 )
-def test_bad_input_is_a_sentence_and_writes_nothing(
+def test_a_mistake_is_reported_in_a_sentence_and_nothing_is_written(
     study_fields: Fields,
     write_study: Write,
     ssmscale: Command,
@@ -288,6 +247,7 @@ def test_bad_input_is_a_sentence_and_writes_nothing(
 ) -> None:
     if "heads" in str(said):
         study_fields["model"]["ssm_head_dim"] = 16
+    study_fields["grid"]["architectures"] = {"prefix_simba": {}}
     put(study_fields, key, value)
     path = write_study(study_fields)
     before = files_below(tmp_path)
@@ -304,12 +264,12 @@ def test_bad_input_is_a_sentence_and_writes_nothing(
         ("- a\n- b\n", ["mapping"]),
         ("", ["mapping"]),
         ("name: !!python/object/apply:os.system ['true']\n", ["study.yaml"]),
-        ("1: 2\n", ["keys are text"]),
+        ("1: 2\n", ["keys must be text"]),
         ("name: x\n" + "y: z\n" * 300_000, ["larger than"]),
         ("[" * 5000, ["study.yaml"]),
     ],
 )
-def test_yaml_that_is_wrong_or_hostile_is_refused(
+def test_invalid_and_hostile_yaml_is_refused(
     ssmscale: Command, tmp_path: Path, text: str, said: list[str]
 ) -> None:
     path = tmp_path / "study.yaml"
@@ -317,7 +277,7 @@ def test_yaml_that_is_wrong_or_hostile_is_refused(
     ssmscale("plan", path).assert_refused(*said)
 
 
-def test_a_study_that_declares_its_corpus_is_planned_without_it_and_not_submitted(
+def test_a_study_with_the_facts_of_a_missing_corpus_is_planned_but_not_submitted(
     study_fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
 ) -> None:
     study_fields["corpus"] = {"path": "elsewhere", "facts": FACTS}

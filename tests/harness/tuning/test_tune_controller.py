@@ -190,7 +190,7 @@ def test_a_disk_that_takes_no_more_of_the_record_is_named_and_the_search_goes_on
             with contextlib.suppress(OSError):
                 filler.write_bytes(bytes(2**18))
 
-    with pytest.raises(DiskFull, match=r"optuna\.log: no room is left"):
+    with pytest.raises(DiskFull, match=r"optuna\.log: its disk is full"):
         tune_study(space_of(tracked_root, fields), lambda: place, fill)
     filler.unlink()
     fields["tune"]["trials"] = 5

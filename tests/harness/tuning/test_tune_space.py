@@ -15,8 +15,8 @@ import pytest
 from harness.archive.check import open_bundle
 from harness.archive.merge import merge
 from harness.common.validation import validate
-from harness.record.registry import ResolvedStudy, read_tuned, resolve, resolve_registered
-from harness.record.root import Root
+from harness.record.registry import ResolvedStudy, resolve, resolve_registered
+from harness.record.root import Root, read_model_if_there
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study, load_study
 from harness.study.tune import RateLaw, Tuned, TunedArchitecture, TunedSize
@@ -65,7 +65,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "low at high": ({"search": {"optimiser.lr": {"low": 0.1, "high": 0.1}}}, "low 0.1 is not below high 0.1"),
     "no logarithm": ({"search": {"optimiser.lr": RATE | {"low": 0}}}, "low 0 has no logarithm"),
-    "no range": ({"search": {"optimiser.lr": {"low": 0.1}}}, "is no range: give low and high, or choices"),
+    "no range": ({"search": {"optimiser.lr": {"low": 0.1}}}, "is not a range; give low and high, or choices"),
     "words for a number": ({"search": {"optimiser.lr": RATE | {"low": "1m"}}}, "low: '1m': is not a number"),
     "one choice": ({"search": {"optimiser.lr": {"choices": [1]}}}, "fewer than two choices"),
     "half a step": ({"search": {"schedule.warmup": {"low": 0.5, "high": 3}}}, "warmup: is a whole number"),
@@ -86,7 +86,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         "training.optimiser.lr: is searched twice",
     ),
     "no such size": ({"sizes": ["xl"]}, "tune.sizes: 'xl' is not one of the sizes xs, s"),
-    "a size twice": ({"sizes": ["xs", "xs"]}, "names something twice"),
+    "a size twice": ({"sizes": ["xs", "xs"]}, "lists an entry twice"),
     "nothing to prune by": ({"pruner": "median"}, "tune.pruner: median: judges losses on the way"),
     "no such sampler": ({"sampler": "grid"}, "tune.sampler: 'grid'"),
     "no database": (
@@ -117,7 +117,7 @@ def test_without_optuna_it_is_said_what_brings_it_and_nothing_is_written(
     study = write_study(fields)
     before = files_below(tmp_path)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    ssmscale("tune", study, "--on", "local").assert_refused("pip install 'ssmscale[tune]' brings it")
+    ssmscale("tune", study, "--on", "local").assert_refused("pip install 'ssmscale[tune]'")
     assert files_below(tmp_path) == before
 
 
@@ -287,7 +287,7 @@ def test_tuning_on_leaves_a_submitted_study_the_rates_it_has(
     notes: list[Note] = []
     assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is False
     assert [note.code for note in notes] == ["tuned_kept"]
-    assert read_tuned(here, "tiny") == tuned
+    assert read_model_if_there(here.study("tiny") / "tuned.json", Tuned) == tuned
     assert keep(space, tuned, notes) is True
     (here.study("tiny") / "study.json").unlink()
     assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is True
@@ -306,14 +306,14 @@ def test_a_rate_that_was_not_tuned_is_refused_in_one_sentence(
 ) -> None:
     if lack == "everything":
         (here.study("tiny") / "tuned.json").unlink()
-        sentence = "grid.sizes.xs (prefix_simba): optimiser: lr: tuned: nothing was tuned here yet"
+        sentence = "grid.sizes.xs (prefix_simba): optimiser: lr: tuned: the study has not been tuned"
     elif lack == "the architecture":
         fields["grid"]["architectures"] = {"cross_transformer": None}
-        sentence = "grid.sizes.xs (cross_transformer): optimiser: lr: tuned: was tuned for prefix_simba (xs)"
+        sentence = "grid.sizes.xs (cross_transformer): optimiser: lr: tuned: only prefix_simba (xs) was tuned"
     else:
         alone = tuned.architectures["prefix_simba"].model_copy(update={"law": None})
         write(tuned.model_copy(update={"architectures": {"prefix_simba": alone}}), here)
-        sentence = "grid.sizes.s (prefix_simba): optimiser: lr: tuned: was tuned for prefix_simba (xs)"
+        sentence = "grid.sizes.s (prefix_simba): optimiser: lr: tuned: only prefix_simba (xs) was tuned"
     before = files_below(here.path)
     for verb in (("plan",), ("submit", "--on", "local")):
         said = ssmscale(verb[0], write_study(left_to_tuning(fields)), *verb[1:])
@@ -327,7 +327,7 @@ def test_changes_to_a_study_that_was_submitted_are_refused(
 ) -> None:
     registered(here, fields)
     ssmscale("tune", "tiny", "--root", here.path, "--on", "local", "--set", "tune.trials=99").assert_refused(
-        "--set changes a YAML file"
+        "--set works with a YAML file"
     )
 
 
