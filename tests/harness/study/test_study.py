@@ -250,7 +250,7 @@ def test_set_changes_a_key_of_the_study(study_fields: Fields, write_study: Write
         (
             "grid.sizes.xs",
             {"n_params": 1e6},
-            ["grid.sizes.xs.n_params", "1,000,000", "half of a size", "d_model"],
+            ["grid.sizes.xs.n_params", "1,000,000", "alone does not decide a size", "d_model"],
         ),
         (
             "grid.sizes.xs.n_params",
