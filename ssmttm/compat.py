@@ -1,73 +1,66 @@
-"""What has to be done about other people's software before it is used, in one place.
+"""Workarounds for other packages.
 
-torchaudio's wheel is built against CUDA. Beside a CPU build of torch its import raises OSError, and
-transformers, which only probes for it, then fails to import its models. The encodec package imports it for resampling.
+torchaudio's wheel is built against CUDA. Beside a CPU build of torch its import raises OSError, and transformers, which
+only probes for it, then fails to import its models. The encodec package imports it for resampling.
 
-DeepSpeed imports the whole of MLflow, if it is there, for a tuner of its own that nothing here uses.
+DeepSpeed imports the whole of an installed MLflow for its own tuner, which this project does not use.
 """
 
 import ctypes
-import importlib.util
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from types import ModuleType
 
 
 def tame_torchaudio() -> None:
-    """Hide torchaudio from later imports if it cannot load; to be called before importing transformers."""
-    if "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio") is None:
+    """Hide torchaudio from later imports if it cannot load; call it before importing transformers."""
+    if "torchaudio" in sys.modules or find_spec("torchaudio") is None:
         return
     try:
         import torchaudio  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401
     except (OSError, ImportError):
         for name in [name for name in sys.modules if name.startswith("torchaudio.")]:
             del sys.modules[name]
-        # None makes `import torchaudio` an ImportError, which a probe handles, where OSError would escape it.
+        # None makes `import torchaudio` raise ImportError, which a probe handles, instead of OSError.
         sys.modules["torchaudio"] = None  # type: ignore[assignment]
 
 
 @contextmanager
-def torchaudio_at_import() -> Iterator[None]:
-    """Have `import torchaudio` give an empty module where it cannot load, for packages that use it later or never."""
+def module_at_import(name: str, module: ModuleType | None) -> Iterator[None]:
+    """Make `import name` return a module inside the block, or raise ImportError for None."""
+    before = {name: sys.modules[name]} if name in sys.modules else {}
+    sys.modules[name] = module  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update(before)
+
+
+def torchaudio_at_import() -> AbstractContextManager[None]:
+    """Make `import torchaudio` return an empty module if it cannot load, for packages that use it later or never."""
     tame_torchaudio()
-    hidden = "torchaudio" in sys.modules and sys.modules["torchaudio"] is None
-    absent = "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None
-    if not hidden and not absent:
-        yield
-        return
-    sys.modules["torchaudio"] = ModuleType("torchaudio")
-    try:
-        yield
-    finally:
-        if hidden:
-            sys.modules["torchaudio"] = None  # type: ignore[assignment]
-        else:
-            del sys.modules["torchaudio"]
+    if sys.modules.get("torchaudio") or ("torchaudio" not in sys.modules and find_spec("torchaudio")):
+        return nullcontext()
+    return module_at_import("torchaudio", ModuleType("torchaudio"))
 
 
-@contextmanager
-def without_mlflow() -> Iterator[None]:
-    """Have `import mlflow` raise ImportError where it has not been imported yet, as if it were not installed.
+def without_mlflow() -> AbstractContextManager[None]:
+    """Make `import mlflow` raise ImportError unless it has been imported already.
 
-    For the first import of deepspeed, in a process where no other thread imports MLflow: a third of the CPU time that a
-    worker took to start.
+    For the first import of deepspeed, in a process where no other thread imports MLflow: that saves a third of the CPU
+    time of a worker's start.
     """
-    if "mlflow" in sys.modules:
-        yield
-        return
-    sys.modules["mlflow"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["mlflow"]
+    return nullcontext() if "mlflow" in sys.modules else module_at_import("mlflow", None)
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep the memory it frees for the next training step; return whether it could be told so.
+    """Make glibc keep freed memory for the next training step; return True if it accepts the settings.
 
-    By default it hands blocks the size of a batch's logits back to the kernel and faults their pages in
-    again at every step: up to a quarter of the time of a small model's step on a CPU.
+    By default it returns blocks of the size of a batch's logits to the kernel and faults their pages in again at every
+    step: up to a quarter of the time of a small model's step on a CPU.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -1,5 +1,5 @@
-"""The one error this package raises for a user's mistake, so that a caller can tell it from a defect."""
+"""The error of this package for a user's mistake, distinct from defects."""
 
 
 class InputError(ValueError):
-    """Something given by the user is wrong; the message names the file, the key and the value."""
+    """The user's input is wrong; the message names the file, the key and the value."""

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and known by their hashes."""
+"""Files that are written whole or not at all, their hashes, and the base of the records they hold."""
 
 import hashlib
 import json
@@ -9,10 +9,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """A record that never changes and has no keys but its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """Give a file to write under another name, which takes the place of `path` when all went well."""
+    """Open a temporary file for writing, and rename it to `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -22,22 +30,22 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        with suppress(OSError):  # a disk that is read-only by now keeps it
+        with suppress(OSError):  # the disk may have become read-only
             temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a whole file under another name, then rename it into place."""
+    """Write a whole file under a temporary name, then rename it to `path`."""
     with replacing(path, mode) as file:
         file.write(data)
 
 
 def canonical_json(value: Any) -> str:
-    """One text for one value: sorted keys, no spaces."""
+    """Return the one JSON text of a value: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
+    """Return the sha256 of a file in hex, reading the file in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

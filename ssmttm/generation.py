@@ -1,8 +1,8 @@
-"""Music from a caption: tokens are drawn one step at a time, with or without classifier-free guidance.
+"""Generate music from a caption: draw tokens one step at a time, with or without classifier-free guidance.
 
 Guidance ("Classifier-Free Diffusion Guidance", arXiv 2207.12598; for music tokens arXiv 2306.05284, section 3.4)
-moves the logits away from those without a caption: uncond + guidance * (cond - uncond). Both sides are rows of
-one batch, so that a step takes the model's weights through the processor once.
+moves the logits away from those without a caption: uncond + guidance * (cond - uncond). Both sides are rows of one
+batch, so that a step reads the model's weights once.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from ssmttm.text.text_batch import TextBatch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the defaults are MusicGen's. Raises InputError for a value that means nothing."""
+    """Settings of sampling; the defaults are MusicGen's. Raises InputError for a value out of range."""
 
     temperature: float = 1.0
-    """Logits are divided by it: above 0."""
+    """Divisor of the logits, above 0."""
     top_k: int | None = 250
-    """Only so many of the likeliest tokens are drawn from; None takes all."""
+    """Draw from this many of the likeliest tokens only; None takes all."""
     top_p: float | None = None
-    """Only the likeliest tokens that together have this probability are drawn from; None takes all."""
+    """Draw from the likeliest tokens that together have this probability only; None takes all."""
     guidance: float = 3.0
-    """How far the caption is followed: 0 ignores it, 1 is the model's own word, more exaggerates."""
+    """Weight of the caption: 0 ignores it, 1 gives the model's own distribution, more exaggerates it."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):
@@ -45,10 +45,10 @@ class Sampling:
 def generate(
     model: MusicLM, text: TextBatch, frames: int, sampling: Sampling, seeds: Sequence[int]
 ) -> Tensor:
-    """Return codes (batch, codebooks, frames) int64 in time order, on the model's device, a row a caption.
+    """Return codes (batch, codebooks, frames) int64 in time order, on the model's device, with a row for each caption.
 
-    seeds: (batch,), one a row: what a row is drawn from does not depend on its neighbours, and a longer piece begins
-    as a shorter one does. The model's logits depend on them by rounding alone. The model is to be in evaluation mode.
+    seeds: one for each row, so that the draws of a row do not depend on its neighbours and a longer piece begins like a
+    shorter one; the logits of a row depend on its neighbours by rounding only. The model must be in evaluation mode.
     """
     config, batch = model.config, text.mask.shape[0]
     if len(seeds) != batch:
@@ -60,13 +60,17 @@ def generate(
     is_due = delay(codes, None, config.special)[1][0] != IGNORED  # (codebooks, steps)
     steps = is_due.shape[1]
     with torch.inference_mode():
-        draws = _draws(seeds, steps, config.n_codebooks).to(device)
+        # (steps, batch, codebooks), drawn on the CPU so that all devices get the same.
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        draws = torch.stack(
+            [torch.rand(steps, config.n_codebooks, generator=g) for g in generators], dim=1
+        ).to(device)
         decoder = Decoder(model, _branches(text.to(device), sampling.guidance), steps)
         special = torch.full((batch, config.n_codebooks), config.special, device=device)
         written, tokens = [], special
         for step in range(steps):
             logits = decoder.step(tokens if sampling.guidance in {0, 1} else tokens.repeat(2, 1))
-            logits = logits.double()  # which holds whatever temperature and guidance make of them
+            logits = logits.double()  # large enough for the results of extreme temperature and guidance
             if sampling.guidance not in {0, 1}:
                 conditional, without = logits.chunk(2)
                 logits = torch.lerp(without, conditional, sampling.guidance)
@@ -74,20 +78,19 @@ def generate(
             tokens = torch.where(is_due[:, step], pick(logits, draws[step], sampling), special)
             written.append(tokens)
         drawn = undelay(torch.stack(written, dim=2))
-        if (drawn == config.special).any():  # whose probability is 0, among numbers
-            raise InputError("the model's logits are not finite numbers: nothing can be drawn from them")
+        if (drawn == config.special).any():  # its probability is 0 unless the logits are not numbers
+            raise InputError("the model's logits are not finite numbers, so no token can be drawn")
         return drawn
 
 
 def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
-    """Return tokens (...,) drawn from logits (..., vocabulary) with draws (...,), uniform in [0, 1); of logits that
-    are not numbers the last token.
+    """Return tokens (...,) drawn from logits (..., vocabulary) with draws (...,), uniform in [0, 1).
 
-    The inverse of the distribution function in the vocabulary's own order: logits that differ by rounding give
-    another token only where a draw falls into that difference.
+    The inverse of the distribution function in the vocabulary's own order: logits that differ by rounding give another
+    token only if a draw falls into that difference. Logits that are not numbers give the last token.
     """
     logits = logits.double()
-    # The likeliest at 0, where it stays however low the temperature.
+    # The largest logit is 0 and stays 0 at any temperature.
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         lowest = logits.topk(sampling.top_k, sorted=False).values.amin(-1, keepdim=True)
@@ -103,14 +106,8 @@ def pick(logits: Tensor, draws: Tensor, sampling: Sampling) -> Tensor:
     return drawn.clamp(max=logits.shape[-1] - 1)
 
 
-def _draws(seeds: Sequence[int], steps: int, codebooks: int) -> Tensor:
-    """Uniform numbers (steps, batch, codebooks), drawn on the CPU: the same on every device."""
-    rows = [torch.rand(steps, codebooks, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows, dim=1)
-
-
 def _branches(text: TextBatch, guidance: float) -> TextBatch:
-    """The rows that guidance needs: with the captions, without them, or both in this order."""
+    """Return the rows for guidance: with the captions, without them, or both in this order."""
     if guidance == 1:
         return text
     without = text.unconditional()

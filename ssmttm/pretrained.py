@@ -1,6 +1,6 @@
-"""Where the files of a pretrained model are: a folder, or the hub's copy of it on this machine, fetched at need.
+"""Find the files of a pretrained model: in a folder, or in the hub's copy on this machine, downloaded if missing.
 
-Weights are taken as safetensors only, since other formats are pickles, which run what they hold.
+Weights must be safetensors, since other formats are pickles, which can run code.
 """
 
 import json
@@ -14,26 +14,27 @@ CONFIG = "config.json"
 
 
 def pretrained_folder(model: str, what: str, patterns: Sequence[str], needs: str) -> Path:
-    """Return the folder of a model's files: itself, or the hub's local copy, which is fetched where there is none.
+    """Return the folder of a model's files: itself, or the hub's local copy, downloaded if missing.
 
-    model: a folder or a name on the hub. what: how messages call it, such as `text encoder`. patterns: the files it
-    consists of; needs: those it cannot do without, in words. Raises InputError where they cannot be had.
+    model: a folder or a name on the hub. what: the kind of model in messages, such as `text encoder`. patterns: its
+    files. needs: its required files, in words. Raises InputError if they are missing.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        folder = _from_hub(model, what, patterns, needs)
+        # A local copy is used without asking the hub, so that a model that changes there stays the same here.
+        folder = _copy_of_hub(model, patterns) or _download(model, what, patterns, needs)
     if not _whole(folder):
         raise InputError(f"{what} {model!r}: {folder} lacks {CONFIG} or *.safetensors; put {needs} there")
     return folder
 
 
 def is_here(model: str, patterns: Sequence[str]) -> bool:
-    """Whether a model's files need not be fetched: a folder, whatever is in it, or a whole copy of the hub's."""
+    """Return True if a model's files need no download: for any folder, or for a whole local copy of the hub's."""
     return Path(model).expanduser().is_dir() or _copy_of_hub(model, patterns) is not None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what config.json of a model's folder says; raises InputError where it is not a JSON object."""
+    """Return the content of config.json in a model's folder; raises InputError if it is not a JSON object."""
     path = folder / CONFIG
     try:
         fields = json.loads(path.read_bytes())
@@ -44,35 +45,31 @@ def read_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
-def _from_hub(model: str, what: str, patterns: Sequence[str], needs: str) -> Path:
-    # What is here is used as it is: no network is asked, and a model that moves on there stays the same here.
-    here = _copy_of_hub(model, patterns)
-    if here is not None:
-        return here
+def _download(model: str, what: str, patterns: Sequence[str], needs: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(model, allow_patterns=list(patterns)))
-    except Exception as error:  # the hub's client raises a dozen kinds, for network, name and cache
+    except Exception as error:  # the hub's client raises errors of a dozen kinds, for network, name and cache
         raise InputError(
-            f"{what} {model!r} is neither a folder nor a model the hub's cache has or can fetch: put its {needs} "
-            "into a folder and give that folder"
+            f"{what} {model!r} is neither a folder nor a model that the hub's cache holds or can download: put its "
+            f"{needs} into a folder and give that folder"
         ) from error
 
 
 def _copy_of_hub(model: str, patterns: Sequence[str]) -> Path | None:
-    """The hub's whole copy of a model on this machine."""
+    """Return the hub's whole copy of a model on this machine, if any."""
     from huggingface_hub import snapshot_download
 
     try:
         here = Path(snapshot_download(model, allow_patterns=list(patterns), local_files_only=True))
-    except Exception:  # not here, or not a name at all, which fetching it says better
+    except Exception:  # missing, or not a name: the download reports it better
         return None
     return here if _whole(here) else None
 
 
 def _whole(folder: Path) -> bool:
-    """Whether config.json and the weights are there, all parts of them where they are several files."""
+    """Return True if config.json and all files of the weights are there."""
     index = folder / "model.safetensors.index.json"
     if not (folder / CONFIG).is_file():
         return False

@@ -58,7 +58,6 @@ def write_tiny_corpus(
         splits[split] = write_clips(path, split, records, shards)
     return write_manifest(
         path,
-        name=path.name,
         source="tiny",
         codec=codec.facts,
         frames=frames,
@@ -98,3 +97,10 @@ def _notes(
     noisy = rng.random(out.shape) < 0.1
     out[noisy] = rng.integers(0, codebook_size, int(noisy.sum()))
     return out.astype(np.uint16)
+
+
+def flip_last_bit(file: Path) -> None:
+    """Damage a file."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)

@@ -56,7 +56,7 @@ class Trained:
         from ssmttm.codec.load import load_codec
 
         codec = load_codec(self.corpus / "codec", self.model.null_condition.device.type)
-        if codec.fingerprint != self.manifest.codec.fingerprint:
+        if codec.facts.fingerprint != self.manifest.codec.fingerprint:
             raise InputError(
                 f"{self.corpus / 'codec'}: is not the codec that made the corpus: it has changed"
             )

@@ -1,1 +1,1 @@
-"""Audio to tokens and back, one module a codec behind the protocol in base.py."""
+"""Codecs between audio and tokens: a module for each, behind the protocol in base.py."""

@@ -1,7 +1,7 @@
-"""What every codec offers, and the one place that knows how to load a saved one by its name.
+"""The protocol of every codec.
 
-A codec turns audio into codes and back. A corpus keeps the codec that made it in its `codec` folder, whose
-`codec.json` names the kind; models trained on the corpus can then be listened to without anything else.
+A codec turns audio into codes and back. A corpus keeps its codec in its `codec` folder, whose `codec.json` names the
+kind, so that the output of a model trained on the corpus can be decoded without any other file.
 """
 
 from pathlib import Path
@@ -23,22 +23,13 @@ class Codec(Protocol):
 
     @property
     def facts(self) -> CodecFacts:
-        """What a model needs to know: rates, codebooks, entries, fingerprint."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over everything that decides which codes an audio signal gets."""
-        ...
+        """Rates, codebooks, entries and fingerprint."""
 
     def encode(self, audio: Audio) -> Codes:
-        """Codes (batch, codebooks, frames) of mono audio (batch, samples) at the codec's sample rate."""
-        ...
+        """Return codes (batch, codebooks, frames) of mono audio (batch, samples) at the codec's sample rate."""
 
     def decode(self, codes: Codes) -> Audio:
-        """Mono audio (batch, samples) in [-1, 1] of codes (batch, codebooks, frames)."""
-        ...
+        """Return mono audio (batch, samples) in [-1, 1] of codes (batch, codebooks, frames)."""
 
     def save(self, folder: Path) -> None:
         """Write the codec to a folder, `codec.json` last."""
-        ...

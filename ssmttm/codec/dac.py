@@ -1,7 +1,7 @@
-"""DAC (arXiv 2306.06546) by transformers' DacModel: the paper's codec, on whose first codebook alone it trains."""
+"""DAC (arXiv 2306.06546) by transformers' DacModel: the codec of arXiv 2601.14786, which uses its first codebook."""
 
-from math import ceil, prod
-from typing import TYPE_CHECKING, Any
+from math import ceil
+from typing import TYPE_CHECKING
 
 from ssmttm.codec.network import Network
 from ssmttm.codec.weights import codec_folder, network_of
@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "descript/dac_44khz"
 
-_WINDOW_SECONDS = 5  # 0.7 GB of activations at 44.1 kHz
 _DILATIONS = 1 + 3 + 9  # of the three residual units of a block, each a convolution of 7
 
 
@@ -19,53 +18,32 @@ class DacNetwork(Network):
     """DAC's encoder, quantisers and decoder."""
 
     name = "dac"
-
-    @property
-    def arithmetic(self) -> dict[str, Any]:
-        """Rates; all else shows in the weights."""
-        config = self.module.config
-        return {
-            "sampling_rate": config.sampling_rate,
-            "downsampling_ratios": list(config.downsampling_ratios),
-        }
-
-    @property
-    def hop(self) -> int:
-        """Samples a frame."""
-        return prod(self.module.config.downsampling_ratios)
-
-    @property
-    def n_codebooks(self) -> int:
-        """All it has: 9 at 44.1 kHz."""
-        return int(self.module.config.n_codebooks)
-
-    @property
-    def window(self) -> int:
-        """Frames taken through the network at once."""
-        return ceil(_WINDOW_SECONDS * self.sample_rate / self.hop)
+    ratios = "downsampling_ratios"
+    arithmetic_keys = ("sampling_rate", "downsampling_ratios")
+    codebooks_key = "n_codebooks"
+    window_seconds = 5  # 0.7 GB of activations at 44.1 kHz
 
     @property
     def context(self) -> int:
-        """Frames its convolutions reach to either side: parts have the codes and the sound of the whole."""
+        """Frames that the convolutions reach to either side: parts get exactly the codes and sound of the whole."""
         reach, step = 3.0, 1  # samples; the first convolution is one of 7
-        for ratio in self.module.config.downsampling_ratios:
-            reach += (
-                3 * _DILATIONS * step + ratio * step
-            )  # residual units, then a convolution of twice the stride
+        for ratio in self.config.downsampling_ratios:
+            # The residual units, then a convolution of twice the stride.
+            reach += 3 * _DILATIONS * step + ratio * step
             step *= ratio
         return 2 + ceil(reach / step) + 3  # the decoder begins with a convolution of 7 frames
 
     def encode(self, audio: "Tensor", n_codebooks: int) -> "Tensor":
-        """Codes (batch, n_codebooks, frames) of audio (batch, samples)."""
+        """Return codes (batch, n_codebooks, frames) of audio (batch, samples)."""
         codes: Tensor = self.module.encode(audio[:, None], n_quantizers=n_codebooks).audio_codes
         return codes
 
     def decode(self, codes: "Tensor") -> "Tensor":
-        """Audio (batch, samples) of codes (batch, codebooks, frames)."""
+        """Return audio (batch, samples) of codes (batch, codebooks, frames)."""
         audio: Tensor = self.module.decode(audio_codes=codes).audio_values
         return audio
 
 
-def load_network(model: str = DEFAULT_MODEL) -> DacNetwork:
-    """DAC from a folder or a name on the hub; raises InputError where it cannot be had."""
-    return DacNetwork(network_of(codec_folder(model, "dac"), "DacConfig", "DacModel"))
+def load_network(model: str | None) -> DacNetwork:
+    """Load DAC from a folder or by a name on the hub; raises InputError if its files are missing or damaged."""
+    return DacNetwork(network_of(codec_folder(model or DEFAULT_MODEL, "dac"), "DacConfig", "DacModel"))

@@ -1,7 +1,7 @@
-"""Checkpoints of the encodec package, as weights of transformers' EncodecModel, which computes the same.
+"""Read checkpoints of the encodec package as weights of transformers' EncodecModel, which computes the same.
 
-A file that is here is read without the package. Under its own name, `encodec_24khz`, the package finds or fetches what
-its authors publish, with no hub between. Whatever else than tensors a file holds is never run.
+A local file is read without the package. For the name `encodec_24khz` the package itself finds or downloads the model
+that its authors publish, without the hub. Nothing in a file but tensors is ever unpickled.
 """
 
 import os
@@ -19,7 +19,7 @@ from ssmttm.errors import InputError
 from ssmttm.files import sha256_file
 
 PUBLISHED = "encodec_24khz"
-"""What the package calls its mono model."""
+"""The package's name of its mono model."""
 
 _CHECKPOINTS = f"{PUBLISHED}-*.th"
 _TENSORS_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -32,9 +32,9 @@ _NAMES = (
 
 
 def package_model(model: str) -> Any | None:
-    """The network of a checkpoint's path, of a folder that holds one, or of the package's name; None if it is neither.
+    """Return the network of a checkpoint file, of a folder with one, or of the package's name; None if it is neither.
 
-    Raises InputError where the weights cannot be had, or are another model's.
+    Raises InputError if the weights are missing, damaged, or those of another model.
     """
     path = Path(model).expanduser()
     if model == PUBLISHED and not path.exists():
@@ -44,21 +44,23 @@ def package_model(model: str) -> Any | None:
 
 
 def _checkpoint(path: Path) -> Path | None:
-    """The package's checkpoint at a path or in a folder, if there is one and no other model."""
+    """Return the package's checkpoint at a path, or in a folder that holds no model of another form."""
     if path.suffix == ".th" or not path.is_dir() or (path / "config.json").exists():
         return path if path.suffix == ".th" and path.is_file() else None
     if list(path.glob("encodec_48khz-*.th")) and not list(path.glob(_CHECKPOINTS)):
-        raise InputError(f"{path}: holds the stereo model, which cannot be used; put {_CHECKPOINTS} there")
+        raise InputError(f"{path}: holds the stereo model, which is not supported; put {_CHECKPOINTS} there")
     return next(iter(sorted(path.glob(_CHECKPOINTS))), None)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    """The tensors of a checkpoint; its file's name ends with the start of its own sha256."""
+    """Return the tensors of a checkpoint, whose file name ends with the start of its own sha256."""
     import torch
 
     wanted = path.stem.rpartition("-")[2]
     if not path.match(_CHECKPOINTS) or not sha256_file(path).startswith(wanted):
-        raise InputError(f"{path}: is not {_CHECKPOINTS} with the sha256 its name says; fetch it again")
+        raise InputError(
+            f"{path}: is not a file {_CHECKPOINTS} with the sha256 in its name; download it again"
+        )
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -67,29 +69,29 @@ def _read(path: Path) -> Mapping[str, Any]:
         isinstance(value, torch.Tensor) for value in tensors.values()
     ):
         raise InputError(
-            f"{path}: not a checkpoint of weights alone: it holds other things than tensors by name"
+            f"{path}: not a checkpoint of weights alone: it is not a mapping from names to tensors"
         )
     return tensors
 
 
 def _published() -> Mapping[str, Any]:
-    """What the package finds in torch's folder of downloads, or fetches there."""
+    """Return the tensors that the package finds in torch's download folder, or downloads."""
     with torchaudio_at_import():
         from encodec import EncodecModel
     try:
-        with _tensors_alone(), redirect_stdout(sys.stderr):  # the output of a verb may be a document
+        with _tensors_alone(), redirect_stdout(sys.stderr):  # stdout may be a command's JSON document
             tensors: Mapping[str, Any] = EncodecModel.encodec_model_24khz().state_dict()
     except (OSError, RuntimeError, EOFError, AttributeError, TypeError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"codec model {PUBLISHED!r}: the encodec package has no whole copy in torch's folder of downloads and "
-            f"could not fetch one ({_brief(error)}); name a file {_CHECKPOINTS} that was fetched elsewhere"
+            f"codec model {PUBLISHED!r}: the encodec package has no whole copy in torch's download folder and could "
+            f"not download one ({_brief(error)}); download a file {_CHECKPOINTS} elsewhere and give its path"
         ) from error
     return tensors
 
 
 @contextmanager
 def _tensors_alone() -> Iterator[None]:
-    """Have torch.load, which the package calls, unpickle nothing but tensors."""
+    """Make torch.load, which the package calls, unpickle nothing but tensors."""
     before = os.environ.get(_TENSORS_ALONE)
     os.environ[_TENSORS_ALONE] = "1"
     try:

@@ -1,12 +1,12 @@
-"""Facts of a codec that plans, corpora and models need, without the codec."""
+"""Facts of a codec for plans, corpora and models, which read them without loading the codec."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ssmttm.files import Frozen
 
 
-class CodecFacts(BaseModel):
-    """What a model needs to know of the codec that made the tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class CodecFacts(Frozen):
+    """Facts of the codec that made the tokens."""
 
     name: str
     fingerprint: str

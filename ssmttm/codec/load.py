@@ -1,4 +1,4 @@
-"""A codec from the folder that describes it."""
+"""Open the codec that a folder describes."""
 
 import json
 from pathlib import Path
@@ -8,24 +8,34 @@ from ssmttm.errors import InputError
 
 
 def load_codec(folder: Path, device: str = "cpu") -> Codec:
-    """Load the codec of a folder; raises InputError when it is missing, damaged or of an unknown kind.
+    """Load the codec of a folder; raises InputError if it is missing, damaged or of an unknown kind.
 
-    device: where a neural codec computes, `cpu` or `cuda`; rvq needs none.
+    device: `cpu` or `cuda`, where a neural codec computes; rvq always computes on the CPU.
     """
     path = folder / CODEC_FILE
+    codec: Codec
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         kind = description["name"]
-    except FileNotFoundError:
-        raise InputError(f"{folder}: no codec here ({CODEC_FILE} is missing)") from None
+        if kind not in {"rvq", "encodec", "dac"}:
+            raise InputError(f"{path}: name is {kind!r}; known codecs: rvq, encodec, dac")
+        if kind == "rvq":
+            from ssmttm.codec.rvq import ARRAYS, RvqCodec
+
+            codec, file = RvqCodec.load(folder, description), ARRAYS
+        else:
+            from ssmttm.codec.neural import WEIGHTS, NeuralCodec
+
+            codec = NeuralCodec.of_model(kind, str(folder), int(description["codebooks"]), device)
+            file = WEIGHTS
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: no codec here: {Path(error.filename).name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a codec's description: {error!r}") from None
-    if kind == "rvq":
-        from ssmttm.codec.rvq import RvqCodec
-
-        return RvqCodec.load(folder)
-    if kind in {"encodec", "dac"}:
-        from ssmttm.codec.neural import NeuralCodec
-
-        return NeuralCodec.load(folder, kind, device)
-    raise InputError(f"{path}: name is {kind!r}; known codecs: rvq, encodec, dac")
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: this version cannot read the codec: {error!r}") from error
+    if codec.facts.fingerprint != description.get("fingerprint"):
+        raise InputError(
+            f"{folder / file}: does not match the fingerprint in {CODEC_FILE}; build the corpus again"
+        )
+    return codec

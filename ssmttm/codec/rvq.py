@@ -1,37 +1,37 @@
 """Residual vector quantisation of log-mel frames: a codec fitted in seconds, with no weights to download.
 
 Each frame is normalised by the training split's mean and deviation a band, then quantised by one k-means codebook
-after another, each fitted on what the ones before it left over. Decoding sums the entries and inverts the mel
-spectrogram (mel.py). It is a codec to study language models with, and good enough to hear what they have learnt;
-its audio is no match for a neural codec's.
+after another, each fitted on the residual of the ones before it. Decoding sums the entries and inverts the mel
+spectrogram (mel.py). The codec is for studies of language models: its audio is good enough to judge what a model has
+learnt, and well below a neural codec's.
 """
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ssmttm.codec.base import CODEC_FILE, Audio, Codes
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.codec.mel import LogMel
 from ssmttm.errors import InputError
-from ssmttm.files import canonical_json, write_atomically
+from ssmttm.files import Frozen, canonical_json, write_atomically
 
 Array = npt.NDArray[np.float32]
 
+ARRAYS = "rvq.npz"
 _ROWS = 8192  # frames quantised at once: 32 MB of distances at 1024 entries
-_ARRAYS = "rvq.npz"
 
 
-class RvqConfig(BaseModel):
+class RvqConfig(Frozen):
     """The choices of the codec; everything else is fitted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mel: LogMel
     n_codebooks: int = Field(gt=0)
@@ -40,7 +40,7 @@ class RvqConfig(BaseModel):
 
 
 def entropy_bits(counts: npt.NDArray[np.int64]) -> float:
-    """Entropy in bits of the distribution given by counts (entries,)."""
+    """Return the entropy in bits of the distribution given by counts (entries,)."""
     used = counts[counts > 0].astype(np.float64)
     if not len(used):
         return 0.0
@@ -48,17 +48,15 @@ def entropy_bits(counts: npt.NDArray[np.int64]) -> float:
     return float(-(p * np.log2(p)).sum()) + 0.0
 
 
-class RvqReport(BaseModel):
-    """How well the codebooks describe the frames they were fitted on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RvqReport(Frozen):
+    """Quality of the codebooks on the frames they were fitted on."""
 
     frames: int
     """Training frames the codebooks were fitted on."""
     variance_explained: tuple[float, ...]
-    """Of the normalised frames, by the first 1, 2, ... codebooks."""
+    """Share of the normalised frames' variance that the first 1, 2, ... codebooks explain."""
     entropy_bits: tuple[float, ...]
-    """Of each codebook's codes taken singly; log2 of the entries at most."""
+    """Entropy of each codebook's codes, context ignored; log2 of the entries at most."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class RvqCodec:
 
     @classmethod
     def fit(cls, frames: Array, config: RvqConfig) -> "RvqCodec":
-        """Fit to log-mel frames (n, bands); the same frames give the same codec on the same machine."""
+        """Fit a codec to log-mel frames (n, bands); the same frames give the same codec on the same machine."""
         if len(frames) < config.codebook_size:
             raise InputError(
                 f"codebook_size is {config.codebook_size}, but the training split has only {len(frames)} frames; "
@@ -120,19 +118,16 @@ class RvqCodec:
         )
 
     def quantise(self, frames: Array) -> Codes:
-        """Codes (codebooks, n) of log-mel frames (n, bands)."""
+        """Return codes (codebooks, n) of log-mel frames (n, bands)."""
         out = np.empty((self.config.n_codebooks, len(frames)), dtype=np.uint16)
-        for start in range(0, len(frames), _ROWS):
-            part = frames[start : start + _ROWS].astype(np.float32)
-            residual = (part - self.mean) / self.deviation
-            for book, entries in enumerate(self.codebooks):
-                codes = _nearest(residual, entries)
-                residual -= entries[codes]
-                out[book, start : start + _ROWS] = codes
+        residual = (frames.astype(np.float32) - self.mean) / self.deviation
+        for book, entries in enumerate(self.codebooks):
+            out[book] = codes = _nearest(residual, entries)
+            residual -= entries[codes]
         return out
 
     def log_mel(self, codes: Codes) -> Array:
-        """Log-mel frames (n, bands) that codes (codebooks, n) stand for; raises InputError on unknown codes."""
+        """Return the log-mel frames (n, bands) of codes (codebooks, n); raises InputError for unknown codes."""
         if codes.size and int(codes.max()) >= self.config.codebook_size:
             raise InputError(f"code {int(codes.max())} of a codebook of {self.config.codebook_size} entries")
         total = np.zeros((codes.shape[1], len(self.mean)), np.float32)
@@ -141,20 +136,18 @@ class RvqCodec:
         return total * self.deviation + self.mean
 
     def encode(self, audio: Audio) -> Codes:
-        """Codes (batch, codebooks, frames) of mono audio (batch, samples)."""
+        """Return codes (batch, codebooks, frames) of mono audio (batch, samples)."""
         return np.stack([self.quantise(self.config.mel(signal)) for signal in audio])
 
     def decode(self, codes: Codes) -> Audio:
-        """Mono audio (batch, frames x hop) in [-1, 1] of codes (batch, codebooks, frames)."""
+        """Return mono audio (batch, frames x hop) in [-1, 1] of codes (batch, codebooks, frames)."""
         return np.stack([self.config.mel.invert(self.log_mel(clip)) for clip in codes])
 
     def save(self, folder: Path) -> None:
         """Write rvq.npz, then codec.json, which makes the folder a codec."""
-        import io
-
         buffer = io.BytesIO()
         np.savez(buffer, mean=self.mean, deviation=self.deviation, codebooks=self.codebooks)
-        write_atomically(folder / _ARRAYS, buffer.getvalue())
+        write_atomically(folder / ARRAYS, buffer.getvalue())
         description = {
             "name": "rvq",
             "fingerprint": self.fingerprint,
@@ -164,30 +157,16 @@ class RvqCodec:
         write_atomically(folder / CODEC_FILE, (json.dumps(description, indent=1) + "\n").encode())
 
     @classmethod
-    def load(cls, folder: Path) -> "RvqCodec":
-        """Read a saved codec; raises InputError when a file is missing or does not fit its fingerprint."""
-        path = folder / CODEC_FILE
-        try:
-            description = json.loads(path.read_text(encoding="utf-8"))
-            with np.load(folder / _ARRAYS, allow_pickle=False) as arrays:
-                codec = cls(
-                    config=RvqConfig.model_validate(description["config"]),
-                    mean=arrays["mean"],
-                    deviation=arrays["deviation"],
-                    codebooks=arrays["codebooks"],
-                    report=RvqReport.model_validate(description["report"]),
-                )
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{folder}: no whole codec here, {Path(error.filename).name} is missing"
-            ) from None
-        except (OSError, KeyError, ValueError, ValidationError) as error:
-            raise InputError(f"{path}: not a codec this version reads: {error}") from None
-        if codec.fingerprint != description.get("fingerprint"):
-            raise InputError(
-                f"{folder / _ARRAYS}: does not fit the fingerprint in {CODEC_FILE}: it has changed"
+    def load(cls, folder: Path, description: dict[str, Any]) -> "RvqCodec":
+        """Read the arrays of a codec that codec.json describes; `load_codec` checks them by their fingerprint."""
+        with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
+            return cls(
+                config=RvqConfig.model_validate(description["config"]),
+                mean=arrays["mean"],
+                deviation=arrays["deviation"],
+                codebooks=arrays["codebooks"],
+                report=RvqReport.model_validate(description["report"]),
             )
-        return codec
 
 
 def _nearest(rows: Array, entries: Array) -> npt.NDArray[np.intp]:
@@ -200,11 +179,11 @@ def _nearest(rows: Array, entries: Array) -> npt.NDArray[np.intp]:
 
 
 def _kmeans(rows: Array, entries: int, seed: int) -> Array:
-    """k-means centres (entries, bands): mini-batches to get near, full Lloyd iterations to settle."""
+    """Return k-means centres (entries, bands): mini-batches first, then full Lloyd iterations."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
-    # One thread: several add up partial sums in the order they finish, and the codec would differ between runs.
+    # One thread: several threads add partial sums in the order they finish, and the codec would differ between runs.
     with threadpool_limits(limits=1):
         rough = MiniBatchKMeans(
             entries, batch_size=4096, n_init=1, max_iter=10, random_state=seed, reassignment_ratio=0.01

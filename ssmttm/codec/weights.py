@@ -1,4 +1,4 @@
-"""The weights of a neural codec's network, read without running anything a file might hold."""
+"""Read the weights of a neural codec's network without running any code a file may hold."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +11,11 @@ from ssmttm.pretrained import CONFIG, pretrained_folder, read_config
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CODEC_FILES = (CONFIG, "*.safetensors", "model.safetensors.index.json")
-
 
 def codec_folder(model: str, kind: str) -> Path:
-    """Return the folder of a codec model's files; raises InputError where they are missing or another kind's."""
-    folder = pretrained_folder(model, "codec model", CODEC_FILES, f"{CONFIG} and model.safetensors")
+    """Return the folder of a codec model's files; raises InputError if they are missing or of another kind."""
+    files = (CONFIG, "*.safetensors", "model.safetensors.index.json")
+    folder = pretrained_folder(model, "codec model", files, f"{CONFIG} and model.safetensors")
     found = read_config(folder).get("model_type")
     if found != kind:
         raise InputError(f"{folder / CONFIG}: model_type is {found!r}; a model for codec {kind} has {kind!r}")
@@ -24,16 +23,15 @@ def codec_folder(model: str, kind: str) -> Path:
 
 
 def network_of(folder: Path, config_class: str, model_class: str) -> "nn.Module":
-    """Return a network of transformers with the configuration and weights of a folder; InputError where damaged."""
+    """Return transformers' network with the configuration and weights of a folder; raises InputError if damaged."""
     tame_torchaudio()
     import safetensors.torch
     import transformers
 
+    fields = read_config(folder)
     try:
-        config = getattr(transformers, config_class).from_dict(read_config(folder))
+        config = getattr(transformers, config_class).from_dict(fields)
         network: nn.Module = getattr(transformers, model_class)(config)
-    except InputError:
-        raise
     except Exception as error:  # transformers checks a configuration in several ways, each with its own error
         raise InputError(f"{folder / CONFIG}: not a configuration of {model_class}: {error}") from error
     tensors: dict[str, Tensor] = {}
@@ -42,13 +40,13 @@ def network_of(folder: Path, config_class: str, model_class: str) -> "nn.Module"
         try:
             tensors |= safetensors.torch.load_file(path)
         except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"{path}: not whole: {error}") from error
+            raise InputError(f"{path}: truncated or damaged: {error}") from error
     fill(network, tensors, str(folder))
     return network
 
 
 def fill(network: "nn.Module", tensors: Mapping[str, Any], where: str) -> None:
-    """Give a network its weights, in float32, and put it in evaluation mode; InputError unless all are there."""
+    """Load all weights into a network, in float32 and evaluation mode; raises InputError if some are missing."""
     renamed = {_parametrised(name): tensor.float() for name, tensor in tensors.items()}
     try:
         missing = network.load_state_dict(renamed, strict=False).missing_keys
@@ -60,7 +58,7 @@ def fill(network: "nn.Module", tensors: Mapping[str, Any], where: str) -> None:
 
 
 def _parametrised(name: str) -> str:
-    """Weight normalisation was once stored as weight_g and weight_v, as many published models still have it."""
+    """Translate the old names of weight normalisation, weight_g and weight_v, which many published models have."""
     return name.replace(".weight_g", ".parametrizations.weight.original0").replace(
         ".weight_v", ".parametrizations.weight.original1"
     )

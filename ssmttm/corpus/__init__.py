@@ -1,1 +1,1 @@
-"""Where audio and captions come from, and how they become token shards on disk."""
+"""Sources of audio and captions, and the build that turns them into token shards on disk."""

@@ -1,4 +1,4 @@
-"""Sound files as mono blocks at one sample rate, read a few seconds at a time so that length costs no memory."""
+"""Read sound files as mono blocks at one sample rate, a few seconds at a time so that length costs no memory."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ _BLOCK_SECONDS = 10
 
 
 def stream_audio(path: Path, sample_rate: int) -> Iterator[Array]:
-    """Blocks (samples,) of a file mixed to mono and resampled; raises SkipTrackError when it cannot be read."""
+    """Yield blocks (samples,) of a file, mixed to mono and resampled; raises SkipTrackError if it is unreadable."""
     import soundfile
     import soxr
 
@@ -21,10 +21,7 @@ def stream_audio(path: Path, sample_rate: int) -> Iterator[Array]:
             resample = None
             if file.samplerate != sample_rate:
                 resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")
-            while True:
-                read = file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
-                if len(read) == 0:
-                    break
+            while len(read := file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)):
                 mono = read.mean(axis=1, dtype=np.float32)
                 if not np.isfinite(mono).all():
                     raise SkipTrackError("the audio holds values that are not numbers")

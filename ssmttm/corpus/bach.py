@@ -1,14 +1,12 @@
-"""The source `bach`: the scores of J. S. Bach that music21 carries, rendered with a SoundFont.
+"""The source `bach`: the scores of J. S. Bach in music21's corpus, rendered with a SoundFont.
 
 Four hours of real music that come with two PyPI packages, for studies that must run anywhere. Scores are listed by
-their files, so that listing needs no import of music21. Three kinds of file are not used: Roman-numeral analyses,
-which are not scores; the Humdrum files, whose encoder reserves the rights to derived electronic formats; and a score
-that repeats another note for note (found when it has been read, see build.py). Repeats are not played twice, so that
-a clip is not a copy of another.
+their files, without importing music21. Three kinds of file are not used: Roman-numeral analyses, which are not scores;
+Humdrum files, whose encoder reserves the rights to derived electronic formats; and a score that repeats another note
+for note (found once it has been read, see stages.py). Repeats are not played twice, so that no clip copies another.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
@@ -17,12 +15,12 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from ssmttm.corpus.bach_captions import Piece, bach_captions
+from ssmttm.corpus.bach_captions import bach_captions
 from ssmttm.corpus.manifest import Skipped
 from ssmttm.corpus.packages import installed_folder, installed_version
-from ssmttm.corpus.render import Note, Part, Performance, orchestrate, program_for, render
+from ssmttm.corpus.render import Note, Part, orchestrate, program_for, render
 from ssmttm.corpus.soundfont import soundfont
-from ssmttm.corpus.source import Array, OpenTrack, SkipTrackError, TrackFacts, TrackRef
+from ssmttm.corpus.source import OpenTrack, SkipTrackError, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.files import sha256_file
 
@@ -34,13 +32,13 @@ _SEMITONES = range(-5, 7)
 
 @dataclass(frozen=True)
 class BachSource:
-    """music21's Bach scores, as one specification wants them."""
+    """music21's Bach scores under one specification."""
 
     spec: BuildSpec
     name: str = "bach"
 
     def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
-        """A track for each version of each score; raises InputError when music21 is not installed."""
+        """Return a track for each version of each score; raises InputError if music21 is not installed."""
         folder = installed_folder("music21") / "corpus" / "bach"
         refs: list[TrackRef] = []
         skipped: list[Skipped] = []
@@ -58,17 +56,16 @@ class BachSource:
                         piece=f"bach/{path.stem}",
                         group=path.stem.split("-")[0],  # bwv18.5-lz and bwv18.5-w are one piece
                         path=path,
-                        version=version,
                     )
                 )
         return refs, skipped
 
     def identity(self) -> dict[str, JsonValue]:
-        """Nothing beyond the specification: the music comes with the packages."""
+        """Return nothing: the specification identifies the music, which comes with the packages."""
         return {}
 
     def made_with(self) -> dict[str, JsonValue]:
-        """Versions of music21 and symusic, and the SoundFont's hash."""
+        """Return the versions of music21 and symusic, and the SoundFont's hash."""
         return {
             "music21": installed_version("music21"),
             "symusic": installed_version("symusic"),
@@ -76,7 +73,7 @@ class BachSource:
         }
 
     def open(self, ref: TrackRef) -> OpenTrack:
-        """Read, vary and render one score; raises SkipTrackError when music21 cannot read it."""
+        """Read, vary and render one score; raises SkipTrackError if music21 cannot read it."""
         score = _parsed(ref.path)
         parts = _parts(score)
         if not any(part.notes for part in parts):
@@ -85,32 +82,29 @@ class BachSource:
         shift = _SEMITONES[draw[0] % len(_SEMITONES)] if self.spec.transpose else 0
         ensemble, parts = orchestrate(parts, draw[1]) if self.spec.orchestrate else ("", parts)
         tempos = _tempos(score) or [(0.0, self.spec.tempo_bpm)]
-        performance = Performance(parts=tuple(parts), tempos=tuple(tempos), semitones=shift)
-        audio = render(performance, self.spec.sample_rate)
+        audio = render(parts, tempos, shift, self.spec.sample_rate)
         tonic, mode = _key(score)
-        piece = Piece(
-            title=_title(ref.path.stem),
+        title = _title(ref.path.stem)
+        captions = bach_captions(
+            start=draw[2],
+            title=title,
             kind="chorale" if any("soprano" in part.name for part in parts) else "piece",
             tonic=(tonic + shift) % 12,
             mode=mode,
             metre=_metre(score),
             tempo_bpm=tempos[0][1],
-            instruments=(ensemble,) if ensemble else tuple(part.name for part in parts),
+            instruments=[ensemble] if ensemble else [part.name for part in parts],
             seconds=len(audio) / self.spec.sample_rate,
         )
         encoder = f"; {_GREENTREE}" if _by_greentree(score) else ""
         facts = TrackFacts(
-            title=piece.title,
+            title=title,
             licence=f"{_MUSIC21}{encoder}; {SOUNDFONT_LICENCE}",
-            captions=bach_captions(piece, start=draw[2]),
+            captions=captions,
             placed=True,
             content=_content(parts),
         )
-        return OpenTrack(facts, _once(audio))
-
-
-def _once(audio: Array) -> Iterator[Array]:
-    yield audio
+        return OpenTrack(facts, iter([audio]))
 
 
 @lru_cache(maxsize=1)  # the versions of a score come one after another
@@ -119,7 +113,7 @@ def _parsed(path: Path) -> Any:
     from music21.exceptions21 import Music21Exception
 
     try:
-        # The cache of pickles in music21's home folder is neither read nor written.
+        # Do not use music21's cache of pickles in the home folder.
         return converter.parse(path, forceSource=True, storePickle=False)
     except (Music21Exception, ValueError, KeyError) as error:
         raise SkipTrackError(f"music21 cannot read it: {error}") from error
@@ -134,7 +128,7 @@ def _parts(score: Any) -> list[Part]:
 
 
 def _notes(part: Any) -> list[Note]:
-    """Notes in quarter lengths, tied ones joined; grace notes and unpitched ones left out."""
+    """Return notes in quarter lengths, tied ones joined, without grace notes and unpitched ones."""
     sounding: list[tuple[float, int, float, str]] = []
     for element in part.flatten().notes:
         for member in element.notes if element.isChord else [element]:
@@ -142,10 +136,10 @@ def _notes(part: Any) -> list[Note]:
                 tie = member.tie.type if member.tie is not None else ""
                 pitch = int(member.pitch.midi)
                 sounding.append((float(element.offset), pitch, float(element.quarterLength), tie))
-    held: dict[int, int] = {}  # MIDI pitch -> place of the note a tie goes on from
+    held: dict[int, int] = {}  # MIDI pitch -> index of the note that a tie continues
     notes: list[Note] = []
-    # Sorted, since music21 gives simultaneous notes of two voices now in one order and now in the other, and the
-    # last bits of a rendering depend on it.
+    # Sorted, since the order in which music21 gives simultaneous notes of two voices varies, and the last bits of a
+    # rendering depend on it.
     for start, pitch, length, tie in sorted(sounding):
         if tie in ("continue", "stop") and pitch in held:
             place = held[pitch]
@@ -162,7 +156,7 @@ def _notes(part: Any) -> list[Note]:
 
 
 def _tempos(score: Any) -> list[tuple[float, float]]:
-    """(quarter length, quarters a minute) of the score's own marks."""
+    """Return (quarter length, quarters a minute) of the score's own marks, if one stands at the start."""
     found: dict[float, float] = {}
     for mark in score.parts[0].flatten().getElementsByClass("MetronomeMark"):
         bpm = mark.getQuarterBPM()
@@ -174,7 +168,7 @@ def _tempos(score: Any) -> list[tuple[float, float]]:
 
 
 def _key(score: Any) -> tuple[int, str]:
-    """(pitch class, mode) as encoded, or by Krumhansl's profiles where only the signature is."""
+    """Return (pitch class, mode) as encoded, or by Krumhansl's profiles if the mode is not encoded."""
     for signature in score.parts[0].flatten().getElementsByClass("KeySignature"):
         mode = getattr(signature, "mode", None)
         if mode in ("major", "minor"):
@@ -185,17 +179,15 @@ def _key(score: Any) -> tuple[int, str]:
 
 
 def _metre(score: Any) -> str:
-    for signature in score.parts[0].flatten().getElementsByClass("TimeSignature"):
-        return str(signature.ratioString)
-    return ""
+    signatures = score.parts[0].flatten().getElementsByClass("TimeSignature")
+    return next((str(signature.ratioString) for signature in signatures), "")
 
 
 def _title(stem: str) -> str:
-    """The chorale's name by music21's list of Riemenschneider's numbers, and its BWV."""
-    number = stem.removeprefix("bwv")
-    entry = _chorales().get(number.split("-")[0])
-    bwv = f"BWV {number.split('-')[0]}"
-    return f"{entry}, {bwv}" if entry else bwv
+    """Return the chorale's name by music21's list of Riemenschneider's numbers, and its BWV."""
+    number = stem.removeprefix("bwv").split("-")[0]
+    name = _chorales().get(number)
+    return f"{name}, BWV {number}" if name else f"BWV {number}"
 
 
 @lru_cache(maxsize=1)
@@ -210,9 +202,9 @@ def _by_greentree(score: Any) -> bool:
 
 
 def _content(parts: list[Part]) -> str:
-    """A hash that two scores share when the same harmonies sound in both, transposed or not.
+    """Return a hash that scores share if the same harmonies sound in them, transposed or not.
 
-    What sounds on each half of a quarter note counts, so that ties and repeated notes make no difference.
+    The hash covers the notes that sound on each half of a quarter note: ties and repeated notes make no difference.
     """
     notes = [note for part in parts for note in part.notes]
     first, low = min(note.start for note in notes), min(note.pitch for note in notes)

@@ -1,13 +1,16 @@
-"""Sentences about a score, made of its own metadata: title, key, metre, tempo, instruments, length."""
+"""Captions of a score from its metadata: title, key, metre, tempo, instruments, length."""
 
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+
+from ssmttm.corpus.caption_files import listed
 
 _KEYBOARDS = ("piano", "organ", "continuo", "harpsichord")
 _MAJOR = ("C", "D-flat", "D", "E-flat", "E", "F", "F-sharp", "G", "A-flat", "A", "B-flat", "B")
 _MINOR = ("C", "C-sharp", "D", "E-flat", "E", "F", "F-sharp", "G", "G-sharp", "A", "B-flat", "B")
 
-# `{part}` is left for the clip's place: "the opening of", "a passage from", "the close of", "the whole of".
+# `{part}` is later replaced by a phrase of `place_phrase`.
 _SENTENCES = (
     "{{part}} {title} by Johann Sebastian Bach, in {key}, {metre}, at {tempo} beats per minute, for {players}; "
     "{length}.",
@@ -18,43 +21,40 @@ _SENTENCES = (
 )
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What a score says of itself."""
+def bach_captions(
+    start: int,
+    *,
+    title: str,
+    kind: str,
+    tonic: int,
+    mode: str,
+    metre: str,
+    tempo_bpm: float,
+    instruments: Sequence[str],
+    seconds: float,
+) -> tuple[str, ...]:
+    """Return every caption of a piece, rotated by `start` so that pieces begin with different ones.
 
-    title: str
-    kind: str
-    """A chorale or a piece."""
-    tonic: int
-    """Pitch class, C = 0."""
-    mode: str
-    metre: str
-    """Such as 4/4; empty where the score gives none."""
-    tempo_bpm: float
-    instruments: tuple[str, ...]
-    seconds: float
-
-
-def bach_captions(piece: Piece, start: int) -> tuple[str, ...]:
-    """Every way to describe a piece, the list turned so that pieces begin at different ones."""
-    pace = "slow" if piece.tempo_bpm < 76 else "moderate" if piece.tempo_bpm < 112 else "lively"
+    kind: chorale or piece. tonic: pitch class, C = 0. metre: such as 4/4; empty if the score gives none.
+    """
     values = {
-        "title": piece.title,
-        "key": key_name(piece.tonic, piece.mode),
-        "metre": f"{piece.metre} time" if piece.metre else "free time",
-        "tempo": f"{piece.tempo_bpm:.0f}",
-        "players": joined(piece.instruments),
-        "length": spoken_length(piece.seconds),
-        "pace": pace,
-        "kind": piece.kind,
+        "title": title,
+        "key": _key_name(tonic, mode),
+        "metre": f"{metre} time" if metre else "free time",
+        "tempo": f"{tempo_bpm:.0f}",
+        "players": _players(instruments),
+        "length": _length(seconds),
+        "pace": "slow" if tempo_bpm < 76 else "moderate" if tempo_bpm < 112 else "lively",
+        "kind": kind,
     }
-    made = [_capital(sentence.format(**values)) for sentence in _SENTENCES]
-    turn = start % len(made)
-    return tuple(made[turn:] + made[:turn])
+    filled = [sentence.format(**values) for sentence in _SENTENCES]
+    captions = [caption[:1].upper() + caption[1:] for caption in filled]
+    turn = start % len(captions)
+    return tuple(captions[turn:] + captions[:turn])
 
 
 def place_phrase(clip: int, clips: int) -> str:
-    """Where clip number `clip` of a track's `clips` lies."""
+    """Return the phrase for the place of clip number `clip` of a track's `clips`."""
     if clips == 1:
         return "the whole of"
     if clip == 0:
@@ -62,30 +62,23 @@ def place_phrase(clip: int, clips: int) -> str:
     return "the close of" if clip == clips - 1 else "a passage from"
 
 
-def key_name(tonic: int, mode: str) -> str:
-    """Such as `F-sharp minor`."""
+def _key_name(tonic: int, mode: str) -> str:
     return f"{(_MINOR if mode == 'minor' else _MAJOR)[tonic % 12]} {mode}"
 
 
-def spoken_length(seconds: float) -> str:
-    """Such as `1 minute 20 seconds long`."""
+def _length(seconds: float) -> str:
+    """Return a length in words, such as `1 minute 20 seconds long`."""
     minutes, rest = divmod(round(seconds), 60)
-    said = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((minutes, "minute"), (rest, "second")) if n]
-    return f"{' '.join(said) or '0 seconds'} long"
+    parts = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((minutes, "minute"), (rest, "second")) if n]
+    return f"{' '.join(parts) or '0 seconds'} long"
 
 
-def joined(names: tuple[str, ...]) -> str:
-    """`a, b and c`, the numbers of desks dropped: violin 1 and violin 2 are violins, a piano's two staves one."""
-    plain: dict[str, int] = {}
+def _players(names: Sequence[str]) -> str:
+    """Return `a, b and c` without desk numbers: violin 1 and violin 2 are violins, a piano's two staves one piano."""
+    counts: Counter[str] = Counter()
     for name in names:
-        word = re.sub(r"[\s\d,]+$", "", name)
-        plain[word] = plain.get(word, 0) + (2 if name.endswith(("1,2", "s")) else 1)
-    words = [
+        counts[re.sub(r"[\s\d,]+$", "", name)] += 2 if name.endswith(("1,2", "s")) else 1
+    return listed([
         f"{word}s" if n > 1 and not word.endswith("s") and word not in _KEYBOARDS else word
-        for word, n in plain.items()
-    ]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+        for word, n in counts.items()
+    ])  # fmt: skip

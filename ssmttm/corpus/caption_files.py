@@ -1,12 +1,12 @@
-"""Caption files: CSV, JSON, JSONL, text with a caption a line, and MTG-Jamendo's TSV whose tags are made into captions.
+"""Read caption files: CSV, JSON, JSONL, text with a caption a line, and MTG-Jamendo's TSV, whose tags become captions.
 
-A row names a file, save in plain text, and says something of it. Names are relative to the audio directory; one that
-would leave it is refused, because caption files come from other people.
+A row names a sound file (except in plain text) and describes it. Names are relative to the audio directory. A name
+that leaves the directory is refused, because caption files come from other people.
 """
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,21 +21,21 @@ _FIELD_LIMIT = 10_000_000  # characters of a CSV field
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """What one row says of one file."""
+    """One row of a caption file."""
 
     name: str
-    """The file's path in the audio directory, or its name without the suffix."""
+    """Path of the sound file in the audio directory, or its name without the suffix."""
     caption: str
     title: str
     licence: str
     where: str
-    """The row's place, for messages."""
+    """Place of the row, for messages."""
 
 
 def read_captions(path: Path, *, named: bool = True) -> Iterator[CaptionRow]:
-    """Rows of a caption file; raises InputError naming the file and row when one is not understood.
+    """Yield the rows of a caption file; raises InputError that names the file and the row that is wrong.
 
-    Where `named` is false a row need not name a file; its name is then empty.
+    named: require that every row names a sound file; otherwise the name may be empty.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such captions file")
@@ -60,15 +60,20 @@ def read_captions(path: Path, *, named: bool = True) -> Iterator[CaptionRow]:
 
 
 def sentence_from_tags(tags: list[str]) -> str:
-    """A caption of MTG-Jamendo tags such as `genre---rock`, `instrument---guitar`, `mood/theme---calm`."""
+    """Return a caption of MTG-Jamendo tags such as `genre---rock`, `instrument---guitar`, `mood/theme---calm`."""
     kinds: dict[str, list[str]] = {}
     for tag in tags:
         kind, _, value = tag.partition("---")
         if value:
-            kinds.setdefault(kind.split("/")[0], []).append(_spaced(value))
+            kinds.setdefault(kind.split("/")[0], []).append(_COMPOUNDS.get(value, value))
     genre, instrument, mood = (kinds.get(kind, []) for kind in ("genre", "instrument", "mood"))
-    words = f"{_listed(mood)} {_listed(genre)} music".strip() if mood or genre else "music"
-    return f"{words[:1].upper()}{words[1:]}{f' with {_listed(instrument)}' if instrument else ''}."
+    words = f"{listed(mood)} {listed(genre)} music".strip() if mood or genre else "music"
+    return f"{words[:1].upper()}{words[1:]}{f' with {listed(instrument)}' if instrument else ''}."
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -102,21 +107,22 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"line {number}", json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not valid JSON: {error}") from None
+    for where, line in _lines(path):
+        try:
+            yield where, json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, {where}: not valid JSON: {error}") from None
 
 
 def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    return ((where, {"caption": line}) for where, line in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield f"line {number}", {"caption": line}
+                yield f"line {number}", line
 
 
 def _jamendo_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -124,7 +130,7 @@ def _jamendo_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         header = file.readline().rstrip("\r\n").split("\t")
         if header[:6] != ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]:
             raise InputError(
-                f"{path}, line 1: a TSV has MTG-Jamendo's header TRACK_ID ARTIST_ID ALBUM_ID PATH DURATION TAGS"
+                f"{path}, line 1: a TSV must have MTG-Jamendo's header TRACK_ID ARTIST_ID ALBUM_ID PATH DURATION TAGS"
             )
         for number, line in enumerate(file, start=2):
             fields = line.rstrip("\r\n").split("\t")
@@ -167,15 +173,7 @@ def _first(record: dict[str, Any], keys: tuple[str, ...]) -> str:
     return ""
 
 
-def _spaced(word: str) -> str:
-    # Jamendo glues compounds: these are the common ones, others are left as they are.
-    return _COMPOUNDS.get(word, word)
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
-
-
+# The common ones of the compounds that Jamendo writes as one word.
 _COMPOUNDS = {
     "acousticguitar": "acoustic guitar",
     "electricguitar": "electric guitar",

@@ -1,8 +1,8 @@
-"""Token shards by memory map, and which clips a training step sees.
+"""Token shards by memory map, and the choice of clips for a training step.
 
-What a step sees is a pure function of (seed, step): a run that is preempted and goes on, or that another
-dispatcher starts, reads the same clips with the same captions dropped. The draws use Philox's raw 64-bit
-stream, which numpy promises to keep, and not its Generator methods, which it may change.
+The clips of a step are a pure function of (seed, step): a run that resumes after preemption, or that another backend
+starts, reads the same clips with the same captions dropped. The draws use Philox's raw 64-bit stream, which numpy
+promises to keep, and not its Generator methods, which it may change.
 """
 
 import json
@@ -25,7 +25,7 @@ _MASK_64 = (1 << 64) - 1
 
 
 class TokenDataset:
-    """One split of a corpus; raises InputError where a file is missing, truncated or of another shape."""
+    """One split of a corpus; raises InputError if a file is missing, truncated or of another shape."""
 
     def __init__(self, corpus: Path, split: str) -> None:
         self.corpus = Path(corpus)
@@ -53,7 +53,7 @@ class TokenDataset:
         return TokenDataset, (self.corpus, self.split)  # a memory map would be pickled as a whole array
 
     def codes(self, indices: Indices) -> npt.NDArray[np.int64]:
-        """Codes (n, codebooks, frames) of clips; raises InputError where a shard holds an impossible code."""
+        """Return codes (n, codebooks, frames) of clips; raises InputError if a shard holds an impossible code."""
         wanted = self._checked(indices)
         codec = self.manifest.codec
         out = np.empty((len(wanted), codec.n_codebooks, self.manifest.frames), dtype=np.int64)
@@ -71,15 +71,15 @@ class TokenDataset:
         return out
 
     def lengths(self, indices: Indices) -> npt.NDArray[np.int64]:
-        """Frames of music of each clip (n,); what follows them is padding."""
+        """Return the frames of music of each clip (n,); the frames after them are padding."""
         return np.array([self.clip(int(i)).frames for i in self._checked(indices)], dtype=np.int64)
 
     def captions(self, indices: Indices) -> list[str]:
-        """The caption of each clip."""
+        """Return the caption of each clip."""
         return [self.clip(int(i)).caption for i in self._checked(indices)]
 
     def clip(self, index: int) -> Clip:
-        """All that is known of one clip; raises InputError when its line is not a clip's."""
+        """Return the record of one clip; raises InputError if its line in the clips file is damaged."""
         try:
             return Clip.model_validate(json.loads(self._lines[index]))
         except ValueError as error:
@@ -94,7 +94,7 @@ class TokenDataset:
 
 
 def batch_indices(n_clips: int, seed: int, step: int, batch: int) -> npt.NDArray[np.int64]:
-    """Clips (batch,) of a step: epoch after epoch, each a permutation that (seed, epoch) decides."""
+    """Return the clips (batch,) of a step: epoch after epoch, each a permutation by (seed, epoch)."""
     if n_clips < 1:
         raise InputError("the training split has no clips")
     places = np.arange(step * batch, (step + 1) * batch, dtype=np.int64)
@@ -107,17 +107,17 @@ def batch_indices(n_clips: int, seed: int, step: int, batch: int) -> npt.NDArray
 
 
 def caption_dropout(seed: int, step: int, batch: int, p_caption: float) -> npt.NDArray[np.bool_]:
-    """Which captions (batch,) of a step are dropped whole."""
+    """Return True for each caption (batch,) of a step that is dropped."""
     return _uniform(seed, _CAPTION, step, batch) < p_caption
 
 
 def position_dropout(seed: int, step: int, batch: int, positions: int, p: float) -> npt.NDArray[np.bool_]:
-    """Which text positions (batch, positions) of a step are dropped."""
+    """Return True for each text position (batch, positions) of a step that is dropped."""
     return (_uniform(seed, _POSITION, step, batch * positions) < p).reshape(batch, positions)
 
 
 def crop_starts(seed: int, step: int, spare: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """First frame (batch,) of each clip's crop; `spare` (batch,) frames of a clip lie outside its crop."""
+    """Return the first frame (batch,) of each clip's crop; spare: (batch,) frames of a clip outside its crop."""
     return (_uniform(seed, _CROP, step, len(spare)) * (spare + 1)).astype(np.int64)
 
 
@@ -133,7 +133,7 @@ def _uniform(seed: int, purpose: int, step: int, count: int) -> npt.NDArray[np.f
 
 
 def _raw(seed: int, purpose: int, step: int, count: int) -> npt.NDArray[np.uint64]:
-    # The counter's low words advance with every draw; its highest word is free to hold the step.
+    # Draws advance the low words of the counter; its highest word is free for the step.
     key = np.array([seed & _MASK_64, purpose], dtype=np.uint64)
     counter = np.array([0, 0, 0, step & _MASK_64], dtype=np.uint64)
     return np.asarray(np.random.Philox(key=key, counter=counter).random_raw(count), dtype=np.uint64)
@@ -154,7 +154,7 @@ def _open_shard(corpus: Path, manifest: Manifest, facts: ShardFacts) -> npt.NDAr
 
 
 class _Lines:
-    """The lines of a file by number, without holding the file: only where each begins is kept."""
+    """The lines of a file by number, with only their offsets in memory."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():

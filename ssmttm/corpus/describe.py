@@ -1,38 +1,34 @@
-"""What is in a corpus, for somebody who wants to know before training on it."""
+"""Describe the content of a corpus before anything is trained on it."""
 
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.codec.rvq import entropy_bits
 from ssmttm.corpus.dataset import TokenDataset
 from ssmttm.corpus.manifest import Manifest, load_manifest
+from ssmttm.files import Frozen
 
 _CLIPS = 256  # read at once: 2 MB of tokens at 4 codebooks and 500 frames
 
 
-class SplitDescription(BaseModel):
+class SplitDescription(Frozen):
     """One split in numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     clips: int
     tracks: int
     hours: float
-    """Of music; the padding of short clips is not counted."""
+    """Hours of music, without the padding of short clips."""
     tokens: int
     entropy_bits: tuple[float, ...]
-    """Of each codebook's codes taken singly."""
+    """Entropy of each codebook's codes, context ignored."""
     repeat_share: tuple[float, ...]
-    """Of each codebook's codes, those equal to the one before: how far copying gets a model."""
+    """Share of each codebook's codes that repeat the code before: the accuracy of a model that copies."""
 
 
-class CorpusDescription(BaseModel):
+class CorpusDescription(Frozen):
     """A corpus in numbers, and a few of its captions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     source: str
@@ -46,11 +42,11 @@ class CorpusDescription(BaseModel):
     skipped_reasons: dict[str, tuple[str, ...]]
     """The tracks that were left out, by reason."""
     captions: tuple[str, ...]
-    """Of the first clips of the training split."""
+    """Captions of the first clips of the training split."""
 
 
 def describe(corpus: Path) -> CorpusDescription:
-    """Read a corpus through and describe it; raises InputError when it is damaged."""
+    """Read a whole corpus and describe it; raises InputError if it is damaged."""
     manifest = load_manifest(corpus)
     opened = {split: TokenDataset(corpus, split) for split in manifest.splits}
     shown = opened.get("train") or next(iter(opened.values()))
@@ -70,7 +66,7 @@ def describe(corpus: Path) -> CorpusDescription:
 
 
 def left_out(manifest: Manifest) -> dict[str, tuple[str, ...]]:
-    """The tracks that were found and not used, by reason, the commonest first."""
+    """Return the tracks that were found and not used, by reason, the commonest reason first."""
     found: dict[str, list[str]] = {}
     for one in manifest.skipped:
         found.setdefault(one.reason, []).append(one.track)

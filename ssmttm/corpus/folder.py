@@ -1,4 +1,4 @@
-"""The source `folder`: a directory of sound files and captions for them, MTG-Jamendo's layout among others."""
+"""The source `folder`: a directory of sound files and captions for them, in MTG-Jamendo's layout among others."""
 
 import os
 from collections.abc import Iterable
@@ -23,21 +23,21 @@ _USUAL = ("captions.jsonl", "captions.json", "captions.csv", "metadata.jsonl", "
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Sound files of a directory, as one specification wants them."""
+    """Sound files of a directory under one specification."""
 
     spec: BuildSpec
     name: str = "folder"
 
     @property
     def root(self) -> Path:
-        """The audio directory; raises InputError when it is none."""
+        """The audio directory; raises InputError if it does not exist."""
         root = self.spec.audio
         if root is None or not root.is_dir():
-            raise InputError(f"{root}: no such directory; `audio` names the folder of the sound files")
+            raise InputError(f"{root}: no such directory; `audio` must name the folder of the sound files")
         return root
 
     def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
-        """A track a captioned file; raises InputError when there is no audio, or captions name absent files."""
+        """Return a track for each captioned file; raises InputError if files or captions are missing."""
         files = {name for name, _ in self._files}
         if not files:
             raise InputError(f"{self.root}: holds no sound file ({', '.join(SUFFIXES)})")
@@ -69,7 +69,7 @@ class FolderSource:
         return refs, skipped
 
     def identity(self) -> dict[str, JsonValue]:
-        """Hashes of the directory's listing (names and sizes) and of the caption files."""
+        """Return the hashes of the directory's listing (names and sizes) and of the caption files."""
         listing = sha256()
         for name, size in self._files:
             listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
@@ -82,7 +82,7 @@ class FolderSource:
         return found
 
     def made_with(self) -> dict[str, JsonValue]:
-        """Versions of soundfile and soxr."""
+        """Return the versions of soundfile and soxr."""
         return {name: installed_version(name) for name in ("soundfile", "soxr")}
 
     def open(self, ref: TrackRef) -> OpenTrack:
@@ -113,7 +113,7 @@ class FolderSource:
         return usual[0] if usual else None
 
     def _rows(self, files: set[str]) -> dict[str, list[CaptionRow]]:
-        """Rows by file; those of `tags` only where `captions` says nothing."""
+        """Return rows by file; those of `tags` only for files without a row in `captions`."""
         resolve = _Resolver(files)
         rows: dict[str, list[CaptionRow]] = {}
         if self._captions is not None:
@@ -132,13 +132,13 @@ class FolderSource:
 
 
 class _Resolver:
-    """Find the file a row means: by path, else by a name without suffix that is unique, as data sets use."""
+    """Find the sound file of a row by its path, else by a unique name without suffix, as data sets use."""
 
     def __init__(self, files: set[str]) -> None:
         self._files = files
         self._stems: dict[str, str | None] = {}
         for name in files:
-            # MTG-Jamendo's low-quality audio is 14/214.low.mp3 where its tables say 14/214.mp3.
+            # The file of MTG-Jamendo's low-quality audio for the row 14/214.mp3 is 14/214.low.mp3.
             for stem in {Path(name).stem, Path(name).stem.removesuffix(".low")}:
                 self._stems[stem] = None if stem in self._stems else name
 
@@ -151,14 +151,13 @@ class _Resolver:
             return low
         if path.parent != Path() or path.suffix.lower() in SUFFIXES:
             return None
-        found = self._stems.get(wanted)
-        return found or self._stems.get(wanted.removeprefix("track_").lstrip("0"))
+        return self._stems.get(wanted) or self._stems.get(wanted.removeprefix("track_").lstrip("0"))
 
 
 def _join(
     rows: dict[str, list[CaptionRow]], read: Iterable[CaptionRow], resolve: _Resolver
 ) -> list[CaptionRow]:
-    """Put rows with their files; return those whose file is absent."""
+    """Add rows to those of their files; return the rows whose file is absent."""
     absent = []
     for row in read:
         name = resolve(row.name)

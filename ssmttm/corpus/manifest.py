@@ -1,15 +1,15 @@
-"""What a corpus on disk is: the manifest, its clips, and the check that nothing in it has changed.
+"""The manifest of a corpus, its clips, and the check that nothing in it has changed.
 
 A corpus is a folder::
 
     manifest.json               what is in it, with a sha256 of every file and one fingerprint of the content
-    codec/                      the codec that made the tokens, so that a sample can be heard
+    codec/                      the codec that made the tokens, for decoding samples
     shards/SPLIT-00000.npy      uint16 (clips, codebooks, frames), read by memory map
     clips-SPLIT.jsonl           one line a clip, in the order of the shards: caption, track, licence
 
 The fingerprint covers tokens, captions and codec, never paths, dates or the number of workers: two builds
-of the same music from the same specification have the same one. Only pydantic is needed here, because
-planning and training read manifests where no audio library is installed.
+of the same music from the same specification have the same one. This module needs pydantic alone, because
+plans and training read manifests where no audio library is installed.
 """
 
 import hashlib
@@ -17,18 +17,18 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.errors import InputError
-from ssmttm.files import canonical_json, sha256_file
+from ssmttm.files import Frozen, canonical_json, sha256_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 
 
 def _inside(file: str) -> str:
-    """Refuse a file name that would leave the corpus: a manifest may come from somebody else."""
+    """Refuse a path that leaves the corpus: manifests may come from other people."""
     path = Path(file)
     if path.is_absolute() or ".." in path.parts or not file:
         raise ValueError(f"{file!r} is not a path inside the corpus")
@@ -38,11 +38,7 @@ def _inside(file: str) -> str:
 InsidePath = Annotated[str, AfterValidator(_inside)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ShardFacts(_Frozen):
+class ShardFacts(Frozen):
     """One array file of tokens."""
 
     file: InsidePath
@@ -50,30 +46,30 @@ class ShardFacts(_Frozen):
     sha256: str
 
 
-class SplitFacts(_Frozen):
-    """The clips of one split, in shards whose order is the order of the clips file."""
+class SplitFacts(Frozen):
+    """The clips of one split, in the same order in the shards and in the clips file."""
 
     clips: int = Field(ge=0)
     tracks: int = Field(ge=0)
     valid_frames: int = Field(ge=0)
-    """Frames of music in all, the padding of short clips not counted."""
+    """Frames of music in all clips, without the padding of short ones."""
     shards: tuple[ShardFacts, ...]
     captions: InsidePath
     captions_sha256: str
 
 
-class Skipped(_Frozen):
+class Skipped(Frozen):
     """A track that was found and not used."""
 
     track: str
     reason: str
 
 
-class Clip(_Frozen):
-    """One line of a clips file: where a clip comes from and what is said of it."""
+class Clip(Frozen):
+    """One line of a clips file: a clip's origin and caption."""
 
     clip: int = Field(ge=0)
-    """Its place in the split."""
+    """Index in the split."""
     track: str
     start_seconds: float = Field(ge=0)
     frames: int = Field(ge=0)
@@ -83,8 +79,8 @@ class Clip(_Frozen):
     licence: str
 
 
-class Manifest(_Frozen):
-    """Everything about a corpus but its tokens and captions."""
+class Manifest(Frozen):
+    """All facts of a corpus but its tokens and captions."""
 
     format: Literal[1]
     name: str
@@ -96,18 +92,18 @@ class Manifest(_Frozen):
     licences: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
     recipe: dict[str, JsonValue] = Field(default_factory=dict)
-    """The build specification that made the content, for the next build to compare itself with."""
+    """The specification that made the content; the next build compares itself with it."""
     codec_files: dict[InsidePath, str] = Field(default_factory=dict)
-    """sha256 of each of the codec's files; corpora from before they were listed have none."""
+    """sha256 of each of the codec's files; empty in corpora of older versions."""
     fingerprint: str
 
     def hours(self, split: str) -> float:
-        """Hours of music in a split, padding not counted."""
+        """Return the hours of music in a split, without padding."""
         return self.splits[split].valid_frames / self.codec.frame_rate / 3600
 
 
 def content_fingerprint(codec: CodecFacts, frames: int, splits: dict[str, SplitFacts]) -> str:
-    """sha256 over the content of a corpus: codec, tokens in their order, captions."""
+    """Return the sha256 over the content of a corpus: codec, tokens in their order, captions."""
     content = {
         "format": FORMAT,
         "codec": codec.model_dump(),
@@ -121,13 +117,13 @@ def content_fingerprint(codec: CodecFacts, frames: int, splits: dict[str, SplitF
 
 
 def load_manifest(corpus: Path) -> Manifest:
-    """Read CORPUS/manifest.json; raises InputError when missing, not a manifest, or of another format."""
+    """Read CORPUS/manifest.json; raises InputError if it is missing, not a manifest, or of another format."""
     path = corpus / MANIFEST
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"{corpus}: no corpus here ({MANIFEST} is missing); `ssmscale data build` makes one"
+            f"{corpus}: no corpus here ({MANIFEST} is missing); build one by `ssmscale data build`"
         ) from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
@@ -146,13 +142,13 @@ def load_manifest(corpus: Path) -> Manifest:
     if manifest.fingerprint != expected:
         raise InputError(
             f"{path}: fingerprint is {manifest.fingerprint[:12]}, but its shards, captions and codec give "
-            f"{expected[:12]}; the manifest has been edited, build the corpus again"
+            f"{expected[:12]}; the manifest was edited; build the corpus again"
         )
     return manifest
 
 
 def verify_corpus(corpus: Path, manifest: Manifest) -> None:
-    """Hash every shard, captions file and file of the codec again; raises InputError naming the first that differs."""
+    """Hash all files of a corpus again; raises InputError that names the first that is missing or differs."""
     files = list(manifest.codec_files.items())
     for facts in manifest.splits.values():
         files += [(shard.file, shard.sha256) for shard in facts.shards]

@@ -1,7 +1,7 @@
-"""Run many small jobs on all cores, in one process or several, and stop without leaving any behind.
+"""Run many small jobs on all cores, in one process or several, and leave no process behind.
 
-Workers are fresh processes (spawn), since forking one that has threads can hang. Each computes with one thread, so
-that the bits of a result do not depend on how many workers there are. A worker whose parent is killed exits at once.
+Workers are spawned, since forking a process with threads can hang. Each computes with one thread, so that the bits of
+a result do not depend on the number of workers. A worker whose parent is killed exits at once.
 """
 
 import multiprocessing
@@ -15,47 +15,42 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import wait as wait_for
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 4  # jobs handed out a worker before one must come back: bounds memory however many there are
+_AHEAD = 4  # jobs in flight for each worker, which bounds memory
 
 
 class Pool:
-    """Workers that all ran `setup(*arguments)` once; one worker is this very process."""
+    """Workers, each of which ran `setup(*arguments)` once; a single worker is the calling process."""
 
     def __init__(self, workers: int, setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         self.workers = workers
-        self._setup = setup
-        self._arguments = arguments
         self._executor: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Self:
-        if self.workers > 1:
+        if workers > 1:
             self._executor = ProcessPoolExecutor(
-                self.workers,
+                workers,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start_worker,
-                initargs=(self._setup, self._arguments),
+                initargs=(setup, arguments),
             )
         else:
-            self._setup(*self._arguments)
+            setup(*arguments)
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
 
     def run(self, job: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results as they come, in no promised order; raises RuntimeError when a worker dies."""
+        """Yield results in the order of completion; raises RuntimeError if a worker dies."""
         if self._executor is None:
             for item in items:
-                with single_thread():
+                with _single_thread():
                     result = job(item)
                 yield result
             return
@@ -72,17 +67,17 @@ class Pool:
                     yield future.result()
         except BrokenProcessPool:
             raise RuntimeError(
-                "a worker died, most likely for want of memory; what is finished is kept: build again with fewer "
+                "a worker died, most likely for lack of memory; finished tracks are kept: build again with fewer "
                 "workers"
             ) from None
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Numerical libraries use one thread inside."""
+def _single_thread() -> Iterator[None]:
+    """Keep numerical libraries to one thread inside the block."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
-    torch = sys.modules.get("torch")  # keeps count of its threads itself
+    torch = sys.modules.get("torch")  # has a thread count of its own
     before = torch.get_num_threads() if torch else 0
     with threadpool_limits(limits=1):
         if torch:
@@ -95,12 +90,12 @@ def single_thread() -> Iterator[None]:
 
 
 def _start_worker(setup: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    import numpy as np  # noqa: F401  # loads the BLAS that is to be limited
+    import numpy as np  # noqa: F401  # loads the BLAS to be limited
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(limits=1)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported when a job needs it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the work, and its workers with it
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which a job may import
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and stops the workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     setup(*arguments)
 

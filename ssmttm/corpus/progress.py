@@ -1,25 +1,23 @@
-"""How a build says where it is, without knowing who listens."""
+"""Progress of a build, for a listener such as a progress bar."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Listens to a build."""
+    """A listener to a build."""
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """A stage begins, of `total` pieces, `done` of them finished by an earlier build."""
-        ...
+        """Begin a stage of `total` pieces, of which an earlier build finished `done`."""
 
     def advance(self, pieces: int = 1) -> None:
-        """Some pieces of the stage are done."""
-        ...
+        """Count pieces of the stage as done."""
 
 
 class Silent:
-    """Nobody listens."""
+    """A listener that ignores all it hears."""
 
     def stage(self, name: str, total: int, done: int) -> None:
-        """Say nothing."""
+        """Ignore the stage."""
 
     def advance(self, pieces: int = 1) -> None:
-        """Say nothing."""
+        """Ignore the pieces."""

@@ -1,4 +1,4 @@
-"""Notes to audio: who plays a part, and symusic's synthesiser with the SoundFont that pretty_midi carries."""
+"""Render notes as audio: instruments for parts, and symusic's synthesiser with pretty_midi's SoundFont."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,13 +12,16 @@ import numpy as np
 from ssmttm.corpus.soundfont import repaired_soundfont, soundfont
 from ssmttm.corpus.source import Array
 
+Tempos = Sequence[tuple[float, float]]
+"""(Quarter note, quarters a minute)."""
+
 _TICKS = 480  # a quarter note
 _QUALITY = 4  # sinc interpolation; 1000 times real time on one core
 _PEAK = 0.9
 _VELOCITY = 80
 
-# General MIDI programs by a word of the part's name; the first that fits counts. Voices come first, since some
-# scores name the instruments that double a voice after it.
+# General MIDI programs by a word of the part's name; the first match counts. Voices stand first, since some scores
+# name the instruments that double a voice after it.
 _PROGRAMS = (
     ("bassoon", 70),
     ("soprano", 52),
@@ -73,33 +76,25 @@ class Part:
     notes: tuple[Note, ...]
 
 
-@dataclass(frozen=True)
-class Performance:
-    """What is played: parts, (quarter note, quarters a minute) tempos, and a transposition."""
-
-    parts: tuple[Part, ...]
-    tempos: tuple[tuple[float, float], ...]
-    semitones: int = 0
-
-
 def program_for(name: str) -> int:
-    """The General MIDI program for a part of this name."""
+    """Return the General MIDI program for a part of this name."""
     lowered = name.lower()
     return next((program for word, program in _PROGRAMS if word in lowered), _HARPSICHORD)
 
 
 def orchestrate(parts: Sequence[Part], draw: int) -> tuple[str, list[Part]]:
-    """Give the parts to one of the ensembles: (its name, the parts)."""
+    """Give the parts to one of the ensembles; return its name and the parts."""
     name, programs = _ENSEMBLES[draw % len(_ENSEMBLES)]
-    seats = [place * len(programs) // len(parts) for place in range(len(parts))]
-    return name, [replace(part, program=programs[seat]) for part, seat in zip(parts, seats, strict=True)]
+    return name, [
+        replace(part, program=programs[place * len(programs) // len(parts)])
+        for place, part in enumerate(parts)
+    ]
 
 
-def render(performance: Performance, sample_rate: int) -> Array:
-    """Mono audio (samples,) of a performance, its peak at 0.9."""
-    # The parts are rendered singly and mixed here in their order, so that neither threads nor what was played before
-    # can change a bit.
-    played = [_render_part(part, performance, sample_rate) for part in performance.parts if part.notes]
+def render(parts: Sequence[Part], tempos: Tempos, semitones: int, sample_rate: int) -> Array:
+    """Return mono audio (samples,) of parts moved by some semitones, with its peak at 0.9."""
+    # Parts are rendered singly and mixed in their order, so that neither threads nor earlier renderings change a bit.
+    played = [_render_part(part, tempos, semitones, sample_rate) for part in parts if part.notes]
     audio: Array = np.zeros(max((len(part) for part in played), default=0), np.float32)
     for part in played:
         audio[: len(part)] += part
@@ -109,16 +104,16 @@ def render(performance: Performance, sample_rate: int) -> Array:
     return audio
 
 
-def _render_part(part: Part, performance: Performance, sample_rate: int) -> Array:
+def _render_part(part: Part, tempos: Tempos, semitones: int, sample_rate: int) -> Array:
     import symusic
 
     score = symusic.Score(_TICKS)
-    for start, bpm in performance.tempos:
+    for start, bpm in tempos:
         score.tempos.append(symusic.Tempo(round(start * _TICKS), bpm))
     track = symusic.Track(program=part.program)
     for note in part.notes:
         first, last = round(note.start * _TICKS), round((note.start + note.length) * _TICKS)
-        pitch = min(127, max(0, note.pitch + performance.semitones))
+        pitch = min(127, max(0, note.pitch + semitones))
         track.notes.append(symusic.Note(first, max(1, last - first), pitch, _VELOCITY))
     score.tracks.append(track)
     rendered = _synthesiser(sample_rate, part.program).render(score, stereo=False)
@@ -128,8 +123,8 @@ def _render_part(part: Part, performance: Performance, sample_rate: int) -> Arra
 
 @lru_cache(maxsize=4)  # 20 MB each
 def _synthesiser(sample_rate: int, program: int) -> Any:  # noqa: ARG001
-    # One a program: symusic keeps what it has prepared of a sample, and where two programs share one (violin and
-    # viola do), the first to come would decide how loud the other plays.
+    # One for each program: symusic caches prepared samples, and if two programs share a sample (violin and viola do),
+    # the first would decide the loudness of the other.
     import symusic
 
     # symusic takes a path and reads it at once.

@@ -1,7 +1,7 @@
-"""What every source of music offers: tracks that can be listed cheaply and opened one by one.
+"""The protocol of a source of music, and the tracks that it lists and opens.
 
-Listing happens in the main process and must not decode anything; opening happens in a worker. A track travels to
-its worker as a small record, never as audio.
+The main process lists tracks and must not decode any; workers open them. A track travels to its worker as a small
+record, never as audio.
 """
 
 from collections.abc import Iterator
@@ -11,53 +11,49 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import JsonValue
 
 from ssmttm.corpus.manifest import Skipped
+from ssmttm.files import Frozen
 
 Array = npt.NDArray[np.float32]
 
 
 class SkipTrackError(Exception):
-    """A track cannot be used; the message is the reason the manifest gives."""
+    """A track cannot be used; the manifest gives the message as the reason."""
 
 
-class TrackRef(BaseModel):
+class TrackRef(Frozen):
     """A track that could be in the corpus."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     track: str
-    """Its name, unique in the source and free of machine paths."""
+    """Name of the track, unique in the source and free of machine paths."""
     piece: str
-    """What a limit counts: renderings of one score are one piece."""
+    """Unit of `limit`: all renderings of one score are one piece."""
     group: str
     """Tracks of one group (variants of one piece) are in the same split."""
     path: Path
     captions: tuple[str, ...] = ()
     title: str = ""
     licence: str = ""
-    version: int = 0
 
 
-class TrackFacts(BaseModel):
-    """What is known of a track once it has been read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TrackFacts(Frozen):
+    """Facts of a track that has been read."""
 
     title: str
     licence: str
     captions: tuple[str, ...]
     """Ways to describe the track; its clips take them in turn."""
     placed: bool = False
-    """Whether `{part}` in the captions stands for the clip's place: `the opening of`, `a passage from`."""
+    """True if `{part}` in the captions stands for the clip's place: `the opening of`, `a passage from`."""
     content: str = ""
-    """Equal for tracks that hold the same music; empty where that is not known."""
+    """Equal for tracks that hold the same music; empty if the source does not compare them."""
 
 
 @dataclass(frozen=True)
 class OpenTrack:
-    """A track being read: facts, and mono audio in blocks (samples,) at the corpus's sample rate."""
+    """An open track: facts, and mono audio in blocks (samples,) at the corpus's sample rate."""
 
     facts: TrackFacts
     blocks: Iterator[Array]
@@ -68,21 +64,16 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What the manifest calls it."""
-        ...
+        """Name of the source in the manifest."""
 
     def tracks(self) -> tuple[list[TrackRef], list[Skipped]]:
-        """All tracks by name, and those found but not usable; raises InputError when the source is wrong."""
-        ...
+        """Return all tracks by name, and the unusable ones; raises InputError if the source is wrong."""
 
     def identity(self) -> dict[str, JsonValue]:
-        """What is found at the source, as far as it decides the content and is cheap to tell."""
-        ...
+        """Return the facts of the source that decide the content and are cheap to find out."""
 
     def made_with(self) -> dict[str, JsonValue]:
-        """Versions of the libraries that turn it into audio."""
-        ...
+        """Return the versions of the libraries that turn it into audio."""
 
     def open(self, ref: TrackRef) -> OpenTrack:
-        """Open one track; raises SkipTrackError when it cannot be used."""
-        ...
+        """Open one track; raises SkipTrackError if it cannot be used."""

@@ -1,88 +1,83 @@
-"""What to build: the specification of a corpus, and how two of them differ.
+"""The specification of a corpus, and the differences of two.
 
-The specification is everything the user chooses that decides the content. Its identity leaves out where things lie:
-paths enter by what is found there.
+A specification holds all choices of the user that decide the content. Its identity leaves paths out: the content at
+a path counts instead.
 """
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.errors import InputError
+from ssmttm.files import Frozen
 
 RECIPE = 1
-"""Moves when the same specification would make other tokens than before."""
+"""Version of the build: raised when the same specification would give other tokens than before."""
 
 
-class BuildSpec(BaseModel):
-    """What a corpus is made of, how it is cut, split and turned into tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class BuildSpec(Frozen):
+    """The music of a corpus, and how it is cut, split and turned into tokens."""
 
     source: Literal["bach", "folder"]
     audio: Path | None = None
     """folder: the directory of wav, flac, ogg and mp3 files."""
     captions: Path | None = None
-    """folder: captions by file, as CSV, JSON, JSONL, or a MTG-Jamendo TSV."""
+    """folder: captions by file, as CSV, JSON, JSONL, or an MTG-Jamendo TSV."""
     tags: Path | None = None
-    """folder: a MTG-Jamendo TSV, whose tags make the captions that `captions` does not give."""
+    """folder: an MTG-Jamendo TSV, whose tags become the captions that `captions` lacks."""
     licence: str | None = None
-    """folder: the licence of tracks whose row has none of its own."""
+    """folder: the licence of tracks whose row names none."""
     language: str = "en"
-    """Of the captions; those made here are English."""
+    """Language of the captions; those of source bach are English."""
     limit: int | None = Field(default=None, gt=0)
-    """Tracks used at most, drawn by the seed."""
+    """Largest number of pieces used, drawn by the seed."""
     seed: int = Field(default=0, ge=0, lt=2**31)
-    """Decides which tracks a limit takes, the splits, the variety and the codec's start."""
+    """Decides the tracks of a limit, the splits, the variety and the start of the codec's fit."""
     segment_seconds: float = Field(default=10.0, gt=0)
     """Seconds of a clip."""
     min_fill: float = Field(default=0.5, gt=0, le=1)
     """A track's last clip is kept (padded) when it fills at least this share of a segment."""
     valid: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the tracks held out for validation; one at least unless 0."""
+    """Share of the tracks held out for validation; at least one track unless 0."""
     test: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the tracks held out for testing; one at least unless 0."""
+    """Share of the tracks held out for testing; at least one track unless 0."""
     tempo_bpm: float = Field(default=90.0, ge=20, le=300)
-    """bach: quarter notes a minute where the score gives no tempo."""
+    """bach: quarter notes a minute if the score gives no tempo."""
     transpose: bool = False
     """bach: move each rendering by -5 to +6 semitones."""
     orchestrate: bool = False
-    """bach: give each rendering one of several ensembles in place of the score's own voices."""
+    """bach: give each rendering one of several ensembles instead of the score's own voices."""
     versions: int = Field(default=1, ge=1, le=100)
     """bach: renderings of each score; more than one needs transpose or orchestrate."""
     codec: Literal["rvq", "encodec", "dac"] = "rvq"
     """rvq is fitted to the music; encodec and dac are pretrained."""
     codec_model: str | None = None
-    """encodec, dac: the model's folder or name on the hub; one usual for the codec where not given."""
+    """encodec, dac: the model's folder or name on the hub; the codec's usual model if not given."""
     codebooks: int = Field(default=4, ge=1, le=32)
-    """Of a pretrained codec, the first so many of those it has."""
+    """Number of codebooks; the first ones of a pretrained codec."""
     codebook_size: int = Field(default=1024, ge=2, le=65535)
     sample_rate: int = Field(default=16000, ge=8000, le=96000)
     frame_rate: float = Field(default=50, ge=10, le=200)
-    """Frames a second; a whole number for rvq. A pretrained codec decides its own rates and entries."""
+    """Frames a second; a whole number for rvq. A pretrained codec has its own rates and entries."""
     mel_bands: int = Field(default=64, ge=8, le=256)
 
     @model_validator(mode="after")
     def _consistent(self) -> "BuildSpec":
-        folder_only = {
-            "audio": self.audio,
-            "captions": self.captions,
-            "tags": self.tags,
-            "licence": self.licence,
-        }
         if self.source == "folder" and self.audio is None:
-            raise ValueError("source folder needs audio: the directory of the files")
+            raise ValueError("source folder needs audio, the directory of the files")
         if self.source == "bach":
-            for key, value in folder_only.items():
-                if value is not None:
-                    raise ValueError(f"{key} is for source folder; source bach brings its own music")
+            for key in ("audio", "captions", "tags", "licence"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} is for source folder; source bach has its own music")
             if self.language != "en":
-                raise ValueError(f"language is {self.language!r}; source bach has English captions: en")
+                raise ValueError(
+                    f"language is {self.language!r}; the captions of source bach are English: en"
+                )
             if self.versions > 1 and not (self.transpose or self.orchestrate):
                 raise ValueError(
-                    f"versions is {self.versions}, but without transpose or orchestrate all would be the same"
+                    f"versions is {self.versions}, but without transpose or orchestrate all are the same"
                 )
         elif self.transpose or self.orchestrate or self.versions > 1:
             raise ValueError("transpose, orchestrate and versions are for source bach")
@@ -100,11 +95,11 @@ class BuildSpec(BaseModel):
                 f"sample_rate {self.sample_rate} is not a multiple of frame_rate {self.frame_rate:g}"
             )
         if self.frames < 2:
-            raise ValueError(f"segment_seconds {self.segment_seconds} is less than two frames")
+            raise ValueError(f"segment_seconds {self.segment_seconds} is shorter than two frames")
         return self
 
     def settled(self, codec: CodecFacts) -> "BuildSpec":
-        """With what a pretrained codec decides; raises InputError where a clip would be shorter than two frames."""
+        """Return the specification with a pretrained codec's rates; raises InputError if clips are too short."""
         settled = self.model_copy(
             update={
                 "sample_rate": codec.sample_rate,
@@ -114,7 +109,7 @@ class BuildSpec(BaseModel):
         )
         if settled.frames < 2:
             raise InputError(
-                f"segment_seconds is {self.segment_seconds:g}: less than two frames of codec {codec.name}"
+                f"segment_seconds is {self.segment_seconds:g}: fewer than two frames of codec {codec.name}"
             )
         return settled
 
@@ -125,17 +120,17 @@ class BuildSpec(BaseModel):
 
     @property
     def min_frames(self) -> int:
-        """Frames of music a clip has at least."""
+        """Smallest number of frames of music in a clip."""
         return max(1, round(self.frames * self.min_fill))
 
     def identity(self) -> dict[str, JsonValue]:
-        """Everything but the paths, as plain JSON; a pretrained codec is known by its fingerprint."""
+        """Return all fields but the paths, as plain JSON; the recipe holds a pretrained codec's fingerprint."""
         paths = {"audio", "captions", "tags", "codec_model"}
         return self.model_dump(mode="json", exclude=paths if self.codec == "rvq" else paths | {"mel_bands"})
 
 
 def differences(before: dict[str, JsonValue], now: dict[str, JsonValue], prefix: str = "") -> list[str]:
-    """Say where two records differ, a line a key: `codebooks: 4 before, 2 now`."""
+    """Return the differences of two records, a text for each key: `codebooks: 4 before, 2 now`."""
     found: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)

@@ -1,18 +1,18 @@
-"""The stages of a build, in order: read tracks, leave out what cannot be used, fit the codec, encode, describe.
+"""The stages of a build, in order: read tracks, leave out unusable ones, fit the codec, encode, list the clips.
 
-A pretrained codec is there before the tracks are read, and nothing is fitted.
+A pretrained codec is loaded before the tracks are read, and none is fitted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ssmttm.codec.base import CODEC_FILE
+from ssmttm.codec.base import CODEC_FILE, Codec
+from ssmttm.codec.load import load_codec
 from ssmttm.codec.rvq import RvqCodec, RvqConfig
 from ssmttm.corpus.bach_captions import place_phrase
 from ssmttm.corpus.manifest import Clip, ShardFacts, Skipped
@@ -27,34 +27,28 @@ from ssmttm.errors import InputError
 if TYPE_CHECKING:
     from ssmttm.codec.neural import NeuralCodec
 
-# Frames the codec is fitted on: enough for k-means (FAISS advises 39 to 256 an entry), and bounded, whatever the
-# corpus. 26 MB at 64 bands.
+# Frames the codec is fitted on: enough for k-means (FAISS advises 39 to 256 an entry) and bounded for every corpus;
+# 26 MB at 64 bands.
 _FIT_FRAMES = 100_000
 _FIT_FRAMES_AN_ENTRY = 150
 
 
 def read_tracks(pool: Pool, refs: Sequence[TrackRef], work: Path, progress: Progress) -> list[TrackRecord]:
-    """The record of every track, by name; those an earlier build finished are not read again."""
-    records: list[TrackRecord] = []
-    missing: list[TrackRef] = []
-    for ref in refs:
-        record = finished_record(work, ref.track)
-        if record is None:
-            missing.append(ref)
-        else:
-            records.append(record)
+    """Return the record of every track, by name; tracks that an earlier build finished are not read again."""
+    finished = {ref.track: finished_record(work, ref.track) for ref in refs}
+    records = [record for record in finished.values() if record is not None]
     progress.stage("read tracks", len(refs), len(records))
-    for record in pool.run(read_track, missing):
+    for record in pool.run(read_track, [ref for ref in refs if finished[ref.track] is None]):
         records.append(record)
         progress.advance()
     return sorted(records, key=lambda record: record.track)
 
 
 def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list[TrackRecord], list[Skipped]]:
-    """Tracks to use, and those left out with the reason; raises InputError when none is left."""
+    """Return the tracks to use, and the others with the reasons; raises InputError if none can be used."""
     usable: list[TrackRecord] = []
     skipped: list[Skipped] = []
-    first: dict[str, str] = {}  # content -> the piece that had it first
+    first: dict[str, str] = {}  # content -> the first piece that has it
     longest = 0
     for record in records:
         longest = max(longest, record.frames)
@@ -80,11 +74,12 @@ def usable_tracks(records: Iterable[TrackRecord], spec: BuildSpec) -> tuple[list
 
 def fit_codec(
     folder: Path, work: Path, train: Sequence[TrackRecord], spec: BuildSpec, progress: Progress
-) -> RvqCodec:
-    """The codec fitted on the training tracks alone, saved in `folder`; one that is there already is loaded."""
+) -> Codec:
+    """Fit the codec on the training tracks alone and save it in `folder`; load it if it is there already."""
     progress.stage("fit codec", 1, 0)
+    codec: Codec
     if (folder / CODEC_FILE).exists():
-        codec = RvqCodec.load(folder)
+        codec = load_codec(folder)
     else:
         config = RvqConfig(
             mel=mel_of(spec),
@@ -98,8 +93,8 @@ def fit_codec(
     return codec
 
 
-def pretrained_codec(spec: BuildSpec, device: str) -> NeuralCodec | None:
-    """The pretrained codec a specification names, or None for rvq; raises InputError where it cannot be had."""
+def pretrained_codec(spec: BuildSpec, device: str) -> "NeuralCodec | None":
+    """Return the pretrained codec of a specification, None for rvq; raises InputError if it cannot be loaded."""
     if spec.codec == "rvq":
         if device != "cpu":
             raise InputError(
@@ -114,7 +109,7 @@ def pretrained_codec(spec: BuildSpec, device: str) -> NeuralCodec | None:
 def encode(
     pool: Pool, splits: dict[str, list[TrackRecord]], spec: BuildSpec, progress: Progress
 ) -> dict[str, list[ShardFacts]]:
-    """Write the shards of all splits; their facts in order."""
+    """Write the shards of all splits; return their facts in order."""
     plans = [plan for split, records in splits.items() for plan in shard_plans(split, records, spec)]
     progress.stage("write shards", len(plans), 0)
     done: dict[tuple[str, int], ShardFacts] = {}
@@ -125,12 +120,11 @@ def encode(
 
 
 def clip_lines(records: Iterable[TrackRecord], spec: BuildSpec) -> Iterator[Clip]:
-    """The clips of a split in the order of its shards, each with a caption of its track."""
-    index = 0
+    """Yield the clips of a split in the order of its shards, each with a caption of its track."""
+    number = count()
     for record in records:
         facts = record.facts
-        if facts is None:
-            continue
+        assert facts is not None  # usable_tracks leaves such records out
         places = list(clips_of(record, spec))
         for place in places:
             caption = facts.captions[place.number % len(facts.captions)]
@@ -138,7 +132,7 @@ def clip_lines(records: Iterable[TrackRecord], spec: BuildSpec) -> Iterator[Clip
                 caption = caption.replace("{part}", place_phrase(place.number, len(places)))
                 caption = caption[:1].upper() + caption[1:]
             yield Clip(
-                clip=index,
+                clip=next(number),
                 track=record.track,
                 start_seconds=place.start / spec.frame_rate,
                 frames=place.frames,
@@ -146,14 +140,12 @@ def clip_lines(records: Iterable[TrackRecord], spec: BuildSpec) -> Iterator[Clip
                 title=facts.title,
                 licence=facts.licence,
             )
-            index += 1
 
 
 def _frames_to_fit(work: Path, train: Sequence[TrackRecord], spec: BuildSpec) -> npt.NDArray[np.float32]:
-    """Every n-th frame (frames, bands) of the training tracks laid end to end."""
+    """Return every n-th frame (frames, bands) of the concatenated training tracks."""
     wanted = max(_FIT_FRAMES, _FIT_FRAMES_AN_ENTRY * spec.codebook_size)
-    total = sum(record.frames for record in train)
-    stride = max(1, -(-total // wanted))
+    stride = max(1, -(-sum(record.frames for record in train) // wanted))
     parts, offset = [], 0
     for record in train:
         frames = load_frames(work, record.track, spec)

@@ -1,20 +1,22 @@
-"""The jobs of a build's workers: a track to frames on disk, and a shard's clips to tokens.
+"""The jobs of a build's workers: turn a track into frames on disk, and a shard's clips into tokens.
 
-Frames are kept a track a file in the build's work folder until all tracks are read and split. For rvq, which is fitted
-on the training split first, they are log-mel frames (float16): 23 MB an hour of music at 50 Hz and 64 bands. For a
-pretrained codec they are codes: each clip's are those the codec gives to its audio alone. The record of a track is
-written after its frames, so that a track with a record is finished and never done again.
+The build's work folder holds a file of frames for each track until all tracks are read and split. For rvq, which is
+first fitted on the training split, they are log-mel frames (float16): 23 MB an hour of music at 50 Hz and 64 bands. For
+a pretrained codec they are the codes of each clip's audio, encoded alone. A track's record is written after its frames,
+so that a track with a record is finished and never read again.
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ssmttm.codec.base import Codec
 from ssmttm.codec.load import load_codec
@@ -24,15 +26,13 @@ from ssmttm.corpus.manifest import ShardFacts
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.writer import shard_name, write_shard
-from ssmttm.files import replacing, sha256_file, write_atomically
+from ssmttm.files import Frozen, replacing, sha256_file, write_atomically
 
-_CLIPS_AT_ONCE = 8  # handed to a pretrained codec together: 40 MB of audio at 30 s and 44.1 kHz
+_CLIPS_AT_ONCE = 8  # encoded together by a pretrained codec: 40 MB of audio at 30 s and 44.1 kHz
 
 
-class TrackRecord(BaseModel):
-    """A track that has been read, or the reason why it was not."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TrackRecord(Frozen):
+    """A track that has been read, or the reason for leaving it out."""
 
     track: str
     piece: str
@@ -42,22 +42,18 @@ class TrackRecord(BaseModel):
     skipped: str = ""
 
 
-class ClipPlace(BaseModel):
-    """Where a clip's frames are: `frames` of a track from `start` on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ClipPlace(NamedTuple):
+    """A clip: `frames` frames of a track from `start` on."""
 
     track: str
     start: int
     frames: int
     number: int
-    """Its place in the track."""
+    """Index in the track."""
 
 
-class ShardPlan(BaseModel):
+class ShardPlan(NamedTuple):
     """The clips of one shard."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     split: str
     number: int
@@ -71,21 +67,18 @@ class _Worker:
     corpus: Path
     work: Path
     device: str
-    opened: Codec | None = None
 
-    @property
+    @cached_property
     def codec(self) -> Codec:
-        """The corpus's codec, loaded once a process."""
-        if self.opened is None:
-            self.opened = load_codec(self.corpus / "codec", self.device)
-        return self.opened
+        """The corpus's codec."""
+        return load_codec(self.corpus / "codec", self.device)
 
 
 _worker: _Worker | None = None
 
 
 def make_source(spec: BuildSpec) -> Source:
-    """The source a specification names."""
+    """Return the source that a specification names."""
     if spec.source == "bach":
         from ssmttm.corpus.bach import BachSource
 
@@ -96,9 +89,9 @@ def make_source(spec: BuildSpec) -> Source:
 
 
 def start_worker(spec: BuildSpec, corpus: Path, work: Path, device: str) -> None:
-    """Tell this process what is being built."""
-    global _worker  # noqa: PLW0603  # a process pool has no other place for what all its jobs share
-    _worker = _Worker(spec=spec, source=make_source(spec), corpus=corpus, work=work, device=device)
+    """Set what this process builds."""
+    global _worker  # noqa: PLW0603  # shared by all jobs of a process
+    _worker = _Worker(spec, make_source(spec), corpus, work, device)
 
 
 def read_track(ref: TrackRef) -> TrackRecord:
@@ -108,37 +101,33 @@ def read_track(ref: TrackRef) -> TrackRecord:
         record = _read(worker, ref)
     except SkipTrackError as error:
         record = _record(ref, 0, None, str(error))
-    write_atomically(record_file(worker.work, ref.track), record.model_dump_json().encode())
+    write_atomically(_file(worker.work, ref.track, "json"), record.model_dump_json().encode())
     return record
 
 
 def finished_record(work: Path, track: str) -> TrackRecord | None:
-    """The record an earlier build left of a track, if it left one."""
+    """Return the record that an earlier build left of a track, if any."""
     try:
-        return TrackRecord.model_validate_json(record_file(work, track).read_bytes())
+        return TrackRecord.model_validate_json(_file(work, track, "json").read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
 
 
 def load_frames(work: Path, track: str, spec: BuildSpec) -> npt.NDArray[np.float16 | np.uint16]:
-    """The frames of a finished track by memory map: log-mel (n, bands), or codes (n, codebooks)."""
+    """Return the frames of a finished track by memory map: log-mel (n, bands), or codes (n, codebooks)."""
     fitted = spec.codec == "rvq"
     file = np.memmap(_frames_file(work, track, spec), dtype="<f2" if fitted else "<u2", mode="r")
     return file.reshape(-1, spec.mel_bands if fitted else spec.codebooks)
 
 
 def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
-    """Write one shard of tokens; returns its split, number and facts."""
+    """Write one shard of tokens; return its split, number and facts."""
     worker = _this_worker()
-    path = worker.corpus / shard_name(plan.split, plan.number)
+    name = shard_name(plan.split, plan.number)
+    path = worker.corpus / name
     if path.is_file():  # an earlier build wrote it, whole, from the same recipe
-        return (
-            plan.split,
-            plan.number,
-            ShardFacts(
-                file=shard_name(plan.split, plan.number), clips=len(plan.clips), sha256=sha256_file(path)
-            ),
-        )
+        facts = ShardFacts(file=name, clips=len(plan.clips), sha256=sha256_file(path))
+        return plan.split, plan.number, facts
     codes = np.zeros((len(plan.clips), worker.spec.codebooks, worker.spec.frames), dtype=np.uint16)
     for row, clip in enumerate(plan.clips):
         frames = load_frames(worker.work, clip.track, worker.spec)
@@ -151,24 +140,18 @@ def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
     return plan.split, plan.number, write_shard(worker.corpus, plan.split, plan.number, codes)
 
 
-def record_file(work: Path, track: str) -> Path:
-    """Where a track's record is; names are hashed since a track's may hold slashes."""
-    return work / "tracks" / f"{_hashed(track)}.json"
-
-
 def _read(worker: _Worker, ref: TrackRef) -> TrackRecord:
     spec = worker.spec
     opened = worker.source.open(ref)
+    groups: Iterator[npt.NDArray[np.generic]]
     if spec.codec == "rvq":
-        groups: Iterator[npt.NDArray[np.generic]] = (
-            group.astype("<f2") for group in mel_of(spec).stream(opened.blocks)
-        )
+        groups, dtype = mel_of(spec).stream(opened.blocks), "<f2"
     else:
-        groups = (group.astype("<u2") for group in _codes(worker.codec, opened.blocks, spec))
+        groups, dtype = _codes(worker.codec, opened.blocks, spec), "<u2"
     frames = 0
     with replacing(_frames_file(worker.work, ref.track, spec)) as file:
         for group in groups:
-            file.write(group.tobytes())
+            file.write(group.astype(dtype).tobytes())
             frames += len(group)
     skipped = ""
     if frames < spec.min_frames:
@@ -184,46 +167,44 @@ def _record(ref: TrackRef, frames: int, facts: TrackFacts | None, skipped: str) 
 
 
 def mel_of(spec: BuildSpec) -> LogMel:
-    """The analysis whose frames rvq is fitted to."""
+    """Return the analysis that gives the frames rvq is fitted to."""
     return LogMel(sample_rate=spec.sample_rate, frame_rate=int(spec.frame_rate), bands=spec.mel_bands)
 
 
 def _codes(codec: Codec, blocks: Iterable[Array], spec: BuildSpec) -> Iterator[npt.NDArray[np.uint16]]:
-    """The codes (n, codebooks) of a track's clips, one clip after another."""
+    """Yield the codes (n, codebooks) of a track's clips, one clip after another."""
     clip = spec.frames * round(spec.sample_rate / spec.frame_rate)  # samples
     pieces = _cut(blocks, clip)
     while group := list(islice(pieces, _CLIPS_AT_ONCE)):
-        whole = [piece for piece in group if len(piece) == clip]
-        for batch in (whole, group[len(whole) :]):
-            if batch:
-                yield from codec.encode(np.stack(batch)).transpose(0, 2, 1)
+        for _, batch in groupby(group, len):  # the last clip may be shorter
+            yield from codec.encode(np.stack(list(batch))).transpose(0, 2, 1)
 
 
 def _cut(blocks: Iterable[Array], samples: int) -> Iterator[Array]:
-    """A signal in pieces (samples,), the last one maybe shorter."""
+    """Yield a signal in pieces (samples,), of which the last may be shorter."""
     parts: list[Array] = []
-    room = samples
+    missing = samples
     for block in blocks:
         rest = block
-        while len(rest) >= room:
-            yield np.concatenate([*parts, rest[:room]])
-            rest, parts, room = rest[room:], [], samples
+        while len(rest) >= missing:
+            yield np.concatenate([*parts, rest[:missing]])
+            rest, parts, missing = rest[missing:], [], samples
         if len(rest):
             parts.append(rest)
-            room -= len(rest)
+            missing -= len(rest)
     if parts:
         yield np.concatenate(parts)
 
 
 def _frames_file(work: Path, track: str, spec: BuildSpec) -> Path:
-    return work / "tracks" / f"{_hashed(track)}.{'f16' if spec.codec == 'rvq' else 'u16'}"
+    return _file(work, track, "f16" if spec.codec == "rvq" else "u16")
 
 
-def _hashed(track: str) -> str:
-    return hashlib.sha256(track.encode()).hexdigest()[:24]
+def _file(work: Path, track: str, suffix: str) -> Path:
+    # Hashed, since the name of a track may hold slashes.
+    return work / "tracks" / f"{hashlib.sha256(track.encode()).hexdigest()[:24]}.{suffix}"
 
 
 def _this_worker() -> _Worker:
-    if _worker is None:
-        raise RuntimeError("start_worker has not been called in this process")
+    assert _worker is not None, "start_worker has not been called in this process"
     return _worker

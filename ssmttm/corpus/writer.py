@@ -1,8 +1,4 @@
-"""Write the files of a corpus so that a kill at any instant leaves each of them whole or absent.
-
-Every file is written under a temporary name, flushed to disk and renamed; the manifest comes last, so that
-its presence means the corpus is finished.
-"""
+"""Write the files of a corpus, each whole or not at all; the manifest comes last and marks the corpus as finished."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -27,12 +23,12 @@ from ssmttm.files import replacing, sha256_file, write_atomically
 
 
 def shard_name(split: str, number: int) -> str:
-    """The path of a shard inside its corpus."""
+    """Return the path of a shard inside its corpus."""
     return f"shards/{split}-{number:05d}.npy"
 
 
 def write_shard(corpus: Path, split: str, number: int, codes: npt.NDArray[np.uint16]) -> ShardFacts:
-    """Write codes (clips, codebooks, frames) as one shard."""
+    """Write codes (clips, codebooks, frames) as one shard, and describe it."""
     file = shard_name(split, number)
     path = corpus / file
     with replacing(path) as handle:
@@ -65,7 +61,6 @@ def write_clips(corpus: Path, split: str, clips: Iterable[Clip], shards: Sequenc
 def write_manifest(
     corpus: Path,
     *,
-    name: str,
     source: str,
     codec: CodecFacts,
     frames: int,
@@ -74,11 +69,11 @@ def write_manifest(
     skipped: Iterable[Skipped] = (),
     recipe: dict[str, JsonValue] | None = None,
 ) -> Manifest:
-    """Write the manifest, which makes the corpus complete; the codec's files are those in its folder."""
+    """Write the manifest of a corpus whose codec, shards and clips are in place."""
     codec_files = sorted(path for path in (corpus / "codec").glob("*") if not path.name.startswith("."))
     manifest = Manifest(
         format=FORMAT,
-        name=name,
+        name=corpus.resolve().name,
         source=source,
         codec=codec,
         frames=frames,

@@ -1,1 +1,1 @@
-"""How good a trained model is: held-out loss, Frechet distance, KL divergence and CLAP score."""
+"""Scores of a trained model: held-out loss, Frechet distance, KL divergence and CLAP score."""

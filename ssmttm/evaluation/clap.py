@@ -1,76 +1,51 @@
 """CLAP: text and audio in one space (Wu et al. 2023, arXiv 2211.06687), through transformers.
 
-The CLAP score is the mean cosine between a caption's embedding and that of what was generated for it; the Frechet
-distance is taken over the audio embeddings alone. A clip longer than the model's input is cut into windows that overlap
-by half, and its embedding is the mean of theirs: the model's own ways with long audio draw crops at random.
+The CLAP score is the mean cosine between the embeddings of a caption and of the audio generated for it; the Frechet
+distance uses the audio embeddings alone. A clip longer than the model's input is cut into windows that overlap by half,
+and its embedding is the mean of theirs: the model's own treatment of long audio draws random crops.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssmttm.codec.base import Audio
 from ssmttm.evaluation.frechet import Moments, frechet_distance
-from ssmttm.evaluation.measure import Arrays, Scores, resampled, windows
-from ssmttm.evaluation.weights import judge_fingerprint, judge_folder, load_judge
-
-FILES = "preprocessor_config.json and tokenizer files"
-_AT_ONCE = 16
-"""Windows or captions the model takes at once."""
+from ssmttm.evaluation.measure import Arrays, Scores
+from ssmttm.evaluation.weights import AT_ONCE, Judge
 
 
-class Clap:
-    """A CLAP model by name on the hub or by folder, such as laion/larger_clap_music; raises InputError without it."""
+class Clap(Judge):
+    """A CLAP model, such as laion/larger_clap_music."""
 
-    def __init__(self, name: str, memory: Path, device: str = "cpu") -> None:
-        self.folder = judge_folder(name, "--clap", "clap", FILES)
-        self.fingerprint = judge_fingerprint(memory, self.folder)
-        self.device = device
-
-    @property
-    def key(self) -> str:
-        """clap- and eight digits of the fingerprint."""
-        return f"clap-{self.fingerprint[:8]}"
+    option, prefix, model_type = "--clap", "clap", "clap"
+    files = "preprocessor_config.json and tokenizer files"
+    classes = ("ClapModel", "ClapProcessor")
 
     def metrics(self, *, paired: bool) -> tuple[str, ...]:  # noqa: ARG002  # the score pairs audio with its own caption
-        """The distance over audio embeddings, and the score."""
+        """Return the names of the distance over audio embeddings and of the score."""
         return f"fd_{self.key}", f"clap_score-{self.fingerprint[:8]}"
 
     def rows(self, clips: Sequence[Audio], sample_rate: int) -> Arrays:
-        """Each clip's embedding (dimensions,), the mean of its windows' unit vectors."""
+        """Return each clip's embedding (dimensions,), the mean of its windows' unit vectors."""
         import torch
 
-        processor, model = self._loaded
+        model, processor = self.loaded
+
+        def embed(inputs: Any) -> np.ndarray:
+            features = inputs["input_features"].float().to(self.device)
+            # If no window is longer than the input, the extractor marks a random one as longer.
+            longer = torch.zeros(len(features), 1, dtype=torch.bool, device=self.device)
+            return _vectors(model.get_audio_features(input_features=features, is_longer=longer))
+
         extractor = processor.feature_extractor
-        cut = [
-            windows(resampled(clip, sample_rate, extractor.sampling_rate), extractor.nb_max_samples)
-            for clip in clips
-        ]
-        flat = [window for each in cut for window in each]
-        parts = []
-        for start in range(0, len(flat), _AT_ONCE):
-            inputs = extractor(
-                flat[start : start + _AT_ONCE],
-                sampling_rate=extractor.sampling_rate,
-                return_tensors="pt",
-            )
-            # Where nothing is longer than the input it declares one window, drawn at random, to be.
-            longer = torch.zeros(len(inputs["input_features"]), 1, dtype=torch.bool, device=self.device)
-            with torch.inference_mode():
-                out = model.get_audio_features(
-                    input_features=inputs["input_features"].float().to(self.device), is_longer=longer
-                )
-            parts.append(_vectors(out))
-        embedded = np.split(np.concatenate(parts), np.cumsum([len(each) for each in cut])[:-1])
-        return {"embedding": np.stack([each.mean(axis=0) for each in embedded])}
+        return {
+            "embedding": self.over_windows(clips, sample_rate, extractor, extractor.nb_max_samples, embed)
+        }
 
     def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str], *, paired: bool) -> Scores:
-        """Frechet distance and CLAP score."""
+        """Return Frechet distance and CLAP score."""
         audio = np.asarray(generated["embedding"], dtype=np.float64)
         one, other = Moments.of(audio), Moments.of(np.asarray(reference["embedding"], dtype=np.float64))
         text = self.text(captions)
@@ -85,15 +60,15 @@ class Clap:
         return Scores({distance: frechet_distance(one, other), score: float(cosines.mean())}, notes)
 
     def text(self, captions: Sequence[str]) -> np.ndarray:
-        """Embeddings (captions, dimensions) of captions, cut to what the text encoder reads."""
+        """Return embeddings (captions, dimensions) of captions, cut to the length of the text encoder's input."""
         import torch
 
-        processor, model = self._loaded
+        model, processor = self.loaded
         limit = model.config.text_config.max_position_embeddings - 2  # RoBERTa's positions begin at 2
         parts = []
-        for start in range(0, len(captions), _AT_ONCE):
+        for start in range(0, len(captions), AT_ONCE):
             inputs = processor.tokenizer(
-                list(captions[start : start + _AT_ONCE]),
+                list(captions[start : start + AT_ONCE]),
                 padding=True,
                 truncation=True,
                 max_length=limit,
@@ -105,11 +80,6 @@ class Clap:
                 )
             parts.append(_vectors(out))
         return np.concatenate(parts).astype(np.float64)
-
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        model, processor = load_judge(self.folder, "ClapModel", self.device, "ClapProcessor")
-        return processor, model
 
 
 def _vectors(out: Any) -> np.ndarray:

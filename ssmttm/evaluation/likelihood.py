@@ -1,6 +1,4 @@
-"""Cross-entropy and perplexity of a model on held-out clips, a codebook at a time (MusicGen's ce_q and ppl_q)."""
-
-from __future__ import annotations
+"""Cross-entropy and perplexity of a model on held-out clips, for each codebook (MusicGen's ce_q and ppl_q)."""
 
 import math
 import sys
@@ -17,9 +15,9 @@ Batch = tuple[Tensor, Tensor, TextBatch]
 
 
 def cross_entropy_sums(model: Callable[[Tensor, TextBatch], Tensor], batches: Iterable[Batch]) -> Tensor:
-    """Summed cross-entropy in nats and targets counted, (2, codebooks) float64 on the CPU, without label smoothing.
+    """Return summed cross-entropy in nats and numbers of targets, (2, codebooks) float64 on the CPU.
 
-    The model is to be in evaluation mode.
+    The model must be in evaluation mode.
     """
     totals: Tensor | None = None
     with torch.no_grad():
@@ -33,13 +31,14 @@ def cross_entropy_sums(model: Callable[[Tensor, TextBatch], Tensor], batches: It
 
 
 def mean_losses(totals: Tensor) -> tuple[float, list[float]]:
-    """Mean cross-entropy in nats a token over all codebooks, and that of each, of sums (2, codebooks)."""
+    """Return the mean cross-entropy in nats a token, over all codebooks and of each, from sums (2, codebooks)."""
     return float(totals[0].sum() / totals[1].sum()), [float(one) for one in totals[0] / totals[1]]
 
 
 def likelihood_scores(loss: float, by_codebook: Sequence[float]) -> dict[str, float]:
-    """Scores by name: ce and ppl over all codebooks, ce_K and ppl_K of codebook K; ppl is exp(ce), left out where no
-    number is that large.
+    """Return scores by name: ce and ppl over all codebooks, ce_K and ppl_K of codebook K.
+
+    ppl is exp(ce); it is left out if it exceeds the largest float.
     """
     losses = {"": loss, **{f"_{book}": own for book, own in enumerate(by_codebook)}}
     largest = math.log(sys.float_info.max)

@@ -1,10 +1,8 @@
-"""What everything that judges audio offers, and what several of them do alike.
+"""The protocol of a measure of audio, and the preparation of clips for it.
 
-A measure turns clips into small arrays, a row a clip, and later compares the rows of generated clips with those of
-reference clips. Rows are what is kept on disk, so that a set is never in memory as audio and nothing is judged twice.
+A measure turns clips into small arrays with a row for each clip, and later compares the rows of generated clips with
+those of reference clips. Rows are kept on disk, so that a set is never in memory as audio and no clip is judged twice.
 """
-
-from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +14,17 @@ import numpy.typing as npt
 from ssmttm.codec.base import Audio
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
-"""By name: (clips, ...)."""
+"""Arrays (clips, ...) by name."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     values: Mapping[str, float]
-    """By the metric's name, which ends in the first digits of the measure's fingerprint."""
+    """Values by the metric's name, which ends in the first digits of the measure's fingerprint."""
     notes: Sequence[str] = field(default=())
-    """What limits their meaning, a sentence each."""
+    """Limits of their meaning, a sentence each."""
 
 
 class Measure(Protocol):
@@ -34,24 +32,20 @@ class Measure(Protocol):
 
     @property
     def key(self) -> str:
-        """Name and the first digits of the fingerprint: whose arrays these are."""
-        ...
+        """Name and first digits of the fingerprint, which identify the arrays."""
 
     def metrics(self, *, paired: bool) -> tuple[str, ...]:
-        """The scores it can give; `paired` where reference clip i is what prompt i describes."""
-        ...
+        """Return the names of its scores; paired: prompt i describes reference clip i."""
 
     def rows(self, clips: Sequence[Audio], sample_rate: int) -> Arrays:
-        """What it keeps of mono clips, each (samples,) in [-1, 1]."""
-        ...
+        """Return the rows it keeps of mono clips, each (samples,) in [-1, 1]."""
 
     def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str], *, paired: bool) -> Scores:
-        """Compare generated clips, one a caption, with the reference."""
-        ...
+        """Compare generated clips, one for each caption, with the reference."""
 
 
 def resampled(clip: Audio, rate: int, wanted: int) -> Audio:
-    """Mono audio (samples,) at another sample rate."""
+    """Return mono audio (samples,) at the sample rate `wanted`."""
     if rate == wanted:
         return clip
     import soxr
@@ -60,7 +54,7 @@ def resampled(clip: Audio, rate: int, wanted: int) -> Audio:
 
 
 def windows(clip: Audio, length: int) -> list[Audio]:
-    """A clip in windows of `length` samples that overlap by half; the last one may be shorter, down to half.
+    """Return a clip in windows of `length` samples that overlap by half; the last one may be shorter, down to half.
 
     As stable-audio-metrics cuts clips: windows of 10 s every 5 s.
     """

@@ -1,10 +1,8 @@
-"""A distance that needs no weights: Frechet on log-mel frames. A proxy, and named so.
+"""A proxy distance that needs no weights: Frechet on log-mel frames.
 
-It compares how often which spectra sound, and neither melody, rhythm nor meaning; a model that is bad by it is bad, a
-model that is good by it need not be good.
+It compares the frequency of spectra, and neither melody, rhythm nor meaning: a model with a bad distance is bad, a
+model with a good distance need not be good.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
@@ -19,25 +17,24 @@ from ssmttm.evaluation.frechet import Moments, frechet_distance
 from ssmttm.evaluation.measure import Arrays, Scores, resampled
 from ssmttm.files import canonical_json
 
-BANDS = 32
 FRAME_RATE = 50
 
 
 class MelProxy:
-    """Log-mel frames of 32 bands, 50 a second, at the codec's sample rate where that is a multiple of 50."""
+    """Log-mel frames of 32 bands, 50 a second, at the codec's sample rate if it is a multiple of 50, else 16 kHz."""
 
     def __init__(self, sample_rate: int) -> None:
         rate = sample_rate if sample_rate % FRAME_RATE == 0 else 16000
-        self.mel = LogMel(sample_rate=rate, frame_rate=FRAME_RATE, bands=BANDS)
+        self.mel = LogMel(sample_rate=rate, frame_rate=FRAME_RATE, bands=32)
         digest = hashlib.sha256(canonical_json(self.mel.model_dump()).encode()).hexdigest()
         self.key = f"mel_proxy-{digest[:8]}"
 
     def metrics(self, *, paired: bool) -> tuple[str, ...]:  # noqa: ARG002  # a distance of sets needs no pairs
-        """The one distance."""
+        """Return the name of the distance."""
         return (f"fd_{self.key}",)
 
     def rows(self, clips: Sequence[Audio], sample_rate: int) -> Arrays:
-        """Each clip's frames, their mean (bands,) and scatter (bands, bands)."""
+        """Return each clip's number of frames, their mean (bands,) and scatter (bands, bands)."""
         each = [Moments.of(self.mel(resampled(clip, sample_rate, self.mel.sample_rate))) for clip in clips]
         return {
             "frames": np.array([one.n for one in each], dtype=np.int64),
@@ -46,7 +43,7 @@ class MelProxy:
         }
 
     def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str], *, paired: bool) -> Scores:  # noqa: ARG002
-        """The distance between all frames of the one and of the other."""
+        """Return the distance between all frames of both sets."""
         return Scores({f"fd_{self.key}": frechet_distance(_together(generated), _together(reference))})
 
 

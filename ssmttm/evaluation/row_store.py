@@ -1,9 +1,7 @@
-"""Arrays on disk with a row an item, written some items at a time: what was written before a kill is there after it.
+"""Arrays on disk with a row for each item, written some items at a time, so that a kill loses only unwritten rows.
 
-All of it can be made again, so a damaged file costs its rows and nothing else: it is named, dropped and made anew.
+All rows can be computed again: a damaged file is reported and deleted, and its rows are missing again.
 """
-
-from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
@@ -23,18 +21,18 @@ _ITEMS = "items"
 class RowStore:
     """A folder of .npz files, each with the rows of some items; for one writer at a time.
 
-    warn: is told of every file that was damaged and is dropped.
+    warn: called with a message for every damaged file.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], None] = lambda _: None) -> None:
         self.folder, self._warn = folder, warn
 
     def missing(self, n: int) -> list[int]:
-        """Which of the items 0 to n - 1 are not held."""
+        """Return the items of 0 to n - 1 without rows."""
         return [item for item in range(n) if item not in self._files]
 
     def add(self, items: Sequence[int], arrays: Arrays) -> None:
-        """Keep the rows of items that were missing; the arrays' first axis is theirs."""
+        """Write the rows of missing items, in the order of the arrays' first axis."""
         buffer = io.BytesIO()
         rows: dict[str, Any] = {_ITEMS: np.asarray(items, dtype=np.int64), **arrays}
         np.savez_compressed(buffer, **rows)
@@ -43,7 +41,7 @@ class RowStore:
         self._files.update(dict.fromkeys(items, path))
 
     def read(self, items: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """The rows of some items in the order asked for; of all, by their numbers, where none are named."""
+        """Return the rows of some items in the given order; None for all items, by number."""
         wanted = sorted(self._files) if items is None else list(items)
         parts = [_read(path) for path in dict.fromkeys(self._files[item] for item in wanted)]
         numbers = np.concatenate([part.pop(_ITEMS) for part in parts])
@@ -53,25 +51,25 @@ class RowStore:
 
     @cached_property
     def _files(self) -> dict[int, Path]:
-        """Which file holds an item."""
+        """The file of each item."""
         found = {}
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             try:
                 items = _read(path)[_ITEMS].tolist()
             except _DamagedError as error:
                 path.unlink()
-                self._warn(f"{path}: was damaged ({error}) and is made again")
+                self._warn(f"{path}: was damaged ({error}); its rows are computed again")
             else:
                 found.update(dict.fromkeys(items, path))
         return found
 
 
 class _DamagedError(Exception):
-    """A file that is there and cannot be understood."""
+    """A file exists and cannot be read."""
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """Every array of a file; raises _DamagedError, and InputError where the disk does not give it."""
+    """Return every array of a file; raises _DamagedError, and InputError if the disk fails."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -83,5 +81,5 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise _DamagedError(error) from None
     lengths = {len(array) for array in arrays.values()}
     if _ITEMS not in arrays or len(arrays) < 2 or len(lengths) > 1:
-        raise _DamagedError(f"its arrays are {', '.join(arrays) or 'gone'}, of {sorted(lengths)} rows")
+        raise _DamagedError(f"its arrays are {', '.join(arrays) or 'missing'}, of {sorted(lengths)} rows")
     return arrays

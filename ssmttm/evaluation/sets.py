@@ -1,11 +1,9 @@
-"""Which captions are sung and what the result is compared with.
+"""Choose the captions to generate music for, and the reference to compare it with.
 
-By default both are the corpus's held-out clips: their captions, and their own tokens decoded, so that the codec's
-losses are on both sides. A file of prompts replaces the captions, a folder of recordings the reference. Reference and
-prompts are paired where the reference holds what each prompt describes, in the same order.
+By default both are the corpus's held-out clips: their captions, and their decoded tokens, so that the codec's losses
+are on both sides. A file of prompts replaces the captions, a folder of recordings the reference. Both are paired if
+prompt i describes reference clip i.
 """
-
-from __future__ import annotations
 
 import hashlib
 import math
@@ -25,27 +23,24 @@ from ssmttm.errors import InputError
 from ssmttm.files import sha256_file
 
 RECORDING_RATE = 48000
-"""Hz at which recordings are read: the highest any measure asks for, so that none hears less than it could."""
+"""Sample rate of recordings in Hz: the highest of all measures, so that none loses high frequencies."""
 
 
 class Reference(Protocol):
-    """Clips that generated ones are compared with."""
+    """Clips to compare generated ones with."""
 
     @property
     def what(self) -> str:
-        """What they are, in words."""
-        ...
+        """Name of the kind of clips."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over what they are by content."""
-        ...
+        """SHA-256 over the content."""
 
     def __len__(self) -> int: ...
 
     def clips(self, items: Sequence[int], codec: Codec) -> tuple[list[Audio], int]:
-        """Mono clips, each (samples,), and their sample rate."""
-        ...
+        """Return mono clips, each (samples,), and their sample rate."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +50,24 @@ class HeldOutClips:
     data: TokenDataset
     count: int
     frames: int
-    """Of a clip at most; its padding is cut off."""
+    """Largest number of frames of a clip; its padding is cut off."""
     what: str = "codec-decoded held-out clips"
 
     @property
     def digest(self) -> str:
-        """Of the corpus's fingerprint, which covers its codec."""
+        """SHA-256 over the corpus's fingerprint, which covers its codec, and the sizes."""
         return _sha256(self.what, "without padding", self.data.manifest.fingerprint, self.count, self.frames)
 
     def __len__(self) -> int:
         return self.count
 
     def clips(self, items: Sequence[int], codec: Codec) -> tuple[list[Audio], int]:
-        """The clips, and the codec's sample rate."""
+        """Return the clips, and the codec's sample rate."""
         facts = self.data.manifest.codec
         lengths = np.minimum(self.data.lengths(items), self.frames)
         codes = self.data.codes(items).astype(np.uint16)
         clips: dict[int, Audio] = {}
-        # Padding that is decoded sounds, and moves what is before it: only clips of one length go together.
+        # Decoded padding is audible and changes the frames before it: only clips of one length are decoded together.
         for length in np.unique(lengths):
             rows = np.flatnonzero(lengths == length)
             samples = math.ceil(length * facts.sample_rate / facts.frame_rate)
@@ -87,7 +82,7 @@ class Recordings:
 
     paths: Sequence[Path]
     seconds: float
-    """Of each at most."""
+    """Largest length of a clip in seconds."""
     digest: str
     what: str = "recordings"
 
@@ -95,7 +90,7 @@ class Recordings:
         return len(self.paths)
 
     def clips(self, items: Sequence[int], codec: Codec) -> tuple[list[Audio], int]:  # noqa: ARG002  # not decoded
-        """The clips at 48 kHz; raises InputError naming a file that cannot be read."""
+        """Return the clips at 48 kHz; raises InputError that names a file that cannot be read."""
         return [self._clip(self.paths[item]) for item in items], RECORDING_RATE
 
     def _clip(self, path: Path) -> Audio:
@@ -116,14 +111,14 @@ class Recordings:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Captions and what is compared with the audio made of them."""
+    """Captions, and the reference for the audio generated from them."""
 
     captions: tuple[str, ...]
     reference: Reference
     paired: bool
-    """Whether reference clip i is what caption i describes."""
+    """True if caption i describes reference clip i."""
     left_out: int = 0
-    """Prompts whose recording is not there."""
+    """Number of prompts whose recording is missing."""
 
     @property
     def digest(self) -> str:
@@ -134,12 +129,12 @@ class PromptSet:
 def choose_prompts(
     data: TokenDataset, frames: int, prompts: Path | None, reference: Path | None, limit: int | None
 ) -> PromptSet:
-    """The captions of a file, else of the held-out split `data`, at most `limit`, and their reference.
+    """Return at most `limit` captions, of a file or else of the held-out split `data`, and their reference.
 
     prompts: a caption file such as MusicCaps' CSV, whose rows may name a recording (path, audio, ytid). reference: a
-    folder of recordings; paired with the prompts that name one, others being left out, and where none names any the
-    whole folder is the reference of all. frames: of a generated clip, and so of a reference clip at most. Raises
-    InputError where a file is not understood, or nothing is left.
+    folder of recordings. Prompts that name a recording are paired with it, and the other prompts left out; if no prompt
+    names one, the whole folder is the reference of all. frames: those of a generated clip, the limit of a reference
+    clip. Raises InputError if a file is wrong, or if no prompt is left.
     """
     seconds = frames / data.manifest.codec.frame_rate
     if prompts is None:
@@ -186,20 +181,17 @@ def _sound_files(folder: Path) -> dict[str, Path]:
 
 
 def _recording(name: str, files: Mapping[str, Path]) -> Path | None:
-    """The file of that path, else the only one whose own name it is; raises InputError where several are."""
+    """Return the file of that path, else the only one of that name; raises InputError if several have it."""
     if name in files:
         return files[name]
-    alike = [other for other in files if Path(other).stem == _without_suffix(name)]
+    path = Path(name)
+    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    alike = [other for other in files if Path(other).stem == stem]
     if len(alike) > 1:
         raise InputError(
-            f"prompt of {name!r}: may be {alike[0]} or {alike[1]}; name its path in the reference"
+            f"prompt of {name!r}: may be {alike[0]} or {alike[1]}; give the path in the reference"
         )
     return files[alike[0]] if alike else None
-
-
-def _without_suffix(name: str) -> str:
-    path = Path(name)
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def _sha256(*parts: object) -> str:

@@ -1,1 +1,1 @@
-"""The language model: configuration, layers, the scan, its kernels, and its counts."""
+"""The language model: configuration, layers, the scan and its kernels, counts of parameters and operations."""

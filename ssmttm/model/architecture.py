@@ -1,8 +1,8 @@
-"""Backbones as compositions of layers, by name; no torch in here."""
+"""Backbones as compositions of layers, by name; free of torch."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import PydanticKnownError, core_schema
@@ -22,11 +22,6 @@ class Architecture(str):
 
     __slots__ = ()
 
-    PREFIX_MAMBA: ClassVar[Architecture]
-    PREFIX_SIMBA: ClassVar[Architecture]
-    CROSS_SIMBA: ClassVar[Architecture]
-    CROSS_TRANSFORMER: ClassVar[Architecture]
-
     def __new__(cls, name: str) -> Architecture:
         """Look the name up."""
         if name not in ARCHITECTURES:
@@ -45,19 +40,19 @@ class Architecture(str):
 
     @property
     def has_prefix(self) -> bool:
-        """Whether the text stands in front of the music in one sequence."""
+        """True if the text stands in front of the music in one sequence."""
         return not any(layer.attends_to_text for layer in self.layers)
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether blocks carry a state along the sequence."""
+        """True if blocks carry a state along the sequence."""
         return any(layer.is_recurrent for layer in self.layers)
 
     @classmethod
     def __get_pydantic_core_schema__(
         cls, _source: Any, _handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """Validate a string by looking it up, so that what is registered later is known as well."""
+        """Validate a string against the names that are registered at the time."""
         return core_schema.no_info_plain_validator_function(
             cls._validated, serialization=core_schema.to_string_ser_schema()
         )
@@ -71,22 +66,20 @@ class Architecture(str):
 
 
 def register_architecture(name: str, *sub_layers: str) -> Architecture:
-    """Make a backbone known by its name; raises ValueError where the name is taken or a layer unknown."""
+    """Register a backbone under a name; raises ValueError if the name is taken or a layer unknown."""
     if name in ARCHITECTURES:
-        raise ValueError(f"there is an architecture {name!r} already")
+        raise ValueError(f"an architecture {name!r} exists already")
     unknown = [layer for layer in sub_layers if layer not in LAYERS]
     if unknown or not sub_layers:
         raise ValueError(
-            f"{name}: {', '.join(unknown) or 'nothing'} is no layer; there are {', '.join(LAYERS)}"
+            f"{name}: unknown layer {', '.join(unknown) or '(none given)'}; known: {', '.join(LAYERS)}"
         )
     architecture = str.__new__(Architecture, name)
     ARCHITECTURES[architecture] = sub_layers
     return architecture
 
 
-Architecture.PREFIX_MAMBA = register_architecture("prefix_mamba", "mamba2")
-Architecture.PREFIX_SIMBA = register_architecture("prefix_simba", "mamba2", "feed_forward")
-Architecture.CROSS_SIMBA = register_architecture("cross_simba", "mamba2", "cross_attention", "feed_forward")
-Architecture.CROSS_TRANSFORMER = register_architecture(
-    "cross_transformer", "self_attention", "cross_attention", "feed_forward"
-)
+register_architecture("prefix_mamba", "mamba2")
+register_architecture("prefix_simba", "mamba2", "feed_forward")
+register_architecture("cross_simba", "mamba2", "cross_attention", "feed_forward")
+register_architecture("cross_transformer", "self_attention", "cross_attention", "feed_forward")

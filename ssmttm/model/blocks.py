@@ -1,6 +1,6 @@
-"""The blocks all backbones are made of: sub-layers x + Drop(f(RMSNorm(x))), with f a layer of the table."""
+"""The blocks of all backbones: sub-layers x + Drop(f(RMSNorm(x))), with f a layer of the table."""
 
-from importlib import import_module
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.dropout import Dropout
-from ssmttm.model.layers.layer import Layer
 from ssmttm.model.layers.sub_layer import Context, SubLayer
 
 
@@ -45,7 +44,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.sub_layers = nn.ModuleList(
-            Residual(_build(layer, config), config) for layer in config.architecture.layers
+            Residual(resolve_name(layer.module)(config), config) for layer in config.architecture.layers
         )
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -53,9 +52,3 @@ class Block(nn.Module):
         for sub_layer in self.sub_layers:
             x = sub_layer(x, context)
         return x
-
-
-def _build(layer: Layer, config: ModelConfig) -> SubLayer:
-    module, _, name = layer.module.partition(":")
-    built: SubLayer = getattr(import_module(module), name)(config)
-    return built

@@ -1,4 +1,4 @@
-"""Chunks of PyTorch's scan, chosen without torch: the memory of a model is planned with them."""
+"""Chunks of PyTorch's scan, computed without torch because plans of memory need them."""
 
 import math
 
@@ -11,5 +11,5 @@ def preferred_chunk(d_state: int) -> int:
 
 
 def even_chunk(d_state: int, length: int) -> int:
-    """Return the positions of each chunk of a sequence: even chunks need the least padding."""
+    """Return the length of the chunks of a sequence: even chunks need the least padding."""
     return math.ceil(length / math.ceil(length / preferred_chunk(d_state)))

@@ -1,8 +1,7 @@
-"""What a model is: its backbone, its size, its vocabulary and its text, validated before anything is built.
+"""The configuration of a model: backbone, size, vocabulary and text, validated before anything is built.
 
-Defaults are those of "Training-Efficient Text-to-Music Generation with State-Space Modeling" (arXiv
-2601.14786) and never change, since a run's identity leaves out what is at its default. No torch in here:
-planning a study of a thousand models must not import it.
+Defaults are those of "Training-Efficient Text-to-Music Generation with State-Space Modeling" (arXiv 2601.14786) and
+never change, since run ids leave defaults out. Free of torch, because plans of a thousand models must not import it.
 """
 
 from typing import Self
@@ -15,12 +14,12 @@ from ssmttm.text.config import LIMIT, TextConfig
 
 
 class ModelConfig(LayerConfig):
-    """One model: everything that decides its parameters and its arithmetic, not how it is run."""
+    """All that decides a model's parameters and arithmetic, and nothing of how it is run."""
 
     architecture: Architecture
     n_codebooks: int = Field(strict=True, default=1, ge=1, lt=LIMIT)
     codebook_size: int = Field(strict=True, default=1024, ge=2, lt=LIMIT)
-    """Codes of a codebook; the vocabulary has one more, `special`, which is both start and padding."""
+    """Codes of a codebook; the vocabulary has one more entry, `special`, for both start and padding."""
     text: TextConfig
 
     @property
@@ -37,6 +36,6 @@ class ModelConfig(LayerConfig):
     def _check(self) -> Self:
         if self.d_model % 2:
             raise ValueError(f"d_model {self.d_model} is odd: sinusoidal positions need an even d_model")
-        for layer in reversed(self.architecture.layers):  # what attention asks of d_model is said first
+        for layer in reversed(self.architecture.layers):  # attention's complaint about d_model comes first
             layer.check(self)
         return self

@@ -1,10 +1,9 @@
 """Parameters and floating-point operations of a model from its configuration, with every convention named.
 
-Conventions move the exponents of scaling laws by tenths ("Resolving Discrepancies in Compute-Optimal
-Scaling", arXiv 2406.19146), so none is implied: a multiply-add is two operations; embedding lookups,
-norms, activations and element-wise products are not counted; what remains open is a field of
-`FlopConvention`. Plain arithmetic without torch, since planning counts thousands of models; the tests hold
-it against built models.
+Conventions move the exponents of scaling laws by tenths ("Resolving Discrepancies in Compute-Optimal Scaling", arXiv
+2406.19146), so none is implied: a multiply-add is two operations; embedding lookups, norms, activations and
+element-wise products are not counted; every other choice is a field of `FlopConvention`. Plain arithmetic without
+torch, since a plan counts thousands of models; tests compare it with built models.
 """
 
 from collections.abc import Mapping
@@ -17,20 +16,20 @@ from ssmttm.text.config import BYTE_WIDTH, N_BYTE_IDS
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Trainable parameters by what they are for."""
+    """Trainable parameters by purpose."""
 
     backbone: int
     embedding: int
-    """Embedding tables of the music tokens."""
+    """Tables of the music tokens."""
     head: int
     text_projection: int
     text_encoder: int
-    """The encoder trained with the model; a frozen one is not part of it and counts 0."""
+    """The encoder trained with the model; a frozen one counts 0."""
     null_condition: int
 
     @property
     def n_params(self) -> int:
-        """Backbone, embeddings, heads and text projection: the N of this project's tables."""
+        """Backbone, embeddings, heads and text projection: N in the tables of this project."""
         return self.backbone + self.embedding + self.head + self.text_projection
 
     @property
@@ -44,25 +43,25 @@ DEFAULT_CONVENTION = FlopConvention()
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Operations of one forward pass, a position (a frame of music), by where they are spent."""
+    """Operations of one forward pass for a position (a frame of music), by purpose."""
 
     layers: Mapping[str, float]
-    """By what layers spend them on, such as `mixer` and `scan`."""
+    """By purpose, such as `mixer` and `scan`."""
     head: float
     text_projection: float
     text_encoder: float
-    """The byte encoder; counted apart, as its parameters are."""
+    """The byte encoder; counted separately, as are its parameters."""
 
     @property
     def forward(self) -> float:
-        """All but the text encoder."""
-        # Added and taken off again: the last digit of every count on record depends on it.
+        """All operations but the text encoder's."""
+        # Added and subtracted again: the last digit of every recorded count depends on it.
         total = sum(self.layers.values()) + self.head + self.text_projection + self.text_encoder
         return total - self.text_encoder
 
 
 def parameter_count(config: ModelConfig) -> ParameterCount:
-    """Return the parameters of a model, equal to the built one to the unit."""
+    """Return the parameters of a model, exactly those of the built one."""
     d, text = config.d_model, config.text
     table = config.n_codebooks * config.vocabulary * d
     block = sum(d + layer.parameters(config) for layer in config.architecture.layers)
@@ -84,10 +83,9 @@ def forward_flops(
     text_positions: int,
     convention: FlopConvention = DEFAULT_CONVENTION,
 ) -> FlopCount:
-    """Return the operations of a forward pass a position, for clips of `frames` under captions of
-    `text_positions`.
+    """Return the operations of a forward pass per frame, for clips of `frames` with captions of `text_positions`.
 
-    The delay pattern's extra steps and a prefix's positions are charged to the frames.
+    The frames bear the delay pattern's extra steps and a prefix's positions.
     """
     steps = frames + config.n_codebooks - 1
     prefix = text_positions if config.architecture.has_prefix and convention.prefix else 0
@@ -115,5 +113,5 @@ def training_flops(
     text_positions: int,
     convention: FlopConvention = DEFAULT_CONVENTION,
 ) -> float:
-    """Return the operations of training a position: three forward passes, the text encoder not counted."""
+    """Return the operations of training per frame: three forward passes, without the text encoder."""
     return convention.training_factor * forward_flops(config, frames, text_positions, convention).forward

@@ -1,7 +1,7 @@
-"""The training loss: cross entropy a codebook, in nats.
+"""The training loss: cross entropy of each codebook, in nats.
 
-Its gradient is written out by hand, since logits are the largest tensors of a small model by far and the
-built-in one with label smoothing makes several of their size beyond the two that are needed.
+Its gradient is written by hand: logits are by far the largest tensors of a small model, and torch's loss with label
+smoothing makes several of their size where two are enough.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def codebook_cross_entropy(
     label_smoothing: the share of a target's probability spread evenly over the vocabulary.
     """
     codebooks = targets.shape[1]
-    # Steps before codebooks: the order the head wrote them in, so that flattening copies nothing.
+    # Steps before codebooks, as the head writes them, so that flattening copies nothing.
     flat = logits.transpose(1, 2).flatten(0, 2)
     wanted = targets.transpose(1, 2).flatten()
     losses = _CrossEntropy.apply(flat, wanted, label_smoothing)  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor | None, ...]:
         log_p, index, counted = ctx.saved_tensors
         d_losses = (d_losses * counted)[:, None]
-        # Probabilities less what they should be.
+        # Probabilities minus targets.
         d_logits = log_p.exp()
         if ctx.smoothing:
             d_logits.sub_(ctx.smoothing / log_p.shape[1])

@@ -1,9 +1,9 @@
-"""MusicLM: a language model of music tokens under a caption, on any of the four backbones.
+"""MusicLM: a language model of music tokens given a caption, on any backbone.
 
     tokens, text -> embeddings, text memory -> blocks -> logits
 
-A prefix model puts the text in front of the music in one sequence; a cross model attends to it from every
-block. After arXiv 2601.14786, except that text masks and dropped captions reach every backbone.
+A prefix model puts the text in front of the music in one sequence; a cross model attends to it from every block. After
+arXiv 2601.14786, except that text masks and dropped captions reach every backbone.
 """
 
 import math
@@ -16,14 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ssmttm.model.blocks import Block, Residual
 from ssmttm.model.config import ModelConfig
-from ssmttm.model.flops import ParameterCount
 from ssmttm.model.layers.sub_layer import Context
 from ssmttm.text.byte_encoder import ByteEncoder
 from ssmttm.text.text_batch import TextBatch
 
 
 class MusicLM(nn.Module):
-    """A language model of delayed music tokens under a caption."""
+    """A language model of delayed music tokens given a caption."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -38,7 +37,7 @@ class MusicLM(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.head = nn.Linear(d, entries, bias=False)
         self.checkpoints_activations = False
-        """Whether blocks are computed again in the backward pass, dropout and all, and only their inputs kept."""
+        """True to keep only the inputs of blocks, and compute them again, dropout included, in the backward pass."""
         self._initialise()
 
     def forward(self, tokens: Tensor, text: TextBatch) -> Tensor:
@@ -74,9 +73,9 @@ class MusicLM(nn.Module):
         return self.embedding(tokens + first[:, None]).sum(1)  # type: ignore[no-any-return]
 
     def read_text(self, text: TextBatch) -> tuple[Tensor, Tensor]:
-        """Return the text as the backbone sees it, (batch, positions, d_model), and which positions are real."""
+        """Return the projected text (batch, positions, d_model), and the mask of its real positions."""
         values = text.values if self.text_encoder is None else self.text_encoder(text.values)
-        # With no text at all a row holds one real position, its last: the learned null condition.
+        # A row without text has one real position, its last, which holds the learned null condition.
         dropped = text.dropped | ~text.mask.any(1)
         values = torch.where(
             dropped[:, None, None], self.null_condition, values.to(self.null_condition.dtype)
@@ -94,7 +93,7 @@ class MusicLM(nn.Module):
 
 
 def positions_from_first(mask: Tensor) -> Tensor:
-    """Return each position's index (batch, length) from the row's first real one on; padding is 0."""
+    """Return each position's index (batch, length), counted from the row's first real one; 0 for padding."""
     first = mask.to(torch.uint8).argmax(1, keepdim=True)
     return (torch.arange(mask.shape[1], device=mask.device) - first).clamp(min=0)
 
@@ -102,7 +101,7 @@ def positions_from_first(mask: Tensor) -> Tensor:
 def sinusoids(positions: Tensor, like: Tensor) -> Tensor:
     """Return sinusoidal encodings (..., d_model) of positions (...,) (arXiv 1706.03762, section 3.5)."""
     capacity = 1 << max(8, (positions.shape[-1] - 1).bit_length())
-    # Built outside inference mode even there: the cache outlives it, and autograd refuses its tensors.
+    # Never built in inference mode: the cache outlives it, and autograd refuses inference tensors.
     with torch.inference_mode(False):
         table = _sinusoid_table(capacity, like.shape[-1], like.device, like.dtype)
     return F.embedding(positions, table)
@@ -115,26 +114,10 @@ def _sinusoid_table(length: int, width: int, device: torch.device, dtype: torch.
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1).to(device, dtype)
 
 
-def count_parameters(model: MusicLM) -> ParameterCount:
-    """Return the trainable parameters of a built model by what they are for."""
-
-    def size(*modules: nn.Module | None) -> int:
-        return sum(p.numel() for m in modules if m is not None for p in m.parameters() if p.requires_grad)
-
-    return ParameterCount(
-        backbone=size(model.blocks),
-        embedding=size(model.embedding),
-        head=size(model.head),
-        text_projection=size(model.text_projection, model.text_norm),
-        text_encoder=size(model.text_encoder),
-        null_condition=model.null_condition.numel(),
-    )
-
-
 def weight_decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters that weight decay acts on and those it spares.
+    """Return the parameters with and those without weight decay.
 
-    Spared is whatever is a vector: biases, norms, A_log, D, dt_bias and the null condition.
+    Vectors have none: biases, norms, A_log, D, dt_bias and the null condition.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [p for p in parameters if p.dim() >= 2], [p for p in parameters if p.dim() < 2]

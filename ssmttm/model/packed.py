@@ -1,8 +1,7 @@
-"""Linear layers for a few rows: there a layer costs what it takes to read its weights.
+"""Linear layers for a few rows, whose cost is that of reading the weights.
 
-torch gives a product of few rows to MKL, which reads a matrix at a third of what the memory gives; oneDNN, once it has
-laid the weights out for itself, reads them three times as fast: 0.19 ms instead of 0.66 ms for 2 rows of 512 to 3,088
-on one core. torch's own compiler packs weights by the same two operators.
+torch gives a product of few rows to MKL, which reads a matrix at a third of the memory's bandwidth. oneDNN packs the
+weights first: 0.19 ms instead of 0.66 ms for 2 rows of 512 to 3,088 on one core.
 """
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 
 class PackedLinear:
-    """What F.linear gives, from a copy of the weights laid out for reading; not for training."""
+    """F.linear with a packed copy of the weights; not for training."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()

@@ -1,27 +1,26 @@
-"""The delay pattern: codebook k is written k steps late, so that one step predicts all codebooks at once.
+"""The delay pattern: codebook k is k steps late, so that one step predicts a token of every codebook.
 
-One clip of three frames and two codebooks, S the special token and . a position without a target:
+One clip of three frames and two codebooks, with S the special token and . a position without a target:
 
     inputs   S a0 a1 a2      targets   a0 a1 a2 .
              S S  b0 b1                .  b0 b1 b2
 
-The pattern is that of "Simple and Controllable Music Generation" (arXiv 2306.05284, section 2.2), [0, 1,
-2, ..]. Every code is a target exactly once; an input is the target of the step before, or the special token.
+The pattern [0, 1, 2, ..] of "Simple and Controllable Music Generation" (arXiv 2306.05284, section 2.2). Every code is a
+target exactly once; an input is the target of the step before, or the special token.
 """
 
 import torch
 from torch import Tensor
 
 IGNORED = -100
-"""The target that no loss counts (the default ignore_index of torch's cross entropy)."""
+"""The target that the loss leaves out (the default ignore_index of torch's cross entropy)."""
 
 
 def delay(codes: Tensor, lengths: Tensor | None, special: int) -> tuple[Tensor, Tensor]:
-    """Return the model's inputs and targets (batch, codebooks, frames + codebooks - 1) for codes in time
-    order.
+    """Return the model's inputs and targets (batch, codebooks, frames + codebooks - 1) for codes in time order.
 
-    codes: (batch, codebooks, frames) int64. lengths: (batch,) valid frames of each clip, None for all of
-    them; frames past a clip's length are the special token as inputs and ignored as targets.
+    codes: (batch, codebooks, frames) int64. lengths: (batch,) valid frames of each clip, None for all of them; frames
+    past a clip's length are the special token as inputs and ignored as targets.
     """
     batch, codebooks, frames = codes.shape
     valid = None
@@ -41,9 +40,9 @@ def delay(codes: Tensor, lengths: Tensor | None, special: int) -> tuple[Tensor, 
 
 
 def undelay(tokens: Tensor) -> Tensor:
-    """Return codes (batch, codebooks, frames) in time order for tokens written one a step.
+    """Return codes (batch, codebooks, frames) in time order.
 
-    tokens: (batch, codebooks, frames + codebooks - 1), laid out as the targets of `delay` are.
+    tokens: (batch, codebooks, frames + codebooks - 1), in the layout of the targets of `delay`.
     """
     codebooks, steps = tokens.shape[1], tokens.shape[2]
     frames = steps - codebooks + 1

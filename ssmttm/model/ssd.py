@@ -4,11 +4,11 @@
 
     S_t = exp(dt_t A) S_{t-1} + B_t (dt_t x_t)^T        y_t = S_t^T C_t + D x_t
 
-`ssd_scan` is the one door: which kernel runs behind it (`ssmttm.model.kernels`) is not the model's business. PyTorch's
-gradient is written out by hand: a tenth to a sixth faster on a CPU than autograd's, which keeps every intermediate.
+`ssd_scan` runs the kernel that `ssmttm.model.kernels` has chosen, or PyTorch. PyTorch's gradient is written by hand: a
+tenth to a sixth faster on a CPU than autograd's, which keeps every intermediate.
 
 Letters for shapes: z = batch * chunks, q = positions of a chunk, h = heads, p = head_dim, n = d_state,
-g = groups, r = heads of a group, which share B and C and so lie side by side as columns of one product.
+g = groups, r = heads of a group, which share B and C and so are side by side as columns of one product.
 """
 
 import math
@@ -35,15 +35,20 @@ def ssd_scan(
 ) -> tuple[Tensor, Tensor]:
     """Return outputs (batch, length, heads, head_dim) and the final state (batch, heads, d_state, head_dim).
 
-    x: (batch, length, heads, head_dim). dt: (batch, length, heads), step sizes of 0 or more; where dt is 0
-    the state passes through unchanged. A: (heads,), negative. B, C: (batch, length, groups, d_state). D:
-    (heads,). initial_state: as the final state; None for zeros. PyTorch computes the scan in float32 whatever
-    the inputs are; a kernel multiplies in the type of x, TF32 for float32, and adds up in float32. chunk_size changes
-    speed and floating-point order only.
+    x: (batch, length, heads, head_dim). dt: (batch, length, heads), step sizes of 0 or more; a step of size 0 leaves
+    the state unchanged. A: (heads,), negative. B, C: (batch, length, groups, d_state). D: (heads,). initial_state: as
+    the final state; None for zeros. PyTorch computes the scan in float32 for all types of inputs; a kernel multiplies
+    in the type of x, TF32 for float32, and adds in float32. chunk_size changes speed and floating-point order only.
     """
-    by_kernel = kernels.scan(x, dt, A, B, C, D, chunk_size, initial_state)
-    if by_kernel is not None:
-        return by_kernel
+    kernel = kernels.kernels_for(x).scan
+    if kernel is not None:
+        y, state = kernel(
+            *(x, dt.float(), A.float(), B, C, chunk_size or kernels.CHUNK),
+            D=D.float(),
+            initial_states=None if initial_state is None else initial_state.float().mT.contiguous(),
+            return_final_states=True,
+        )
+        return y, state.mT  # the kernel's states are (batch, heads, head_dim, d_state)
     batch, length, heads, width = x.shape
     chunks = math.ceil(length / (chunk_size or preferred_chunk(B.shape[-1])))
     chunk = math.ceil(length / chunks)  # even chunks need the least padding
@@ -81,7 +86,7 @@ class _ChunkedScan(torch.autograd.Function):
 
         # Within a chunk: y_i = sum over j <= i of (C_i . B_j) exp(decay_i - decay_j) dt_j x_j.
         by_head = decay.transpose(1, 2).contiguous()  # (z, h, q)
-        # -inf before the exponential: what is masked may overflow, and inf * 0 is nan.
+        # -inf before the exponential: masked values may overflow, and inf * 0 is nan.
         later = torch.full((q, q), -math.inf, device=x.device).triu_(1)
         decays = (by_head[..., None] - by_head[:, :, None]).add_(later).exp_()  # (z, h, q, q)
         scores = torch.bmm(Cg, Bg.mT)  # (zg, q, q)
@@ -90,7 +95,7 @@ class _ChunkedScan(torch.autograd.Function):
         torch.mul(x.transpose(1, 2), dt.transpose(1, 2)[..., None], out=xdt)
         within = torch.bmm(weights, xdt.view(z * h, q, p))
 
-        # Between chunks: what each adds to the state by its end, and the recurrence on whole states.
+        # Between chunks: the term each adds to the state by its end, and the recurrence on whole states.
         x_end = _by_group(x * (to_end * dt)[..., None], g)  # (zg, q, rp)
         added = torch.bmm(Bg.mT, x_end).view(batch, -1, g, n, h // g, p)
         through = from_start[:, -1].reshape(batch, -1, g, 1, h // g, 1)
@@ -146,9 +151,9 @@ class _ChunkedScan(torch.autograd.Function):
             dx_end = torch.bmm(Bg, d_leaving)
             dxdt = _by_position(dx_end, x.shape) * to_end[..., None] + within
 
-            # The decay at t scales what goes from positions before t to t and later: inside the chunk, from the
-            # state that entered, into the state that leaves, and from one to the other. Only such terms are
-            # added up: the shorter way, differences of row sums, has a hundred times the error.
+            # The decay at t scales all terms that pass from positions before t to t and later: inside the chunk, from
+            # the entering state, into the leaving state, and from one to the other. Only such terms are summed: the
+            # shorter way, differences of row sums, has a hundred times the error.
             d_decay = x.new_zeros(z, q, h)
             d_decay[:, 1:] = up_to[:, 1:, :-1].tril_().sum(1).view(z, h, q - 1).transpose(1, 2)
             read = _by_position((dy_start * read).view(-1, q, h // g, p).sum(-1), (z, q, h))
@@ -168,12 +173,12 @@ class _ChunkedScan(torch.autograd.Function):
 
 
 def _by_group(t: Tensor, groups: int) -> Tensor:
-    """From (z, q, heads or groups, width) to (z groups, q, columns), a view where there is one group."""
+    """Reshape (z, q, heads or groups, width) to (z groups, q, columns); a view if there is one group."""
     z, q = t.shape[:2]
     return t.reshape(z, q, groups, -1).transpose(1, 2).reshape(z * groups, q, -1)
 
 
 def _by_position(t: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """From (z groups, q, columns) back to `shape`, (z, q, heads or groups, width)."""
+    """Reshape (z groups, q, columns) back to `shape`, (z, q, heads or groups, width)."""
     z, q = shape[:2]
     return t.reshape(z, -1, q, t.shape[-1]).transpose(1, 2).reshape(shape)

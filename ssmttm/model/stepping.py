@@ -1,8 +1,7 @@
-"""A model one position at a time: what it holds of all positions before, so that the next costs the same wherever
-it stands.
+"""Decoding one position at a time, from the state that each layer keeps of earlier positions.
 
-A mixer holds its state and the last inputs of its convolution, self-attention the keys and values of what it has
-seen, cross-attention those of the text. What a `Decoder` says of a position is what `MusicLM.forward` says of it.
+A mixer keeps its state and the last inputs of its convolution, self-attention the keys and values of earlier positions,
+cross-attention those of the text. The logits are those of `MusicLM.forward`.
 """
 
 import torch
@@ -16,10 +15,10 @@ from ssmttm.text.text_batch import TextBatch
 
 
 class Decoder:
-    """A model that has read a batch of captions and takes music step by step."""
+    """A model that has read a batch of captions and reads music step by step."""
 
     def __init__(self, model: MusicLM, text: TextBatch, steps: int) -> None:
-        """Read the text; `steps` is the most music that will follow."""
+        """Read the text, and reserve memory for at most `steps` steps of music."""
         self._model = model
         memory, mask = model.read_text(text)
         batch, positions = mask.shape

@@ -1,42 +1,39 @@
-"""Embeddings of a frozen text encoder, computed once a caption and read by memory map ever after.
+"""Embeddings of a frozen text encoder, computed once for each caption and later read by memory map.
 
-The encoder does not learn, so running it in every training step buys nothing. A cache is a folder of ROOT,
-named after the encoder's fingerprint and what else decides the numbers:
+The encoder does not learn, so training does not run it in every step. A cache is a folder of ROOT, named after the
+encoder's fingerprint and the other settings that decide the numbers:
 
-    cache.json     what the cache holds
+    cache.json     the settings
     00000.npy      (positions, dim): some thousands of captions, one after another
-    00000.json     where each caption's rows are; written last: a shard without it does not exist
+    00000.json     the rows of each caption; written last: a shard without it is ignored
 
-Builds take a lock, so that of several processes that start together one computes and the others read. One that is
-stopped goes on after the last whole shard; captions that come later make shards of their own.
+Builds take a lock, so that of several processes that start together one computes and the others read. A build continues
+a stopped one after the last whole shard; later captions make new shards.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from ssmttm.compat import tame_torchaudio
 from ssmttm.errors import InputError
-from ssmttm.files import replacing, write_atomically
+from ssmttm.files import Frozen, replacing, write_atomically
 from ssmttm.text.encoder_files import encoder_fingerprint, encoder_folder
 from ssmttm.text.text_batch import TextBatch
 
-Facts = TypeVar("Facts", bound=BaseModel)
+Facts = TypeVar("Facts", bound=Frozen)
 
 _SHARD_CAPTIONS = 4096  # 400 MB at 64 positions of 768 in float16
-_AT_ONCE = 64  # captions the encoder takes at once
+_AT_ONCE = 64  # captions that the encoder takes at once
 
 
-class _CacheFacts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _CacheFacts(Frozen):
     format: Literal[1] = 1
     fingerprint: str
     dim: int
@@ -44,16 +41,13 @@ class _CacheFacts(BaseModel):
     dtype: Literal["float16", "float32"]
 
 
-class _ShardIndex(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class _ShardIndex(Frozen):
     rows: int
     captions: dict[str, tuple[int, int]]
     """sha256 of a caption -> (first row, rows)."""
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     shard: Path
     start: int
     rows: int
@@ -72,16 +66,6 @@ class EmbeddingCache:
                 self._places[key] = _Place(path.with_suffix(".npy"), start, rows)
         self._shards: dict[Path, np.ndarray] = {}
 
-    @property
-    def dim(self) -> int:
-        """Width of the embeddings."""
-        return self._facts.dim
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the encoder, 64 hex digits: equal fingerprints give equal embeddings."""
-        return self._facts.fingerprint
-
     def __contains__(self, caption: object) -> bool:
         return isinstance(caption, str) and _key(caption) in self._places
 
@@ -96,10 +80,10 @@ class EmbeddingCache:
         dtype: Literal["float16", "float32"] = "float16",
         progress: Callable[[int, int], None] | None = None,
     ) -> Self:
-        """Return the cache of an encoder under `root`, after computing what of `captions` is missing.
+        """Return the cache of an encoder under `root`, after computing the embeddings of missing captions.
 
-        encoder: a folder, or a model's name on the hub. progress: called with captions done and to do.
-        Raises InputError where the encoder's files cannot be had.
+        encoder: a folder, or a model's name on the hub. progress: called with the numbers of captions done and to do.
+        Raises InputError if the encoder's files are missing.
         """
         source = encoder_folder(encoder)
         fingerprint = encoder_fingerprint(root, encoder)
@@ -117,68 +101,49 @@ class EmbeddingCache:
                     fingerprint=fingerprint, dim=dim, max_positions=max_positions, dtype=dtype
                 )
                 write_atomically(folder / "cache.json", facts.model_dump_json().encode())
-                done = 0
-
-                def advance(captions: int) -> None:
-                    nonlocal done
-                    done += captions
-                    if progress is not None:
-                        progress(done, len(missing))
-
                 for first in range(0, len(missing), _SHARD_CAPTIONS):
                     part = missing[first : first + _SHARD_CAPTIONS]
-                    _encode(source, folder, part, facts, models, advance)
+                    for done in _encode(source, folder, part, facts, models):
+                        if progress is not None:
+                            progress(first + done, len(missing))
         return cls(folder)
 
     def embeddings(self, caption: str) -> np.ndarray:
-        """Return a caption's embeddings (positions, dim), read-only; InputError if the cache lacks it."""
+        """Return a caption's embeddings (positions, dim), read-only; raises InputError if the cache lacks them."""
         place = self._places.get(_key(caption))
         if place is None:
             raise InputError(
-                f"{self.folder}: no embeddings of caption {caption[:60]!r}; build the cache with it first"
+                f"{self.folder}: no embeddings of caption {caption[:60]!r}; add it to the cache first"
             )
-        shard = self._shards.get(place.shard)
-        if shard is None:
-            shard = np.load(place.shard, mmap_mode="r", allow_pickle=False)
-            self._shards[place.shard] = shard
-        return shard[place.start : place.start + place.rows]
+        if place.shard not in self._shards:
+            self._shards[place.shard] = np.load(place.shard, mmap_mode="r", allow_pickle=False)
+        return self._shards[place.shard][place.start : place.start + place.rows]
 
     def batch(self, captions: Sequence[str], dropped: np.ndarray | Sequence[bool]) -> TextBatch:
         """Return the embeddings of captions, padded on the left; an empty caption counts as dropped."""
         rows = [self.embeddings(caption) for caption in captions]
         lengths = np.array([len(row) for row in rows])
         positions = int(lengths.max())
-        values = np.zeros((len(rows), positions, self.dim), dtype=self._facts.dtype)
+        values = np.zeros((len(rows), positions, self._facts.dim), dtype=self._facts.dtype)
         for row, value, length in zip(rows, values, lengths, strict=True):
             value[positions - length :] = row
-        mask = np.arange(positions) >= (positions - lengths)[:, None]
-        silent = np.array([not caption.strip() for caption in captions])
-        return TextBatch(
-            torch.from_numpy(values),
-            torch.from_numpy(mask),
-            torch.from_numpy(np.asarray(dropped, dtype=bool) | silent),
-        )
+        return TextBatch.padded_left(values, lengths, captions, dropped)
 
 
 def _encode(
-    source: Path,
-    folder: Path,
-    captions: list[str],
-    facts: _CacheFacts,
-    models: tuple[Any, Any],
-    progress: Callable[[int], None],
-) -> None:
-    """Write one shard with the embeddings of captions."""
+    source: Path, folder: Path, captions: list[str], facts: _CacheFacts, models: tuple[Any, Any]
+) -> Iterator[int]:
+    """Write one shard with the embeddings of captions; yield the number of captions done."""
     tokenizer, model = models
     ids = tokenizer(captions, truncation=True, max_length=facts.max_positions)["input_ids"]
     starts = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).tolist()
     number = 1 + max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=-1)
     target = folder / f"{number:05d}.npy"
     dtype, shape = np.dtype(facts.dtype), (starts[-1], facts.dim)
-    # Captions of one length at a time: no padding, so that a caption's embeddings are its own.
+    # Captions of one length at a time: without padding a caption's embeddings do not depend on others.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     done = 0
-    with replacing(target) as file:  # and no memory map, where a full disk is a signal that ends the process
+    with replacing(target) as file:  # not a memory map: there a full disk kills the process by a signal
         header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         first, width = file.tell(), dtype.itemsize * facts.dim  # bytes
@@ -195,32 +160,32 @@ def _encode(
                 file.seek(first + starts[i] * width)
                 file.write(value.tobytes())
             done += len(rows)
-            progress(len(rows))
+            yield done
     places = {_key(c): (starts[i], starts[i + 1] - starts[i]) for i, c in enumerate(captions)}
     index = _ShardIndex(rows=starts[-1], captions=places)
     write_atomically(target.with_suffix(".json"), index.model_dump_json().encode())
 
 
 def _load(source: Path) -> tuple[Any, Any]:
-    """The tokenizer and the encoder, in float32 whatever its files hold, on a GPU where there is one."""
+    """Return the tokenizer and the encoder, in float32 for all types of files, on a GPU if there is one."""
     tame_torchaudio()
     from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a library does not write to the terminal
-    said = logging.get_verbosity()
-    logging.set_verbosity_error()  # that T5's decoder stays unused is meant
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # T5's decoder stays unused by intention
     try:
-        # Code that comes with a model is never run; left unsaid, the terminal would be asked whether to.
+        # Never run code that comes with a model; without the option transformers asks at the terminal.
         as_here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         kind = AutoConfig.from_pretrained(source, **as_here).model_type
         loader = T5EncoderModel if kind == "t5" else AutoModel
         tokenizer = AutoTokenizer.from_pretrained(source, **as_here)
         model = loader.from_pretrained(source, **as_here, use_safetensors=True, dtype=torch.float32)
-    except Exception as error:  # transformers and tokenizers raise many kinds for files that are not theirs
+    except Exception as error:  # transformers and tokenizers raise errors of many kinds
         raise InputError(f"text encoder {source}: cannot be loaded: {str(error).splitlines()[0]}") from error
     finally:
-        logging.set_verbosity(said)
+        logging.set_verbosity(verbosity)
     return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -233,5 +198,5 @@ def _read(path: Path, kind: type[Facts]) -> Facts:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise InputError(
-            f"{path}: not readable as part of an embedding cache; delete {path.parent} and build again"
+            f"{path}: not a readable part of an embedding cache; delete {path.parent} and repeat the command"
         ) from error

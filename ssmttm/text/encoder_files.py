@@ -1,4 +1,4 @@
-"""The files of a pretrained text encoder: where they are and what they are, without loading them or torch."""
+"""Find and identify the files of a pretrained text encoder, without loading them or torch."""
 
 import contextlib
 import hashlib
@@ -11,9 +11,9 @@ from pydantic import RootModel, ValidationError
 from ssmttm.pretrained import is_here, pretrained_folder, read_config
 
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-"""What an encoder consists of; weights as safetensors only, since other formats are pickles."""
+"""Files of an encoder; weights as safetensors only, since other formats are pickles."""
 NOT_NUMBERS = {"data_config.json", "modules.json", "generation_config.json"}
-"""Files that do not change what the encoder returns."""
+"""Files that do not change the encoder's output."""
 
 
 class _Hashes(RootModel[dict[str, str]]):
@@ -21,38 +21,36 @@ class _Hashes(RootModel[dict[str, str]]):
 
 
 def encoder_folder(encoder: str) -> Path:
-    """Return the folder of an encoder's files: itself, or the hub's local copy; InputError if there is
-    none.
-    """
+    """Return the folder of an encoder's files: itself, or the hub's local copy; raises InputError if missing."""
     needs = "config.json, tokenizer files and model.safetensors"
     return pretrained_folder(encoder, "text encoder", ENCODER_FILES, needs)
 
 
 def encoder_is_here(encoder: str) -> bool:
-    """Whether an encoder's files are on this machine, so that asking about them fetches nothing."""
+    """Return True if an encoder's files are on this machine, so that reading them downloads nothing."""
     return is_here(encoder, ENCODER_FILES)
 
 
 def encoder_width(encoder: str) -> int | None:
-    """Return the width of an encoder's embeddings by its config.json; None where that does not say."""
+    """Return the width of an encoder's embeddings by its config.json; None if the file does not give it."""
     fields = read_config(encoder_folder(encoder))
-    width = fields.get("d_model", fields.get("hidden_size"))  # T5's word, and everybody else's
+    width = fields.get("d_model", fields.get("hidden_size"))  # T5's key, and that of other models
     return width if isinstance(width, int) else None
 
 
 def encoder_fingerprint(root: Path, encoder: str, *, remember: bool = True) -> str:
-    """Return 64 hex digits over the encoder's files by name and content, never by path.
+    """Return 64 hex digits over the encoder's files by name and content; raises InputError if files are missing.
 
-    `root` is the folder of the embedding caches. Raises InputError where the files cannot be had.
+    root: the folder of the embedding caches.
     """
     return files_fingerprint(root, encoder_folder(encoder), "text encoder 1", remember=remember)
 
 
 def files_fingerprint(root: Path, folder: Path, kind: str, *, remember: bool = True) -> str:
-    """Return 64 hex digits over the files of a model's folder by name and content.
+    """Return 64 hex digits over the files of a model's folder by name and content, never by path.
 
-    Files are hashed once: the folder `root` remembers them by size and time of change, and without `remember` tells of
-    them and is not written to.
+    Each file is hashed once: hashes.json in the folder `root` keeps the hashes by size and time of change. Without
+    `remember` it is read and not written.
     """
     names = {path.name: path for pattern in ENCODER_FILES for path in folder.glob(pattern)}
     memory = root / "hashes.json"
@@ -63,7 +61,7 @@ def files_fingerprint(root: Path, folder: Path, kind: str, *, remember: bool = T
         try:
             known = _Hashes.model_validate_json(memory.read_bytes()).root
         except (OSError, ValidationError):
-            known = {}  # only a memory: what it lacks is hashed again
+            known = {}  # missing hashes are computed again
         before = len(known)
         for name in sorted(names.keys() - NOT_NUMBERS):
             path = names[name].resolve()

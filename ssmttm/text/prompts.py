@@ -1,7 +1,7 @@
-"""Any captions as a batch of text for a model that exists: what is sung to order and what is evaluated.
+"""Encode captions from outside a corpus for a trained model, for generation and evaluation.
 
-Training reads the captions of its corpus; here they come from outside, and must reach the model the way it learnt to
-read them: the same bytes, or the same frozen encoder, known by its fingerprint.
+The model must get them in the form of its training: as bytes, or from the same frozen encoder, identified by its
+fingerprint.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from ssmttm.text.text_batch import TextBatch
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """The pretrained encoder a model was trained with, and where its embeddings are kept."""
+    """The pretrained encoder of a model's training, and the folder of its embeddings."""
 
     source: str
     """Its folder, or its name on the hub."""
     fingerprint: str
-    """Of the encoder the model was trained with, 64 hex digits: `Run.text_encoder`."""
+    """64 hex digits of the encoder in training: `Run.text_encoder`."""
     cache: Path
-    """The folder of all embedding caches, `Root.text`: a caption is encoded once."""
+    """The folder of all embedding caches, `Root.text`."""
 
     def embeddings(self, captions: Sequence[str], max_positions: int) -> EmbeddingCache:
-        """Return a cache that holds the captions; InputError where the encoder is gone or another one."""
+        """Return a cache with the captions; raises InputError if the encoder is missing or another one."""
         found = encoder_fingerprint(self.cache, self.source)
         if found != self.fingerprint:
             raise InputError(
@@ -41,16 +41,16 @@ class FrozenEncoder:
 def read_captions(
     captions: Sequence[str], text: TextConfig, encoder: FrozenEncoder | None = None
 ) -> TextBatch:
-    """Return captions as a model with `text` reads them, in their order; an empty one counts as dropped.
+    """Return captions as a batch for a model with `text`; an empty caption counts as dropped.
 
-    encoder: needed where text.encoder is `frozen`, and of no use elsewhere. Raises InputError where there are no
-    captions, or where the encoder is missing or not the model's.
+    encoder: required if text.encoder is `frozen`, else ignored. Raises InputError if there are no captions, or if the
+    encoder is missing or not the model's.
     """
     if not captions:
-        raise InputError("no captions: give at least one, an empty one for music without a prompt")
+        raise InputError("no captions: give at least one; an empty one gives music without a prompt")
     kept = [False] * len(captions)
     if text.encoder == "bytes":
         return collate_bytes(captions, kept, text)
     if encoder is None:
-        raise InputError("the model reads captions through a frozen text encoder: name its folder")
+        raise InputError("the model reads captions through a frozen text encoder: give its folder")
     return encoder.embeddings(captions, text.max_positions).batch(captions, kept)

@@ -1,31 +1,50 @@
-"""What a batch of captions is to a model, whichever encoder it comes from."""
+"""A batch of captions as a model reads it, from either encoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class TextBatch:
-    """The captions of a batch as the model takes them."""
+    """The captions of a batch."""
 
     values: Tensor
     """(batch, bytes) int64 ids for the byte encoder, or (batch, positions, dim) frozen embeddings."""
     mask: Tensor
     """(batch, positions) bool, True = real; padding is on the left."""
     dropped: Tensor
-    """(batch,) bool, True = the caption is dropped: the model puts its null condition in its place."""
+    """(batch,) bool, True = the caption is dropped: the model replaces it with its null condition."""
+
+    @classmethod
+    def padded_left(
+        cls,
+        values: np.ndarray,
+        lengths: np.ndarray,
+        captions: Sequence[str],
+        dropped: np.ndarray | Sequence[bool],
+    ) -> "TextBatch":
+        """Return the batch of left-padded values with `lengths` (batch,) real positions each.
+
+        An empty caption counts as dropped.
+        """
+        positions = int(lengths.max())
+        mask = np.arange(positions) >= (positions - lengths)[:, None]
+        empty = np.array([not caption.strip() for caption in captions])
+        flags = np.asarray(dropped, dtype=bool) | empty
+        return cls(torch.from_numpy(values), torch.from_numpy(mask), torch.from_numpy(flags))
 
     def to(self, device: torch.device | str) -> "TextBatch":
         """Return the batch on a device."""
         return TextBatch(self.values.to(device), self.mask.to(device), self.dropped.to(device))
 
     def without(self, positions: Tensor) -> "TextBatch":
-        """Return the batch with text positions masked; positions: (batch, positions) bool, True = to be
-        masked.
+        """Return the batch with text positions masked; positions: (batch, positions) bool, True = to be masked.
 
-        A row that is left with no position counts as dropped.
+        A row without real positions counts as dropped.
         """
         mask = self.mask & ~positions
         return replace(self, mask=mask, dropped=self.dropped | ~mask.any(1))

@@ -29,9 +29,9 @@ from tests.benchmarks.measure import Row, as_ratio, as_time
 Result = TypeVar("Result")
 
 CASES = (
-    (Architecture.PREFIX_SIMBA, 512),
-    (Architecture.PREFIX_SIMBA, 64),
-    (Architecture.CROSS_TRANSFORMER, None),
+    (Architecture("prefix_simba"), 512),
+    (Architecture("prefix_simba"), 64),
+    (Architecture("cross_transformer"), None),
 )
 """Backbones, and d_state where they have one: the paper's, and that of most others."""
 BLOCKS, WIDTH = 2, 1024

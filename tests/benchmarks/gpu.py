@@ -23,13 +23,14 @@ from torch import Tensor
 from ssmttm.model.architecture import ARCHITECTURES, Architecture
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import training_flops
-from ssmttm.model.kernels import TORCH, Kernels, chosen, using
+from ssmttm.model.kernels import TORCH, Kernels, chosen
 from ssmttm.model.loss import codebook_cross_entropy
 from ssmttm.model.music_lm import MusicLM
 from ssmttm.text.config import TextConfig
 from ssmttm.text.text_batch import TextBatch
 from tests.benchmarks.measure import Row, Work, as_ratio, by_turns
 from tests.benchmarks.scan import peak_bytes
+from tests.ssmttm.kernel_devices import using
 
 TEXT_WIDTH = 768
 

@@ -42,7 +42,7 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 def _config(d_state: int) -> ModelConfig:
     return ModelConfig(
-        architecture=Architecture.CROSS_SIMBA,  # no prefix: positions are frames
+        architecture=Architecture("cross_simba"),  # no prefix: positions are frames
         n_blocks=1,
         d_model=256,
         d_state=d_state,

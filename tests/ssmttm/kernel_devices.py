@@ -1,7 +1,7 @@
 """The kernels of mamba-ssm and causal-conv1d where tests can run them: on a GPU, and interpreted on the CPU.
 
-Triton's interpreter runs the very functions that would be compiled, on tensors of the CPU, so that how they are called
-and what they return is tried without a GPU. `make verify` brings what it needs into a folder of its own.
+Triton's interpreter runs the functions that would be compiled, on tensors of the CPU, and so tests the calls without a
+GPU. `make verify` installs its packages into a folder of their own.
 """
 
 import contextlib
@@ -23,9 +23,14 @@ from ssmttm.model.kernels import Kernels, load
 FOLDER = Path(sys.prefix) / "kernels"
 
 
+def using(kernels: Kernels) -> contextlib.AbstractContextManager[object]:
+    """Compute with other kernels than the chosen ones inside the block."""
+    return mock.patch.object(ssmttm.model.kernels, "chosen", lambda: kernels)  # noqa: PT008  # torch.compile traces no mocks
+
+
 @contextlib.contextmanager
 def kernels_on(device: str) -> Iterator[Kernels]:
-    """All kernels for tensors of a device; skips the test where they cannot run."""
+    """Yield all kernels for tensors of a device; skip the test if they cannot run."""
     if device == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
@@ -42,20 +47,22 @@ def kernels_on(device: str) -> Iterator[Kernels]:
     with (
         mock.patch.dict(os.environ, variables),
         mock.patch.object(sys, "path", [*sys.path, str(FOLDER)]),
-        mock.patch.object(ssmttm.model.kernels, "CHUNK", 16),  # the interpreter computes what is masked, too
+        mock.patch.object(
+            ssmttm.model.kernels, "CHUNK", 16
+        ),  # the interpreter computes masked positions, too
         mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
     ):
         sys.modules.setdefault("causal_conv1d_cuda", compiled_convolution())
         if importlib.util.find_spec("mamba_ssm") is None:
-            pytest.skip(f"no mamba-ssm in {FOLDER}: make verify brings it")
+            pytest.skip(f"no mamba-ssm in {FOLDER}: make verify installs it")
         kernels = load("cpu")
         assert kernels.reason is None, kernels.reason
         yield kernels
 
 
 def compiled_convolution() -> types.ModuleType:
-    """causal-conv1d's compiled part, which needs nvcc: the convolution by torch, under the checks of its source."""
+    """Return a stand-in for causal-conv1d's compiled part, which needs nvcc: torch's convolution with its checks."""
     module = types.ModuleType("causal_conv1d_cuda")
 
     def check(x, weight):

@@ -1,4 +1,4 @@
-"""Neural codecs of a few thousand weights, drawn at random, as folders people have."""
+"""Neural codecs of a few thousand random weights, in folders as transformers saves them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from ssmttm.compat import tame_torchaudio
+
+torch.set_num_threads(1)  # threads cost more than they save at these sizes
 
 RATE = 8000
 HOP = 40
@@ -31,7 +33,7 @@ ENCODEC = {
 
 
 def write_model(kind: str, folder: Path, seed: int = 0, **changed: Any) -> Path:
-    """Save a small codec model of `dac` or `encodec` in transformers' own form."""
+    """Save a small model of `dac` or `encodec` in transformers' own form."""
     tame_torchaudio()
     from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 
@@ -39,7 +41,7 @@ def write_model(kind: str, folder: Path, seed: int = 0, **changed: Any) -> Path:
     if kind == "dac":
         model = DacModel(DacConfig(**(DAC | changed)))
         for parameter in model.encoder.parameters():
-            parameter.data *= 5  # as it is initialised, everything is nearly nothing
+            parameter.data *= 5  # its initial values give outputs near zero
     else:
         model = EncodecModel(EncodecConfig(**(ENCODEC | changed)))
         codebooks = [layer.codebook.embed for layer in model.quantizer.layers]
@@ -49,7 +51,7 @@ def write_model(kind: str, folder: Path, seed: int = 0, **changed: Any) -> Path:
 
 
 def fill_codebooks(encoder: torch.nn.Module, codebooks: Iterable[torch.Tensor], channels: int = 1) -> None:
-    """Draw each codebook from what the ones before leave of noise: new ones are zeros, one code for everything."""
+    """Draw each codebook from the residual of noise after the ones before; initial codebooks have one code for all."""
     with torch.inference_mode():
         audio = torch.from_numpy(noise(4, 20_000))[:, None].expand(-1, channels, -1)
         left = encoder(audio).mT.flatten(0, 1)
@@ -61,6 +63,6 @@ def fill_codebooks(encoder: torch.nn.Module, codebooks: Iterable[torch.Tensor], 
 
 
 def noise(rows: int, samples: int, seed: int = 0) -> np.ndarray:
-    """Audio (rows, samples) with something at all frequencies, each row another."""
+    """Return audio (rows, samples) with all frequencies, different in each row."""
     steps = np.random.default_rng(seed).normal(size=(rows, samples)).cumsum(axis=1)
     return (0.5 * np.sin(steps)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The projections that self-attention and cross-attention share."""
+"""The projections of self-attention and cross-attention."""
 
 import math
 
@@ -15,15 +15,14 @@ class Attention(SubLayer):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.k_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.v_proj = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(config.d_model, config.d_model, bias=False) for _ in range(4)
+        )
 
     def heads(self, x: Tensor) -> Tensor:
         """Return x (batch, length, d_model) as (batch, heads, length, head_dim)."""
         return torch.unflatten(x, -1, (-1, self.head_dim)).transpose(1, 2)
 
     def initialise(self, n_residual: int) -> None:
-        """Start the branch small."""
+        """Scale down the initial output."""
         self.out_proj.weight.data /= math.sqrt(n_residual)

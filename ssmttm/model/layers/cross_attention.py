@@ -13,7 +13,7 @@ class CrossAttention(Attention):
     """Multi-head attention from the sequence to the text."""
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Return what each position (batch, length, d_model) reads from the text."""
+        """Return the output (batch, length, d_model) of attention to the text."""
         assert context.memory is not None
         q = self.heads(self.q_proj(x))
         k, v = (self.heads(p(context.memory)) for p in (self.k_proj, self.v_proj))
@@ -21,23 +21,14 @@ class CrossAttention(Attention):
         return self.out_proj(read.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def begin(self, x: Tensor, context: Context, steps: int) -> tuple[Tensor, Step]:  # noqa: ARG002
-        """Return the empty prefix, and the keys and values of the text."""
-        return x, _Step(self, context)
-
-
-class _Step:
-    """Attention to the text, whose keys and values are made once."""
-
-    def __init__(self, layer: CrossAttention, context: Context) -> None:
+        """Return the empty prefix, and a step that holds the keys and values of the text."""
         assert context.memory is not None
-        self._head_dim, self._mask = layer.head_dim, context.memory_mask
-        self._q_proj, self._out_proj = PackedLinear(layer.q_proj.weight), PackedLinear(layer.out_proj.weight)
-        self._keys, self._values = (
-            layer.heads(project(context.memory)).contiguous() for project in (layer.k_proj, layer.v_proj)
-        )
+        q_proj, out_proj = PackedLinear(self.q_proj.weight), PackedLinear(self.out_proj.weight)
+        keys, values = (self.heads(p(context.memory)).contiguous() for p in (self.k_proj, self.v_proj))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return what the next position (batch, d_model) reads."""
-        q = torch.unflatten(self._q_proj(x), -1, (-1, 1, self._head_dim))
-        read = F.scaled_dot_product_attention(q, self._keys, self._values, attn_mask=self._mask)
-        return self._out_proj(read.flatten(1))
+        def step(position: Tensor) -> Tensor:
+            q = torch.unflatten(q_proj(position), -1, (-1, 1, self.head_dim))
+            read = F.scaled_dot_product_attention(q, keys, values, attn_mask=context.memory_mask)
+            return out_proj(read.flatten(1))
+
+        return x, step

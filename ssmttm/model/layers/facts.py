@@ -1,6 +1,6 @@
-"""The facts of the layers of this package; each module's memory is that of PyTorch's own kernels where not `on_cuda`.
+"""The facts of this package's layers; the memory of each is that of PyTorch's kernels unless `on_cuda`.
 
-What is saved follows what autograd keeps of each sub-layer, held against real engines by tests/harness/plan.
+`saved` counts the tensors that autograd keeps of each sub-layer; tests/harness/plan compares it with real engines.
 """
 
 import math
@@ -19,7 +19,7 @@ class Mamba2(Layer):
     is_recurrent = True
 
     def check(self, config: LayerConfig) -> None:
-        """Heads divide the inner width, and groups the heads."""
+        """Require that heads divide the inner width, and groups the heads."""
         if config.d_inner % config.ssm_head_dim:
             raise ValueError(
                 f"expand * d_model {config.d_inner} does not divide into heads of {config.ssm_head_dim}: choose a "
@@ -32,7 +32,7 @@ class Mamba2(Layer):
             )
 
     def width_step(self, config: LayerConfig) -> int:
-        """Return the least width with whole heads in whole groups."""
+        """Return the smallest width with whole heads in whole groups."""
         scan = config.ssm_head_dim * config.n_groups
         return scan // math.gcd(config.expand, scan)
 
@@ -50,7 +50,7 @@ class Mamba2(Layer):
         products = 2 * sum(rows * columns for rows, columns in self.matrices(config))
         convolution = 2 * config.d_conv * _mixed(config)
         chunk = min(forward.convention.scan_chunk, forward.length)
-        # Scores C B^T, their product with the values, and the states written and read.
+        # Scores C B^T, their product with the values, and states written and read.
         scan = 2 * chunk * states + 2 * chunk * di + 4 * config.d_state * di
         return {
             "mixer": forward.n_layers * (products + convolution) * forward.a_position,
@@ -58,7 +58,7 @@ class Mamba2(Layer):
         }
 
     def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:
-        """Return what the fused kernel keeps on CUDA, and what the chunked scan keeps elsewhere."""
+        """Count what the fused kernel keeps on CUDA, or what the chunked scan keeps elsewhere."""
         di, heads = config.d_inner, config.n_ssm_heads
         projected, mixed = _projected(config), _mixed(config)
         if on_cuda:  # mamba-ssm keeps the projection and the scan's output, and computes the rest again
@@ -84,7 +84,7 @@ class _Attention(Layer):
     keys = frozenset({"head_dim"})
 
     def check(self, config: LayerConfig) -> None:
-        """Heads divide the width."""
+        """Require that heads divide the width."""
         if config.d_model % config.head_dim:
             raise ValueError(
                 f"d_model {config.d_model} does not divide into heads of {config.head_dim}: "
@@ -96,7 +96,7 @@ class _Attention(Layer):
         return config.head_dim
 
     def matrices(self, config: LayerConfig) -> tuple[tuple[int, int], ...]:
-        """Return the projections to queries, keys and values, and the one out."""
+        """Return the projections to queries, keys and values, and the projection out."""
         return ((config.d_model, config.d_model),) * 4
 
 
@@ -107,13 +107,13 @@ class SelfAttention(_Attention):
     module = "ssmttm.model.layers.self_attention:SelfAttention"
 
     def flops(self, config: LayerConfig, forward: Pass) -> Mapping[str, float]:
-        """Return the operations of four projections and of two products with what is seen."""
+        """Return the operations of four projections and of two products with the visible positions."""
         d, length = config.d_model, forward.length
         seen = length if forward.convention.attention == "full" else (length + 1) / 2
         return {"attention": forward.n_layers * (8 * d * d + 4 * seen * d) * forward.a_position}
 
     def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:  # noqa: ARG002
-        """Return queries, keys, values and what is read, with a logarithm a head."""
+        """Count queries, keys, values and the output, with a logarithm for each head."""
         d = config.d_model
         return Saved(half * 4 * d + d / config.head_dim, half * 6 * d)
 
@@ -126,19 +126,19 @@ class CrossAttention(_Attention):
     attends_to_text = True
 
     def flops(self, config: LayerConfig, forward: Pass) -> Mapping[str, float]:
-        """Return the operations of two projections a position of the sequence and two a position of the text."""
+        """Return the operations of two projections for each position of the sequence and two for each of the text."""
         d = config.d_model
         a_position = (4 * d * d + 4 * forward.text_positions * d) * forward.a_position
         return {"cross_attention": forward.n_layers * (a_position + 4 * d * d * forward.a_text)}
 
     def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:  # noqa: ARG002
-        """Return queries and what is read, with a logarithm a head, and the text's keys and values."""
+        """Count queries and the output, with a logarithm for each head, and the text's keys and values."""
         d = config.d_model
         return Saved(half * 2 * d + d / config.head_dim, half * 4 * d, of_text=2 * d)
 
 
 class FeedForward(Layer):
-    """Two linear layers, each position by itself."""
+    """Two linear layers, applied to each position."""
 
     name = "feed_forward"
     module = "ssmttm.model.layers.feed_forward:FeedForward"
@@ -159,7 +159,7 @@ class FeedForward(Layer):
         return {"feed_forward": forward.n_layers * 4 * config.ff_mult * d * d * forward.a_position}
 
     def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:  # noqa: ARG002
-        """Return the values before and after GELU, and dropout's factors."""
+        """Count the values before and after GELU, and dropout's factors."""
         inner = config.ff_mult * config.d_model
         return Saved(half * inner * (3 if config.dropout > 0 else 2), 2 * half * inner)
 

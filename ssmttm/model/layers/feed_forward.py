@@ -1,4 +1,4 @@
-"""Two linear layers with GELU and dropout between them, each position by itself."""
+"""Two linear layers with GELU and dropout between them, applied to each position."""
 
 import math
 
@@ -21,16 +21,16 @@ class FeedForward(SubLayer):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # noqa: ARG002
-        """Return each position (batch, length, d_model) transformed by itself."""
+        """Return the transformed positions (batch, length, d_model)."""
         return self.down(self.dropout(F.gelu(self.up(x))))  # type: ignore[no-any-return]
 
     def begin(self, x: Tensor, context: Context, steps: int) -> tuple[Tensor, Step]:  # noqa: ARG002
-        """Return the prefix (batch, positions, d_model) transformed, and the same for positions to come."""
+        """Return the transformed prefix (batch, positions, d_model), and the step for later positions."""
         up, down = (PackedLinear(layer.weight, layer.bias) for layer in (self.up, self.down))
         return self(x, context), lambda position: down(F.gelu(up(position)))
 
     def initialise(self, n_residual: int) -> None:
-        """Start the branch small, without biases."""
+        """Scale down the initial output, with biases of zero."""
         self.down.weight.data /= math.sqrt(n_residual)
         nn.init.zeros_(self.up.bias)
         nn.init.zeros_(self.down.bias)

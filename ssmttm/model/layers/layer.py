@@ -1,7 +1,7 @@
-"""What a sub-layer says of itself before one is built, and the table of those there are.
+"""The facts of a sub-layer, known before a module is built, and the table of all layers.
 
-Configuration, parameters, operations, memory and the grid of a study ask a layer's facts by its name; the module is
-imported when a model is built. No torch in here: planning a study of a thousand models must not import it.
+Configuration, parameters, operations, memory and the grid of a study read a layer's facts by its name; the module is
+imported when a model is built. Free of torch, because plans of a thousand models must not import it.
 """
 
 from abc import ABC, abstractmethod
@@ -9,25 +9,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ssmttm.files import Frozen
 from ssmttm.text.config import LIMIT
 
 
-class LayerConfig(BaseModel):
+class LayerConfig(Frozen):
     """The part of a model's configuration that layers read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: str
     n_blocks: int = Field(strict=True, ge=1, lt=LIMIT)
     d_model: int = Field(strict=True, ge=2, lt=LIMIT)
     d_state: int = Field(strict=True, default=512, ge=1, lt=LIMIT)
-    """Width of the state-space memory a channel."""
+    """Width of the state of a channel."""
     d_conv: int = Field(strict=True, default=4, ge=2, lt=LIMIT)
     """Taps of the causal convolution in front of the scan."""
     expand: int = Field(strict=True, default=2, ge=1, lt=LIMIT)
-    """The mixer works on expand * d_model channels."""
+    """Channels of the mixer over d_model."""
     ssm_head_dim: int = Field(strict=True, default=64, ge=1, lt=LIMIT)
     """Channels that share one decay in the scan."""
     n_groups: int = Field(strict=True, default=1, ge=1, lt=LIMIT)
@@ -35,13 +34,13 @@ class LayerConfig(BaseModel):
     head_dim: int = Field(strict=True, default=64, ge=1, lt=LIMIT)
     """Channels of an attention head."""
     ff_mult: int = Field(strict=True, default=2, ge=1, lt=LIMIT)
-    """The feed-forward layer is ff_mult * d_model wide inside."""
+    """Inner width of the feed-forward layer over d_model."""
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0)
-    """On every sub-layer's output and inside the feed-forward layer."""
+    """Probability, on the output of every sub-layer and inside the feed-forward layer."""
 
     @property
     def d_inner(self) -> int:
-        """Channels the mixer works on."""
+        """Channels of the mixer."""
         return self.expand * self.d_model
 
     @property
@@ -52,24 +51,24 @@ class LayerConfig(BaseModel):
 
 @dataclass(frozen=True)
 class FlopConvention:
-    """What is open in a count of operations."""
+    """The choices in a count of operations."""
 
     attention: Literal["causal", "full"] = "causal"
-    """Whether self-attention is charged for what a position may see, half on average, or for all."""
+    """Count self-attention over the positions that each position sees, half on average, or over all."""
     scan_chunk: int = 256
-    """Chunk of the state-space scan (mamba_ssm's default); a larger one costs more inside chunks."""
+    """Chunk of the state-space scan (mamba_ssm's default); a larger one costs more operations inside chunks."""
     prefix: bool = True
-    """Whether the positions of a prefix are charged, to the frames; those of a cross model's text always are."""
+    """True to count the positions of a prefix; those of a cross model's text always count."""
     training_factor: float = 3.0
-    """Operations of a training step over those of its forward pass (backward costs two of them)."""
+    """Operations of a training step over those of its forward pass (the backward pass costs two)."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass whose operations are charged to the frames of a clip."""
+    """A forward pass whose operations are counted per frame of a clip."""
 
     n_layers: float
-    """Layers of the kind asked for."""
+    """Number of layers of the kind."""
     frames: int
     length: int
     """Positions of the sequence."""
@@ -78,25 +77,25 @@ class Pass:
 
     @property
     def a_position(self) -> float:
-        """Positions of the sequence a frame."""
+        """Positions of the sequence per frame."""
         return self.length / self.frames
 
     @property
     def a_text(self) -> float:
-        """Positions of the text a frame."""
+        """Positions of the text per frame."""
         return self.text_positions / self.frames
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Floats that a layer holds in training, beside those of the residual stream around it."""
+    """Floats that a layer holds in training, without those of the residual stream around it."""
 
     kept: float
-    """Kept for the backward pass, a position of the sequence."""
+    """Kept for the backward pass, per position of the sequence."""
     at_once: float
-    """Held at once in its backward pass, a position of the sequence."""
+    """Held at once in its backward pass, per position of the sequence."""
     of_text: float = 0.0
-    """Kept for the backward pass, a position of the text."""
+    """Kept for the backward pass, per position of the text."""
 
 
 class Layer(ABC):
@@ -104,36 +103,36 @@ class Layer(ABC):
 
     name: ClassVar[str]
     module: ClassVar[str]
-    """Where its `SubLayer` is, as package.module:Class."""
+    """Import path of its `SubLayer`, as package.module:Class."""
     keys: ClassVar[frozenset[str]] = frozenset()
-    """Keys of LayerConfig it reads beside n_blocks, d_model and dropout; of other models they are no part."""
+    """Keys of LayerConfig it reads beside n_blocks, d_model and dropout; models without the layer leave them out."""
     attends_to_text: ClassVar[bool] = False
-    """An architecture with such a layer has no prefix."""
+    """True if it attends to the text, so that its architecture has no prefix."""
     is_recurrent: ClassVar[bool] = False
-    """True if it carries a state along, so that a model with it goes on beyond the lengths it was trained on."""
+    """True if it carries a state, so that a model can continue beyond the lengths of its training."""
 
     def check(self, config: LayerConfig) -> None:  # noqa: B027  # most layers take any configuration
-        """Raise ValueError that names the key where no such layer can be built."""
+        """Raise ValueError that names the key if the layer cannot be built."""
 
     def width_step(self, config: LayerConfig) -> int:  # noqa: ARG002
-        """Return the number that d_model must be a multiple of; d_model itself is not to be read."""
+        """Return the number that d_model must be a multiple of, without reading d_model."""
         return 1
 
     @abstractmethod
     def matrices(self, config: LayerConfig) -> tuple[tuple[int, int], ...]:
-        """Return the shapes of its weights that have two dimensions."""
+        """Return the shapes of its weights with two dimensions."""
 
     def vectors(self, config: LayerConfig) -> int:  # noqa: ARG002
-        """Return how many parameters its other weights have."""
+        """Return the number of parameters in its other weights."""
         return 0
 
     @abstractmethod
     def flops(self, config: LayerConfig, forward: Pass) -> Mapping[str, float]:
-        """Return the operations a frame of all its layers in a forward pass, by what they are spent on."""
+        """Return the operations per frame of all its layers in a forward pass, by purpose."""
 
     @abstractmethod
     def saved(self, config: LayerConfig, length: int, *, half: float, on_cuda: bool) -> Saved:
-        """Return what it holds in training; half: the size of an autocast number over that of a float."""
+        """Return the floats it holds in training; half: the size of an autocast number over that of a float."""
 
     def parameters(self, config: LayerConfig) -> int:
         """Return the number of its parameters."""
@@ -145,7 +144,7 @@ LAYERS: dict[str, Layer] = {}
 
 
 def register(layer: Layer) -> None:
-    """Make a layer known by its name; raises ValueError where another has it."""
+    """Register a layer under its name; raises ValueError if the name is taken."""
     if layer.name in LAYERS:
-        raise ValueError(f"there is a layer {layer.name!r} already")
+        raise ValueError(f"a layer {layer.name!r} exists already")
     LAYERS[layer.name] = layer

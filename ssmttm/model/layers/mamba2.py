@@ -1,6 +1,8 @@
 """The Mamba-2 mixer: a causal convolution, a state-space scan and a gated norm between two projections."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,9 @@ from ssmttm.model.layers.layer import LayerConfig
 from ssmttm.model.layers.sub_layer import Context, Step, SubLayer
 from ssmttm.model.packed import PackedLinear
 from ssmttm.model.ssd import ssd_scan
+
+NEVER = -1e4
+"""A step size before its softplus, which makes it 0 in every floating-point type."""
 
 
 class Mamba2Mixer(SubLayer):
@@ -33,14 +38,15 @@ class Mamba2Mixer(SubLayer):
         self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Return the mixed sequence (batch, length, d_model); what is masked leaves no trace on the rest."""
-        if kernels.fuses(x, self.conv1d.weight):
-            return self._fused(x, context)
+        """Return the mixed sequence (batch, length, d_model), in which masked positions have no effect on others."""
+        fused = kernels.kernels_for(x).mixer
+        if fused is not None and kernels.convolves(self.conv1d.weight):
+            return self._fused(fused, x, context.mask)
         return self.read(x, context)[0]
 
     def read(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mixed sequence and what going on after it needs: what entered the convolution, (batch,
-        length, channels), and the scan's final state (batch, heads, d_state, head_dim).
+        """Return the mixed sequence (batch, length, d_model), and what its continuation needs: the convolution's input
+        (batch, length, channels) and the scan's final state (batch, heads, d_state, head_dim).
         """
         if context.mask is not None:
             x = x * context.mask[..., None]
@@ -51,7 +57,7 @@ class Mamba2Mixer(SubLayer):
         values, B, C = torch.split(convolved, [self.d_inner, state, state], dim=-1)
         dt = F.softplus(dt + self.dt_bias)
         if context.mask is not None:
-            dt = dt * context.mask[..., None]  # a step of size 0 lets the state pass
+            dt = dt * context.mask[..., None]  # a step of size 0 leaves the state unchanged
         y, final = ssd_scan(
             torch.unflatten(values, -1, (self.heads, -1)),
             dt,
@@ -63,36 +69,37 @@ class Mamba2Mixer(SubLayer):
         return self.out_proj(self.norm(y.flatten(-2), z)), xBC, final
 
     def begin(self, x: Tensor, context: Context, steps: int) -> tuple[Tensor, Step]:  # noqa: ARG002
-        """Return the mixed prefix (batch, positions, d_model), and its state as a recurrence."""
+        """Return the mixed prefix (batch, positions, d_model), and the step that continues from it."""
         if x.shape[1] == 0:
             return x, _Step(self, x.shape[0])
         y, entered, state = self.read(x, context)
         return y, _Step(self, x.shape[0], entered, state)
 
     def initialise(self, n_residual: int) -> None:
-        """Start the branch small, as mamba_ssm does."""
+        """Scale down the initial output, as mamba_ssm does."""
         self.out_proj.weight.data /= math.sqrt(n_residual)
 
-    def _fused(self, x: Tensor, context: Context) -> Tensor:
-        if context.mask is not None:
-            x = x * context.mask[..., None]
-        mixed = kernels.fused_mixer(
-            self.in_proj(x),
-            context.mask,
-            conv_weight=self.conv1d.weight,
-            conv_bias=self.conv1d.bias,
-            dt_bias=self.dt_bias,
-            A=-self.A_log.exp(),
-            D=self.D,
-            norm_weight=self.norm.weight,
-            norm_eps=self.norm.eps,
-            groups=self.groups,
+    def _fused(self, kernel: Callable[..., Any], x: Tensor, mask: Tensor | None) -> Tensor:
+        projected = self.in_proj(
+            x if mask is None else x * mask[..., None]
+        )  # gate, convolution's input, step sizes
+        if mask is not None:
+            projected[..., -self.heads :].masked_fill_(~mask[..., None], NEVER)
+        mixed = kernel(
+            *(projected, self.conv1d.weight[:, 0], self.conv1d.bias, self.dt_bias, -self.A_log.exp(), self.D),
+            kernels.CHUNK,
+            activation="silu",
+            rmsnorm_weight=self.norm.weight,
+            rmsnorm_eps=self.norm.eps,
+            headdim=self.d_inner // self.heads,
+            ngroups=self.groups,
+            norm_before_gate=False,
         )
         return self.out_proj(mixed)  # type: ignore[no-any-return]
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm of x * silu(gate), each group of channels by itself."""
+    """RMSNorm of x * silu(gate), for each group of channels separately."""
 
     def __init__(self, width: int, groups: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -101,9 +108,12 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
         """Return the gated and normalised x (batch, length, width)."""
-        by_kernel = kernels.gated_norm(x, gate, self.weight, self.eps, self.groups)
-        if by_kernel is not None:
-            return by_kernel
+        kernel = kernels.kernels_for(x).gated_norm
+        if kernel is not None:
+            width = x.shape[-1] // self.groups
+            return kernel(  # type: ignore[no-any-return]
+                x, self.weight, None, z=gate, eps=self.eps, group_size=width, norm_before_gate=False
+            )
         x = x * F.silu(gate)
         if self.groups == 1:
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
@@ -124,24 +134,24 @@ class _Step:
         weight, self._bias = layer.conv1d.weight[:, 0], layer.conv1d.bias  # (channels, taps), (channels,)
         channels, taps = weight.shape
         self._window = weight.new_zeros(taps, batch, channels)
-        """The last inputs of the convolution, that of position t in slot t modulo taps."""
+        """The last inputs of the convolution; position t is in slot t modulo taps."""
         if entered is not None:
             known = min(taps, entered.shape[1])
             self._window[taps - known :] = entered[:, -known:].transpose(0, 1)
-        # Which tap a slot meets turns with the position; all turns are laid out once, so that no slot is moved.
+        # The tap of a slot rotates with the position; all rotations are computed once, so that no slot is moved.
         slots = torch.arange(taps)
         self._taps = [weight.T[(slots - turn - 1) % taps, None].contiguous() for turn in range(taps)]
         self._turn = 0
         if state is None:
             width = layer.d_inner // layer.heads
             state = weight.new_zeros(batch, layer.heads, layer.d_state, width, dtype=torch.float32)
-        # (batch groups, d_state, heads of a group, head_dim): heads that share B and C lie side by side, as one matrix.
+        # (batch groups, d_state, heads of a group, head_dim): heads that share B and C form one matrix.
         by_group = torch.unflatten(state, 1, (layer.groups, -1)).transpose(2, 3)
         self._state = by_group.flatten(0, 1).contiguous()
         self._A, self._D = -layer.A_log.float().exp(), layer.D.float()[:, None]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return what the next position (batch, d_model) reads, and remember it."""
+        """Return the output for the next position (batch, d_model), and remember it."""
         layer, batch, n = self._layer, x.shape[0], self._layer.groups * self._layer.d_state
         z, xBC, dt = torch.split(
             self._in_proj(x), [layer.d_inner, layer.d_inner + 2 * n, layer.heads], dim=-1

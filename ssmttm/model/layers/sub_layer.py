@@ -1,4 +1,4 @@
-"""The module of a sub-layer: f of x + Drop(f(RMSNorm(x))), over a sequence at once or one position at a time."""
+"""The module of a sub-layer: f of x + Drop(f(RMSNorm(x))), over a sequence or one position at a time."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 Step = Callable[[Tensor], Tensor]
-"""The next position (batch, d_model) through one sub-layer, which remembers it."""
+"""Takes the next position (batch, d_model) through one sub-layer, which remembers it."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a sub-layer may need beside the sequence."""
+    """Masks and text beside the sequence."""
 
     mask: Tensor | None = None
-    """(batch, length) bool, True = real; None when every position is."""
+    """(batch, length) bool, True = real; None if all positions are."""
     memory: Tensor | None = None
     """(batch, positions, d_model): the projected text of a cross model."""
     memory_mask: Tensor | None = None
@@ -27,14 +27,14 @@ class SubLayer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Return the sequence (batch, length, d_model) transformed."""
+        """Return the transformed sequence (batch, length, d_model)."""
 
     @abstractmethod
     def begin(self, x: Tensor, context: Context, steps: int) -> tuple[Tensor, Step]:
-        """Return what `forward` does of the prefix (batch, positions, d_model), and the way on from its end, for at
-        most so many steps. A prefix of no positions is that of a cross model.
+        """Return `forward` of the prefix (batch, positions, d_model), and the step that continues from its end, for at
+        most `steps` positions. The prefix of a cross model has no positions.
         """
 
     @abstractmethod
     def initialise(self, n_residual: int) -> None:
-        """Start small what is added to the stream of a model with so many sub-layers."""
+        """Scale down the initial output for a model with so many sub-layers."""

@@ -85,7 +85,7 @@ def test_another_specification_does_not_overwrite_a_corpus(ssmscale: Command, re
         (["--device", "cuda"], "--device cuda: codec rvq computes on the cpu"),
         (
             ["--codec", "dac", "--device", "cuda:99"],
-            "--device cuda:99: there is none here; torch can use cpu",
+            "--device cuda:99: no such device here; torch can use cpu",
         ),
     ],
 )

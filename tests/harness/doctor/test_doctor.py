@@ -44,11 +44,11 @@ def test_the_table_names_every_check(ssmscale: Command, word: str) -> None:
 
 
 def kernels_line() -> Finding:
-    kernels._choose.cache_clear()
+    kernels.chosen.cache_clear()
     try:
         return _kernels()
     finally:
-        kernels._choose.cache_clear()
+        kernels.chosen.cache_clear()
 
 
 def test_on_a_gpu_without_kernels_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,8 +304,8 @@ def test_mistakes_are_named(tmp_path: Path, evaluate: Command) -> None:
         (["--reference", empty], "holds no sound file"),
         (["--temperature", 0], "temperature is 0"),
         (["--out", "metrics.txt"], "does not end in .csv"),
-        (["--device", "cuda:99"], "--device cuda:99: there is none here; torch can use cpu"),
-        (["--device", "meta"], "--device meta: there is none here"),
+        (["--device", "cuda:99"], "--device cuda:99: no such device here; torch can use cpu"),
+        (["--device", "meta"], "--device meta: no such device here"),
         (["beef"], "begins the id of 0 runs"),
     ):
         evaluate("--limit", 2, *arguments).assert_refused(word)

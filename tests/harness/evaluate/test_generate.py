@@ -153,7 +153,7 @@ def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
     warning = "warning: longer than the 1 s it was trained on: nothing says how it goes on after them\n"
     assert (said.status, said.err) == (0, warning)
     assert soundfile.info("long.wav").duration == 1.5
-    attention = trained.run.model.model_copy(update={"architecture": Architecture.CROSS_TRANSFORMER})
+    attention = trained.run.model.model_copy(update={"architecture": Architecture("cross_transformer")})
     other = replace(trained, run=trained.run.model_copy(update={"model": attention}))
     assert frames_of(other, 1.0) == 50
     with pytest.raises(InputError, match=r"--seconds 1.5: a cross_transformer .* choose up to 1 s"):
@@ -173,8 +173,8 @@ def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
         ([*ASKED, "--top-p", "2"], "top_p is 2.0"),
         ([*ASKED, "--guidance", "nan"], "guidance is nan"),
         ([*ASKED, "--seconds", "0.001"], "--seconds 0.001: choose a length of 0.02 s"),
-        ([*ASKED, "--device", "cuda:99"], "--device cuda:99: there is none here; torch can use cpu"),
-        ([*ASKED, "--device", "meta"], "--device meta: there is none here"),
+        ([*ASKED, "--device", "cuda:99"], "--device cuda:99: no such device here; torch can use cpu"),
+        ([*ASKED, "--device", "meta"], "--device meta: no such device here"),
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "-".join(value),
 )

@@ -62,8 +62,9 @@ def test_parameters_are_exact_and_operations_those_of_the_built_model(first: int
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ssmttm.model.music_lm import MusicLM, count_parameters
+    from ssmttm.model.music_lm import MusicLM
     from ssmttm.text.byte_encoder import collate_bytes
+    from tests.ssmttm.small import count_parameters
 
     for seed in range(first, first + 20):
         run = drawn(seed)

@@ -8,7 +8,7 @@ from ssmttm.model.config import ModelConfig
 from ssmttm.text.config import TextConfig
 
 MODEL = ModelConfig(
-    architecture=Architecture.PREFIX_SIMBA,
+    architecture=Architecture("prefix_simba"),
     n_blocks=24,
     d_model=1024,
     text=TextConfig(encoder="frozen", dim=768),

@@ -1,4 +1,4 @@
-"""The rvq codec on real rendered Bach: what is decoded sounds like what was encoded, and files are checked."""
+"""The rvq codec on rendered Bach: decoded audio is near the original, and saved files are checked."""
 
 import json
 from pathlib import Path
@@ -29,18 +29,18 @@ def codec(audio: np.ndarray) -> RvqCodec:
 
 
 def test_decoded_audio_is_nearer_than_shuffled_codes(codec: RvqCodec, audio: np.ndarray) -> None:
-    clip = audio[None, : 16000 * 8]
+    clip = audio[None, : 16000 * 4]
     codes = codec.encode(clip)
-    heard = codec.decode(codes)
+    decoded = codec.decode(codes)
     assert codes.dtype == np.uint16
-    assert codes.shape == (1, 3, 400)
-    assert heard.shape == clip.shape
-    assert heard.dtype == np.float32
-    assert np.isfinite(heard).all()
-    assert np.abs(heard).max() > 0.1
-    shuffled = codec.decode(codes[:, :, np.random.default_rng(0).permutation(400)])
+    assert codes.shape == (1, 3, 200)
+    assert decoded.shape == clip.shape
+    assert decoded.dtype == np.float32
+    assert np.isfinite(decoded).all()
+    assert np.abs(decoded).max() > 0.1
+    shuffled = codec.decode(codes[:, :, np.random.default_rng(0).permutation(200)])
     wanted = MEL(clip[0])
-    near, far = (np.abs(MEL(signal[0]) - wanted).mean() for signal in (heard, shuffled))
+    near, far = (np.abs(MEL(signal[0]) - wanted).mean() for signal in (decoded, shuffled))
     assert near < 0.6 * far
 
 
@@ -70,7 +70,6 @@ def test_fitting_again_gives_the_same_codec(codec: RvqCodec, audio: np.ndarray) 
 def test_a_saved_codec_is_the_same_codec(codec: RvqCodec, audio: np.ndarray, tmp_path: Path) -> None:
     codec.save(tmp_path)
     loaded = load_codec(tmp_path)
-    assert loaded.fingerprint == codec.fingerprint
     assert loaded.facts == codec.facts
     assert np.array_equal(loaded.encode(audio[None]), codec.encode(audio[None]))
     assert json.loads((tmp_path / "codec.json").read_text())["report"]["entropy_bits"]
@@ -81,7 +80,7 @@ def test_a_damaged_codec_is_refused(codec: RvqCodec, tmp_path: Path) -> None:
         load_codec(tmp_path)
     codec.save(tmp_path)
     np.savez(tmp_path / "rvq.npz", mean=codec.mean, deviation=codec.deviation, codebooks=codec.codebooks + 1)
-    with pytest.raises(InputError, match=r"rvq\.npz: does not fit"):
+    with pytest.raises(InputError, match=r"rvq\.npz: does not match the fingerprint"):
         load_codec(tmp_path)
     (tmp_path / "rvq.npz").unlink()
     with pytest.raises(InputError, match=r"rvq\.npz is missing"):
@@ -105,7 +104,7 @@ def test_a_stream_gives_the_same_bits_as_the_whole(audio: np.ndarray) -> None:
     assert len(streamed) == -(-len(whole) // 320)
 
 
-def test_frames_are_where_the_sound_is() -> None:
+def test_frames_are_loud_at_the_time_of_a_tone() -> None:
     tone = np.zeros(16000, np.float32)
     tone[8000:9600] = np.sin(2 * np.pi * 1000 * np.arange(1600) / 16000)
     energy = MEL(tone).max(axis=1)

@@ -1,8 +1,10 @@
-"""Which captions are evaluated, and what with: pairs where a recording is known for each, sets where it is not."""
+"""Captions and references of an evaluation: pairs if each prompt names a recording, sets otherwise."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import soundfile
 from ssmttm.codec.load import load_codec
 from ssmttm.corpus.dataset import TokenDataset
 from ssmttm.errors import InputError
-from ssmttm.evaluation.sets import RECORDING_RATE, choose_prompts
+from ssmttm.evaluation.sets import RECORDING_RATE, PromptSet, choose_prompts
 
 
 @pytest.fixture
@@ -28,9 +30,22 @@ def recordings(tmp_path: Path) -> Path:
     return folder
 
 
-def written(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
+@pytest.fixture
+def choose(data: TokenDataset, recordings: Path, tmp_path: Path) -> Callable[..., PromptSet]:
+    """Choose prompts from the text of a file, None for the held-out clips, with the recordings as reference."""
+
+    def chosen(text: str | None = None, suffix: str = "csv") -> PromptSet:
+        prompts = None
+        if text is not None:
+            prompts = tmp_path / f"prompts.{suffix}"
+            prompts.write_text(text, encoding="utf-8")
+        return choose_prompts(data, 50, prompts, recordings, limit=None)
+
+    return chosen
+
+
+def names(chosen: PromptSet) -> list[str]:
+    return [path.name for path in chosen.reference.paths]
 
 
 def test_by_default_held_out_clips_are_decoded_and_paired_with_their_captions(data: TokenDataset) -> None:
@@ -44,51 +59,41 @@ def test_by_default_held_out_clips_are_decoded_and_paired_with_their_captions(da
     assert np.array_equal(clips[1], codec.decode(data.codes([1])[..., :40].astype(np.uint16))[0])
 
 
-def test_recordings_without_names_are_one_set_for_all_prompts(
-    data: TokenDataset, recordings: Path, tmp_path: Path
-) -> None:
-    prompts = written(tmp_path / "p.csv", "caption\nOne\nTwo\nThree\n")
-    for file in (None, prompts):
-        chosen = choose_prompts(data, 50, file, recordings, limit=None)
+def test_recordings_without_names_are_one_set_for_all_prompts(choose: Callable[..., PromptSet]) -> None:
+    for text in (None, "caption\nOne\nTwo\nThree\n"):
+        chosen = choose(text)
         assert not chosen.paired
         assert len(chosen.reference) == 2
-    clips, rate = chosen.reference.clips([0, 1], load_codec(data.corpus / "codec"))
+    clips, rate = chosen.reference.clips([0, 1], codec=None)
     assert rate == RECORDING_RATE
     assert [len(clip) for clip in clips] == pytest.approx([0.3 * rate, 1.0 * rate], abs=2)
 
 
-def test_recordings_are_found_by_path_or_by_name_without_suffix(
-    data: TokenDataset, recordings: Path, tmp_path: Path
-) -> None:
-    prompts = written(
-        tmp_path / "p.jsonl", '{"path": "more/b.flac", "caption": "B"}\n{"ytid": "a", "caption": "A"}\n'
-    )
-    chosen = choose_prompts(data, 50, prompts, recordings, limit=None)
+def test_recordings_are_found_by_path_or_by_name_without_suffix(choose: Callable[..., PromptSet]) -> None:
+    chosen = choose('{"path": "more/b.flac", "caption": "B"}\n{"ytid": "a", "caption": "A"}\n', "jsonl")
     assert chosen.paired
-    assert [path.name for path in chosen.reference.paths] == ["b.flac", "a.wav"]
+    assert names(chosen) == ["b.flac", "a.wav"]
 
 
-def test_the_digest_is_of_the_recordings_and_not_of_their_names(data: TokenDataset, recordings: Path) -> None:
-    before = choose_prompts(data, 50, None, recordings, None).reference.digest
+def test_the_digest_covers_the_recordings_without_their_names(choose: Any, recordings: Path) -> None:
+    before = choose().reference.digest
     (recordings / "a.wav").rename(recordings / "0.wav")
-    assert choose_prompts(data, 50, None, recordings, None).reference.digest == before
+    assert choose().reference.digest == before
     (recordings / "0.wav").unlink()
-    assert choose_prompts(data, 50, None, recordings, None).reference.digest != before
+    assert choose().reference.digest != before
 
 
-def test_what_is_missing_is_named(data: TokenDataset, recordings: Path, tmp_path: Path) -> None:
-    gone = written(tmp_path / "gone.csv", "ytid,caption\nxyz,A\n")
+def test_missing_recordings_and_prompts_are_explained(choose: Any, recordings: Path) -> None:
     with pytest.raises(InputError, match=r"holds none of the recordings .*such as 'xyz'"):
-        choose_prompts(data, 50, gone, recordings, None)
+        choose("ytid,caption\nxyz,A\n")
     with pytest.raises(InputError, match="holds no prompts"):
-        choose_prompts(data, 50, written(tmp_path / "none.csv", "caption\n"), None, None)
-    written(recordings / "a.wav", "no sound")
-    damaged = choose_prompts(data, 50, None, recordings, None).reference
+        choose("caption\n")
+    (recordings / "a.wav").write_text("no sound")
     with pytest.raises(InputError, match=r"a\.wav: unreadable audio"):
-        damaged.clips([0], load_codec(data.corpus / "codec"))
+        choose().reference.clips([0], codec=None)
 
 
-def test_a_held_out_clip_sounds_the_same_whatever_clips_are_beside_it(data: TokenDataset) -> None:
+def test_a_held_out_clip_does_not_depend_on_the_other_clips(data: TokenDataset) -> None:
     reference = choose_prompts(data, 50, None, None, limit=2).reference
     assert len(set(data.lengths([0, 1]))) == 2
     codec = load_codec(data.corpus / "codec")
@@ -97,13 +102,8 @@ def test_a_held_out_clip_sounds_the_same_whatever_clips_are_beside_it(data: Toke
         assert np.array_equal(clip, reference.clips([item], codec)[0][0])
 
 
-def test_a_name_that_several_recordings_have_is_not_guessed(
-    data: TokenDataset, recordings: Path, tmp_path: Path
-) -> None:
+def test_a_name_shared_by_several_recordings_is_refused(choose: Any, recordings: Path) -> None:
     (recordings / "a.flac").write_bytes((recordings / "more" / "b.flac").read_bytes())
-    by_path = written(tmp_path / "by_path.csv", "path,caption\na.flac,x\nb,y\n")
-    chosen = choose_prompts(data, 40, by_path, recordings, None)
-    assert [path.name for path in chosen.reference.paths] == ["a.flac", "b.flac"]
-    by_name = written(tmp_path / "by_name.csv", "ytid,caption\na,x\n")
-    with pytest.raises(InputError, match=r"prompt of 'a': may be a\.flac or a\.wav; name its path"):
-        choose_prompts(data, 40, by_name, recordings, None)
+    assert names(choose("path,caption\na.flac,x\nb,y\n")) == ["a.flac", "b.flac"]
+    with pytest.raises(InputError, match=r"prompt of 'a': may be a\.flac or a\.wav; give the path"):
+        choose("ytid,caption\na,x\n")

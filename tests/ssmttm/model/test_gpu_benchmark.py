@@ -1,4 +1,4 @@
-"""What measures a GPU runs on a CPU too, at another size: it does not rot where nobody has one."""
+"""The GPU benchmark also runs on a CPU, at another size, so that tests without a GPU cover it."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ TINY = gpu.Size(n_blocks=2, d_model=64, d_state=8, frames=12, text_positions=3, 
 
 
 @pytest.mark.parametrize("compiler", [None, pytest.param("eager", marks=pytest.mark.verify)])
-def test_every_backbone_is_measured_every_way(compiler):
+def test_every_backbone_is_measured_in_every_variant(compiler):
     rows = list(gpu.measure(TINY, "cpu", TORCH, rounds=1, compiler=compiler))
     for architecture in ARCHITECTURES:
         ways = ["as it is", "activation checkpointing", *(["torch.compile"] if compiler else [])]
@@ -23,8 +23,8 @@ def test_every_backbone_is_measured_every_way(compiler):
             assert bool(peak.baseline) == (way != "as it is")
 
 
-def test_without_a_gpu_one_line_says_so():
+def test_a_missing_gpu_is_reported_in_one_line():
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("a CUDA device is here")
     (row,) = gpu.run(quick=True)
     assert "no CUDA device" in row.what

@@ -9,14 +9,14 @@ import torch
 
 from ssmttm.errors import InputError
 from ssmttm.model import kernels
-from ssmttm.model.architecture import ARCHITECTURES, Architecture
+from ssmttm.model.architecture import ARCHITECTURES
 from ssmttm.model.conv import causal_conv_silu
-from ssmttm.model.kernels import TORCH, Kernels, using
+from ssmttm.model.kernels import TORCH, Kernels
 from ssmttm.model.layers.mamba2 import Mamba2Mixer
 from ssmttm.model.layers.sub_layer import Context
 from ssmttm.model.loss import codebook_cross_entropy
 from ssmttm.model.ssd import ssd_scan
-from tests.ssmttm.kernel_devices import FOLDER, compiled_convolution, kernels_on
+from tests.ssmttm.kernel_devices import FOLDER, compiled_convolution, kernels_on, using
 from tests.ssmttm.model.test_ssd import inputs
 from tests.ssmttm.small import small_config, small_model, text_for, tokens_for
 
@@ -26,11 +26,7 @@ FLOAT32 = {"cpu": 2e-5, "cuda": 1e-2}
 HALF = {"cpu": torch.float16, "cuda": torch.bfloat16}
 """The interpreter multiplies the bits of bfloat16 as if they were integers."""
 HALF_TOLERANCE = 3e-2
-PARTS = {
-    "fused": {},
-    "apart": {"mixer": None},
-    "scan alone": {"mixer": None, "convolution": None},
-}
+PARTS = {"fused": {}, "apart": {"mixer": None}, "scan alone": {"mixer": None, "convolution": None}}
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -39,17 +35,13 @@ def all_kernels(request):
         yield found
 
 
-def assert_close(ours, theirs, within):
-    ours, theirs = ours.detach().float(), theirs.detach().float()
-    worst = float((ours - theirs).norm() / theirs.norm())
-    assert worst < within, f"{worst:.1e}"
-
-
-def assert_same_gradients(ours, theirs, within):
+def assert_near(ours, theirs, within):
+    """Compare tensors by name."""
     assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        size = float(theirs[name].norm())
-        worst = float((gradient - theirs[name]).norm()) / max(size, 1e-12)
+    for name, tensor in ours.items():
+        found, expected = tensor.detach().float(), theirs[name].detach().float()
+        assert found.shape == expected.shape
+        worst = float((found - expected).norm()) / max(float(expected.norm()), 1e-12)
         assert worst < within, f"{name}: {worst:.1e}"
 
 
@@ -64,12 +56,9 @@ def test_the_scan_agrees_in_outputs_states_and_gradients(all_kernels, shape):
             got = ssd_scan(*arguments[:-1], chunk_size=chunk, initial_state=arguments[-1])
             torch.manual_seed(1)
             upstream = [torch.randn(tensor.shape).to(device) for tensor in got]
-            return got, torch.autograd.grad(got, arguments, upstream)
+            return dict(enumerate([*got, *torch.autograd.grad(got, arguments, upstream)]))
 
-    (got, gradients), (expected, expected_gradients) = run(all_kernels), run(TORCH)
-    for ours, theirs in zip([*got, *gradients], [*expected, *expected_gradients], strict=True):
-        assert ours.shape == theirs.shape
-        assert_close(ours, theirs, within)
+    assert_near(run(all_kernels), run(TORCH), within)
 
 
 @pytest.mark.parametrize(
@@ -78,15 +67,15 @@ def test_the_scan_agrees_in_outputs_states_and_gradients(all_kernels, shape):
         ("fused", {}, False),
         ("fused", {"n_groups": 2, "d_conv": 3, "d_state": 8}, False),
         ("apart", {}, False),
-        ("apart", {"d_conv": 5}, False),  # more taps than causal-conv1d has
-        ("apart", {"d_model": 36, "ssm_head_dim": 12}, False),  # rows no multiple of 8 wide
+        ("apart", {"d_conv": 5}, False),  # more taps than causal-conv1d supports
+        ("apart", {"d_model": 36, "ssm_head_dim": 12}, False),  # rows whose width is no multiple of 8
         ("scan alone", {"n_groups": 2}, False),
         ("fused", {}, True),
         ("scan alone", {}, True),
     ],
 )
 def test_a_mixer_agrees_under_masks(all_kernels, parts, changes, half):
-    config = small_config(Architecture.PREFIX_MAMBA, **changes)
+    config = small_config("prefix_mamba", **changes)
     device = all_kernels.device
     torch.manual_seed(0)
     mixer = Mamba2Mixer(config).to(device)
@@ -97,7 +86,7 @@ def test_a_mixer_agrees_under_masks(all_kernels, parts, changes, half):
     def run(which):
         with using(which), torch.autocast(device, HALF[device], enabled=half):
             y = mixer(x, Context(mask=mask))
-        y = y * mask[..., None]  # what is said at a masked position is nobody's business
+        y = y * mask[..., None]  # outputs at masked positions are undefined
         torch.manual_seed(1)
         upstream = torch.randn(y.shape).to(y)
         gradients = torch.autograd.grad(y, (x, *mixer.parameters()), upstream)
@@ -106,8 +95,7 @@ def test_a_mixer_agrees_under_masks(all_kernels, parts, changes, half):
     (got, gradients), (expected, expected_gradients) = run(replace(all_kernels, **PARTS[parts])), run(TORCH)
     within = HALF_TOLERANCE if half else FLOAT32[device]
     assert got.dtype == expected.dtype
-    assert_close(got, expected, within)
-    assert_same_gradients(gradients, expected_gradients, within)
+    assert_near({"y": got, **gradients}, {"y": expected, **expected_gradients}, within)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -132,19 +120,19 @@ def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, hal
         return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     (got, gradients), (expected, expected_gradients) = run(all_kernels), run(TORCH)
-    assert_close(got, expected, within)
-    assert_same_gradients(gradients, expected_gradients, 10 * within)
+    assert_near({"losses": got}, {"losses": expected}, within)
+    assert_near(gradients, expected_gradients, 10 * within)
 
 
 @pytest.fixture
 def unchosen():
-    """No choice is held from before, nor after."""
-    kernels._choose.cache_clear()
+    """Forget the choice of the process before and after the test."""
+    kernels.chosen.cache_clear()
     yield
-    kernels._choose.cache_clear()
+    kernels.chosen.cache_clear()
 
 
-def test_without_a_gpu_pytorch_computes_mixers_and_says_why(monkeypatch, unchosen):
+def test_without_a_gpu_pytorch_computes_mixers_with_a_reason(monkeypatch, unchosen):
     monkeypatch.delenv("SSMSCALE_KERNELS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernels.chosen() == Kernels(name="torch", reason="no CUDA device")
@@ -153,7 +141,7 @@ def test_without_a_gpu_pytorch_computes_mixers_and_says_why(monkeypatch, unchose
 def test_the_choice_can_be_kept_to_pytorch(monkeypatch, unchosen):
     monkeypatch.setenv("SSMSCALE_KERNELS", "torch")
     assert kernels.chosen() == Kernels(reason="SSMSCALE_KERNELS is torch")
-    kernels._choose.cache_clear()
+    kernels.chosen.cache_clear()
     monkeypatch.setenv("SSMSCALE_KERNELS", "fast")
     with pytest.raises(InputError, match="SSMSCALE_KERNELS: 'fast': must be torch"):
         kernels.chosen()
@@ -169,7 +157,7 @@ def test_a_missing_package_is_named():
 @pytest.mark.verify
 def test_without_any_compiled_part_the_scan_is_found_and_the_convolution_missed():
     if not FOLDER.is_dir():
-        pytest.skip(f"no mamba-ssm in {FOLDER}: make verify brings it")
+        pytest.skip(f"no mamba-ssm in {FOLDER}: make verify installs it")
     program = (
         f"import sys; sys.path.append({str(FOLDER)!r}); from ssmttm.model.kernels import load; found = load('cuda')\n"
         "print(found.name.split()[0], found.scan is not None, found.mixer, found.reason, sep='|')\n"
@@ -178,7 +166,7 @@ def test_without_any_compiled_part_the_scan_is_found_and_the_convolution_missed(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.startswith("mamba-ssm|True|None|causal-conv1d ")
     assert "No module named 'causal_conv1d_cuda'" in done.stdout
-    assert "No module named 'selective_scan_cuda'" in done.stderr  # the package's own error is its own still
+    assert "No module named 'selective_scan_cuda'" in done.stderr  # the package raises its own error
 
 
 def test_tensors_of_another_device_are_left_to_pytorch():
@@ -188,7 +176,7 @@ def test_tensors_of_another_device_are_left_to_pytorch():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 1)])
-def test_a_slice_of_any_length_reaches_the_convolution_with_strides_it_takes(shape):
+def test_a_slice_of_any_length_reaches_the_convolution_with_valid_strides(shape):
     projected, weight, bias = torch.randn(*shape, 20), torch.randn(8, 1, 4), torch.randn(8)
 
     def kernel(x, weight, bias, *, activation):

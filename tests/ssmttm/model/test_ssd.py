@@ -8,7 +8,7 @@ from ssmttm.model.ssd import ssd_scan
 
 
 def sequential(x, dt, A, B, C, D, state):
-    """The recurrence as it is written in the paper, one position at a time."""
+    """Compute the recurrence as in the paper, one position at a time."""
     per_group = x.shape[2] // B.shape[2]
     B, C = B.repeat_interleave(per_group, 2), C.repeat_interleave(per_group, 2)
     outputs = []
@@ -47,22 +47,14 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_chunked_scan_equals_the_recurrence(shape):
-    *sizes, chunk = shape
-    *arguments, state = inputs(*sizes)
-    expected = sequential(*arguments, state)
-    got = ssd_scan(*arguments, chunk_size=chunk, initial_state=state)
-    for ours, theirs in zip(got, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_equal_those_of_the_recurrence(shape):
+def test_the_chunked_scan_and_its_gradients_equal_those_of_the_recurrence(shape):
     *sizes, chunk = shape
     arguments = inputs(*sizes)
     expected = sequential(*arguments)
     upstream = [torch.randn_like(tensor) for tensor in expected]
     got = ssd_scan(*arguments[:-1], chunk_size=chunk, initial_state=arguments[-1])
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
     ours = torch.autograd.grad(got, arguments, upstream)
     theirs = torch.autograd.grad(expected, arguments, upstream)
     for name, our, their in zip(("x", "dt", "A", "B", "C", "D", "state"), ours, theirs, strict=True):
@@ -87,7 +79,7 @@ def test_a_sequence_in_two_parts_equals_the_whole():
     torch.testing.assert_close(state, final, atol=1e-5, rtol=1e-5)
 
 
-def test_a_step_of_size_zero_lets_the_state_pass():
+def test_a_step_of_size_zero_leaves_the_state_unchanged():
     x, dt, A, B, C, D, state = inputs(2, 10, 2, 4, 1, 6)
     _, final = ssd_scan(x, torch.zeros_like(dt), A, B, C, D, initial_state=state)
     torch.testing.assert_close(final, state)
@@ -113,7 +105,7 @@ def test_under_autocast_the_scan_stays_in_float32():
     assert state.dtype == torch.float32
 
 
-def test_the_chunk_moves_results_by_rounding_only():
+def test_the_chunk_changes_results_by_rounding_only():
     *arguments, _ = inputs(1, 200, 2, 8, 1, 32)
     outputs = [ssd_scan(*arguments, chunk_size=chunk)[0] for chunk in (7, 64, 200, 512)]
     for output in outputs[1:]:

@@ -1,6 +1,6 @@
-"""A layer as somebody else would write one: the running mean of the sequence, through one matrix.
+"""A layer as users write one: the running mean of the sequence, through one matrix.
 
-`register(RunningMean())` makes it known; an architecture then names it.
+`register(RunningMean())` registers it; an architecture then names it.
 """
 
 import math
