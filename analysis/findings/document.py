@@ -1,4 +1,4 @@
-"""From checked points to the fitted study: every law, its intervals, its errors, its notes and the comparison."""
+"""Fit a study: the law of every architecture with its intervals, errors and notes, and the comparison."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from analysis.findings.results import (
     HeldOut,
     HeldOutPoint,
     HeldOutSplit,
-    ProfileCurve,
     Resampling,
 )
 from analysis.fitting.bootstrap import Fitted, Resamples, interval, resample, wild_losses
@@ -42,7 +41,6 @@ from analysis.points.table import CheckedPoints, too_few
 
 if TYPE_CHECKING:
     import pandas as pd
-
 
 FEWEST_RESAMPLES = 100
 ISOFLOP_RESAMPLES = 400
@@ -59,11 +57,11 @@ def fit_points(
     asks: Sequence[Ask] = (),
     about: Sequence[Note] = (),
 ) -> FitDocument:
-    """Fit the law to each architecture, resample clusters, compare at equal loss, predict what is asked for.
+    """Fit the law to each architecture, resample clusters, compare at equal loss and predict the `asks`.
 
-    `about` holds notes on where the points come from. Without `asks` twice and four times the largest trained size are
-    predicted. Raises InputError for an unknown law or reference, for a delta that is not positive, for what the law
-    needs and the points lack, for an architecture with too few points or one size, and for fewer than 100 resamples.
+    `about` holds notes on the origin of the points. Without `asks` twice and four times the largest trained size are
+    predicted. Raises InputError for an unknown law or reference, a delta that is not positive, points that lack an
+    input of the law, an architecture with too few points or one size, and fewer than 100 resamples.
     """
     form = law_named(law)
     names = list(points.architectures)
@@ -74,7 +72,7 @@ def fit_points(
     base = reference or default_reference(names)
     notes = [*about, *exclusion_notes(points.exclusions)]
     if reference is None and len(names) > 1:
-        notes.append(Note(code="default_reference", text=f"no reference was named; {base} was taken."))
+        notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
     comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
     notes.extend(found)
     document = FitDocument(
@@ -90,14 +88,14 @@ def fit_points(
         points="annealed" if points.annealed else "unannealed",
         resampling=Resampling(scheme=drawn.scheme, resamples=resamples, seed=seed),
         notes=tuple(notes),
-        versions=_versions(),
+        versions={name: installed(name) or "not installed" for name in ("ssmscale", "numpy", "pandas")},
     )
     document._draws.update(drawn.params)
     return document
 
 
 def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: float = 1e-3) -> CheckedPoints:
-    """The points less those far off the law fitted to all of them; raises what `fit_points` does."""
+    """Return the points without outliers from the law fitted to all of them; raises as `fit_points` does."""
     form = law_named(law)
     refuse(points, form, list(points.architectures), delta, None, FEWEST_RESAMPLES)
     return without_outliers(points, fit_all(points, form, delta))
@@ -106,22 +104,22 @@ def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: floa
 def refuse(
     points: CheckedPoints, law: Law, names: list[str], delta: float, reference: str | None, resamples: int
 ) -> None:
-    """Raise InputError for what `fit_points` cannot use."""
+    """Raise InputError for arguments that `fit_points` cannot use."""
     if not 0 < delta < float("inf"):
         raise InputError(
-            f"--delta {delta}: Huber's delta must be above 0, in units of log loss; 0.001 is usual."
+            f"--delta {delta}: Huber's delta must be above 0, in units of log loss; the usual value is 0.001."
         )
     if resamples < FEWEST_RESAMPLES:
         raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
     if reference is not None and reference not in names:
         raise InputError(
-            f"--reference {reference}: no such architecture among the points; they hold {', '.join(names)}."
+            f"--reference {reference}: the points have no such architecture; they have {', '.join(names)}."
         )
     for column in law.columns:
         missing = points.frame[points.frame[column].isna()]
         if len(missing):
             raise InputError(
-                f"row {missing['row'].iloc[0]}, column {column}: empty, but law {law.name} needs it in every row."
+                f"row {missing['row'].iloc[0]}, column {column}: is empty; law {law.name} needs it in every row."
             )
     for name in names:
         rows = points.of(name)
@@ -133,7 +131,7 @@ def refuse(
 def _describe(
     one: FittedArchitecture, points: CheckedPoints, drawn: Resamples, asks: Sequence[Ask]
 ) -> ArchitectureFit:
-    fit, frame = one.fit, one.frame
+    fit, frame = one.fit, one.curve.frame
     law, result = fit.problem.law, fit.result
     splits = _splits(one)
     profiles = _profiles(fit)
@@ -154,15 +152,7 @@ def _describe(
             largest_size=_split(splits.get("size"), frame, law.size),
             longest_budget=_split(splits.get("data"), frame, law.data),
         ),
-        profile={
-            name: ProfileCurve(
-                values=tuple(curve.values.tolist()),
-                objective=tuple(curve.objective.tolist()),
-                allowed=curve.allowed,
-                interval=curve.interval,
-            )
-            for name, curve in profiles.items()
-        },
+        profile=profiles,
         size_effect_p=one.size_effect,
         predictions=predictions,
         other_points=others,
@@ -179,16 +169,16 @@ def _describe(
 
 
 def _splits(one: FittedArchitecture) -> dict[str, Split | None]:
-    """Predict the top of each axis that the law has from the rest; None where nothing else would remain."""
-    fit = one.fit
+    """Predict the top of each axis of the law from the rest; None if nothing else would remain."""
+    fit, frame = one.fit, one.curve.frame
     law, joint = fit.problem.law, fit.joint
-    x, loss = law.x(one.frame), one.frame["loss"].to_numpy(dtype=np.float64)
+    x, loss = law.x(frame), frame["loss"].to_numpy(dtype=np.float64)
     others = joint.parts[: fit.part] + joint.parts[fit.part + 1 :] if joint else ()
     return {str(law.inputs[j].axis): held_out(law, x, loss, fit.problem.delta, j, others) for j in law.axes}
 
 
 def _profiles(fit: Fitted) -> dict[str, Profile]:
-    """A profile of each parameter; in a joint fit, of those that no centring shifts."""
+    """Profile each parameter; in a joint fit only those that centring does not change."""
     law, joint = fit.problem.law, fit.joint
     if joint is None:
         return {name: profile(fit.problem, fit.result, name) for name in law.names}
@@ -199,7 +189,12 @@ def _profiles(fit: Fitted) -> dict[str, Profile]:
 def _split(split: Split | None, frame: pd.DataFrame, axis: Input | None) -> HeldOutSplit | None:
     if split is None or axis is None:
         return None
-    rows = frame[split.left_out]
+    columns = ["run_id", "n_params", "tokens", "iterations", "loss"]
+    rows = frame.loc[split.left_out, columns].assign(
+        iterations=lambda rows: rows["iterations"].astype(object).where(rows["iterations"].notna(), None),
+        predicted=split.predicted,
+        relative_error=split.relative_error,
+    )
     return HeldOutSplit(
         column=axis.column,
         threshold=split.threshold,
@@ -207,28 +202,13 @@ def _split(split: Split | None, frame: pd.DataFrame, axis: Input | None) -> Held
         determined=split.determined,
         mean_relative_error=float(split.relative_error.mean()),
         rms_relative_error=float(np.sqrt(np.mean(split.relative_error**2))),
-        points=tuple(
-            HeldOutPoint(
-                run_id=row["run_id"],
-                n_params=row["n_params"],
-                tokens=row["tokens"],
-                iterations=None if np.isnan(row["iterations"]) else row["iterations"],
-                loss=row["loss"],
-                predicted=float(predicted),
-                relative_error=float(error),
-            )
-            for row, predicted, error in zip(
-                rows.to_dict("records"), split.predicted, split.relative_error, strict=True
-            )
-        ),
+        points=tuple(HeldOutPoint.model_validate(row) for row in rows.to_dict("records")),
     )
 
 
-def _versions() -> dict[str, str]:
-    out = {}
-    for name in ("ssmscale", "numpy", "pandas"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            out[name] = "not installed"
-    return out
+def installed(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -113,7 +113,7 @@ def test_a_grid_is_spelled_as_a_study_writes_it() -> None:
 def test_a_budget_that_pays_for_nothing_says_what_would_be_enough() -> None:
     where = space(FACTORIAL)
     with pytest.raises(
-        InputError, match=r"--budget 0.1: pays for no grid.* takes (\S+) GPU-hours"
+        InputError, match=r"--budget 0.1: is too small for a grid.* takes (\S+) GPU-hours"
     ) as refused:
         propose(where, PRIOR, 0.1)
     least = float(str(refused.value).split("takes ")[1].split()[0])

@@ -68,7 +68,7 @@ def test_what_finished_since_is_judged_by_the_law_of_then(table: pd.DataFrame, p
     assert len(seen) == 2 * 3
     assert max(abs(one.relative_error) for one in seen) < 0.02
     assert sum(bool(one.inside) for one in seen) >= 5
-    with pytest.raises(InputError, match=f"none of the {len(table)} runs it was made from"):
+    with pytest.raises(InputError, match=f"none of the {len(table)} runs from which it was made"):
         seen_since(checked(further), proposed)
     off = further.assign(loss=further["loss"] * 1.2)
     missed = seen_since(checked(pd.concat([table, off])), proposed)
@@ -77,13 +77,13 @@ def test_what_finished_since_is_judged_by_the_law_of_then(table: pd.DataFrame, p
 
 
 def test_what_a_budget_cannot_do_is_said(points: CheckedPoints, table: pd.DataFrame) -> None:
-    with pytest.raises(InputError, match="pay at no size for the 1 iterations"):
+    with pytest.raises(InputError, match="too few at every size for the 1 iterations"):
         next_step(points, RATES, 1e-12)
     with pytest.raises(InputError, match="--budget -1"):
         next_step(points, RATES, -1.0)
     with pytest.raises(InputError, match="costs for 0 sizes"):
         next_step(points, {}, 1.0)
-    with pytest.raises(InputError, match="none in every row"):
+    with pytest.raises(InputError, match="some points have none"):
         next_step(checked(table.drop(columns="iterations")), RATES, 1.0)
     with pytest.raises(InputError, match="--law data"):
         next_step(points, RATES, 1.0, law="data")

@@ -46,7 +46,7 @@ def test_on_request_an_outlier_is_left_out_and_listed(table: pd.DataFrame, tmp_p
     document = fit_points(points, resamples=100)
     assert document.architectures["cross_transformer"].n_points == 17
     assert [note.text for note in document.notes if note.code == "outlier_points"] == [
-        "1 row far off the law of the others, left out of the fit as was asked."
+        "1 row far off the law of the others, left out of the fit as requested."
     ]
     page = write_report(points, document, tmp_path, study=None, provenance=Provenance(command="test"))
     assert RUN in page.read_text().partition('id="exclusions"')[2]

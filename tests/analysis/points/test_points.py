@@ -76,7 +76,7 @@ def test_ordinary_variants_of_csv_are_read(tmp_path: Path, text: str) -> None:
             "'3,1' is not a number; write decimals with a point",
         ),
         (f"{HEADER}\nx,1e5,1e6,3,1\n", "row 2 has 5 cells where the header has 4"),
-        (f"{HEADER},loss\nx,1e5,1e6,3,3\n", "the column loss stands twice"),
+        (f"{HEADER},loss\nx,1e5,1e6,3,3\n", "the header has the column loss twice"),
         (f"{HEADER},seed\nx,1e5,1e6,3,0.5\n", "row 2, column seed: 0.5 is not a whole number"),
         (f"{HEADER},seed\nx,1e5,1e6,3,-2\n", "row 2, column seed: -2 is below 0"),
         (f"{HEADER}\nx,1e5,1e6,1e-320\n", "row 2, column loss: 1e-320 is out of range"),
@@ -86,7 +86,7 @@ def test_ordinary_variants_of_csv_are_read(tmp_path: Path, text: str) -> None:
         ),
         (
             f"{HEADER},run_id\nx,1e5,1e6,3,a\nx,1e5,1e6,3.5,a\n",
-            "row 3, column loss: run a at 1000000 tokens has 3.5",
+            "row 3, column loss: run a at 1000000 tokens has 3.0 in row 2 and 3.5 in row 3",
         ),
         (f"{HEADER},run_id\nx,1e5,1e6,3,a\nx,2e5,1e6,3,a\n", "row 3, column n_params: run a"),
     ],
@@ -185,7 +185,7 @@ def test_utf16_as_spreadsheets_write_it_is_read(tmp_path: Path) -> None:
             "a,1e5,1e6,3\na,2e5,2e6,2.9\n",
             "rows 2 to 3, column architecture: a has 2 rows, fewer than the 5 param",
         ),
-        ("a,1e5,1e6,3\n", "row 2, column n_params: a has 100000 throughout"),
+        ("a,1e5,1e6,3\n", "row 2, column n_params: a has 100000 in every row"),
         (
             "".join(f"a,1e5,{k}e6,{3 - k / 10}\n" for k in range(1, 8)),
             "rows 2 to 8, column n_params: a has 100000",
@@ -219,7 +219,7 @@ def test_an_architecture_with_too_few_points_is_set_aside_while_another_can_be_f
     assert [item.code for item in points.exclusions] == ["too_few"] * 3
     document = fit_points(points, resamples=100)
     (note,) = [note for note in document.notes if note.code == "architecture_left_out"]
-    assert "prefix_simba has 100000 throughout" in note.text
+    assert "prefix_simba has 100000 in every row" in note.text
 
 
 def test_the_annealed_row_of_a_run_that_also_has_another_stays(tmp_path: Path) -> None:
