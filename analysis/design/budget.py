@@ -15,12 +15,12 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.design.expect import ratios_of, refuse_reference
+from analysis.design.expect import ratios_of
 from analysis.design.grid import MAX_SEEDS, Grid, Sensitivity, Space, sensitivity, spent
 from analysis.design.prior import Noise, Prior
 from analysis.design.simulate import Draws, Progress, Simulated, simulate
 from analysis.errors import InputError
-from analysis.findings.curve import Curve, default_reference
+from analysis.findings.curve import Curve, reference_of
 from analysis.findings.equal_loss import SizeRatio, top_size_ratios
 from analysis.laws.law import Array
 
@@ -68,8 +68,7 @@ def propose(
             f"--budget: a grid is chosen from {FEWEST} sizes and iteration counts or more; the study has "
             f"{len(space.sizes)} sizes and {len(space.iterations)} iteration counts."
         )
-    refuse_reference(reference, space.architectures)
-    base = reference or default_reference(space.architectures)
+    base = reference_of(space.architectures, reference)
     costs = {iterations: space.cost_of_seeds(iterations) for iterations in _choices(space)}
     least = min(_cheapest(cost) for cost in costs.values())
     if budget < least:

@@ -6,17 +6,15 @@ Simulated studies give the answer. It holds for the real study as far as the pri
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from analysis import text as wording
 from analysis.design.prior import Prior
-from analysis.design.simulate import USUAL, Draws, Progress, Simulated, holds, middle, simulate
-from analysis.errors import InputError
+from analysis.design.simulate import DELTA, USUAL, Draws, Progress, Simulated, holds, middle, simulate
 from analysis.findings.comparison import fit_all
-from analysis.findings.curve import default_reference
+from analysis.findings.curve import reference_of
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import design_notes, resample_notes
 from analysis.fitting.bootstrap import resample
@@ -94,7 +92,7 @@ def expected(
     A grid that cannot be fitted is not simulated, and a note says why. Raises InputError for a reference that is not in
     the grid and for an architecture that the prior lacks.
     """
-    refuse_reference(reference, grid.architectures)
+    base = reference_of(grid.architectures, reference)
     prior.losses(grid.frame)
     notes = []
     if prior.assumed:
@@ -104,9 +102,9 @@ def expected(
     found = None
     ratios: list[ExpectedRatio] = []
     if not refused:
-        found = simulate(grid, prior, reference, draws, progress=progress)
-        ratios = ratios_of(found, reference or default_reference(grid.architectures))
-        notes += _grid_notes(grid, prior, draws.delta)
+        found = simulate(grid, prior, base, draws, progress=progress)
+        ratios = ratios_of(found, base)
+        notes += _grid_notes(grid, prior)
         notes += [note for ratio in ratios for note in ratio_notes(ratio, found)]
     return DesignDocument(
         law=prior.law.name,
@@ -120,14 +118,6 @@ def expected(
         size_ratio=tuple(ratios),
         notes=tuple(notes),
     )
-
-
-def refuse_reference(reference: str | None, architectures: Sequence[str]) -> None:
-    """Raise InputError for a reference that is not in the grid."""
-    if reference is not None and reference not in architectures:
-        raise InputError(
-            f"--reference {reference}: the grid has no such architecture; it has {', '.join(architectures)}."
-        )
 
 
 def ratios_of(found: Simulated, reference: str) -> list[ExpectedRatio]:
@@ -180,10 +170,10 @@ def _parameters(found: Simulated, prior: Prior) -> dict[str, dict[str, ExpectedP
     return out
 
 
-def _grid_notes(grid: CheckedPoints, prior: Prior, delta: float) -> list[Note]:
+def _grid_notes(grid: CheckedPoints, prior: Prior) -> list[Note]:
     """Return the notes on the grid that its noiseless losses give, each once with its architectures."""
     true = replace(grid, frame=grid.frame.assign(loss=prior.losses(grid.frame)))
-    fits = fit_all(true, prior.law, delta)
+    fits = fit_all(true, prior.law, DELTA)
     drawn = resample(fits, FEW_DRAWS, 0)
     of: dict[tuple[str, str], list[str]] = {}
     for fit in fits:

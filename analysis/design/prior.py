@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from analysis.errors import InputError
 from analysis.findings.curve import DEFAULT_REFERENCE
@@ -153,38 +153,25 @@ def fitted_prior(path: Path, law: Law | None, noise: Noise | None = None) -> Pri
     return Prior(own, laws, found, f"--prior {path}")
 
 
-class _Part(BaseModel):
-    """Part of a fit document; keys of newer or older versions are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Seeds(_Part):
-    seeds: int
-    mean: float
-    sd: float
-
-
-class _HeldOut(_Part):
+# The parts of a fit document that a prior needs; pydantic ignores the others, in which versions differ.
+class _HeldOut(BaseModel):
     in_sample_rms: float
 
 
-class _Architecture(_Part):
+class _Architecture(BaseModel):
     params: dict[str, float]
     n_points: int
     heldout: _HeldOut | None = None
-    seed_noise: tuple[_Seeds, ...] = ()
+    seed_noise: tuple[SeedNoise, ...] = ()
 
 
-class _Fit(_Part):
+class _Fit(BaseModel):
     law: str
     architectures: dict[str, _Architecture]
 
 
 def _noise_of(fits: Sequence[_Architecture]) -> Noise:
-    relative = [
-        SeedNoise(0.0, 0.0, one.seeds, one.mean, one.sd / one.mean) for fit in fits for one in fit.seed_noise
-    ]
+    relative = [replace(one, sd=one.sd / one.mean) for fit in fits for one in fit.seed_noise]
     usual = Noise()
     seeds = pooled_sd(relative) or usual.total
     series, run = (seeds * part / usual.total for part in (usual.series, usual.run))

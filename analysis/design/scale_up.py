@@ -20,7 +20,7 @@ from analysis.findings.curve import Curve
 from analysis.findings.document import refuse
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import effect_notes, fit_notes
-from analysis.findings.predict import EXTRAPOLATION_LIMIT, Ask, Prediction, predict
+from analysis.findings.predict import EXTRAPOLATION_LIMIT, Ask, predict
 from analysis.fitting.bootstrap import interval, resample
 from analysis.fitting.checks import size_effect
 from analysis.laws.law import Array, Interval
@@ -86,24 +86,12 @@ class Seen(Frozen):
 
 
 @dataclass(frozen=True)
-class Shortest:
-    """The shortest run that may be proposed."""
-
-    iterations: int = 1
-    why: str = "a run has an iteration"
-    """Reason why no run may be shorter."""
-
-
-@dataclass(frozen=True)
 class _FittedLaw:
     """An architecture's law at its estimate and every resample, its residuals, and the notes on its fit."""
 
     curve: Curve
     residual: Array
     notes: tuple[Note, ...]
-
-    def predict(self, asks: Sequence[Ask]) -> list[Prediction]:
-        return predict(self.curve, asks, self.residual, 0)
 
 
 def next_step(
@@ -113,9 +101,12 @@ def next_step(
     *,
     law: str = "chinchilla",
     delta: float = 1e-3,
-    shortest: Shortest = Shortest(),
+    shortest: int = 1,
+    shortest_because: str = "a run has an iteration",
 ) -> ScaleUp:
     """Propose the best sizes for `budget` GPU-hours; `rates` are GPU-hours an iteration by architecture and n_params.
+
+    No run has fewer iterations than `shortest`, for the reason given with it.
 
     Raises InputError for points that cannot be fitted or have no iterations, for a budget that is not above 0 or too
     small for the shortest run, and if fewer than two sizes of an architecture have a cost.
@@ -124,7 +115,20 @@ def next_step(
         raise InputError(f"--budget {budget:g}: must be above 0, in GPU-hours.")
     laws = _laws(points, law, delta)
     share = budget / len(laws)
-    steps = tuple(_step(name, one, rates.get(name, {}), share, shortest) for name, one in laws.items())
+    steps = []
+    for name, one in laws.items():
+        known = rates.get(name, {})
+        if len(known) < 2:
+            raise InputError(
+                f"scale-up: {name} has costs for {len(known)} sizes; at least two are needed to cost other sizes."
+            )
+        step = _step(name, one, known, share, shortest)
+        if step is None:
+            raise InputError(
+                f"--budget: {share:.3g} GPU-hours for {name} are too few at every size for the {shortest:,} "
+                f"iterations of the shortest run ({shortest_because}); give a larger budget."
+            )
+        steps.append(step)
     fitted = [
         Note(note.code, f"{wording.architecture(name)}: {note.text}")
         for name, one in laws.items()
@@ -135,7 +139,7 @@ def next_step(
         huber_delta=delta,
         budget_gpu_hours=budget,
         runs=tuple(sorted(str(name) for name in points.frame["run_id"])),
-        steps=steps,
+        steps=tuple(steps),
         notes=(*fitted, *(note for step in steps for note in _notes(step, laws[step.architecture].curve))),
     )
 
@@ -161,7 +165,8 @@ def seen_since(points: CheckedPoints, former: ScaleUp) -> list[Seen]:
             Ask(float(n), float(iterations), "iterations")
             for n, iterations in zip(new["n_params"], new["iterations"], strict=True)
         ]
-        for run_id, loss, predicted in zip(new["run_id"], new["loss"], one.predict(asks), strict=True):
+        predictions = predict(one.curve, asks, one.residual, 0)
+        for run_id, loss, predicted in zip(new["run_id"], new["loss"], predictions, strict=True):
             if max(predicted.size_factor, predicted.budget_factor) <= 1.0:
                 continue
             ends = predicted.run95
@@ -210,7 +215,7 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw
     form = design_law(law)
     if points.frame["iterations"].isna().any():
         raise InputError("scale-up: a budget is spent in iterations, and some points have none.")
-    refuse(points, form, list(points.architectures), delta, None, RESAMPLES)
+    refuse(points, form, delta)
     fits = fit_all(points, form, delta)
     drawn = resample(fits, RESAMPLES, 0)
     laws = {}
@@ -222,22 +227,16 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw
 
 
 def _step(
-    name: str, law: _FittedLaw, rates: Mapping[float, float], budget: float, shortest: Shortest
-) -> Step:
+    name: str, law: _FittedLaw, rates: Mapping[float, float], budget: float, shortest: int
+) -> Step | None:
+    """Return an architecture's next run; None if the budget does not pay for the shortest run at any size."""
     curve = law.curve
-    if len(rates) < 2:
-        raise InputError(
-            f"scale-up: {name} has costs for {len(rates)} sizes; at least two are needed to cost other sizes."
-        )
     smallest, largest = float(curve.sizes[0]), float(curve.sizes[-1])
     sizes = np.geomspace(smallest / BEYOND, largest * BEYOND, SIZES_TRIED)
     iterations_of = budget / _rate(rates, sizes)
-    payable = iterations_of >= shortest.iterations * ROUNDING
+    payable = iterations_of >= shortest * ROUNDING
     if not payable.any():
-        raise InputError(
-            f"--budget: {budget:.3g} GPU-hours for {name} are too few at every size for the {shortest.iterations:,} "
-            f"iterations of the shortest run ({shortest.why}); give a larger budget."
-        )
+        return None
     sizes, iterations_of = sizes[payable], iterations_of[payable]
     data = iterations_of if curve.law.counts_iterations else iterations_of * curve.tokens_an_iteration
     best = sizes[np.argmin(curve.losses_at(curve.params, sizes, data), axis=1)]
@@ -246,8 +245,8 @@ def _step(
     iterations = int(_rounded(budget / rate, 2))
     while iterations > 1 and iterations * rate > budget * (1 + 1e-9):
         iterations -= max(1, int(10 ** np.floor(np.log10(iterations) - 1)))
-    iterations = max(shortest.iterations, iterations)
-    (predicted,) = law.predict([Ask(n_params, float(iterations), "iterations")])
+    iterations = max(shortest, iterations)
+    (predicted,) = predict(curve, [Ask(n_params, float(iterations), "iterations")], law.residual, 0)
     return Step(
         architecture=name,
         n_params=n_params,

@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis.design.prior import Noise, Prior
 from analysis.findings.comparison import FittedArchitecture, fit_all
-from analysis.findings.curve import Curve, default_reference
+from analysis.findings.curve import Curve, reference_of
 from analysis.findings.equal_loss import SizeRatio, top_size_ratios
 from analysis.fitting.bootstrap import Scheme, choose_scheme, interval, resample
 from analysis.laws.law import Array
@@ -21,6 +21,7 @@ from analysis.points.table import CheckedPoints, build_frame, check_points
 
 REPORTED_RESAMPLES, REPORTED_SEED = 1000, 0
 """Defaults of `fit`, on which its choice between two bootstraps depends."""
+DELTA = 1e-3  # of all simulated fits, as in `fit` by default
 
 Cells = Sequence[tuple[int, Sequence[object]]]
 Progress = Callable[[int, int], None]
@@ -34,8 +35,6 @@ class Draws:
     resamples: int = 100
     """The median interval of many studies is within a few per cent of that with a thousand resamples."""
     seed: int = 0
-    delta: float = 1e-3
-    """Huber's delta of the fits."""
 
 
 USUAL = Draws()
@@ -87,7 +86,7 @@ def simulate(
     """
     clean = prior.losses(grid.frame)
     names = grid.architectures
-    base = reference or default_reference(names)
+    base = reference_of(names, reference)
     known = {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in names}
     truth = {row.architecture: row for row in top_size_ratios(known, base)}
     found: dict[str, list[SizeRatio]] = {name: [] for name in truth}
@@ -96,7 +95,7 @@ def simulate(
     for number in range(draws.studies):
         losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, draws.seed, number)
         points = replace(grid, frame=grid.frame.assign(loss=losses))
-        fits = fit_all(points, prior.law, draws.delta)
+        fits = fit_all(points, prior.law, DELTA)
         # The scheme of a report with its own number of resamples; it depends on the grid alone.
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)

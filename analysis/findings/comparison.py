@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 NON_EMBEDDING = "n_params_non_embedding"
 
 
-class Convention(Frozen):
+@dataclass(frozen=True)
+class Convention:
     """A headline figure under two conventions of counting; `changes` if they differ in the conclusion."""
 
     architecture: str
@@ -158,29 +159,15 @@ def _conventions(
         if {name, base} <= set(recounted):
             other = _without_embeddings(recounted[name], recounted[base], ratio)
             if other is not None:
-                row = Convention(
-                    architecture=name,
-                    quantity="size_ratio",
-                    convention="n_params",
-                    value=ratio.estimate,
-                    under=NON_EMBEDDING,
-                    value_under=other,
-                    changes=_changes(ratio.estimate, ratio.estimate_ci95, other),
-                )
-                out.append(row)
+                changes = _changes(ratio.estimate, ratio.estimate_ci95, other)
+                counts = ("n_params", ratio.estimate, NON_EMBEDDING, other)
+                out.append(Convention(name, "size_ratio", *counts, changes))
         if gain is not None and gain.gain is not None:
             tokens = ratio.tokens if ratio.iterations is None else curves[name].tokens(ratio.iterations)
             plain = ratio.reference_n_params * ratio.tokens / (ratio.n_params * tokens)
-            row = Convention(
-                architecture=name,
-                quantity="compute_gain",
-                convention="flops",
-                value=gain.gain,
-                under="6 n_params tokens",
-                value_under=plain,
-                changes=_changes(gain.gain, gain.ci95, plain),
-            )
-            out.append(row)
+            changes = _changes(gain.gain, gain.ci95, plain)
+            counts = ("flops", gain.gain, "6 n_params tokens", plain)
+            out.append(Convention(name, "compute_gain", *counts, changes))
     return out
 
 

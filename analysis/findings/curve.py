@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.errors import InputError
 from analysis.laws.law import Array, Interval, Law
 
 if TYPE_CHECKING:
@@ -113,9 +114,15 @@ class Curve:
         return out
 
 
-def default_reference(architectures: Sequence[str]) -> str:
-    """Return cross_transformer if it is among the architectures, else the first name in sorted order."""
-    return DEFAULT_REFERENCE if DEFAULT_REFERENCE in architectures else sorted(architectures)[0]
+def reference_of(architectures: Sequence[str], named: str | None) -> str:
+    """Return the named reference, by default cross_transformer or the first in sorted order; raises InputError."""
+    if named is None:
+        return DEFAULT_REFERENCE if DEFAULT_REFERENCE in architectures else sorted(architectures)[0]
+    if named not in architectures:
+        raise InputError(
+            f"--reference {named}: there is no such architecture; choose one of {', '.join(architectures)}."
+        )
+    return named
 
 
 def size_at(curve: Curve, loss: Array, data: float) -> Array:
@@ -166,10 +173,7 @@ def open_end(interval: Interval | None, always: str) -> str:
 
 
 def lengths_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | None, float]]:
-    """Return iteration counts with the reference's tokens there, or (None, tokens) if a curve has no iterations.
-
-    Where there are many, a few of them are returned.
-    """
+    """Return iteration counts with the reference's tokens, or (None, tokens) if a curve lacks them; a few of many."""
     frame = base.frame
     if all(curve.frame["iterations"].notna().all() for curve in curves.values()):
         iterations = np.unique(frame["iterations"].to_numpy(dtype=np.float64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,18 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
-from analysis.findings.curve import default_reference
+from analysis.findings.curve import reference_of
 from analysis.findings.isoflop import optimal_sizes
 from analysis.findings.note import Note
 from analysis.findings.notes import (
+    OUTLIER_RULE,
     effect_notes,
     exclusion_notes,
     fit_notes,
     other_notes,
     outlier_notes,
+    outliers,
     prediction_notes,
-    without_outliers,
 )
 from analysis.findings.predict import Ask, extension, other_points, predict
 from analysis.findings.results import (
@@ -37,7 +39,7 @@ from analysis.fitting.profile import Profile, profile
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import Input, Law
 from analysis.points.checks import seed_noise, trend_checks
-from analysis.points.table import CheckedPoints, too_few
+from analysis.points.table import CheckedPoints, exclude, too_few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,14 +66,15 @@ def fit_points(
     input of the law, an architecture with too few points or one size, and fewer than 100 resamples.
     """
     form = law_named(law)
-    names = list(points.architectures)
-    refuse(points, form, names, delta, reference, resamples)
+    base = reference_of(points.architectures, reference)
+    if resamples < FEWEST_RESAMPLES:
+        raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
+    refuse(points, form, delta)
     fits = fit_all(points, form, delta)
     drawn = resample(fits, resamples, seed)
     fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
-    base = reference or default_reference(names)
     notes = [*about, *exclusion_notes(points.exclusions)]
-    if reference is None and len(names) > 1:
+    if reference is None and len(fits) > 1:
         notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
     comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
     notes.extend(found)
@@ -97,23 +100,18 @@ def fit_points(
 def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: float = 1e-3) -> CheckedPoints:
     """Return the points without outliers from the law fitted to all of them; raises as `fit_points` does."""
     form = law_named(law)
-    refuse(points, form, list(points.architectures), delta, None, FEWEST_RESAMPLES)
-    return without_outliers(points, fit_all(points, form, delta))
+    refuse(points, form, delta)
+    fits = fit_all(points, form, delta)
+    rows = {row for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}
+    kept, excluded = exclude(points.frame, points.frame["row"].isin(rows), "outlier", OUTLIER_RULE)
+    return replace(points, frame=kept.reset_index(drop=True), exclusions=(*points.exclusions, *excluded))
 
 
-def refuse(
-    points: CheckedPoints, law: Law, names: list[str], delta: float, reference: str | None, resamples: int
-) -> None:
-    """Raise InputError for arguments that `fit_points` cannot use."""
+def refuse(points: CheckedPoints, law: Law, delta: float) -> None:
+    """Raise InputError for a delta that is not positive, and for points to which the law cannot be fitted."""
     if not 0 < delta < float("inf"):
         raise InputError(
             f"--delta {delta}: Huber's delta must be above 0, in units of log loss; the usual value is 0.001."
-        )
-    if resamples < FEWEST_RESAMPLES:
-        raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
-    if reference is not None and reference not in names:
-        raise InputError(
-            f"--reference {reference}: the points have no such architecture; they have {', '.join(names)}."
         )
     for column in law.columns:
         missing = points.frame[points.frame[column].isna()]
@@ -121,7 +119,7 @@ def refuse(
             raise InputError(
                 f"row {missing['row'].iloc[0]}, column {column}: is empty; law {law.name} needs it in every row."
             )
-    for name in names:
+    for name in points.architectures:
         rows = points.of(name)
         for reason in (too_few(rows, law), *(one.refusal(rows) for one in law.inputs if one.refusal)):
             if reason:

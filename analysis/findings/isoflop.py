@@ -30,9 +30,7 @@ Standing = Literal["centred", "off_centre", "edge"]
 SAME_FLOPS = 0.03  # largest relative difference of budgets that count as one
 FEWEST = 4  # sizes of a parabola with a residual
 EACH_SIDE = 3  # sizes of a parabola on either side of the lowest
-LEVELS = 10  # budgets at which curves are interpolated
 OFF_CENTRE = 0.25  # largest distance of a minimum from the middle, as a share of the sampled width
-BIASED = float(np.log(1.1))
 DRAWS = 300  # resampled laws whose minima make an interval
 REACH = float(np.log(1e3))  # distance outside the trained sizes up to which a law's minimum is searched
 
@@ -162,7 +160,7 @@ def _interpolated(size: Array, flops: Array) -> list[Rung]:
     if not covered or covered[-1] < 2 * covered[0]:
         return []
     rungs = []
-    for level in np.geomspace(covered[0], covered[-1], LEVELS):
+    for level in np.geomspace(covered[0], covered[-1], 10):
         sizes = [value for value, (low, high) in spans.items() if low <= level <= high]
         if len(sizes) >= FEWEST:
             rows = np.array([_between(flops, size == value, float(level)) for value in sizes])
@@ -198,7 +196,7 @@ def _optimum(
     standing: Standing = "centred"
     if not inside:
         standing = "edge"
-    elif off or bias is None or abs(bias) > BIASED:
+    elif off or bias is None or abs(bias) > np.log(1.1):
         standing = "off_centre"
     optimum = Optimum(
         flops=rung.flops,

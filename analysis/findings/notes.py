@@ -7,7 +7,6 @@ loss keeps one such point from bending a law.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,6 @@ from analysis.fitting.checks import SIGNIFICANT, Pattern, Split, freedom
 from analysis.fitting.profile import Profile
 from analysis.laws.law import SIZE
 from analysis.points.checks import data_column, seed_noise
-from analysis.points.table import CheckedPoints, exclude
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.findings.predict import OtherPoints
-    from analysis.points.table import Exclusion
+    from analysis.points.table import CheckedPoints, Exclusion
 
 MAX_CORRELATION = 0.95
 MAX_SHARE_AT_BOUND = 0.05
@@ -252,11 +250,3 @@ def outlier_notes(fit: Fitted, points: CheckedPoints) -> Iterator[Note]:
             f"{len(names)} of {len(fit.problem.y)} points lie {OUTLIER_RULE}: {', '.join(names[:MAX_NAMED])}{more}; "
             "--drop-outliers leaves them out.",
         )
-
-
-def without_outliers(points: CheckedPoints, fits: Sequence[Fitted]) -> CheckedPoints:
-    """Return the points less the outliers of these fits, and list each outlier among the exclusions."""
-    rows = {int(row) for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}
-    hit = points.frame["row"].isin(rows)
-    kept, excluded = exclude(points.frame, hit, "outlier", OUTLIER_RULE)
-    return replace(points, frame=kept.reset_index(drop=True), exclusions=(*points.exclusions, *excluded))

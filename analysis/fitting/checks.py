@@ -95,10 +95,16 @@ def pattern(fit: Fitted, seed: int) -> Pattern | None:
     """Return curvature or interaction left in the residuals; None if flipping clusters' signs explains as much."""
     problem, law = fit.problem, fit.problem.law
     loss, jacobian = law.predict_with_jacobian(fit.result.u[None], problem.z)
-    residual = _tamed(problem.y - np.log(loss[0]))
+    residual = problem.y - np.log(loss[0])
+    # Outliers are clipped: the fit is robust to them as well.
+    far = 3 * 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    residual = np.clip(residual, -far, far) if far > 0 else residual
     slope = jacobian[0] / loss[0][:, None]
+    lacking = {f"curvature in {law.inputs[j].axis}": problem.z[:, j] ** 2 for j in law.axes}
+    if law.size and law.data:
+        lacking["size and data acting together"] = np.prod(problem.z[:, law.axes], axis=1)
     columns = {}
-    for name, values in _lacking(problem.z, law).items():
+    for name, values in lacking.items():
         left = values - slope @ np.linalg.lstsq(slope, values, rcond=None)[0]
         if float(np.linalg.norm(left)) > 1e-3 * float(np.linalg.norm(values - values.mean())):
             columns[name] = left
@@ -113,20 +119,6 @@ def pattern(fit: Fitted, seed: int) -> Pattern | None:
         return None
     strongest = max(columns, key=lambda name: abs(residual @ columns[name]) / np.linalg.norm(columns[name]))
     return Pattern(strongest, float(np.sqrt(seen / len(residual))), p)
-
-
-def _tamed(residual: Array) -> Array:
-    """Clip outlying residuals, to which the fit is robust as well."""
-    far = 3 * 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
-    return np.clip(residual, -far, far) if far > 0 else residual
-
-
-def _lacking(z: Array, law: Law) -> dict[str, Array]:
-    """Return terms (points) that the law lacks: curvature along each axis, and the product of both axes."""
-    out = {f"curvature in {law.inputs[j].axis}": z[:, j] ** 2 for j in law.axes}
-    if law.size and law.data:
-        out["size and data acting together"] = np.prod(z[:, law.axes], axis=1)
-    return out
 
 
 def held_out(

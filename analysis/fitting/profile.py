@@ -14,6 +14,7 @@ from analysis.fitting.solver import FitResult, Problem, huber, limits, minimise
 from analysis.laws.law import Array
 
 HUMPS = 3  # rounds of further descents at humps
+POINTS = 25  # values of a profile
 REACH = 8.0  # factor by which a profile extends below and above the estimate
 
 
@@ -31,7 +32,7 @@ class Profile:
     interval: tuple[float | None, float | None]
 
 
-def profile(problem: Problem, result: FitResult, name: str, points: int = 25) -> Profile:
+def profile(problem: Problem, result: FitResult, name: str) -> Profile:
     """Profile E over [0, lowest loss], or another parameter over a factor of eight or more to either side.
 
     A coefficient is profiled in the law's own units, where its input is not centred.
@@ -52,16 +53,16 @@ def profile(problem: Problem, result: FitResult, name: str, points: int = 25) ->
         # At least eightfold, and as far as the exponent moves it between half and twice its own estimate.
         swing = abs(shift) * float(starts[0, law.names.index(exponent)])
         below, above = max(np.log(REACH), 0.5 * swing), max(np.log(REACH), swing)
-        values = np.unique(np.append(estimate * np.exp(np.linspace(-below, above, points)), estimate))
+        values = np.unique(np.append(estimate * np.exp(np.linspace(-below, above, POINTS)), estimate))
         # The exponent that keeps the term unchanged at the middle of the points.
         moved = np.repeat(starts[:, None], len(values), axis=1)
         moved[:, :, law.names.index(exponent)] += np.log(values / estimate) / (shift or 1.0)
     else:
         estimate = float(result.u[j])
         if name == "E":
-            values = np.linspace(0.0, float(np.exp(problem.y.min())) * 0.999, points)
+            values = np.linspace(0.0, float(np.exp(problem.y.min())) * 0.999, POINTS)
         else:
-            values = np.geomspace(max(low[j], estimate / REACH), min(high[j], estimate * REACH), points)
+            values = np.geomspace(max(low[j], estimate / REACH), min(high[j], estimate * REACH), POINTS)
         values = np.unique(np.append(values, np.clip(estimate, low[j], high[j])))
         moved = np.repeat(starts[:, None], len(values), axis=1)
     _, reached = profiled(problem, name, values, moved)

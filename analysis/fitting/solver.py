@@ -212,15 +212,14 @@ def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: 
     """
     law = problem.law
     k = len(law.linear)
-    theta = _grid(law, cells)
+    theta, shape = _grid(law, cells)
     phi = law.terms(theta, problem.z)
     loss = np.exp(y)
     outer = (phi[:, :, :, None] * phi[:, :, None, :]).reshape(len(theta), len(problem.z), k * k)
     gram = np.einsum("rn,gnq->rgq", w / loss**2, outer, optimize=True).reshape(len(y), len(theta), k, k)
     rhs = np.einsum("rn,gnk->rgk", w / loss, phi, optimize=True)
     coefficients, cost = _positive(gram, rhs)
-    keep = min(keep, len(theta))
-    chosen = _spread(cost, _grid_shape(law, cells), keep)
+    chosen = _spread(cost, shape, min(keep, len(theta)))
     rows = np.arange(len(y))[:, None]
     return np.concatenate([coefficients[rows, chosen], theta[chosen]], axis=2)
 
@@ -276,20 +275,16 @@ def _solve(matrix: Array, lift: Array, rhs: Array) -> Array:
     return np.where(np.isfinite(step), step, 0.0)
 
 
-def _grid_shape(law: Law, cells: int) -> tuple[int, ...]:
-    """Return `cells` for each of up to two axes; for more axes about as many cells in all as for two."""
+def _grid(law: Law, cells: int) -> tuple[Array, tuple[int, ...]]:
+    """Return the cells of a grid (cells, nonlinear) and its shape: `cells` along each of up to two axes.
+
+    With more axes the grid has about as many cells in all as with two.
+    """
     axes = len(law.nonlinear)
-    return (cells if axes <= 2 else max(3, round(cells ** (2 / axes))),) * axes
-
-
-def _grid(law: Law, cells: int) -> Array:
-    shape = _grid_shape(law, cells)
-    axes = [
-        np.geomspace(low * 1.5, high * 0.8, count)
-        for (low, high), count in zip(law.bounds, shape, strict=True)
-    ]
-    mesh = np.meshgrid(*axes, indexing="ij")
-    return np.stack([axis.ravel() for axis in mesh], axis=1)
+    count = cells if axes <= 2 else max(3, round(cells ** (2 / axes)))
+    values = [np.geomspace(low * 1.5, high * 0.8, count) for low, high in law.bounds]
+    mesh = np.meshgrid(*values, indexing="ij")
+    return np.stack([axis.ravel() for axis in mesh], axis=1), (count,) * axes
 
 
 def _positive(gram: Array, rhs: Array) -> tuple[Array, Array]:
@@ -333,11 +328,11 @@ def _spread(cost: Array, shape: tuple[int, ...], keep: int) -> NDArray[np.int64]
     return order
 
 
-def distinct(u: Array, objective: Array, most: int = 3) -> Array:
-    """Return the lowest few different minima (most, parameters) of u, which is in ascending order of objective."""
+def distinct(u: Array, objective: Array) -> Array:
+    """Return the three lowest different minima (minima, parameters) of u, which is in ascending order of objective."""
     kept = [u[0]]
     for candidate, value in zip(u[1:], objective[1:], strict=True):
-        if value > 2.0 * objective[0] + FLOOR or len(kept) >= most:
+        if value > 2.0 * objective[0] + FLOOR or len(kept) >= 3:
             break
         if all(np.abs(candidate - other).max() > 1e-3 for other in kept):
             kept.append(candidate)

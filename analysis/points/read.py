@@ -99,13 +99,12 @@ def _parquet(path: Path) -> Table:
 def _json(path: Path) -> Table:
     """Read one object a line, or one array of objects; a field that an object lacks becomes an empty cell."""
     text = _text(path)
-    lines = path.suffix.lower() != ".json"
     try:
-        found = (
-            [(number, json.loads(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-            if lines
-            else list(enumerate(json.loads(text), 1))
-        )
+        if path.suffix.lower() == ".json":
+            found = list(enumerate(json.loads(text), 1))
+        else:
+            lines = enumerate(text.splitlines(), 1)
+            found = [(number, json.loads(line)) for number, line in lines if line.strip()]
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}).") from None
     for number, row in found:
@@ -116,9 +115,6 @@ def _json(path: Path) -> Table:
 
 
 READERS: Mapping[str, Reader] = {
-    ".parquet": _parquet,
-    ".pq": _parquet,
-    ".jsonl": _json,
-    ".ndjson": _json,
-    ".json": _json,
+    **dict.fromkeys((".parquet", ".pq"), _parquet),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -165,13 +165,7 @@ def dots(
 
 
 def marks(
-    x: Iterable[float],
-    y: Iterable[float],
-    label: str,
-    marker: Marker,
-    *,
-    size: float,
-    hover: Iterable[str] = (),
+    x: Iterable[float], y: Iterable[float], label: str, marker: Marker, size: float, hover: Iterable[str] = ()
 ) -> Series:
     """Return points left out of a fit, or its predictions for them, in ink."""
     return Series(
@@ -187,17 +181,9 @@ def level(
     return Series(x.limits, (height, height), tone, f"level {height}", legend, summed, dash, 1.2)
 
 
-def key(
-    text: str,
-    marker: Marker,
-    *,
-    tone: str = INK,
-    dash: Dash = "none",
-    size: float = 6,
-    fills: tuple[str, ...] = (),
-) -> Series:
+def key(text: str, marker: Marker, tone: str = INK, **looks: Any) -> Series:
     """Return an entry of a drawn legend that stands for marks in several colours."""
-    return Series((), (), tone, text, text, dash=dash, width=1.1, marker=marker, size=size, fills=fills)
+    return Series((), (), tone, text, text, width=1.1, marker=marker, **looks)
 
 
 def floats(column: pd.Series) -> Array:

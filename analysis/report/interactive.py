@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.report.description import Arrow, Axis, Band, Figure, Panel, Series
+from analysis.report.description import Arrow, Axis, Band, Figure, Series
 from analysis.report.style import GRID, INK
 
 Trace = dict[str, Any]
 GREY = "#9AA5B1"
 LINE = {"gridcolor": GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
+HEADING = {"xref": "paper", "yref": "paper", "showarrow": False, "font": {"size": 14}}
 GAP = 0.05
 """Space between two panels, as a share of the page's width."""
 PIXELS = 1.5
@@ -169,22 +170,9 @@ def _layout(figure: Figure) -> dict[str, Any]:
                 panel.right, overlaying="y", side="right", showgrid=False, tickmode="auto"
             )
         if panel.title and len(figure.panels) > 1:
-            layout["annotations"].append(_heading(panel, left, bottom + height + 0.02))
+            place = {"x": left, "y": bottom + height + 0.02, "xanchor": "left", "yanchor": "bottom"}
+            layout["annotations"].append({"text": f"<b>{plain(panel.title)}</b>", **HEADING, **place})
     return layout
-
-
-def _heading(panel: Panel, x: float, y: float) -> dict[str, Any]:
-    return {
-        "text": f"<b>{plain(panel.title)}</b>",
-        "xref": "paper",
-        "yref": "paper",
-        "x": x,
-        "y": y,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 14},
-    }
 
 
 def _axis(axis: Axis, **place: object) -> dict[str, Any]:

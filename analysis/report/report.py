@@ -10,11 +10,10 @@ import json
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING
 
 from analysis import text as wording
 from analysis.findings.document import installed
@@ -41,15 +40,14 @@ def installed_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-class Provenance(BaseModel):
+@dataclass(frozen=True)
+class Provenance:
     """Origin of a report: the command line, the versions, the commit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     command: str
     commit: str | None = None
-    versions: dict[str, str] = Field(default_factory=installed_versions)
-    created: str = Field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    versions: dict[str, str] = field(default_factory=installed_versions)
+    created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
 
 def write_report(
@@ -78,6 +76,9 @@ def write_report(
     save_figures([*figures, *([together(convergence)] if convergence else [])], out / "figures")
     result = document.model_dump(mode="json")
     (out / "fit.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    drawn = [plotly(figure, links) for figure in (*figures, *convergence)]
+    payload = json.dumps(drawn, allow_nan=False, separators=(",", ":"))
+    rows = points.frame.sort_values(["architecture", "n_params", "seed", "tokens"], kind="stable")
     environment = Environment(
         loader=PackageLoader("analysis.report"),
         autoescape=select_autoescape(default=True),
@@ -100,9 +101,9 @@ def write_report(
         figures=figures,
         convergence=convergence,
         evaluations=[] if evaluations is None else evaluations.to_dict("records"),
-        payload=_json([plotly(figure, links) for figure in (*figures, *convergence)]),
+        payload=payload.replace("<", "\\u003c"),  # which could end the script element
         plotly=get_plotlyjs(),
-        points=_rows(points, links),
+        points=rows.assign(link=rows["run_id"].map(links.get)).to_dict("records"),
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,
@@ -118,16 +119,3 @@ def _powers(formula: str) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", str(escape(formula))))  # noqa: S704 - escaped just before
-
-
-def _json(figures: list[dict[str, Any]]) -> str:
-    """Write figures as JSON that is safe inside a script element."""
-    return json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _rows(points: CheckedPoints, links: Mapping[str, str]) -> list[dict[str, Any]]:
-    frame = points.frame.sort_values(["architecture", "n_params", "seed", "tokens"], kind="stable")
-    return [
-        {**{str(key): value for key, value in row.items()}, "link": links.get(str(row["run_id"]))}
-        for row in frame.to_dict("records")
-    ]

@@ -18,9 +18,6 @@ from analysis.findings.results import FitDocument
 from analysis.points.table import CheckedPoints
 from analysis.text import budget, human, percent
 
-Row = Mapping[str, str]
-"""Cells of a table by column."""
-
 
 def print_fit(console: Console, points: CheckedPoints, document: FitDocument) -> None:
     """Print the laws with their 95 % intervals, the size ratios, what was set aside, and the notes."""
@@ -201,8 +198,8 @@ def _print_notes(console: Console, notes: Iterable[Note], about: str = "") -> No
         console.print(f"note {note.code}{about}: {note.text}")
 
 
-def _print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
-    """Print a table if it has rows, with names and verdicts at the left and numbers at the right.
+def _print_table(console: Console, title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows of cells by column, if there are any: names and verdicts at the left, numbers at the right.
 
     Cells are printed as plain text: names may contain what rich reads as markup.
     """
