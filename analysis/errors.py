@@ -1,4 +1,4 @@
-"""The one error a user's input can raise here, so that a command line can tell it from a defect."""
+"""The one error that a user's input raises, so that the command line can tell it from a defect."""
 
 
 class InputError(ValueError):

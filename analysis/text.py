@@ -1,4 +1,4 @@
-"""Numbers and findings as a reader meets them: 3.2M parameters, 5.8 times fewer, not identified and why."""
+"""Write numbers for readers: 3.2M parameters, 5.8 times fewer, an interval in brackets."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NAMES = {
 
 
 def architecture(name: str) -> str:
-    """The architecture's written name."""
+    """Return an architecture's written name."""
     return NAMES.get(name, name)
 
 
 def human(value: float, digits: int = 3) -> str:
-    """A count with its unit: 3.16M, 412k, 1.2B; plain digits below a thousand."""
+    """Write a count with its unit: 3.16M, 412k, 1.2B; plain digits below a thousand."""
     for scale, unit in UNITS:
         if abs(value) >= scale * (1 - 0.5 * 10**-digits):
             return f"{_significant(value / scale, digits)}{unit}"
@@ -27,7 +27,7 @@ def human(value: float, digits: int = 3) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number to so many significant digits, with thousands separators and in powers of ten from a million on."""
+    """Write a number to so many significant digits; in powers of ten from a million on."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if abs(value) >= 1e6 or abs(value) < 1e-4:
@@ -38,26 +38,17 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def times(value: float) -> str:
-    """A ratio: 5.8, 12, 0.53."""
+    """Write a ratio: 5.8, 12, 0.53."""
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value < 1 else f"{value:.1f}"
 
 
-def ratio_in_words(ratio: float) -> str:
-    """A size ratio as what it means."""
-    return (
-        f"{times(ratio)} times fewer parameters"
-        if ratio >= 1
-        else f"{times(1 / ratio)} times more parameters"
-    )
-
-
-def saving(ratio: float) -> str:
-    """A size ratio beside its arrow: 4.8× fewer parameters."""
-    return f"{times(max(ratio, 1 / ratio))}× {'fewer' if ratio >= 1 else 'more'} parameters"
+def saving(ratio: float, sign: str = " times") -> str:
+    """Write a size ratio in words: 4.8 times fewer parameters."""
+    return f"{times(max(ratio, 1 / ratio))}{sign} {'fewer' if ratio >= 1 else 'more'} parameters"
 
 
 def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
-    """An interval in brackets; an end beyond any real ratio is written as unbounded."""
+    """Write an interval in brackets; an end beyond any real ratio is unbounded."""
     if ends is None:
         return "no interval"
     low, high = (number(end, digits) if abs(end) < 1e15 else "unbounded" for end in ends)
@@ -65,18 +56,13 @@ def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
 
 
 def percent(value: float) -> str:
-    """A signed percentage of a relative error."""
+    """Write a relative error as a signed percentage."""
     return f"{100 * value:+.2f} %".replace("-", "−")
 
 
 def budget(iterations: float | None, tokens: float) -> str:
-    """A budget in words."""
+    """Write a budget in iterations, or in tokens if those are None."""
     return f"{human(tokens)} tokens" if iterations is None else f"{iterations:,.0f} iterations"
-
-
-def budget_of(unit: str, value: float) -> str:
-    """A budget in words, from the column it stands in."""
-    return f"{value:,.0f} iterations" if unit == "iterations" else f"{human(value)} tokens"
 
 
 def _significant(value: float, digits: int) -> str:

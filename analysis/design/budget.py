@@ -1,12 +1,13 @@
-"""The grid that makes the interval of the size ratio narrowest for so many GPU-hours.
+"""Search for the grid that gives the size ratio the narrowest interval for a budget of GPU-hours.
 
-Grids of the study's own sizes and of iteration counts within its range are compared by their closed-form variance;
-the best few are then simulated, since the report's interval and not a variance is what counts. A trunk is paid once
-whatever leaves it, so that further iteration counts cost their decays alone.
+The search compares grids of the study's sizes and of iteration counts within its range by their closed-form variance,
+then simulates the best few, since the interval of the report counts and not a variance. The runs of a series share the
+cost of their trunk, so that a further iteration count costs only its decay.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,27 +15,28 @@ from itertools import combinations
 
 import numpy as np
 
-from analysis.design.expect import ratios_of, refuse_reference
+from analysis.design.expect import ratios_of
 from analysis.design.grid import MAX_SEEDS, Grid, Sensitivity, Space, sensitivity, spent
 from analysis.design.prior import Noise, Prior
 from analysis.design.simulate import Draws, Progress, Simulated, simulate
 from analysis.errors import InputError
-from analysis.findings.curve import Curve, default_reference
+from analysis.findings.curve import Curve, reference_of
 from analysis.findings.equal_loss import SizeRatio, top_size_ratios
 from analysis.laws.law import Array
 
 FEWEST = 3
-"""Sizes, and iteration counts, that a law of both needs."""
+"""Least number of sizes, and of iteration counts, for a law of both."""
 MAX_LENGTHS = 5
 FINALISTS = 5
 TRIALS = Draws(studies=30)
-NEARLY_FREE = 1e-9  # of a budget: what has been trained already costs no more, and gains are over costs
+# Least cost of a seed, as a share of the budget: gains are divided by costs, and trained runs are free.
+NEARLY_FREE = 1e-9
 UNLIKE = 0.2  # share of its seeds by which a finalist differs from every other
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """The best grid found, its cost, and the width its simulation gave the interval of the ratio's logarithm."""
+    """The best grid found, its cost, and the simulated width of the interval of the ratio's logarithm."""
 
     grid: Grid
     gpu_hours: float
@@ -50,12 +52,10 @@ def propose(
     *,
     progress: Progress | None = None,
 ) -> Proposal:
-    """The narrowest grid that `budget` GPU-hours pay for and that keeps the largest size and the longest run.
+    """Return the best grid for `budget` GPU-hours that keeps the largest size and the longest run.
 
-    What has been trained costs nothing more.
-
-    Raises InputError for a budget that is not above 0, where it pays for no grid that a law can be fitted to, saying
-    what would, and where the study has too few sizes or architectures for a size ratio.
+    Runs that have been trained are free. Raises InputError for a budget that is not above 0 or too small for any grid
+    that a law can be fitted to, and for a study with too few sizes or architectures for a size ratio.
     """
     if not 0 < budget < float("inf"):
         raise InputError(f"--budget {budget:g}: must be above 0, in GPU-hours.")
@@ -68,14 +68,13 @@ def propose(
             f"--budget: a grid is chosen from {FEWEST} sizes and iteration counts or more; the study has "
             f"{len(space.sizes)} sizes and {len(space.iterations)} iteration counts."
         )
-    refuse_reference(reference, space.architectures)
-    base = reference or default_reference(list(space.architectures))
+    base = reference_of(space.architectures, reference)
     costs = {iterations: space.cost_of_seeds(iterations) for iterations in _choices(space)}
     least = min(_cheapest(cost) for cost in costs.values())
     if budget < least:
         raise InputError(
-            f"--budget {budget:g}: pays for no grid with the largest size and the longest run; the smallest that a law "
-            f"can be fitted to takes {least:.4g} GPU-hours."
+            f"--budget {budget:g}: is too small for a grid with the largest size and the longest run; the least grid "
+            f"for a law takes {least:.4g} GPU-hours."
         )
     truth = _truth(space, prior, base)
     ranked: list[tuple[float, Grid]] = []
@@ -98,7 +97,7 @@ def propose(
 
 
 def _unlike(ranked: Sequence[Grid]) -> list[Grid]:
-    """The first few of these grids that have their seeds elsewhere: of grids alike the variance chooses well enough."""
+    """Return the first few grids with different seeds; among similar grids the variance chooses well enough."""
     chosen: list[Grid] = []
     for grid in ranked:
         seeds = np.array(grid.seeds)
@@ -110,9 +109,9 @@ def _unlike(ranked: Sequence[Grid]) -> list[Grid]:
 
 
 def _worth(found: Simulated, reference: str) -> float:
-    """Width of the expected intervals or, where wider, of those that the scatter of the estimates calls for.
+    """Return the mean width of the expected intervals or, if wider, of those that the scatter of estimates implies.
 
-    A narrow interval beside the truth is no gain, and grids that hang on one series have such.
+    Grids that depend on one series have narrow intervals that miss the truth; those are no gain.
     """
     widths = []
     for row in ratios_of(found, reference):
@@ -124,7 +123,7 @@ def _worth(found: Simulated, reference: str) -> float:
 
 
 def _choices(space: Space) -> Iterator[tuple[int, ...]]:
-    """Sets of iteration counts that hold the longest."""
+    """Yield the sets of iteration counts that contain the longest."""
     *shorter, longest = space.iterations
     for number in range(FEWEST - 1, min(MAX_LENGTHS, len(space.iterations))):
         for chosen in combinations(shorter, number):
@@ -132,7 +131,7 @@ def _choices(space: Space) -> Iterator[tuple[int, ...]]:
 
 
 def _cheapest(cost: Array) -> float:
-    """GPU-hours of the largest size and the two cheapest others, one seed each."""
+    """Return the GPU-hours of the largest size and the two cheapest others, one seed each."""
     first = cost[:, 0]
     return float(first[-1] + np.sort(first[:-1])[: FEWEST - 1].sum())
 
@@ -142,20 +141,20 @@ def _truth(space: Space, prior: Prior, reference: str) -> list[SizeRatio]:
     curves = {name: Curve(prior.law, prior.row(name), whole.of(name)) for name in space.architectures}
     truth = top_size_ratios(curves, reference)
     if all(row.n_params is None for row in truth):
-        raise InputError(f"--budget: by the prior there is no size ratio to plan for: {truth[0].reason}.")
+        raise InputError(f"--budget: the prior gives no size ratio to plan for: {truth[0].reason}.")
     return truth
 
 
 def _screen(
     space: Space, prior: Prior, truth: Sequence[SizeRatio], reference: str, iterations: Sequence[int]
 ) -> Sensitivity:
-    sizes: dict[str, list[float]] = {name: [] for name in space.architectures}
+    sizes: dict[str, list[float]] = defaultdict(list)
     inputs: dict[str, Array] = {}
     for rung in space.rungs:
         sizes[rung.architecture].append(rung.n_params)
         rate = 1.0 if prior.law.counts_iterations else rung.tokens_an_iteration
         inputs[rung.architecture] = np.array(iterations, dtype=np.float64) * rate
-    # Runs that share no trunk have nothing in common.
+    # Runs without a common trunk have independent noise.
     noise = prior.noise if space.shares_trunk else Noise(0.0, prior.noise.total)
     return sensitivity(replace(prior, noise=noise), sizes, inputs, truth, reference)
 
@@ -163,7 +162,7 @@ def _screen(
 def _best_seeds(
     screen: Sensitivity, cost: Array, iterations: tuple[int, ...], budget: float
 ) -> list[tuple[float, Grid]]:
-    """Seeds by greedy steps from each three sizes that hold the smallest and the largest, then by exchanges."""
+    """Choose seeds by greedy steps from each three sizes with the smallest and the largest, then by exchanges."""
     found: dict[tuple[int, ...], float] = {}
     for middle in range(1, len(cost) - 1):
         start = np.zeros(len(cost))
@@ -190,7 +189,7 @@ def _best_seeds(
 def _filled(
     screen: Sensitivity, cost: Array, budget: float, seeds: Array, without: int | None = None
 ) -> tuple[Array, float]:
-    """Add the seed that gains most for its cost until none can be paid; the first is not of size `without`."""
+    """Add the seed that gains most for its cost until the budget is spent; the first is not of size `without`."""
     value = float(_widened(screen, seeds[None])[0])
     while True:
         left = budget - float(spent(cost, seeds).sum())
@@ -214,7 +213,7 @@ def _filled(
 
 
 def _widened(screen: Sensitivity, seeds: Array) -> Array:
-    """Variance with the square of Student's quantile: few series say little about their own scatter."""
+    """Return the variance times the square of Student's quantile: few series do not measure their scatter well."""
     freedom = np.maximum(2, seeds.sum(axis=1) - 3).astype(int)
     out: Array = screen.variance(seeds) * np.array([_student(int(number)) for number in freedom]) ** 2
     return out

@@ -1,23 +1,20 @@
-"""Before training: can this grid identify the law, and how wide will the intervals of its report be.
+"""Before training: can this grid identify the law, and how wide will the intervals of its report be?
 
-The answer is that of simulated studies: what the analysis says of them is what it will say of the real one, as far as
-the prior is right.
+Simulated studies give the answer. It holds for the real study as far as the prior is right.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from analysis import text as wording
 from analysis.design.prior import Prior
-from analysis.design.simulate import USUAL, Draws, Progress, Simulated, holds, middle, simulate
-from analysis.errors import InputError
+from analysis.design.simulate import DELTA, USUAL, Draws, Progress, Simulated, holds, middle, simulate
 from analysis.findings.comparison import fit_all
-from analysis.findings.curve import default_reference
+from analysis.findings.curve import reference_of
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import design_notes, resample_notes
 from analysis.fitting.bootstrap import resample
@@ -26,11 +23,15 @@ from analysis.points.table import CheckedPoints, too_few
 
 OFTEN = 0.05
 FEW_DRAWS = 100
-TOO_LOW = 0.9  # of coverage: two standard errors below 95 in a hundred studies
+ASSUMED = (
+    "no law is known yet, so the demo's shape was moved to this grid, with the size ratio of 4 that arXiv 2601.14786 "
+    "reports for state-space models; give a former fit with --prior FIT.json, or design.prior in the study."
+)
+TOO_LOW = 0.9  # coverage that is two standard errors below 95 % in a hundred studies
 
 
 class ExpectedParameter(Frozen):
-    """A parameter of the prior, the interval its fit is expected to have, and how often that holds the truth."""
+    """A parameter of the prior, the expected interval of its fit, and the share of intervals that contain the truth."""
 
     truth: float
     ci95: Interval
@@ -38,10 +39,10 @@ class ExpectedParameter(Frozen):
 
 
 class ExpectedRatio(Frozen):
-    """The size ratio at the largest reference and the longest budget, as the report of this grid would have it.
+    """The size ratio at the largest reference and the longest budget that a report of this grid is expected to have.
 
-    `ci95` has the median ends over simulated studies, and is null where most of those have none. The shares are of
-    simulated studies, by what they said of the ratio; `coverage` is of their intervals.
+    `ci95` has the median ends over simulated studies, null if most of those have none. `identified`, `extrapolated` and
+    `not_identified` are shares of the studies; `coverage` is the share of their intervals that contain the truth.
     """
 
     architecture: str
@@ -59,12 +60,12 @@ class ExpectedRatio(Frozen):
 
     @property
     def width(self) -> float:
-        """Of the interval of the ratio's logarithm; infinite where there is none."""
+        """Width of the interval of the ratio's logarithm; infinite if there is none."""
         return float("inf") if self.ci95 is None else float(np.log(self.ci95[1] / self.ci95[0]))
 
 
 class DesignDocument(Frozen):
-    """What is expected of a grid; `model_dump(mode="json")` is the `design` of `plan --design --json`."""
+    """Expected results of a grid; `model_dump(mode="json")` is the `design` of `plan --design --json`."""
 
     law: str
     prior: dict[str, dict[str, float]]
@@ -86,23 +87,24 @@ def expected(
     *,
     progress: Progress | None = None,
 ) -> DesignDocument:
-    """Simulate the grid under the prior and say what its report would.
+    """Simulate the grid under the prior and return the expected results of its report.
 
-    A grid that cannot be fitted at all is not simulated, and a note says why. Raises InputError for a reference that is
-    not in the grid and for an architecture that the prior lacks.
+    A grid that cannot be fitted is not simulated, and a note says why. Raises InputError for a reference that is not in
+    the grid and for an architecture that the prior lacks.
     """
-    refuse_reference(reference, grid.architectures)
+    base = reference_of(grid.architectures, reference)
     prior.losses(grid.frame)
-    notes = _prior_notes(prior)
+    notes = []
+    if prior.assumed:
+        notes.append(Note("prior_assumed", ASSUMED))
     refused = [reason for name in grid.architectures if (reason := _cannot_be_fitted(grid, name, prior.law))]
-    notes += [Note(code="not_identified", text=f"{reason}.") for reason in refused]
+    notes += [Note("not_identified", f"{reason}.") for reason in refused]
     found = None
+    ratios: list[ExpectedRatio] = []
     if not refused:
-        found = simulate(grid, prior, reference, draws, progress=progress)
-        notes += _grid_notes(grid, prior, draws.delta)
-    ratios: tuple[ExpectedRatio, ...] = ()
-    if found is not None:
-        ratios = tuple(ratios_of(found, reference or default_reference(list(grid.architectures))))
+        found = simulate(grid, prior, base, draws, progress=progress)
+        ratios = ratios_of(found, base)
+        notes += _grid_notes(grid, prior)
         notes += [note for ratio in ratios for note in ratio_notes(ratio, found)]
     return DesignDocument(
         law=prior.law.name,
@@ -113,24 +115,16 @@ def expected(
         resamples=draws.resamples,
         seed=draws.seed,
         architectures={} if found is None else _parameters(found, prior),
-        size_ratio=ratios,
+        size_ratio=tuple(ratios),
         notes=tuple(notes),
     )
 
 
-def refuse_reference(reference: str | None, architectures: Sequence[str]) -> None:
-    """Raise InputError for a reference that is not in the grid."""
-    if reference is not None and reference not in architectures:
-        raise InputError(
-            f"--reference {reference}: no such architecture in the grid; it has {', '.join(architectures)}."
-        )
-
-
 def ratios_of(found: Simulated, reference: str) -> list[ExpectedRatio]:
-    """What simulated studies said of each architecture's size ratio."""
+    """Summarise each architecture's size ratios over the simulated studies."""
     out = []
     for name, truth in found.truth.items():
-        said = Counter(row.status for row in found.found[name])
+        counts = Counter(row.status for row in found.found[name])
         total = len(found.found[name])
         out.append(
             ExpectedRatio(
@@ -143,19 +137,18 @@ def ratios_of(found: Simulated, reference: str) -> list[ExpectedRatio]:
                 truth=truth.estimate,
                 ci95=middle(found.ratio[name]),
                 coverage=None if truth.estimate is None else holds(found.ratio[name], truth.estimate),
-                identified=said["identified"] / total,
-                extrapolated=said["extrapolated"] / total,
-                not_identified=said["not_identified"] / total,
+                identified=counts["identified"] / total,
+                extrapolated=counts["extrapolated"] / total,
+                not_identified=counts["not_identified"] / total,
             )
         )
     return out
 
 
 def _cannot_be_fitted(grid: CheckedPoints, name: str, law: Law) -> str:
-    """Why no law can be fitted to an architecture of the grid, in words that name no rows, or nothing."""
+    """Return why no law can be fitted to an architecture of the grid, without row numbers, or an empty string."""
     frame = grid.of(name)
-    reason = too_few(frame, law)
-    if not reason:
+    if not too_few(frame, law):
         return ""
     sizes = frame["n_params"].nunique()
     has = f"{wording.architecture(name)} has {'1 size' if sizes == 1 else f'{len(frame)} runs'}"
@@ -177,38 +170,25 @@ def _parameters(found: Simulated, prior: Prior) -> dict[str, dict[str, ExpectedP
     return out
 
 
-def _prior_notes(prior: Prior) -> list[Note]:
-    if not prior.assumed:
-        return []
-    text = (
-        "no law is known yet, so the demo's shape was moved to this grid, with state-space models four times smaller "
-        "for the same loss as arXiv 2601.14786 has it; give a former fit with --prior FIT.json, or design.prior in the "
-        "study."
-    )
-    return [Note(code="prior_assumed", text=text)]
-
-
-def _grid_notes(grid: CheckedPoints, prior: Prior, delta: float) -> list[Note]:
-    """What diagnostics say of the grid itself, by the law's own losses: each once, with the architectures it is of."""
+def _grid_notes(grid: CheckedPoints, prior: Prior) -> list[Note]:
+    """Return the notes on the grid that its noiseless losses give, each once with its architectures."""
     true = replace(grid, frame=grid.frame.assign(loss=prior.losses(grid.frame)))
-    fits = fit_all(true, prior.law, delta)
+    fits = fit_all(true, prior.law, DELTA)
     drawn = resample(fits, FEW_DRAWS, 0)
     of: dict[tuple[str, str], list[str]] = {}
     for fit in fits:
         frame = grid.of(fit.architecture)
         for note in (*design_notes(fit, frame), *resample_notes(fit, drawn, frame)):
             of.setdefault((note.code, note.text), []).append(wording.architecture(fit.architecture))
-    notes = [Note(code=code, text=f"{' and '.join(names)}: {text}") for (code, text), names in of.items()]
+    notes = [Note(code, f"{' and '.join(names)}: {text}") for (code, text), names in of.items()]
     if not drawn.paired:
-        text = (
-            "the architectures are not trained at the same size rungs and seeds: resamples pair only in part."
-        )
-        notes.append(Note(code="unpaired_resamples", text=text))
+        text = "the architectures do not have the same size rungs and seeds: resamples pair only in part."
+        notes.append(Note("unpaired_resamples", text))
     return notes
 
 
 def ratio_notes(ratio: ExpectedRatio, found: Simulated) -> list[Note]:
-    """What simulated studies say against a size ratio: not identified, beyond the grid, or beside the truth."""
+    """Return notes on a size ratio that studies do not identify, or only beyond the grid, or with wrong intervals."""
     arm = wording.architecture(ratio.architecture)
     notes = []
     for code, share in (("not_identified", ratio.not_identified), ("extrapolated", ratio.extrapolated)):
@@ -218,11 +198,11 @@ def ratio_notes(ratio: ExpectedRatio, found: Simulated) -> list[Note]:
         reasons = Counter(row.reason for row in found.found[ratio.architecture] if row.status == code)
         usual = truth.reason if truth.status == code else reasons.most_common(1)[0][0]
         text = f"in {share:.0%} of simulated studies the size ratio of {arm} is {code.replace('_', ' ')}: {usual}."
-        notes.append(Note(code=code, text=text))
+        notes.append(Note(code, text))
     if ratio.coverage is not None and ratio.coverage < TOO_LOW:
         text = (
-            f"intervals of the ratio of {arm} hold the truth in {ratio.coverage:.0%} of simulated studies, not 95 %: "
-            "much hangs on few series; another seed of the largest size helps."
+            f"intervals of the ratio of {arm} contain the truth in {ratio.coverage:.0%} of simulated studies, not "
+            "95 %: they depend on few series; another seed of the largest size helps."
         )
-        notes.append(Note(code="undercovered", text=text))
+        notes.append(Note("undercovered", text))
     return notes

@@ -1,9 +1,9 @@
-"""Grids of a study: what one may be made of and costs, its points without losses, and the variance of its size ratio.
+"""Grids of a study: their choices and costs, their points without losses, and the variance of their size ratio.
 
-The variance in closed form tells thousands of grids apart in seconds. Huber's estimator far within its noise is nearly
-the least absolute one, whose sandwich has the covariance of the clipped noise as its meat; within a series that is the
-arcsine of the losses' correlation. What a cluster pulls the fit towards itself is put back as the bootstrap puts it
-back (CR3, Bell and McCaffrey 2002), so that a grid that hangs on one series is not taken for a good one.
+The closed-form variance compares thousands of grids in seconds. Huber's estimator with delta far below the noise is
+nearly that of least absolute deviations, whose sandwich variance has the covariance of the signs as its meat; within a
+series that is the arcsine of the losses' correlation. Leverage is corrected as in the bootstrap (CR3, Bell and
+McCaffrey 2002), so that a grid which depends on one series does not look good.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from analysis.points.table import CheckedPoints
 
 COLUMNS = ("architecture", "n_params", "tokens", "iterations", "seed", "cluster", "run_id")
 MAX_SEEDS = 12
-# Share of a series' pull on the fit that is put back: all of it would explode where one alone decides.
+# Share of a series' leverage that is corrected: the full correction is infinite where one series decides alone.
 LEVERAGE = 0.9
 STEP = 1e-4
 NEARLY_NOTHING = 1e-12
@@ -30,7 +30,7 @@ NEARLY_NOTHING = 1e-12
 
 @dataclass(frozen=True)
 class Rung:
-    """A size of one architecture as it could be trained."""
+    """A size of one architecture that could be trained."""
 
     architecture: str
     size: str
@@ -40,10 +40,10 @@ class Rung:
 
 @dataclass(frozen=True)
 class Space:
-    """The sizes, iteration counts and seeds that a grid may be made of, with their cost.
+    """The sizes and iteration counts from which grids are made, with their cost.
 
-    Every architecture has every size, named alike, in ascending order. `hours(architecture, size, iterations, seed)` is
-    the cost in GPU-hours of one series trained to each of these iteration counts, less what has been trained.
+    Every architecture has all sizes, under the same names, in ascending order. `hours(architecture, size, iterations,
+    seed)` returns the GPU-hours of one series trained to these iteration counts, less the part that has been trained.
     """
 
     rungs: tuple[Rung, ...]
@@ -62,27 +62,23 @@ class Space:
         return tuple(sorted({rung.architecture for rung in self.rungs}))
 
     def cost_of_seeds(self, iterations: Sequence[int]) -> Array:
-        """GPU-hours (sizes, MAX_SEEDS) of each seed of a size, all architectures together."""
-        return np.array(
-            [
-                [
-                    sum(self.hours(name, size, iterations, seed) for name in self.architectures)
-                    for seed in range(MAX_SEEDS)
-                ]
-                for size in self.sizes
-            ]
-        )
+        """Return the GPU-hours (sizes, MAX_SEEDS) of each seed of a size, summed over architectures."""
+
+        def cost(size: str, seed: int) -> float:
+            return sum(self.hours(name, size, iterations, seed) for name in self.architectures)
+
+        return np.array([[cost(size, seed) for seed in range(MAX_SEEDS)] for size in self.sizes])
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Iteration counts, and for each size of a space how many seeds it is trained with."""
+    """Iteration counts, and the number of seeds of each size of a space."""
 
     iterations: tuple[int, ...]
     seeds: tuple[int, ...]
 
     def gpu_hours(self, space: Space) -> float:
-        """Return its cost in GPU-hours."""
+        """Return the cost of the grid in GPU-hours."""
         return float(self.gpu_hours_of_sizes(space).sum())
 
     def gpu_hours_of_sizes(self, space: Space) -> Array:
@@ -90,7 +86,7 @@ class Grid:
         return spent(space.cost_of_seeds(self.iterations), np.array(self.seeds))
 
     def points(self, space: Space) -> CheckedPoints:
-        """The points it would give, before they have losses."""
+        """Return the points of the grid; their losses are not known yet."""
         seeds = dict(zip(space.sizes, self.seeds, strict=True))
         rows: list[Sequence[object]] = []
         for rung in space.rungs:
@@ -105,13 +101,13 @@ class Grid:
 
 
 def spent(cost: Array, seeds: Array) -> Array:
-    """GPU-hours (sizes) of the first so many seeds of each size, by the cost of each (sizes, MAX_SEEDS)."""
+    """Return the GPU-hours (sizes) of the first `seeds` (sizes) of each size, by the `cost` (sizes, MAX_SEEDS)."""
     out: Array = np.where(np.arange(cost.shape[1]) < seeds[:, None], cost, 0.0).sum(axis=1)
     return out
 
 
 def spelled(space: Space, grid: Grid) -> dict[str, Any]:
-    """A grid as keys of a study's `grid`: sizes by name, iterations, seeds, and replicates of the sizes with more."""
+    """Return a grid as the keys of a study's `grid`; sizes with more seeds than the others become `replicates`."""
     kept = {size: number for size, number in zip(space.sizes, grid.seeds, strict=True) if number}
     fewest = min(kept.values())
     more: dict[int, list[str]] = {}
@@ -130,10 +126,10 @@ def spelled(space: Space, grid: Grid) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Derivatives, by the parameters of all architectures, of the log losses and the ratio at one set of counts.
+    """Derivatives of log losses and log ratios by the parameters of all architectures, for one set of iterations.
 
-    `slopes` is (cells, lengths, parameters), a cell being an architecture's size; `targets` has a row a ratio. `size`
-    is the index of each cell's size.
+    `slopes` is (cells, lengths, parameters), where a cell is one size of one architecture; `targets` is (ratios,
+    parameters). `size` is the index of each cell's size.
     """
 
     slopes: Array
@@ -142,14 +138,14 @@ class Sensitivity:
     noise: Noise
 
     def variance(self, seeds: Array) -> Array:
-        """Summed variance of the logarithms of the ratios (grids) for grids of `seeds` (grids, sizes)."""
+        """Return the variance of the log ratios, summed (grids), for grids of `seeds` (grids, sizes)."""
         weight = seeds[:, self.size]
         cells, lengths, width = self.slopes.shape
         gram = self.slopes.transpose(0, 2, 1) @ self.slopes
         bread = (weight @ gram.reshape(cells, -1)).reshape(-1, width, width)
         scale = np.sqrt(np.maximum(np.einsum("gpp->gp", bread), 1e-300))
         scale = scale[:, :, None] * scale[:, None, :]
-        # What no seed speaks of has a variance without bounds, and this much is as good.
+        # A direction that no seed measures has infinite variance; a very large one serves as well.
         inverse = np.linalg.inv(bread / scale + NEARLY_NOTHING * np.eye(width)) / scale
         toward = self.slopes[None] @ inverse[:, None]
         hat = toward @ self.slopes.transpose(0, 2, 1)[None]
@@ -169,7 +165,7 @@ def sensitivity(
     truth: Sequence[SizeRatio],
     reference: str,
 ) -> Sensitivity:
-    """From the candidate sizes of each architecture and the law's data input at each iteration count (lengths)."""
+    """Return the derivatives at candidate sizes, and at the law's data input for each iteration count (lengths)."""
     names = sorted(sizes)
     law = prior.law
     width = len(law.names)
@@ -182,7 +178,7 @@ def sensitivity(
     u = {name: law.to_solver(prior.row(name), centre) for name in names}
 
     def spread(values: Array, part: int) -> Array:
-        """Derivatives by an architecture's own parameters among those of all."""
+        """Place derivatives by an architecture's own parameters among those of all architectures."""
         out = np.zeros((*values.shape[:-1], width * len(names)))
         for j in range(width):
             out[..., (0 if j in shared else part) * width + j] = values[..., j]
@@ -208,24 +204,15 @@ def sensitivity(
         aside = np.array([STEP, 0.0])
         ends = law.predict(u[row.architecture], np.stack([z + aside, z - aside]))[0]
         fall = (ends[0] - ends[1]) / (2 * STEP)
-        targets.append(
-            (
-                spread(gradient[row.architecture], names.index(row.architecture))
-                - spread(gradient[reference], names.index(reference))
-            )
-            / fall
-        )
-    return Sensitivity(*_used(np.concatenate(slopes), np.array(targets)), np.array(size), prior.noise)
-
-
-def _used(slopes: Array, targets: Array) -> tuple[Array, Array]:
-    """Without the places of parameters that are shared and so counted once."""
-    used = np.abs(slopes).max(axis=(0, 1)) > 0
-    return slopes[:, :, used], targets[:, used]
+        own, other = (spread(gradient[name], names.index(name)) for name in (row.architecture, reference))
+        targets.append((own - other) / fall)
+    every = np.concatenate(slopes)
+    used = np.abs(every).max(axis=(0, 1)) > 0  # a shared parameter has one place, and leaves the others empty
+    return Sensitivity(every[:, :, used], np.array(targets)[:, used], np.array(size), prior.noise)
 
 
 def _clipped(noise: Noise) -> tuple[float, float]:
-    """Covariance within a series and the rest of a run's variance, of least absolute deviations."""
-    total = noise.total**2 * np.pi / 2  # so many times the variance of least squares
+    """Return covariance within a series and the rest of a run's variance, for least absolute deviations."""
+    total = noise.total**2 * np.pi / 2  # pi / 2 times the variance of least squares
     shared = total * 2 / np.pi * float(np.arcsin(noise.series**2 / max(noise.total**2, 1e-300)))
     return shared, total - shared

@@ -1,20 +1,19 @@
-"""What is taken for true before anything is trained: a law for each architecture, and how far losses scatter about it.
+"""The prior of a design: a law for each architecture that is assumed before training, and the noise of its losses.
 
-A former fit is the best prior. Without one the law has the shape that the demo study's fit had, moved to the study's
-own grid: at the grid's geometric centre the size term and the data term take the share of the loss that they took
-there.
+A former fit is the best prior. Without one the law has the shape of the demo study's fit, moved to the study's own
+grid: at the grid's geometric centre, the size term and the data term are as large as in the demo.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from analysis.errors import InputError
 from analysis.findings.curve import DEFAULT_REFERENCE
@@ -25,18 +24,18 @@ from analysis.points.checks import SeedNoise, pooled_sd
 if TYPE_CHECKING:
     import pandas as pd
 
-# The demo study (sweeps/demo.yaml): its cross_transformer's fit at the geometric centre of its grid, in nats, and the
-# exponents of its law.
+# Fit of the cross_transformer of the demo study (sweeps/demo.yaml): its terms at the geometric centre of its grid, in
+# nats, and its exponents.
 DEMO_SHAPE = {"E": 1.43, "size": 0.23, "data": 0.55, "alpha": 0.73, "beta": 0.63}
 CLAIMED_RATIO = 4.0
-"""How many times smaller a state-space model is for the same loss, as arXiv 2601.14786 has it."""
+"""Size ratio of state-space models at equal loss that arXiv 2601.14786 reports."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviations of log loss: `series`, shared by the runs of a trunk, and `run`, each run's own.
+    """Standard deviations of log loss: `series`, shared by the runs of a trunk, and `run`, of each run alone.
 
-    The defaults are those between seeds of the demo, 0.5 per cent in all.
+    The defaults are those between seeds of the demo, 0.5 per cent in total.
     """
 
     series: float = 0.003
@@ -44,13 +43,13 @@ class Noise:
 
     @property
     def total(self) -> float:
-        """Of one run's log loss."""
+        """Standard deviation of one run's log loss."""
         return float(np.hypot(self.series, self.run))
 
 
 @dataclass(frozen=True)
 class Prior:
-    """A law by architecture, in the law's own units and order, the noise, and in words where they come from."""
+    """The parameters of a law by architecture, in its own units, the noise, and a description of their source."""
 
     law: Law
     params: Mapping[str, Mapping[str, float]]
@@ -59,16 +58,16 @@ class Prior:
     assumed: bool = False
 
     def row(self, architecture: str) -> Array:
-        """An architecture's parameters (1, parameters); raises InputError where the prior has none."""
+        """Return an architecture's parameters (1, parameters); raises InputError if the prior has none."""
         if architecture not in self.params:
             raise InputError(
-                f"{self.source}: has no law for {architecture}; it has {', '.join(sorted(self.params)) or 'none'}, and "
+                f"{self.source}: has no law for {architecture}; it has {', '.join(sorted(self.params)) or 'none'} and "
                 "needs one for every architecture of the grid."
             )
         return np.array([[self.params[architecture][name] for name in self.law.names]])
 
     def losses(self, frame: pd.DataFrame) -> Array:
-        """Loss in nats of every row, without noise."""
+        """Return the loss in nats of every row, without noise."""
         out = np.empty(len(frame))
         for name in sorted(set(frame["architecture"])):
             own = (frame["architecture"] == name).to_numpy()
@@ -80,9 +79,10 @@ class Prior:
 def choose_prior(
     frame: pd.DataFrame, fit: Path | None, stated: Mapping[str, Any], law: str | None, where: str
 ) -> Prior:
-    """A former fit where one is named, else what the study states (its `design`: law, prior, noise), else assumed.
+    """Return the prior of a former fit, else the one that the study's `design` states, else the assumed one.
 
-    The study's noise goes with any of them. Raises InputError as the three kinds of prior do.
+    `design` has the keys law, prior and noise; its noise replaces that of any prior. Raises InputError as the three
+    kinds of prior do.
     """
     named = law or stated.get("law")
     noise = Noise(**stated["noise"]) if stated.get("noise") else None
@@ -90,24 +90,26 @@ def choose_prior(
         return fitted_prior(fit, design_law(named) if named else None, noise)
     form = design_law(named or "chinchilla")
     if stated.get("prior"):
-        laws = {str(name): dict(params) for name, params in stated["prior"].items()}
-        return stated_prior(laws, form, noise, f"{where}: design.prior")
+        source = f"{where}: design.prior"
+        for architecture, params in stated["prior"].items():
+            _check(params, form, f"{source}.{architecture}")
+        return Prior(form, stated["prior"], noise or Noise(), source)
     return assumed_prior(frame, form, noise)
 
 
 def design_law(name: str) -> Law:
-    """The law of that name, where it says how loss falls with size and with training; raises InputError otherwise."""
+    """Return the law of that name if its inputs are size and data; raises InputError otherwise."""
     law = law_named(name)
     if [one.axis for one in law.inputs] != ["size", "data"]:
         raise InputError(
-            f"--law {name}: planning a grid of sizes and iterations needs a law of both; take chinchilla or "
+            f"--law {name}: planning a grid of sizes and iterations needs a law of both; use chinchilla or "
             "chinchilla_iterations, or either with _shared_e."
         )
     return law
 
 
 def assumed_prior(frame: pd.DataFrame, law: Law, noise: Noise | None = None) -> Prior:
-    """The demo's shape about the centre of this grid; state-space models reach a loss four times smaller."""
+    """Move the demo's shape to the centre of this grid; state-space models reach a loss at a quarter of the size."""
     size, data = (
         float(np.exp(np.log(np.unique(frame[column].to_numpy(dtype=np.float64))).mean()))
         for column in law.columns
@@ -126,26 +128,21 @@ def assumed_prior(frame: pd.DataFrame, law: Law, noise: Noise | None = None) -> 
     return Prior(law, params, noise or Noise(), "the demo's shape of law", assumed=True)
 
 
-def stated_prior(
-    laws: Mapping[str, Mapping[str, float]], law: Law, noise: Noise | None, source: str
-) -> Prior:
-    """A prior as a study states it; raises InputError for a parameter that is missing, unknown or out of range."""
-    for architecture, params in laws.items():
-        _check(params, law, f"{source}.{architecture}")
-    return Prior(law, laws, noise or Noise(), source)
-
-
 def fitted_prior(path: Path, law: Law | None, noise: Noise | None = None) -> Prior:
-    """The law of a former `fit --json` document with its noise; raises InputError where the file is no such thing.
+    """Read law and noise of a former `fit --json` document; raises InputError if the file is no such document.
 
-    The scatter is that between seeds or, where larger, that about the fitted law: what the law lacks scatters too.
+    The noise is that between seeds or, if larger, the scatter around the fitted law, which includes errors of the law.
     """
     try:
         document = _Fit.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise InputError(f"--prior {path}: no such file; `ssmscale fit STUDY --json` prints one.") from None
+        raise InputError(
+            f"--prior {path}: there is no such file; `ssmscale fit STUDY --json` prints one."
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError, ValidationError):
-        raise InputError(f"--prior {path}: is not what `ssmscale fit --json` prints.") from None
+        raise InputError(
+            f"--prior {path}: is not a fit; give the output of `ssmscale fit STUDY --json`."
+        ) from None
     own = design_law(document.law)
     if law is not None and law.name != own.name:
         raise InputError(f"--prior {path}: is a fit of law {own.name}, not of {law.name}; fit that law.")
@@ -156,38 +153,25 @@ def fitted_prior(path: Path, law: Law | None, noise: Noise | None = None) -> Pri
     return Prior(own, laws, found, f"--prior {path}")
 
 
-class _Part(BaseModel):
-    """Part of a fit document, whatever else a newer or older one holds."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Seeds(_Part):
-    seeds: int
-    mean: float
-    sd: float
-
-
-class _HeldOut(_Part):
+# The parts of a fit document that a prior needs; pydantic ignores the others, in which versions differ.
+class _HeldOut(BaseModel):
     in_sample_rms: float
 
 
-class _Architecture(_Part):
+class _Architecture(BaseModel):
     params: dict[str, float]
     n_points: int
     heldout: _HeldOut | None = None
-    seed_noise: tuple[_Seeds, ...] = ()
+    seed_noise: tuple[SeedNoise, ...] = ()
 
 
-class _Fit(_Part):
+class _Fit(BaseModel):
     law: str
     architectures: dict[str, _Architecture]
 
 
 def _noise_of(fits: Sequence[_Architecture]) -> Noise:
-    relative = [
-        SeedNoise(0.0, 0.0, one.seeds, one.mean, one.sd / one.mean) for fit in fits for one in fit.seed_noise
-    ]
+    relative = [replace(one, sd=one.sd / one.mean) for fit in fits for one in fit.seed_noise]
     usual = Noise()
     seeds = pooled_sd(relative) or usual.total
     series, run = (seeds * part / usual.total for part in (usual.series, usual.run))

@@ -1,7 +1,7 @@
-"""The next step up: what to train for so many GPU-hours, the loss it should reach, and afterwards the loss it reached.
+"""Scale-up: the next run for a budget of GPU-hours with its predicted loss, and later the comparison with its loss.
 
-For each architecture the size that its law makes best for its share of the budget: a larger model has fewer iterations.
-What was predicted is compared with what was seen by the law as it was then, fitted to the runs there were then.
+A proposal has for each architecture the size that its law makes best for its share of the budget: a larger model trains
+for fewer iterations. The comparison uses the law of the time of the proposal, fitted to the runs that existed then.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from analysis.findings.curve import Curve
 from analysis.findings.document import refuse
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import effect_notes, fit_notes
-from analysis.findings.predict import EXTRAPOLATION_LIMIT, Ask, Prediction, predict
+from analysis.findings.predict import EXTRAPOLATION_LIMIT, Ask, predict
 from analysis.fitting.bootstrap import interval, resample
 from analysis.fitting.checks import size_effect
 from analysis.laws.law import Array, Interval
@@ -28,18 +28,18 @@ from analysis.points.table import CheckedPoints
 
 SIZES_TRIED = 600
 BEYOND = 300.0
-"""Sizes up to so many times the largest that was trained are tried, and down to as many below the smallest."""
+"""Factor above the largest trained size, and below the smallest, up to which sizes are tried."""
 ROUNDING = 1.02
-"""A size is rounded to three digits, and may thereby cost somewhat more than was tried."""
+"""Reserve for the rounding of a size to three digits, which may raise its cost."""
 VAGUE = 10.0
 RESAMPLES = 1000
 
 
 class Step(Frozen):
-    """One architecture's next run: the size best for the budget with its interval, and the loss foreseen for it.
+    """One architecture's next run: the best size for the budget with its interval, and its predicted loss.
 
-    `ci95` is where the law may lie, `run95` where one run may end. The factors say how far beyond the trained range
-    it is.
+    `ci95` is the interval of the law, `run95` that of one run. The factors say how far the run lies beyond the trained
+    range.
     """
 
     architecture: str
@@ -56,7 +56,7 @@ class Step(Frozen):
 
 
 class ScaleUp(Frozen):
-    """What is proposed for a budget, shared evenly among the architectures, from these finished runs."""
+    """A proposal for a budget that the architectures share evenly, made from the finished `runs`."""
 
     law: str
     huber_delta: float
@@ -67,9 +67,9 @@ class ScaleUp(Frozen):
 
 
 class Seen(Frozen):
-    """A run finished since, outside what its law was fitted to: the loss seen beside the one predicted.
+    """A run that finished after a proposal, beyond the range of its law: the loss seen and the loss predicted.
 
-    `relative_error` is (predicted - seen) / seen; `inside` says whether the loss lies in the interval of one run.
+    `relative_error` is (predicted - seen) / seen; `inside` is true if the loss lies in the interval of one run.
     """
 
     run_id: str
@@ -86,25 +86,12 @@ class Seen(Frozen):
 
 
 @dataclass(frozen=True)
-class Shortest:
-    """The shortest run that may be proposed."""
-
-    iterations: int = 1
-    why: str = "a run has an iteration"
-    """What forbids shorter ones."""
-
-
-@dataclass(frozen=True)
 class _FittedLaw:
-    """An architecture's law at its estimate and every resample, and its residuals."""
+    """An architecture's law at its estimate and every resample, its residuals, and the notes on its fit."""
 
     curve: Curve
     residual: Array
     notes: tuple[Note, ...]
-    """On the fit: what is foreseen can be no better."""
-
-    def foresee(self, asks: Sequence[Ask]) -> list[Prediction]:
-        return predict(self.curve, asks, self.residual, 0)
 
 
 def next_step(
@@ -114,20 +101,36 @@ def next_step(
     *,
     law: str = "chinchilla",
     delta: float = 1e-3,
-    shortest: Shortest = Shortest(),
+    shortest: int = 1,
+    shortest_because: str = "a run has an iteration",
 ) -> ScaleUp:
-    """The best sizes for `budget` GPU-hours; `rates` are GPU-hours an iteration by architecture and n_params.
+    """Propose the best sizes for `budget` GPU-hours; `rates` are GPU-hours an iteration by architecture and n_params.
 
-    Raises InputError for what cannot be fitted, for points without iterations, for a budget that is not above 0 or pays
-    for no run as long as the shortest, and where fewer than two sizes of an architecture have a cost.
+    No run has fewer iterations than `shortest`, for the reason given with it.
+
+    Raises InputError for points that cannot be fitted or have no iterations, for a budget that is not above 0 or too
+    small for the shortest run, and if fewer than two sizes of an architecture have a cost.
     """
     if not 0 < budget < float("inf"):
         raise InputError(f"--budget {budget:g}: must be above 0, in GPU-hours.")
     laws = _laws(points, law, delta)
     share = budget / len(laws)
-    steps = tuple(_step(name, one, rates.get(name, {}), share, shortest) for name, one in laws.items())
+    steps = []
+    for name, one in laws.items():
+        known = rates.get(name, {})
+        if len(known) < 2:
+            raise InputError(
+                f"scale-up: {name} has costs for {len(known)} sizes; at least two are needed to cost other sizes."
+            )
+        step = _step(name, one, known, share, shortest)
+        if step is None:
+            raise InputError(
+                f"--budget: {share:.3g} GPU-hours for {name} are too few at every size for the {shortest:,} "
+                f"iterations of the shortest run ({shortest_because}); give a larger budget."
+            )
+        steps.append(step)
     fitted = [
-        Note(code=note.code, text=f"{wording.architecture(name)}: {note.text}")
+        Note(note.code, f"{wording.architecture(name)}: {note.text}")
         for name, one in laws.items()
         for note in one.notes
     ]
@@ -136,21 +139,23 @@ def next_step(
         huber_delta=delta,
         budget_gpu_hours=budget,
         runs=tuple(sorted(str(name) for name in points.frame["run_id"])),
-        steps=steps,
+        steps=tuple(steps),
         notes=(*fitted, *(note for step in steps for note in _notes(step, laws[step.architecture].curve))),
     )
 
 
 def seen_since(points: CheckedPoints, former: ScaleUp) -> list[Seen]:
-    """The runs finished since a proposal, and outside what it knew, against the law as it was.
+    """Compare the runs that finished after a proposal, beyond the range of its law, with that law.
 
-    Raises InputError where too few of the runs it was made from are left to fit that law.
+    Raises InputError if too few of the proposal's runs are left to fit the law.
     """
     known = points.frame["run_id"].isin(former.runs)
     if known.all():
         return []
     if not known.any():
-        raise InputError(f"none of the {len(former.runs)} runs it was made from is among the finished ones.")
+        raise InputError(
+            f"none of the {len(former.runs)} runs from which it was made is among the finished ones."
+        )
     laws = _laws(replace(points, frame=points.frame[known]), former.law, former.huber_delta)
     found = []
     for name, one in laws.items():
@@ -160,96 +165,78 @@ def seen_since(points: CheckedPoints, former: ScaleUp) -> list[Seen]:
             Ask(float(n), float(iterations), "iterations")
             for n, iterations in zip(new["n_params"], new["iterations"], strict=True)
         ]
-        for run_id, loss, foreseen in zip(new["run_id"], new["loss"], one.foresee(asks), strict=True):
-            if max(foreseen.size_factor, foreseen.budget_factor) <= 1.0:
+        predictions = predict(one.curve, asks, one.residual, 0)
+        for run_id, loss, predicted in zip(new["run_id"], new["loss"], predictions, strict=True):
+            if max(predicted.size_factor, predicted.budget_factor) <= 1.0:
                 continue
-            ends = foreseen.run95
+            ends = predicted.run95
             found.append(
                 Seen(
                     run_id=str(run_id),
                     architecture=name,
-                    n_params=foreseen.n_params,
-                    iterations=foreseen.iterations or 0.0,
+                    n_params=predicted.n_params,
+                    iterations=predicted.iterations or 0.0,
                     loss=float(loss),
-                    predicted=foreseen.loss,
+                    predicted=predicted.loss,
                     run95=ends,
                     inside=None if ends is None else bool(ends[0] <= loss <= ends[1]),
-                    relative_error=foreseen.loss / float(loss) - 1.0,
-                    size_factor=foreseen.size_factor,
-                    budget_factor=foreseen.budget_factor,
+                    relative_error=predicted.loss / float(loss) - 1.0,
+                    size_factor=predicted.size_factor,
+                    budget_factor=predicted.budget_factor,
                 )
             )
     return found
 
 
 def seen_of(points: CheckedPoints, former: Sequence[ScaleUp]) -> tuple[list[Seen], list[str]]:
-    """What has come of proposals, each run against the newest; with a sentence for each that can be held to nothing."""
+    """Return the runs seen since proposals, each with the newest; and a sentence for each that cannot be compared."""
     found: dict[str, Seen] = {}
     notes = []
     for one in former:
         try:
             found |= {seen.run_id: seen for seen in seen_since(points, one)}
         except InputError as error:
-            notes.append(
-                f"a proposal for {one.budget_gpu_hours:g} GPU-hours is compared with nothing: {error}"
-            )
+            notes.append(f"a proposal for {one.budget_gpu_hours:g} GPU-hours cannot be compared: {error}")
     return list(found.values()), notes
 
 
 def former_steps(records: Sequence[Mapping[str, object]], where: str) -> list[ScaleUp]:
-    """Proposals as they were kept, each with when it was made; raises InputError where one is no proposal."""
+    """Read proposals from their records, without the time of each; raises InputError if one is not a proposal."""
     try:
         return [
-            ScaleUp.model_validate({key: value for key, value in record.items() if key != "made"})
+            ScaleUp.model_validate({key: record[key] for key in record if key != "made"})
             for record in records
         ]
     except ValidationError:
-        raise InputError(
-            f"{where}: is not a list of proposals as scale-up keeps them; move it away."
-        ) from None
+        raise InputError(f"{where}: is not a list of the proposals of scale-up; move it away.") from None
 
 
 def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw]:
     form = design_law(law)
     if points.frame["iterations"].isna().any():
-        raise InputError("scale-up: a budget is spent in iterations, and the points have none in every row.")
-    refuse(points, form, list(points.architectures), delta, None, RESAMPLES)
+        raise InputError("scale-up: a budget is spent in iterations, and some points have none.")
+    refuse(points, form, delta)
     fits = fit_all(points, form, delta)
     drawn = resample(fits, RESAMPLES, 0)
-    return {
-        fit.architecture: _FittedLaw(
-            Curve(
-                form,
-                drawn.with_estimate(fit),
-                points.of(fit.architecture),
-            ),
-            fit.residual,
-            (
-                *fit_notes(fit, points.of(fit.architecture), drawn, {}, {}),
-                *effect_notes(size_effect(fit), None),
-            ),
-        )
-        for fit in fits
-    }
+    laws = {}
+    for fit in fits:
+        frame = points.of(fit.architecture)
+        notes = (*fit_notes(fit, frame, drawn, {}, {}), *effect_notes(size_effect(fit), None))
+        laws[fit.architecture] = _FittedLaw(Curve(form, drawn.with_estimate(fit), frame), fit.residual, notes)
+    return laws
 
 
 def _step(
-    name: str, law: _FittedLaw, rates: Mapping[float, float], budget: float, shortest: Shortest
-) -> Step:
+    name: str, law: _FittedLaw, rates: Mapping[float, float], budget: float, shortest: int
+) -> Step | None:
+    """Return an architecture's next run; None if the budget does not pay for the shortest run at any size."""
     curve = law.curve
-    if len(rates) < 2:
-        raise InputError(
-            f"scale-up: {name} has costs for {len(rates)} sizes; two are needed to cost a third by them."
-        )
     smallest, largest = float(curve.sizes[0]), float(curve.sizes[-1])
     sizes = np.geomspace(smallest / BEYOND, largest * BEYOND, SIZES_TRIED)
     iterations_of = budget / _rate(rates, sizes)
-    payable = iterations_of >= shortest.iterations * ROUNDING
+    payable = iterations_of >= shortest * ROUNDING
     if not payable.any():
-        raise InputError(
-            f"--budget: {budget:.3g} GPU-hours for {name} pay at no size for the {shortest.iterations:,} iterations of "
-            f"the shortest run ({shortest.why}); give a larger budget."
-        )
+        return None
     sizes, iterations_of = sizes[payable], iterations_of[payable]
     data = iterations_of if curve.law.counts_iterations else iterations_of * curve.tokens_an_iteration
     best = sizes[np.argmin(curve.losses_at(curve.params, sizes, data), axis=1)]
@@ -258,28 +245,28 @@ def _step(
     iterations = int(_rounded(budget / rate, 2))
     while iterations > 1 and iterations * rate > budget * (1 + 1e-9):
         iterations -= max(1, int(10 ** np.floor(np.log10(iterations) - 1)))
-    iterations = max(shortest.iterations, iterations)
-    (foreseen,) = law.foresee([Ask(n_params, float(iterations), "iterations")])
+    iterations = max(shortest, iterations)
+    (predicted,) = predict(curve, [Ask(n_params, float(iterations), "iterations")], law.residual, 0)
     return Step(
         architecture=name,
         n_params=n_params,
         n_params_ci95=interval(best[1:]),
         iterations=iterations,
-        tokens=foreseen.tokens or 0.0,
+        tokens=predicted.tokens or 0.0,
         gpu_hours=iterations * rate,
-        loss=foreseen.loss,
-        ci95=foreseen.ci95,
-        run95=foreseen.run95,
-        size_factor=foreseen.size_factor,
-        budget_factor=foreseen.budget_factor,
+        loss=predicted.loss,
+        ci95=predicted.ci95,
+        run95=predicted.run95,
+        size_factor=predicted.size_factor,
+        budget_factor=predicted.budget_factor,
     )
 
 
 def _rate(rates: Mapping[float, float], sizes: Array) -> Array:
-    """GPU-hours an iteration of sizes: between those known a smooth curve in logarithms that never falls.
+    """Return the GPU-hours an iteration of sizes: between known ones a smooth curve in logarithms that never falls.
 
-    Above the largest they grow in proportion, as arithmetic does: a slope between two measured steps, carried on a
-    hundredfold, could make size free. Below the smallest the slope there goes on, but for the same reason from 0 to 1.
+    Above the largest they grow in proportion to size, as arithmetic does: a measured slope, extrapolated a hundredfold,
+    could make size free. Below the smallest the slope there continues, limited to 0 to 1 for the same reason.
     """
     from scipy.interpolate import PchipInterpolator
 
@@ -303,17 +290,17 @@ def _notes(step: Step, curve: Curve) -> list[Note]:
     is_below = step.n_params < curve.sizes[0] or step.iterations < curve.frame["iterations"].min()
     reach = max(step.size_factor, step.budget_factor)
     if reach <= 1.0:
-        text = f"the best for this budget lies within what {name} was trained on: a larger budget would teach more."
-        notes.append(Note(code="within_range", text=text))
+        text = f"the best run for this budget lies in the trained range of {name}: a larger budget would show more."
+        notes.append(Note("within_range", text))
     if reach > EXTRAPOLATION_LIMIT:
         where, advice = (
-            ("below", "give a larger budget") if is_below else ("beyond", "take a smaller step first")
+            ("below", "give a larger budget") if is_below else ("above", "take a smaller step first")
         )
-        text = f"{name} would go {wording.times(reach)} times {where} what was trained: {advice}."
-        notes.append(Note(code="extrapolation_ratio", text=text))
+        text = f"the run of {name} lies {wording.times(reach)} times {where} the trained range: {advice}."
+        notes.append(Note("extrapolation_ratio", text))
     low, high = step.n_params_ci95
     if high > VAGUE * low:
         factor = wording.times(high / low)
-        text = f"the best size of {name} is known to within {factor} times only: the loss near it is flat."
-        notes.append(Note(code="optimum_vague", text=text))
+        text = f"the best size of {name} is known only within a factor of {factor}: the loss near it is flat."
+        notes.append(Note("optimum_vague", text))
     return notes

@@ -1,7 +1,6 @@
-"""A study played through before it is trained: losses drawn about a known law, fitted and compared as real ones are.
+"""Simulate a study before it is trained: draw losses around a known law, then fit and compare them like real ones.
 
-Nothing here knows how a law is fitted or an interval made: those are the study's own fit, resamples and comparison, so
-that what is expected of a grid is what its report will say.
+The simulation uses the study's own fit, resamples and comparison, so that its results are those of the later report.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ import pandas as pd
 
 from analysis.design.prior import Noise, Prior
 from analysis.findings.comparison import FittedArchitecture, fit_all
-from analysis.findings.curve import Curve, default_reference
+from analysis.findings.curve import Curve, reference_of
 from analysis.findings.equal_loss import SizeRatio, top_size_ratios
 from analysis.fitting.bootstrap import Scheme, choose_scheme, interval, resample
 from analysis.laws.law import Array
 from analysis.points.table import CheckedPoints, build_frame, check_points
 
 REPORTED_RESAMPLES, REPORTED_SEED = 1000, 0
-"""What `fit` draws unless told otherwise: its choice between two bootstraps depends on it."""
+"""Defaults of `fit`, on which its choice between two bootstraps depends."""
+DELTA = 1e-3  # of all simulated fits, as in `fit` by default
 
 Cells = Sequence[tuple[int, Sequence[object]]]
 Progress = Callable[[int, int], None]
@@ -29,27 +29,25 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Draws:
-    """Which studies are simulated; equal draws are the same studies."""
+    """Number and seed of the simulated studies; equal draws are the same studies."""
 
     studies: int = 100
     resamples: int = 100
-    """Enough where the middle of many studies is asked for: its intervals are within a few per cent of a thousand's."""
+    """The median interval of many studies is within a few per cent of that with a thousand resamples."""
     seed: int = 0
-    delta: float = 1e-3
-    """Huber's, with which each is fitted."""
 
 
 USUAL = Draws()
 FRESH = Draws(seed=1_000_000)
-"""Studies that no grid was chosen by."""
+"""Studies that the search for a grid did not use."""
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """What the analysis reported of each simulated study, beside the truth it was drawn from.
+    """Results of the analysis for each simulated study, and the truth from which it was drawn.
 
-    Intervals are (studies, 2), those of parameters (studies, parameters, 2). Where a ratio was not identified its
-    interval is (0, inf).
+    Intervals are (studies, 2), those of parameters (studies, parameters, 2). A ratio that was not identified has the
+    interval (0, inf).
     """
 
     scheme: Scheme
@@ -60,15 +58,13 @@ class Simulated:
 
 
 def grid_of(header: Sequence[str], cells: Cells, source: str) -> CheckedPoints:
-    """The points a plan would give, before they have losses."""
-    frame = build_frame(
-        [*header, "loss"], [(number, [*row, 1.0]) for number, row in cells], f"study {source}"
-    )
-    return check_points(frame)
+    """Return the points of a planned grid; their losses are not known yet."""
+    rows = [(number, [*row, 1.0]) for number, row in cells]
+    return check_points(build_frame([*header, "loss"], rows, f"study {source}"))
 
 
 def drawn_losses(clean: Array, cluster: pd.Series[str], noise: Noise, seed: int, number: int) -> Array:
-    """Losses in nats of one simulated study: each series is off by one factor, each run by another."""
+    """Draw the losses in nats of one simulated study: each series has a random factor, and each run another one."""
     rng = np.random.default_rng([seed, 6, number])
     codes, names = pd.factorize(cluster)
     off = noise.series * rng.standard_normal(len(names))[codes] + noise.run * rng.standard_normal(len(clean))
@@ -84,27 +80,23 @@ def simulate(
     *,
     progress: Progress | None = None,
 ) -> Simulated:
-    """Train the grid so many times under the prior, and fit and compare each as `fit` would.
+    """Draw studies of the grid under the prior, and fit and compare each as `fit` does.
 
-    Raises InputError where the prior lacks an architecture.
+    Raises InputError if the prior lacks an architecture.
     """
     clean = prior.losses(grid.frame)
-    names = list(grid.architectures)
-    base = reference or default_reference(names)
-    truth = {
-        row.architecture: row
-        for row in top_size_ratios(
-            {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in names}, base
-        )
-    }
+    names = grid.architectures
+    base = reference_of(names, reference)
+    known = {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in names}
+    truth = {row.architecture: row for row in top_size_ratios(known, base)}
     found: dict[str, list[SizeRatio]] = {name: [] for name in truth}
     params: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in names}
     scheme: Scheme | None = None
     for number in range(draws.studies):
         losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, draws.seed, number)
         points = replace(grid, frame=grid.frame.assign(loss=losses))
-        fits = fit_all(points, prior.law, draws.delta)
-        # What a report would do, whatever resamples a simulation can afford; it depends on the grid alone.
+        fits = fit_all(points, prior.law, DELTA)
+        # The scheme of a report with its own number of resamples; it depends on the grid alone.
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
         curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn).curve for fit in fits}
@@ -128,12 +120,12 @@ def simulate(
 
 
 def middle(ends: Array) -> tuple[float, float] | None:
-    """Median ends of intervals (studies, 2); None where most studies have an interval without an end."""
+    """Return the median ends of intervals (studies, 2); None if most studies have an interval without an end."""
     low, high = np.median(ends, axis=0)
     return (float(low), float(high)) if low > 0 and np.isfinite(high) else None
 
 
 def holds(ends: Array, truth: float) -> float | None:
-    """Share of the closed intervals (studies, 2) that hold the truth; None where none is closed."""
+    """Return the share of the closed intervals (studies, 2) that contain the truth; None if none is closed."""
     closed = ends[np.isfinite(ends[:, 1])]
     return float(((closed[:, 0] <= truth) & (truth <= closed[:, 1])).mean()) if len(closed) else None

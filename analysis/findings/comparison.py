@@ -1,4 +1,4 @@
-"""The comparison of all architectures with the reference, and whether another way of counting would change it."""
+"""The comparison of all architectures with the reference, also under other conventions of counting."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 NON_EMBEDDING = "n_params_non_embedding"
 
 
-class Convention(Frozen):
-    """A headline figure under another convention of counting, and whether that changes what it says."""
+@dataclass(frozen=True)
+class Convention:
+    """A headline figure under two conventions of counting; `changes` if they differ in the conclusion."""
 
     architecture: str
     quantity: Literal["size_ratio", "compute_gain"]
@@ -41,7 +42,7 @@ class Convention(Frozen):
 
 
 class Comparison(Frozen):
-    """Every architecture against the reference."""
+    """All architectures against the reference."""
 
     reference: str
     n_convention: str
@@ -54,27 +55,24 @@ class Comparison(Frozen):
 
 @dataclass(frozen=True)
 class FittedArchitecture:
-    """One architecture's fit with its points, its law at every resample, and whether size matters to it at all."""
+    """One architecture's fit, its law at every resample with its points, and the p-value of its effect of size."""
 
     fit: Fitted
-    frame: pd.DataFrame
     curve: Curve
     size_effect: float | None
 
     @classmethod
     def of(cls, fit: Fitted, points: CheckedPoints, drawn: Resamples) -> FittedArchitecture:
-        """From a fit, its points and its resamples."""
+        """Join a fit with its points and its resamples."""
         frame = points.of(fit.architecture)
         sd = pooled_sd(seed_noise(frame))
         effect = size_effect(fit, None if sd is None else sd / float(frame["loss"].mean()))
-        params = drawn.with_estimate(fit)
-        return cls(
-            fit, frame, Curve(fit.problem.law, params, frame, unidentified_because(fit, effect)), effect
-        )
+        reason = unidentified_because(fit, effect)
+        return cls(fit, Curve(fit.problem.law, drawn.with_estimate(fit), frame, reason), effect)
 
 
 def fit_all(points: CheckedPoints, law: Law, delta: float) -> list[Fitted]:
-    """Fit each architecture alone, or all at once where the law shares a parameter among them."""
+    """Fit each architecture alone, or all at once if the law shares a parameter among them."""
     frames = [points.of(name) for name in points.architectures]
     problems, joint, results = _fit_frames(frames, law, delta)
     fits = []
@@ -89,22 +87,19 @@ def fit_all(points: CheckedPoints, law: Law, delta: float) -> list[Fitted]:
 def comparison_of(
     fitted: Mapping[str, FittedArchitecture], base: str, delta: float, *, paired: bool
 ) -> tuple[Comparison, list[Note]]:
-    """Return size ratios, compute and token gains at equal loss, and notes on what they rest on."""
+    """Return size ratios, compute and token gains at equal loss, and notes on their limits."""
     law = fitted[base].curve.law
     compared = len(fitted) > 1 and law.size is not None
     curves = {name: one.curve for name, one in fitted.items()}
     found = size_ratios(curves, base) if compared else []
-    ratios = tuple(ratio for ratio, _ in found)
-    gains = tuple(gain for _, gain in found if gain is not None)
-    conventions = _conventions(curves, found, base, delta)
     comparison = Comparison(
         reference=base,
         n_convention="n_params",
         paired=paired,
-        size_ratio=ratios,
-        compute_gain=gains,
+        size_ratio=tuple(ratio for ratio, _ in found),
+        compute_gain=tuple(gain for _, gain in found if gain is not None),
         token_gain=tuple(token_gains(curves, base)) if compared and law.data else (),
-        conventions=tuple(conventions),
+        conventions=tuple(_conventions(curves, found, base, delta)),
     )
     return comparison, _notes(comparison) if compared else []
 
@@ -125,22 +120,22 @@ def _notes(comparison: Comparison) -> list[Note]:
     notes = []
     if not comparison.paired:
         text = "the architectures were not trained on the same size rungs and seeds: their resamples pair only in part."
-        notes.append(Note(code="unpaired_resamples", text=text))
+        notes.append(Note("unpaired_resamples", text))
     rows = comparison.size_ratio
     for code, status in (("extrapolation", "extrapolated"), ("ratio_not_identified", "not_identified")):
         hit = [row for row in rows if row.status == status]
         if hit:
             worst = max(hit, key=lambda row: (row.reference_n_params, row.tokens))
             text = f"{len(hit)} of {len(rows)} size ratios are {status.replace('_', ' ')}: {worst.reason}."
-            notes.append(Note(code=code, text=text))
+            notes.append(Note(code, text))
     for one in comparison.conventions:
         if one.changes:
             text = (
                 f"the {one.quantity.replace('_', ' ')} of {wording.architecture(one.architecture)} is "
                 f"{wording.times(one.value)} counted by {one.convention} and {wording.times(one.value_under)} by "
-                f"{one.under}: the conclusion rests on the convention."
+                f"{one.under}: the conclusion depends on the convention."
             )
-            notes.append(Note(code="convention_sensitive", text=text))
+            notes.append(Note("convention_sensitive", text))
     return notes
 
 
@@ -150,7 +145,7 @@ def _conventions(
     base: str,
     delta: float,
 ) -> list[Convention]:
-    """Each architecture's headline counted without embeddings, and by six FLOPs a parameter and token."""
+    """Count each architecture's headline also without embeddings, and by six FLOPs a parameter and token."""
     out = []
     recounted: dict[str, Curve] | None = None
     for name in curves:
@@ -164,41 +159,25 @@ def _conventions(
         if {name, base} <= set(recounted):
             other = _without_embeddings(recounted[name], recounted[base], ratio)
             if other is not None:
-                counted = ("n_params", ratio.estimate)
-                out.append(
-                    _convention(name, "size_ratio", counted, ratio.estimate_ci95, (NON_EMBEDDING, other))
-                )
+                changes = _changes(ratio.estimate, ratio.estimate_ci95, other)
+                counts = ("n_params", ratio.estimate, NON_EMBEDDING, other)
+                out.append(Convention(name, "size_ratio", *counts, changes))
         if gain is not None and gain.gain is not None:
             tokens = ratio.tokens if ratio.iterations is None else curves[name].tokens(ratio.iterations)
             plain = ratio.reference_n_params * ratio.tokens / (ratio.n_params * tokens)
-            counted = ("flops", gain.gain)
-            out.append(_convention(name, "compute_gain", counted, gain.ci95, ("6 n_params tokens", plain)))
+            changes = _changes(gain.gain, gain.ci95, plain)
+            counts = ("flops", gain.gain, "6 n_params tokens", plain)
+            out.append(Convention(name, "compute_gain", *counts, changes))
     return out
 
 
-def _convention(
-    name: str,
-    quantity: Literal["size_ratio", "compute_gain"],
-    counted: tuple[str, float],
-    ends: Interval | None,
-    under: tuple[str, float],
-) -> Convention:
-    """It changes the conclusion where it turns fewer into more, or leaves the interval."""
-    (convention, value), (other_convention, other) = counted, under
-    outside = ends is not None and not ends[0] <= other <= ends[1]
-    return Convention(
-        architecture=name,
-        quantity=quantity,
-        convention=convention,
-        value=value,
-        under=other_convention,
-        value_under=other,
-        changes=(value > 1) != (other > 1) or outside,
-    )
+def _changes(value: float, ends: Interval | None, other: float) -> bool:
+    """Return True if another count turns fewer into more, or lies outside the interval."""
+    return (value > 1) != (other > 1) or (ends is not None and not ends[0] <= other <= ends[1])
 
 
 def _recounted(curves: Mapping[str, Curve], delta: float) -> dict[str, Curve]:
-    """Fit the laws anew to sizes counted without embeddings, as they were; an uncounted one is left out."""
+    """Fit the laws again to sizes without embeddings; leave out architectures whose points lack that count."""
     frames = {
         name: one.frame.assign(n_params=one.frame[NON_EMBEDDING])
         for name, one in curves.items()
@@ -215,7 +194,7 @@ def _recounted(curves: Mapping[str, Curve], delta: float) -> dict[str, Curve]:
 
 
 def _without_embeddings(arm: Curve, reference: Curve, row: SizeRatio) -> float | None:
-    """Return the headline's size ratio by laws of sizes counted without embeddings; None where it has no number."""
+    """Return the headline's size ratio by laws of sizes counted without embeddings; None if they give none."""
     size = float(reference.sizes[-1])
     loss = reference.loss(size, reference.data(row.iterations, row.tokens))
     found = float(size_at(arm, loss, arm.data(row.iterations, row.tokens))[0])

@@ -1,87 +1,84 @@
 """A fitted law as a curve: its loss at any size and amount of data, and the size or data that reach a loss.
 
-Every value is one for the estimate and one for each resample, drawn alike for all architectures: a comparison takes
-its interval from paired resamples, since two overlapping intervals say nothing about a difference.
+All values are arrays: the estimate, then each resample. Resamples of architectures pair, so that the interval of a
+comparison is that of paired differences; two overlapping intervals say nothing about a difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.errors import InputError
 from analysis.laws.law import Array, Interval, Law
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_REFERENCE = "cross_transformer"
-# A law is solved for its size between one parameter and far beyond anything trained.
+# Logarithms of the sizes between which a law is solved: one parameter, and far more than any model has.
 SMALLEST, LARGEST = 0.0, float(np.log(1e18))
 MAX_LENGTHS = 12
 UNBOUNDED = 1e15
-"""Beyond any real ratio: an interval that reaches it has no end."""
+"""Larger than any real ratio: an interval that reaches it has no end."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A fitted law in its own units, at the estimate (first row) and at every resample: (1 + resamples, parameters).
+    """A fitted law in its own units: `params` (1 + resamples, parameters), the estimate in the first row.
 
-    `data` is the law's own data input: tokens or iterations. Further inputs are held as each of them says.
+    `data` is the law's own data input: tokens or iterations. Further inputs are held at the value that each declares.
     """
 
     law: Law
     params: Array
     frame: pd.DataFrame
-    unidentified_because: str = ""  # why no size can be read off this law, where that is so
+    unidentified_because: str = ""  # reason why this law identifies no size, if there is one
 
     def loss(self, n_params: Array | float, data: Array | float) -> Array:
-        """Loss in nats (1 + resamples) at sizes and data that are one number or one a resample."""
+        """Return the loss in nats (1 + resamples); size and data are one number or one for each resample."""
         logs = [np.log(values) for values in self._inputs(n_params, data, len(self.params))]
         out: Array = self.law.predict(self.params, np.stack(logs, axis=1)[:, None, :])[:, 0]
         return out
 
     def losses_at(self, params: Array, n_params: Array, data: Array) -> Array:
-        """Loss in nats (problems, points) by params (problems, parameters) at sizes and data (points)."""
+        """Return the loss in nats (problems, points) by params (problems, parameters) at sizes and data (points)."""
         z = np.log(np.stack(self._inputs(n_params, data, len(data)), axis=1))
         return self.law.predict(params, z)
 
     def loss_of(self, rows: pd.DataFrame) -> Array:
-        """The estimate's loss in nats at rows of a points table (points)."""
+        """Return the estimate's loss in nats at rows of a points table (points)."""
         out: Array = self.law.predict(self.params[:1], np.log(self.law.x(rows)))[0]
         return out
 
-    def loss_of_points(self) -> Array:
-        """The estimate's loss in nats at every point of the frame (points)."""
-        return self.loss_of(self.frame)
-
     def data(self, iterations: float | None, tokens: float) -> float:
-        """The law's data input after so many iterations, or at `tokens` where those are None."""
+        """Return the law's data input after `iterations`, or at `tokens` if those are None."""
         if iterations is None:
             return tokens
         return iterations if self.law.counts_iterations else self.tokens(iterations)
 
     def tokens(self, iterations: float) -> float:
-        """Tokens this architecture sees in so many iterations."""
+        """Return the tokens on which this architecture trains in so many iterations."""
         there = self.frame.loc[self.frame["iterations"] == iterations, "tokens"]
         return float(there.median()) if len(there) else self.tokens_an_iteration * iterations
 
     @cached_property
     def tokens_an_iteration(self) -> float:
-        """Tokens of one iteration."""
+        """Median number of tokens of one iteration."""
         return float((self.frame["tokens"] / self.frame["iterations"]).median())
 
     @property
     def tokens_a_unit(self) -> float:
-        """Tokens of one unit of the law's data input."""
+        """Number of tokens of one unit of the law's data input."""
         return self.tokens_an_iteration if self.law.counts_iterations else 1.0
 
     @property
     def trained_data(self) -> Interval:
-        """Least and most data trained on, as the law counts them; without end where it counts none."""
+        """Least and most data trained on, as the law counts them; 0 and infinity if it has no data input."""
         if self.law.data is None:
             return 0.0, float("inf")
         trained = self.frame[self.law.data.column]
@@ -98,29 +95,48 @@ class Curve:
         return {one.column: one.held_at(self.frame[one.column]) for one in further}
 
     def _inputs(self, n_params: Array | float, data: Array | float, count: int) -> list[Array]:
-        """Each input of the law (count), its further ones held."""
+        """Return each input of the law (count), further ones at the value they are held at."""
         on_axes = {"size": n_params, "data": data}
         values = (on_axes[one.axis] if one.axis else self._held[one.column] for one in self.law.inputs)
         return [np.broadcast_to(value, count) for value in values]
 
+    def log_rate(self, flops: Array, at: Array) -> Array:
+        """Return log FLOPs a token at log sizes `at`, by the FLOPs of the points (points).
 
-def default_reference(architectures: list[str]) -> str:
-    """cross_transformer where there is one, else the first name in sorted order."""
-    return DEFAULT_REFERENCE if DEFAULT_REFERENCE in architectures else sorted(architectures)[0]
+        Linear between the medians of trained sizes, and beyond them with the slope at the end.
+        """
+        rate = self.frame.assign(rate=flops / self.frame["tokens"])
+        medians = rate.groupby("n_params")["rate"].median()
+        sizes, rates = np.log(medians.index.to_numpy(dtype=np.float64)), np.log(medians.to_numpy())
+        slope = np.diff(rates) / np.diff(sizes)
+        piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
+        out: Array = rates[piece] + slope[piece] * (at - sizes[piece])
+        return out
+
+
+def reference_of(architectures: Sequence[str], named: str | None) -> str:
+    """Return the named reference, by default cross_transformer or the first in sorted order; raises InputError."""
+    if named is None:
+        return DEFAULT_REFERENCE if DEFAULT_REFERENCE in architectures else sorted(architectures)[0]
+    if named not in architectures:
+        raise InputError(
+            f"--reference {named}: there is no such architecture; choose one of {', '.join(architectures)}."
+        )
+    return named
 
 
 def size_at(curve: Curve, loss: Array, data: float) -> Array:
-    """n_params (1 + resamples) that reach `loss` at that data: inf where no size does, 0 where every size does."""
+    """Return the n_params (1 + resamples) that reach `loss` with that data: inf if no size does, 0 if all do."""
     return _reaching(lambda n_params: curve.loss(n_params, data), loss)
 
 
 def data_at(curve: Curve, loss: Array, n_params: float) -> Array:
-    """The data input (1 + resamples) with which that size reaches `loss`: inf where none does, 0 where all do."""
+    """Return the data input (1 + resamples) with which that size reaches `loss`: inf if none does, 0 if all do."""
     return _reaching(lambda data: curve.loss(n_params, data), loss)
 
 
 def _reaching(curve: Callable[[Array], Array], loss: Array) -> Array:
-    """Bisection on the logarithm of what the loss falls with: it needs no formula of a law's own."""
+    """Solve a falling curve for `loss` by bisection on the logarithm, which needs no formula of the law."""
     low, high = np.full(len(loss), SMALLEST), np.full(len(loss), LARGEST)
     never = ~(curve(np.exp(high)) < loss)
     always = curve(np.exp(low)) < loss
@@ -133,7 +149,7 @@ def _reaching(curve: Callable[[Array], Array], loss: Array) -> Array:
 
 
 def central(values: Array) -> Interval | None:
-    """Central 95 % of the resamples; a resample in which no size reaches the loss counts as a ratio of 0."""
+    """Return the central 95 % of the resamples; one in which no size reaches the loss counts as a ratio of 0."""
     drawn = values[1:]
     if len(drawn) < 2:
         return None
@@ -142,7 +158,10 @@ def central(values: Array) -> Interval | None:
 
 
 def open_end(interval: Interval | None, always: str) -> str:
-    """Return why an interval of ratios has no end, or nothing; `always` says where a law is below a loss throughout."""
+    """Return why an interval of ratios has no end, or an empty string.
+
+    `always` says where a law lies below the loss throughout: "at any size", "with any training".
+    """
     if interval is None or 0 < interval[0] <= interval[1] < UNBOUNDED:
         return ""
     ends = []
@@ -154,10 +173,7 @@ def open_end(interval: Interval | None, always: str) -> str:
 
 
 def lengths_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | None, float]]:
-    """Return iteration counts with the reference's tokens there, else token counts (a handful where there are many).
-
-    They are iterations only where every one of the curves has them: no other could be read at a count of them.
-    """
+    """Return iteration counts with the reference's tokens, or (None, tokens) if a curve lacks them; a few of many."""
     frame = base.frame
     if all(curve.frame["iterations"].notna().all() for curve in curves.values()):
         iterations = np.unique(frame["iterations"].to_numpy(dtype=np.float64))

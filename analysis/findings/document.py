@@ -1,8 +1,9 @@
-"""From checked points to the fitted study: every law, its intervals, its errors, its notes and the comparison."""
+"""Fit a study: the law of every architecture with its intervals, errors and notes, and the comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,18 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
-from analysis.findings.curve import default_reference
+from analysis.findings.curve import reference_of
 from analysis.findings.isoflop import optimal_sizes
 from analysis.findings.note import Note
 from analysis.findings.notes import (
+    OUTLIER_RULE,
     effect_notes,
     exclusion_notes,
     fit_notes,
     other_notes,
     outlier_notes,
+    outliers,
     prediction_notes,
-    without_outliers,
 )
 from analysis.findings.predict import Ask, extension, other_points, predict
 from analysis.findings.results import (
@@ -29,7 +31,6 @@ from analysis.findings.results import (
     HeldOut,
     HeldOutPoint,
     HeldOutSplit,
-    ProfileCurve,
     Resampling,
 )
 from analysis.fitting.bootstrap import Fitted, Resamples, interval, resample, wild_losses
@@ -38,11 +39,10 @@ from analysis.fitting.profile import Profile, profile
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import Input, Law
 from analysis.points.checks import seed_noise, trend_checks
-from analysis.points.table import CheckedPoints, too_few
+from analysis.points.table import CheckedPoints, exclude, too_few
 
 if TYPE_CHECKING:
     import pandas as pd
-
 
 FEWEST_RESAMPLES = 100
 ISOFLOP_RESAMPLES = 400
@@ -59,22 +59,23 @@ def fit_points(
     asks: Sequence[Ask] = (),
     about: Sequence[Note] = (),
 ) -> FitDocument:
-    """Fit the law to each architecture, resample clusters, compare at equal loss, predict what is asked for.
+    """Fit the law to each architecture, resample clusters, compare at equal loss and predict the `asks`.
 
-    `about` holds notes on where the points come from. Without `asks` twice and four times the largest trained size are
-    predicted. Raises InputError for an unknown law or reference, for a delta that is not positive, for what the law
-    needs and the points lack, for an architecture with too few points or one size, and for fewer than 100 resamples.
+    `about` holds notes on the origin of the points. Without `asks` twice and four times the largest trained size are
+    predicted. Raises InputError for an unknown law or reference, a delta that is not positive, points that lack an
+    input of the law, an architecture with too few points or one size, and fewer than 100 resamples.
     """
     form = law_named(law)
-    names = list(points.architectures)
-    refuse(points, form, names, delta, reference, resamples)
+    base = reference_of(points.architectures, reference)
+    if resamples < FEWEST_RESAMPLES:
+        raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
+    refuse(points, form, delta)
     fits = fit_all(points, form, delta)
     drawn = resample(fits, resamples, seed)
     fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
-    base = reference or default_reference(names)
     notes = [*about, *exclusion_notes(points.exclusions)]
-    if reference is None and len(names) > 1:
-        notes.append(Note(code="default_reference", text=f"no reference was named; {base} was taken."))
+    if reference is None and len(fits) > 1:
+        notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
     comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
     notes.extend(found)
     document = FitDocument(
@@ -90,40 +91,35 @@ def fit_points(
         points="annealed" if points.annealed else "unannealed",
         resampling=Resampling(scheme=drawn.scheme, resamples=resamples, seed=seed),
         notes=tuple(notes),
-        versions=_versions(),
+        versions={name: installed(name) or "not installed" for name in ("ssmscale", "numpy", "pandas")},
     )
     document._draws.update(drawn.params)
     return document
 
 
 def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: float = 1e-3) -> CheckedPoints:
-    """The points less those far off the law fitted to all of them; raises what `fit_points` does."""
+    """Return the points without outliers from the law fitted to all of them; raises as `fit_points` does."""
     form = law_named(law)
-    refuse(points, form, list(points.architectures), delta, None, FEWEST_RESAMPLES)
-    return without_outliers(points, fit_all(points, form, delta))
+    refuse(points, form, delta)
+    fits = fit_all(points, form, delta)
+    rows = {row for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}
+    kept, excluded = exclude(points.frame, points.frame["row"].isin(rows), "outlier", OUTLIER_RULE)
+    return replace(points, frame=kept.reset_index(drop=True), exclusions=(*points.exclusions, *excluded))
 
 
-def refuse(
-    points: CheckedPoints, law: Law, names: list[str], delta: float, reference: str | None, resamples: int
-) -> None:
-    """Raise InputError for what `fit_points` cannot use."""
+def refuse(points: CheckedPoints, law: Law, delta: float) -> None:
+    """Raise InputError for a delta that is not positive, and for points to which the law cannot be fitted."""
     if not 0 < delta < float("inf"):
         raise InputError(
-            f"--delta {delta}: Huber's delta must be above 0, in units of log loss; 0.001 is usual."
-        )
-    if resamples < FEWEST_RESAMPLES:
-        raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
-    if reference is not None and reference not in names:
-        raise InputError(
-            f"--reference {reference}: no such architecture among the points; they hold {', '.join(names)}."
+            f"--delta {delta}: Huber's delta must be above 0, in units of log loss; the usual value is 0.001."
         )
     for column in law.columns:
         missing = points.frame[points.frame[column].isna()]
         if len(missing):
             raise InputError(
-                f"row {missing['row'].iloc[0]}, column {column}: empty, but law {law.name} needs it in every row."
+                f"row {missing['row'].iloc[0]}, column {column}: is empty; law {law.name} needs it in every row."
             )
-    for name in names:
+    for name in points.architectures:
         rows = points.of(name)
         for reason in (too_few(rows, law), *(one.refusal(rows) for one in law.inputs if one.refusal)):
             if reason:
@@ -133,7 +129,7 @@ def refuse(
 def _describe(
     one: FittedArchitecture, points: CheckedPoints, drawn: Resamples, asks: Sequence[Ask]
 ) -> ArchitectureFit:
-    fit, frame = one.fit, one.frame
+    fit, frame = one.fit, one.curve.frame
     law, result = fit.problem.law, fit.result
     splits = _splits(one)
     profiles = _profiles(fit)
@@ -154,15 +150,7 @@ def _describe(
             largest_size=_split(splits.get("size"), frame, law.size),
             longest_budget=_split(splits.get("data"), frame, law.data),
         ),
-        profile={
-            name: ProfileCurve(
-                values=tuple(curve.values.tolist()),
-                objective=tuple(curve.objective.tolist()),
-                allowed=curve.allowed,
-                interval=curve.interval,
-            )
-            for name, curve in profiles.items()
-        },
+        profile=profiles,
         size_effect_p=one.size_effect,
         predictions=predictions,
         other_points=others,
@@ -179,16 +167,16 @@ def _describe(
 
 
 def _splits(one: FittedArchitecture) -> dict[str, Split | None]:
-    """Predict the top of each axis that the law has from the rest; None where nothing else would remain."""
-    fit = one.fit
+    """Predict the top of each axis of the law from the rest; None if nothing else would remain."""
+    fit, frame = one.fit, one.curve.frame
     law, joint = fit.problem.law, fit.joint
-    x, loss = law.x(one.frame), one.frame["loss"].to_numpy(dtype=np.float64)
+    x, loss = law.x(frame), frame["loss"].to_numpy(dtype=np.float64)
     others = joint.parts[: fit.part] + joint.parts[fit.part + 1 :] if joint else ()
     return {str(law.inputs[j].axis): held_out(law, x, loss, fit.problem.delta, j, others) for j in law.axes}
 
 
 def _profiles(fit: Fitted) -> dict[str, Profile]:
-    """A profile of each parameter; in a joint fit, of those that no centring shifts."""
+    """Profile each parameter; in a joint fit only those that centring does not change."""
     law, joint = fit.problem.law, fit.joint
     if joint is None:
         return {name: profile(fit.problem, fit.result, name) for name in law.names}
@@ -199,7 +187,12 @@ def _profiles(fit: Fitted) -> dict[str, Profile]:
 def _split(split: Split | None, frame: pd.DataFrame, axis: Input | None) -> HeldOutSplit | None:
     if split is None or axis is None:
         return None
-    rows = frame[split.left_out]
+    columns = ["run_id", "n_params", "tokens", "iterations", "loss"]
+    rows = frame.loc[split.left_out, columns].assign(
+        iterations=lambda rows: rows["iterations"].astype(object).where(rows["iterations"].notna(), None),
+        predicted=split.predicted,
+        relative_error=split.relative_error,
+    )
     return HeldOutSplit(
         column=axis.column,
         threshold=split.threshold,
@@ -207,28 +200,13 @@ def _split(split: Split | None, frame: pd.DataFrame, axis: Input | None) -> Held
         determined=split.determined,
         mean_relative_error=float(split.relative_error.mean()),
         rms_relative_error=float(np.sqrt(np.mean(split.relative_error**2))),
-        points=tuple(
-            HeldOutPoint(
-                run_id=row["run_id"],
-                n_params=row["n_params"],
-                tokens=row["tokens"],
-                iterations=None if np.isnan(row["iterations"]) else row["iterations"],
-                loss=row["loss"],
-                predicted=float(predicted),
-                relative_error=float(error),
-            )
-            for row, predicted, error in zip(
-                rows.to_dict("records"), split.predicted, split.relative_error, strict=True
-            )
-        ),
+        points=tuple(HeldOutPoint.model_validate(row) for row in rows.to_dict("records")),
     )
 
 
-def _versions() -> dict[str, str]:
-    out = {}
-    for name in ("ssmscale", "numpy", "pandas"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            out[name] = "not installed"
-    return out
+def installed(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

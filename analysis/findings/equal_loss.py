@@ -1,9 +1,9 @@
 """Savings of one architecture against another at equal loss: parameters, compute and tokens, each with its interval.
 
 After the same iterations (else tokens D) and for a reference size N_ref, N' solves L_arch(N', D) = L_ref(N_ref, D). The
-size ratio is N_ref / N', the compute gain the ratio of the FLOPs of the two. At equal size D' solves
-L_arch(N_ref, D') = L_ref(N_ref, D), and the token gain is D / D'. A number counts as identified only where both laws
-are read within what their architectures were trained on.
+size ratio is N_ref / N', the compute gain the ratio of their FLOPs. At equal size D' solves
+L_arch(N_ref, D') = L_ref(N_ref, D), and the token gain is D / D'. A number is identified only if both laws are read
+inside the sizes and budgets that their architectures were trained on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from analysis.laws.law import Array, Interval
 
 Verdict = Literal["identified", "extrapolated", "not_identified"]
 
-# Relative fall in loss over the trained sizes below which a law says nothing of size.
+# Least relative fall in loss over the trained sizes, or budgets, of a law that depends on them.
 FLATTEST = 1e-4
 SAME_DATA = 1.01  # amounts of data that differ by no more than this factor count as one
 MAX_SIZES = 8
@@ -31,8 +31,8 @@ MAX_SIZES = 8
 class SizeRatio(Frozen):
     """N_ref / N' at equal loss and budget.
 
-    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is what the laws give even where the
-    equal size or the budget lies outside the trained ones.
+    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is the laws' value even if the equal size or
+    the budget lies outside the trained ones.
     """
 
     architecture: str
@@ -67,8 +67,8 @@ class ComputeGain(Frozen):
 class TokenGain(Frozen):
     """Tokens of the reference over those of the architecture at equal loss and equal size.
 
-    `gain` and `ci95` are null unless the gain is identified. `estimate` is what the laws give where D' or N_ref lies
-    outside what the architecture was trained on.
+    `gain` and `ci95` are null unless the gain is identified. `estimate` is the laws' value even if D' or N_ref lies
+    outside the budgets or sizes that the architecture was trained on.
     """
 
     architecture: str
@@ -87,7 +87,7 @@ class TokenGain(Frozen):
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Two curves, where they are compared, and the loss of the reference there (1 + resamples)."""
+    """Two curves, and the budget and reference size at which they are compared."""
 
     architecture: str
     curve: Curve
@@ -101,8 +101,9 @@ class _Comparison:
         """Data inputs at which the architecture's and the reference's law are read."""
         return self.curve.data(self.iterations, self.tokens), self.base.data(self.iterations, self.tokens)
 
-    @property
+    @cached_property
     def loss(self) -> Array:
+        """Loss of the reference (1 + resamples)."""
         return self.base.loss(self.size, self.data[1])
 
     @property
@@ -110,10 +111,35 @@ class _Comparison:
         return self.curve.unidentified_because or self.base.unidentified_because
 
 
-def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[tuple[SizeRatio, ComputeGain | None]]:
-    """Every architecture against the reference at each length and reference size, the largest size first.
+@dataclass(frozen=True)
+class _Judged:
+    """A ratio that the laws give, as its status allows to report it."""
 
-    The compute gain is None where the ratio is not identified or the points have no FLOPs.
+    status: Verdict
+    reason: str
+    estimate: float | None
+    estimate_ci95: Interval | None
+
+    @classmethod
+    def of(cls, values: Array, status: Verdict, reason: str, always: str) -> _Judged:
+        """Judge a ratio (1 + resamples); one whose interval has no end is not identified (see `open_end`)."""
+        ends = central(values)
+        if status != "not_identified" and (end := open_end(ends, always)):
+            status, reason = "not_identified", end
+        if status == "not_identified":
+            return cls(status, reason, None, None)
+        return cls(status, reason, float(values[0]), ends)
+
+    @property
+    def identified(self) -> tuple[float | None, Interval | None]:
+        """Estimate and interval if the ratio is identified, else None twice."""
+        return (self.estimate, self.estimate_ci95) if self.status == "identified" else (None, None)
+
+
+def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[tuple[SizeRatio, ComputeGain | None]]:
+    """Compare every architecture with the reference at each length and reference size, the largest size first.
+
+    The compute gain is None if there is no ratio or the points have no FLOPs.
     """
     sizes = curves[reference].sizes[::-1]
     sizes = sizes if len(sizes) <= MAX_SIZES else sizes[:1]
@@ -121,14 +147,14 @@ def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[tuple[SizeR
 
 
 def top_size_ratios(curves: Mapping[str, Curve], reference: str) -> list[SizeRatio]:
-    """Every architecture against the reference at its largest size and longest training, as headlines have it."""
+    """Compare every architecture with the reference at its largest size and longest training, as headlines do."""
     longest = max(lengths_of(curves[reference], curves), key=lambda length: length[1])
     at = _comparisons(curves, reference, curves[reference].sizes[-1:], [longest])
     return [_size_ratio(one)[0] for one in at]
 
 
 def token_gains(curves: Mapping[str, Curve], reference: str) -> list[TokenGain]:
-    """Every architecture against the reference after each of its lengths, at the largest trained reference size."""
+    """Compare every architecture with the reference at each length and the largest reference size."""
     return [_token_gain(one) for one in _comparisons(curves, reference, curves[reference].sizes[-1:])]
 
 
@@ -150,28 +176,22 @@ def _comparisons(
 
 
 def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
-    loss = at.loss
-    n_params = size_at(at.curve, loss, at.data[0])
+    n_params = size_at(at.curve, at.loss, at.data[0])
     with np.errstate(divide="ignore"):
         ratio = at.size / n_params
-    status, reason = _verdict_on_size(at, float(n_params[0]), float(loss[0]))
-    interval = central(ratio)
-    if status != "not_identified" and (end := open_end(interval, "at any size")):
-        status, reason = "not_identified", end
-    known, identified = status != "not_identified", status == "identified"
+    judged = _Judged.of(ratio, *_verdict_on_size(at, float(n_params[0])), "at any size")
+    known = judged.status != "not_identified"
+    identified, ci95 = judged.identified
     found = SizeRatio(
         architecture=at.architecture,
         iterations=at.iterations,
         tokens=at.tokens,
         reference_n_params=at.size,
-        loss=float(loss[0]),
+        loss=float(at.loss[0]),
         n_params=float(n_params[0]) if known else None,
-        ratio=float(ratio[0]) if identified else None,
-        ci95=interval if identified else None,
-        estimate=float(ratio[0]) if known else None,
-        estimate_ci95=interval if known else None,
-        status=status,
-        reason=reason,
+        ratio=identified,
+        ci95=ci95,
+        **vars(judged),
     )
     return found, _compute_gain(at, found, n_params) if known else None
 
@@ -196,8 +216,8 @@ def _compute_gain(at: _Comparison, ratio: SizeRatio, n_params: Array) -> Compute
     )
 
 
-def _verdict_on_size(at: _Comparison, n_params: float, loss: float) -> tuple[Verdict, str]:
-    name = wording.architecture(at.architecture)
+def _verdict_on_size(at: _Comparison, n_params: float) -> tuple[Verdict, str]:
+    name, loss = wording.architecture(at.architecture), float(at.loss[0])
     arms = ((name, at.curve, at.data[0]), ("the reference", at.base, at.data[1]))
     for arm, curve, data in arms:
         smallest, largest = curve.loss(curve.sizes[0], data)[0], curve.loss(curve.sizes[-1], data)[0]
@@ -206,12 +226,10 @@ def _verdict_on_size(at: _Comparison, n_params: float, loss: float) -> tuple[Ver
     if at.unidentified_because:
         return "not_identified", at.unidentified_because
     if not np.isfinite(n_params):
-        return (
-            "not_identified",
-            f"no size of {name} reaches a loss of {loss:.4f} at this budget by its fitted law",
-        )
+        reason = f"no size of {name} reaches a loss of {loss:.4f} at this budget by its fitted law"
+        return "not_identified", reason
     if n_params <= 1.0:
-        return "not_identified", f"every size of {name} would be below a loss of {loss:.4f} by its fitted law"
+        return "not_identified", f"every size of {name} is below a loss of {loss:.4f} by its fitted law"
     beyond = []
     smallest, largest = at.curve.sizes[0], at.curve.sizes[-1]
     if not smallest <= n_params <= largest:
@@ -228,50 +246,37 @@ def _verdict_on_size(at: _Comparison, n_params: float, loss: float) -> tuple[Ver
 
 
 def _flops(curve: Curve, n_params: Array, iterations: float | None, tokens: float) -> Array | None:
-    """Training FLOPs of sizes: FLOPs a token of the trained sizes, linear between them in logarithms."""
-    frame = curve.frame
-    if not frame["flops"].notna().all():
+    """Return the training FLOPs of sizes; None if the points have none, or one size only."""
+    flops = curve.frame["flops"].to_numpy(dtype=np.float64)
+    if np.isnan(flops).any() or len(curve.sizes) < 2:
         return None
-    rate = (frame["flops"] / frame["tokens"]).groupby(frame["n_params"]).median().sort_index()
-    sizes, rates = np.log(rate.index.to_numpy(dtype=np.float64)), np.log(rate.to_numpy(dtype=np.float64))
-    if len(sizes) < 2:
-        return None
-    at = np.log(np.clip(n_params, 1.0, 1e18))
-    slope = np.diff(rates) / np.diff(sizes)
-    piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
     own_tokens = tokens if iterations is None else curve.tokens(iterations)
-    out: Array = np.exp(rates[piece] + slope[piece] * (at - sizes[piece])) * own_tokens
+    out: Array = np.exp(curve.log_rate(flops, np.log(np.clip(n_params, 1.0, 1e18)))) * own_tokens
     return out
 
 
 def _token_gain(at: _Comparison) -> TokenGain:
-    loss = at.loss
-    data = data_at(at.curve, loss, at.size)
+    data = data_at(at.curve, at.loss, at.size)
     tokens = data * at.curve.tokens_a_unit
     with np.errstate(divide="ignore"):
         gain = at.tokens / tokens
-    interval = central(gain)
-    status, reason = _verdict_on_tokens(at, float(data[0]), float(tokens[0]), float(loss[0]))
-    if status != "not_identified" and (end := open_end(interval, "with any training")):
-        status, reason = "not_identified", end
-    known, identified = status != "not_identified", status == "identified"
+    verdict = _verdict_on_tokens(at, float(data[0]), float(tokens[0]))
+    judged = _Judged.of(gain, *verdict, "with any training")
+    identified, ci95 = judged.identified
     return TokenGain(
         architecture=at.architecture,
         iterations=at.iterations,
         reference_tokens=at.tokens,
         reference_n_params=at.size,
-        loss=float(loss[0]),
-        tokens=float(tokens[0]) if known else None,
-        gain=float(gain[0]) if identified else None,
-        ci95=interval if identified else None,
-        estimate=float(gain[0]) if known else None,
-        estimate_ci95=interval if known else None,
-        status=status,
-        reason=reason,
+        loss=float(at.loss[0]),
+        tokens=None if judged.status == "not_identified" else float(tokens[0]),
+        gain=identified,
+        ci95=ci95,
+        **vars(judged),
     )
 
 
-def _verdict_on_tokens(at: _Comparison, data: float, tokens: float, loss: float) -> tuple[Verdict, str]:
+def _verdict_on_tokens(at: _Comparison, data: float, tokens: float) -> tuple[Verdict, str]:
     name, curve = wording.architecture(at.architecture), at.curve
     trained = curve.frame["tokens"].to_numpy(dtype=np.float64)
     if at.unidentified_because:
@@ -282,10 +287,10 @@ def _verdict_on_tokens(at: _Comparison, data: float, tokens: float, loss: float)
     if first < last * (1 + FLATTEST):
         return "not_identified", f"the fitted loss of {name} does not fall with training"
     if not np.isfinite(data) or data <= 1.0:
-        return "not_identified", f"no amount of training gives {name} a loss of {loss:.4f} there"
+        return "not_identified", f"no amount of training gives {name} a loss of {at.loss[0]:.4f} there"
     if not curve.sizes[0] <= at.size <= curve.sizes[-1]:
-        return "extrapolated", f"{name} was not trained as large, or as small, as the reference"
+        return "extrapolated", f"the reference is larger or smaller than all trained sizes of {name}"
     if not trained.min() <= tokens <= trained.max():
         factor = max(tokens / trained.max(), trained.min() / tokens)
-        return "extrapolated", f"the equal training lies {wording.times(factor)} times outside the trained"
+        return "extrapolated", f"the equal budget lies {wording.times(factor)} times outside the trained ones"
     return "identified", ""

@@ -1,15 +1,16 @@
-"""The compute-optimal size three ways: IsoFLOP parabolas, the lower envelope, and the fitted law.
+"""The compute-optimal size by three methods: IsoFLOP parabolas, the lower envelope, and the fitted law.
 
-A parabola in ln N is only the second order of the true curve: fitted to sizes that lie to one side of the minimum it is
-biased even without noise (arXiv 2603.22339). The bias is measured here, on the fitted law at the very same sizes and
-budgets, where the true minimum is known, and taken off. Where compute was not held equal, the curve of each
-size is interpolated to equal compute, and what that does is in the same correction.
+A parabola in ln N is only the second order of the true curve: fitted to sizes on one side of the minimum it is biased
+even without noise (arXiv 2603.22339). The bias is measured on the fitted law at the same sizes and budgets, where the
+true minimum is known, and subtracted. If compute was not held equal, the curve of each size is interpolated to equal
+compute; the correction includes the error of that.
 
-Everything is linear in the log losses once the sizes of each parabola are chosen, so resamples cost a product.
+Once the sizes of each parabola are chosen, a vertex is linear in the log losses, so that resamples cost one product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -26,32 +27,30 @@ if TYPE_CHECKING:
 Method = Literal["equal_flops", "interpolated"]
 Standing = Literal["centred", "off_centre", "edge"]
 
-SAME_FLOPS = 0.03  # relative difference of budgets that count as one
-FEWEST = 4  # sizes for a parabola with a residual
-EACH_SIDE = 3  # sizes on either side of the lowest that a parabola takes
-LEVELS = 10  # budgets at which curves are interpolated
-OFF_CENTRE = 0.25  # share of the sampled width by which a minimum may lie off its middle
-BIASED = float(np.log(1.1))
+SAME_FLOPS = 0.03  # largest relative difference of budgets that count as one
+FEWEST = 4  # sizes of a parabola with a residual
+EACH_SIDE = 3  # sizes of a parabola on either side of the lowest
+OFF_CENTRE = 0.25  # largest distance of a minimum from the middle, as a share of the sampled width
 DRAWS = 300  # resampled laws whose minima make an interval
-REACH = float(np.log(1e3))  # how far outside the trained sizes a law's minimum is looked for
+REACH = float(np.log(1e3))  # distance outside the trained sizes up to which a law's minimum is searched
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One budget: its sizes in ascending order, and the log losses there as weights of the points (sizes, points)."""
+    """One budget: its sizes in ascending order, and their log losses as weights of the points (sizes, points)."""
 
     flops: float
     sizes: Array
     weights: Array
 
     def window(self, y: Array) -> slice:
-        """Sizes about the lowest of the log losses y (points)."""
+        """Return the slice of sizes around the lowest of the log losses y (points)."""
         lowest = int(np.argmin(self.weights @ y))
         low = max(0, min(lowest - EACH_SIDE, len(self.sizes) - FEWEST))
         return slice(low, min(len(self.sizes), max(lowest + EACH_SIDE + 1, low + FEWEST)))
 
     def vertex(self, y: Array, window: slice) -> Array:
-        """ln N at the minimum of the parabola through log losses y (problems, points); nan where it has none."""
+        """Return ln N at the minimum of the parabola through log losses y (problems, points); nan if it has none."""
         at = np.log(self.sizes[window])
         middle = at.mean()
         design = np.linalg.pinv(np.vander(at - middle, 3, increasing=True)) @ self.weights[window]
@@ -63,13 +62,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The compute-optimal size at one budget; None where a method has none."""
+    """The compute-optimal size at one budget by each method; None if a method has none."""
 
     flops: float
     sizes: int
     isoflop: float | None
     corrected: float | None
-    bias: float | None  # factor by which the parabola misses on the fitted law
+    bias: float | None  # factor by which the parabola misses the minimum of the fitted law
     envelope: float | None
     parametric: float
     standing: Standing
@@ -77,7 +76,7 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Exponent:
-    """N_opt proportional to C^value, with the 95 % interval where resamples give one."""
+    """N_opt is proportional to C^value; the 95 % interval is None if resamples give none."""
 
     value: float
     ci95: Interval | None
@@ -86,7 +85,7 @@ class Exponent:
 
 @dataclass(frozen=True)
 class OptimalSizes:
-    """Every estimate for one architecture; `reason` says why there is none."""
+    """All estimates for one architecture; `reason` says why there are none."""
 
     method: Method | None
     flop_convention: str
@@ -96,7 +95,7 @@ class OptimalSizes:
 
 
 def power_law(x: Array, y: Array, log_sd: Array | None = None) -> tuple[float, float]:
-    """Exponent and coefficient of y = c x^a by least squares in logarithms, weighted by 1/log_sd^2."""
+    """Return a and c of y = c x^a by least squares in logarithms, weighted by 1/log_sd^2."""
     root = np.ones(len(x)) if log_sd is None else 1.0 / np.asarray(log_sd)
     design = np.column_stack([np.log(x), np.ones(len(x))])
     slope, offset = np.linalg.lstsq(design * root[:, None], np.log(y) * root, rcond=None)[0]
@@ -104,35 +103,31 @@ def power_law(x: Array, y: Array, log_sd: Array | None = None) -> tuple[float, f
 
 
 def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
-    """Estimates of the compute-optimal size from one architecture's points and its law.
+    """Estimate the compute-optimal sizes from one architecture's points and its law.
 
     `resampled` are log losses (resamples, points) for the intervals, the points in the order of the curve's frame.
     """
     frame = curve.frame
     counted = bool(frame["flops"].notna().all())
     convention = "flops" if counted else "6 n_params tokens"
-    flops = (frame["flops"] if counted else 6.0 * frame["n_params"] * frame["tokens"]).to_numpy(
-        dtype=np.float64
-    )
+    counts = frame["flops"] if counted else 6.0 * frame["n_params"] * frame["tokens"]
+    flops = counts.to_numpy(dtype=np.float64)
     rungs, method = rungs_of(frame, flops)
+    reason = ""
     if curve.law.size is None or curve.law.data is None:
-        return OptimalSizes(None, convention, (), {}, "the law has no trade between size and data")
-    if len(rungs) < 2:
-        return OptimalSizes(
-            None, convention, (), {}, f"fewer than 2 budgets were reached by {FEWEST} sizes each"
-        )
+        reason = "the law has no trade-off between size and data"
+    elif len(rungs) < 2:
+        reason = f"fewer than 2 budgets have {FEWEST} trained sizes each"
+    if reason:
+        return OptimalSizes(None, convention, (), {}, reason)
     y = np.log(frame["loss"].to_numpy(dtype=np.float64))
-    fitted = np.log(curve.loss_of_points())
-    optima, drawn = [], []
-    for rung in rungs:
-        optimum, spread = _optimum(curve, rung, flops, y, fitted, resampled)
-        optima.append(optimum)
-        drawn.append(spread)
-    return OptimalSizes(method, convention, tuple(optima), _exponents(curve, flops, optima, drawn), "")
+    fitted = np.log(curve.loss_of(frame))
+    optima, drawn = zip(*(_optimum(curve, rung, flops, y, fitted, resampled) for rung in rungs), strict=True)
+    return OptimalSizes(method, convention, optima, _exponents(curve, flops, optima, drawn), "")
 
 
 def rungs_of(frame: pd.DataFrame, flops: Array) -> tuple[list[Rung], Method]:
-    """Budgets with enough sizes: as trained where compute was held equal, else where the sizes' curves overlap."""
+    """Return the budgets with enough sizes: as trained if compute was held equal, else where the curves overlap."""
     size = frame["n_params"].to_numpy(dtype=np.float64)
     order = np.argsort(flops, kind="stable")
     steps = np.flatnonzero(np.diff(np.log(flops[order])) > SAME_FLOPS) + 1
@@ -165,7 +160,7 @@ def _interpolated(size: Array, flops: Array) -> list[Rung]:
     if not covered or covered[-1] < 2 * covered[0]:
         return []
     rungs = []
-    for level in np.geomspace(covered[0], covered[-1], LEVELS):
+    for level in np.geomspace(covered[0], covered[-1], 10):
         sizes = [value for value, (low, high) in spans.items() if low <= level <= high]
         if len(sizes) >= FEWEST:
             rows = np.array([_between(flops, size == value, float(level)) for value in sizes])
@@ -174,7 +169,7 @@ def _interpolated(size: Array, flops: Array) -> list[Rung]:
 
 
 def _between(flops: Array, own: NDArray[np.bool_], target: float) -> Array:
-    """Weights of the points (points) that interpolate one size's log loss, linear in ln C, to a target."""
+    """Return weights (points) that interpolate one size's log loss, linear in ln C, to a target."""
     levels = np.unique(flops[own])
     right = int(np.clip(np.searchsorted(levels, target), 1, len(levels) - 1))
     low, high = levels[right - 1], levels[right]
@@ -192,7 +187,7 @@ def _optimum(
     window = rung.window(y)
     sampled = np.log(rung.sizes[window])
     vertex, missed = (float(rung.vertex(values[None], window)[0]) for values in (y, fitted))
-    true = _law_optimum(curve, flops, rung.flops)
+    true = float(_law_optima(curve, curve.params[:1], flops, rung.flops)[0][0])
     inside = bool(sampled[0] < vertex < sampled[-1])
     bias = missed - true if np.isfinite(missed) else None
     width = sampled[-1] - sampled[0]
@@ -201,7 +196,7 @@ def _optimum(
     standing: Standing = "centred"
     if not inside:
         standing = "edge"
-    elif off or bias is None or abs(bias) > BIASED:
+    elif off or bias is None or abs(bias) > np.log(1.1):
         standing = "off_centre"
     optimum = Optimum(
         flops=rung.flops,
@@ -213,31 +208,23 @@ def _optimum(
         parametric=float(np.exp(true)),
         standing=standing,
     )
-    # Resamples scatter about the law; the interval belongs about the estimate.
+    # Resamples scatter around the law; the interval is moved to lie around the estimate.
     return optimum, rung.vertex(resampled, window) - missed + vertex - (bias or 0.0)
 
 
-def _law_optimum(curve: Curve, flops: Array, budget: float) -> float:
-    """ln N that minimises the law at a budget, at the FLOPs a token of the trained sizes."""
-    return float(_law_optima(curve, curve.params[:1], flops, budget)[0][0])
-
-
 def _law_optima(curve: Curve, params: Array, flops: Array, budget: float) -> tuple[Array, NDArray[np.bool_]]:
-    """ln N (problems) that minimises the law with params (problems, parameters), and whether the grid ends there."""
-    frame = curve.frame
+    """Return ln N (problems) that minimises the law with params (problems, parameters), and a mask of grid ends.
+
+    A size costs the FLOPs a token that `Curve.log_rate` gives it.
+    """
     sizes = np.log(curve.sizes)
-    per_token = flops / frame["tokens"].to_numpy(dtype=np.float64)
-    n_params = np.log(frame["n_params"].to_numpy(dtype=np.float64))
-    rates = np.array([np.log(np.median(per_token[n_params == value])) for value in sizes])
-    slope = np.diff(rates) / np.diff(sizes)
     at = np.linspace(sizes[0] - REACH, sizes[-1] + REACH, 401)
-    piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
-    tokens = budget / np.exp(rates[piece] + slope[piece] * (at - sizes[piece]))
+    tokens = budget / np.exp(curve.log_rate(flops, at))
     loss = curve.losses_at(params, np.exp(at), tokens / curve.tokens_a_unit)
     lowest = np.argmin(loss, axis=1)
     edge = (lowest == 0) | (lowest == len(at) - 1)
     lowest = np.clip(lowest, 1, len(at) - 2)
-    # Three neighbours of a fine grid: here a parabola is exact to far below what is asked.
+    # Through three neighbours of a fine grid a parabola is more than exact enough.
     rows = np.arange(len(params))
     a, b, c = (loss[rows, lowest + step] for step in (-1, 0, 1))
     bend = a - 2 * b + c
@@ -246,25 +233,26 @@ def _law_optima(curve: Curve, params: Array, flops: Array, budget: float) -> tup
 
 
 def _exponents(
-    curve: Curve, trained: Array, optima: list[Optimum], drawn: list[Array]
+    curve: Curve, trained: Array, optima: Sequence[Optimum], drawn: Sequence[Array]
 ) -> dict[str, Exponent]:
     out = {}
     for name in ("isoflop", "corrected", "envelope", "parametric"):
-        found = [(o.flops, getattr(o, name), i) for i, o in enumerate(optima) if getattr(o, name) is not None]
-        if len(found) < 2:
+        kept = [i for i, one in enumerate(optima) if getattr(one, name) is not None]
+        if len(kept) < 2:
             continue
-        flops, sizes = np.array([f for f, _, _ in found]), np.array([n for _, n, _ in found])
+        flops = np.array([optima[i].flops for i in kept])
         ci95 = None
         if name == "parametric":
             ci95 = _parametric_interval(curve, trained, flops)
         elif name == "corrected":
-            ci95 = _slope_interval(np.log(flops), np.array([drawn[i] for _, _, i in found]))
-        out[name] = Exponent(power_law(flops, sizes)[0], ci95, len(found))
+            ci95 = _slope_interval(np.log(flops), np.array([drawn[i] for i in kept]))
+        sizes = np.array([getattr(optima[i], name) for i in kept])
+        out[name] = Exponent(power_law(flops, sizes)[0], ci95, len(kept))
     return out
 
 
 def _slope_interval(log_flops: Array, vertices: Array) -> Interval | None:
-    """Central 95 % of the slope over resamples (budgets, resamples), those in which every parabola has a minimum."""
+    """Return the central 95 % of the slope of vertices (budgets, resamples), where every parabola has a minimum."""
     whole = vertices[:, np.isfinite(vertices).all(axis=0)]
     if whole.shape[1] < 0.5 * vertices.shape[1] or whole.shape[1] < 50:
         return None
@@ -273,7 +261,7 @@ def _slope_interval(log_flops: Array, vertices: Array) -> Interval | None:
 
 
 def _parametric_interval(curve: Curve, flops: Array, budgets: Array) -> Interval | None:
-    """Central 95 % of the same slope by resampled laws; None where a minimum, theirs or the fit's, is out of reach."""
+    """Return the central 95 % of the slope by resampled laws; None if minima lie outside the searched sizes."""
     params = curve.params[: DRAWS + 1]
     if len(params) < 3:
         return None

@@ -1,18 +1,21 @@
-"""Coded remarks on a fit, and the frozen model that all findings are."""
+"""Notes on a fit, and the base class of findings."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """A value that is checked once and never changed."""
+    """A value that is validated once and never changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Note(Frozen):
-    """A coded remark; `code` is stable, `text` is one sentence."""
+@dataclass(frozen=True)
+class Note:
+    """A remark for readers; `code` is stable, `text` is one sentence."""
 
     code: str
     text: str

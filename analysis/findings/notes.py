@@ -1,13 +1,12 @@
-"""Notes on a fit: each a code for programs and a sentence for readers, for every way a number can mislead.
+"""Notes on a fit, each with a code for programs and a sentence for readers: all that can make its numbers misleading.
 
-Points that lie off their law by far more than the others do are always named, and left out only on request: Huber's
-loss keeps one such point from bending a law, so what it changes is the reader's mind.
+A note names the points that lie much further from their law than the others. They are left out only on request: Huber's
+loss keeps one such point from bending a law.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,6 @@ from analysis.fitting.checks import SIGNIFICANT, Pattern, Split, freedom
 from analysis.fitting.profile import Profile
 from analysis.laws.law import SIZE
 from analysis.points.checks import data_column, seed_noise
-from analysis.points.table import CheckedPoints, exclude
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.findings.predict import OtherPoints
-    from analysis.points.table import Exclusion
+    from analysis.points.table import CheckedPoints, Exclusion
 
 MAX_CORRELATION = 0.95
 MAX_SHARE_AT_BOUND = 0.05
@@ -44,7 +42,7 @@ OUTLIER_RULE = (
 LEFT_OUT = {
     "annealed": "taken after the learning rate decayed, left out of a fit of points taken mid-run",
     "duplicate": "repeating an earlier row, left out of the fit",
-    "outlier": "far off the law of the others, left out of the fit as was asked",
+    "outlier": "far off the law of the others, left out of the fit as requested",
     "unannealed": "taken before the learning rate decayed, left out of the fit",
 }
 
@@ -56,7 +54,7 @@ def fit_notes(
     profiles: Mapping[str, Profile],
     splits: Mapping[str, Split | None],
 ) -> Iterator[Note]:
-    """Yield everything about one architecture's fit that a reader of its numbers should know."""
+    """Yield all notes on the design, the solution, the held-out errors and the intervals of one architecture."""
     yield from design_notes(fit, frame)
     yield from _solution_notes(fit, resamples, profiles)
     yield from _heldout_notes(splits)
@@ -64,65 +62,65 @@ def fit_notes(
 
 
 def exclusion_notes(exclusions: Sequence[Exclusion]) -> Iterator[Note]:
-    """Yield one note for each reason for which rows were set aside, with their number."""
+    """Yield a note for each reason that set rows aside, with their number."""
     found = Counter(item.code for item in exclusions)
     for code, why in LEFT_OUT.items():
         if count := found[code]:
-            yield Note(code=f"{code}_points", text=f"{count} row{'s' if count > 1 else ''} {why}.")
+            yield Note(f"{code}_points", f"{count} row{'s' if count > 1 else ''} {why}.")
     for reason in dict.fromkeys(item.reason for item in exclusions if item.code == "too_few"):
-        yield Note(code="architecture_left_out", text=f"{reason}; it was left out.")
+        yield Note("architecture_left_out", f"{reason}; it was left out.")
 
 
 def effect_notes(size_effect: float | None, pattern: Pattern | None) -> Iterator[Note]:
-    """Yield notes on a size that was not seen to matter, and on the pattern that residuals follow."""
+    """Yield notes on a size without a measurable effect, and on a pattern in the residuals."""
     if size_effect is not None and size_effect > SIGNIFICANT:
         text = f"no effect of size on the loss can be measured (p = {size_effect:.2g}): no size ratio can be read off."
-        yield Note(code="no_size_effect", text=text)
+        yield Note("no_size_effect", text)
     if pattern is not None:
-        text = (
+        yield Note(
+            "structured_residuals",
             f"the residuals follow a pattern that the law lacks ({pattern.term}; {100 * pattern.size:.2g} % "
-            f"of the loss, p = {pattern.p:.2g}): do not extrapolate it far."
+            f"of the loss, p = {pattern.p:.2g}): do not extrapolate it far.",
         )
-        yield Note(code="structured_residuals", text=text)
 
 
 def prediction_notes(predictions: Sequence[Prediction]) -> Iterator[Note]:
-    """Yield a note on predictions that reach far beyond the points."""
+    """Yield a note on predictions far beyond the points."""
     size = max((one.size_factor for one in predictions), default=1.0)
     data = max((one.budget_factor for one in predictions), default=1.0)
     if max(size, data) > EXTRAPOLATION_LIMIT:
-        text = (
+        yield Note(
+            "extrapolation_ratio",
             f"predictions reach {wording.times(size)} times beyond the trained sizes and {wording.times(data)} times "
-            "beyond the trained budgets: the held-out errors cover no such reach."
+            "beyond the trained budgets: the held-out errors do not reach so far.",
         )
-        yield Note(code="extrapolation_ratio", text=text)
 
 
 def other_notes(others: OtherPoints | None) -> Iterator[Note]:
-    """Yield a note on how points of the other kind lie to the law."""
+    """Yield a note on the distance from the law to points of the other kind."""
     if others is not None:
-        what = "taken mid-run" if others.kind == "unannealed" else "annealed"
+        kind = "taken mid-run" if others.kind == "unannealed" else "annealed"
         side = "above" if others.mean_relative_difference > 0 else "below"
-        text = (
-            f"{others.points} points {what} lie {100 * abs(others.mean_relative_difference):.2g} % {side} this law on "
-            "average; they are not in it."
+        yield Note(
+            f"{others.kind}_gap",
+            f"{others.points} points {kind} lie {100 * abs(others.mean_relative_difference):.2g} % {side} this law on "
+            "average; the fit does not use them.",
         )
-        yield Note(code=f"{others.kind}_gap", text=text)
 
 
 def flat_profiles(profiles: Mapping[str, Profile]) -> Iterator[Note]:
-    """Yield a note for each parameter whose profile leaves an end open."""
+    """Yield a note for each parameter whose profile has an open end."""
     for name, curve in profiles.items():
-        if curve.flat:
-            side = " and ".join(
-                word for word, end in zip(("below", "above"), curve.interval, strict=True) if end is None
+        sides = zip(("below", "above"), curve.interval, strict=True)
+        if open_sides := " and ".join(side for side, end in sides if end is None):
+            text = (
+                f"the objective is flat in {name} {open_sides} its estimate: the interval has no end there."
             )
-            text = f"the objective is flat in {name} towards {side}: no interval closes."
-            yield Note(code="flat_profile", text=text)
+            yield Note("flat_profile", text)
 
 
 def correlation(fit: Fitted) -> float:
-    """Return the correlation of ln N and ln D over an architecture's points; 0 where either does not vary."""
+    """Return the correlation of ln N and ln D over an architecture's points; 0 if either does not vary."""
     z = fit.problem.z[:, fit.problem.law.axes]
     if z.shape[1] < 2 or len(z) < 3 or float(z.std(axis=0).min()) == 0.0:
         return 0.0
@@ -130,7 +128,7 @@ def correlation(fit: Fitted) -> float:
 
 
 def unidentified_because(fit: Fitted, size_effect: float | None = None) -> str:
-    """Return why no size may be read off a fit, or nothing."""
+    """Return why a fit identifies no size, or an empty string."""
     name = wording.architecture(fit.architecture)
     if len(np.unique(fit.size)) < FEWEST_SIZES:
         return f"{name} was trained at fewer than {FEWEST_SIZES} sizes"
@@ -139,7 +137,7 @@ def unidentified_because(fit: Fitted, size_effect: float | None = None) -> str:
     if size_effect is not None and size_effect > SIGNIFICANT:
         return f"size has no measurable effect on the loss of {name}"
     if fit.result.status == "abnormal":
-        return f"the fit of {name} did not end in a law"
+        return f"the fit of {name} failed"
     if fit.result.status == "bound_hit":
         return f"the fit of {name} ends on a bound of a parameter"
     if abs(correlation(fit)) > MAX_CORRELATION:
@@ -148,100 +146,93 @@ def unidentified_because(fit: Fitted, size_effect: float | None = None) -> str:
 
 
 def design_notes(fit: Fitted, frame: pd.DataFrame) -> Iterator[Note]:
-    """Yield notes on what the grid that was trained can tell of the law: known before anything is trained."""
+    """Yield notes on what the trained grid can identify; all are known before training."""
     law, n = fit.problem.law, len(fit.problem.y)
     if n <= len(law.names):
-        text = f"{n} points for {len(law.names)} parameters: no error can be seen."
-        yield Note(code="too_few_points", text=text)
+        yield Note("too_few_points", f"{n} points for {len(law.names)} parameters: no error can be measured.")
     sizes = frame["n_params"].nunique()
     if law.size and sizes < FEWEST_SIZES:
-        text = f"{sizes} sizes cannot identify E, A and alpha; train at least 3."
-        yield Note(code="too_few_sizes", text=text)
-    # An input without a term of its own, such as unique tokens, may well be the same throughout.
+        yield Note("too_few_sizes", f"{sizes} sizes cannot identify E, A and alpha; train at least 3.")
+    # An input without a term of its own, such as unique tokens, may be the same in all rows.
     for coefficient, (column, exponent) in law.scaled.items():
         values = frame[column].nunique()
         if column != SIZE.column and values < FEWEST_SIZES:
             text = f"{values} values of {column} cannot identify {coefficient} and {exponent}; train 3."
-            yield Note(code="too_few_budgets", text=text)
+            yield Note("too_few_budgets", text)
     if not law.size and sizes > 1:
-        text = (
-            f"{sizes} sizes are pooled in a law that knows none; fit them one by one, or with a law of size."
-        )
-        yield Note(code="pooled_sizes", text=text)
+        text = f"{sizes} sizes are pooled in a law without size; fit each size alone, or use a law of size."
+        yield Note("pooled_sizes", text)
     if not law.data and frame["tokens"].nunique() > 1:
-        text = (
-            "several budgets are pooled in a law that knows none; keep one, or take a law of size and data."
-        )
-        yield Note(code="pooled_budgets", text=text)
+        text = "several budgets are pooled in a law without data; keep one, or use a law of size and data."
+        yield Note("pooled_budgets", text)
     r = correlation(fit)
     if abs(r) > MAX_CORRELATION:
-        text = (
+        yield Note(
+            "collinear",
             f"ln N and ln D are correlated at {r:.3f}: size and data cannot be told apart; "
-            "train sizes at several budgets each."
+            "train sizes at several budgets each.",
         )
-        yield Note(code="collinear", text=text)
 
 
 def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Profile]) -> Iterator[Note]:
     result = fit.result
     if result.at_bound:
         where = ", ".join(f"{name} = {result.params[name]:.4g}" for name in result.at_bound)
-        yield Note(code="bound_hit", text=f"the optimum lies on a bound ({where}): not an interior fit.")
+        yield Note("bound_hit", f"the optimum lies on a bound ({where}): not an interior fit.")
     if result.status == "max_iter":
-        yield Note(code="max_iter", text="the solver stopped at its iteration limit before it settled.")
+        yield Note("max_iter", "the solver reached its iteration limit before it settled.")
     lowest = float(np.exp(fit.problem.y.min()))
     E = result.params["E"]
     if not 0.0 < E < lowest:
-        text = (
+        yield Note(
+            "e_out_of_range",
             f"E = {E:.4g} nats is not between 0 and the lowest loss seen ({lowest:.4f}): "
-            "the irreducible loss is not identified."
+            "the irreducible loss is not identified.",
         )
-        yield Note(code="e_out_of_range", text=text)
     yield from flat_profiles(profiles)
     share = resamples.at_bound[fit.architecture]
     if share > MAX_SHARE_AT_BOUND:
-        text = f"{share:.0%} of the resampled fits end on a bound of a parameter."
-        yield Note(code="resamples_at_bound", text=text)
+        yield Note("resamples_at_bound", f"{share:.0%} of the resampled fits end on a bound of a parameter.")
 
 
 def _heldout_notes(splits: Mapping[str, Split | None]) -> Iterator[Note]:
     for axis, split in splits.items():
         what = {"size": "largest size", "data": "longest budget"}[axis]
         if split is None:
-            yield Note(code="no_heldout", text=f"the {what} cannot be left out: nothing else would remain.")
+            yield Note("no_heldout", f"the {what} cannot be left out: nothing else would remain.")
         elif not split.determined:
-            text = (
-                f"without the {what} fewer than 3 sizes or budgets remain, so the law that predicts it is not "
-                "determined by its points."
+            yield Note(
+                "heldout_underdetermined",
+                f"without the {what} fewer than 3 sizes or budgets remain, which do not determine the law that "
+                "predicts it.",
             )
-            yield Note(code="heldout_underdetermined", text=text)
 
 
 def resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> Iterator[Note]:
-    """Yield notes on how the intervals came about, and on noise that is not seen."""
+    """Yield notes on how the intervals were made, and on noise that is not measured."""
     clusters = len(fit.keys)
     if clusters < FEW_CLUSTERS:
-        text = (
+        yield Note(
+            "few_clusters",
             f"{clusters} independent series: intervals come from a wild cluster bootstrap with Student "
-            "quantiles and are rough."
+            "quantiles and are rough.",
         )
-        yield Note(code="few_clusters", text=text)
     elif resamples.scheme == "wild":
-        text = (
+        yield Note(
+            "wild_bootstrap",
             "resampling whole series would leave fewer than 3 sizes in some draws; a wild cluster "
-            "bootstrap was used."
+            "bootstrap was used.",
         )
-        yield Note(code="wild_bootstrap", text=text)
     if not seed_noise(frame):
-        text = (
+        yield Note(
+            "no_seed_replicates",
             f"no size was trained to the same {data_column(frame)} under two seeds: noise between seeds is "
-            "not measured."
+            "not measured.",
         )
-        yield Note(code="no_seed_replicates", text=text)
 
 
 def outliers(fit: Fitted) -> list[int]:
-    """Return the rows of an architecture's frame (as CheckedPoints.of orders them) that lie off its law by the rule."""
+    """Return the indices of an architecture's rows (in the order of CheckedPoints.of) that are outliers by the rule."""
     residual = np.abs(fit.residual)
     free = max(1, len(residual) - len(fit.problem.law.names))
     deviation = 1.4826 * float(np.median(np.sort(residual)[-free:]))
@@ -250,21 +241,12 @@ def outliers(fit: Fitted) -> list[int]:
 
 
 def outlier_notes(fit: Fitted, points: CheckedPoints) -> Iterator[Note]:
-    """Yield a note that names an architecture's outliers, where they are in the fit."""
-    found = points.of(fit.architecture).iloc[outliers(fit)]
-    if not found.empty:
-        names = ", ".join(str(name) for name in found["run_id"][:MAX_NAMED])
-        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
-        text = (
-            f"{len(found)} of {len(fit.problem.y)} points lie {OUTLIER_RULE}: {names}{more}; "
-            "--drop-outliers leaves them out."
+    """Yield a note that names an architecture's outliers, if the fit has any."""
+    names = points.of(fit.architecture)["run_id"].iloc[outliers(fit)]
+    if not names.empty:
+        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+        yield Note(
+            "outliers",
+            f"{len(names)} of {len(fit.problem.y)} points lie {OUTLIER_RULE}: {', '.join(names[:MAX_NAMED])}{more}; "
+            "--drop-outliers leaves them out.",
         )
-        yield Note(code="outliers", text=text)
-
-
-def without_outliers(points: CheckedPoints, fits: Sequence[Fitted]) -> CheckedPoints:
-    """Return the points less those that lie off these laws, each listed among the exclusions."""
-    rows = {int(row) for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}
-    hit = points.frame["row"].isin(rows)
-    kept, excluded = exclude(points.frame, hit, "outlier", OUTLIER_RULE)
-    return replace(points, frame=kept.reset_index(drop=True), exclusions=(*points.exclusions, *excluded))

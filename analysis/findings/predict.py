@@ -1,6 +1,6 @@
-"""Losses a fitted law predicts for sizes and budgets asked for, with intervals and how far beyond the points.
+"""Losses that a fitted law predicts for requested sizes and budgets, with intervals and the distance from the points.
 
-Points taken mid-run against a law of annealed ones, or the other way about: compared, and never in one fit.
+Also the comparison of points taken mid-run with a law of annealed points, or the reverse; no fit mixes them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from analysis.points.table import CheckedPoints
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 NUMBER = r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([kKmMbBgGtT]?)"
 ASKED = re.compile(rf"\s*{NUMBER}\s*:\s*{NUMBER}\s*(tokens|iterations)?\s*")
-EXTENSION = (2.0, 4.0)  # times the largest trained size, predicted unasked
-EXTRAPOLATION_LIMIT = 4.0  # times beyond what was trained, from where on a note says so
+EXTENSION = (2.0, 4.0)  # multiples of the largest trained size that are predicted by default
+EXTRAPOLATION_LIMIT = 4.0  # factor beyond the trained range from which on a note warns
 
 
 @dataclass(frozen=True)
 class Ask:
     """One configuration to predict: a size and an amount of training.
 
-    `unit` None means iterations where the points have them, else tokens.
+    `unit` None means iterations if the points have them, else tokens.
     """
 
     n_params: float
@@ -41,11 +41,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The law's loss there in nats.
+    """The law's loss for an Ask, in nats.
 
-    `ci95` is where the law itself may lie, `run95` where one further run may end, its own noise included; None
-    where the law has as many parameters as points, whose noise is then not seen. The factors say how far beyond the
-    trained range size and budget are: 1 inside it, 2 at twice the largest, or at half the smallest.
+    `ci95` is the interval of the law, `run95` that of one further run with its own noise; None if the law has as many
+    parameters as points, which show no noise. The factors say how far size and budget lie beyond the trained
+    range: 1 inside it, 2 at twice the largest or half the smallest.
     """
 
     n_params: float
@@ -59,9 +59,9 @@ class Prediction:
 
 
 class OtherPoints(Frozen):
-    """Points of the kind that is not in the fit, against its law within the fitted range: never mixed, but compared.
+    """Points of the kind that the fit does not use, compared with its law within the fitted range.
 
-    `mean_relative_difference` is of their losses from the law's: above 0, they lie above it.
+    `mean_relative_difference` is positive if their losses lie above the law.
     """
 
     kind: Literal["annealed", "unannealed"]
@@ -70,11 +70,11 @@ class OtherPoints(Frozen):
 
 
 def asked(text: str) -> Ask:
-    """`300M:4000`, `1e9:20Btokens`: size, then iterations (where the points have them) or tokens; raises InputError."""
+    """Parse `300M:4000` (iterations if the points have them, else tokens) or `1e9:20Btokens`; raises InputError."""
     found = ASKED.fullmatch(text)
     if found is None:
         raise InputError(
-            f"--predict {text}: is not SIZE:BUDGET, such as 300M:4000 (iterations where the points have them, else "
+            f"--predict {text}: expected SIZE:BUDGET, such as 300M:4000 (iterations if the points have them, else "
             "tokens), 300M:4000iterations or 300M:2Btokens."
         )
     size, size_unit, amount, amount_unit, unit = found.groups()
@@ -89,16 +89,16 @@ def asked(text: str) -> Ask:
 
 
 def extension(curve: Curve) -> list[Ask]:
-    """Twice and four times the largest trained size at the longest trained budget."""
+    """Return asks for twice and four times the largest trained size at the longest trained budget."""
     frame = curve.frame
     unit = data_column(frame)
     return [Ask(factor * float(curve.sizes[-1]), float(frame[unit].max()), unit) for factor in EXTENSION]
 
 
 def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> list[Prediction]:
-    """Predictions with intervals from the law's resamples; `residual` are the fit's log errors (points).
+    """Predict with intervals from the law's resamples; `residual` are the fit's log errors (points).
 
-    Raises InputError where a budget is in iterations and the points have none.
+    Raises InputError if a budget is in iterations and some point has none.
     """
     frame = curve.frame
     usual = data_column(frame)
@@ -110,7 +110,7 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
         unit = ask.unit or usual
         if unit == "iterations" and rate is None:
             raise InputError(
-                f"--predict {ask.n_params:g}:{ask.amount:g}iterations: the points have no iterations in every row; "
+                f"--predict {ask.n_params:g}:{ask.amount:g}iterations: some points have no iterations; "
                 "give the budget in tokens."
             )
         tokens = ask.amount if unit == "tokens" or rate is None else ask.amount * rate
@@ -119,7 +119,7 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
             tokens = curve.tokens(ask.amount)
         data = iterations if curve.law.counts_iterations else tokens
         if data is None:
-            raise InputError(f"--predict: law {curve.law.name} counts iterations and the points have none.")
+            raise InputError(f"--predict: law {curve.law.name} counts iterations, and some points have none.")
         loss = curve.loss(ask.n_params, data)
         drawn = loss[1:]
         spread = np.random.default_rng([seed, 5, number]).choice(noise, len(drawn)) if len(drawn) else drawn
@@ -143,7 +143,7 @@ def _beyond(value: float, seen: Array) -> float:
 
 
 def other_points(curve: Curve, points: CheckedPoints) -> OtherPoints | None:
-    """The other kind's points within the fitted range, against this architecture's law; None where there are none."""
+    """Compare the other kind's points in the fitted range with this architecture's law; None if there are none."""
     architecture = str(curve.frame["architecture"].iloc[0])
     rows = points.others[points.others["architecture"] == architecture]
     for column in curve.law.columns:

@@ -1,4 +1,4 @@
-"""The fitted study as plain frozen values: what `fit --json` prints and what a report is made of."""
+"""The fitted study as plain frozen values, which `fit --json` prints and the report shows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from analysis.findings.comparison import Comparison
 from analysis.findings.isoflop import OptimalSizes
 from analysis.findings.note import Frozen, Note
 from analysis.findings.predict import OtherPoints, Prediction
+from analysis.fitting.profile import Profile
 from analysis.fitting.solver import Status
 from analysis.laws.law import Array, Interval
 from analysis.points.checks import SeedNoise, TrendCheck
 
 
 class HeldOutPoint(Frozen):
-    """A point left out of a fit, with the loss that fit predicts for it."""
+    """A point left out of a fit, with the loss that the fit predicts for it."""
 
     run_id: str
     n_params: float
@@ -29,7 +30,7 @@ class HeldOutPoint(Frozen):
 
 
 class HeldOutSplit(Frozen):
-    """Error of a fit on the points at and above `threshold` of `column`, none of which it saw."""
+    """Error of a fit on the points at and above `threshold` of `column`, which it did not use."""
 
     column: str
     threshold: float
@@ -41,29 +42,17 @@ class HeldOutSplit(Frozen):
 
 
 class HeldOut(Frozen):
-    """Held-out errors, beside the in-sample one that they should be read against."""
+    """Held-out errors and, for comparison, the in-sample one."""
 
     in_sample_rms: float
     largest_size: HeldOutSplit | None
     longest_budget: HeldOutSplit | None
 
 
-class ProfileCurve(Frozen):
-    """Objective minimised over all else at each value.
-
-    `allowed` is where its nominal 95 % ends; an open end of `interval` is null, and makes the profile flat.
-    """
-
-    values: tuple[float, ...]
-    objective: tuple[float, ...]
-    allowed: float
-    interval: tuple[float | None, float | None]
-
-
 class ArchitectureFit(Frozen):
-    """One architecture's law, how its fit ended, intervals, held-out error and notes.
+    """One architecture's law, the status of its fit, intervals, held-out errors and notes.
 
-    `size_effect_p` is how often a loss that does not depend on size would look as if it did as much.
+    `size_effect_p` is the p-value of the effect of size on the loss.
     """
 
     params: dict[str, float]
@@ -74,7 +63,7 @@ class ArchitectureFit(Frozen):
     status: Status
     ci95: dict[str, Interval]
     heldout: HeldOut
-    profile: dict[str, ProfileCurve]
+    profile: dict[str, Profile]
     size_effect_p: float | None
     predictions: tuple[Prediction, ...]
     other_points: OtherPoints | None
@@ -84,7 +73,7 @@ class ArchitectureFit(Frozen):
 
 
 class Resampling(Frozen):
-    """How the intervals were made: enough to make them again."""
+    """Settings of the intervals, sufficient to reproduce them."""
 
     scheme: Literal["cluster", "wild"]
     interval: Literal["percentile"] = "percentile"
@@ -109,6 +98,6 @@ class FitDocument(Frozen):
     _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
 
     def draws(self, architecture: str) -> Array:
-        """Parameters at every resample (resamples, parameters); empty when the document was read from a file."""
+        """Return the parameters of every resample (resamples, parameters); none if read from a file."""
         width = len(self.architectures[architecture].params)
         return self._draws.get(architecture, np.empty((0, width)))

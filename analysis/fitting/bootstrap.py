@@ -1,9 +1,9 @@
-"""How far a fit can be trusted: resamples of whole clusters.
+"""Intervals of a fit from resamples of whole clusters.
 
 Rows of one training run share its seed and its trunk, so clusters are resampled and never rows (on the Gemstones points
-the standard deviation of alpha is three times larger that way). With few clusters a resample would often hold two sizes
-only, where no law can be fitted; then a wild cluster bootstrap keeps every row and flips whole clusters of residuals
-instead (Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414; Webb 2023, doi 10.1111/caje.12661).
+that triples the standard deviation of alpha). With few clusters many resamples would contain only two sizes, to which
+no law can be fitted. Then a wild cluster bootstrap keeps all rows and multiplies the residuals of each cluster by a
+random factor (Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414; Webb 2023, doi 10.1111/caje.12661).
 """
 
 from __future__ import annotations
@@ -17,35 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fitting.shared_e import Joint, refit_shared
-from analysis.fitting.solver import (
-    FitResult,
-    Problem,
-    limits,
-    minimise,
-    objective_at,
-    on_bound,
-    projected_starts,
-)
+from analysis.fitting.solver import FitResult, Problem, lowest, objective_at, on_bound, projected_starts
 from analysis.laws.law import Array
 
 Scheme = Literal["cluster", "wild"]
-Key = tuple[int, int, int]  # size rung, seed, ordinal among alike: what pairs clusters across architectures
+Key = tuple[int, int, int]  # size rung, seed, ordinal among equals: it pairs clusters of architectures
 
 FEW_CLUSTERS = 8
 FEWEST_SIZES = 3
-# Webb's six-point distribution: mean 0, variance 1, and 6^clusters distinct resamples where signs alone give
+# Webb's six-point distribution has mean 0 and variance 1, and gives 6^clusters distinct resamples; signs alone give
 # 2^clusters.
 WEBB = np.array([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5])
 WEBB = np.sign(WEBB) * np.sqrt(np.abs(WEBB))
-# The least share of a residual direction that the fit is taken to have left over; below it the correction
-# would explode.
+# Least share of a residual that the fit is assumed to leave over: the correction divides by it.
 LEVERAGE_FLOOR = 0.1
 RESAMPLE_CELLS = 8
-# Share of the resamples that are started elsewhere too: of a thousand 128, one of which shows it 12 times in 13 where
-# one in fifty has to be.
+# Share of the resamples that are also started elsewhere. If one resample in fifty has a lower minimum elsewhere, 128 of
+# a thousand show it in 12 cases of 13.
 STARTED_ELSEWHERE = 0.128
-LOWER = 1e-5  # share by which an objective must be lower to be another minimum
-SLICE = 80_000  # points times resamples held at once: more would not stay in a processor's cache
+LOWER = 1e-5  # relative difference from which on a lower objective is another minimum
+SLICE = 80_000  # points times resamples processed at once: they fit into a processor's cache
 
 
 @dataclass(frozen=True)
@@ -58,39 +49,35 @@ class Fitted:
     cluster: NDArray[np.int64]  # (points), index into keys
     keys: tuple[Key, ...]
     size: Array  # (points) n_params
-    joint: Joint | None = (
-        None  # where a parameter is shared: the fit of all architectures, and which this one is
-    )
-    part: int = 0
+    joint: Joint | None = None  # the fit of all architectures, where they share a parameter
+    part: int = 0  # number of this one in it
 
     @property
     def residual(self) -> Array:
-        """Log loss seen less the law's (points)."""
+        """Log loss of the points less that of the law (points)."""
         out: Array = self.problem.y - np.log(self.problem.law.predict(self.result.u[None], self.problem.z)[0])
         return out
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """Public parameters of every refit (resamples, parameters) by architecture; row r of each is the same draw."""
+    """Parameters of every refit (resamples, parameters) by architecture; row r is the same draw for all of them."""
 
     scheme: Scheme
     seed: int
-    count: int
     params: Mapping[str, Array]
-    solver: Mapping[str, Array]
     paired: bool
     at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
 
     def with_estimate(self, fit: Fitted) -> Array:
-        """Public parameters of the fit and of every resample after it: (1 + resamples, parameters)."""
+        """Return the parameters of the fit, then those of every resample: (1 + resamples, parameters)."""
         return np.vstack([[list(fit.result.params.values())], self.params[fit.architecture]])
 
 
 def cluster_keys(
     size: Array, seed: Array, cluster: Sequence[str]
 ) -> tuple[NDArray[np.int64], tuple[Key, ...]]:
-    """Index of each row's cluster and, for each cluster, (size rung, seed, ordinal); a missing seed counts as -1."""
+    """Return the index of each row's cluster, and the key of each cluster; a missing seed counts as -1."""
     first: dict[str, tuple[float, int]] = {}
     for n_params, number, name in zip(size, seed, cluster, strict=True):
         first.setdefault(name, (float(n_params), -1 if np.isnan(number) else int(number)))
@@ -108,9 +95,9 @@ def cluster_keys(
 
 
 def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
-    """Wild when an architecture has fewer than 8 clusters or a draw of them would leave fewer than 3 sizes.
+    """Return `wild` if an architecture has fewer than 8 clusters, or fewer than 3 sizes in some draw of them.
 
-    One scheme serves all architectures, so that their draws pair.
+    All architectures use one scheme, so that their draws pair.
     """
     for fit in fits:
         if len(fit.keys) < FEW_CLUSTERS:
@@ -124,10 +111,7 @@ def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
 
 
 def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | None = None) -> Resamples:
-    """Refit `count` resamples of each architecture, the same draw for clusters of the same size rung and seed.
-
-    The scheme is chosen where none is given.
-    """
+    """Refit `count` resamples of each architecture; clusters of one size rung and seed have the same draw."""
     scheme = scheme or choose_scheme(fits, count, seed)
     drawn = []
     for fit in fits:
@@ -144,34 +128,29 @@ def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | Non
         y, w = (np.concatenate(columns, axis=1) for columns in zip(*drawn, strict=True))
         whole = _sliced(partial(refit_shared, joint), y, w)
         solver = {fit.architecture: joint.split(whole, fit.part) for fit in fits}
-    return Resamples(
-        scheme=scheme,
-        seed=seed,
-        count=count,
-        params={
-            fit.architecture: fit.result.law.to_public(solver[fit.architecture], fit.problem.centre)
-            for fit in fits
-        },
-        solver=solver,
-        paired=len({frozenset(fit.keys) for fit in fits}) == 1,
-        at_bound={fit.architecture: _share_at_bound(fit.problem, solver[fit.architecture]) for fit in fits},
-    )
+    params, at_bound = {}, {}
+    for fit in fits:
+        u = solver[fit.architecture]
+        params[fit.architecture] = fit.result.law.to_public(u, fit.problem.centre)
+        at_bound[fit.architecture] = float(on_bound(fit.problem, u).any(axis=1).mean())
+    paired = len({frozenset(fit.keys) for fit in fits}) == 1
+    return Resamples(scheme, seed, params, paired, at_bound)
 
 
 def _sliced(refit: Callable[[Array, Array], Array], y: Array, w: Array) -> Array:
-    """Refits of y, w (resamples, points), in slices so that memory stays bounded however many points there are."""
+    """Refit y, w (resamples, points) in slices, which bounds the memory for any number of points."""
     rows = max(20, SLICE // y.shape[1])
     slices = [slice(start, start + rows) for start in range(0, len(y), rows)]
     return np.concatenate([refit(y[part], w[part]) for part in slices])
 
 
 def refit(fit: Fitted, y: Array, w: Array) -> Array:
-    """Refits of log losses y with weights w (resamples, points): (resamples, parameters of the solver).
+    """Refit log losses y with weights w (resamples, points): (resamples, parameters of the solver).
 
-    All start at the point estimate. Its rivals and a projected grid start some of them again; where that leads any of
-    those lower, or the point estimate has rivals at all, it starts every one.
+    All start at the point estimate. Some are started again at its rivals and at a projected grid. If any of those ends
+    lower, or if the point estimate has rivals, all are started again.
     """
-    warm = _sliced(lambda y, w: _descend(fit, y, w, [np.tile(fit.result.u, (len(y), 1))]), y, w)
+    warm = _sliced(lambda y, w: lowest(fit.problem, y, w, [np.tile(fit.result.u, (len(y), 1))], 1e-6), y, w)
     again = partial(_start_again, fit)
     if len(fit.result.rivals) == 1:
         asked = np.unique(np.linspace(0, len(y) - 1, max(2, round(STARTED_ELSEWHERE * len(y)))).astype(int))
@@ -188,45 +167,32 @@ def refit(fit: Fitted, y: Array, w: Array) -> Array:
 def _start_again(fit: Fitted, y: Array, w: Array) -> Array:
     starts = [np.tile(start, (len(y), 1)) for start in fit.result.rivals[1:3]]
     starts.append(projected_starts(fit.problem, y, w, cells=RESAMPLE_CELLS, keep=1)[:, 0])
-    return _descend(fit, y, w, starts)
-
-
-def _descend(fit: Fitted, y: Array, w: Array, starts: Sequence[Array]) -> Array:
-    """The lowest of descents from each of `starts` (resamples, parameters)."""
-    low, high = limits(fit.problem)
-    best, value = starts[0], np.full(len(y), np.inf)
-    for start in starts:
-        found = minimise(fit.problem, y, w, start, low, high, max_iter=60, tolerance=1e-6)
-        better = found.objective < value
-        best = np.where(better[:, None], found.u, best)
-        value = np.where(better, found.objective, value)
-    return best
+    return lowest(fit.problem, y, w, starts, 1e-6)
 
 
 def interval(values: Array) -> tuple[float, float]:
-    """Central 95 % of resampled values, by percentiles."""
+    """Return the central 95 % of resampled values, by percentiles."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
 def _draw_counts(keys: Sequence[Key], count: int, seed: int) -> NDArray[np.int64]:
-    """How often each cluster is drawn (resamples, clusters); equal for architectures with the same keys."""
+    """Return how often each cluster is drawn (resamples, clusters); equal for architectures with the same keys."""
     order = sorted(range(len(keys)), key=lambda i: keys[i])
-    drawn = np.random.default_rng([seed, 1]).multinomial(
-        len(keys), np.full(len(keys), 1 / len(keys)), size=count
-    )
+    share = np.full(len(keys), 1 / len(keys))
+    drawn = np.random.default_rng([seed, 1]).multinomial(len(keys), share, size=count)
     out = np.empty_like(drawn)
     out[:, order] = drawn
     return out.astype(np.int64)
 
 
 def wild_losses(fit: Fitted, count: int, seed: int) -> Array:
-    """Resampled log losses (resamples, points): the fit plus each cluster's residuals times one random factor.
+    """Return resampled log losses (resamples, points): the fit plus each cluster's residuals times a random factor.
 
-    Residuals are corrected for leverage as in CR3 (Bell and McCaffrey 2002), since a fit of five parameters follows the
-    noise of its largest model nearly all the way. A factor shared by a whole resample, sqrt(nu / chi2_nu),
-    widens normal into Student quantiles; nu is the clusters less the three parameters (E, A, alpha) that
-    only differences between clusters can tell apart.
+    Residuals are corrected for leverage as in CR3 (Bell and McCaffrey 2002), since a fit of five parameters follows
+    nearly all the noise of its largest model. Another factor for the whole resample, sqrt(nu / chi2_nu), widens
+    normal quantiles to Student's; nu is the number of clusters less the three parameters (E, A, alpha) that only
+    differences between clusters identify.
     """
     problem = fit.problem
     loss, jacobian = problem.law.predict_with_jacobian(fit.result.u[None], problem.z)
@@ -238,17 +204,9 @@ def wild_losses(fit: Fitted, count: int, seed: int) -> Array:
         rows = np.flatnonzero(fit.cluster == number)
         left, axes = np.linalg.eigh(np.eye(len(rows)) - slope[rows] @ inverse[:, rows])
         residual[rows] = axes @ ((axes.T @ residual[rows]) / np.maximum(left, LEVERAGE_FLOOR))
-    factor = np.column_stack(
-        [
-            WEBB[np.random.default_rng([seed, 2, *(part + 1 for part in key)]).integers(0, 6, count)]
-            for key in fit.keys
-        ]
-    )
+    draws = [np.random.default_rng([seed, 2, *(part + 1 for part in key)]) for key in fit.keys]
+    factor = np.column_stack([WEBB[rng.integers(0, 6, count)] for rng in draws])
     freedom = max(2, len(fit.keys) - 3)
     widen = np.sqrt(freedom / np.random.default_rng([seed, 3]).chisquare(freedom, count))
     out: Array = base + (widen[:, None] * factor)[:, fit.cluster] * residual
     return out
-
-
-def _share_at_bound(problem: Problem, u: Array) -> float:
-    return float(on_bound(problem, u).any(axis=1).mean())

@@ -1,7 +1,7 @@
-"""Checks of a fit: whether size matters to the loss at all, what the residuals follow, and errors on what was left out.
+"""Checks of a fit: an effect of size on the loss, patterns in the residuals, and errors on held-out points.
 
-The first two count clusters and not rows, since the rows of one series err together. In-sample error says little about
-extrapolation (0.25 % against -3.8 % on the OLMo ladder), so it never stands alone.
+The first two count clusters and not rows, since the errors of one series are correlated. In-sample error says little
+about extrapolation (0.25 % against -3.8 % on the OLMo ladder), so reports never show it alone.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ SIGNIFICANT = 0.05
 STRUCTURED = 0.01
 FLIPS = 999
 FEWEST_FREEDOM = 2
-MAX_VALUES = (
-    10  # above so many distinct values the top fifth of the rows is left out instead of the top value
-)
+# Above so many distinct values the top fifth of the rows is left out instead of the top value.
+MAX_VALUES = 10
 TOP_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What residuals follow: the strongest term, its size relative to the loss, and how often chance does as much."""
+    """A pattern in residuals: its strongest term, its size relative to the loss, and its probability by chance."""
 
     term: str
     size: float
@@ -45,34 +44,32 @@ class Split:
     predicted: Array  # nats, one for each row left out
     relative_error: Array  # (predicted - observed) / observed
     status: Status
-    determined: bool  # whether the rest still holds three sizes and three budgets
+    determined: bool  # True if the rest has at least three sizes and three budgets
 
 
 def freedom(fit: Fitted) -> int:
-    """Points less parameters, those of all architectures where they share one: without any no error can be seen."""
+    """Return points less parameters (of all architectures, where they share one); 0 leaves no error to measure."""
     problem = fit.problem if fit.joint is None else fit.joint.problem
     return len(problem.y) - len(problem.law.names)
 
 
 def size_effect(fit: Fitted, seed_sd: float | None = None) -> float | None:
-    """How often a loss that does not depend on size would look as much as if it did; None for a law without size.
+    """Return the p-value of the effect of size on the loss.
 
-    None too where the law has as many parameters as there are points, as it then meets every one of them.
+    None for a law without size, and for one with as many parameters as points, which passes through all of them.
 
     An F test of the law against itself with A = 0, on the mean residual of each cluster; its two further parameters
-    are A and alpha, and the F distribution with 2 and nu degrees of freedom ends as (1 + 2 F / nu)^(-nu/2). With
-    too few clusters for that the noise is the rows', or that between seeds (`seed_sd`, relative to the loss) if larger.
+    are A and alpha, and the upper tail of F with 2 and nu degrees of freedom is (1 + 2 F / nu)^(-nu/2). With too few
+    clusters the noise is that of the rows, or that between seeds (`seed_sd`, relative to the loss) if it is larger.
     """
     problem, law = fit.problem, fit.problem.law
-    coefficient = law.coefficient_of(law.size.column) if law.size else None
-    if coefficient is None or freedom(fit) <= 0:
+    by_size = [name for name, (column, _) in law.scaled.items() if law.size and column == law.size.column]
+    if not by_size or freedom(fit) <= 0:
         return None
-    without = replace(problem, held={**problem.held, coefficient: 0.0})
+    without = replace(problem, held={**problem.held, by_size[0]: 0.0})
     starts = fit.result.rivals.copy()
-    starts[:, 0] += starts[:, law.names.index(coefficient)]
-    low, high = limits(without)
-    y, w = np.tile(problem.y, (len(starts), 1)), np.ones((len(starts), len(problem.y)))
-    found = minimise(without, y, w, starts, low, high)
+    starts[:, 0] += starts[:, law.names.index(by_size[0])]
+    found = minimise(without, *problem.copies(len(starts)), starts, *limits(without))
     nothing = found.u[int(np.argmin(found.objective))]
     rows = np.bincount(fit.cluster).astype(float)
 
@@ -95,14 +92,19 @@ def size_effect(fit: Fitted, seed_sd: float | None = None) -> float | None:
 
 
 def pattern(fit: Fitted, seed: int) -> Pattern | None:
-    """Curvature or interplay left in the residuals; None where flipping clusters' signs does as much by chance."""
+    """Return curvature or interaction left in the residuals; None if flipping clusters' signs explains as much."""
     problem, law = fit.problem, fit.problem.law
     loss, jacobian = law.predict_with_jacobian(fit.result.u[None], problem.z)
-    residual = _tamed(problem.y - np.log(loss[0]))
-    terms = _lacking(problem.z, law)
+    residual = problem.y - np.log(loss[0])
+    # Outliers are clipped: the fit is robust to them as well.
+    far = 3 * 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    residual = np.clip(residual, -far, far) if far > 0 else residual
     slope = jacobian[0] / loss[0][:, None]
+    lacking = {f"curvature in {law.inputs[j].axis}": problem.z[:, j] ** 2 for j in law.axes}
+    if law.size and law.data:
+        lacking["size and data acting together"] = np.prod(problem.z[:, law.axes], axis=1)
     columns = {}
-    for name, values in terms.items():
+    for name, values in lacking.items():
         left = values - slope @ np.linalg.lstsq(slope, values, rcond=None)[0]
         if float(np.linalg.norm(left)) > 1e-3 * float(np.linalg.norm(values - values.mean())):
             columns[name] = left
@@ -119,26 +121,12 @@ def pattern(fit: Fitted, seed: int) -> Pattern | None:
     return Pattern(strongest, float(np.sqrt(seen / len(residual))), p)
 
 
-def _tamed(residual: Array) -> Array:
-    """Residuals with what lies far out pulled in, as the fit itself does."""
-    far = 3 * 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
-    return np.clip(residual, -far, far) if far > 0 else residual
-
-
-def _lacking(z: Array, law: Law) -> dict[str, Array]:
-    """Terms (points) that the law does not have: curvature along each axis, and the product of two."""
-    out = {f"curvature in {law.inputs[j].axis}": z[:, j] ** 2 for j in law.axes}
-    if law.size and law.data:
-        out["size and data acting together"] = np.prod(z[:, law.axes], axis=1)
-    return out
-
-
 def held_out(
     law: Law, x: Array, loss: Array, delta: float, column: int, others: Sequence[Problem] = ()
 ) -> Split | None:
-    """Leave out the top of input `column`, fit the rest, predict; None where no other value is left to fit.
+    """Leave out the highest values of input `column`, fit the rest and predict; None if too little is left to fit.
 
-    `others` are architectures that share a parameter, fitted whole beside the rest.
+    `others` are architectures that share a parameter; all their points are fitted together with the rest.
     """
     values = np.unique(x[:, column])
     if len(values) < 2:

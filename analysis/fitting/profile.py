@@ -1,6 +1,6 @@
-"""Profiles: the objective minimised over everything else at fixed values of one parameter.
+"""Profiles: the objective minimised over all other parameters at fixed values of one.
 
-A flat one says that the points do not tell that parameter, whatever its estimate looks like.
+A flat profile shows that the points do not identify the parameter, however precise its estimate looks.
 """
 
 from __future__ import annotations
@@ -13,33 +13,29 @@ from numpy.typing import NDArray
 from analysis.fitting.solver import FitResult, Problem, huber, limits, minimise
 from analysis.laws.law import Array
 
-HUMPS = 3  # rounds of descending again where a profile bulges
-REACH = 8.0  # a profile spans this factor either way of the estimate
+HUMPS = 3  # rounds of further descents at humps
+POINTS = 25  # values of a profile
+REACH = 8.0  # factor by which a profile extends below and above the estimate
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The objective minimised over everything else at fixed values of one parameter, in the law's own units.
+    """The objective minimised over all other parameters at fixed values of one, in the law's own units.
 
-    `interval` is where the objective stays within a nominal 95 % of its optimum (`allowed`), counting rows as
-    independent: an optimistic width, so that an end that is still open (None) shows a flat valley.
+    Inside `interval` the objective is at most `allowed`, its nominal 95 % limit, which counts rows as independent. That
+    width is optimistic: an end that is open (None) all the same shows a flat valley.
     """
 
-    values: Array
-    objective: Array
+    values: tuple[float, ...]
+    objective: tuple[float, ...]
     allowed: float
     interval: tuple[float | None, float | None]
 
-    @property
-    def flat(self) -> bool:
-        """Whether an end stays open."""
-        return None in self.interval
 
+def profile(problem: Problem, result: FitResult, name: str) -> Profile:
+    """Profile E over [0, lowest loss], or another parameter over a factor of eight or more to either side.
 
-def profile(problem: Problem, result: FitResult, name: str, points: int = 25) -> Profile:
-    """Profile of one parameter: E over [0, lowest loss], any other over an eightfold range either way or more.
-
-    A coefficient is profiled as it stands in the law, where its input is not centred.
+    A coefficient is profiled in the law's own units, where its input is not centred.
     """
     law = problem.law
     j = law.names.index(name)
@@ -54,41 +50,37 @@ def profile(problem: Problem, result: FitResult, name: str, points: int = 25) ->
         problem = replace(problem, z=problem.z + problem.centre - centre, centre=centre)
         starts = law.to_solver(public, centre)
         estimate = max(float(starts[0, j]), 1e-6 * top)
-        # At least eightfold, and as far as its exponent takes it from half to twice its own estimate.
+        # At least eightfold, and as far as the exponent moves it between half and twice its own estimate.
         swing = abs(shift) * float(starts[0, law.names.index(exponent)])
         below, above = max(np.log(REACH), 0.5 * swing), max(np.log(REACH), swing)
-        values = np.unique(np.append(estimate * np.exp(np.linspace(-below, above, points)), estimate))
-        # The exponent that keeps the term where it was at the middle of the points.
+        values = np.unique(np.append(estimate * np.exp(np.linspace(-below, above, POINTS)), estimate))
+        # The exponent that keeps the term unchanged at the middle of the points.
         moved = np.repeat(starts[:, None], len(values), axis=1)
         moved[:, :, law.names.index(exponent)] += np.log(values / estimate) / (shift or 1.0)
     else:
         estimate = float(result.u[j])
         if name == "E":
-            values = np.linspace(0.0, float(np.exp(problem.y.min())) * 0.999, points)
+            values = np.linspace(0.0, float(np.exp(problem.y.min())) * 0.999, POINTS)
         else:
-            values = np.geomspace(max(low[j], estimate / REACH), min(high[j], estimate * REACH), points)
+            values = np.geomspace(max(low[j], estimate / REACH), min(high[j], estimate * REACH), POINTS)
         values = np.unique(np.append(values, np.clip(estimate, low[j], high[j])))
         moved = np.repeat(starts[:, None], len(values), axis=1)
     _, reached = profiled(problem, name, values, moved)
     allowed = float(reached.min()) * _allowance(problem, starts[0])
-    return Profile(
-        values=values,
-        objective=reached,
-        allowed=allowed,
-        interval=(_crossing(values[::-1], reached[::-1], allowed), _crossing(values, reached, allowed)),
-    )
+    ends = _crossing(values[::-1], reached[::-1], allowed), _crossing(values, reached, allowed)
+    return Profile(tuple(values.tolist()), tuple(reached.tolist()), allowed, ends)
 
 
 def profiled(problem: Problem, name: str, values: Array, starts: Array) -> tuple[Array, Array]:
-    """Best parameters (values, parameters) and objective (values) with the solver's parameter `name` held at each.
+    """Return the best parameters (values, parameters) and objective (values) with parameter `name` held at each value.
 
-    `starts` are (starts, values, parameters).
+    `starts` are (starts, values, parameters), in the solver's terms.
     """
     j = problem.law.names.index(name)
     low, high = limits(problem)
     lows, highs = np.tile(low, (len(values), 1)), np.tile(high, (len(values), 1))
     lows[:, j] = highs[:, j] = values
-    y, w = np.tile(problem.y, (len(values), 1)), np.ones((len(values), len(problem.y)))
+    y, w = problem.copies(len(values))
     best, reached = starts[0].copy(), np.full(len(values), np.inf)
 
     def descend(start: Array, rows: NDArray[np.int64], steps: int) -> None:
@@ -102,10 +94,10 @@ def profiled(problem: Problem, name: str, values: Array, starts: Array) -> tuple
     everywhere = np.arange(len(values))
     for start in starts:
         descend(start, everywhere, 40)
-    # A neighbour's solution is the warm start that a batch cannot hand on within one sweep.
+    # Start from a neighbour's solution, which a batch cannot use within one sweep.
     for side in (1, -1):
         descend(np.roll(best, side, axis=0), everywhere, 40)
-    # A hump between two neighbours is where the descent ended in a side valley, or too early.
+    # At a hump between two neighbours the descent ended in a side valley, or too early.
     for _ in range(HUMPS):
         humps = 1 + np.flatnonzero((reached[1:-1] > reached[:-2]) & (reached[1:-1] > reached[2:]))
         if not len(humps):
@@ -116,7 +108,7 @@ def profiled(problem: Problem, name: str, values: Array, starts: Array) -> tuple
 
 
 def _crossing(values: Array, objective: Array, allowed: float) -> float | None:
-    """Where the objective last rises through `allowed`, linear between neighbours; None where it has not by the end."""
+    """Return where the objective last rises above `allowed`, linear between neighbours; None if it never does."""
     last = int(np.flatnonzero(objective <= allowed)[-1])
     if last == len(values) - 1:
         return None
@@ -125,7 +117,7 @@ def _crossing(values: Array, objective: Array, allowed: float) -> float | None:
 
 
 def _allowance(problem: Problem, u: Array) -> float:
-    """Factor on the objective at a nominal 95 %: exp(3.84 q / 2 nu) for an objective that grows as |residual|^q."""
+    """Return the nominal 95 % limit over the optimum: exp(3.84 q / 2 nu) where the objective grows as |residual|^q."""
     residual = np.log(problem.law.predict(u[None], problem.z)[0]) - problem.y
     total = float(huber(residual, problem.delta).sum())
     if total <= 0:

@@ -1,13 +1,14 @@
-"""One E for all architectures: their laws fitted together, since they model the same data.
+"""One E for all architectures, which model the same data: their laws are fitted together.
 
-At a given E the architectures' fits separate. So E is scanned with each fitted alone, and the best of the scan starts
-one joint minimisation over (E, A_1, B_1, .., alpha_1, beta_1, ..). The joint law is a law like any other.
+At a given E the fits of the architectures are independent. So each architecture is fitted alone over a scan of E, and
+the best values start one joint minimisation over (E, A_1, B_1, .., alpha_1, beta_1, ..). The joint law is an ordinary
+Law.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,23 +17,23 @@ from analysis.fitting.solver import (
     FitResult,
     Problem,
     distinct,
-    ended,
     fit_law,
     limits,
+    lowest,
     minimise,
     objective_at,
-    on_bound,
+    polished,
 )
 from analysis.laws.law import Array, Input, Law
 
 SCAN = 33  # values of E tried
 STARTS = 3
-SET = Input("set", "")  # number of the architecture that a point is of
+SET = Input("set", "")  # number of the architecture that a point belongs to
 
 
 @dataclass(frozen=True)
 class Joint:
-    """The joint problem and its result; part k of it is architecture k, in the order given."""
+    """The joint problem and its result; part k is architecture k, in the order given."""
 
     law: Law
     problem: Problem
@@ -40,17 +41,17 @@ class Joint:
     parts: tuple[Problem, ...]
 
     def own(self, part: int) -> tuple[str, ...]:
-        """Names of one architecture's parameters in the joint law, in the order of its own law."""
+        """Return the joint law's names for one architecture's parameters, in the order of its own law."""
         return tuple(own_name(self.law, name, part) for name in self.law.names)
 
     def split(self, u: Array, part: int) -> Array:
-        """One architecture's parameters (problems, its own parameters) out of joint ones."""
+        """Return one architecture's parameters (problems, its own parameters) of the joint ones."""
         names = self.problem.law.names
         out: Array = u[:, [names.index(name) for name in self.own(part)]]
         return out
 
     def result_of(self, part: int) -> FitResult:
-        """One architecture's share of the joint result: its parameters, and its part of the objective."""
+        """Return one architecture's share of the joint result: its parameters and its part of the objective."""
         problem, joint = self.parts[part], self.result
         rivals = self.split(joint.rivals, part)
         u = rivals[:1]
@@ -60,7 +61,7 @@ class Joint:
             law=self.law,
             params={name: float(value) for name, value in zip(self.law.names, public, strict=True)},
             u=u[0],
-            objective=float(objective_at(problem, u, problem.y[None], np.ones((1, len(problem.y))))[0]),
+            objective=float(objective_at(problem, u, *problem.copies(1))[0]),
             status=joint.status,
             at_bound=tuple(
                 name for name, whole in zip(self.law.names, own, strict=True) if whole in joint.at_bound
@@ -70,7 +71,7 @@ class Joint:
 
 
 def own_name(law: Law, name: str, part: int) -> str:
-    """A parameter's name in the joint law: its own where it is shared, else with the architecture's number."""
+    """Return a parameter's name in the joint law: unchanged if it is shared, else with the architecture's number."""
     return name if name in law.shared else f"{name}/{part}"
 
 
@@ -79,9 +80,9 @@ def fit_shared(parts: Sequence[Problem]) -> Joint:
     base = parts[0].law
     whole = _whole(parts)
     alone = [fit_law(part) for part in parts]
-    lowest = min(float(np.exp(part.y.min())) for part in parts)
-    scanned = np.append(np.linspace(0.0, lowest * 0.999, SCAN), [result.u[0] for result in alone])
-    scanned = np.unique(np.clip(scanned, 0.0, lowest))
+    least = min(float(np.exp(part.y.min())) for part in parts)
+    scanned = np.append(np.linspace(0.0, least * 0.999, SCAN), [result.u[0] for result in alone])
+    scanned = np.unique(np.clip(scanned, 0.0, least))
     best, total = [], np.zeros(len(scanned))
     for part, result in zip(parts, alone, strict=True):
         starts = np.repeat(result.rivals[:, None], len(scanned), axis=1)
@@ -92,43 +93,22 @@ def fit_shared(parts: Sequence[Problem]) -> Joint:
     k = len(base.linear)
     linear = [best[0][chosen, :1], *(u[chosen, 1:k] for u in best)]
     starts = np.concatenate([*linear, *(u[chosen, k:] for u in best)], axis=1)
-    y, w = np.tile(whole.y, (len(starts), 1)), np.ones((len(starts), len(whole.y)))
-    low, high = limits(whole)
-    found = minimise(whole, y, w, starts, low, high)
+    found = minimise(whole, *whole.copies(len(starts)), starts, *limits(whole))
+    result = polished(whole, found)
     order = np.argsort(found.objective, kind="stable")
-    final = minimise(whole, y[:1], w[:1], found.u[order[:1]], low, high, tolerance=1e-15)
-    hit = on_bound(whole, final.u)[0]
-    at_bound = tuple(name for name, at in zip(whole.law.names, hit, strict=True) if at)
-    result = FitResult(
-        law=whole.law,
-        params={},
-        u=final.u[0],
-        objective=float(final.objective[0]),
-        status=ended(whole, final, at_bound, len(whole.y)),
-        at_bound=at_bound,
-        rivals=distinct(
-            np.vstack([final.u, found.u[order]]), np.append(final.objective, found.objective[order])
-        ),
-    )
+    minima, objectives = np.vstack([result.u, found.u[order]]), [result.objective, *found.objective[order]]
+    result = replace(result, rivals=distinct(minima, np.array(objectives)))
     return Joint(base, whole, result, tuple(parts))
 
 
 def refit_shared(joint: Joint, y: Array, w: Array) -> Array:
-    """Resamples of the joint fit (resamples, joint parameters) at y, w (resamples, all points), warm-started."""
-    low, high = limits(joint.problem)
-    best, value = np.tile(joint.result.u, (len(y), 1)), np.full(len(y), np.inf)
-    for start in joint.result.rivals[:2]:
-        found = minimise(
-            joint.problem, y, w, np.tile(start, (len(y), 1)), low, high, max_iter=60, tolerance=1e-7
-        )
-        better = found.objective < value
-        best = np.where(better[:, None], found.u, best)
-        value = np.where(better, found.objective, value)
-    return best
+    """Refit the joint law to resamples y, w (resamples, all points): (resamples, joint parameters)."""
+    starts = [np.tile(start, (len(y), 1)) for start in joint.result.rivals[:2]]
+    return lowest(joint.problem, y, w, starts, tolerance=1e-7)
 
 
 def joint_law(base: Law, count: int) -> Law:
-    """`base` for `count` sets of points with one E; a last input says which set a point is of."""
+    """Return `base` for `count` sets of points with one E; its last input is the number of a point's set."""
     k, m = len(base.linear), len(base.nonlinear)
 
     def own(values: Array, part: int, width: int) -> Array:
@@ -146,7 +126,7 @@ def joint_law(base: Law, count: int) -> Law:
         for part in range(count):
             mine = phi[:, :, 1 + part * (k - 1) : 1 + (part + 1) * (k - 1)]
             c = np.concatenate([coefficients[:, :1], own(coefficients[:, 1:], part, k - 1)], axis=1)
-            # Where a point is of another set, its terms are zero and so are their derivatives.
+            # The terms of a point of another set are zero, and so are their derivatives.
             columns.append(base.bends(np.concatenate([phi[:, :, :1], mine], axis=2), z[..., :-1], c))
         return np.concatenate(columns, axis=2)
 
@@ -164,7 +144,7 @@ def joint_law(base: Law, count: int) -> Law:
 
 
 def _whole(parts: Sequence[Problem]) -> Problem:
-    """All points in one problem, each set still centred on its own."""
+    """Join all points in one problem, each set centred on its own means."""
     law = joint_law(parts[0].law, len(parts))
     z = np.vstack(
         [np.column_stack([part.z, np.full(len(part.z), number)]) for number, part in enumerate(parts)]

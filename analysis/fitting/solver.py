@@ -1,16 +1,16 @@
-"""The solver: the SUM of Huber(delta) on log-loss residuals, minimised for many resamples at once.
+"""The solver: minimises the SUM of Huber(delta) on log-loss residuals for many resamples at once.
 
-A coarse grid over the nonlinear parameters, with the linear ones projected out in closed form (variable
-projection), gives starts that do not depend on a guess; Levenberg-Marquardt with analytic Jacobians then
-polishes all of them together. A step follows the Huber loss's own second derivative, which is exact close by; where
-that does not keep what it promises, re-weighted least squares (robust far away) is tried beside it and the better
-step is taken: with delta far below the noise the objective is nearly a sum of absolute values, on which either alone
-crawls. A mean instead of the sum would stop early, as it did in the Chinchilla paper.
+A coarse grid over the nonlinear parameters, with the linear ones projected out in closed form (variable projection),
+gives starts that depend on no guess. Levenberg-Marquardt with analytic Jacobians polishes all of them together. A step
+first follows the second derivative of the Huber loss, which is exact near the optimum. If it gains less than it
+promised, the solver also tries re-weighted least squares, which is robust far away, and takes the better step: with
+delta far below the noise the objective is nearly a sum of absolute values, on which either method alone is slow. A mean
+instead of the sum would stop early, as it did in the Chinchilla paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,7 +27,7 @@ GRID = 24  # cells an axis of the projection grid
 STARTS = 12  # grid cells polished for the point estimate
 MAX_ITER = 400
 FLOOR = 1e-12
-KEPT = 0.5  # share of the promised gain from which on a step is taken without asking for another
+KEPT = 0.5  # a step that gains this share of its promise is taken without trying the other method
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Problem:
     def of(
         cls, law: Law, x: Array, loss: Array, delta: float, held: Mapping[str, float] | None = None
     ) -> Problem:
-        """From inputs x (points, inputs) in their own units and loss (points) in nats.
+        """Make a problem of inputs x (points, inputs) in their own units and losses (points) in nats.
 
-        `held` fixes parameters at values in the law's own units; a coefficient only together with its exponent, as
-        centring joins the two (ValueError).
+        `held` fixes parameters at values in the law's own units. Centring joins a coefficient with its exponent, so a
+        coefficient without its exponent raises ValueError.
         """
         centre = law.centre(x)
         held = dict(held or {})
@@ -60,10 +60,14 @@ class Problem:
         fixed = {name: float(solver[law.names.index(name)]) for name in held}
         return cls(law, law.centred(x, centre), np.log(loss), centre, delta, fixed)
 
+    def copies(self, count: int) -> tuple[Array, Array]:
+        """Return log losses and unit weights (count, points): this problem so many times in a batch."""
+        return np.tile(self.y, (count, 1)), np.ones((count, len(self.y)))
+
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a batch of minimisations ended: u (problems, parameters), objective, and whether each settled."""
+    """Result of a batch of minimisations: u (problems, parameters), objective, and a mask of the settled ones."""
 
     u: Array
     objective: Array
@@ -72,7 +76,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A fitted law: public parameters by name, the objective, how the fit ended and which parameters sit on a bound."""
+    """A fitted law: parameters in its own units by name, the objective, the status and the parameters on a bound."""
 
     law: Law
     params: dict[str, float]
@@ -80,48 +84,42 @@ class FitResult:
     objective: float
     status: Status
     at_bound: tuple[str, ...]
-    rivals: Array  # other distinct local minima worth a warm start (rivals, parameters)
+    rivals: Array  # distinct local minima (rivals, parameters), the lowest first: starts of other fits
 
 
 def fit_law(problem: Problem) -> FitResult:
     """Fit one law to one set of points."""
+    starts = projected_starts(problem, *problem.copies(1), cells=GRID, keep=STARTS)[0]
+    return polished(problem, minimise(problem, *problem.copies(len(starts)), starts, *limits(problem)))
+
+
+def polished(problem: Problem, found: Solution) -> FitResult:
+    """Return the lowest of several solutions of one problem, minimised further."""
     law = problem.law
-    n = len(problem.y)
-    w = np.ones(n)
-    low, high = limits(problem)
-    starts = projected_starts(problem, problem.y[None], w[None], cells=GRID, keep=STARTS)[0]
-    count = len(starts)
-    found = minimise(problem, np.tile(problem.y, (count, 1)), np.tile(w, (count, 1)), starts, low, high)
     order = np.argsort(found.objective, kind="stable")
-    best = found.u[order[0]][None]
-    final = minimise(problem, problem.y[None], w[None], best, low, high, tolerance=1e-15)
-    u, objective = final.u[0], float(final.objective[0])
-    at_bound = tuple(name for name, hit in zip(law.names, on_bound(problem, u[None])[0], strict=True) if hit)
-    public = law.to_public(u[None], problem.centre)[0]
+    best = found.u[order[:1]]
+    final = minimise(problem, *problem.copies(1), best, *limits(problem), tolerance=1e-15)
+    at_bound = tuple(name for name, hit in zip(law.names, on_bound(problem, final.u)[0], strict=True) if hit)
+    public = law.to_public(final.u, problem.centre)[0]
+    status: Status = "converged" if final.settled[0] else "max_iter"
+    finite = np.isfinite(final.objective[0]) and np.isfinite(final.u[0]).all()
+    if not finite or len(problem.y) < len(law.names) - len(problem.held):
+        status = "abnormal"
+    elif at_bound:
+        status = "bound_hit"
     return FitResult(
         law=law,
         params={name: float(value) for name, value in zip(law.names, public, strict=True)},
-        u=u,
-        objective=objective,
-        status=ended(problem, final, at_bound, n),
+        u=final.u[0],
+        objective=float(final.objective[0]),
+        status=status,
         at_bound=at_bound,
         rivals=distinct(found.u[order], found.objective[order]),
     )
 
 
-def ended(problem: Problem, final: Solution, at_bound: tuple[str, ...], points: int) -> Status:
-    """How a minimisation ended, from its one solution, the parameters on a bound and the points it had."""
-    if not np.isfinite(final.objective[0]) or not np.isfinite(final.u[0]).all():
-        return "abnormal"
-    if points < len(problem.law.names) - len(problem.held):
-        return "abnormal"
-    if at_bound:
-        return "bound_hit"
-    return "converged" if final.settled[0] else "max_iter"
-
-
 def limits(problem: Problem) -> tuple[Array, Array]:
-    """Lower and upper bounds of the solver's parameters; coefficients are not negative, what is held has no room."""
+    """Return lower and upper bounds of the solver's parameters; both are equal for a held parameter."""
     law = problem.law
     ceiling = 1e3 * float(np.exp(problem.y.max()))
     low = [0.0] * len(law.linear) + [bound[0] for bound in law.bounds]
@@ -132,7 +130,7 @@ def limits(problem: Problem) -> tuple[Array, Array]:
 
 
 def on_bound(problem: Problem, u: Array) -> Mask:
-    """Whether each parameter of u (problems, parameters) lies on a bound; one that is held does not."""
+    """Return a mask of the parameters of u (problems, parameters) that lie on a bound and are not held."""
     low, high = limits(problem)
     held = np.array([name in problem.held for name in problem.law.names])
     out: Mask = ((u <= low * (1 + 1e-9) + FLOOR) | (u >= high * (1 - 1e-9))) & ~held
@@ -140,13 +138,13 @@ def on_bound(problem: Problem, u: Array) -> Mask:
 
 
 def huber(r: Array, delta: float) -> Array:
-    """Huber's loss: r^2/2 within delta, delta (|r| - delta/2) beyond."""
+    """Return Huber's loss: r^2/2 within delta, delta (|r| - delta/2) beyond."""
     size = np.abs(r)
     return np.where(size <= delta, 0.5 * r * r, delta * (size - 0.5 * delta))
 
 
 def objective_at(problem: Problem, u: Array, y: Array, w: Array) -> Array:
-    """Sum of weighted Huber losses (problems) at u (problems, parameters)."""
+    """Return the sum of weighted Huber losses (problems) at u (problems, parameters)."""
     loss = np.maximum(problem.law.predict(u, problem.z), FLOOR)
     total: Array = (w * huber(np.log(loss) - y, problem.delta)).sum(axis=1)
     return np.where(np.isfinite(total), total, np.inf)
@@ -163,11 +161,11 @@ def minimise(
     max_iter: int = MAX_ITER,
     tolerance: float = 1e-11,
 ) -> Solution:
-    """Levenberg-Marquardt inside a box, for a batch: y, w (problems, points), u (problems, parameters).
+    """Minimise a batch inside a box by Levenberg-Marquardt: y, w (problems, points), u (problems, parameters).
 
-    low and high are (parameters) or (problems, parameters); equal ones hold a parameter fixed. A problem has
-    settled when a step that kept its promise, or several in a row, improve the objective by less than `tolerance`
-    of it, or when no damping finds an improving step.
+    low and high are (parameters) or (problems, parameters); equal ones hold a parameter fixed. A problem has settled
+    when one step that kept its promise, or several steps in a row, improve the objective by less than the share
+    `tolerance`, or when no damping finds an improving step.
     """
     low, high = np.broadcast_to(low, u.shape), np.broadcast_to(high, u.shape)
     u = np.clip(u, low, high)
@@ -194,23 +192,34 @@ def minimise(
     return Solution(u, value, settled)
 
 
-def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: int) -> Array:
-    """Best grid cells of the nonlinear parameters with the linear ones solved for: (problems, keep, parameters).
+def lowest(problem: Problem, y: Array, w: Array, starts: Sequence[Array], tolerance: float) -> Array:
+    """Return the lowest u (problems, parameters) of short descents from each of `starts` (problems, parameters)."""
+    low, high = limits(problem)
+    best, value = starts[0], np.full(len(y), np.inf)
+    for start in starts:
+        found = minimise(problem, y, w, start, low, high, max_iter=60, tolerance=tolerance)
+        better = found.objective < value
+        best = np.where(better[:, None], found.u, best)
+        value = np.where(better, found.objective, value)
+    return best
 
-    The projection is weighted least squares on relative residuals, the first order of log residuals. Its
-    normal equations are linear in the weights, so that all resamples share one matrix product.
+
+def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: int) -> Array:
+    """Return the best grid cells (problems, keep, parameters), the linear parameters solved for in each.
+
+    The projection is weighted least squares on relative residuals, the first order of log residuals. Its normal
+    equations are linear in the weights, so that all resamples share one matrix product.
     """
     law = problem.law
     k = len(law.linear)
-    theta = _grid(law, cells)
+    theta, shape = _grid(law, cells)
     phi = law.terms(theta, problem.z)
     loss = np.exp(y)
     outer = (phi[:, :, :, None] * phi[:, :, None, :]).reshape(len(theta), len(problem.z), k * k)
     gram = np.einsum("rn,gnq->rgq", w / loss**2, outer, optimize=True).reshape(len(y), len(theta), k, k)
     rhs = np.einsum("rn,gnk->rgk", w / loss, phi, optimize=True)
     coefficients, cost = _positive(gram, rhs)
-    keep = min(keep, len(theta))
-    chosen = _spread(cost, _grid_shape(law, cells), keep)
+    chosen = _spread(cost, shape, min(keep, len(theta)))
     rows = np.arange(len(y))[:, None]
     return np.concatenate([coefficients[rows, chosen], theta[chosen]], axis=2)
 
@@ -218,7 +227,7 @@ def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: 
 def _best_step(
     problem: Problem, y: Array, w: Array, u: Array, value: Array, low: Array, high: Array, damping: Array
 ) -> tuple[Array, Array, Mask]:
-    """A step for each problem from `value`: where it leads, the objective there, and whether that was foreseen."""
+    """Return each problem's next u, its objective, and a mask of the steps that gained what they had promised."""
     loss, jacobian = problem.law.predict_with_jacobian(u, problem.z)
     loss = np.maximum(loss, FLOOR)
     jacobian /= loss[:, :, None]
@@ -231,7 +240,7 @@ def _best_step(
     slope = np.where(held, 0.0, slope)
 
     def follow(curvature: Array, rows: Rows | slice, least: float) -> tuple[Array, Array, Array]:
-        """Where a curvature (problems, points) leads these problems, the objective there, and the gain it promises."""
+        """Return the next u of `rows` by a curvature (problems, points), its objective, and the promised gain."""
         part, change = jacobian[rows], slope[rows]
         matrix = (part * curvature[:, :, None]).transpose(0, 2, 1) @ part
         free = ~held[rows]
@@ -258,7 +267,7 @@ def _solve(matrix: Array, lift: Array, rhs: Array) -> Array:
     index = np.arange(matrix.shape[1])
     system = matrix.copy()
     system[:, index, index] += lift
-    # Scaled to a unit diagonal, a system is singular only when its damping vanished against its neighbours'.
+    # With a unit diagonal, a system is singular only if its damping is negligible against its neighbours'.
     root = np.sqrt(np.maximum(system[:, index, index], 1e-300))
     system /= root[:, :, None] * root[:, None, :]
     system[:, index, index] += 1e-13
@@ -266,24 +275,20 @@ def _solve(matrix: Array, lift: Array, rhs: Array) -> Array:
     return np.where(np.isfinite(step), step, 0.0)
 
 
-def _grid_shape(law: Law, cells: int) -> tuple[int, ...]:
-    """So many cells an axis up to two axes; beyond, as many cells in all as two axes would have."""
+def _grid(law: Law, cells: int) -> tuple[Array, tuple[int, ...]]:
+    """Return the cells of a grid (cells, nonlinear) and its shape: `cells` along each of up to two axes.
+
+    With more axes the grid has about as many cells in all as with two.
+    """
     axes = len(law.nonlinear)
-    return (cells if axes <= 2 else max(3, round(cells ** (2 / axes))),) * axes
-
-
-def _grid(law: Law, cells: int) -> Array:
-    shape = _grid_shape(law, cells)
-    axes = [
-        np.geomspace(low * 1.5, high * 0.8, count)
-        for (low, high), count in zip(law.bounds, shape, strict=True)
-    ]
-    mesh = np.meshgrid(*axes, indexing="ij")
-    return np.stack([axis.ravel() for axis in mesh], axis=1)
+    count = cells if axes <= 2 else max(3, round(cells ** (2 / axes)))
+    values = [np.geomspace(low * 1.5, high * 0.8, count) for low, high in law.bounds]
+    mesh = np.meshgrid(*values, indexing="ij")
+    return np.stack([axis.ravel() for axis in mesh], axis=1), (count,) * axes
 
 
 def _positive(gram: Array, rhs: Array) -> tuple[Array, Array]:
-    """Least squares with coefficients >= 0 by trying the supports: all, then each with one coefficient at zero."""
+    """Solve least squares with coefficients >= 0: try all coefficients, then all but one."""
     k = rhs.shape[-1]
     best = np.zeros_like(rhs)
     cost = np.full(rhs.shape[:-1], np.inf)
@@ -308,7 +313,7 @@ def _positive(gram: Array, rhs: Array) -> tuple[Array, Array]:
 
 
 def _spread(cost: Array, shape: tuple[int, ...], keep: int) -> NDArray[np.int64]:
-    """Indices (problems, keep) of the cheapest cells, local minima of the grid first so that no valley is missed."""
+    """Return indices (problems, keep) of the cheapest cells, the grid's local minima first: no valley is missed."""
     field = cost.reshape(len(cost), *shape)
     lowest = np.ones(field.shape, dtype=bool)
     for axis in range(1, field.ndim):
@@ -323,11 +328,11 @@ def _spread(cost: Array, shape: tuple[int, ...], keep: int) -> NDArray[np.int64]
     return order
 
 
-def distinct(u: Array, objective: Array, most: int = 3) -> Array:
-    """The lowest few minima (most, parameters) that are not the same one, of u in ascending order of objective."""
+def distinct(u: Array, objective: Array) -> Array:
+    """Return the three lowest different minima (minima, parameters) of u, which is in ascending order of objective."""
     kept = [u[0]]
     for candidate, value in zip(u[1:], objective[1:], strict=True):
-        if value > 2.0 * objective[0] + FLOOR or len(kept) >= most:
+        if value > 2.0 * objective[0] + FLOOR or len(kept) >= 3:
             break
         if all(np.abs(candidate - other).max() > 1e-3 for other in kept):
             kept.append(candidate)

@@ -12,14 +12,14 @@ LAWS: dict[str, Law] = {}
 
 
 def law_named(name: str) -> Law:
-    """Return the law of that name; raise InputError listing the others."""
+    """Return the law of that name; raise InputError with the known names if there is none."""
     if name not in LAWS:
-        raise InputError(f"--law {name}: no such law; choose one of {', '.join(sorted(LAWS))}.")
+        raise InputError(f"--law {name}: there is no such law; choose one of {', '.join(sorted(LAWS))}.")
     return LAWS[name]
 
 
 def register(law: Law) -> Law:
-    """Offer a law by its name, and its columns to points tables; raise ValueError for a name that is taken."""
+    """Add a law to the catalogue and its columns to points tables; raise ValueError for a name that is taken."""
     if law.name in LAWS:
         raise ValueError(f"a law named {law.name} is registered already")
     LAWS[law.name] = law
@@ -27,15 +27,8 @@ def register(law: Law) -> Law:
 
 
 def registered_inputs() -> dict[str, Input]:
-    """Return the inputs of all laws by their column."""
+    """Return the inputs of all laws by column."""
     return {one.column: one for law in LAWS.values() for one in law.inputs}
-
-
-def _with_one_e(law: Law) -> Law:
-    """Return the same law with one irreducible loss for all architectures: they model the same data."""
-    return replace(
-        law, name=f"{law.name}_shared_e", formula=f"{law.formula}, one E for all architectures", shared=("E",)
-    )
 
 
 BY_SIZE, BY_TOKENS, BY_ITERATIONS = ("A", SIZE, "alpha"), ("B", TOKENS, "beta"), ("B", ITERATIONS, "beta")
@@ -50,5 +43,7 @@ SIZE_ALONE = register(power_law("size", "L = E + A/N^α", BY_SIZE))
 register(power_law("data", "L = E + B/D^β, D in tokens", BY_TOKENS))
 register(power_law("learning_curve", "L = E + B/T^β, T in iterations", BY_ITERATIONS))
 register(REPEATED)
+# Architectures that model the same data have one irreducible loss.
 for _law in (CHINCHILLA, CHINCHILLA_ITERATIONS, SIZE_ALONE):
-    register(_with_one_e(_law))
+    _formula = f"{_law.formula}, one E for all architectures"
+    register(replace(_law, name=f"{_law.name}_shared_e", formula=_formula, shared=("E",)))

@@ -1,9 +1,9 @@
-"""The law of repeated data: a token seen again is worth less, and so is a parameter beyond what the data can use.
+"""The law of repeated data: a repeated token is worth less, and so is a parameter beyond what the data can use.
 
 Muennighoff et al. 2023 (arXiv 2305.16264), equations 5 to 7. With U_D = min(D, unique tokens) and
-R_D = D/U_D - 1 repetitions, D_eff = U_D (1 + R_D* (1 - exp(-R_D/R_D*))); with U_N = min(N, N_opt(U_D)), the size
-that is compute-optimal for U_D tokens, N_eff alike. Always in expm1: 1 - exp loses every digit where R* is large,
-and its noise looks like a minimum.
+R_D = D/U_D - 1 repetitions, D_eff = U_D (1 + R_D* (1 - exp(-R_D/R_D*))). With U_N = min(N, N_opt(U_D)), the size
+that is compute-optimal for U_D tokens, N_eff follows in the same way. The code uses expm1 throughout: 1 - exp loses all
+digits where R* is large, and its noise looks like a minimum.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ REPEATS = (0.05, 1e4)
 class RepeatedLaw(Law):
     """E + A/N_eff^alpha + B/D_eff^beta; N_eff depends on A, B, alpha and beta through N_opt.
 
-    With tokens and unique tokens centred alike, ln N_opt(U_D) = (ln(alpha A / beta B) + beta ln U_D) / alpha in the
-    solver's terms as in the law's own: the centres cancel.
+    Tokens and unique tokens have one centre, so ln N_opt(U_D) = (ln(alpha A / beta B) + beta ln U_D) / alpha holds
+    for the solver's parameters too: the centres cancel.
     """
 
     def predict(self, u: Array, z: Array) -> Array:
-        """Loss in nats (problems, points) at solver parameters u (problems, parameters)."""
+        """Return the loss in nats (problems, points) at solver parameters u (problems, parameters)."""
         return self._evaluate(u, z)[0]
 
     def predict_with_jacobian(self, u: Array, z: Array) -> tuple[Array, Array]:
-        """Loss (problems, points) and its derivative (problems, points, parameters)."""
+        """Return the loss (problems, points) and its derivative (problems, points, parameters)."""
         loss, now = self._evaluate(u, z)
         A, B, alpha, beta = (u[:, j, None] for j in (1, 2, 3, 4))
-        # Where U_N is N_opt it moves with the parameters, and N_eff with it: d N-term / d ln U_N.
+        # Where U_N is N_opt, it depends on the parameters, and so does N_eff: d N-term / d ln U_N.
         pull = (
             -alpha * now.by_size * np.where(now.capped, 1.0 - now.size.gain * (1.0 + now.size.repeats), 0.0)
         )
@@ -69,7 +69,7 @@ class RepeatedLaw(Law):
 
 @dataclass(frozen=True)
 class _Effective:
-    """The logarithm of N_eff or D_eff, its derivatives by the repetitions R and by R*, and R."""
+    """Logarithm of N_eff or D_eff, its derivatives by the repetitions R and by R*, and R."""
 
     log: Array
     gain: Array
@@ -79,7 +79,7 @@ class _Effective:
 
 @dataclass(frozen=True)
 class _Now:
-    """What loss and Jacobian both need: the two terms, ln U_D, ln N_opt(U_D), and where N lies beyond it."""
+    """Values that both loss and Jacobian need: the two terms, ln U_D, ln N_opt(U_D), and a mask of N beyond it."""
 
     by_size: Array
     by_data: Array
@@ -100,7 +100,7 @@ def _effective(total: Array, useful: Array, star: Array) -> _Effective:
 
 
 def _terms(theta: Array, z: Array) -> Array:
-    """The basis for the solver's starts, where every parameter is of use: exact but for N beyond N_opt."""
+    """Return the basis for the solver's starts (problems, points, linear); exact except where N is beyond N_opt."""
     alpha, beta, r_data, _ = (theta[:, j, None] for j in range(4))
     by_data = np.exp(-beta * _effective(z[..., 1], np.minimum(z[..., 1], z[..., 2]), r_data).log)
     by_size = np.exp(-alpha * z[..., 0]) + np.zeros_like(by_data)
@@ -108,15 +108,15 @@ def _terms(theta: Array, z: Array) -> Array:
 
 
 def _no_bends(phi: Array, z: Array, coefficients: Array) -> Array:
-    raise NotImplementedError("the law has a Jacobian of its own")
+    raise NotImplementedError("the law overrides predict_with_jacobian")
 
 
 def _never_repeated(rows: pd.DataFrame) -> str:
     if (rows["tokens"] > rows["unique_tokens"]).any():
         return ""
     return (
-        f"row {rows['row'].iloc[0]}, column unique_tokens: no row of {rows['architecture'].iloc[0]} has seen its data "
-        "twice, so what a repetition is worth cannot be fitted; take --law chinchilla"
+        f"row {rows['row'].iloc[0]}, column unique_tokens: no run of {rows['architecture'].iloc[0]} repeated its data, "
+        "so the worth of a repetition cannot be fitted; use --law chinchilla"
     )
 
 

@@ -1,9 +1,9 @@
 """Scaling laws: a sum of linear coefficients times a basis, with an analytic Jacobian, in inputs that the law declares.
 
-Writing a law as `loss = sum_k c_k phi_k(x; theta)` lets one solver project the linear coefficients out and
-lets every law share one Jacobian rule. Inputs are centred on their geometric means inside the solver, where
-A N^-alpha becomes A' exp(-alpha (ln N - ln N0)): without it A and alpha are correlated to the last digit.
-Arrays carry a leading axis of problems (resamples), so that a thousand refits are one call.
+A law is `loss = sum_k c_k phi_k(x; theta)`, so that one solver can project the linear coefficients out and all laws
+share one Jacobian rule. The solver centres inputs on their geometric means, where A N^-alpha becomes
+A' exp(-alpha (ln N - ln N0)): otherwise A and alpha are correlated to the last digit. Arrays have a leading axis of
+problems (resamples), so that one call makes a thousand refits.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ EXPONENT = (0.01, 3.0)
 
 @dataclass(frozen=True)
 class Input:
-    """A column that laws read, and everything the rest of the analysis needs to know about it."""
+    """A column that laws read, with all that the rest of the analysis needs to know about it."""
 
     column: str
     symbol: str
     """Letter in a formula."""
     axis: Literal["size", "data"] | None = None
-    """The side of a size ratio it stands on; None for a further input, which comparisons and curves hold fixed."""
+    """Axis of the study; None for a further input, which comparisons and curves hold fixed."""
     label: str = ""
     """Name on the axis of a figure."""
     ceiling: float = 1e24
-    """Largest value a table may hold: beyond it a number is a mistake of units or an overflow."""
+    """Largest value a table may hold: a larger one is a mistake of units or an overflow."""
     centred_as: str | None = None
-    """Column whose centre the solver takes for this one too, where the law compares the two."""
+    """Column whose centre the solver uses for this one too, where the law compares the two."""
     held_at: Callable[[pd.Series[float]], float] = lambda values: float(values.median())
-    """Value at which curves of an architecture hold a further input, from the architecture's points."""
+    """Value at which curves hold a further input, computed from the architecture's points."""
     refusal: Callable[[pd.DataFrame], str] | None = None
-    """Reason why one architecture's rows cannot tell what this input does, naming row and column, or nothing."""
+    """Returns why an architecture's rows cannot identify the effect of this input, or an empty string."""
 
 
 SIZE = Input("n_params", "N", "size", "parameters", ceiling=1e18)
@@ -57,11 +57,11 @@ ITERATIONS = Input("iterations", "T", "data", "training iterations", ceiling=1e1
 class Law:
     """One parametric form: `inputs` are the columns of x, `linear` the coefficients, `nonlinear` the rest.
 
-    `terms(theta, z)` takes theta (problems, nonlinear) and z, the centred logarithms, (points, inputs) or a set of
-    points for each problem (problems, points, inputs), and returns phi (problems, points, linear). `bends(phi, z, c)`
-    is the derivative of the loss by the nonlinear parameters (problems, points, nonlinear) at coefficients c
-    (problems, linear). `scaled` maps a coefficient to the (column, exponent) whose centring it absorbs. Parameters in
-    `shared` have one value for all architectures.
+    `terms(theta, z)` takes theta (problems, nonlinear) and the centred logarithms z, (points, inputs) or (problems,
+    points, inputs), and returns phi (problems, points, linear). `bends(phi, z, c)` returns the derivative of the loss
+    by the nonlinear parameters (problems, points, nonlinear) at coefficients c (problems, linear). `scaled` maps a
+    coefficient to the (column, exponent) whose centring it absorbs. Parameters in `shared` have one value for all
+    architectures.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Law:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every parameter, linear ones first: the order of the solver's columns."""
+        """All parameters in the order of the solver's columns, linear ones first."""
         return (*self.linear, *self.nonlinear)
 
     @property
@@ -87,66 +87,62 @@ class Law:
 
     @property
     def size(self) -> Input | None:
-        """Input on the size axis, where the law has one."""
+        """Input on the size axis; None if the law has none."""
         return next((one for one in self.inputs if one.axis == "size"), None)
 
     @property
     def data(self) -> Input | None:
-        """Input on the data axis, where the law has one."""
+        """Input on the data axis; None if the law has none."""
         return next((one for one in self.inputs if one.axis == "data"), None)
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """Places in x of the inputs that are an axis."""
+        """Columns of x whose inputs are an axis."""
         return tuple(j for j, one in enumerate(self.inputs) if one.axis)
 
     @property
     def counts_iterations(self) -> bool:
-        """True if data are counted in iterations and not in tokens."""
+        """True if the law counts data in iterations and not in tokens."""
         return ITERATIONS in self.inputs
 
-    def coefficient_of(self, column: str) -> str | None:
-        """Coefficient of the term that falls with this column."""
-        return next((name for name, (own, _) in self.scaled.items() if own == column), None)
-
     def x(self, rows: pd.DataFrame) -> Array:
-        """Inputs (points, inputs) of a table's rows."""
+        """Return the inputs (points, inputs) of a table's rows."""
         out: Array = rows[list(self.columns)].to_numpy(dtype=np.float64)
         return out
 
     def predict(self, u: Array, z: Array) -> Array:
-        """Loss in nats (problems, points) at solver parameters u (problems, parameters)."""
+        """Return the loss in nats (problems, points) at solver parameters u (problems, parameters)."""
         k = len(self.linear)
         loss: Array = (self.terms(u[:, k:], z) @ u[:, :k, None])[:, :, 0]
         return loss
 
     def predict_with_jacobian(self, u: Array, z: Array) -> tuple[Array, Array]:
-        """Loss (problems, points) and its derivative (problems, points, parameters)."""
+        """Return the loss (problems, points) and its derivative (problems, points, parameters)."""
         k = len(self.linear)
         phi = self.terms(u[:, k:], z)
         loss: Array = (phi @ u[:, :k, None])[:, :, 0]
         return loss, np.concatenate([phi, self.bends(phi, z, u[:, :k])], axis=2)
 
     def centre(self, x: Array) -> Array:
-        """Mean logarithms of x (points, inputs): where the solver puts its origin."""
+        """Return the solver's origin: the mean logarithms of x (points, inputs)."""
         return self._joined(np.log(x).mean(axis=0))
 
     def uncentred(self, centre: Array, column: str) -> Array:
-        """`centre` with one input at its own origin, where the coefficient of its term is the law's own."""
+        """Return `centre` with one input uncentred, so that the coefficient of its term is the law's own."""
         out = centre.copy()
         out[self.columns.index(column)] = 0.0
         return self._joined(out)
 
     def centred(self, x: Array, centre: Array) -> Array:
-        """Logarithms of x (points, inputs) about `centre` (inputs)."""
+        """Return the logarithms of x (points, inputs) about `centre` (inputs)."""
         return np.log(x) - centre
 
     def to_public(self, u: Array, centre: Array) -> Array:
-        """Solver parameters (problems, parameters) -> the law's own, in the units of x; raises nothing."""
+        """Convert solver parameters (problems, parameters) to the law's own, in the units of x."""
         return self._rescale(u, centre, +1.0)
 
     def to_solver(self, public: Array, centre: Array) -> Array:
-        """The inverse of `to_public`."""
+        """Convert parameters in the units of x (problems, parameters) to those of the solver."""
         return self._rescale(public, centre, -1.0)
 
     def _joined(self, centre: Array) -> Array:
@@ -165,7 +161,7 @@ class Law:
 
 
 def power_law(name: str, formula: str, *terms: tuple[str, Input, str]) -> Law:
-    """E plus one term a (coefficient, input, exponent): coefficient / input^exponent."""
+    """Make the law of E plus coefficient / input^exponent for each (coefficient, input, exponent)."""
     return Law(
         name=name,
         formula=formula,
@@ -180,11 +176,9 @@ def power_law(name: str, formula: str, *terms: tuple[str, Input, str]) -> Law:
 
 
 def _powers(theta: Array, z: Array) -> Array:
-    """1 and exp(-theta_j z_j) for each input: a constant and one power law an input."""
-    count = theta.shape[1]
-    shape = (len(theta), z.shape[-2])
-    phi = np.ones((*shape, count + 1))
-    for j in range(count):
+    """Return a constant 1 and exp(-theta_j z_j) for each input."""
+    phi = np.ones((len(theta), z.shape[-2], theta.shape[1] + 1))
+    for j in range(theta.shape[1]):
         np.exp(-theta[:, j, None] * z[..., j], out=phi[:, :, j + 1])
     return phi
 

@@ -1,4 +1,4 @@
-"""Rows of cells out of CSV, Parquet and JSON files, each with the number under which a reader of the file finds it."""
+"""Read rows of cells from CSV, Parquet and JSON files, each row with its number in the file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Reader = Callable[[Path], Table]
 
 
 def column_names(pairs: Sequence[str]) -> dict[str, str]:
-    """What --column says, OURS=THEIRS each, as a mapping from this project's names; raises InputError."""
+    """Return the OURS=THEIRS pairs of --column as a mapping from this project's names; raises InputError."""
     names = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
         if not equals or not ours or not theirs:
-            raise InputError(f"--column {pair}: is not OURS=THEIRS, such as n_params=params.")
+            raise InputError(f"--column {pair}: expected OURS=THEIRS, such as n_params=params.")
         names[ours] = theirs
     return names
 
 
 def read_rows(path: Path, constants: Sequence[str] = ()) -> Table:
-    """Header and numbered rows of a file, by its ending; each of `constants` becomes a column of what follows its =.
+    """Return header and numbered rows of a file, read by its suffix; an empty file has an empty header.
 
-    Raises InputError naming file and row. An empty file has an empty header.
+    A constant "=TEXT" becomes a column of that name that holds TEXT in every row. Raises InputError with file and row.
     """
     header, rows = READERS.get(path.suffix.lower(), _csv)(path)
     added = [name for name in dict.fromkeys(constants) if name not in header]
@@ -54,7 +54,7 @@ def _csv(path: Path) -> Table:
     text = _text(path)
     if "\0" in text:
         raise InputError(
-            f"{path}: holds NUL bytes, so it is not a CSV table; save it as UTF-8 CSV or Parquet."
+            f"{path}: contains NUL bytes, so it is not a CSV table; save it as UTF-8 CSV or Parquet."
         )
     first = text.lstrip().partition("\n")[0]
     separator = max(",;\t", key=first.count)
@@ -78,7 +78,7 @@ def _csv(path: Path) -> Table:
         raise InputError(f"{path}: row {reader.line_num} cannot be read as CSV ({error}).") from None
     repeated = sorted({name for name in header if name and header.count(name) > 1})
     if repeated:
-        raise InputError(f"{path}: the column {repeated[0]} stands twice in the header; keep one.")
+        raise InputError(f"{path}: the header has the column {repeated[0]} twice; keep one.")
     return header, rows
 
 
@@ -87,7 +87,7 @@ def _parquet(path: Path) -> Table:
 
     try:
         table = pd.read_parquet(path)
-    except Exception as error:  # pyarrow raises several unrelated kinds for a broken file
+    except Exception as error:  # pyarrow raises several unrelated errors for a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as Parquet ({reason}).") from None
     rows: list[Row] = [
@@ -97,28 +97,24 @@ def _parquet(path: Path) -> Table:
 
 
 def _json(path: Path) -> Table:
-    """One object a line, or one array of objects; a field that an object lacks is empty."""
+    """Read one object a line, or one array of objects; a field that an object lacks becomes an empty cell."""
     text = _text(path)
-    lines = path.suffix.lower() != ".json"
     try:
-        found = (
-            [(number, json.loads(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-            if lines
-            else list(enumerate(json.loads(text), 1))
-        )
+        if path.suffix.lower() == ".json":
+            found = list(enumerate(json.loads(text), 1))
+        else:
+            lines = enumerate(text.splitlines(), 1)
+            found = [(number, json.loads(line)) for number, line in lines if line.strip()]
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error}).") from None
     for number, row in found:
         if not isinstance(row, dict):
-            raise InputError(f"{path}: row {number} is not a JSON object; give one object a run.")
+            raise InputError(f"{path}: row {number} is not a JSON object; write one object for each run.")
     header = list(dict.fromkeys(str(name) for _, row in found for name in row))
     return header, [(number, [row.get(name) for name in header]) for number, row in found]
 
 
 READERS: Mapping[str, Reader] = {
-    ".parquet": _parquet,
-    ".pq": _parquet,
-    ".jsonl": _json,
-    ".ndjson": _json,
-    ".json": _json,
+    **dict.fromkeys((".parquet", ".pq"), _parquet),
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), _json),
 }

@@ -1,17 +1,17 @@
-"""The Points table: one row a finished run, read from CSV, Parquet or JSON lines and checked in stages.
+"""The Points table: one row for each finished run, read from CSV, Parquet or JSON lines and checked in stages.
 
-Reading refuses what is wrong (text for a number, a loss that cannot be one, one run with two losses) and
-names file, row and column. Checking sets aside what is right but must not enter a fit, each row with its
-reason; nothing else is dropped, and outliers only on request (analysis.findings.notes).
+Reading refuses errors (text for a number, an impossible loss, one run with two losses) and names file, row and column.
+Checking sets aside valid rows that must not enter a fit, each with its reason. Nothing else is dropped; outliers
+are dropped only on request (analysis.findings.notes).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
 from analysis.laws.catalogue import registered_inputs
@@ -22,21 +22,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REQUIRED = ("architecture", "n_params", "tokens", "loss")
-OPTIONAL = (
-    "run_id",
-    "cluster",
-    "iterations",
-    "flops",
-    "seed",
-    "annealed",
-    "n_params_non_embedding",
-)
+OPTIONAL = ("run_id", "cluster", "iterations", "flops", "seed", "annealed", "n_params_non_embedding")
 TEXT = ("architecture", "run_id", "cluster")
 
 CEILING = {"loss": 1e3, "flops": 1e40, "n_params_non_embedding": 1e18}
-"""The largest value a column may hold that is no input of a law: an input names its own."""
+"""Largest value of each column that is no input of a law; an input has its own."""
 FLOOR = 1e-6
-"""The smallest value a column may hold, whatever its unit."""
+"""Smallest value of any column of numbers."""
 
 TRUE = ("true", "1", "1.0", "yes")
 FALSE = ("false", "0", "0.0", "no")
@@ -44,7 +36,7 @@ FALSE = ("false", "0", "0.0", "no")
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A row left out of the fits, with the stage that left it out and why."""
+    """A row left out of the fits, with the stage that left it out and the reason."""
 
     row: int
     run_id: str
@@ -58,10 +50,10 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class CheckedPoints:
-    """Points that may enter a fit (`frame`) and, listed one by one, those that may not (`exclusions`).
+    """Points that may enter a fit (`frame`) and a list of those that may not (`exclusions`).
 
-    A fit holds annealed points or points taken mid-run, never both; those of the other kind are in `others`, to be
-    compared with its law.
+    A fit uses either annealed points or points taken mid-run; `others` holds those of the other kind, to compare them
+    with its law.
     """
 
     frame: pd.DataFrame
@@ -75,41 +67,38 @@ class CheckedPoints:
         return tuple(sorted(set(self.frame["architecture"])))
 
     def of(self, architecture: str) -> pd.DataFrame:
-        """Rows of one architecture, ordered by size, tokens and run."""
+        """Return the rows of one architecture, ordered by size, tokens and run."""
         rows = self.frame[self.frame["architecture"] == architecture]
         return rows.sort_values(["n_params", "tokens", "run_id"], kind="stable").reset_index(drop=True)
 
 
 def known_columns() -> tuple[str, ...]:
-    """Columns that a table may have: those of every study, and what the registered laws read besides."""
+    """Return the columns that a table may have: those of every study and the inputs of registered laws."""
     return tuple(dict.fromkeys((*REQUIRED, *OPTIONAL, *registered_inputs())))
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read a Points table as CSV, Parquet, JSON lines or JSON; `columns` maps this project's names to the file's own.
+    """Read a Points table as CSV, Parquet, JSON lines or JSON; `columns` maps this project's names to the file's.
 
-    A name that begins with = is a value for every row: {"architecture": "=mine"}.
-
-    Returns every column of known_columns() plus `row`, the line of the file (the header is line 1). A missing
-    `cluster` becomes the run_id, else architecture, size and seed; a missing run_id becomes the row's number.
-    Raises InputError naming file, row and column.
+    A name that begins with = is a value for every row: {"architecture": "=mine"}. Returns the columns of
+    known_columns() and `row`, the line of the file (the header is line 1). A missing `cluster` becomes the run_id, else
+    architecture, size and seed; a missing run_id becomes the row's number. Raises InputError with file, row and column.
     """
     path = Path(path)
-    columns = dict(columns or {})
+    columns = columns or {}
     known = known_columns()
     unknown = sorted(set(columns) - set(known))
     if unknown:
-        raise InputError(
-            f"--column {unknown[0]}={columns[unknown[0]]}: {unknown[0]} is none of {', '.join(known)}."
-        )
+        name = unknown[0]
+        raise InputError(f"--column {name}={columns[name]}: {name} is none of {', '.join(known)}.")
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file; give a CSV or Parquet table with the columns {', '.join(REQUIRED)}."
+            f"{path}: there is no such file; give a CSV or Parquet table with the columns {', '.join(REQUIRED)}."
         )
     header, rows = read_rows(path, [name for name in columns.values() if name.startswith("=")])
     if not header:
         raise InputError(
-            f"{path}: the file is empty; it needs the columns {', '.join(REQUIRED)} and one row a run."
+            f"{path}: the file is empty; it needs the columns {', '.join(REQUIRED)} and one row for each run."
         )
     return build_frame(header, rows, str(path), columns)
 
@@ -126,7 +115,6 @@ def build_frame(
     columns = columns or {}
     known = known_columns()
     ceilings = CEILING | {name: one.ceiling for name, one in registered_inputs().items()}
-    where: dict[str, int] = {}
     missing = [name for name in REQUIRED if name not in columns and name not in header]
     if missing:
         several = len(missing) > 1
@@ -135,11 +123,8 @@ def build_frame(
             f"it has {', '.join(header) or 'no columns'} (map another name with --column {missing[0]}=NAME, or give "
             f"one value for every row with --column {missing[0]}==VALUE)."
         )
-    for name in known:
-        theirs = columns.get(name, name)
-        if theirs in header:
-            where[name] = list(header).index(theirs)
-        elif name in columns:
+    for name, theirs in columns.items():
+        if theirs not in header:
             raise InputError(
                 f"{source}: no column {theirs!r} for --column {name}={theirs}; it has {', '.join(header)}."
             )
@@ -149,57 +134,49 @@ def build_frame(
         )
     data: dict[str, list[object]] = {"row": [number for number, _ in rows]}
     for name in known:
-        if name in where:
-            ceiling = ceilings.get(name, math.inf)
-            data[name] = [_cell(cells[where[name]], name, ceiling, number, source) for number, cells in rows]
+        theirs = columns.get(name, name)
+        if theirs in header:
+            j, ceiling = list(header).index(theirs), ceilings.get(name, math.inf)
+            data[name] = [_cell(cells[j], name, ceiling, number, source) for number, cells in rows]
         else:
             data[name] = [None] * len(rows)
     _fill_identity(data)
-    frame = pd.DataFrame(data)
-    for name in known:
-        if name in TEXT:
-            frame[name] = frame[name].astype(str)
-        elif name != "annealed":
-            frame[name] = frame[name].astype(float)
-    frame["annealed"] = [value is not False for value in data["annealed"]]
+    data["annealed"] = [value is not False for value in data["annealed"]]
+    kinds = dict.fromkeys(known, float) | dict.fromkeys(TEXT, str) | {"annealed": bool}
+    frame = pd.DataFrame(data).astype(kinds)
     _refuse_contradictions(frame, source)
     return frame
 
 
 def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool = True) -> CheckedPoints:
-    """Set aside, in stages, rows counted twice, rows of the other kind, and what `law` cannot be fitted to.
+    """Set aside, in stages, duplicate rows, rows of the other kind, and architectures that `law` cannot be fitted to.
 
-    The kind is annealed points or, on request, those taken before the learning rate was annealed. An architecture with
-    too few points for the law is set aside only while another can be fitted (InputError otherwise).
+    The kind is annealed points or, with annealed=False, points taken mid-run. An architecture with too few points
+    is set aside only if another one can be fitted. Raises InputError if no point is left.
     """
     identity = ["run_id", "tokens"]
     named = ["architecture", "n_params", *identity, "loss", "annealed"]
     unnamed = [name for name in frame.columns if name not in {"row", "run_id"}]
     anonymous = frame["run_id"].str.startswith("row-")
     twice = (frame.duplicated(named) & ~anonymous) | (frame.duplicated(unnamed) & anonymous)
-    other = ~frame["annealed"] if annealed else frame["annealed"]
-    kind = (
-        ("unannealed", other, "taken before the learning rate decayed, where the loss is biased upwards")
-        if annealed
-        else (
+    other = frame["annealed"] != annealed
+    if annealed:
+        kind, why = "unannealed", "taken before the learning rate decayed, where the loss is biased upwards"
+    else:
+        kind, why = (
             "annealed",
-            other,
             "taken after the learning rate decayed, and the fit is of points taken mid-run",
         )
-    )
     stages = [
-        ("duplicate", twice, "the same run at the same tokens with the same loss stands in an earlier row"),
-        kind,
+        ("duplicate", twice, "an earlier row has the same run at the same tokens with the same loss"),
+        (kind, other, why),
     ]
     if law is not None:
         rest = frame[~twice & ~other]
         reasons = {name: too_few(rows, law) for name, rows in rest.groupby("architecture")}
-        if any(reasons.values()) and not all(reasons.values()):
-            stages += [
-                ("too_few", frame["architecture"] == name, reason)
-                for name, reason in reasons.items()
-                if reason
-            ]
+        few = {name: reason for name, reason in reasons.items() if reason}
+        if len(few) < len(reasons):
+            stages += [("too_few", frame["architecture"] == name, reason) for name, reason in few.items()]
     kept = frame
     excluded: list[Exclusion] = []
     for code, hit, reason in stages:
@@ -217,14 +194,14 @@ def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool 
 def exclude(
     frame: pd.DataFrame, hit: pd.Series[bool], code: str, reason: str
 ) -> tuple[pd.DataFrame, list[Exclusion]]:
-    """Return the rows of a frame that `hit` does not mark, and for each that it does why it was left out."""
+    """Return the rows that `hit` does not mark, and an Exclusion for each row that it marks."""
     out = frame.loc[hit, ["row", "run_id", "architecture", "n_params", "tokens", "loss"]]
     out = out.assign(code=code, reason=reason)
     return frame[~hit], [Exclusion(*cells) for cells in out.itertuples(index=False, name=None)]
 
 
 def too_few(frame: pd.DataFrame, law: Law) -> str:
-    """Return why the rows of one architecture cannot carry a law at all, naming row and column, or nothing."""
+    """Return why a law cannot be fitted to the rows of one architecture, or an empty string."""
     rows, wanted = [int(row) for row in frame["row"]], len(law.names)
     name = str(frame["architecture"].iloc[0])
     where = f"row {rows[0]}" if len(rows) == 1 else f"rows {min(rows)} to {max(rows)}"
@@ -233,8 +210,8 @@ def too_few(frame: pd.DataFrame, law: Law) -> str:
     if len(values) == 1:
         needs, other = ("sizes", "; --law data needs one size only") if first == SIZE else ("values", "")
         return (
-            f"{where}, column {first.column}: {name} has {float(values[0]):.15g} throughout, and law {law.name} needs "
-            f"several {needs}, better three or more{other}"
+            f"{where}, column {first.column}: {name} has {float(values[0]):.15g} in every row, and law {law.name} "
+            f"needs several {needs}, better three or more{other}"
         )
     if len(rows) < wanted:
         return (
@@ -285,32 +262,20 @@ def _cell(value: object, name: str, ceiling: float, row: int, source: str) -> ob
 
 def _fill_identity(data: dict[str, list[object]]) -> None:
     for i, row in enumerate(data["row"]):
-        named = data["run_id"][i] is not None
-        if not named:
-            data["run_id"][i] = f"row-{row}"
-        if data["cluster"][i] is None:
-            size = data["n_params"][i]
-            seed = data["seed"][i]
-            data["cluster"][i] = (
-                data["run_id"][i]
-                if named
-                else f"{data['architecture'][i]}/{size:.15g}/{'' if seed is None else f'{seed:g}'}"
-            )
+        seed = "" if data["seed"][i] is None else f"{data['seed'][i]:g}"
+        unnamed = f"{data['architecture'][i]}/{data['n_params'][i]:.15g}/{seed}"
+        data["cluster"][i] = data["cluster"][i] or data["run_id"][i] or unnamed
+        data["run_id"][i] = data["run_id"][i] or f"row-{row}"
 
 
 def _refuse_contradictions(frame: pd.DataFrame, source: str) -> None:
-    seen: dict[tuple[str, float], int] = {}
-    for i in range(len(frame)):
-        run_id, tokens, loss = str(frame["run_id"][i]), float(frame["tokens"][i]), float(frame["loss"][i])
-        first = seen.setdefault((run_id, tokens), i)
-        if float(frame["loss"][first]) != loss:
-            raise InputError(
-                f"{source}: row {frame['row'][i]}, column loss: run {run_id} at {tokens:.15g} tokens has {loss:g} "
-                f"and row {frame['row'][first]} says {float(frame['loss'][first]):g}; keep one of them."
-            )
-        for name in ("architecture", "n_params"):
-            if frame[name][first] != frame[name][i]:
+    seen: dict[tuple[str, float], dict[Hashable, Any]] = {}
+    for row in frame.to_dict("records"):
+        run, first = f"run {row['run_id']}", seen.setdefault((row["run_id"], row["tokens"]), row)
+        for name in ("loss", "architecture", "n_params"):
+            if first[name] != row[name]:
+                values = " and ".join(f"{one[name]} in row {one['row']}" for one in (first, row))
                 raise InputError(
-                    f"{source}: row {frame['row'][i]}, column {name}: run {run_id} at {tokens:.15g} tokens also stands "
-                    f"in row {frame['row'][first]} with another {name}; give each run its own run_id."
+                    f"{source}: row {row['row']}, column {name}: {run} at {row['tokens']:.15g} tokens has {values}; "
+                    + ("keep one of them." if name == "loss" else "give each run its own run_id.")
                 )

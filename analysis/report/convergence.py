@@ -1,16 +1,16 @@
-"""Quality of what models generate against training iterations, beside the published curves where there are any.
+"""Quality of generated music against training iterations, beside published curves of the same family of metrics.
 
-Values compare where metric and settings are equal and nowhere else, so each pair of them is a panel of its own. The
-published figure (arXiv 2601.14786) belongs to three families of metrics: Frechet distance, KL divergence and CLAP
-score. It does not say which models embedded its audio. Its curves therefore have an axis of their own, at the right,
-and only shapes compare: how soon an architecture levels off, and which of two is ahead. A proxy has no published curve.
+Only values with the same metric and settings compare, so each pair of them has a panel of its own. The published
+figure (arXiv 2601.14786) has three families of metrics: Frechet distance, KL divergence and CLAP score. It does not say
+which models embedded its audio. Its curves therefore have their own axis, at the right, and only shapes compare: how
+soon an architecture levels off, and which of two is ahead. A proxy has no published curve.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -27,29 +27,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    "run_id",
-    "architecture",
-    "n_params",
-    "iterations",
-    "seed",
-    "metric",
-    "value",
-    "n_prompts",
-    "settings",
+    *("run_id", "architecture", "n_params", "iterations", "seed"),
+    *("metric", "value", "n_prompts", "settings"),
 )
-"""What a table of evaluations has."""
+"""Columns of a table of evaluations."""
 NUMBERS = ("n_params", "iterations", "value")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Metrics that measure the same with whatever model embeds the audio."""
+    """Metrics that measure the same quantity by different models of audio."""
 
     key: str
-    """The column of the published values."""
+    """Column of the published values."""
     title: str
     reading_error: float
-    """How exactly the published figure could be read."""
+    """Error of the values read from the published figure."""
 
 
 FAMILIES = (
@@ -64,19 +57,15 @@ OTHERS = {
 }
 
 
-def convergence_figures(evaluations: pd.DataFrame, published_metrics: Collection[str] = ()) -> list[Figure]:
+def convergence_figures(evaluations: pd.DataFrame) -> list[Figure]:
     """Describe each metric of a table with COLUMNS: families with published curves first, then proxies and losses.
 
-    `published_metrics` names metrics known to be measured with the models that the published figure used. Values of
-    single codebooks are left to the table. Raises InputError where the table lacks a column or a number is none.
+    Values of single codebooks are only in the table. Raises InputError if the table lacks a column or has a value that
+    cannot be drawn.
     """
     _check(evaluations)
     found = [
-        (
-            title,
-            str(metric),
-            _figure(str(metric), str(settings), rows, title, str(metric) in published_metrics),
-        )
+        (title, str(metric), _figure(str(metric), str(settings), rows, title))
         for (metric, settings), rows in evaluations.groupby(["metric", "settings"], sort=False)
         if (title := _title(str(metric)))
     ]
@@ -85,13 +74,13 @@ def convergence_figures(evaluations: pd.DataFrame, published_metrics: Collection
 
 
 def together(figures: Sequence[Figure]) -> Figure:
-    """Join the figures of all metrics as panels of one, for a file; a page has no room for two axes side by side."""
+    """Join the figures of all metrics as panels of one, for a file; a page is too narrow for that."""
     panels = tuple(panel for figure in figures for panel in figure.panels)
     return replace(figures[0], name="convergence", title="Convergence", panels=panels)
 
 
 def family_of(metric: str) -> Family | None:
-    """The family a metric belongs to; None for a proxy and for a loss."""
+    """Return the family of a metric; None for a proxy and for a loss."""
     base = metric.partition("-")[0]
     if base.endswith("_proxy"):
         return None
@@ -113,18 +102,15 @@ def _check(evaluations: pd.DataFrame) -> None:
         )
     for name in NUMBERS:
         for run_id, value in zip(evaluations["run_id"], evaluations[name], strict=True):
-            if (
-                not isinstance(value, int | float | np.number)
-                or not np.isfinite(value)
-                or (name != "value" and value <= 0)
-            ):
+            finite = isinstance(value, int | float | np.number) and np.isfinite(value)
+            if not finite or (name != "value" and value <= 0):
                 raise InputError(
-                    f"evaluations: run {run_id}: {name}: {value!r}: is no number that can be drawn."
+                    f"evaluations: run {run_id}: {name}: {value!r} is not a number that can be drawn."
                 )
 
 
-def _figure(metric: str, settings: str, rows: pd.DataFrame, title: str, same_embedding: bool) -> Figure:
-    """Draw seeds as dots and their mean as a line; published curves that were measured otherwise go to the right."""
+def _figure(metric: str, settings: str, rows: pd.DataFrame, title: str) -> Figure:
+    """Draw seeds as dots, their mean as a line, and published curves on an axis at the right."""
     prompts = " or ".join(f"{count:,}" for count in sorted({int(count) for count in rows["n_prompts"]}))
     caption = (
         f"{metric}, settings {settings}, over {prompts} prompts or clips. Dots: seeds; lines: their mean."
@@ -132,15 +118,12 @@ def _figure(metric: str, settings: str, rows: pd.DataFrame, title: str, same_emb
     series, right = list(_measured(metric, rows)), None
     family = family_of(metric)
     if family is not None:
-        series += _published(family, right=not same_embedding)
-        caption += f" Dashed: the published curves, read from a figure to ±{family.reading_error:g}, "
-    if family is not None and same_embedding:
-        caption += "measured with the same embedding model."
-    elif family is not None:
+        series += _published(family)
         right = Axis("published, another embedding (dashed)")
         caption += (
-            "on the axis at the right: they were measured on other prompts (MusicCaps) and with another embedding "
-            "model, which the figure does not name, so that shapes compare and heights do not."
+            f" Dashed: the published curves, read from a figure to ±{family.reading_error:g}, on the axis at the "
+            "right: they were measured on other prompts (MusicCaps) and with another embedding model, which the "
+            "figure does not name, so that shapes compare and heights do not."
         )
     counts = [count for one in series for count in one.x]
     x = log_axis(budget_label("iterations"), counts, wording.human, pad=1.2)
@@ -155,7 +138,7 @@ def _figure(metric: str, settings: str, rows: pd.DataFrame, title: str, same_emb
 
 
 def _measured(metric: str, rows: pd.DataFrame) -> Iterator[Series]:
-    """For each model its values and a line through their means, lighter the smaller the model."""
+    """Yield a line through the means and the values of each model, in a lighter shade for a smaller model."""
     names = sorted(set(rows["architecture"].astype(str)))
     for name in names:
         arm = rows[rows["architecture"] == name].sort_values(["iterations", "seed"], kind="stable")
@@ -189,7 +172,7 @@ def _measured(metric: str, rows: pd.DataFrame) -> Iterator[Series]:
             )
 
 
-def _published(family: Family, *, right: bool) -> Iterator[Series]:
+def _published(family: Family) -> Iterator[Series]:
     table = published_table()
     for architecture in dict.fromkeys(row["architecture"] for row in table):
         rows = [row for row in table if row["architecture"] == architecture]
@@ -210,12 +193,12 @@ def _published(family: Family, *, right: bool) -> Iterator[Series]:
                 f"{label}\n{count:,.0f} iterations\n{value:g} ± {family.reading_error:g}"
                 for count, value in zip(counts, values, strict=True)
             ),
-            right=right,
+            right=True,
         )
 
 
 @cache
 def published_table() -> tuple[dict[str, str], ...]:
-    """Values of the published figure, a row for each architecture and iteration count."""
+    """Return the values of the published figure, a row for each architecture and iteration count."""
     text = (files("analysis.report") / "paper_convergence.csv").read_text(encoding="utf-8")
     return tuple(csv.DictReader(line for line in text.splitlines() if not line.startswith("#")))

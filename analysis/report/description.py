@@ -1,12 +1,11 @@
-"""A figure as plain values: what stands in it, and nothing of how a file or a page draws it.
+"""A figure as plain values, independent of its renderers.
 
-`static` and `interactive` draw any Figure. Texts are plain: neither Plotly's markup nor matplotlib's mathematics.
+`static` and `interactive` draw any Figure. Texts are plain, without Plotly's markup or matplotlib's mathematics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Marker = Literal[
@@ -17,7 +16,7 @@ Dash = Literal["none", "solid", "dash"]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis; without ticks the renderer chooses them, without limits they follow the values."""
+    """An axis; the renderer chooses ticks and limits that are not given."""
 
     label: str
     limits: tuple[float, float] | None = None
@@ -28,7 +27,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Band:
-    """Area between two curves, in the colour of its group and see-through."""
+    """A transparent area between two curves, in the colour of its group."""
 
     x: tuple[float, ...]
     low: tuple[float, ...]
@@ -39,13 +38,13 @@ class Band:
 
 @dataclass(frozen=True)
 class Arrow:
-    """From one x to another at the height y, with a text above it."""
+    """An arrow from one x to another at the height y, with a text above it."""
 
     x: tuple[float, float]
     y: float
     text: str
     colour: str
-    """Of the text; the arrow itself is in ink."""
+    """Colour of the text; the arrow is in ink."""
     legend: str
     hover: tuple[str, str]
 
@@ -58,30 +57,30 @@ class Series:
     y: tuple[float, ...]
     colour: str
     group: str
-    """Series of one group share an entry of the legend; a group of several panels has one entry for all of them."""
+    """Series of one group share an entry of the legend, in all panels."""
     legend: str = ""
-    """The text of the group's entry, at one of its series."""
+    """Text of the group's entry, at one of its series."""
     summed: bool = False
-    """Whether a drawn figure leaves the entry to a key, so that its legend stays short; a page has room."""
+    """True if a key of a drawn figure replaces the entry, which keeps its legend short; a page shows the entry."""
     dash: Dash = "none"
     width: float = 1.8
     marker: Marker = "none"
     size: float = 6.0
     """Diameter of a marker in points."""
     fills: tuple[str, ...] = ()
-    """A colour within each marker or for all of them, "none" for a ring; else the series' own, with a white rim."""
+    """Colour inside each marker, or inside all of them, "none" for a ring; by default `colour` with a white rim."""
     ends: tuple[tuple[float, float], ...] = ()
     """Both ends of an error bar at each value."""
     hover: tuple[str, ...] = ()
     """Lines of text under the pointer, at each value."""
     run_ids: tuple[str, ...] = ()
     right: bool = False
-    """Whether the values belong to the axis at the right."""
+    """True if the values belong to the axis at the right."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes, or a pair and a second vertical one at the right."""
+    """A pair of axes, or a pair and a second vertical axis at the right."""
 
     title: str
     x: Axis
@@ -90,38 +89,33 @@ class Panel:
     bands: tuple[Band, ...] = ()
     arrows: tuple[Arrow, ...] = ()
     keys: tuple[Series, ...] = ()
-    """Further entries of a drawn legend, without values: a page says the same in its caption."""
+    """Further entries of a drawn legend, without values; the caption of a page explains them."""
     right: Axis | None = None
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels in rows under one title; its name is that of its files and of its element on a page."""
+    """Panels in rows under one title; its name is used for its files and its element on a page."""
 
     name: str
     title: str
     caption: str
     panels: tuple[Panel, ...]
     columns: int = 2
-    """The most panels side by side."""
+    """Largest number of panels side by side."""
     inches: tuple[float, float] = (7.2, 4.6)
     """Width and height of a drawn panel."""
-    shared_y: bool = field(default=True)
-    """Whether all panels have the same vertical axis."""
+    shared_y: bool = True
+    """True if all panels have the same vertical axis."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the panels, filled as evenly as may be."""
+        """Number of rows and columns of panels, filled as evenly as possible."""
         rows = -(-len(self.panels) // self.columns)
         return rows, -(-len(self.panels) // rows)
 
     @property
     def shared_groups(self) -> set[str]:
-        """Groups that stand in several panels."""
+        """Groups with series in several panels."""
         groups = [group for panel in self.panels for group in {one.group for one in panel.series}]
         return {group for group in groups if groups.count(group) > 1}
-
-
-def labelled(ticks: Sequence[float], text: Callable[[float], str]) -> tuple[tuple[float, str], ...]:
-    """Ticks with their texts."""
-    return tuple((tick, text(tick)) for tick in ticks)

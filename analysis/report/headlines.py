@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from analysis.laws.catalogue import law_named
-from analysis.text import architecture, between, budget, human, number, ratio_in_words, times
+from analysis.text import architecture, between, budget, human, number, saving, times
 
 if TYPE_CHECKING:
     from analysis.findings.equal_loss import SizeRatio
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def headlines(document: FitDocument) -> list[str]:
-    """One sentence an architecture: its size ratio at the largest trained reference and the longest budget."""
+    """Write a sentence for each architecture: its size ratio at the largest reference and the longest budget."""
     comparison = document.comparison
     names = [name for name in document.architectures if name != comparison.reference]
     if not names:
@@ -25,37 +25,37 @@ def headlines(document: FitDocument) -> list[str]:
 
 
 def main_row(document: FitDocument, name: str) -> SizeRatio | None:
-    """The comparison a headline speaks of: largest trained reference, longest budget."""
+    """Return the size ratio of a headline, at the largest trained reference and the longest budget."""
     rows = [row for row in document.comparison.size_ratio if row.architecture == name]
     return max(rows, key=lambda row: (row.reference_n_params, row.tokens), default=None)
 
 
 def ratio_rows(document: FitDocument) -> list[SizeRatio]:
-    """What a figure of size ratios shows: those at the largest trained reference that have a number."""
+    """Return the size ratios of a figure: those at the largest trained reference that have a number."""
     rows = document.comparison.size_ratio
     largest = max((row.reference_n_params for row in rows), default=0.0)
     return [row for row in rows if row.reference_n_params == largest and row.estimate is not None]
 
 
 def headline(document: FitDocument, name: str) -> str:
-    """One architecture's size ratio with its interval, or why there is none."""
+    """Write one architecture's size ratio with its interval, or why there is none."""
     row = main_row(document, name)
     arm, base = architecture(name), architecture(document.comparison.reference)
     if row is None:
-        return f"The size ratio of {arm} to {base} is not identified: this law says nothing of size."
+        return f"The size ratio of {arm} to {base} is not identified: this law has no term for size."
     at = budget(row.iterations, row.tokens)
     if row.estimate is None or row.n_params is None:
         return f"The size ratio of {arm} to {base} is not identified from these points: {row.reason}."
     caution = f"; this is an extrapolation, {row.reason}" if row.status == "extrapolated" else ""
     return (
         f"At {at}, {arm} reaches the loss of the {human(row.reference_n_params)}-parameter {base} "
-        f"({row.loss:.3f} nats a token) with {ratio_in_words(row.estimate)}: size ratio {times(row.estimate)}, "
+        f"({row.loss:.3f} nats a token) with {saving(row.estimate)}: size ratio {times(row.estimate)}, "
         f"95 % interval {between(row.estimate_ci95, 2)}{caution}."
     )
 
 
 def law_in_numbers(document: FitDocument, name: str) -> str:
-    """The fitted law with its numbers in place of its letters."""
+    """Write the fitted law with its numbers in place of its letters."""
     params = document.architectures[name].params
     text = number(params["E"])
     law = law_named(document.law)

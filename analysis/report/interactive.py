@@ -1,6 +1,6 @@
 """Draw figures as the plain JSON that Plotly's script reads.
 
-It is written as data, not through Plotly's Python classes: those take longer to import than a study takes to fit.
+This module does not use Plotly's Python classes: their import takes longer than the fit of a study.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from analysis.report.description import Arrow, Axis, Band, Figure, Panel, Series
+from analysis.report.description import Arrow, Axis, Band, Figure, Series
 from analysis.report.style import GRID, INK
 
 Trace = dict[str, Any]
 GREY = "#9AA5B1"
 LINE = {"gridcolor": GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
+HEADING = {"xref": "paper", "yref": "paper", "showarrow": False, "font": {"size": 14}}
 GAP = 0.05
-"""Between two panels, as a share of the page's width."""
+"""Space between two panels, as a share of the page's width."""
 PIXELS = 1.5
-"""A page's pixels for a point of a drawn figure."""
+"""Pixels of the page for one point of a drawn figure."""
 
 
 def plotly(figure: Figure, links: Mapping[str, str]) -> dict[str, Any]:
-    """Return a figure's name with Plotly's data and layout; `links` maps run ids to addresses opened on a click."""
+    """Return a figure's name with Plotly's data and layout; `links` maps run ids to addresses that a click opens."""
     data: list[Trace] = []
     shared, listed = figure.shared_groups, set[str]()
     for number, panel in enumerate(figure.panels):
@@ -45,7 +46,7 @@ def plotly(figure: Figure, links: Mapping[str, str]) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Return a text that Plotly does not read as markup."""
+    """Escape a text for Plotly, which reads markup."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -56,7 +57,7 @@ def _band(band: Band) -> Trace:
         "x": [*band.x, *reversed(band.x)],
         "y": [*band.high, *reversed(band.low)],
         "fill": "toself",
-        "fillcolor": _see_through(band.colour, 0.14),
+        "fillcolor": _transparent(band.colour, 0.14),
         "line": {"width": 0},
         "hoverinfo": "skip",
         "legendgroup": band.group,
@@ -127,13 +128,13 @@ def _arrow(arrow: Arrow) -> Trace:
 
 
 def _hover(text: str) -> str:
-    """The lines of a text, the first of several in bold."""
+    """Join the lines of a text as markup, the first of several in bold."""
     first, *more = plain(text).split("\n")
     return "<br>".join([f"<b>{first}</b>", *more]) if more else first
 
 
 def _layout(figure: Figure) -> dict[str, Any]:
-    """Axes in a grid, with the title of each panel above it where there are several."""
+    """Arrange the axes in a grid, each panel with its title above it if there are several."""
     rows, columns = figure.grid
     width, height = (1 - GAP * (columns - 1)) / columns, (1 - 0.18 * (rows - 1)) / rows
     layout: dict[str, Any] = {
@@ -148,7 +149,7 @@ def _layout(figure: Figure) -> dict[str, Any]:
         "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
-        # Below the title of the axis even where the page is narrow.
+        # Below the title of the axis, even on a narrow page.
         "legend": {"orientation": "h", "y": -0.24 / rows, "yanchor": "top", "x": 0, "font": {"size": 12}},
         "height": 520 if rows == 1 else 160 + 320 * rows,
         "annotations": [],
@@ -169,22 +170,9 @@ def _layout(figure: Figure) -> dict[str, Any]:
                 panel.right, overlaying="y", side="right", showgrid=False, tickmode="auto"
             )
         if panel.title and len(figure.panels) > 1:
-            layout["annotations"].append(_heading(panel, left, bottom + height + 0.02))
+            place = {"x": left, "y": bottom + height + 0.02, "xanchor": "left", "yanchor": "bottom"}
+            layout["annotations"].append({"text": f"<b>{plain(panel.title)}</b>", **HEADING, **place})
     return layout
-
-
-def _heading(panel: Panel, x: float, y: float) -> dict[str, Any]:
-    return {
-        "text": f"<b>{plain(panel.title)}</b>",
-        "xref": "paper",
-        "yref": "paper",
-        "x": x,
-        "y": y,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "showarrow": False,
-        "font": {"size": 14},
-    }
 
 
 def _axis(axis: Axis, **place: object) -> dict[str, Any]:
@@ -207,5 +195,5 @@ def _suffix(number: int) -> str:
     return "" if number == 0 else str(number + 1)
 
 
-def _see_through(tone: str, share: float) -> str:
+def _transparent(tone: str, share: float) -> str:
     return "rgba({}, {}, {}, {})".format(*(int(tone[i : i + 2], 16) for i in (1, 3, 5)), share)

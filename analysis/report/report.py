@@ -1,7 +1,7 @@
-"""The report: one HTML page that opens from disk anywhere, beside the figures as files and the fit as JSON.
+"""The report: one HTML page that opens from disk, the figures as files and the fit as JSON.
 
-The page holds everything it shows, Plotly's script included: no network, no server. All seeds and points are in it, and
-what was set aside is listed with its reason.
+The page is self-contained, with Plotly's script: it needs no network and no server. It shows all seeds and points, and
+lists the rows that were set aside with their reasons.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import json
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING
 
 from analysis import text as wording
+from analysis.findings.document import installed
 from analysis.report.convergence import convergence_figures, together
 from analysis.report.figures import fit_figures
 from analysis.report.headlines import headlines
@@ -36,25 +35,19 @@ PACKAGES = ("ssmscale", "numpy", "pandas", "matplotlib", "plotly", "torch", "dee
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that made the numbers and the page, those that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Return the version of Python, and of those PACKAGES that are installed."""
+    found = {name: version for name in PACKAGES if (version := installed(name))}
+    return {"python": platform.python_version(), **found}
 
 
-class Provenance(BaseModel):
-    """What made a report: the command line, the versions, the commit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+@dataclass(frozen=True)
+class Provenance:
+    """Origin of a report: the command line, the versions, the commit."""
 
     command: str
     commit: str | None = None
-    versions: dict[str, str] = Field(default_factory=installed_versions)
-    created: str = Field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    versions: dict[str, str] = field(default_factory=installed_versions)
+    created: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
 
 def write_report(
@@ -64,15 +57,13 @@ def write_report(
     *,
     study: str | None,
     provenance: Provenance,
-    runs: pd.DataFrame | None = None,
     evaluations: pd.DataFrame | None = None,
     mlflow_links: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write report.html, figures/*.svg and *.png and fit.json into `out`; returns the page.
+    """Write report.html, figures/*.svg and *.png and fit.json into `out`; return the page's path.
 
-    `runs` is any further table a study wants shown. `evaluations` tells of what models generate, in the columns of
-    analysis.report.convergence, and makes a section of its own. `mlflow_links` maps run ids to web addresses, others
-    are left out.
+    `evaluations` are scores of generated music, in the columns of analysis.report.convergence; they add a section.
+    `mlflow_links` maps run ids to web addresses; addresses of other kinds are ignored.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
     from plotly.offline import get_plotlyjs
@@ -85,6 +76,9 @@ def write_report(
     save_figures([*figures, *([together(convergence)] if convergence else [])], out / "figures")
     result = document.model_dump(mode="json")
     (out / "fit.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    drawn = [plotly(figure, links) for figure in (*figures, *convergence)]
+    payload = json.dumps(drawn, allow_nan=False, separators=(",", ":"))
+    rows = points.frame.sort_values(["architecture", "n_params", "seed", "tokens"], kind="stable")
     environment = Environment(
         loader=PackageLoader("analysis.report"),
         autoescape=select_autoescape(default=True),
@@ -107,14 +101,13 @@ def write_report(
         figures=figures,
         convergence=convergence,
         evaluations=[] if evaluations is None else evaluations.to_dict("records"),
-        payload=_json([plotly(figure, links) for figure in (*figures, *convergence)]),
+        payload=payload.replace("<", "\\u003c"),  # which could end the script element
         plotly=get_plotlyjs(),
-        points=_rows(points, links),
+        points=rows.assign(link=rows["run_id"].map(links.get)).to_dict("records"),
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,
         tone=lambda name: colour(name, [*document.architectures, name]),
-        runs=None if runs is None else (list(runs.columns), runs.astype(str).to_numpy().tolist()),
     )
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -122,20 +115,7 @@ def write_report(
 
 
 def _powers(formula: str) -> Markup:
-    """A formula with its exponents raised."""
+    """Write the exponents of a formula as superscripts."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"\^(\w+)", r"<sup>\1</sup>", str(escape(formula))))  # noqa: S704 - escaped just before
-
-
-def _json(figures: list[dict[str, Any]]) -> str:
-    """Figures as JSON that is safe inside a script element."""
-    return json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _rows(points: CheckedPoints, links: Mapping[str, str]) -> list[dict[str, Any]]:
-    frame = points.frame.sort_values(["architecture", "n_params", "seed", "tokens"], kind="stable")
-    return [
-        {**{str(key): value for key, value in row.items()}, "link": links.get(str(row["run_id"]))}
-        for row in frame.to_dict("records")
-    ]

@@ -1,14 +1,14 @@
-"""Draw figures as files: SVG for papers, PNG for pages."""
+"""Draw figures as files: SVG for papers, PNG for web pages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from analysis.report.description import Arrow, Axis, Figure, Panel, Series
+from analysis.report.description import Arrow, Axis, Figure, Marker, Panel, Series
 from analysis.report.style import GREY, GRID, INK
 
 if TYPE_CHECKING:
@@ -38,39 +38,24 @@ RC: dict[str, Any] = {
     "svg.hashsalt": "ssmscale",
     "svg.fonttype": "path",
 }
-MARKERS = {
-    "circle": "o",
-    "square": "s",
-    "triangle-up": "^",
-    "diamond": "D",
-    "triangle-down": "v",
-    "cross": "P",
-    "x": "X",
-    "star": "*",
-    "thin-x": "x",
-    "none": "",
-}
+MARKERS = dict(zip(get_args(Marker), ["o", "s", "^", "D", "v", "P", "X", "*", "x", ""], strict=True))
 DASHES: dict[str, Any] = {"none": "none", "solid": "-", "dash": (0, (4, 3))}
 
 
-def save_figures(figures: Sequence[Figure], out: Path) -> list[Path]:
-    """Write each figure as SVG and PNG into `out`; returns the files written."""
+def save_figures(figures: Sequence[Figure], out: Path) -> None:
+    """Write each figure as SVG and PNG into `out`."""
     import matplotlib as mpl
 
     out.mkdir(parents=True, exist_ok=True)
-    written = []
     with mpl.rc_context(RC):  # type: ignore[arg-type]
         for figure in figures:
             drawn = draw(figure)
-            for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 160})):
-                path = out / f"{figure.name}{suffix}"
-                drawn.savefig(path, facecolor="white", **options)
-                written.append(path)
-    return written
+            drawn.savefig(out / f"{figure.name}.svg", facecolor="white", metadata={"Date": None})
+            drawn.savefig(out / f"{figure.name}.png", facecolor="white", dpi=160)
 
 
 def draw(figure: Figure) -> matplotlib.figure.Figure:
-    """Draw a figure with matplotlib, under the settings in force."""
+    """Draw a figure with matplotlib and its current settings."""
     import matplotlib.figure
 
     rows, columns = figure.grid
@@ -124,7 +109,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 def _draw_series(axes: Axes, one: Series) -> None:
     strength = 2 if one.summed else 2.5
-    for x, ends in zip(one.x, one.ends, strict=False):  # lines, which the legend makes room for
+    for x, ends in zip(one.x, one.ends, strict=False):  # lines, which the legend avoids
         axes.plot([x, x], ends, color=one.colour, lw=2, alpha=0.55, solid_capstyle="butt", zorder=strength)
     if one.dash != "none":
         axes.plot(one.x, one.y, color=one.colour, lw=one.width, ls=DASHES[one.dash], zorder=strength)
@@ -145,7 +130,7 @@ def _draw_series(axes: Axes, one: Series) -> None:
 
 
 def _draw_arrow(axes: Axes, arrow: Arrow, level: int) -> None:
-    """Draw an arrow with its text above, a line higher for each arrow before it: they may be equally high."""
+    """Draw an arrow with its text above; `level` raises the text, as several arrows may have the same height."""
     from matplotlib.patheffects import withStroke
 
     tail, head = arrow.x
@@ -172,7 +157,7 @@ def _draw_arrow(axes: Axes, arrow: Arrow, level: int) -> None:
 
 
 def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
-    """Scale, limits, label and ticks of an axis, x or y; where ticks are given there are no others."""
+    """Set scale, limits, label and ticks of an axis, x or y; given ticks replace all others."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     along = axes.xaxis if which == "x" else axes.yaxis
@@ -188,7 +173,7 @@ def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
 
 
 def _entries(series: Sequence[Series]) -> list[Artist]:
-    """An entry for each group that has a text, in the looks of its line and its marker."""
+    """Return a legend entry for each group with a text, in the style of its line and its marker."""
     from matplotlib.lines import Line2D
 
     groups: dict[str, list[Series]] = {}

@@ -1,9 +1,9 @@
-"""How a fit, an expected study and the next step look in a terminal."""
+"""Print a fit, the expected results of a design and the next step as tables of a terminal."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +13,6 @@ from analysis.design.budget import Proposal
 from analysis.design.expect import DesignDocument
 from analysis.design.grid import Space
 from analysis.design.scale_up import ScaleUp, Seen
-from analysis.findings.equal_loss import SizeRatio, TokenGain
 from analysis.findings.note import Note
 from analysis.findings.results import FitDocument
 from analysis.points.table import CheckedPoints
@@ -22,56 +21,29 @@ from analysis.text import budget, human, percent
 
 def print_fit(console: Console, points: CheckedPoints, document: FitDocument) -> None:
     """Print the laws with their 95 % intervals, the size ratios, what was set aside, and the notes."""
-    _print_laws(console, points, document)
-    reference = document.comparison.reference
-    _print_table(
-        console,
-        f"size ratio against {reference}: how many times smaller for the same loss",
-        ("architecture", "budget", "reference", "loss", "ratio", "95 %", "status"),
-        (
-            (
-                row.architecture,
-                budget(row.iterations, row.tokens),
-                human(row.reference_n_params),
-                _number(row.loss, 4),
-                *_estimate(row),
-            )
-            for row in document.comparison.size_ratio
-        ),
-    )
-    _print_table(
-        console,
-        f"token gain over {reference}: how many times fewer tokens for the same loss and size",
-        ("architecture", "reference", "size", "loss", "gain", "95 %", "status"),
-        (
-            (
-                row.architecture,
-                budget(row.iterations, row.reference_tokens),
-                human(row.reference_n_params),
-                _number(row.loss, 4),
-                *_estimate(row),
-            )
-            for row in document.comparison.token_gain
-        ),
-    )
-    _print_table(
-        console,
-        "predicted loss: of the law, and of one further run",
-        ("architecture", "size", "budget", "loss", "95 %", "run 95 %", "beyond"),
-        (
-            (
-                name,
-                human(one.n_params),
-                budget(one.iterations, one.tokens or 0.0),
-                _number(one.loss, 4),
-                _interval(one.ci95, 4),
-                _interval(one.run95, 4),
-                _beyond(one.size_factor, one.budget_factor),
-            )
-            for name, fitted in document.architectures.items()
-            for one in fitted.predictions
-        ),
-    )
+    laws = []
+    for name, fitted in document.architectures.items():
+        row = {"architecture": name, "points": str(fitted.n_points)}
+        row["series"] = str(points.of(name)["cluster"].nunique())
+        for key, value in fitted.params.items():
+            row[key] = f"{value:.4g} [{fitted.ci95[key][0]:.3g}, {fitted.ci95[key][1]:.3g}]"
+        laws.append(row | {"objective": f"{fitted.objective:.4g}", "status": fitted.status})
+    _print_table(console, f"{document.law}: {document.formula}", laws)
+    _print_comparison(console, document)
+    predictions = [
+        {
+            "architecture": name,
+            "size": human(one.n_params),
+            "budget": budget(one.iterations, one.tokens or 0.0),
+            "loss": _number(one.loss, 4),
+            "95 %": _interval(one.ci95, 4),
+            "run 95 %": _interval(one.run95, 4),
+            "beyond": _beyond(one.size_factor, one.budget_factor),
+        }
+        for name, fitted in document.architectures.items()
+        for one in fitted.predictions
+    ]
+    _print_table(console, "predicted loss: of the law, and of one further run", predictions)
     _print_exponents(console, document)
     how = document.resampling
     console.print(
@@ -88,38 +60,31 @@ def print_fit(console: Console, points: CheckedPoints, document: FitDocument) ->
 
 
 def print_design(console: Console, design: DesignDocument) -> None:
-    """Print what is expected of a grid, and the notes on it."""
-    names = list(next(iter(design.architectures.values()), ()))
+    """Print the expected results of a grid, and the notes on it."""
+    laws = []
+    for name, parameters in design.architectures.items():
+        row = {"architecture": name}
+        for parameter, one in parameters.items():
+            row[parameter] = f"{one.truth:.4g} [{one.ci95[0]:.3g}, {one.ci95[1]:.3g}]"
+        laws.append(row)
     _print_table(
-        console,
-        f"expected of {design.law}: the prior and the median 95 % interval of its fits",
-        ("architecture", *names),
-        (
-            (
-                name,
-                *(f"{one.truth:.4g} [{one.ci95[0]:.3g}, {one.ci95[1]:.3g}]" for one in parameters.values()),
-            )
-            for name, parameters in design.architectures.items()
-        ),
+        console, f"expected of {design.law}: the prior and the median 95 % interval of its fits", laws
     )
-    if design.size_ratio:
-        _print_table(
-            console,
-            f"expected size ratio against {design.size_ratio[0].reference}: how many times smaller for the same loss",
-            ("architecture", "budget", "reference", "ratio", "95 %", "holds it", "identified"),
-            (
-                (
-                    row.architecture,
-                    budget(row.iterations, row.tokens),
-                    human(row.reference_n_params),
-                    _number(row.truth, 2),
-                    "none" if row.ci95 is None else _interval(row.ci95, 2),
-                    "-" if row.coverage is None else f"{row.coverage:.0%}",
-                    f"{row.identified:.0%}",
-                )
-                for row in design.size_ratio
-            ),
-        )
+    ratios = [
+        {
+            "architecture": row.architecture,
+            "budget": budget(row.iterations, row.tokens),
+            "reference": human(row.reference_n_params),
+            "ratio": _number(row.truth, 2),
+            "95 %": "none" if row.ci95 is None else _interval(row.ci95, 2),
+            "coverage": "-" if row.coverage is None else f"{row.coverage:.0%}",
+            "identified": f"{row.identified:.0%}",
+        }
+        for row in design.size_ratio
+    ]
+    reference = next((row.reference for row in design.size_ratio), "")
+    title = f"expected size ratio against {reference}: how many times smaller for the same loss"
+    _print_table(console, title, ratios)
     if design.studies:
         noise = design.noise
         console.print(
@@ -132,14 +97,14 @@ def print_design(console: Console, design: DesignDocument) -> None:
 def print_proposal(
     console: Console, space: Space, found: Proposal, expected: DesignDocument, written: str
 ) -> None:
-    """Print a proposed grid, what it costs, what is expected of it, and the YAML to paste."""
+    """Print a proposed grid, its cost, its expected results, and the YAML to paste."""
     rows = []
     cost = found.grid.gpu_hours_of_sizes(space)
     for size, seeds, hours in zip(space.sizes, found.grid.seeds, cost, strict=True):
         parameters = {rung.architecture: rung.n_params for rung in space.rungs if rung.size == size}
-        cells = [human(parameters[name]) for name in space.architectures]
-        rows.append((size, *cells, str(seeds), f"{hours:.4g}"))
-    _print_table(console, "proposed grid", ("size", *space.architectures, "seeds", "GPU-hours"), rows)
+        cells = {name: human(parameters[name]) for name in space.architectures}
+        rows.append({"size": size, **cells, "seeds": str(seeds), "GPU-hours": f"{hours:.4g}"})
+    _print_table(console, "proposed grid", rows)
     counts = ", ".join(f"{count:,}" for count in found.grid.iterations)
     console.print(f"iterations {counts}; {found.gpu_hours:.4g} GPU-hours left to spend")
     print_design(console, expected)
@@ -148,116 +113,84 @@ def print_proposal(
 
 
 def print_scale_up(console: Console, proposed: ScaleUp | None, seen: Sequence[Seen]) -> None:
-    """Print what to train next, where it was asked for, and how what was foreseen before turned out."""
+    """Print the proposed next step, if there is one, and the losses seen beside those predicted before."""
     if proposed is not None:
-        _print_step(console, proposed)
+        steps = [
+            {
+                "architecture": step.architecture,
+                "n_params": human(step.n_params),
+                "95 %": " to ".join(human(end) for end in step.n_params_ci95),
+                "iterations": f"{step.iterations:,}",
+                "GPU-hours": f"{step.gpu_hours:.3g}",
+                "loss": _number(step.loss, 4),
+                "law 95 %": _interval(step.ci95, 4),
+                "run 95 %": _interval(step.run95, 4),
+                "beyond": _beyond(step.size_factor, step.budget_factor),
+            }
+            for step in proposed.steps
+        ]
+        title = f"next step for {proposed.budget_gpu_hours:g} GPU-hours, by {proposed.law}"
+        _print_table(console, title, steps)
+        _print_notes(console, proposed.notes)
     elif not seen:
-        console.print("nothing has finished yet outside what the proposals were made from")
-    _print_table(
-        console,
-        "predicted and seen: runs outside what the law had been fitted to",
-        (
-            "architecture",
-            "run",
-            "n_params",
-            "iterations",
-            "predicted",
-            "run 95 %",
-            "seen",
-            "inside",
-            "error",
-            "beyond",
-        ),
-        (
-            (
-                one.architecture,
-                one.run_id,
-                human(one.n_params),
-                f"{one.iterations:,.0f}",
-                _number(one.predicted, 4),
-                _interval(one.run95, 4),
-                _number(one.loss, 4),
-                "-" if one.inside is None else "yes" if one.inside else "no",
-                percent(one.relative_error),
-                _beyond(one.size_factor, one.budget_factor),
-            )
-            for one in seen
-        ),
-    )
+        console.print("no run has finished yet beyond the runs from which the proposals were made")
+    rows = [
+        {
+            "architecture": one.architecture,
+            "run": one.run_id,
+            "n_params": human(one.n_params),
+            "iterations": f"{one.iterations:,.0f}",
+            "predicted": _number(one.predicted, 4),
+            "run 95 %": _interval(one.run95, 4),
+            "seen": _number(one.loss, 4),
+            "inside": "-" if one.inside is None else "yes" if one.inside else "no",
+            "error": percent(one.relative_error),
+            "beyond": _beyond(one.size_factor, one.budget_factor),
+        }
+        for one in seen
+    ]
+    _print_table(console, "predicted and seen: runs beyond the range to which the law was fitted", rows)
 
 
-def _print_laws(console: Console, points: CheckedPoints, document: FitDocument) -> None:
-    names = list(next(iter(document.architectures.values())).params)
-    rows = []
-    for name, fitted in document.architectures.items():
-        cells = []
-        for key in names:
-            interval = fitted.ci95.get(key)
-            spread = f" [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else ""
-            cells.append(f"{fitted.params[key]:.4g}{spread}")
-        series = str(points.of(name)["cluster"].nunique())
-        rows.append(
-            (name, str(fitted.n_points), series, *cells, f"{fitted.objective:.4g}", str(fitted.status))
-        )
-    columns = ("architecture", "points", "series", *names, "objective", "status")
-    _print_table(console, f"{document.law}: {document.formula}", columns, rows)
+def _print_comparison(console: Console, document: FitDocument) -> None:
+    """Print the size ratios and the token gains, which differ in their titles only."""
+    comparison = document.comparison
+    ratios = [("budget", "reference", "ratio", row, row.tokens) for row in comparison.size_ratio]
+    gains = [("reference", "size", "gain", row, row.reference_tokens) for row in comparison.token_gain]
+    for title, rows in (
+        (f"size ratio against {comparison.reference}: how many times smaller for the same loss", ratios),
+        (
+            f"token gain over {comparison.reference}: how many times fewer tokens for the same loss and size",
+            gains,
+        ),
+    ):
+        cells = [
+            {
+                "architecture": row.architecture,
+                of_budget: budget(row.iterations, tokens),
+                of_size: human(row.reference_n_params),
+                "loss": _number(row.loss, 4),
+                quantity: _number(row.estimate, 2),
+                "95 %": _interval(row.estimate_ci95, 2),
+                "status": row.status,
+            }
+            for of_budget, of_size, quantity, row, tokens in rows
+        ]
+        _print_table(console, title, cells)
 
 
 def _print_exponents(console: Console, document: FitDocument) -> None:
     rows = []
     for name, found in document.isoflop.items():
-        cells = []
-        for method, interval in (
-            ("isoflop", False),
-            ("corrected", True),
-            ("envelope", False),
-            ("parametric", True),
-        ):
-            one = found.exponents.get(method)
-            cells.append(_number(one.value if one else None, 3))
-            if interval:
-                cells.append(_interval(one.ci95 if one else None, 3))
+        row = {"architecture": name}
+        for method in ("isoflop", "corrected", "envelope", "parametric"):
+            one, column = found.exponents.get(method), "law" if method == "parametric" else method
+            row[column] = _number(one.value if one else None, 3)
+            if method in {"corrected", "parametric"}:
+                row[f"{column} 95 %"] = _interval(one.ci95 if one else None, 3)
         if found.exponents:
-            rows.append((name, *cells, str(len(found.optima))))
-    _print_table(
-        console,
-        "compute-optimal size: N grows as FLOPs to this power, by method",
-        ("architecture", "isoflop", "corrected", "95 %", "envelope", "law", "95 %", "budgets"),
-        rows,
-    )
-
-
-def _print_step(console: Console, proposed: ScaleUp) -> None:
-    _print_table(
-        console,
-        f"next step for {proposed.budget_gpu_hours:g} GPU-hours, by {proposed.law}",
-        (
-            "architecture",
-            "n_params",
-            "95 %",
-            "iterations",
-            "GPU-hours",
-            "loss",
-            "law 95 %",
-            "run 95 %",
-            "beyond",
-        ),
-        (
-            (
-                step.architecture,
-                human(step.n_params),
-                " to ".join(human(end) for end in step.n_params_ci95),
-                f"{step.iterations:,}",
-                f"{step.gpu_hours:.3g}",
-                _number(step.loss, 4),
-                _interval(step.ci95, 4),
-                _interval(step.run95, 4),
-                _beyond(step.size_factor, step.budget_factor),
-            )
-            for step in proposed.steps
-        ),
-    )
-    _print_notes(console, proposed.notes)
+            rows.append(row | {"budgets": str(len(found.optima))})
+    _print_table(console, "compute-optimal size: N grows as FLOPs to this power, by method", rows)
 
 
 def _print_notes(console: Console, notes: Iterable[Note], about: str = "") -> None:
@@ -265,24 +198,20 @@ def _print_notes(console: Console, notes: Iterable[Note], about: str = "") -> No
         console.print(f"note {note.code}{about}: {note.text}")
 
 
-def _print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table that has rows; names and verdicts stand left, numbers right.
+def _print_table(console: Console, title: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows of cells by column, if there are any: names and verdicts at the left, numbers at the right.
 
-    Cells are printed as they are: a foreign table's names may hold what rich reads as markup.
+    Cells are printed as plain text: names may contain what rich reads as markup.
     """
+    if not rows:
+        return
     table = Table(title=Text(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
-    for name in columns:
+    for name in rows[0]:
         left = name in {"architecture", "status"}
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))
-    if table.row_count:
-        console.print(table)
-
-
-def _estimate(row: SizeRatio | TokenGain) -> tuple[str, str, str]:
-    """The last cells of a comparison: what the laws give, its interval, how far it is to be believed."""
-    return _number(row.estimate, 2), _interval(row.estimate_ci95, 2), row.status
+        table.add_row(*map(Text, row.values()))
+    console.print(table)
 
 
 def _number(value: float | None, decimals: int) -> str:

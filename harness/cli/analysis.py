@@ -147,7 +147,7 @@ def scale_up(
 ) -> None:
     """What to train next for a budget, with the loss foreseen for it; later, what was foreseen beside what was seen."""
     from analysis.design.prior import design_law
-    from analysis.design.scale_up import Shortest, former_steps, next_step, seen_of
+    from analysis.design.scale_up import former_steps, next_step, seen_of
     from analysis.points.table import check_points
     from analysis.report.tables import print_scale_up
     from harness.plan.candidates import gpu_hours_an_iteration
@@ -167,8 +167,8 @@ def scale_up(
     if budget is not None:
         rates = gpu_hours_an_iteration(plan_of(resolved, cluster))
         schedule = resolved.study.training.schedule
-        shortest = Shortest(fewest_iterations(schedule), f"training.schedule.warmup is {schedule.warmup}")
-        step = next_step(points, rates, budget, law=law, delta=delta, shortest=shortest)
+        least, why = fewest_iterations(schedule), f"training.schedule.warmup is {schedule.warmup}"
+        step = next_step(points, rates, budget, law=law, delta=delta, shortest=least, shortest_because=why)
         add_record(place, name, step.model_dump(mode="json"))
     if as_json:
         told = step and step.model_dump(mode="json")

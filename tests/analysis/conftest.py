@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 import pytest
 
@@ -18,6 +20,12 @@ from tests.analysis.synthetic import QUIET, WIDE, SyntheticStudy
 def checked(table: pd.DataFrame, law: Law | None = None, *, annealed: bool = True) -> CheckedPoints:
     rows = [(number + 2, row) for number, row in enumerate(table.itertuples(index=False, name=None))]
     return check_points(build_frame(list(table.columns), rows, "synthetic"), law, annealed=annealed)
+
+
+def fit(table: pd.DataFrame | SyntheticStudy, resamples: int = 100, **options: Any) -> FitDocument:
+    """Fit a table of points, or those of a study."""
+    table = table.table(0) if isinstance(table, SyntheticStudy) else table
+    return fit_points(checked(table), resamples=resamples, **options)
 
 
 def fitted(points: CheckedPoints, name: str) -> Fitted:
@@ -60,4 +68,4 @@ def wide_document(wide: CheckedPoints) -> FitDocument:
 @pytest.fixture(scope="session")
 def quiet() -> FitDocument:
     """A fit of points that have next to no noise."""
-    return fit_points(checked(QUIET.table(0)), resamples=100)
+    return fit(QUIET)

@@ -1,4 +1,4 @@
-"""A study with a known answer: two architectures under known laws, noise between series and noise between rows."""
+"""A study with a known answer: two architectures under known laws, with noise of series and of rows."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ TOKENS_AN_ITERATION = 16_000.0
 
 
 def loss_by(law: dict[str, float], n_params: Values, tokens: Values) -> Values:
-    """Loss in nats of a law of size and tokens."""
+    """Return the loss in nats of a law of size and tokens."""
     return law["E"] + law["A"] / n_params ** law["alpha"] + law["B"] / tokens ** law["beta"]
+
+
+def against(**changes: float) -> dict[str, dict[str, float]]:
+    """Return the transformer's law and a changed law of SiMBA."""
+    return {"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA | changes}
 
 
 @dataclass(frozen=True)
 class SyntheticStudy:
-    """What was trained: sizes x iterations nested in a series a (size, seed), extra seeds at the smallest sizes."""
+    """Sizes x iterations nested in one series for each size and seed, extra seeds at the smallest sizes."""
 
-    laws: dict[str, dict[str, float]] = field(
-        default_factory=lambda: {"cross_transformer": TRANSFORMER, "prefix_simba": SIMBA}
-    )
+    laws: dict[str, dict[str, float]] = field(default_factory=against)
     sizes: Sequence[float] = (1e5, 3e5, 1e6, 3e6)
     iterations: Sequence[int] = (400, 800, 1600)
     seeds: Sequence[int] = (3, 1, 1, 1)
@@ -35,7 +38,7 @@ class SyntheticStudy:
     row_noise: float = 0.002
 
     def table(self, seed: int) -> pd.DataFrame:
-        """The study's Points as a raw table; noise multiplies the loss."""
+        """Return the study's points as a raw table; noise multiplies the loss."""
         rng = np.random.default_rng(seed)
         rows = []
         for name, law in self.laws.items():

@@ -1,4 +1,4 @@
-"""Where the published tables and fits stand; they are not part of this repository."""
+"""The folder of published tables and fits, which are not part of this repository."""
 
 from __future__ import annotations
 

@@ -16,14 +16,8 @@ from analysis.laws.law import Array
 
 PREFIX = "approach_3_parameters_grid_search_0_"
 SETS = (
-    "cool_begin",
-    "cool_end",
-    "cool_end_no_embeds",
-    "hot",
-    "hot_100b+",
-    "hot_no_embeds",
-    "lr_ablation_hot",
-    "slim_chinchilla",
+    *("cool_begin", "cool_end", "cool_end_no_embeds", "hot"),
+    *("hot_100b+", "hot_no_embeds", "lr_ablation_hot", "slim_chinchilla"),
 )
 
 
@@ -32,26 +26,23 @@ def load(golden: Path, name: str) -> tuple[Array, Array, list[str]]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     embeddings = 50304 if name.endswith("_no_embeds") else 0
     x = [[row["params_active_precise"] - embeddings * row.get("width", 0), row["tokens"]] for row in rows]
-    return (
-        np.array(x, dtype=float),
-        np.array([row["final_loss"] for row in rows]),
-        [row.get("run_name", "") for row in rows],
-    )
+    loss = np.array([row["final_loss"] for row in rows])
+    return np.array(x, dtype=float), loss, [row.get("run_name", "") for row in rows]
 
 
 def published(golden: Path, name: str, power: int) -> tuple[dict[str, float], float]:
-    text = (golden / "gemstones" / f"parameters_delta-{power}" / f"{PREFIX}{name}.json").read_text(
-        encoding="utf-8"
-    )
-    stored = {key: value["0"] for key, value in json.loads(text).items()}
+    path = golden / "gemstones" / f"parameters_delta-{power}" / f"{PREFIX}{name}.json"
+    stored = {key: value["0"] for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
     alpha, beta = stored["exponents"]
     a, b = stored["coefficients"]
     E = np.exp(stored["irreducible_error"])
     return {"E": E, "A": np.exp(a), "B": np.exp(b), "alpha": alpha, "beta": beta}, stored["loss"]
 
 
-def fit(x: Array, loss: Array, delta: float) -> tuple[Problem, FitResult]:
-    problem = Problem.of(CHINCHILLA, x, loss, delta)
+@pytest.fixture(scope="module")
+def hot(golden: Path) -> tuple[Problem, FitResult]:
+    x, loss, _ = load(golden, "hot")
+    problem = Problem.of(CHINCHILLA, x, loss, 1e-3)
     return problem, fit_law(problem)
 
 
@@ -62,27 +53,25 @@ def test_published_objectives_recompute_at_the_published_parameters_and_none_is_
 ) -> None:
     x, loss, _ = load(golden, name)
     params, objective = published(golden, name, power)
-    problem, result = fit(x, loss, 10.0**-power)
+    problem = Problem.of(CHINCHILLA, x, loss, 10.0**-power)
+    result = fit_law(problem)
     u = CHINCHILLA.to_solver(np.array([[params[key] for key in CHINCHILLA.names]]), problem.centre)
-    mine = objective_at(problem, u, problem.y[None], np.ones((1, len(loss))))[0]
+    mine = objective_at(problem, u, *problem.copies(1))[0]
     assert mine == pytest.approx(objective, abs=6e-11)  # they print ten decimals
     assert result.status == "converged"
     assert result.objective <= objective * (1 + 1e-6)
 
 
-def test_hot_points_give_the_published_law(golden: Path) -> None:
-    x, loss, _ = load(golden, "hot")
+def test_hot_points_give_the_published_law(golden: Path, hot: tuple[Problem, FitResult]) -> None:
     params, objective = published(golden, "hot", 3)
-    _, result = fit(x, loss, 1e-3)
+    _, result = hot
     assert result.objective == pytest.approx(objective, rel=1e-6)
-    assert result.params["alpha"] == pytest.approx(params["alpha"], rel=1e-3)
-    assert result.params["beta"] == pytest.approx(params["beta"], rel=1e-3)
-    assert result.params["E"] == pytest.approx(params["E"], rel=1e-3)
+    for name in ("alpha", "beta", "E"):
+        assert result.params[name] == pytest.approx(params[name], rel=1e-3)
 
 
-def test_every_profile_of_the_hot_points_closes_about_its_estimate(golden: Path) -> None:
-    x, loss, _ = load(golden, "hot")
-    problem, result = fit(x, loss, 1e-3)
+def test_every_profile_of_the_hot_points_closes_about_its_estimate(hot: tuple[Problem, FitResult]) -> None:
+    problem, result = hot
     for name, estimate in result.params.items():
         low, high = profile(problem, result, name).interval
         assert low is not None, name
@@ -90,9 +79,11 @@ def test_every_profile_of_the_hot_points_closes_about_its_estimate(golden: Path)
         assert low < estimate < high
 
 
-def test_runs_resampled_spread_alpha_three_times_as_wide_as_rows(golden: Path) -> None:
+def test_runs_resampled_spread_alpha_three_times_as_wide_as_rows(
+    golden: Path, hot: tuple[Problem, FitResult]
+) -> None:
     x, loss, runs = load(golden, "hot")
-    problem, result = fit(x, loss, 1e-3)
+    problem, result = hot
     unknown = np.full(len(loss), np.nan)
 
     def spread(cluster: list[str]) -> float:

@@ -1,4 +1,4 @@
-"""What a plan expects of a grid is what the analysis says of studies on it; a prior is taken as it is given."""
+"""The results that a plan expects of a grid are those of studies on it; a prior is used as it is given."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
 from analysis.laws.catalogue import law_named
 from analysis.points.table import CheckedPoints
+from analysis.report.headlines import main_row
 from analysis.report.tables import print_design
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import TRUE_RATIO, SyntheticStudy
 
 LAW = law_named("chinchilla")
 NOISE = Noise(0.003, 0.004)
-STUDY = SyntheticStudy(
-    sizes=tuple(np.geomspace(1e5, 3e6, 5)), iterations=(400, 800, 1600), seeds=(3, 3, 2, 2, 2)
-)
+STUDY = SyntheticStudy(sizes=tuple(np.geomspace(1e5, 3e6, 5)), seeds=(3, 3, 2, 2, 2))
 KNOWN = Prior(LAW, STUDY.laws, NOISE, "known")
 OTHER = "prefix_simba"
 
@@ -49,8 +48,8 @@ def seen(grid: CheckedPoints, studies: int, resamples: int) -> tuple[float, floa
     for number in range(studies):
         losses = drawn_losses(clean, grid.frame["cluster"], NOISE, 500, number)
         document = fit_points(replace(grid, frame=grid.frame.assign(loss=losses)), resamples=resamples)
-        rows = document.comparison.size_ratio
-        row = max(rows, key=lambda row: (row.reference_n_params, row.tokens))
+        row = main_row(document, OTHER)
+        assert row is not None
         found.append(row.estimate_ci95 or (0.0, np.inf))
     ends = middle(np.array(found))
     assert ends is not None
@@ -94,7 +93,7 @@ def codes(document: DesignDocument) -> set[str]:
     return {note.code for note in document.notes}
 
 
-def test_a_grid_that_cannot_identify_the_law_is_told_so() -> None:
+def test_a_grid_that_cannot_identify_the_law_is_noted() -> None:
     together = STUDY.table(0)
     together["tokens"] = 20 * together["n_params"] * (1 + 0.01 * together["iterations"] / 1600)
     two_sizes = replace(STUDY, sizes=(1e5, 3e6), seeds=(3, 3)).table(0)
@@ -110,7 +109,7 @@ def test_a_grid_that_cannot_identify_the_law_is_told_so() -> None:
     assert document.size_ratio == ()
 
 
-def test_an_equal_size_outside_the_grid_is_foreseen() -> None:
+def test_an_equal_size_outside_the_grid_is_expected_to_be_an_extrapolation() -> None:
     narrow = replace(STUDY, sizes=(1e6, 1.7e6, 3e6), seeds=(3, 3, 3))
     quiet = replace(KNOWN, noise=Noise(1e-5, 1e-5))
     document = expected(checked(narrow.table(0)), quiet, draws=Draws(2, 50))
@@ -119,19 +118,14 @@ def test_an_equal_size_outside_the_grid_is_foreseen() -> None:
     assert "below the smallest trained size" in note.text
 
 
-def test_what_is_expected_is_shown_with_its_notes(grid: CheckedPoints) -> None:
-    shown = Console(file=io.StringIO(), width=200, markup=False)
-    document = expected(grid, assumed_prior(grid.frame, LAW), draws=Draws(2, 50))
-    print_design(shown, document)
-    assert isinstance(shown.file, io.StringIO)
-    text = shown.file.getvalue()
-    assert all(word in text for word in ("prefix_simba", "alpha", "1,600 iterations", "note prior_assumed"))
-
-
-def test_without_a_prior_the_demos_shape_is_moved_to_the_grid(grid: CheckedPoints) -> None:
+def test_without_a_prior_the_demos_shape_is_moved_to_the_grid_and_printed(grid: CheckedPoints) -> None:
     prior = assumed_prior(grid.frame, LAW)
     document = expected(grid, prior, draws=Draws(2, 50))
     assert "prior_assumed" in codes(document)
+    printed = io.StringIO()
+    print_design(Console(file=printed, width=200, markup=False), document)
+    for word in ("prefix_simba", "alpha", "1,600 iterations", "note prior_assumed"):
+        assert word in printed.getvalue()
     assert document.size_ratio[0].truth == pytest.approx(CLAIMED_RATIO, rel=1e-6)
     larger = grid.frame.assign(n_params=grid.frame["n_params"] * 1000)
     np.testing.assert_allclose(assumed_prior(larger, LAW).losses(larger), prior.losses(grid.frame), rtol=1e-9)
@@ -178,7 +172,7 @@ def test_a_law_that_lacks_size_or_training_plans_no_grid(law: str) -> None:
         design_law(law)
 
 
-def test_intervals_that_often_miss_the_truth_are_told_of(grid: CheckedPoints) -> None:
+def test_intervals_that_often_miss_the_truth_are_noted(grid: CheckedPoints) -> None:
     found = simulate(grid, KNOWN, draws=Draws(4, 50))
     truth = found.truth[OTHER]
     assert truth.estimate is not None

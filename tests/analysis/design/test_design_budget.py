@@ -1,4 +1,4 @@
-"""For so many GPU-hours the proposed grid gives the size ratio a narrower interval than a log-even factorial one."""
+"""At the same cost the proposed grid gives the size ratio a narrower interval than a log-even factorial one."""
 
 from __future__ import annotations
 
@@ -18,16 +18,8 @@ from tests.analysis.synthetic import TOKENS_AN_ITERATION
 
 REFERENCE = "cross_transformer"
 SIZES = dict(zip("abcdef", np.geomspace(2e4, 6.4e5, 6).tolist(), strict=True))
-LAWS = {
-    name: {
-        "E": 1.43,
-        "A": 0.23 * (1.13e5 / smaller) ** 0.6,
-        "B": 0.55 * 6.4e6**0.6,
-        "alpha": 0.6,
-        "beta": 0.6,
-    }
-    for name, smaller in ((REFERENCE, 1.0), ("prefix_simba", 3.0))
-}
+SHAPE = {"E": 1.43, "A": 0.23 * 1.13e5**0.6, "B": 0.55 * 6.4e6**0.6, "alpha": 0.6, "beta": 0.6}
+LAWS = {REFERENCE: SHAPE, "prefix_simba": SHAPE | {"A": SHAPE["A"] / 3**0.6}}
 PRIOR = Prior(law_named("chinchilla"), LAWS, Noise(0.003, 0.004), "known")
 FACTORIAL = (100, 200, 400, 800, 1600)
 
@@ -43,7 +35,7 @@ def space(counts: tuple[int, ...]) -> Space:
 
 
 def judged(grid: Grid, where: Space, studies: int, resamples: int) -> ExpectedRatio:
-    """What the analysis says of studies on this grid that the choice among grids has not seen."""
+    """Return the size ratio of simulated studies on this grid that the search for a grid did not use."""
     found = simulate(grid.points(where), PRIOR, REFERENCE, Draws(studies, resamples, seed=9000))
     (ratio,) = ratios_of(found, REFERENCE)
     return ratio
@@ -52,7 +44,7 @@ def judged(grid: Grid, where: Space, studies: int, resamples: int) -> ExpectedRa
 def compared(
     where: Space, trials: int, studies: int, resamples: int
 ) -> tuple[Proposal, ExpectedRatio, float]:
-    """The proposal for the factorial grid's cost, and by which share its interval is narrower."""
+    """Return the proposal for the factorial grid's cost, its ratio, and the share by which that is narrower."""
     factorial = Grid(FACTORIAL, (1,) * len(SIZES))
     cost = factorial.gpu_hours(where)
     found = propose(where, PRIOR, cost, draws=Draws(studies=trials))
@@ -74,9 +66,8 @@ def test_the_proposed_grid_is_narrower_than_a_factorial_one_of_the_same_cost() -
 @pytest.mark.verify
 @pytest.mark.timeout(3600)
 def test_the_proposed_grid_is_a_quarter_narrower_over_a_hundred_studies() -> None:
-    _, best, gain = compared(
-        space((100, 200, 280, 400, 560, 800, 1600)), trials=30, studies=100, resamples=300
-    )
+    where = space((100, 200, 280, 400, 560, 800, 1600))
+    _, best, gain = compared(where, trials=30, studies=100, resamples=300)
     assert gain >= 0.25
     assert best.coverage is not None
     assert best.coverage >= 0.85
@@ -84,17 +75,13 @@ def test_the_proposed_grid_is_a_quarter_narrower_over_a_hundred_studies() -> Non
 
 def test_what_has_been_trained_costs_no_more_and_is_kept() -> None:
     def left(architecture: str, size: str, iterations: tuple[int, ...], seed: int) -> float:
-        return (
-            0.0
-            if (size, seed) in {("f", 0), ("f", 1), ("b", 0)}
-            else hours(architecture, size, iterations, seed)
-        )
+        trained = (size, seed) in {("f", 0), ("f", 1), ("b", 0)}
+        return 0.0 if trained else hours(architecture, size, iterations, seed)
 
     where = space(FACTORIAL[::2])
     cost = 1.2 * Grid(where.iterations, (1, 1, 0, 0, 0, 1)).gpu_hours(where)
-    whole, rest = (
-        propose(replace(where, hours=price), PRIOR, cost, draws=Draws(studies=2)) for price in (hours, left)
-    )
+    spaces = (where, replace(where, hours=left))
+    whole, rest = (propose(one, PRIOR, cost, draws=Draws(studies=2)) for one in spaces)
     assert rest.grid.seeds[-1] >= 2 > whole.grid.seeds[-1]
     assert rest.gpu_hours <= cost * (1 + 1e-9) < rest.grid.gpu_hours(where)
 
@@ -112,24 +99,21 @@ def test_a_grid_is_spelled_as_a_study_writes_it() -> None:
 
 def test_a_budget_that_pays_for_nothing_says_what_would_be_enough() -> None:
     where = space(FACTORIAL)
-    with pytest.raises(
-        InputError, match=r"--budget 0.1: pays for no grid.* takes (\S+) GPU-hours"
-    ) as refused:
+    with pytest.raises(InputError, match=r"--budget 0.1: is too small for a grid.* GPU-hours") as refused:
         propose(where, PRIOR, 0.1)
     least = float(str(refused.value).split("takes ")[1].split()[0])
-    for budget in (0.0, float("nan")):
-        with pytest.raises(InputError, match="above 0"):
-            propose(where, PRIOR, budget)
     cheapest = Grid((100, 200, 1600), (1, 1, 0, 0, 0, 1))
     assert least == pytest.approx(cheapest.gpu_hours(where), rel=1e-3)
 
 
-def test_a_size_ratio_needs_two_architectures_and_a_law_three_sizes() -> None:
+def test_a_budget_and_a_study_that_do_not_serve_are_refused() -> None:
     where = space(FACTORIAL)
-    alone = Space(where.rungs[::2], where.iterations, hours)
-    with pytest.raises(InputError, match="two architectures"):
-        propose(alone, PRIOR, 10.0)
-    with pytest.raises(InputError, match="--reference moon"):
-        propose(where, PRIOR, 10.0, "moon")
-    with pytest.raises(InputError, match="2 sizes and 5 iteration counts"):
-        propose(Space(where.rungs[:4], where.iterations, hours), PRIOR, 10.0)
+    for said, own, budget, reference in (
+        ("above 0", where, 0.0, None),
+        ("above 0", where, float("nan"), None),
+        ("two architectures", replace(where, rungs=where.rungs[::2]), 10.0, None),
+        ("--reference moon", where, 10.0, "moon"),
+        ("2 sizes and 5 iteration counts", replace(where, rungs=where.rungs[:4]), 10.0, None),
+    ):
+        with pytest.raises(InputError, match=said):
+            propose(own, PRIOR, budget, reference)

@@ -1,10 +1,9 @@
-"""The document: its keys, its notes, its refusals, and the truth it recovers."""
+"""The document: its keys, notes and refusals, and the laws it recovers."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,44 +18,31 @@ from analysis.fitting.bootstrap import Fitted, cluster_keys
 from analysis.fitting.solver import FitResult, Problem
 from analysis.laws.catalogue import law_named
 from analysis.points.table import CheckedPoints
-from tests.analysis.conftest import checked, note_codes
-from tests.analysis.synthetic import SIMBA, SyntheticStudy, loss_by
-
-
-def numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from numbers(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from numbers(item)
-    elif isinstance(value, float):
-        yield value
+from tests.analysis.conftest import fit, note_codes
+from tests.analysis.synthetic import SIMBA, SIX_SIZES, WIDE, SyntheticStudy, loss_by
 
 
 def test_the_json_has_the_keys_promised_and_only_finite_numbers(document: FitDocument) -> None:
     result = json.loads(json.dumps(document.model_dump(mode="json"), allow_nan=False))
     assert {"law", "huber_delta", "architectures", "comparison"} <= set(result)
-    for fit in result["architectures"].values():
-        assert {"params", "objective", "n_points", "n_runs", "status", "ci95", "heldout", "notes"} <= set(fit)
-        assert set(fit["params"]) == set(fit["ci95"]) == {"E", "A", "B", "alpha", "beta"}
-        assert all(set(note) == {"code", "text"} for note in fit["notes"])
+    for one in result["architectures"].values():
+        assert {"params", "objective", "n_points", "n_runs", "status", "ci95", "heldout", "notes"} <= set(one)
+        assert set(one["params"]) == set(one["ci95"]) == {"E", "A", "B", "alpha", "beta"}
+        assert all(set(note) == {"code", "text"} for note in one["notes"])
     assert {"reference", "n_convention", "size_ratio", "compute_gain"} <= set(result["comparison"])
     row = result["comparison"]["size_ratio"][0]
     assert {"architecture", "iterations", "reference_n_params", "loss", "ratio", "ci95", "status"} <= set(row)
-    assert all(math.isfinite(value) for value in numbers(result))
     assert FitDocument.model_validate(result).model_dump(mode="json") == result
 
 
 def test_counts_tell_points_runs_and_series_apart(document: FitDocument) -> None:
-    fit = document.architectures["prefix_simba"]
-    assert (fit.n_points, fit.n_runs, fit.n_clusters) == (18, 18, 6)
+    one = document.architectures["prefix_simba"]
+    assert (one.n_points, one.n_runs, one.n_clusters) == (18, 18, 6)
 
 
 @pytest.mark.parametrize("law", ["chinchilla", "chinchilla_shared_e"])
 def test_laws_are_recovered_from_points_without_noise(law: str) -> None:
-    points = checked(SyntheticStudy(cluster_noise=0, row_noise=0).table(0))
-    fits = fit_points(points, law=law, resamples=100).architectures
+    fits = fit(SyntheticStudy(cluster_noise=0, row_noise=0), law=law).architectures
     for name, params in SyntheticStudy().laws.items():
         assert fits[name].params == pytest.approx(params, rel=1e-4)
 
@@ -73,8 +59,8 @@ def test_the_heldout_error_is_that_of_points_the_fit_had_not_seen(
     heldout = document.architectures["prefix_simba"].heldout
     assert heldout.largest_size is not None
     assert {point.n_params for point in heldout.largest_size.points} == {3e6}
-    rest = checked(SyntheticStudy().table(0).query("n_params < 3e6"))
-    law = fit_points(rest, resamples=100).architectures["prefix_simba"].params
+    rest = fit(SyntheticStudy().table(0).query("n_params < 3e6"))
+    law = rest.architectures["prefix_simba"].params
     for point in heldout.largest_size.points:
         predicted = loss_by(law, point.n_params, point.tokens)
         assert point.predicted == pytest.approx(predicted, rel=1e-6)
@@ -92,43 +78,34 @@ def test_the_heldout_error_is_that_of_points_the_fit_had_not_seen(
         (SyntheticStudy(laws={"prefix_simba": SIMBA | {"A": -1.0}}), "bound_hit"),
         (SyntheticStudy(laws={"prefix_simba": SIMBA | {"A": -1.0}}), "resamples_at_bound"),
         (SyntheticStudy(seeds=(1, 1, 1, 1)), "no_seed_replicates"),
-        (
-            SyntheticStudy(sizes=(1e5, 3e5, 1e6, 3e6, 1e7), iterations=(400,), seeds=(1,) * 5),
-            "too_few_points",
-        ),
+        (SyntheticStudy(sizes=SIX_SIZES[:5], iterations=(400,), seeds=(1,) * 5), "too_few_points"),
         (SyntheticStudy(sizes=(1e5, 3e5), seeds=(3, 3)), "flat_profile"),
         (
-            SyntheticStudy(laws={"prefix_simba": SIMBA | {"E": 0.0}}, cluster_noise=0, row_noise=0),
+            SyntheticStudy({"prefix_simba": SIMBA | {"E": 0.0}}, cluster_noise=0, row_noise=0),
             "e_out_of_range",
         ),
     ],
 )
 def test_what_can_mislead_is_noted(study: SyntheticStudy, code: str) -> None:
-    document = fit_points(checked(study.table(0)), resamples=100)
-    assert code in note_codes(document)
+    assert code in note_codes(fit(study))
 
 
 def test_good_points_carry_no_warning() -> None:
-    study = SyntheticStudy(
-        sizes=tuple(np.geomspace(1e5, 1e7, 8)),
-        iterations=(200, 400, 800, 1600),
-        seeds=(2,) * 8,
-        cluster_noise=0.001,
-    )
-    document = fit_points(checked(study.table(0)), resamples=200)
-    assert [note.code for fit in document.architectures.values() for note in fit.notes] == []
+    sizes = tuple(np.geomspace(1e5, 1e7, 8))
+    document = fit(replace(WIDE, sizes=sizes, seeds=(2,) * 8, cluster_noise=0.001), resamples=200)
+    assert [note.code for one in document.architectures.values() for note in one.notes] == []
 
 
 def test_unannealed_points_are_counted_in_a_note() -> None:
     table = SyntheticStudy().table(0)
     table.loc[[0, 1], "annealed"] = False
-    document = fit_points(checked(table), resamples=100)
+    document = fit(table)
     assert "2 rows" in next(note.text for note in document.notes if note.code == "unannealed_points")
 
 
 def test_architectures_of_different_grids_are_noted_as_unpaired() -> None:
     table = SyntheticStudy().table(0)
-    document = fit_points(checked(table[table["cluster"] != "prefix_simba-100000-2"]), resamples=100)
+    document = fit(table[table["cluster"] != "prefix_simba-100000-2"])
     assert not document.comparison.paired
     assert "unpaired_resamples" in note_codes(document)
 
@@ -152,30 +129,27 @@ def test_a_law_in_iterations_needs_iterations() -> None:
     table["iterations"] = table["iterations"].astype(object)
     table.loc[4, "iterations"] = None
     with pytest.raises(InputError, match="row 6, column iterations"):
-        fit_points(checked(table), law="chinchilla_iterations", resamples=100)
+        fit(table, law="chinchilla_iterations")
 
 
 def test_architectures_fitted_with_one_e_share_it_in_the_estimate_and_in_every_resample() -> None:
-    points = checked(SyntheticStudy(cluster_noise=0.001, row_noise=0.001).table(0))
-    document = fit_points(points, law="chinchilla_shared_e", resamples=200)
+    study = SyntheticStudy(cluster_noise=0.001, row_noise=0.001)
+    document = fit(study, law="chinchilla_shared_e")
     one, other = document.architectures.values()
     assert one.params["E"] == other.params["E"]
     assert one.ci95["E"] == other.ci95["E"]
     assert one.params["A"] != other.params["A"]
     np.testing.assert_array_equal(*(document.draws(name)[:, 0] for name in document.architectures))
     assert {one.status, other.status} == {"converged"}
-    alone = fit_points(points, resamples=200)
-    together = one.objective + other.objective
-    assert together >= sum(fit.objective for fit in alone.architectures.values()) * (1 - 1e-9)
+    alone = sum(own.objective for own in fit(study).architectures.values())
+    assert one.objective + other.objective >= alone * (1 - 1e-9)
 
 
 def test_a_learning_curve_is_found_in_iterations() -> None:
     table = SyntheticStudy(iterations=(100, 200, 400, 800, 1600)).table(0)
     table = table[(table["n_params"] == 1e6)].assign(loss=lambda t: 2.0 + 40.0 / t["iterations"] ** 0.5)
-    document = fit_points(checked(table), law="learning_curve", resamples=100)
-    assert document.architectures["prefix_simba"].params == pytest.approx(
-        {"E": 2.0, "B": 40.0, "beta": 0.5}, rel=1e-4
-    )
+    params = fit(table, law="learning_curve").architectures["prefix_simba"].params
+    assert params == pytest.approx({"E": 2.0, "B": 40.0, "beta": 0.5}, rel=1e-4)
 
 
 REPEATED = {"E": 1.8, "A": 200.0, "B": 900.0, "alpha": 0.33, "beta": 0.36, "R_D": 12.0, "R_N": 4.0}
@@ -196,19 +170,17 @@ def repeated() -> pd.DataFrame:
 
 
 def test_the_law_of_repeated_data_is_recovered_with_all_its_parameters() -> None:
-    document = fit_points(checked(repeated()), law="data_constrained", resamples=100)
+    document = fit(repeated(), law="data_constrained")
     assert document.architectures["cross_transformer"].params == pytest.approx(REPEATED, rel=1e-3)
 
 
 def test_unique_tokens_that_are_the_same_throughout_are_no_lack_of_budgets() -> None:
     table = repeated()
-    document = fit_points(
-        checked(table[table["unique_tokens"] == 1e7]), law="data_constrained", resamples=100
-    )
-    fit = document.architectures["cross_transformer"]
+    document = fit(table[table["unique_tokens"] == 1e7], law="data_constrained")
     assert "too_few_budgets" not in note_codes(document, "cross_transformer")
-    assert fit.heldout.largest_size is not None
-    assert fit.heldout.largest_size.determined
+    split = document.architectures["cross_transformer"].heldout.largest_size
+    assert split is not None
+    assert split.determined
 
 
 def test_sizes_trained_longer_the_larger_they_are_are_collinear_under_a_law_of_three_inputs() -> None:
@@ -217,18 +189,18 @@ def test_sizes_trained_longer_the_larger_they_are_are_collinear_under_a_law_of_t
     problem = Problem.of(law_named("data_constrained"), x, 3 + sizes**-0.1, 1e-3)
     result = FitResult(problem.law, {}, np.ones(7), 0.0, "converged", (), np.ones((1, 7)))
     cluster, keys = cluster_keys(sizes, np.full(8, np.nan), [str(size) for size in sizes])
-    fit = Fitted("cross_transformer", problem, result, cluster, keys, sizes)
-    assert correlation(fit) == pytest.approx(1.0)
-    assert "vary together" in unidentified_because(fit)
+    one = Fitted("cross_transformer", problem, result, cluster, keys, sizes)
+    assert correlation(one) == pytest.approx(1.0)
+    assert "vary together" in unidentified_because(one)
 
 
 def test_a_law_without_an_input_has_no_split_of_it_to_leave_out() -> None:
     table = SyntheticStudy().table(0)
     for law, rows in (("data", table["n_params"] == 1e5), ("size", table["iterations"] == 400)):
-        document = fit_points(checked(table[rows]), law=law, resamples=100)
-        fit = document.architectures["prefix_simba"]
+        document = fit(table[rows], law=law)
+        heldout = document.architectures["prefix_simba"].heldout
         assert "no_heldout" not in note_codes(document)
-        assert (fit.heldout.largest_size is None, fit.heldout.longest_budget is None) == (
+        assert (heldout.largest_size is None, heldout.longest_budget is None) == (
             law == "data",
             law == "size",
         )

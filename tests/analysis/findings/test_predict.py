@@ -11,7 +11,7 @@ from analysis.findings.predict import Ask, asked
 from analysis.findings.results import FitDocument
 from analysis.laws.catalogue import CHINCHILLA
 from analysis.points.table import CheckedPoints
-from tests.analysis.conftest import checked, note_codes
+from tests.analysis.conftest import checked, fit, note_codes
 from tests.analysis.synthetic import TOKENS_AN_ITERATION, TRANSFORMER, WIDE, loss_by
 
 
@@ -52,21 +52,18 @@ def test_the_loss_of_a_larger_model_is_predicted_with_intervals_that_hold_it(wid
 
 
 def test_unasked_twice_and_four_times_the_largest_size_are_predicted(document: FitDocument) -> None:
-    for fit in document.architectures.values():
-        assert [(one.n_params, one.iterations) for one in fit.predictions] == [(6e6, 1600), (1.2e7, 1600)]
+    for own in document.architectures.values():
+        assert [(one.n_params, one.iterations) for one in own.predictions] == [(6e6, 1600), (1.2e7, 1600)]
 
 
 def test_tokens_and_iterations_name_the_same_budget_under_either_law(wide: CheckedPoints) -> None:
     asks = [asked("40M:800"), asked(f"40M:{800 * TOKENS_AN_ITERATION:.0f}tokens")]
     for law in ("chinchilla", "chinchilla_iterations"):
-        one, other = (
-            fit_points(wide, law=law, resamples=100, asks=asks).architectures["prefix_simba"].predictions
-        )
+        document = fit_points(wide, law=law, resamples=100, asks=asks)
+        one, other = document.architectures["prefix_simba"].predictions
         assert one.loss == pytest.approx(other.loss, rel=1e-12)
     with pytest.raises(InputError, match="no iterations"):
-        fit_points(
-            checked(WIDE.table(0).drop(columns="iterations")), resamples=100, asks=[asked("1M:100iterations")]
-        )
+        fit(WIDE.table(0).drop(columns="iterations"), asks=[asked("1M:100iterations")])
 
 
 def test_a_prediction_far_beyond_the_points_is_noted_and_one_close_by_is_not(wide: CheckedPoints) -> None:
@@ -78,9 +75,8 @@ def test_a_prediction_far_beyond_the_points_is_noted_and_one_close_by_is_not(wid
 def mixed() -> pd.DataFrame:
     """Annealed points and, 3 % above them, points taken mid-run."""
     annealed = WIDE.table(0)
-    return pd.concat(
-        [annealed, annealed.assign(loss=annealed["loss"] * 1.03, annealed=False, run_id=annealed["cluster"])]
-    )
+    mid_run = annealed.assign(loss=annealed["loss"] * 1.03, annealed=False, run_id=annealed["cluster"])
+    return pd.concat([annealed, mid_run])
 
 
 @pytest.mark.parametrize(
@@ -93,12 +89,12 @@ def test_points_taken_mid_run_are_a_set_of_their_own_and_compared_with_the_annea
     assert set(points.frame["annealed"]) == {annealed}
     document = fit_points(points, resamples=100)
     assert document.points == ("annealed" if annealed else "unannealed")
-    for name, fit in document.architectures.items():
+    for name, one in document.architectures.items():
         assert {f"{other}_points", f"{other}_gap"} <= note_codes(document, name)
-        assert fit.n_points == 48
-        assert fit.other_points is not None
-        assert (fit.other_points.kind, fit.other_points.points) == (other, 48)
-        assert fit.other_points.mean_relative_difference == pytest.approx(gap, abs=0.002)
+        assert one.n_points == 48
+        assert one.other_points is not None
+        assert (one.other_points.kind, one.other_points.points) == (other, 48)
+        assert one.other_points.mean_relative_difference == pytest.approx(gap, abs=0.002)
 
 
 def test_a_table_without_points_taken_mid_run_has_none_to_fit() -> None:

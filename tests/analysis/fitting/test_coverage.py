@@ -1,8 +1,8 @@
-"""A 95 % interval holds the truth in about 95 of 100 studies, and resampling rows instead of series does not.
+"""95 % intervals contain the truth in about 95 of 100 studies; those of resampled rows do not.
 
-Simulated studies of two architectures, six sizes, three seeds and five iteration counts under a known law near the
-demo's. The noise is of the size seen there: losses of one (size, iterations) differ between seeds by about half a
-per cent, of which a run's whole series shares 0.3 and each row has 0.4 of its own (root of the sum of squares).
+The studies have two architectures, six sizes, three seeds and five iteration counts, under a known law like the
+demo's and with its noise: between seeds the losses differ by about half a per cent, of which 0.3 are shared by a whole
+series and 0.4 belong to each row (root of the sum of squares).
 """
 
 from __future__ import annotations
@@ -26,13 +26,9 @@ LAWS = {
     REFERENCE: {"E": 1.50, "A": 300.0, "B": B, "alpha": 0.6, "beta": 0.8},
     OTHER: {"E": 1.45, "A": 240.0, "B": B, "alpha": 0.6, "beta": 0.8},
 }
+SIZES = tuple(np.geomspace(2e4, 6.4e5, 6))
 STUDY = SyntheticStudy(
-    laws=LAWS,
-    sizes=tuple(np.geomspace(2e4, 6.4e5, 6)),
-    iterations=(100, 200, 400, 800, 1600),
-    seeds=(3,) * 6,
-    cluster_noise=0.003,
-    row_noise=0.004,
+    LAWS, SIZES, (100, 200, 400, 800, 1600), (3,) * 6, cluster_noise=0.003, row_noise=0.004
 )
 RESAMPLES = 400
 
@@ -42,30 +38,25 @@ Shares = dict[str, float]
 def size_ratio(
     study: SyntheticStudy, params: Mapping[str, Array], frames: Mapping[str, pd.DataFrame]
 ) -> Array:
-    """How many times smaller the other may be for the loss of the largest reference at the longest budget."""
+    """Return the size ratio at the loss of the largest reference and the longest budget."""
     largest, longest = study.sizes[-1], study.iterations[-1] * TOKENS_AN_ITERATION
     curves = {name: Curve(CHINCHILLA, params[name], frames[name]) for name in params}
     return largest / size_at(curves[OTHER], curves[REFERENCE].loss(largest, longest), longest)
 
 
 def truth(study: SyntheticStudy) -> Shares:
-    names = CHINCHILLA.names
-    params = {name: np.array([[law[part] for part in names]]) for name, law in study.laws.items()}
-    frames = {name: pd.DataFrame() for name in study.laws}
-    alpha = study.laws[REFERENCE]["alpha"]
-    return {"alpha": alpha, "size_ratio": float(size_ratio(study, params, frames)[0])}
+    params = {name: np.array([[law[p] for p in CHINCHILLA.names]]) for name, law in study.laws.items()}
+    ratio = size_ratio(study, params, dict.fromkeys(study.laws, pd.DataFrame()))
+    return {"alpha": study.laws[REFERENCE]["alpha"], "size_ratio": float(ratio[0])}
 
 
 def intervals(table: pd.DataFrame, study: SyntheticStudy, seed: int) -> dict[str, Interval]:
-    """95 % intervals of the reference's alpha and of the size ratio."""
+    """Return the 95 % intervals of the reference's alpha and of the size ratio."""
     points = checked(table)
-    fits = [fitted(points, name) for name in study.laws]
-    params = resample(fits, RESAMPLES, seed).params
-    frames = {name: points.of(name) for name in study.laws}
-    return {
-        "alpha": interval(params[REFERENCE][:, CHINCHILLA.names.index("alpha")]),
-        "size_ratio": interval(size_ratio(study, params, frames)),
-    }
+    params = resample([fitted(points, name) for name in study.laws], RESAMPLES, seed).params
+    ratio = size_ratio(study, params, {name: points.of(name) for name in study.laws})
+    alpha = params[REFERENCE][:, CHINCHILLA.names.index("alpha")]
+    return {"alpha": interval(alpha), "size_ratio": interval(ratio)}
 
 
 def coverage(study: SyntheticStudy, trials: int, *, by_rows: bool = False) -> tuple[Shares, Shares]:

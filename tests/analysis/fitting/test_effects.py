@@ -1,31 +1,21 @@
-"""Whether size matters at all, what residuals follow, and what convention changes: provoked, and not provoked."""
+"""The effect of size, patterns in residuals, and conventions: noted where they are provoked, and nowhere else."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
 from analysis.fitting.checks import pattern
-from tests.analysis.conftest import checked, fitted, note_codes
-from tests.analysis.synthetic import SIMBA, SIX_SIZES, TRANSFORMER, WIDE, SyntheticStudy
-
-NOTHING = SIMBA | {"A": 1e-9, "E": 2.8}
-
-
-def fit(table: pd.DataFrame, **options: object) -> FitDocument:
-    return fit_points(checked(table), resamples=100, **options)  # type: ignore[arg-type]
+from tests.analysis.conftest import checked, fit, fitted, note_codes
+from tests.analysis.synthetic import SIX_SIZES, WIDE, SyntheticStudy, against
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_loss_that_does_not_depend_on_size_gives_no_size_ratio(seed: int) -> None:
-    study = SyntheticStudy(
-        laws={"cross_transformer": TRANSFORMER, "prefix_simba": NOTHING}, sizes=SIX_SIZES, seeds=(2,) * 6
-    )
+    study = SyntheticStudy(laws=against(A=1e-9, E=2.8), sizes=SIX_SIZES, seeds=(2,) * 6)
     document = fit(study.table(seed))
     assert document.architectures["prefix_simba"].size_effect_p is not None
     assert "no_size_effect" in note_codes(document)
@@ -94,10 +84,8 @@ def test_another_count_under_one_e_is_fitted_with_one_e_too() -> None:
     """Nine tenths of every size leave a law with one E and its ratio as they are; one E each would move both."""
     table = SyntheticStudy().table(0).drop(columns="flops")
     alike = table.assign(n_params_non_embedding=0.9 * table["n_params"])
-    by_law = {
-        law: fit(alike, law=law).comparison.conventions for law in ("chinchilla", "chinchilla_shared_e")
-    }
-    (alone,), (one,) = by_law.values()
+    laws = ("chinchilla", "chinchilla_shared_e")
+    (alone,), (one,) = (fit(alike, law=law).comparison.conventions for law in laws)
     assert one.value_under == pytest.approx(one.value, rel=1e-3)
     assert alone.value_under != pytest.approx(one.value, rel=0.01)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.optimize import minimize
@@ -12,18 +14,19 @@ from analysis.laws.catalogue import CHINCHILLA, SIZE_ALONE
 TRUE = {"E": 1.9, "A": 80.0, "B": 900.0, "alpha": 0.31, "beta": 0.42}
 
 
-def points(
-    noise: float = 0.0, seed: int = 0, sizes: int = 5, budgets: int = 4
-) -> tuple[np.ndarray, np.ndarray]:
-    n, d = np.meshgrid(np.geomspace(1e5, 2e7, sizes), np.geomspace(1e6, 1e8, budgets))
+def points(noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    n, d = np.meshgrid(np.geomspace(1e5, 2e7, 5), np.geomspace(1e6, 1e8, 4))
     x = np.column_stack([n.ravel(), d.ravel()])
     loss = TRUE["E"] + TRUE["A"] / x[:, 0] ** TRUE["alpha"] + TRUE["B"] / x[:, 1] ** TRUE["beta"]
     return x, loss * np.exp(np.random.default_rng(seed).normal(0, noise, len(loss)))
 
 
+def problem_of(delta: float = 1e-3, **options: Any) -> Problem:
+    return Problem.of(CHINCHILLA, *points(**options), delta)
+
+
 def test_points_without_noise_give_back_their_law() -> None:
-    x, loss = points()
-    result = fit_law(Problem.of(CHINCHILLA, x, loss, 1e-3))
+    result = fit_law(problem_of())
     assert result.status == "converged"
     assert result.params == pytest.approx(TRUE, rel=1e-5)
     assert result.objective < 1e-15
@@ -32,21 +35,19 @@ def test_points_without_noise_give_back_their_law() -> None:
 @pytest.mark.parametrize("delta", [1e-1, 1e-3, 1e-4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_other_optimiser_finds_a_lower_objective(delta: float, seed: int) -> None:
-    x, loss = points(noise=0.01, seed=seed)
-    problem = Problem.of(CHINCHILLA, x, loss, delta)
+    problem = problem_of(delta, noise=0.01, seed=seed)
     result = fit_law(problem)
     low, high = limits(problem)
 
     def objective(u: np.ndarray) -> float:
-        return float(objective_at(problem, u[None], problem.y[None], np.ones((1, len(loss))))[0])
+        return float(objective_at(problem, u[None], *problem.copies(1))[0])
 
     rng = np.random.default_rng(seed)
     for _ in range(4):
         start = np.clip(result.u * rng.uniform(0.6, 1.6, 5), low, high)
         other = minimize(objective, start, method="L-BFGS-B", bounds=list(zip(low, high, strict=True)))
-        simplex = minimize(
-            objective, other.x, method="Nelder-Mead", options={"maxiter": 1500, "fatol": 1e-14}
-        )
+        options = {"maxiter": 1500, "fatol": 1e-14}
+        simplex = minimize(objective, other.x, method="Nelder-Mead", options=options)
         inside = bool(np.all((simplex.x >= low) & (simplex.x <= high)))
         assert result.objective <= (simplex.fun if inside else other.fun) * (1 + 1e-7)
 
@@ -93,11 +94,9 @@ def test_fewer_points_than_parameters_is_abnormal() -> None:
 
 
 def test_a_solver_cut_short_says_that_it_has_not_settled() -> None:
-    x, loss = points(noise=0.01)
-    problem = Problem.of(CHINCHILLA, x, loss, 1e-3)
-    low, high = limits(problem)
+    problem = problem_of(noise=0.01)
     start = np.array([[0.1, 3.0, 3.0, 2.0, 2.0]])
-    short = minimise(problem, problem.y[None], np.ones((1, len(loss))), start, low, high, max_iter=2)
+    short = minimise(problem, *problem.copies(1), start, *limits(problem), max_iter=2)
     assert not short.settled[0]
 
 

@@ -1,4 +1,4 @@
-"""A point far off its law is named, kept unless asked otherwise, and listed when it goes."""
+"""A point far off its law is named, left out only on request, and then listed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from analysis.findings.document import drop_outliers, fit_points
 from analysis.report.report import Provenance, write_report
-from tests.analysis.conftest import checked
+from tests.analysis.conftest import checked, fit
 from tests.analysis.synthetic import SyntheticStudy
 
 RUN = "cross_transformer-100000-1-400"
@@ -23,7 +23,7 @@ def table() -> pd.DataFrame:
 
 
 def test_an_outlier_is_named_with_its_rule_and_stays_in_the_fit(table: pd.DataFrame) -> None:
-    document = fit_points(checked(table), resamples=100)
+    document = fit(table)
     fitted = document.architectures["cross_transformer"]
     (note,) = [note for note in fitted.notes if note.code == "outliers"]
     assert RUN in note.text
@@ -34,8 +34,7 @@ def test_an_outlier_is_named_with_its_rule_and_stays_in_the_fit(table: pd.DataFr
 
 def test_noise_of_the_usual_size_makes_no_outliers() -> None:
     for seed in range(10):
-        points = checked(SyntheticStudy().table(seed))
-        assert drop_outliers(points).exclusions == ()
+        assert drop_outliers(checked(SyntheticStudy().table(seed))).exclusions == ()
 
 
 def test_on_request_an_outlier_is_left_out_and_listed(table: pd.DataFrame, tmp_path: Path) -> None:
@@ -46,13 +45,12 @@ def test_on_request_an_outlier_is_left_out_and_listed(table: pd.DataFrame, tmp_p
     document = fit_points(points, resamples=100)
     assert document.architectures["cross_transformer"].n_points == 17
     assert [note.text for note in document.notes if note.code == "outlier_points"] == [
-        "1 row far off the law of the others, left out of the fit as was asked."
+        "1 row far off the law of the others, left out of the fit as requested."
     ]
     page = write_report(points, document, tmp_path, study=None, provenance=Provenance(command="test"))
     assert RUN in page.read_text().partition('id="exclusions"')[2]
 
 
 def test_without_the_outlier_the_fit_is_the_one_of_the_other_points(table: pd.DataFrame) -> None:
-    rest = fit_points(checked(table[table["run_id"] != RUN]), resamples=100)
     without = fit_points(drop_outliers(checked(table)), resamples=100)
-    assert without.architectures == rest.architectures
+    assert without.architectures == fit(table[table["run_id"] != RUN]).architectures

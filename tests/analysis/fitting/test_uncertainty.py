@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
 from analysis.fitting.bootstrap import WEBB, resample
 from analysis.fitting.profile import profile
 from analysis.points.table import CheckedPoints
-from tests.analysis.conftest import checked, fitted, note_codes
+from tests.analysis.conftest import checked, fit, fitted, note_codes
 from tests.analysis.synthetic import WIDE, SyntheticStudy
 
 
@@ -30,14 +29,14 @@ def test_few_series_take_the_wild_bootstrap_and_many_whole_series(
 def test_many_series_of_three_sizes_take_the_wild_bootstrap_too() -> None:
     """Some draw of nine series of three sizes leaves two sizes."""
     study = SyntheticStudy(sizes=(1e5, 1e6, 1e7), seeds=(3, 3, 3))
-    document = fit_points(checked(study.table(0)), resamples=200)
+    document = fit(study, resamples=200)
     assert document.resampling.scheme == "wild"
     assert "wild_bootstrap" in note_codes(document)
 
 
 def test_the_same_seed_gives_the_same_resamples_and_another_seed_others(points: CheckedPoints) -> None:
-    fit = fitted(points, "prefix_simba")
-    first, again, other = (resample([fit], 100, seed).params["prefix_simba"] for seed in (4, 4, 5))
+    own = fitted(points, "prefix_simba")
+    first, again, other = (resample([own], 100, seed).params["prefix_simba"] for seed in (4, 4, 5))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
 
@@ -55,7 +54,7 @@ def test_twins_are_resampled_alike_so_that_their_ratio_is_one_throughout(study: 
     one = table[table["architecture"] == "prefix_simba"]
     twin = one.assign(architecture="twin", run_id="twin" + one["run_id"], cluster="twin" + one["cluster"])
     both = one.assign(architecture="cross_transformer")
-    document = fit_points(checked(pd.concat([both, twin])), resamples=150)
+    document = fit(pd.concat([both, twin]), resamples=150)
     assert document.comparison.paired
     for row in document.comparison.size_ratio:
         assert row.estimate == pytest.approx(1, rel=1e-6)
@@ -67,30 +66,31 @@ def test_rows_of_one_series_are_not_counted_as_independent() -> None:
     table = SyntheticStudy(
         sizes=tuple(np.geomspace(1e5, 1e7, 12)), seeds=(1,) * 12, cluster_noise=0.01, row_noise=0.0
     ).table(0)
-    by_series = fit_points(checked(table), resamples=300).architectures["prefix_simba"].ci95["alpha"]
-    by_row = fit_points(checked(table.assign(cluster=table["run_id"])), resamples=300)
-    low, high = by_row.architectures["prefix_simba"].ci95["alpha"]
-    assert by_series[1] - by_series[0] > 1.3 * (high - low)
+    series, rows = (
+        fit(one, resamples=300).architectures["prefix_simba"].ci95["alpha"]
+        for one in (table, table.assign(cluster=table["run_id"]))
+    )
+    assert series[1] - series[0] > 1.3 * (rows[1] - rows[0])
 
 
 def test_the_interval_holds_the_estimate(document: FitDocument) -> None:
-    for fit in document.architectures.values():
-        for name, (low, high) in fit.ci95.items():
-            assert low <= fit.params[name] <= high
+    for one in document.architectures.values():
+        for name, (low, high) in one.ci95.items():
+            assert low <= one.params[name] <= high
 
 
 def test_a_profile_is_lowest_at_the_estimate_and_closes_where_points_are_many() -> None:
-    fit = fitted(checked(WIDE.table(1)), "prefix_simba")
-    curve = profile(fit.problem, fit.result, "alpha")
+    one = fitted(checked(WIDE.table(1)), "prefix_simba")
+    curve = profile(one.problem, one.result, "alpha")
     at = int(np.argmin(curve.objective))
-    assert curve.values[at] == pytest.approx(fit.result.params["alpha"], rel=0.02)
-    assert curve.objective[at] >= fit.result.objective * (1 - 1e-6)
+    assert curve.values[at] == pytest.approx(one.result.params["alpha"], rel=0.02)
+    assert curve.objective[at] >= one.result.objective * (1 - 1e-6)
     low, high = curve.interval
     assert low is not None
     assert high is not None
-    assert low < fit.result.params["alpha"] < high
+    assert low < one.result.params["alpha"] < high
 
 
 def test_a_profile_of_what_the_points_cannot_tell_stays_open() -> None:
-    fit = fitted(checked(SyntheticStudy(iterations=(400,)).table(0)), "prefix_simba")
-    assert None in profile(fit.problem, fit.result, "beta").interval
+    one = fitted(checked(SyntheticStudy(iterations=(400,)).table(0)), "prefix_simba")
+    assert None in profile(one.problem, one.result, "beta").interval

@@ -82,7 +82,7 @@ def test_values_that_its_input_forbids_are_refused_with_their_row(table: pd.Data
         InputError, match=r"row 2, column width_ratio: 0\.0 is out of range; .* at most 10000"
     ):
         checked(table.assign(width_ratio=0.0))
-    with pytest.raises(InputError, match=r"row 2, column width_ratio: empty, but law toy needs it"):
+    with pytest.raises(InputError, match=r"row 2, column width_ratio: is empty; law toy needs it"):
         fit_points(checked(table.assign(width_ratio=table["width_ratio"].where(table.index > 0))), law="toy")
 
 

@@ -1,4 +1,4 @@
-"""What `fit` prints: the names of a foreign table as they are, whatever they hold."""
+"""The tables that `fit` prints show the names of a foreign table as plain text."""
 
 from __future__ import annotations
 

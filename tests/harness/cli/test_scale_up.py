@@ -104,7 +104,7 @@ def test_a_proposal_whose_runs_have_left_the_study_is_passed_over(
     train(tracked_root, registered(tracked_root, fields).points)
     answer = ssmscale("scale-up", "tiny", "--budget", "0.001", "--json")
     assert answer.status == 0, answer.err
-    assert "is compared with nothing: none of the 12 runs it was made from" in answer.err
+    assert "cannot be compared: none of the 12 runs from which it was made" in answer.err
     assert json.loads(answer.out)["seen"] == []
     assert len(read_records(tracked_root, "tiny")) == 2
 

@@ -46,7 +46,7 @@ def test_what_cannot_be_planned_with_is_refused_in_one_sentence(
     study = write_study(study_fields)
     for arguments, words in (
         (("--prior", "none.json"), "--design"),
-        (("--design", "--prior", "none.json"), "none.json: no such file"),
+        (("--design", "--prior", "none.json"), "none.json: there is no such file"),
         (("--design", "--law", "size"), "--law size"),
         (("--design", "--reference", "cross_simba"), "--reference cross_simba"),
         (("--budget", "1"), "two architectures"),
