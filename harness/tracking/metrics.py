@@ -1,11 +1,11 @@
-"""A journal in MLflow's terms: its metrics, a mark of those that were sent, and the status of its run.
+"""A journal as MLflow sees it: its metrics, marks of those that were sent, and the status of its run.
 
-A mark is kept with the mirrored run. It holds the newest step that was sent and how many steps lie at or below it, so
-that a step journalled late (by a later attempt that logs more often, say) is noticed although it lies below the newest.
+A tag of the mirrored run holds the marks: for each kind of event the newest step sent and the number of steps up to it.
+The count reveals a step that was journalled late and lies below the newest, as after an attempt that logs more often.
 
-A run that is not over becomes KILLED only in a mirroring that settles: one that comes after the training it knows of,
-or `ssmscale sync`. A process of another host cannot be asked: it counts as gone once its journal has been still for
-long.
+A run that is not over becomes KILLED only in a mirroring that settles, at the end of a submission or in `ssmscale
+sync`. Whether a process on another host is alive cannot be checked: it counts as gone once its journal has not grown
+for a while.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.record.journal import Event, Progress
 from harness.record.result import Result
 from harness.record.root import Root
 from harness.record.scores import evaluations_of
-from harness.record.status import RunState, RunStatus
+from harness.record.status import OVER, RunState, RunStatus
 
 METRICS: Mapping[str, Mapping[str, tuple[str, float]]] = {
     "step": {
@@ -41,18 +41,17 @@ METRICS: Mapping[str, Mapping[str, tuple[str, float]]] = {
         "gpu_memory_gib": ("system/gpu_0_memory_usage_megabytes", 2**30 / 1e6),
     },
 }
-"""By kind of event: its fields, their names in MLflow (whose page looks for those of `system`), its unit over ours."""
+"""By kind of event and field: MLflow's name and a factor to its unit. MLflow's page expects the names of `system`."""
 
 Marks = dict[str, tuple[int, int]]
-"""By kind of event: the newest step sent, and how many steps there are at or below it."""
+"""By kind of event: the newest step sent, and the number of steps up to it."""
 STILL_SECONDS = 900.0
-"""After so long without a line, a process that cannot be asked is taken for gone."""
-OVER = frozenset({RunState.DONE, RunState.FAILED})
+"""Time without a line after which a process on another host counts as gone."""
 WAITING = frozenset({RunState.RUNNING, RunState.QUEUED})
 
 
 def milliseconds(seconds: float) -> int:
-    """MLflow's unit of time."""
+    """Convert to MLflow's unit of time."""
     return int(seconds * 1000)
 
 
@@ -63,12 +62,12 @@ class Measured(NamedTuple):
     key: str
     step: int
     milliseconds: int
-    """The journal's own time of the event: a replay sends the same."""
+    """Time of the event in the journal, the same in every replay."""
     value: float
 
 
 def measured(progress: Progress, result: Result | None = None) -> list[Measured]:
-    """List everything a journal measured, by step; with the result of a finished Run as `final.` metrics."""
+    """List all values of a journal by step, with the result of a finished Run as `final.` metrics."""
     found = []
     sources = (("step", progress.steps), ("eval", progress.evals), ("system", progress.systems))
     for kind, events in sources:
@@ -91,7 +90,7 @@ def measured(progress: Progress, result: Result | None = None) -> list[Measured]
 
 
 def result_of(progress: Progress) -> Result | None:
-    """Return the result of a finished Run; None before."""
+    """Return the result of a finished Run; None of any other."""
     held = progress.result
     return Result.of_event(held) if held is not None and held.get("event") == Event.FINISHED else None
 
@@ -106,7 +105,7 @@ def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measure
 
 
 def above(found: Sequence[Measured], marks: Marks) -> tuple[list[Measured], bool]:
-    """List what lies above the marks, and say whether some marks disagree with the journal: then all of that kind."""
+    """Return the values above the marks, and True if a count disagrees; then all values of that kind are included."""
     pending: list[Measured] = []
     disagree = False
     for kind, values, steps in _kinds(found):
@@ -120,7 +119,7 @@ def above(found: Sequence[Measured], marks: Marks) -> tuple[list[Measured], bool
 
 
 def marks_after(found: Sequence[Measured], before: Marks) -> Marks:
-    """The marks once everything found has been sent; the newest step never goes back."""
+    """Return the marks for the time when all values have been sent; the newest step never decreases."""
     after = dict(before)
     for kind, _, steps in _kinds(found):
         newest = max(before.get(kind, (-1, 0))[0], *steps)
@@ -129,12 +128,12 @@ def marks_after(found: Sequence[Measured], before: Marks) -> Marks:
 
 
 def dump_marks(marks: Marks) -> str:
-    """Marks as a tag's text."""
+    """Return marks as a tag's text."""
     return json.dumps({kind: list(mark) for kind, mark in sorted(marks.items())}, separators=(",", ":"))
 
 
 def load_marks(text: str | None) -> Marks:
-    """Marks from a tag's text; none where it is missing or no such text, so that the store is asked."""
+    """Read marks from a tag's text; a missing or invalid text gives none, so that the store is queried."""
     try:
         held: Any = json.loads(text or "{}")
         return {str(kind): (int(newest), int(count)) for kind, (newest, count) in held.items()}
@@ -144,17 +143,17 @@ def load_marks(text: str | None) -> Marks:
 
 @dataclass(frozen=True)
 class MlflowStatus:
-    """The status that MLflow is to show of a run."""
+    """The status that MLflow should show of a run."""
 
     status: str
     """RUNNING, FINISHED, FAILED or KILLED."""
     milliseconds: int | None = None
-    """When it ended; of a killed one, the last sign of life."""
+    """Its end; of a killed run, its last event."""
     reason: str | None = None
 
 
 def status_of_run(row: RunStatus, own: Progress, *, settle: bool) -> MlflowStatus | None:
-    """Of a Run with a journal; None where MLflow's word may stand."""
+    """Return the status of a Run with a journal; None leaves MLflow's as it is."""
     if row.state is RunState.DONE:
         return MlflowStatus("FINISHED", _end(own))
     if row.state is RunState.FAILED:
@@ -165,12 +164,12 @@ def status_of_run(row: RunStatus, own: Progress, *, settle: bool) -> MlflowStatu
 def status_of_series(
     rows: Sequence[RunStatus], own: Mapping[str, Progress], trunk: Progress, *, settle: bool
 ) -> MlflowStatus | None:
-    """Of a Series, whose story is over when that of all its Runs is; None where MLflow's word may stand."""
+    """Return the status of a Series, which ends with the last of its Runs; None leaves MLflow's as it is."""
     states = {row.state for row in rows}
     end = max((_end(progress) or 0 for progress in (trunk, *own.values())), default=0)
     if states <= {RunState.DONE, RunState.CANCELLED} and RunState.DONE in states:
         return MlflowStatus("FINISHED", end)
-    if states <= OVER | {RunState.CANCELLED} and RunState.FAILED in states:
+    if states <= OVER and RunState.FAILED in states:
         failed = [row for row in rows if row.state is RunState.FAILED]
         return MlflowStatus("FAILED", end, f"{len(failed)} of {len(rows)} runs failed: {failed[0].reason}")
     if states & WAITING:
@@ -180,24 +179,24 @@ def status_of_series(
 
 
 def status_of_study(rows: Sequence[RunStatus], *, settle: bool) -> MlflowStatus | None:
-    """Of the study's own run."""
+    """Return the status of the run of kind study; None leaves MLflow's as it is."""
     states = {row.state for row in rows}
     now = milliseconds(time.time())
     if states & WAITING:
         return MlflowStatus("RUNNING")
     if states <= {RunState.DONE, RunState.CANCELLED}:
         return MlflowStatus("FINISHED", now)
-    if states <= OVER | {RunState.CANCELLED}:
+    if states <= OVER:
         failed = sum(row.state is RunState.FAILED for row in rows)
         return MlflowStatus("FAILED", now, f"{failed} of {len(rows)} runs failed")
-    left = sum(row.state not in OVER | {RunState.CANCELLED} for row in rows)
+    left = sum(row.state not in OVER for row in rows)
     return MlflowStatus("KILLED", now, f"{left} of {len(rows)} runs are left to train") if settle else None
 
 
 def status_of_unlisted(progress: Progress) -> MlflowStatus | None:
-    """Of a run that is RUNNING in MLflow while its study lists it no more."""
+    """Return the status of a run that is RUNNING in MLflow and that its study no longer lists."""
     if progress.attempt == 0:
-        return MlflowStatus("KILLED", None, "its study lists it no more, and it has no journal here")
+        return MlflowStatus("KILLED", None, "its study no longer lists it, and it has no journal here")
     if progress.state == Event.FINISHED:
         return MlflowStatus("FINISHED", _end(progress))
     if progress.state == Event.FAILED:
@@ -206,7 +205,7 @@ def status_of_unlisted(progress: Progress) -> MlflowStatus | None:
 
 
 def may_live_elsewhere(progress: Progress) -> bool:
-    """True if its process is on a host that cannot be asked and has written lately."""
+    """True if its process is on another host and has written lately."""
     if progress.state not in {Event.STARTED, Event.RESUMED} or progress.started is None:
         return False
     if progress.started.get("host") == socket.gethostname():
@@ -228,7 +227,7 @@ def _end(progress: Progress) -> int | None:
 
 
 def last_sign(progress: Progress) -> float | None:
-    """Time (s) of the newest event of a journal that carries one, or None."""
+    """Return the time (s) of a journal's newest event; None before any."""
     events: list[Mapping[str, Any]] = [event for event in (progress.started, progress.result) if event]
     events += [held[max(held)] for held in (progress.steps, progress.evals, progress.systems) if held]
     return max((float(event["t"]) for event in events), default=None)

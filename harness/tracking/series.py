@@ -1,21 +1,21 @@
-"""One Series in MLflow: its run and its Runs' runs are found or made, sent what is new, ended, and merged if doubled.
+"""One Series in MLflow: a run for the Series and one for each of its Runs.
 
-Runs are made under a lock beside the Series, after another look at the store, so that mirrors that share a disk make
-each once. Mirrors that do not share it can make a run twice; then the oldest counts on every host, and a thorough
-mirroring deletes the others once the oldest has everything.
+Runs are created under a lock beside the Series, after another search of the store, so that mirrors on one disk create
+each once. Mirrors on different disks can create a run twice. Then every host uses the oldest, and a thorough mirroring
+deletes the others once the oldest has everything.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from filelock import FileLock
 
-from harness.record.journal import Progress
+from harness.record.journal import Progress, ProgressReader
 from harness.record.root import Root
 from harness.record.status import RunStatus
 from harness.study.run import Run
@@ -36,7 +36,7 @@ CLUSTER, EVALUATED = "ssmscale.cluster", "ssmscale.evaluated"
 
 @dataclass(frozen=True)
 class Members:
-    """One Series of a study: its Runs' rows and its journals."""
+    """The rows and journals of one Series."""
 
     series_id: str
     rows: Sequence[RunStatus]
@@ -45,16 +45,16 @@ class Members:
 
     @property
     def begun(self) -> list[tuple[str, str]]:
-        """(identity, kind) of everything with a journal, the Series first; empty where nothing has begun."""
+        """(identity, kind) of everything with a journal, the Series first; empty before any."""
         runs = [(row.run_id, "run") for row in self.rows if self.own[row.run_id].attempt]
         return [(self.series_id, "series"), *runs] if runs or self.trunk.attempt else []
 
     def progress(self, identity: str) -> Progress:
-        """The journal of the Series or of one of its Runs."""
+        """Return the journal of the Series or of one of its Runs."""
         return self.trunk if identity == self.series_id else self.own[identity]
 
     def row(self, identity: str) -> RunStatus:
-        """A Run's row; for the Series that of its first Run."""
+        """Return a Run's row; for the Series that of its first Run."""
         return next((row for row in self.rows if row.run_id == identity), self.rows[0])
 
 
@@ -71,29 +71,36 @@ class SeriesMirror:
     ) -> None:
         self.experiment, self.artefacts, self.root, self.tags_of = experiment, artefacts, root, tags_of
         self.series_id = series_id
+        self.reader = ProgressReader()
         self.held: dict[str, list[Held]] | None = None
-        """By identity; None before the store was asked."""
+        """MLflow's runs by identity; None before a search."""
         self.notes: list[str] = []
         self.merged = 0
 
-    def know(self, found: Sequence[Held]) -> None:
-        """Take over what a search of the store has found."""
-        self.held = {}
+    def know(self, found: Iterable[Held]) -> dict[str, list[Held]]:
+        """Replace `held` by the result of a search."""
+        self.held = held = {}
         for one in found:
-            self.held.setdefault(one.identity, []).append(one)
+            held.setdefault(one.identity, []).append(one)
+        return held
 
     def mlflow_ids(self) -> dict[str, str]:
-        """MLflow's run by identity."""
+        """Return MLflow's run by identity."""
         survivors = {identity: survivor(found) for identity, found in (self.held or {}).items()}
         return {identity: held.mlflow_id for identity, held in survivors.items() if held is not None}
 
+    def read(self, rows: Sequence[RunStatus]) -> Members:
+        """Read the journals of the Series and of its Runs."""
+        trunk = self.reader.read(self.root.series(self.series_id))
+        own = {row.run_id: self.reader.read(self.root.run(row.run_id)) for row in rows}
+        return Members(self.series_id, rows, trunk, own)
+
     def update(self, members: Members, *, settle: bool, merge: bool) -> None:
-        """Bring MLflow to what the journals say; raises what MLflow raises, and then knows nothing any more."""
+        """Send MLflow everything it lacks; raises MLflow's exceptions."""
         try:
             self._update(members, settle=settle, merge=merge)
         except Exception:
-            # What was written cannot be known: the store is asked before anything is sent again.
-            self.held = None
+            self.held = None  # some of it may have arrived: search the store before sending again
             raise
 
     def _update(self, members: Members, *, settle: bool, merge: bool) -> None:
@@ -103,7 +110,7 @@ class SeriesMirror:
             one = survivor(held[identity])
             if one is None:
                 self.notes.append(
-                    f"{kind} {identity} was deleted in MLflow and stays so; restore it there if need be"
+                    f"{kind} {identity} was deleted in MLflow and is not mirrored; restore it there to mirror it"
                 )
                 continue
             row, progress = members.row(identity), members.progress(identity)
@@ -116,11 +123,11 @@ class SeriesMirror:
             tags = self._tags(members, identity, parent)
             tags |= self.artefacts.keep_json(one, f"{kind}.json", document)
             if one.attempt not in {0, progress.attempt}:
-                one.marks_are_complete = False  # it may repeat steps that another mirror has sent
+                one.marks_are_complete = False  # the attempt may repeat steps that another mirror has sent
             one.attempt = progress.attempt
             doubles = active(held[identity])[1:] if merge else []
             if doubles:
-                # The others may have been ahead: the store is asked for what this one lacks.
+                # The other runs may have been ahead: query the store for what this one lacks.
                 one.marks, one.marks_are_complete = {}, False
             send_journal(self.experiment, one, progress, status, dict(_flat(row.point.run, kind)), tags)
             if kind == "run" and (
@@ -132,28 +139,26 @@ class SeriesMirror:
                 self.merged += 1
 
     def _find_or_create(self, members: Members) -> dict[str, list[Held]]:
-        if self.held is None:
-            self.know(list(self.experiment.search(SERIES, self.series_id)))
-        if self.held is None or any(identity not in self.held for identity, _ in members.begun):
+        held = self.know(self._search()) if self.held is None else self.held
+        if any(identity not in held for identity, _ in members.begun):
             with FileLock(self.root.series(self.series_id) / "mlflow.lock"):
-                self.know(list(self.experiment.search(SERIES, self.series_id)))
-                assert self.held is not None
-                for identity, _ in members.begun:
-                    if identity not in self.held:
-                        parent = survivor(self.held.get(self.series_id, ()))
-                        self.held[identity] = [self._create(members, identity, parent)]
-        return self.held
+                held = self.know(self._search())
+                for identity, kind in members.begun:
+                    if identity not in held:
+                        parent = survivor(held.get(self.series_id, ()))
+                        held[identity] = [self._create(members, identity, kind, parent)]
+        return held
 
-    def _create(self, members: Members, identity: str, parent: Held | None) -> Held:
+    def _search(self) -> Iterator[Held]:
+        return self.experiment.search(SERIES, self.series_id)
+
+    def _create(self, members: Members, identity: str, kind: str, parent: Held | None) -> Held:
         row, start = members.row(identity), members.progress(identity).started or {}
         name = f"{row.point.architecture}-{row.point.size}-s{row.point.run.seed}"
-        return self.experiment.create(
-            identity,
-            "series" if identity == self.series_id else "run",
-            name if identity == self.series_id else f"{name}-{row.point.run.iterations}",
-            milliseconds(start.get("t") or time.time()),
-            self._tags(members, identity, parent),
-        )
+        if kind == "run":
+            name = f"{name}-{row.point.run.iterations}"
+        begun = milliseconds(start.get("t") or time.time())
+        return self.experiment.create(identity, kind, name, begun, self._tags(members, identity, parent))
 
     def _tags(self, members: Members, identity: str, parent: Held | None) -> dict[str, str]:
         row, start = members.row(identity), members.progress(identity).started or {}
@@ -179,7 +184,7 @@ def send_journal(
     params: Mapping[str, str],
     tags: Mapping[str, str],
 ) -> None:
-    """Send what a journal has and one run has not, then its status and end."""
+    """Send a run what it lacks of its journal, then its status and end."""
     reason = {} if status is None or status.reason is None else {REASON: status.reason}
     result = result_of(progress) if held.kind == "run" else None
     experiment.send(held, measured(progress, result), params, {**tags, **reason})
@@ -188,22 +193,22 @@ def send_journal(
 
 
 def active(found: Sequence[Held]) -> list[Held]:
-    """Those of the runs with one identity that are not deleted, the oldest first: it counts on every host."""
+    """Return the runs that are not deleted, oldest first, in the same order on every host."""
     return sorted((one for one in found if not one.deleted), key=lambda one: (one.start, one.mlflow_id))
 
 
 def survivor(found: Sequence[Held]) -> Held | None:
-    """The one run of an identity; None where there is none, or every one was deleted."""
+    """Return the oldest run of an identity; None if there is none or all were deleted."""
     return next(iter(active(found)), None)
 
 
 def digest_of(scores: Sequence[Measured]) -> str:
-    """Digest that a run is tagged with once it has these scores: they are not appended to, as a journal is."""
+    """Return the digest that tags a run which has these scores; no marks cover them, since they may be replaced."""
     return hashlib.sha256(repr(sorted(scores)).encode()).hexdigest()[:16]
 
 
 def _flat(run: Run, kind: str) -> Iterator[tuple[str, str]]:
-    """The Run's fields as MLflow parameters, dots between levels; a Series has no iterations of its own."""
+    """Yield the Run's fields as MLflow parameters, dots between levels; a Series has no `iterations`."""
 
     def walk(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):

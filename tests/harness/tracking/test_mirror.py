@@ -35,7 +35,7 @@ def test_a_tracker_that_is_gone_costs_one_warning_and_nothing_else(
     thread = MirrorThread("http://127.0.0.1:9", "tiny", tracked_root, every_seconds=0.01)
     thread.start()
     thread.finish(rows_of(tracked_root, study_fields))
-    assert thread.problem is not None
+    assert thread.rounds.problem is not None
     assert len(warnings_of(caplog)) == 1
     assert "the journals keep everything" in warnings_of(caplog)[0]
 
@@ -51,11 +51,11 @@ def test_a_tracker_that_comes_back_gets_what_it_missed(
     thread = MirrorThread(default_uri(tracked_root), "tiny", tracked_root, every_seconds=0.01)
     thread.show(rows_of(tracked_root, study_fields))
     thread.start()
-    wait_until(lambda: thread.problem)
+    wait_until(lambda: thread.rounds.problem)
     log_steps(journal, [1, 2, 3])
     with database.open("r+b") as file:  # never empty: an empty file is a store whose tables are to be made
         file.write(content)
-    wait_until(lambda: thread.problem is None)
+    wait_until(lambda: thread.rounds.problem is None)
     thread.finish(rows_of(tracked_root, study_fields))
     tracker = Tracker(default_uri(tracked_root), "tiny", tracked_root)
     (held,) = [one for one in tracker.experiment.search() if one.kind == "series"]
@@ -151,7 +151,7 @@ def test_a_mirror_beside_a_worker_refuses_to_open_a_file(
     command = mirror_command(tracked_root, series_id)
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 2
-    assert "names no tracker a second machine may write to" in done.stderr
+    assert "names no tracker for other machines" in done.stderr
     assert "Traceback" not in done.stderr
 
 

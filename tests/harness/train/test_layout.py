@@ -48,7 +48,7 @@ def test_the_micro_batch_of_the_attempt_before_stays_though_more_is_allowed(
 def test_a_smaller_micro_batch_is_heeded_and_reported(interrupted: Root, study_fields: Fields) -> None:
     train(interrupted, study_fields, micro_batch=1)
     (told,) = warnings(interrupted)
-    assert told.startswith("micro_batch 1 where the attempt before had 2")
+    assert told.startswith("micro_batch is 1 and was 2 in the attempt before")
 
 
 def test_other_threads_are_reported(interrupted: Root, study_fields: Fields) -> None:
@@ -60,7 +60,7 @@ def test_other_threads_are_reported(interrupted: Root, study_fields: Fields) -> 
     finally:
         torch.set_num_threads(before)
     (told,) = warnings(interrupted)
-    assert told.startswith("threads 2 where the attempt before had 1")
+    assert told.startswith("threads is 2 and was 1 in the attempt before")
 
 
 def test_the_layout_names_the_kernels(interrupted: Root) -> None:
