@@ -209,7 +209,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Write music for captions, by a finished run, as sound files with a JSON file beside each."""
-    from harness.evaluate.generate import frames_of, is_longer, places, write_pieces
+    from harness.evaluate.generate import frames_of, places, write_pieces
     from harness.evaluate.model import load_trained
     from ssmttm.generation import Sampling
 
@@ -220,7 +220,7 @@ def generate(
     )
     trained = load_trained(Root(root or Path("runs")), run, device or _best_device())
     frames = frames_of(trained, seconds)
-    if is_longer(trained, frames):
+    if frames > trained.run.frames:
         trained_on = trained.run.frames / trained.manifest.codec.frame_rate
         warn(f"longer than the {trained_on:g} s it was trained on: nothing says how it goes on after them")
     done = []

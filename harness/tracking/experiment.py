@@ -2,12 +2,11 @@
 
 No metric is sent twice. A tag marks what was sent, in the same call as the metrics; MLflow writes parameters, metrics
 and tags in this order. The mark may lag behind after a run was found rather than created, after a failed call, and when
-a newer attempt may repeat steps that another mirror has sent. Then the store is queried for the pending metrics, and
-only the missing ones are sent. So a server that reports an error after writing does not receive the same twice. For the
-same reason MLflow's own repetition of requests is off.
+a newer attempt may repeat steps that another mirror has sent. Then the store is queried, and only missing metrics are
+sent: a call that failed may have taken effect. For the same reason MLflow's own repetition of requests is off.
 
-A file is sent again only when its content has changed: a tag of the run holds its SHA-256. The server's store of files
-may fail alone (a bucket without keys, a full disk); metrics do not wait for it.
+A file is sent again only when its SHA-256, a tag of the run, has changed. The server's store of files may fail alone (a
+bucket without keys, a full disk); metrics do not wait for it.
 """
 
 from __future__ import annotations
@@ -72,6 +71,8 @@ class Experiment:
                 f"(`mlflow experiments restore -x {found.experiment_id}`) or rename the study"
             )
         self.id = str(found.experiment_id)
+        self.files_problem: str | None = None
+        """The first refusal of a file; none is sent after it."""
         self.made = int(found.creation_time or 0)
         """Creation time (ms): with the id, it identifies the experiment even if the store was created anew."""
 
@@ -196,39 +197,30 @@ class Experiment:
         self.client.log_batch(held.mlflow_id, metrics=metrics, params=params, tags=fresh)
         held.tags.update(tags)
 
-
-class Artefacts:
-    """Sends files to runs of one experiment, until the store refuses one."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.problem: str | None = None
-        """The first refusal; no file is sent after it."""
-
-    def keep_json(self, held: Held, name: str, document: Mapping[str, object]) -> dict[str, str]:
+    def send_json(self, held: Held, name: str, document: Mapping[str, object]) -> dict[str, str]:
         """Send a small document to a run; return the tag to set, none if it is there or was refused."""
         text = json.dumps(document, indent=1, sort_keys=True) + "\n"
-        send = partial(self.experiment.client.log_text, held.mlflow_id, text, name)
-        return self._keep(held, name, text.encode(), send)
+        send = partial(self.client.log_text, held.mlflow_id, text, name)
+        return self._send_file(held, name, text.encode(), send)
 
-    def keep_files(self, held: Held, folder: Path) -> dict[str, str]:
+    def send_files(self, held: Held, folder: Path) -> dict[str, str]:
         """Send the study's files that have changed; return the tags to set."""
         tags: dict[str, str] = {}
         for name in STUDY_FILES:
             path = folder / name
             if path.is_file():
-                send = partial(self.experiment.client.log_artifact, held.mlflow_id, str(path))
-                tags |= self._keep(held, path.name, path.read_bytes(), send)
+                send = partial(self.client.log_artifact, held.mlflow_id, str(path))
+                tags |= self._send_file(held, path.name, path.read_bytes(), send)
         return tags
 
-    def _keep(self, held: Held, name: str, content: bytes, send: Callable[[], object]) -> dict[str, str]:
+    def _send_file(self, held: Held, name: str, content: bytes, send: Callable[[], object]) -> dict[str, str]:
         tag, digest = SHA256 + name, hashlib.sha256(content).hexdigest()
-        if self.problem is not None or held.tags.get(tag) == digest:
+        if self.files_problem is not None or held.tags.get(tag) == digest:
             return {}
         try:
             send()
         except Exception as error:  # each kind of file store has its own exceptions
-            self.problem = f"MLflow stores no files: {first_line(error)}"
+            self.files_problem = f"MLflow stores no files: {first_line(error)}"
             return {}
         return {tag: digest}
 

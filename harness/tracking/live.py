@@ -1,16 +1,14 @@
 """Mirroring during training: in a thread of the submitting process, or in a sidecar process beside a worker.
 
-    python -m harness.tracking.live STUDY_DIR SERIES_ID...    mirror those Series until standard input ends
+    python -m harness.tracking.live STUDY_DIR SERIES_ID    mirror that Series until standard input ends
 
-No training process mirrors itself: importing MLflow alone would stop its other threads for seconds. There is no queue,
-so a slow tracker costs no memory: each round takes the newest state of the study, reads the new lines of open journals,
-sends what MLflow lacks, and waits. A tracker that is slow, refuses or is unreachable costs one warning; it is tried
-again at growing intervals and then receives everything.
+No training process mirrors itself: importing MLflow would stop its other threads for seconds. Each round reads the new
+lines of open journals and sends what MLflow lacks. A tracker that is slow, refuses or is unreachable costs one warning;
+it is tried again at growing intervals and then receives everything.
 
 The sidecar is for jobs that a scheduler starts on other machines, so it never opens an SQLite file. Its standard input
-is a pipe from the worker: its end means that the Series is over or the worker is gone. SIGTERM, from a scheduler, means
-that the worker is about to end. The sidecar has a lower priority and its own session. The worker does not wait long for
-it: `ssmscale sync` sends what is left.
+is a pipe from the worker, whose end means that the Series is over or the worker is gone. SIGTERM, from a scheduler,
+means that the worker is about to end. The worker does not wait long for it: `ssmscale sync` sends what is left.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +37,8 @@ from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.tracking")
 
+EVERY_SECONDS = 3.0
+"""Pause between two rounds."""
 LONGEST_PAUSE = 60.0
 """Longest time between two attempts at an unreachable tracker."""
 STUCK_SECONDS = 120.0
@@ -61,9 +61,9 @@ class Rounds:
         uri: str,
         study_name: str,
         root: Root,
+        every_seconds: float = EVERY_SECONDS,
         tags_of: Tags = lambda _: {},
         *,
-        every_seconds: float,
         with_study: bool,
     ) -> None:
         self._uri, self._arguments = redact(uri), (uri, study_name, root, tags_of)
@@ -73,15 +73,17 @@ class Rounds:
         self.problem: str | None = None
         """Error of the newest round, if any."""
         self.tracker: Tracker | None = None
+        self.is_stopped = False
+        """Set by another thread to end the present round early."""
 
-    def go(
-        self, rows: Sequence[RunStatus], *, settle: bool, stopped: Callable[[], bool] = lambda: False
-    ) -> None:
+    def go(self, rows: Sequence[RunStatus], *, settle: bool = False) -> None:
         """Mirror once."""
         try:
             if self.tracker is None:
                 self.tracker = Tracker(*self._arguments)
-            done = self.tracker.mirror(rows, settle=settle, with_study=self._with_study, stopped=stopped)
+            done = self.tracker.mirror(
+                rows, settle=settle, with_study=self._with_study, stopped=lambda: self.is_stopped
+            )
             for note in done.notes:
                 log.warning("%s", note)
             if self.problem is not None:
@@ -93,13 +95,14 @@ class Rounds:
             self.problem, self.pause = first_line(error), min(2 * self.pause, LONGEST_PAUSE)
             self.tracker = None  # another store may answer there next time
 
-    def retry(self, rows: Sequence[RunStatus], stopped: Callable[[], bool] = lambda: False) -> None:
-        """Repeat a failed last round: a server whose database was restarted fails once or twice."""
+    def finish(self, rows: Sequence[RunStatus]) -> None:
+        """Mirror and settle; repeat after a failure, as a server fails once or twice after its database restarted."""
+        self.go(rows, settle=True)
         for _ in range(LAST_TRIES):
-            if self.problem is None or stopped():
+            if self.problem is None or self.is_stopped:
                 return
             time.sleep(LAST_PAUSE)
-            self.go(rows, settle=True, stopped=stopped)
+            self.go(rows, settle=True)
 
 
 class MirrorThread:
@@ -110,14 +113,13 @@ class MirrorThread:
         uri: str,
         study_name: str,
         root: Root,
-        every_seconds: float = 3.0,
+        every_seconds: float = EVERY_SECONDS,
         tags_of: Tags = lambda _: {},
     ) -> None:
-        self.rounds = Rounds(uri, study_name, root, tags_of, every_seconds=every_seconds, with_study=True)
+        self.rounds = Rounds(uri, study_name, root, every_seconds, tags_of, with_study=True)
         self._study_name = study_name
         self._rows: Sequence[RunStatus] = ()
-        self._wake = threading.Event()
-        self._over = self._given_up = False
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
 
     def start(self) -> None:
@@ -130,8 +132,8 @@ class MirrorThread:
 
     def finish(self, rows: Sequence[RunStatus]) -> None:
         """Mirror the end of the study and settle its runs; give up on a tracker that makes no progress."""
-        self._rows, self._over = rows, True
-        self._wake.set()
+        self._rows = rows
+        self._over.set()
         seen, since = -1, time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.2)
@@ -140,18 +142,15 @@ class MirrorThread:
             if visits != seen:
                 seen, since = visits, time.monotonic()
             elif time.monotonic() - since > STUCK_SECONDS:
-                self._given_up = True
+                self.rounds.is_stopped = True
                 log.warning("MLflow makes no progress; `ssmscale sync %s` sends the rest", self._study_name)
                 return
 
     def _work(self) -> None:
-        while True:
-            over = self._over
-            self.rounds.go(self._rows, settle=over, stopped=lambda: self._given_up)
-            if over:
-                self.rounds.retry(self._rows, stopped=lambda: self._given_up)
-                return
-            self._wake.wait(self.rounds.pause)
+        while not self._over.is_set():
+            self.rounds.go(self._rows)
+            self._over.wait(self.rounds.pause)
+        self.rounds.finish(self._rows)
 
 
 @contextmanager
@@ -189,13 +188,12 @@ def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Mirror some Series of a study until standard input ends; return the exit status."""
+    """Mirror a Series of a study until standard input ends; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.tracking.live", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("study_dir", type=Path, metavar="STUDY_DIR", help="ROOT/studies/NAME")
-    parser.add_argument("series", nargs="+", metavar="SERIES_ID")
-    parser.add_argument("--every", type=float, default=3.0, metavar="SECONDS", help="between two rounds")
+    parser.add_argument("series_id", metavar="SERIES_ID")
     options = parser.parse_args(arguments)
     signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
@@ -203,37 +201,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.nice(10)  # it shares its cores with training
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        _go_along(options.study_dir.absolute(), options.series, options.every, signals)
+        _go_along(options.study_dir.absolute(), options.series_id, signals)
     except InputError as error:
         log.error("%s", error)
         return 2
     return 0
 
 
-def _go_along(study_dir: Path, series: Sequence[str], every: float, signals: Sequence[int]) -> None:
+def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
     from harness.record.registry import resolve_registered
 
     root = Root(study_dir.parent.parent)
-    uri = read_launch(root, series[0]).tracking
+    uri = read_launch(root, series_id).tracking
     if uri is None or uri.startswith("sqlite"):
-        raise InputError(f"series {series[0]}: its launch.json names no tracker for other machines")
+        raise InputError(f"series {series_id}: its launch.json names no tracker for other machines")
     resolved = resolve_registered(root, study_dir.name)
     if resolved is None:
         raise InputError(f"{study_dir}: no study here; give ROOT/studies/NAME")
-    points = [point for point in resolved.points if point.run.series_id in set(series)]
+    points = [point for point in resolved.points if point.run.series_id == series_id]
     reader = StatusReader(root, study_dir.name)
-    rounds = Rounds(uri, study_dir.name, root, every_seconds=every, with_study=False)
+    rounds = Rounds(uri, study_dir.name, root, with_study=False)
     deadline = float("inf")
-    while True:
-        over = _input_has_ended() or time.monotonic() > deadline
-        rounds.go(_read_at_rest(reader, points) if over else reader.read(points), settle=over)
-        if over:
-            rounds.retry(reader.read(points))
-            return
+    while not _input_has_ended() and time.monotonic() < deadline:
+        rounds.go(reader.read(points))
         next_round = time.monotonic() + rounds.pause
         while time.monotonic() < next_round and not _input_has_ended(seconds=0.1):
             if signals and deadline == float("inf"):
                 deadline = time.monotonic() + PARENT_SECONDS
+    rounds.finish(_read_at_rest(reader, points))
 
 
 def _read_at_rest(reader: StatusReader, points: Sequence[GridPoint]) -> list[RunStatus]:

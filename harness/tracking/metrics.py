@@ -4,8 +4,7 @@ A tag of the mirrored run holds the marks: for each kind of event the newest ste
 The count reveals a step that was journalled late and lies below the newest, as after an attempt that logs more often.
 
 A run that is not over becomes KILLED only in a mirroring that settles, at the end of a submission or in `ssmscale
-sync`. Whether a process on another host is alive cannot be checked: it counts as gone once its journal has not grown
-for a while.
+sync`. A process on another host cannot be checked: it counts as gone once its journal has not grown for a while.
 """
 
 from __future__ import annotations
@@ -24,24 +23,21 @@ from harness.record.root import Root
 from harness.record.scores import evaluations_of
 from harness.record.status import OVER, RunState, RunStatus
 
-METRICS: Mapping[str, Mapping[str, tuple[str, float]]] = {
+METRICS: Mapping[str, Mapping[str, str]] = {
     "step": {
-        "loss": ("train_loss", 1.0),
-        "lr": ("lr", 1.0),
-        "tokens": ("tokens", 1.0),
-        "tokens_per_second": ("tokens_per_second", 1.0),
-        "grad_norm": ("grad_norm", 1.0),
-        "mfu": ("mfu", 1.0),
+        "loss": "train_loss",
+        **{name: name for name in ("lr", "tokens", "tokens_per_second", "grad_norm", "mfu")},
     },
-    "eval": {"loss": ("valid_loss", 1.0)},
+    "eval": {"loss": "valid_loss"},
     "system": {
-        "cpu_percent": ("system/cpu_utilization_percentage", 1.0),
-        "memory_gib": ("system/system_memory_usage_megabytes", 2**30 / 1e6),
-        "gpu_percent": ("system/gpu_0_utilization_percentage", 1.0),
-        "gpu_memory_gib": ("system/gpu_0_memory_usage_megabytes", 2**30 / 1e6),
+        "cpu_percent": "system/cpu_utilization_percentage",
+        "memory_gib": "system/system_memory_usage_megabytes",
+        "gpu_percent": "system/gpu_0_utilization_percentage",
+        "gpu_memory_gib": "system/gpu_0_memory_usage_megabytes",
     },
 }
-"""By kind of event and field: MLflow's name and a factor to its unit. MLflow's page expects the names of `system`."""
+"""MLflow's names by kind of event and field; MLflow's page expects those of `system`."""
+MEGABYTES_PER_GIB = 2**30 / 1e6
 
 Marks = dict[str, tuple[int, int]]
 """By kind of event: the newest step sent, and the number of steps up to it."""
@@ -66,7 +62,7 @@ class Measured(NamedTuple):
     value: float
 
 
-def measured(progress: Progress, result: Result | None = None) -> list[Measured]:
+def measured(progress: Progress, *, is_run: bool) -> list[Measured]:
     """List all values of a journal by step, with the result of a finished Run as `final.` metrics."""
     found = []
     sources = (("step", progress.steps), ("eval", progress.evals), ("system", progress.systems))
@@ -74,12 +70,15 @@ def measured(progress: Progress, result: Result | None = None) -> list[Measured]
         for step, event in events.items():
             when = milliseconds(event["t"])
             found += [
-                Measured(kind, key, step, when, float(event[name]) * scale)
-                for name, (key, scale) in METRICS[kind].items()
+                Measured(
+                    kind, key, step, when, float(event[name]) * (MEGABYTES_PER_GIB if "gib" in name else 1)
+                )
+                for name, key in METRICS[kind].items()
                 if name in event
             ]
-    if result is not None and progress.result is not None:
-        when = milliseconds(progress.result["t"])
+    end = progress.result
+    if is_run and end is not None and end["event"] == Event.FINISHED:
+        result, when = Result.of_event(end), milliseconds(end["t"])
         values = result.model_dump(exclude={"loss_codebooks"})
         values |= {f"loss_codebook_{k}": loss for k, loss in enumerate(result.loss_codebooks)}
         found += [
@@ -87,12 +86,6 @@ def measured(progress: Progress, result: Result | None = None) -> list[Measured]
             for key, value in values.items()
         ]
     return sorted(found, key=lambda one: (one.step, one.kind))
-
-
-def result_of(progress: Progress) -> Result | None:
-    """Return the result of a finished Run; None of any other."""
-    held = progress.result
-    return Result.of_event(held) if held is not None and held.get("event") == Event.FINISHED else None
 
 
 def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measured]:
@@ -162,11 +155,11 @@ def status_of_run(row: RunStatus, own: Progress, *, settle: bool) -> MlflowStatu
 
 
 def status_of_series(
-    rows: Sequence[RunStatus], own: Mapping[str, Progress], trunk: Progress, *, settle: bool
+    rows: Sequence[RunStatus], journals: Mapping[str, Progress], series_id: str, *, settle: bool
 ) -> MlflowStatus | None:
     """Return the status of a Series, which ends with the last of its Runs; None leaves MLflow's as it is."""
     states = {row.state for row in rows}
-    end = max((_end(progress) or 0 for progress in (trunk, *own.values())), default=0)
+    end = max(_end(progress) or 0 for progress in journals.values())
     if states <= {RunState.DONE, RunState.CANCELLED} and RunState.DONE in states:
         return MlflowStatus("FINISHED", end)
     if states <= OVER and RunState.FAILED in states:
@@ -175,7 +168,8 @@ def status_of_series(
     if states & WAITING:
         return MlflowStatus("RUNNING")
     state = RunState.CANCELLED if states <= {RunState.CANCELLED} else RunState.INTERRUPTED
-    return _unfinished(state, trunk if trunk.attempt else next(iter(own.values())), settle=settle)
+    trunk, first = journals[series_id], journals[rows[0].run_id]
+    return _unfinished(state, trunk if trunk.attempt else first, settle=settle)
 
 
 def status_of_study(rows: Sequence[RunStatus], *, settle: bool) -> MlflowStatus | None:
@@ -206,7 +200,7 @@ def status_of_unlisted(progress: Progress) -> MlflowStatus | None:
 
 def may_live_elsewhere(progress: Progress) -> bool:
     """True if its process is on another host and has written lately."""
-    if progress.state not in {Event.STARTED, Event.RESUMED} or progress.started is None:
+    if not progress.is_open or progress.started is None:
         return False
     if progress.started.get("host") == socket.gethostname():
         return False

@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from harness.common.process import stop_when_parent_ends
 from harness.record.root import Root
-from harness.tracking.auth import Credentials, make_credentials
+from harness.tracking.auth import Credentials
 from harness.tracking.store import SQLITE, default_uri, prepare_database, redact
 from ssmttm.errors import InputError
 
@@ -70,11 +70,6 @@ class Server:
             host = socket.gethostname() if name.startswith("localhost") else name
         return f"http://{_bracketed(host)}:{self.port}"
 
-    def environment(self) -> dict[str, str]:
-        """Return the variables that jobs need to reach it, without the password."""
-        found = {"MLFLOW_TRACKING_URI": self.address}
-        return found | ({"MLFLOW_TRACKING_USERNAME": self.credentials.user} if self.credentials else {})
-
 
 @contextmanager
 def serving(
@@ -87,37 +82,27 @@ def serving(
     uri = database or default_uri(root)
     where = "--database" if database else "the store"
     root.path.mkdir(parents=True, exist_ok=True)
-    with _alone_on(uri):
+    with _lock(uri):
         port = choose_port(host, port)
         uri = prepare_database(uri, where)
-        credentials = None if is_loopback(host) else make_credentials(root.path / "serve")
+        credentials = None if is_loopback(host) else Credentials(root.path / "serve")
         server = Server(root, uri, host, port, tuple(allowed), log, credentials)
-        process = start(server)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            begin = file.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
+                env=_environment(server),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server
+            )
         try:
+            _wait_until_it_answers(server, process, begin)
             yield server, process
         finally:
             end(process)
-
-
-def start(server: Server) -> subprocess.Popen[bytes]:
-    """Start MLflow's server and return once it answers; raises InputError, with the process ended, if it does not."""
-    server.log.parent.mkdir(parents=True, exist_ok=True)
-    with server.log.open("ab") as file:
-        begin = file.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
-            env=_environment(server),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server
-        )
-    try:
-        _wait_until_it_answers(server, process, begin)
-    except BaseException:
-        end(process)
-        raise
-    return process
 
 
 def stay(server: Server, process: subprocess.Popen[bytes]) -> None:
@@ -146,14 +131,16 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def describe(server: Server, study: str, *, show_password: bool) -> dict[str, object]:
     """Return the document of `ssmscale serve --json`."""
-    environment = server.environment()
-    if show_password and server.credentials is not None:
-        environment["MLFLOW_TRACKING_PASSWORD"] = server.credentials.password
+    login, environment = server.credentials, {"MLFLOW_TRACKING_URI": server.address}
+    if login is not None:
+        environment["MLFLOW_TRACKING_USERNAME"] = login.user
+        if show_password:
+            environment["MLFLOW_TRACKING_PASSWORD"] = login.password
     return {
         "study": study,
         "address": server.address,
         "environment": environment,
-        "password_file": str(server.credentials.password_file) if server.credentials else None,
+        "password_file": str(login.password_file) if login else None,
         "database": redact(server.database),
         "log": str(server.log),
     }
@@ -208,25 +195,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-@contextmanager
-def _alone_on(uri: str) -> Iterator[None]:
-    """Allow one server per SQLite file: two would wait for each other's locks."""
+def _lock(uri: str) -> AbstractContextManager[object]:
+    """Lock an SQLite file for one server, since two would wait for each other's transactions."""
     if not uri.startswith(SQLITE):
-        yield
-        return
+        return nullcontext()
     database = Path(uri.removeprefix(SQLITE)).absolute()
     database.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(database.with_suffix(".serve.lock"))
     try:
-        lock.acquire(blocking=False)
+        return FileLock(database.with_suffix(".serve.lock")).acquire(blocking=False)
     except Timeout as error:
         raise InputError(
             f"{database}: another `ssmscale serve` serves it; use that one or stop it"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], begin: int) -> None:
@@ -249,9 +229,8 @@ def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], beg
         raise InputError("MLflow's server answers without a password, so it was stopped")
     status = _ask(server, experiments, (login.user, login.password) if login else None)
     if login is not None and status == 401:
-        users = login.password_file.with_name("auth.db")
         raise InputError(
-            f"{login.password_file}: MLflow refuses this password; {users} holds another: delete both to begin anew"
+            f"{login.password_file}: MLflow refuses this password; {login.users_file} holds another: delete both"
         )
     if status != 200:
         raise InputError(

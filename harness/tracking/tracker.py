@@ -1,14 +1,13 @@
-"""The mirror of a study's journals in an MLflow experiment, Series by Series.
+"""The mirror of a study's journals in an MLflow experiment.
 
-The journals are the record, and training never waits for a tracker. A parent run is a Series with the trunk's metrics,
-a child run a Run with its decay and its result, and a run of kind study holds the study's files. There is no queue: the
-journals hold whatever a slow tracker still lacks.
+A parent run is a Series with the trunk's metrics, a child run a Run with its decay and its result, and a run of kind
+study holds the study's files. There is no queue: the journals hold whatever a slow tracker still lacks.
 
-A ledger, mirrored.json, spares reading every finished run back from MLflow, which for ten thousand runs takes longer
-than the rest of a table of points. For each finished Series it holds the names and sizes of the journals and the
-MLflow runs; while these agree, there is nothing to send. It is valid for one experiment in one store. `ssmscale sync`
-ignores it: it reads the whole experiment, merges runs created twice, settles RUNNING runs that the study no longer
-lists, and writes the ledger anew. A run that a user deleted in MLflow stays deleted and is named in a note.
+A ledger, mirrored.json, names the Series that are finished and mirrored, with a digest of their journals' names and
+sizes: reading ten thousand runs back from MLflow would take longer than the rest of a table of points. It is valid for
+one experiment in one store. `ssmscale sync` ignores it: it reads the whole experiment, merges runs created twice,
+settles RUNNING runs that the study no longer lists, and writes the ledger anew. A run that a user deleted in MLflow
+stays deleted and is named in a note.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from harness.record.journal import read_progress
 from harness.record.root import Root
 from harness.record.status import RunState, RunStatus
 from harness.study.run import by_series
-from harness.tracking.experiment import KIND, REASON, SERIES, Artefacts, Experiment, Held, study_facts
+from harness.tracking.experiment import KIND, REASON, SERIES, Experiment, Held, study_facts
 from harness.tracking.metrics import (
     WAITING,
     may_live_elsewhere,
@@ -75,7 +74,6 @@ class Tracker:
             "run (its decay and its result); the run of kind study holds the study, its plan and its newest report."
         )
         self.experiment = Experiment(uri, study_name, root.path / "mlflow-artifacts", note)
-        self.artefacts = Artefacts(self.experiment)
         self.folder = root.study(study_name)
         self.ledger = MirrorLedger(self.folder / "mirrored.json", uri, self.experiment)
         self.visits = 0
@@ -123,8 +121,8 @@ class Tracker:
                 self._settle_unlisted(others, done)
         finally:
             self.ledger.save()
-        if self.artefacts.problem is not None:
-            self._note([self.artefacts.problem], done)
+        if self.experiment.files_problem is not None:
+            self._note([self.experiment.files_problem], done)
         return done
 
     def links(self) -> dict[str, str]:
@@ -174,12 +172,13 @@ class Tracker:
             series_id, rows
         )  # before reading the journals: lines written later must change it
         series = self._series.get(series_id) or self._add_series(series_id)
-        members = series.read(rows)
-        for identity, _ in members.begun:
-            self._note(members.progress(identity).damaged, done)
-        if members.begun:
+        series.read(rows)
+        begun = [series.journals[identity] for identity, _ in series.begun]
+        for progress in begun:
+            self._note(progress.damaged, done)
+        if begun:
             try:
-                series.update(members, settle=settle, merge=thorough)
+                series.update(settle=settle, merge=thorough)
             except Exception as error:
                 done.refused += 1
                 if not _is_refusal(error) or done.refused > MOST_REFUSED:
@@ -189,7 +188,7 @@ class Tracker:
         self._note(series.notes, done)
         done.merged, series.merged = done.merged + series.merged, 0
         states = {row.state for row in rows}
-        elsewhere = any(may_live_elsewhere(members.progress(identity)) for identity, _ in members.begun)
+        elsewhere = any(map(may_live_elsewhere, begun))
         if states <= {RunState.DONE, RunState.FAILED} or (settle and not states & WAITING and not elsewhere):
             self.ledger.close(series_id, state, series.mlflow_ids())
             del self._series[series_id]
@@ -197,7 +196,7 @@ class Tracker:
                 self._closed.add(series_id)
 
     def _add_series(self, series_id: str) -> SeriesMirror:
-        series = SeriesMirror(self.experiment, self.artefacts, self.root, series_id, self.tags_of)
+        series = SeriesMirror(self.experiment, self.root, series_id, self.tags_of)
         self._series[series_id] = series
         return series
 
@@ -219,7 +218,7 @@ class Tracker:
         if held is None:
             self._note(["the run of kind study was deleted in MLflow and is not mirrored"], done)
             return
-        tags = self.artefacts.keep_files(held, self.folder)
+        tags = self.experiment.send_files(held, self.folder)
         if wanted.reason is not None:
             tags[REASON] = wanted.reason
         try:
@@ -230,7 +229,7 @@ class Tracker:
             self._study = []
             raise
         self._study_state = state
-        if wanted.status != "RUNNING" and self.artefacts.problem is None:
+        if wanted.status != "RUNNING" and self.experiment.files_problem is None:
             self.ledger.close(STUDY, state, {STUDY: held.mlflow_id})
 
     def _study_run(self) -> Held | None:
@@ -291,7 +290,15 @@ class MirrorLedger:
         self._key = [hashlib.sha256(store.encode()).hexdigest(), experiment.id, experiment.made]
         self._closed: dict[str, tuple[str, dict[str, str]]] = {}
         self._changed = False
-        self._read()
+        try:
+            held: Any = json.loads(path.read_text(encoding="utf-8"))
+            if held["store"] == self._key:
+                self._closed = {
+                    str(identity): (str(state), {str(key): str(value) for key, value in ids.items()})
+                    for identity, (state, ids) in held["closed"].items()
+                }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # no ledger, or a damaged one: every Series is checked
 
     def holds(self, identity: str, state: str) -> bool:
         """True if that Series, or the study, was closed with its journals in that state."""
@@ -319,14 +326,3 @@ class MirrorLedger:
             document = {"store": self._key, "closed": self._closed}
             write_atomically(self.path, json.dumps(document, separators=(",", ":")) + "\n")
             self._changed = False
-
-    def _read(self) -> None:
-        try:
-            held: Any = json.loads(self.path.read_text(encoding="utf-8"))
-            if held["store"] == self._key:
-                self._closed = {
-                    str(identity): (str(state), {str(key): str(value) for key, value in ids.items()})
-                    for identity, (state, ids) in held["closed"].items()
-                }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._closed = {}  # no ledger, or a damaged one: every Series is checked

@@ -3,9 +3,8 @@
 The first rank decides and broadcasts its decision. No checkpoint is ahead of its journal, and an attempt that a newer
 one has replaced saves none. A damaged checkpoint costs that checkpoint and a warning in the journal.
 
-To resume a ZeRO checkpoint on another number of ranks, DeepSpeed's converter first turns it into one that any number
-can read. The converter runs in a process of its own, on files that have been verified. Its output is used once and
-removed; the checkpoint itself stays as it was written.
+To resume a ZeRO checkpoint on another number of ranks, DeepSpeed's converter, a process of its own, makes a copy that
+any number can read. The copy is used once and removed.
 """
 
 from __future__ import annotations
@@ -15,28 +14,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.common.disk import (
-    DiskFull,
-    drop_draft,
-    make_folder,
-    room_for,
-    sync_file,
-    sync_folder,
-)
+from harness.common.disk import DiskFull, drop_draft, make_folder, room_for, sync_file, sync_folder
 from harness.record import checkpoints
-from harness.record.checkpoints import (
-    Checkpoint,
-    FileFacts,
-    Marker,
-    Problem,
-    remove_partial,
-    retire,
-    tag_of,
-)
+from harness.record.checkpoints import Checkpoint, FileFacts, Marker, Problem, retire, tag_of
 from harness.record.journal import Event, Journal
 from harness.record.root import Launch, write_model
 from harness.train.engine import Engine
@@ -46,24 +30,15 @@ from ssmttm.files import sha256_file
 log = logging.getLogger("ssmscale.worker")
 
 
-def save(
-    engine: Engine,
-    folder: Path,
-    step: int,
-    tokens: int,
-    *,
-    branch: bool = False,
-    loss: float | None = None,
-    before_marking: Callable[[], None] = lambda: None,
-) -> None:
-    """Write a checkpoint from all ranks together and mark it complete; collective.
+def save(engine: Engine, folder: Path, marker: Marker, before_marking: Callable[[], None]) -> None:
+    """Write a checkpoint from all ranks together and its marker with the files it lists; collective.
 
     The first rank calls `before_marking` once all files are on the disk. An exception there leaves the tag unmarked and
     is raised on every rank. Raises DiskFull after removing the files written so far.
     """
     import torch
 
-    tag, ranks, needed = tag_of(step), engine.ranks, engine.checkpoint_bytes
+    tag, ranks, needed = tag_of(marker.step), engine.ranks, engine.checkpoint_bytes
 
     def prepare() -> None:
         make_folder(folder)
@@ -81,16 +56,7 @@ def save(
         sync_folder(folder / tag)
         sync_folder(folder)
         before_marking()
-        marker = Marker(
-            step=step,
-            tokens=tokens,
-            ranks=ranks.world,
-            zero_stage=engine.layout.zero_stage,
-            branch=branch,
-            loss=loss,
-            files=files,
-        )
-        write_model(folder / f"{tag}.complete", marker.sealed())
+        write_model(folder / f"{tag}.complete", marker.sealed(files=files))
 
     try:
         ranks.run_on_first(prepare)
@@ -125,15 +91,6 @@ class Saver:
         """Folder and step of the checkpoint saved or verified last."""
         self._passed_over: set[str] = set()
 
-    def clear(self, folders: Sequence[Path]) -> None:
-        """Remove checkpoints that earlier attempts left incomplete; the caller holds the lock of the Series."""
-
-        def clear() -> None:
-            for folder in folders:
-                remove_partial(folder)
-
-        self.ranks.run_on_first(clear)
-
     def find(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> Checkpoint | None:
         """Return the newest good checkpoint with lowest <= step <= highest; report damaged ones in the journal."""
         chosen: Checkpoint | None = None
@@ -157,28 +114,18 @@ class Saver:
             self._verified = folder, found.marker.step
         return found
 
-    def save(
-        self,
-        engine: Engine,
-        folder: Path,
-        step: int,
-        tokens: int,
-        journal: Journal | None,
-        *,
-        branch: bool,
-        loss: float | None,
-    ) -> None:
+    def save(self, engine: Engine, folder: Path, marker: Marker, journal: Journal | None) -> None:
         """Save a checkpoint unless a good one of that step exists, and remove those it makes superfluous.
 
         Raises Fenced and DiskFull on every rank; neither leaves a complete tag.
         """
-        exists, begun = False, time.monotonic()
+        exists, begun, step = False, time.monotonic(), marker.step
 
         def look() -> None:
             nonlocal exists
             verified = self._verified == (folder, step)
             check_journal()
-            exists = checkpoints.keep(folder, step, branch=branch, verified=verified)
+            exists = checkpoints.keep(folder, step, branch=marker.branch, verified=verified)
 
         def check_journal() -> None:
             if journal is not None:
@@ -188,7 +135,7 @@ class Saver:
         self.ranks.run_on_first(look)
         if self.ranks.broadcast(exists):
             return
-        save(engine, folder, step, tokens, branch=branch, loss=loss, before_marking=check_journal)
+        save(engine, folder, marker, check_journal)
         self._verified = folder, step
         if journal is not None:
             retire(folder, step, keep_last=self.launch.keep_last, keep_best=self.launch.keep_best)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from harness.common.disk import is_full
 from harness.common.process import print_traceback
 from harness.record import checkpoints
-from harness.record.checkpoints import remove_partial
+from harness.record.checkpoints import Marker, remove_partial
 from harness.record.control import Control
 from harness.record.journal import Event, Fenced, Journal, read_progress
 from harness.record.kinds import ANOTHER_RANKS_SIGNAL, OUT_OF_MEMORY, Kind
@@ -70,8 +70,7 @@ class SeriesTrainer:
         facts: Mapping[str, Any],
     ) -> None:
         self.root, self.launch, self.ranks, self.layout, self.stop = root, launch, ranks, layout, stop
-        self.facts = facts
-        """Fields of a journal's first event: process, layout and device."""
+        self.facts = facts  # of a journal's first event: process, layout and device
         self.runs = sorted(runs, key=lambda run: run.iterations)
         self.first = self.runs[0]
         self.folder = root.series(self.first.series_id)
@@ -83,10 +82,9 @@ class SeriesTrainer:
         self.engine = Engine(self.first, self.layout, ranks)
         self.control = Control(launch.control)
         self._control_size = -1
+        # Iterations of the cancelled Runs: hashing a Run at every step would take 1 % of a small one.
         self._cancelled: set[int] = set()
-        """Iterations of the cancelled Runs: hashing a Run at every step would take 1 % of a small one."""
-        self._look_again = 0.0
-        """Time (monotonic) of the first rank's next look at the disk."""
+        self._look_again = 0.0  # by the monotonic clock
         self._usage = Usage(ranks.device)
         self._measured: tuple[int, float] | None = None
         """Step and held-out loss of the trunk's newest evaluation."""
@@ -105,8 +103,12 @@ class SeriesTrainer:
         Raises Diverged if the trunk diverges; a diverging branch fails alone.
         """
         self.journal = self._trunk_journal = journal
-        folders = [self.folder, *(self.root.run(run.run_id) for run in self.runs)]
-        self._saver.clear([folder / "checkpoints" for folder in folders])
+
+        def remove_incomplete() -> None:
+            for folder in (self.folder, *(self.root.run(run.run_id) for run in self.runs)):
+                remove_partial(folder / "checkpoints")
+
+        self.ranks.run_on_first(remove_incomplete)
         for run in self.runs:
             outcome = self._to_branch(run)
             if outcome is Outcome.DONE:
@@ -339,11 +341,17 @@ class SeriesTrainer:
         return True
 
     def _save(self, *, branch: bool = False) -> None:
-        loss = self._measured[1] if self._measured and self._measured[0] == self.step else None
         if self.step:
-            self._saver.save(
-                self.engine, self.checkpoints, self.step, self.tokens, self.journal, branch=branch, loss=loss
+            marker = Marker(
+                step=self.step,
+                tokens=self.tokens,
+                ranks=self.ranks.world,
+                zero_stage=self.layout.zero_stage,
+                branch=branch,
+                loss=self._measured[1] if self._measured and self._measured[0] == self.step else None,
+                files={},
             )
+            self._saver.save(self.engine, self.checkpoints, marker, self.journal)
         self._restart_clock()
 
     def _sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ resolve unless the site itself relies on it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -154,10 +155,8 @@ def _own_addresses() -> list[str]:
     names = [os.environ.get("SLURMD_NODENAME", ""), socket.gethostname(), socket.getfqdn()]
     found = [name for name in dict.fromkeys(names) if name]
     for name in list(found):
-        try:
+        with contextlib.suppress(OSError):
             found += [str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
-        except OSError:
-            continue
     # On another machine a loopback address leads to that machine: the last resort, for nodes that are one machine.
     return sorted(
         dict.fromkeys(found), key=lambda name: name.startswith("127.") or name in {"localhost", "::1"}
@@ -167,9 +166,7 @@ def _own_addresses() -> list[str]:
 def _reachable(hosts: list[str], port: int) -> str:
     """Return the first host that accepts a connection; raises ConnectionError if none does."""
     for host in hosts:
-        try:
+        with contextlib.suppress(OSError):
             socket.create_connection((host, port), timeout=5).close()
-        except OSError:
-            continue
-        return host
+            return host
     raise ConnectionError(f"the first rank does not answer on port {port} of any of {', '.join(hosts)}")

@@ -47,13 +47,7 @@ from harness.tracking.live import mirrored_beside
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
 from harness.train.ranks import Ranks, device_name, initialise_ranks
-from harness.train.stopping import (
-    EXIT_NO_SPACE,
-    EXIT_PREEMPTED,
-    GPU_SHARE,
-    StopFlag,
-    is_out_of_memory,
-)
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE, StopFlag, is_out_of_memory
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.worker")

@@ -215,7 +215,7 @@ def test_prompts_are_paired_with_the_recordings_they_name(trained: Root, tmp_pat
     paired = Evaluator(studied(trained), Request(prompts=prompts, reference=recordings, tagger=judge))
     assert paired.prompts.captions == ("A tone", "A lower tone")
     assert paired.evaluate(run_ids(trained)[0]).outcome == "evaluated"
-    assert any("left out: 1 prompt whose recording" in note for note in paired.notes)
+    assert any("left out: 1 prompt without a recording" in note for note in paired.notes)
     assert any(row.metric.startswith("kl_softmax_ast") for row in evaluation_rows(studied(trained)))
     loose = Evaluator(studied(trained), Request(prompts=prompts, tagger=judge))
     assert "kl_softmax_ast" in loose.skipped
@@ -264,7 +264,7 @@ def test_a_tracker_that_is_gone_costs_a_warning_and_hears_it_from_sync(
     assert answer.status == 0
     assert "warning: MLflow at http://127.0.0.1:9" in answer.err
     assert "codec-decoded held-out clips" in answer.out
-    assert "not measured: fd_clap: give --clap" in answer.out
+    assert "not measured: fd_clap: name a CLAP model" in answer.out
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     shutil.copyfile(empty_store, trained.path / "mlflow.db")
     assert ssmscale("sync", "tiny", "--root", trained.path).status == 0
@@ -320,4 +320,4 @@ def test_a_run_whose_weights_are_not_here_is_told_and_the_others_are_evaluated(
     assert answer.status == 1
     outcomes = {run["run_id"]: run for run in json.loads(answer.out)["runs"]}
     assert outcomes[second]["outcome"] == "evaluated"
-    assert "weights are not here" in outcomes[first]["reason"]
+    assert f"the weights of run {first} are missing" in outcomes[first]["reason"]
