@@ -82,7 +82,7 @@ def evaluate(
         raise InputError(f"--out {out}: does not end in .csv")
     resolved = registered(study, root)
     chosen = _finished(choose(begun(resolved), runs), named=bool(runs))
-    from harness.evaluate.evaluator import EvaluationOutcome, Evaluator, Request
+    from harness.evaluate.evaluator import Evaluator, Request
     from harness.tracking.sync import bring_up_to_date
 
     settled = {"top_k": options.top_k or None, "device": options.device or _best_device()}
@@ -104,7 +104,7 @@ def evaluate(
         print_json(_document(resolved.study.name, evaluator, done, rows))
     else:
         _print(resolved.study.name, evaluator, chosen, done, rows)
-    if any(one.outcome in {EvaluationOutcome.BUSY, EvaluationOutcome.IMPOSSIBLE} for one in done):
+    if any(one.outcome in {"busy", "impossible"} for one in done):
         raise typer.Exit(1)
 
 

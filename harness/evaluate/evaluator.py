@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -27,7 +26,7 @@ from harness.common.disk import naming_a_full_disk
 from harness.common.format import counted
 from harness.evaluate.model import Trained, load_trained
 from harness.record.registry import ResolvedStudy
-from harness.record.root import Layout, read_launch
+from harness.record.root import Layout
 from harness.record.scores import (
     HELD_OUT,
     Evaluation,
@@ -53,7 +52,7 @@ ClipsOf = Callable[[Sequence[int]], "tuple[list[Audio], int]"]
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate, to compare with and to measure."""
+    """Prompts, reference, models and sampling of an evaluation."""
 
     prompts: Path | None = None
     """Caption file; None takes the held-out captions."""
@@ -74,21 +73,13 @@ class Request:
     """Prompts generated, decoded and measured at once."""
 
 
-class EvaluationOutcome(StrEnum):
-    """The outcome of one Run's evaluation: `kept` if all results existed, `busy` if another process evaluates it."""
-
-    EVALUATED = "evaluated"
-    KEPT = "kept"
-    BUSY = "busy"
-    IMPOSSIBLE = "impossible"
-
-
 @dataclass(frozen=True)
 class Evaluated:
     """One Run's evaluation."""
 
     run_id: str
-    outcome: EvaluationOutcome
+    outcome: Literal["evaluated", "kept", "busy", "impossible"]
+    """`kept` if all results existed, `busy` if another process evaluates the Run."""
     reason: str | None = None
     """Reason of a busy or impossible evaluation."""
     notes: tuple[str, ...] = ()
@@ -153,7 +144,7 @@ class Evaluator:
         try:
             lock = FileLock(folder / "lock").acquire(blocking=False)
         except Timeout:
-            return Evaluated(run_id, EvaluationOutcome.BUSY, "another process evaluates it")
+            return Evaluated(run_id, "busy", "another process evaluates it")
         with lock, naming_a_full_disk(folder):
             return self._evaluate(run_id)
 
@@ -168,27 +159,27 @@ class Evaluator:
         paired = self.prompts.paired
         wanted = [one for one in self.measures if not set(one.metrics(paired=paired)) <= set(held.scores)]
         if loss is not None and not wanted:
-            return Evaluated(run_id, EvaluationOutcome.KEPT, notes=held.notes)
+            return Evaluated(run_id, "kept", notes=held.notes)
         try:
             trained = load_trained(self.root, run_id, self.request.device)
         except InputError as error:
-            return Evaluated(run_id, EvaluationOutcome.IMPOSSIBLE, str(error))
+            return Evaluated(run_id, "impossible", str(error))
         if loss is None:
             self.say(f"{run_id}: held-out loss")
             clips, scores = held_out_scores(trained)
             keep_evaluation(self.root, run_id, Evaluation(n_prompts=clips, scores=_timed(scores)))
         if not wanted:
-            return Evaluated(run_id, EvaluationOutcome.EVALUATED)
+            return Evaluated(run_id, "evaluated")
         try:
             codec = trained.codec
         except InputError as error:
-            return Evaluated(run_id, EvaluationOutcome.IMPOSSIBLE, f"its tokens cannot be decoded: {error}")
+            return Evaluated(run_id, "impossible", f"its tokens cannot be decoded: {error}")
         for scores_of in self._compare(trained, codec, wanted):
             values = held.scores | _timed(scores_of.values)
             notes = tuple(dict.fromkeys([*held.notes, *scores_of.notes]))
             held = held.model_copy(update={"scores": values, "notes": notes})
         keep_evaluation(self.root, run_id, held)
-        return Evaluated(run_id, EvaluationOutcome.EVALUATED, notes=held.notes)
+        return Evaluated(run_id, "evaluated", notes=held.notes)
 
     def _compare(self, trained: Trained, codec: Codec, wanted: Sequence[Measure]) -> Iterator[Scores]:
         from ssmttm.evaluation.row_store import RowStore
@@ -293,9 +284,8 @@ def held_out_scores(trained: Trained, micro_batch: int | None = None) -> tuple[i
     from ssmttm.evaluation.likelihood import cross_entropy_sums, likelihood_scores, mean_losses
 
     run, device = trained.run, trained.model.null_condition.device
-    launch = read_launch(trained.root, run.series_id)
-    layout = Layout(micro_batch=micro_batch or launch.micro_batch)
-    batches = Batches(run, launch, layout, 0, str(device), trained.root.text)
+    layout = Layout(micro_batch=micro_batch or trained.launch.micro_batch)
+    batches = Batches(run, trained.launch, layout, 0, str(device), trained.root.text)
     held_out = ((one.inputs, one.targets, one.text) for one in batches.held_out())
     with torch.autocast(device.type, torch.bfloat16, enabled=run.precision is Precision.BF16):
         totals = cross_entropy_sums(trained.model, held_out)

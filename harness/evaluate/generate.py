@@ -44,10 +44,7 @@ class SoundFile(Frozen):
 
 
 def frames_of(trained: Trained, seconds: float | None) -> int:
-    """Return the frames of a piece of that length; None gives the length the run was trained on.
-
-    Raises InputError for less than a frame, and for a longer piece than a model with self-attention was trained on.
-    """
+    """Return the frames of a piece, by default of the length of training; raises InputError for a wrong length."""
     run, rate = trained.run, trained.manifest.codec.frame_rate
     if seconds is None:
         return run.frames

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.common.validation import first_line
 from harness.record.journal import Event, read_progress
-from harness.record.root import Root, read_launch, read_run
+from harness.record.root import Launch, Root, read_launch, read_run
 from harness.study.run import Run
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.device import usable_device
@@ -33,21 +33,20 @@ class Trained:
     run: Run
     root: Root
     """`root.text` caches embeddings of the frozen text encoder."""
+    launch: Launch
+    """launch.json: it names the corpus and the frozen text encoder."""
     model: MusicLM
     """In evaluation mode, with the final weights in float32."""
-    corpus: Path
     manifest: Manifest
     """Manifest of the corpus; its fingerprint is the run's."""
-    text_encoder: str | None
-    """Folder or hub name of the frozen text encoder; None if the model has its own encoder."""
 
     def read(self, captions: Sequence[str]) -> TextBatch:
         """Encode captions for the model; raises InputError if its frozen encoder is missing or differs."""
         from ssmttm.text.prompts import FrozenEncoder, read_captions
 
         encoder = None
-        if self.run.text_encoder is not None and self.text_encoder is not None:
-            encoder = FrozenEncoder(self.text_encoder, self.run.text_encoder, self.root.text)
+        if self.run.text_encoder is not None and self.launch.text_encoder is not None:
+            encoder = FrozenEncoder(self.launch.text_encoder, self.run.text_encoder, self.root.text)
         return read_captions(captions, self.run.model.text, encoder)
 
     @cached_property
@@ -55,18 +54,15 @@ class Trained:
         """Codec of the corpus; raises InputError if it is missing or did not make the tokens."""
         from ssmttm.codec.load import load_codec
 
-        codec = load_codec(self.corpus / "codec", self.model.null_condition.device.type)
+        folder = self.launch.corpus / "codec"
+        codec = load_codec(folder, self.model.null_condition.device.type)
         if codec.fingerprint != self.manifest.codec.fingerprint:
-            raise InputError(f"{self.corpus / 'codec'}: not the codec that made the corpus")
+            raise InputError(f"{folder}: not the codec that made the corpus")
         return codec
 
 
 def load_trained(root: Root, name: str, device: str = "cpu") -> Trained:
-    """Load a finished run by its id, its first digits, or its directory.
-
-    Raises InputError if there is no such run, it has not finished, its weights or its corpus are missing, or the corpus
-    differs.
-    """
+    """Load a finished run by its id, its first digits, or its directory; raises InputError if a part is missing."""
     folder = _find_run(root, name)
     run, place = read_run(folder), Root(folder.parent.parent)
     if (state := read_progress(folder).state) != Event.FINISHED:
@@ -76,14 +72,8 @@ def load_trained(root: Root, name: str, device: str = "cpu") -> Trained:
     manifest = load_manifest(launch.corpus)
     if manifest.fingerprint != run.corpus:
         raise InputError(f"{launch.corpus}: not the corpus of run {run.run_id}: its fingerprint differs")
-    return Trained(
-        run=run,
-        root=place,
-        model=_load_model(run, folder / "checkpoints" / "model.safetensors", device),
-        corpus=launch.corpus,
-        manifest=manifest,
-        text_encoder=launch.text_encoder,
-    )
+    model = _load_model(run, folder / "checkpoints" / "model.safetensors", device)
+    return Trained(run, place, launch, model, manifest)
 
 
 def _find_run(root: Root, name: str) -> Path:

@@ -64,10 +64,10 @@ class Rounds:
         every_seconds: float = EVERY_SECONDS,
         tags_of: Tags = lambda _: {},
         *,
-        with_study: bool,
+        with_study: bool = True,
     ) -> None:
         self._uri, self._arguments = redact(uri), (uri, study_name, root, tags_of)
-        self._every, self._with_study = every_seconds, with_study
+        self._study_name, self._every, self._with_study = study_name, every_seconds, with_study
         self.pause = every_seconds
         """Seconds before the next round: more after each failure."""
         self.problem: str | None = None
@@ -76,7 +76,7 @@ class Rounds:
         self.is_stopped = False
         """Set by another thread to end the present round early."""
 
-    def go(self, rows: Sequence[RunStatus], *, settle: bool = False) -> None:
+    def mirror(self, rows: Sequence[RunStatus], *, settle: bool = False) -> None:
         """Mirror once."""
         try:
             if self.tracker is None:
@@ -95,35 +95,25 @@ class Rounds:
             self.problem, self.pause = first_line(error), min(2 * self.pause, LONGEST_PAUSE)
             self.tracker = None  # another store may answer there next time
 
-    def finish(self, rows: Sequence[RunStatus]) -> None:
+    def mirror_end(self, rows: Sequence[RunStatus]) -> None:
         """Mirror and settle; repeat after a failure, as a server fails once or twice after its database restarted."""
-        self.go(rows, settle=True)
+        self.mirror(rows, settle=True)
         for _ in range(LAST_TRIES):
             if self.problem is None or self.is_stopped:
                 return
             time.sleep(LAST_PAUSE)
-            self.go(rows, settle=True)
+            self.mirror(rows, settle=True)
 
 
-class MirrorThread:
+class MirrorThread(Rounds):
     """A thread that mirrors a study while other processes train it."""
 
-    def __init__(
-        self,
-        uri: str,
-        study_name: str,
-        root: Root,
-        every_seconds: float = EVERY_SECONDS,
-        tags_of: Tags = lambda _: {},
-    ) -> None:
-        self.rounds = Rounds(uri, study_name, root, every_seconds, tags_of, with_study=True)
-        self._study_name = study_name
-        self._rows: Sequence[RunStatus] = ()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
+    _rows: Sequence[RunStatus] = ()
 
     def start(self) -> None:
         """Start mirroring."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
         self._thread.start()
 
     def show(self, rows: Sequence[RunStatus]) -> None:
@@ -137,20 +127,20 @@ class MirrorThread:
         seen, since = -1, time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.2)
-            tracker = self.rounds.tracker
+            tracker = self.tracker
             visits = tracker.visits if tracker else 0
             if visits != seen:
                 seen, since = visits, time.monotonic()
             elif time.monotonic() - since > STUCK_SECONDS:
-                self.rounds.is_stopped = True
+                self.is_stopped = True
                 log.warning("MLflow makes no progress; `ssmscale sync %s` sends the rest", self._study_name)
                 return
 
     def _work(self) -> None:
         while not self._over.is_set():
-            self.rounds.go(self._rows)
-            self._over.wait(self.rounds.pause)
-        self.rounds.finish(self._rows)
+            self.mirror(self._rows)
+            self._over.wait(self.pause)
+        self.mirror_end(self._rows)
 
 
 @contextmanager
@@ -223,12 +213,12 @@ def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
     rounds = Rounds(uri, study_dir.name, root, with_study=False)
     deadline = float("inf")
     while not _input_has_ended() and time.monotonic() < deadline:
-        rounds.go(reader.read(points))
+        rounds.mirror(reader.read(points))
         next_round = time.monotonic() + rounds.pause
         while time.monotonic() < next_round and not _input_has_ended(seconds=0.1):
             if signals and deadline == float("inf"):
                 deadline = time.monotonic() + PARENT_SECONDS
-    rounds.finish(_read_at_rest(reader, points))
+    rounds.mirror_end(_read_at_rest(reader, points))
 
 
 def _read_at_rest(reader: StatusReader, points: Sequence[GridPoint]) -> list[RunStatus]:

@@ -93,23 +93,19 @@ class Saver:
 
     def find(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> Checkpoint | None:
         """Return the newest good checkpoint with lowest <= step <= highest; report damaged ones in the journal."""
-        chosen: Checkpoint | None = None
 
-        def look() -> None:
-            nonlocal chosen
+        def look() -> Checkpoint | None:
             held, problems = checkpoints.survey(folder)
             for problem in problems:
                 self._pass_over(problem, journal)
             for found in reversed(held):
-                if not lowest <= found.marker.step <= highest:
-                    continue
-                if (wrong := checkpoints.inspect(found)) is None:
-                    chosen = found
-                    return
-                self._pass_over(wrong, journal)
+                if lowest <= found.marker.step <= highest:
+                    if (wrong := checkpoints.inspect(found)) is None:
+                        return found
+                    self._pass_over(wrong, journal)
+            return None
 
-        self.ranks.run_on_first(look)
-        found: Checkpoint | None = self.ranks.broadcast(chosen)
+        found = self.ranks.run_on_first(look)
         if found is not None:
             self._verified = folder, found.marker.step
         return found
@@ -119,21 +115,19 @@ class Saver:
 
         Raises Fenced and DiskFull on every rank; neither leaves a complete tag.
         """
-        exists, begun, step = False, time.monotonic(), marker.step
+        begun, step = time.monotonic(), marker.step
 
-        def look() -> None:
-            nonlocal exists
-            verified = self._verified == (folder, step)
+        def exists() -> bool:
             check_journal()
-            exists = checkpoints.keep(folder, step, branch=marker.branch, verified=verified)
+            verified = self._verified == (folder, step)
+            return checkpoints.keep(folder, step, branch=marker.branch, verified=verified)
 
         def check_journal() -> None:
             if journal is not None:
                 journal.sync()  # a checkpoint must not be ahead of its journal
                 journal.check_fence()
 
-        self.ranks.run_on_first(look)
-        if self.ranks.broadcast(exists):
+        if self.ranks.run_on_first(exists):
             return
         save(engine, folder, marker, check_journal)
         self._verified = folder, step

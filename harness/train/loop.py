@@ -76,7 +76,7 @@ class SeriesTrainer:
         self.folder = root.series(self.first.series_id)
         self.journal: Journal | None = None
         """Journal of the trunk, or of the Run whose branch is in training; None on all ranks but the first."""
-        self.checkpoints = self.folder / "checkpoints"
+        self.checkpoint_folder = self.folder / "checkpoints"
         """Checkpoints of the trunk, or of that Run."""
         self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
         self.engine = Engine(self.first, self.layout, ranks)
@@ -128,7 +128,7 @@ class SeriesTrainer:
             self.on_trunk = False
             return Outcome.DONE
         here = self.step if self.on_trunk else -1
-        if self._resume(self.checkpoints, max(here + 1, 1), branch):
+        if self._resume(self.checkpoint_folder, max(here + 1, 1), branch):
             self.on_trunk = True
         elif not self.on_trunk:
             self.engine = Engine(self.first, self.layout, self.ranks)
@@ -147,9 +147,9 @@ class SeriesTrainer:
             return Outcome.DONE  # by an older attempt, just before this one fenced it off
         start = Event.STARTED if self.on_trunk else Event.RESUMED
         self.on_trunk = False
-        trunk = self.journal, self.checkpoints
+        trunk = self.journal, self.checkpoint_folder
         journal = Journal.open(folder) if self.ranks.is_first else None
-        self.journal, self.checkpoints = journal, folder / "checkpoints"
+        self.journal, self.checkpoint_folder = journal, folder / "checkpoints"
         try:
             self._append(start, step=self.step, **self.facts)
             rate = partial(learning_rate, run.schedule, run.optimiser.lr, iterations=run.iterations)
@@ -180,22 +180,22 @@ class SeriesTrainer:
         finally:
             if journal is not None:
                 journal.close()
-            self.journal, self.checkpoints = trunk
+            self.journal, self.checkpoint_folder = trunk
 
     def _finish(self, run: Run) -> None:
         loss, by_codebook = self.evaluate()
         weights = self.engine.state_dict()
         if self.journal is not None and weights is not None:
             self._check_fences()
-            save_weights(weights, self.checkpoints / "model.safetensors")
+            save_weights(weights, self.checkpoint_folder / "model.safetensors")
             measured = {"loss": loss, "loss_codebooks": by_codebook, "step": self.step, "tokens": self.tokens}
             derived = describe_result(run, self.tokens, self.batches.flops_per_token)
             result = Result.model_validate({**measured, **derived})
             self._append(Event.FINISHED, **result.model_dump(mode="json"))
             log.info("run %s finished after %d iterations: held-out loss %.4f", run.run_id, self.step, loss)
-            for old in checkpoints.marked(self.checkpoints):
-                checkpoints.remove(self.checkpoints, old.tag)
-            remove_partial(self.checkpoints)
+            for old in checkpoints.marked(self.checkpoint_folder):
+                checkpoints.remove(self.checkpoint_folder, old.tag)
+            remove_partial(self.checkpoint_folder)
 
     # -- steps
 
@@ -351,7 +351,7 @@ class SeriesTrainer:
                 loss=self._measured[1] if self._measured and self._measured[0] == self.step else None,
                 files={},
             )
-            self._saver.save(self.engine, self.checkpoints, marker, self.journal)
+            self._saver.save(self.engine, self.checkpoint_folder, marker, self.journal)
         self._restart_clock()
 
     def _sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:

@@ -17,13 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from harness.common.disk import write_atomically
 from harness.train.stopping import GPU_SHARE
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store, TCPStore
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=10)
 """Longest wait of ranks for each other: nodes of one job may start minutes apart."""
@@ -53,17 +55,18 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def run_on_first(self, action: Callable[[], None]) -> None:
-        """Run an action on the first rank alone and raise its exception on every rank; collective."""
-        problem: Exception | None = None
+    def run_on_first(self, action: Callable[[], T]) -> T:
+        """Run an action on the first rank alone; return its value or raise its exception on every rank. Collective."""
+        value, problem = None, None
         if self.is_first:
             try:
-                action()
+                value = action()
             except Exception as error:
                 problem = error
-        problem = self.broadcast(problem)
+        value, problem = self.broadcast((value, problem))
         if problem is not None:
             raise problem
+        return cast("T", value)
 
 
 def device_name(device: str) -> str | None:

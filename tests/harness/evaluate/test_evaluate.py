@@ -20,7 +20,7 @@ from harness.common.disk import DiskFull
 from harness.evaluate.evaluator import Evaluator, Request, held_out_scores
 from harness.evaluate.model import load_trained
 from harness.record.journal import read_progress
-from harness.record.registry import ResolvedStudy, resolve_registered
+from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
 from harness.record.scores import evaluation_folder, evaluation_rows, keep_evaluation
 from harness.tracking.experiment import ID
@@ -69,10 +69,8 @@ def evaluate(ssmscale: Command, trained: Root) -> Command:
 
 
 @pytest.fixture
-def study(trained: Root) -> ResolvedStudy:
-    found = resolve_registered(trained, "tiny")
-    assert found is not None
-    return found
+def study(trained: Root, study_fields: Fields) -> ResolvedStudy:
+    return registered(trained, study_fields)
 
 
 @pytest.fixture

@@ -206,7 +206,8 @@ def test_a_missing_corpus_or_another_one_is_named(moved: Root, run_id: str, tmp_
 
 
 def test_another_codec_in_the_corpus_is_refused(trained: Trained, tmp_path: Path) -> None:
-    shutil.copytree(trained.corpus, tmp_path / "corpus")
+    shutil.copytree(trained.launch.corpus, tmp_path / "corpus")
+    launch = trained.launch.model_copy(update={"corpus": tmp_path / "corpus"})
     tone_codec(2, 64, bands=20).save(tmp_path / "corpus" / "codec")
     with pytest.raises(InputError, match="not the codec that made the corpus"):
-        _ = replace(trained, corpus=tmp_path / "corpus").codec
+        _ = replace(trained, launch=launch).codec

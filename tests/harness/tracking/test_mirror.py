@@ -37,7 +37,7 @@ def test_an_unreachable_tracker_costs_one_warning_and_nothing_else(
     thread = MirrorThread("http://127.0.0.1:9", "tiny", study.root, every_seconds=0.01)
     thread.start()
     thread.finish(rows_of(study.root, study.fields))
-    assert thread.rounds.problem is not None
+    assert thread.problem is not None
     (warning,) = warnings_of(caplog)
     assert "the journals keep everything" in warning
 
@@ -51,11 +51,11 @@ def test_a_tracker_that_comes_back_gets_what_it_missed(
     thread = MirrorThread(default_uri(study.root), "tiny", study.root, every_seconds=0.01)
     thread.show(rows_of(study.root, study.fields))
     thread.start()
-    wait_until(lambda: thread.rounds.problem)
+    wait_until(lambda: thread.problem)
     log_steps(trunk, [1, 2, 3])
     with database.open("r+b") as file:  # never empty: MLflow would create its tables in an empty file
         file.write(content)
-    wait_until(lambda: thread.rounds.problem is None)
+    wait_until(lambda: thread.problem is None)
     thread.finish(rows_of(study.root, study.fields))
     assert study.steps() == [1, 2, 3]
     assert len([text for text in warnings_of(caplog) if "journals keep everything" in text]) == 1
