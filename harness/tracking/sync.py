@@ -1,4 +1,4 @@
-"""Mirror a study once: everything for `sync`, the news for `points`, `fit` and `report`."""
+"""Mirror a study once: all of it for `sync`, new events for `points`, `fit` and `report`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def replay(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> tuple[Tracker,
         return _mirrored(resolved, uri, rows, thorough=True)
     except (InputError, ModuleNotFoundError):
         raise
-    except Exception as error:  # trackers raise many kinds
+    except Exception as error:  # MLflow's exceptions have no common base
         raise TrackerProblem(
             f"MLflow at {redact(uri)}: {first_line(error)}; the journals keep everything"
         ) from error
@@ -41,11 +41,11 @@ def kept_by(tracker: Tracker, rows: Sequence[RunStatus]) -> str:
 
 
 def bring_up_to_date(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> Tracker | None:
-    """Mirror the news; return the tracker, or warn and return None: the caller can go on with the journals."""
+    """Mirror new events and return the tracker; after an error warn and return None, since the journals suffice."""
     uri = tracking_uri(resolved.study, resolved.root)
     try:
         tracker, done = _mirrored(resolved, uri, rows, thorough=False)
-    except Exception as error:  # trackers raise many kinds
+    except Exception as error:  # MLflow's exceptions have no common base
         warn(f"MLflow at {redact(uri)}: {first_line(error)}; reading the journals instead")
         return None
     warn(*done.notes)
@@ -83,5 +83,5 @@ def keep_report(
     if tracker is not None:
         try:
             warn(*tracker.mirror(rows, settle=True).notes)
-        except Exception as error:  # trackers raise many kinds
+        except Exception as error:  # MLflow's exceptions have no common base
             warn(f"MLflow at {redact(tracker.uri)} has no copy of the report: {first_line(error)}")

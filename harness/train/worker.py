@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR")
     parser.add_argument("--feed", action="store_true", help="read run directories from standard input")
     parser.add_argument(
-        "--supervised", action="store_true", help="end with 0 wherever the journals tell the outcome"
+        "--supervised", action="store_true", help="exit with 0 if the journals hold the outcome"
     )
     options = parser.parse_args(arguments)
     if not options.feed and not options.run_dirs:

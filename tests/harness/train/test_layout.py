@@ -18,7 +18,7 @@ from tests.studies import Fields
 
 @pytest.fixture
 def interrupted(here: Root, study_fields: Fields) -> Root:
-    study_fields["grid"]["iterations"] = [10]
+    study_fields["grid"]["iterations"] = [5]
     assert train(here, study_fields, StopAfter(3), micro_batch=2) == ["preempted"]
     return here
 
