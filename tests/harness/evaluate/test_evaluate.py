@@ -33,8 +33,6 @@ from tests.harness.scores import SETTINGS, scored
 from tests.ssmttm.judges import write_tiny_ast, write_tiny_clap
 from tests.studies import Fields
 
-# -- the loss
-
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 5])
 def test_the_loss_from_the_final_weights_is_the_one_training_recorded(
