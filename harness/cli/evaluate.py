@@ -82,7 +82,7 @@ def evaluate(
         raise InputError(f"--out {out}: does not end in .csv")
     resolved = registered(study, root)
     chosen = _finished(choose(begun(resolved), runs), named=bool(runs))
-    from harness.evaluate.evaluator import EvaluationOutcome, Evaluator, Request
+    from harness.evaluate.evaluator import Evaluator, Request
     from harness.tracking.sync import bring_up_to_date
 
     settled = {"top_k": options.top_k or None, "device": options.device or _best_device()}
@@ -104,7 +104,7 @@ def evaluate(
         print_json(_document(resolved.study.name, evaluator, done, rows))
     else:
         _print(resolved.study.name, evaluator, chosen, done, rows)
-    if any(one.outcome in {EvaluationOutcome.BUSY, EvaluationOutcome.IMPOSSIBLE} for one in done):
+    if any(one.outcome in {"busy", "impossible"} for one in done):
         raise typer.Exit(1)
 
 
@@ -209,7 +209,7 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Write music for captions, by a finished run, as sound files with a JSON file beside each."""
-    from harness.evaluate.generate import frames_of, is_longer, places, write_pieces
+    from harness.evaluate.generate import frames_of, places, write_pieces
     from harness.evaluate.model import load_trained
     from ssmttm.generation import Sampling
 
@@ -220,7 +220,7 @@ def generate(
     )
     trained = load_trained(Root(root or Path("runs")), run, device or _best_device())
     frames = frames_of(trained, seconds)
-    if is_longer(trained, frames):
+    if frames > trained.run.frames:
         trained_on = trained.run.frames / trained.manifest.codec.frame_rate
         warn(f"longer than the {trained_on:g} s it was trained on: nothing says how it goes on after them")
     done = []

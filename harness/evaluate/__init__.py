@@ -1,1 +1,1 @@
-"""Finished runs put to use: scores on held-out captions, and music from a prompt."""
+"""Scores of finished runs on held-out captions, and music generated from prompts."""

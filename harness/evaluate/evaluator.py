@@ -1,8 +1,8 @@
-"""Evaluate finished Runs: the held-out loss from their final weights, and scores of what they generate.
+"""Evaluation of finished Runs: the held-out loss of their final weights, and scores of generated clips.
 
-A Run's tokens are generated once a setting and kept, and so are the small arrays that each measure makes of a clip:
-what was finished before a kill is not done again, and a measure added later needs no generation. Results are written
-when a Run has them all. One process at a time evaluates a Run; others go on with the next.
+The tokens of each setting are generated once and kept, as are the small arrays that each measure computes from a clip.
+So nothing is computed again after a kill, and a measure added later needs no generation. The results of a Run are
+written once they are complete. One process at a time evaluates a Run; others go on with the next.
 
     ROOT/runs/RUN/evaluation/GENERATED/codes, .../MEASURE    tokens and arrays of generated clips
     ROOT/evaluation/REFERENCE/MEASURE                        arrays of reference clips, shared by all Runs
@@ -15,18 +15,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from harness.common.disk import naming_a_full_disk
 from harness.common.format import counted
 from harness.evaluate.model import Trained, load_trained
 from harness.record.registry import ResolvedStudy
-from harness.record.root import Layout, read_launch
+from harness.record.root import Layout
 from harness.record.scores import (
     HELD_OUT,
     Evaluation,
@@ -42,7 +42,6 @@ from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from ssmttm.codec.base import Audio, Codec
-    from ssmttm.corpus.dataset import TokenDataset
     from ssmttm.evaluation.measure import Measure, Scores
     from ssmttm.evaluation.row_store import RowStore
     from ssmttm.evaluation.sets import PromptSet, Reference
@@ -53,35 +52,25 @@ ClipsOf = Callable[[Sequence[int]], "tuple[list[Audio], int]"]
 
 @dataclass(frozen=True)
 class Request:
-    """The request for an evaluation."""
+    """Prompts, reference, models and sampling of an evaluation."""
 
     prompts: Path | None = None
     """Caption file; None takes the held-out captions."""
     reference: Path | None = None
     """Folder of recordings; None takes the held-out clips, decoded."""
     clap: str | None = None
+    """Folder or hub name of a CLAP model."""
     tagger: str | None = None
-    """Folder or hub name."""
+    """Folder or hub name of an audio tagger."""
     limit: int | None = None
-    """Prompts at most."""
+    """Largest number of prompts."""
     temperature: float = 1.0
     top_k: int | None = 250
     guidance: float = 3.0
     seed: int = 0
     device: str = "cpu"
     batch: int = 16
-    """Prompts generated, decoded and judged at once."""
-
-
-class EvaluationOutcome(StrEnum):
-    """The outcome of one Run's evaluation."""
-
-    EVALUATED = "evaluated"
-    KEPT = "kept"
-    """Everything asked for was there."""
-    BUSY = "busy"
-    """Another process evaluates it."""
-    IMPOSSIBLE = "impossible"
+    """Prompts generated, decoded and measured at once."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +78,16 @@ class Evaluated:
     """One Run's evaluation."""
 
     run_id: str
-    outcome: EvaluationOutcome
+    outcome: Literal["evaluated", "kept", "busy", "impossible"]
+    """`kept` if all results existed, `busy` if another process evaluates the Run."""
     reason: str | None = None
-    """Reason why it was impossible or is not complete."""
+    """Reason of a busy or impossible evaluation."""
     notes: tuple[str, ...] = ()
-    """Limits to the meaning of its scores."""
+    """Limits of its scores."""
 
 
 class Evaluator:
-    """Evaluates Runs of one study under one request; raises InputError where that asks for what is not there."""
+    """Evaluates Runs of one study under one request; raises InputError if the request names something missing."""
 
     def __init__(
         self,
@@ -106,31 +96,35 @@ class Evaluator:
         say: Say = lambda _: None,
         warn: Say = lambda _: None,
     ) -> None:
+        from ssmttm.corpus.dataset import TokenDataset
         from ssmttm.generation import Sampling
 
         self.root, self.request, self.say, self.warn = resolved.root, request, say, warn
         self.frames = resolved.corpus.frames
-        self.sampling = Sampling(
-            temperature=request.temperature, top_k=request.top_k, guidance=request.guidance
-        )
+        self.sampling = Sampling(request.temperature, request.top_k, guidance=request.guidance)
         usable_device(request.device)
-        self.data = _held_out(resolved)
+        path = resolved.study.corpus.path
+        self.data = TokenDataset(path, "valid")
+        if self.data.manifest.fingerprint != resolved.corpus.fingerprint:
+            raise InputError(
+                f"{resolved.where}: corpus.path: {path}: not the corpus the runs were trained on"
+            )
         self.measures: list[Measure] = []
         self.skipped: dict[str, str] = {}
-        """Metrics that are not measured, and why."""
+        """Metrics that are not measured, with the reasons."""
         self._choose_measures()
 
     @cached_property
     def prompts(self) -> PromptSet:
-        """The prompts, and the reference they are compared with."""
+        """Prompts and the reference to compare with."""
         from ssmttm.evaluation.sets import choose_prompts
 
-        asked = self.request
-        return choose_prompts(self.data, self.frames, asked.prompts, asked.reference, asked.limit)
+        request = self.request
+        return choose_prompts(self.data, self.frames, request.prompts, request.reference, request.limit)
 
     @cached_property
     def settings(self) -> Settings:
-        """The settings that name the results."""
+        """Settings of the results; their digest names the file."""
         return Settings(
             prompts=self.prompts.digest,
             n_prompts=len(self.prompts.captions),
@@ -144,19 +138,15 @@ class Evaluator:
         )
 
     def evaluate(self, run_id: str) -> Evaluated:
-        """Measure of one Run what has not been measured yet; raises DiskFull where no room is left to keep it."""
+        """Compute the missing scores of one Run; raises DiskFull."""
         folder = evaluation_folder(self.root, run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
         try:
-            lock.acquire(blocking=False)
+            lock = FileLock(folder / "lock").acquire(blocking=False)
         except Timeout:
-            return Evaluated(run_id, EvaluationOutcome.BUSY, "another process evaluates it")
-        try:
-            with naming_a_full_disk(folder):
-                return self._evaluate(run_id)
-        finally:
-            lock.release()
+            return Evaluated(run_id, "busy", "another process evaluates it")
+        with lock, naming_a_full_disk(folder):
+            return self._evaluate(run_id)
 
     # -- one Run
 
@@ -166,29 +156,30 @@ class Evaluator:
         held = held_evaluation(self.root, run_id, settings.digest) or Evaluation(
             settings=settings, n_prompts=settings.n_prompts
         )
-        wanted = [one for one in self.measures if not set(self._metrics(one)) <= set(held.scores)]
+        paired = self.prompts.paired
+        wanted = [one for one in self.measures if not set(one.metrics(paired=paired)) <= set(held.scores)]
         if loss is not None and not wanted:
-            return Evaluated(run_id, EvaluationOutcome.KEPT, notes=held.notes)
+            return Evaluated(run_id, "kept", notes=held.notes)
         try:
             trained = load_trained(self.root, run_id, self.request.device)
         except InputError as error:
-            return Evaluated(run_id, EvaluationOutcome.IMPOSSIBLE, str(error))
+            return Evaluated(run_id, "impossible", str(error))
         if loss is None:
             self.say(f"{run_id}: held-out loss")
             clips, scores = held_out_scores(trained)
             keep_evaluation(self.root, run_id, Evaluation(n_prompts=clips, scores=_timed(scores)))
         if not wanted:
-            return Evaluated(run_id, EvaluationOutcome.EVALUATED)
+            return Evaluated(run_id, "evaluated")
         try:
             codec = trained.codec
         except InputError as error:
-            return Evaluated(run_id, EvaluationOutcome.IMPOSSIBLE, f"its tokens cannot be heard: {error}")
+            return Evaluated(run_id, "impossible", f"its tokens cannot be decoded: {error}")
         for scores_of in self._compare(trained, codec, wanted):
             values = held.scores | _timed(scores_of.values)
             notes = tuple(dict.fromkeys([*held.notes, *scores_of.notes]))
             held = held.model_copy(update={"scores": values, "notes": notes})
         keep_evaluation(self.root, run_id, held)
-        return Evaluated(run_id, EvaluationOutcome.EVALUATED, notes=held.notes)
+        return Evaluated(run_id, "evaluated", notes=held.notes)
 
     def _compare(self, trained: Trained, codec: Codec, wanted: Sequence[Measure]) -> Iterator[Scores]:
         from ssmttm.evaluation.row_store import RowStore
@@ -199,12 +190,10 @@ class Evaluator:
         self._generate(trained, codes, n)
 
         def generated(items: Sequence[int]) -> tuple[list[Audio], int]:
-            import numpy as np
-
             return list(codec.decode(codes.read(items)["codes"].astype(np.uint16))), codec.facts.sample_rate
 
         mine = {one: RowStore(kept / one.key, self.warn) for one in wanted}
-        self._judge(mine, n, generated, f"{run_id}: judging")
+        self._measure(mine, n, generated, f"{run_id}: measuring")
         with self._reference(wanted, codec) as theirs:
             for one in wanted:
                 yield one.score(
@@ -212,8 +201,6 @@ class Evaluator:
                 )
 
     def _generate(self, trained: Trained, codes: RowStore, n: int) -> None:
-        import numpy as np
-
         from ssmttm.generation import generate
 
         missing = codes.missing(n)
@@ -222,13 +209,13 @@ class Evaluator:
                 f"{trained.run.run_id}: generating, {n - len(missing) + missing.index(items[0])} of {n} prompts"
             )
             text = trained.read([self.prompts.captions[i] for i in items])
-            seeds = [prompt_seed(self.request.seed, i) for i in items]
+            seeds = [_prompt_seed(self.request.seed, i) for i in items]
             made = generate(trained.model, text, self.frames, self.sampling, seeds)
             codes.add(items, {"codes": made.cpu().numpy().astype(np.uint16)})
 
     @contextmanager
     def _reference(self, wanted: Sequence[Measure], codec: Codec) -> Iterator[Mapping[Measure, RowStore]]:
-        """The measures' arrays of the reference, made where they are missing; by one process at a time."""
+        """Yield the measures' arrays of the reference; one process at a time computes missing ones."""
         from ssmttm.evaluation.row_store import RowStore
 
         reference: Reference = self.prompts.reference
@@ -236,11 +223,13 @@ class Evaluator:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
             theirs = {one: RowStore(folder / one.key, self.warn) for one in wanted}
-            self._judge(theirs, len(reference), lambda items: reference.clips(items, codec), "the reference")
+            self._measure(
+                theirs, len(reference), lambda items: reference.clips(items, codec), "the reference"
+            )
             yield theirs
 
-    def _judge(self, stores: Mapping[Measure, RowStore], n: int, clips_of: ClipsOf, what: str) -> None:
-        """Fill the measures' stores; a clip is decoded once for all that lack it."""
+    def _measure(self, stores: Mapping[Measure, RowStore], n: int, clips_of: ClipsOf, what: str) -> None:
+        """Fill the measures' stores; decode each clip once for all that lack it."""
         lacking = {one: set(store.missing(n)) for one, store in stores.items()}
         due = sorted(set().union(*lacking.values()))
         for items in _in_batches(due, self.request.batch):
@@ -253,47 +242,41 @@ class Evaluator:
 
     # -- what all Runs have in common
 
-    def _metrics(self, measure: Measure) -> tuple[str, ...]:
-        return measure.metrics(paired=self.prompts.paired)
-
     def _choose_measures(self) -> None:
         from ssmttm.evaluation.mel_proxy import MelProxy
 
         self.measures.append(MelProxy(self.data.manifest.codec.sample_rate))
         memory, device = self.root.path / "evaluation", self.request.device
         if self.request.clap is None:
-            why = "give --clap a CLAP model, such as laion/larger_clap_music, or a folder with its files"
+            why = "name a CLAP model, such as laion/larger_clap_music, or its folder, with --clap"
             self.skipped |= {"fd_clap": why, "clap_score": why}
         else:
             from ssmttm.evaluation.clap import Clap
 
             self.measures.append(Clap(self.request.clap, memory, device))
         if self.request.tagger is None:
-            why = "give --tagger an AST model, such as MIT/ast-finetuned-audioset-10-10-0.4593, or a folder"
-            self.skipped["kl_softmax_ast"] = f"{why} with its files"
+            why = "name an AST model, such as MIT/ast-finetuned-audioset-10-10-0.4593, or its folder, with --tagger"
+            self.skipped["kl_softmax_ast"] = why
         else:
             from ssmttm.evaluation.tagger import AstTagger
 
             self.measures.append(AstTagger(self.request.tagger, memory, device))
             if not self.prompts.paired:
                 self.skipped["kl_softmax_ast"] = (
-                    "no recording is known for each prompt; --reference names them"
+                    "no recordings belong to the prompts; name them with --reference"
                 )
 
     @property
     def notes(self) -> list[str]:
         """Notes on the prompts, a sentence each."""
         left = self.prompts.left_out
-        return (
-            [f"left out: {counted(left, 'prompt')} whose recording is not in the reference"] if left else []
-        )
+        return [f"left out: {counted(left, 'prompt')} without a recording in the reference"] if left else []
 
 
 def held_out_scores(trained: Trained, micro_batch: int | None = None) -> tuple[int, dict[str, float]]:
-    """Clips of the held-out split, and by name the cross-entropy and perplexity there, whole and of each codebook.
+    """Return the number of held-out clips, and by name the cross-entropy and perplexity, whole and of each codebook.
 
-    micro_batch: clips at once; None takes as many as training did. On the layout a Run was trained on these are the
-    journal's numbers.
+    With the micro-batch of training, which is the default, the values are those of the journal.
     """
     import torch
 
@@ -301,31 +284,19 @@ def held_out_scores(trained: Trained, micro_batch: int | None = None) -> tuple[i
     from ssmttm.evaluation.likelihood import cross_entropy_sums, likelihood_scores, mean_losses
 
     run, device = trained.run, trained.model.null_condition.device
-    launch = read_launch(trained.root, run.series_id)
-    layout = Layout(micro_batch=micro_batch or launch.micro_batch)
-    batches = Batches(run, launch, layout, 0, str(device), trained.root.text)
+    layout = Layout(micro_batch=micro_batch or trained.launch.micro_batch)
+    batches = Batches(run, trained.launch, layout, 0, str(device), trained.root.text)
     held_out = ((one.inputs, one.targets, one.text) for one in batches.held_out())
     with torch.autocast(device.type, torch.bfloat16, enabled=run.precision is Precision.BF16):
         totals = cross_entropy_sums(trained.model, held_out)
-    return min(len(batches.valid), run.eval_clips or len(batches.valid)), likelihood_scores(
-        *mean_losses(totals)
-    )
+    clips = min(len(batches.valid), run.eval_clips or len(batches.valid))
+    return clips, likelihood_scores(*mean_losses(totals))
 
 
-def prompt_seed(seed: int, prompt: int) -> int:
-    """Seed of one prompt's draws: its own whatever the batch it is in."""
+def _prompt_seed(seed: int, prompt: int) -> int:
+    """Return the seed of one prompt's draws, the same in every batch."""
     digest = hashlib.sha256(f"evaluation/{seed}/{prompt}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
-
-
-def _held_out(resolved: ResolvedStudy) -> TokenDataset:
-    from ssmttm.corpus.dataset import TokenDataset
-
-    path = resolved.study.corpus.path
-    data = TokenDataset(path, "valid")
-    if data.manifest.fingerprint != resolved.corpus.fingerprint:
-        raise InputError(f"{resolved.where}: corpus.path: {path}: is not the corpus the runs were trained on")
-    return data
 
 
 def _in_batches(items: Sequence[int], size: int) -> Iterator[list[int]]:

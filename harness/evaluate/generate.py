@@ -1,4 +1,4 @@
-"""Sound files that a finished run generates from captions, each with a JSON file beside it that says how."""
+"""Sound files that a finished run generates from captions, each with its settings in a JSON file."""
 
 from __future__ import annotations
 
@@ -19,63 +19,54 @@ if TYPE_CHECKING:
     from ssmttm.generation import Sampling
 
 BATCH = 8
-"""Captions generated at once: beyond, memory grows and time hardly shrinks."""
+"""Captions generated at once; more take more memory and hardly less time."""
 PEAK = 0.99
-"""Peak to which audio beyond full scale is brought down."""
+"""Peak to which audio beyond full scale is scaled."""
 
 
 class SoundFile(Frozen):
-    """One sound file and all that decides it: what lies beside it as JSON."""
+    """One sound file and everything that determines it."""
 
     file: str
     run_id: str
     prompt: str
     seed: int
-    """Of its own: with it and the prompt alone the same tokens come again."""
+    """Seed of this piece alone: with the prompt it gives the same tokens again."""
     sampling: dict[str, float | int | None]
     frames: int
     seconds: float
     sample_rate: int
     """Hz."""
     scaled_by: float
-    """Factor that brought the audio within full scale; 1 where it was."""
+    """Factor that scaled the audio to full scale; 1 if it did not exceed it."""
     codec: str
-    """Fingerprint."""
+    """Fingerprint of the codec."""
 
 
 def frames_of(trained: Trained, seconds: float | None) -> int:
-    """Frames of a piece of so many seconds, by default of those the run was trained on.
-
-    Raises InputError for what is no frame, and for more than a model with self-attention was trained on.
-    """
+    """Return the frames of a piece, by default of the length of training; raises InputError for a wrong length."""
     run, rate = trained.run, trained.manifest.codec.frame_rate
     if seconds is None:
         return run.frames
     frames = round(seconds * rate) if 0 < seconds < float("inf") else 0
     if frames < 1:
         raise InputError(f"--seconds {seconds:g}: choose a length of {1 / rate:g} s (one frame) or more")
-    if is_longer(trained, frames) and not run.model.architecture.is_recurrent:
+    if frames > run.frames and not run.model.architecture.is_recurrent:
         raise InputError(
-            f"--seconds {seconds:g}: a {run.model.architecture} knows no positions beyond those it was trained on; "
+            f"--seconds {seconds:g}: a {run.model.architecture} has no positions beyond those it was trained on; "
             f"choose up to {run.frames / rate:g} s"
         )
     return frames
 
 
-def is_longer(trained: Trained, frames: int) -> bool:
-    """True if a piece goes on where training never went."""
-    return frames > trained.run.frames
-
-
 def places(out: Path, pieces: int) -> list[Path]:
-    """Paths of the sound files: F.wav; F-0.wav and so on where there are several; 0.wav and so on in a folder."""
-    if out.suffix and out.suffix.lower() != ".wav" and not out.is_dir():
-        raise InputError(
-            f"--out {out}: sound is written as F.wav, or into a folder, whose name has no ending"
-        )
+    """Return the paths of the sound files: one F.wav; several F-0.wav, F-1.wav, ...; in a folder 0.wav, 1.wav, ..."""
+    is_folder = out.is_dir() or not out.suffix
+    if not is_folder and out.suffix.lower() != ".wav":
+        raise InputError(f"--out {out}: name a .wav file, or a folder (a new one without an ending)")
     width = len(str(pieces - 1))
     numbers = [f"{piece:0{width}d}" for piece in range(pieces)]
-    if out.suffix.lower() != ".wav" or out.is_dir():
+    if is_folder:
         return [out / f"{number}.wav" for number in numbers]
     return [out] if pieces == 1 else [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in numbers]
 
@@ -88,8 +79,8 @@ def write_pieces(
     sampling: Sampling,
     seed: int,
 ) -> Iterator[SoundFile]:
-    """Generate, decode and write a piece a prompt, prompt i from the seed `seed` + i; yields each when it is there."""
-    import soundfile  # here, where it is missing before anything was generated
+    """Generate, decode and write one piece per prompt, prompt i with the seed `seed` + i; yield each once written."""
+    import soundfile  # fails before generation if it is not installed
 
     from ssmttm.generation import generate
 
@@ -117,7 +108,7 @@ def write_pieces(
             sound = io.BytesIO()
             soundfile.write(sound, audio * np.float32(scale), facts.sample_rate, "PCM_16", format="WAV")
             beside = path.with_name(f"{path.name}.json")
-            beside.unlink(missing_ok=True)  # it tells of the sound that is replaced
+            beside.unlink(missing_ok=True)  # it describes the sound that is about to be replaced
             write_atomically(path, sound.getvalue())
             write_atomically(beside, piece.model_dump_json(indent=1) + "\n")
             yield piece

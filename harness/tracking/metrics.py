@@ -1,11 +1,10 @@
-"""A journal in MLflow's terms: its metrics, a mark of those that were sent, and the status of its run.
+"""A journal as MLflow sees it: its metrics, marks of those that were sent, and the status of its run.
 
-A mark is kept with the mirrored run. It holds the newest step that was sent and how many steps lie at or below it, so
-that a step journalled late (by a later attempt that logs more often, say) is noticed although it lies below the newest.
+A tag of the mirrored run holds the marks: for each kind of event the newest step sent and the number of steps up to it.
+The count reveals a step that was journalled late and lies below the newest, as after an attempt that logs more often.
 
-A run that is not over becomes KILLED only in a mirroring that settles: one that comes after the training it knows of,
-or `ssmscale sync`. A process of another host cannot be asked: it counts as gone once its journal has been still for
-long.
+A run that is not over becomes KILLED only in a mirroring that settles, at the end of a submission or in `ssmscale
+sync`. A process on another host cannot be checked: it counts as gone once its journal has not grown for a while.
 """
 
 from __future__ import annotations
@@ -22,37 +21,33 @@ from harness.record.journal import Event, Progress
 from harness.record.result import Result
 from harness.record.root import Root
 from harness.record.scores import evaluations_of
-from harness.record.status import RunState, RunStatus
+from harness.record.status import OVER, RunState, RunStatus
 
-METRICS: Mapping[str, Mapping[str, tuple[str, float]]] = {
+METRICS: Mapping[str, Mapping[str, str]] = {
     "step": {
-        "loss": ("train_loss", 1.0),
-        "lr": ("lr", 1.0),
-        "tokens": ("tokens", 1.0),
-        "tokens_per_second": ("tokens_per_second", 1.0),
-        "grad_norm": ("grad_norm", 1.0),
-        "mfu": ("mfu", 1.0),
+        "loss": "train_loss",
+        **{name: name for name in ("lr", "tokens", "tokens_per_second", "grad_norm", "mfu")},
     },
-    "eval": {"loss": ("valid_loss", 1.0)},
+    "eval": {"loss": "valid_loss"},
     "system": {
-        "cpu_percent": ("system/cpu_utilization_percentage", 1.0),
-        "memory_gib": ("system/system_memory_usage_megabytes", 2**30 / 1e6),
-        "gpu_percent": ("system/gpu_0_utilization_percentage", 1.0),
-        "gpu_memory_gib": ("system/gpu_0_memory_usage_megabytes", 2**30 / 1e6),
+        "cpu_percent": "system/cpu_utilization_percentage",
+        "memory_gib": "system/system_memory_usage_megabytes",
+        "gpu_percent": "system/gpu_0_utilization_percentage",
+        "gpu_memory_gib": "system/gpu_0_memory_usage_megabytes",
     },
 }
-"""By kind of event: its fields, their names in MLflow (whose page looks for those of `system`), its unit over ours."""
+"""MLflow's names by kind of event and field; MLflow's page expects those of `system`."""
+MEGABYTES_PER_GIB = 2**30 / 1e6
 
 Marks = dict[str, tuple[int, int]]
-"""By kind of event: the newest step sent, and how many steps there are at or below it."""
+"""By kind of event: the newest step sent, and the number of steps up to it."""
 STILL_SECONDS = 900.0
-"""After so long without a line, a process that cannot be asked is taken for gone."""
-OVER = frozenset({RunState.DONE, RunState.FAILED})
+"""Time without a line after which a process on another host counts as gone."""
 WAITING = frozenset({RunState.RUNNING, RunState.QUEUED})
 
 
 def milliseconds(seconds: float) -> int:
-    """MLflow's unit of time."""
+    """Convert to MLflow's unit of time."""
     return int(seconds * 1000)
 
 
@@ -63,24 +58,27 @@ class Measured(NamedTuple):
     key: str
     step: int
     milliseconds: int
-    """The journal's own time of the event: a replay sends the same."""
+    """Time of the event in the journal, the same in every replay."""
     value: float
 
 
-def measured(progress: Progress, result: Result | None = None) -> list[Measured]:
-    """List everything a journal measured, by step; with the result of a finished Run as `final.` metrics."""
+def measured(progress: Progress, *, is_run: bool) -> list[Measured]:
+    """List all values of a journal by step, with the result of a finished Run as `final.` metrics."""
     found = []
     sources = (("step", progress.steps), ("eval", progress.evals), ("system", progress.systems))
     for kind, events in sources:
         for step, event in events.items():
             when = milliseconds(event["t"])
             found += [
-                Measured(kind, key, step, when, float(event[name]) * scale)
-                for name, (key, scale) in METRICS[kind].items()
+                Measured(
+                    kind, key, step, when, float(event[name]) * (MEGABYTES_PER_GIB if "gib" in name else 1)
+                )
+                for name, key in METRICS[kind].items()
                 if name in event
             ]
-    if result is not None and progress.result is not None:
-        when = milliseconds(progress.result["t"])
+    end = progress.result
+    if is_run and end is not None and end["event"] == Event.FINISHED:
+        result, when = Result.of_event(end), milliseconds(end["t"])
         values = result.model_dump(exclude={"loss_codebooks"})
         values |= {f"loss_codebook_{k}": loss for k, loss in enumerate(result.loss_codebooks)}
         found += [
@@ -88,12 +86,6 @@ def measured(progress: Progress, result: Result | None = None) -> list[Measured]
             for key, value in values.items()
         ]
     return sorted(found, key=lambda one: (one.step, one.kind))
-
-
-def result_of(progress: Progress) -> Result | None:
-    """Return the result of a finished Run; None before."""
-    held = progress.result
-    return Result.of_event(held) if held is not None and held.get("event") == Event.FINISHED else None
 
 
 def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measured]:
@@ -106,7 +98,7 @@ def evaluation_metrics(root: Root, run_id: str, iterations: int) -> list[Measure
 
 
 def above(found: Sequence[Measured], marks: Marks) -> tuple[list[Measured], bool]:
-    """List what lies above the marks, and say whether some marks disagree with the journal: then all of that kind."""
+    """Return the values above the marks, and True if a count disagrees; then all values of that kind are included."""
     pending: list[Measured] = []
     disagree = False
     for kind, values, steps in _kinds(found):
@@ -120,7 +112,7 @@ def above(found: Sequence[Measured], marks: Marks) -> tuple[list[Measured], bool
 
 
 def marks_after(found: Sequence[Measured], before: Marks) -> Marks:
-    """The marks once everything found has been sent; the newest step never goes back."""
+    """Return the marks for the time when all values have been sent; the newest step never decreases."""
     after = dict(before)
     for kind, _, steps in _kinds(found):
         newest = max(before.get(kind, (-1, 0))[0], *steps)
@@ -129,12 +121,12 @@ def marks_after(found: Sequence[Measured], before: Marks) -> Marks:
 
 
 def dump_marks(marks: Marks) -> str:
-    """Marks as a tag's text."""
+    """Return marks as a tag's text."""
     return json.dumps({kind: list(mark) for kind, mark in sorted(marks.items())}, separators=(",", ":"))
 
 
 def load_marks(text: str | None) -> Marks:
-    """Marks from a tag's text; none where it is missing or no such text, so that the store is asked."""
+    """Read marks from a tag's text; a missing or invalid text gives none, so that the store is queried."""
     try:
         held: Any = json.loads(text or "{}")
         return {str(kind): (int(newest), int(count)) for kind, (newest, count) in held.items()}
@@ -144,17 +136,17 @@ def load_marks(text: str | None) -> Marks:
 
 @dataclass(frozen=True)
 class MlflowStatus:
-    """The status that MLflow is to show of a run."""
+    """The status that MLflow should show of a run."""
 
     status: str
     """RUNNING, FINISHED, FAILED or KILLED."""
     milliseconds: int | None = None
-    """When it ended; of a killed one, the last sign of life."""
+    """Its end; of a killed run, its last event."""
     reason: str | None = None
 
 
 def status_of_run(row: RunStatus, own: Progress, *, settle: bool) -> MlflowStatus | None:
-    """Of a Run with a journal; None where MLflow's word may stand."""
+    """Return the status of a Run with a journal; None leaves MLflow's as it is."""
     if row.state is RunState.DONE:
         return MlflowStatus("FINISHED", _end(own))
     if row.state is RunState.FAILED:
@@ -163,41 +155,42 @@ def status_of_run(row: RunStatus, own: Progress, *, settle: bool) -> MlflowStatu
 
 
 def status_of_series(
-    rows: Sequence[RunStatus], own: Mapping[str, Progress], trunk: Progress, *, settle: bool
+    rows: Sequence[RunStatus], journals: Mapping[str, Progress], series_id: str, *, settle: bool
 ) -> MlflowStatus | None:
-    """Of a Series, whose story is over when that of all its Runs is; None where MLflow's word may stand."""
+    """Return the status of a Series, which ends with the last of its Runs; None leaves MLflow's as it is."""
     states = {row.state for row in rows}
-    end = max((_end(progress) or 0 for progress in (trunk, *own.values())), default=0)
+    end = max(_end(progress) or 0 for progress in journals.values())
     if states <= {RunState.DONE, RunState.CANCELLED} and RunState.DONE in states:
         return MlflowStatus("FINISHED", end)
-    if states <= OVER | {RunState.CANCELLED} and RunState.FAILED in states:
+    if states <= OVER and RunState.FAILED in states:
         failed = [row for row in rows if row.state is RunState.FAILED]
         return MlflowStatus("FAILED", end, f"{len(failed)} of {len(rows)} runs failed: {failed[0].reason}")
     if states & WAITING:
         return MlflowStatus("RUNNING")
     state = RunState.CANCELLED if states <= {RunState.CANCELLED} else RunState.INTERRUPTED
-    return _unfinished(state, trunk if trunk.attempt else next(iter(own.values())), settle=settle)
+    trunk, first = journals[series_id], journals[rows[0].run_id]
+    return _unfinished(state, trunk if trunk.attempt else first, settle=settle)
 
 
 def status_of_study(rows: Sequence[RunStatus], *, settle: bool) -> MlflowStatus | None:
-    """Of the study's own run."""
+    """Return the status of the run of kind study; None leaves MLflow's as it is."""
     states = {row.state for row in rows}
     now = milliseconds(time.time())
     if states & WAITING:
         return MlflowStatus("RUNNING")
     if states <= {RunState.DONE, RunState.CANCELLED}:
         return MlflowStatus("FINISHED", now)
-    if states <= OVER | {RunState.CANCELLED}:
+    if states <= OVER:
         failed = sum(row.state is RunState.FAILED for row in rows)
         return MlflowStatus("FAILED", now, f"{failed} of {len(rows)} runs failed")
-    left = sum(row.state not in OVER | {RunState.CANCELLED} for row in rows)
+    left = sum(row.state not in OVER for row in rows)
     return MlflowStatus("KILLED", now, f"{left} of {len(rows)} runs are left to train") if settle else None
 
 
 def status_of_unlisted(progress: Progress) -> MlflowStatus | None:
-    """Of a run that is RUNNING in MLflow while its study lists it no more."""
+    """Return the status of a run that is RUNNING in MLflow and that its study no longer lists."""
     if progress.attempt == 0:
-        return MlflowStatus("KILLED", None, "its study lists it no more, and it has no journal here")
+        return MlflowStatus("KILLED", None, "its study no longer lists it, and it has no journal here")
     if progress.state == Event.FINISHED:
         return MlflowStatus("FINISHED", _end(progress))
     if progress.state == Event.FAILED:
@@ -206,8 +199,8 @@ def status_of_unlisted(progress: Progress) -> MlflowStatus | None:
 
 
 def may_live_elsewhere(progress: Progress) -> bool:
-    """True if its process is on a host that cannot be asked and has written lately."""
-    if progress.state not in {Event.STARTED, Event.RESUMED} or progress.started is None:
+    """True if its process is on another host and has written lately."""
+    if not progress.is_open or progress.started is None:
         return False
     if progress.started.get("host") == socket.gethostname():
         return False
@@ -228,7 +221,7 @@ def _end(progress: Progress) -> int | None:
 
 
 def last_sign(progress: Progress) -> float | None:
-    """Time (s) of the newest event of a journal that carries one, or None."""
+    """Return the time (s) of a journal's newest event; None before any."""
     events: list[Mapping[str, Any]] = [event for event in (progress.started, progress.result) if event]
     events += [held[max(held)] for held in (progress.steps, progress.evals, progress.systems) if held]
     return max((float(event["t"]) for event in events), default=None)

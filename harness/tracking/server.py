@@ -1,7 +1,7 @@
-"""MLflow's own server and page on a database, as a process of `ssmscale serve`.
+"""MLflow's server on a database, as a process of `ssmscale serve`.
 
-A server that only this machine reaches asks for no password; one that others can reach asks for one that is made here.
-Secrets travel by environment and by files of mode 0600, never on a command line, in a log or on the terminal.
+A server on a loopback address asks for no password; any other asks for a generated one. Secrets are passed through the
+environment and files of mode 0600, never on a command line, in a log or on the terminal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,18 +29,18 @@ from filelock import FileLock, Timeout
 
 from harness.common.process import stop_when_parent_ends
 from harness.record.root import Root
-from harness.tracking.auth import Credentials, make_credentials
+from harness.tracking.auth import Credentials
 from harness.tracking.store import SQLITE, default_uri, prepare_database, redact
 from ssmttm.errors import InputError
 
 START_SECONDS = 300.0
-"""The server imports for 5 s on an idle core; a busy machine takes its time."""
+"""Time for the server to answer; its imports take 5 s on an idle core."""
 ANSWER_SECONDS = 60.0
-"""Time for one answer: its first makes the server get to know its database."""
+"""Time for one answer: before the first, the server inspects its database."""
 GRACE_SECONDS = 30.0
 LOG_LINES = 8
 KEPT_SETTINGS = ("MLFLOW_SQLALCHEMYSTORE_", "MLFLOW_UVICORN_OPTS")
-"""Of the caller's MLFLOW_ variables: the others speak of MLflow as a client, or would undo what is decided here."""
+"""The caller's MLFLOW_ variables that are passed on; the others configure clients or contradict this file's options."""
 
 
 class ServerDied(OSError):
@@ -49,86 +49,72 @@ class ServerDied(OSError):
 
 @dataclass(frozen=True)
 class Server:
-    """A server as it is asked for: its address, its database, its log."""
+    """The address, database and log of one server."""
 
     root: Root
     database: str
-    """SQLAlchemy's address, password and all."""
+    """SQLAlchemy address, password included."""
     host: str
     port: int
     allowed: tuple[str, ...]
-    """Further names by which clients call it."""
+    """Further host names that clients use."""
     log: Path
     credentials: Credentials | None
 
     @property
     def address(self) -> str:
-        """Address for jobs: from this machine where it listens here alone, else from anywhere by its name."""
-        return f"http://{_bracketed(_reachable(self.host))}:{self.port}"
-
-    def environment(self) -> dict[str, str]:
-        """Variables that jobs need to find it; the password stays in its file."""
-        found = {"MLFLOW_TRACKING_URI": self.address}
-        return found | ({"MLFLOW_TRACKING_USERNAME": self.credentials.user} if self.credentials else {})
+        """Address for jobs: the host it listens on, or this machine's name if it listens on all."""
+        host = self.host
+        if _is_wildcard(host):
+            name = socket.getfqdn()
+            host = socket.gethostname() if name.startswith("localhost") else name
+        return f"http://{_bracketed(host)}:{self.port}"
 
 
 @contextmanager
 def serving(
     root: Root, database: str | None, host: str, port: int, allowed: Sequence[str], log: Path
 ) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
-    """A server that answers, ended in order afterwards.
+    """Run a server during the block and yield it once it answers; raises InputError if it cannot answer.
 
-    `database` is SQLAlchemy's address (None: ROOT's SQLite store), `port` 0 takes a free one. Raises InputError, a
-    sentence, for whatever keeps it from answering.
+    `database` is SQLAlchemy's address (None: ROOT's SQLite store); `port` 0 takes a free one.
     """
     uri = database or default_uri(root)
     where = "--database" if database else "the store"
     root.path.mkdir(parents=True, exist_ok=True)
-    with _alone_on(uri):
+    with _lock(uri):
         port = choose_port(host, port)
         uri = prepare_database(uri, where)
-        credentials = None if is_loopback(host) else make_credentials(root.path / "serve")
+        credentials = None if is_loopback(host) else Credentials(root.path / "serve")
         server = Server(root, uri, host, port, tuple(allowed), log, credentials)
-        process = start(server)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            begin = file.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
+                env=_environment(server),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server
+            )
         try:
+            _wait_until_it_answers(server, process, begin)
             yield server, process
         finally:
             end(process)
-
-
-def start(server: Server) -> subprocess.Popen[bytes]:
-    """Start MLflow's server and return once it answers; raises InputError, and leaves nothing, where it does not."""
-    server.log.parent.mkdir(parents=True, exist_ok=True)
-    with server.log.open("ab") as file:
-        begin = file.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
-            env=_environment(server),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,  # Ctrl-C is for us: we end it, in order
-        )
-    try:
-        _wait_until_it_answers(server, process, begin)
-    except BaseException:
-        end(process)
-        raise
-    return process
 
 
 def stay(server: Server, process: subprocess.Popen[bytes]) -> None:
     """Wait for the server to end by itself; raises ServerDied when it does."""
     begin = server.log.stat().st_size
     status = process.wait()
-    raise ServerDied(
-        f"MLflow's server ended by itself (status {status}); {server.log} ends:\n{_tail(server.log, begin)}"
-    )
+    raise ServerDied(f"MLflow's server ended by itself (status {status}); {_tail(server.log, begin)}")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to finish what it answers, wait, and leave none of its processes behind."""
-    # Impatience must not leave orphans.
+    """Ask the server to end, wait for its open requests, then kill what is left of its session."""
+    # A second Ctrl-C must not leave orphans.
     previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         if process.poll() is None:
@@ -136,7 +122,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_SECONDS)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: nobody else is in it
+            os.killpg(process.pid, signal.SIGKILL)  # its session holds no other process
         process.wait()
     finally:
         for number, handler in previous:
@@ -144,47 +130,48 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def describe(server: Server, study: str, *, show_password: bool) -> dict[str, object]:
-    """The --json document."""
-    environment = server.environment()
-    if show_password and server.credentials is not None:
-        environment["MLFLOW_TRACKING_PASSWORD"] = server.credentials.password
+    """Return the document of `ssmscale serve --json`."""
+    login, environment = server.credentials, {"MLFLOW_TRACKING_URI": server.address}
+    if login is not None:
+        environment["MLFLOW_TRACKING_USERNAME"] = login.user
+        if show_password:
+            environment["MLFLOW_TRACKING_PASSWORD"] = login.password
     return {
         "study": study,
         "address": server.address,
         "environment": environment,
-        "password_file": str(server.credentials.password_file) if server.credentials else None,
+        "password_file": str(login.password_file) if login else None,
         "database": redact(server.database),
         "log": str(server.log),
     }
 
 
 def lines(server: Server, *, show_password: bool) -> list[str]:
-    """Lines for the terminal: the address, then the variables that jobs need."""
+    """Return lines for the terminal: the address, then the shell commands that set what jobs need."""
     shown = [server.address, f"export MLFLOW_TRACKING_URI={server.address}"]
-    if server.credentials is not None:
-        line = server.credentials.export_line()
+    if (login := server.credentials) is not None:
+        password = f'"$(cat {shlex.quote(str(login.password_file))})"'
         if show_password:
-            word = shlex.quote(server.credentials.password)
-            line = f"{line.partition('MLFLOW_TRACKING_PASSWORD=')[0]}MLFLOW_TRACKING_PASSWORD={word}"
-        shown.append(line)
+            password = shlex.quote(login.password)
+        shown.append(f"export MLFLOW_TRACKING_USERNAME={login.user} MLFLOW_TRACKING_PASSWORD={password}")
     return shown
 
 
 def password_on_show(database: str | None) -> bool:
-    """True if this process's command line holds the database's password, for every user of the machine to read."""
+    """True if this process's command line, which every user can read, holds the database's password."""
     return (
         database is not None and redact(database) != database and any(database in word for word in sys.argv)
     )
 
 
 def choose_port(host: str, port: int) -> int:
-    """The port to listen on, a free one for 0; raises InputError where host or port is not to be had."""
+    """Return the port to listen on, a free one for 0; raises InputError if host or port cannot be used."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError) as error:
-        raise InputError(f"--host {host}: is neither a name nor an address that is known here") from error
+        raise InputError(f"--host {host}: unknown host name or address") from error
     with socket.socket(family, kind, protocol) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -193,76 +180,67 @@ def choose_port(host: str, port: int) -> int:
             if error.errno == errno.EADDRINUSE:
                 problem = f"--port {port}: another program listens there; --port 0 takes a free one"
             elif error.errno == errno.EACCES:
-                problem = f"--port {port}: may not be listened on by this user; 1024 and above may"
+                problem = f"--port {port}: this user may not listen there; choose 1024 or above"
             else:
-                problem = f"--host {host}: cannot be listened on ({error.strerror})"
+                problem = f"--host {host}: this machine cannot listen there ({error.strerror})"
             raise InputError(problem) from error
         return int(trial.getsockname()[1])
 
 
 def is_loopback(host: str) -> bool:
-    """True if only this machine can reach that address; a name other than localhost may mean anything."""
+    """True if only this machine can reach that address; of names, localhost alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-@contextmanager
-def _alone_on(uri: str) -> Iterator[None]:
-    """One server an SQLite file: two would wait for each other's locks, and both say that they are the one."""
+def _lock(uri: str) -> AbstractContextManager[object]:
+    """Lock an SQLite file for one server, since two would wait for each other's transactions."""
     if not uri.startswith(SQLITE):
-        yield
-        return
+        return nullcontext()
     database = Path(uri.removeprefix(SQLITE)).absolute()
     database.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(database.with_suffix(".serve.lock"))
     try:
-        lock.acquire(blocking=False)
+        return FileLock(database.with_suffix(".serve.lock")).acquire(blocking=False)
     except Timeout as error:
         raise InputError(
-            f"{database}: is served by another `ssmscale serve` already; use that one, or end it first"
+            f"{database}: another `ssmscale serve` serves it; use that one or stop it"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], begin: int) -> None:
-    """Return once the server answers, reads its database and keeps strangers out."""
+    """Return once the server answers, reads its database and refuses requests without the password."""
     deadline = time.monotonic() + START_SECONDS
     while (health := _ask(server, "/health")) != 200:
         if process.poll() is not None:
             raise InputError(
-                f"MLflow's server did not start (status {process.returncode}); "
-                f"{server.log} ends:\n{_tail(server.log, begin)}"
+                f"MLflow's server did not start (status {process.returncode}); {_tail(server.log, begin)}"
             )
         if time.monotonic() > deadline:
             raise InputError(
                 f"MLflow's server at {server.address} did not answer within {START_SECONDS:.0f} s "
-                f"(/health: {health or 'no answer'}); {server.log} ends:\n{_tail(server.log, begin)}"
+                f"(/health: {health or 'no answer'}); {_tail(server.log, begin)}"
             )
         time.sleep(0.1)
     experiments = "/api/2.0/mlflow/experiments/search?max_results=1"
-    held = server.credentials
-    if held is not None and _ask(server, experiments) != 401:
-        raise InputError("MLflow's server answers without a password, so it is not served to others")
-    status = _ask(server, experiments, (held.user, held.password) if held else None)
-    if held is not None and status == 401:
-        users = held.password_file.with_name("auth.db")
+    login = server.credentials
+    if login is not None and _ask(server, experiments) != 401:
+        raise InputError("MLflow's server answers without a password, so it was stopped")
+    status = _ask(server, experiments, (login.user, login.password) if login else None)
+    if login is not None and status == 401:
         raise InputError(
-            f"{held.password_file}: MLflow refuses this password; {users} holds another: delete both to begin anew"
+            f"{login.password_file}: MLflow refuses this password; {login.users_file} holds another: delete both"
         )
     if status != 200:
         raise InputError(
             f"MLflow's server does not read {redact(server.database)} (status {status}); "
-            f"{server.log} ends:\n{_tail(server.log, begin)}"
+            f"{_tail(server.log, begin)}"
         )
 
 
 def _ask(server: Server, path: str, login: tuple[str, str] | None = None) -> int:
-    """The status of a request made from this machine, past any proxy; 0 where nothing answers."""
+    """Send a request from this machine, without a proxy; return its status, 0 if there is no answer."""
     host = "localhost" if _is_wildcard(server.host) else server.host
     request = urllib.request.Request(f"http://{_bracketed(host)}:{server.port}{path}")
     if login is not None:
@@ -278,17 +256,18 @@ def _ask(server: Server, path: str, login: tuple[str, str] | None = None) -> int
 
 
 def _tail(log: Path, begin: int) -> str:
+    """Return the last lines of a log, of those written after its first `begin` bytes."""
     with log.open("rb") as file:
         file.seek(max(begin, file.seek(0, os.SEEK_END) - 20_000))
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return "\n".join(lines[-LOG_LINES:]) or "(nothing)"
+    return f"{log} ends:\n" + ("\n".join(lines[-LOG_LINES:]) or "(nothing)")
 
 
 def _arguments(server: Server) -> list[str]:
     many = not server.database.startswith(SQLITE)
     workers = max(1, min(4, psutil.cpu_count() or 1)) if many else 1
     names = _names(server)
-    # Requests come every few seconds for weeks: the log is for what goes wrong.
+    # Requests come every few seconds for weeks: the log is for errors.
     quiet = f"--no-access-log --timeout-graceful-shutdown 5 {os.environ.get('MLFLOW_UVICORN_OPTS', '')}"
     arguments = {
         "--host": server.host,
@@ -297,7 +276,7 @@ def _arguments(server: Server) -> list[str]:
         "--artifacts-destination": (server.root.path / "mlflow-artifacts").absolute().as_uri(),
         "--default-artifact-root": "mlflow-artifacts:/",
         "--allowed-hosts": ",".join([*names, *(f"{name}:*" for name in names)]),
-        # The page sends its own address as the origin of what it asks for.
+        # The page's requests name its own address as their origin.
         "--cors-allowed-origins": ",".join(
             origin for name in names for origin in (f"http://{name}:{server.port}", f"https://{name}")
         ),
@@ -309,7 +288,7 @@ def _arguments(server: Server) -> list[str]:
 
 
 def _names(server: Server) -> list[str]:
-    """Names by which clients may call it; a page of another name that leads here is an attack."""
+    """Return the host names that requests may carry; any other name that resolves to this server is an attack."""
     names = ["localhost", "127.0.0.1", "[::1]"]
     if server.credentials is not None:
         names += [_bracketed(server.host), socket.gethostname(), socket.getfqdn()]
@@ -333,7 +312,7 @@ def _environment(server: Server) -> dict[str, str]:
         "MLFLOW_BACKEND_STORE_URI": server.database,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # judges of language models: nothing here asks for them
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # evaluates language models
     }
     return kept | ours | (server.credentials.server_environment() if server.credentials else {})
 
@@ -345,17 +324,10 @@ def _is_wildcard(host: str) -> bool:
         return False
 
 
-def _reachable(host: str) -> str:
-    if not _is_wildcard(host):
-        return host
-    name = socket.getfqdn()
-    return socket.gethostname() if name.startswith("localhost") else name
-
-
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-if __name__ == "__main__":  # MLflow's own command, which ends with the process that started it
+if __name__ == "__main__":  # MLflow's command, in a process that ends with its parent
     stop_when_parent_ends()
     runpy.run_module("mlflow", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Bring MLflow to what the journals say: all of it for `sync`, the newest for `points`, `fit` and `report`."""
+"""Mirror a study once: all of it for `sync`, new events for `points`, `fit` and `report`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from ssmttm.errors import InputError
 
 
 class TrackerProblem(OSError):
-    """MLflow did not take everything; the journals still hold it."""
+    """MLflow did not receive everything; the journals still hold it."""
 
 
 def replay(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> tuple[Tracker, Mirrored]:
-    """Check everything against the journals and settle it; raises TrackerProblem where MLflow does not take it."""
+    """Check and settle the whole experiment by the journals; raises TrackerProblem if MLflow fails."""
     uri = tracking_uri(resolved.study, resolved.root)
     try:
         return _mirrored(resolved, uri, rows, thorough=True)
     except (InputError, ModuleNotFoundError):
         raise
-    except Exception as error:  # whatever a tracker raises
+    except Exception as error:  # MLflow's exceptions have no common base
         raise TrackerProblem(
             f"MLflow at {redact(uri)}: {first_line(error)}; the journals keep everything"
         ) from error
 
 
 def kept_by(tracker: Tracker, rows: Sequence[RunStatus]) -> str:
-    """A sentence: how many of the finished Runs MLflow holds; a run that was deleted there, or refused, it does not."""
+    """Return a sentence with the number of finished Runs in MLflow, without those deleted there or refused."""
     done, known = [row.run_id for row in rows if row.state is RunState.DONE], tracker.mlflow_ids()
     held = sum(run_id in known for run_id in done)
     of_all = "" if held == len(done) else f" of {len(done)}"
@@ -41,12 +41,12 @@ def kept_by(tracker: Tracker, rows: Sequence[RunStatus]) -> str:
 
 
 def bring_up_to_date(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> Tracker | None:
-    """Mirror what has happened since; None, and one warning, where that cannot be: what follows needs no tracker."""
+    """Mirror new events and return the tracker; after an error warn and return None, since the journals suffice."""
     uri = tracking_uri(resolved.study, resolved.root)
     try:
         tracker, done = _mirrored(resolved, uri, rows, thorough=False)
-    except Exception as error:  # whatever a tracker raises
-        warn(f"MLflow at {redact(uri)}: {first_line(error)}; reading the journals, which keep everything")
+    except Exception as error:  # MLflow's exceptions have no common base
+        warn(f"MLflow at {redact(uri)}: {first_line(error)}; reading the journals instead")
         return None
     warn(*done.notes)
     return tracker
@@ -55,7 +55,7 @@ def bring_up_to_date(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> Trac
 def _mirrored(
     resolved: ResolvedStudy, uri: str, rows: Sequence[RunStatus], *, thorough: bool
 ) -> tuple[Tracker, Mirrored]:
-    """Mirror, and once more after an error: a server whose database was restarted fails the first request."""
+    """Mirror, and try again after an error: a server whose database was restarted fails its first request."""
     from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_fixed
 
     again = Retrying(
@@ -83,5 +83,5 @@ def keep_report(
     if tracker is not None:
         try:
             warn(*tracker.mirror(rows, settle=True).notes)
-        except Exception as error:  # whatever a tracker raises
+        except Exception as error:  # MLflow's exceptions have no common base
             warn(f"MLflow at {redact(tracker.uri)} has no copy of the report: {first_line(error)}")

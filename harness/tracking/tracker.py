@@ -1,15 +1,13 @@
-"""MLflow as the shared view of a study: its journals are mirrored into an experiment, Series by Series.
+"""The mirror of a study's journals in an MLflow experiment.
 
-The journals are the truth and training never waits for a tracker. A parent run is a Series with the trunk's metrics, a
-child run a Run with its decay and its result, and one run of its own holds the study's files. Nothing is queued: what a
-slow tracker has not got yet waits in the journals.
+A parent run is a Series with the trunk's metrics, a child run a Run with its decay and its result, and a run of kind
+study holds the study's files. There is no queue: the journals hold whatever a slow tracker still lacks.
 
-A ledger, mirrored.json, spares asking MLflow about every finished run: reading ten thousand of them back takes longer
-than everything else a table of points needs. It says of each Series that is over what its journals looked like (files
-and sizes) and which MLflow runs hold it; while that stands, there is nothing to send. It is valid for one store and one
-experiment made at one time. It is never needed and never the truth: `ssmscale sync` mirrors thoroughly, asks the store
-for everything, merges runs made twice, settles runs that are RUNNING though the study lists them no more, and writes
-the ledger anew. A run that a user deleted in MLflow stays deleted, and is named.
+A ledger, mirrored.json, names the Series that are finished and mirrored, with a digest of their journals' names and
+sizes: reading ten thousand runs back from MLflow would take longer than the rest of a table of points. It is valid for
+one experiment in one store. `ssmscale sync` ignores it: it reads the whole experiment, merges runs created twice,
+settles RUNNING runs that the study no longer lists, and writes the ledger anew. A run that a user deleted in MLflow
+stays deleted and is named in a note.
 """
 
 from __future__ import annotations
@@ -27,31 +25,29 @@ from filelock import FileLock
 
 from harness.common.disk import side_by_side, write_atomically
 from harness.common.validation import first_line
-from harness.record.journal import ProgressReader, read_progress
+from harness.record.journal import read_progress
 from harness.record.root import Root
 from harness.record.status import RunState, RunStatus
 from harness.study.run import by_series
-from harness.tracking.experiment import KIND, REASON, SERIES, Artefacts, Experiment, Held, study_facts
+from harness.tracking.experiment import KIND, REASON, SERIES, Experiment, Held, study_facts
 from harness.tracking.metrics import (
-    OVER,
     WAITING,
     may_live_elsewhere,
     milliseconds,
     status_of_study,
     status_of_unlisted,
 )
-from harness.tracking.series import Members, SeriesMirror, send_journal, survivor
+from harness.tracking.series import SeriesMirror, send_journal, survivor
 
 SERVER_THREADS = 4
 """Series sent to a server at once. An SQLite file takes one writer at a time."""
 MOST_REFUSED = 3
-"""Series a store may refuse something of; one that refuses more takes nothing today."""
+"""Refused Series after which a mirroring gives up."""
 STUDY = "study"
-"""Kind of the one run that holds a study's files."""
-
+"""Kind of the run that holds the study's files."""
 
 Tags = Callable[[RunStatus], Mapping[str, str]]
-"""Tags of a Run's run, and of its Series', besides those that its journal gives."""
+"""Gives the additional tags of a Run and of its Series."""
 
 
 @dataclass
@@ -61,15 +57,15 @@ class Mirrored:
     notes: list[str] = field(default_factory=list)
     """Notes to the user, a sentence each; a tracker gives each once."""
     merged: int = 0
-    """Runs that were there more than once and are no more."""
+    """Superfluous copies of runs that were deleted."""
     settled: int = 0
-    """Runs that were RUNNING though the study lists them no more."""
+    """RUNNING runs that were ended because the study no longer lists them."""
     refused: int = 0
-    """Series of which MLflow would not take something."""
+    """Series of which MLflow refused something."""
 
 
 class Tracker:
-    """One study's experiment in an MLflow store; its methods raise whatever MLflow raises."""
+    """One study's experiment in an MLflow store; its methods raise MLflow's exceptions."""
 
     def __init__(self, uri: str, study_name: str, root: Root, tags_of: Tags = lambda _: {}) -> None:
         self.uri, self.study_name, self.root, self.tags_of = uri, study_name, root, tags_of
@@ -78,17 +74,14 @@ class Tracker:
             "run (its decay and its result); the run of kind study holds the study, its plan and its newest report."
         )
         self.experiment = Experiment(uri, study_name, root.path / "mlflow-artifacts", note)
-        self.artefacts = Artefacts(self.experiment)
         self.folder = root.study(study_name)
-        self.ledger = MirrorLedger(
-            self.folder / "mirrored.json", uri, self.experiment.id, self.experiment.made
-        )
+        self.ledger = MirrorLedger(self.folder / "mirrored.json", uri, self.experiment)
         self.visits = 0
-        """Series visited so far: that mirroring gets on."""
-        self._series: dict[str, tuple[SeriesMirror, ProgressReader]] = {}
+        """Series visited so far."""
+        self._series: dict[str, SeriesMirror] = {}
         self._closed: set[str] = set()
-        """Series of finished Runs alone that are in the ledger: nothing can happen to them any more."""
-        self._study: list[Held] | None = None
+        """Series of the ledger whose Runs have all finished: they cannot change any more."""
+        self._study: list[Held] = []
         self._study_state = ""
         self._noted: set[str] = set()
 
@@ -101,10 +94,10 @@ class Tracker:
         with_study: bool = True,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Mirrored:
-        """Send what the journals have and MLflow has not; `settle` ends the runs of what nobody trains.
+        """Send MLflow what it lacks of the journals; `settle` also ends the runs that no process trains.
 
-        `thorough` believes no ledger, and merges and settles whatever the experiment holds. `with_study` keeps the
-        study's own run too, which a mirror of some of its Series leaves to others. Ends early once `stopped()`.
+        `thorough` ignores the ledger, and merges and settles all runs of the experiment. `with_study` updates the run
+        of kind study; a mirror of some Series alone does not. Ends early once `stopped()` is true.
         """
         done = Mirrored()
         series_rows = by_series(rows)
@@ -128,26 +121,26 @@ class Tracker:
                 self._settle_unlisted(others, done)
         finally:
             self.ledger.save()
-        if self.artefacts.problem is not None:
-            self._note([self.artefacts.problem], done)
+        if self.experiment.files_problem is not None:
+            self._note([self.experiment.files_problem], done)
         return done
 
     def links(self) -> dict[str, str]:
-        """Pages of the mirrored runs, by run id, where the store is a server."""
+        """Return the pages of the mirrored runs by run id; empty unless the store is a server."""
         if not self.experiment.is_server:
             return {}
         base = f"{self.uri.rstrip('/')}/#/experiments/{self.experiment.id}/runs"
         return {identity: f"{base}/{mlflow_id}" for identity, mlflow_id in self.mlflow_ids().items()}
 
     def mlflow_ids(self) -> dict[str, str]:
-        """MLflow's run by run id, of all that is known to be there; none for one that was deleted or refused."""
+        """Return MLflow's run by run id, without runs that were deleted or refused."""
         known = self.ledger.mlflow_ids()
-        for series, _ in self._series.values():
+        for series in self._series.values():
             known |= series.mlflow_ids()
         return known
 
     def _is_open(self, series_id: str, rows: Sequence[RunStatus], *, settle: bool) -> bool:
-        """True if a Series may have something to send; cheap where it has not begun or is over."""
+        """True if a Series may have something to send."""
         states = {row.state for row in rows}
         if series_id in self._closed or (states == {RunState.NEW} and not settle):
             return False
@@ -158,28 +151,34 @@ class Tracker:
         return False
 
     def _state(self, series_id: str, rows: Sequence[RunStatus]) -> str:
-        folders = [self.root.series(series_id), *(self.root.run(row.run_id) for row in rows)]
-        return state_of(folders, *((row.run_id, str(row.state)) for row in rows))
+        """Return a digest that changes with a row's state and with names and sizes of journals and evaluations."""
+        digest = hashlib.sha256(repr(tuple((row.run_id, str(row.state)) for row in rows)).encode())
+        for folder in (self.root.series(series_id), *(self.root.run(row.run_id) for row in rows)):
+            try:
+                with os.scandir(folder / "journal") as entries:
+                    files = sorted((entry.name, entry.stat().st_size) for entry in entries)
+            except (FileNotFoundError, NotADirectoryError):
+                files = []
+            digest.update(repr(files).encode())
+            scores = sorted((path.name, path.stat().st_size) for path in folder.glob("evaluation/*.json"))
+            if scores:
+                digest.update(repr(scores).encode())
+        return digest.hexdigest()[:16]
 
     def _visit(
         self, series_id: str, rows: Sequence[RunStatus], done: Mirrored, *, settle: bool, thorough: bool
     ) -> None:
-        state = self._state(series_id, rows)  # before the journals are read: what is written later is news
-        if series_id not in self._series:
-            made = SeriesMirror(self.experiment, self.artefacts, self.root, series_id, self.tags_of)
-            self._series[series_id] = (made, ProgressReader())
-        series, reader = self._series[series_id]
-        members = Members(
-            series_id=series_id,
-            rows=rows,
-            trunk=reader.read(self.root.series(series_id)),
-            own={row.run_id: reader.read(self.root.run(row.run_id)) for row in rows},
-        )
-        for identity, _ in members.begun:
-            self._note(members.progress(identity).damaged, done)
-        if members.begun:
+        state = self._state(
+            series_id, rows
+        )  # before reading the journals: lines written later must change it
+        series = self._series.get(series_id) or self._add_series(series_id)
+        series.read(rows)
+        begun = [series.journals[identity] for identity, _ in series.begun]
+        for progress in begun:
+            self._note(progress.damaged, done)
+        if begun:
             try:
-                series.update(members, settle=settle, merge=thorough)
+                series.update(settle=settle, merge=thorough)
             except Exception as error:
                 done.refused += 1
                 if not _is_refusal(error) or done.refused > MOST_REFUSED:
@@ -189,12 +188,17 @@ class Tracker:
         self._note(series.notes, done)
         done.merged, series.merged = done.merged + series.merged, 0
         states = {row.state for row in rows}
-        elsewhere = any(may_live_elsewhere(members.progress(identity)) for identity, _ in members.begun)
-        if states <= OVER or (settle and not states & WAITING and not elsewhere):
+        elsewhere = any(map(may_live_elsewhere, begun))
+        if states <= {RunState.DONE, RunState.FAILED} or (settle and not states & WAITING and not elsewhere):
             self.ledger.close(series_id, state, series.mlflow_ids())
             del self._series[series_id]
             if states == {RunState.DONE}:
                 self._closed.add(series_id)
+
+    def _add_series(self, series_id: str) -> SeriesMirror:
+        series = SeriesMirror(self.experiment, self.root, series_id, self.tags_of)
+        self._series[series_id] = series
+        return series
 
     def _note(self, notes: Iterable[str], done: Mirrored) -> None:
         fresh = [note for note in notes if note not in self._noted]
@@ -202,7 +206,7 @@ class Tracker:
         done.notes += fresh
 
     def _visit_study(self, rows: Sequence[RunStatus], done: Mirrored, *, settle: bool) -> None:
-        """Keep the study's files with one run, each as it is now, and say how the study stands."""
+        """Send the study's files and its status to the run of kind study."""
         wanted = status_of_study(rows, settle=settle) if rows else None
         if wanted is None:
             return
@@ -212,9 +216,9 @@ class Tracker:
             return
         held = self._study_run()
         if held is None:
-            self._note(["the study's own run was deleted in MLflow and stays so"], done)
+            self._note(["the run of kind study was deleted in MLflow and is not mirrored"], done)
             return
-        tags = self.artefacts.keep_files(held, self.folder)
+        tags = self.experiment.send_files(held, self.folder)
         if wanted.reason is not None:
             tags[REASON] = wanted.reason
         try:
@@ -222,14 +226,14 @@ class Tracker:
             same = held.status == wanted.status
             self.experiment.end(held, wanted.status, held.end if same else wanted.milliseconds)
         except Exception:
-            self._study = None
+            self._study = []
             raise
         self._study_state = state
-        if wanted.status != "RUNNING" and self.artefacts.problem is None:
+        if wanted.status != "RUNNING" and self.experiment.files_problem is None:
             self.ledger.close(STUDY, state, {STUDY: held.mlflow_id})
 
     def _study_run(self) -> Held | None:
-        """The study's run, made where there is none; None where it was deleted."""
+        """Return the run of kind study, created if there is none; None if it was deleted."""
         if not self._study:
             with FileLock(self.folder / "mlflow.lock"):
                 self._study = list(self.experiment.search(KIND, STUDY))
@@ -241,7 +245,7 @@ class Tracker:
         return survivor(self._study)
 
     def _ask_for_everything(self, series_ids: Iterable[str], rows: Iterable[RunStatus]) -> list[Held]:
-        """Clear the ledger and know every run of the experiment; returns those that the study does not list."""
+        """Clear the ledger and search the whole experiment; return the runs that the study does not list."""
         self.ledger.clear()
         self._closed.clear()
         self._series.clear()
@@ -253,14 +257,12 @@ class Tracker:
             else:
                 found.setdefault(held.tags.get(SERIES, ""), []).append(held)
         for series_id in series_ids:
-            series = SeriesMirror(self.experiment, self.artefacts, self.root, series_id, self.tags_of)
-            series.know(found.get(series_id, ()))
-            self._series[series_id] = (series, ProgressReader())
+            self._add_series(series_id).know(found.get(series_id, ()))
         listed = {*series_ids, *(row.run_id for row in rows)}
         return [held for series in found.values() for held in series if held.identity not in listed]
 
     def _settle_unlisted(self, others: Iterable[Held], done: Mirrored) -> None:
-        """End the runs that are RUNNING though no process trains them, as their journals say."""
+        """End the RUNNING runs that no process trains, with the status their journals give."""
         for held in others:
             if held.deleted or held.status != "RUNNING":
                 continue
@@ -272,7 +274,7 @@ class Tracker:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """True if the store answered and refused, as it does for a deleted run; not if it is ill or gone."""
+    """True if the store refused the request, as it does for a deleted run; False if it failed or is unreachable."""
     from mlflow.exceptions import MlflowException
 
     refusals = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST"}
@@ -280,65 +282,47 @@ def _is_refusal(error: Exception) -> bool:
 
 
 class MirrorLedger:
-    """ROOT/studies/NAME/mirrored.json: which Series are in MLflow and over."""
+    """ROOT/studies/NAME/mirrored.json: the finished Series that MLflow holds completely."""
 
-    def __init__(self, path: Path, store: str, experiment: str, made: int) -> None:
+    def __init__(self, path: Path, store: str, experiment: Experiment) -> None:
         self.path = path
-        # An address may hold a password.
-        self._key = [hashlib.sha256(store.encode()).hexdigest(), experiment, made]
+        # A digest, since the address may hold a password.
+        self._key = [hashlib.sha256(store.encode()).hexdigest(), experiment.id, experiment.made]
         self._closed: dict[str, tuple[str, dict[str, str]]] = {}
         self._changed = False
-        self._read()
-
-    def holds(self, identity: str, state: str) -> bool:
-        """True if that Series (or the study's own run) was closed with its journals in that state."""
-        return self._closed.get(identity, ("", {}))[0] == state
-
-    def close(self, identity: str, state: str, mlflow_ids: Mapping[str, str]) -> None:
-        """Note that everything of a Series is in MLflow, in which runs, by run id."""
-        if self._closed.get(identity) != (state, dict(mlflow_ids)):
-            self._closed[identity] = (state, dict(mlflow_ids))
-            self._changed = True
-
-    def clear(self) -> None:
-        """Begin anew: everything is to be checked."""
-        self._closed, self._changed = {}, True
-
-    def mlflow_ids(self) -> dict[str, str]:
-        """MLflow's run by identity, of everything closed."""
-        return {
-            identity: mlflow_id for _, ids in self._closed.values() for identity, mlflow_id in ids.items()
-        }
-
-    def save(self) -> None:
-        """Write what has changed."""
-        if self._changed:
-            document = {"store": self._key, "closed": self._closed}
-            write_atomically(self.path, json.dumps(document, separators=(",", ":")) + "\n")
-            self._changed = False
-
-    def _read(self) -> None:
         try:
-            held: Any = json.loads(self.path.read_text(encoding="utf-8"))
+            held: Any = json.loads(path.read_text(encoding="utf-8"))
             if held["store"] == self._key:
                 self._closed = {
                     str(identity): (str(state), {str(key): str(value) for key, value in ids.items()})
                     for identity, (state, ids) in held["closed"].items()
                 }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._closed = {}  # no ledger, or none that can be read: everything is asked about
+            pass  # no ledger, or a damaged one: every Series is checked
 
+    def holds(self, identity: str, state: str) -> bool:
+        """True if that Series, or the study, was closed with its journals in that state."""
+        return self._closed.get(identity, ("", {}))[0] == state
 
-def state_of(folders: Iterable[Path], *facts: object) -> str:
-    """A digest of facts and of the files and sizes of journals and evaluations: another means that there is news."""
-    digest = hashlib.sha256(repr(facts).encode())
-    for folder in folders:
-        try:
-            with os.scandir(folder / "journal") as entries:
-                files = sorted((entry.name, entry.stat().st_size) for entry in entries)
-        except (FileNotFoundError, NotADirectoryError):
-            files = []
-        digest.update(repr(files).encode())
-        if scores := sorted((path.name, path.stat().st_size) for path in folder.glob("evaluation/*.json")):
-            digest.update(repr(scores).encode())
-    return digest.hexdigest()[:16]
+    def close(self, identity: str, state: str, mlflow_ids: Mapping[str, str]) -> None:
+        """Record that MLflow holds a Series completely, with MLflow's runs by run id."""
+        if self._closed.get(identity) != (state, dict(mlflow_ids)):
+            self._closed[identity] = (state, dict(mlflow_ids))
+            self._changed = True
+
+    def clear(self) -> None:
+        """Forget every Series."""
+        self._closed, self._changed = {}, True
+
+    def mlflow_ids(self) -> dict[str, str]:
+        """Return MLflow's run by identity, of everything closed."""
+        return {
+            identity: mlflow_id for _, ids in self._closed.values() for identity, mlflow_id in ids.items()
+        }
+
+    def save(self) -> None:
+        """Write the file if something has changed."""
+        if self._changed:
+            document = {"store": self._key, "closed": self._closed}
+            write_atomically(self.path, json.dumps(document, separators=(",", ":")) + "\n")
+            self._changed = False

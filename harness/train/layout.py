@@ -1,7 +1,7 @@
-"""The layout a Series is trained on: what its checkpoints and its earlier attempts leave to be chosen.
+"""The layout a Series trains on, as its checkpoints and its earlier attempts allow.
 
-Resuming is exact on the layout that was interrupted and on no other. So whatever memory was judged to allow this
-time, the micro-batch stays; where something else has changed, it is said.
+Resuming is exact on the interrupted layout alone. The micro-batch therefore stays as it was, even where this launch
+would allow a larger one; every other difference becomes a warning in the journal.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from harness.record.root import Launch, Layout, Root
 from harness.study.run import Run
 from harness.train.ranks import Ranks, device_name
 
-EXACT = ("ranks", "micro_batch", "zero_stage", "threads", "kernels")
+EXACT = {"ranks", "micro_batch", "zero_stage", "threads", "kernels"}
 """Keys of a layout whose values change floating-point order."""
 
 
 def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks) -> tuple[Layout, list[str]]:
-    """The layout this process group trains a Series on, and in what it differs from the newest earlier attempt's.
+    """Choose the layout of a Series on this process group; return it and its differences from the newest attempt's.
 
-    The ZeRO stage is that of the Series' checkpoints, if there are any; the micro-batch that of the newest earlier
-    attempt on as many ranks, unless it is above what this launch allows or what has run out of memory: once a
-    micro-batch of 1 has, it is tried again, since memory may have been freed.
+    The ZeRO stage is that of the Series' checkpoints, if there are any; the micro-batch that of the newest attempt on
+    as many ranks, unless it exceeds what this launch allows or has run out of memory. A micro-batch of 1 that has run
+    out of memory is tried again, since memory may have been freed.
     """
     from ssmttm.model.kernels import chosen
 
@@ -57,12 +57,10 @@ def _within_memory(run: Run, layout: Layout, launch: Launch, device: str) -> Lay
 
 
 def _differences(started: Mapping[str, Any], layout: Layout, device: str) -> list[str]:
-    before = {key: value for key, value in started.get("layout", {}).items() if key in EXACT}
-    now = layout.model_dump(include=set(EXACT))
-    if "device" in started:
-        before["device"], now["device"] = started["device"].split(":")[0], device.split(":", maxsplit=1)[0]
+    before = {**started.get("layout", {}), "device": started.get("device", device).split(":")[0]}
+    now = {**layout.model_dump(include=EXACT), "device": device.split(":", maxsplit=1)[0]}
     return [
-        f"{key} {now[key]} where the attempt before had {before[key]}: its losses are met to rounding alone"
-        for key in now
-        if key in before and before[key] != now[key]
+        f"{key} is {value} and was {before[key]} in the attempt before: losses agree to rounding, not to the bit"
+        for key, value in now.items()
+        if before.get(key, value) != value
     ]

@@ -1,9 +1,8 @@
-"""The training loop of one Series: along the trunk, out on each branch, back to where it left, and on.
+"""The training loop of one Series: along the trunk, out on each branch, back to the branch point, and on.
 
-A step is the same arithmetic wherever it happens: batches, learning rate and dropout are functions of (seed, step),
-so a checkpoint holds weights and optimiser state, and nothing has to be replayed after an interruption. The first
-rank writes the journals; decisions that could differ between ranks (where to resume, whether to stop) are made
-by one and told to all.
+Batches, learning rate and dropout are functions of (seed, step), so a checkpoint needs weights and optimiser state
+alone, and nothing is replayed after an interruption. The first rank writes the journals. Where ranks could decide
+differently (where to resume, when to stop), one decides for all.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.common.disk import is_full
 from harness.common.process import print_traceback
 from harness.record import checkpoints
-from harness.record.checkpoints import remove_partial
+from harness.record.checkpoints import Marker, remove_partial
 from harness.record.control import Control
 from harness.record.journal import Event, Fenced, Journal, read_progress
 from harness.record.kinds import ANOTHER_RANKS_SIGNAL, OUT_OF_MEMORY, Kind
@@ -34,15 +34,17 @@ from harness.train.ranks import Ranks
 from harness.train.stopping import StopFlag, is_out_of_memory
 from ssmttm.errors import InputError
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger("ssmscale.worker")
 
-
 LOOK_SECONDS = 0.2
-"""Between two looks at the disk for what others want: a short step on a slow disk must not wait for it."""
+"""Least time between two looks at the disk for cancellations and newer attempts: a slow disk must not delay steps."""
 
 
 class Outcome(IntEnum):
-    """How a walk along trunk or branch ended; the order is the order of precedence between ranks."""
+    """The end of a walk along trunk or branch; of several ranks' outcomes the highest counts."""
 
     DONE = 0
     CANCELLED = 1
@@ -51,11 +53,11 @@ class Outcome(IntEnum):
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number, or has left everything it could have learnt behind."""
+    """The loss is not finite, or far above that of a uniform guess."""
 
 
 class SeriesTrainer:
-    """Trains the Runs of one Series that are not finished, in the order in which they leave the trunk."""
+    """Trains the unfinished Runs of one Series in the order in which they leave the trunk."""
 
     def __init__(
         self,
@@ -65,99 +67,100 @@ class SeriesTrainer:
         ranks: Ranks,
         layout: Layout,
         stop: StopFlag,
-        process: Mapping[str, Any],
+        facts: Mapping[str, Any],
     ) -> None:
         self.root, self.launch, self.ranks, self.layout, self.stop = root, launch, ranks, layout, stop
-        self.process = process
+        self.facts = facts  # of a journal's first event: process, layout and device
         self.runs = sorted(runs, key=lambda run: run.iterations)
         self.first = self.runs[0]
         self.folder = root.series(self.first.series_id)
-        self.trunk_checkpoints = self.folder / "checkpoints"
+        self.journal: Journal | None = None
+        """Journal of the trunk, or of the Run whose branch is in training; None on all ranks but the first."""
+        self.checkpoint_folder = self.folder / "checkpoints"
+        """Checkpoints of the trunk, or of that Run."""
         self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
         self.engine = Engine(self.first, self.layout, ranks)
         self.control = Control(launch.control)
         self._control_size = -1
+        # Iterations of the cancelled Runs: hashing a Run at every step would take 1 % of a small one.
         self._cancelled: set[int] = set()
-        """Iterations of the Runs that are cancelled: hashing a Run at every step would take 1 % of a small one."""
-        self._look_again = 0.0
-        """When the first rank looks again for cancellations and newer attempts (monotonic)."""
+        self._look_again = 0.0  # by the monotonic clock
         self._usage = Usage(ranks.device)
         self._measured: tuple[int, float] | None = None
-        """Step and held-out loss of the newest evaluation on the way."""
+        """Step and held-out loss of the trunk's newest evaluation."""
         self._saver = Saver(ranks, launch)
-        self._trunk_journal: Journal | None = None
+        self._trunk_journal: Journal | None = None  # of the first rank
         self.step = 0
-        """Steps behind the engine's present state."""
+        """Steps that led to the engine's state."""
         self.on_trunk = True
-        """Whether that state is the trunk's, and not that of some branch."""
+        """True if that state is the trunk's, False if a branch's."""
         self.tokens = 0
         self._restart_clock()
 
     def train(self, journal: Journal | None) -> Outcome:
-        """Train what is missing; `journal` is the trunk's, open on the first rank alone.
+        """Train the Series; `journal` is the trunk's, open on the first rank alone.
 
-        Raises Diverged where the trunk diverges; a branch that does fails alone.
+        Raises Diverged if the trunk diverges; a diverging branch fails alone.
         """
-        self._trunk_journal = journal
-        folders = [self.folder, *(self.root.run(run.run_id) for run in self.runs)]
-        self._saver.clear([folder / "checkpoints" for folder in folders])
+        self.journal = self._trunk_journal = journal
+
+        def remove_incomplete() -> None:
+            for folder in (self.folder, *(self.root.run(run.run_id) for run in self.runs)):
+                remove_partial(folder / "checkpoints")
+
+        self.ranks.run_on_first(remove_incomplete)
         for run in self.runs:
-            outcome = self._to_branch(run, journal)
+            outcome = self._to_branch(run)
             if outcome is Outcome.DONE:
                 outcome = self._branch(run)
-            if outcome is Outcome.PREEMPTED or outcome is Outcome.FENCED:
+            if outcome >= Outcome.PREEMPTED:
                 return outcome
         return Outcome.DONE
 
     # -- the trunk
 
-    def _to_branch(self, run: Run, journal: Journal | None) -> Outcome:
-        """Bring the engine to where `run` leaves the trunk, or to where its branch was interrupted."""
+    def _to_branch(self, run: Run) -> Outcome:
+        """Bring the engine to the step where `run` leaves the trunk, or where its branch was interrupted."""
         branch = branch_step(run.schedule, run.iterations)
-        if self._is_cancelled(run):
+        if self.ranks.broadcast(self.ranks.is_first and self._is_cancelled(run)):
             return Outcome.CANCELLED
-        if self._resume(self.root.run(run.run_id) / "checkpoints", branch + 1, run.iterations, journal):
+        if self._resume(self.root.run(run.run_id) / "checkpoints", branch + 1, run.iterations):
             self.on_trunk = False
             return Outcome.DONE
         here = self.step if self.on_trunk else -1
-        if self._resume(self.trunk_checkpoints, max(here + 1, 1), branch, journal):
+        if self._resume(self.checkpoint_folder, max(here + 1, 1), branch):
             self.on_trunk = True
         elif not self.on_trunk:
-            self._start_over()
-
-        def rate(step: int) -> float:
-            return trunk_learning_rate(run.schedule, run.optimiser.lr, step)
-
-        outcome = self._walk(branch, rate, self.trunk_checkpoints, journal, run, on_trunk=True)
+            self.engine = Engine(self.first, self.layout, self.ranks)
+            self.step, self.tokens, self.on_trunk = 0, 0, True
+        outcome = self._walk(branch, partial(trunk_learning_rate, run.schedule, run.optimiser.lr), run)
         if outcome is Outcome.DONE:
-            self._save(self.trunk_checkpoints, journal, branch=True)
+            self._save(branch=True)
         return outcome
 
     # -- a branch
 
     def _branch(self, run: Run) -> Outcome:
-        """Take a Run from its branch point to its end and write its result; its failure is its own."""
+        """Train a Run from its branch point to its end and write its result; its failure ends no other Run."""
         folder = self.root.run(run.run_id)
         if self.ranks.broadcast(self.ranks.is_first and read_progress(folder).state == Event.FINISHED):
-            return Outcome.DONE  # by an older attempt, in the moment before it was fenced off
-        resumed = not self.on_trunk
+            return Outcome.DONE  # by an older attempt, just before this one fenced it off
+        start = Event.STARTED if self.on_trunk else Event.RESUMED
         self.on_trunk = False
+        trunk = self.journal, self.checkpoint_folder
         journal = Journal.open(folder) if self.ranks.is_first else None
+        self.journal, self.checkpoint_folder = journal, folder / "checkpoints"
         try:
-            facts = {**self.process, "layout": self.layout.model_dump(), "device": self.ranks.device}
-            _append(journal, Event.RESUMED if resumed else Event.STARTED, step=self.step, **facts)
-
-            def rate(step: int) -> float:
-                return learning_rate(run.schedule, run.optimiser.lr, step, run.iterations)
-
-            outcome = self._walk(run.iterations, rate, folder / "checkpoints", journal, run, on_trunk=False)
+            self._append(start, step=self.step, **self.facts)
+            rate = partial(learning_rate, run.schedule, run.optimiser.lr, iterations=run.iterations)
+            outcome = self._walk(run.iterations, rate, run)
             if outcome is Outcome.DONE:
-                self._finish(run, folder, journal)
+                self._finish(run)
             elif outcome is Outcome.CANCELLED:
-                _append(journal, Event.CANCELLED, step=self.step)
+                self._append(Event.CANCELLED, step=self.step)
             return outcome
         except Diverged as problem:
-            _append(journal, Event.FAILED, step=self.step, reason=str(problem), kind=Kind.DIVERGED)
+            self._append(Event.FAILED, step=self.step, reason=str(problem), kind=Kind.DIVERGED)
             return Outcome.DONE
         except (Fenced, InputError):
             raise
@@ -169,68 +172,58 @@ class SeriesTrainer:
                     journal.leave(Kind.DISK_FULL, str(problem))
                 raise
             if self.ranks.world > 1:
-                raise  # the other ranks are somewhere else now
+                raise  # the other ranks are at another step by now
             print_traceback()
             reason = f"{type(problem).__name__}: {problem}"
-            _append(journal, Event.FAILED, step=self.step, reason=reason, kind=Kind.ERROR)
+            self._append(Event.FAILED, step=self.step, reason=reason, kind=Kind.ERROR)
             return Outcome.DONE
         finally:
             if journal is not None:
                 journal.close()
+            self.journal, self.checkpoint_folder = trunk
 
-    def _finish(self, run: Run, folder: Path, journal: Journal | None) -> None:
+    def _finish(self, run: Run) -> None:
         loss, by_codebook = self.evaluate()
         weights = self.engine.state_dict()
-        if journal is not None and weights is not None:
-            self._check_fences(journal)
-            save_weights(weights, folder / "checkpoints" / "model.safetensors")
+        if self.journal is not None and weights is not None:
+            self._check_fences()
+            save_weights(weights, self.checkpoint_folder / "model.safetensors")
             measured = {"loss": loss, "loss_codebooks": by_codebook, "step": self.step, "tokens": self.tokens}
             derived = describe_result(run, self.tokens, self.batches.flops_per_token)
             result = Result.model_validate({**measured, **derived})
-            journal.append(Event.FINISHED, **result.model_dump(mode="json"))
+            self._append(Event.FINISHED, **result.model_dump(mode="json"))
             log.info("run %s finished after %d iterations: held-out loss %.4f", run.run_id, self.step, loss)
-            for old in checkpoints.marked(folder / "checkpoints"):
-                checkpoints.remove(folder / "checkpoints", old.tag)
-            remove_partial(folder / "checkpoints")
+            for old in checkpoints.marked(self.checkpoint_folder):
+                checkpoints.remove(self.checkpoint_folder, old.tag)
+            remove_partial(self.checkpoint_folder)
 
     # -- steps
 
-    def _walk(
-        self,
-        target: int,
-        rate: Callable[[int], float],
-        folder: Path,
-        journal: Journal | None,
-        run: Run,
-        *,
-        on_trunk: bool,
-    ) -> Outcome:
-        """Step until `target`, logging, evaluating, saving, and heeding signals, cancellations and fences."""
+    def _walk(self, target: int, rate: Callable[[int], float], run: Run) -> Outcome:
+        """Step until `target`; log, evaluate and save on the way; end early at a signal, a cancellation or a fence."""
         self._restart_clock()
         while self.step < target:
-            outcome = self._agree(journal, run)
+            outcome = self._agree(run)
             if outcome is Outcome.PREEMPTED:
-                self._save(folder, journal)
-                told = self.stop.reason
-                reason, kind = told or ANOTHER_RANKS_SIGNAL, Kind.of_signal(told)
-                _append(journal, Event.PREEMPTED, step=self.step, reason=reason, kind=kind)
+                self._save()
+                received = self.stop.reason
+                reason, kind = received or ANOTHER_RANKS_SIGNAL, Kind.of_signal(received)
+                self._append(Event.PREEMPTED, step=self.step, reason=reason, kind=kind)
             if outcome is not Outcome.DONE:
                 return outcome
             done = self.step + 1
-            self._take_step(rate(self.step), journal, must_log=done == target and not on_trunk)
-            # Evaluated first, so that the checkpoint knows its loss and no end in between costs the evaluation.
-            if on_trunk and self.launch.eval_every and done % self.launch.eval_every == 0:
+            self._take_step(rate(self.step), must_log=done == target and not self.on_trunk)
+            # Before saving, so that the checkpoint records the loss and a kill in between does not cost the evaluation.
+            if self.on_trunk and self.launch.eval_every and done % self.launch.eval_every == 0:
                 loss, by_codebook = self.evaluate()
-                _append(
-                    journal, Event.EVAL, step=done, loss=loss, loss_codebooks=by_codebook, tokens=self.tokens
-                )
+                self._append(Event.EVAL, step=done, loss=loss, loss_codebooks=by_codebook, tokens=self.tokens)
                 self._measured = done, loss
                 self._restart_clock()
             if done < target and done % self.launch.checkpoint_every == 0:
-                self._save(folder, journal)
+                self._save()
         return Outcome.DONE
 
-    def _take_step(self, lr: float, journal: Journal | None, *, must_log: bool) -> None:
+    def _take_step(self, lr: float, *, must_log: bool) -> None:
         import torch
 
         from ssmttm.model.loss import codebook_cross_entropy
@@ -254,11 +247,15 @@ class SeriesTrainer:
         self.step += 1
         self.tokens += n_targets
         if must_log or self.step == 1 or self.step % self.launch.log_every == 0:
-            loss = self._sum_over_ranks(torch.stack(shares).sum())
-            self._check_loss(loss)
-            self._log(journal, loss, lr)
+            loss = float(self._sum_over_ranks(torch.stack(shares).sum()))
+            uniform = math.log(self.first.model.vocabulary)
+            if not math.isfinite(loss) or loss > 3 * uniform:
+                raise Diverged(
+                    f"training loss is {loss:.4g} after {self.step} steps (a uniform guess has {uniform:.4g})"
+                )
+            self._log(loss, lr)
 
-    def _log(self, journal: Journal | None, loss: float, lr: float) -> None:
+    def _log(self, loss: float, lr: float) -> None:
         now = time.monotonic()
         speed = (self.tokens - self._clock_tokens) / max(now - self._clock, 1e-9)
         self._restart_clock()
@@ -269,89 +266,73 @@ class SeriesTrainer:
         if self.launch.peak_flops is not None:
             flops = self.batches.flops_per_token * speed / self.ranks.world
             fields["mfu"] = round(flops / self.launch.peak_flops, 4)
-        _append(journal, Event.STEP, **fields)
-        if journal is not None and (used := self._usage.sample()) is not None:
-            journal.append(Event.SYSTEM, step=self.step, **used)
+        self._append(Event.STEP, **fields)
+        if self.journal is not None and (used := self._usage.sample()) is not None:
+            self._append(Event.SYSTEM, step=self.step, **used)
         log.info("step %d loss %.4f lr %.3g, %.0f tokens/s", self.step, loss, lr, speed)
 
     def _restart_clock(self) -> None:
-        """Measure speed from here: over training steps, not over saving and evaluating."""
+        """Measure speed from now on: training steps count, saving and evaluating do not."""
         self._clock, self._clock_tokens = time.monotonic(), self.tokens
 
-    def _check_loss(self, loss: float) -> None:
-        """Raise Diverged for a loss that is not finite, or far above that of knowing nothing."""
-        blind = math.log(self.first.model.vocabulary)
-        if not math.isfinite(loss) or loss > 3 * blind:
-            raise Diverged(
-                f"training loss is {loss:.4g} after {self.step} steps (knowing nothing gives {blind:.4g})"
-            )
-
     def evaluate(self) -> tuple[float, list[float]]:
-        """Mean cross-entropy in nats a token on the held-out split, and that of each codebook; collective.
+        """Return the held-out cross-entropy in nats per token, over all codebooks and of each; collective.
 
-        Raises Diverged where it is not a number: between two logged steps nobody else looks.
+        Raises Diverged if it is not finite: training losses are checked at logged steps alone.
         """
-        import torch
-
         from ssmttm.evaluation.likelihood import cross_entropy_sums, mean_losses
 
         self.engine.deepspeed.eval()
         batches = ((one.inputs, one.targets, one.text) for one in self.batches.held_out())
         totals = cross_entropy_sums(self.engine.deepspeed, batches)
         self.engine.deepspeed.train()
-        if self.ranks.world > 1:
-            totals = totals.to(self.ranks.device)
-            torch.distributed.all_reduce(totals)
-            totals = totals.cpu()
-        loss, by_codebook = mean_losses(totals)
+        loss, by_codebook = mean_losses(self._sum_over_ranks(totals))
         if not math.isfinite(loss):
             raise Diverged(f"held-out loss is {loss} after {self.step} steps")
         return loss, by_codebook
 
     # -- between steps
 
-    def _agree(self, journal: Journal | None, run: Run) -> Outcome:
-        """What all ranks do next: the gravest thing any of them knows of."""
+    def _agree(self, run: Run) -> Outcome:
+        """Return the highest outcome that any rank has found; DONE goes on."""
         mine = Outcome.PREEMPTED if self.stop.reason else Outcome.DONE
         now = time.monotonic()
-        if journal is not None and now >= self._look_again:
+        if self.journal is not None and now >= self._look_again:
             self._look_again = now + LOOK_SECONDS
-            if self._is_cancelled(run, ask_others=False):
+            if self._is_cancelled(run):
                 mine = max(mine, Outcome.CANCELLED)
             try:
-                self._check_fences(journal)
+                self._check_fences()
             except Fenced:
                 mine = Outcome.FENCED
         if self.ranks.world == 1:
             return mine
         import torch
 
-        word = torch.tensor([int(mine)], device=self.ranks.device)
-        torch.distributed.all_reduce(word, op=torch.distributed.ReduceOp.MAX)
-        return Outcome(int(word.item()))
+        highest = torch.tensor([int(mine)], device=self.ranks.device)
+        torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+        return Outcome(int(highest.item()))
 
-    def _check_fences(self, journal: Journal) -> None:
-        """Raise Fenced where a newer attempt has taken over the journal, or the trunk while this one is on a branch."""
-        journal.check_fence()
-        if self._trunk_journal is not None:
-            self._trunk_journal.check_fence()
+    def _check_fences(self) -> None:
+        """Raise Fenced if a newer attempt has taken over this journal or the trunk's."""
+        for journal in (self.journal, self._trunk_journal):
+            if journal is not None:
+                journal.check_fence()
 
-    def _is_cancelled(self, run: Run, *, ask_others: bool = True) -> bool:
-        if self.ranks.is_first:
-            try:
-                size = self.control.path.stat().st_size
-            except FileNotFoundError:
-                size = 0
-            if size != self._control_size:
-                cancelled = self.control.cancelled()
-                self._control_size = size
-                self._cancelled = {one.iterations for one in self.runs if one.run_id in cancelled}
-        known = run.iterations in self._cancelled
-        return bool(self.ranks.broadcast(known)) if ask_others else known
+    def _is_cancelled(self, run: Run) -> bool:
+        try:
+            size = self.control.path.stat().st_size
+        except FileNotFoundError:
+            size = 0
+        if size != self._control_size:
+            cancelled = self.control.cancelled()
+            self._control_size = size
+            self._cancelled = {one.iterations for one in self.runs if one.run_id in cancelled}
+        return run.iterations in self._cancelled
 
-    def _resume(self, folder: Path, lowest: int, highest: int, journal: Journal | None) -> bool:
-        """Load the newest good checkpoint with lowest <= step <= highest, if there is one."""
-        found = self._saver.find(folder, lowest, highest, journal)
+    def _resume(self, folder: Path, lowest: int, highest: int) -> bool:
+        """Load the newest good checkpoint with lowest <= step <= highest; False if there is none."""
+        found = self._saver.find(folder, lowest, highest, self.journal)
         if found is None:
             return False
         load(self.engine, found)
@@ -359,33 +340,37 @@ class SeriesTrainer:
         log.info("resumed from %s", found.path)
         return True
 
-    def _save(self, folder: Path, journal: Journal | None, *, branch: bool = False) -> None:
-        loss = self._measured[1] if self._measured and self._measured[0] == self.step else None
+    def _save(self, *, branch: bool = False) -> None:
         if self.step:
-            self._saver.save(self.engine, folder, self.step, self.tokens, journal, branch=branch, loss=loss)
+            marker = Marker(
+                step=self.step,
+                tokens=self.tokens,
+                ranks=self.ranks.world,
+                zero_stage=self.layout.zero_stage,
+                branch=branch,
+                loss=self._measured[1] if self._measured and self._measured[0] == self.step else None,
+                files={},
+            )
+            self._saver.save(self.engine, self.checkpoint_folder, marker, self.journal)
         self._restart_clock()
 
-    def _start_over(self) -> None:
-        """Put the engine back to step 0."""
-        self.engine = Engine(self.first, self.layout, self.ranks)
-        self.step, self.tokens, self.on_trunk = 0, 0, True
-
-    def _sum_over_ranks(self, value: Any) -> float:
+    def _sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
         if self.ranks.world > 1:
             import torch
 
+            value = value.to(self.ranks.device)
             torch.distributed.all_reduce(value)
-        return float(value)
+        return value.cpu()
 
-
-def _append(journal: Journal | None, event: Event, **fields: Any) -> None:
-    if journal is not None:
-        journal.append(event, **fields)
+    def _append(self, event: Event, **fields: Any) -> None:
+        """Write an event into the journal, on the first rank."""
+        if self.journal is not None:
+            self.journal.append(event, **fields)
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Seed of a step's dropout: a function of the step, so that resuming needs no random state.
+    """Return the seed of a step's dropout: a function of the step, so that resuming needs no random state.
 
-    It depends on the layout too, since ranks and micro-batches draw one after the other.
+    Dropout also depends on the layout, since the micro-batches of a rank draw one after the other.
     """
     return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "big")

@@ -1,11 +1,13 @@
-"""How the ranks of a job on several nodes find each other: through a file in a directory all of them see.
+"""The ranks that train together, and the process group they join.
 
-The first rank listens on a port the system gives it and writes down where, so that jobs sharing a node never clash over
-a port and no name has to resolve that the site does not use itself.
+Ranks on several nodes meet through a file in a directory all of them see: the first rank listens on a port the system
+chooses and writes its address there. So jobs that share a node never compete for a port, and no host name has to
+resolve unless the site itself relies on it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,13 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from harness.common.disk import write_atomically
 from harness.train.stopping import GPU_SHARE
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import TCPStore
+    from torch._C._distributed_c10d import Store, TCPStore
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=10)
+"""Longest wait of ranks for each other: nodes of one job may start minutes apart."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,11 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes for all of them."""
+        """True if this process writes journals and checkpoint markers for all."""
         return self.rank == 0
 
     def broadcast(self, value: Any) -> Any:
-        """The first rank's value, on every rank; collective."""
+        """Return the first rank's value on every rank; collective."""
         if self.world == 1:
             return value
         import torch
@@ -48,21 +55,22 @@ class Ranks:
         torch.distributed.broadcast_object_list(box, src=0)
         return box[0]
 
-    def run_on_first(self, action: Callable[[], None]) -> None:
-        """Run something on the first rank alone; what it raises is raised on every rank. Collective."""
-        problem: Exception | None = None
+    def run_on_first(self, action: Callable[[], T]) -> T:
+        """Run an action on the first rank alone; return its value or raise its exception on every rank. Collective."""
+        value, problem = None, None
         if self.is_first:
             try:
-                action()
+                value = action()
             except Exception as error:
                 problem = error
-        problem = self.broadcast(problem)
+        value, problem = self.broadcast((value, problem))
         if problem is not None:
             raise problem
+        return cast("T", value)
 
 
 def device_name(device: str) -> str | None:
-    """A GPU as its driver names it; None for the CPU."""
+    """Return the driver's name of a GPU; None for the CPU."""
     if not device.startswith("cuda"):
         return None
     import torch
@@ -80,6 +88,7 @@ def initialise_ranks(threads: int) -> Ranks:
     from ssmttm.compat import keep_freed_memory, without_mlflow
 
     on_cuda = torch.cuda.is_available()
+    backend = "nccl" if on_cuda else "gloo"
     if not on_cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(threads)
@@ -92,16 +101,17 @@ def initialise_ranks(threads: int) -> Ranks:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if on_cuda:
         torch.cuda.set_device(local_rank)
-        if share := os.environ.get(GPU_SHARE):  # who needs more runs out of memory, and not its neighbours
+        if share := os.environ.get(GPU_SHARE):  # a rank that needs more fails itself, and not its neighbours
             torch.cuda.set_per_process_memory_fraction(float(share))
     if not torch.distributed.is_initialized():
-        _join(rank, world, "nccl" if on_cuda else "gloo")
-    _quieten_deepspeed()
+        _join(rank, world, backend)
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with without_mlflow():
         import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for half a minute
-    deepspeed.init_distributed(dist_backend="nccl" if on_cuda else "gloo", verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return Ranks(rank, world, f"cuda:{local_rank}" if on_cuda else "cpu")
 
 
@@ -114,29 +124,18 @@ def _join(rank: int, world: int, backend: str) -> None:
     os.environ.setdefault("WORLD_SIZE", str(world))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
-    if world == 1:  # no port to clash over
-        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    elif meeting := os.environ.get("SSMSCALE_RENDEZVOUS"):  # on one machine
-        file_store = FileStore(meeting, world)
-        torch.distributed.init_process_group(backend, store=file_store, rank=rank, world_size=world)
-    elif folder := os.environ.get("SSMSCALE_MEETING"):  # on several
+    store: Store | None = None  # torch then reads MASTER_ADDR and MASTER_PORT
+    if world == 1:
+        store = HashStore()  # takes no port
+    elif file := os.environ.get("SSMSCALE_RENDEZVOUS"):  # ranks of one machine
+        store = FileStore(file, world)
+    elif folder := os.environ.get("SSMSCALE_MEETING"):  # ranks of several
         store = meet(Path(folder), rank, world)
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
-    else:
-        torch.distributed.init_process_group(backend, init_method="env://")
-
-
-def _quieten_deepspeed() -> None:
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-
-
-PATIENCE = timedelta(minutes=10)
-"""How long ranks wait for each other: nodes of one job may start minutes apart."""
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def meet(folder: Path, rank: int, world: int) -> TCPStore:
-    """The store all ranks share; every rank calls it. Raises TimeoutError where the first rank does not appear."""
+    """Return the store that all ranks share; raises TimeoutError if the first rank does not appear."""
     from torch._C._distributed_c10d import TCPStore
 
     note = folder / "address.json"
@@ -147,35 +146,30 @@ def meet(folder: Path, rank: int, world: int) -> TCPStore:
     deadline = time.monotonic() + PATIENCE.total_seconds()
     while not note.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{note}: the first rank has not said where it listens")
+            raise TimeoutError(f"{note}: the first rank has not written its address")
         time.sleep(0.05)
     where = json.loads(note.read_text(encoding="utf-8"))
-    return TCPStore(
-        _reachable(where["hosts"], where["port"]), where["port"], world, is_master=False, timeout=PATIENCE
-    )
+    host = _reachable(where["hosts"], where["port"])
+    return TCPStore(host, where["port"], world, is_master=False, timeout=PATIENCE)
 
 
 def _own_addresses() -> list[str]:
-    """What other nodes may call this one, the likeliest first."""
+    """Return the names and addresses by which other nodes may reach this one, the likeliest first."""
     names = [os.environ.get("SLURMD_NODENAME", ""), socket.gethostname(), socket.getfqdn()]
     found = [name for name in dict.fromkeys(names) if name]
     for name in list(found):
-        try:
+        with contextlib.suppress(OSError):
             found += [str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
-        except OSError:
-            continue
-    # A loopback address means another machine there than here: it is tried last, for nodes that are one machine.
+    # On another machine a loopback address leads to that machine: the last resort, for nodes that are one machine.
     return sorted(
         dict.fromkeys(found), key=lambda name: name.startswith("127.") or name in {"localhost", "::1"}
     )
 
 
 def _reachable(hosts: list[str], port: int) -> str:
-    """The first of some names that answers on a port; raises ConnectionError where none does."""
+    """Return the first host that accepts a connection; raises ConnectionError if none does."""
     for host in hosts:
-        try:
+        with contextlib.suppress(OSError):
             socket.create_connection((host, port), timeout=5).close()
-        except OSError:
-            continue
-        return host
-    raise ConnectionError(f"the first rank listens on port {port} of none of {', '.join(hosts)}")
+            return host
+    raise ConnectionError(f"the first rank does not answer on port {port} of any of {', '.join(hosts)}")

@@ -1,8 +1,7 @@
-"""How a worker stops: its exit statuses, errors that say memory is short, and a flag that signals set.
+"""The end of a worker: exit statuses, out-of-memory errors, and a flag that signals set.
 
-Nothing is saved inside a signal handler: a DeepSpeed save from one rank alone waits for the others for ever. The
-training loop reads the flag at a step boundary, asks all ranks whether any of them was told to stop, and they save
-together.
+A signal handler must not save: a DeepSpeed save from one rank alone waits for the others for ever. The training loop
+reads the flag between two steps, asks all ranks whether any received a signal, and then all save together.
 """
 
 from __future__ import annotations
@@ -11,44 +10,41 @@ import signal
 from types import FrameType
 
 EXIT_NO_NODES = 69
-"""EX_UNAVAILABLE: the exit status of what trains on a Ray that has had no node for long; another Ray may have."""
+"""EX_UNAVAILABLE: the Ray cluster has had no node for long; another cluster may have one."""
 EXIT_NO_SPACE = 74
-"""EX_IOERR: a worker's exit status where no room is left on the disk; everything saved before is kept."""
+"""EX_IOERR: the disk is full; everything saved before is kept."""
 EXIT_PREEMPTED = 75
-"""EX_TEMPFAIL: stopped at a step boundary with everything saved, or busy elsewhere: to be started again."""
+"""EX_TEMPFAIL: stopped between two steps with everything saved, or another process trains the Series: start again."""
 GPU_SHARE = "SSMSCALE_GPU_SHARE"
-"""Variable with the share of a GPU that a rank has; not set where it has all of it."""
+"""Environment variable: the share of a GPU that a rank may use; unset if it may use all of it."""
 MOST_ATTEMPTS = 3
-"""Times a Series whose worker goes away without a word is started again before it counts as failed."""
+"""Starts of a Series whose worker disappears without an exit status before the Series counts as failed."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
-
-WORDS = (
+MEMORY_ERRORS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
     "CUDA out of memory",
     "could not create a primitive",
 )
-"""What torch says in plain RuntimeErrors where memory is short; the last is oneDNN's, which gives no reason."""
+"""Texts of torch's plain RuntimeErrors for lack of memory; the last is oneDNN's, which gives no reason."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, on whatever device."""
-    named = type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch to ask
-    said = isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+    """True if an error reports a lack of memory, on the CPU or a GPU."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch's, recognised without importing torch
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_ERRORS)
     return isinstance(error, MemoryError) or named or said
 
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-
-
 class StopFlag:
-    """Remembers that this process was asked to stop, and by what."""
+    """The signal that asked this process to stop, if any."""
 
     reason: str | None = None
-    """Name of the signal that asked it to stop; None where none has."""
+    """Name of the signal; None before any."""
 
     def install(self) -> None:
-        """Take over SIGTERM, SIGINT and SIGUSR2 from whoever had them."""
+        """Handle SIGTERM, SIGINT and SIGUSR2 by setting `reason`."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._remember)
 

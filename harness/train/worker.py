@@ -1,12 +1,12 @@
-"""What every job executes, whoever started it: train the Runs of the directories it is given.
+"""Train the Runs of some directories: the program that every backend starts.
 
-    python -m harness.train.worker RUN_DIR...         one process, or as many ranks as torchrun or a scheduler starts
+    python -m harness.train.worker RUN_DIR...         one process, or the ranks that torchrun or a scheduler starts
     python -m harness.train.worker --feed             one JSON list of run directories a line on standard input
     python -m harness.train.worker --supervised RUN_DIR...   under a supervisor that reads the journals (slurm.job)
 
-Runs of one Series are trained together along their trunk. A fed worker answers each line with one JSON line on
-standard output and stays, imports done and process group kept, until its input ends: starting a process costs more
-than training a small model. Everything else it has to say goes to standard error and to the series' log.
+Runs of one Series train together along their trunk. A worker with --feed answers each line with one JSON line on
+standard output. It keeps its imports and its process group until its input ends, since starting a process costs more
+than training a small model. Its log goes to standard error and to the series' log file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,37 +47,31 @@ from harness.tracking.live import mirrored_beside
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
 from harness.train.ranks import Ranks, device_name, initialise_ranks
-from harness.train.stopping import (
-    EXIT_NO_SPACE,
-    EXIT_PREEMPTED,
-    GPU_SHARE,
-    StopFlag,
-    is_out_of_memory,
-)
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE, StopFlag, is_out_of_memory
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.worker")
 
 LISTEN_SECONDS = 0.2
-"""How long an idle worker takes, at most, to find that it was asked to stop."""
+"""Longest time in which an idle worker notices a signal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the worker; returns its exit status: 0 done, 1 some Run failed, 2 bad input, 74 disk full, 75 preempted."""
+    """Run the worker; return its exit status: 0 done, 1 some Run failed, 2 bad input, 74 disk full, 75 preempted."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.train.worker", description=__doc__.splitlines()[0]
     )
     parser.add_argument("run_dirs", nargs="*", type=Path, metavar="RUN_DIR")
     parser.add_argument("--feed", action="store_true", help="read run directories from standard input")
     parser.add_argument(
-        "--supervised", action="store_true", help="end with 0 wherever the journals tell the outcome"
+        "--supervised", action="store_true", help="exit with 0 if the journals hold the outcome"
     )
     options = parser.parse_args(arguments)
     if not options.feed and not options.run_dirs:
         parser.error("give RUN_DIRs, or --feed")
     log_to_stderr()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    running_code()  # now: what lies on disk may be edited while this process waits for its next Series
+    running_code()  # cached now: the files may be edited while this process waits for its next Series
     stop = StopFlag()
     try:
         if options.feed:
@@ -109,20 +103,20 @@ def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
 
 def _serve(stop: StopFlag) -> int:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # nothing but replies may reach standard output
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # standard output is for replies alone
     initialise_ranks(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    stop.install()  # not before: there was nothing to save, and waiting for other ranks heeds no flag
+    stop.install()  # not earlier: a signal must end a worker that still waits for other ranks
     replies.write(json.dumps({"ready": True}) + "\n")
-    told = PipeReader(sys.stdin.fileno())
-    while not stop.reason and not told.is_ended:
-        for line in told.read(LISTEN_SECONDS):
+    requests = PipeReader(sys.stdin.fileno())
+    while not stop.reason and not requests.is_ended:
+        for line in requests.read(LISTEN_SECONDS):
             outcome = _train_fed([Path(name) for name in json.loads(line)], stop)
             replies.write(json.dumps({"outcome": outcome}) + "\n")
     return 0
 
 
 def _train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
-    """Train the Runs of these directories, in a process that stays: what `train_series` returns, or no_space."""
+    """Train the Runs of these directories; return the outcome of `train_series`, or no_space."""
     outcome = "failed"
     try:
         for root, runs in group_by_series(run_dirs):
@@ -137,7 +131,7 @@ def _train_fed(run_dirs: Sequence[Path], stop: StopFlag) -> str:
 
 
 def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
-    """The Runs of the directories, those of one Series together, in the order given."""
+    """Read the Runs of the directories and group them by Series, in the order given."""
     groups: dict[tuple[Path, str], list[Run]] = {}
     for folder in run_dirs:
         run = read_run(folder.absolute())
@@ -146,9 +140,9 @@ def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
 
 
 def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
-    """Train what is missing of one Series: finished, failed, preempted, or busy where another process has it.
+    """Train the unfinished Runs of one Series; return finished, failed, preempted, or busy (another process trains it).
 
-    Raises DiskFull where there was no room to go on; what was saved before is kept, and no Run counts as failed.
+    Raises DiskFull if the disk is full; earlier checkpoints stay, and no Run counts as failed.
     """
     launch = read_launch(root, runs[0].series_id)
     ranks = initialise_ranks(launch.threads)
@@ -159,46 +153,40 @@ def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
     except DiskFull as full:
         if ranks.world == 1:
             raise
-        # The others may be waiting for this rank: whoever started the ranks ends them all.
+        # The other ranks may be waiting for this one: their supervisor ends them all.
         log.error("%s", full)
         raise SystemExit(EXIT_NO_SPACE) from full
 
 
 class _SeriesWork:
-    """What one rank does to train what is missing of a Series."""
+    """One rank's share of training a Series."""
 
     def __init__(self, runs: Sequence[Run], root: Root, launch: Launch, ranks: Ranks, stop: StopFlag) -> None:
         self.runs, self.root, self.launch, self.ranks, self.stop = runs, root, launch, ranks, stop
         self.series_id = runs[0].series_id
         self.folder = root.series(self.series_id)
         self.journal: Journal | None = None
-        """The trunk's, on the first rank alone."""
+        """Journal of the trunk, on the first rank alone."""
 
     def train(self) -> str:
-        """Train the Series where no other process does; returns the outcome."""
+        """Train the Series unless another process does; return the outcome."""
         ranks, lock = self.ranks, SeriesLock(self.folder)
         make_folder(self.folder / "logs")
         with sent_to(self.folder / "logs" / f"rank-{ranks.rank}.log"):
             if not ranks.broadcast(not ranks.is_first or lock.acquire()):
                 return "busy"
             try:
-                states = ranks.broadcast([self._progress_of(run).state for run in self.runs])
-                self.runs = [
-                    run for run, state in zip(self.runs, states, strict=True) if state != Event.FINISHED
-                ]
+                unfinished = [run for run in self.runs if self._progress_of(run).state != Event.FINISHED]
+                self.runs = ranks.broadcast(unfinished)
                 cancelled = ranks.broadcast(Control(self.launch.control).cancelled())
-                # What was cancelled while it waited comes here too: no engine is built for it.
                 if cancelled.issuperset(run.run_id for run in self.runs):
-                    return "finished"
-                mirror = (
-                    mirrored_beside(self.launch, self.root, self.series_id)
-                    if ranks.is_first
-                    else nullcontext()
-                )
-                with mirror:
+                    return "finished"  # all were cancelled while they waited: no engine is built
+                with ExitStack() as stack:
+                    if ranks.is_first:
+                        stack.enter_context(mirrored_beside(self.launch, self.root, self.series_id))
                     return self._train_locked()
             finally:
-                gc.collect()  # an engine refers to itself: its memory is wanted by the next Series
+                gc.collect()  # an engine refers to itself, and the next Series needs its memory
                 lock.release()
 
     def _train_locked(self) -> str:
@@ -222,26 +210,30 @@ class _SeriesWork:
 
     def _train(self, start: Event) -> str:
         self.before = {run.run_id: self._progress_of(run).attempt for run in self.runs}
-        """Each Run's attempts when this training began."""
+        """Each Run's newest attempt when this training began."""
         device = self.ranks.device
         self.process = describe_process(self.launch) | {"device_name": device_name(device)}
+        code, submitted = self.process["code"], self.launch.code
         try:
             while True:
                 layout, changes = series_layout(self.root, self.runs, self.launch, self.ranks)
+                facts = {**self.process, "layout": layout.model_dump(), "device": device}
                 if self.journal is not None:
-                    self.journal.append(start, **self.process, layout=layout.model_dump(), device=device)
-                    for text in (*self._other_code(), *changes):
+                    self.journal.append(start, **facts)
+                    if code is not None and submitted not in {None, code}:
+                        changes.insert(0, f"trained with the code {code}; {submitted} was submitted")
+                    for text in changes:
                         self.journal.append(Event.WARNING, text=text)
-                outcome = self._attempt(layout)
+                outcome = self._attempt(layout, facts)
                 if outcome is not None:
                     break
-                gc.collect()  # what the attempt held is wanted by the next
+                gc.collect()  # the next attempt needs the memory of this one
                 reason = self._out_of_memory(layout)
                 if reason is not None:
                     log.error("series %s: %s", self.series_id, reason)
                     self.journal = self.journal or Journal.open(self.folder)
                     ending = self._fail(reason, Kind.OUT_OF_MEMORY)
-                    # The others may wait for this rank.
+                    # Other ranks may be waiting for this one.
                     return ending if self.ranks.world == 1 else sys.exit(1)
                 start = Event.RESUMED
         except Diverged as error:  # every rank saw the same loss
@@ -254,8 +246,8 @@ class _SeriesWork:
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             log.error("series %s: %s", self.series_id, reason)
             if self.ranks.world > 1:
-                # The others are somewhere else now, and what the first rank sees may be their end and not the cause:
-                # whoever started the ranks ends them all and tries again.
+                # The other ranks are at another step by now, and this error may be a consequence of their end and
+                # not the cause: the supervisor ends all ranks and starts them again.
                 raise SystemExit(1) from error
             return "busy" if isinstance(error, Fenced) else self._fail(reason, Kind.ERROR)
         if outcome in {Outcome.PREEMPTED, Outcome.FENCED}:
@@ -265,17 +257,11 @@ class _SeriesWork:
         states = [self._progress_of(run).state for run in self.runs]
         return "failed" if Event.FAILED in states else "finished"
 
-    def _other_code(self) -> Iterator[str]:
-        """Say where what trains is not the code that was submitted."""
-        code, submitted = self.process["code"], self.launch.code
-        if code is not None and submitted not in {None, code}:
-            yield f"trained with the code {code}, not with {submitted} as it was submitted"
-
-    def _attempt(self, layout: Layout) -> Outcome | None:
-        """Train on a layout; None where memory was short, by when nothing refers to what was held any more."""
+    def _attempt(self, layout: Layout, facts: Mapping[str, Any]) -> Outcome | None:
+        """Train on a layout; return None if memory ran out. Nothing refers to the engine afterwards."""
         try:
             return SeriesTrainer(
-                self.root, self.runs, self.launch, self.ranks, layout, self.stop, self.process
+                self.root, self.runs, self.launch, self.ranks, layout, self.stop, facts
             ).train(self.journal)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -284,9 +270,9 @@ class _SeriesWork:
             return None
 
     def _out_of_memory(self, layout: Layout) -> str | None:
-        """Remember that a micro-batch did not fit; returns why the Series fails where there is no smaller one.
+        """Record that a micro-batch did not fit; return why the Series fails if there is no smaller one.
 
-        Of several ranks the others may wait for this one: all are ended, and their next start heeds what is remembered.
+        One of several ranks exits, since the others may wait for it; the next start reads the record.
         """
         run, device = self.runs[0], self.ranks.device
         remember(self.launch.control.parent, run, layout, device, self.process["device_name"])
@@ -295,7 +281,7 @@ class _SeriesWork:
             return what_would_fit(run, layout, on_cuda=device.startswith("cuda"))
         if self.ranks.world == 1:
             if self.journal is not None:
-                text = f"{text}: goes on from the last checkpoint with a smaller one"
+                text = f"{text}; training resumes from the last checkpoint with a smaller one"
                 self.journal.append(Event.WARNING, text=text)
             return None
         log.error("series %s: %s", self.series_id, text)
@@ -303,15 +289,15 @@ class _SeriesWork:
         raise SystemExit(EXIT_PREEMPTED)
 
     def _fail(self, reason: str, kind: Kind) -> str:
-        """Write the reason into the trunk's journal and into that of every Run it takes with it; returns the outcome.
+        """Record a failure in the trunk's journal and in those of its Runs; return the outcome.
 
-        Runs that have ended since this training began have their own word, and cancelled ones stay cancelled.
+        Runs that have ended since this training began keep their own outcome, and cancelled ones stay cancelled.
         """
         if self.journal is None:
             return "failed"
         try:
             self.journal.append(Event.FAILED, reason=reason, kind=kind)
-        except Fenced:  # somebody else trains these Runs by now, and they have not failed
+        except Fenced:  # another process trains these Runs by now: they have not failed
             return "busy"
         cancelled = Control(self.launch.control).cancelled()
         for run in self.runs:
@@ -327,7 +313,7 @@ class _SeriesWork:
 
 
 def describe_process(launch: Launch) -> dict[str, Any]:
-    """Who trains: process, versions, code and dispatcher, for a journal's first line."""
+    """Return the process, versions, code and dispatcher, for a journal's first line."""
     job, share = scheduler_job(), os.environ.get(GPU_SHARE)
     return {
         **identify_process(),

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -179,7 +180,7 @@ def _speed_of_saving(folder: Path, rounds: int) -> Row:
         _walk(trainer, 1, journal)
         for _ in range(rounds):
             steps.append(clocked(lambda: _walk(trainer, 1, journal)))
-            saves.append(clocked(lambda: trainer._save(trainer.trunk_checkpoints, journal)))
+            saves.append(clocked(trainer._save))
         files = [path for path in (series_folder(root) / "checkpoints").rglob("*") if path.is_file()]
         found["bytes"] = sum(path.stat().st_size for path in files)
         found["parameters"] = sum(weight.numel() for weight in trainer.engine.deepspeed.parameters())
@@ -211,13 +212,9 @@ def _train(root: Root, fields: Fields, measure: Callable[[SeriesTrainer, Journal
 def _walk(trainer: SeriesTrainer, steps: int, journal: Journal | None) -> None:
     """Train on along the trunk, with its record or, as ranks other than the first, without."""
     run = trainer.runs[-1]
-
-    def rate(step: int) -> float:
-        return trunk_learning_rate(run.schedule, run.optimiser.lr, step)
-
-    target = trainer.step + steps
-    outcome = trainer._walk(target, rate, trainer.trunk_checkpoints, journal, run, on_trunk=True)
-    assert outcome is Outcome.DONE
+    rate = partial(trunk_learning_rate, run.schedule, run.optimiser.lr)
+    trainer.journal = journal
+    assert trainer._walk(trainer.step + steps, rate, run) is Outcome.DONE
 
 
 def _steps_of(seconds: float, trainer: SeriesTrainer) -> int:

@@ -143,7 +143,7 @@ def test_a_second_server_on_one_sqlite_file_is_refused(
     sqlite_server: Served, served_study: Path, ssmscale: Command
 ) -> None:
     second = ssmscale("serve", served_study, "--root", sqlite_server.root, "--port", 0)
-    second.assert_refused(f"{sqlite_server.root}/mlflow.db: is served by another `ssmscale serve` already")
+    second.assert_refused(f"{sqlite_server.root}/mlflow.db: another `ssmscale serve` serves it")
 
 
 def test_the_doctor_asks_a_tracker_whether_jobs_could_reach_it(
@@ -173,16 +173,16 @@ def test_a_port_in_use_is_one_sentence(served_study: Path, ssmscale: Command) ->
     assert refused.status == 2
     assert refused.err == f"error: --port {port}: another program listens there; --port 0 takes a free one\n"
     nowhere = ssmscale("serve", served_study, "--host", "203.0.113.7", "--port", 0)
-    nowhere.assert_refused("--host 203.0.113.7: cannot be listened on")
+    nowhere.assert_refused("--host 203.0.113.7: this machine cannot listen there")
 
 
 @pytest.mark.parametrize(
     ("database", "sentence"),
     [
-        ("postgres://u:hush@h/d", "postgres:// is spelled postgresql://"),
-        ("mongodb://u:hush@h/d", "mongodb:// is nothing MLflow keeps runs in"),
-        ("u:hush@h/d", "is not the address of a database"),
-        ("postgresql://u:hush@h:port/d", "is not the address of a database"),
+        ("postgres://u:hush@h/d", "keeps no runs in postgres://; write postgresql://"),
+        ("mongodb://u:hush@h/d", "keeps no runs in mongodb://"),
+        ("u:hush@h/d", "not a database address"),
+        ("postgresql://u:hush@h:port/d", "not a database address"),
         ("postgresql://u:hush@h", "names no database"),
         ("sqlite://", "names no database"),
         ("postgresql://u:hush@127.0.0.1:FREE/d", "cannot be opened: connection to server at"),

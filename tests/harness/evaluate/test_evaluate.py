@@ -1,4 +1,4 @@
-"""`ssmscale evaluate`: every finished run of a study is measured once, whatever interrupts it."""
+"""`ssmscale evaluate` measures every finished run once, whatever interrupts it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.common.disk import DiskFull
 from harness.evaluate.evaluator import Evaluator, Request, held_out_scores
 from harness.evaluate.model import load_trained
 from harness.record.journal import read_progress
-from harness.record.registry import ResolvedStudy, resolve_registered
+from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
 from harness.record.scores import evaluation_folder, evaluation_rows, keep_evaluation
 from harness.tracking.experiment import ID
@@ -32,8 +32,6 @@ from tests.harness.journals import registered, rows_of, write_finished
 from tests.harness.scores import SETTINGS, scored
 from tests.ssmttm.judges import write_tiny_ast, write_tiny_clap
 from tests.studies import Fields
-
-# -- the loss
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 5])
@@ -55,10 +53,11 @@ def test_the_loss_from_the_final_weights_is_the_one_training_recorded(
 
 
 @pytest.fixture
-def trained(there: Path, tmp_path: Path) -> Root:
-    """A copy of a ROOT with two trained runs of the study `tiny`."""
-    shutil.copytree(there, tmp_path / "runs")
-    return Root(tmp_path / "runs")
+def trained(there: Path, here: Root, empty_store: Path) -> Root:
+    """A copy of a ROOT with two trained runs of the study `tiny`, and an empty MLflow store."""
+    shutil.copytree(there, here.path)
+    shutil.copyfile(empty_store, here.path / "mlflow.db")
+    return here
 
 
 @pytest.fixture
@@ -67,27 +66,29 @@ def evaluate(ssmscale: Command, trained: Root) -> Command:
     return lambda *words: ssmscale("evaluate", "tiny", *words, "--root", trained.path)
 
 
-def studied(root: Root) -> ResolvedStudy:
-    found = resolve_registered(root, "tiny")
-    assert found is not None
-    return found
+@pytest.fixture
+def study(trained: Root, study_fields: Fields) -> ResolvedStudy:
+    return registered(trained, study_fields)
 
 
-def run_ids(root: Root) -> list[str]:
-    return [point.run.run_id for point in studied(root).points]
+@pytest.fixture
+def run_ids(study: ResolvedStudy) -> list[str]:
+    return [point.run.run_id for point in study.points]
 
 
 def files_of(root: Root, run_id: str, ending: str = "npz") -> dict[str, int]:
-    """What lies in an evaluation's folder, with when it was written."""
+    """Return the files of a run's evaluation with their times."""
     folder = evaluation_folder(root, run_id)
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob(f"*.{ending}")}
 
 
-def test_each_run_is_scored_against_held_out_clips_and_not_a_second_time(trained: Root) -> None:
+def test_each_run_is_scored_against_held_out_clips_and_not_a_second_time(
+    trained: Root, study: ResolvedStudy, run_ids: list[str]
+) -> None:
     request = Request(limit=6, batch=4)
-    first = Evaluator(studied(trained), request)
-    assert [first.evaluate(run).outcome for run in run_ids(trained)] == ["evaluated", "evaluated"]
-    rows = evaluation_rows(studied(trained))
+    first = Evaluator(study, request)
+    assert [first.evaluate(run).outcome for run in run_ids] == ["evaluated", "evaluated"]
+    rows = evaluation_rows(study)
     scored = {(row.run_id, row.metric): row for row in rows if row.settings == first.settings.digest}
     (proxy,) = {metric for _, metric in scored}
     assert proxy.startswith("fd_mel_proxy-")
@@ -95,70 +96,71 @@ def test_each_run_is_scored_against_held_out_clips_and_not_a_second_time(trained
     assert {row.metric for row in rows if row.settings == "held-out"} == {
         *("ce", "ce_0", "ce_1", "ppl", "ppl_0", "ppl_1")
     }
-    before = files_of(trained, run_ids(trained)[0], "*")
-    again = Evaluator(studied(trained), request)
-    assert [again.evaluate(run).outcome for run in run_ids(trained)] == ["kept", "kept"]
-    assert files_of(trained, run_ids(trained)[0], "*") == before
-    assert evaluation_rows(studied(trained)) == rows
+    before = files_of(trained, run_ids[0], "*")
+    again = Evaluator(study, request)
+    assert [again.evaluate(run).outcome for run in run_ids] == ["kept", "kept"]
+    assert files_of(trained, run_ids[0], "*") == before
+    assert evaluation_rows(study) == rows
 
 
 class Killed(BaseException):
     pass
 
 
-def test_an_evaluation_that_was_killed_repeats_no_finished_batch(trained: Root) -> None:
-    (run, _), request = run_ids(trained), Request(limit=6, batch=2)
-    undisturbed = Evaluator(studied(trained), replace(request, batch=6))
-    said: list[str] = []
+def test_an_evaluation_that_was_killed_repeats_no_finished_batch(
+    trained: Root, study: ResolvedStudy, run_ids: list[str]
+) -> None:
+    run, request, messages = run_ids[0], Request(limit=6, batch=2), list[str]()
 
-    def kill(what: str) -> None:
-        said.append(what)
-        if "generating, 4 of 6" in what:
+    def kill(message: str) -> None:
+        messages.append(message)
+        if "generating, 4 of 6" in message:
             raise Killed
 
     with pytest.raises(Killed):
-        Evaluator(studied(trained), request, kill).evaluate(run)
+        Evaluator(study, request, kill).evaluate(run)
     made = files_of(trained, run)
     assert len(made) == 2
-    assert Evaluator(studied(trained), request, said.append).evaluate(run).outcome == "evaluated"
+    assert Evaluator(study, request, messages.append).evaluate(run).outcome == "evaluated"
     assert made.items() <= files_of(trained, run).items()
-    assert [what.split(", ")[1] for what in said if "generating" in what] == [
+    assert [message.split(", ")[1] for message in messages if "generating" in message] == [
         *("0 of 6 prompts", "2 of 6 prompts", "4 of 6 prompts", "4 of 6 prompts")
     ]
     (resumed,) = codes_of(trained, run)
     shutil.rmtree(evaluation_folder(trained, run))
-    undisturbed.evaluate(run)
+    Evaluator(study, replace(request, batch=6)).evaluate(run)
     (whole,) = codes_of(trained, run)
     assert np.array_equal(resumed, whole)
 
 
 def codes_of(root: Root, run_id: str) -> list[np.ndarray]:
-    """The generated codes of a run (prompts, codebooks, frames), an entry a setting."""
+    """Return the generated codes of a run (prompts, codebooks, frames), an entry per setting."""
     return [RowStore(path).read()["codes"] for path in evaluation_folder(root, run_id).glob("*/codes")]
 
 
-def test_a_judge_added_later_needs_no_generation(trained: Root, tmp_path: Path) -> None:
-    (run, _) = run_ids(trained)
-    Evaluator(studied(trained), Request(limit=4)).evaluate(run)
+def test_a_measure_added_later_needs_no_generation(
+    trained: Root, study: ResolvedStudy, run_ids: list[str], tmp_path: Path
+) -> None:
+    run = run_ids[0]
+    Evaluator(study, Request(limit=4)).evaluate(run)
     before = files_of(trained, run)
-    judges = {
-        "clap": str(write_tiny_clap(tmp_path / "clap")),
-        "tagger": str(write_tiny_ast(tmp_path / "ast")),
-    }
-    later = Evaluator(studied(trained), Request(limit=4, **judges))
+    clap, tagger = write_tiny_clap(tmp_path / "clap"), write_tiny_ast(tmp_path / "ast")
+    later = Evaluator(study, Request(limit=4, clap=str(clap), tagger=str(tagger)))
     ended = later.evaluate(run)
     assert any("4 clips for 16 dimensions" in note for note in ended.notes)
     assert before.items() <= files_of(trained, run).items()
-    metrics = {row.metric.split("-")[0] for row in evaluation_rows(studied(trained))}
+    metrics = {row.metric.split("-")[0] for row in evaluation_rows(study)}
     assert {"fd_mel_proxy", "fd_clap", "clap_score", "kl_softmax_ast"} <= metrics
     assert later.skipped == {}
     assert later.evaluate(run).outcome == "kept"
 
 
-def test_damaged_codes_and_arrays_are_named_and_made_again(trained: Root, evaluate: Command) -> None:
-    run, other = run_ids(trained)
-    Evaluator(studied(trained), Request(limit=4)).evaluate(run)
-    before, codes = evaluation_rows(studied(trained)), codes_of(trained, run)
+def test_damaged_codes_and_arrays_are_named_and_made_again(
+    trained: Root, study: ResolvedStudy, run_ids: list[str], evaluate: Command
+) -> None:
+    run = run_ids[0]
+    Evaluator(study, Request(limit=4)).evaluate(run)
+    before, codes = evaluation_rows(study), codes_of(trained, run)
     damaged = sorted(evaluation_folder(trained, run).rglob("*.npz"))
     damaged += sorted((trained.path / "evaluation").rglob("*.npz"))
     assert len(damaged) == 3
@@ -166,44 +168,46 @@ def test_damaged_codes_and_arrays_are_named_and_made_again(trained: Root, evalua
         path.write_bytes(path.read_bytes()[:-30])
     for path in evaluation_folder(trained, run).glob("*.json"):
         path.unlink()
-    answer = evaluate("--limit", 4, "--json")
-    outcomes = {one["run_id"]: one["outcome"] for one in answer.document["runs"]}
-    assert outcomes == dict.fromkeys((run, other), "evaluated")
+    answer = evaluate(run, "--limit", 4, "--json")
+    assert [one["outcome"] for one in answer.document["runs"]] == ["evaluated"]
     for path in damaged:
         assert answer.err.count(f"warning: {path}: was damaged (") == 1
-    assert [row for row in evaluation_rows(studied(trained)) if row.run_id == run] == before
+    assert evaluation_rows(study) == before
     assert np.array_equal(codes_of(trained, run), codes)
 
 
-def test_a_disk_that_fills_up_is_named_and_what_was_measured_is_kept(
-    trained: Root, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_named_and_finished_scores_are_kept(
+    trained: Root, study: ResolvedStudy, run_ids: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    (run, _), request = run_ids(trained), Request(limit=2)
+    run, request = run_ids[0], Request(limit=2)
     with monkeypatch.context() as patched:
         patched.setattr("ssmttm.evaluation.row_store.write_atomically", full)
         with pytest.raises(DiskFull, match=f"{run}/evaluation: its disk is full"):
-            Evaluator(studied(trained), request).evaluate(run)
+            Evaluator(study, request).evaluate(run)
     kept = files_of(trained, run, "json")
     assert list(kept) == ["held-out.json"]
-    assert Evaluator(studied(trained), request).evaluate(run).outcome == "evaluated"
+    assert Evaluator(study, request).evaluate(run).outcome == "evaluated"
     assert kept.items() <= files_of(trained, run, "json").items()
 
 
-def test_two_processes_do_not_evaluate_one_run_at_once(trained: Root) -> None:
-    (run, other) = run_ids(trained)
-    evaluator = Evaluator(studied(trained), Request(limit=2))
-    evaluation_folder(trained, run).mkdir()
-    with FileLock(evaluation_folder(trained, run) / "lock"):
-        assert [evaluator.evaluate(one).outcome for one in (run, other)] == ["busy", "evaluated"]
+def test_two_processes_do_not_evaluate_one_run_at_once(
+    trained: Root, study: ResolvedStudy, run_ids: list[str]
+) -> None:
+    evaluator = Evaluator(study, Request(limit=2))
+    evaluation_folder(trained, run_ids[0]).mkdir()
+    with FileLock(evaluation_folder(trained, run_ids[0]) / "lock"):
+        assert [evaluator.evaluate(run).outcome for run in run_ids] == ["busy", "evaluated"]
 
 
 # -- prompts and references of the user's own
 
 
-def test_prompts_are_paired_with_the_recordings_they_name(trained: Root, tmp_path: Path) -> None:
+def test_prompts_are_paired_with_the_recordings_they_name(
+    study: ResolvedStudy, run_ids: list[str], tmp_path: Path
+) -> None:
     recordings = tmp_path / "recordings"
     recordings.mkdir()
     for number in range(2):
@@ -212,12 +216,12 @@ def test_prompts_are_paired_with_the_recordings_they_name(trained: Root, tmp_pat
     prompts = tmp_path / "prompts.csv"
     prompts.write_text("ytid,caption\nclip1,A tone\ngone,Silence\nclip0,A lower tone\n", encoding="utf-8")
     judge = str(write_tiny_ast(tmp_path / "ast"))
-    paired = Evaluator(studied(trained), Request(prompts=prompts, reference=recordings, tagger=judge))
+    paired = Evaluator(study, Request(prompts=prompts, reference=recordings, tagger=judge))
     assert paired.prompts.captions == ("A tone", "A lower tone")
-    assert paired.evaluate(run_ids(trained)[0]).outcome == "evaluated"
-    assert any("left out: 1 prompt whose recording" in note for note in paired.notes)
-    assert any(row.metric.startswith("kl_softmax_ast") for row in evaluation_rows(studied(trained)))
-    loose = Evaluator(studied(trained), Request(prompts=prompts, tagger=judge))
+    assert paired.evaluate(run_ids[0]).outcome == "evaluated"
+    assert any("left out: 1 prompt without a recording" in note for note in paired.notes)
+    assert any(row.metric.startswith("kl_softmax_ast") for row in evaluation_rows(study))
+    loose = Evaluator(study, Request(prompts=prompts, tagger=judge))
     assert "kl_softmax_ast" in loose.skipped
     assert loose.settings.digest != paired.settings.digest
 
@@ -225,10 +229,9 @@ def test_prompts_are_paired_with_the_recordings_they_name(trained: Root, tmp_pat
 # -- the command
 
 
-def test_the_command_evaluates_a_study_and_tells_mlflow(
-    trained: Root, empty_store: Path, tmp_path: Path, evaluate: Command
+def test_the_command_evaluates_a_study_and_mirrors_it(
+    trained: Root, run_ids: list[str], tmp_path: Path, evaluate: Command
 ) -> None:
-    shutil.copyfile(empty_store, trained.path / "mlflow.db")
     out = tmp_path / "metrics.csv"
     for _ in range(2):
         document = evaluate("--limit", 2, "--json", "--out", out).document
@@ -238,49 +241,55 @@ def test_the_command_evaluates_a_study_and_tells_mlflow(
     assert [float(row["value"]) for row in table] == [row["value"] for row in document["rows"]]
     (settings,) = set(document["settings"]) - {"held-out"}
     iterations = {row["run_id"]: row["iterations"] for row in document["rows"]}
-    for run_id in run_ids(trained):
+    for run_id in run_ids:
         mine = {row["metric"]: float(row["value"]) for row in table if row["run_id"] == run_id}
         assert len(mine) == 7
         for metric, value in mine.items():
             place = "held-out" if metric.startswith(("ce", "ppl")) else settings
-            assert told(trained, run_id, metric, place) == [(iterations[run_id], value)]
+            assert history(trained, run_id, metric, place) == [(iterations[run_id], value)]
 
 
-def test_a_note_of_scores_that_came_from_elsewhere_moves_no_cursor(trained: Root, evaluate: Command) -> None:
-    command = (run_ids(trained)[0], "--limit", 1)
+def test_a_note_of_imported_scores_moves_no_cursor(
+    trained: Root, run_ids: list[str], evaluate: Command
+) -> None:
+    command = (run_ids[0], "--limit", 1)
     assert evaluate(*command).status == 0
-    (path,) = evaluation_folder(trained, run_ids(trained)[0]).glob("[0-9a-f]*[0-9a-f].json")
+    (path,) = evaluation_folder(trained, run_ids[0]).glob("[0-9a-f]*[0-9a-f].json")
     held = json.loads(path.read_text())
     path.write_text(json.dumps(held | {"notes": ["few\x1b[2Jclips"]}))
     assert "note: few [2Jclips" in evaluate(*command).err
 
 
-def test_a_tracker_that_is_gone_costs_a_warning_and_hears_it_from_sync(
-    trained: Root, empty_store: Path, monkeypatch: pytest.MonkeyPatch, evaluate: Command, ssmscale: Command
+def test_an_unreachable_tracker_costs_a_warning_and_receives_the_scores_from_sync(
+    trained: Root,
+    study: ResolvedStudy,
+    run_ids: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    evaluate: Command,
+    ssmscale: Command,
 ) -> None:
-    run = run_ids(trained)[0]
+    run = run_ids[0]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     answer = evaluate(run, "--limit", 2)
     assert answer.status == 0
     assert "warning: MLflow at http://127.0.0.1:9" in answer.err
     assert "codec-decoded held-out clips" in answer.out
-    assert "not measured: fd_clap: give --clap" in answer.out
+    assert "not measured: fd_clap: name a CLAP model" in answer.out
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    shutil.copyfile(empty_store, trained.path / "mlflow.db")
     assert ssmscale("sync", "tiny", "--root", trained.path).status == 0
-    (row,) = [row for row in evaluation_rows(studied(trained)) if row.metric == "ce"]
-    assert told(trained, run, "ce") == [(row.iterations, row.value)]
+    (row,) = [row for row in evaluation_rows(study) if row.metric == "ce"]
+    assert history(trained, run, "ce") == [(row.iterations, row.value)]
 
 
-def told(root: Root, run_id: str, metric: str, settings: str = "held-out") -> list[tuple[int, float]]:
-    """What MLflow has heard of one metric: steps and values."""
+def history(root: Root, run_id: str, metric: str, settings: str = "held-out") -> list[tuple[int, float]]:
+    """Return MLflow's steps and values of one metric."""
     experiment = Tracker(default_uri(root), "tiny", root).experiment
     (held,) = experiment.search(ID, run_id)
-    history = experiment.client.get_metric_history(held.mlflow_id, f"eval/{settings}/{metric}")
-    return [(one.step, one.value) for one in history]
+    found = experiment.client.get_metric_history(held.mlflow_id, f"eval/{settings}/{metric}")
+    return [(one.step, one.value) for one in found]
 
 
-def test_a_score_that_is_added_later_is_told_and_no_other_twice(
+def test_a_score_that_is_added_later_is_sent_and_no_other_twice(
     tracked_root: Root, study_fields: Fields
 ) -> None:
     resolved = registered(tracked_root, study_fields)
@@ -292,7 +301,7 @@ def test_a_score_that_is_added_later_is_told_and_no_other_twice(
             mirrored = Tracker(default_uri(tracked_root), "tiny", tracked_root)
             mirrored.mirror(rows_of(tracked_root, study_fields), settle=True)
         for name, value in scores.items():
-            assert told(tracked_root, run, name, SETTINGS.digest) == [(iterations, value)]
+            assert history(tracked_root, run, name, SETTINGS.digest) == [(iterations, value)]
 
 
 def test_mistakes_are_named(tmp_path: Path, evaluate: Command) -> None:
@@ -311,13 +320,13 @@ def test_mistakes_are_named(tmp_path: Path, evaluate: Command) -> None:
         evaluate("--limit", 2, *arguments).assert_refused(word)
 
 
-def test_a_run_whose_weights_are_not_here_is_told_and_the_others_are_evaluated(
-    trained: Root, evaluate: Command
+def test_a_run_without_weights_is_named_and_the_others_are_evaluated(
+    trained: Root, run_ids: list[str], evaluate: Command
 ) -> None:
-    first, second = run_ids(trained)
+    first, second = run_ids
     (trained.run(first) / "checkpoints" / "model.safetensors").unlink()
     answer = evaluate("--limit", 2, "--json")
     assert answer.status == 1
     outcomes = {run["run_id"]: run for run in json.loads(answer.out)["runs"]}
     assert outcomes[second]["outcome"] == "evaluated"
-    assert "weights are not here" in outcomes[first]["reason"]
+    assert f"the weights of run {first} are missing" in outcomes[first]["reason"]

@@ -84,7 +84,7 @@ def test_a_smaller_micro_batch_goes_on_from_the_last_checkpoint_to_the_same_loss
     assert layout["micro_batch"] < 32
     assert layout["micro_batch"] * layout["accumulation"] == 32
     assert "out of memory with micro-batch 32" in warnings(root)
-    assert "met to rounding alone" in warnings(root)
+    assert "agree to rounding, not to the bit" in warnings(root)
     kept = [json.loads(line) for line in (root.study("tiny") / NAME).read_text().splitlines()]
     assert kept[0]["micro_batch"] == 32
     assert "resumed from" in log

@@ -211,7 +211,12 @@ def test_an_attempt_that_is_fenced_while_it_saves_writes_no_marker(engine: Engin
     Journal.open(tmp_path / "series" / "a").close()
     folder = tmp_path / "checkpoints"
     with pytest.raises(Fenced):
-        save(engine, folder, 3, 100, before_marking=old.check_fence)
+        save(
+            engine,
+            folder,
+            Marker(step=3, tokens=9, ranks=1, zero_stage=0, branch=False, files={}),
+            old.check_fence,
+        )
     assert (folder / tag_of(3)).is_dir()  # it may be the newer attempt's by now
     assert checkpoints.marked(folder) == []
 

@@ -1,4 +1,4 @@
-"""MLflow mirrors the journals: everything once, at the journal's time, whatever happened in between."""
+"""MLflow holds everything of the journals once, at the journal's time, whatever interrupted a mirror."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ def test_every_step_is_mirrored_once_with_the_journals_time(study: Study) -> Non
     assert [study.steps(point.run.run_id) for point in study.points] == [[5], [9, 10]]
 
 
-def test_what_was_mirrored_half_way_is_completed_and_not_repeated(study: Study) -> None:
+def test_an_interrupted_series_is_killed_and_then_completed_without_repeating_a_step(study: Study) -> None:
     train(study.root, study.fields, StopAfter(3))
-    study.mirror()
-    assert study.steps() == [1, 2, 3]
+    tracker = study.tracker()
+    study.mirror(tracker, settle=True)
+    parent = study.the()
+    assert (parent.status, study.steps()) == ("KILLED", [1, 2, 3])
+    assert "interrupted" in parent.tags["ssmscale.reason"]
     train(study.root, study.fields)
-    study.mirror()
+    study.mirror(tracker, settle=True)
     assert study.steps() == list(range(1, 9))
-    assert study.the().status == "FINISHED"
+    held = list(tracker.experiment.search())
+    assert {one.status for one in held} == {"FINISHED"}
+    assert not any("ssmscale.reason" in one.tags for one in held)
 
 
 def test_an_evaluation_journalled_after_its_step_was_mirrored_is_not_lost(study: Study, trunk: Any) -> None:
@@ -50,30 +55,28 @@ def test_what_a_mirror_sent_before_it_was_killed_is_not_sent_again(study: Study,
     log_steps(trunk, [2, 3])
     held = study.the()
     experiment, event = study.tracker().experiment, list(read_events(series_folder(study.root)))[2]
-    # What a mirror leaves that is killed after its metrics arrived and before its mark did.
+    # A mirror was killed after its metrics arrived and before its mark did.
     from mlflow.entities import Metric
 
     sent = Metric("train_loss", event["loss"], int(event["t"] * 1000), 2)
     experiment.client.log_batch(held.mlflow_id, metrics=[sent])
-    log_steps(
-        begin_series(study.root, study.points[0].run), [2, 3, 4], loss=1.0
-    )  # and a later attempt's word
+    log_steps(begin_series(study.root, study.points[0].run), [2, 3, 4], loss=1.0)  # by a later attempt
     study.mirror()
     assert study.steps() == [1, 2, 3, 4]
     assert study.history()[1] == (2, int(event["t"] * 1000), event["loss"])
-    assert study.steps(key="lr") == [1, 2, 3, 4]  # of which nothing had arrived
+    assert study.steps(key="lr") == [1, 2, 3, 4]  # none of them had arrived
 
 
-def test_a_step_another_mirror_sent_before_a_later_attempt_told_it_again_is_there_once(
+def test_a_step_that_another_mirror_sent_and_a_later_attempt_logged_again_is_there_once(
     study: Study, trunk: Any
 ) -> None:
     log_steps(trunk, range(1, 4))
-    goes_along = study.tracker()
-    study.mirror(goes_along)
+    first = study.tracker()
+    study.mirror(first)
     log_steps(trunk, range(4, 7))
-    study.mirror()  # `ssmscale sync`, say
+    study.mirror()  # by another tracker, as `ssmscale sync` does
     log_steps(begin_series(study.root, study.points[0].run), range(4, 8), tokens_per_second=77.0)
-    study.mirror(goes_along)
+    study.mirror(first)
     assert study.steps() == list(range(1, 8))
 
 
@@ -98,7 +101,9 @@ def test_more_metrics_than_a_call_takes_arrive_each_once(study: Study, trunk: An
 
 
 @pytest.mark.parametrize("call", ["create_run", "log_batch", "set_terminated"])
-def test_a_call_that_failed_after_it_was_heard_is_not_repeated(study: Study, calls: Calls, call: str) -> None:
+def test_a_call_that_failed_after_it_took_effect_is_not_repeated(
+    study: Study, calls: Calls, call: str
+) -> None:
     write_finished(study.root, study.points, steps=3)
     tracker = study.tracker()
     calls.failing.add(call)
@@ -109,8 +114,7 @@ def test_a_call_that_failed_after_it_was_heard_is_not_repeated(study: Study, cal
     assert sorted(one.identity for one in tracker.experiment.search()) == sorted(
         {"tiny", study.series_id, *(point.run.run_id for point in study.points)}
     )
-    for point in study.points:
-        run = point.run
+    for run in (point.run for point in study.points):
         assert study.steps(run.run_id) == list(range(run.iterations - 2, run.iterations + 1))
         assert study.steps(run.run_id, "final.loss") == [run.iterations]
 
@@ -131,10 +135,10 @@ def test_a_finished_run_costs_four_calls_and_afterwards_none(study: Study, calls
     assert calls.made == []
 
 
-def test_two_mirrors_at_once_make_one_run_of_each(study: Study) -> None:
+def test_two_mirrors_at_once_create_one_run_of_each(study: Study) -> None:
     early = study.tracker()
-    study.mirror(early)  # has looked, and seen nothing
-    train(study.root, study.fields)
+    study.mirror(early)  # finds nothing
+    write_finished(study.root, study.points)
     study.mirror()
     study.mirror(early)
     assert len(list(early.experiment.search())) == 4

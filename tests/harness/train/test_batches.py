@@ -1,9 +1,8 @@
-"""A step's batch is a function of (seed, step): no layout, no order of asking and no interruption changes a sample."""
+"""A step's batch is a function of (seed, step): layout, order of steps and interruptions change no sample."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from harness.record.registry import resolve
 from harness.record.root import Launch, Root
 from harness.study.schema import Study
 from harness.train.batches import Batches
-from tests.studies import tiny_study
+from tests.studies import Fields, tiny_study
 
 BATCH, POSITIONS = 16, 16
 STEPS = (0, 1, 7, 1000)
@@ -22,10 +21,10 @@ Sample = tuple[bytes, ...]
 
 
 @pytest.fixture(scope="module")
-def fields(tiny_corpus: Path) -> dict[str, Any]:
+def fields(tiny_corpus: Path) -> Fields:
     fields = tiny_study(tiny_corpus)
     fields["text"]["max_positions"] = POSITIONS
-    fields["corpus"]["frames"] = 40  # less than a clip: where it is cropped is drawn too
+    fields["corpus"]["frames"] = 40  # less than a clip, so that crops are drawn too
     fields["training"] |= {
         "batch": BATCH,
         "regularisation": {"caption_dropout": 0.3, "position_dropout": 0.3},
@@ -33,8 +32,8 @@ def fields(tiny_corpus: Path) -> dict[str, Any]:
     return fields
 
 
-def batches(fields: dict[str, Any], tmp_path: Path, ranks: int, micro_batch: int, rank: int) -> Batches:
-    """What one rank draws from."""
+def batches(fields: Fields, tmp_path: Path, ranks: int, micro_batch: int, rank: int) -> Batches:
+    """Return the batches of one rank."""
     study = validate(Study, fields, "test")
     root = Root(tmp_path)
     run = resolve(study, root, "test").points[0].run
@@ -48,7 +47,7 @@ def batches(fields: dict[str, Any], tmp_path: Path, ranks: int, micro_batch: int
 
 
 def in_global_order(drawn: list[Batches], step: int) -> list[Sample]:
-    """Every sample of a step, all ranks together, as bytes: inputs, targets, text, masks."""
+    """Return every sample of a step, all ranks together, as bytes: inputs, targets, text, masks."""
     by_rank = [source.training_step(step) for source in drawn]
     assert len({targets for _, targets in by_rank}) == 1
     samples = []
@@ -67,8 +66,8 @@ def in_global_order(drawn: list[Batches], step: int) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def whole(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Sample]]:
-    """The steps as one rank sees them in one piece."""
+def whole(fields: Fields, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Sample]]:
+    """Samples of the steps in one micro-batch of one rank."""
     source = batches(fields, tmp_path_factory.mktemp("whole"), 1, BATCH, 0)
     return {step: in_global_order([source], step) for step in STEPS}
 
@@ -76,45 +75,29 @@ def whole(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("micro_batch", [1, 2, 4, 8])
 def test_any_layout_deals_out_the_same_samples_in_the_same_order(
-    fields: dict[str, Any], tmp_path: Path, whole: dict[int, list[Sample]], ranks: int, micro_batch: int
+    fields: Fields, tmp_path: Path, whole: dict[int, list[Sample]], ranks: int, micro_batch: int
 ) -> None:
     drawn = [batches(fields, tmp_path, ranks, micro_batch, rank) for rank in range(ranks)]
     micro = min(micro_batch, BATCH // ranks)
     assert all(len(batch.inputs) == micro for source in drawn for batch in source.training_step(0)[0])
-    for step in reversed(STEPS):  # what was asked for before changes nothing
+    for step in reversed(STEPS):
         assert in_global_order(drawn, step) == whole[step], step
 
 
-def test_steps_and_seeds_differ(
-    fields: dict[str, Any], tmp_path: Path, whole: dict[int, list[Sample]]
-) -> None:
+def test_steps_and_seeds_differ(fields: Fields, tmp_path: Path, whole: dict[int, list[Sample]]) -> None:
     assert len({tuple(samples) for samples in whole.values()}) == len(STEPS)
     other = batches({**fields, "grid": {**fields["grid"], "seeds": [1]}}, tmp_path, 1, BATCH, 0)
     assert in_global_order([other], 0) != whole[0]
     samples = [sample for held in whole.values() for sample in held]
-    assert len({sample[3] for sample in samples}) > 5  # positions are masked, each sample's in its own way
+    assert len({sample[3] for sample in samples}) > 5  # each sample's positions are masked in its own way
     assert {sample[4] for sample in samples} == {b"\0", b"\1"}
 
 
-def test_going_on_after_an_interruption_is_going_on(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_going_on_after_an_interruption_is_going_on(fields: Fields, tmp_path: Path) -> None:
     straight = batches(fields, tmp_path, 1, 4, 0)
     through = [in_global_order([straight], step) for step in range(12)]
     resumed: list[list[Sample]] = []
-    for begin, end, layout in (
-        (0, 5, (1, 4)),
-        (3, 9, (2, 2)),
-        (8, 12, (1, 16)),
-    ):  # redoing what was not saved
+    for begin, end, layout in ((0, 5, (1, 4)), (3, 9, (2, 2)), (8, 12, (1, 16))):  # with steps repeated
         drawn = [batches(fields, tmp_path, *layout, rank) for rank in range(layout[0])]
         resumed[begin:end] = [in_global_order(drawn, step) for step in range(begin, end)]
     assert resumed == through
-
-
-def test_every_clip_is_seen_once_before_any_is_seen_twice(fields: dict[str, Any], tmp_path: Path) -> None:
-    from ssmttm.corpus.dataset import batch_indices
-
-    source = batches(fields, tmp_path, 1, 4, 0)
-    clips = len(source.train)
-    assert clips % BATCH == 0
-    epoch = [int(i) for step in range(clips // BATCH) for i in batch_indices(clips, 0, step, BATCH)]
-    assert sorted(epoch) == list(range(clips))

@@ -1,4 +1,4 @@
-"""ZeRO stages and ranks: other ways of doing the same arithmetic."""
+"""Every ZeRO stage and number of ranks computes the same losses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.conftest import REPOSITORY, tiny_study
 from tests.harness.trainer import prepared, train
+from tests.studies import Fields
 from tests.waiting import PATIENCE
 
 STEPS, SHORT = 20, 5
@@ -26,7 +26,7 @@ STAGES = (1, 2, 3)
 class Trained:
     """One study of one Run, trained in several ways."""
 
-    corpus: Path
+    fields: Fields
     one_rank: Sequence[float]
     """Training losses of one rank."""
     whole: dict[int, Root]
@@ -35,14 +35,14 @@ class Trained:
     """Trained by two ranks for a few steps, by ZeRO stage."""
 
 
-def fields_of(corpus: Path, iterations: int = STEPS) -> dict[str, Any]:
+def fields_of(corpus: Path, iterations: int) -> Fields:
     fields = tiny_study(corpus)
     fields["grid"] |= {"sizes": {"s": {"n_blocks": 2, "d_model": 32}}, "iterations": [iterations]}
     return fields
 
 
-def training_losses(root: Root, fields: dict[str, Any]) -> list[float]:
-    """The training loss at each of the first 20 steps, trunk and branch together."""
+def training_losses(root: Root, fields: Fields) -> list[float]:
+    """Return the training loss of every step, trunk and branch together."""
     ((_, (run,)),) = prepared(root, fields, log_every=1)
     steps = {**read_progress(root.series(run.series_id)).steps, **read_progress(root.run(run.run_id)).steps}
     return [steps[step]["loss"] for step in range(1, STEPS + 1)]
@@ -50,7 +50,7 @@ def training_losses(root: Root, fields: dict[str, Any]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """All that two ranks train, one after the other by the same two: what takes long is to start them."""
+    """All training of two ranks, by the same two processes: starting them takes longest."""
     folder = tmp_path_factory.mktemp("zero")
     whole = {stage: Root(folder / f"whole-{stage}") for stage in STAGES}
     begun = {stage: Root(folder / f"begun-{stage}") for stage in STAGES}
@@ -60,10 +60,10 @@ def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
             fields = fields_of(tiny_corpus, iterations)
             ((_, (run,)),) = prepared(root, fields, log_every=1, zero_stage=stage, **launch)
             run_dirs.append(root.run(run.run_id))
-    train_on_ranks(2, run_dirs)
-    alone = Root(folder / "alone")
-    train(alone, fields_of(tiny_corpus), log_every=1)
-    return Trained(tiny_corpus, training_losses(alone, fields_of(tiny_corpus)), whole, begun)
+    train_on_two_ranks(run_dirs)
+    alone, fields = Root(folder / "alone"), fields_of(tiny_corpus, STEPS)
+    train(alone, fields, log_every=1)
+    return Trained(fields, training_losses(alone, fields), whole, begun)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -81,22 +81,22 @@ def test_two_ranks_under_zero_give_the_losses_of_one(trained: Trained, stage: in
         "kernels": "torch",
         "activation_checkpointing": False,
     }
-    assert training_losses(root, fields_of(trained.corpus)) == pytest.approx(trained.one_rank, abs=1e-4)
+    assert training_losses(root, trained.fields) == pytest.approx(trained.one_rank, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     "stage", [pytest.param(1, marks=pytest.mark.verify), pytest.param(2, marks=pytest.mark.verify), 3]
 )
-def test_what_two_ranks_saved_one_rank_goes_on_with(trained: Trained, stage: int) -> None:
-    root, fields = trained.begun[stage], fields_of(trained.corpus)
-    train(root, fields, log_every=1, zero_stage=stage)  # from step 4 of the trunk
-    assert training_losses(root, fields) == pytest.approx(trained.one_rank, abs=1e-5)
+def test_one_rank_resumes_the_checkpoint_of_two(trained: Trained, stage: int) -> None:
+    root = trained.begun[stage]
+    train(root, trained.fields, log_every=1, zero_stage=stage)  # from step 4 of the trunk
+    assert training_losses(root, trained.fields) == pytest.approx(trained.one_rank, abs=1e-5)
 
 
-def train_on_ranks(ranks: int, run_dirs: Sequence[Path]) -> None:
+def train_on_two_ranks(run_dirs: Sequence[Path]) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)),
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
             *("-m", "harness.train.worker", *map(str, run_dirs)),
         ],

@@ -1,4 +1,4 @@
-"""What MLflow is told of a run beside its losses: parameters, tags, files and what is closed already."""
+"""A mirrored run's parameters, tags and files, and the ledger of finished Series."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from harness.tracking.experiment import Experiment, Held
 from harness.tracking.series import active
 from tests.harness.journals import begin_run, finish, log_steps, write_finished
 from tests.harness.tracked import Calls, Study
-from tests.harness.trainer import train
 
 
-def test_params_tags_and_files_tell_a_run_from_any_other(study: Study) -> None:
-    train(study.root, study.fields)
+def test_params_tags_and_files_identify_a_run(study: Study) -> None:
+    write_finished(study.root, study.points)
     study.mirror()
     client = study.tracker().experiment.client
     held = study.the(study.points[0].run.run_id)
@@ -47,30 +46,26 @@ def test_what_the_machine_did_has_the_names_mlflows_page_looks_for(study: Study,
 def test_a_parameter_that_differs_in_mlflow_stops_nothing(study: Study, trunk: Any) -> None:
     study.mirror()
     held = study.the()
-    client = study.tracker().experiment.client
-    client.log_param(held.mlflow_id, "a_field_of_another_version", "1")
+    study.tracker().experiment.client.log_param(held.mlflow_id, "a_field_of_another_version", "1")
     log_steps(trunk, [1])
     study.mirror()
     assert study.steps() == [1]
 
 
-def test_a_run_made_without_its_parameters_gets_them(study: Study, trunk: Any, calls: Calls) -> None:
-    study.tracker().experiment.create(
-        study.series_id, "series", "name", 1, {"ssmscale.series": study.series_id}
-    )  # what is left of a mirror that was killed then
+def test_a_run_created_without_its_parameters_gets_them(study: Study, trunk: Any) -> None:
+    tags = {"ssmscale.series": study.series_id}
+    study.tracker().experiment.create(study.series_id, "series", "name", 1, tags)
     study.mirror()
-    held = study.the()
-    assert held.has_params
+    assert study.the().has_params
 
 
-def test_the_studys_files_are_kept_once_and_again_when_they_change(study: Study, calls: Calls) -> None:
-    train(study.root, study.fields)
+def test_the_studys_files_are_sent_once_and_again_when_they_change(study: Study, calls: Calls) -> None:
+    write_finished(study.root, study.points)
     study.mirror(settle=True)
-    folder = study.root.study("tiny")
-    (folder / "report").mkdir()
-    (folder / "report" / "report.html").write_text("<p>first</p>")
+    report = study.root.study("tiny") / "report" / "report.html"
+    report.parent.mkdir()
     for text in ("<p>first</p>", "<p>first</p>", "<p>second</p>"):
-        (folder / "report" / "report.html").write_text(text)
+        report.write_text(text)
         study.mirror(settle=True, thorough=True)
     assert calls.made.count("log_artifact") == 3 + 1 + 2  # of the runs; study.json; the report twice
     held = study.the("tiny")
@@ -89,7 +84,7 @@ def test_a_run_never_ends_before_it_began_though_the_clock_was_set_back(study: S
         assert held.end >= held.start
 
 
-def test_what_is_closed_is_not_asked_about_again(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_series_causes_no_further_call(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     write_finished(study.root, study.points)
     study.mirror(settle=True)
     monkeypatch.setattr(Experiment, "search", None)
@@ -97,7 +92,7 @@ def test_what_is_closed_is_not_asked_about_again(study: Study, monkeypatch: pyte
     study.mirror(settle=True)
 
 
-def test_a_store_made_anew_gets_everything(study: Study, empty_store: Any) -> None:
+def test_a_store_created_anew_gets_everything(study: Study, empty_store: Any) -> None:
     write_finished(study.root, study.points)
     study.mirror(settle=True)
     from mlflow.tracking._tracking_service import utils
@@ -109,7 +104,7 @@ def test_a_store_made_anew_gets_everything(study: Study, empty_store: Any) -> No
     assert len(study.found(study.points[0].run.run_id)) == 1
 
 
-def test_a_damaged_record_is_no_record(study: Study) -> None:
+def test_a_damaged_ledger_is_ignored(study: Study) -> None:
     write_finished(study.root, study.points)
     study.mirror(settle=True)
     (study.root.study("tiny") / "mirrored.json").write_text('{"store": ')
