@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -27,9 +27,6 @@ from ssmttm.errors import InputError
 
 VARIABLE = "SSMSCALE_KERNELS"
 """Environment variable that keeps a process to PyTorch where it says `torch`."""
-
-NO_DEVICE = "no CUDA device"
-"""The reason that is none to worry about."""
 
 CHUNK = 256
 """Chunk of the scan in mamba-ssm's kernels, its own default."""
@@ -91,6 +88,8 @@ class Kernels:
     """How a layout names them: packages and versions, since other kernels add up in another order."""
     reason: str | None = None
     """Why PyTorch does all of it or a part; None where it does nothing."""
+    misses_package: bool = False
+    """True if a package that the device could use is not installed, or cannot be imported."""
     device: str = "cuda"
     scan: Callable[..., Any] | None = None
     """mamba_ssm's mamba_chunk_scan_combined."""
@@ -138,7 +137,7 @@ def _choose() -> Kernels:
     if wanted:
         raise InputError(f"{VARIABLE}: {wanted!r}: must be torch, or unset for the fastest there is")
     if not torch.cuda.is_available():
-        return Kernels(reason=NO_DEVICE)
+        return Kernels(reason="no CUDA device")
     return load("cuda")
 
 
@@ -148,7 +147,7 @@ def load(device: str) -> Kernels:
         with _without_its_init("mamba_ssm"):
             from mamba_ssm.ops.triton import ssd_combined
     except Exception as error:  # triton looks for a driver and a compiler, and raises whatever it likes
-        return Kernels(reason=_missing("mamba-ssm", error))
+        return Kernels(reason=_missing("mamba-ssm", error), misses_package=True)
     kernels = Kernels(
         name=f"mamba-ssm {version('mamba-ssm')}",
         device=device,
@@ -158,7 +157,7 @@ def load(device: str) -> Kernels:
     try:
         from causal_conv1d import causal_conv1d_fn
     except Exception as error:
-        return Kernels(**vars(kernels) | {"reason": _missing("causal-conv1d", error)})
+        return replace(kernels, reason=_missing("causal-conv1d", error), misses_package=True)
     return Kernels(
         **vars(kernels)
         | {
