@@ -1,10 +1,10 @@
-"""A bundle: the finished Runs of a study in one file, to be carried to another machine, published or kept.
+"""A bundle: the finished Runs of a study in one file, for another machine, a publication or an archive.
 
-It holds identities, journals and the scores of evaluations, from which points, fits and MLflow's view are made again,
-and neither weights nor logs nor sound. bundle.json lists every member with size and SHA-256; nothing in it tells of the
-host, and the same Runs give the same bytes. The tracker's address stays behind: it may hold a password, and an import
-must not send journals and the login of the user's environment to a server that another user chose. check.py reads a
-bundle, merge.py brings it into a ROOT.
+It holds identities, journals and the scores of evaluations, from which points, fits and MLflow's runs can be made
+again, but no weights, logs or sound. bundle.json lists every member with size and SHA-256. It names no host, and the
+same Runs give the same bytes. The tracker's address is left out: it may hold a password, and an import must not send
+journals and the user's credentials to a server that another user chose. check.py reads a bundle, merge.py adds it to a
+ROOT.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -35,24 +35,22 @@ FORMAT = 1
 CONTENTS = "bundle.json"
 MEMBER = re.compile(
     r"study\.json|calibration\.json|points\.csv"
-    r"|runs/(?P<run>[0-9a-f]{12})/"
+    r"|runs/[0-9a-f]{12}/"
     r"(?:run\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl|evaluation/(?:held-out|[0-9a-f]{12})\.json)"
-    r"|series/(?P<series>[0-9a-f]{12})/(?:series\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl)"
+    r"|series/[0-9a-f]{12}/(?:series\.json|journal/(?:[0-9]{4}|[1-9][0-9]{4,8})\.jsonl)"
 )
-"""Every name a member may have; `run` and `series` are whose it is."""
-NO_DATE = (1980, 1, 1, 0, 0, 0)
-"""Date of every member: real times would make two equal bundles differ."""
+"""Every name a member may have."""
 
 
 class MemberFacts(Frozen):
-    """One member as it was written."""
+    """Size and checksum of one member."""
 
     bytes: WholeNumber
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Counts(Frozen):
-    """Numbers of what a bundle holds."""
+    """Numbers of Runs, Series, journals and evaluations in a bundle."""
 
     runs: WholeNumber
     series: WholeNumber
@@ -61,7 +59,7 @@ class Counts(Frozen):
 
 
 class Contents(Frozen):
-    """bundle.json: what a bundle holds and which code made it."""
+    """bundle.json: the members of a bundle and the code that made it."""
 
     format: WholeNumber
     study: str
@@ -72,10 +70,10 @@ class Contents(Frozen):
 
 
 def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
-    """Write the finished Runs of a study to `out`, all or nothing.
+    """Write the finished Runs of a study to `out`, all or none.
 
-    Raises InputError where none has finished, the study was never submitted, `out` is no name for a bundle, or what an
-    evaluation found is damaged or under another name.
+    Raises InputError if the study was never submitted, no Run has finished, `out` cannot be a bundle, or a file of
+    scores is damaged or has the wrong name.
     """
     if out.suffix != ".zip":
         raise InputError(f"--out {out}: does not end in .zip")
@@ -83,9 +81,7 @@ def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
         raise InputError(f"--out {out}: there is no folder {out.parent}")
     name, root = resolved.study.name, resolved.root
     if not (root.study(name) / "study.json").exists():
-        raise InputError(
-            f"study {name}: was never submitted under {root.path}, so there is nothing to export"
-        )
+        raise InputError(f"study {name}: was never submitted under {root.path}; submit it first")
     done = [row for row in StatusReader(root, name).read(resolved.points) if row.state is RunState.DONE]
     if not done:
         raise InputError(f"study {name}: none of its runs has finished under {root.path}")
@@ -102,12 +98,12 @@ def export_bundle(resolved: ResolvedStudy, out: Path) -> Counts:
             versions={"ssmscale": installed_version("ssmscale")},
             members=facts,
         )
-        # Without scores it says nothing of them, and versions that know of none can read it.
+        # Without scores the counts omit them, so that versions without evaluations can read the bundle.
         _write(archive, CONTENTS, _json(contents.model_dump(mode="json", exclude_defaults=True)))
     return contents.counts
 
 
-def count_members(names: Any) -> Counts:
+def count_members(names: Collection[str]) -> Counts:
     """Count the Runs, Series, journals and evaluations among these member names."""
     return Counts(
         runs=sum(name.endswith("/run.json") for name in names),
@@ -122,7 +118,9 @@ def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[s
     yield "study.json", without_tracker((study / "study.json").read_bytes())
     if (study / "calibration.json").exists():
         yield "calibration.json", (study / "calibration.json").read_bytes()
-    yield "points.csv", _points(done, resolved)
+    table = io.StringIO(newline="")
+    write_table(points_of(done, root), None, table)
+    yield "points.csv", table.getvalue().encode()
     series: set[str] = set()
     for row in done:
         if row.series_id not in series:
@@ -138,20 +136,20 @@ def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[s
 
 
 def _journal(folder: str, directory: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the good lines of every attempt: lines torn or damaged here are left out."""
+    """Yield the valid lines of every attempt; torn and damaged lines are left out."""
     for attempt in attempts(directory):
         path = attempt_file(directory, attempt)
         reader, content = LineReader(path), whole_lines(path)
         damaged = {line.number for line in reader.read(check_for(directory)) if isinstance(line, Damage)}
         if damaged:
-            lines = content.split(b"\n")[:-1]  # as the reader counts: other ends of line are none
+            lines = content.split(b"\n")[:-1]  # as the reader splits, unlike splitlines
             content = b"".join(line + b"\n" for number, line in enumerate(lines, 1) if number not in damaged)
         if content:
             yield f"{folder}/journal/{path.name}", content
 
 
 def without_tracker(registration: bytes) -> bytes:
-    """A study.json as it travels: as it is, but for an address of a tracker."""
+    """Return a study.json without the address of a tracker."""
     document = json.loads(registration)
     if document["study"].get("tracking", {}).pop("uri", None) is None:
         return registration
@@ -159,15 +157,9 @@ def without_tracker(registration: bytes) -> bytes:
 
 
 def whole_lines(path: Path) -> bytes:
-    """A journal file up to its last end of line."""
+    """Read a journal file up to its last end of line."""
     content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1]
-
-
-def _points(done: list[RunStatus], resolved: ResolvedStudy) -> bytes:
-    text = io.StringIO(newline="")
-    write_table(points_of(done, resolved.root), None, text)
-    return text.getvalue().encode()
 
 
 def _json(document: object) -> bytes:
@@ -175,7 +167,7 @@ def _json(document: object) -> bytes:
 
 
 def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    info = zipfile.ZipInfo(name, NO_DATE)
+    info = zipfile.ZipInfo(name)  # dated 1980: with real times, equal bundles would have different bytes
     info.compress_type = zipfile.ZIP_DEFLATED
     info.external_attr = 0o100644 << 16
     archive.writestr(info, content)

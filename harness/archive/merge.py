@@ -1,11 +1,11 @@
-"""Bringing a bundle's Runs into a ROOT: what is finished here stays as it is, what is new comes after what is here.
+"""Adding a bundle's Runs to a ROOT: finished Runs here stay unchanged, and new attempts follow those that are here.
 
-An attempt is known by its first line, which names its process and the time. A copy that is here already is not brought
-again, and of two copies of which one goes on where the other ends the longer stays. Everything else is added as newer
-attempts, under the lock a trainer of the Series would hold: a newer attempt fences an older one, and an import must
-fence no trainer. A Series in training is left alone as a whole.
+The first line of an attempt, which names its process and the time, identifies it. An attempt that is here already is
+not added again, unless the bundle's copy continues it: then the longer copy stays. All others are added as newer
+attempts, under the lock that a trainer of the Series would hold: a newer attempt fences an older one, and an import
+must fence no trainer. A Series in training is left alone as a whole.
 
-Scores of evaluations join those that are here, metric by metric; where both have one, the one here stays.
+Scores are added to the evaluations here metric by metric; where both have a score, the one here stays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness.archive.check import OpenBundle
 from harness.archive.export import whole_lines, without_tracker
 from harness.common.disk import write_atomically
 from harness.record.journal import Event, attempt_file, attempts, read_progress
-from harness.record.registry import ResolvedStudy, resolve_registered
+from harness.record.registry import resolve_registered
 from harness.record.root import Root, read_run, write_run, write_series
 from harness.record.scores import (
     Evaluation,
@@ -38,21 +38,21 @@ class Imported:
     """The outcome of an import."""
 
     added: list[str] = field(default_factory=list)
-    """Runs that are finished here now and were not before."""
+    """Runs that the import finished here."""
     present: list[str] = field(default_factory=list)
     """Runs that were finished here already."""
     busy: list[str] = field(default_factory=list)
-    """Series in training here: nothing of them was brought."""
+    """Series in training here, which were left out."""
     evaluations: int = 0
-    """Files of scores that are new here, or hold more than before."""
+    """Files of scores that are new here, or gained scores."""
     notes: list[str] = field(default_factory=list)
 
 
 def merge(bundle: OpenBundle, root: Root) -> Imported:
-    """Add a checked bundle to `root`; doing so again changes nothing.
+    """Add a checked bundle to `root`; a repeated import changes nothing.
 
-    Raises InputError, before anything is written, where a study of that name, a run.json or an evaluation here cannot
-    be read.
+    Raises InputError, before it writes a file, where a study of that name, a run.json or an evaluation here cannot be
+    read.
     """
     done = Imported()
     registered = resolve_registered(root, bundle.contents.study)
@@ -67,10 +67,18 @@ def merge(bundle: OpenBundle, root: Root) -> Imported:
             _merge_series(bundle, root, series_id, runs, done)
     for run_id in (*done.added, *done.present):
         _merge_evaluations(bundle, root, run_id, done)
+    present = {*done.added, *done.present}
     if registered is not None:
-        _note_unlisted(registered, done)
-    elif done.added or done.present:
-        _register(bundle, root)
+        if others := len(present - {point.run_id for point in registered.points}):
+            done.notes.append(
+                f"the study {registered.study.name} registered here stays as it is and does not list {others} of these "
+                "runs; submit a study that does to use them"
+            )
+    elif present:
+        here, there = root.study(bundle.contents.study), bundle.unpacked.path
+        if (there / "calibration.json").exists():
+            write_atomically(here / "calibration.json", (there / "calibration.json").read_bytes())
+        write_atomically(here / "study.json", without_tracker((there / "study.json").read_bytes()))
     if done.added:
         root.control(bundle.contents.study).append("imported", runs=done.added)
     return done
@@ -90,7 +98,7 @@ def _merge_series(
             return
         write_series(root, runs[0])
         _merge_journal(root.series(series_id), bundle.unpacked.series(series_id))
-        for run in runs:  # after the trunk's: a Run that is finished here is not looked at again
+        for run in runs:  # after the trunk: the next import skips finished Runs, trunk included
             if _is_finished(root, run):
                 done.present.append(run.run_id)
                 continue
@@ -99,9 +107,8 @@ def _merge_series(
             if _is_finished(root, run):
                 done.added.append(run.run_id)
             else:
-                done.notes.append(
-                    f"{root.run(run.run_id)}: its own journal goes on after the attempt that finished"
-                )
+                journal = root.run(run.run_id)
+                done.notes.append(f"{journal}: its own journal has attempts after the one that finished")
 
 
 def _merge_journal(here: Path, there: Path) -> None:
@@ -109,21 +116,18 @@ def _merge_journal(here: Path, there: Path) -> None:
     known: dict[bytes, Path] = {}
     for attempt in attempts(here):
         path = attempt_file(here, attempt)
-        known.setdefault(_first_line(whole_lines(path)), path)
+        known.setdefault(whole_lines(path).partition(b"\n")[0], path)
     for attempt in attempts(there):
         content = whole_lines(attempt_file(there, attempt))
-        copy = known.get(_first_line(content))
+        copy = known.get(content.partition(b"\n")[0])
         if copy is None:
-            number = max(attempts(here), default=0) + 1
-            write_atomically(attempt_file(here, number), content)
-            continue
-        own = whole_lines(copy)
-        if len(content) > len(own) and content.startswith(own):
+            write_atomically(attempt_file(here, max(attempts(here), default=0) + 1), content)
+        elif content.startswith(own := whole_lines(copy)) and content != own:
             write_atomically(copy, content)
 
 
 def _merge_evaluations(bundle: OpenBundle, root: Root, run_id: str, done: Imported) -> None:
-    """Add to what was found of a Run here what was found of it there, unless it is being evaluated."""
+    """Add the scores of a Run in the bundle to those here, unless the Run is being evaluated."""
     there = list(evaluations_of(bundle.unpacked, run_id))
     if all(_joined(root, run_id, found) is None for found in there):
         return
@@ -136,13 +140,11 @@ def _merge_evaluations(bundle: OpenBundle, root: Root, run_id: str, done: Import
                     keep_evaluation(root, run_id, joined)
                     done.evaluations += 1
     except Timeout:
-        done.notes.append(
-            f"run {run_id}: is being evaluated here; import again for what the bundle found of it"
-        )
+        done.notes.append(f"run {run_id}: is being evaluated here; import again later to add its scores")
 
 
 def _joined(root: Root, run_id: str, found: Evaluation) -> Evaluation | None:
-    """Join two evaluations under the same settings; None where nothing would be new."""
+    """Add the evaluation here to one with the same settings; None if `found` has no new score."""
     own = held_evaluation(root, run_id, found.name)
     if own is None:
         return found
@@ -150,25 +152,3 @@ def _joined(root: Root, run_id: str, found: Evaluation) -> Evaluation | None:
         return None
     notes = tuple(dict.fromkeys([*own.notes, *found.notes]))
     return own.model_copy(update={"scores": found.scores | own.scores, "notes": notes})
-
-
-def _first_line(content: bytes) -> bytes:
-    return content.partition(b"\n")[0]
-
-
-def _register(bundle: OpenBundle, root: Root) -> None:
-    """Register the bundle's study, of whose name there is none here yet."""
-    here, there = root.study(bundle.contents.study), bundle.unpacked.path
-    if (there / "calibration.json").exists():
-        write_atomically(here / "calibration.json", (there / "calibration.json").read_bytes())
-    write_atomically(here / "study.json", without_tracker((there / "study.json").read_bytes()))
-
-
-def _note_unlisted(registered: ResolvedStudy, done: Imported) -> None:
-    listed = {point.run.run_id for point in registered.points}
-    others = sum(run_id not in listed for run_id in (*done.added, *done.present))
-    if others:
-        done.notes.append(
-            f"the study {registered.study.name} registered here stays as it is and does not list {others} of these "
-            f"runs; submit one that does, and it finds them finished"
-        )

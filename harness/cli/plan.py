@@ -159,7 +159,7 @@ def _reasons(plan: Plan) -> list[str]:
 
 def _print_sizes(console: Console, plan: Plan) -> None:
     """Print each size beside the parameters the study asks for and those of a published model, where there are any."""
-    sizes = [size.as_json() for size in plan.sizes()]
+    sizes = plan.sizes()
     beside = {
         key: (title, off)
         for key, title, off in (

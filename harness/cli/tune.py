@@ -102,7 +102,7 @@ def _described(case: SearchCase, told: TrialRecord) -> str:
     name = f"{case.architecture} {case.size} trial {told.number} ({_listed(told.values)})"
     if told.result.loss is not None:
         return f"{name}: loss {told.result.loss:.4f}"
-    return f"{name}: {told.outcome}" + (f" ({told.result.reason})" if told.result.reason else "")
+    return f"{name}: {told.result.outcome}" + (f" ({told.result.reason})" if told.result.reason else "")
 
 
 def _print_tuning(done: Tuning) -> None:
@@ -177,11 +177,11 @@ def _rows(done: Tuning) -> Mapping[SearchCase, dict[str, Any]]:
         for size in architecture.sizes
     }
     rows = {}
-    for case, told in done.told.items():
+    for case, told in done.records.items():
         best = min(finished(told), key=lambda one: one[1], default=None)
         size = found.get((case.architecture, case.size))
         rows[case] = {
-            "trials": dict(Counter(str(one.outcome) for one in told)),
+            "trials": dict(Counter(str(one.result.outcome) for one in told)),
             "steps": done.steps[case],
             "best": None if best is None else {"values": best[0].values, "loss": best[1]},
             "lr": None if size is None else size.lr,

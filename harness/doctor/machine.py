@@ -1,4 +1,4 @@
-"""Checks of this machine, each a try and not a guess, with a remedy where something does not work."""
+"""Checks of this machine: each tries what it checks, and gives a remedy if that does not work."""
 
 from __future__ import annotations
 
@@ -18,63 +18,60 @@ from harness.plan.cluster import this_machine
 from harness.record.provenance import installed_version
 from harness.study.run import Frozen
 
-NEEDED = frozenset({"train", "analysis"})
-
 
 class Finding(Frozen):
-    """One thing examined."""
+    """The result of one check."""
 
     name: str
     works: bool
     found: str
     remedy: str | None = None
     needed: bool = False
-    """True if nothing can be trained or reported without it."""
+    """True if training or reports are impossible without it."""
+
+    @classmethod
+    def of(cls, name: str, found: str, remedy: str | None = None, *, needed: bool = False) -> Finding:
+        """Make a finding that works unless there is a remedy."""
+        return cls(name=name, works=remedy is None, found=found, remedy=remedy, needed=needed)
 
 
 def examine_machine(root: Path) -> Iterator[Finding]:
-    """Try everything on this machine; takes seconds, since the packages are imported."""
+    """Make every check of this machine; takes seconds, since it imports the packages."""
     yield _python()
     yield _hardware()
     yield _writable(root)
     yield from (_packages(name, extra.packages) for name, extra in EXTRAS.items() if extra.packages)
     if importlib.util.find_spec("torch") is not None:
-        yield _torch()
+        yield _tried("torch device", _torch_device, "install torch==2.13.0 for this machine")
         yield _kernels()
     if importlib.util.find_spec("ray") is not None:
-        yield _ray_dashboard()
-    yield _soundfont()
+        yield _tried("Ray's dashboard", _ray_dashboard, "pip install 'ssmscale[ray]'")
+    yield _tried("soundfont", _soundfont, "pip install 'ssmscale[audio]'")
     yield try_program("git", "the commit of the code is recorded", "install git")
 
 
 def try_program(name: str, meaning: str, remedy: str) -> Finding:
-    """Start a program with --version."""
+    """Check that a program starts with --version."""
     path = shutil.which(name)
     if path is None:
-        return Finding(name=name, works=False, found="not found", remedy=remedy)
+        return Finding.of(name, "not found", remedy)
     done = subprocess.run(
         [path, "--version"], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
     )
     first = (done.stdout or done.stderr).splitlines()
-    return Finding(name=name, works=done.returncode == 0, found=f"{first[0] if first else path}: {meaning}")
+    found = f"{first[0] if first else path}: {meaning}"
+    return Finding(name=name, works=done.returncode == 0, found=found)
 
 
 def _python() -> Finding:
-    version = sys.version.split()[0]
     fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    return Finding(
-        name="python",
-        works=fits,
-        found=version,
-        needed=True,
-        remedy=None if fits else "use Python 3.11, 3.12 or 3.13",
-    )
+    remedy = None if fits else "use Python 3.11, 3.12 or 3.13"
+    return Finding.of("python", sys.version.split()[0], remedy, needed=True)
 
 
 def _hardware() -> Finding:
     here = this_machine()
-    found = f"{here.cores} cores, {here.memory_gib:.0f} GiB, {here.gpus} GPUs"
-    return Finding(name="hardware", works=True, found=found)
+    return Finding.of("hardware", f"{here.cores} cores, {here.memory_gib:.0f} GiB, {here.gpus} GPUs")
 
 
 def _writable(root: Path) -> Finding:
@@ -83,75 +80,54 @@ def _writable(root: Path) -> Finding:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        remedy = "choose another place with --root or SSMSCALE_ROOT"
-        return Finding(
-            name="root", works=False, needed=True, found=f"{root}: {error.strerror}", remedy=remedy
-        )
-    free = free_bytes(root.absolute()) / GIB
-    return Finding(name="root", works=True, found=f"{root} can be written, {free:.0f} GiB free")
+        remedy = "choose another folder with --root or SSMSCALE_ROOT"
+        return Finding.of("root", f"{root}: {error.strerror}", remedy, needed=True)
+    return Finding.of("root", f"{root} is writable, {free_bytes(root.absolute()) / GIB:.0f} GiB free")
 
 
 def _packages(name: str, packages: tuple[str, ...]) -> Finding:
     versions = {package: installed_version(package) for package in packages}
-    missing = [package for package, version in versions.items() if version is None]
-    return Finding(
-        name=f"packages for {name}",
-        works=not missing,
-        needed=name in NEEDED,
-        found=", ".join(f"{package} {version or 'missing'}" for package, version in versions.items()),
-        remedy=f"pip install 'ssmscale[{name}]'" if missing else None,
-    )
+    found = ", ".join(f"{package} {version or 'missing'}" for package, version in versions.items())
+    remedy = f"pip install 'ssmscale[{name}]'" if None in versions.values() else None
+    return Finding.of(f"packages for {name}", found, remedy, needed=name in {"train", "analysis"})
 
 
-def _torch() -> Finding:
-    def attempt() -> str:
-        import torch
+def _torch_device() -> str:
+    import torch
 
-        device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
-        return f"{torch.__version__} on {device}"
-
-    return _tried("torch device", attempt, "install torch==2.13.0 for this machine")
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU"
+    return f"{torch.__version__} on {device}"
 
 
 def _kernels() -> Finding:
     from ssmttm.errors import InputError
-    from ssmttm.model.kernels import NO_DEVICE, VARIABLE, chosen
+    from ssmttm.model.kernels import VARIABLE, chosen
 
     try:
         kernels = chosen()
     except InputError as error:
-        return Finding(name="kernels", works=False, found=str(error), remedy=f"unset {VARIABLE}")
-    wanted = kernels.reason not in {None, NO_DEVICE} and VARIABLE not in os.environ
-    return Finding(
-        name="kernels",
-        works=not wanted,
-        found=f"mixers by {kernels.name}" + (f": {kernels.reason}" if kernels.reason else ""),
-        remedy="build them as the README says under Installing by hand" if wanted else None,
-    )
+        return Finding.of("kernels", str(error), f"unset {VARIABLE}")
+    found = f"mixers by {kernels.name}" + (f": {kernels.reason}" if kernels.reason else "")
+    remedy = "build them as described in the README, Installing by hand"
+    return Finding.of("kernels", found, remedy if kernels.misses_package else None)
 
 
-def _ray_dashboard() -> Finding:
-    def attempt() -> str:
-        importlib.import_module("ray.dashboard.optional_deps")
-        return "what it needs is installed: `status` tells where it is while packed series are trained"
-
-    return _tried("Ray's dashboard", attempt, "pip install 'ssmscale[ray]'")
+def _ray_dashboard() -> str:
+    importlib.import_module("ray.dashboard.optional_deps")
+    return "its packages are installed; `status` shows its address while packed series train"
 
 
-def _soundfont() -> Finding:
-    def attempt() -> str:
-        from ssmttm.corpus.packages import installed_folder
+def _soundfont() -> str:
+    from ssmttm.corpus.packages import installed_folder
 
-        found = sorted(installed_folder("pretty_midi").glob("*.sf2"))
-        if not found:
-            raise FileNotFoundError("pretty_midi has no SoundFont")
-        return found[0].name
-
-    return _tried("soundfont", attempt, "pip install 'ssmscale[audio]'")
+    found = sorted(installed_folder("pretty_midi").glob("*.sf2"))
+    if not found:
+        raise FileNotFoundError("pretty_midi has no SoundFont")
+    return found[0].name
 
 
 def _tried(name: str, attempt: Callable[[], str], remedy: str) -> Finding:
     try:
-        return Finding(name=name, works=True, found=attempt())
-    except Exception as error:  # whatever is wrong is what the user wants to read
-        return Finding(name=name, works=False, found=f"{type(error).__name__}: {error}", remedy=remedy)
+        return Finding.of(name, attempt())
+    except Exception as error:  # the user needs to see any error
+        return Finding.of(name, f"{type(error).__name__}: {error}", remedy)

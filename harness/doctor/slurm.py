@@ -1,6 +1,6 @@
-"""A profile checked against SLURM: its partitions, accounts and limits are as the profile says.
+"""Checks of a profile's partitions, accounts and limits against SLURM.
 
-SLURM is asked with its own programs and nothing is submitted; `sbatch --test-only` has it judge a job as a whole.
+SLURM's own programs answer, and no job is submitted; `sbatch --test-only` checks a job as a whole.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from harness.plan.cluster import Profile
 from harness.record.jobs import SchedulerUnavailable
 
 AWAY = re.compile(r"down|drain|fail|inval|maint|unk", re.IGNORECASE)
-"""Words in the states of nodes that take no new job of ours now."""
+"""Parts of the states of nodes that take no new job now."""
 GPU = re.compile(r"gpu:(?:([^:,()]+):)?(\d+)")
-"""One kind of GPU in a node's generic resources, such as gpu:h100:8(S:0-1): its name and how many."""
+"""Name and number of one kind of GPU in a node's generic resources, such as gpu:h100:8(S:0-1)."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes of a partition that are alike."""
+    """Equal nodes of a partition."""
 
     available: bool
     """True if the partition takes jobs."""
@@ -32,30 +32,30 @@ class Nodes:
     cores: int
     memory_mib: int
     gpus: tuple[tuple[str, int], ...]
-    """Kinds of GPU and how many of each."""
+    """Name and number of each kind of GPU."""
     hours: float | None
-    """Longest job; null where there is no limit."""
+    """Longest job; None where there is no limit."""
     state: str
 
     def gpus_of(self, kind: str | None) -> int:
-        """GPUs of a kind, of all kinds where none is named."""
+        """Return the number of GPUs of a kind, of all kinds if it is None."""
         return sum(number for name, number in self.gpus if kind in {None, name})
 
 
 def examine_slurm(profile: Profile) -> Iterator[Finding]:
-    """Ask SLURM about everything a profile says of it."""
+    """Check all values of a profile against SLURM's answers."""
     answer = _asked("scontrol", "ping")
     if isinstance(answer, SchedulerUnavailable):
-        remedy = "run this on a login node of the cluster, or set SLURM_CONF; the rest was not asked"
-        yield Finding(name="slurmctld", works=False, needed=True, found=str(answer), remedy=remedy)
+        remedy = "run this on a login node of the cluster, or set SLURM_CONF; SLURM was asked nothing more"
+        yield Finding.of("slurmctld", str(answer), remedy, needed=True)
         return
-    yield Finding(name="slurmctld", works=True, found=answer.splitlines()[0])
+    yield Finding.of("slurmctld", answer.splitlines()[0])
     for name in profile.partitions:
         yield partition(profile, name)
     answer = _asked("scontrol", "show", "config")
     if isinstance(answer, SchedulerUnavailable):
-        remedy = "run this again; array size, requeueing, accounting and a job as a whole were not asked"
-        yield Finding(name="slurm.conf", works=False, needed=True, found=str(answer), remedy=remedy)
+        remedy = "run this again; array size, requeueing, accounting and a whole job were not checked"
+        yield Finding.of("slurm.conf", str(answer), remedy, needed=True)
         return
     config = dict(re.findall(r"^(\w+)\s*= (.*)$", answer, re.MULTILINE))
     yield array_limit(profile, config)
@@ -65,7 +65,7 @@ def examine_slurm(profile: Profile) -> Iterator[Finding]:
 
 
 def partition(profile: Profile, name: str) -> Finding:
-    """Check that a partition is there and up, with nodes as the profile describes them."""
+    """Check that a partition exists and takes jobs, on nodes that match the profile."""
     title = f"partition {name}"
     form = "%a|%D|%c|%m|%G|%l|%T"
     answer = _asked("sinfo", "--noheader", "--exact", f"--partition={name}", f"--format={form}")
@@ -73,9 +73,9 @@ def partition(profile: Profile, name: str) -> Finding:
     if not nodes:
         known = _asked("sinfo", "--all", "--noheader", "--format=%R")
         there = known if isinstance(known, SchedulerUnavailable) else ", ".join(sorted(set(known.split())))
-        remedy = f"take it out of the profile's partitions, or correct it; there are {there}"
-        found = "SLURM has none of that name"
-        return Finding(name=title, works=False, needed=True, found=found, remedy=remedy)
+        remedy = f"remove it from the profile's partitions, or correct it; SLURM has {there}"
+        found = "SLURM has no partition of that name"
+        return Finding.of(title, found, remedy, needed=True)
     own = profile.partitions[name]
     fitting = [
         group
@@ -95,37 +95,31 @@ def partition(profile: Profile, name: str) -> Finding:
     elif sum(group.count for group in fitting) < wanted:
         problems.append((f"fewer than {wanted} nodes have {_described(profile)}", "correct nodes"))
     elif not any(AWAY.search(group.state) is None for group in fitting):
-        problems.append(("no such node is up", "ask the site; jobs wait until then"))
+        problems.append(("no such node is up", "ask the site; until then jobs wait"))
     if too_long:
-        remedy = f"set limits.hours, or hours of partitions.{name}, to {hours:g}"
-        problems.append((f"its jobs end after {hours:g} h, and jobs ask for {asked:g}", remedy))
+        too_much = f"its jobs end after {hours:g} h, and jobs ask for {asked:g}"
+        problems.append((too_much, f"set limits.hours, or hours of partitions.{name}, to {hours:g}"))
     kinds = "; ".join(dict.fromkeys(_shown(group) for group in nodes))
     limit = "no time limit" if hours is None else f"at most {hours:g} h"
-    return Finding(
-        name=title,
-        works=not problems,
-        needed=not fitting or too_long,
-        found=f"{', '.join(found for found, _ in problems)}: {kinds}" if problems else f"{kinds}; {limit}",
-        remedy="; ".join(remedy for _, remedy in problems) or None,
-    )
+    found = f"{', '.join(found for found, _ in problems)}: {kinds}" if problems else f"{kinds}; {limit}"
+    remedies = "; ".join(remedy for _, remedy in problems) or None
+    return Finding.of(title, found, remedies, needed=not fitting or too_long)
 
 
 def array_limit(profile: Profile, config: dict[str, str]) -> Finding:
-    """Check that the site takes arrays as large as the profile has them made."""
+    """Check that SLURM takes arrays as large as the profile's array_size."""
     most, ours = int(config.get("MaxArraySize", "1001")), profile.limits.array_size
     found = f"MaxArraySize is {most}, limits.array_size {ours}"
     remedy = None if ours <= most else f"set limits.array_size to {most}"
-    return Finding(name="array size", works=remedy is None, needed=True, found=found, remedy=remedy)
+    return Finding.of("array size", found, remedy, needed=True)
 
 
 def requeueing(config: dict[str, str]) -> Finding:
-    """Check that a job goes on after it is preempted or its node dies."""
+    """Check that SLURM requeues a job that it preempts or whose node fails."""
     mode = config.get("PreemptMode", "OFF")
     found = f"JobRequeue is {config.get('JobRequeue', '?')} (jobs ask for it themselves), PreemptMode {mode}"
-    if "CANCEL" not in mode.upper():
-        return Finding(name="requeue", works=True, found=found)
-    remedy = "a preempted job is not started again: make the same submission from time to time"
-    return Finding(name="requeue", works=False, found=found, remedy=remedy)
+    remedy = "SLURM does not restart a preempted job: repeat the submission from time to time"
+    return Finding.of("requeue", found, remedy if "CANCEL" in mode.upper() else None)
 
 
 def accounting(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
@@ -135,41 +129,29 @@ def accounting(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
     rows = _asked(*show, "associations", f"user={user}", "format=account,qos")
     known = _asked(*show, "qos", "format=name")
     if isinstance(rows, SchedulerUnavailable) or isinstance(known, SchedulerUnavailable):
-        remedy = "nothing to do: status goes by squeue and the journals"
-        yield Finding(name="accounting", works=False, found="sacctmgr does not answer", remedy=remedy)
+        found = "sacctmgr does not answer"
+        yield Finding.of("accounting", found, "nothing to do: `status` uses squeue and the journals")
         return
     pairs = [line.split("|") for line in rows.splitlines() if "|" in line]
     accounts = sorted({account for account, _ in pairs})
     if profile.account is not None:
         charged = profile.account.lower() in accounts  # SLURM keeps them in lower case
-        yield Finding(
-            name=f"account {profile.account}",
-            works=charged,
-            needed="associations" in config.get("AccountingStorageEnforce", ""),
-            found=f"user {user} may charge {', '.join(accounts) or 'none'}",
-            remedy=None if charged else "correct account, or ask the site to be added to it",
-        )
-    granted = {
-        name
-        for account, qos in pairs
-        if profile.account in {None, account}
-        for name in qos.split(",")
-        if name
-    }
+        found = f"user {user} may charge {', '.join(accounts) or 'none'}"
+        remedy = None if charged else "correct account, or ask the site to add you to it"
+        needed = "associations" in config.get("AccountingStorageEnforce", "")
+        yield Finding.of(f"account {profile.account}", found, remedy, needed=needed)
+    lists = [qos.split(",") for account, qos in pairs if profile.account in {None, account}]
+    granted = {name for names in lists for name in names if name}
     wanted = [profile.qos, *(part.qos for part in profile.partitions.values())]
     for name in dict.fromkeys(name for name in wanted if name is not None):
         allowed = sorted((granted or set(known.split())) & set(known.split()))
-        yield Finding(
-            name=f"QOS {name}",
-            works=name in allowed,
-            needed=True,
-            found=f"user {user} may use {', '.join(allowed) or 'none'}",
-            remedy=None if name in allowed else "correct qos, or ask the site for it",
-        )
+        found = f"user {user} may use {', '.join(allowed) or 'none'}"
+        remedy = None if name in allowed else "correct qos, or ask the site for it"
+        yield Finding.of(f"QOS {name}", found, remedy, needed=True)
 
 
 def trial(profile: Profile) -> Finding:
-    """Check that SLURM would take a job of one whole node, as it judges by itself without queueing it."""
+    """Check that SLURM accepts a job of one whole node, without queueing it."""
     names = profile.partitions_for(1)
     kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
     asked = {
@@ -189,9 +171,9 @@ def trial(profile: Profile) -> Finding:
     options = [f"--{key}={value}" for key, value in asked.items() if value is not None]
     answer = _asked("sbatch", "--test-only", *options, "--wrap=true")
     if isinstance(answer, SchedulerUnavailable):
-        remedy = "correct what it names in the profile: the job was asked for as the profile says"
-        return Finding(name="a job", works=False, needed=True, found=str(answer), remedy=remedy)
-    return Finding(name="a job", works=True, found=f"SLURM would take one of {_described(profile)}")
+        remedy = "correct the values it names in the profile"
+        return Finding.of("a job", str(answer), remedy, needed=True)
+    return Finding.of("a job", f"SLURM accepts one of {_described(profile)}")
 
 
 def _asked(*command: str) -> str | SchedulerUnavailable:
@@ -202,37 +184,28 @@ def _asked(*command: str) -> str | SchedulerUnavailable:
 
 
 def _hours_asked(profile: Profile, name: str) -> float:
-    """Most hours that a job asks for which may start in a partition."""
+    """Return the most hours requested by a job that can start in a partition."""
     together = [profile.partitions_for(nodes) for nodes in range(1, profile.nodes + 1)]
     return max((profile.hours_in(names) for names in together if name in names), default=0.0)
 
 
 def _groups(answer: str) -> Iterator[Nodes]:
     for line in answer.splitlines():
-        if len(fields := line.split("|", 6)) == 7:  # others are headings of the site's own
-            yield _nodes(*fields)
-
-
-def _nodes(available: str, count: str, cores: str, memory: str, gres: str, limit: str, state: str) -> Nodes:
-    return Nodes(
-        available=available == "up",
-        count=int(count),
-        cores=int(cores.rstrip("+")),
-        memory_mib=int(memory.rstrip("+")),
-        gpus=tuple((name, int(number)) for name, number in GPU.findall(gres)),
-        hours=_hours(limit),
-        state=state,
-    )
+        if len(fields := line.split("|", 6)) == 7:  # other lines are headings that the site adds
+            available, count, cores, memory, gres, limit, state = fields
+            gpus = tuple((name, int(number)) for name, number in GPU.findall(gres))
+            sizes = int(count), int(cores.rstrip("+")), int(memory.rstrip("+"))
+            yield Nodes(available == "up", *sizes, gpus, _hours(limit), state)
 
 
 def _hours(limit: str) -> float | None:
-    """Hours of sinfo's [days-]hours:minutes:seconds; None of infinite."""
+    """Parse the hours of sinfo's [days-]hours:minutes:seconds; None for infinite."""
     if not limit[:1].isdigit():
         return None
     days, _, clock = limit.rpartition("-")
     parts = [float(part) for part in clock.split(":")]
     seconds = 0.0
-    for part in parts if len(parts) > 1 else [*parts, 0.0]:  # a number alone is minutes
+    for part in parts if len(parts) > 1 else [*parts, 0.0]:  # a single number is minutes
         seconds = 60 * seconds + part
     return 24 * int(days or 0) + seconds / 3600
 

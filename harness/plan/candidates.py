@@ -1,7 +1,7 @@
 """Other grids a study could have: their sizes, iterations and costs, a chosen one as YAML, and a plan as a table.
 
-Sizes are the study's own and iterations lie within its range: another choice of these needs no new decision. The table
-is what the analysis of a design reads: the runs the study stands for, before they have losses.
+Their sizes are the study's own and their iterations lie within its range, so that a choice among them needs no new
+decision. The analysis of a design reads the table: the runs of the study, before they have losses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.plan.estimate import Duration
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import RunState
 from harness.study.run import Schedule, ScheduleKind, branch_step
@@ -20,11 +19,11 @@ from harness.study.schema import Study
 
 MOST_COUNTS = 8
 ENOUGH_COUNTS = 6
-"""With fewer of its own, a study's counts are joined by those half-way between them."""
+"""A study with fewer iteration counts gets those half-way between them too."""
 
 
 def gpu_hours_an_iteration(plan: Plan) -> dict[str, dict[float, float]]:
-    """GPU-hours of one iteration, by architecture and parameters."""
+    """Return the GPU-hours of one iteration, by architecture and parameters."""
     found: dict[str, dict[float, float]] = {}
     for one in candidates_of(plan).sizes:
         found.setdefault(one.architecture, {})[float(one.n_params)] = one.gpu_hours_an_iteration
@@ -41,20 +40,20 @@ class Candidate:
     tokens_an_iteration: float
     gpu_hours_an_iteration: float
     gpu_hours_a_run: float
-    """Its evaluation at the end, and its branch point."""
+    """GPU-hours of a run's evaluation at its end and of its branch point."""
     gpu_hours_a_series: float
-    """A job's start."""
+    """GPU-hours of a job's start."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Sizes in ascending order, iteration counts likewise, and the schedule that says what a series of them takes."""
+    """Sizes and iteration counts in ascending order, and the schedule, which decides the cost of a series."""
 
     sizes: tuple[Candidate, ...]
     counts: tuple[int, ...]
     schedule: Schedule
     done: Mapping[tuple[str, str, int], frozenset[int]]
-    """Iteration counts that have been trained already, by architecture, size and seed."""
+    """Iteration counts of finished runs, by architecture, size and seed."""
 
     @property
     def shares_trunk(self) -> bool:
@@ -62,7 +61,7 @@ class Candidates:
         return self.schedule.kind is ScheduleKind.WSD
 
     def hours(self, architecture: str, size: str, counts: Sequence[int], seed: int) -> float:
-        """GPU-hours of what is left of one seed: from the branch of the run before to a run's own end, as in a plan."""
+        """Return the GPU-hours left of one seed; as in a plan, a run starts at the branch of the run before it."""
         (one,) = (one for one in self.sizes if (one.architecture, one.size) == (architecture, size))
         done = self.done.get((architecture, size, seed), frozenset())
         behind, steps = 0, 0
@@ -77,49 +76,40 @@ class Candidates:
 
 
 def candidates_of(plan: Plan) -> Candidates:
-    """The sizes and iteration counts of a planned study."""
-    longest: dict[tuple[str, str], PlannedRun] = {}
-    for planned in plan.runs:
-        point = planned.status.point
-        held = longest.setdefault((point.architecture, point.size), planned)
-        if point.run.iterations > held.status.point.run.iterations:
-            longest[point.architecture, point.size] = planned
-    sizes = [_candidate(plan, planned) for planned in longest.values()]
-    largest = {name: max(one.n_params for one in sizes if one.size == name) for _, name in longest}
+    """Return the sizes and iteration counts of a planned study."""
+    by_size: dict[tuple[str, str], list[PlannedRun]] = {}
     done: dict[tuple[str, str, int], set[int]] = {}
     for planned in plan.runs:
-        run, point = planned.status.point.run, planned.status.point
+        point = planned.status.point
+        by_size.setdefault((point.architecture, point.size), []).append(planned)
         if planned.status.state is RunState.DONE:
-            done.setdefault((point.architecture, point.size, run.seed), set()).add(run.iterations)
-    own = {planned.status.point.run.iterations for planned in plan.runs}
+            done.setdefault((point.architecture, point.size, point.run.seed), set()).add(point.run.iterations)
+    longest = [max(runs, key=lambda one: one.status.point.run.iterations) for runs in by_size.values()]
+    sizes = [_candidate(plan.study, planned) for planned in longest]
+    largest = {one.size: max(other.n_params for other in sizes if other.size == one.size) for one in sizes}
     return Candidates(
         sizes=tuple(sorted(sizes, key=lambda one: (largest[one.size], one.size, one.architecture))),
-        counts=_pool(sorted(own)),
+        counts=_pool(sorted({planned.status.point.run.iterations for planned in plan.runs})),
         schedule=plan.study.training.schedule,
         done={key: frozenset(counts) for key, counts in done.items()},
     )
 
 
-def _candidate(plan: Plan, planned: PlannedRun) -> Candidate:
-    point, cost = planned.status.point, planned.cost
-    iterations = point.run.iterations
-    taken, rate = planned.size.duration, planned.gpus / 3600
+def _candidate(study: Study, planned: PlannedRun) -> Candidate:
+    point, cost, taken, rate = planned.status.point, planned.cost, planned.size.duration, planned.gpus / 3600
+    every = study.tracking.eval_every
+    # Seconds a step of periodic evaluations and checkpoints, on average.
+    periodic = taken.evaluation.expected / every if every else 0.0
+    periodic += taken.checkpoint.expected / study.resources.checkpoint_every
     return Candidate(
         architecture=point.architecture,
         size=point.size,
         n_params=cost.n_params,
-        tokens_an_iteration=cost.tokens / iterations,
-        gpu_hours_an_iteration=(taken.step.expected + _on_the_way(plan.study, taken)) * rate,
+        tokens_an_iteration=cost.tokens / point.run.iterations,
+        gpu_hours_an_iteration=(taken.step.expected + periodic) * rate,
         gpu_hours_a_run=(taken.evaluation.expected + taken.checkpoint.expected) * rate,
         gpu_hours_a_series=taken.start.expected * rate,
     )
-
-
-def _on_the_way(study: Study, taken: Duration) -> float:
-    """Seconds a step of periodic checkpoints and evaluations, on average."""
-    every = study.tracking.eval_every
-    evaluations = taken.evaluation.expected / every if every else 0.0
-    return evaluations + taken.checkpoint.expected / study.resources.checkpoint_every
 
 
 def _pool(own: Sequence[int]) -> tuple[int, ...]:
@@ -134,13 +124,13 @@ def _pool(own: Sequence[int]) -> tuple[int, ...]:
 
 
 def _rounded(value: float) -> int:
-    """To two digits."""
+    """Round to two digits."""
     unit: int = 10 ** max(0, math.floor(math.log10(value)) - 1)
     return max(1, round(value / unit) * unit)
 
 
 def grid_fields(study: Study, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The study's `grid` with other iterations, seeds and replicates, and without the sizes that were not chosen."""
+    """Return the study's `grid` with the chosen sizes, iterations, seeds and replicates."""
     grid = study.grid.model_dump(mode="json", exclude_unset=True)
     kept = chosen["sizes"]
     architectures = {}
@@ -162,20 +152,11 @@ COLUMNS = ("architecture", "n_params", "tokens", "iterations", "flops", "seed", 
 
 
 def design_cells(plan: Plan) -> list[tuple[int, Sequence[object]]]:
-    """The rows under COLUMNS, numbered; `cluster` is the Series, as in the Points table."""
+    """Return the rows under COLUMNS, numbered from 1; `cluster` is the Series, as in the Points table."""
     rows: list[tuple[int, Sequence[object]]] = []
     for number, planned in enumerate(plan.runs, start=1):
-        status, cost = planned.status, planned.cost
-        run, point = status.point.run, status.point
-        cells = (
-            point.architecture,
-            cost.n_params,
-            cost.tokens,
-            run.iterations,
-            cost.flops,
-            run.seed,
-            status.series_id,
-            status.run_id,
-        )
-        rows.append((number, cells))
+        status, cost, run = planned.status, planned.cost, planned.status.point.run
+        model = (status.point.architecture, cost.n_params)
+        trained = (cost.tokens, run.iterations, cost.flops, run.seed)
+        rows.append((number, (*model, *trained, status.series_id, status.run_id)))
     return rows

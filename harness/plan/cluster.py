@@ -1,8 +1,8 @@
-"""Clusters: what this machine or a profile offers, and layouts on it that meet a global batch exactly.
+"""Clusters: the resources of this machine or of a profile, and layouts on them that meet a global batch exactly.
 
-A profile is one YAML file of what a SLURM cluster offers and what it asks of its users. It holds nothing of an
-experiment and a study nothing of a cluster, so one study runs anywhere. Profiles are found by path, or by name in
-./slurm/profiles and in the profiles that came with the code.
+A profile is one YAML file that describes a SLURM cluster. It holds nothing of an experiment and a study nothing of a
+cluster, so one study runs anywhere. Profiles are found by path, or by name in ./slurm/profiles and among those shipped
+with the code.
 """
 
 from __future__ import annotations
@@ -26,45 +26,56 @@ from harness.study.run import Count, Frozen, Positive, Precision
 from ssmttm.errors import InputError
 
 SHIPPED = Path(__file__).parents[2] / "slurm" / "profiles"
-"""Profiles that came with the code."""
+"""Profiles shipped with the code."""
+FOLDERS = (Path("slurm") / "profiles", SHIPPED)
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]*")
-"""Form of SLURM's own names; anything else would have to be quoted somewhere."""
+"""Form of SLURM's own names; others would need quotes on some command line."""
 CONFIRM_GPU_HOURS = 100.0
-"""Above this, submitting asks first, where no profile says otherwise."""
+"""GPU-hours above which `submit` asks first, unless a profile gives another limit."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The resources of a place of training: this machine, where no profile names another."""
+    """The resources of this machine or of a profile's cluster."""
 
     name: str
     nodes: int
     gpus: int
     """GPUs a node; 0 where ranks run on the CPU."""
     cores: int
-    """CPU cores a node that may be used."""
+    """CPU cores a node that ranks may use."""
     memory_gib: float
-    """Memory a node offers its CPU ranks."""
+    """Memory a node, for ranks on the CPU."""
     peak_flops: Mapping[Precision, float] = field(default_factory=dict)
     """Peak FLOP/s of a rank's device by precision, where known."""
     gpu_memory_gib: float | None = None
     """Memory of a GPU, where known."""
     gpu_type: str | None = None
-    """A GPU's name, or a profile's word for it."""
+    """Name of a GPU, as the driver or the profile gives it."""
     hours: float | None = None
     """Longest time a job may ask for; None where there is no limit."""
     mfu: float | None = None
     """Share of the peak that training reaches there, where the site knows it."""
 
+    @property
+    def devices_a_node(self) -> int:
+        """Number of devices a node: its GPUs, else its cores."""
+        return self.gpus or self.cores
+
+    @property
+    def device_kind(self) -> str:
+        """Name of a device in messages: GPU or core."""
+        return "GPU" if self.gpus else "core"
+
     def device(self, precision: Precision, threads: int, peak_flops: float | None = None) -> Device:
-        """The device of a rank."""
+        """Return the device of a rank."""
         if not self.gpus:
             return Device("cpu", threads=threads)
         return Device("cuda", self.gpu_type, peak_flops or self.peak_flops.get(precision), mfu=self.mfu)
 
 
 def this_machine() -> Cluster:
-    """The machine this process runs on, without importing anything heavy to ask."""
+    """Describe the machine this process runs on, without importing torch."""
     drivers = Path("/proc/driver/nvidia/gpus")
     gpus = len(list(drivers.iterdir())) if drivers.is_dir() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -82,14 +93,13 @@ def this_machine() -> Cluster:
 
 def _gpu_model(drivers: Path) -> str | None:
     for facts in sorted(drivers.glob("*/information")):
-        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("Model:"):
-                return line.removeprefix("Model:").strip()
+        if found := re.search(r"^Model:(.*)", facts.read_text("utf-8", "replace"), re.MULTILINE):
+            return found[1].strip()
     return None
 
 
 def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, threads: int) -> Layout:
-    """The layout that meets the global batch exactly with the largest micro-batch not above `micro_batch`.
+    """Return the layout that meets the global batch exactly with the largest micro-batch up to `micro_batch`.
 
     Raises InputError where the ranks do not divide the batch.
     """
@@ -102,33 +112,33 @@ def choose_layout(batch: int, ranks: int, micro_batch: int, zero_stage: int, thr
 
 
 def nodes_for(layout: Layout, cluster: Cluster) -> int:
-    """Nodes a layout takes, as many ranks on each."""
+    """Return the number of nodes a layout takes."""
     return -(-layout.ranks // ranks_a_node(cluster, layout.threads))
 
 
 def ranks_a_node(cluster: Cluster, threads: int) -> int:
-    """Ranks that a node takes: one a GPU, else one for each share of its cores."""
+    """Return the number of ranks that a node takes: one a GPU, else one for each share of its cores."""
     return cluster.gpus or max(1, cluster.cores // threads)
 
 
 def divisors(number: int) -> list[int]:
-    """Every divisor of a number, in no order."""
+    """Return every divisor of a number, in ascending order."""
     low = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
-    return [*low, *(number // divisor for divisor in low)]
+    return sorted({*low, *(number // divisor for divisor in low)})
 
 
 Name = Annotated[str, Field(pattern=rf"^{WORD.pattern}$", max_length=64)]
 
 
 class Partition(Frozen):
-    """One partition of a cluster; what is not said is as on the others."""
+    """One partition of a cluster; the profile's own values hold where it gives none."""
 
     hours: Positive | None = None
-    """Longest job it takes; null where it knows no limit."""
+    """Longest job it takes; null where it has no limit."""
     nodes: Count | None = None
-    """Most nodes a job may have in it."""
+    """Most nodes of a job in it."""
     qos: Name | None = None
-    """QOS jobs in it are submitted under, instead of the profile's."""
+    """QOS of jobs in it, instead of the profile's."""
 
 
 class Limits(Frozen):
@@ -137,11 +147,11 @@ class Limits(Frozen):
     array_size: Count = 1000
     """SLURM's MaxArraySize: the largest index of an array is one below it."""
     jobs: Count | None = None
-    """Jobs a user may have in SLURM at once, an array's elements each for itself; null knows no limit."""
+    """Jobs a user may have in SLURM at once, each element of an array counted; null is no limit."""
     parallel: Count | None = None
     """Jobs of one array that run at once; null leaves it to the cluster."""
     hours: Positive = 24.0
-    """Time asked for each job; a job that needs longer saves, is requeued and goes on."""
+    """Time requested for each job; a job that needs longer saves, is requeued and goes on."""
 
 
 class Profile(Frozen):
@@ -155,7 +165,7 @@ class Profile(Frozen):
     gpus: Annotated[int, Field(strict=True, ge=0)]
     """GPUs a node; 0 where ranks run on the CPU."""
     gpu_type: Name | None = None
-    """SLURM's name for the GPU, where it must be said (--gpus-per-node h100:8)."""
+    """SLURM's name for the GPU, where a request must contain it (--gpus-per-node h100:8)."""
     gpu_memory_gib: Positive | None = None
     cores: Count
     """CPU cores a node."""
@@ -164,23 +174,23 @@ class Profile(Frozen):
     peak_flops: dict[Precision, Positive] = {}
     """Peak FLOP/s of a GPU by precision of the run: the vendor's dense figure."""
     mfu: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Share of the peak that training reaches here, until runs of a study have shown it; null assumes 0.15 to 0.5."""
+    """Share of the peak that training reaches here, until finished runs show it; null assumes 0.15 to 0.5."""
     account: Name | None = None
     qos: Name | None = None
     constraint: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,&|*()\[\]:!-]+$")] | None = None
     exclude: Name | None = None
     reservation: Name | None = None
     setup: tuple[str, ...] = ()
-    """Shell lines a job begins with, such as `module load cuda/12.8`; run as they are, so they are the user's own."""
+    """Shell lines a job begins with, such as `module load cuda/12.8`; each job runs them unchanged."""
     snapshot: bool = False
-    """True if jobs run from a copy of the checkout as it was when they were submitted."""
+    """True if jobs run from a copy of the code made when they were submitted."""
     signal_seconds: Count = 90
-    """Seconds before its end at which a job gets the signal to save."""
+    """Seconds before its end at which a job receives the signal to save."""
     limits: Limits = Limits()
     shared: tuple[Path, ...] = ()
-    """Directories every node sees; where any is given, ROOT and corpus must lie in one."""
+    """Directories that every node sees; if any is given, ROOT and corpus must lie in one of them."""
     confirm_gpu_hours: Positive = CONFIRM_GPU_HOURS
-    """Above this, submitting asks first."""
+    """GPU-hours above which `submit` asks first."""
 
     @field_validator("partitions", mode="before")
     @classmethod
@@ -198,13 +208,13 @@ class Profile(Frozen):
     def _setup_lines_are_lines(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for line in value:
             if "\n" in line or line.startswith("#SBATCH"):
-                raise ValueError("a setup line is one line of shell and no #SBATCH")
+                raise ValueError("a setup line must be one line of shell and no #SBATCH option")
         return value
 
     @model_validator(mode="after")
     def _gpus_have_memory(self) -> Profile:
         if self.gpus and self.gpu_memory_gib is None:
-            raise ValueError("gpu_memory_gib: is missing though there are gpus")
+            raise ValueError("gpu_memory_gib: is missing; nodes with gpus need it")
         return self
 
     @model_validator(mode="after")
@@ -214,14 +224,14 @@ class Profile(Frozen):
             if hours is not None and self.signal_seconds >= 3600 * hours:
                 raise ValueError(
                     f"signal_seconds: {self.signal_seconds} is no less than the {3600 * hours:g} s of {key}: "
-                    "jobs would be told to save as soon as they begin"
+                    "jobs would receive the signal to save when they start"
                 )
         return self
 
     def partitions_for(self, nodes: int) -> list[str]:
-        """Partitions that take a job of so many nodes, in the order of preference.
+        """Return the partitions that take a job of so many nodes, in the order of preference.
 
-        A job has one QOS: partitions that want another than the first of them are left out.
+        A job has one QOS, so partitions with another QOS than the first of them are left out.
         """
         fitting = {
             name: part.qos
@@ -232,20 +242,20 @@ class Profile(Frozen):
 
     @property
     def most_nodes(self) -> int:
-        """Nodes that some partition gives a job."""
+        """Most nodes of a job in any partition."""
         return max((n for n in range(1, self.nodes + 1) if self.partitions_for(n)), default=self.nodes)
 
     def qos_in(self, names: Sequence[str]) -> str | None:
-        """QOS of a job in the named partitions: their own, else the profile's."""
+        """Return the QOS of a job in the named partitions: their own, else the profile's."""
         return self.partitions[names[0]].qos or self.qos
 
     def hours_in(self, names: list[str]) -> float:
-        """Hours a job may ask for that is to start in any of the named partitions."""
+        """Return the hours a job may ask for that can start in any of the named partitions."""
         held = [self.partitions[name].hours for name in names]
         return min([self.limits.hours, *(hours for hours in held if hours is not None)])
 
     def cluster(self) -> Cluster:
-        """The profile as planning takes it."""
+        """Return the profile's resources."""
         same = {field.name: getattr(self, field.name) for field in fields(Cluster) if field.name != "hours"}
         return Cluster(**same, hours=self.hours_in(self.partitions_for(1)))
 
@@ -257,32 +267,28 @@ class Profile(Frozen):
 
 
 def load_profile(name_or_path: str) -> Profile:
-    """The profile of that name or path; raises InputError naming the file and the key that is wrong."""
+    """Load the profile of that name or path; raises InputError naming the file and the wrong key."""
     path = _find(name_or_path)
     return validate(Profile, read_yaml(path), str(path))
 
 
 def lasting_name(name_or_path: str) -> str:
-    """Name of a profile from any directory: the name it was given, or the whole path of its file."""
+    """Return a name of a profile that holds in any directory: a shipped profile's name, else the absolute path."""
     path = _find(name_or_path)
     return name_or_path if path.is_relative_to(SHIPPED) else str(path.absolute())
 
 
 def profile_names() -> list[str]:
-    """Profiles that can be called by name."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.yaml")})
+    """Return the names of all profiles found by name."""
+    return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")})
 
 
 def _find(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         return path
-    for folder in _folders():
+    for folder in FOLDERS:
         if WORD.fullmatch(name_or_path) and (found := folder / f"{name_or_path}.yaml").is_file():
             return found
     known = ", ".join(profile_names()) or "none"
-    raise InputError(f"--cluster {name_or_path}: neither a file nor the name of a profile; there are {known}")
-
-
-def _folders() -> list[Path]:
-    return [Path("slurm") / "profiles", SHIPPED]
+    raise InputError(f"--cluster {name_or_path}: no such file or profile; the profiles are {known}")

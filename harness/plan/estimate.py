@@ -1,16 +1,21 @@
-"""Costs of any Series of a study here, by arithmetic alone: tokens, FLOPs, disk, resources and hours.
+"""Costs of any Series of a study, by arithmetic alone: tokens, FLOPs, disk, resources and hours.
 
-Tokens and FLOPs are exact for whole clips; disk is what checkpoints hold. Hours are steps at the speed that
-harness.plan.speed predicts, evaluations, checkpoints and a start, as a range. A size under an architecture is worked
-out once: a plan of ten thousand Runs has a hundred of them.
+Tokens and FLOPs are exact for whole clips; disk is the bytes of checkpoints. Hours are a range: steps at the speed that
+harness.plan.speed predicts, evaluations, checkpoints and a start. A size under an architecture is estimated once, since
+a plan of ten thousand Runs has a hundred of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from harness.common.format import Estimate
+from harness.common.validation import first_mistake
 from harness.plan.cluster import Cluster, nodes_for
 from harness.plan.memory import trained_parameters
 from harness.plan.resources import Refused, Resources, choose_resources
@@ -20,15 +25,18 @@ from harness.record.status import RunStatus
 from harness.study.grid import CorpusView, GridPoint
 from harness.study.run import Run, branch_step
 from harness.study.schema import Study
+from ssmttm.corpus.manifest import Clip, load_manifest
 from ssmttm.errors import InputError
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count, training_flops
 from ssmttm.text.config import TextConfig
 
 HELD_OUT_SHARE = 0.1
-"""Held-out clips over clips trained on, where a study evaluates all and the corpus is elsewhere."""
-BYTES_A_BYTE_TOKEN = 4.0
+"""Held-out clips over training clips, where a study evaluates all of them and the corpus is elsewhere."""
+BYTES_A_SUBWORD = 4.0
 """Bytes of caption a position of a frozen subword encoder covers, about."""
+CAPTIONS = 512
+"""Captions of which the mean length is taken, the first in the corpus."""
 START_SECONDS = Estimate(10.0, 30.0, 120.0)
 """From a job's start to its first step on a cluster: imports, process group, engine."""
 WARM_START_SECONDS = Estimate(0.2, 0.5, 10.0)
@@ -36,28 +44,28 @@ WARM_START_SECONDS = Estimate(0.2, 0.5, 10.0)
 CHECKPOINT_BYTES_A_SECOND = Estimate(0.1e9, 0.4e9, 2e9)
 """Speed of writing a checkpoint with its checksums: from a busy network disk to a local one."""
 EVAL_SHARE = 1 / 3
-"""Work of an evaluated sequence over that of one trained on: a forward pass alone."""
+"""Work of an evaluated sequence over that of a training sequence: a forward pass alone."""
 
 
 @dataclass(frozen=True)
 class Duration:
-    """Seconds of training a Series, by what they are spent on."""
+    """Seconds of the parts of a Series' training."""
 
     step: Estimate
     """An optimiser step."""
     evaluation: Estimate
-    """The held-out loss, once."""
+    """One evaluation of the held-out loss."""
     checkpoint: Estimate
-    """Writing one."""
+    """Writing one checkpoint."""
     start: Estimate
-    """A job's way to its first step."""
+    """From a job's start to its first step."""
     source: str
     """Basis of the step: measured, calibrated, borrowed or assumed."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimates for one Run taken alone, its trunk included."""
+    """Exact counts of one Run trained alone, its trunk included."""
 
     n_params: int
     n_params_non_embedding: int
@@ -67,37 +75,39 @@ class Cost:
 
 @dataclass(frozen=True)
 class SizeEstimate:
-    """Estimates that all Series of one size under one architecture have in common."""
+    """Estimates shared by all Series of one size under one architecture."""
 
     resources: Resources
     duration: Duration
     nodes: int
     step_cost: Cost
-    """Of one step."""
+    """Cost of one step."""
     peak_flops: float | None
 
-    @property
-    def layout(self) -> Layout:
-        """Ranks, micro-batch and ZeRO stage."""
-        return self.resources.layout
-
     def cost(self, iterations: int) -> Cost:
-        """Cost of a Run of that many iterations."""
+        """Return the cost of a Run of that many iterations."""
         step = self.step_cost
         return replace(step, tokens=iterations * step.tokens, flops=iterations * step.flops)
 
 
-@dataclass
 class Estimator:
-    """Estimates for one study on one cluster, from what is known when it is made."""
+    """Estimates for one study on one cluster, by the timed steps and failures under ROOT."""
 
-    study: Study
-    cluster: Cluster
-    speeds: Speeds
-    refused: Refused
-    text_positions: int
-    eval_clips: int
-    _sizes: dict[tuple[str, str], SizeEstimate] = field(default_factory=dict)
+    def __init__(
+        self,
+        study: Study,
+        points: Sequence[GridPoint],
+        corpus: CorpusView,
+        root: Root,
+        cluster: Cluster,
+        rows: Sequence[RunStatus],
+    ) -> None:
+        self.study, self.cluster = study, cluster
+        self.text_positions = read_text_positions(study, points[0].run.model.text, corpus)
+        self.speeds = Speeds(timed_steps(root, study.name, rows, self.text_positions))
+        self.refused = Refused(root.study(study.name))
+        self.eval_clips = study.training.eval_clips or max(1, round(HELD_OUT_SHARE * corpus.clips))
+        self._sizes: dict[tuple[str, str], SizeEstimate] = {}
 
     def of_size(self, architecture: str, size: str, runs: Sequence[Run]) -> SizeEstimate:
         """Return the estimate for a size whose Series hold these Runs; raises InputError where it does not fit."""
@@ -107,7 +117,7 @@ class Estimator:
         return self._sizes[key]
 
     def hours(self, taken: Duration, steps: int, *, starts: int, runs: int = 1) -> Estimate:
-        """Hours of so many steps that end in so many Runs, with the checkpoints and evaluations on the way."""
+        """Return the hours of so many steps that end in so many Runs, checkpoints and evaluations included."""
         every = self.study.tracking.eval_every
         evaluations = runs + (steps // every if every else 0)
         checkpoints = runs + steps // self.study.resources.checkpoint_every
@@ -116,7 +126,9 @@ class Estimator:
 
     def _estimate(self, architecture: str, size: str, runs: Sequence[Run]) -> SizeEstimate:
         longest = max(runs, key=lambda run: run.iterations)
-        steps = series_steps(runs)
+        branches = [branch_step(run.schedule, run.iterations) for run in runs]
+        # The trunk to the last branch point, and every decay.
+        steps = max(branches) + sum(run.iterations for run in runs) - sum(branches)
 
         def hours(layout: Layout) -> Estimate:
             return self.hours(self._duration(architecture, longest, layout), steps, starts=1, runs=len(runs))
@@ -148,54 +160,39 @@ class Estimator:
         )
 
 
-def make_estimator(
-    study: Study,
-    points: Sequence[GridPoint],
-    corpus: CorpusView,
-    root: Root,
-    cluster: Cluster,
-    rows: Sequence[RunStatus] = (),
-) -> Estimator:
-    """Gather everything known under ROOT that bears on a study's costs; `rows` are its Runs as they stand."""
-    text_positions = read_text_positions(study, points[0].run.model.text, corpus)
-    return Estimator(
-        study=study,
-        cluster=cluster,
-        speeds=Speeds(timed_steps(root, study.name, rows, text_positions)),
-        refused=Refused(root.study(study.name)),
-        text_positions=text_positions,
-        eval_clips=study.training.eval_clips or max(1, round(HELD_OUT_SHARE * corpus.clips)),
-    )
-
-
 def read_text_positions(study: Study, text: TextConfig, corpus: CorpusView) -> int:
-    """Text positions of the study's average caption; the most there may be where its corpus is elsewhere."""
+    """Return the text positions of the study's average caption; their limit where its corpus is elsewhere."""
     if not corpus.is_known or not study.corpus.path.exists():
         return text.max_positions
-    from ssmttm.corpus.dataset import TokenDataset  # and with it NumPy, which `status` does without
+    return mean_text_positions(text, _first_captions(study.corpus.path))
 
-    train = TokenDataset(study.corpus.path, "train")
-    return mean_text_positions(text, train.captions(range(min(len(train), 512))))
+
+def _first_captions(corpus: Path) -> list[str]:
+    """Read the first training captions without NumPy, which takes longer to import than a plan to make."""
+    facts = load_manifest(corpus).splits.get("train")
+    if facts is None:
+        raise InputError(f"{corpus}: has no split 'train'")
+    path = corpus / facts.captions
+    try:
+        with path.open("rb") as file:
+            return [Clip.model_validate_json(line).caption for line in islice(file, CAPTIONS)]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}), though the manifest lists it") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: has a line that is not a clip: {first_mistake(error)}") from None
 
 
 def mean_text_positions(text: TextConfig, captions: Sequence[str]) -> int:
-    """Text positions of an average caption, at least one; the limit where there are no captions."""
+    """Return the text positions of an average caption, at least one; the limit without captions."""
     if not captions:
         return text.max_positions
-    width = text.patch if text.encoder == "bytes" else BYTES_A_BYTE_TOKEN
+    width = text.patch if text.encoder == "bytes" else BYTES_A_SUBWORD
     mean = sum(-(-(len(caption.encode()) + 1) // width) for caption in captions) / len(captions)
     return max(1, min(text.max_positions, round(mean)))
 
 
-def series_steps(runs: Sequence[Run]) -> int:
-    """Steps of a Series that shares its trunk: to the last branch point, and every decay."""
-    branches = [branch_step(run.schedule, run.iterations) for run in runs]
-    decays = sum(run.iterations - branch for run, branch in zip(runs, branches, strict=True))
-    return max(branches) + decays
-
-
 def run_cost(run: Run, text_positions: int) -> Cost:
-    """Parameters, tokens and FLOPs of a Run."""
+    """Count the parameters, tokens and FLOPs of a Run."""
     count = parameter_count(run.model)
     flops_per_step = training_flops(run.model, run.frames, text_positions) * run.batch * run.frames
     return Cost(
@@ -207,7 +204,7 @@ def run_cost(run: Run, text_positions: int) -> Cost:
 
 
 def checkpoint_bytes(model: ModelConfig, zero_stage: int) -> int:
-    """Bytes of a checkpoint, whatever the ranks: fp32 weights and AdamW's two moments.
+    """Return the bytes of a checkpoint on any number of ranks: fp32 weights and AdamW's two moments.
 
     Under ZeRO 1 and 2 the optimiser's shards hold the weights once more; measured to within 0.4 %.
     """
@@ -215,5 +212,5 @@ def checkpoint_bytes(model: ModelConfig, zero_stage: int) -> int:
 
 
 def weights_bytes(model: ModelConfig) -> int:
-    """Bytes of a finished Run's model.safetensors."""
+    """Return the bytes of a finished Run's model.safetensors."""
     return 4 * trained_parameters(model)

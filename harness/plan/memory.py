@@ -1,9 +1,9 @@
-"""What a rank holds in memory while a model is trained, by arithmetic alone: states, buffers and activations.
+"""Memory of a rank that trains a model, by arithmetic alone: states, buffers and activations.
 
-States follow what DeepSpeed allocates for fp32 parameters at each ZeRO stage (its own flat copies, buckets and what its
-optimiser step takes for a moment, seen in version 0.19); activations follow what autograd keeps of each sub-layer under
-PyTorch's own kernels. The tests hold the sum against the peak of the engine on the CPU. That does not validate CUDA
-kernels, which keep other tensors: there the figures are an estimate with a wider range.
+States are those that DeepSpeed 0.19 allocates for fp32 parameters at each ZeRO stage: its flat copies, its buckets and
+the temporaries of its optimiser step. Activations are those that autograd saves of each sub-layer under PyTorch's own
+kernels. The tests compare the sum with the peak of the engine on the CPU. CUDA kernels save other tensors, so there the
+figures are an estimate with a wider range.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.common.format import GIB, Estimate
-from harness.study.run import Precision
+from harness.record.root import Layout
+from harness.study.run import Precision, Run
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
 from ssmttm.text.config import BYTE_WIDTH
@@ -19,29 +20,29 @@ from ssmttm.text.config import BYTE_WIDTH
 BUCKET = 200_000_000
 """Most parameters of one of DeepSpeed's buckets; see deepspeed_config."""
 MOST_GATHERED = 4e9
-"""Bytes of weights that ZeRO 3 has gathered at once, and steps at once (stage3_max_live_parameters, sub_group_size)."""
+"""Bytes of weights that ZeRO 3 gathers, and updates, at once (stage3_max_live_parameters, sub_group_size)."""
 PERSISTENT = 100_000
 """Parameters of a tensor that ZeRO 3 leaves whole on every rank (stage3_param_persistence_threshold)."""
 CUDA_CONTEXT = 0.6 * GIB
-"""What a process takes of a GPU before its first tensor: context, cuBLAS workspace and NCCL's buffers, about."""
+"""GPU memory of a process before its first tensor: context, cuBLAS workspace and NCCL's buffers, about."""
 MARGINS = {False: (0.9, 1.15), True: (0.75, 1.3)}
-"""Low and high over expected, on CPU and on CUDA, where allocators fragment and kernels keep less or more."""
+"""Low and high over expected, on the CPU and on CUDA, where allocators fragment and kernels save less or more."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank at their peak, by what they are for."""
+    """Bytes of one rank at the peak, by purpose."""
 
     weights: float
     gradients: float
     optimiser: float
     """AdamW's moments, and the flat fp32 copy of the weights that ZeRO keeps beside them."""
     buffers: float
-    """DeepSpeed's buckets and gathered weights, and what its optimiser step takes, as far as they are in the peak."""
+    """DeepSpeed's buckets, gathered weights and temporaries of the optimiser step, as far as they are in the peak."""
     activations: float
-    """What is saved for the backward pass and what it computes first, as far as it is in the peak."""
+    """Saved activations and the first gradients of the backward pass, as far as they are in the peak."""
     fixed: float
-    """Taken before the first tensor."""
+    """Bytes taken before the first tensor."""
     margins: tuple[float, float]
 
     @property
@@ -57,48 +58,43 @@ class Memory:
         return self.peak * (1 / GIB)
 
 
-def memory(
-    model: ModelConfig,
-    *,
-    frames: int,
-    micro_batch: int,
-    accumulation: int = 1,
-    ranks: int = 1,
-    zero_stage: int = 0,
-    checkpointed: bool = False,
-    precision: Precision = Precision.FP32,
-    on_cuda: bool = False,
-) -> Memory:
-    """The memory of a rank; `checkpointed` where of each block its input alone is saved.
+def memory(run: Run, layout: Layout, *, on_cuda: bool = False) -> Memory:
+    """Estimate the memory of a rank that trains a Run on a layout.
 
     The peak is where the backward pass begins, where it ends with all gradients and their bucket, or in the
     optimiser step, whichever is highest.
     """
+    model = run.model
     whole = 4.0 * trained_parameters(model)
-    share = whole / ranks
+    share = whole / layout.ranks
     bucket = min(whole, 4.0 * BUCKET)
     saved = activation_bytes(
-        model, frames, micro_batch, checkpointed=checkpointed, precision=precision, on_cuda=on_cuda
+        model,
+        run.frames,
+        layout.micro_batch,
+        checkpointed=layout.activation_checkpointing,
+        precision=run.precision,
+        on_cuda=on_cuda,
     )
-    if precision is Precision.BF16:
-        saved += whole / 2  # autocast keeps the weights it has cast until the forward pass is over
-    again = accumulation > 1
-    if zero_stage == 0:
+    if run.precision is Precision.BF16:
+        saved += whole / 2  # autocast keeps the weights it has cast until the forward pass ends
+    again = layout.accumulation > 1
+    if layout.zero_stage == 0:
         weights, optimiser = whole, 2 * whole
         gradients = whole
         begin, end, step = (whole if again else 0.0) + saved, whole + bucket, whole + 0.5 * whole
-    elif zero_stage == 3:
+    elif layout.zero_stage == 3:
         kept = _persistent(model)
         weights, optimiser = share + kept, 3 * share
-        gradients = share + bucket  # averaged partitions, and a bucket that is never freed
-        gathered = min(whole - kept, MOST_GATHERED) if ranks > 1 else 0.0
+        gradients = share + bucket  # averaged partitions, and a bucket that DeepSpeed never frees
+        gathered = min(whole - kept, MOST_GATHERED) if layout.ranks > 1 else 0.0
         fetched = gathered + min(gathered, bucket)  # gathered flat, then taken apart
         begin = gradients + max(gathered + saved, fetched)
         end, step = gradients + 2 * bucket, gradients + 3 * min(share, MOST_GATHERED)
     else:
         weights, optimiser = whole, 3 * share
         gradients = share
-        if zero_stage == 1:  # all gradients stay until the last micro-batch
+        if layout.zero_stage == 1:  # all gradients stay until the last micro-batch
             held, end = (2 * whole, 1.5 * whole + bucket) if again else (0.0, whole + bucket)
         else:
             held, end = share if again else 0.0, 2 * bucket + (share if again or whole > bucket else 0.0)
@@ -117,7 +113,7 @@ def memory(
 
 
 def trained_parameters(model: ModelConfig) -> int:
-    """Every parameter the optimiser moves, text encoder and null condition included."""
+    """Count the parameters that the optimiser updates, text encoder and null condition included."""
     count = parameter_count(model)
     return count.n_params + count.text_encoder + count.null_condition
 
@@ -131,7 +127,7 @@ def activation_bytes(
     precision: Precision = Precision.FP32,
     on_cuda: bool = False,
 ) -> float:
-    """Bytes held when the backward pass of a micro-batch begins, and what it computes before it frees any."""
+    """Return the bytes of activations at their peak; `checkpointed` if only the input of each block is saved."""
     text = model.text.max_positions
     steps = frames + model.n_codebooks - 1
     length = steps + (text if model.architecture.has_prefix else 0)
@@ -142,7 +138,7 @@ def activation_bytes(
     last = max(saved.at_once for saved in layers) + 2 * model.d_model
     blocks = model.n_blocks * model.d_model + block if checkpointed else model.n_blocks * block
     logits = model.n_codebooks * model.vocabulary
-    # log p and its gradient, each fp32; then the last layer's own gradients, by when they are freed.
+    # log p and its gradient, each fp32; these are freed before the last layer's own gradients are computed.
     beginning = max(2 * logits * steps, last * length)
     read: float = text * (5 * model.d_model + 4 * model.text.dim)
     if model.text.encoder == "bytes":
@@ -153,15 +149,15 @@ def activation_bytes(
 
 
 def _around_a_layer(model: ModelConfig, half: float, *, on_cuda: bool) -> float:
-    """Floats a position that a residual sub-layer saves beside what its layer does."""
+    """Return the floats a position that a residual sub-layer saves beside those of its layer."""
     d = model.d_model
-    # The residual stream and, off CUDA's fused norm, the normed values before their weight; dropout's factors.
+    # The residual stream; without CUDA's fused norm, the normed values before their weight; dropout's factors.
     saved = 2.0 * d + 1 + (0 if on_cuda else d) + (d if model.dropout > 0 else 0)
     return saved + half * d if half < 1 else saved  # cast for the first product
 
 
 def _persistent(model: ModelConfig) -> float:
-    """Bytes of the tensors that ZeRO 3 leaves whole, about: all but the large matrices."""
+    """Return the bytes of the tensors that ZeRO 3 leaves whole, about: all but the large matrices."""
     tables, d = model.n_codebooks * model.vocabulary, model.d_model
     shapes = [(tables, d), (tables, d), (model.text.dim, d)]
     for layer in model.architecture.layers:

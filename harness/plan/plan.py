@@ -1,26 +1,19 @@
-"""The plan of a study: what is left to do, its costs, and coded notes on what the figures rest on.
+"""The plan of a study: the Runs left to train, their costs, and coded notes on the basis of the figures.
 
-Planning writes nothing and imports nothing heavy. A Run costs what it adds: the piece of trunk from the last branch
-point before its own, and its decay. That is what sharing trunks saves against training every Run from the start.
+Planning writes nothing and imports nothing heavy. The cost of a Run is what it adds to its Series: the piece of trunk
+from the branch point before its own, and its decay. Runs that share no trunk would each be trained from the start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from harness.common.disk import free_bytes
 from harness.common.format import GIB, NOTHING, Estimate
 from harness.plan.cluster import Cluster
-from harness.plan.estimate import (
-    Cost,
-    Estimator,
-    SizeEstimate,
-    checkpoint_bytes,
-    make_estimator,
-    weights_bytes,
-)
+from harness.plan.estimate import Cost, Estimator, SizeEstimate, checkpoint_bytes, weights_bytes
 from harness.record.jobs import JobView
 from harness.record.root import Layout, Root
 from harness.record.status import OVER, RunState, RunStatus, StatusReader
@@ -29,7 +22,7 @@ from harness.study.run import branch_step, by_series
 from harness.study.schema import Study
 
 Note = tuple[str, str]
-"""Code and text of something to know beside the figures."""
+"""Code and text of a note on the figures."""
 
 
 @dataclass(frozen=True)
@@ -45,47 +38,29 @@ class PlannedRun:
     hours: Estimate
     """Hours this Run adds to its Series, from the last branch point before its own."""
     hours_alone: Estimate
-    """Hours it would take from the start, sharing nothing."""
+    """Hours from the start, sharing no trunk."""
     hours_apart: Estimate
-    """Hours to its own end from the newest branch point of a finished Run, were its branch a job of its own."""
+    """Hours to its end from the newest branch point of a finished Run, if its branch were a job of its own."""
 
     @property
     def series_id(self) -> str:
-        """The Series it belongs to."""
+        """Id of its Series."""
         return self.status.series_id
 
     @property
     def layout(self) -> Layout:
         """Ranks, micro-batch and ZeRO stage it is trained with."""
-        return self.size.layout
+        return self.size.resources.layout
 
     @property
     def gpus(self) -> int:
-        """Devices: GPUs, or CPU ranks where there is no GPU."""
+        """Number of devices: GPUs, or CPU ranks where there is no GPU."""
         return self.layout.ranks
 
     @property
     def gpu_hours(self) -> float:
         """Device-hours this Run is expected to add."""
         return self.hours.expected * self.gpus
-
-
-@dataclass(frozen=True)
-class PlannedSize:
-    """A size under one architecture, beside its target and the published model."""
-
-    size: str
-    architecture: str
-    n_blocks: int
-    d_model: int
-    n_params: int
-    target_n_params: float | None
-    reference_n_params: float | None
-
-    def as_json(self) -> dict[str, Any]:
-        """A row of `sizes` in `ssmscale plan --json`; deviations are shares of the target and of the reference."""
-        off = {"deviation": self.target_n_params, "reference_deviation": self.reference_n_params}
-        return asdict(self) | {key: count and self.n_params / count - 1 for key, count in off.items()}
 
 
 @dataclass(frozen=True)
@@ -97,38 +72,42 @@ class Plan:
     """True if corpus and text encoder are known, so that Runs have ids."""
     runs: tuple[PlannedRun, ...]
     disk_passing_gib: float
-    """GiB that periodic and decay checkpoints take besides, about, while Series are trained side by side."""
+    """GiB that periodic and decay checkpoints take for a while, about, while Series are trained side by side."""
     notes: tuple[Note, ...]
-    """Code and text of each."""
 
     @property
     def missing(self) -> list[PlannedRun]:
-        """Runs a submission would train."""
+        """Runs that `submit` would train."""
         return [run for run in self.runs if run.status.state in {RunState.NEW, RunState.INTERRUPTED}]
 
     def as_json(self) -> dict[str, Any]:
-        """The document of `ssmscale plan --json`."""
+        """Return the document of `ssmscale plan --json`."""
         return {
             "study": self.study.name,
-            "sizes": [size.as_json() for size in self.sizes()],
+            "sizes": self.sizes(),
             "runs": [self._row(run) for run in self.runs],
             "totals": self.totals(),
             "design": {"notes": [{"code": code, "text": text} for code, text in self.notes]},
         }
 
-    def sizes(self) -> list[PlannedSize]:
-        """Each size under each architecture, size by size."""
+    def sizes(self) -> list[dict[str, Any]]:
+        """Return a row for each size under each architecture; deviations are shares of target and reference."""
         models = {(run.status.point.size, run.status.point.architecture): run for run in self.runs}
         names = list(self.study.grid.sizes)
         found = []
         for (size, architecture), run in sorted(models.items(), key=lambda entry: names.index(entry[0][0])):
-            model, asked = run.status.point.run.model, self.study.size_keys_of(architecture, size)
-            shape = (model.n_blocks, model.d_model, run.cost.n_params)
-            found.append(PlannedSize(size, architecture, *shape, asked.n_params, asked.reference_n_params))
+            model, n_params = run.status.point.run.model, run.cost.n_params
+            asked = self.study.size_keys_of(architecture, size)
+            row: dict[str, Any] = {"size": size, "architecture": architecture}
+            row |= {"n_blocks": model.n_blocks, "d_model": model.d_model, "n_params": n_params}
+            row |= {"target_n_params": asked.n_params, "reference_n_params": asked.reference_n_params}
+            row["deviation"] = asked.n_params and n_params / asked.n_params - 1
+            row["reference_deviation"] = asked.reference_n_params and n_params / asked.reference_n_params - 1
+            found.append(row)
         return found
 
     def totals(self) -> dict[str, Any]:
-        """Sums over the Runs: what a submission spends, what it would without trunks, what finished Runs save."""
+        """Sum up the hours left to train, with and without shared trunks, the hours reused, and the disk."""
         left = [run for run in self.runs if run.status.state not in OVER]
         kept = sum(run.disk_gib for run in self.runs)
         return {
@@ -144,7 +123,7 @@ class Plan:
         }
 
     def longest_path(self) -> Estimate:
-        """Hours of the Series that takes longest, its branches one after the other: no number of GPUs ends sooner."""
+        """Return the hours of the longest Series, its branches one after the other: no number of GPUs ends sooner."""
         left = by_series(run for run in self.runs if run.status.state not in OVER)
         series = (sum((run.hours for run in runs), NOTHING) for runs in left.values())
         return max(series, key=lambda hours: hours.expected, default=NOTHING)
@@ -181,12 +160,9 @@ class Plan:
 
 
 def _ends(key: str, value: Estimate, digits: int | None = None) -> dict[str, float]:
-    """A range as three keys: what is expected, and between what."""
-    low, expected, high = (
-        figure if digits is None else round(figure, digits)
-        for figure in (value.low, value.expected, value.high)
-    )
-    return {key: expected, f"{key}_low": low, f"{key}_high": high}
+    """Return an estimate as three keys: expected, low and high."""
+    ends = {key: value.expected, f"{key}_low": value.low, f"{key}_high": value.high}
+    return ends if digits is None else {name: round(end, digits) for name, end in ends.items()}
 
 
 def make_plan(
@@ -197,40 +173,35 @@ def make_plan(
     cluster: Cluster,
     jobs: Mapping[str, JobView] | None = None,
 ) -> Plan:
-    """Cost every Run of the grid and find its state, `jobs` being a scheduler's word by run id.
+    """Find the state of every Run of the grid, and estimate its cost; `jobs` are a scheduler's jobs by run id.
 
     Raises InputError where resources do not fit.
     """
     rows = StatusReader(root, study.name).read(points, jobs=jobs)
-    estimator = make_estimator(study, points, corpus, root, cluster, rows)
-    planned = {
-        run.status.run_id: run for members in by_series(rows).values() for run in _series(members, estimator)
-    }
+    estimator = Estimator(study, points, corpus, root, cluster, rows)
+    series = [_series(members, estimator) for members in by_series(rows).values()]
+    planned = {run.status.run_id: run for runs in series for run in runs}
     runs = tuple(planned[row.run_id] for row in rows)
     passing = _passing_gib(study, runs, cluster)
     needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
-    sources = {run.size.duration.source for run in runs}
     text_is_known = points[0].run.text_encoder != UNKNOWN_FINGERPRINT
-    notes = [
-        *_on_corpus(study, corpus, text_is_known=text_is_known),
-        *_on_speed(cluster, sources),
-        *_on_disk(root, needed, passing),
-    ]
+    notes = _on_corpus(study, corpus, text_is_known=text_is_known)
+    notes += _on_speed(cluster, {run.size.duration.source for run in runs})
+    notes += _on_disk(root, needed, passing)
     return Plan(study, corpus.is_known and text_is_known, runs, passing, tuple(notes))
 
 
 def _series(members: Sequence[RunStatus], estimator: Estimator) -> list[PlannedRun]:
-    """Cost the Runs of one Series: each pays for the trunk from the last branch point before its own."""
+    """Plan the Runs of one Series; each adds the trunk from the last branch point before its own."""
     rows = sorted(members, key=lambda row: row.point.run.iterations)
     point = rows[0].point
     size = estimator.of_size(point.architecture, point.size, [row.point.run for row in rows])
-    checkpoint_gib = checkpoint_bytes(point.run.model, size.layout.zero_stage) / GIB
+    checkpoint_gib = checkpoint_bytes(point.run.model, size.resources.layout.zero_stage) / GIB
     weights_gib = weights_bytes(point.run.model) / GIB
     behind, trained, begun, branches, found = 0, 0, False, set[int](), []
     for status in rows:
         run = status.point.run
         branch = branch_step(run.schedule, run.iterations)
-        steps = branch - behind + run.iterations - branch
         starts = int(not begun and status.state not in OVER)
         begun = begun or bool(starts)
         found.append(
@@ -239,10 +210,10 @@ def _series(members: Sequence[RunStatus], estimator: Estimator) -> list[PlannedR
                 cost=size.cost(run.iterations),
                 size=size,
                 disk_gib=(branch > 0 and branch not in branches) * checkpoint_gib + weights_gib,
-                hours=estimator.hours(size.duration, steps, starts=starts),
+                hours=estimator.hours(size.duration, run.iterations - behind, starts=starts),
                 hours_alone=estimator.hours(size.duration, run.iterations, starts=1),
                 hours_apart=estimator.hours(
-                    size.duration, run.iterations - trained, starts=2 if branch > trained else 1
+                    size.duration, run.iterations - trained, starts=1 + (branch > trained)
                 ),
             )
         )
@@ -255,11 +226,9 @@ def _series(members: Sequence[RunStatus], estimator: Estimator) -> list[PlannedR
 
 
 def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> float:
-    """GiB of files that come and go in training: `keep_last` periodic checkpoints and one of a decay a Series."""
-    series: dict[str, PlannedRun] = {
-        run.status.series_id: run for run in runs if run.status.state not in OVER
-    }
-    choice, capacity = study.resources, cluster.gpus or cluster.cores
+    """Return the GiB of files that training later removes: `keep_last` periodic checkpoints and a decay's a Series."""
+    series = {run.status.series_id: run for run in runs if run.status.state not in OVER}
+    choice, capacity = study.resources, cluster.devices_a_node
     each = choice.keep_last + choice.keep_best + 1
     needs = (r.layout.ranks * (1 if cluster.gpus else r.layout.threads) for r in series.values())
     need = min(capacity, min(needs, default=1))
@@ -289,13 +258,11 @@ def _on_corpus(study: Study, corpus: CorpusView, *, text_is_known: bool) -> list
 
 
 def _on_speed(cluster: Cluster, sources: Collection[str]) -> list[Note]:
-    notes = []
     if cluster.gpus:
         text = "memory is checked against engines on the CPU, which does not validate what CUDA kernels keep"
-        notes.append(("memory_estimated", text))
+        notes = [("memory_estimated", text)]
     else:
-        text = "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks"
-        notes.append(("cpu_ranks", text))
+        notes = [("cpu_ranks", "no GPU here: a device is a CPU rank and GPU-hours are hours of such ranks")]
     if "assumed" in sources:
         text = "no run on such a device has finished under this root: hours follow an assumed speed"
         notes.append(("speed_assumed", text))

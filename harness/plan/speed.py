@@ -1,23 +1,24 @@
-"""Seconds of an optimiser step: a cost for each pass through a sub-layer, for memory traffic, for arithmetic.
+"""Seconds of an optimiser step: launches of each sub-layer, memory traffic and arithmetic.
 
-A small model's step is launches and memory traffic, a large one's is arithmetic; one speed in FLOP/s carries over to no
-other size. So three terms are added up, and two factors correct them from steps that were timed: one for the machine,
-which a single finished run shows, and one for the balance between launches and arithmetic, which needs runs of two
-sizes. Both are held to 1 as far as nothing was measured (a maximum a posteriori estimate, log-normal priors).
+A small model's step is launches and memory traffic, a large one's is arithmetic, so the FLOP/s of one size predict no
+other size. Three terms are added up, and timed steps correct them by two factors: one for the machine, which a single
+finished run shows, and one for the balance between launches and arithmetic, which needs runs of two sizes. Without
+measurements both stay near 1 (a maximum a posteriori estimate with log-normal priors).
 
-Timed steps are read from the journals of finished Runs and kept in the study's calibration.json; those that other
-studies under the same ROOT have kept count too. Of each size the longest finished Runs are read, and not again once
-calibration.json has them, so that planning reads a few journals and not ten thousand. A Run that shared a GPU with
-others tells nothing: its speed depended on what they did meanwhile, and a plan wants the speed it has alone.
+Timed steps come from the journals of finished Runs and are kept in the study's calibration.json; those kept by other
+studies under the same ROOT count too. Only the longest finished Runs of each size are read, and only once, so that
+planning reads a few journals and not ten thousand. Runs that shared a GPU are left out: their speed depended on the
+other Runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median, median_high
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -31,23 +32,23 @@ from ssmttm.errors import InputError
 from ssmttm.model.flops import training_flops
 
 MFU = Estimate(0.15, 0.3, 0.5)
-"""Share of a GPU's peak before anything was measured: from small models and unfused kernels to what large Transformers
-reach (46 % for PaLM, arXiv 2204.02311, section 4; 52 % for Megatron, arXiv 2104.04473, table 1)."""
+"""Share of a GPU's peak before any measurement: from small models with unfused kernels to large Transformers (46 % for
+PaLM, arXiv 2204.02311, section 4; 52 % for Megatron, arXiv 2104.04473, table 1)."""
 CPU_FLOPS_A_THREAD = 6e10
 CPU_BYTES_A_SECOND = 4e9
 CPU_PASS_SECONDS = 1.2e-3
-"""A CPU thread, fitted to steps of the demo's models: products, saved activations that are written and read in the
-backward pass with all that lies between, and a sub-layer's forward and backward calls."""
+"""A CPU thread, fitted to steps of the demo's models: matrix products; traffic of saved activations and of the backward
+pass; and a sub-layer's forward and backward calls."""
 GPU_PASS_SECONDS = 4e-4
 """Launches of a sub-layer's forward, backward and update on a GPU: some 60 kernels of 6 to 8 microseconds."""
 GPU_FLOPS = 50e12
 """Peak of a GPU whose profile gives none."""
 CPU_SPREAD = (0.4, 2.5)
-"""Low and high over expected before anything was measured on a CPU."""
+"""Low and high over expected on a CPU before any measurement."""
 KNOWN_SPREAD = (0.9, 1.12)
 ALIKE_SPREAD = (0.75, 1.33)
 OTHER_SPREAD = (0.55, 1.8)
-"""The same once a run of this very shape, of this architecture, or of another architecture has been timed."""
+"""The same after a run of this shape, of this architecture, or of another architecture has been timed."""
 MACHINE_PRIOR, BALANCE_PRIOR, NOISE = 1.0, 0.35, 0.1
 """Standard deviations of the logarithms: of a machine against the defaults, of launches against arithmetic, and of a
 timed run."""
@@ -73,32 +74,28 @@ class StepTime(Frozen):
     seconds: Positive
     """Median of a step."""
     runs: tuple[str, ...] = ()
-    """Ids of the Runs that were read for it."""
+    """Ids of the Runs whose journals gave it."""
 
     def is_of(self, other: StepTime) -> bool:
-        """True if the same was timed on the same device."""
+        """True if both time the same work on the same device."""
         same = ("architecture", "size", "device", "device_name", "precision", "ranks", "threads")
-        return all(getattr(self, key) == getattr(other, key) for key in same) and self.work.is_like(
-            other.work
+        return self.work.is_like(other.work) and all(
+            getattr(self, key) == getattr(other, key) for key in same
         )
 
     @property
     def work(self) -> Work:
-        """The work of these seconds."""
+        """Work done in these seconds."""
         return Work(self.passes, self.bytes, self.flops)
 
 
 class Calibration(Frozen, extra="ignore"):
-    """calibration.json of a study: how long steps of its finished Runs took.
-
-    Files from before steps were kept hold other keys; the journals tell the same and more.
-    """
+    """calibration.json of a study: timed steps of its finished Runs; older files hold other keys, which are ignored."""
 
     steps: tuple[StepTime, ...] = ()
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """The work of a rank in a step."""
 
     passes: float
@@ -107,8 +104,7 @@ class Work:
 
     def is_like(self, other: Work) -> bool:
         """True if it is the same to a hundredth."""
-        mine, theirs = (self.passes, self.bytes, self.flops), (other.passes, other.bytes, other.flops)
-        return all(abs(a / b - 1) < 0.01 for a, b in zip(mine, theirs, strict=True))
+        return all(abs(a / b - 1) < 0.01 for a, b in zip(self, other, strict=True))
 
 
 @dataclass(frozen=True)
@@ -118,19 +114,19 @@ class Device:
     kind: str
     """cpu or cuda."""
     name: str | None = None
-    """A GPU's, or a profile's word for it, such as h100."""
+    """Name of a GPU, as the driver or a profile gives it, such as h100."""
     peak_flops: float | None = None
     threads: int = 1
     mfu: float | None = None
     """Share of the peak that training reaches, where the site knows it."""
 
     def is_alike(self, step: StepTime) -> bool:
-        """True if steps were timed on such a device; a name that is not known excludes none."""
+        """True if steps were timed on such a device; an unknown name excludes none."""
         return self.kind == step.device and same_device(self.name, step.device_name)
 
 
 def same_device(one: str | None, other: str | None) -> bool:
-    """True if two names may mean one type of GPU: `h100` is in `NVIDIA H100 80GB HBM3`."""
+    """True if two names may be those of one type of GPU, as h100 and NVIDIA H100 80GB HBM3."""
     if one is None or other is None:
         return True
     one, other = one.lower(), other.lower()
@@ -138,7 +134,7 @@ def same_device(one: str | None, other: str | None) -> bool:
 
 
 def step_work(run: Run, layout: Layout, text_positions: int, *, on_cuda: bool) -> Work:
-    """The work of a rank in a step of a Run on a layout."""
+    """Return the work of a rank in a step of a Run on a layout."""
     model = run.model
     saved = activation_bytes(model, run.frames, layout.micro_batch, precision=run.precision, on_cuda=on_cuda)
     share = run.batch * run.frames / layout.ranks
@@ -151,14 +147,14 @@ def step_work(run: Run, layout: Layout, text_positions: int, *, on_cuda: bool) -
 
 
 class Speeds:
-    """Predicts the seconds of a step from what has been timed so far."""
+    """Predicts the seconds of a step from the steps timed so far."""
 
     def __init__(self, steps: Sequence[StepTime]) -> None:
         self.steps = tuple(steps)
         self._factors: dict[tuple[Device, str, Precision], tuple[float, float, str]] = {}
 
     def seconds(self, architecture: str, run: Run, work: Work, device: Device) -> tuple[Estimate, str]:
-        """Seconds of a step, and in a word what they rest on: measured, calibrated, borrowed or assumed."""
+        """Predict the seconds of a step, with their basis: measured, calibrated, borrowed or assumed."""
         timed = [
             step.seconds
             for step in self.steps
@@ -188,17 +184,16 @@ class Speeds:
         own = [step for step in usable if step.architecture == architecture]
         if not usable:
             return 1.0, 1.0, "assumed"
-        chosen = own or usable
-        timed = []
-        for step in chosen:
-            theirs = replace(device, threads=step.threads)
-            timed.append((*default_seconds(step.work, theirs), step.seconds))
+        timed = [
+            (*default_seconds(step.work, replace(device, threads=step.threads)), step.seconds)
+            for step in own or usable
+        ]
         machine, balance = fit_factors(timed)
         return math.exp(machine + balance), math.exp(machine - balance), "calibrated" if own else "borrowed"
 
 
 def default_seconds(work: Work, device: Device) -> tuple[float, float]:
-    """Seconds of launches and seconds of arithmetic and traffic, before anything was measured."""
+    """Return the seconds of launches and those of arithmetic and traffic, before any measurement."""
     if device.kind == "cuda":
         reached = (device.mfu or MFU.expected) * (device.peak_flops or GPU_FLOPS)
         return work.passes * GPU_PASS_SECONDS, work.flops / reached
@@ -208,9 +203,9 @@ def default_seconds(work: Work, device: Device) -> tuple[float, float]:
 
 
 def fit_factors(timed: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
-    """Logarithms of the machine's factor and of the balance, from (launches, arithmetic, measured) seconds.
+    """Fit the logarithms of the machine's factor and of the balance to (launches, arithmetic, measured) seconds.
 
-    Gauss-Newton on the squared deviations of log seconds and of both from their priors.
+    Gauss-Newton minimises the squared deviations of log seconds from the measured ones, and of both from their priors.
     """
     machine = balance = 0.0
     for _ in range(30):
@@ -236,19 +231,23 @@ def _spread(expected: float, factors: tuple[float, float]) -> Estimate:
 
 
 RUNS_A_SIZE = 3
-"""Finished Runs of a size that are read, the longest: their steps are hundreds already."""
+"""Finished Runs of a size that are read, the longest: they have hundreds of steps."""
 
 
 def timed_steps(
     root: Root, study_name: str, rows: Sequence[RunStatus], text_positions: int
 ) -> list[StepTime]:
-    """Every timed step known under ROOT: the study's own, what its journals add, and what other studies kept."""
-    own = own_steps(root, study_name, rows, text_positions)
-    return [*own, *_of_others(root, study_name)]
+    """Return every timed step under ROOT: the study's own, and those that other studies kept."""
+    found = own_steps(root, study_name, rows, text_positions)
+    for path in sorted((root.path / "studies").glob("*/calibration.json")):
+        if path.parent.name != study_name:
+            with contextlib.suppress(InputError):  # commands on that study report it
+                found += read_model(path, Calibration).steps
+    return found
 
 
 def own_steps(root: Root, study_name: str, rows: Iterable[RunStatus], text_positions: int) -> list[StepTime]:
-    """Timed steps in calibration.json, and those of finished Runs that it does not hold yet."""
+    """Return the timed steps in calibration.json, and those of finished Runs that are not in it yet."""
     held = read_model_if_there(root.study(study_name) / "calibration.json", Calibration)
     kept = list(held.steps) if held else []
     known = {run_id for step in kept for run_id in step.runs}
@@ -270,25 +269,13 @@ def own_steps(root: Root, study_name: str, rows: Iterable[RunStatus], text_posit
 
 
 def write_calibration(root: Root, study_name: str, rows: Iterable[RunStatus], text_positions: int) -> None:
-    """Keep the timed steps of the study's finished Runs."""
+    """Write the timed steps of the study's finished Runs to calibration.json."""
     calibration = Calibration(steps=tuple(own_steps(root, study_name, rows, text_positions)))
     write_model(root.study(study_name) / "calibration.json", calibration, exclude_defaults=True)
 
 
-def _of_others(root: Root, study_name: str) -> list[StepTime]:
-    found: list[StepTime] = []
-    for path in sorted((root.path / "studies").glob("*/calibration.json")):
-        if path.parent.name == study_name:
-            continue
-        try:
-            found += read_model(path, Calibration).steps
-        except InputError:
-            continue  # that study's own verbs say so
-    return found
-
-
 def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
-    """The median step of a finished Run, trunk and decay; None where its journals do not tell."""
+    """Return the median step of a finished Run, trunk and decay; None if its journals do not hold it."""
     own = read_progress(root.run(row.run_id))
     if own.state != Event.FINISHED or own.started is None:
         return None
@@ -298,7 +285,7 @@ def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
     layout = Layout.model_validate(
         {key: value for key, value in own.started.get("layout", {}).items() if key in Layout.model_fields}
     )
-    # The first interval holds what is done once: caches, and memory that is asked for.
+    # The first interval includes work that is done once: filling caches, and allocating memory.
     events = [
         event
         for journal in (trunk, own)
@@ -318,8 +305,6 @@ def _timed(root: Root, row: RunStatus, text_positions: int) -> StepTime | None:
         precision=run.precision,
         ranks=layout.ranks,
         threads=layout.threads,
-        passes=work.passes,
-        bytes=work.bytes,
-        flops=work.flops,
+        **work._asdict(),
         seconds=run.tokens_a_step / median(event["tokens_per_second"] for event in events),
     )

@@ -1,7 +1,7 @@
-"""The one process that tunes a study: it asks Optuna, has trials trained, reads their journals and tells Optuna.
+"""The controller of a study's searches: it asks Optuna for trials, has them trained, and tells Optuna their results.
 
-It may be killed at any moment. The Runs of a trial follow from the values in Optuna's storage, and its result from the
-journals; so the next controller tells Optuna of the trials that ended meanwhile and goes on with the others.
+It may be killed at any moment. The Runs of a trial follow from its values in Optuna's storage, and its result from the
+journals, so the next controller tells Optuna the results of trials that ended meanwhile, and continues the others.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 MOST_FAILURES = 3
-"""Trials of a case that may fail, other than by diverging, before nothing more is tried there."""
+"""Failed trials of a case, not counting those that diverged, after which it gets no more trials."""
 
 Listener = Callable[[SearchCase, TrialRecord], None]
 
@@ -45,8 +45,8 @@ Listener = Callable[[SearchCase, TrialRecord], None]
 class Controller:
     """Tunes every case of a space, their trials side by side."""
 
-    def __init__(self, space: Space, storage: BaseStorage, runner: TrialRunner, on_told: Listener) -> None:
-        self.space, self.tune, self.runner, self.on_told = space, space.tune, runner, on_told
+    def __init__(self, space: Space, storage: BaseStorage, runner: TrialRunner, on_record: Listener) -> None:
+        self.space, self.tune, self.runner, self.on_record = space, space.tune, runner, on_record
         self.owner = owner_of(space.root.study(space.study.name) / "tune")
         every = space.study.tracking.eval_every
         self.searches: dict[SearchCase, Search] = {
@@ -58,21 +58,24 @@ class Controller:
         """Trials that failed under this controller."""
 
     def run(self, on_look: Callable[[], None] = lambda: None) -> None:
-        """Bring every case to its number of trials. Raises DiskFull where no room is left to go on."""
+        """Bring every case to its number of trials. Raises DiskFull where the disk has no space left."""
         for case, search in self.searches.items():
             self._adopt(case, search)
-        room = self.tune.parallel or self.runner.room(len(self.tune.seeds))
+        capacity = self.tune.parallel or self.runner.capacity(len(self.tune.seeds))
         while True:
-            while len(self.live) < room and (lacking := self._next_case()) is not None:
+            while len(self.live) < capacity and (lacking := self._next_case()) is not None:
                 self._ask(lacking)
             if not self.live:
                 return
-            self._look()
+            points = {point.run_id: point for live in self.live for point in live.resolved.points}
+            rows = {row.run_id: row for row in self.runner.look(list(points.values()))}
+            for live in list(self.live):
+                self._follow(live, [rows[run_id] for run_id in live.run_ids])
             on_look()
             time.sleep(self.runner.pause)
 
-    def told(self, case: SearchCase) -> list[TrialRecord]:
-        """The trials of a case that are over, oldest first."""
+    def records(self, case: SearchCase) -> list[TrialRecord]:
+        """Return the ended trials of a case, oldest first."""
         return [
             record_of(frozen, self.space.values(frozen.params))
             for frozen in self.searches[case].get_trials(deepcopy=False)
@@ -80,32 +83,25 @@ class Controller:
         ]
 
     def failed(self) -> list[tuple[SearchCase, TrialRecord]]:
-        """The trials that failed under this controller and whose values no other has brought to an end."""
-        ended = {
-            case: [one.values for one in self.told(case) if one.outcome is not TrialOutcome.FAILED]
-            for case in self.searches
-        }
-        return [
-            (case, one)
-            for case, all_ in self._failed.items()
-            for one in all_
-            if one.values not in ended[case]
-        ]
+        """Return the trials that failed under this controller and whose values no other trial brought to a result."""
+        found = []
+        for case, failed in self._failed.items():
+            ended = [one.values for one in self.records(case) if not one.has_failed]
+            found += [(case, one) for one in failed if one.values not in ended]
+        return found
 
     def _next_case(self) -> SearchCase | None:
-        """The case with the fewest trials of those that lack some, so that all know about as much of themselves."""
-        lacking = {
-            case: count
-            for case in self.searches
-            if (count := self._count(case)) < self.tune.trials and len(self._failed[case]) < MOST_FAILURES
-        }
-        return min(lacking, key=lambda case: lacking[case], default=None)
-
-    def _count(self, case: SearchCase) -> int:
+        """Return the case with the fewest trials of those that need more, or None."""
         from optuna.trial import TrialState
 
-        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        return len(self.searches[case].get_trials(deepcopy=False, states=counted))
+        states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        counts = {
+            case: len(search.get_trials(deepcopy=False, states=states))
+            for case, search in self.searches.items()
+            if len(self._failed[case]) < MOST_FAILURES
+        }
+        fewest = min(counts, key=lambda case: counts[case], default=None)
+        return None if fewest is None or counts[fewest] >= self.tune.trials else fewest
 
     def _ask(self, case: SearchCase) -> None:
         from optuna.trial import TrialState
@@ -120,13 +116,13 @@ class Controller:
         self._begin(case, trial, self.space.values(trial.params))
 
     def _adopt(self, case: SearchCase, search: Search) -> None:
-        """Take over what an earlier controller of this ROOT left running."""
+        """Take over the trials that an earlier controller of this ROOT left running."""
         from optuna.trial import Trial, TrialState
 
         for frozen in search.get_trials(states=(TrialState.RUNNING,)):
             if not self._is_ours(frozen):
                 continue
-            if not self._is_whole(frozen.params):  # it was killed while it asked
+            if not self._is_whole(frozen.params):  # the controller was killed while Optuna suggested values
                 search.tell(frozen.number, state=TrialState.FAIL)
                 continue
             self._begin(case, Trial(search, frozen._trial_id), self.space.values(frozen.params))
@@ -135,7 +131,7 @@ class Controller:
         return is_ours(frozen, self.owner, shared=self.tune.storage is not None)
 
     def elsewhere(self) -> int:
-        """Number of trials that run under another ROOT on the same storage."""
+        """Count the trials that run under another ROOT on the same storage."""
         from optuna.trial import TrialState
 
         running = (TrialState.RUNNING,)
@@ -149,18 +145,18 @@ class Controller:
         return isinstance(params, dict) and set(params) == set(self.space.dimensions)
 
     def _begin(self, case: SearchCase, trial: Trial, values: Values) -> None:
-        """Have a trial trained, unless one of the same values has a result already."""
-        for told in self.told(case):
-            if told.values == values and told.outcome is not TrialOutcome.FAILED:
-                self._tell(case, trial, told.values, told.result)
+        """Begin to train a trial, unless a trial of the same values has a result already."""
+        for record in self.records(case):
+            if record.values == values and not record.has_failed:
+                self._tell(case, trial, record.values, record.result)
                 return
         try:
             resolved = self.space.trial(case.architecture, case.size, values)
-        except InputError as error:  # each value alone made a run
+        except InputError as error:  # each value is valid, but not all of them together
             self._tell(case, trial, values, TrialResult(TrialOutcome.FAILED, reason=str(error)))
             return
         for live in self.live:
-            # Equal values, or ones that differ in what this architecture has no use for.
+            # Equal values, or values that differ in a key that this architecture does not use.
             if live.resolved.points == resolved.points:
                 live.twins.append(trial)
                 return
@@ -173,15 +169,9 @@ class Controller:
             if row.state is RunState.CANCELLED
             or (row.state is RunState.FAILED and not has_diverged(resolved.root, row.run_id))
         ]
-        if again:  # pruned by a search that judged otherwise, or failed for a reason that may be gone
+        if again:  # another search pruned it, or the reason of its failure may be gone
             reset_attempts(resolved.root, resolved.study.name, again)
         self.live.append(LiveTrial(case, trial, values, resolved, submission))
-
-    def _look(self) -> None:
-        points = {point.run_id: point for live in self.live for point in live.resolved.points}
-        rows = {row.run_id: row for row in self.runner.look(list(points.values()))}
-        for live in list(self.live):
-            self._follow(live, [rows[run_id] for run_id in live.run_ids])
 
     def _follow(self, live: LiveTrial, rows: Sequence[RunStatus]) -> None:
         result = live.result(rows)
@@ -192,7 +182,7 @@ class Controller:
         if result is None:
             return
         left = [row.run_id for row in rows if row.state not in {RunState.DONE, RunState.FAILED}]
-        if left:  # before Optuna is told: no one looks at the jobs of a trial that is over
+        if left:  # before Optuna is told: later controllers ignore the jobs of an ended trial
             live.submission.control.append("cancelled", runs=left, reason=str(result.outcome))
             self.runner.cancel(live.resolved, rows)
         for trial in (live.trial, *live.twins):
@@ -200,15 +190,16 @@ class Controller:
         self.live.remove(live)
 
     def _hand_over(self, live: LiveTrial, rows: Sequence[RunStatus]) -> TrialResult | None:
-        """Hand over the Runs that no process trains; the trial's result where that was done too often."""
+        """Submit the Runs that no process trains; return a result if they were submitted too often."""
         missing = [row for row in rows if row.state in {RunState.NEW, RunState.INTERRUPTED}]
         if not missing:
             return None
         if live.handed >= MOST_ATTEMPTS * len(rows):
             why = f": {missing[0].reason}" if missing[0].reason else ""
-            reason = f"run {missing[0].run_id} was handed over {MOST_ATTEMPTS} times and did not end{why}"
+            reason = f"run {missing[0].run_id} was submitted {MOST_ATTEMPTS} times and did not end{why}"
             return TrialResult(TrialOutcome.FAILED, reason=reason)
-        live.handed += len(missing) if self.runner.train(live.submission, missing) else 0
+        if self.runner.train(live.submission, missing):
+            live.handed += len(missing)
         return None
 
     def _tell(self, case: SearchCase, trial: Trial, values: Values, result: TrialResult) -> None:
@@ -217,18 +208,18 @@ class Controller:
         trial.set_user_attr(OUTCOME, str(result.outcome))
         if result.reason is not None:
             trial.set_user_attr(REASON, result.reason)
-        # To Optuna a trial that diverged is one that was pruned: bad values, and no loss to learn a scale from.
+        # Optuna takes a diverged trial as a pruned one: its values are bad, and it has no loss.
         states = {TrialOutcome.FINISHED: TrialState.COMPLETE, TrialOutcome.FAILED: TrialState.FAIL}
         self.searches[case].tell(trial, result.loss, states.get(result.outcome, TrialState.PRUNED))
-        told = TrialRecord(trial.number, values, result)
-        if result.outcome is TrialOutcome.FAILED:
-            self._failed[case].append(told)
-        self.on_told(case, told)
+        record = TrialRecord(trial.number, values, result)
+        if record.has_failed:
+            self._failed[case].append(record)
+        self.on_record(case, record)
 
     def trials(self) -> Iterator[tuple[SearchCase, int, LiveTrial | TrialRecord]]:
-        """Every trial of every case with its number, those that are over first."""
+        """Yield every trial of every case with its number, ended trials first."""
         for case in self.searches:
-            for told in self.told(case):
-                yield case, told.number, told
+            for record in self.records(case):
+                yield case, record.number, record
         for live in self.live:
             yield live.case, live.trial.number, live

@@ -1,7 +1,7 @@
-"""Where trials are trained: the backends of `submit`, handed a trial at a time while others run.
+"""Runners of trials: they submit a trial at a time to a backend of `submit`, while other trials run.
 
-Both kinds leave what is finished or in other hands alone, and both find again what an earlier controller left running:
-where this process supervises by the journals, else by the scheduler's word and the leases on Series.
+Both kinds leave Runs alone that are finished or trained by another process, and both find the Runs that an earlier
+controller left running: a supervised backend by the journals, any other by the scheduler and the leases on Series.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.base import Backend
 from harness.dispatch.ledger import jobs_of_runs, open_ledger
 from harness.dispatch.supervise import JobSupervisor
-from harness.plan.cluster import Cluster
-from harness.record.control import Control
+from harness.plan.cluster import Cluster, ranks_a_node
 from harness.record.jobs import JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy
 from harness.record.status import RunState, RunStatus, StatusReader
@@ -28,37 +27,37 @@ from harness.submit.cancel import cancel_jobs_of
 from harness.submit.submission import Submission
 
 ASK_SECONDS = 5.0
-"""Between two questions to a scheduler: a controller may watch for days."""
+"""Seconds between two calls of a scheduler: a controller may run for days."""
 AT_ONCE = 8
-"""Trials with a scheduler at once where neither study nor profile says: with more, a search is blind to its own."""
+"""Trials at once where neither study nor profile gives a number; with more, a search learns too little from each."""
 
 
 class TrialRunner(Protocol):
-    """Trains Runs and tells where they stand."""
+    """Trains Runs and reads their states."""
 
     backend: Backend
     cluster: Cluster
     pause: float
-    """Seconds between two looks."""
+    """Seconds between two calls of `look`."""
 
-    def room(self, series: int) -> int:
-        """How many trials of so many Series are worth training at once."""
+    def capacity(self, series: int) -> int:
+        """Return the number of trials, of so many Series each, to train at once."""
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
-        """Hand Runs over that nobody trains; False where others have them, or there is no room now."""
+        """Submit Runs that no process trains; False if another process trains them or no job may be submitted now."""
 
     def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
-        """End what trains Runs that control.jsonl says are cancelled."""
+        """End the jobs of Runs that control.jsonl lists as cancelled."""
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
-        """Where these Runs stand; raises DiskFull where no room is left to go on."""
+        """Return the states of these Runs; raises DiskFull where the disk has no space left."""
 
     def close(self) -> None:
-        """End what would not outlive this process, saving what it has."""
+        """End the jobs that would not outlive this process; they save first."""
 
 
 def open_runner(backend: Backend, resolved: ResolvedStudy) -> TrialRunner:
-    """Return the runner of a search whose trials a backend trains; `resolved` is any of them."""
+    """Return the runner of a search on a backend; `resolved` is any of its trials."""
     return (Scheduled if backend.outlives else Supervised)(backend, resolved)
 
 
@@ -70,14 +69,13 @@ class Supervised:
     def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
         study, root = resolved.study, resolved.root
         self.backend = backend.__enter__()
-        self.cluster = backend.offer(resolved)
-        self.threads, self.jobs = study.resources.threads or 1, study.resources.jobs
+        self.cluster, self.resources = backend.offer(resolved), study.resources
         self.reader, self.process = StatusReader(root, study.name), identify_process()
-        self._supervisor = JobSupervisor(Control(root.study(study.name) / "control.jsonl"), backend)
+        self._supervisor = JobSupervisor(root.control(study.name), backend)
 
-    def room(self, series: int) -> int:
-        """As many trials as keep the workers busy."""
-        workers = self.jobs or self.cluster.gpus or max(1, self.cluster.cores // self.threads)
+    def capacity(self, series: int) -> int:
+        """Return the fewest trials that keep all workers busy."""
+        workers = self.resources.jobs or ranks_a_node(self.cluster, self.resources.threads or 1)
         return max(1, -(-workers // series))
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
@@ -87,12 +85,12 @@ class Supervised:
         return not any(self._supervisor.is_busy(row.series_id) for row in missing)
 
     def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
-        """Nothing: workers read control.jsonl at each step, leave the Run and stay warm for the next."""
+        """Do nothing: workers read control.jsonl at each step, leave the Run and stay warm for the next."""
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
-        """Take up what workers said and read the journals."""
+        """Take back ended tasks and read the journals."""
         self._supervisor.take_back()
-        # What a worker was just told of has written nothing yet.
+        # The journal of a Run that was just submitted is still empty.
         return [
             replace(row, state=RunState.QUEUED)
             if row.state in {RunState.NEW, RunState.INTERRUPTED} and not self._supervisor.takes(row.series_id)
@@ -101,12 +99,12 @@ class Supervised:
         ]
 
     def close(self) -> None:
-        """Have the workers save and go, and what was started for them."""
+        """End the workers, which save first, and the processes started for them."""
         self.backend.close()
 
 
 class Scheduled:
-    """A backend whose jobs outlive this process; the next one finds them."""
+    """A backend whose jobs outlive this process; the next controller finds them."""
 
     pause = 1.0
 
@@ -117,19 +115,19 @@ class Scheduled:
         self.reader = StatusReader(resolved.root, resolved.study.name)
         self._jobs: Mapping[str, JobView] = {}
         self._asked = self._refused = float("-inf")
-        """When the scheduler was last asked, and when there was last no room (monotonic)."""
+        """Monotonic times when the scheduler was last asked, and when it last took no more jobs."""
         self._problem: str | None = None
-        """What the scheduler last failed at, told once."""
+        """Last failure of the scheduler, for which one warning is enough."""
 
-    def room(self, series: int) -> int:
-        """What the profile says may run at once."""
+    def capacity(self, series: int) -> int:
+        """Return the number of trials that the profile lets run at once."""
         profile = self.backend.target.profile
         return max(1, ((profile and profile.limits.parallel) or AT_ONCE) // series)
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
         """Lease the Series and submit a batch for them.
 
-        A scheduler that has taken trials of this search before is waited for; else it raises SchedulerUnavailable.
+        Raises SchedulerUnavailable unless the scheduler has taken jobs of this search before: then it waits.
         """
         if time.monotonic() - self._refused < ASK_SECONDS:
             return False
@@ -139,7 +137,7 @@ class Scheduled:
         except SchedulerUnavailable as gone:
             if all(array.job_id is None for array in ArrayStore(self.folder).read().values()):
                 raise
-            self._warn(gone, "submitting again until it takes it")
+            self._warn(gone, "the submission is repeated until it succeeds")
             self._refused = time.monotonic()
             return False
         self._problem = None
@@ -148,22 +146,19 @@ class Scheduled:
         return bool(handles)
 
     def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
-        """Take jobs out of the queue, and end those that run, of which no Run is wanted any more."""
+        """Cancel the jobs, queued or running, that have no Run left to train."""
         with contextlib.suppress(SchedulerUnavailable):  # their workers leave by themselves
             cancel_jobs_of(resolved, rows)
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
         """Read the journals and, every few seconds, ask the scheduler."""
         if time.monotonic() - self._asked > ASK_SECONDS:
-            self._ask()
+            self._asked = time.monotonic()
+            try:
+                self._jobs = jobs_of_runs(open_ledger(self.folder))
+            except SchedulerUnavailable as gone:
+                self._warn(gone, "its last answer holds")
         return self.reader.read(points, jobs=self._jobs)
-
-    def _ask(self) -> None:
-        self._asked = time.monotonic()
-        try:
-            self._jobs = jobs_of_runs(open_ledger(self.folder))
-        except SchedulerUnavailable as gone:
-            self._warn(gone, "going on with what it last said")
 
     def _warn(self, gone: SchedulerUnavailable, what_now: str) -> None:
         if self._problem != str(gone):
@@ -171,4 +166,4 @@ class Scheduled:
             self._problem = str(gone)
 
     def close(self) -> None:
-        """Nothing to let go of: the jobs are the scheduler's."""
+        """Do nothing: the scheduler keeps the jobs."""

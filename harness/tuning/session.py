@@ -1,4 +1,4 @@
-"""One call of `ssmscale tune`: in control of the searches, trials mirrored on the way, what was learnt written."""
+"""One call of `ssmscale tune`: control the searches, mirror their trials, and write the learning rates."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ MIRROR_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a study's tuning has come to."""
+    """The state of a study's tuning at the end of a call."""
 
     space: Space
-    told: Mapping[SearchCase, Sequence[TrialRecord]]
+    records: Mapping[SearchCase, Sequence[TrialRecord]]
     steps: Mapping[SearchCase, int]
     """Steps trained for the trials of each case, each Run counted once."""
     tuned: Tuned | None
     notes: Sequence[Note]
     failed: Sequence[tuple[SearchCase, TrialRecord]]
-    """Trials that failed this time other than by diverging, and did not succeed when they were tried again."""
+    """Trials that failed in this call other than by diverging, and have no result from another try."""
     is_kept: bool
-    """Whether tuned.json holds what was learnt."""
+    """True if tuned.json holds `tuned`."""
 
 
-def tune_study(space: Space, runner: Callable[[], TrialRunner], on_told: Listener) -> Tuning:
-    """Search what is left to search, and fit and keep what was learnt.
+def tune_study(space: Space, runner: Callable[[], TrialRunner], on_record: Listener) -> Tuning:
+    """Run the missing trials of every search, fit the learning rates, and write tuned.json.
 
     Raises InputError where another process tunes the study, Stopped after Ctrl-C or SIGTERM, and DiskFull.
     """
@@ -55,12 +55,11 @@ def tune_study(space: Space, runner: Callable[[], TrialRunner], on_told: Listene
     database = open_database(uri, space.where) if uri else None  # before anything is written
     folder = space.root.study(space.study.name) / "tune"
     with in_control(folder, f"study {space.study.name}"):
-        place = runner()
-        controller = Controller(space, database or open_journal(folder), place, on_told)
+        trainer = runner()
+        controller = Controller(space, database or open_journal(folder), trainer, on_record)
         trials = _Trials(space, controller)
-        mirror = MirrorThread(
-            tracking_uri(space.study, space.root), trials.name, space.root, tags_of=trials.tags_of
-        )
+        address = tracking_uri(space.study, space.root)
+        mirror = MirrorThread(address, trials.name, space.root, tags_of=trials.tags_of)
         with stoppable() as poll_stop:
             mirror.start()
 
@@ -69,25 +68,25 @@ def tune_study(space: Space, runner: Callable[[], TrialRunner], on_told: Listene
                 trials.show(mirror)
 
             with (
-                closing_in_order(place.close, lambda: mirror.finish(trials.rows())),
+                closing_in_order(trainer.close, lambda: mirror.finish(trials.rows())),
                 naming_a_full_disk(folder / JOURNAL),
             ):
                 controller.run(on_look)
             rows = trials.rows()
             mirror.finish(rows)
-        told = {case: controller.told(case) for case in space.cases}
-        tuned, notes = learn(space, told)
+        records = {case: controller.records(case) for case in space.cases}
+        tuned, notes = learn(space, records)
         if elsewhere := controller.elsewhere():
             text = f"{counted(elsewhere, 'trial')} asked for under another ROOT run there, and count as asked for here"
             notes.append(Note("trials_elsewhere", text))
         is_kept = keep(space, tuned, notes)
-    return Tuning(space, told, trials.steps(rows), tuned, notes, controller.failed(), is_kept)
+    return Tuning(space, records, trials.steps(rows), tuned, notes, controller.failed(), is_kept)
 
 
 def keep(space: Space, tuned: Tuned | None, notes: list[Note]) -> bool:
-    """Write tuned.json and say whether it holds what was learnt.
+    """Write tuned.json; return True if it now holds `tuned`.
 
-    One that the study was submitted with stays, with a note: its Runs would get other identities.
+    A submitted study keeps its tuned.json, with a note, since other learning rates would change its Runs' identities.
     """
     if tuned is None:
         return False
@@ -102,59 +101,58 @@ def keep(space: Space, tuned: Tuned | None, notes: list[Note]) -> bool:
 
 
 class _Trials:
-    """The Runs of all trials as a mirror wants them: rows, and tags that say which trial each belongs to."""
+    """The Runs of all trials for the mirror: rows, and tags with the trial of each Run."""
 
     def __init__(self, space: Space, controller: Controller) -> None:
         self.space, self.controller = space, controller
         self.name = trials_name(space.study.name)
         self._reader = StatusReader(space.root, self.name)
-        self._points: dict[tuple[SearchCase, int], tuple[GridPoint, ...]] = {}
-        self._tags: dict[str, dict[str, str]] = {}
-        self._cases: dict[str, SearchCase] = {}
+        self._points: dict[str, GridPoint] = {}
+        self._trials: dict[str, tuple[SearchCase, int]] = {}
+        """Each Run's case and the number of its first trial."""
+        self._known: set[tuple[SearchCase, int]] = set()
         self._shown = 0.0
 
     def rows(self) -> list[RunStatus]:
-        """Where the Runs of every trial stand, each Run once."""
+        """Return the state of every trial's Runs, each Run once."""
         for case, number, one in self.controller.trials():
-            if (case, number) in self._points:
-                continue
-            points_of = self._points[case, number] = self._points_of(case, one)
-            for point in points_of:
-                tags = {"tune.study": self.space.study.name, "tune.trial": str(number)}
-                self._tags.setdefault(point.run_id, tags)
-                self._cases.setdefault(point.run_id, case)
-        points = {point.run_id: point for points in self._points.values() for point in points}
-        return self._reader.read(points.values(), submitter=self.controller.process)
+            new = () if (case, number) in self._known else self._points_of(case, one)
+            self._known.add((case, number))
+            for point in new:
+                self._points.setdefault(point.run_id, point)
+                self._trials.setdefault(point.run_id, (case, number))
+        return self._reader.read(self._points.values(), submitter=self.controller.process)
 
     def _points_of(self, case: SearchCase, one: LiveTrial | TrialRecord) -> tuple[GridPoint, ...]:
         if isinstance(one, LiveTrial):
             return one.resolved.points
         try:
             return self.space.trial(case.architecture, case.size, one.values).points
-        except InputError:  # values that make no run
+        except InputError:  # values that are not valid together
             return ()
 
     def show(self, mirror: MirrorThread) -> None:
-        """Tell the mirror now and then."""
+        """Send the rows to the mirror every few seconds."""
         if time.monotonic() - self._shown > MIRROR_SECONDS:
             self._shown = time.monotonic()
             mirror.show(self.rows())
 
     def tags_of(self, row: RunStatus) -> dict[str, str]:
-        """Which trial a Run belongs to, and what became of that."""
+        """Return the tags of a Run: its trial, and the trial's state."""
         ended = {
             RunState.DONE: TrialOutcome.FINISHED,
-            RunState.CANCELLED: TrialOutcome.PRUNED,  # nobody else cancels a trial's Run
+            RunState.CANCELLED: TrialOutcome.PRUNED,  # only the controller cancels a trial's Run
             RunState.FAILED: TrialOutcome.FAILED,
         }
         state = ended.get(row.state, "running")
         if state is TrialOutcome.FAILED and has_diverged(self.space.root, row.run_id):
             state = TrialOutcome.DIVERGED
-        return self._tags.get(row.run_id, {}) | {"tune.state": str(state)}
+        tags = {"tune.study": self.space.study.name, "tune.trial": str(self._trials[row.run_id][1])}
+        return tags | {"tune.state": str(state)}
 
     def steps(self, rows: Sequence[RunStatus]) -> dict[SearchCase, int]:
-        """Steps trained for each case."""
+        """Return the steps trained for each case."""
         steps = dict.fromkeys(self.space.cases, 0)
         for row in rows:
-            steps[self._cases[row.run_id]] += row.iterations_done
+            steps[self._trials[row.run_id][0]] += row.iterations_done
         return steps

@@ -1,8 +1,8 @@
-"""A study's search: its cases, its keys, and a trial as the study for one case with the searched keys at given values.
+"""A study's search: its cases, its keys, and a trial as the study of one case with given values of the searched keys.
 
 A trial's Runs are ordinary Runs of a grid of one size, so a Run that was trained before, by tuning or not, is not
-trained again. Values are set where nothing else in the study overrides them, and have three digits: two suggestions
-that differ by less are one trial.
+trained again. A trial's values override all others in the study. They have three digits, so suggestions that differ by
+less are one trial.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,13 +30,13 @@ from ssmttm.model.flops import parameter_count
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-RATE = "training.optimiser.lr"
-ROOMS: Mapping[str, Any] = {"training": StudyTraining, "model": ModelPatch, "text": TextChoice}
-"""Parts of a study whose keys decide a result that trials can be compared by."""
-FIXED = frozenset({"training.eval_clips", "text.encoder", "text.fingerprint"})
-"""Keys below them that no search changes: the yardstick, and the encoder, whose identity is found once a study."""
 Values = dict[str, Any]
 """A trial's values by full key."""
+RATE = "training.optimiser.lr"
+SECTIONS: Mapping[str, Any] = {"training": StudyTraining, "model": ModelPatch, "text": TextChoice}
+"""Sections of a study whose keys can be searched."""
+FIXED = frozenset({"training.eval_clips", "text.encoder", "text.fingerprint"})
+"""Keys in them that cannot: the clips of the held-out loss, and the encoder, which is identified once a study."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +45,21 @@ class SearchCase:
 
     architecture: str
     size: str
+    name: str
+    """Name of its search in Optuna's storage: study, case, and a digest of all that decides a trial but its values."""
     n_params: int
     d_model: int
-    name: str
-    """Of its search in Optuna's record: study, case, and a digest of what decides a trial besides the values.
-
-    The digest holds the choices too.
-    """
 
 
 class Space:
-    """A study's search: its cases, its searched keys, and the trial that stands for some values in a case.
+    """A study's search: its cases, its searched keys, and the trial with given values in a case.
 
-    Raises InputError for every mistake that can be seen before anything is trained.
+    Raises InputError for every mistake that is visible before training.
     """
 
     def __init__(self, study: Study, root: Root, where: str) -> None:
         if study.tune is None:
-            raise InputError(f"{where}: tune: is missing; say which sizes to tune and what to search there")
+            raise InputError(f"{where}: tune: is missing; give the sizes to tune and the keys to search")
         self.study, self.root, self.where = study, root, where
         self.tune: Tune = study.tune
         self.dimensions = self._dimensions()
@@ -70,7 +68,7 @@ class Space:
         self.text = text_of(study, root, self.corpus, where)
         if study.uses_tuned and not self.searches_rate:
             raise InputError(
-                f"{where}: lr: tuned: is what tuning is to find; search {RATE}, or give a number"
+                f"{where}: lr: tuned: has no value before tuning; search {RATE} or give a number"
             )
         self._check_pruning()
 
@@ -90,43 +88,41 @@ class Space:
         return RATE in self.dimensions
 
     def trial(self, architecture: str, size: str, values: Values) -> ResolvedStudy:
-        """The study of one trial, a Run a seed; raises InputError where the values make none."""
+        """Return the study of one trial, a Run a seed; raises InputError where the values are invalid."""
         study = self._variant(architecture, size, values)
         points = tuple(expand(study, self.corpus, self.text, self.where))
         return ResolvedStudy(study, self.root, self.corpus, self.text, points, self.where)
 
     def corner(self, *, high: bool = False) -> Values:
-        """The values at one end of every dimension."""
+        """Return the values at one end of every dimension."""
         return {key: _ends(one)[-1 if high else 0] for key, one in self.dimensions.items()}
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The dimensions in Optuna's words."""
+        """Return the dimensions as Optuna's distributions."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        def told(key: str, one: Dimension) -> BaseDistribution:
+        found: dict[str, BaseDistribution] = {}
+        for key, one in self.dimensions.items():
             if one.choices is not None:
-                return CategoricalDistribution(one.choices)
-            kind = IntDistribution if _is_whole(key) else FloatDistribution
-            return kind(one.low, one.high, log=one.log)
-
-        return {key: told(key, one) for key, one in self.dimensions.items()}
+                found[key] = CategoricalDistribution(one.choices)
+            else:
+                kind = IntDistribution if _is_whole(key) else FloatDistribution
+                found[key] = kind(one.low, one.high, log=one.log)
+        return found
 
     def values(self, suggested: Mapping[str, Any]) -> Values:
-        """Values to train for a suggestion, in the study's order of keys: of a range three digits, never beyond it."""
-
-        def told(one: Dimension, value: Any) -> Any:
-            is_round = one.choices is None and isinstance(value, float)
-            return min(one.high, max(one.low, rounded(value))) if is_round else value
-
-        return {key: told(one, suggested[key]) for key, one in self.dimensions.items()}
+        """Return the values to train for a suggestion, by key in the study's order; floats in a range are rounded."""
+        found = {key: suggested[key] for key in self.dimensions}
+        for key, one in self.dimensions.items():
+            if one.choices is None and isinstance(found[key], float):
+                found[key] = min(one.high, max(one.low, rounded(found[key])))
+        return found
 
     def design(self, count: int, name: str) -> list[Values]:
-        """Values that fill the space evenly, each dimension cut into `count` strata and each stratum met once.
+        """Return values that fill the space evenly: each dimension has `count` strata and meets each of them once.
 
-        A Latin hypercube (McKay, Beckman and Conover 1979), the same whenever it is asked for under one name.
+        A Latin hypercube (McKay, Beckman and Conover 1979), the same at every call with one name.
         """
-        import random
-
         chance = random.Random(name)  # noqa: S311 - nothing secret
         columns = {}
         for key, one in self.dimensions.items():
@@ -148,19 +144,17 @@ class Space:
         for given, one in self.tune.search.items():
             key = f"training.{given}" if given.split(".")[0] in StudyTraining.model_fields else given
             place = f"{self.where}: tune.search.{given}"
-            room, *path = key.split(".")
-            if room not in ROOMS or not path or key in FIXED:
+            section, *path = key.split(".")
+            if section not in SECTIONS or not path or key in FIXED:
                 raise InputError(
-                    f"{place}: is no key that can be searched; those below training, model and text can, but for what "
-                    "the loss is measured on and which text encoder there is"
+                    f"{place}: cannot be searched; keys of training, model and text can, except the clips of the "
+                    "held-out loss and the text encoder"
                 )
-            _check_key(key, place)
+            is_whole = _is_whole(key, place)
             if key in found:
                 raise InputError(f"{place}: is searched twice")
-            if _is_whole(key) and not all(
-                isinstance(end, int) for end in (one.low, one.high, *(one.choices or ())) if end is not None
-            ):
-                raise InputError(f"{place}: is a whole number, and so are the ends of its range")
+            if is_whole and not all(isinstance(end, int) for end in _ends(one)):
+                raise InputError(f"{place}: is a whole number; its range and choices must be, too")
             found[key] = one
         return found
 
@@ -172,12 +166,12 @@ class Space:
         if tracking.eval_every is None or tracking.eval_every > last:
             every = "null" if tracking.eval_every is None else tracking.eval_every
             raise InputError(
-                f"{self.where}: tune.pruner: {tune.pruner}: judges losses on the way, and with tracking.eval_every: "
+                f"{self.where}: tune.pruner: {tune.pruner}: needs losses on the way, and with tracking.eval_every: "
                 f"{every} a run of {self.iterations} iterations has none in its {last} steps before the decay"
             )
 
     def describe(self, architecture: str, size: str) -> SearchCase:
-        """A size of the grid, searched or not; raises InputError where an end of a range or a choice makes no run."""
+        """Describe a size of the grid, searched or not; raises InputError if any end or choice is invalid."""
         low = self.corner()
         for key, one in self.dimensions.items():
             for value in _ends(one):
@@ -185,20 +179,15 @@ class Space:
         same = self.trial(architecture, size, self.corner(high=True)).points[0].run.canonical()
         for key in self.dimensions:
             _drop(same, key.removeprefix("training.").replace("text.", "model.text.").split("."))
-        # To Optuna another list of choices is another search; a range may move.
+        # Optuna needs a new search for other choices; a range may change.
         kinds = {key: list(one.choices or [one.log]) for key, one in self.dimensions.items()}
         facts = [same, list(self.tune.seeds), kinds]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-        # The study's own model, which `lr: tuned` is to be recognised by: searched keys may change its size.
+        # `lr: tuned` looks for the study's own model, whose size searched keys may change.
         rate = {key: value for key, value in low.items() if key == RATE}
         model = self.trial(architecture, size, rate).points[0].run.model
-        return SearchCase(
-            architecture,
-            size,
-            parameter_count(model).n_params,
-            model.d_model,
-            f"{self.study.name}/{architecture}/{size}/{digest}",
-        )
+        name = f"{self.study.name}/{architecture}/{size}/{digest}"
+        return SearchCase(architecture, size, name, parameter_count(model).n_params, model.d_model)
 
     def _variant(self, architecture: str, size: str, values: Values) -> Study:
         fields = self.study.model_dump(mode="json", exclude_unset=True)
@@ -209,7 +198,7 @@ class Space:
         own["sizes"] = {size: patch}
         for key, value in values.items():
             head, *path = key.split(".")
-            # Where an architecture or a size may say something for itself, a trial says it last.
+            # A size's keys override all others, where it may have them.
             of_size = head == "model" or path[0] == "optimiser"
             _put(patch if of_size else fields, path if of_size else [head, *path], value)
         fields["grid"] = {
@@ -223,43 +212,32 @@ class Space:
 
 
 def _ends(one: Dimension) -> tuple[Any, ...]:
-    """Every choice, or both ends of a range."""
+    """Return every choice, or both ends of a range."""
     return one.choices or (one.low, one.high)
 
 
-def _field(key: str) -> Any:
-    """The field of a study's models that a full key names, or None."""
-    room, *path = key.split(".")
-    here: Any = ROOMS[room]
-    field = None
+def _annotation(key: str, place: str) -> Any:
+    """Return the annotation of the field that a full key names; raises InputError if there is no such field."""
+    section, *path = key.split(".")
+    here: Any = SECTIONS[section]
     for name in path:
-        field = getattr(here, "model_fields", {}).get(name)
-        if field is None:
-            return None
-        here = field.annotation
-    return field
+        known = getattr(here, "model_fields", {})
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise InputError(f"{place}: unknown key" + (f"; did you mean {near[0]!r}?" if near else ""))
+        here = known[name].annotation
+    return here
 
 
-def _is_whole(key: str) -> bool:
-    """True if a key holds a whole number."""
+def _is_whole(key: str, place: str = "") -> bool:
+    """True if a key holds a whole number; raises what `_annotation` raises."""
 
     def kinds(annotation: Any) -> set[Any]:
         parts = get_args(annotation)
         return set().union(*map(kinds, parts)) if parts else {annotation}
 
-    held = kinds(_field(key).annotation)
+    held = kinds(_annotation(key, place))
     return int in held and float not in held
-
-
-def _check_key(key: str, place: str) -> None:
-    room, *path = key.split(".")
-    for depth, name in enumerate(path):
-        above = _field(".".join([room, *path[:depth]])) if depth else None
-        names: Sequence[str] = list(getattr(above.annotation if above else ROOMS[room], "model_fields", {}))
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InputError(f"{place}: unknown key{hint}")
 
 
 def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -1,8 +1,8 @@
 """Optuna's storage of a search, opened by the one process that controls it.
 
-A journal file suits any disk as long as one process writes; the lock beside it names that process for the message to a
-second one. A file whose writer was killed may end in half a line or have Optuna's lock left on it: under our lock both
-belong to no process, and are cleared away.
+A journal file works on any disk as long as one process writes it. The lock file beside it ensures that, and
+holder.json names the process to a second one. If a writer was killed, the file may end in half a line and Optuna's own
+lock may remain; the holder of our lock removes both.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 JOURNAL = "optuna.log"
 OWNER = "ssmscale.owner"
-"""Attribute of a trial: which ROOT trains it. A database may be shared, and what another ROOT trains is not lost."""
+"""Attribute of a trial: the ROOT that trains it, since several ROOTs may share a database."""
 ASKING_SECONDS = 2 * 24 * 3600.0
-"""Age at which no controller can be asking for a trial without an owner; some databases tell time without its zone."""
+"""Age above which a trial without an owner is abandoned; it spans time zones, which some databases do not store."""
 
 
 @contextlib.contextmanager
 def in_control(folder: Path, name: str) -> Iterator[None]:
-    """Be the one process that tunes a study while the block runs; raises InputError where another one is."""
+    """Make this the one process that tunes a study while the block runs; raises InputError if another process does."""
     make_folder(folder)
     lock, holder = FileLock(folder / "lock"), folder / "holder.json"
     try:
@@ -60,7 +60,7 @@ def in_control(folder: Path, name: str) -> Iterator[None]:
 
 
 def owner_of(folder: Path) -> str:
-    """Mark of the trials that this ROOT trains of a study, made once; call it in control."""
+    """Return the id that marks this ROOT's trials of a study, made at the first call; call it under `in_control`."""
     path = folder / "owner"
     if not path.exists():
         write_atomically(path, f"{uuid.uuid4().hex}\n")
@@ -68,22 +68,21 @@ def owner_of(folder: Path) -> str:
 
 
 def is_ours(trial: FrozenTrial, owner: str, *, shared: bool) -> bool:
-    """True if a running trial is this ROOT's, so that it may be taken over from a controller that was killed.
+    """True if this ROOT may take over a running trial from a controller that was killed.
 
-    In a file of our own all are. In a database a trial without an owner is of a controller that asks for it now or was
-    killed over that: ours once it has been so for long.
+    All trials of a journal file belong to its ROOT. A trial without an owner in a database belongs to the controller
+    that is asking for it; if it stays so for long, that controller was killed and any ROOT may take the trial.
     """
     if not shared:
         return True
-    whose = trial.user_attrs.get(OWNER)
-    if whose is not None:
-        return bool(whose == owner)
+    if OWNER in trial.user_attrs:
+        return bool(trial.user_attrs[OWNER] == owner)
     began = trial.datetime_start
     return began is not None and (datetime.now(began.tzinfo) - began).total_seconds() > ASKING_SECONDS
 
 
 def open_journal(folder: Path) -> BaseStorage:
-    """The record of a study's searches in a file; call it in control."""
+    """Open the storage of a study's searches in a file; call it under `in_control`."""
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     path = folder / JOURNAL
@@ -92,23 +91,21 @@ def open_journal(folder: Path) -> BaseStorage:
 
 
 def open_database(uri: str, where: str) -> BaseStorage:
-    """The record of searches in a database; raises InputError where it cannot be opened, never showing its password."""
+    """Open the storage of searches in a database; raises InputError, without its password, where that fails."""
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         return RDBStorage(with_driver(uri))
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{where}: tune.storage: {redact(uri)}: cannot be opened: {first_line(error)}; right is "
-            "postgresql://USER@HOST:PORT/NAME"
-        ) from error
+        problem = f"tune.storage: {redact(uri)}: cannot be opened: {first_line(error)}"
+        raise InputError(f"{where}: {problem}; write it as postgresql://USER@HOST:PORT/NAME") from error
 
 
 def open_search(
     storage: BaseStorage, case: SearchCase, tune: Tune, iterations: int, eval_every: int | None
 ) -> Study:
-    """The search of one case, begun where there is none."""
+    """Open the search of one case, or create it."""
     import optuna
 
     search = optuna.create_study(
@@ -118,13 +115,13 @@ def open_search(
         direction="minimize",
         pruner=_pruner(tune, iterations, eval_every or iterations),
     )
-    # A sampler begun anew with one seed would suggest again what it did before the restart.
+    # With the same seed a restarted sampler would repeat its first suggestions.
     search.sampler = _sampler(tune, zlib.crc32(case.name.encode()) + len(search.get_trials(deepcopy=False)))
     return search
 
 
 def startup_trials(tune: Tune) -> int:
-    """Trials that fill the space evenly before a model of the loss chooses."""
+    """Return the number of trials that fill the space evenly, before a model of the loss chooses."""
     return min(tune.trials, max(4, 2 * len(tune.search) + 2)) if tune.sampler != "random" else 0
 
 
@@ -145,7 +142,7 @@ def _pruner(tune: Tune, iterations: int, eval_every: int) -> BasePruner:
         return NopPruner()
     if tune.pruner == "hyperband":
         return HyperbandPruner(min_resource=eval_every, max_resource=iterations)
-    # A quarter of a run is let pass: while the learning rate warms up, losses tell little.
+    # No trial is pruned in the first quarter of a run: losses differ little while the learning rate warms up.
     return MedianPruner(n_startup_trials=startup_trials(tune) or 4, n_warmup_steps=iterations // 4)
 
 
@@ -154,11 +151,8 @@ def _mend(path: Path) -> None:
     if not path.exists():
         return
     with path.open("r+b") as file:
-        content = file.read()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            file.truncate(whole)
-            os.fsync(file.fileno())
+        file.truncate(file.read().rfind(b"\n") + 1)
+        os.fsync(file.fileno())
 
 
 def _who(holder: Path) -> str:

@@ -1,9 +1,9 @@
-"""From finished trials to learning rates: the optimum of each size, how it moves with size, and where that leads.
+"""Learning rates from finished trials: the optimum of each size, and a power law that carries it to other sizes.
 
-Near its minimum a loss is a parabola in the logarithm of the learning rate; its vertex is a better estimate than the
-best trial, and resampling the trials says how much better. Across sizes the optimum is taken to be a power law
-(Kaplan et al. 2020, arXiv 2001.08361, appendix D; Bjorck et al. 2024, arXiv 2409.19913), fitted to the vertices by
-least squares with each weighted by its own interval.
+Near its minimum the loss is a parabola in the logarithm of the learning rate. Its vertex is a better estimate than the
+best trial, and resampling the trials gives its interval. Across sizes the optimum follows a power law (Kaplan et al.
+2020, arXiv 2001.08361, appendix D; Bjorck et al. 2024, arXiv 2409.19913), fitted to the vertices by least squares, each
+weighted by its own error.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 NEAR = math.log(10.0) / 2
-"""Distance from the best trial within which a learning rate is near the minimum, in its logarithm: half a decade."""
+"""Distance of log learning rates from the best trial's within which a trial is near the minimum: half a decade."""
 FEWEST = 5
-"""Trials a parabola is fitted to where there are so many: the nearest to the best one, however far."""
+"""Trials nearest to the best one that a parabola is fitted to at any distance."""
 FEWEST_DISTINCT = 4
-"""Learning rates without which there is no parabola: three make one whatever the noise."""
+"""Distinct learning rates that a parabola needs: it fits any three exactly, noise included."""
 EDGE = 0.1
-"""Share of the searched range at either end in which an optimum is called at the edge."""
+"""Share of the searched range, at each end, where an optimum is at the edge."""
 LEAST_ERROR = 0.02
-"""Smallest standard error an optimum's logarithm is given: a parabola is not exact."""
+"""Smallest standard error of an optimum's logarithm, since the loss is not exactly a parabola."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Optimum:
     n_near: int
     """Trials near the minimum."""
     is_vertex: bool
-    """True if it is a parabola's vertex, and not just the best trial."""
+    """True if it is a parabola's vertex, False if it is the best trial."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Note:
 
 
 def find_optimum(rates: Sequence[float], losses: Sequence[float]) -> Optimum:
-    """The minimum of the losses against the logarithm of their learning rates, one of each a trial."""
+    """Find the minimum of the trials' losses against the logarithms of their learning rates."""
     import numpy as np
 
     x, y = np.log(np.asarray(rates, dtype=float)), np.asarray(losses, dtype=float)
@@ -70,31 +70,19 @@ def find_optimum(rates: Sequence[float], losses: Sequence[float]) -> Optimum:
     vertex, is_vertex = float(vertices[0]), bool(are_vertices[0])
     low, high = (float(end) for end in np.quantile(draws, (0.025, 0.975)))
     error = max(LEAST_ERROR, float(draws.std()))
-    if not is_vertex:
-        below, above = _around(x, vertex)
+    if not is_vertex:  # the minimum lies between the trials beside the best one, or within half a decade
+        below = float(x.max(where=x < vertex, initial=-np.inf))
+        above = float(x.min(where=x > vertex, initial=np.inf))
+        below = below if below > -np.inf else vertex - NEAR
+        above = above if above < np.inf else vertex + NEAR
         low, high, error = min(low, below), max(high, above), max(error, (above - below) / (2 * 1.96))
-    return Optimum(
-        log_rate=vertex,
-        error=error,
-        ci95=(min(low, vertex), max(high, vertex)),
-        n_near=int(n_near[0]),
-        is_vertex=is_vertex,
-    )
-
-
-def _around(x: Floats, best: float) -> tuple[float, float]:
-    """Bounds of a minimum of which only the best trial is known: the trials beside it, else half a decade."""
-    below, above = x[x < best], x[x > best]
-    return (
-        float(below.max()) if below.size else best - NEAR,
-        float(above.min()) if above.size else best + NEAR,
-    )
+    return Optimum(vertex, error, (min(low, vertex), max(high, vertex)), int(n_near[0]), is_vertex)
 
 
 def _vertices(x: Floats, y: Floats) -> tuple[Floats, npt.NDArray[np.int_], npt.NDArray[np.bool_]]:
-    """For each row (samples, trials): the vertex, the trials it rests on, and whether there is one.
+    """Return for each row of (samples, trials) the minimum, the number of trials near it, and True if it is a vertex.
 
-    It is that of a parabola through the points near the lowest; the lowest where there is none, or not among them.
+    The minimum is the vertex of a parabola through the points near the lowest; without a vertex among them, the lowest.
     """
     import numpy as np
 
@@ -117,9 +105,9 @@ def _vertices(x: Floats, y: Floats) -> tuple[Floats, npt.NDArray[np.int_], npt.N
 
 
 def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> RateLaw | None:
-    """The power law through the optima of two sizes or more; None with fewer.
+    """Fit the power law to the optima of two sizes or more; return None with fewer.
 
-    Where the optima scatter about it by more than their own errors, it is that much less certain.
+    If the optima scatter about it by more than their own errors, its covariance grows with the scatter.
     """
     import numpy as np
 
@@ -133,7 +121,7 @@ def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> RateLaw | Non
     if free := len(x) - 2:
         off = weights * (y - np.polyval(line, x - centre))
         covariance *= max(1.0, float(off @ off) / free)
-    # From the centre of the sizes back to x = 1.
+    # Move the intercept from the centre of the sizes to x = 1.
     shift = np.array([[1.0, 0.0], [-centre, 1.0]])
     (var_slope, both), (_, var_intercept) = (shift @ covariance @ shift.T).tolist()
     slope, level = line.tolist()
@@ -146,8 +134,10 @@ def fit_law(scales: Sequence[float], optima: Sequence[Optimum]) -> RateLaw | Non
     )
 
 
-def learn(space: Space, told: Mapping[SearchCase, Sequence[TrialRecord]]) -> tuple[Tuned | None, list[Note]]:
-    """Fit the trials: the file to keep, None where no learning rate was searched or found, and notes."""
+def learn(
+    space: Space, records: Mapping[SearchCase, Sequence[TrialRecord]]
+) -> tuple[Tuned | None, list[Note]]:
+    """Fit the trials; return the content of tuned.json, None without a learning rate, and notes."""
     if not space.searches_rate:
         text = f"{RATE} was not searched: the best trials are told, and nothing is carried to other sizes"
         return None, [Note("rate_not_searched", text)]
@@ -156,11 +146,10 @@ def learn(space: Space, told: Mapping[SearchCase, Sequence[TrialRecord]]) -> tup
     architectures = {}
     for architecture in space.study.grid.architectures:
         sizes, scales, optima = [], [], []
-        for case, trials in told.items():
-            ended = finished(trials)
+        for case, trials in records.items():
             if case.architecture != architecture:
                 continue
-            if not ended:
+            if not (ended := finished(trials)):
                 notes.append(Note("no_trial", f"{architecture} {case.size}: no trial finished"))
                 continue
             pairs = sorted({(float(one.values[RATE]), loss) for one, loss in ended})
@@ -196,17 +185,14 @@ def learn(space: Space, told: Mapping[SearchCase, Sequence[TrialRecord]]) -> tup
         notes.append(Note("others_varied", text))
     if not architectures:
         return None, notes
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return (
-        Tuned(
-            study=space.study.name,
-            scale_by=space.tune.scale_by,
-            iterations=space.iterations,
-            fingerprint=digest,
-            architectures=architectures,
-        ),
-        notes,
+    tuned = Tuned(
+        study=space.study.name,
+        scale_by=space.tune.scale_by,
+        iterations=space.iterations,
+        fingerprint=hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest(),
+        architectures=architectures,
     )
+    return tuned, notes
 
 
 def _carry(space: Space, architecture: str, law: RateLaw) -> tuple[SizeRate, ...]:

@@ -1,11 +1,11 @@
-"""One trial: the Runs that stand for its values, the losses their journals give Optuna, and its result."""
+"""One trial: the Runs with its values, the losses their journals give Optuna, and its result."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.record.journal import ProgressReader, read_progress
@@ -21,34 +21,34 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 OUTCOME, REASON = "ssmscale.outcome", "ssmscale.reason"
-"""Attributes of a trial in Optuna's record, whose own states know neither divergence nor why."""
+"""Attributes of a trial in Optuna's storage; Optuna's own states have neither divergence nor reasons."""
 
 
 class TrialOutcome(StrEnum):
-    """The outcome of a trial that is over; one that was preempted is not."""
+    """The outcome of an ended trial; a preempted trial has not ended."""
 
     FINISHED = "finished"
     PRUNED = "pruned"
-    """Its losses on the way were not worth going on, and its Runs were cancelled."""
+    """Optuna gave it up for its losses on the way, and its Runs were cancelled."""
     DIVERGED = "diverged"
-    """Some Run of it did, which says that its values are bad."""
+    """A Run of it diverged, so its values are bad."""
     FAILED = "failed"
-    """Something else was wrong, which says nothing of its values."""
+    """A Run of it failed for a reason that has nothing to do with its values."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The result of a trial that is over."""
+    """The result of an ended trial."""
 
     outcome: TrialOutcome
     loss: float | None = None
-    """Mean over the seeds of the Runs' held-out losses, where it finished."""
+    """Mean over the seeds of the Runs' held-out losses, if it finished."""
     reason: str | None = None
 
 
 @dataclass
 class LiveTrial:
-    """A trial that is not over."""
+    """A trial that has not ended."""
 
     case: SearchCase
     trial: Trial
@@ -58,18 +58,18 @@ class LiveTrial:
     twins: list[Trial] = field(default_factory=list)
     """Trials of the same values: trained once, with one result."""
     handed: int = 0
-    """Times it was handed over."""
+    """Number of times a Run of it was submitted."""
     journals: ProgressReader = field(default_factory=ProgressReader)
     _reported: int = 0
     """Newest step whose loss Optuna has."""
 
     @property
     def run_ids(self) -> list[str]:
-        """Its Runs, a seed each."""
+        """Ids of its Runs, one a seed."""
         return [point.run_id for point in self.resolved.points]
 
     def report(self) -> bool:
-        """Give Optuna the losses evaluated since, averaged over seeds; True if it would prune the trial."""
+        """Report new losses, averaged over seeds, to Optuna; True if Optuna prunes the trial."""
         for step, loss in sorted(self._losses_on_the_way().items()):
             if step > self._reported:
                 # Of a step that an earlier controller reported, Optuna keeps the first value.
@@ -83,48 +83,47 @@ class LiveTrial:
         last = min(branch_step(point.run.schedule, point.run.iterations) for point in self.resolved.points)
         root = self.resolved.root
         by_seed = [self.journals.read(root.series(point.series_id)).evals for point in self.resolved.points]
-        # A trunk that longer Runs share goes on where this one has left it.
+        # Longer Runs continue a trunk they share beyond this Run's branch step.
         shared = set.intersection(*(set(evals) for evals in by_seed))
-        return {step: _mean([evals[step]["loss"] for evals in by_seed]) for step in shared if step <= last}
+        return {step: fmean([evals[step]["loss"] for evals in by_seed]) for step in shared if step <= last}
 
     def result(self, rows: Sequence[RunStatus]) -> TrialResult | None:
-        """Return its result by its Runs' journals; None while it has none."""
+        """Return its result by its Runs' states; None while it has none."""
         for row in rows:
             if row.state is RunState.FAILED:
                 diverged = has_diverged(self.resolved.root, row.run_id)
-                return TrialResult(
-                    TrialOutcome.DIVERGED if diverged else TrialOutcome.FAILED, reason=row.reason
-                )
+                outcome = TrialOutcome.DIVERGED if diverged else TrialOutcome.FAILED
+                return TrialResult(outcome, reason=row.reason)
         losses = [row.loss for row in rows if row.state is RunState.DONE and row.loss is not None]
-        return TrialResult(TrialOutcome.FINISHED, _mean(losses)) if len(losses) == len(rows) else None
+        return TrialResult(TrialOutcome.FINISHED, fmean(losses)) if len(losses) == len(rows) else None
 
 
 def has_diverged(root: Root, run_id: str) -> bool:
-    """Return whether a Run failed because its loss left all bounds."""
+    """True if a Run failed because its loss diverged."""
     return read_progress(root.run(run_id)).kind is Kind.DIVERGED
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial that is over, as Optuna's storage has it."""
+    """An ended trial in Optuna's storage."""
 
     number: int
     values: Values
     result: TrialResult
 
     @property
-    def outcome(self) -> TrialOutcome:
-        """The outcome of its result."""
-        return self.result.outcome
+    def has_failed(self) -> bool:
+        """True if it failed for a reason other than its values."""
+        return self.result.outcome is TrialOutcome.FAILED
 
 
 def finished(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, float]]:
-    """The trials that finished, each with its loss."""
+    """Return the trials that finished, each with its loss."""
     return [(one, one.result.loss) for one in records if one.result.loss is not None]
 
 
 def record_of(frozen: FrozenTrial, values: Values) -> TrialRecord:
-    """Read a trial that is over out of Optuna's storage."""
+    """Read an ended trial from Optuna's storage."""
     from optuna.trial import TrialState
 
     attributes: Mapping[str, Any] = frozen.user_attrs
@@ -132,7 +131,3 @@ def record_of(frozen: FrozenTrial, values: Values) -> TrialRecord:
     outcome = TrialOutcome(attributes.get(OUTCOME, by_state.get(frozen.state, TrialOutcome.FAILED)))
     loss = frozen.value if outcome is TrialOutcome.FINISHED else None
     return TrialRecord(frozen.number, values, TrialResult(outcome, loss, attributes.get(REASON)))
-
-
-def _mean(losses: Sequence[float]) -> float:
-    return math.fsum(losses) / len(losses)

@@ -29,9 +29,6 @@ from ssmttm.errors import InputError
 VARIABLE = "SSMSCALE_KERNELS"
 """Environment variable; `torch` keeps a process to PyTorch."""
 
-NO_DEVICE = "no CUDA device"
-"""The one reason that is no problem."""
-
 CHUNK = 256
 """Chunk of the scan in mamba-ssm's kernels, its own default."""
 
@@ -44,6 +41,8 @@ class Kernels:
     """Name in a layout: packages and versions, since other kernels add in another order."""
     reason: str | None = None
     """Reason for PyTorch's part in the work; None if it has none."""
+    misses_package: bool = False
+    """True if a package that the device could use is not installed, or cannot be imported."""
     device: str = "cuda"
     scan: Callable[..., Any] | None = None
     """mamba_ssm's mamba_chunk_scan_combined."""
@@ -79,7 +78,7 @@ def chosen() -> Kernels:
     if wanted:
         raise InputError(f"{VARIABLE}: {wanted!r}: must be torch, or unset for the fastest kernels")
     if not torch.cuda.is_available():
-        return Kernels(reason=NO_DEVICE)
+        return Kernels(reason="no CUDA device")
     return load("cuda")
 
 
@@ -89,7 +88,7 @@ def load(device: str) -> Kernels:
         with _without_its_init("mamba_ssm"):
             from mamba_ssm.ops.triton import ssd_combined
     except Exception as error:  # triton looks for a driver and a compiler, and raises errors of many kinds
-        return Kernels(reason=_missing("mamba-ssm", error))
+        return Kernels(reason=_missing("mamba-ssm", error), misses_package=True)
     kernels = Kernels(
         name=f"mamba-ssm {version('mamba-ssm')}",
         device=device,
@@ -99,7 +98,7 @@ def load(device: str) -> Kernels:
     try:
         from causal_conv1d import causal_conv1d_fn
     except Exception as error:
-        return replace(kernels, reason=_missing("causal-conv1d", error))
+        return replace(kernels, reason=_missing("causal-conv1d", error), misses_package=True)
     return replace(
         kernels,
         name=f"{kernels.name}, causal-conv1d {version('causal-conv1d')}",

@@ -67,7 +67,7 @@ def test_a_search_whose_controller_was_killed_finds_its_jobs_again_and_waits_for
     (cell,) = json.loads(out)["cells"]
     assert cell["trials"] == {"finished": 3}, err
     assert (
-        "warning: sbatch: error: Unable to contact slurm controller; submitting again until it takes it"
+        "warning: sbatch: error: Unable to contact slurm controller; the submission is repeated until it succeeds"
         in err
     )
     assert [attempts(run) for run in runs.glob("*")] == [[1]] * 3  # none was trained, or begun, twice

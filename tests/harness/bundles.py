@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.archive.check import open_bundle
 from harness.archive.export import count_members, export_bundle
+from harness.archive.merge import Imported, merge
 from harness.record.root import Root
 from tests.harness.journals import registered
 from tests.studies import Fields
@@ -27,6 +29,11 @@ def with_iterations(fields: Fields, *iterations: int) -> Fields:
 def exported(root: Root, fields: Fields, out: Path) -> Path:
     export_bundle(registered(root, fields), out)
     return out
+
+
+def imported(bundle: Path, root: Root) -> Imported:
+    with open_bundle(bundle) as opened:
+        return merge(opened, root)
 
 
 def members_of(bundle: Path) -> Members:

@@ -1,4 +1,4 @@
-"""Tuning in the test's own process: real engines train the trials, one after the other, when they are handed over."""
+"""Tuning in the test's own process: real engines train each trial when it is submitted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.studies import Fields
 
 
 class InThisProcess:
-    """A TrialRunner whose trials are trained by the time they have been handed over."""
+    """A TrialRunner whose `train` returns when the trial has been trained."""
 
     pause = 0.0
 
@@ -40,11 +40,11 @@ class InThisProcess:
         """Runs trained here, in order."""
         self.process = identify_process()
         self.losing = 0
-        """How many of the next trials are lost, as with the node they were on."""
+        """Number of the next trials that are lost, as if their node had failed."""
         self.stop_after = stop_after
-        """How often training asks whether to stop before it is told so; None lets it end."""
+        """Number of times that training polls for a stop before it gets one; None lets it end."""
 
-    def room(self, series: int) -> int:
+    def capacity(self, series: int) -> int:
         return 1
 
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
@@ -89,16 +89,16 @@ def space_of(root: Root, fields: Fields) -> Space:
 def tuned_here(
     root: Root,
     fields: Fields,
-    on_told: Callable[[SearchCase, TrialRecord], None] = lambda case, told: None,
+    on_record: Callable[[SearchCase, TrialRecord], None] = lambda case, record: None,
     storage: Any = None,
     losing: int = 0,
 ) -> tuple[Controller, InThisProcess]:
-    """Tune a study in this process; its controller and where its trials were trained."""
+    """Tune a study in this process; return its controller and its runner."""
     space = space_of(root, fields)
     place = InThisProcess(root, f"{space.study.name}/tune")
     place.losing = losing
     folder = root.study(space.study.name) / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    controller = Controller(space, storage or open_journal(folder), place, on_told)
+    controller = Controller(space, storage or open_journal(folder), place, on_record)
     controller.run()
     return controller, place

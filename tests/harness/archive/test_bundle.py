@@ -1,30 +1,22 @@
-"""Bundles: a study carried elsewhere is the same study, and a bundle that is not what it says changes nothing."""
+"""Bundles: a study on another machine is the same study, and an import changes nothing that was there."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
 
-from harness.archive.check import open_bundle
-from harness.archive.merge import merge
 from harness.record.journal import Event, Journal, attempts, read_progress
 from harness.record.root import Root, write_run, write_series
 from tests.conftest import Command, Write
-from tests.harness.bundles import exported, members_of, rewritten, with_iterations
+from tests.harness.bundles import exported, imported, members_of, rewritten, with_iterations
 from tests.harness.fuzzing import hashes
 from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, train
 from tests.studies import Fields, tiny_study
-
-
-def imported(bundle: Path, root: Root) -> Any:
-    with open_bundle(bundle) as opened:
-        return merge(opened, root)
 
 
 def test_a_bundle_holds_identities_and_journals_and_nothing_of_the_host(bundle: Path, there: Path) -> None:
@@ -38,19 +30,15 @@ def test_a_bundle_holds_identities_and_journals_and_nothing_of_the_host(bundle: 
     assert len(members["points.csv"].splitlines()) == 1 + 2
 
 
-def test_the_same_runs_give_the_same_bytes(
-    bundle: Path, there: Path, tmp_path: Path, tiny_corpus: Path
-) -> None:
-    again = exported(Root(there), with_iterations(tiny_study(tiny_corpus), 5, 10), tmp_path / "again.zip")
+def test_the_same_runs_give_the_same_bytes(bundle: Path, there: Path, fields: Fields, tmp_path: Path) -> None:
+    again = exported(Root(there), fields, tmp_path / "again.zip")
     assert again.read_bytes() == bundle.read_bytes()
 
 
 @pytest.mark.parametrize("whose", ["exported", "made by hand"])
-def test_no_bundle_says_where_the_one_who_imports_it_tracks_runs(
-    there: Path, here: Root, study_fields: Fields, tmp_path: Path, whose: str
+def test_no_bundle_names_a_tracker_to_the_user_who_imports_it(
+    copied: Root, here: Root, fields: Fields, tmp_path: Path, whose: str
 ) -> None:
-    copied, fields = Root(tmp_path / "copied"), with_iterations(study_fields, 5, 10)
-    shutil.copytree(there, copied.path)
     fields["tracking"] = {"uri": "http://me:secret@tracker.example.org:5000"}
     file = exported(copied, fields, tmp_path / "tiny.zip")
     registered_there = (copied.study("tiny") / "study.json").read_bytes()
@@ -97,7 +85,9 @@ def test_importing_twice_changes_nothing(bundle: Path, here: Root, ssmscale: Com
     assert hashes(here.path) == before
 
 
-def test_where_it_comes_from_an_import_changes_nothing(bundle: Path, there: Path, ssmscale: Command) -> None:
+def test_an_import_into_the_root_of_its_export_changes_nothing(
+    bundle: Path, there: Path, ssmscale: Command
+) -> None:
     before = hashes(there)
     assert ssmscale("import", bundle, "--root", there).status == 0
     assert hashes(there) == before
@@ -121,18 +111,17 @@ def test_half_a_study_imported_and_the_rest_trained_is_the_whole(
 
 
 def test_bundles_that_overlap_duplicate_nothing(
-    there: Path, bundle: Path, here: Root, study_fields: Fields, tmp_path: Path, ssmscale: Command
+    copied: Root, bundle: Path, here: Root, fields: Fields, tmp_path: Path, ssmscale: Command
 ) -> None:
-    longer = Root(tmp_path / "longer")
-    shutil.copytree(there, longer.path)
-    train(longer, with_iterations(study_fields, 5, 10, 20))
-    second = exported(longer, with_iterations(study_fields, 5, 10, 20), tmp_path / "second.zip")
+    longer = with_iterations(fields, 5, 10, 20)
+    train(copied, longer)
+    second = exported(copied, longer, tmp_path / "second.zip")
     imported(bundle, here)
     done = imported(second, here)
     assert (len(done.added), len(done.present)) == (1, 2)
     assert any("does not list 1 of these" in note for note in done.notes)
     folder = next((here.path / "series").iterdir())
-    assert attempts(folder) == attempts(longer.series(folder.name)) == [1, 2]
+    assert attempts(folder) == attempts(copied.series(folder.name)) == [1, 2]
     assert all(attempts(run) == [1] for run in (here.path / "runs").iterdir())
     other_way = Root(tmp_path / "other")
     imported(second, other_way)
@@ -148,18 +137,14 @@ def test_of_two_copies_of_an_attempt_the_longer_stays(bundle: Path, here: Root) 
     journals = folder / "journal" / "0001.jsonl", run_dir / "journal" / "0001.jsonl"
     whole = [path.read_bytes() for path in journals]
     for path, content in zip(journals, whole, strict=True):
-        path.write_bytes(
-            content[: content.index(b"\n") + 30]
-        )  # as an import of its middle would have left it
+        # As an import during the attempt would have left it.
+        path.write_bytes(content[: content.index(b"\n") + 30])
     assert len(imported(bundle, here).added) == 1
     assert [path.read_bytes() for path in journals] == whole
     assert (attempts(folder), attempts(run_dir)) == ([1], [1])
 
 
-def test_what_began_here_is_finished_by_the_bundle_after_it(
-    bundle: Path, here: Root, study_fields: Fields
-) -> None:
-    fields = with_iterations(study_fields, 5, 10)
+def test_a_bundle_finishes_a_series_that_began_here(bundle: Path, here: Root, fields: Fields) -> None:
     train(here, fields, StopAfter(7))  # the run of 5 is done, the trunk is at 7
     before = hashes(here.path)
     done = imported(bundle, here)
@@ -174,9 +159,9 @@ def test_what_began_here_is_finished_by_the_bundle_after_it(
 
 
 def test_a_series_in_training_is_neither_fenced_nor_half_imported(
-    bundle: Path, here: Root, study_fields: Fields, ssmscale: Command
+    bundle: Path, here: Root, fields: Fields, ssmscale: Command
 ) -> None:
-    ((_, runs),) = prepared(here, with_iterations(study_fields, 5, 10))
+    ((_, runs),) = prepared(here, fields)
     folder = here.series(runs[0].series_id)
     with FileLock(folder / "lock"), Journal.open(folder) as journal:
         journal.append(Event.STARTED)
@@ -200,10 +185,8 @@ def test_a_name_taken_by_another_study_keeps_that_study(
 
 
 def test_a_torn_or_damaged_line_stays_behind_when_a_study_is_exported(
-    there: Path, here: Root, study_fields: Fields, tmp_path: Path
+    there: Path, copied: Root, here: Root, fields: Fields, tmp_path: Path
 ) -> None:
-    copied, fields = Root(tmp_path / "copied"), with_iterations(study_fields, 5, 10)
-    shutil.copytree(there, copied.path)
     journal = next((copied.path / "series").iterdir()) / "journal" / "0001.jsonl"
     first, *rest = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([first, b"\xff\r\x00 damaged\n", *rest, b'{"t": 1, "ev']))
@@ -213,7 +196,7 @@ def test_a_torn_or_damaged_line_stays_behind_when_a_study_is_exported(
     assert losses(here, fields) == losses(Root(there), fields)
 
 
-def test_export_says_what_there_is_nothing_of(
+def test_an_export_without_a_finished_run_or_a_place_for_it_is_refused(
     study_fields: Fields, here: Root, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)

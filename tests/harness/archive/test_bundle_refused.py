@@ -1,4 +1,4 @@
-"""A bundle that is not what it says is refused with file, member and reason, and nothing is written."""
+"""A damaged or forged bundle is refused with file, member and reason, and nothing is written."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ import pytest
 
 from harness.record.root import Root
 from tests.conftest import Command
-from tests.harness.bundles import Members, members_of, rewritten, with_iterations
+from tests.harness.bundles import Members, members_of, rewritten
 from tests.harness.fuzzing import hashes
 from tests.harness.trainer import prepared
 from tests.studies import Fields
 
 
 def change(name: str, content: bytes) -> Callable[[Members], Members]:
-    def apply(members: Members) -> Members:
-        (key,) = [key for key in members if key.endswith(name)][:1]
-        return members | {key: content}
-
-    return apply
+    return lambda members: members | {next(key for key in members if key.endswith(name)): content}
 
 
 def edited(name: str, old: bytes, new: bytes) -> Callable[[Members], Members]:
@@ -47,10 +43,10 @@ def added(name: str, content: bytes = b"x") -> Callable[[Members], Members]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (added("../evil.json"), ["'../evil.json'", "no name of anything"]),
-        (added("/etc/evil"), ["'/etc/evil'", "no name of anything"]),
-        (added("runs/0123456789ab/checkpoints/model.pt"), ["model.pt", "no name of anything"]),
-        (added("runs/"), ["'runs/'", "no name of anything"]),
+        (added("../evil.json"), ["'../evil.json'", "is not the name of"]),
+        (added("/etc/evil"), ["'/etc/evil'", "is not the name of"]),
+        (added("runs/0123456789ab/checkpoints/model.pt"), ["model.pt", "is not the name of"]),
+        (added("runs/"), ["'runs/'", "is not the name of"]),
         (edited("run.json", b'"batch": 8', b'"batch": 9'), ["run.json", "holds run"]),
         (edited("run.json", b'"batch": 8', b'"batch": "x"'), ["run.json", "batch"]),
         (edited("series.json", b'"batch": 8', b'"batch": 9'), ["series.json", "is not the series of run"]),
@@ -61,16 +57,13 @@ def added(name: str, content: bytes = b"x") -> Callable[[Members], Members]:
         (edited("0001.jsonl", b'"step": 5, "tokens"', b'"step": 4, "tokens"'), ["journal", "step 4 of 5"]),
         (change("study.json", b"{}"), ["study.json", "study"]),
         (edited("study.json", b'"tiny"', b'"other"'), ["study.json", "'other'"]),
-        (edited("study.json", b"10\n", b"11\n"), ["run.json", "is no run of the study"]),
+        (edited("study.json", b"10\n", b"11\n"), ["run.json", "is not a run of the study"]),
         (added("calibration.json", b"[]"), ["calibration.json"]),
-        (
-            added("series/0123456789ab/series.json", b"{}"),
-            ["0123456789ab", "none of the bundle's runs is of this series"],
-        ),
+        (added("series/0123456789ab/series.json", b"{}"), ["0123456789ab", "none of the bundle's runs"]),
         (added("study.json\0.pyc"), ["study.json"]),
     ],
 )
-def test_a_bundle_that_is_not_what_it_says_is_refused_and_nothing_is_written(
+def test_a_damaged_or_forged_bundle_is_refused_and_nothing_is_written(
     bundle: Path,
     here: Root,
     tmp_path: Path,
@@ -81,19 +74,19 @@ def test_a_bundle_that_is_not_what_it_says_is_refused_and_nothing_is_written(
     bad = rewritten(spoil(members_of(bundle)), tmp_path / "bad.zip")
     answer = ssmscale("import", bad)
     answer.assert_refused("bad.zip", *said)
-    assert "ssmscale-bundle-" not in answer.err  # where it was unpacked is nobody's business
+    assert "ssmscale-bundle-" not in answer.err  # the temporary folder is not named
     assert not here.path.exists()
 
 
 @pytest.mark.parametrize(
     ("listed", "said"),
     [
-        ({"format": 2}, ["format: 2", "reads format 1"]),
+        ({"format": 2}, ["format: 2", "reads only format 1"]),
         ({"format": "x"}, ["format"]),
         ({"study": "../up"}, ["'tiny'"]),
         ({"counts": {"runs": 2, "series": 1, "journals": 3, "evaluations": 1}}, ["counts"]),
         ({"counts": {"runs": 3, "series": 1, "journals": 3}}, ["counts"]),
-        ({"members": {}}, ["is there and not listed"]),
+        ({"members": {}}, ["is not listed in bundle.json"]),
         ({"members": {"runs/x": {"bytes": 1, "sha256": "y"}}}, ["members.runs/x.sha256"]),
     ],
 )
@@ -128,26 +121,26 @@ def test_links_doubles_bombs_and_torn_archives_are_refused(
         link = zipfile.ZipInfo("study.json")
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/etc/passwd")
-    refused("is no plain file")
+    refused("is not a plain file")
     with zipfile.ZipFile(bad, "w") as archive:
         archive.writestr("study.json", members["study.json"])
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("study.json", members["study.json"])
-    refused("is there twice")
+    refused("occurs twice")
     rewritten(members | {"points.csv": bytes(2**26)}, bad)
     refused("would unpack to")
     bad.write_bytes(bundle.read_bytes()[:-100])
-    refused("is no whole zip archive")
+    refused("is not a complete zip archive")
     bad.write_bytes(b"PK\x03\x04 not a zip")
-    refused("is no whole zip archive")
+    refused("is not a complete zip archive")
     bad.unlink()
     refused("bad.zip")
 
 
-def test_a_run_here_that_is_not_what_its_folder_says_stops_the_import_before_it_begins(
-    bundle: Path, here: Root, study_fields: Fields, ssmscale: Command
+def test_a_damaged_run_here_stops_the_import_before_it_begins(
+    bundle: Path, here: Root, fields: Fields, ssmscale: Command
 ) -> None:
-    ((_, runs),) = prepared(here, with_iterations(study_fields, 5, 10))
+    ((_, runs),) = prepared(here, fields)
     (here.run(runs[1].run_id) / "run.json").write_text("{}")
     before = hashes(here.path)
     ssmscale("import", bundle).assert_refused(runs[1].run_id)

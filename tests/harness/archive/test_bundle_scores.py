@@ -1,4 +1,4 @@
-"""What evaluations found travels with the runs it was found of, and joins what was found elsewhere."""
+"""Scores of evaluations are exported with their runs, and imports add them to the scores that are there."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from harness.archive.check import open_bundle
-from harness.archive.merge import merge
 from harness.record.root import Root
 from harness.record.scores import evaluation_folder, evaluation_rows, keep_evaluation
 from tests.conftest import Command
-from tests.harness.bundles import exported, members_of, rewritten, with_iterations
+from tests.harness.bundles import exported, imported, members_of, rewritten
 from tests.harness.fuzzing import hashes
 from tests.harness.journals import registered
 from tests.harness.scores import SETTINGS, scored
@@ -21,19 +19,19 @@ from tests.studies import Fields
 
 
 @pytest.fixture
-def fields(study_fields: Fields) -> Fields:
-    return with_iterations(study_fields, 5, 10)
+def evaluated(copied: Root, fields: Fields) -> Root:
+    """Two finished runs, one of them evaluated in two ways."""
+    run_id = first_run(copied, fields)
+    keep_evaluation(copied, run_id, scored(None, ce=4.0))
+    keep_evaluation(copied, run_id, scored(SETTINGS, ("few clips",), fd_a=1.0, fd_b=2.0))
+    return copied
 
 
 @pytest.fixture
-def evaluated(there: Path, tmp_path: Path, fields: Fields) -> Root:
-    """Two finished runs, of which one was evaluated in two ways."""
-    root = Root(tmp_path / "evaluated")
-    shutil.copytree(there, root.path)
-    run_id = first_run(root, fields)
-    keep_evaluation(root, run_id, scored(None, ce=4.0))
-    keep_evaluation(root, run_id, scored(SETTINGS, ("few clips",), fd_a=1.0, fd_b=2.0))
-    return root
+def bare(there: Path, tmp_path: Path) -> Root:
+    """The same two runs, neither evaluated."""
+    shutil.copytree(there, tmp_path / "bare")
+    return Root(tmp_path / "bare")
 
 
 def first_run(root: Root, fields: Fields) -> str:
@@ -63,35 +61,30 @@ def test_scores_come_with_the_runs_and_once(
 
 
 def test_scores_join_those_that_are_here_and_replace_none(
-    evaluated: Root, there: Path, fields: Fields, tmp_path: Path
+    evaluated: Root, bare: Root, fields: Fields, tmp_path: Path
 ) -> None:
-    bundle, here = exported(evaluated, fields, tmp_path / "b.zip"), Root(tmp_path / "here")
-    shutil.copytree(there, here.path)
-    run_id = first_run(here, fields)
-    keep_evaluation(here, run_id, scored(SETTINGS, ("short clips",), fd_a=1.5, fd_c=3.0))
-    with open_bundle(bundle) as opened:
-        assert merge(opened, here).evaluations == 2
-    assert scores(here, fields) == {
+    run_id = first_run(bare, fields)
+    keep_evaluation(bare, run_id, scored(SETTINGS, ("short clips",), fd_a=1.5, fd_c=3.0))
+    assert imported(exported(evaluated, fields, tmp_path / "b.zip"), bare).evaluations == 2
+    assert scores(bare, fields) == {
         ("ce", "held-out"): 4.0,
         **{(name, SETTINGS.digest): value for name, value in (("fd_a", 1.5), ("fd_b", 2.0), ("fd_c", 3.0))},
     }
-    kept = (evaluation_folder(here, run_id) / f"{SETTINGS.digest}.json").read_text()
+    kept = (evaluation_folder(bare, run_id) / f"{SETTINGS.digest}.json").read_text()
     assert kept.index("short clips") < kept.index("few clips")
 
 
 def test_a_run_that_is_being_evaluated_gets_its_scores_at_another_import(
-    evaluated: Root, there: Path, fields: Fields, tmp_path: Path, ssmscale: Command
+    evaluated: Root, bare: Root, fields: Fields, tmp_path: Path, ssmscale: Command
 ) -> None:
-    bundle, here = exported(evaluated, fields, tmp_path / "b.zip"), Root(tmp_path / "here")
-    shutil.copytree(there, here.path)
-    run_id = first_run(here, fields)
-    evaluation_folder(here, run_id).mkdir()
-    with FileLock(evaluation_folder(here, run_id) / "lock"):
-        answer = ssmscale("import", bundle, "--root", here.path)
+    bundle, run_id = exported(evaluated, fields, tmp_path / "b.zip"), first_run(bare, fields)
+    evaluation_folder(bare, run_id).mkdir()
+    with FileLock(evaluation_folder(bare, run_id) / "lock"):
+        answer = ssmscale("import", bundle, "--root", bare.path)
     assert (answer.status, f"note: run {run_id}: is being evaluated here" in answer.out) == (0, True)
-    assert scores(here, fields) == {}
-    ssmscale("import", bundle, "--root", here.path)
-    assert len(scores(here, fields)) == 3
+    assert scores(bare, fields) == {}
+    ssmscale("import", bundle, "--root", bare.path)
+    assert len(scores(bare, fields)) == 3
 
 
 def test_a_copy_of_scores_beside_them_is_no_member(
@@ -109,24 +102,16 @@ def test_a_copy_of_scores_beside_them_is_no_member(
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        (
-            "held-out",
-            scored(SETTINGS).model_dump_json(),
-            "holds results for the settings",
-        ),
-        (
-            "0123456789ab",
-            scored(SETTINGS).model_dump_json(),
-            "holds results for the settings",
-        ),
+        ("held-out", scored(SETTINGS).model_dump_json(), "holds results for the settings"),
+        ("0123456789ab", scored(SETTINGS).model_dump_json(), "holds results for the settings"),
         ("held-out", '{"n_prompts": 4, "scores": {"ce": {"value": "low", "t": 1}}}', "scores.ce.value"),
         ("held-out", '{"n_prompts": 4, "scores": {"../ce": {"value": 1.0, "t": 1}}}', "../ce"),
         ("held-out", "[" * 100_000, "held-out.json"),
-        ("../../run", "{}", "no name of anything"),
-        ("lock", "", "no name of anything"),
+        ("../../run", "{}", "is not the name of"),
+        ("lock", "", "is not the name of"),
     ],
 )
-def test_scores_that_are_not_what_they_say_are_refused_and_nothing_is_written(
+def test_damaged_or_misnamed_scores_are_refused_and_nothing_is_written(
     bundle: Path, here: Root, tmp_path: Path, ssmscale: Command, name: str, content: str, said: str
 ) -> None:
     members = members_of(bundle)

@@ -1,4 +1,4 @@
-"""Pruning a study that was tuned: the checkpoints of its trials go by the rules of any run's."""
+"""Pruning of a tuned study: the rules for checkpoints of runs hold for its trials too."""
 
 from __future__ import annotations
 
@@ -49,22 +49,19 @@ def test_of_trials_the_newest_checkpoint_stays_and_the_older_go(
     assert {series_id: tags(here, series_id) for series_id in trials} == before
     answer = ssmscale("prune", study, "--root", here.path)
     assert f"with {len(trials)} series that its tuning had trained" in answer.out
-    assert {series_id: tags(here, series_id) for series_id in trials} == {
-        series_id: [8] for series_id in trials
-    }
-    finished = [read_progress(here.run(run_id)).state for run_id in place.trained]
-    assert set(finished) == {Event.FINISHED}
+    assert {series_id: tags(here, series_id) for series_id in trials} == {key: [8] for key in trials}
+    assert {read_progress(here.run(run_id)).state for run_id in place.trained} == {Event.FINISHED}
     weights = list(here.path.glob("runs/*/checkpoints/model.safetensors"))
     assert len(weights) == len(trials) + 1
 
 
-def test_what_an_unfinished_trial_goes_on_from_stays(
+def test_the_checkpoint_of_an_unfinished_trial_stays(
     fields: Fields, here: Root, ssmscale: Command, write_study: Write
 ) -> None:
     fields["tune"]["trials"] = 1
     controller, place = tuned_here(here, fields)
     (run_id,) = place.trained
-    (told,) = controller.told(next(iter(controller.searches)))
+    (told,) = controller.records(next(iter(controller.searches)))
     longer = copy.deepcopy(fields)
     longer["training"]["optimiser"]["lr"] = told.values["training.optimiser.lr"]
     longer["grid"]["iterations"] = [20]

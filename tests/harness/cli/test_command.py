@@ -252,7 +252,7 @@ BASE = {"pydantic", "numpy", "yaml", "filelock", "psutil", "analysis", "ssmttm"}
     ("arguments", "unneeded"),
     [
         (["--help"], HEAVY | BASE),
-        (["plan", "STUDY"], HEAVY),
+        (["plan", "STUDY"], HEAVY | {"numpy"}),
         (["status", "STUDY"], HEAVY | {"numpy"}),
     ],
 )

@@ -1,4 +1,4 @@
-"""How large an allocation packed Series are given, and which Series are packed at all."""
+"""The size of an allocation for packed Series, and the choice of the Series to pack."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from harness.common.format import Estimate
 from harness.common.validation import validate
@@ -15,7 +16,7 @@ from harness.plan.cluster import Profile
 from harness.plan.plan import PlannedRun
 from harness.submit.monitor import planned
 from ssmttm.errors import InputError
-from tests.studies import Fields
+from tests.studies import Fields, tiny_study
 
 Series = Callable[..., list[PlannedRun]]
 
@@ -33,18 +34,20 @@ GPUS, CORES = (validate(Profile, {**FIELDS, "gpus": gpus}, "test") for gpus in (
 
 
 @pytest.fixture(scope="module")
-def series(tiny_study_plan: PlannedRun) -> Series:
-    """Planned Series that take these hours each, at most twice as long, and so many devices."""
+def series(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Series:
+    """Planned Series of these hours each, at most twice as long, on so many devices."""
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "study.yaml").write_text(yaml.safe_dump(tiny_study(tiny_corpus)))
+    one = planned(str(folder / "study.yaml"), folder / "runs", None, None)[1].runs[0]
 
     def make(*hours: float, ranks: int = 1, fraction: float = 1.0, threads: int = 1) -> list[PlannedRun]:
-        size = tiny_study_plan.size
-        layout = size.layout.model_copy(update={"ranks": ranks, "threads": threads})
-        resources = replace(size.resources, layout=layout, gpu_fraction=fraction)
+        layout = one.layout.model_copy(update={"ranks": ranks, "threads": threads})
+        resources = replace(one.size.resources, layout=layout, gpu_fraction=fraction)
         return [
             replace(
-                tiny_study_plan,
-                status=replace(tiny_study_plan.status, series_id=f"{ranks}-{fraction}-{threads}-{index}"),
-                size=replace(size, resources=resources),
+                one,
+                status=replace(one.status, series_id=f"{ranks}-{fraction}-{threads}-{index}"),
+                size=replace(one.size, resources=resources),
                 hours=Estimate(h / 2, h, 2 * h),
             )
             for index, h in enumerate(hours)
@@ -53,34 +56,19 @@ def series(tiny_study_plan: PlannedRun) -> Series:
     return make
 
 
-@pytest.fixture(scope="module")
-def tiny_study_plan(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> PlannedRun:
-    import yaml
-
-    from tests.studies import tiny_study
-
-    folder = tmp_path_factory.mktemp("plan")
-    (folder / "study.yaml").write_text(yaml.safe_dump(tiny_study(tiny_corpus)))
-    _, made = planned(str(folder / "study.yaml"), folder / "runs", None, None)
-    return made.runs[0]
-
-
 def devices(runs: Sequence[PlannedRun], profile: Profile = GPUS, nodes: int | None = None) -> tuple[int, int]:
     shape = choose_allocation(runs, profile, nodes).shape
     return shape.nodes, shape.ranks_a_node
 
 
-def test_no_more_gpus_are_taken_than_the_longest_series_leaves_work_for(series: Series) -> None:
+def test_no_more_gpus_are_taken_than_have_work_until_the_longest_series_ends(series: Series) -> None:
     assert devices(series(4.0, 2.0, 1.0, 1.0)) == (1, 2)  # 8 hours of work, and 4 that nothing shortens
     assert devices(series(*[4.0] * 20)) == (3, 7)
     assert devices(series(*[4.0] * 400)) == (4, 8)  # all that the profile gives a job
 
 
-def test_what_would_be_over_in_minutes_takes_few_gpus(series: Series) -> None:
+def test_work_of_minutes_and_series_that_share_a_gpu_take_few_gpus(series: Series) -> None:
     assert devices(series(*[0.1] * 20)) == (1, 4)
-
-
-def test_series_that_share_a_gpu_take_one_together(series: Series) -> None:
     assert devices(series(*[4.0] * 16, fraction=0.125)) == (1, 2)
 
 
@@ -106,7 +94,7 @@ def test_the_nodes_a_user_names_are_taken_as_far_as_series_fill_them(series: Ser
     assert devices(wide, nodes=2) == (2, 4)  # the four ranks of one series stay together
 
 
-def test_the_time_asked_for_is_what_any_order_takes_at_most(series: Series) -> None:
+def test_the_requested_time_is_enough_for_any_order(series: Series) -> None:
     found = choose_allocation(series(4.0, 2.0, 1.0, 1.0), GPUS)
     assert found.hours == pytest.approx(16 / 2 + 8 + 0.25)
     assert choose_allocation(series(*[4.0] * 400), GPUS).hours == 24  # the rest after a requeue
@@ -131,7 +119,7 @@ def test_nodes_are_only_those_that_some_partition_gives_a_job(series: Series) ->
     assert (found.shape.nodes, found.hours) == (2, 4)
 
 
-def test_a_ray_that_takes_all_of_a_cluster_is_told_of_with_its_devices(series: Series) -> None:
+def test_packing_on_a_whole_cluster_is_described_with_its_devices(series: Series) -> None:
     said = ["2 runs in 2 series packed on Ray at http://h:8265: 4 nodes with 8 GPUs each"]
     assert describe_packing(series(1.0, 1.0), GPUS.cluster(), "Ray at http://h:8265") == said
     assert describe_packing([], GPUS.cluster(), "Ray at http://h:8265") == []

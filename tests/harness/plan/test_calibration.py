@@ -1,4 +1,4 @@
-"""calibration.json: steps of finished Runs, kept so that they are read once and heeded however the study changes."""
+"""calibration.json: timed steps of finished Runs, read once and used however the study changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.studies import Fields
 
 
 def trained(root: Root, fields: Fields, tokens_per_second: float, device: str = "cpu", **more: float) -> None:
-    """Every Run of a study finishes on one rank at this speed."""
+    """Finish every Run of a study on one rank at this speed."""
     for point in registered(root, fields).points:
         begin_series(root, point.run).close()
         journal = begin_run(root, point.run, layout={"ranks": 1, "micro_batch": 8}, device=device, **more)
@@ -22,7 +22,7 @@ def trained(root: Root, fields: Fields, tokens_per_second: float, device: str = 
 
 
 def speeds(root: Root, fields: Fields) -> dict[str, list[float]]:
-    """Tokens a second by device, as far as calibration.json and the journals tell."""
+    """Tokens a second by device, by calibration.json and the journals."""
     found: dict[str, list[float]] = {}
     for step in own_steps(root, "tiny", rows_of(root, fields), 4):
         found.setdefault(step.device, []).append(round(8 * 50 * 2 / step.seconds))
@@ -39,7 +39,7 @@ def kept(root: Root, fields: Fields) -> None:
     write_calibration(root, "tiny", rows_of(root, fields), 4)
 
 
-def test_what_is_kept_is_not_read_again(one_length: Fields, here: Root) -> None:
+def test_kept_steps_are_not_read_again(one_length: Fields, here: Root) -> None:
     trained(here, one_length, 1000.0)
     rows = rows_of(here, one_length)
     kept(here, one_length)
@@ -71,9 +71,7 @@ def test_longer_runs_elsewhere_join_those_of_before_and_newer_ones_here_replace_
     assert speeds(here, one_length) == {"cpu": [500], "cuda": [9000]}
 
 
-def test_what_shared_a_gpu_with_others_says_nothing_of_how_fast_it_goes(
-    one_length: Fields, here: Root
-) -> None:
+def test_runs_that_shared_a_gpu_are_left_out(one_length: Fields, here: Root) -> None:
     trained(here, one_length, 400.0, device="cuda:0", gpu_share=0.5)
     assert speeds(here, one_length) == {}
     one_length["grid"]["seeds"] = [1]

@@ -1,4 +1,4 @@
-"""What a run costs before it is trained: counts against built models, and hours that measured steps correct."""
+"""Predicted costs of a run: counts compared with built models, and hours corrected by measured steps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from harness.plan.speed import (
     step_work,
 )
 from harness.record.root import Layout
-from harness.study.run import Optimiser, Precision, Run
+from harness.study.run import Run
 from ssmttm.model.architecture import ARCHITECTURES
 from ssmttm.model.chunks import even_chunk
-from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import forward_flops, training_flops
 from ssmttm.model.layers.layer import FlopConvention
+from tests.harness.plan.runs import made_run
 
 
 def drawn(seed: int) -> Run:
@@ -46,12 +46,10 @@ def drawn(seed: int) -> Run:
         "codebook_size": draw.choice([64, 1024]),
         "text": {"dim": draw.choice([16, 48]), "max_positions": 16, "patch": draw.choice([4, 8])},
     }
-    return Run(
-        model=ModelConfig.model_validate(model),
-        corpus="0" * 64,
+    return made_run(
+        model,
         frames=draw.choice([40, 96, 150]),
         batch=draw.choice([1, 2, 8]),
-        optimiser=Optimiser(lr=1e-3),
         iterations=draw.randint(1, 1000),
     )
 
@@ -102,42 +100,19 @@ CPU = Device("cpu")
 def timed(
     run: Run, device: Device, *, launches: float = 1.0, arithmetic: float = 1.0, **changes: Any
 ) -> StepTime:
-    """Steps on a machine whose launches and arithmetic take so much longer than is assumed."""
+    """Steps on a machine whose launches and arithmetic are this many times slower than assumed."""
     work = step_work(run, Layout(micro_batch=run.batch), 4, on_cuda=device.kind == "cuda")
     calls, busy = default_seconds(work, device)
-    fields = {
-        "architecture": run.model.architecture,
-        "size": "any",
-        "device": device.kind,
-        "device_name": device.name,
-        "precision": run.precision,
-        **vars(work),
-        "seconds": launches * calls + arithmetic * busy,
-    }
+    fields = {"architecture": run.model.architecture, "size": "any", "precision": run.precision}
+    fields |= {"device": device.kind, "device_name": device.name, **work._asdict()}
+    fields["seconds"] = launches * calls + arithmetic * busy
     return StepTime.model_validate(fields | changes)
 
 
 def sized(d_model: int, blocks: int, architecture: str = "prefix_simba", precision: str = "fp32") -> Run:
-    model = {
-        "architecture": architecture,
-        "n_blocks": blocks,
-        "d_model": d_model,
-        "d_state": 16,
-        "ssm_head_dim": 16,
-        "head_dim": 16,
-        "n_codebooks": 2,
-        "codebook_size": 256,
-        "text": {"dim": 16},
-    }
-    return Run(
-        model=ModelConfig.model_validate(model),
-        corpus="0" * 64,
-        frames=128,
-        batch=8,
-        optimiser=Optimiser(lr=1e-3),
-        precision=Precision(precision),
-        iterations=100,
-    )
+    model = {"architecture": architecture, "n_blocks": blocks, "d_model": d_model, "text": {"dim": 16}}
+    model |= {"d_state": 16, "ssm_head_dim": 16, "head_dim": 16, "n_codebooks": 2, "codebook_size": 256}
+    return made_run(model, precision=precision)
 
 
 def seconds_of(speeds: Speeds, run: Run, device: Device = CPU) -> tuple[Estimate, str]:
@@ -160,7 +135,7 @@ def test_one_finished_run_corrects_the_hours_of_every_size_of_its_architecture()
     assert after == pytest.approx(2 * predicted(Speeds([]), large)[0], rel=0.05)
 
 
-def test_two_sizes_tell_slow_launches_from_slow_arithmetic() -> None:
+def test_two_sizes_distinguish_slow_launches_from_slow_arithmetic() -> None:
     runs = [sized(16, 1), sized(256, 4)]
     seen = [timed(run, CPU, launches=4.0, arithmetic=1.0) for run in runs]
     middle = sized(64, 2)
@@ -169,13 +144,12 @@ def test_two_sizes_tell_slow_launches_from_slow_arithmetic() -> None:
     assert abs(predicted(Speeds(seen[:1]), middle)[0] / truth - 1) > 0.1
 
 
-def test_what_was_measured_itself_is_taken_as_it_is() -> None:
+def test_a_measured_run_is_predicted_as_measured() -> None:
     run = sized(64, 2)
-    seconds, source = predicted(Speeds([timed(run, CPU, seconds=0.5)]), run)
-    assert (seconds, source) == (0.5, "measured")
+    assert predicted(Speeds([timed(run, CPU, seconds=0.5)]), run) == (0.5, "measured")
 
 
-def test_another_architectures_runs_count_where_there_are_no_own_and_say_less() -> None:
+def test_without_own_runs_another_architectures_count_with_a_wider_range() -> None:
     seen = [timed(sized(64, 2, "cross_transformer"), CPU, launches=3.0, arithmetic=3.0)]
     borrowed, source = seconds_of(Speeds(seen), sized(64, 2))
     assert source == "borrowed"

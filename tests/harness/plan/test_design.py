@@ -1,4 +1,4 @@
-"""`plan --design`: the expectations of a simulated study beside the plan, in the same document."""
+"""`plan --design`: a simulated study beside the plan, in the same document."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness.journals import write_finished
 from tests.studies import Fields
 
 
-def test_the_design_joins_the_plans_notes_and_says_what_cannot_be_fitted(
+def test_the_design_adds_notes_on_laws_that_cannot_be_fitted(
     study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
@@ -40,7 +40,7 @@ def test_a_prior_stated_in_the_study_is_taken_and_is_no_part_of_a_run(
     assert plan["runs"] == before
 
 
-def test_what_cannot_be_planned_with_is_refused_in_one_sentence(
+def test_options_that_cannot_be_used_are_refused_in_one_sentence(
     study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
@@ -70,7 +70,7 @@ def three_sizes(study_fields: Fields) -> Fields:
 
 
 @pytest.mark.parametrize("kind", ["wsd", "cosine"])
-def test_what_a_grid_is_said_to_cost_is_what_the_plan_of_it_costs(
+def test_a_grid_costs_as_much_as_its_plan(
     three_sizes: Fields, write_study: Write, tmp_path: Path, kind: str
 ) -> None:
     three_sizes["training"]["schedule"] |= {"kind": kind}
@@ -108,7 +108,7 @@ def test_a_chosen_grid_is_pasted_as_it_is_written(three_sizes: Fields, write_stu
     assert again.grid.sizes["d32"] == study.grid.sizes["d32"]
 
 
-def test_a_budget_too_small_for_any_grid_is_refused_with_what_would_do(
+def test_a_budget_too_small_for_any_grid_is_refused_with_the_least_one(
     three_sizes: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     answer = ssmscale("plan", write_study(three_sizes), "--budget", "1e-9", "--json")

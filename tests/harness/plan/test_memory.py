@@ -1,6 +1,6 @@
-"""Memory: what is predicted against the peak of real engines on the CPU, at every ZeRO stage and on several ranks.
+"""Predicted memory compared with the peak of real engines on the CPU, at every ZeRO stage and on several ranks.
 
-That says nothing of CUDA kernels, which keep other tensors for the backward pass; the test marked gpu does.
+CUDA kernels keep other tensors for the backward pass; the test marked gpu measures those.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from harness.plan.memory import Memory, memory
+from harness.record.root import Layout
 from ssmttm.model.architecture import ARCHITECTURES
-from ssmttm.model.config import ModelConfig
 from tests.conftest import REPOSITORY
+from tests.harness.plan.runs import made_run
 from tests.waiting import PATIENCE
 
 Spec = dict[str, Any]
@@ -52,17 +53,9 @@ def drawn(seed: int, ranks: int, stage: int) -> Spec:
     return {"model": model, "frames": draw.choice([64, 128, 192]), "layout": layout}
 
 
-def predicted(spec: Spec, **changes: Any) -> Memory:
-    layout = spec["layout"]
-    return memory(
-        ModelConfig.model_validate(spec["model"]),
-        frames=spec["frames"],
-        micro_batch=layout["micro_batch"],
-        accumulation=layout["accumulation"],
-        ranks=layout["ranks"],
-        zero_stage=layout["zero_stage"],
-        **changes,
-    )
+def predicted(spec: Spec, *, on_cuda: bool = False) -> Memory:
+    run = made_run(spec["model"], frames=spec["frames"])
+    return memory(run, Layout.model_validate(spec["layout"]), on_cuda=on_cuda)
 
 
 def measured(specs: Sequence[Spec], tmp_path: Path) -> list[int]:
@@ -85,13 +78,12 @@ def measured(specs: Sequence[Spec], tmp_path: Path) -> list[int]:
 
 
 def compared(specs: Sequence[Spec], tmp_path: Path) -> float:
-    """Print each prediction beside its measurement; returns the largest deviation."""
+    """Print each prediction beside its measurement; return the largest deviation."""
     worst = 0.0
     for spec, peak in zip(specs, measured(specs, tmp_path), strict=True):
-        expected = predicted(spec).peak.expected
+        model, layout, expected = spec["model"], spec["layout"], predicted(spec).peak.expected
         off = expected / peak - 1
         worst = max(worst, abs(off))
-        model, layout = spec["model"], spec["layout"]
         print(
             f"{model['architecture']:<18} {model['n_blocks']} x {model['d_model']:<4} ranks {layout['ranks']} ZeRO "
             f"{layout['zero_stage']} micro {layout['micro_batch']} x {layout['accumulation']}: predicted "

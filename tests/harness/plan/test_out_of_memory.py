@@ -1,4 +1,4 @@
-"""Memory that runs out for real: a worker whose address space is limited goes on with smaller micro-batches."""
+"""Memory that really runs out: a worker with a limited address space continues with smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIB = 2**20
 
 
 def limited(run_dirs: Sequence[str], spare: int, after: int) -> None:
-    """What a forked worker does; from its engine's step `after` on it may have that much more memory, and no more."""
+    """Run a worker that may take at most `spare` more bytes of memory from its engine's step `after` on."""
     from harness.train.engine import Engine
     from harness.train.worker import main
 
@@ -46,7 +46,7 @@ def limited(run_dirs: Sequence[str], spare: int, after: int) -> None:
 
 
 def attempt(run_dirs: Sequence[Path], spare: int, after: int = 1) -> int | None:
-    """Train in a process of its own whose memory is limited from a step on; returns its exit status."""
+    """Train in a new process with limited memory; return its exit status."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.harness.preloaded"])
     process = server.Process(target=limited, args=([str(path) for path in run_dirs], spare, after))
@@ -58,7 +58,7 @@ def attempt(run_dirs: Sequence[Path], spare: int, after: int = 1) -> int | None:
 
 @pytest.fixture
 def hungry(study_fields: Fields) -> Fields:
-    """A wide feed-forward layer: single tensors of 120 MB at micro-batch 32, so that it is torch that finds no room."""
+    """A wide feed-forward layer with tensors of 120 MB at micro-batch 32, so that torch runs out of memory first."""
     study_fields["grid"] |= {
         "sizes": {"xs": {"n_blocks": 1, "d_model": 64, "ff_mult": 256}},
         "iterations": [3],
@@ -93,7 +93,7 @@ def test_a_smaller_micro_batch_goes_on_from_the_last_checkpoint_to_the_same_loss
     assert losses(root, hungry) == pytest.approx(losses(apart, hungry), rel=1e-3)
 
 
-def test_where_not_even_one_sequence_fits_the_run_fails_with_what_would(
+def test_a_run_whose_micro_batch_of_1_does_not_fit_fails_with_a_remedy(
     hungry: Fields, tmp_path: Path
 ) -> None:
     root = Root(tmp_path / "runs")
@@ -106,7 +106,7 @@ def test_where_not_even_one_sequence_fits_the_run_fails_with_what_would(
     assert "what takes less: resources: {ranks: " in failed.result["reason"]
 
 
-def test_later_series_of_that_shape_and_the_plan_begin_with_what_fitted(
+def test_later_series_of_that_shape_and_the_plan_begin_with_a_size_that_fits(
     study_fields: Fields, tmp_path: Path, plan_of: PlanOf
 ) -> None:
     root = Root(tmp_path / "runs")
@@ -121,7 +121,7 @@ def test_later_series_of_that_shape_and_the_plan_begin_with_what_fitted(
     assert (done.started or {})["layout"]["micro_batch"] == 4
 
 
-def test_what_torch_says_of_memory_is_recognised_and_other_errors_are_not() -> None:
+def test_out_of_memory_errors_of_torch_are_recognised_and_no_others() -> None:
     import torch
 
     with pytest.raises(RuntimeError) as said:

@@ -1,4 +1,4 @@
-"""The plan: exact counts, what trunks save, and the JSON other programs read."""
+"""The plan: exact counts, the savings of trunks, and the JSON that other programs read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import copy
 import os
 import re
 import shutil
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.plan.cluster import Cluster, choose_layout
-from harness.plan.resources import choose_resources
+from harness.plan.cluster import choose_layout
 from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.study.run import Run
@@ -52,7 +53,7 @@ def test_a_shared_trunk_is_paid_for_once(study_fields: Fields, plan_of: PlanOf) 
     assert 1 / 3 < totals["gpu_hours"] / totals["gpu_hours_independent"] < 46 / 70
 
 
-def test_what_is_finished_costs_nothing_more(study_fields: Fields, plan_of: PlanOf) -> None:
+def test_finished_runs_cost_nothing_more(study_fields: Fields, plan_of: PlanOf) -> None:
     train(Root(Path("runs").absolute()), study_fields)
     longer = copy.deepcopy(study_fields)
     longer["grid"]["iterations"] = [5, 10, 20]
@@ -62,7 +63,7 @@ def test_what_is_finished_costs_nothing_more(study_fields: Fields, plan_of: Plan
     assert plan["totals"]["gpu_hours_independent"] > plan["totals"]["gpu_hours"]
 
 
-def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
+def test_separate_branches_go_on_from_finished_runs_as_successive_ones_do(
     study_fields: Fields, write_study: Write, tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {"iterations": [1000, 2000, 4000, 8000]}
@@ -78,7 +79,7 @@ def test_branches_apart_go_on_from_what_is_finished_as_those_in_line_do(
     assert alone.hours_apart.expected == pytest.approx(alone.hours.expected + start)
 
 
-def test_failed_and_cancelled_runs_are_nothing_to_spend(
+def test_failed_and_cancelled_runs_cost_nothing(
     study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study = write_study(study_fields)
@@ -102,21 +103,21 @@ def test_a_corpus_may_have_other_clips_than_were_planned_for(study_fields: Field
     assert "5,000" in notes["corpus_facts"]
 
 
-def test_planning_fetches_no_encoder_and_submitting_says_that_it_is_missing(
+def test_planning_fetches_no_encoder_and_submitting_names_a_missing_one(
     study_fields: Fields, write_study: Write, plan_of: PlanOf, ssmscale: Command
 ) -> None:
-    study_fields["text"] = {"encoder": "nobody/no-such-encoder", "dim": 16}
+    study_fields["text"] = {"encoder": "example/no-such-encoder", "dim": 16}
     plan = plan_of(study_fields)
     assert {(run["run_id"], run["series"]) for run in plan["runs"]} == {(None, None)}
     (text,) = [note["text"] for note in plan["design"]["notes"] if note["code"] == "text_unknown"]
-    assert "nobody/no-such-encoder is not here" in text
+    assert "example/no-such-encoder is not here" in text
     submitted = ssmscale("submit", write_study(study_fields), "--on", "local", "--dry-run")
     submitted.assert_refused("text.encoder")
     study_fields["text"]["fingerprint"] = "1" * 64
     assert None not in {run["run_id"] for run in plan_of(study_fields)["runs"]}
 
 
-def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
+def test_sizes_stand_beside_their_targets_and_published_models(
     study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study_fields["grid"] |= {
@@ -132,11 +133,9 @@ def test_sizes_stand_beside_what_was_asked_for_and_what_was_published(
     study = write_study(study_fields)
     plan = ssmscale("plan", study, "--json").document
     sizes = {(size["size"], size["architecture"]): size for size in plan["sizes"]}
-    counts = {(run["size"], run["architecture"]): run["n_params"] for run in plan["runs"]}
-    assert {key: size["n_params"] for key, size in sizes.items()} == counts
-    assert list(sizes) == [
-        (size, arm) for size in ("xs", "plain") for arm in ("prefix_simba", "cross_transformer")
-    ]
+    planned = {(run["size"], run["architecture"]): run["n_params"] for run in plan["runs"]}
+    assert {key: size["n_params"] for key, size in sizes.items()} == planned
+    assert list(sizes) == list(product(("xs", "plain"), ("prefix_simba", "cross_transformer")))
     theirs = sizes["xs", "cross_transformer"]
     assert theirs["deviation"] == pytest.approx(theirs["n_params"] / 50e3 - 1)
     assert theirs["reference_deviation"] == pytest.approx(theirs["n_params"] / 4e4 - 1)
@@ -161,21 +160,13 @@ def test_the_global_batch_is_met_exactly(
 ) -> None:
     layout = choose_layout(batch, ranks, most, 0, 1)
     assert (layout.micro_batch, layout.accumulation) == (micro, accumulation)
-    assert layout.micro_batch * layout.accumulation * layout.ranks == batch
+    assert micro * accumulation * layout.ranks == batch
+    with pytest.raises(InputError, match=rf"batch.*{batch}.*{batch + 1} ranks"):
+        choose_layout(batch, batch + 1, most, 0, 1)
 
 
-def test_ranks_that_do_not_divide_the_batch_are_refused() -> None:
-    with pytest.raises(InputError, match=r"batch.*8.*3 ranks"):
-        choose_layout(8, 3, 8, 0, 1)
-
-
-def test_a_small_memory_takes_smaller_micro_batches(study_fields: Fields, write_study: Write) -> None:
-    path = write_study(study_fields)
-    study = load_study(path)
-    run = resolve(study, Root(Path("runs")), str(path)).points[0].run
-    roomy = choose_resources(run, study.resources, Cluster("roomy", 1, 0, 2, 16.0)).layout
-    tight = choose_resources(run, study.resources, Cluster("tight", 1, 0, 2, 0.01)).layout
-    assert roomy.micro_batch == 8 > tight.micro_batch
+def verify(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.verify)
 
 
 def bytes_below(root: Root) -> int:
@@ -185,13 +176,9 @@ def bytes_below(root: Root) -> int:
 
 @pytest.mark.parametrize(
     ("ranks", "stage"),
-    [
-        *[(1, stage) for stage in range(4)],
-        *[pytest.param(2, stage, marks=pytest.mark.verify) for stage in (0, 1)],
-        *[(2, stage) for stage in (2, 3)],
-    ],
+    [(1, 0), (1, 1), (1, 2), (1, 3), verify(2, 0), verify(2, 1), (2, 2), (2, 3)],
 )
-def test_the_disk_a_run_leaves_is_what_was_planned(
+def test_a_run_leaves_as_much_on_disk_as_planned(
     study_fields: Fields, tmp_path: Path, ssmscale: Command, write_study: Write, stage: int, ranks: int
 ) -> None:
     study_fields["grid"] |= {"sizes": {"wide": {"n_blocks": 1, "d_model": 256}}, "iterations": [2, 5]}
@@ -215,7 +202,7 @@ def test_a_branch_point_two_runs_share_is_counted_once(study_fields: Fields, pla
     assert first["disk_gib"] == third["disk_gib"] == pytest.approx(4 * second["disk_gib"])
 
 
-def test_a_disk_too_small_for_the_study_is_said_with_the_figures(
+def test_a_disk_too_small_for_the_study_is_noted_with_its_figures(
     study_fields: Fields, write_study: Write, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, nearly_full = write_study(study_fields), shutil.disk_usage("/")._replace(free=2**16)
@@ -241,33 +228,25 @@ def test_more_checkpoints_kept_and_more_series_at_once_need_more_disk(
     assert passing(jobs=2) == pytest.approx(min(2, len(os.sched_getaffinity(0))) * one)
 
 
-MATCHED = {
-    ("full", "prefix_simba"): 281_042_176,
-    ("full", "prefix_mamba"): 283_759_168,
-    ("full", "cross_simba"): 287_019_712,
-    ("full", "cross_transformer"): 279_847_936,
-}
-"""24, 38, 18 and 22 blocks of width 1024, to the unit; the first equal to the published code."""
+def counts(architectures: Sequence[str], **sizes: Sequence[int]) -> dict[tuple[str, str], int]:
+    pairs = [(size, *pair) for size, row in sizes.items() for pair in zip(architectures, row, strict=True)]
+    return {(size, architecture): count for size, architecture, count in pairs}
+
+
+TWO = ("prefix_simba", "cross_transformer")
+FOUR = ("prefix_simba", "cross_transformer", "prefix_mamba", "cross_simba")
+MATCHED = (281_042_176, 279_847_936, 283_759_168, 287_019_712)
+"""24, 22, 38 and 18 blocks of width 1024, to the unit; the first equal to the published code."""
 PARAMETERS = {
-    "scaling_down": {
-        key: count for key, count in MATCHED.items() if key[1] in {"prefix_simba", "cross_transformer"}
-    }
-    | {
-        ("half", "prefix_simba"): 141_965_440,
-        ("half", "cross_transformer"): 141_368_320,
-        ("quarter", "prefix_simba"): 72_427_072,
-        ("quarter", "cross_transformer"): 78_423_040,
-        ("eighth", "prefix_simba"): 37_657_888,
-        ("eighth", "cross_transformer"): 40_655_872,
-    },
-    "convergence": {key: MATCHED[key] for key in [("full", "prefix_simba"), ("full", "cross_transformer")]},
-    "variants": MATCHED
-    | {
-        ("quarter", "prefix_mamba"): 71_910_272,
-        ("quarter", "prefix_simba"): 73_508_740,
-        ("quarter", "cross_simba"): 70_012_670,
-        ("quarter", "cross_transformer"): 70_672_000,
-    },
+    "scaling_down": counts(
+        TWO,
+        full=MATCHED[:2],
+        half=(141_965_440, 141_368_320),
+        quarter=(72_427_072, 78_423_040),
+        eighth=(37_657_888, 40_655_872),
+    ),
+    "convergence": counts(TWO, full=MATCHED[:2]),
+    "variants": counts(FOUR, full=MATCHED, quarter=(73_508_740, 70_672_000, 71_910_272, 70_012_670)),
 }
 
 

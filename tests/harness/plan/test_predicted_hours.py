@@ -1,4 +1,4 @@
-"""The demo's times, predicted once a run of each architecture has finished and then measured, by real training."""
+"""Times of the demo, predicted from one finished run of each architecture and then measured by real training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def demo(folder: Path) -> dict[str, Any]:
 
 
 def trained_seconds(root: Root, fields: Fields) -> dict[str, float]:
-    """Train what is missing of a study; returns the seconds of each Series by its id."""
+    """Train the missing runs of a study; return the seconds of each Series by its id."""
     taken = {}
     for place, runs in prepared(root, fields):
         begun = time.process_time()
@@ -54,7 +54,7 @@ def trained_seconds(root: Root, fields: Fields) -> dict[str, float]:
 def test_eight_of_ten_times_are_predicted_from_one_run_of_each_architecture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One thread's processor time is what the wall shows on a machine of its own, and what others do does not move it.
+    # The processor time of one thread equals the wall time on an idle machine, and does not depend on other processes.
     monkeypatch.setattr("harness.train.loop.time", SimpleNamespace(monotonic=time.process_time))
     fields, root = demo(tmp_path), Root(tmp_path / "runs")
     first = copy.deepcopy(fields)

@@ -1,6 +1,8 @@
-"""Resources: the fewest GPUs on which a Series fits and ends in time, each choice with its reason."""
+"""Resources of a Series: the fewest GPUs on which it fits and ends in time, each choice with its reason."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +10,10 @@ from harness.common.format import Estimate
 from harness.plan.cluster import Cluster
 from harness.plan.resources import Refused, choose_resources, remember, what_would_fit
 from harness.record.root import Layout
-from harness.study.run import Optimiser, Precision, Run
+from harness.study.run import Run
 from harness.study.schema import ResourceChoice
 from ssmttm.errors import InputError
-from ssmttm.model.config import ModelConfig
+from tests.harness.plan.runs import made_run
 
 H100 = Cluster("h100x8", 4, 8, 112, 1900.0, gpu_memory_gib=79.6, gpu_type="h100", hours=24.0)
 AUTOMATIC = ResourceChoice(ranks=None)
@@ -20,15 +22,7 @@ AUTOMATIC = ResourceChoice(ranks=None)
 def run_of(d_model: int, blocks: int, batch: int = 128) -> Run:
     text = {"encoder": "frozen", "dim": 768, "max_positions": 64}
     model = {"architecture": "prefix_simba", "n_blocks": blocks, "d_model": d_model, "text": text}
-    return Run(
-        model=ModelConfig.model_validate(model),
-        corpus="0" * 64,
-        frames=1024,
-        batch=batch,
-        optimiser=Optimiser(lr=1e-4),
-        precision=Precision.BF16,
-        iterations=1000,
-    )
+    return made_run(model, frames=1024, batch=batch, precision="bf16")
 
 
 def test_a_small_model_takes_one_gpu_and_a_part_of_it() -> None:
@@ -53,27 +47,25 @@ def test_a_model_too_large_for_one_gpu_takes_the_fewest_that_hold_it() -> None:
     assert {"ranks", "zero_stage", "micro_batch"} <= set(chosen.why)
 
 
-def test_a_time_limit_takes_more_gpus_than_memory_does() -> None:
-    run = run_of(1024, 24)
-
+@pytest.mark.parametrize(
+    ("expected", "ranks", "why"),
+    [
+        (100.0, 8, "24 h"),  # 4 take 25 hours, 8 the 12.5 that are below 24; others do not divide 128
+        (1e4, 32, "requeued"),
+    ],
+)
+def test_a_time_limit_takes_more_gpus_than_memory_does_up_to_all_there_are(
+    expected: float, ranks: int, why: str
+) -> None:
     def hours(layout: Layout) -> Estimate:
-        return Estimate(50.0, 100.0, 200.0) * (1 / layout.ranks)
-
-    chosen = choose_resources(run, AUTOMATIC, H100, hours=hours)
-    assert chosen.layout.ranks == 8  # 4 take 25 hours, 8 the 12.5 that are below 24; others do not divide 128
-    assert "24 h" in chosen.why["ranks"]
-
-
-def test_where_no_number_of_gpus_is_fast_enough_the_soonest_is_taken_and_said() -> None:
-    def hours(layout: Layout) -> Estimate:
-        return Estimate(1e3, 1e4, 1e5) * (1 / layout.ranks)
+        return Estimate(expected / 2, expected, 2 * expected) * (1 / layout.ranks)
 
     chosen = choose_resources(run_of(1024, 24), AUTOMATIC, H100, hours=hours)
-    assert chosen.layout.ranks == 32
-    assert "requeued" in chosen.why["ranks"]
+    assert chosen.layout.ranks == ranks
+    assert why in chosen.why["ranks"]
 
 
-def test_what_a_study_asks_for_is_taken_as_it_is() -> None:
+def test_resources_that_a_study_gives_are_taken_unchanged() -> None:
     asked = ResourceChoice(ranks=2, zero_stage=1, micro_batch=3)
     layout = choose_resources(run_of(1024, 24), asked, H100).layout
     assert (layout.ranks, layout.zero_stage, layout.micro_batch, layout.accumulation) == (2, 1, 2, 32)
@@ -83,12 +75,8 @@ def test_what_a_study_asks_for_is_taken_as_it_is() -> None:
 
 def test_activation_checkpointing_is_taken_where_nothing_fits_without() -> None:
     run = run_of(768, 12, batch=2)
-    without, with_it = (
-        choose_resources(
-            run, ResourceChoice(micro_batch=1, activation_checkpointing=on), H100
-        ).memory.gib.high
-        for on in (False, True)
-    )
+    asked = [ResourceChoice(micro_batch=1, activation_checkpointing=on) for on in (False, True)]
+    without, with_it = (choose_resources(run, one, H100).memory.gib.high for one in asked)
     small = Cluster("small", 1, 1, 8, 64.0, gpu_memory_gib=(without + with_it) / 2)
     chosen = choose_resources(run, AUTOMATIC, small)
     assert chosen.layout.activation_checkpointing
@@ -96,17 +84,14 @@ def test_activation_checkpointing_is_taken_where_nothing_fits_without() -> None:
 
 
 def test_more_ranks_than_a_job_may_have_are_refused() -> None:
-    with pytest.raises(InputError, match=r"resources.ranks: 64: h100x8 has 32 GPUs"):
+    with pytest.raises(InputError, match=r"resources.ranks: 64: a job on h100x8 has at most 32 GPUs"):
         choose_resources(run_of(256, 4), ResourceChoice(ranks=64), H100)
 
 
 def test_a_micro_batch_that_ran_out_of_memory_is_halved_for_every_series_of_that_shape(
-    tmp_path: object,
+    tmp_path: Path,
 ) -> None:
-    from pathlib import Path
-
-    folder = Path(str(tmp_path))
-    run = run_of(1024, 24)
+    folder, run = tmp_path, run_of(1024, 24)
     before = choose_resources(run, ResourceChoice(), H100).layout
     remember(folder, run, before, "cuda:0", "NVIDIA H100 80GB HBM3")
     another_seed = run.model_copy(update={"seed": 7, "iterations": 99})
@@ -120,8 +105,18 @@ def test_a_micro_batch_that_ran_out_of_memory_is_halved_for_every_series_of_that
     assert choose_resources(larger, ResourceChoice(), H100, refused=Refused(folder)).layout == before
 
 
-def test_what_would_fit_is_one_sentence_with_keys_of_the_study() -> None:
+def test_remedies_are_one_sentence_with_keys_of_the_study() -> None:
     run = run_of(1024, 24).model_copy(update={"frames": 8192})
     said = what_would_fit(run, Layout(micro_batch=1, accumulation=128), on_cuda=True)
     assert "activation_checkpointing: true" in said
     assert "\n" not in said
+
+
+def test_a_small_memory_takes_smaller_micro_batches() -> None:
+    run, roomy, tight = (
+        run_of(64, 1, batch=8),
+        Cluster("roomy", 1, 0, 2, 16.0),
+        Cluster("tight", 1, 0, 2, 0.5),
+    )
+    assert choose_resources(run, ResourceChoice(), roomy).layout.micro_batch == 8
+    assert choose_resources(run, ResourceChoice(), tight).layout.micro_batch < 8

@@ -1,4 +1,4 @@
-"""`ssmscale tune` as a user runs it: real workers, killed and started again, two at once."""
+"""`ssmscale tune` as a user runs it: with real workers, killed and restarted, and twice at once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
@@ -45,13 +45,8 @@ def tune_fields(corpus: Path) -> Fields:
 
 
 def tune(folder: Path, on: str, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "harness", "tune", "study.yaml", "--on", on, *options],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "harness", "tune", "study.yaml", "--on", on, *options]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finished_runs(root: Root) -> set[Path]:
@@ -62,12 +57,10 @@ def journals_of(runs: set[Path]) -> dict[Path, bytes]:
     return {path: path.read_bytes() for run in runs for path in run.glob("journal/*")}
 
 
-@dataclass(frozen=True)
-class Story:
-    """A tuning that was killed after two trials, and started again on a Ray of its own."""
+class Story(NamedTuple):
+    """A tuning that was killed after two trials, and restarted on a Ray of its own."""
 
     root: Root
-    fields: Fields
     before: dict[Path, bytes]
     end: Answer
 
@@ -88,10 +81,10 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_sto
     before = journals_of(finished_runs(root))
     last = tune(folder, "ray", "--json")
     out, err = last.communicate(timeout=PATIENCE)
-    return Story(root, fields, before, Answer(last.returncode, out, err))
+    return Story(root, before, Answer(last.returncode, out, err))
 
 
-def test_tuning_ends_with_every_trial_told_and_the_rates_kept(story: Story) -> None:
+def test_tuning_ends_with_a_result_of_every_trial_and_the_rates_kept(story: Story) -> None:
     cells = story.end.document["cells"]
     assert [sum(cell["trials"].values()) for cell in cells] == [TRIALS] * 2
     tuned = json.loads((story.root.study("tiny") / "tuned.json").read_text())
@@ -100,7 +93,7 @@ def test_tuning_ends_with_every_trial_told_and_the_rates_kept(story: Story) -> N
     assert all(1e-3 <= rate <= 3e-1 for rate in rates.values())
 
 
-def test_killed_and_started_again_it_repeats_no_finished_trial(story: Story) -> None:
+def test_killed_and_restarted_it_repeats_no_finished_trial(story: Story) -> None:
     assert len(story.before) >= 2
     assert {path: path.read_bytes() for path in story.before} == story.before
     assert journals_of({path.parent.parent for path in story.before}) == story.before
@@ -108,7 +101,7 @@ def test_killed_and_started_again_it_repeats_no_finished_trial(story: Story) -> 
     assert len(runs) == len(finished_runs(story.root)) <= 2 * TRIALS
 
 
-def test_a_second_tuning_at_once_is_refused_and_told_whom_to_wait_for(
+def test_a_second_tuning_at_once_is_refused_with_the_process_to_wait_for(
     story: Story, ssmscale: Command
 ) -> None:
     with in_control(story.root.study("tiny") / "tune", "study tiny"):

@@ -1,4 +1,4 @@
-"""What a search is made of: keys and their ranges, the Runs a trial stands for, and `lr: tuned` in a study."""
+"""A search: its keys and their ranges, the Runs of a trial, and `lr: tuned` in a study."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import math
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness.archive.check import open_bundle
-from harness.archive.merge import merge
 from harness.common.validation import validate
+<<<<<<< HEAD
 from harness.record.registry import ResolvedStudy, resolve, resolve_registered
 from harness.record.root import Root, read_model_if_there
+=======
+from harness.record.registry import ResolvedStudy, read_tuned, resolve, resolve_registered
+from harness.record.root import Root, write_model
+>>>>>>> s-plan
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study, load_study
 from harness.study.tune import RateLaw, Tuned, TunedArchitecture, TunedSize
@@ -26,7 +28,7 @@ from harness.tuning.transfer import Note
 from ssmttm.errors import InputError
 from ssmttm.model.flops import parameter_count
 from tests.conftest import REPOSITORY, Command, Write, files_below
-from tests.harness.bundles import exported
+from tests.harness.bundles import exported, imported
 from tests.harness.journals import registered
 from tests.harness.trainer import train
 from tests.harness.tuner import space_of, with_rate
@@ -51,6 +53,7 @@ def run_ids(fields: Fields, root: Root) -> list[str]:
     return [point.run_id for point in resolved(fields, root).points]
 
 
+<<<<<<< HEAD
 MISTAKES: dict[str, tuple[Any, str]] = {
     "unknown key": ({"search": {"optimiser.lrr": RATE}}, "optimiser.lrr: unknown key; did you mean 'lr'?"),
     "no such part": ({"search": {"optimizer.lr": RATE}}, "tune.search.optimizer.lr: is no key that can be"),
@@ -93,6 +96,33 @@ MISTAKES: dict[str, tuple[Any, str]] = {
         {"storage": "postgresql+nodriver://me:secret@h/x"},
         "tune.storage: postgresql+nodriver://me:***@h/x",
     ),
+=======
+LR = "optimiser.lr"
+SEARCHES: dict[str, tuple[Fields, str]] = {
+    "unknown key": ({"optimiser.lrr": RATE}, "optimiser.lrr: unknown key; did you mean 'lr'?"),
+    "unknown section": ({"optimizer.lr": RATE}, "tune.search.optimizer.lr: cannot be searched"),
+    "key of the grid": ({"grid.seeds": RATE}, "tune.search.grid.seeds: cannot be searched"),
+    "held-out clips": ({"eval_clips": {"low": 1, "high": 9}}, "except the clips of the held-out loss"),
+    "low above high": ({LR: {"low": 1.0, "high": 0.1}}, "low 1 is not below high 0.1"),
+    "low at high": ({LR: {"low": 0.1, "high": 0.1}}, "low 0.1 is not below high 0.1"),
+    "no logarithm": ({LR: RATE | {"low": 0}}, "low 0 has no logarithm"),
+    "no range": ({LR: {"low": 0.1}}, "is no range: give low and high, or choices"),
+    "text for a number": ({LR: RATE | {"low": "1m"}}, "low: '1m': is not a number"),
+    "one choice": ({LR: {"choices": [1]}}, "fewer than two choices"),
+    "half a step": ({"schedule.warmup": {"low": 0.5, "high": 3}}, "warmup: is a whole number"),
+    "invalid end": ({"optimiser.beta1": {"low": 0.5, "high": 1.5}}, "beta1: 1.5: input should be less"),
+    "encoder": ({"text.encoder": {"choices": ["bytes", "t5"]}}, "encoder: cannot be searched"),
+    "invalid choice": ({"model.ssm_head_dim": {"choices": [8, 7, 16]}}, "does not divide into heads of 7"),
+    "key twice": ({LR: RATE, f"training.{LR}": dict(RATE)}, "training.optimiser.lr: is searched twice"),
+}
+MISTAKES: dict[str, tuple[Fields, str]] = {
+    **{name: ({"search": search}, sentence) for name, (search, sentence) in SEARCHES.items()},
+    "unknown size": ({"sizes": ["xl"]}, "tune.sizes: 'xl' is not one of the sizes xs, s"),
+    "size twice": ({"sizes": ["xs", "xs"]}, "names something twice"),
+    "nothing to prune by": ({"pruner": "median"}, "tune.pruner: median: needs losses on the way"),
+    "unknown sampler": ({"sampler": "grid"}, "tune.sampler: 'grid'"),
+    "no database": ({"storage": "postgresql+nodriver://me:secret@h/x"}, "postgresql+nodriver://me:***@h/x"),
+>>>>>>> s-plan
 }
 
 
@@ -111,7 +141,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(
     assert files_below(tmp_path) == before
 
 
-def test_without_optuna_it_is_said_what_brings_it_and_nothing_is_written(
+def test_without_optuna_the_extra_to_install_is_named_and_nothing_is_written(
     fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = write_study(fields)
@@ -156,9 +186,7 @@ def test_a_size_is_known_by_its_own_model_whatever_is_searched_there(fields: Fie
 
 
 @pytest.mark.parametrize("where", ["size", "architecture", "both"])
-def test_what_a_size_says_for_itself_gives_way_to_what_is_searched(
-    where: str, fields: Fields, here: Root
-) -> None:
+def test_searched_values_override_those_of_a_size(where: str, fields: Fields, here: Root) -> None:
     if where in {"size", "both"}:
         fields["grid"]["sizes"]["xs"] |= {"optimiser": {"lr": 0.5}, "d_state": 16}
     if where in {"architecture", "both"}:
@@ -181,14 +209,13 @@ def test_the_first_trials_fill_each_dimension_evenly(fields: Fields, here: Root)
     assert space.design(8, "name") == design != space.design(8, "other")
 
 
-def test_the_search_that_comes_along_covers_the_small_sizes_of_both_architectures(here: Root) -> None:
+def test_the_shipped_search_covers_the_small_sizes_of_both_architectures(here: Root) -> None:
     facts = "corpus.facts={n_codebooks: 2, codebook_size: 256, frames: 256, clips: 1000}"
     path = REPOSITORY / "sweeps" / "tune_lr.yaml"
-    cases = Space(load_study(path, [facts]), here, str(path)).cases
-    architectures = ("prefix_simba", "cross_transformer")
-    assert [(case.architecture, case.size) for case in cases] == list(
-        product(architectures, ("xs", "s", "m"))
-    )
+    cases = [
+        (case.architecture, case.size) for case in Space(load_study(path, [facts]), here, str(path)).cases
+    ]
+    assert cases == list(product(("prefix_simba", "cross_transformer"), ("xs", "s", "m")))
 
 
 # -- lr: tuned
@@ -218,9 +245,7 @@ def tuned(fields: Fields, here: Root) -> Tuned:
 
 
 def write(tuned: Tuned, root: Root) -> None:
-    folder = root.study("tiny")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tuned.json").write_text(tuned.model_dump_json(), encoding="utf-8")
+    write_model(root.study("tiny") / "tuned.json", tuned)
 
 
 def left_to_tuning(fields: Fields) -> Fields:
@@ -251,14 +276,20 @@ def test_a_size_that_gives_a_number_keeps_it(fields: Fields, here: Root, tuned: 
 def test_a_submitted_study_keeps_the_rates_it_was_submitted_with(
     fields: Fields, here: Root, tuned: Tuned
 ) -> None:
-    before = registered(here, left_to_tuning(fields)).points
+    left, other = left_to_tuning(fields), tuned.model_copy(update={"fingerprint": "1" * 64})
+    before = registered(here, left).points
+    space, notes = space_of(here, left), list[Note]()
+    assert keep(space, other, notes) is False
+    assert [note.code for note in notes] == ["tuned_kept"]
+    assert read_tuned(here, "tiny") == tuned
+    assert keep(space, tuned, notes) is True
     (here.study("tiny") / "tuned.json").unlink()
     held = resolve_registered(here, "tiny")
     assert held is not None
-    assert held.points == before
-    assert resolved(left_to_tuning(fields), here).points == before
-    other = tuned.model_copy(update={"fingerprint": "1" * 64})
-    assert keep(space_of(here, left_to_tuning(fields)), other, []) is False
+    assert held.points == resolved(left, here).points == before
+    assert keep(space_of(here, left), other, []) is False
+    (here.study("tiny") / "study.json").unlink()
+    assert keep(space, other, notes) is True
 
 
 def test_a_tuned_study_goes_to_another_machine_with_its_rates(
@@ -269,8 +300,7 @@ def test_a_tuned_study_goes_to_another_machine_with_its_rates(
     fields["training"]["schedule"] = {"warmup": 1}
     train(here, left_to_tuning(fields))
     there = Root(tmp_path / "there")
-    with open_bundle(exported(here, left_to_tuning(fields), tmp_path / "tuned.zip")) as bundle:
-        merge(bundle, there)
+    imported(exported(here, left_to_tuning(fields), tmp_path / "tuned.zip"), there)
     held = resolve_registered(there, "tiny")
     assert held is not None
     own = run_ids(left_to_tuning(fields), here)
@@ -279,6 +309,7 @@ def test_a_tuned_study_goes_to_another_machine_with_its_rates(
     assert {row.state for row in StatusReader(there, "tiny").read(held.points)} == {RunState.DONE}
 
 
+<<<<<<< HEAD
 def test_tuning_on_leaves_a_submitted_study_the_rates_it_has(
     fields: Fields, here: Root, tuned: Tuned
 ) -> None:
@@ -295,9 +326,15 @@ def test_tuning_on_leaves_a_submitted_study_the_rates_it_has(
 
 def test_a_study_without_tuned_rates_is_registered_as_before(
     fields: Fields, here: Root, tuned: Tuned
+=======
+def test_a_study_without_tuned_rates_is_registered_without_them_and_takes_no_changes(
+    fields: Fields, here: Root, tuned: Tuned, ssmscale: Command
+>>>>>>> s-plan
 ) -> None:
     registered(here, fields)
     assert "tuned" not in json.loads((here.study("tiny") / "study.json").read_text())
+    changed = ssmscale("tune", "tiny", "--root", here.path, "--on", "local", "--set", "tune.trials=99")
+    changed.assert_refused("--set changes a YAML file")
 
 
 @pytest.mark.parametrize("lack", ["everything", "the architecture", "the law"])
@@ -322,6 +359,7 @@ def test_a_rate_that_was_not_tuned_is_refused_in_one_sentence(
     assert files_below(here.path) == before
 
 
+<<<<<<< HEAD
 def test_changes_to_a_study_that_was_submitted_are_refused(
     fields: Fields, here: Root, ssmscale: Command
 ) -> None:
@@ -332,9 +370,12 @@ def test_changes_to_a_study_that_was_submitted_are_refused(
 
 
 def test_tuning_what_is_left_to_tuning_needs_no_rate_yet(fields: Fields, here: Root) -> None:
+=======
+def test_a_search_of_the_rate_needs_no_rate_yet(fields: Fields, here: Root) -> None:
+>>>>>>> s-plan
     assert space_of(here, left_to_tuning(fields)).cases
     fields["tune"]["search"] = {"schedule.warmup": {"low": 1, "high": 3}}
     with pytest.raises(
-        InputError, match=r"lr: tuned: is what tuning is to find; search training\.optimiser\.lr"
+        InputError, match=r"tuned: has no value before tuning; search training\.optimiser\.lr"
     ):
         space_of(here, left_to_tuning(fields))

@@ -1,4 +1,4 @@
-"""Whether tuning is worth it: beside an exhaustive sweep of the same learning rates, trained for real."""
+"""Tuning compared with an exhaustive sweep of the same learning rates, by real training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_tuning_ends_within_a_seeds_noise_of_a_sweep_at_a_third_of_its_steps(
     controller, place_of_training = tuned_here(here, study_fields)
     (case,) = controller.space.cases
     found, rate = min(
-        (loss, one.values["training.optimiser.lr"]) for one, loss in finished(controller.told(case))
+        (loss, one.values["training.optimiser.lr"]) for one, loss in finished(controller.records(case))
     )
     print(
         f"\nsweep: {best:.4f} at {best_rate:g} in {25 * STEPS} steps; {sampler}: {found:.4f} at {rate:g} in "

@@ -1,4 +1,4 @@
-"""The optimum of a size and the law across sizes: recovered from made losses, with intervals that hold."""
+"""The optimum of a size and the law across sizes, recovered from made losses, with intervals that hold."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from tests.studies import Fields
 Rates = npt.NDArray[np.float64]
 
 
-def made_losses(rates: Rates, best: float, noise: float, chance: np.random.Generator) -> list[float]:
-    """A parabola in log rate that steepens on the high side, as real ones do, with noise."""
+def made_losses(
+    rates: Rates, best: float, noise: float = 0.0, chance: np.random.Generator | None = None
+) -> list[float]:
+    """A parabola in log rate that steepens on the high side, as real losses do, with noise."""
     x = np.log(rates / best)
-    return list(2.0 + 0.15 * x**2 + 0.02 * np.maximum(x, 0) ** 3 + chance.normal(0, noise, len(rates)))
+    scatter = 0.0 if chance is None else chance.normal(0, noise, len(rates))
+    return list(2.0 + 0.15 * x**2 + 0.02 * np.maximum(x, 0) ** 3 + scatter)
 
 
 def searched(best: float, chance: np.random.Generator, count: int = 12) -> Rates:
-    """Rates as a search leaves them: some over all of the range, the rest near the optimum."""
+    """Learning rates of a search: some over all of the range, the others near the optimum."""
     wide = chance.uniform(math.log(1e-4), math.log(1e0), count // 3)
     near = math.log(best) + chance.normal(0, 0.5, count - count // 3)
     found: Rates = np.exp(np.concatenate([wide, near]))
@@ -33,7 +36,7 @@ def searched(best: float, chance: np.random.Generator, count: int = 12) -> Rates
 
 def test_the_optimum_is_found_between_the_trials() -> None:
     rates = np.geomspace(1e-3, 1e-1, 9)
-    found = find_optimum(rates, made_losses(rates, 0.013, 0.0, np.random.default_rng(0)))
+    found = find_optimum(rates, made_losses(rates, 0.013))
     assert found.is_vertex
     assert math.exp(found.log_rate) == pytest.approx(0.013, rel=0.1)
     assert min(abs(rates - 0.013)) / 0.013 > 0.2  # no trial was as near
@@ -71,7 +74,7 @@ def test_an_optimum_that_is_no_vertex_is_known_no_better_than_the_trials_beside_
     count: int,
 ) -> None:
     rates = np.geomspace(0.01, 0.1, count)
-    found = find_optimum(rates, made_losses(rates, 1.0, 0.0, np.random.default_rng(0)))
+    found = find_optimum(rates, made_losses(rates, 1.0))
     assert not found.is_vertex
     assert found.ci95[1] >= math.log(rates[-1]) + math.log(3)  # what no trial lies beyond may be anywhere
     assert found.error >= 0.25
@@ -79,12 +82,12 @@ def test_an_optimum_that_is_no_vertex_is_known_no_better_than_the_trials_beside_
 
 def test_one_size_tells_no_law() -> None:
     rates = np.geomspace(1e-3, 1e-1, 9)
-    optimum = find_optimum(rates, made_losses(rates, 0.01, 0.0, np.random.default_rng(0)))
+    optimum = find_optimum(rates, made_losses(rates, 0.01))
     assert fit_law([1e5], [optimum]) is None
     assert fit_law([1e5, 1e5], [optimum, optimum]) is None
 
 
-# -- what is told of a study's trials
+# -- the learning rates of a study, from its trials
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def fields(study_fields: Fields) -> Fields:
     return study_fields
 
 
-def told(
+def records(
     rates: Rates, losses: list[float], outcome: TrialOutcome = TrialOutcome.FINISHED
 ) -> list[TrialRecord]:
     return [
@@ -115,10 +118,10 @@ def told(
     ]
 
 
-def test_what_is_learnt_is_carried_to_the_sizes_that_were_not_searched(fields: Fields, here: Root) -> None:
-    space, chance, rates = space_of(here, fields), np.random.default_rng(0), np.geomspace(1e-3, 1e-1, 13)
+def test_the_law_is_carried_to_the_sizes_that_were_not_searched(fields: Fields, here: Root) -> None:
+    space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 13)
     best = {"xs": 0.02, "s": 0.01}
-    trials = {case: told(rates, made_losses(rates, best[case.size], 0.0, chance)) for case in space.cases}
+    trials = {case: records(rates, made_losses(rates, best[case.size])) for case in space.cases}
     tuned, notes = learn(space, trials)
     assert tuned is not None
     found = tuned.architectures["prefix_simba"]
@@ -131,7 +134,7 @@ def test_what_is_learnt_is_carried_to_the_sizes_that_were_not_searched(fields: F
     assert notes == []
     again, _ = learn(space, trials)
     assert again == tuned
-    one_more = {case: [*some, *told(np.array([0.05]), [3.0])] for case, some in trials.items()}
+    one_more = {case: [*some, *records(np.array([0.05]), [3.0])] for case, some in trials.items()}
     other, _ = learn(space, one_more)
     assert other is not None
     assert other.fingerprint != tuned.fingerprint
@@ -142,36 +145,32 @@ def test_an_optimum_at_the_edge_of_its_range_is_named(
     best: float, end: str, fields: Fields, here: Root
 ) -> None:
     space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
-    trials = {
-        case: told(rates, made_losses(rates, best, 0.0, np.random.default_rng(0))) for case in space.cases
-    }
+    trials = {case: records(rates, made_losses(rates, best)) for case in space.cases}
     _, notes = learn(space, trials)
     assert [note.code for note in notes] == ["optimum_at_edge"] * 2
     assert end in notes[0].text
 
 
-def test_the_outermost_of_the_trials_is_not_taken_for_a_minimum(fields: Fields, here: Root) -> None:
-    space, rates = space_of(here, fields), np.geomspace(1e-3, 3e-2, 9)
-    losses = made_losses(rates, 0.1, 0.0, np.random.default_rng(0))
-    tuned, notes = learn(space, {case: told(rates, losses) for case in space.cases})
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [(np.geomspace(1e-3, 3e-2, 9), 0.03), (np.array([0.003, 0.01, 0.03]), 0.01)],
+    ids=["outermost", "too-few"],
+)
+def test_without_a_vertex_among_the_trials_the_best_one_is_taken_with_a_note(
+    rates: Rates, best: float, fields: Fields, here: Root
+) -> None:
+    space, losses = space_of(here, fields), made_losses(rates, 0.1 if best == 0.03 else best)
+    tuned, notes = learn(space, {case: records(rates, losses) for case in space.cases})
     assert tuned is not None
-    assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {0.03}
+    assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {best}
     assert [note.code for note in notes] == ["no_vertex"] * 2
 
 
-def test_too_few_trials_for_a_parabola_leave_the_best_one(fields: Fields, here: Root) -> None:
-    space, rates = space_of(here, fields), np.array([0.003, 0.01, 0.03])
-    tuned, notes = learn(space, {case: told(rates, [3.0, 2.0, 3.0]) for case in space.cases})
-    assert tuned is not None
-    assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {0.01}
-    assert [note.code for note in notes] == ["no_vertex"] * 2
-
-
-def test_an_optimum_that_moves_with_other_searched_keys_is_said_to(fields: Fields, here: Root) -> None:
+def test_other_searched_keys_are_noted_beside_the_optimum(fields: Fields, here: Root) -> None:
     fields["tune"]["search"]["schedule.warmup"] = {"low": 1, "high": 3}
     space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
-    losses = made_losses(rates, 0.01, 0.0, np.random.default_rng(0))
-    _, notes = learn(space, {case: told(rates, losses) for case in space.cases})
+    losses = made_losses(rates, 0.01)
+    _, notes = learn(space, {case: records(rates, losses) for case in space.cases})
     (note,) = notes
     assert note.code == "others_varied"
     assert note.text.endswith("trials in which training.schedule.warmup varied too")
@@ -179,9 +178,9 @@ def test_an_optimum_that_moves_with_other_searched_keys_is_said_to(fields: Field
 
 def test_a_size_no_trial_of_which_finished_is_named_and_left_out(fields: Fields, here: Root) -> None:
     space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
-    losses = made_losses(rates, 0.01, 0.0, np.random.default_rng(0))
+    losses = made_losses(rates, 0.01)
     xs, s = space.cases
-    tuned, notes = learn(space, {xs: told(rates, losses), s: told(rates, losses, TrialOutcome.FAILED)})
+    tuned, notes = learn(space, {xs: records(rates, losses), s: records(rates, losses, TrialOutcome.FAILED)})
     assert tuned is not None
     assert [size.size for size in tuned.architectures["prefix_simba"].sizes] == ["xs"]
     assert [note.code for note in notes] == ["no_trial", "one_size"]
