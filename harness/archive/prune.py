@@ -201,7 +201,7 @@ def _judged_copies(study_dir: Path) -> Iterator[tuple[Path, bool, str]]:
         live = {JobState.QUEUED, JobState.RUNNING}
         needed = {
             array.copy_of_code
-            for array, _, _, view in ledger.elements()
+            for array, _, view in ledger.elements()
             if view is not None and view.state in live
         } | {
             array.copy_of_code

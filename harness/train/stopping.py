@@ -7,8 +7,13 @@ together.
 
 from __future__ import annotations
 
+import logging
 import signal
+from collections.abc import Callable
 from types import FrameType
+
+from harness.common.disk import DiskFull
+from ssmttm.errors import InputError
 
 EXIT_NO_NODES = 69
 """EX_UNAVAILABLE: the exit status of what trains on a Ray that has had no node for long; another Ray may have."""
@@ -36,6 +41,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     named = type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch to ask
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
     return isinstance(error, MemoryError) or named or said
+
+
+def exit_status(run: Callable[[], int], log: logging.Logger) -> int:
+    """Return the exit status that `run` returns; log wrong input and a full disk, and return 2 or 74 for them."""
+    try:
+        return run()
+    except InputError as error:
+        log.error("%s", error)
+        return 2
+    except DiskFull as error:
+        log.error("%s; %s", error, error.remedy)
+        return EXIT_NO_SPACE
 
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)

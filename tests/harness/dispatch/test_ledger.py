@@ -141,7 +141,7 @@ def test_what_another_cluster_was_given_is_held_there_whatever_this_one_says_of_
     assert found.holds("ssmscale-a", SERIES)
     (view,) = jobs_of_runs(found).values()
     assert (view.state, view.job_id) == ("queued", "77")
-    assert view.reason == "in the hands of SLURM cluster alpha, which is not asked from here"
+    assert view.reason == "held by SLURM cluster alpha, which cannot be asked from here"
     root.series(SERIES).mkdir(parents=True)
     acquire(root.series(SERIES), Lease(study="theirs", array="ssmscale-a", process=gone, t=0.0))
     mine = Lease(study="mine", array="ssmscale-b", process=gone, t=1.0)

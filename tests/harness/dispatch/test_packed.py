@@ -151,7 +151,7 @@ def test_status_tells_of_the_allocation_and_how_its_dashboard_is_reached(
     *_, job, dashboard, _ = told(study)
     assert job == "job 77_0: 3 series packed on 2 nodes with 4 GPUs each, running for 5 min on n[1-2]"
     assert dashboard == (
-        "Ray's dashboard: ssh -L 8265:127.0.0.1:8265 me@n1, then http://127.0.0.1:8265 with what is in /token"
+        "Ray's dashboard: ssh -L 8265:127.0.0.1:8265 me@n1, then http://127.0.0.1:8265 with the token in /token"
     )
     (row,) = StudyMonitor(study).read().as_json()["allocations"]
     assert (row["job_id"], row["state"], row["nodes"], row["gpus"]) == ("77_0", "running", 2, 8)
@@ -266,10 +266,10 @@ def test_from_another_cluster_a_study_is_left_to_the_one_it_was_submitted_to(
     assert said.status == 0, said.err
     assert "nothing of tiny is left to submit" in said.out
     assert said.err.startswith(
-        "warning: 3 runs left to job 77 of SLURM cluster alpha, which is not asked from here: see to it there; if "
+        "warning: 3 runs left to job 77 of SLURM cluster alpha, which cannot be asked from here: check it there; if "
     )
     assert {row.reason for row in rows_of(study)} == {
-        "in the hands of SLURM cluster alpha, which is not asked from here"
+        "held by SLURM cluster alpha, which cannot be asked from here"
     }
 
 
@@ -329,7 +329,7 @@ def test_a_retry_is_packed_on_as_many_nodes_as_the_newest_submission_said(
     cancel(study.root, "tiny", rows_of(study))
     said = ssmscale("retry", "tiny")
     assert said.status == 0, said.err
-    assert "on ray, cluster devcluster, up to 2 nodes, as it was last submitted" in said.out
+    assert "on ray, cluster devcluster, up to 2 nodes, as in the last submission" in said.out
     assert "3 runs in 3 series packed on 2 nodes with 2 GPUs each" in said.out
     assert at_slurm.read()[-1]["nodes"] == 2
     *_, array = ArrayStore(study.root.study("tiny")).read().values()
@@ -363,6 +363,6 @@ def test_a_retry_by_auto_takes_the_cluster_of_the_newest_submission(
     study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
 ) -> None:
     assert (
-        "on auto, cluster devcluster, as it was last submitted"
+        "on auto, cluster devcluster, as in the last submission"
         in ssmscale("retry", "tiny", "--on", "auto").out
     )

@@ -129,13 +129,13 @@ def test_a_server_outlives_an_asker_that_goes_as_its_rank_ends() -> None:
         server = _Server(listener, on_cuda=False)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         rank = os.posix_spawn("/bin/true", ["true"], {})
-        server._asked[theirs] = rank
+        server._ranks[theirs] = rank
         server._selector.register(theirs, selectors.EVENT_READ)
         os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
         ours.close()
         server._reap()
-        server._hear(theirs)
-        assert not server._asked
+        server._receive(theirs)
+        assert not server._ranks
 
 
 def test_without_a_server_at_the_address_a_rank_is_a_plain_process(tmp_path: Path) -> None:

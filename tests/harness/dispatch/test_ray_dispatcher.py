@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.dispatch.base import Task
+from harness.dispatch.base import SubmitTarget, Task
 from harness.dispatch.packing import Node, Start, WaitingTask
 from harness.dispatch.ray import dispatcher as ray
 from harness.dispatch.ray.cluster import START_SECONDS
@@ -34,23 +34,27 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+def opened(study_dir: Path) -> ray.RayDispatcher:
+    return ray.RayDispatcher(study_dir, SubmitTarget("ray")).__enter__()
+
+
 def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_while(
     tmp_path: Path, nodes: list[Node], now: list[float]
 ) -> None:
-    dispatcher = ray.RayDispatcher(tmp_path)
+    dispatcher = opened(tmp_path)
     handles = dispatcher.submit([Task(series_id="large", run_dirs=(), ranks=8)])
-    for seconds in range(10, round(ray.NO_ROOM_SECONDS), 10):
+    for seconds in range(10, round(ray.NO_NODE_SECONDS), 10):
         now[0] = float(seconds)
         assert dispatcher.views(handles)[handles[0].job_id].state == "queued"
-    now[0] = 20 + ray.NO_ROOM_SECONDS
-    with pytest.raises(InputError, match=r"series large: takes 8 GPUs, .* the nodes of this Ray have 4$"):
+    now[0] = 20 + ray.NO_NODE_SECONDS
+    with pytest.raises(InputError, match=r"series large: takes 8 GPUs of one node, .* the nodes of this Ray have 4$"):
         dispatcher.views(handles)
 
 
 def test_a_node_is_waited_for_while_its_workers_save_and_its_successor_starts_as_slowly_as_a_first_one(
     tmp_path: Path, nodes: list[Node], now: list[float]
 ) -> None:
-    dispatcher = ray.RayDispatcher(tmp_path)
+    dispatcher = opened(tmp_path)
     handles = dispatcher.submit([Task(series_id="small", run_dirs=())])
     nodes.pop()
     for seconds in (10.0, GRACE_SECONDS + START_SECONDS):
@@ -66,7 +70,7 @@ def test_gpus_are_found_though_the_node_that_has_them_is_just_being_replaced(
 ) -> None:
     back = nodes.pop()
     monkeypatch.setattr(ray.time, "sleep", lambda seconds: nodes.append(back))
-    assert ray.RayDispatcher(tmp_path).on_gpus
+    assert opened(tmp_path).on_gpus
 
 
 def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
@@ -80,8 +84,8 @@ def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
         return []
 
     monkeypatch.setattr(ray, "_nodes", lambda kind: nodes if kind == "CPU" else [])
-    monkeypatch.setattr(ray, "decide", note)
-    dispatcher = ray.RayDispatcher(tmp_path)
+    monkeypatch.setattr(ray.packing, "decide", note)
+    dispatcher = opened(tmp_path)
     dispatcher.views(
         dispatcher.submit(
             [Task(series_id="many", run_dirs=(), threads=16), Task(series_id="few", run_dirs=(), threads=3)]

@@ -235,7 +235,7 @@ def test_a_controller_that_does_not_end_when_it_is_told_to_is_killed_in_time(
     pilot.told = ["SIGUSR2"]
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the controller inherits
     try:
-        assert pilot._steer(agents()) == -signal.SIGKILL
+        assert pilot._run_controller(agents()) == -signal.SIGKILL
     finally:
         signal.signal(signal.SIGUSR2, before)
 
@@ -297,7 +297,7 @@ def test_a_ray_that_has_no_node_any_more_is_started_again_and_not_just_its_contr
 
     monkeypatch.setattr(Pilot, "_ray", started)
     codes = iter([EXIT_NO_NODES, EXIT_PREEMPTED])
-    monkeypatch.setattr(Pilot, "_steer", lambda self, nodes: next(codes))
+    monkeypatch.setattr(Pilot, "_run_controller", lambda self, nodes: next(codes))
     assert pilot_module.main([str(pilot.array_file)]) == EXIT_PREEMPTED
     assert len(starts) == 2
     (crash,) = pilot.control.read()

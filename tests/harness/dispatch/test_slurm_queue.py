@@ -149,7 +149,7 @@ def test_a_state_nobody_has_heard_of_is_no_end_of_a_job() -> None:
     [
         ("Priority", "higher priority"),
         ("Resources", "no nodes are free"),
-        ("QOSMaxJobsPerUserLimit", "no more jobs at once"),
+        ("QOSMaxJobsPerUserLimit", "no more running jobs"),
         ("QOSMaxGRESPerUser", "the QOS allows no more"),
         ("AssocGrpCPUMinutesLimit", "of the account together"),
         ("BeginTime", "requeued"),

@@ -306,7 +306,7 @@ def test_mistakes_are_named(tmp_path: Path, evaluate: Command) -> None:
         (["--out", "metrics.txt"], "does not end in .csv"),
         (["--device", "cuda:99"], "--device cuda:99: there is none here; torch can use cpu"),
         (["--device", "meta"], "--device meta: there is none here"),
-        (["beef"], "begins the id of 0 runs"),
+        (["beef"], "no run id of this study starts with 'beef'"),
     ):
         evaluate("--limit", 2, *arguments).assert_refused(word)
 

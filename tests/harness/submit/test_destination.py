@@ -32,14 +32,14 @@ def test_without_a_cluster_auto_and_ray_are_this_machine() -> None:
     [
         (
             {"on": "moon", "cluster": None},
-            "--on moon: there is no such dispatcher; there are local, slurm, ray and",
+            "--on moon: no such backend; choose one of local, slurm, ray",
         ),
-        ({"on": "slurm", "cluster": None}, "--on slurm: name the cluster with --cluster; there are .*h100x8"),
-        ({"on": "slurm", "cluster": "h100x8", "nodes": 2}, "--nodes 2: is for series that are packed"),
-        ({"on": "ray", "cluster": "h100x8", "nodes": 17}, "--nodes 17: h100x8 gives a job at most 16 nodes"),
-        ({"on": "local", "cluster": None, "nodes": 2}, "--nodes 2: is for series that are packed"),
+        ({"on": "slurm", "cluster": None}, "--on slurm: name the cluster with --cluster: .*h100x8"),
+        ({"on": "slurm", "cluster": "h100x8", "nodes": 2}, "--nodes 2: applies to packed series"),
+        ({"on": "ray", "cluster": "h100x8", "nodes": 17}, "--nodes 17: h100x8 allows a job at most 16 nodes"),
+        ({"on": "local", "cluster": None, "nodes": 2}, "--nodes 2: applies to packed series"),
         ({"on": "ray", "cluster": None, "nodes": 2}, "--nodes 2: .* name the cluster with --cluster"),
-        ({"on": "local", "cluster": None, "snapshot": True}, "--snapshot: is for jobs that wait in a queue"),
+        ({"on": "local", "cluster": None, "snapshot": True}, "--snapshot: applies to queued jobs"),
     ],
 )
 def test_what_does_not_go_together_is_a_sentence(asked: dict[str, Any], said: str) -> None:

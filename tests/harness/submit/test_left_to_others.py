@@ -119,7 +119,7 @@ def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(here: Here
     said = here.submit("local")
     assert said.status == 0, said.err
     assert "1 done" in said.out
-    assert "1 series left to jobs of study tiny; `ssmscale status tiny` shows how they do" in said.out
+    assert "1 series left to jobs of study tiny; see `ssmscale status tiny`" in said.out
     assert (folder / "launch.json").read_bytes() == before
     assert read_progress(folder).attempt == 0
 
