@@ -47,7 +47,9 @@ def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_wh
         now[0] = float(seconds)
         assert dispatcher.views(handles)[handles[0].job_id].state == "queued"
     now[0] = 20 + ray.NO_NODE_SECONDS
-    with pytest.raises(InputError, match=r"series large: takes 8 GPUs of one node, .* the nodes of this Ray have 4$"):
+    with pytest.raises(
+        InputError, match=r"series large: takes 8 GPUs of one node, .* the nodes of this Ray have 4$"
+    ):
         dispatcher.views(handles)
 
 
