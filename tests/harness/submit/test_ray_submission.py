@@ -1,4 +1,4 @@
-"""Submitting to a Ray cluster that is there already: once, from within its own nodes, and taken back."""
+"""Submitting to an existing Ray cluster, cancelling there, and clusters that cannot be used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    """A Ray with a job server, which asks for a token."""
+    """Start a Ray with a job server, which needs a token."""
     ray = Here(tmp_path_factory.mktemp("ray"), dashboard=True)
     try:
         yield ray
@@ -173,7 +173,7 @@ def test_a_cluster_is_planned_for_by_its_nodes_with_gpus_each_as_its_weakest() -
     ],
     ids=["ssmscale", "ray", "corpus", "root"],
 )
-def test_what_a_cluster_lacks_is_named(seen: dict[str, Any], problem: str) -> None:
+def test_a_cluster_that_does_not_fit_is_refused_with_the_reason(seen: dict[str, Any], problem: str) -> None:
     facts = {
         "ray": "2.60.0",
         "python": "3.11.7",
