@@ -116,7 +116,9 @@ def test_a_forked_rank_saves_and_ends_with_its_client_and_with_its_server(
     wait_until(lambda: gone == "client" or rank.status is not None)
 
 
-def test_a_forked_rank_has_the_exit_status_of_the_signal_that_ended_it(server: RankServer, tmp_path: Path) -> None:
+def test_a_forked_rank_has_the_exit_status_of_the_signal_that_ended_it(
+    server: RankServer, tmp_path: Path
+) -> None:
     ranks = start(server.address, 1, tmp_path)
     wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
     ranks[0].signal(signal.SIGKILL)
