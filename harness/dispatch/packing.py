@@ -49,8 +49,7 @@ class Request:
         return self.part / DEVICE if self.part else float(self.ranks * self.devices)
 
 
-@dataclass(frozen=True)
-class WaitingTask:
+class WaitingTask(NamedTuple):
     """A task that waits for devices."""
 
     key: str
@@ -73,8 +72,7 @@ class Group:
     """Ray's number of the device it shares; None if it shares none, or if not yet known."""
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A node and its devices."""
 
     key: str

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Protocol, Self
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from harness.common.console import Stopped, console, errors, stoppable
 from harness.common.disk import DiskFull
@@ -20,16 +19,8 @@ from harness.tracking.live import MirrorThread
 from harness.tracking.store import tracking_uri
 
 
-class Progress(Protocol):
-    """A display of the progress of a study's Runs."""
-
-    def __enter__(self) -> Self:
-        """Start the display."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        """Stop the display."""
+class Progress(AbstractContextManager["Progress"], Protocol):
+    """A display of the progress of a study's Runs, shown during a block."""
 
     def show(self, rows: Sequence[RunStatus]) -> None:
         """Show the state of every Run."""

@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -285,7 +284,7 @@ class Others:
             *(look for look in self._looks if look[0] >= now - SETTLE_SECONDS),
             (now, taken),
         ]
-        return [replace(node, devices=max(0.0, node.devices - self._held(node.key))) for node in nodes]
+        return [node._replace(devices=max(0.0, node.devices - self._held(node.key))) for node in nodes]
 
     def _held(self, node: str) -> int:
         """Return the number of devices of which others held a part all the time; Ray rounds shares."""

@@ -124,18 +124,24 @@ class JobStart:
         if ending is Ending.OTHERS_TRAIN:
             log.info("%d runs are left: other processes train them", len(left))
             return EXIT_PREEMPTED
-        job = look_up(self.job_id)
-        if job.restarts > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        answer = patiently("scontrol", "--oneliner", "show", "job", self.job_id)
+        facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", answer))
+        # SLURM may have taken this node for dead.
+        if int(facts.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
             log.info("job %s was started again elsewhere", self.job_id)
             return EXIT_PREEMPTED
-        if not job.is_wanted:
+        # A preempted job ends in favour of another one, however far it came.
+        is_preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
+        # While a job is being ended its state is COMPLETING, for whatever reason.
+        is_out_of_time = facts.get("Reason") == "TimeLimit"
+        if not (is_preempted or is_out_of_time or facts.get("JobState") == "RUNNING"):
             log.info("job %s was cancelled", self.job_id)
             return EXIT_PREEMPTED
-        if job.is_preempted and self.is_packed:
+        if is_preempted and self.is_packed:
             log.info("SLURM preempts job %s and starts it again", self.job_id)
             return EXIT_PREEMPTED
         is_in_vain = ending is Ending.CRASHED or (
-            ending is Ending.OUT_OF_TIME and not job.is_preempted and self.place() == before
+            ending is Ending.OUT_OF_TIME and not is_preempted and self.place() == before
         )
         if is_in_vain and not self.may_start_again(crash()):
             return 1
@@ -158,28 +164,6 @@ class JobStart:
 def job_number() -> str:
     """Return SLURM's id of this job, an array's element."""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """SLURM's record of this job."""
-
-    is_wanted: bool
-    """False if the user cancelled it."""
-    is_preempted: bool
-    """True if SLURM ends it in favour of another job, however far it came."""
-    restarts: int
-    """Number of times it was requeued, which may exceed this start's: SLURM may have taken this node for dead."""
-
-
-def look_up(job_id: str) -> JobFacts:
-    """Ask SLURM about a job; raises SchedulerUnavailable after minutes without an answer."""
-    answer = patiently("scontrol", "--oneliner", "show", "job", job_id)
-    facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", answer))
-    preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
-    # While a job is being ended its state is COMPLETING, for whatever reason.
-    is_wanted = preempted or facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
-    return JobFacts(is_wanted, preempted, int(facts.get("Restarts", 0)))
 
 
 def patiently(*command: str) -> str:
