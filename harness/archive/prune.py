@@ -167,7 +167,7 @@ def _judged_copies(study_dir: Path) -> Iterator[tuple[Item, bool]]:
     else:
         needed = {
             array.copy_of_code
-            for array, _, _, view in ledger.elements()
+            for array, _, view in ledger.elements()
             if view is not None and view.state in LIVE
         } | {
             array.copy_of_code

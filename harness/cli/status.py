@@ -120,8 +120,8 @@ def print_status(console: Console, snapshot: StudySnapshot) -> None:
 def summary(snapshot: StudySnapshot) -> Iterator[Text]:
     """How many Runs stand where; allocations; and GPU-hours used and left, with what is not known of them."""
     yield Text(", ").join(_counted(state, count) for state, count in snapshot.counts.items())
-    for pilot in snapshot.pilots:
-        yield from map(Text, pilot.lines())
+    for job in snapshot.packed_jobs:
+        yield from map(Text, job.lines())
     hours, unknown = snapshot.hours, snapshot.hours.unknown
     left = f"{hours.left_as_far_as_known:.3g} left"
     if unknown and unknown == sum(left != 0.0 for left in hours.left.values()):

@@ -1,16 +1,15 @@
-"""The protocol of a backend, and the tasks it is given: the same for a laptop, a scheduler and a Ray cluster."""
+"""The protocol of a backend and the tasks it runs: the same for a laptop, a scheduler and a Ray cluster."""
 
 from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from harness.common.format import NOTHING, Estimate
 from harness.plan.cluster import CONFIRM_GPU_HOURS, Cluster, Profile, this_machine
@@ -26,11 +25,13 @@ if TYPE_CHECKING:
 
 
 class Task(Frozen):
-    """What a backend runs: a command line of ours, its resources, its folder, and how its progress is read.
+    """A unit of work for a backend: it trains a Series for some of its Runs.
 
-    The one kind there is trains a Series as far as these Runs want it. The fields up to `architecture` are kept in an
-    array's file; the others serve the process that submits.
+    An array's file keeps the fields up to `seconds`; the others serve the process that submits. Fields that array
+    files had in former versions are ignored.
     """
+
+    model_config = ConfigDict(extra="ignore")
 
     series_id: str
     run_dirs: tuple[Path, ...]
@@ -38,20 +39,18 @@ class Task(Frozen):
     threads: Count = 1
     """CPU cores of a rank."""
     gpu_fraction: Positive = 1.0
-    """Share of a GPU each rank takes; below 1 only where there is one rank."""
+    """Share of a GPU that each rank takes; below 1 only for tasks of one rank."""
     seconds: float = 0.0
-    """Seconds of training that are left of it by the plan."""
-    architecture: str = ""
-    """Architecture it trains: predictions err alike for one architecture."""
+    """Seconds of training left, as planned."""
     nodes: Count = Field(default=1, exclude=True)
     hours: Estimate = Field(default=NOTHING, exclude=True)
-    """Time it takes by the plan, its start included."""
+    """Planned time, including the start."""
     label: str = Field(default="", exclude=True)
-    """Size and architecture, as a user knows it."""
+    """Size and architecture, for messages."""
 
     @property
     def command(self) -> list[str]:
-        """Command line of each of its ranks."""
+        """Command line of each rank."""
         return [sys.executable, "-u", "-m", "harness.train.worker", *map(str, self.run_dirs)]
 
     @property
@@ -61,138 +60,129 @@ class Task(Frozen):
 
     @property
     def folder(self) -> Path:
-        """Folder of its journal and of its ranks' logs."""
+        """Folder of the Series: its journal and its ranks' logs."""
         return self.root.series(self.series_id)
 
-    @property
-    def rank_logs(self) -> list[Path]:
-        """Logs that its ranks write, one file a rank."""
-        return [self.folder / "logs" / f"rank-{rank}.log" for rank in range(self.ranks)]
-
     def left(self, control: Control) -> list[Path]:
-        """Return the directories of its Runs that are neither over nor cancelled."""
+        """Return the directories of the Runs that are neither over nor cancelled."""
         return unfinished(self.run_dirs, control)
 
     def place(self) -> str:
-        """Return where it stands, as far as it would be resumed from."""
+        """Describe the checkpoints from which training would resume."""
         return place(self.root, self.series_id, self.run_dirs)
 
     def give_up(self, left: Sequence[Path], reason: str) -> None:
-        """Write into the journals of these Runs of it that they are lost."""
+        """Record in the journals of these Runs that they are lost."""
         give_up(self.root, self.series_id, left, reason)
 
 
 @dataclass(frozen=True)
 class Handle:
-    """A task that was submitted, or may have been."""
+    """A submitted task; its job may not be known yet."""
 
     task: Task
     job_id: str
-    """The backend's id of the job that runs it; empty where it is not known to have been submitted."""
+    """The backend's id of the job that runs it; empty until the job is known."""
     batch: str = ""
     """Name of the batch it was submitted in."""
     t: float = 0.0
-    """When it was submitted, seconds since 1970."""
+    """Time of submission, seconds since 1970."""
     allocation: str = ""
-    """Resources of the one job that runs the whole batch, in words."""
+    """Description of the resources of a packed batch's job."""
 
     def view(self, state: JobState) -> JobView:
-        """Return the view of its job, which is in this state, of a backend that knows no more of it."""
+        """Return a view of its job that holds nothing but its state."""
         return JobView(self.job_id, self.batch, state, "", 0.0, "")
 
 
 @dataclass(frozen=True)
 class SubmitTarget:
-    """Where Runs are trained, and how."""
+    """The place where Runs are trained."""
 
     on: str
-    """A backend's name for the user: local, slurm (each Series a job), ray (packed into one job); or auto (each Series
-    as it needs)."""
+    """Backend as the user names it: local, slurm (a job for each Series), ray (all packed into one job), or auto (a job
+    for each large Series, the others packed)."""
     profile: Profile | None = None
     """The cluster; None for this machine."""
     cluster: str | None = None
     """The user's name for the cluster."""
     nodes: int | None = None
-    """Nodes Series are packed on, where the user says it."""
+    """Number of nodes to pack Series on; None to choose it by the plan."""
     ray_address: str | None = None
-    """A Ray cluster that is there already, on which Series are packed."""
+    """Address of an existing Ray cluster to pack Series on."""
 
 
 @dataclass(frozen=True)
 class Dashboard:
-    """The page of a packed job that runs."""
+    """The dashboard of a running packed job."""
 
     page: str | None
     tunnel: str | None
-    """Command by which the page is seen on another machine."""
+    """Command that makes the page reachable from another machine."""
     token_file: Path
 
 
 class Backend(ABC):
-    """Runs tasks. Four methods make a backend; the others have answers that do for most.
+    """Runs tasks. A backend needs four methods; the defaults of the others suit most backends.
 
-    Every method that asks a scheduler raises SchedulerUnavailable where that does not answer. Runs are cancelled in
-    control.jsonl, which workers read; results are in journals and never travel through a backend.
+    Every method that asks a scheduler raises SchedulerUnavailable if it does not answer. Runs are cancelled through
+    control.jsonl, which workers read; results are in journals and never pass through a backend.
     """
 
     name: str
-    """Its name in journals and in control.jsonl."""
+    """Name in journals and in control.jsonl."""
     scheduler: str = ""
     """Name of the scheduler in messages."""
     outlives: bool = False
-    """True if tasks go on when the process that submitted them has ended, and are found again by the ledger."""
+    """True if tasks continue after the submitting process has ended, and the ledger finds them again."""
     is_packed: bool = False
     """True if one job runs all tasks of a batch."""
-    target: SubmitTarget
-    study_dir: Path
 
     def __init__(self, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> None:
-        """Open it for a study; it is to run at most `jobs` tasks at once where it supervises them here."""
+        """Open the backend for a study; a backend that runs tasks here runs at most `jobs` at once."""
         self.study_dir, self.target, self.jobs = study_dir.absolute(), target, jobs
 
     def __enter__(self) -> Self:
-        """Make ready what must be there before anything is leased for it."""
+        """Prepare the backend before any Series is leased for it."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close it."""
         self.close()
 
     @property
     def where(self) -> str:
-        """Place it submits to, as a user knows it."""
+        """Name of its machine or cluster in messages."""
         return self.name if self.target.profile is None else self.target.profile.name
 
     @property
     def confirm_gpu_hours(self) -> float:
-        """GPU-hours beyond which the user is asked before they are submitted."""
+        """GPU-hours beyond which a submission needs the user's confirmation."""
         return CONFIRM_GPU_HOURS if self.target.profile is None else self.target.profile.confirm_gpu_hours
 
     def check(self, resolved: ResolvedStudy) -> None:
-        """Raise InputError where it cannot train this study."""
+        """Raise InputError if it cannot train this study."""
         return
 
     def offer(self, resolved: ResolvedStudy) -> Cluster:
-        """Return the machine or cluster to plan for; raises InputError where there is none that sees the study."""
+        """Return the machine or cluster to plan for; raises InputError if it cannot train the study."""
         return this_machine()
 
     def describe(self, runs: Sequence[PlannedRun]) -> list[str]:
-        """Say how planned Runs would be submitted; raises InputError where a Series has no room."""
+        """Describe how planned Runs would be submitted; raises InputError if a Series does not fit."""
         return []
 
-    def room(self, tasks: int) -> int:
-        """Return how many of so many tasks may be submitted now."""
+    def count_admitted(self, tasks: int) -> int:
+        """Return how many of this number of tasks may be submitted now."""
         return tasks
 
     def batches(self, tasks: Sequence[Task]) -> list[list[Task]]:
-        """Divide tasks into batches, each submitted by one call."""
+        """Divide tasks into batches, one for each call of `submit`."""
         return [list(tasks)]
 
     @abstractmethod
     def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
-        """Submit a batch in the order in which its tasks should begin, under a name by which it is found again."""
+        """Submit a batch under a name by which the ledger finds it; its tasks should begin in this order."""
 
     @abstractmethod
     def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
@@ -200,20 +190,28 @@ class Backend(ABC):
 
     @abstractmethod
     def cancel(self, handles: Sequence[Handle]) -> None:
-        """End the jobs of these handles, which save first; those that are over do not matter."""
+        """End the jobs of these handles after their workers have saved; ignore jobs that are over."""
 
     @abstractmethod
     def logs(self, handle: Handle) -> list[Path]:
-        """Return the logs of a job beside those of its ranks, whether they exist or not."""
+        """Return the paths of a job's own logs, which need not exist; its ranks' logs are not among them."""
 
     def close(self) -> None:
-        """Stop what ends with this process, saving what it has."""
+        """Stop the tasks that end with this process, after they have saved."""
         return
 
     def cluster_name(self) -> str | None:
-        """Return the scheduler's name of the cluster it submits to; what another cluster was given is not asked for."""
+        """Return the scheduler's name of this cluster; the ledger does not ask here for jobs of other clusters."""
         return None
 
     def dashboard(self, batch: str) -> Dashboard | None:
-        """Return the page of a packed job that runs."""
+        """Return the dashboard of a running packed job."""
         return None
+
+
+def views_of(
+    handles: Sequence[Handle], ended: Mapping[Handle, JobState], running: Collection[Handle | None]
+) -> dict[str, JobView]:
+    """Return the views of jobs that this process runs: those that neither ended nor run are queued."""
+    states = {handle: JobState.RUNNING if handle in running else JobState.QUEUED for handle in handles}
+    return {handle.job_id: handle.view(ended.get(handle, states[handle])) for handle in handles}

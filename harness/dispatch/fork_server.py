@@ -1,16 +1,17 @@
-"""The process of a node from which ranks are forked, imports done: `python -m harness.dispatch.fork_server SOCKET_FD`.
+"""A rank server: a process of a node that makes the imports once and forks ranks, which start in a tenth of a second.
 
-A rank spends 4 s of a core on importing torch and DeepSpeed, each anew, and every change of a group's size starts new
-ones; forked from here they are up in a tenth of a second and share what is imported. What a fork must not find here is
-not here: no thread of Python's or of OpenMP's (one thread is asked for while importing, and each rank says for itself
-how many it wants), and no CUDA. A rank that cannot use its GPU, or finds that this process took the machine for one
-without, starts as a plain process after all.
+    python -m harness.dispatch.fork_server SOCKET_FD
 
-Whoever asks connects to the socket: one connection a rank, for as long as the rank is wanted. It sends the environment
-with the rank's standard input, output and error, may send signals, and is told the exit status. When a connection
-ends, whoever held it is gone, and the rank is asked to stop as it would be by the kernel were it the asker's child.
+A rank that starts as a plain process spends 4 s of a core on importing torch and DeepSpeed, and every change of a
+group's size starts new ranks. The server has nothing that a fork may not inherit: no thread of Python's or of OpenMP's
+(it imports with one thread, and each rank sets its own number), and no CUDA context. A rank that cannot use its GPU,
+or has one while the server imported DeepSpeed for CPUs, replaces itself by a plain process.
 
-A node's rank server as seen by who asks it for ranks, and a rank of it with the face of subprocess.Popen.
+A client opens one connection for each rank and keeps it as long as it wants the rank. It sends the environment with
+the rank's standard input, output and error, may send signals, and receives the exit status. When the connection ends,
+the server asks the rank to stop, as the kernel would if the rank were the client's child.
+
+RankServer starts the server, and ForkedRank is the client, with the interface of subprocess.Popen.
 """
 
 from __future__ import annotations
@@ -31,29 +32,28 @@ import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import IO, NoReturn
 
 MESSAGE_BYTES = 1 << 17
-"""The longest message: an environment."""
+"""Size of the longest message, an environment."""
 PLAIN = [sys.executable, "-m", "harness.train.worker", "--feed"]
-"""The command of a rank that is a process of its own from the start."""
+"""Command of a rank that is started as a plain process."""
 
 
 def main() -> None:
-    """Import what a rank needs, then fork one for each connection, until whoever started this process ends."""
+    """Import what a rank needs, then fork a rank for each connection until the parent process ends."""
     from harness.common.process import stop_when_parent_ends
 
     stop_when_parent_ends()
-    for number in (signal.SIGINT, signal.SIGUSR2):  # meant for ranks, where they are meant for anybody
+    for number in (signal.SIGINT, signal.SIGUSR2):  # meant for ranks at most
         signal.signal(number, signal.SIG_IGN)
     listener = socket.socket(fileno=int(sys.argv[1]))
     _Server(listener, on_cuda=_import_all()).serve()
 
 
 def _import_all() -> bool:
-    """Returns whether DeepSpeed was imported for CUDA: it decides so once."""
-    # torch would ask the driver whether there is a GPU, and no process forked thereafter could use one.
+    """Import what a rank needs; returns True if DeepSpeed was imported for CUDA, a choice it makes once."""
+    # Without this torch asks the CUDA driver for GPUs, and no process forked afterwards can use one.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     import torch
 
@@ -64,26 +64,26 @@ def _import_all() -> bool:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with without_mlflow():
         importlib.import_module("deepspeed")
-    # torch._dynamo is what an optimiser's first step imports, for 1.5 s of a core.
+    # An optimiser's first step imports torch._dynamo, which takes 1.5 s of a core.
     for name in ("torch._dynamo", "ssmttm.model.music_lm", "harness.train.worker", "harness.train.loop"):
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # what is never collected is never copied either
+    gc.freeze()  # the collector would touch, and so copy, the pages that ranks share
     return on_cuda
 
 
 class _Server:
     def __init__(self, listener: socket.socket, *, on_cuda: bool) -> None:
         self._listener, self._on_cuda = listener, on_cuda
-        self._asked: dict[socket.socket, int] = {}
-        """The rank's process by its connection."""
+        self._ranks: dict[socket.socket, int] = {}
+        """Process id of each rank, by its connection."""
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
 
     def serve(self) -> None:
         for end in (self._woken, self._wake):
             end.setblocking(False)
-        signal.signal(signal.SIGCHLD, _nothing)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # an ignored signal would not wake the selector
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -97,32 +97,32 @@ class _Server:
                     self._reap()
                 else:
                     assert isinstance(key.fileobj, socket.socket)
-                    self._hear(key.fileobj)
+                    self._receive(key.fileobj)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
-        asker = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        if struct.unpack("3i", asker)[1] != os.getuid():  # anybody may connect
+        client = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        if struct.unpack("3i", client)[1] != os.getuid():  # other users can connect too
             connection.close()
             return
         self._selector.register(connection, selectors.EVENT_READ)
 
-    def _hear(self, connection: socket.socket) -> None:
-        if connection.fileno() < 0:  # its rank was found to have ended in the same round
+    def _receive(self, connection: socket.socket) -> None:
+        if connection.fileno() < 0:  # closed in the same round, because its rank had ended
             return
-        if connection in self._asked:
+        if connection in self._ranks:
             try:
-                said = connection.recv(MESSAGE_BYTES)
+                message = connection.recv(MESSAGE_BYTES)
             except OSError:
-                said = b""
-            if said:
-                os.kill(self._asked[connection], json.loads(said)["signal"])
+                message = b""
+            if message:
+                os.kill(self._ranks[connection], json.loads(message)["signal"])
                 return
-            os.kill(self._asked[connection], signal.SIGTERM)
+            os.kill(self._ranks[connection], signal.SIGTERM)
         else:
-            said, descriptors, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
+            message, descriptors, _, _ = socket.recv_fds(connection, MESSAGE_BYTES, 3)
             if len(descriptors) == 3:
-                self._asked[connection] = self._fork(json.loads(said), descriptors)
+                self._ranks[connection] = self._fork(json.loads(message), descriptors)
                 return
         self._drop(connection)
 
@@ -143,11 +143,11 @@ class _Server:
                 os.dup2(descriptor, standard)
                 os.close(descriptor)
             self._selector.close()
-            for held in (self._listener, self._woken, self._wake, *self._asked):
+            for held in (self._listener, self._woken, self._wake, *self._ranks):
                 held.close()
             os.environ.clear()
             os.environ.update(environment)
-            if not self._can_stay():
+            if not self._finds_its_device():
                 os.execve(sys.executable, PLAIN, environment)  # noqa: S606
             if not self._on_cuda:
                 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -162,8 +162,8 @@ class _Server:
             print_traceback()
         os._exit(1)
 
-    def _can_stay(self) -> bool:
-        """Whether a forked rank finds the GPU that it is to have, and nothing where there is none."""
+    def _finds_its_device(self) -> bool:
+        """Return True if this rank can use its GPU, or has none and the server imported DeepSpeed for CPUs."""
         import torch
 
         try:
@@ -177,7 +177,7 @@ class _Server:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 child, status = ended[0], os.waitstatus_to_exitcode(ended[1])
-                for connection in [held for held, rank in self._asked.items() if rank == child]:
+                for connection in [held for held, rank in self._ranks.items() if rank == child]:
                     with contextlib.suppress(OSError):
                         connection.send(json.dumps({"status": status}).encode())
                     self._drop(connection)
@@ -185,32 +185,28 @@ class _Server:
     def _drop(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
         connection.close()
-        self._asked.pop(connection, None)
-
-
-def _nothing(_number: int, _frame: FrameType | None) -> None:
-    """A signal that is ignored would wake nobody."""
+        self._ranks.pop(connection, None)
 
 
 class RankServer:
-    """Starts a rank server; it ends, and its ranks save and end, with the thread that made it.
+    """A rank server, started on construction; it ends with the thread that started it, and its ranks save and end.
 
-    Raises OSError on a system other than Linux, which lacks what it needs.
+    Raises OSError on systems other than Linux.
     """
 
     def __init__(self, log: Path) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
-        self.address = f"\0ssmscale-ranks-{uuid.uuid4()}"  # Linux keeps it without a file
+        self.address = f"\0ssmscale-ranks-{uuid.uuid4()}"  # an abstract address of Linux, without a file
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all GPUs from whoever holds none
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, log.open("ab") as said:
+        environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all GPUs from actors that hold none
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, log.open("ab") as output:
             listener.bind(self.address)
-            listener.listen(128)  # who asks before it has made its imports waits for them
+            listener.listen(128)  # clients that connect before the imports are made wait
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.dispatch.fork_server", str(listener.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 env=environment,
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
@@ -218,18 +214,18 @@ class RankServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is there."""
+        """True if it runs."""
         return self._process.poll() is None
 
     def close(self) -> None:
-        """End it; ranks that are still there are asked to stop."""
+        """End it, and have its ranks save and end."""
         if self.is_alive:
             self._process.terminate()
         self._process.wait()
 
 
 class ForkedRank:
-    """A rank forked by a rank server. Raises OSError where there is none at the address."""
+    """A rank forked by a rank server. Raises OSError if there is no server at the address."""
 
     def __init__(self, address: str, environment: Mapping[str, str], log: IO[bytes]) -> None:
         self.returncode: int | None = None
@@ -247,18 +243,18 @@ class ForkedRank:
             os.close(child_writes)
 
     def poll(self) -> int | None:
-        """Its exit status; None while it is there."""
+        """Return its exit status; None while it runs."""
         return self._status(0.0)
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its exit status. Raises subprocess.TimeoutExpired."""
+        """Wait for its end and return its exit status. Raises subprocess.TimeoutExpired."""
         status = self._status(timeout)
         if status is None:
             raise subprocess.TimeoutExpired("rank", timeout or 0.0)
         return status
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it is there."""
+        """Send it a signal if it runs."""
         with contextlib.suppress(OSError):
             self._server.send(json.dumps({"signal": int(number)}).encode())
 
@@ -269,11 +265,11 @@ class ForkedRank:
     def _status(self, seconds: float | None) -> int | None:
         if self.returncode is None and select.select([self._server], [], [], seconds)[0]:
             try:
-                said = self._server.recv(MESSAGE_BYTES)
+                message = self._server.recv(MESSAGE_BYTES)
             except OSError:
-                said = b""
-            # A server that says nothing more is gone, and has had its ranks told to stop.
-            self.returncode = json.loads(said)["status"] if said else -int(signal.SIGTERM)
+                message = b""
+            # If the server has ended, the kernel has asked its ranks to stop.
+            self.returncode = json.loads(message)["status"] if message else -int(signal.SIGTERM)
             self._server.close()
         return self.returncode
 

@@ -1,13 +1,13 @@
-"""The ledger of a study: what is written down of its arrays, and what their schedulers say of the jobs.
+"""The ledger of a study: the records of its arrays, and the schedulers' views of their jobs.
 
-An array whose submission was cut short is settled by asking for its name. One of another SLURM cluster cannot be asked
-for here and counts as held there: two clusters may share a ROOT.
+If a submission was cut short, the ledger asks the scheduler for the array's name and completes the record. Arrays of
+another SLURM cluster cannot be looked up from here and count as live there: two clusters may share a ROOT.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,86 +15,82 @@ from typing import Any
 
 from harness.common.process import identify_process, process_is_alive
 from harness.dispatch.arrays import Array, ArrayStore
-from harness.dispatch.base import Backend, SubmitTarget, Task
+from harness.dispatch.base import Backend, Handle, SubmitTarget
 from harness.dispatch.registry import open_backend
 from harness.record.jobs import ELSEWHERE, LIVE, JobState, JobView, SchedulerUnavailable
+from harness.record.root import read_model
 from harness.record.status import JobTime
 
 UNSEEN_SECONDS = 300.0
-"""How long an array without a job may be in the hands of a submission on another host before it counts as lost."""
+"""Age at which an array without a job, recorded by a submission on another host, counts as lost."""
 ORPHAN_SECONDS = 10.0
-"""Age an array has before SLURM is asked whether it was submitted: sbatch outlives the submission that was killed."""
+"""Age at which SLURM is asked for an array whose submission was killed: its sbatch may still have been running."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """What is written down and what the schedulers say, put together."""
+    """The arrays of a study and the schedulers' views of their jobs."""
 
     arrays: Mapping[str, Array]
     views: Mapping[str, JobView]
     backends: Mapping[str, Backend]
     """Backend of each array."""
     unheard: Mapping[str, str] = field(default_factory=dict)
-    """Arrays whose scheduler does not answer and may have ended for good, and why."""
+    """Arrays whose scheduler does not answer and may have ended for good, and the reason."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
-    """Arrays of other SLURM clusters than the one that is asked from here, and the names of those."""
+    """Arrays of other SLURM clusters, and the names of the clusters."""
 
     @property
     def problem(self) -> str | None:
-        """Why something is not known of which the journals may know; None where all is."""
+        """Reason why some jobs are unknown; None if all are known."""
         return "; ".join(dict.fromkeys(self.unheard.values())) or None
 
     def job_of(self, array: Array, index: int) -> JobView | None:
-        """Return the job that trains a task; None where its scheduler knows of none, or is another cluster's."""
-        if array.name in self.elsewhere:  # the number is some other job's here
+        """Return the job that trains a task; None if its scheduler is another cluster's or does not know the job."""
+        if array.name in self.elsewhere:  # here the number belongs to another job
             return None
         return self.views.get(array.job_of(index))
 
-    def elements(self) -> Iterator[tuple[Array, int, Task, JobView | None]]:
-        """Every element of every array that was submitted, oldest first."""
+    def elements(self) -> Iterator[tuple[Array, Handle, JobView | None]]:
+        """Yield every task of every submitted array with its job, oldest array first."""
         for array in self.arrays.values():
             if array.job_id is not None:
-                for index, task in enumerate(array.tasks):
-                    yield array, index, task, self.job_of(array, index)
+                for index, handle in enumerate(array.handles()):
+                    yield array, handle, self.job_of(array, index)
 
     def holds(self, name: str, series_id: str) -> bool:
-        """Whether a live job of that array is to train a Series, or may yet be; another cluster's counts as live."""
+        """Return True if a live job of this array trains a Series or will; jobs of other clusters count as live."""
         array = self.arrays.get(name)
         if array is None or array.is_void:
             return False
-        if array.job_id is None or name in self.elsewhere:
-            return True
-        return any(
-            (view := self.job_of(array, index)) is not None and view.state in LIVE
-            for index in self._places.get((name, series_id), ())
-        )
+        return array.job_id is None or name in self.elsewhere or (name, series_id) in self._live
 
     @cached_property
-    def _places(self) -> dict[tuple[str, str], list[int]]:
-        """By array and Series, the elements that train it."""
-        places: dict[tuple[str, str], list[int]] = {}
-        for name, array in self.arrays.items():
-            for index, task in enumerate(array.tasks):
-                places.setdefault((name, task.series_id), []).append(index)
-        return places
+    def _live(self) -> set[tuple[str, str]]:
+        """Array and Series of each task whose job is live."""
+        return {
+            (array.name, handle.task.series_id)
+            for array, handle, view in self.elements()
+            if view is not None and view.state in LIVE
+        }
 
 
 def open_ledger(study_dir: Path) -> Ledger:
-    """Read what is written down and ask the schedulers, settling arrays whose submission was cut short.
+    """Read the records of a study's arrays, ask the schedulers, and complete records of interrupted submissions.
 
-    Raises SchedulerUnavailable where one does not answer, unless it may have ended for good.
+    Raises SchedulerUnavailable if a scheduler does not answer, unless it may have ended for good.
     """
     store = ArrayStore(study_dir)
     arrays = store.read()
     backends = open_backends(study_dir, arrays)
-    groups = _by_scheduler((array for array in arrays.values() if not array.is_void), backends)
-    elsewhere = _held_by_others(groups)
+    groups = _by_scheduler([array for array in arrays.values() if not array.is_void], backends)
+    elsewhere = _of_other_clusters(groups)
     asked = {
         backend: live
         for backend, members in groups.items()
         if (live := [array for array in members if array.name not in elsewhere])
     }
-    # A submission that is gone before the question has submitted nothing that the answer does not know of.
+    # If a submission ended before the scheduler is asked, the answer covers all that it submitted.
     gone = {
         array.name
         for members in asked.values()
@@ -119,7 +115,9 @@ def open_ledger(study_dir: Path) -> Ledger:
             continue
         if array.name not in ids and array.name not in gone:
             continue
-        arrays[array.name] = store.read_again(array)
+        arrays[array.name] = read_model(
+            store.path_of(array), Array
+        )  # the submission may have recorded its number
         if arrays[array.name].job_id is None and not arrays[array.name].is_void:
             known = {"job_id": ids[array.name]} if array.name in ids else {"is_void": True}
             arrays[array.name] = array.model_copy(update=known)
@@ -138,20 +136,19 @@ def open_backends(study_dir: Path, arrays: Mapping[str, Array]) -> dict[str, Bac
     return {name: opened[array.backend_name, array.ray_address] for name, array in arrays.items()}
 
 
-def _by_scheduler(arrays: Iterable[Array], backends: Mapping[str, Backend]) -> dict[Backend, list[Array]]:
-    """Return the arrays that each scheduler is asked about, by a backend that asks it about all of them."""
-    asking: dict[tuple[str, str | None], Backend] = {}
+def _by_scheduler(arrays: Sequence[Array], backends: Mapping[str, Backend]) -> dict[Backend, list[Array]]:
+    """Group arrays by scheduler; the key is one backend of each scheduler, to be asked about all of them."""
+    first: dict[tuple[str, str | None], Backend] = {}
     groups: dict[Backend, list[Array]] = {}
     for array in arrays:
         backend = backends[array.name]
-        groups.setdefault(asking.setdefault((backend.scheduler, array.ray_address), backend), []).append(
-            array
-        )
+        backend = first.setdefault((backend.scheduler, array.ray_address), backend)
+        groups.setdefault(backend, []).append(array)
     return groups
 
 
-def _held_by_others(groups: Mapping[Backend, Sequence[Array]]) -> dict[str, str]:
-    """Return the arrays that were given to other clusters than those asked from here, and the names of those."""
+def _of_other_clusters(groups: Mapping[Backend, Sequence[Array]]) -> dict[str, str]:
+    """Return the arrays that were submitted to other clusters than this one, and the names of the clusters."""
     elsewhere: dict[str, str] = {}
     for backend, members in groups.items():
         if any(array.slurm_cluster for array in members):
@@ -161,15 +158,27 @@ def _held_by_others(groups: Mapping[Backend, Sequence[Array]]) -> dict[str, str]
 
 
 def jobs_of_runs(ledger: Ledger) -> dict[str, JobView]:
-    """The newest job of each Run, by run id, as its scheduler sees it.
+    """Return the newest job of each Run, by run id.
 
-    Arrays not yet answered for, and those of other clusters, count as waiting.
+    Jobs of arrays that are being submitted, and of other clusters, count as queued.
     """
     found: dict[str, JobView] = {}
-    for array, _, task, view in ledger.elements():
-        for folder in task.run_dirs:
+    for array, handle, view in ledger.elements():
+        for folder in handle.task.run_dirs:
             if array.name in ledger.elsewhere:
-                found[folder.name] = _held_elsewhere(array, ledger.elsewhere[array.name])
+                reason = (
+                    f"held by SLURM cluster {ledger.elsewhere[array.name]}, which cannot be asked from here"
+                )
+                found[folder.name] = JobView(
+                    str(array.job_id),
+                    array.name,
+                    JobState.QUEUED,
+                    ELSEWHERE,
+                    0.0,
+                    "",
+                    reason,
+                    packed=array.packed,
+                )
             elif view is not None:
                 found[folder.name] = replace(view, packed=True) if array.packed else view
             elif array.job_id and folder.name not in found and array.name not in ledger.unheard:
@@ -181,27 +190,20 @@ def jobs_of_runs(ledger: Ledger) -> dict[str, JobView]:
     return found
 
 
-def _held_elsewhere(array: Array, cluster: str) -> JobView:
-    reason = f"in the hands of SLURM cluster {cluster}, which is not asked from here"
-    return JobView(
-        str(array.job_id), array.name, JobState.QUEUED, ELSEWHERE, 0.0, "", reason, packed=array.packed
-    )
-
-
 def is_given_up(process: Mapping[str, Any], t: float) -> bool:
-    """Whether a submission that began something at `t` is gone, as far as can be told from here."""
+    """Return True if the submission that recorded an array or a lease at time `t` seems to have ended."""
     if process.get("host") == identify_process()["host"]:
         return not process_is_alive(process)
     return time.time() - t > UNSEEN_SECONDS
 
 
 def times_of_jobs(ledger: Ledger) -> dict[str, JobTime]:
-    """By job id, the time of every job that accounting has; nothing without accounting.
+    """Return the accounted time of each job by job id; empty without accounting.
 
-    Of a packed array the journals know better: what its job holds is divided among all its Series.
+    Packed jobs are left out: their devices serve many Series, whose journals tell the time of each.
     """
     return {
-        view.job_id: JobTime(task.series_id, view.accounted_seconds * array.shape.ranks)
-        for array, _, task, view in ledger.elements()
+        view.job_id: JobTime(handle.task.series_id, view.accounted_seconds * array.shape.ranks)
+        for array, handle, view in ledger.elements()
         if view is not None and view.accounted_seconds is not None and not array.packed
     }

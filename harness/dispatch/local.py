@@ -1,8 +1,8 @@
 """Tasks on this machine: as many Series at once as cores or GPUs allow, on workers that stay warm.
 
-A worker spends seconds on imports and a small Series may train in ten, so groups of ranks are kept and fed one
-Series after the other through their standard input. A worker dies with the process that started it (it saves
-first), and one that dies by itself takes only its own Series along.
+A worker spends seconds on imports and a small Series may train in ten, so groups of ranks stay and are fed one Series
+after another through their standard input. A worker saves and ends with the process that started it; one that dies by
+itself affects only its own Series.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
+from harness.dispatch.base import Backend, Handle, SubmitTarget, Task, views_of
 from harness.dispatch.worker_process import (
     ALONE_SECONDS,
     GRACE_SECONDS,
@@ -47,13 +47,13 @@ class LocalBackend(Backend):
         self._numbers = itertools.count(1)
 
     def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
-        """Queue tasks in the order in which they should begin."""
+        """Queue tasks."""
         handles = [Handle(task, f"local-{os.getpid()}-{next(self._numbers)}", name) for task in tasks]
         self.queue += handles
         return handles
 
     def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
-        """Take up what workers said, start what there is room for, and tell where each job is."""
+        """Read the workers' replies, start queued tasks that fit, and return the state of each job."""
         for group in list(self.groups):
             handle, state = group.poll()
             if not group.is_alive:
@@ -64,11 +64,9 @@ class LocalBackend(Backend):
                     state = JobState.PREEMPTED
             if handle is not None and state is not None:
                 self.ended[handle] = state
-        if JobState.NO_SPACE not in self.ended.values():  # nothing that is started now would get further
+        if JobState.NO_SPACE not in self.ended.values():  # on a full disk no task gets further
             self._start_queued()
-        running = {group.handle for group in self.groups if group.handle is not None}
-        states = {handle: JobState.RUNNING if handle in running else JobState.QUEUED for handle in handles}
-        return {handle.job_id: handle.view(self.ended.get(handle, states[handle])) for handle in handles}
+        return views_of(handles, self.ended, {group.handle for group in self.groups})
 
     def cancel(self, handles: Sequence[Handle]) -> None:
         """Do nothing: workers read control.jsonl at each step, leave the Run and stay warm for the next."""
@@ -78,7 +76,7 @@ class LocalBackend(Backend):
         return [self.log_dir / "workers.log"]
 
     def close(self) -> None:
-        """Let idle workers go, have busy ones save and stop, and wait for all of them."""
+        """Have busy workers save, and end all of them."""
         self.queue.clear()
         for group in self.groups:
             group.stop()
@@ -89,7 +87,7 @@ class LocalBackend(Backend):
         for handle in list(self.queue):
             group = self._idle_group(handle.task)
             if group is None:
-                return  # in order: nothing overtakes a job that waits for room
+                return  # in order: no task overtakes one that waits for devices
             self.queue.remove(handle)
             group.feed(handle)
 
@@ -99,16 +97,19 @@ class LocalBackend(Backend):
             if (group.ranks, group.threads) == (task.ranks, task.threads):
                 return group
         need = task.ranks if self.on_gpus else min(task.ranks * task.threads, self.capacity)
-        for group in idle:  # of another shape: their room is wanted
-            if len(self.free_devices) < need or len(self.groups) >= self.most_groups:
+        for group in idle:  # groups of another shape give up their devices
+            if not self._may_start(need):
                 group.stop()
                 self._drop(group)
-        if len(self.free_devices) < need or len(self.groups) >= self.most_groups:
+        if not self._may_start(need):
             return None
         devices, self.free_devices = self.free_devices[:need], self.free_devices[need:]
         group = _Group(task.ranks, task.threads, devices, self.log_dir, on_gpus=self.on_gpus)
         self.groups.append(group)
         return group
+
+    def _may_start(self, need: int) -> bool:
+        return len(self.free_devices) >= need and len(self.groups) < self.most_groups
 
     def _drop(self, group: _Group) -> None:
         group.end()
@@ -134,7 +135,7 @@ class _Group:
         return all(process.status is None for process in self._processes)
 
     def ended_with(self, status: int) -> bool:
-        """Whether a rank ended with this status; the others then end because it did."""
+        """Return True if a rank ended with this status; the other ranks then ended because of it."""
         return any(process.status == status for process in self._processes)
 
     def feed(self, handle: Handle) -> None:
@@ -143,30 +144,29 @@ class _Group:
             process.feed(handle.task.run_dirs)
 
     def poll(self) -> tuple[Handle | None, JobState | None]:
-        """The job that ended since the last call, and how."""
+        """Return the job that ended since the last call, and its state."""
         for process in self._processes:
             process.listen()
-        if self.handle is None:
-            return None, None
         if all(process.replies for process in self._processes):
             outcome, *_ = [process.replies.pop(0) for process in self._processes]
-            handle, self.handle = self.handle, None
-            return handle, state_of(outcome)
-        if not self.is_alive:
-            handle, self.handle = self.handle, None
-            return handle, JobState.LOST
-        return None, None
+            state = state_of(outcome)
+        elif not self.is_alive:
+            state = JobState.LOST
+        else:
+            return None, None
+        handle, self.handle = self.handle, None
+        return handle, state
 
     def stop(self) -> None:
-        """Ask for an end: at once where idle, after saving where busy."""
+        """Ask its processes to end, after saving if they train."""
         for process in self._processes:
             process.ask_to_stop()
 
     def end(self) -> None:
-        """Wait for the processes, and kill those that do not end by themselves."""
+        """Wait for its processes to end, and kill those that take too long."""
         seconds = GRACE_SECONDS
         if not self.is_alive:
-            for process in self._processes:  # one rank is gone: the others wait for it in vain
+            for process in self._processes:  # one rank has died, and the others may wait for it for ever
                 process.signal(signal.SIGTERM)
             seconds = ALONE_SECONDS
         deadline = time.monotonic() + seconds
@@ -184,10 +184,9 @@ class _Group:
             GLOO_SOCKET_IFNAME="lo",
         )
         if on_gpus:
-            shown = [
-                name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()
-            ]
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            names = [name.strip() for name in visible if name.strip()]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(
-                shown[device] if shown else str(device) for device in self.devices
+                names[device] if names else str(device) for device in self.devices
             )
         return environment

@@ -1,12 +1,12 @@
-"""Choose which task trains where next: longest first, with backfill, and devices kept for a task that needs several.
+"""Choose which task trains where next: longest first with backfill, and devices reserved for a task that needs several.
 
-Pure decisions over what waits, what trains and what is free; nothing here talks to Ray. A group of ranks is warm and of
-one shape; another shape means new processes, whose start costs seconds in which their devices do nothing.
+Decisions are pure functions of waiting tasks, groups of ranks and nodes; nothing here talks to Ray. A group of ranks
+is warm and has one shape; another shape needs new processes, which leave their devices idle for seconds as they start.
 
-A rank takes whole devices of its node, or a share of one of them: Ray never makes up a share from two devices, gives
-it on the one with the least left that is enough, and a device of which anything is taken serves no rank that wants
-all of it. Two halves that are free on two devices are no device (tried with Ray 2.60, where a placement group that
-asks for what only the sum would allow waits, and stops others from being placed).
+A rank takes whole devices of its node, or a share of one. Ray never adds up a share from two devices, places it on the
+device that has the least left and enough, and gives a whole device only if nothing of it is taken: two devices with a
+half free each do not serve a rank that needs a device (Ray 2.60: a placement group that only their sum would satisfy
+waits, and blocks others).
 """
 
 from __future__ import annotations
@@ -16,90 +16,86 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 DEVICE = 10_000
-"""A device in the units in which Ray counts: three thirds are 9,999 of them and fit."""
+"""A device in Ray's units: three thirds are 9,999 of them and fit."""
 EPSILON = 1e-9
 
 
 @dataclass(frozen=True)
 class Request:
-    """Devices that a task takes, and that a group of ranks holds."""
+    """Devices that a task needs, or that a group of ranks holds."""
 
     ranks: int
     threads: int
-    """CPU cores a rank."""
+    """CPU cores of a rank."""
     share: float = 1.0
-    """Devices a rank takes: a GPU, or a part of one where there is one rank; without GPUs, its `threads` cores."""
+    """Devices of a rank: a GPU, or a part of one for a task of one rank; without GPUs, its `threads` cores."""
 
     @property
     def part(self) -> int:
-        """Part of a device that the only rank takes, of DEVICE; 0 where ranks take whole devices."""
+        """Part of a device that the only rank takes, in units of 1 / DEVICE; 0 if ranks take whole devices."""
         return max(1, round(self.share * DEVICE)) if self.share < 1 and self.ranks == 1 else 0
 
     @property
     def devices(self) -> int:
-        """Whole devices that each rank takes; 0 where the only rank shares one."""
+        """Number of whole devices of each rank; 0 if the only rank shares one."""
         return 0 if self.part else math.ceil(self.share - EPSILON)
 
     @property
     def width(self) -> float:
-        """Devices in all."""
+        """Devices of all ranks together."""
         return self.part / DEVICE if self.part else float(self.ranks * self.devices)
 
 
-@dataclass(frozen=True)
-class WaitingTask:
+class WaitingTask(NamedTuple):
     """A task that waits for devices."""
 
     key: str
     request: Request
     seconds: float
-    """How long it is expected to train."""
+    """Expected training time."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that are there, training or warm."""
+    """A group of ranks that trains a task or is warm and idle."""
 
     key: str
     request: Request
     nodes: tuple[str, ...]
     """The node of each rank."""
     busy: float | None
-    """Seconds until it is expected to be free; None where it is idle."""
+    """Expected seconds until it is idle; None if it is."""
     device: str | None = None
-    """Which of its node's devices it shares, as Ray numbers them; None where it shares none, or not yet known."""
+    """Ray's number of the device it shares; None if it shares none, or if not yet known."""
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node and what it offers."""
+class Node(NamedTuple):
+    """A node and its devices."""
 
     key: str
     devices: float
-    """GPUs, or CPU cores where there are no GPUs."""
+    """Number of GPUs, or of CPU cores without GPUs."""
 
 
-@dataclass(frozen=True)
-class Start:
-    """Start a group for a task, a rank on each of these nodes."""
+class Start(NamedTuple):
+    """Start a group for a task, one rank on each of these nodes."""
 
     task: WaitingTask
     nodes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """Give a task to an idle group of its shape."""
 
     group: Group
     task: WaitingTask
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Let an idle group go, since its devices are wanted."""
+class Stop(NamedTuple):
+    """End an idle group, because a task needs its devices."""
 
     group: Group
 
@@ -108,18 +104,18 @@ Action = Start | Feed | Stop
 
 
 def fits_nowhere(waiting: Sequence[WaitingTask], nodes: Sequence[Node]) -> list[WaitingTask]:
-    """Return the tasks that these nodes have too few devices for, even where nothing else trains."""
+    """Return the tasks that need more devices than these nodes have in all."""
     return [task for task in waiting if not _count_nodes(task.request, nodes)]
 
 
 def decide(
     waiting: Sequence[WaitingTask], groups: Sequence[Group], nodes: Sequence[Node], startup: float
 ) -> list[Action]:
-    """Return what to do now, in this order; `startup` is how many seconds a group takes to start.
+    """Return the actions to take now, in this order; `startup` is the start-up time of a group in seconds.
 
-    The longest task comes first. What it waits for is kept for it where that is free soonest, so that no stream of
-    small tasks starves a large one; tasks that end before then may still use it. The same arguments give the same
-    answer. Tasks that fit nowhere are left out.
+    Tasks are served longest first. If a task has to wait, the devices that are free soonest are reserved for it, so
+    that small tasks cannot starve a large one; tasks that end earlier may still use them. Equal arguments give equal
+    actions. Tasks that fit nowhere are left out.
     """
     decision = _Decision(waiting, groups, sorted(nodes, key=lambda node: node.key), startup)
     for task in sorted(waiting, key=lambda task: (-task.seconds, task.key)):
@@ -128,7 +124,7 @@ def decide(
 
 
 class _Decision:
-    """What one call of `decide` has come to so far."""
+    """The state of one call of `decide`."""
 
     def __init__(
         self, waiting: Sequence[WaitingTask], groups: Sequence[Group], nodes: Sequence[Node], startup: float
@@ -136,23 +132,23 @@ class _Decision:
         self.actions: list[Action] = []
         self._startup = startup
         self._left = Counter(task.request for task in waiting)
-        """Tasks of each shape that are neither started nor passed over."""
+        """Number of tasks of each shape that are not yet served."""
         self._nodes_needed = {request: _count_nodes(request, nodes) for request in self._left}
         self._free = _FreeDevices(nodes)
         self._idle: dict[Request, list[Group]] = defaultdict(list)
         self._busy: list[Group] = []
         there = {node.key for node in nodes}
         for group in sorted(groups, key=lambda group: group.device is None):
-            self._free.take(group)  # of a group that has lost a node, what it holds of the others
+            self._free.take(group)  # a group that has lost a node still holds devices of the others
             if there.issuperset(group.nodes):
                 (self._idle[group.request] if group.busy is None else self._busy).append(group)
         self._full: set[Request] = set()
-        """Shapes for which there is no room."""
-        self._kept_until: dict[str, float] = {}
-        """By group, when a task begins for which its devices are kept."""
+        """Shapes that do not fit now."""
+        self._reserved_at: dict[str, float] = {}
+        """Seconds until a task begins for which a group's devices are reserved, by group."""
 
     def serve(self, task: WaitingTask) -> None:
-        """Give a task to a warm group or start one, where there is room for it."""
+        """Give a task to a warm group, start a group for it, or leave it waiting."""
         request = task.request
         nodes_needed = self._nodes_needed[request]
         if not nodes_needed or self._feed(task) or request in self._full:
@@ -160,16 +156,16 @@ class _Decision:
         soon = sum(
             group.request == request
             and _ends_in(group) <= self._startup
-            and group.key not in self._kept_until
+            and group.key not in self._reserved_at
             for group in self._busy
         )
-        if self._left[request] <= soon:  # a group is free sooner than another would be up
+        if self._left[request] <= soon:  # groups will be idle sooner than new ones would have started
             return
-        placement = self._free.find(request, nodes_needed) or self._make_room(request, nodes_needed)
+        placement = self._free.find(request, nodes_needed) or self._free_devices(request, nodes_needed)
         if placement is None:
             self._full.add(request)
-            if not self._kept_until:
-                self._keep_devices(request, nodes_needed)
+            if not self._reserved_at:
+                self._reserve(request, nodes_needed)
             return
         self._left[request] -= 1
         self.actions.append(Start(task, placement))
@@ -179,7 +175,7 @@ class _Decision:
 
     def _feed(self, task: WaitingTask) -> bool:
         for group in self._idle[task.request]:
-            if task.seconds <= self._kept_until.get(group.key, math.inf):
+            if task.seconds <= self._reserved_at.get(group.key, math.inf):
                 self._idle[task.request].remove(group)
                 self._busy.append(replace(group, busy=task.seconds))
                 self._left[task.request] -= 1
@@ -187,46 +183,45 @@ class _Decision:
                 return True
         return False
 
-    def _make_room(self, request: Request, nodes_needed: int) -> tuple[str, ...] | None:
-        """Stop idle groups, as few as make room for a task; None, and none stopped, where all would not."""
+    def _free_devices(self, request: Request, nodes_needed: int) -> tuple[str, ...] | None:
+        """Stop as few idle groups as free the devices of a task; if all together do not, stop none, return None."""
         stopped: list[Group] = []
         for group in self._spare(request):
             self._free.give(group)
             stopped.append(group)
             if self._free.find(request, nodes_needed) is not None:
                 break
-        needed = self._free.find(request, nodes_needed) is not None
-        for group in stopped:  # those that need not go stay
+        is_enough = self._free.find(request, nodes_needed) is not None
+        for group in stopped:  # some may stay after all
             self._free.take(group)
-            if needed and self._free.find(request, nodes_needed) is None:
+            if is_enough and self._free.find(request, nodes_needed) is None:
                 self._free.give(group)
                 self._idle[group.request].remove(group)
                 self.actions.append(Stop(group))
         return self._free.find(request, nodes_needed)
 
     def _spare(self, request: Request) -> list[Group]:
-        """Return idle groups that another may be started in place of, the likest in width first.
+        """Return the idle groups that may be stopped for a request, closest in width first.
 
-        A group that a task of its own shape waits for goes only for a wider task, which would never find room else.
+        A group for which a task of its shape waits is stopped only for a wider request, which would never fit else.
         """
         spare: list[Group] = []
         for other, groups in self._idle.items():
             if other != request:
                 wanted = 0 if other.width < request.width else self._left[other]
-                free = [group for group in groups if group.key not in self._kept_until]
+                free = [group for group in groups if group.key not in self._reserved_at]
                 spare += free[: max(0, len(free) - wanted)]
         return sorted(spare, key=lambda group: abs(group.request.width - request.width))
 
-    def _keep_devices(self, request: Request, nodes_needed: int) -> None:
-        """Keep free for a task what it waits for, on the nodes where that is all there soonest."""
+    def _reserve(self, request: Request, nodes_needed: int) -> None:
+        """Reserve the devices of a request on the nodes where they are all free soonest."""
         if request.part:
             return
         wanted = -(-request.ranks // nodes_needed) * request.devices
         soonest = sorted((self._free_at(node, wanted), node) for node in self._free.whole)[:nodes_needed]
         when = soonest[-1][0]
-        if (
-            not 0 < when < math.inf
-        ):  # at 0, groups are in the way whose own tasks wait: they are not to stand idle
+        # At 0 the devices belong to idle groups for which tasks of their own shape wait: these train first.
+        if not 0 < when < math.inf:
             return
         for _, node in soonest:
             have = min(max(0, self._free.whole[node]), wanted)
@@ -235,10 +230,10 @@ class _Decision:
                 if have >= wanted:
                     break
                 have += devices
-                self._kept_until[group.key] = when
+                self._reserved_at[group.key] = when
 
     def _free_at(self, node: str, wanted: int) -> float:
-        """Return in how many seconds so many devices of a node are free."""
+        """Return the seconds until a node has this number of free devices."""
         have = max(0, self._free.whole[node])
         if have >= wanted:
             return 0.0
@@ -249,7 +244,7 @@ class _Decision:
         return math.inf
 
     def _ends(self, node: str) -> list[tuple[float, int, Group]]:
-        """Return the groups that hold whole devices of a node, with when they are free and how many they hold."""
+        """Return the seconds, devices and group for each group with whole devices of a node, first free first."""
         held = [
             (_ends_in(group), group.nodes.count(node) * group.request.devices, group)
             for group in itertools.chain(self._busy, *self._idle.values())
@@ -263,20 +258,20 @@ def _ends_in(group: Group) -> float:
 
 
 class _FreeDevices:
-    """Devices of each node of which nothing is taken, and what is left of those that are shared."""
+    """The whole devices free on each node, and the free parts of shared devices."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.whole = {node.key: int(node.devices + EPSILON) for node in nodes}
         self._shared: dict[str, dict[str, int]] = {node.key: {} for node in nodes}
         self._device_of: dict[str, str] = {}
-        """By group, the device that it shares."""
+        """Device that each group shares."""
 
     def find(self, request: Request, nodes_needed: int) -> tuple[str, ...] | None:
-        """Return the node of each rank, on as few nodes as can be; None without room."""
+        """Return the node of each rank, on as few nodes as possible; None if the request does not fit."""
         if request.part:
             return self._find_part(request.part)
         slots = sorted((free // request.devices, node) for node, free in self.whole.items())
-        if nodes_needed == 1:  # the tightest node, so that a larger group finds room too
+        if nodes_needed == 1:  # the tightest node, which leaves the others to larger groups
             return next(((node,) * request.ranks for count, node in slots if count >= request.ranks), None)
         largest = sorted(slots, key=lambda slot: (-slot[0], slot[1]))[:nodes_needed]
         even, rest = divmod(request.ranks, nodes_needed)
@@ -286,7 +281,7 @@ class _FreeDevices:
         return tuple(places[: request.ranks]) if len(places) >= request.ranks else None
 
     def take(self, group: Group) -> None:
-        """Take what a group holds."""
+        """Take the devices of a group."""
         request = group.request
         if not request.part:
             for node in group.nodes:
@@ -306,7 +301,7 @@ class _FreeDevices:
         self._device_of[group.key] = device
 
     def give(self, group: Group) -> None:
-        """Give back what a group holds."""
+        """Give the devices of a group back."""
         request = group.request
         if not request.part:
             for node in group.nodes:
@@ -319,7 +314,7 @@ class _FreeDevices:
             self.whole[node] += 1
 
     def _fitting(self, node: str, part: int) -> str | None:
-        """Return the device on which Ray would give such a part; None for one of which nothing is taken yet."""
+        """Return the shared device on which Ray would place this part; None for a device not shared yet."""
         fits = [(left, device) for device, left in self._shared[node].items() if left >= part]
         return min(fits)[1] if fits else None
 
@@ -336,7 +331,7 @@ class _FreeDevices:
 
 
 def _count_nodes(request: Request, nodes: Sequence[Node]) -> int:
-    """Return on how many nodes a group has to be, at least; 0 where all together are too few."""
+    """Return the smallest number of nodes that hold a request; 0 if all together do not."""
     if request.part:
         return int(any(node.devices >= 1 for node in nodes))
     left = request.ranks

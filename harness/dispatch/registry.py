@@ -1,4 +1,4 @@
-"""Backends by name, one line each; a backend is imported when it is first opened."""
+"""Backends by name; a backend is imported when it is first opened."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ BACKENDS = {
     "ray-here": "harness.dispatch.ray.here:RayHere",
     "ray-cluster": "harness.dispatch.ray.existing:RayCluster",
 }
-"""Module and class of each. `--on ray` means the last two where no cluster's profile is named."""
-
-
-def register_backend(name: str, place: str) -> None:
-    """Register the backend MODULE:CLASS under a name that `--on` then takes."""
-    BACKENDS[name] = place
+"""Module and class of each. Without a cluster profile `--on ray` selects one of the last two."""
 
 
 def open_backend(name: str, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> Backend:
-    """Open a backend for a study; at most `jobs` tasks run at once where it supervises them here."""
+    """Open a backend for a study; a backend that runs tasks here runs at most `jobs` at once."""
     module, _, kind = BACKENDS[name].partition(":")
     backend: Backend = getattr(import_module(module), kind)(study_dir, target, jobs)
     return backend

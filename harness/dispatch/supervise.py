@@ -1,8 +1,4 @@
-"""Supervise submitted tasks: watch them, and give up those that come back again and again with something left.
-
-A job that was lost waits for no other: its room is given to it again as soon as it is known. One that comes back
-again and again at the same place is given up.
-"""
+"""Supervise submitted tasks: a lost task is submitted again at once, until it is lost repeatedly at the same place."""
 
 from __future__ import annotations
 
@@ -18,64 +14,64 @@ from harness.train.stopping import MOST_ATTEMPTS
 
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 1.0
-"""Longest time between two looks at the journals."""
+"""Longest interval between two readings of the journals."""
 BUSY_SECONDS = 5.0
-"""Pause before a Series that another process holds is asked for again."""
+"""Pause before a Series that another process trains is submitted again."""
 
 
 class JobSupervisor:
-    """The tasks that a process has submitted to a backend and answers for."""
+    """The tasks that this process has submitted to a backend and supervises."""
 
     def __init__(self, control: Control, backend: Backend) -> None:
         self.control, self.backend = control, backend
         self._open: dict[str, Handle] = {}
         self._busy_until: dict[str, float] = {}
         self._losses: dict[str, tuple[str, int]] = {}
-        """By Series, where it stood when it was last lost and how often in a row it was lost there."""
+        """By Series, its checkpoints when it was last lost, and the number of losses in a row with these."""
         self.trained_at = time.monotonic()
-        """When a Series last came back that was not in other hands."""
+        """Time at which this backend last trained a Series, by the monotonic clock."""
 
     @property
     def is_empty(self) -> bool:
-        """True if the backend has none of its tasks."""
+        """True if no submitted task is unfinished."""
         return not self._open
 
     def has(self, series_id: str) -> bool:
-        """Return True if the backend has a Series."""
+        """Return True if a Series is submitted and unfinished."""
         return series_id in self._open
 
     def is_busy(self, series_id: str) -> bool:
-        """Return True if another process was just found to train a Series."""
+        """Return True if another process was found to train a Series a moment ago."""
         return time.monotonic() < self._busy_until.get(series_id, 0.0)
 
     def takes(self, series_id: str) -> bool:
-        """Return True if a Series may be submitted now: it is not already, nor in other hands."""
+        """Return True if a Series may be submitted now."""
         return not self.has(series_id) and not self.is_busy(series_id)
 
     def leave(self, series_ids: Iterable[str]) -> None:
-        """Leave Series that others hold alone for a while."""
+        """Submit none of these Series for a while: other processes train them."""
         self._busy_until |= dict.fromkeys(series_ids, time.monotonic() + BUSY_SECONDS)
 
     def watch_over(self, handles: Sequence[Handle]) -> None:
-        """Answer for tasks that were submitted."""
+        """Supervise these submitted tasks."""
         self._open |= {handle.task.series_id: handle for handle in handles}
 
     def watch(self) -> None:
-        """Wait until a task comes back or it is time to look at the journals. Raises what `take_back` raises."""
+        """Wait until a task ends or the journals are due for reading. Raises DiskFull."""
         deadline = time.monotonic() + LOOK_SECONDS
         while True:
-            came_back = self.take_back()
-            for handle, state in came_back.items():
+            ended = self.take_back()
+            for handle, state in ended.items():
                 if state not in {JobState.BUSY, JobState.PREEMPTED}:
                     self._count_loss(handle)
-            if came_back or time.monotonic() >= deadline:
+            if ended or time.monotonic() >= deadline:
                 return
             time.sleep(POLL_SECONDS)
 
     def take_back(self) -> Mapping[Handle, JobState]:
-        """Take back the tasks that are over; returns how each ended.
+        """Stop supervising the tasks that are over; returns the state in which each ended.
 
-        Raises DiskFull as soon as a worker says that no room is left: nothing more would get further.
+        Raises DiskFull if a worker found the disk full: no other task could save either.
         """
         views = self.backend.views(list(self._open.values()))
         states = {handle: views[handle.job_id].state for handle in self._open.values()}
@@ -92,7 +88,7 @@ class JobSupervisor:
         return over
 
     def _count_loss(self, handle: Handle) -> None:
-        """Give up a Series whose workers come back again and again without having finished or failed its Runs."""
+        """Give up a Series whose workers ended several times in a row without any progress."""
         task = handle.task
         left = task.left(self.control)
         if not left:
@@ -103,7 +99,8 @@ class JobSupervisor:
         self._losses[task.series_id] = stands, count
         if count < MOST_ATTEMPTS:
             return
-        logs = [log for log in (*task.rank_logs, *self.backend.logs(handle)) if log.exists()]
+        rank_logs = [task.folder / "logs" / f"rank-{rank}.log" for rank in range(task.ranks)]
+        logs = [log for log in (*rank_logs, *self.backend.logs(handle)) if log.exists()]
         endings = "; ".join(f"{log} ends: {last_line(log)}" for log in logs)
-        del self._losses[task.series_id]  # a retry has as many attempts again
+        del self._losses[task.series_id]  # a retry starts counting anew
         task.give_up(left, f"its worker ended {count} times at the same place; {endings}")

@@ -1,7 +1,7 @@
-"""One rank as a process that stays: `python -m harness.train.worker --feed`, given one Series after the other.
+"""One rank as a warm process, `python -m harness.train.worker --feed`, which trains one Series after another.
 
-It is told what to train on its standard input and answers on its standard output; everything else it says goes to a
-log. It saves and ends when it is told to, when its input ends, and when the process that started it is gone.
+It reads run directories from standard input and replies on standard output; all other output goes to a log. It saves
+and ends on SIGTERM, when its input ends, and when its parent process ends.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
 
 GRACE_SECONDS = 60.0
-"""How long a worker may take over its last step and its checkpoint when it is asked to stop."""
+"""Time a worker has for its last step and its checkpoint after it is asked to stop."""
 ALONE_SECONDS = 10.0
-"""How long one may take whose other ranks are gone, for whom it waits in vain."""
+"""Time a worker has to stop after another rank of its group has died: it may wait for that rank for ever."""
 
 
 def environment_of_rank(rank: int, ranks: int, threads: int, **more: str) -> dict[str, str]:
-    """What a rank of a group of `ranks` needs to be told, beside how it finds the others."""
+    """Return the environment of one of `ranks` ranks; `more` says how it finds the others."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(ranks),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "HF_HUB_DISABLE_TELEMETRY": "1",
-        "SUBMITIT_EXECUTOR": "",  # a job that all this runs in has a rank of its own, which is not this one's
+        "SUBMITIT_EXECUTOR": "",  # else the rank is taken from the job that all of this runs in
         **more,
     }
 
@@ -42,62 +42,62 @@ _Process = subprocess.Popen[bytes] | ForkedRank
 
 
 class RankProcess:
-    """A worker process that is fed; it dies with the thread that made it."""
+    """A warm worker process; it ends with the thread that started it."""
 
     def __init__(self, environment: Mapping[str, str], log: Path, server: str | None = None) -> None:
-        """Start it, forked by the rank server of that address where there is one."""
+        """Start it, forked by the rank server at the address `server` if there is one."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as said:
-            self._process = _start({**os.environ, **environment}, said, server)
+        with log.open("ab") as output:
+            self._process = _start({**os.environ, **environment}, output, server)
         assert self._process.stdout is not None
-        self._answers = PipeReader(self._process.stdout.fileno())
+        self._pipe = PipeReader(self._process.stdout.fileno())
         self.is_ready = False
-        """Whether it has imported what it needs and found the other ranks."""
+        """True once it has made its imports and found the other ranks."""
         self.replies: list[str] = []
-        """Outcomes of Series it was fed, oldest first, not yet taken up."""
+        """Outcomes of the Series it was fed, oldest first, until the caller removes them."""
 
     @property
     def status(self) -> int | None:
-        """Its exit status; None while it is there."""
+        """Its exit status; None while it runs."""
         return self._process.poll()
 
     def feed(self, run_dirs: Sequence[Path]) -> None:
         """Have it train a Series."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died; its status says so
+        with contextlib.suppress(BrokenPipeError):  # it has died; `status` tells
             self._process.stdin.write(json.dumps([str(path) for path in run_dirs]).encode() + b"\n")
             self._process.stdin.flush()
 
     def listen(self, seconds: float = 0.0) -> None:
-        """Take up what it has answered; where it has not, wait for that so many seconds at most."""
-        for line in self._answers.read(seconds):
+        """Read its replies, waiting up to `seconds` for the first."""
+        for line in self._pipe.read(seconds):
             reply = json.loads(line)
             self.is_ready = self.is_ready or "ready" in reply
             if "outcome" in reply:
                 self.replies.append(reply["outcome"])
 
-    def wait_for_word(self, seconds: float) -> None:
-        """Take up what it has answered, waiting for it so many seconds at most; its end is a word too."""
-        if self._answers.is_ended and not self.replies:
+    def wait_for_reply(self, seconds: float) -> None:
+        """Wait up to `seconds` for an outcome that is not yet taken, or for the end of the process."""
+        if self._pipe.is_ended and not self.replies:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=seconds)
         elif not self.replies:
             self.listen(seconds)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it is there."""
+        """Send it a signal if it runs."""
         if self._process.poll() is None:
             self._process.send_signal(number)
 
     def ask_to_stop(self) -> None:
-        """Ask for its end: at once where it is idle, after saving where it trains."""
+        """Ask it to end: at once if it is idle, after saving if it trains."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self.signal(signal.SIGTERM)
 
     def end(self, seconds: float) -> None:
-        """Wait for its end, and kill it where it takes longer than so many seconds."""
+        """Wait up to `seconds` for its end, then kill it."""
         try:
             self._process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -107,7 +107,9 @@ class RankProcess:
 
 def _start(environment: Mapping[str, str], log: IO[bytes], server: str | None) -> _Process:
     if server is not None:
-        with contextlib.suppress(OSError):  # it is gone: a plain process takes longer, and does as well
+        with contextlib.suppress(
+            OSError
+        ):  # the server has ended: a plain process starts more slowly, and serves
             return ForkedRank(server, environment, log)
     return subprocess.Popen(
         PLAIN,
@@ -120,6 +122,6 @@ def _start(environment: Mapping[str, str], log: IO[bytes], server: str | None) -
 
 
 def state_of(outcome: str) -> JobState:
-    """What a worker's answer means for its job."""
+    """Return the state of the job whose worker replied with this outcome."""
     known = {"busy": JobState.BUSY, "preempted": JobState.PREEMPTED, "no_space": JobState.NO_SPACE}
     return known.get(outcome, JobState.ENDED)

@@ -1,4 +1,4 @@
-"""Taking Runs back, and giving up ones another chance: what `cancel` and `retry` do before anything is submitted."""
+"""Cancel Runs and their jobs, and reset the attempts of failed Runs: the first part of `cancel` and of `retry`."""
 
 from __future__ import annotations
 
@@ -15,37 +15,36 @@ from harness.record.root import Root
 from harness.record.status import OVER, RunState, RunStatus
 
 SAVING_SECONDS = 60.0
-"""How long a job that has been told to end is waited for: SLURM itself ends it 30 s later, unless a site says more."""
+"""Time to wait for a cancelled job to end; SLURM's default is to kill it after 30 s."""
 LOOK_SECONDS = 2.0
-"""Pause between two questions whether it has ended."""
+"""Pause between two calls that ask whether it has ended."""
 
 
 def cancel(root: Root, study_name: str, rows: Sequence[RunStatus]) -> list[RunStatus]:
-    """Cancel Runs that are not over: workers skip them and leave at the next step. Returns those it concerns."""
-    concerned = [row for row in rows if row.state not in OVER]
-    if concerned:
-        Control(root.study(study_name) / "control.jsonl").append(
-            "cancelled", runs=[row.run_id for row in concerned]
-        )
-    return concerned
+    """Cancel the Runs that are not over, and return them; their workers leave them at the next step."""
+    cancelled = [row for row in rows if row.state not in OVER]
+    if cancelled:
+        control = Control(root.study(study_name) / "control.jsonl")
+        control.append("cancelled", runs=[row.run_id for row in cancelled])
+    return cancelled
 
 
 def reset_attempts(root: Root, study_name: str, rows: Sequence[RunStatus]) -> list[RunStatus]:
-    """Forget failures and cancellations, so that the next submission trains these Runs. Returns those it concerns."""
-    concerned = [row for row in rows if row.state in {RunState.FAILED, RunState.CANCELLED}]
-    if concerned:
+    """Reset the failed and cancelled Runs, and return them; the next submission trains them."""
+    reset = [row for row in rows if row.state in {RunState.FAILED, RunState.CANCELLED}]
+    if reset:
         Control(root.study(study_name) / "control.jsonl").append(
             "retried",
-            runs=[row.run_id for row in concerned],
-            attempts={row.run_id: read_progress(root.run(row.run_id)).attempt for row in concerned},
+            runs=[row.run_id for row in reset],
+            attempts={row.run_id: read_progress(root.run(row.run_id)).attempt for row in reset},
         )
-    return concerned
+    return reset
 
 
 def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict[str, list[str]]:
-    """Cancel the study's jobs of which no Run is wanted any more; returns their ids by the scheduler's name.
+    """Cancel the study's jobs whose Runs are all over or cancelled; returns their ids by the scheduler's name.
 
-    A job some of whose Runs are still wanted goes on: its worker skips what was cancelled.
+    Other jobs continue: their workers skip cancelled Runs.
     """
     folder = resolved.root.study(resolved.study.name)
     if not (folder / "arrays").is_dir():
@@ -53,17 +52,14 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict[s
     over = {row.run_id for row in rows if row.state in {RunState.DONE, RunState.FAILED}}
     over |= Control(folder / "control.jsonl").cancelled()
     ledger = open_ledger(folder)
-    trained: dict[str, set[str]] = {}
-    held_by: dict[str, tuple[Backend, Handle]] = {}
-    for array, _, task, view in ledger.elements():
+    tasks_of: dict[tuple[Backend, str], list[Handle]] = {}
+    for array, handle, view in ledger.elements():
         if view is not None and view.state in LIVE:
-            trained.setdefault(view.job_id, set()).update(run_dir.name for run_dir in task.run_dirs)
-            held_by[view.job_id] = ledger.backends[array.name], Handle(task, view.job_id, array.name, array.t)
+            tasks_of.setdefault((ledger.backends[array.name], handle.job_id), []).append(handle)
     doomed: dict[Backend, list[Handle]] = {}
-    for job_id, runs in trained.items():
-        if runs <= over:
-            backend, handle = held_by[job_id]
-            doomed.setdefault(backend, []).append(handle)
+    for (backend, _), handles in tasks_of.items():
+        if {run_dir.name for handle in handles for run_dir in handle.task.run_dirs} <= over:
+            doomed.setdefault(backend, []).append(handles[0])
     ended: dict[str, list[str]] = {}
     for backend, handles in doomed.items():
         backend.cancel(handles)
@@ -72,9 +68,9 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict[s
 
 
 def wait_for_ending_jobs(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[str]:
-    """Wait for jobs that still save what these Runs were cancelled with; returns the ids of those that still do.
+    """Wait for cancelled jobs of these Runs that are still saving; returns the ids of those that have not ended.
 
-    Until such a job has ended its Series is taken, and it trains nothing more. Raises SchedulerUnavailable.
+    Such a job holds its Series until it has ended, and trains no other Run. Raises SchedulerUnavailable.
     """
     folder = resolved.root.study(resolved.study.name)
     cancelled = Control(folder / "control.jsonl").cancelled()

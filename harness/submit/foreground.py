@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Protocol, Self
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 from harness.common.console import Stopped, console, errors, stoppable
 from harness.common.disk import DiskFull
@@ -20,44 +19,38 @@ from harness.tracking.live import MirrorThread
 from harness.tracking.store import tracking_uri
 
 
-class Progress(Protocol):
-    """A display of how a study's Runs get on."""
-
-    def __enter__(self) -> Self:
-        """Begin to show."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        """Stop showing."""
+class Progress(AbstractContextManager["Progress"], Protocol):
+    """A display of the progress of a study's Runs, shown during a block."""
 
     def show(self, rows: Sequence[RunStatus]) -> None:
-        """Show where every Run is now."""
+        """Show the state of every Run."""
 
     def stop(self) -> None:
-        """Leave the terminal to messages."""
+        """Stop the display, so that messages can be printed."""
 
 
 def train_here(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Progress) -> list[RunStatus]:
-    """Train what is missing by a backend of this process, mirroring into MLflow; returns how every Run ended.
+    """Train the missing Runs on a backend of this process, mirroring into MLflow; returns the state of every Run.
 
-    Raises Stopped after Ctrl-C or SIGTERM, when all workers have saved and gone, DiskFull where no room was left to go
-    on, when they have gone, and RayDown where Ray does not start.
+    Raises Stopped after Ctrl-C or SIGTERM and DiskFull if the disk is full, both after all workers have saved and
+    ended, and RayDown if Ray does not start.
     """
-    study, root = resolved.study, resolved.root
-    rows = StatusReader(root, study.name).read(resolved.points)
+    study = resolved.study
+    reader = StatusReader(resolved.root, study.name)
+    rows = reader.read(resolved.points)
     if not plan.missing and not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
-        known = [run.status for run in plan.runs]  # by SLURM's word too
+        known = [run.status for run in plan.runs]  # the schedulers were asked too
         waiting = {row.series_id for row in known if row.state in {RunState.RUNNING, RunState.QUEUED}}
-        _tell_left(dict.fromkeys(waiting, study.name))
+        _print_left(dict.fromkeys(waiting, study.name))
         return known
     with backend:
-        return _train(resolved, plan, backend, progress)
+        return _train(resolved, plan, backend, progress, reader)
 
 
-def _train(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Progress) -> list[RunStatus]:
+def _train(
+    resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Progress, reader: StatusReader
+) -> list[RunStatus]:
     study, root = resolved.study, resolved.root
-    reader = StatusReader(root, study.name)
     mirror = MirrorThread(tracking_uri(study, root), study.name, root)
     submission = Submission(resolved, plan, backend)
     series = len({run.status.series_id for run in plan.missing})
@@ -66,7 +59,7 @@ def _train(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Prog
             f"{counted(len(plan.missing), 'run')} to train in {counted(series, 'series')}; starting workers"
         )
     else:
-        console.print("everything that is missing is being trained by another process; waiting for it")
+        console.print("another process trains all missing runs; waiting for it")
     with stoppable() as poll_stop, progress:
         mirror.start()
 
@@ -81,7 +74,7 @@ def _train(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Prog
         with closing_in_order(backend.close, cut_short, progress.stop):
             rows = submission.supervise(on_progress)
         mirror.finish(rows)
-    _tell_left(submission.left)
+    _print_left(submission.left)
     return rows
 
 
@@ -89,10 +82,9 @@ def _train(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Prog
 def closing_in_order(
     close: Callable[[], None], cut_short: Callable[[], None], quieten: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Close what trains here when the block ends, however it does; Ctrl-C ends it with Stopped.
+    """Call `close`, which ends the workers, whenever the block ends; after Ctrl-C raise Stopped.
 
-    Ctrl-C and a full disk cut training short: `quieten` then leaves the terminal to messages, and `cut_short` follows
-    when all workers have saved and gone.
+    After Ctrl-C or on a full disk call `quieten` first, so that messages can be printed, and `cut_short` after `close`.
     """
     try:
         yield
@@ -110,9 +102,9 @@ def closing_in_order(
         close()
 
 
-def _tell_left(left: Mapping[str, str]) -> None:
-    """Say which studies' jobs Series were left to."""
+def _print_left(left: Mapping[str, str]) -> None:
+    """Print the studies to whose jobs Series were left."""
     for study, series in sorted(Counter(left.values()).items()):
         console.print(
-            f"{counted(series, 'series')} left to jobs of study {study}; `ssmscale status {study}` shows how they do"
+            f"{counted(series, 'series')} left to jobs of study {study}; see `ssmscale status {study}`"
         )

@@ -1,7 +1,7 @@
-"""Who is to train a Series: a lease file made with O_EXCL, so that two submissions never hand over the same one.
+"""Leases on Series, as files created exclusively, so that two submissions never submit the same Series.
 
-A lease names the array of jobs it was made for. It ends when those jobs have, or when they turn out never to have
-been submitted; whoever finds that takes the lease away by renaming it, which one process alone can do.
+A lease names the array of jobs for which it was made. It is over when these jobs have ended, or turn out never to have
+been submitted. The next submission then removes the file by renaming it, in which only one process can succeed.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class Lease(Frozen):
     """claim.json of a Series."""
 
     study: str
-    """The study that leases it, by name."""
+    """Name of the study that leases it."""
     array: str
-    """Name of the array of jobs it was made for."""
+    """Name of the array of jobs for which it was made."""
     process: dict[str, Any]
-    """Who made it, as process.identify_process says."""
+    """Identity of the process that made it, from process.identify_process."""
     t: float
-    """When it was made, seconds since 1970."""
+    """Time at which it was made, seconds since 1970."""
 
 
-NOBODYS = Lease(study="", array="", process={}, t=0.0)
-"""What a damaged lease is read as."""
+DAMAGED = Lease(study="", array="", process={}, t=0.0)
+"""Stands for a damaged lease file; it holds nothing."""
 
 
 def acquire(series_dir: Path, lease: Lease) -> bool:
-    """Lease a Series; False where another lease is there. Raises DiskFull."""
+    """Lease a Series; return False if it has a lease. Raises DiskFull."""
     path = series_dir / "claim.json"
     draft = path.with_name(f".claim.{uuid.uuid4().hex[:8]}")
     try:
@@ -54,7 +54,7 @@ def acquire(series_dir: Path, lease: Lease) -> bool:
             file.write(lease.model_dump_json() + "\n")
             file.flush()
             os.fsync(file.fileno())
-        os.link(draft, path)  # whole when it appears, and refused where there is one
+        os.link(draft, path)  # appears complete, and fails if there is a lease
         sync_to_disk(series_dir)
     except FileExistsError:
         return False
@@ -64,17 +64,21 @@ def acquire(series_dir: Path, lease: Lease) -> bool:
 
 
 def read_lease(series_dir: Path) -> Lease | None:
-    """Return the lease of a Series; a damaged one is nobody's."""
+    """Return the lease of a Series, DAMAGED if it cannot be read, None if there is none."""
+    return _read(series_dir / "claim.json")
+
+
+def _read(path: Path) -> Lease | None:
     try:
-        return Lease.model_validate_json((series_dir / "claim.json").read_bytes())
+        return Lease.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError:
-        return NOBODYS
+        return DAMAGED
 
 
 def release(series_dir: Path, lease: Lease) -> None:
-    """Take a lease away that is over; nothing happens where another has come in its place."""
+    """Remove a lease that is over, unless another one has taken its place."""
     path = series_dir / "claim.json"
     aside = path.with_name(f".claim.{uuid.uuid4().hex[:8]}")
     try:
@@ -82,10 +86,7 @@ def release(series_dir: Path, lease: Lease) -> None:
             path.rename(aside)
     except FileNotFoundError:
         return
-    taken = NOBODYS
-    with contextlib.suppress(ValidationError):
-        taken = Lease.model_validate_json(aside.read_bytes())
-    if taken != lease:  # somebody else dropped it first and leased the Series: give it back
+    if _read(aside) != lease:  # another process released it first, and leased the Series: restore its lease
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
@@ -93,18 +94,18 @@ def release(series_dir: Path, lease: Lease) -> None:
 
 @dataclass
 class Leases:
-    """The leases on a ROOT's Series, judged by what schedulers say of the arrays they were made for."""
+    """The leases on a ROOT's Series, checked against the ledgers of the studies that made them."""
 
     root: Root
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
-    judged: set[str] = field(default_factory=set)
-    """Arrays for whose sake a study's Ledger was read again."""
+    reread: set[str] = field(default_factory=set)
+    """Arrays for which their study's ledger was read again."""
     silence: SchedulerUnavailable | None = None
-    """The last answer that failed: the scheduler is not waited for again by each of a thousand Series."""
+    """The error of a scheduler that did not answer; it is not asked again for each of a thousand Series."""
 
     def take(self, series_id: str, lease: Lease) -> bool:
-        """Lease a Series, in place of a lease that is over; False where somebody else has it."""
+        """Lease a Series, in place of a lease that is over; return False if its lease is not over."""
         folder = self.root.series(series_id)
         held = read_lease(folder)
         if held is not None:
@@ -114,17 +115,16 @@ class Leases:
         return acquire(folder, lease)
 
     def take_all(self, study_name: str, array: str, tasks: Sequence[Task]) -> list[Task]:
-        """Lease the Series of these tasks for an array that is about to be written; returns those that are ours now."""
+        """Lease the Series of these tasks for an array that is not yet recorded; returns the tasks leased."""
         lease = Lease(study=study_name, array=array, process=identify_process(), t=time.time())
-        taking = side_by_side(
-            partial(self.take, lease=lease), [task.series_id for task in tasks], DISK_THREADS
-        )
-        return [task for task, is_ours in zip(tasks, taking, strict=True) if is_ours]
+        series_ids = [task.series_id for task in tasks]
+        taken = side_by_side(partial(self.take, lease=lease), series_ids, DISK_THREADS)
+        return [task for task, is_ours in zip(tasks, taken, strict=True) if is_ours]
 
     def held(self, series_ids: Sequence[str]) -> dict[str, str]:
-        """Those of these Series that somebody has leased, and is training or will, and for which study.
+        """Return those of these Series whose lease is not over, with the name of the study that leases them.
 
-        Raises SchedulerUnavailable, saying for whose sake the scheduler is asked.
+        Raises SchedulerUnavailable, naming the study whose jobs are unknown.
         """
 
         def holder(series_id: str) -> str | None:
@@ -136,8 +136,8 @@ class Leases:
             except SchedulerUnavailable as gone:
                 arrays = self.root.study(lease.study) / "arrays"
                 why = (
-                    f"{gone}; a job of study {lease.study} may train series {series_id}: say the same again when "
-                    f"{gone.scheduler} answers, or remove {arrays} if there is no such cluster any more"
+                    f"{gone}; a job of study {lease.study} may train series {series_id}: repeat the command when "
+                    f"{gone.scheduler} answers, or remove {arrays} if that cluster no longer exists"
                 )
                 raise SchedulerUnavailable(gone.scheduler, why, is_here=gone.is_here) from gone
 
@@ -153,35 +153,23 @@ class Leases:
             return False
         if lease.array in (ledger := self._ledger(lease.study)).arrays:
             return ledger.holds(lease.array, series_id)
-        if is_in_hand(lease):
+        if not is_given_up(lease.process, lease.t):  # the submission is about to record its array
             return True
-        # Whoever is gone now may have leased, submitted and ended since the Ledger was read.
-        return self._ledger_after(lease).holds(lease.array, series_id)
+        # A submission that has ended by now may have leased, submitted and ended since the ledger was read.
+        return self._ledger(lease.study, since=lease.array).holds(lease.array, series_id)
 
-    def _ledger(self, study_name: str) -> Ledger:
-        with self.lock:  # Series are leased side by side, and the scheduler is asked once
-            if study_name not in self.ledgers:
-                self._read(study_name)
+    def _ledger(self, study_name: str, since: str | None = None) -> Ledger:
+        """Return the ledger of a study; read it again, once, after the submission of the array `since` has ended."""
+        with self.lock:  # threads lease Series in parallel, and the scheduler is asked once
+            is_stale = since is not None and since not in self.reread
+            if study_name not in self.ledgers or is_stale:
+                if self.silence is not None:
+                    raise self.silence
+                try:
+                    self.ledgers[study_name] = open_ledger(self.root.study(study_name))
+                except SchedulerUnavailable as gone:
+                    self.silence = gone
+                    raise
+            if since is not None:
+                self.reread.add(since)
             return self.ledgers[study_name]
-
-    def _ledger_after(self, lease: Lease) -> Ledger:
-        """The Ledger of a study, read after the submission that made a lease was gone; once for each array."""
-        with self.lock:
-            if lease.array not in self.judged:
-                self._read(lease.study)
-                self.judged.add(lease.array)
-            return self.ledgers[lease.study]
-
-    def _read(self, study_name: str) -> None:
-        if self.silence is not None:
-            raise self.silence
-        try:
-            self.ledgers[study_name] = open_ledger(self.root.study(study_name))
-        except SchedulerUnavailable as gone:
-            self.silence = gone
-            raise
-
-
-def is_in_hand(lease: Lease) -> bool:
-    """Whether a lease without an array may belong to a submission that is about to write it."""
-    return not is_given_up(lease.process, lease.t)

@@ -1,8 +1,7 @@
-"""What a run's jobs and workers printed, every file under a heading of its own.
+"""Print the logs of a run's jobs and workers, each under a heading.
 
-A job's own log, which its scheduler writes, comes first: it has what the setup lines said, why srun could not start,
-what was killed for memory or cancelled DUE TO TIME LIMIT. Where a job never got as far as starting a worker it is all
-there is.
+The log of a job, which its scheduler writes, comes first: it holds the output of the setup lines, failures of srun, and
+processes killed for memory or cancelled DUE TO TIME LIMIT. If the job started no worker there is no other log.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from harness.record.root import Root
 from harness.record.status import RunStatus
 
 READ_SECONDS = 0.5
-"""Time between two looks at the files that are followed."""
+"""Interval between two readings of followed files."""
 FIND_SECONDS = 5.0
-"""Time between two looks for further files."""
+"""Interval between two searches for new files."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """One file and what it is."""
+    """A log file and its heading."""
 
     title: str
     path: Path
 
 
 def find_logs(root: Root, study_name: str, row: RunStatus) -> list[Log]:
-    """The logs that hold anything: of the jobs that were to train a Run, oldest first, then a file a rank.
+    """Return the logs of a Run that are not empty: those of its jobs, oldest first, then one of each rank.
 
-    Of a job that trains many Series packed also what its controller did.
+    A packed job also has the log of its controller.
     """
     folder = root.study(study_name)
     arrays = ArrayStore(folder).read()
@@ -62,7 +61,7 @@ def print_logs(console: Console, logs: Sequence[Log]) -> None:
 
 
 def follow_logs(console: Console, find: Callable[[], Sequence[Log]]) -> None:
-    """Print logs, and what is added to any of them or in further ones, until Ctrl-C."""
+    """Print logs, then lines that are added to them and new logs, until Ctrl-C."""
     printer, logs, found = _Printer(console), find(), time.monotonic()
     try:
         while True:
@@ -76,7 +75,7 @@ def follow_logs(console: Console, find: Callable[[], Sequence[Log]]) -> None:
 
 
 class _Printer:
-    """Prints what is new in files, with a heading wherever another file goes on."""
+    """Prints the new lines of files, with a heading whenever the file changes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

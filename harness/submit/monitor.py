@@ -1,9 +1,8 @@
-"""Where a study stands, read once or again and again: journals each time, the scheduler seldom.
+"""Read the state of a study, once or repeatedly, and plan the Runs that are left.
 
-A journal is a file on our own disk. slurmctld is one process that a whole site talks to, so it is asked at most every
-twenty seconds and the less often the longer it took; in between, and while it does not answer, its last word holds.
-
-A plan takes all of that into account: what is done, what is in training, and what is left to train.
+Journals, which are local files, are read each time. slurmctld is one process that serves a whole site: it is asked at
+most every twenty seconds, and less often if it answers slowly. In between, and while it does not answer, its last
+answer is used.
 """
 
 from __future__ import annotations
@@ -30,22 +29,23 @@ from harness.record.status import Hours, RunState, RunStatus, StatusReader, coun
 from ssmttm.errors import InputError
 
 SCHEDULER_SECONDS = 20.0
-"""Least time between two questions to the scheduler."""
+"""Shortest interval between two calls to the scheduler."""
 PATIENCE = 20.0
-"""How many times as long as an answer took nothing further is asked."""
+"""Pause after a call to the scheduler, as a multiple of the time it took."""
+FROM_JOURNALS = "only the journals are shown"
 
 
 @dataclass(frozen=True)
-class Pilot:
-    """A packed array's job that waits or runs."""
+class PackedJob:
+    """The job of a packed array that waits or runs."""
 
     array: Array
     view: JobView
     dashboard: Dashboard | None
-    """Page of its Ray, once that has started."""
+    """Dashboard of its Ray; None until Ray has started."""
 
     def as_json(self) -> dict[str, Any]:
-        """A row of `allocations` in `ssmscale status --json`."""
+        """Return an entry of `allocations` in `ssmscale status --json`."""
         shape = self.array.shape
         return {
             "job_id": self.view.job_id,
@@ -63,7 +63,7 @@ class Pilot:
         }
 
     def lines(self) -> Iterable[str]:
-        """What a user wants to know of it."""
+        """Describe it in one or two lines of `ssmscale status`."""
         view, size = self.view, counted(len(self.array.tasks), "series")
         what = f"job {view.job_id}: {size} packed on {self.array.allocation}"
         if view.state is JobState.QUEUED:
@@ -71,53 +71,53 @@ class Pilot:
             return
         yield f"{what}, {view.slurm_state.lower()} for {duration(view.seconds / 3600)} on {view.nodes}"
         if (page := self.dashboard) is not None and page.page is not None:
-            yield f"Ray's dashboard: {page.tunnel}, then {page.page} with what is in {page.token_file}"
+            yield f"Ray's dashboard: {page.tunnel}, then {page.page} with the token in {page.token_file}"
 
 
 @dataclass(frozen=True)
 class StudySnapshot:
-    """A study at one moment."""
+    """The state of a study at one moment."""
 
     study: str
     rows: Sequence[RunStatus]
     hours: Hours
     notes: tuple[str, ...]
-    """What was passed over in journals, a sentence each."""
+    """A sentence for each damaged part of a journal that was skipped."""
     problem: str | None = None
-    """Why the scheduler's word is old or missing."""
+    """Reason why the scheduler's answer is old or missing."""
     is_unheard: bool = False
-    """Whether the scheduler has been asked and has never answered."""
-    pilots: tuple[Pilot, ...] = ()
-    """Allocations in which Series of it are packed, that wait or run."""
+    """True if the scheduler was asked and has never answered."""
+    packed_jobs: tuple[PackedJob, ...] = ()
+    """Packed jobs of the study that wait or run."""
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """How many Runs are in each state, states that occur alone."""
+        """Number of Runs in each state that occurs."""
         return count_states(self.rows)
 
     @property
     def is_live(self) -> bool:
-        """Whether anything is being trained or waits to be, or may be, for all that an unheard scheduler knows."""
+        """True if any Run trains or is queued, or might be as far as an unheard scheduler is concerned."""
         live = {RunState.RUNNING, RunState.QUEUED}
         if self.is_unheard:
             live |= {RunState.NEW, RunState.INTERRUPTED}
         return any(row.state in live for row in self.rows)
 
     def as_json(self) -> dict[str, Any]:
-        """The document of `ssmscale status --json`."""
+        """Return the document of `ssmscale status --json`."""
         rows = [row.as_json() | {"gpu_hours_left": self.hours.left[row.run_id]} for row in self.rows]
         return {
             "study": self.study,
             "runs": rows,
             "counts": self.counts,
             "gpu_hours": self.hours.as_json(),
-            "allocations": [pilot.as_json() for pilot in self.pilots],
+            "allocations": [job.as_json() for job in self.packed_jobs],
             "notes": list(self.notes),
         }
 
 
 class StudyMonitor:
-    """Reads one study."""
+    """Reads the state of one study repeatedly."""
 
     def __init__(self, resolved: ResolvedStudy) -> None:
         self.resolved = resolved
@@ -128,20 +128,18 @@ class StudyMonitor:
         self._next = float("-inf")
 
     def read(self) -> StudySnapshot:
-        """Where it stands now, by the scheduler's newest word."""
+        """Return its state by the journals and the scheduler's newest answer."""
         self._ask()
-        jobs = {} if self._ledger is None else jobs_of_runs(self._ledger)
-        times = {} if self._ledger is None else times_of_jobs(self._ledger)
-        rows = self._journals.read(self.resolved.points, jobs=jobs)
-        hours = self._journals.hours(rows, times)
+        ledger = self._ledger or Ledger({}, {}, {})
+        rows = self._journals.read(self.resolved.points, jobs=jobs_of_runs(ledger))
         return StudySnapshot(
             self.resolved.study.name,
             rows,
-            hours,
+            self._journals.hours(rows, times_of_jobs(ledger)),
             self._journals.notes,
             self._problem,
-            is_unheard=self._problem is not None and (self._ledger is None or bool(self._ledger.unheard)),
-            pilots=() if self._ledger is None else pilots_of(self._ledger),
+            is_unheard=self._problem is not None and (self._ledger is None or bool(ledger.unheard)),
+            packed_jobs=packed_jobs_of(ledger),
         )
 
     def _ask(self) -> None:
@@ -150,85 +148,85 @@ class StudyMonitor:
             return
         try:
             self._ledger = open_ledger(self._folder)
-            said = self._ledger.problem
-            self._problem = f"{said}; the journals tell what is known" if said else None
+            problem = self._ledger.problem
+            self._problem = f"{problem}; {FROM_JOURNALS}" if problem else None
         except SchedulerUnavailable as gone:
-            known = "the journals tell what is known" if self._ledger is None else "its last word holds"
-            self._problem = f"{gone.scheduler}: {gone}; {known}"
+            shown = FROM_JOURNALS if self._ledger is None else "its last answer is shown"
+            self._problem = f"{gone.scheduler}: {gone}; {shown}"
         now = time.monotonic()
         self._next = now + max(SCHEDULER_SECONDS, PATIENCE * (now - begun))
 
 
-def pilots_of(ledger: Ledger) -> tuple[Pilot, ...]:
-    """The packed arrays of a study whose jobs wait or run, oldest first."""
+def packed_jobs_of(ledger: Ledger) -> tuple[PackedJob, ...]:
+    """Return the packed jobs of a study that wait or run, oldest first."""
     found = []
     for array in ledger.arrays.values():
         view = ledger.job_of(array, 0) if array.packed else None
         if view is not None and view.state in LIVE:
             is_running = view.state is JobState.RUNNING
             dashboard = ledger.backends[array.name].dashboard(array.name) if is_running else None
-            found.append(Pilot(array, view, dashboard))
+            found.append(PackedJob(array, view, dashboard))
     return tuple(found)
 
 
 def rows_of(resolved: ResolvedStudy) -> list[RunStatus]:
-    """Where every Run of a study stands now."""
+    """Return the state of every Run of a study."""
     return StatusReader(resolved.root, resolved.study.name).read(resolved.points, jobs=jobs_of(resolved))
 
 
 def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
-    """What the schedulers say of the study's jobs, by run id; nothing, and a warning, where they do not answer."""
+    """Return the schedulers' views of a study's jobs by run id; print a warning if a scheduler does not answer."""
     folder = resolved.root.study(resolved.study.name)
     if not (folder / "arrays").is_dir():
         return {}
     try:
         ledger = open_ledger(folder)
     except SchedulerUnavailable as gone:
-        warn(f"{gone}; the journals tell what is known")
+        warn(f"{gone}; {FROM_JOURNALS}")
         return {}
     if ledger.problem:
-        warn(f"{ledger.problem}; the journals tell what is known")
+        warn(f"{ledger.problem}; {FROM_JOURNALS}")
     _warn_of_elsewhere(ledger, folder)
     return jobs_of_runs(ledger)
 
 
 def _warn_of_elsewhere(ledger: Ledger, folder: Path) -> None:
-    """Name the arrays of other clusters that have something left to train: nothing is known of them here."""
+    """Warn of unfinished arrays of other clusters, whose jobs are unknown here."""
+    control = Control(folder / "control.jsonl")
     for name, cluster in ledger.elsewhere.items():
         array = ledger.arrays[name]
-        left = unfinished(
-            [run for task in array.tasks for run in task.run_dirs], Control(folder / "control.jsonl")
-        )
+        left = unfinished([run for task in array.tasks for run in task.run_dirs], control)
         if left:
-            what = f"job {array.job_id}" if array.job_id else f"a submission of {name}"
+            job = f"job {array.job_id}" if array.job_id else f"a submission of {name}"
             warn(
-                f"{counted(len(left), 'run')} left to {what} of SLURM cluster {cluster}, which is not asked "
-                f"from here: see to it there; if there is no such cluster any more, remove {folder}/arrays/{name}.json"
+                f"{counted(len(left), 'run')} left to {job} of SLURM cluster {cluster}, which cannot be asked from "
+                f"here: check it there; if that cluster no longer exists, remove {folder}/arrays/{name}.json"
             )
 
 
 def begun(resolved: ResolvedStudy) -> list[RunStatus]:
-    """The study's rows; raises InputError where nothing of it was ever trained here."""
+    """Return the state of every Run; raises InputError if no Run was ever trained here."""
     rows = rows_of(resolved)
     if all(row.state in {RunState.NEW, RunState.CANCELLED} for row in rows):
         name = resolved.study.name
-        raise InputError(
-            f"study {name}: nothing of it has been trained under {resolved.root.path}; submit it first"
-        )
+        raise InputError(f"study {name}: no run has been trained under {resolved.root.path}; submit it first")
     return rows
 
 
-def choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStatus]:
-    """The rows whose ids begin with what is wanted, all where nothing is; raises InputError unless each means one."""
-    if not wanted:
+def choose(rows: list[RunStatus], prefixes: Sequence[str] | None) -> list[RunStatus]:
+    """Return the rows whose ids start with these prefixes, all rows without prefixes.
+
+    Raises InputError unless each prefix matches one row.
+    """
+    if not prefixes:
         return rows
     chosen = []
-    for name in wanted:
-        found = [row for row in rows if row.run_id.startswith(name)]
-        if len(found) != 1:
-            raise InputError(
-                f"{name}: begins the id of {len(found)} runs of this study; see `ssmscale status`"
-            )
+    for prefix in prefixes:
+        found = [row for row in rows if row.run_id.startswith(prefix)]
+        if not found:
+            raise InputError(f"no run id of this study starts with {prefix!r}; see `ssmscale status`")
+        if len(found) > 1:
+            raise InputError(f"{len(found)} run ids of this study start with {prefix!r}; give more of the id")
         chosen += found
     return chosen
 
@@ -236,7 +234,7 @@ def choose(rows: list[RunStatus], wanted: Sequence[str] | None) -> list[RunStatu
 def planned(
     study: str, root: Path | None, changes: Sequence[str] | None, cluster: str | None
 ) -> tuple[ResolvedStudy, Plan]:
-    """A study and what is left to train of it, here or on a cluster; trains nothing and fetches nothing."""
+    """Open a study and plan the Runs that are left, for this machine or a cluster; starts nothing."""
     resolved = open_study(study, root, changes, fetch=False)
     made = plan_of(resolved, cluster)
     if cluster and (shares := describe_shares(made.missing, load_profile(cluster), "auto")):
@@ -246,12 +244,12 @@ def planned(
 
 
 def plan_of(resolved: ResolvedStudy, cluster: str | None) -> Plan:
-    """What is left to train of a study, here or on a cluster."""
+    """Plan the Runs of a study that are left, for this machine or a cluster."""
     return plan_for(resolved, load_profile(cluster).cluster() if cluster else this_machine())
 
 
 def plan_for(resolved: ResolvedStudy, cluster: Cluster, jobs: Mapping[str, JobView] | None = None) -> Plan:
-    """Return the plan of a study for a machine or a cluster; `jobs` where they were asked for."""
+    """Plan the Runs of a study that are left; `jobs` are its jobs, which are looked up if not given."""
     known = jobs_of(resolved) if jobs is None else jobs
     try:
         return make_plan(resolved.study, resolved.points, resolved.corpus, resolved.root, cluster, known)

@@ -1,10 +1,10 @@
-"""The one way from a plan to tasks in a backend's hands: prepare, lease, hand over, then supervise or return.
+"""Submit a plan to a backend: prepare the Runs, lease their Series, submit them, then supervise them or return.
 
-Submitting is idempotent. What is finished is reused, what others train is left to them, what is missing is trained,
-longest Series first. Two submissions at once, or one killed half-way and made again, hand every Series over once: a
-Series is leased before the batch that holds it is submitted to a backend that outlives this process, and the lease is
-free again only when its job has ended or is known never to have existed. Everything is checked before the first file
-is written.
+Submitting is idempotent: finished Runs are reused, Runs that other processes train are left to them, and the missing
+ones are trained, longest Series first. Two submissions at once, or one repeated after it was killed half-way, submit
+every Series once: a Series is leased before its batch is submitted to a backend that outlives this process, and the
+lease is over only when its job has ended or is known never to have existed. All checks come before the first file is
+written.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from harness.tracking.store import sidecar_uri
 
 
 def hand_over(resolved: ResolvedStudy, plan: Plan, backends: Sequence[Backend]) -> list[HandedOver]:
-    """Hand what is missing to backends that outlive this process: what each of them was given."""
+    """Submit the missing Runs to backends that outlive this process; returns the Series of each backend."""
     shares = {backends[0]: plan.missing}
-    if len(backends) > 1:  # the others pack what needs less than a node
+    if len(backends) > 1:  # the others pack Series that need less than a node
         target = backends[0].target
         assert target.profile is not None
         packed, apart = share_out(plan.missing, target.profile, target.on)
@@ -53,57 +53,58 @@ def hand_over(resolved: ResolvedStudy, plan: Plan, backends: Sequence[Backend]) 
 
 @dataclass(frozen=True)
 class HandedOver:
-    """Series that a submission handed to a backend, and those it did not."""
+    """The Series that were submitted to a backend, and the number of those that were not."""
 
     backend: Backend
     handles: tuple[Handle, ...] = ()
     taken: int = 0
-    """Series that another submission had leased."""
+    """Number of Series that another submission had leased."""
     waiting: int = 0
-    """Series for which the backend has no room now."""
+    """Number of Series that the backend does not admit now."""
 
     @property
     def runs(self) -> list[str]:
-        """Runs of the Series that were handed over."""
+        """Ids of the submitted Runs."""
         return names_of([handle.task for handle in self.handles])
 
     @property
     def jobs(self) -> list[str]:
-        """The scheduler's number of each batch."""
+        """Job number of each batch."""
         return list(dict.fromkeys(number_of(handle) for handle in self.handles))
 
 
 class Submission:
-    """A study on its way to one backend."""
+    """The submission of a study to one backend."""
 
     def __init__(
         self, resolved: ResolvedStudy, plan: Plan, backend: Backend, *, sidecars: bool = True
     ) -> None:
-        """sidecars: whether tasks that outlive this process mirror their Series by themselves."""
+        """Prepare a submission; with `sidecars`, tasks that outlive this process mirror their Series themselves."""
         self.resolved, self.plan, self.backend = resolved, plan, backend
         self.sidecars = sidecars and backend.outlives
         self.root = resolved.root
         self.control = Control(self.root.study(resolved.study.name) / "control.jsonl")
         self.process = identify_process()
         self.left: dict[str, str] = {}
-        """Series that this submission left to a scheduler's jobs, which train them or will, and for which study."""
+        """Study of each Series that this submission left to a scheduler's job."""
         self._ours: set[str] = set()
-        """Series that no job had leased when they were last asked for."""
+        """Series that no job had leased when the leases were last read."""
         self._submitted: list[str] = []
+        """Ids of the Runs last recorded as submitted."""
 
     @cached_property
     def code(self) -> str:
-        """State of the code that is submitted, recorded beside the study."""
+        """State of the submitted code, recorded in the study's directory."""
         return record_code(self.root.study(self.resolved.study.name))
 
     def hand_over(self, missing: Sequence[RunStatus]) -> HandedOver:
         """Submit the Series of these Runs that no other submission has leased. Raises SchedulerUnavailable."""
         tasks = self.prepare(missing)
-        leases, room = Leases(self.root), self.backend.room(len(tasks))
+        leases, admitted = Leases(self.root), self.backend.count_admitted(len(tasks))
         handles: list[Handle] = []
         taken = 0
         for members in self.backend.batches(tasks):
-            name, wanted = new_name(), members[: room - len(handles)]
+            name, wanted = new_name(), members[: admitted - len(handles)]
             ours = self._lease(leases, name, wanted)
             taken += len(wanted) - len(ours)
             if ours:
@@ -114,10 +115,10 @@ class Submission:
         return HandedOver(self.backend, tuple(handles), taken, len(tasks) - len(handles) - taken)
 
     def supervise(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
-        """Train what is missing, wait for what others train here, and return how every Run ended.
+        """Train the missing Runs, wait for those that other processes train here, and return the state of every Run.
 
-        What a scheduler's job has leased is left to it; where that job is over when all else is, it is trained here.
-        Raises DiskFull as soon as a worker says that no room is left: nothing more is handed over.
+        Series that a scheduler's job has leased are left to it; if that job is over when all others are trained, they
+        are trained here. Raises DiskFull if a worker found the disk full.
         """
         reader = StatusReader(self.root, self.resolved.study.name)
         supervisor = JobSupervisor(self.control, self.backend)
@@ -137,7 +138,7 @@ class Submission:
             supervisor.watch()
 
     def prepare(self, missing: Sequence[RunStatus]) -> list[Task]:
-        """Write what these Runs are, the same for every study; returns their Series as tasks, the longest first."""
+        """Write the files of these Runs, which all studies share; returns their Series as tasks, longest first."""
         planned = {run.status.run_id: run for run in self.plan.runs}
         groups: dict[str, list[PlannedRun]] = {}
         for row in missing:
@@ -154,24 +155,20 @@ class Submission:
         return [self._task(series_id, groups[series_id]) for series_id in longest_first]
 
     def launch(self, tasks: Sequence[Task]) -> None:
-        """Say how these Series are to be started: for a study of ours, so only where no other has them."""
-        first = {task.run_dirs[0].name: task.series_id for task in tasks}
-        launches = {
-            first[run.status.run_id]: self._launch(run)
-            for run in self.plan.runs
-            if run.status.run_id in first
-        }
+        """Write the launch settings of these Series, which must be leased: they are this study's."""
+        planned = {run.status.run_id: run for run in self.plan.runs}
 
-        def write(series_id: str) -> None:
-            write_launch(self.root, series_id, launches[series_id])
+        def write(task: Task) -> None:
+            launch = self._launch(planned[task.run_dirs[0].name])
+            write_launch(self.root, task.series_id, launch)
 
-        side_by_side(write, launches, DISK_THREADS)
+        side_by_side(write, tasks, DISK_THREADS)
 
     def leave_leased(self, tasks: Sequence[Task], leases: Leases) -> list[Task]:
-        """Return these tasks without those whose Series a scheduler's job has leased, which are kept in `left`.
+        """Return the tasks whose Series no scheduler's job has leased; record the others in `left`.
 
-        Raises SchedulerUnavailable where a scheduler is here and does not say whether its jobs are over. Of Series of
-        which it has said so its last word holds then: what is trained here goes on.
+        Raises SchedulerUnavailable if a scheduler of this machine does not answer, unless it has answered for all
+        these Series before: then its last answer is used, and training here continues.
         """
         series_ids = {task.series_id for task in tasks}
         try:
@@ -179,29 +176,29 @@ class Submission:
         except SchedulerUnavailable as silence:
             if silence.is_here and not series_ids <= self._ours | self.left.keys():
                 raise
-            # On no cluster's login node none has said anything, and the journals tell what is known.
+            # A machine that is not a login node has no scheduler to ask, and relies on the journals.
             held = {key: study for key, study in self.left.items() if key in series_ids}
         self.left = {key: study for key, study in self.left.items() if key not in series_ids} | held
         self._ours |= series_ids - held.keys()
         return [task for task in tasks if task.series_id not in held]
 
     def _lease(self, leases: Leases, name: str, tasks: Sequence[Task]) -> list[Task]:
-        """Return those of these tasks that are this submission's to hand over.
+        """Return those of these tasks that this submission may submit.
 
-        What this process supervises itself needs no lease: its workers hold the locks of their Series.
+        Tasks that this process supervises need no lease: their workers hold the locks of their Series.
         """
         if self.backend.outlives:
             return leases.take_all(self.resolved.study.name, name, tasks)
         return self.leave_leased(tasks, leases)
 
     def _record(self, handles: Sequence[Handle]) -> None:
-        """Note in control.jsonl what a backend was given, and what the user said of where it is to go.
+        """Record in control.jsonl the submitted Runs, and the options by which the user chose the backend.
 
-        A process that supervises its tasks itself notes the same ones once.
+        A process that supervises its tasks records a repeated submission of the same Runs once.
         """
         runs, target = names_of([handle.task for handle in handles]), self.backend.target
         if self.backend.outlives:
-            more = {"on": target.on, "job_id": number_of(handles[0]), "code": self.code, **said_of(target)}
+            more = {"on": target.on, "job_id": number_of(handles[0]), "code": self.code, **options_of(target)}
             self.control.append("submitted", runs=runs, dispatcher=self.backend.name, **more)
         elif runs != self._submitted:
             self.control.append(
@@ -233,7 +230,7 @@ class Submission:
     def _task(self, series_id: str, runs: Sequence[PlannedRun]) -> Task:
         ordered = sorted(runs, key=lambda run: run.status.point.run.iterations)
         one, point = runs[0], runs[0].status.point
-        # The plan counts one start a Series; on warm ranks there is none.
+        # The plan includes one start of each Series; warm ranks have none.
         start = one.size.duration.start.expected
         return Task(
             series_id=series_id,
@@ -243,37 +240,36 @@ class Submission:
             threads=one.layout.threads,
             gpu_fraction=one.size.resources.gpu_fraction if one.layout.ranks == 1 else 1.0,
             seconds=max(0.0, 3600 * sum(run.hours.expected for run in runs) - start),
-            architecture=point.architecture,
             hours=sum((run.hours for run in runs), NOTHING),
             label=f"{point.size} ({point.architecture})",
         )
 
 
 def keep_plan(root: Root, plan: Plan) -> None:
-    """Keep what was planned when it was submitted, beside the study."""
+    """Write the submitted plan to plan.json in the study's directory."""
     path = root.study(plan.study.name) / "plan.json"
     write_atomically(path, json.dumps(plan.as_json(), indent=1, allow_nan=False) + "\n")
 
 
 def keep_calibration(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
-    """Keep how long the steps of finished Runs took, for this study's next plan and for those of others."""
+    """Record the step times of finished Runs, for later plans of this study and of others."""
     study, text = resolved.study, resolved.points[0].run.model.text
     positions = read_text_positions(study, text, resolved.corpus)
     write_calibration(resolved.root, study.name, rows, positions)
 
 
 def names_of(tasks: Sequence[Task]) -> list[str]:
-    """Return the Runs of tasks."""
+    """Return the ids of the Runs of tasks."""
     return [folder.name for task in tasks for folder in task.run_dirs]
 
 
 def number_of(handle: Handle) -> str:
-    """Return the scheduler's number of the batch a task was submitted in."""
+    """Return the job number of a task's batch."""
     return handle.job_id.partition("_")[0]
 
 
-def said_of(target: SubmitTarget) -> dict[str, str | int | None]:
-    """Return what control.jsonl keeps of the user's options, for `retry`."""
+def options_of(target: SubmitTarget) -> dict[str, str | int | None]:
+    """Return the user's options as control.jsonl records them for `retry`."""
     if target.ray_address is not None:
         return {"ray_address": target.ray_address}
     if target.cluster is None:

@@ -1,6 +1,6 @@
-"""Where a submission goes, from what a user says with --on, --cluster, --ray-address, --nodes and --snapshot.
+"""Choose the target of a submission by --on, --cluster, --ray-address, --nodes and --snapshot.
 
-Where a study was last submitted to: what `retry` takes for options that it is not given.
+`retry` takes options that it is not given from the study's last submission.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.record.registry import ResolvedStudy
 from ssmttm.errors import InputError
 
 OFFERED = ("local", "slurm", "ray")
-"""Backends of ours by their names for the user: of ray there are three, told apart by what else is said."""
+"""Built-in backends as the user names them; other options choose one of the three Ray backends."""
 
 
 def target_of(
@@ -30,53 +30,49 @@ def target_of(
     *,
     ray_address: str | None = None,
 ) -> SubmitTarget:
-    """Return the target that is meant. Raises InputError for what does not go together."""
+    """Return the target of these options. Raises InputError if they contradict each other."""
     if on not in BACKENDS and on != "auto":
         others = [name for name in BACKENDS if name.partition("-")[0] not in OFFERED]
         known = ", ".join((*OFFERED, *others))
-        raise InputError(f"--on {on}: there is no such dispatcher; there are {known} and auto")
+        raise InputError(f"--on {on}: no such backend; choose one of {known} or auto")
     if nodes is not None and on in {"local", "slurm"}:
-        what = "a series' job takes the nodes it needs" if on == "slurm" else "here there is one"
-        raise InputError(f"--nodes {nodes}: is for series that are packed, by --on ray or auto; {what}")
-    if on == "ray":
-        check_ray("--on ray")
+        why = "the job of a series takes the nodes it needs" if on == "slurm" else "this machine is one node"
+        raise InputError(f"--nodes {nodes}: applies to packed series, with --on ray or auto; {why}")
+    if on == "ray" and not has_ray():
+        raise InputError(f"--on ray: {missing_package(ModuleNotFoundError(name='ray'))}")
     if ray_address is not None:
         for option, value in (("--cluster", cluster), ("--nodes", nodes), ("--snapshot", snapshot)):
             if value is not None:
                 raise InputError(
-                    f"{option} {value}: is for SLURM's jobs; --ray-address has a Ray that is there already"
+                    f"{option} {value}: applies to SLURM jobs; --ray-address uses an existing Ray"
                 )
         if on != "ray":
-            raise InputError(f"--ray-address {ray_address}: goes with --on ray, and not with --on {on}")
+            raise InputError(f"--ray-address {ray_address}: needs --on ray, not --on {on}")
         return SubmitTarget("ray", ray_address=ray_address)
     if on == "local" or (on in {"ray", "auto"} and cluster is None):
         if snapshot:
-            raise InputError("--snapshot: is for jobs that wait in a queue; here training begins at once")
+            raise InputError("--snapshot: applies to queued jobs; on this machine training begins at once")
         if nodes is not None:
-            raise InputError(
-                f"--nodes {nodes}: says how many of a cluster's; name the cluster with --cluster"
-            )
+            raise InputError(f"--nodes {nodes}: applies to a cluster; name the cluster with --cluster")
         return SubmitTarget("ray" if on == "ray" else "local")
     if cluster is None and on not in {"slurm", "auto"}:
         return SubmitTarget(on)
     if cluster is None:
-        raise InputError(
-            f"--on {on}: name the cluster with --cluster; there are {', '.join(profile_names())}"
-        )
+        raise InputError(f"--on {on}: name the cluster with --cluster: {', '.join(profile_names())}")
     profile = load_profile(cluster)
     if nodes is not None and nodes > profile.most_nodes:
         most = counted(profile.most_nodes, "node")
-        raise InputError(f"--nodes {nodes}: {profile.name} gives a job at most {most}")
+        raise InputError(f"--nodes {nodes}: {profile.name} allows a job at most {most}")
     if snapshot is not None:
         profile = profile.model_copy(update={"snapshot": snapshot})
     if on == "auto" and not has_ray():
-        errors.print("warning: Ray is not installed: every series is submitted as a job of its own")
+        errors.print("warning: Ray is not installed; each series is submitted as a separate job")
         on = "slurm"
     return SubmitTarget(on, profile, cluster, nodes)
 
 
 def backends_of(target: SubmitTarget, resolved: ResolvedStudy) -> list[Backend]:
-    """Open the backends that train a study there: one, or by auto one for large Series and one that packs others."""
+    """Open the backends of a target: one, or with auto one for large Series and one that packs the others."""
     names = [target.on]
     if target.on == "auto":
         names = ["slurm", "ray"]
@@ -87,19 +83,13 @@ def backends_of(target: SubmitTarget, resolved: ResolvedStudy) -> list[Backend]:
 
 
 def has_ray() -> bool:
-    """Whether Ray is installed here, and so where jobs run with this Python."""
+    """Return True if Ray is installed here, and so for jobs too, which run with this Python."""
     return importlib.util.find_spec("ray") is not None
-
-
-def check_ray(where: str) -> None:
-    """Raise InputError naming what installs Ray where it is not."""
-    if not has_ray():
-        raise InputError(f"{where}: {missing_package(ModuleNotFoundError(name='ray'))}")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user says of where a study is to be trained, or said; None for what was not said."""
+    """The options that choose a target; None for those the user did not give."""
 
     on: str | None = None
     cluster: str | None = None
@@ -108,7 +98,7 @@ class Options:
 
 
 def last_options(resolved: ResolvedStudy) -> Options | None:
-    """The options of the study's newest submission; None where there was none."""
+    """Return the options of the study's last submission; None if there was none."""
     control = Control(resolved.root.study(resolved.study.name) / "control.jsonl")
     for event in reversed(control.read()):
         if event["event"] == "submitted":
@@ -122,34 +112,34 @@ def last_options(resolved: ResolvedStudy) -> Options | None:
     return None
 
 
-def as_before(said: Options, before: Options | None, default: str | None) -> tuple[Options, str]:
-    """What is meant by options of which some were not said, and in words what of it is as it was before.
+def as_before(given: Options, before: Options | None, default: str | None) -> tuple[Options, str]:
+    """Complete the given options by those of the last submission; describe the options taken from it.
 
-    default: the environment's cluster, for what nobody ever said; what was submitted elsewhere stays there.
+    `default` is the cluster of SSMSCALE_CLUSTER, which counts only if neither names one.
     """
-    if said.ray_address is not None:
-        return replace(said, on=said.on or "ray"), ""
+    if given.ray_address is not None:
+        return replace(given, on=given.on or "ray"), ""
     if before is None:
-        cluster = said.cluster or default
-        return replace(said, on=said.on or ("auto" if cluster else "local"), cluster=cluster), ""
-    on = said.on or ("auto" if before.on == "local" and said.cluster else before.on)
-    meant, kept = replace(said, on=on), []
+        cluster = given.cluster or default
+        return replace(given, on=given.on or ("auto" if cluster else "local"), cluster=cluster), ""
+    on = given.on or ("auto" if before.on == "local" and given.cluster else before.on)
+    complete, kept = replace(given, on=on), []
     if on == "local":
-        return meant, ""
-    if said.cluster is None and before.cluster is not None:
-        meant = replace(meant, cluster=before.cluster)
+        return complete, ""
+    if given.cluster is None and before.cluster is not None:
+        complete = replace(complete, cluster=before.cluster)
         kept.append(f"cluster {before.cluster}")
-    elif said.cluster is None and on == "ray" and before.ray_address is not None:
-        meant = replace(meant, ray_address=before.ray_address)
+    elif given.cluster is None and on == "ray" and before.ray_address is not None:
+        complete = replace(complete, ray_address=before.ray_address)
         kept.append(f"Ray at {before.ray_address}")
-    elif said.cluster is None and said.on is not None:
-        meant = replace(meant, cluster=default)
+    elif given.cluster is None and given.on is not None:
+        complete = replace(complete, cluster=default)
     is_packed_there = (
         on in {"ray", "auto"}
-        and meant.cluster is not None
-        and before.cluster in {meant.cluster, lasting_name(meant.cluster)}
+        and complete.cluster is not None
+        and before.cluster in {complete.cluster, lasting_name(complete.cluster)}
     )
-    if is_packed_there and said.nodes is None and before.nodes is not None:
-        meant = replace(meant, nodes=before.nodes)
+    if is_packed_there and given.nodes is None and before.nodes is not None:
+        complete = replace(complete, nodes=before.nodes)
         kept.append(f"up to {counted(before.nodes, 'node')}")
-    return meant, f"on {on}, {', '.join(kept)}, as it was last submitted" if kept else ""
+    return complete, f"on {on}, {', '.join(kept)}, as in the last submission" if kept else ""

@@ -6,8 +6,13 @@ reads the flag between two steps, asks all ranks whether any received a signal, 
 
 from __future__ import annotations
 
+import logging
 import signal
+from collections.abc import Callable
 from types import FrameType
+
+from harness.common.disk import DiskFull
+from ssmttm.errors import InputError
 
 EXIT_NO_NODES = 69
 """EX_UNAVAILABLE: the Ray cluster has had no node for long; another cluster may have one."""
@@ -35,6 +40,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     named = type(error).__name__ == "OutOfMemoryError"  # torch's, recognised without importing torch
     said = isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_ERRORS)
     return isinstance(error, MemoryError) or named or said
+
+
+def exit_status(run: Callable[[], int], log: logging.Logger) -> int:
+    """Return the exit status that `run` returns; log wrong input and a full disk, and return 2 or 74 for them."""
+    try:
+        return run()
+    except InputError as error:
+        log.error("%s", error)
+        return 2
+    except DiskFull as error:
+        log.error("%s; %s", error, error.remedy)
+        return EXIT_NO_SPACE
 
 
 class StopFlag:

@@ -47,7 +47,14 @@ from harness.tracking.live import mirrored_beside
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
 from harness.train.ranks import Ranks, device_name, initialise_ranks
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE, StopFlag, is_out_of_memory
+from harness.train.stopping import (
+    EXIT_NO_SPACE,
+    EXIT_PREEMPTED,
+    GPU_SHARE,
+    StopFlag,
+    exit_status,
+    is_out_of_memory,
+)
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.worker")
@@ -73,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     running_code()  # cached now: the files may be edited while this process waits for its next Series
     stop = StopFlag()
-    try:
+
+    def run() -> int:
         if options.feed:
             stop_when_parent_ends()
             return _serve(stop)
@@ -81,12 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run_all(options.run_dirs, stop)
         # A rank that ends with another status has the rest killed, before they have closed what they hold.
         return 0 if options.supervised and status in {1, EXIT_PREEMPTED} else status
-    except InputError as error:
-        log.error("%s", error)
-        return 2
-    except DiskFull as error:
-        log.error("%s", error)
-        return EXIT_NO_SPACE
+
+    try:
+        return exit_status(run, log)
     finally:
         flush_or_drop()
 

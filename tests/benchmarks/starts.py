@@ -46,7 +46,7 @@ def _start(folder: Path, count: int, address: str | None) -> float:
     ]
     while not all(rank.is_ready for rank in ranks):
         for rank in ranks:
-            rank.wait_for_word(1.0)
+            rank.wait_for_reply(1.0)
             if rank.status is not None:
                 raise RuntimeError((folder / "log").read_text())
     taken = time.perf_counter() - begun

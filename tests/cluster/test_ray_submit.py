@@ -72,7 +72,7 @@ def test_everything_is_handed_over_in_one_job_that_has_its_share_of_the_nodes(
         assert "1 run cancelled" in study.run("cancel", first)
         assert len(study.queue()) == 2
         assert "2 jobs taken from SLURM" in study.run("cancel")
-        assert "as it was last submitted" in study.run("retry", first)
+        assert "as in the last submission" in study.run("retry", first)
         assert study.arrays()[-1].packed
         study.run("cancel")
         assert study.queue() == []

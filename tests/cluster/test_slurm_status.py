@@ -51,7 +51,7 @@ def test_without_accounts_a_study_is_followed_cancelled_and_tried_again_all_the_
 
     study.run("cancel")
     assert study.queue() == []
-    assert f"on slurm, cluster {study.profile_path}, as it was last submitted" in study.run("retry")
+    assert f"on slurm, cluster {study.profile_path}, as in the last submission" in study.run("retry")
     assert len(study.queue()) == 1
     study.slurm("scontrol", "update", "partitionname=low", "state=up")
     watched = study.run("status", "--watch")

@@ -1,10 +1,9 @@
-"""A Ray of our own, started and ended by us: beside others on the same machines, and never in their way.
+"""A Ray cluster that the harness starts and ends, isolated from other Rays on the same machines.
 
-Nothing about it is a default that somebody else's Ray has too. What can listens on a port the kernel gives it when it
-binds; for what cannot, ports that are free are chosen, others where one was lost in between. Each Ray has a temporary
-folder and a token of its own; on one machine it listens on the loopback alone. Its nodes are kept by processes of ours
-(harness.dispatch.ray.node_agent), which are spoken to through one pipe and end what they started when that pipe does,
-however its other end ended.
+It uses no default that other Rays use too. Processes that can bind to a port assigned by the kernel; for others free
+ports are chosen, and chosen again if one was lost. Each Ray has a temporary folder and a token of its own, and on one
+machine it listens on the loopback address alone. A node agent (harness.dispatch.ray.node_agent) on each node starts
+Ray's processes, talks to this module through a pipe, and ends Ray when the pipe ends for whatever reason.
 """
 
 from __future__ import annotations
@@ -36,33 +35,33 @@ from harness.study.run import Count, Frozen, WholeNumber
 log = logging.getLogger("ssmscale.ray")
 
 START_SECONDS = 300.0
-"""Two processes that import Ray one after the other, 3 s each on an idle core; a busy machine takes its time."""
+"""Time limit of a start: two processes import Ray one after the other, in 3 s each on an idle core."""
 LAST_SECONDS = 30.0
-"""What Ray itself may take to end, beside workers that save."""
+"""Time that Ray's own processes have to end after the workers have saved."""
 
 
 class RayAddress(Frozen):
-    """Where a Ray is and how to talk to it; without the token, so that it may be shown."""
+    """The address of a Ray and the facts that a driver needs; it holds no secret and may be printed."""
 
     address: str
-    """HOST:PORT of its control store, as RAY_ADDRESS takes it."""
+    """HOST:PORT of its control store, for RAY_ADDRESS."""
     token_file: Path
-    """Readable by its owner alone."""
+    """File with its token, readable by the owner alone."""
     dashboard: str | None
-    """Its page, on the loopback of `node`; None where ray[default] is not installed there or nobody asked for it."""
+    """URL of its dashboard, on the loopback address of `node`; None if it has none."""
     node: str
     """Host of its head."""
     user: str
     temp_dir: Path
-    """Folder of Ray's sockets and logs on the head's host; it goes when Ray does."""
+    """Folder of Ray's sockets and logs on the head's host; it is removed when Ray ends."""
 
     def environment(self) -> dict[str, str]:
-        """What a driver's environment needs before it imports ray."""
+        """Return the variables that a driver needs before it imports ray."""
         host = self.address.rpartition(":")[0]
         return {"RAY_ADDRESS": self.address, **environment_of_ray(host, self.token_file)}
 
     def tunnel(self) -> str | None:
-        """The line by which the dashboard is seen on another machine."""
+        """Return the command that makes the dashboard reachable from another machine."""
         if self.dashboard is None:
             return None
         port = self.dashboard.rpartition(":")[2]
@@ -70,46 +69,46 @@ class RayAddress(Frozen):
 
 
 class NodePlan(Frozen):
-    """What the agents of all nodes are told when they start."""
+    """The plan of a Ray, from which each node agent starts its node."""
 
     token_file: Path
     log_dir: Path
     nodes: dict[str, str]
-    """Addresses of the nodes by name."""
+    """Address of each node by its name."""
     cpus: Count
-    """Cores of each."""
+    """Cores of each node."""
     gpus: WholeNumber
-    """GPUs of each."""
+    """GPUs of each node."""
     dashboard: bool = True
 
 
 class NodeEvent(Frozen):
-    """What a agent says of its node, a line of JSON each."""
+    """An event that a node agent reports as a line of JSON."""
 
     node: str
     event: Literal["head", "up", "down", "failed", "signal"]
-    """`failed`: it will not come up any more; `down`: its raylet died and is being replaced."""
+    """`down`: the raylet died and is being replaced; `failed`: the node will not come up again."""
     address: str | None = None
     dashboard: str | None = None
     temp_dir: Path | None = None
     reason: str | None = None
-    """Why it is down, or which signal came."""
+    """Reason of a failure, or name of the signal."""
 
 
 def environment_of_ray(host: str, token_file: Path) -> dict[str, str]:
-    """What every process of a Ray of ours is told, drivers included; `host` is the address its nodes have."""
+    """Return the variables of every process of such a Ray, drivers included; `host` is the address of its nodes."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
-        "RAY_AUTH_TOKEN": "",  # goes before the file where it is not empty
+        "RAY_AUTH_TOKEN": "",  # if not empty it takes precedence over the file
         "RAY_USAGE_STATS_ENABLED": "0",
-        # On the loopback alone: else Ray takes 127.0.0.1 for a mistake and puts this host's address in its place.
+        # With "1" Ray takes 127.0.0.1 for a mistake and replaces it by the host's address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0" if host == LOOPBACK else "1",
     }
 
 
 def make_token(folder: Path) -> Path:
-    """Make a token for a new Ray in a file that nobody else can read; raises DiskFull."""
+    """Make a token for a new Ray in a file that only the owner can read; raises DiskFull."""
     make_folder(folder)
     path = folder / f"token-{secrets.token_hex(4)}"
     with naming_a_full_disk(path):
@@ -119,7 +118,7 @@ def make_token(folder: Path) -> Path:
 
 
 def read_address(path: Path) -> RayAddress | None:
-    """What was written of a Ray that runs; None where none does."""
+    """Read the address of a running Ray from its ray.json; None if no Ray runs."""
     try:
         return RayAddress.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -127,7 +126,7 @@ def read_address(path: Path) -> RayAddress | None:
 
 
 class RayNodes:
-    """The agents of a Ray's nodes, as the processes of one command: srun's, or the only one itself."""
+    """The node agents of a Ray, started by one command: by srun, or directly if there is one node."""
 
     def __init__(
         self,
@@ -140,57 +139,48 @@ class RayNodes:
         self._on_signal = on_signal
         self.address: RayAddress | None = None
         self._up: set[str] = set()
-        self._headless: str | None = None
+        self._head_failure: str | None = None
         make_folder(plan.log_dir)
         self.log = plan.log_dir / "ray.log"
-        with self.log.open("ab") as said:
+        agent = [sys.executable, "-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json()]
+        with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [
-                    *command,
-                    sys.executable,
-                    "-u",
-                    "-m",
-                    "harness.dispatch.ray.node_agent",
-                    plan.model_dump_json(),
-                ],
+                [*command, *agent],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=output,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for us: we end it, in order
+                start_new_session=True,  # keeps Ctrl-C from the agents, which this process ends in order
             )
         assert self._process.stdout is not None
-        self._said = PipeReader(self._process.stdout.fileno())
+        self._pipe = PipeReader(self._process.stdout.fileno())
 
     @property
     def is_alive(self) -> bool:
-        """Whether a node may still be there."""
+        """True if any node may run."""
         return self._process.poll() is None
 
     def check(self) -> None:
-        """Raise RayDown where its nodes are gone, or its head is, without which no driver gets further."""
+        """Raise RayDown if all nodes or the head have ended: no driver can continue without the head."""
         if not self.is_alive:
             raise RayDown(f"Ray ended; {self._ending()}")
-        if self._headless is not None:
-            raise RayDown(f"Ray ended: {self._headless}")
+        if self._head_failure is not None:
+            raise RayDown(f"Ray ended: {self._head_failure}")
 
     def listen(self, seconds: float = 0.0) -> list[NodeEvent]:
-        """What the agents said since the last call, waited for at most that long."""
-        if self._said.is_ended:  # its end would be heard of at once, again and again
+        """Return the events since the last call, waiting up to `seconds` for the first."""
+        if self._pipe.is_ended:  # reading would return at once
             time.sleep(seconds)
-        lines = self._said.read(seconds)
+        lines = self._pipe.read(seconds)
         events = [NodeEvent.model_validate_json(line) for line in lines if line.startswith(b"{")]
         for event in events:
-            self._take_up(event)
+            self._handle(event)
         return events
 
     def wait_until_ready(
         self, seconds: float = START_SECONDS, wanted: Callable[[], bool] = lambda: True
     ) -> RayAddress:
-        """Return once every node is registered with what it offers; raises RayDown, saying what is missing.
-
-        Nor is it waited for any longer when it is not `wanted` any more.
-        """
+        """Wait until every node is registered; raises RayDown if one fails, or if Ray is not `wanted` any more."""
         deadline = time.monotonic() + seconds
         while self.address is None or not self._up.issuperset(self.plan.nodes):
             for event in self.listen(0.2):
@@ -208,8 +198,8 @@ class RayNodes:
         return self.address
 
     def end(self) -> None:
-        """Have workers save and every process of Ray's end; kills what does not."""
-        with _ignoring(signal.SIGINT, signal.SIGTERM):  # impatience must not leave orphans
+        """Have workers save, and end every process of Ray."""
+        with _ignoring(signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave orphans
             assert self._process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -220,10 +210,10 @@ class RayNodes:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             assert self._process.stdout is not None
-            self.listen()  # a signal may have come meanwhile
+            self.listen()  # an agent may have reported a signal
             self._process.stdout.close()
 
-    def _take_up(self, event: NodeEvent) -> None:
+    def _handle(self, event: NodeEvent) -> None:
         if event.event == "head":
             assert event.address is not None
             assert event.temp_dir is not None
@@ -236,7 +226,9 @@ class RayNodes:
                 temp_dir=event.temp_dir,
             )
             assert self._process.stdin is not None
-            with contextlib.suppress(BrokenPipeError, ValueError):  # it is gone, or is being ended
+            with contextlib.suppress(
+                BrokenPipeError, ValueError
+            ):  # it has ended, or `end` has closed the pipe
                 self._process.stdin.write(json.dumps({"join": event.address}).encode() + b"\n")
                 self._process.stdin.flush()
         elif event.event == "up":
@@ -246,7 +238,7 @@ class RayNodes:
         else:
             self._up.discard(event.node)
             if event.event == "failed" and self.address is not None and event.node == self.address.node:
-                self._headless = event.reason or "nobody knows why"
+                self._head_failure = event.reason or "the reason is unknown"
             log.warning("Ray on %s: %s", event.node, event.reason)
 
     def _ending(self) -> str:
@@ -261,28 +253,28 @@ def ray_on(
     on_signal: Callable[[str], object] = lambda _: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Iterator[RayNodes]:
-    """A Ray on the nodes of a plan while the block runs; the plan's folder takes its address, as ray.json.
+    """Run a Ray on the nodes of a plan during the block, and write its address to ray.json in the plan's folder.
 
-    Raises RayDown where it does not start, or is not `wanted` any more before it has.
+    Raises RayDown if it does not start, or is not `wanted` any more before it has started.
     """
-    told = plan.log_dir / "ray.json"
+    address_file = plan.log_dir / "ray.json"
     nodes = RayNodes(command, plan, environment, on_signal)
     try:
         address = nodes.wait_until_ready(wanted=wanted)
-        write_atomically(told, address.model_dump_json(indent=1) + "\n")
+        write_atomically(address_file, address.model_dump_json(indent=1) + "\n")
         yield nodes
     finally:
-        told.unlink(missing_ok=True)
+        address_file.unlink(missing_ok=True)
         nodes.end()
         plan.token_file.unlink(missing_ok=True)
 
 
 @contextmanager
 def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Iterator[RayAddress]:
-    """A Ray on this machine while the block runs, offering the cores and GPUs of `cluster`.
+    """Run a Ray on this machine during the block, with the cores and GPUs of `cluster`.
 
-    `folder` takes its token, its log and, as ray.json, its address. When the block is left, by Ctrl-C too, workers save
-    and every process of Ray's ends; they also do where this process is killed. Raises RayDown where Ray does not start.
+    `folder` takes its token, its log and ray.json. When the block ends, also by Ctrl-C, or this process is killed,
+    workers save and every process of Ray ends. Raises RayDown if Ray does not start.
     """
     if importlib.util.find_spec("ray") is None:
         raise ModuleNotFoundError("no ray", name="ray")
@@ -303,14 +295,14 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
             yield address
     finally:
         if address is not None:
-            shutil.rmtree(address.temp_dir.parent, ignore_errors=True)  # where its agent was killed
+            shutil.rmtree(address.temp_dir.parent, ignore_errors=True)  # remains if the agent was killed
 
 
 @contextmanager
 def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
     try:
         previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
-    except ValueError:  # not the main thread, which signals do not reach
+    except ValueError:  # not the main thread: signals do not reach this one
         previous = []
     try:
         yield

@@ -1,9 +1,9 @@
-"""Train the Series of a packed array on the Ray cluster this process finds, until nothing of them is left.
+"""Train the Series of a packed array on the Ray cluster at RAY_ADDRESS until none of their Runs is left.
 
     python -m harness.dispatch.ray.controller ARRAY_FILE      with RAY_ADDRESS set
 
-All it knows it reads from ROOT, so it may be killed and started again at any time, here or in another allocation: what
-has finished stays finished, and what has not goes on from its last checkpoint.
+The controller reads all its state from ROOT, so it may be killed and started again at any time, here or in another
+allocation: finished Runs stay finished, and others continue from their last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,74 +15,67 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.common.disk import DiskFull
 from harness.common.process import log_to_stderr
 from harness.dispatch.arrays import Array
-from harness.dispatch.base import Backend, Task
+from harness.dispatch.base import Backend, SubmitTarget, Task
 from harness.dispatch.ray.dispatcher import RayDispatcher, connected
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.supervise import JobSupervisor
 from harness.record.control import Control
 from harness.record.journal import read_progress
-from harness.record.root import Root, read_model, read_run
+from harness.record.root import read_model, read_run
 from harness.record.series import unfinished
-from harness.train.stopping import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, StopFlag
-from ssmttm.errors import InputError
+from harness.train.stopping import EXIT_NO_NODES, EXIT_PREEMPTED, StopFlag, exit_status
 
 log = logging.getLogger("ssmscale.ray")
 
 OTHERS_SECONDS = 120.0
-"""How long Series that other processes train are waited for once nothing else is left: devices stand idle meanwhile."""
+"""Time to wait for Series that other processes train once all others have ended: the devices are idle meanwhile."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train an array's tasks; returns 0 where nothing is left.
+    """Train an array's tasks; returns 0 if none is left.
 
-    Else 69 where there are no nodes, 74 where the disk is full, 75 where it was stopped.
+    Otherwise returns 69 if Ray has no nodes, 74 if the disk is full, 75 if it was told to stop.
     """
     log_to_stderr()
-    (array_file,) = arguments if arguments is not None else sys.argv[1:]
+    (name,) = arguments if arguments is not None else sys.argv[1:]
+    array_file = Path(name).absolute()
     stop = StopFlag()
     stop.install()
-    try:
-        array = read_model(Path(array_file), Array)
-        study_dir = Path(array_file).absolute().parent.parent
+
+    def run() -> int:
+        array = read_model(array_file, Array)
+        study_dir = array_file.parent.parent
         with connected(os.environ["RAY_ADDRESS"]):
-            stop.install()  # Ray has its own idea of what to do when it is told to stop
-            dispatcher = RayDispatcher(study_dir / "logs")
-            try:
+            stop.install()  # Ray has installed handlers of its own
+            with RayDispatcher(study_dir, SubmitTarget("ray")) as dispatcher:
                 return train_tasks(array, study_dir, dispatcher, stop)
-            finally:
-                dispatcher.close()
-    except InputError as error:
-        log.error("%s", error)
-        return 2
+
+    try:
+        return exit_status(run, log)
     except RayDown as error:
         log.error("%s", error)
         return EXIT_NO_NODES
-    except DiskFull as error:
-        log.error("%s; %s", error, error.remedy)
-        return EXIT_NO_SPACE
 
 
-def train_tasks(array: Array, study_dir: Path, dispatcher: Backend, stop: StopFlag) -> int:
-    """Hand over what is left of each task until nothing is, or until told to stop; returns the exit status.
+def train_tasks(array: Array, study_dir: Path, backend: Backend, stop: StopFlag) -> int:
+    """Submit the unfinished Runs of each task until none is left, or until told to stop; returns the exit status.
 
     Raises DiskFull.
     """
-    root = Root(study_dir.parent.parent)
     control = Control(study_dir / "control.jsonl")
-    in_hand = JobSupervisor(control, dispatcher)
-    tasks = _Tasks(array.tasks, root, control)
+    supervisor = JobSupervisor(control, backend)
+    tasks = _Tasks(array.tasks, control)
     while not stop.reason:
-        left = tasks.left(in_hand)
-        if not left and in_hand.is_empty:
+        left = tasks.left(supervisor)
+        if not left and supervisor.is_empty:
             return 0
-        if wanted := [job for job in left if in_hand.takes(job.series_id)]:
-            in_hand.watch_over(dispatcher.submit(wanted))
-        in_hand.watch()
-        # To be told that a Series is in other hands takes a moment each time, in which it seems to be in these.
-        if in_hand.is_empty and time.monotonic() - in_hand.trained_at > OTHERS_SECONDS:
+        if wanted := [task for task in left if supervisor.takes(task.series_id)]:
+            supervisor.watch_over(backend.submit(wanted))
+        supervisor.watch()
+        # A Series of another process seems to be ours for a moment, each time it is submitted and found to be busy.
+        if supervisor.is_empty and time.monotonic() - supervisor.trained_at > OTHERS_SECONDS:
             log.info("other processes train the %d series that are left", len(left))
             return 0
     log.info("told to stop (%s): workers save what they have", stop.reason)
@@ -90,43 +83,42 @@ def train_tasks(array: Array, study_dir: Path, dispatcher: Backend, stop: StopFl
 
 
 class _Tasks:
-    """The tasks of an array and what is left of them; journals of what is over are not read again in vain."""
+    """The tasks of an array; the journals of finished ones are read again only after control.jsonl has changed."""
 
-    def __init__(self, tasks: Sequence[Task], root: Root, control: Control) -> None:
-        self._tasks, self._root, self._control = tasks, root, control
+    def __init__(self, tasks: Sequence[Task], control: Control) -> None:
+        self._tasks, self._control = tasks, control
         self._over: set[str] = set()
-        self._known = -1
+        self._size = -1
 
-    def left(self, in_hand: JobSupervisor) -> list[Task]:
-        """Series that are not in hand and not over."""
-        told = self._control.path.stat().st_size if self._control.path.exists() else 0
-        if told != self._known:  # something may have been forgiven
+    def left(self, supervisor: JobSupervisor) -> list[Task]:
+        """Return tasks for the unfinished Runs of the Series that the supervisor does not have."""
+        size = self._control.path.stat().st_size if self._control.path.exists() else 0
+        if size != self._size:  # a Run may have been retried
             self._over.clear()
-            self._known = told
+            self._size = size
         tasks = [
             task
             for task in self._tasks
-            if task.series_id not in self._over and not in_hand.has(task.series_id)
+            if task.series_id not in self._over and not supervisor.has(task.series_id)
         ]
-        # Of all at once: control.jsonl is read each time.
-        left = (
-            set(unfinished([folder for task in tasks for folder in task.run_dirs], self._control))
-            if tasks
-            else set()
-        )
-        jobs = []
+        # One call for all: it reads control.jsonl.
+        folders = [folder for task in tasks for folder in task.run_dirs]
+        unfinished_runs = set(unfinished(folders, self._control)) if folders else set()
+        left = []
         for task in tasks:
-            if run_dirs := [folder for folder in task.run_dirs if folder in left]:
-                jobs.append(self._rest(task, run_dirs))
+            if run_dirs := [folder for folder in task.run_dirs if folder in unfinished_runs]:
+                left.append(_rest(task, run_dirs))
             else:
                 self._over.add(task.series_id)
-        return jobs
+        return left
 
-    def _rest(self, task: Task, run_dirs: Sequence[Path]) -> Task:
-        steps = max(read_run(run_dir).iterations for run_dir in run_dirs)
-        done = min(read_progress(self._root.series(task.series_id)).step, steps)
-        seconds = task.seconds * (1 - done / steps)
-        return task.model_copy(update={"run_dirs": tuple(run_dirs), "seconds": seconds})
+
+def _rest(task: Task, run_dirs: Sequence[Path]) -> Task:
+    """Return a task for these Runs of a task, with the seconds that are left of it."""
+    steps = max(read_run(run_dir).iterations for run_dir in run_dirs)
+    done = min(read_progress(task.folder).step, steps)
+    seconds = task.seconds * (1 - done / steps)
+    return task.model_copy(update={"run_dirs": tuple(run_dirs), "seconds": seconds})
 
 
 if __name__ == "__main__":

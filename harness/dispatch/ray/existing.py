@@ -1,8 +1,8 @@
-"""Tasks on a Ray cluster that is there already: a KubeRay cluster, a pool of workstations.
+"""Tasks on an existing Ray cluster: a KubeRay cluster, a pool of workstations.
 
 The controller that packs Series on the cluster (harness.dispatch.ray.controller) runs there as a Ray job, and the
-command returns. Nothing is copied there: the cluster's nodes have the harness installed and see the run directories
-and the corpus. A small job looks first whether that is so, and what there is to plan with.
+command returns. Nothing is copied there: the nodes must have the harness installed and see ROOT and the corpus. A small
+Ray job inspects the cluster first: whether this is so, and which devices it has.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from harness.record.registry import ResolvedStudy
 from harness.record.series import RAY_JOB
 from ssmttm.errors import InputError
 
-LOOK_SECONDS = 300.0
-"""How long the job that looks around may take: a node's first job waits for its Python to import Ray."""
+INSPECT_SECONDS = 300.0
+"""Time limit of the inspection job: a node's first job waits until its Python has imported Ray."""
 OLDEST_RAY = (2, 60)
 SAVE_SECONDS = 120
-"""How long a controller that is told to stop may take before Ray kills it: its workers save meanwhile."""
+"""Time that a controller has for its workers to save before Ray kills it."""
 
 
 class RayCluster(Backend):
-    """All tasks in one job of a Ray cluster, packed on its devices."""
+    """Runs all tasks in one job of a Ray cluster, packed on its devices."""
 
     name, scheduler, outlives, is_packed = "ray", "Ray", True, True
     _seen: Cluster | None = None
 
     @property
     def address(self) -> str:
-        """The user's address of the cluster, or that of its job server."""
+        """Address of the cluster as the user gave it, or of its job server."""
         return str(self.target.ray_address)
 
     @property
     def where(self) -> str:
-        """The cluster, as a user knows it."""
+        """Name of the cluster in messages."""
         return f"Ray at {self.address}"
 
     @cached_property
     def server(self) -> RayJobs:
-        """The cluster's job server. Raises SchedulerUnavailable."""
+        """Client of the cluster's job server. Raises SchedulerUnavailable."""
         return RayJobs(self.address)
 
     def offer(self, resolved: ResolvedStudy) -> Cluster:
-        """Look at the cluster from within; raises InputError where it cannot be reached, or cannot train the study."""
+        """Inspect the cluster; raises InputError if it cannot be reached or cannot train the study."""
         if self._seen is None:
             root, corpus = resolved.root.path.absolute(), resolved.study.corpus.path.absolute()
             try:
-                seen = _look(self.server, root, corpus)
+                seen = _inspect(self.server, root, corpus)
             except SchedulerUnavailable as gone:
                 raise InputError(f"--ray-address {gone}") from gone
             check_seen(self.address, seen, root, corpus)
@@ -66,7 +66,7 @@ class RayCluster(Backend):
         return self._seen
 
     def describe(self, runs: Sequence[PlannedRun]) -> list[str]:
-        """Say how many Runs are packed."""
+        """Describe how many Runs are packed."""
         return [] if self._seen is None else describe_packing(runs, self._seen, self.where)
 
     def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
@@ -106,7 +106,7 @@ class RayCluster(Backend):
         return {name: view for name, view in known.items() if name in asked}
 
     def cancel(self, handles: Sequence[Handle]) -> None:
-        """Ask these jobs to save and end."""
+        """Ask these jobs to end after their workers have saved."""
         for name in dict.fromkeys(handle.job_id for handle in handles):
             self.server.stop(name)
 
@@ -116,10 +116,10 @@ class RayCluster(Backend):
 
 
 def cluster_of(address: str, seen: Seen) -> Cluster:
-    """What planning needs of what was seen: the nodes with GPUs where there are any, each as its weakest."""
+    """Return the cluster to plan for: its nodes with GPUs if there are any, all taken to be as its weakest."""
     nodes = [node for node in seen.nodes if node.gpus] or [node for node in seen.nodes if node.cores]
     if not nodes:
-        raise InputError(f"--ray-address {address}: no node of it offers a GPU or a CPU core")
+        raise InputError(f"--ray-address {address}: none of its nodes has a GPU or a CPU core")
     sizes = [node.gpu_memory_gib for node in nodes if node.gpu_memory_gib is not None]
     kinds = {node.gpu_type for node in nodes}
     return Cluster(
@@ -133,48 +133,48 @@ def cluster_of(address: str, seen: Seen) -> Cluster:
     )
 
 
-def _look(jobs: RayJobs, root: Path, corpus: Path) -> Seen:
-    # Another folder of the same name would not have it. Where ROOT is not there yet, who sees its parent will see it.
+def _inspect(jobs: RayJobs, root: Path, corpus: Path) -> Seen:
+    # A file of a unique name tells ROOT from another folder of the same path. If ROOT does not exist, its parent must.
     there = next(folder for folder in (root, *root.parents) if folder.is_dir())
     mark = there / f".ssmscale-seen-{uuid.uuid4().hex[:8]}"
     name = f"ssmscale-look-{uuid.uuid4().hex[:8]}"
     try:
         mark.touch()
         jobs.submit(name, python_there("-m", "harness.dispatch.ray.job_server", str(mark), str(corpus)), {})
-        ended = jobs.wait(name, LOOK_SECONDS)
+        ended = jobs.wait(name, INSPECT_SECONDS)
     finally:
         mark.unlink(missing_ok=True)
     if ended is None:
         raise ray_unavailable(
-            f"{jobs.address}: a job that looks around has not ended for {LOOK_SECONDS:.0f} s"
+            f"{jobs.address}: the inspection job has not ended after {INSPECT_SECONDS:.0f} s"
         )
-    for line in ended.output.splitlines():
+    status, output = ended
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
+    for line in lines:
         if line.startswith(MARK):
             return Seen.model_validate_json(line.removeprefix(MARK))
-    if "No module named" in ended.output:
-        package = ended.output.rpartition("No module named")[2].split()[0].strip("'")
+    if "No module named" in output:
+        package = output.rpartition("No module named")[2].split()[0].strip("'")
         raise ray_unavailable(
             f"{jobs.address}: its Python lacks {package}; install ssmscale[train,ray] on its nodes"
         )
-    said = [line for line in ended.output.splitlines() if line.strip()] or ["nothing"]
-    raise ray_unavailable(
-        f"{jobs.address}: a job that looks around ended {ended.status}, saying {said[-1].strip()}"
-    )
+    raise ray_unavailable(f"{jobs.address}: the inspection job ended {status}; its output ends: {lines[-1]}")
 
 
 def check_seen(address: str, seen: Seen, root: Path, corpus: Path) -> None:
-    """Raise InputError where the versions there are not ours, or a node does not see what it is to read and write."""
+    """Raise InputError if a version on the cluster does not fit, or a node cannot see ROOT or the corpus."""
     ours = installed_version("ssmscale")
     if seen.ssmscale != ours:
         raise InputError(
-            f"--ray-address {address}: has ssmscale {seen.ssmscale}, and here it is {ours}; install the same on both"
+            f"--ray-address {address}: has ssmscale {seen.ssmscale}, but {ours} is installed here; install the same "
+            "version on both"
         )
     if tuple(map(int, seen.ray.split(".")[:2])) < OLDEST_RAY:
         oldest = ".".join(map(str, OLDEST_RAY))
-        raise InputError(f"--ray-address {address}: runs Ray {seen.ray}; it takes {oldest} or later")
+        raise InputError(f"--ray-address {address}: runs Ray {seen.ray}; {oldest} or later is needed")
     for node in seen.nodes:
         if str(corpus) in node.hidden:
-            raise InputError(f"corpus.path: {corpus}: is not seen on node {node.name} of Ray at {address}")
+            raise InputError(f"corpus.path: {corpus}: node {node.name} of Ray at {address} does not see it")
         if node.hidden:
             raise InputError(
                 f"--root: {root}: node {node.name} of Ray at {address} does not see it; it must be on shared storage"

@@ -1,11 +1,10 @@
-"""The ranks of one process group on a Ray cluster, from the placement group they sit in to their end.
+"""The ranks of one process group on a Ray cluster, from their placement group to their end.
 
-Nothing here waits: an answer is taken up when it has come. A group that loses a rank, or the node of one, is let go
-whole, since the ranks of a process group cannot be replaced one by one.
+No method of a group blocks: it reads the replies that have arrived. If a group loses a rank or a node, the whole group
+ends, because the ranks of a process group cannot be replaced one by one.
 
-The Ray actor of a rank holds the rank's share of a node for as long as it lives. The rank is a process of its own:
-when Ray ends an actor, with its node's raylet or with the program that made it, nothing asks the actor first; the
-kernel tells its child, which saves at its next step and ends.
+The Ray actor of a rank holds the rank's devices; the rank is a process of its own. Ray ends an actor without warning,
+together with its node's raylet or its driver. The kernel then signals the rank, which saves at its next step and ends.
 """
 
 from __future__ import annotations
@@ -28,35 +27,35 @@ from harness.record.jobs import JobState
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE
 
 LISTEN_SECONDS = 1.0
-"""How long a rank is listened to at a time: as long, at most, it takes to be told to stop."""
+"""Time that an actor waits for a reply of its rank: an order to stop may wait as long."""
 PLACE_SECONDS = 120.0
-"""How long Ray may take to place a group where there is room, before the room is looked for elsewhere: a hundred times
-what four actors took on an idle machine of two cores (1.2 s), and longer than a group that is let go may hold it."""
+"""Time that Ray has to place a group before it is placed elsewhere: a hundred times what four actors took on an idle
+machine of two cores (1.2 s), and longer than an ending group may hold its devices."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an actor found itself."""
+    """The node and GPUs of an actor."""
 
     node: str
     """Ray's id of its node."""
     gpus: tuple[str, ...]
-    """The GPUs Ray gave it, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that Ray assigned to it, as CUDA_VISIBLE_DEVICES names them."""
 
 
 @dataclass
 class _Rank:
-    """One actor and what has been asked of it."""
+    """An actor and the state of its rank."""
 
     actor: Any
     placement: Placement | None = None
-    asked: Any = None
-    """The answer that is awaited: a Placement, a RankReport, or its end."""
+    pending: Any = None
+    """Reference to the reply to come: a Placement, a RankReport, or the exit status."""
     outcomes: list[str] = field(default_factory=list)
     status: int | None = None
     is_ready: bool = False
     is_gone: bool = False
-    """Whether the actor or its node died, or it has done all it was there for."""
+    """True if the actor or its node died, or its rank has ended."""
 
 
 class RankGroup:
@@ -73,7 +72,7 @@ class RankGroup:
         servers: Mapping[str, Any],
         on_gpus: bool,
     ) -> None:
-        """Have Ray place it on these nodes, each of which has a ServerActor in `servers`."""
+        """Ask Ray to place the group on these nodes; `servers` has the ServerActor of each node."""
         import ray
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -84,12 +83,12 @@ class RankGroup:
         self.began = time.monotonic()
         self.handle: Handle | None = None
         self.is_ready = self.is_leaving = self.is_gone = False
-        self._is_started = self._found_no_room = False
+        self._is_started = self._is_unplaced = False
         self.fed = 0.0
-        """Since when it trains what it was fed, by the monotonic clock."""
+        """Time since which it trains its task, by the monotonic clock."""
         self._meeting = log_dir / "meetings" / f"{os.getpid()}-{time.time_ns()}"
         kind = "GPU" if on_gpus else "CPU"
-        self._room = placement_group(
+        self._placement_group = placement_group(
             bundles=[{kind: request.share} for _ in nodes],
             strategy="PACK",
             bundle_label_selector=[{"ray.io/node-id": node} for node in nodes],
@@ -101,42 +100,42 @@ class RankGroup:
                     num_cpus=0 if on_gpus else request.share,
                     num_gpus=request.share if on_gpus else 0,
                     scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        placement_group=self._room, placement_group_bundle_index=bundle
+                        placement_group=self._placement_group, placement_group_bundle_index=bundle
                     ),
                 ).remote()
             )
             for bundle in range(request.ranks)
         ]
         for rank in self._ranks:
-            rank.asked = rank.actor.find_placement.remote()
+            rank.pending = rank.actor.find_placement.remote()
 
     @property
     def device(self) -> str | None:
-        """The GPU it shares with others; None where it shares none, or has not been placed."""
+        """The GPU that it shares; None if it shares none, or is not placed yet."""
         placement = self._ranks[0].placement
-        return (
-            placement.gpus[0] if self.request.share < 1 and placement is not None and placement.gpus else None
-        )
+        if self.request.share < 1 and placement is not None and placement.gpus:
+            return placement.gpus[0]
+        return None
 
     def feed(self, handle: Handle) -> None:
-        """Have it train a Series, as soon as it has started."""
+        """Have it train a Series as soon as it has started."""
         self.handle = handle
         self.fed = time.monotonic()
         if self._is_started:
-            self._tell_ranks()
+            self._feed_ranks()
 
     def let_go(self, seconds: float) -> None:
-        """Have its ranks save and end within so many seconds; it is gone when they are."""
+        """Have its ranks save and end within `seconds`; `poll` sets `is_gone` once they have."""
         if self.is_leaving:
             return
         self.is_leaving = True
         self._until = time.monotonic() + seconds + 5
         for rank in self._ranks:
             if not rank.is_gone:
-                rank.asked = rank.actor.end.remote(seconds)
+                rank.pending = rank.actor.end.remote(seconds)
 
     def poll(self) -> tuple[Handle | None, JobState | None]:
-        """The job that ended since the last call, and how."""
+        """Return the job that ended since the last call, and its state."""
         self._listen()
         if self.is_leaving:
             if all(rank.is_gone for rank in self._ranks) or time.monotonic() > self._until:
@@ -147,7 +146,7 @@ class RankGroup:
             if all(rank.placement is not None for rank in self._ranks):
                 self._start()
             elif any(rank.is_gone for rank in self._ranks) or time.monotonic() - self.began > PLACE_SECONDS:
-                self._found_no_room = not self._has_room()
+                self._is_unplaced = not self._is_placed()
                 self.let_go(0.0)
             return None, None
         if not self.is_ready and all(rank.is_ready for rank in self._ranks):
@@ -157,22 +156,22 @@ class RankGroup:
             outcome, *_ = [rank.outcomes.pop(0) for rank in self._ranks]
             return self._give_back(state_of(outcome))
         if any(rank.is_gone or rank.status is not None for rank in self._ranks):
-            self.let_go(ALONE_SECONDS)  # one is gone: the others wait for it in vain
+            self.let_go(ALONE_SECONDS)  # one rank has died, and the others may wait for it for ever
         return None, None
 
     def _give_back(self, state: JobState) -> tuple[Handle | None, JobState | None]:
         handle, self.handle = self.handle, None
         return (handle, state) if handle is not None else (None, None)
 
-    def _has_room(self) -> bool:
-        """Whether Ray has found the room for it, whatever became of those who were to have it."""
+    def _is_placed(self) -> bool:
+        """Return True if Ray has created the placement group, even if actors in it died."""
         from ray.util.placement_group import placement_group_table
 
-        return bool(placement_group_table(self._room)["state"] == "CREATED")
+        return bool(placement_group_table(self._placement_group)["state"] == "CREATED")
 
     def _state_at_end(self) -> JobState:
-        """What became of a Series in whose midst the group ended."""
-        if self._found_no_room:  # others have it, or its node went: nothing has been tried in vain
+        """Return the state of the Series that the group was training when it ended."""
+        if self._is_unplaced:  # others hold the devices, or a node has gone: this is no failure of the Series
             return JobState.PREEMPTED
         if self.handle is not None and all(rank.outcomes for rank in self._ranks):
             return state_of(self._ranks[0].outcomes.pop(0))
@@ -182,16 +181,18 @@ class RankGroup:
         return JobState.PREEMPTED if EXIT_PREEMPTED in statuses or statuses == {0} else JobState.LOST
 
     def _listen(self) -> None:
-        """Take up every answer that has come, and ask on."""
+        """Read the replies that have arrived, and ask the ranks for further reports."""
         import ray
 
-        asked = {rank.asked: rank for rank in self._ranks if rank.asked is not None and not rank.is_gone}
-        if not asked:
+        pending = {
+            rank.pending: rank for rank in self._ranks if rank.pending is not None and not rank.is_gone
+        }
+        if not pending:
             return
-        come, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
-        for reference in come:
-            rank = asked[reference]
-            rank.asked = None
+        arrived, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        for reference in arrived:
+            rank = pending[reference]
+            rank.pending = None
             try:
                 answer = ray.get(reference)
             except ray.exceptions.RayError:  # the actor died, or its node
@@ -204,7 +205,7 @@ class RankGroup:
                 if answer.outcome is not None:
                     rank.outcomes.append(answer.outcome)
                 if rank.status is None and not self.is_leaving:
-                    rank.asked = rank.actor.report.remote(LISTEN_SECONDS)
+                    rank.pending = rank.actor.report.remote(LISTEN_SECONDS)
             elif self.is_leaving:
                 rank.status, rank.is_gone = answer, True
 
@@ -218,7 +219,7 @@ class RankGroup:
             self._meeting.mkdir(parents=True)
             meeting = {"SSMSCALE_MEETING": str(self._meeting)}
         for number, (rank, placement) in enumerate(zip(self._ranks, placed, strict=True)):
-            # Ranks of a node see all of its GPUs that are the group's, as NCCL likes it best.
+            # Each rank sees all GPUs that the group has on its node, as NCCL recommends.
             beside = [other for other in placed if other.node == placement.node]
             environment = environment_of_rank(
                 number,
@@ -233,11 +234,11 @@ class RankGroup:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in beside for gpu in other.gpus)
             log = self.log_dir / f"workers-{placement.node[:12]}.log"
             rank.actor.start.remote(environment, str(log), self._servers[placement.node].address.remote())
-            rank.asked = rank.actor.report.remote(LISTEN_SECONDS)
+            rank.pending = rank.actor.report.remote(LISTEN_SECONDS)
         self._is_started = True
-        self._tell_ranks()
+        self._feed_ranks()
 
-    def _tell_ranks(self) -> None:
+    def _feed_ranks(self) -> None:
         assert self.handle is not None
         for rank in self._ranks:
             rank.actor.feed.remote([str(folder) for folder in self.handle.task.run_dirs])
@@ -248,7 +249,7 @@ class RankGroup:
 
         for rank in self._ranks:
             ray.kill(rank.actor)
-        remove_placement_group(self._room)
+        remove_placement_group(self._placement_group)
         if self._meeting.is_dir():
             shutil.rmtree(self._meeting, ignore_errors=True)
         else:
@@ -258,18 +259,18 @@ class RankGroup:
 
 @dataclass(frozen=True)
 class RankReport:
-    """What a rank had to say."""
+    """A report of a rank's actor."""
 
     is_ready: bool
-    """Whether it has imported what it needs and found the others."""
+    """True once the rank has made its imports and found the others."""
     outcome: str | None = None
-    """How the Series ended that it was fed; None while it trains."""
+    """Outcome of the Series it was fed; None while it trains."""
     status: int | None = None
-    """Its exit status; None while it is there."""
+    """Exit status of the rank; None while it runs."""
 
 
 class ServerActor:
-    """Has the rank server of a node; what it holds of the node is nothing that ranks want."""
+    """The actor that runs the rank server of a node; it holds no device."""
 
     def __init__(self, log: str) -> None:
         self._log = Path(log)
@@ -278,20 +279,20 @@ class ServerActor:
             self._server = RankServer(self._log)
 
     def address(self) -> str | None:
-        """Where ranks are asked for; None where they have to be plain processes."""
+        """Return the address of the rank server; None if ranks have to be plain processes."""
         if self._server is not None and not self._server.is_alive:
             self._server = RankServer(self._log)
         return self._server.address if self._server else None
 
 
 class RankActor:
-    """Made on a node by Ray; all its methods run one after the other, so none may take long."""
+    """The actor of one rank; Ray runs its methods one after another, so none may take long."""
 
     def __init__(self) -> None:
         self._process: RankProcess | None = None
 
     def find_placement(self) -> Placement:
-        """Where it is."""
+        """Return its node and its GPUs."""
         import ray
 
         context = ray.get_runtime_context()
@@ -299,7 +300,7 @@ class RankActor:
         return Placement(context.get_node_id(), tuple(str(gpu) for gpu in gpus))
 
     def start(self, environment: Mapping[str, str], log: str, server: str | None) -> None:
-        """Start the rank, from its node's rank server where there is one."""
+        """Start the rank, by its node's rank server if there is one."""
         self._process = RankProcess(environment, Path(log), server)
 
     def feed(self, run_dirs: Sequence[str]) -> None:
@@ -307,13 +308,13 @@ class RankActor:
         self._rank.feed([Path(folder) for folder in run_dirs])
 
     def report(self, seconds: float) -> RankReport:
-        """What the rank says within so many seconds; it is asked again and again."""
+        """Return the rank's state, waiting up to `seconds` for a change."""
         rank = self._rank
-        rank.wait_for_word(seconds)
+        rank.wait_for_reply(seconds)
         return RankReport(rank.is_ready, rank.replies.pop(0) if rank.replies else None, rank.status)
 
     def end(self, seconds: float) -> int | None:
-        """Have the rank save and end within so many seconds, or be killed; returns its exit status."""
+        """Have the rank save and end, kill it after `seconds`, and return its exit status."""
         if self._process is None:
             return None
         self._process.ask_to_stop()

@@ -1,4 +1,4 @@
-"""Where a node of Ray's goes on its host: the address it listens at, its GPUs, and a folder for its sockets."""
+"""Choose for a Ray node on this host its address, its GPUs, its ports and a folder for its sockets."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from harness.record.jobs import SchedulerUnavailable
 
 LOOPBACK = "127.0.0.1"
 HELD = "held"
-"""File of a temporary folder that the process holds whose folder it is."""
+"""Name of the file in a temporary folder that its owner keeps locked."""
 LOWEST_PORT = 10000
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class RayDown(SchedulerUnavailable):
-    """Ray did not start, or is gone; a sentence says what is missing."""
+    """Ray did not start, or has ended; the message says why."""
 
     def __init__(self, why: str) -> None:
         super().__init__("Ray", why)
 
 
 def address_towards(others: Sequence[str]) -> str:
-    """The address by which other hosts reach this one; the loopback where there are none, or all of them are here.
+    """Return the address by which other hosts reach this one, or the loopback address if all of them are this host.
 
-    Raises RayDown where one of them is not known here.
+    Raises RayDown if the name of a host is unknown here.
     """
     for other in others:
         try:
             kind, _, _, _, place = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
         except OSError as error:
-            raise RayDown(f"{other}: is not known by that name on {os.uname().nodename}") from error
+            raise RayDown(f"{other}: host {os.uname().nodename} does not know this name") from error
         with socket.socket(kind, socket.SOCK_DGRAM) as trial:
             trial.connect(place)  # sends nothing
             address = str(trial.getsockname()[0])
@@ -47,10 +47,10 @@ def address_towards(others: Sequence[str]) -> str:
 
 
 def offered_gpus(environment: Mapping[str, str], wanted: int) -> list[str] | None:
-    """Names of the GPUs that this node offers, as CUDA_VISIBLE_DEVICES takes them; None for the first ones there are.
+    """Return this node's GPUs as CUDA_VISIBLE_DEVICES names them; None for the first `wanted` of the machine.
 
-    What SLURM puts into CUDA_VISIBLE_DEVICES goes before its own numbers: where it hides devices they begin at 0.
-    Raises RayDown where there are fewer than `wanted`.
+    CUDA_VISIBLE_DEVICES takes precedence over SLURM's numbers: if SLURM hides devices, those visible begin at 0.
+    Raises RayDown if fewer than `wanted` are visible.
     """
     if not wanted:
         return []
@@ -64,7 +64,7 @@ def offered_gpus(environment: Mapping[str, str], wanted: int) -> list[str] | Non
 
 
 def free_ports(count: int, host: str) -> list[int]:
-    """Ports that nobody listens on now, below those the kernel gives away; what is lost since is chosen again."""
+    """Return ports that are free now, below those that the kernel assigns; the caller retries if one was lost."""
     try:
         above = int(EPHEMERAL.read_text(encoding="ascii").split()[0])
     except (OSError, ValueError, IndexError):
@@ -81,9 +81,9 @@ def free_ports(count: int, host: str) -> list[int]:
 
 
 def temporary_folder(environment: Mapping[str, str]) -> Path:
-    """Make a folder for Ray's sockets that nobody else can enter, this process's for as long as it lives.
+    """Make a private folder for Ray's sockets, locked by this process as long as it lives.
 
-    Folders of processes of ours that were killed go. Raises RayDown where there is no place for one.
+    Remove such folders of processes that were killed. Raises RayDown if no folder can be made.
     """
     longest = 107 - len(
         "/ray-12345678/worker-12/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
@@ -97,22 +97,21 @@ def temporary_folder(environment: Mapping[str, str]) -> Path:
                 _sweep(Path(place))
                 return folder
     raise RayDown(
-        f"TMPDIR={environment.get('TMPDIR', '')}: Ray's sockets need a folder that can be written to and whose path "
-        f"has at most {longest} characters; neither it nor /tmp is one"
+        f"TMPDIR={environment.get('TMPDIR', '')}: Ray's sockets need a writable folder with a path of at most "
+        f"{longest} characters; neither TMPDIR nor /tmp is one"
     )
 
 
 def _hold(folder: Path) -> None:
     draft = folder / ".held"
-    fcntl.flock(
-        os.open(draft, os.O_CREAT | os.O_RDWR, 0o600), fcntl.LOCK_EX
-    )  # the kernel lets go of it with us
+    descriptor = os.open(draft, os.O_CREAT | os.O_RDWR, 0o600)  # stays open: the lock ends with this process
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
     draft.rename(folder / HELD)
 
 
 def _sweep(place: Path) -> None:
     for lock in place.glob(f"ray-????????/{HELD}"):
-        with contextlib.suppress(OSError):  # somebody else's
+        with contextlib.suppress(OSError):  # locked, or another user's
             descriptor = os.open(lock, os.O_RDWR)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,11 +1,12 @@
-"""The job server of somebody else's Ray cluster: submit a job by a name of our own, ask after it, stop it.
+"""A client of an existing Ray cluster's job server, and the job that inspects the cluster.
 
-Whoever finds a job of ours written down and does not know whether it was submitted asks by that name. Ray forgets its
-jobs when its head ends, and then journals tell what became of them.
+Jobs are submitted under unique names, by which the ledger can ask for them if a submission was cut short. Ray forgets
+its jobs when its head ends; then only the journals tell how they ended.
 
-What the nodes of a Ray cluster are and what they see of our files: a job that `submit --ray-address` runs there.
+`submit --ray-address` runs the inspection job there, which prints the cluster's nodes, and which of the files they do
+not see, as JSON on one line:
 
-python -m harness.dispatch.ray.job_server FILE...      prints one JSON document in a line of its own
+    python -m harness.dispatch.ray.job_server FILE...
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,35 +35,28 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails
 
 CONNECT_SECONDS = 5.0
-"""How long a host may take to answer at all."""
+"""Time limit of a connection to the host."""
 ADDRESS = re.compile(
     r"(?:(?P<kind>https?|ray)://)?(?P<host>\[[^\]]+\]|[^:/\[\]]+)(?::(?P<port>\d+))?(?:/.*)?"
 )
 PORTS = {"http": 80, "https": 443, "ray": 10001, None: 6379}
-"""The port of each kind of address where it names none."""
+"""Default port of each kind of address."""
 STATES = {"PENDING": JobState.QUEUED, "RUNNING": JobState.RUNNING}
-"""What Ray calls a job that is not over."""
-NOT_STARTED = "Ray has not started it yet"
+"""Ray's names for the states of jobs that are not over."""
+MARK = "ssmscale sees "
+"""Prefix of the line in which the inspection job prints its document."""
 
 
 def ray_unavailable(why: str) -> SchedulerUnavailable:
-    """Return the error that says why a Ray cluster does not answer, or not us; it may have ended for good."""
+    """Return the error that says why a Ray cluster does not answer; it may have ended for good."""
     return SchedulerUnavailable("Ray", why, may_be_over=True)
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job that is over, and what it printed."""
-
-    status: str
-    output: str
 
 
 class RayJobs:
     """The jobs of the Ray cluster at http://HOST:8265, ray://HOST:10001 or HOST:6379."""
 
     def __init__(self, address: str) -> None:
-        """Raises SchedulerUnavailable."""
+        """Connect to the cluster. Raises SchedulerUnavailable."""
         self.address = address
         _check_reachable(address)
         with self._answering(), _without_addresses():
@@ -71,17 +64,17 @@ class RayJobs:
 
             self._client = JobSubmissionClient(address)
         self.server = str(self._client.get_address())
-        """Its job server, as http://HOST:PORT."""
+        """Address of its job server, http://HOST:PORT."""
 
     def submit(self, name: str, command: str, environment: Mapping[str, str]) -> None:
-        """Have a line of shell run on the cluster. Raises SchedulerUnavailable."""
+        """Run a shell line on the cluster. Raises SchedulerUnavailable."""
         with self._answering():
             self._client.submit_job(
                 entrypoint=command, submission_id=name, runtime_env={"env_vars": dict(environment)}
             )
 
     def views(self) -> dict[str, JobView]:
-        """What Ray says of each job it was given, by name. Raises SchedulerUnavailable."""
+        """Return Ray's view of its jobs by name. Raises SchedulerUnavailable."""
         with self._answering():
             jobs = self._client.list_jobs()
         return {job.submission_id: self._view(job) for job in jobs if job.submission_id}
@@ -89,29 +82,32 @@ class RayJobs:
     def _view(self, job: JobDetails) -> JobView:
         begun = job.start_time / 1000 if job.start_time else time.time()
         ended = job.end_time / 1000 if job.end_time else time.time()
-        said, name = str(job.status.value), str(job.submission_id)
-        state = STATES.get(said, JobState.ENDED)
-        why = NOT_STARTED if state is JobState.QUEUED else None
-        return JobView(name, name, state, said, max(0.0, ended - begun), self.server, why)
+        status, name = str(job.status.value), str(job.submission_id)
+        state = STATES.get(status, JobState.ENDED)
+        why = "Ray has not started it yet" if state is JobState.QUEUED else None
+        return JobView(name, name, state, status, max(0.0, ended - begun), self.server, why)
 
     def stop(self, name: str) -> None:
-        """Ask a job to end; one that is over already does not matter. Raises SchedulerUnavailable."""
+        """Ask a job to end; ignore one that is over. Raises SchedulerUnavailable."""
         with self._answering():
             self._client.stop_job(name)
 
-    def wait(self, name: str, seconds: float) -> Ended | None:
-        """Wait for a job's end and hear what it printed; None where it takes longer. Raises SchedulerUnavailable."""
+    def wait(self, name: str, seconds: float) -> tuple[str, str] | None:
+        """Return the status and the output of a job once it has ended; None if it takes longer than `seconds`.
+
+        Raises SchedulerUnavailable.
+        """
         deadline = time.monotonic() + seconds
         while (view := self.views().get(name)) is not None and view.state is not JobState.ENDED:
             if time.monotonic() > deadline:
                 return None
             time.sleep(0.2)
         with self._answering():
-            return Ended(view.slurm_state if view else "UNKNOWN", str(self._client.get_job_logs(name)))
+            return view.slurm_state if view else "UNKNOWN", str(self._client.get_job_logs(name))
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """Turn what can go wrong on the way into one sentence."""
+        """Turn any error of the client into SchedulerUnavailable with one sentence."""
         try:
             yield
         except ModuleNotFoundError as error:
@@ -120,14 +116,16 @@ class RayJobs:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             if "uthentication" in f"{type(error).__name__} {said}" or "uthToken" in said:
                 path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-                said = "wants a token; RAY_AUTH_MODE=token sends the one that RAY_AUTH_TOKEN_PATH names"
+                said = "needs a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the token's file"
                 if os.environ.get("RAY_AUTH_MODE") == "token":
-                    said = f"refuses the token in {path}; RAY_AUTH_TOKEN_PATH says where the right one is"
+                    said = (
+                        f"refuses the token in {path}; set RAY_AUTH_TOKEN_PATH to the file of the right one"
+                    )
             raise ray_unavailable(f"{self.address}: {said}") from error
 
 
 def python_there(*arguments: str) -> str:
-    """A line of shell that becomes our Python where a node has it, with the harness, and else becomes its own."""
+    """Return a shell line that runs this Python if the node has it with the harness, otherwise the node's own."""
     ours, line = shlex.quote(sys.executable), shlex.join(arguments)
     return (
         f'python={ours}; "$python" -c \'import harness\' 2>/dev/null || python=python; exec "$python" {line}'
@@ -135,11 +133,11 @@ def python_there(*arguments: str) -> str:
 
 
 def _check_reachable(address: str) -> None:
-    """Raise SchedulerUnavailable where nothing listens at an address: Ray's own clients take a minute to say so."""
+    """Raise SchedulerUnavailable if nothing listens at an address: Ray's clients take a minute to find out."""
     found = ADDRESS.fullmatch(address)
     if found is None:
         raise ray_unavailable(
-            f"{address}: is no address of a Ray cluster; there are http://HOST:8265, ray://HOST:10001 and HOST:6379"
+            f"{address}: is not an address of a Ray cluster; give http://HOST:8265, ray://HOST:10001 or HOST:6379"
         )
     host, port = found["host"].strip("[]"), int(found["port"] or PORTS[found["kind"]])
     try:
@@ -150,7 +148,7 @@ def _check_reachable(address: str) -> None:
 
 @contextlib.contextmanager
 def _without_addresses() -> Iterator[None]:
-    """Hide variables by which Ray's client would go to another cluster than it is told to."""
+    """Hide variables that take precedence over the address given to Ray's client."""
     hidden = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     try:
         yield
@@ -158,12 +156,8 @@ def _without_addresses() -> Iterator[None]:
         os.environ.update({name: value for name, value in hidden.items() if value is not None})
 
 
-MARK = "ssmscale sees "
-"""What the line begins with that holds the document."""
-
-
 class SeenNode(Frozen):
-    """One node."""
+    """A node of an inspected cluster."""
 
     name: str
     cores: int
@@ -172,11 +166,11 @@ class SeenNode(Frozen):
     gpu_type: str | None = None
     gpu_memory_gib: float | None = None
     hidden: tuple[str, ...] = ()
-    """Files it was to see and does not."""
+    """Files that it should see and does not."""
 
 
 class Seen(Frozen):
-    """A cluster."""
+    """The result of an inspection."""
 
     ray: str
     python: str
@@ -185,7 +179,7 @@ class Seen(Frozen):
 
 
 def look(files: Sequence[str]) -> Seen:
-    """Ask every node; this process is a driver."""
+    """Inspect every node; this process must be a driver of the cluster."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -221,18 +215,18 @@ def look(files: Sequence[str]) -> Seen:
 
 
 def examine(files: Sequence[str]) -> tuple[list[str], float | None]:
-    """On a node: which of the files it does not see, and the memory of its smallest GPU in GiB."""
+    """Return the files that this node does not see, and the memory of its smallest GPU in GiB."""
     hidden = [file for file in files if not Path(file).exists()]
     if shutil.which("nvidia-smi") is None:
         return hidden, None
-    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
-    sizes = [float(word) / 1024 for word in said if word.replace(".", "", 1).isdigit()]
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    sizes = [float(word) / 1024 for word in output if word.replace(".", "", 1).isdigit()]
     return hidden, min(sizes, default=None)
 
 
 def main() -> None:
-    """Print what is seen."""
+    """Print the result of the inspection."""
     import ray
 
     ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")

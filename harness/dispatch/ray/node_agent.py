@@ -1,13 +1,11 @@
-"""Keeps one node of a Ray of ours: starts its processes, replaces its raylet when that dies, ends all of it.
+"""The agent of one Ray node: it starts Ray's processes, replaces a raylet that dies, and ends all of them.
 
-    python -m harness.dispatch.ray.node_agent PLAN     PLAN is JSON, a cluster.NodePlan; a task of srun's, or alone
+    python -m harness.dispatch.ray.node_agent PLAN     PLAN is a cluster.NodePlan as JSON; run by srun or directly
 
-It is told on standard input where the head is, and by the end of that input to end; it tells on standard output what
-becomes of the node. The head works nothing by itself: drivers hang on it, so that a raylet which dies takes its own
-workers along and nobody else. SLURM signals every process of a step: this one tells of it, Ray's processes ignore the
-one before a time limit, and what a raylet that was ended leaves behind is given the time to save.
-
-One `ray start` on a node, whose processes live and die together, and what is left of it when it is gone.
+The agent reads the head's address from standard input and ends when that input ends; it reports events of the node on
+standard output. The head runs no tasks: drivers depend on it, so a raylet that dies affects only its own workers. SLURM
+signals every process of a step: the agent reports the signal, Ray's processes ignore the one sent before a time limit,
+and workers that outlive their raylet have time to save.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -49,16 +48,15 @@ from harness.train.stopping import MOST_ATTEMPTS
 log = logging.getLogger("ssmscale.ray")
 
 OBJECT_STORE_BYTES = 100 * 2**20
-"""Nothing is passed through it here; 75 MB is the least that Ray takes."""
+"""Size of the object store, which is not used here; Ray's minimum is 75 MB."""
 STEADY_SECONDS = 60.0
-"""What ran so long did start: its death is not held against the next start."""
+"""Age at which a raylet counts as started: its death does not count as a failed start."""
 REAP_SECONDS = 10.0
-BETWEEN = 0.2
-"""Seconds from one look at the processes to the next."""
+POLL_SECONDS = 0.2
 
 
 class NodeAgent:
-    """Everything of Ray on this node."""
+    """Ray's processes on this node."""
 
     def __init__(self, plan: NodePlan) -> None:
         self.plan = plan
@@ -70,25 +68,34 @@ class NodeAgent:
         self.log_file = plan.log_dir / f"ray-{self.name}.log"
         self.head: RayProcess | None = None
         self.worker: RayProcess | None = None
-        self.is_told = False
-        """Whether the head's address has gone out, and whether this node has been called up."""
+        self.is_announced = False
+        """True once the head's address has been reported."""
         self.is_up = False
+        """True once this node has been reported as up."""
         self.is_ending = False
-        """Whether SLURM is ending the step, so that what goes is not replaced."""
+        """True if SLURM is ending the step, so that processes that end are not replaced."""
         self._join: str | None = None
-        self._told = PipeReader(0)
+        self._input = PipeReader(0)
         self._failures = 0
         self._starts = 0
         self._reaped = 0.0
 
     def run(self) -> None:
-        """Keep the node until standard input ends; raises RayDown where it cannot be kept."""
+        """Keep the node running until standard input ends; raises RayDown if it fails for good."""
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(number, self._tell_signal)
+            signal.signal(number, self._report_signal)
         if self.is_first:
             self.head = self._start_head()
-        while self._listen():
-            self._reap_now_and_then()
+        while True:
+            for line in self._input.read(POLL_SECONDS):
+                self._join = json.loads(line)["join"]
+            if self._input.is_ended:
+                return
+            if (
+                time.monotonic() - self._reaped > REAP_SECONDS
+            ):  # seldom: it goes through all processes of the machine
+                self._reaped = time.monotonic()
+                reap(self.processes)
             if self.head is not None:
                 self._keep_head(self.head)
             if self._join is not None:
@@ -96,11 +103,11 @@ class NodeAgent:
 
     @property
     def processes(self) -> list[RayProcess]:
-        """What is there of worker and head."""
+        """The processes of the worker and of the head that were started."""
         return [process for process in (self.worker, self.head) if process is not None]
 
     def end(self) -> None:
-        """End Ray, wait for workers that save, and leave nothing behind."""
+        """End Ray, wait for workers that save, and remove its folder."""
         for process in self.processes:
             process.end()
         self._clear(keep=None)
@@ -110,22 +117,18 @@ class NodeAgent:
         if head.is_gone:
             if self.is_ending:
                 return
-            if self.is_told:
+            if self.is_announced:
                 head.keep_logs(self.plan.log_dir / f"ray-{self.name}-head")
                 raise RayDown(f"its head ended; {self._ending()}")
             head.end()
             self._count_failure(head)
             self.head = self._start_head()
-        elif not self.is_told and (address := head.address) is not None:
-            self.is_told = True
+        elif not self.is_announced and (address := head.address) is not None:
+            self.is_announced = True
             dashboard = None
             if self.plan.dashboard and not (head.folder / NO_DASHBOARD).exists():
                 dashboard = f"http://{LOOPBACK}:{self._dashboard_port}"
-            self._say(
-                NodeEvent(
-                    node=self.name, event="head", address=address, dashboard=dashboard, temp_dir=head.folder
-                )
-            )
+            self._report("head", address=address, dashboard=dashboard, temp_dir=head.folder)
 
     def _keep_worker(self, address: str) -> None:
         worker = self.worker
@@ -136,18 +139,16 @@ class NodeAgent:
                 return
             if self.is_up:
                 self.is_up = False
-                self._say(
-                    NodeEvent(node=self.name, event="down", reason=f"its raylet ended; {self._ending()}")
-                )
+                self._report("down", reason=f"its raylet ended; {self._ending()}")
             if time.monotonic() - worker.began > STEADY_SECONDS:
                 self._failures = 0
             worker.end()
             self._count_failure(worker)
-            self._clear(keep=self.head)  # what it held, its successor gives to others
+            self._clear(keep=self.head)  # its successor gives the devices to other workers
             self.worker = self._start_worker(address)
         elif not self.is_up and worker.address is not None:
             self.is_up = True
-            self._say(NodeEvent(node=self.name, event="up"))
+            self._report("up")
 
     def _start_head(self) -> RayProcess:
         (self._dashboard_port,) = free_ports(1, LOOPBACK)
@@ -174,8 +175,8 @@ class NodeAgent:
         return self._start("worker", arguments, self.devices)
 
     def _start(self, role: str, arguments: Sequence[str], devices: Sequence[str] | None) -> RayProcess:
-        # At port 0 whoever listens is given a port that nobody has, and tells the others. A raylet does not wait long
-        # for its agents to tell (see harness.dispatch.ray.start_hook), so theirs are chosen here.
+        # With port 0 the kernel assigns a free port, which the process reports to the others. A raylet does not wait
+        # long for its agents' reports (see harness.dispatch.ray.start_hook), so their ports are chosen here.
         own = ("node-manager-port", "object-manager-port", "min-worker-port", "max-worker-port")
         slow = (
             "dashboard-agent-listen-port",
@@ -205,14 +206,14 @@ class NodeAgent:
             **environment_of_ray(self.ip, self.plan.token_file),
             "RAY_START_HOOK": "harness.dispatch.ray.start_hook.adjust",
             NODE_ADDRESS: self.ip,
-            # A worker's own children save when it is gone, and then end by themselves.
+            # When a Ray worker ends, its children, the ranks, save and end by themselves.
             "RAY_kill_child_processes_on_worker_exit": "0",
-            "RAY_worker_niceness": "0",  # ranks are what the node is for, and Ray would put all others before them
-            # It would kill ours for the memory that others on the node take; SLURM sees to ours.
+            "RAY_worker_niceness": "0",  # by default Ray gives its workers a lower priority than all other processes
+            # Ray would kill workers for memory that others on the node use; SLURM limits the job's memory.
             "RAY_memory_monitor_refresh_ms": "0",
-            # A raylet that was killed is missed after 5 s and not after 15.
+            # Ray notices a killed raylet after 5 s instead of 15.
             "RAY_health_check_period_ms": "1000",
-            # A busy machine takes long to import what agents, the dashboard, its parts and workers need.
+            # On a busy machine agents, workers and the dashboard take long to make their imports.
             "RAY_agent_register_timeout_ms": "300000",
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
             "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "300",
@@ -220,25 +221,14 @@ class NodeAgent:
             "DASHBOARD_METRIC_PORT": "0",  # the dashboard's own metrics listen at a fixed port otherwise
         }
 
-    def _reap_now_and_then(self) -> None:
-        if time.monotonic() - self._reaped > REAP_SECONDS:  # all processes of the machine are looked through
-            self._reaped = time.monotonic()
-            reap(self.processes)
-
     def _count_failure(self, process: RayProcess) -> None:
         self._failures += 1
         process.keep_logs(self.plan.log_dir / f"ray-{self.name}-{self._starts}")
         if self._failures >= MOST_ATTEMPTS:
             raise RayDown(f"ended {self._failures} times in a row; {self._ending()}")
 
-    def _listen(self) -> bool:
-        """Take up what is said on standard input, for a moment; False when it has ended."""
-        for line in self._told.read(BETWEEN):
-            self._join = json.loads(line)["join"]
-        return not self._told.is_ended
-
     def _clear(self, keep: RayProcess | None) -> None:
-        """Wait for workers whose raylet is gone while they save, and kill whatever else is left of it."""
+        """Wait for the workers of a raylet that has ended to save, and kill its other processes."""
         kept = {keep.process.pid, *(child.pid for child in below(keep.process.pid))} if keep else set()
         left = [process for process in below(os.getpid()) if process.pid not in kept]
         ours = [process for process in left if is_ours(process)]
@@ -247,9 +237,8 @@ class NodeAgent:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.pid not in spared:
                     process.kill()
-                elif (
-                    process in ours and "harness.tracking.live" not in process.cmdline()
-                ):  # which ends with its worker
+                # The mirror, harness.tracking.live, ends with its worker.
+                elif process in ours and "harness.tracking.live" not in process.cmdline():
                     process.terminate()
         psutil.wait_procs(ours, timeout=GRACE_SECONDS)
         for process in below(os.getpid()):
@@ -258,32 +247,29 @@ class NodeAgent:
                     process.kill()
         reap(self.processes)
 
-    def _tell_signal(self, number: int, _frame: object) -> None:
+    def _report_signal(self, number: int, _frame: object) -> None:
         self.is_ending = self.is_ending or number == signal.SIGTERM
-        self._say(NodeEvent(node=self.name, event="signal", reason=signal.Signals(number).name))
+        self._report("signal", reason=signal.Signals(number).name)
 
-    def _say(self, event: NodeEvent) -> None:
-        with contextlib.suppress(BrokenPipeError):  # whoever listened is gone, and standard input ends too
-            os.write(1, event.model_dump_json(exclude_none=True).encode() + b"\n")
+    def _report(self, event: str, **facts: Any) -> None:
+        report(self.plan, event, **facts)
 
     def _ending(self) -> str:
         return f"{self.log_file} ends: {last_line(self.log_file)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Keep this host's node of the Ray that the plan describes; returns the exit status."""
+    """Run this host's node of a plan; returns the exit status."""
     log_to_stderr()
     (text,) = arguments if arguments is not None else sys.argv[1:]
     plan = NodePlan.model_validate_json(text)
-    adopt_orphans()  # they stay ours to end
+    adopt_orphans()  # so that this process can end what Ray's processes leave behind
     agent = None
     try:
         agent = NodeAgent(plan)
         agent.run()
     except RayDown as down:
-        event = NodeEvent(node=name_in(plan), event="failed", reason=str(down))
-        sys.stdout.write(event.model_dump_json() + "\n")
-        sys.stdout.flush()
+        report(plan, "failed", reason=str(down))
         return 1
     finally:
         if agent is not None:
@@ -291,13 +277,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def report(plan: NodePlan, event: str, **facts: Any) -> None:
+    """Print a NodeEvent of this node."""
+    found = NodeEvent.model_validate({"node": name_in(plan), "event": event, **facts})
+    with contextlib.suppress(BrokenPipeError):  # the reader has ended, and standard input ends too
+        os.write(1, found.model_dump_json(exclude_none=True).encode() + b"\n")
+
+
 def name_in(plan: NodePlan) -> str:
-    """What the plan calls this node; a Ray of one machine may be started inside some job of SLURM's."""
+    """Return this node's name in the plan; a plan of one node may run inside any SLURM job."""
     return next(iter(plan.nodes)) if len(plan.nodes) == 1 else os.environ["SLURMD_NODENAME"]
 
 
 class RayProcess:
-    """One `ray start --block` and what it started: a raylet and its agents, and with the head the control store."""
+    """A `ray start --block` with its processes: a raylet, its agents and, for the head, the control store."""
 
     def __init__(
         self, arguments: Sequence[str], folder: Path, log_file: Path, environment: Mapping[str, str]
@@ -320,56 +313,56 @@ class RayProcess:
 
     @property
     def address(self) -> str | None:
-        """The control store's address once the node is registered there; None before."""
+        """Address of the control store; None until the node is registered there."""
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / "ray_current_cluster").read_text(encoding="utf-8").strip() or None
         return None
 
     @property
     def is_gone(self) -> bool:
-        """Whether it does not serve as a node any more."""
+        """True if it no longer serves as a node."""
         if self.process.poll() is not None:
             return True
         if self._raylet is None:
             self._raylet = next((child for child in below(self.process.pid) if _is_raylet(child)), None)
             return False
-        # A raylet that ends in order leaves `ray start --block` behind.
+        # When a raylet ends in order, `ray start --block` stays.
         with contextlib.suppress(psutil.NoSuchProcess):
             return not self._raylet.is_running() or self._raylet.status() == psutil.STATUS_ZOMBIE
         return True
 
     def keep_logs(self, folder: Path) -> None:
-        """Copy what Ray logged, which goes with its sockets."""
+        """Copy Ray's logs, which are removed with its sockets."""
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(self.folder / "session_latest" / "logs", folder, dirs_exist_ok=True)
 
     def end(self) -> None:
-        """End it and, by the kernel, what it started: there is nothing in Ray to be saved."""
+        """Kill it, and through the kernel the processes it started: Ray itself has nothing to save."""
         self.process.kill()
         self.process.wait()
 
 
 def _before_ray() -> None:
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which is passed on through exec: it is meant for workers
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # survives exec: the signal is for workers
     stop_when_parent_ends(signal.SIGKILL)
 
 
 def below(pid: int) -> list[psutil.Process]:
-    """A process's children and theirs."""
+    """Return all descendants of a process."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
     return []
 
 
 def is_ours(process: psutil.Process) -> bool:
-    """Whether a process is the harness's own, which saves before it ends, and not Ray's."""
+    """Return True if a process belongs to the harness, and saves before it ends, and not to Ray."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return any(part.startswith("harness.") for part in process.cmdline())
     return False
 
 
 def reap(processes: Sequence[RayProcess]) -> None:
-    """Let go of orphans that have ended; those who were started here are waited for by name."""
+    """Reap the orphans that have ended, but not these processes, for which RayProcess waits."""
     own = {process.process.pid for process in processes}
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):

@@ -13,43 +13,25 @@ from harness.dispatch.arrays import new_name, packed_folder
 from harness.dispatch.base import Dashboard, Handle, Task
 from harness.dispatch.ray.cluster import read_address
 from harness.dispatch.slurm.backend import SlurmBackend
-from harness.plan.allocation import Allocation, Demand, allocate
+from harness.plan.allocation import Demand, allocate
 from harness.plan.cluster import ranks_a_node
 
 
 class PackedBackend(SlurmBackend):
-    """All tasks in one SLURM job, packed on its devices by a Ray that the job starts."""
+    """Runs all tasks in one SLURM job, packed on its devices by a Ray that the job starts."""
 
     name, is_packed = "ray", True
 
-    def room(self, tasks: int) -> int:
-        """Return all of so many tasks where this user may submit one more job."""
-        return tasks if super().room(1) else 0
+    def count_admitted(self, tasks: int) -> int:
+        """Return the number of tasks if the user may submit one more job, otherwise 0."""
+        return tasks if super().count_admitted(1) else 0
 
     def batches(self, tasks: Sequence[Task]) -> list[list[Task]]:
         """Keep all tasks together."""
         return [list(tasks)] if tasks else []
 
     def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
-        """Submit one job in an allocation that these tasks can use; raises what `allocate` raises."""
-        chosen = self._allocate(tasks)
-        handles = self.submit_array(
-            name or new_name(), tasks, chosen.shape, chosen.hours, packed=True, device=chosen.kind
-        )
-        return [replace(handle, allocation=str(chosen)) for handle in handles]
-
-    def logs(self, handle: Handle) -> list[Path]:
-        """Return the logs of the batch script and of the controller."""
-        return [*super().logs(handle), packed_folder(self.study_dir, handle.batch) / "controller.log"]
-
-    def dashboard(self, batch: str) -> Dashboard | None:
-        """Return the page of the Ray that a packed array's job started."""
-        with contextlib.suppress(OSError, ValidationError):  # damaged, or of another user
-            if ray := read_address(packed_folder(self.study_dir, batch) / "ray.json"):
-                return Dashboard(ray.dashboard, ray.tunnel(), ray.token_file)
-        return None
-
-    def _allocate(self, tasks: Sequence[Task]) -> Allocation:
+        """Submit one job in an allocation that fits these tasks; raises InputError if none does."""
         cluster = self.profile.cluster()
         demands = [
             Demand(
@@ -61,4 +43,19 @@ class PackedBackend(SlurmBackend):
             )
             for task in tasks
         ]
-        return allocate(demands, self.profile, self.target.nodes)
+        chosen = allocate(demands, self.profile, self.target.nodes)
+        handles = self.submit_array(
+            name or new_name(), tasks, chosen.shape, chosen.hours, packed=True, device=chosen.kind
+        )
+        return [replace(handle, allocation=str(chosen)) for handle in handles]
+
+    def logs(self, handle: Handle) -> list[Path]:
+        """Return the logs of the batch script and of the controller."""
+        return [*super().logs(handle), packed_folder(self.study_dir, handle.batch) / "controller.log"]
+
+    def dashboard(self, batch: str) -> Dashboard | None:
+        """Return the dashboard of the Ray that a packed array's job started."""
+        with contextlib.suppress(OSError, ValidationError):  # damaged, or of another user
+            if ray := read_address(packed_folder(self.study_dir, batch) / "ray.json"):
+                return Dashboard(ray.dashboard, ray.tunnel(), ray.token_file)
+        return None

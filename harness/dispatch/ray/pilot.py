@@ -1,12 +1,11 @@
-"""What the batch script of a packed array runs: Ray on the nodes of one SLURM job, and who trains the array on it.
+"""The command of a packed array's batch script: run a Ray on the nodes of one SLURM job, and a controller on it.
 
     python -m harness.dispatch.ray.pilot ARRAY_FILE      inside the array's only job
 
-An agent on each node (harness.dispatch.ray.node_agent, by srun) starts Ray; harness.dispatch.ray.controller, a process
-of its own here, trains the tasks through it. A controller that dies is started again, and so is Ray where its head is
-gone, until that has happened several times with nothing gained in between. The controller has all workers save when
-the job is told to end; a job whose time is over with work left is requeued under its own number. What became of the
-Runs is in the journals.
+srun starts an agent on each node (harness.dispatch.ray.node_agent), which starts Ray. The controller
+(harness.dispatch.ray.controller), a child of this process, trains the tasks. A controller that dies is started again,
+and so is Ray if its head ends, until that has happened several times without progress. When the job is told to end, the
+controller has all workers save; a job whose time is over is requeued under its own number if Runs are left.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ log = logging.getLogger("ssmscale.ray")
 
 CONTROLLER = ("-m", "harness.dispatch.ray.controller")
 LISTEN_SECONDS = 0.5
-TELL_SECONDS = 3.0
-"""How long is waited for news of a head's end when a controller has died: it ends with the head, and is seen sooner."""
+NEWS_SECONDS = 3.0
+"""Time to wait for news of the head's end after a controller has died: it dies with the head, and is noticed first."""
 END_SECONDS = GRACE_SECONDS + 15.0
-"""How long a controller may take that was told to end: then its job has to be requeued before its time is over."""
+"""Time that a controller has to end: its job must be requeued before its time is over."""
 
 
 def main(arguments: Sequence[str] | None = None, controller: Sequence[str] = CONTROLLER) -> int:
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None, controller: Sequence[str] = CON
     def train(array_file: Path, array: Array) -> int:
         pilot = Pilot(array_file, array, controller)
         for number in (*STOP_SIGNALS, signal.SIGCONT):
-            signal.signal(number, pilot.hear)
+            signal.signal(number, pilot.on_signal)
         return pilot.run()
 
     return run_job(arguments, train)
@@ -70,7 +69,7 @@ class Pilot:
     array: Array
     controller: Sequence[str]
     told: list[str] = field(default_factory=list)
-    """Signals by which this job was told to end, as they came."""
+    """Names of the signals that told this job to end, in order."""
 
     def __post_init__(self) -> None:
         study_dir = self.array_file.parent.parent
@@ -79,15 +78,15 @@ class Pilot:
         self.folder = packed_folder(study_dir, self.array.name)
         self.log = self.folder / "controller.log"
 
-    def hear(self, number: int, _frame: object) -> None:
-        """Take up a signal: this process has to be there when everybody has saved."""
+    def on_signal(self, number: int, _frame: object) -> None:
+        """Remember a signal instead of ending: this process must outlive the workers that save."""
         name = signal.Signals(number).name
         log.info("%s", name)
         if number in STOP_SIGNALS:
             self.told.append(name)
 
     def run(self) -> int:
-        """Train what is left; returns the job's exit status."""
+        """Train the unfinished Runs; returns the job's exit status."""
         before, code = self.start.place(), 0
         while not self.told and self.start.unfinished():
             retries = self._count_retries()
@@ -95,14 +94,14 @@ class Pilot:
                 with self._ray() as nodes:
                     code = self._train(nodes)
                 if code or self._count_retries() == retries:
-                    break  # else something was forgiven that the controller may not have seen before it ended
+                    break  # else a Run was retried, which the controller may not have seen before it ended
             except RayDown as down:
                 if not self.told and not self._may_start_again(str(down)):
                     break
         return self.settle(code, before)
 
     def settle(self, code: int, before: str) -> int:
-        """Decide what becomes of the job whose controller ended with `code`; returns the job's exit status."""
+        """Requeue the job whose controller ended with `code`, or let it end; returns the job's exit status."""
         if code == EXIT_NO_SPACE:
             ending = Ending.DISK_FULL
         else:
@@ -117,9 +116,9 @@ class Pilot:
 
     @contextmanager
     def _ray(self) -> Iterator[RayNodes]:
-        """A Ray on all nodes of the job while the block runs; raises RayDown where it does not start."""
+        """Run a Ray on all nodes of the job during the block; raises RayDown if it does not start."""
         plan = self._plan()
-        # Some signals reach the steps of a job and not its batch script, such as a user's by scancel.
+        # The agents report signals: some, such as those of scancel, reach a job's steps and not its batch script.
         with ray_on(self._srun(), plan, _for_srun(), self.told.append, wanted=lambda: not self.told) as nodes:
             address = nodes.address
             if address is not None and (line := address.tunnel()) is not None:
@@ -129,15 +128,15 @@ class Pilot:
             yield nodes
 
     def _train(self, nodes: RayNodes) -> int:
-        """Run a controller on a Ray, another one where it dies; returns the last one's exit status.
+        """Run a controller on a Ray, and another if it dies; returns the last one's exit status.
 
-        Raises RayDown where Ray goes away under it.
+        Raises RayDown if Ray ends.
         """
         while True:
-            code = self._steer(nodes)
+            code = self._run_controller(nodes)
             if self.told or code in {0, EXIT_NO_SPACE, EXIT_PREEMPTED}:
                 return code
-            nodes.listen(TELL_SECONDS)
+            nodes.listen(NEWS_SECONDS)
             nodes.check()
             if code == EXIT_NO_NODES:
                 raise RayDown(last_line(self.log))
@@ -145,29 +144,29 @@ class Pilot:
             if not self._may_start_again(reason):
                 return code
 
-    def _steer(self, nodes: RayNodes) -> int:
-        """Run a controller and tell it what this job is told; returns its exit status."""
+    def _run_controller(self, nodes: RayNodes) -> int:
+        """Run a controller, and pass on the first signal of this job; returns its exit status."""
         assert nodes.address is not None
-        with self.log.open("ab") as said:
+        with self.log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-u", *self.controller, str(self.array_file)],
                 env={**os.environ, **nodes.address.environment()},
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
                 preexec_fn=stop_when_parent_ends,  # noqa: PLW1509  this process has one thread
             )
-        told_at: float | None = None
+        deadline: float | None = None
         try:
             while process.poll() is None:
                 nodes.listen(LISTEN_SECONDS)
                 if not self.told:
                     nodes.check()
-                elif told_at is None:
-                    told_at = time.monotonic()
+                elif deadline is None:
+                    deadline = time.monotonic() + END_SECONDS
                     process.send_signal(signal.Signals[self.told[0]])
-                elif time.monotonic() - told_at > END_SECONDS:
+                elif time.monotonic() > deadline:
                     log.error(
                         "its controller does not end and is killed; its log ends: %s", last_line(self.log)
                     )
@@ -198,7 +197,7 @@ class Pilot:
         )
 
     def _srun(self) -> list[str]:
-        """A task on each node that has all of it, without taking it from whatever else runs in the job."""
+        """Return an srun command for one task with all cores of each node, shared with other steps of the job."""
         shape = self.array.shape
         return [
             "srun",
@@ -212,7 +211,7 @@ class Pilot:
 
 
 def _for_srun() -> dict[str, str]:
-    """This environment without what the batch file said of tasks, which is not so for the agents."""
+    """Return this environment without the batch file's options for tasks, which do not hold for the agents."""
     hidden = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPU_BIND", "SLURM_CPUS_PER_TASK")
     return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
 

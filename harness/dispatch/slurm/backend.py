@@ -1,8 +1,8 @@
-"""Tasks on a SLURM cluster: one array for each shape of resources, split where the site says so.
+"""Tasks on a SLURM cluster: one array for each shape of resources, split at the site's limit.
 
-What a job executes is a plain command with a path and an index, no pickle: it survives an upgrade of Python, and a
-requeued job reads what it is to do from ROOT. An array is written down before it is submitted and carries a name of its
-own, so that SLURM can be asked whether one without a job id was submitted.
+A job executes a plain command with a path and an index, no pickle: it survives an upgrade of Python, and a requeued job
+reads its task from ROOT. An array is recorded under a unique name before it is submitted, so that the ledger can ask
+SLURM for it if the submission was cut short.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import getpass
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +30,7 @@ from ssmttm.errors import InputError
 
 
 class SlurmBackend(Backend):
-    """Each task an element of an array of SLURM jobs, all of which outlive the process that submits."""
+    """Runs each task as an element of an array of SLURM jobs."""
 
     name, scheduler, outlives = "slurm", "SLURM", True
 
@@ -39,13 +38,13 @@ class SlurmBackend(Backend):
         super().__init__(study_dir, target, jobs)
         self.store = ArrayStore(self.study_dir)
         self.copy: Path | None = None
-        """A copy of the code that jobs are to run from."""
+        """Copy of the code from which the jobs run; None if they run the installed code."""
 
     def __enter__(self) -> Self:
-        """Copy the code where the profile has jobs run from a copy."""
+        """Copy the code if the profile has jobs run from a copy."""
         if "%" in str(self.study_dir):
             raise InputError(
-                f"--root: {self.study_dir}: SLURM reads % in a log's path as a pattern; choose another"
+                f"--root: {self.study_dir}: SLURM reads % in a log's path as a pattern; choose another path"
             )
         if self.profile.snapshot and self.copy is None:
             self.copy = copy_code(self.study_dir, record_code(self.study_dir))
@@ -58,10 +57,7 @@ class SlurmBackend(Backend):
         return self.target.profile
 
     def check(self, resolved: ResolvedStudy) -> None:
-        """Raise InputError where the profile names a partition SLURM has not, or nodes cannot see ROOT or the corpus.
-
-        Also where the code is to be copied and cannot be.
-        """
+        """Raise InputError for an unknown partition, an unshared ROOT or corpus, or code that cannot be copied."""
         profile = self.profile
         profile.check_shared("--root", resolved.root.path)
         profile.check_shared("corpus.path", resolved.study.corpus.path)
@@ -79,11 +75,11 @@ class SlurmBackend(Backend):
         return self.profile.cluster()
 
     def describe(self, runs: Sequence[PlannedRun]) -> list[str]:
-        """Say what of planned Runs is packed and what is not; raises what `choose_allocation` raises."""
+        """Describe which planned Runs are packed; raises InputError if a Series does not fit."""
         return describe_shares(runs, self.profile, self.target.on, self.target.nodes)
 
-    def room(self, tasks: int) -> int:
-        """Return how many of so many tasks this user may submit now."""
+    def count_admitted(self, tasks: int) -> int:
+        """Return how many of this number of tasks the user may submit under the profile's `limits.jobs`."""
         most = self.profile.limits.jobs
         if most is None:
             return tasks
@@ -91,7 +87,7 @@ class SlurmBackend(Backend):
         return max(0, min(tasks, most - len(there.split())))
 
     def batches(self, tasks: Sequence[Task]) -> list[list[Task]]:
-        """Divide tasks by shape in the order of their first, each shape split at the site's limit."""
+        """Divide tasks by shape, in the order of each shape's first task, and split at the site's limit."""
         by_shape: dict[Shape, list[Task]] = {}
         for task in tasks:
             by_shape.setdefault(self._shape(task), []).append(task)
@@ -112,7 +108,7 @@ class SlurmBackend(Backend):
         return read_jobs(names, min((handle.t for handle in handles), default=0.0))
 
     def cancel(self, handles: Sequence[Handle]) -> None:
-        """End these jobs and no others by scancel."""
+        """End these jobs by scancel."""
         if handles:
             call("scancel", *(handle.job_id for handle in handles))
 
@@ -121,18 +117,18 @@ class SlurmBackend(Backend):
         return batch_logs(self.study_dir, handle.job_id)
 
     def cluster_name(self) -> str | None:
-        """Return SLURM's name of the cluster that its programs speak to here."""
+        """Return the name of the cluster whose SLURM programs run here."""
         return cluster_name()
 
     def _shape(self, task: Task) -> Shape:
-        """Return the resources of a job: its ranks' share of each node's memory."""
+        """Return the resources of a job, with its ranks' share of each node's memory."""
         profile, a_node = self.profile, task.ranks // task.nodes
         most = profile.gpus or max(1, profile.cores // task.threads)
         memory = round(profile.memory_gib * min(1.0, a_node / most), 2)
         return Shape(nodes=task.nodes, ranks=task.ranks, threads=task.threads, memory_gib=max(0.5, memory))
 
     def _hours(self, tasks: Sequence[Task]) -> float:
-        """Return the most that the longest task may take and a quarter of an hour, within the profile's limit."""
+        """Return the longest task's upper estimate plus a quarter of an hour, within the profile's limit."""
         longest = max((task.hours.high for task in tasks), default=0.0)
         return min(self.profile.limits.hours, longest + 0.25)
 
@@ -146,7 +142,7 @@ class SlurmBackend(Backend):
         packed: bool = False,
         device: str = "GPU",
     ) -> list[Handle]:
-        """Submit tasks under that name; packed, one job of that shape runs all of them on such devices."""
+        """Submit tasks as an array of this name; if packed, as one job of this shape on this kind of device."""
         array = new_array(
             name,
             shape,
@@ -160,57 +156,72 @@ class SlurmBackend(Backend):
 
     @cached_property
     def _cluster(self) -> str | None:
-        """The cluster that is submitted to; None where SLURM does not say it."""
+        """SLURM's name of this cluster; None if SLURM does not tell it."""
         with contextlib.suppress(SchedulerUnavailable):
             return cluster_name()
         return None
 
     def _sbatch(self, array: Array, hours: float) -> str:
-        """Hand an array to SLURM; returns its number."""
-        shape, file = array.shape, str(self.store.path_of(array))
+        """Submit an array whose jobs have `hours` until they are told to save; returns its number."""
+        file = str(self.store.path_of(array))
         command = [sys.executable, "-u", "-m", "harness.dispatch.slurm.job", file]
-        if array.packed:  # in the shell's place, so that SLURM's signals find it
+        if array.packed:  # `exec`, so that SLURM's signals reach the pilot and not a shell
             command = ["exec", sys.executable, "-u", "-m", "harness.dispatch.ray.pilot", file]
         line = running_from(self.copy, command) if self.copy else shlex.join(command)
-        request = Request(
-            name=array.name,
-            elements=1 if array.packed else len(array.tasks),
-            nodes=shape.nodes,
-            tasks_a_node=1 if array.packed else shape.ranks_a_node,
-            cores_a_task=shape.threads * (shape.ranks_a_node if array.packed else 1),
-            gpus_a_node=shape.ranks_a_node,
-            memory_gib=shape.memory_gib,
-            hours=hours,
-            tells_script=array.packed,  # which is there too while Ray, its only step, is being started again
+        return sbatch(
+            line, array.elements, self.study_dir / LOGS / array.name, self._parameters(array, hours)
         )
-        return sbatch(request, self.profile, self.study_dir / LOGS / array.name, line)
+
+    def _parameters(self, array: Array, hours: float) -> dict[str, Any]:
+        profile, shape = self.profile, array.shape
+        names = profile.partitions_for(shape.nodes)
+        if not names:
+            raise InputError(f"{profile.name}: no partition takes a job of {shape.nodes} nodes")
+        hours = min(profile.hours_in(names), hours + profile.signal_seconds / 3600)
+        optional = {
+            "account": profile.account,
+            "qos": profile.qos_in(names),
+            "constraint": profile.constraint,
+            "exclude": profile.exclude,
+        }
+        if profile.gpus:
+            kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
+            optional["gpus_per_node"] = f"{kind}{shape.ranks_a_node}"
+        return {
+            "job_name": array.name,
+            "partition": ",".join(names),
+            "time": max(1, round(60 * hours)),
+            "nodes": shape.nodes,
+            "ntasks_per_node": 1 if array.packed else shape.ranks_a_node,
+            "cpus_per_task": shape.threads * (shape.ranks_a_node if array.packed else 1),
+            "mem": f"{max(1, round(1024 * shape.memory_gib))}MB",
+            "signal_delay_s": profile.signal_seconds,
+            "array_parallelism": profile.limits.parallel or array.elements,
+            "setup": list(profile.setup),
+            "stderr_to_stdout": True,
+            "wckey": None,  # sites that check the key refuse submitit's
+            "use_srun": False,  # the harness's command starts the ranks, and outlives them
+            "additional_parameters": {
+                "requeue": True,
+                "open_mode": "append",  # keeps the log of the job's former starts
+                # The pilot needs the signal too: while it restarts Ray, the job has no step that SLURM could signal.
+                **({"signal": f"B:USR2@{profile.signal_seconds}"} if array.packed else {}),
+                **({"reservation": profile.reservation} if profile.reservation else {}),
+            },
+            **{key: value for key, value in optional.items() if value is not None},
+        }
 
 
-@dataclass(frozen=True)
-class Request:
-    """What every element of an array asks for."""
+def sbatch(line: str, elements: int, folder: Path, parameters: Mapping[str, Any]) -> str:
+    """Submit an array that runs a shell line and logs into `folder`; returns its number.
 
-    name: str
-    elements: int
-    nodes: int
-    tasks_a_node: int
-    cores_a_task: int
-    gpus_a_node: int
-    memory_gib: float
-    """Memory a node, GiB."""
-    hours: float
-    """Time until it is to be told to save; what it needs for that comes on top."""
-    tells_script: bool = False
-    """Whether the batch script is told that its time is nearly over, and not the steps it started."""
-
-
-def sbatch(request: Request, profile: Profile, folder: Path, line: str) -> str:
-    """Submit an array that runs a line of shell and logs into `folder`; returns its number."""
+    `parameters` are those of submitit's SlurmExecutor.
+    """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
     from submitit.slurm.slurm import SlurmExecutor
 
     class Executor(SlurmExecutor):  # type: ignore[misc]
-        """Writes the batch file with our own command instead of a pickle's."""
+        """Writes the batch file with the harness's command instead of a pickle's."""
 
         def submit_command(self, command: str, count: int) -> str:
             self.parameters["map_count"] = count
@@ -218,57 +229,17 @@ def sbatch(request: Request, profile: Profile, folder: Path, line: str) -> str:
 
         def _make_submission_command(self, submission_file_path: Path) -> list[str]:
             command = super()._make_submission_command(submission_file_path)
-            # What SBATCH_PARTITION and its like say goes before what the batch file asks for.
+            # sbatch prefers variables such as SBATCH_PARTITION to the options in the batch file.
             return ["env", *(f"--unset={name}" for name in steering()), *command]
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
         executor = Executor(folder)
-        executor.update_parameters(**_parameters(request, profile))
-        return executor.submit_command(line, request.elements)
+        executor.update_parameters(**parameters)
+        return executor.submit_command(line, elements)
     except (FailedSubmissionError, FailedJobError, RuntimeError, OSError) as error:
         lines = [text.strip() for text in str(error).splitlines() if "error:" in text]
         said = " ".join(lines) or str(error)
         if "MaxSubmit" in said:
-            said += " (limits.jobs in the profile keeps a submission below that)"
+            said += " (set limits.jobs in the profile to stay below that)"
         raise unavailable(said) from error
-
-
-def _parameters(request: Request, profile: Profile) -> dict[str, Any]:
-    names = profile.partitions_for(request.nodes)
-    if not names:
-        raise InputError(f"{profile.name}: no partition takes a job of {request.nodes} nodes")
-    hours = min(profile.hours_in(names), request.hours + profile.signal_seconds / 3600)
-    gpus: dict[str, Any] = {}
-    if profile.gpus:
-        kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
-        gpus = {"gpus_per_node": f"{kind}{request.gpus_a_node}"}
-    asked = {
-        "account": profile.account,
-        "qos": profile.qos_in(names),
-        "constraint": profile.constraint,
-        "exclude": profile.exclude,
-    }
-    return {
-        "job_name": request.name,
-        "partition": ",".join(names),
-        "time": max(1, round(60 * hours)),
-        "nodes": request.nodes,
-        "ntasks_per_node": request.tasks_a_node,
-        "cpus_per_task": request.cores_a_task,
-        "mem": f"{max(1, round(1024 * request.memory_gib))}MB",
-        "signal_delay_s": profile.signal_seconds,
-        "array_parallelism": profile.limits.parallel or request.elements,
-        "setup": list(profile.setup),
-        "stderr_to_stdout": True,
-        "wckey": None,  # submitit's own is refused where the site checks them
-        "use_srun": False,  # our own command starts the ranks, and outlives them
-        "additional_parameters": {
-            "requeue": True,
-            "open_mode": "append",  # what a job said before it was requeued is wanted too
-            **({"signal": f"B:USR2@{profile.signal_seconds}"} if request.tells_script else {}),
-            **({"reservation": profile.reservation} if profile.reservation else {}),
-        },
-        **gpus,
-        **{key: value for key, value in asked.items() if value is not None},
-    }

@@ -1,9 +1,9 @@
-"""What a SLURM job's batch script runs: start the ranks, wait for them, and have SLURM start them again where it must.
+"""The command of a SLURM job's batch script: start the ranks, wait for them, and requeue the job if Runs are left.
 
-    python -m harness.dispatch.slurm.job ARRAY_FILE      inside a job; its index says which Series
+    python -m harness.dispatch.slurm.job ARRAY_FILE      inside a job, whose array index selects the Series
 
-The ranks save by themselves when they are told to stop. What became of their Runs is read from the journals, never
-from exit codes alone; harness.dispatch.slurm.settle decides what becomes of the job.
+The ranks save by themselves when they are told to stop. The journals, never exit codes alone, tell how their Runs
+ended; harness.dispatch.slurm.settle decides whether the job is requeued.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("ssmscale.slurm")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one element of an array; returns the job's exit status."""
-    # What SLURM sends is for the ranks: this process has to be there when they have saved.
+    # SLURM's signals are for the ranks: this process has to outlive them.
     for number in (*STOP_SIGNALS, signal.SIGCONT):
         signal.signal(number, lambda number, _: log.info("%s", signal.Signals(number).name))
     return run_job(arguments, _train)
@@ -47,20 +47,20 @@ def _train(array_file: Path, array: Array) -> int:
 
 
 def start_of(task: Task) -> JobStart:
-    """Return this start of the job that trains one task."""
+    """Return this start of the job, which trains one task."""
     control = Control(read_launch(task.root, task.series_id).control)
     return JobStart(job_number(), task.root, control, (task,))
 
 
 def settle(start: JobStart, code: int, began: float, before: str) -> int:
-    """Decide from the journals what becomes of the job whose ranks ended with `code`; returns its exit status.
+    """Requeue the job whose ranks ended with `code`, or let it end; returns its exit status.
 
-    `began` is when the ranks were started, in seconds since 1970, and `before` the place the Series was at then.
+    `began` is the time when the ranks were started, in seconds since 1970, and `before` the place of the Series then.
     """
     ending = _ending(start.progress(), code, began)
 
     def crash() -> Crash:
-        last = _last_words(start, began)
+        last = _last_output(start, began)
         if ending is Ending.OUT_OF_TIME:
             why = "at the same place, the last time because its time was over"
         else:
@@ -71,16 +71,16 @@ def settle(start: JobStart, code: int, began: float, before: str) -> int:
 
 
 def _ending(told: Sequence[Progress], code: int, began: float) -> Ending:
-    """Return how ranks ended, by their journals and by srun's exit status."""
+    """Classify the end of the ranks by their journals and by srun's exit status."""
     stopped = [progress for progress in told if progress.state == Event.PREEMPTED]
-    # Of several ranks some are killed because one left, and their status is srun's.
+    # When one of several ranks ends srun kills the others, and returns their status.
     is_in_order = code in {0, EXIT_PREEMPTED}
     is_full = any(progress.kind is Kind.DISK_FULL for progress in stopped)
     if code == EXIT_NO_SPACE or (is_full and not is_in_order):
         return Ending.DISK_FULL
-    # What stopped an earlier start is told by the journals until a later one begins to train.
+    # Until this start trains, a journal still tells what stopped an earlier one.
     now = {progress.kind for progress in stopped if progress.spans and progress.spans[-1].ended >= began}
-    if Kind.OUT_OF_MEMORY in now:  # the next start's micro-batch is smaller
+    if Kind.OUT_OF_MEMORY in now:  # the next start has a smaller micro-batch
         return Ending.STOPPED
     if not is_in_order:
         return Ending.CRASHED
@@ -90,7 +90,7 @@ def _ending(told: Sequence[Progress], code: int, began: float) -> Ending:
 
 
 def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
-    """Start the ranks with srun and wait for them; returns srun's exit status."""
+    """Run the ranks with srun; returns its exit status."""
     shape = array.shape
     meeting = study_dir / "meetings" / f"{job_number()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
     make_folder(meeting)
@@ -116,11 +116,11 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
         return ranks.wait()
 
 
-def _last_words(start: JobStart, began: float) -> str:
-    """Return the last thing a rank said since `began`, in its own log or, where it did not get so far, in the job's."""
+def _last_output(start: JobStart, began: float) -> str:
+    """Return the last line that a rank logged since `began`, or without one the last line of the job's log."""
     logs = (start.tasks[0].folder / "logs").glob("rank-*.log")
-    told = [path for path in logs if path.stat().st_mtime >= began]
-    newest = max(told, key=lambda path: path.stat().st_mtime, default=None)
+    recent = [path for path in logs if path.stat().st_mtime >= began]
+    newest = max(recent, key=lambda path: path.stat().st_mtime, default=None)
     for path in [newest] if newest else batch_logs(start.control.path.parent, start.job_id):
         lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
         own = [line for line in lines if line and not line.startswith(("srun: ", "slurmstepd"))]

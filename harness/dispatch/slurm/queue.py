@@ -1,10 +1,8 @@
-"""What SLURM says of our jobs: one call of squeue and one of sacct, however many jobs there are.
+"""SLURM's view of jobs, read by one call of squeue and one of sacct for all of them, and the meaning of its codes.
 
-squeue knows what waits and runs, and what ended in the last minutes; sacct, where the site has accounting, what ended
-before. Where both speak of a job squeue is right: sacct still calls a requeued job PREEMPTED while it waits again, and
-calls a job running for ever whose end the controller could not tell it.
-
-What SLURM's words mean: its job states as a dispatcher's, and why a job waits in plain words.
+squeue lists jobs that wait, run, or ended in the last minutes; sacct, on sites with accounting, jobs that ended before.
+squeue takes precedence: sacct calls a requeued job PREEMPTED while it waits again, and shows a job as running for ever
+if slurmctld could not report its end.
 """
 
 from __future__ import annotations
@@ -23,17 +21,15 @@ PENDING_ELEMENTS = re.compile(r"(\d+)_\[.*\]")
 SQUEUE = "%i|%j|%T|%M|%N|%r"
 SACCT = "JobID,JobName,State,ElapsedRaw,NodeList"
 STEERING = ("SQUEUE_", "SACCT_", "SINFO_", "SBATCH_", "SCANCEL_")
-"""How variables begin by which a user has SLURM's programs leave jobs out or ask for something else."""
-
-
+"""Prefixes of variables that change what SLURM's programs list or request."""
 SECONDS = 60.0
-"""How long a call may take: a busy slurmctld answers late."""
+"""Time limit of a call: a busy slurmctld answers late."""
 
 
 def read_jobs(names: Sequence[str], since: float) -> dict[str, JobView]:
-    """Jobs of these names by job id; accounting is looked through from a day before `since` (seconds of the epoch).
+    """Return the jobs of these names by job id; accounts are read from a day before `since` (seconds since 1970).
 
-    Raises SchedulerUnavailable where squeue does not answer; accounting is asked for where there is one.
+    Raises SchedulerUnavailable if squeue does not answer.
     """
     if not names:
         return {}
@@ -41,11 +37,11 @@ def read_jobs(names: Sequence[str], since: float) -> dict[str, JobView]:
     found: dict[str, JobView] = {}
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 86400))
     for line in _accounting(wanted, start):
-        if (view := _from_sacct(line)) is not None:  # a line for each start, oldest first
+        if (view := _from_sacct(line)) is not None:  # one line for each start, oldest first
             before = found.get(view.job_id)
             in_all = view.seconds + ((before.accounted_seconds if before else None) or 0.0)
             found[view.job_id] = replace(view, accounted_seconds=in_all)
-    # Partitions that a site hides are not listed unless --all is asked for.
+    # Without --all squeue leaves out hidden partitions.
     answer = call(
         *("squeue", "--all", "--noheader", "--array", "--states=all"),
         *(f"--name={wanted}", f"--format={SQUEUE}"),
@@ -55,13 +51,13 @@ def read_jobs(names: Sequence[str], since: float) -> dict[str, JobView]:
 
 
 def put_together(queue: Mapping[str, JobView], accounts: Mapping[str, JobView]) -> dict[str, JobView]:
-    """What squeue and, before it, sacct said, by job id: of what is alive squeue alone knows."""
+    """Merge the answers of squeue and sacct by job id; only jobs that squeue knows are live."""
     views = dict(queue)
     for job_id, view in accounts.items():
         if job_id in queue:
             views[job_id] = replace(queue[job_id], accounted_seconds=view.accounted_seconds)
         elif view.state in LIVE:
-            # Its clock goes on in the accounts; how long it ran the journals know.
+            # Its time still grows in the accounts; the journals know how long it ran.
             views[job_id] = replace(view, state=JobState.LOST, accounted_seconds=None)
         else:
             views[job_id] = view
@@ -69,7 +65,7 @@ def put_together(queue: Mapping[str, JobView], accounts: Mapping[str, JobView]) 
 
 
 def steering() -> list[str]:
-    """Variables of this process's environment that SLURM's programs must not see."""
+    """Return the variables of this process's environment that SLURM's programs must not see."""
     return sorted(name for name in os.environ if name.startswith(STEERING))
 
 
@@ -79,9 +75,9 @@ def unavailable(why: str, *, is_here: bool = True) -> SchedulerUnavailable:
 
 
 def call(*command: str) -> str:
-    """Standard output of one of SLURM's programs; raises SchedulerUnavailable with its last word where it fails.
+    """Return the output of one of SLURM's programs; raises SchedulerUnavailable with its last error line if it fails.
 
-    The program hears what it is asked and nothing of what the user's environment would add.
+    Variables of the user's that would change the answer are hidden from the program.
     """
     hidden = steering()
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
@@ -90,7 +86,7 @@ def call(*command: str) -> str:
             command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
         )
     except FileNotFoundError as error:
-        why = f"{command[0]} is not installed here: is this a SLURM cluster's login node?"
+        why = f"{command[0]} is not installed here; run the command on a login node of the SLURM cluster"
         raise unavailable(why, is_here=shutil.which("squeue") is not None) from error
     except subprocess.TimeoutExpired as error:
         raise unavailable(f"{command[0]} has not answered for {SECONDS:.0f} s") from error
@@ -101,32 +97,26 @@ def call(*command: str) -> str:
 
 
 def cluster_name() -> str:
-    """SLURM's name of the cluster that its programs speak to here. Raises SchedulerUnavailable."""
+    """Return the name of the cluster whose SLURM programs run here. Raises SchedulerUnavailable."""
     found = re.search(r"^ClusterName\s*=\s*(\S+)", call("scontrol", "show", "config"), re.MULTILINE)
     if found is None:
-        raise unavailable("scontrol show config tells no ClusterName")
+        raise unavailable("scontrol show config names no ClusterName")
     return found[1]
 
 
 def _accounting(wanted: str, since: str) -> list[str]:
     try:
         return call(
-            "sacct",
-            "--allocations",
-            "--duplicates",
-            "--noheader",
-            "--parsable2",
-            f"--name={wanted}",
-            f"--starttime={since}",
-            f"--format={SACCT}",
+            *("sacct", "--allocations", "--duplicates", "--noheader", "--parsable2"),
+            *(f"--name={wanted}", f"--starttime={since}", f"--format={SACCT}"),
         ).splitlines()
-    except SchedulerUnavailable:  # many sites keep no accounts: squeue and the journals have to do
+    except SchedulerUnavailable:  # many sites keep no accounts: squeue and the journals suffice
         return []
 
 
 def _from_squeue(line: str) -> JobView | None:
     fields = line.split("|", 5)
-    if len(fields) < 6:  # a heading of the site's own, such as CLUSTER: c
+    if len(fields) < 6:  # a heading that the site adds, such as CLUSTER: c
         return None
     job_id, name, said, elapsed, nodes, reason = fields
     state = state_of(said)
@@ -157,116 +147,100 @@ def _from_sacct(line: str) -> JobView | None:
 
 
 def _seconds(elapsed: str) -> float:
-    """Seconds of squeue's [days-][hours:]minutes:seconds."""
+    """Return the seconds of squeue's [days-][hours:]minutes:seconds."""
     days, _, clock = elapsed.rpartition("-")
     total = 0.0
     for part in clock.split(":"):
-        if not part.isdigit():  # INVALID, where a node's clock is wrong
+        if not part.isdigit():  # INVALID, if a node's clock is wrong
             return 0.0
         total = 60 * total + int(part)
     return total + 86400 * int(days or 0)
 
 
-QUEUED, RUNNING, ENDED, PREEMPTED, LOST = (
-    JobState.QUEUED,
-    JobState.RUNNING,
-    JobState.ENDED,
-    JobState.PREEMPTED,
-    JobState.LOST,
-)
 STATES = {
-    "PENDING": QUEUED,
-    "REQUEUED": QUEUED,
-    "REQUEUE_FED": QUEUED,
-    "REQUEUE_HOLD": QUEUED,
-    "RESV_DEL_HOLD": QUEUED,
-    "SPECIAL_EXIT": QUEUED,
-    "EXPEDITING": QUEUED,
-    "CONFIGURING": RUNNING,
-    "POWER_UP_NODE": RUNNING,
-    "RUNNING": RUNNING,
-    "COMPLETING": RUNNING,
-    "SIGNALING": RUNNING,
-    "STAGE_OUT": RUNNING,
-    "RESIZING": RUNNING,
-    "SUSPENDED": RUNNING,
-    "STOPPED": RUNNING,
-    "UPDATE_DB": RUNNING,
-    "COMPLETED": ENDED,
-    "FAILED": ENDED,
-    "CANCELLED": PREEMPTED,
-    "DEADLINE": PREEMPTED,
-    "PREEMPTED": PREEMPTED,
-    "REVOKED": PREEMPTED,
-    "BOOT_FAIL": LOST,
-    "LAUNCH_FAILED": LOST,
-    "NODE_FAIL": LOST,
-    "OUT_OF_MEMORY": LOST,
-    "RECONFIG_FAIL": LOST,
-    "TIMEOUT": LOST,
+    name: state
+    for state, names in (
+        (
+            JobState.QUEUED,
+            "PENDING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT EXPEDITING",
+        ),
+        (
+            JobState.RUNNING,
+            "CONFIGURING POWER_UP_NODE RUNNING COMPLETING SIGNALING STAGE_OUT RESIZING SUSPENDED STOPPED UPDATE_DB",
+        ),
+        (JobState.ENDED, "COMPLETED FAILED"),
+        (JobState.PREEMPTED, "CANCELLED DEADLINE PREEMPTED REVOKED"),
+        (
+            JobState.LOST,
+            "BOOT_FAIL LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY RECONFIG_FAIL TIMEOUT",
+        ),
+    )
+    for name in names.split()
 }
-"""Every state of SLURM's, 22.05 to 25.05 (job state codes of squeue's manual and of schedmd.com), as a dispatcher's."""
+"""Every state of a SLURM job, 22.05 to 25.05 (job state codes of squeue's manual and of schedmd.com), as a JobState."""
 REASONS = {
     "None": NOT_LOOKED_AT,
     "WaitingForScheduling": "SLURM has not looked at it yet",
     "Priority": "jobs of higher priority go first",
     "Resources": "no nodes are free for it",
-    "BeginTime": "not before its begin time; a requeued job is given one, too",
-    "JobArrayTaskLimit": "as many of its array run as limits.parallel lets",
-    "Dependency": "another job goes first",
-    "DependencyNeverSatisfied": "the job it waits for never ends well: cancel it",
+    "BeginTime": "its begin time has not come; a requeued job has one too",
+    "JobArrayTaskLimit": "limits.parallel jobs of its array run already",
+    "Dependency": "it depends on another job",
+    "DependencyNeverSatisfied": "the job it depends on failed: cancel it",
     "JobHeldUser": "you hold it: scontrol release",
     "JobHeldAdmin": "an administrator holds it",
-    "Cleaning": "what is left of its last start is being cleared away",
-    "Prolog": "its nodes are being made ready",
+    "Cleaning": "SLURM cleans up after its last start",
+    "Prolog": "its nodes are being prepared",
     "PartitionDown": "its partition is down",
     "PartitionInactive": "its partition starts no jobs now",
-    "PartitionTimeLimit": "asks for more time than its partition gives: lower limits.hours",
-    "PartitionNodeLimit": "asks for more nodes than its partition gives",
+    "PartitionTimeLimit": "it requests more time than its partition allows: lower limits.hours",
+    "PartitionNodeLimit": "it requests more nodes than its partition allows",
     "ReqNodeNotAvail": "nodes it needs are down, reserved or taken",
     "NodeDown": "a node it needs is down",
     "Reservation": "its reservation has not begun",
-    "Licenses": "a licence it needs is taken",
-    "BadConstraints": "no node is as it asks: see constraint and gpu_type",
-    "InvalidAccount": "the account is not known",
-    "InvalidQOS": "the QOS is not known",
+    "Licenses": "a licence it needs is in use",
+    "BadConstraints": "no node meets its constraints: see constraint and gpu_type",
+    "InvalidAccount": "the account is unknown",
+    "InvalidQOS": "the QOS is unknown",
     "JobLaunchFailure": "it could not be started: see ssmscale logs",
     "launch": "it could not be started and is held: see ssmscale logs, then scontrol release",
-    "QOSJobLimit": "the QOS lets no more jobs run",
+    "QOSJobLimit": "the QOS allows no more running jobs",
     "QOSTimeLimit": "the QOS's time is used up",
-    "AssociationJobLimit": "the account lets no more jobs run",
+    "AssociationJobLimit": "the account allows no more running jobs",
     "AssociationTimeLimit": "the account's time is used up",
 }
-"""Why a job waits (job reason codes of squeue's manual), in words and with what helps."""
+"""Meaning of each reason for which a job waits (job reason codes of squeue's manual), and what helps."""
 FAMILIES = (
-    ("QOSMaxJobs", "the QOS lets a user run no more jobs at once"),
-    ("QOSMaxSubmit", "the QOS lets a user submit no more jobs"),
+    ("QOSMaxJobs", "the QOS allows a user no more running jobs"),
+    ("QOSMaxSubmit", "the QOS allows a user no more submitted jobs"),
     ("QOSGrp", "all jobs of the QOS together are at its limit"),
-    ("QOSMin", "asks for less than the QOS wants of a job"),
+    ("QOSMin", "it requests less than the minimum of the QOS"),
     ("QOSMax", "the QOS allows no more to a job or a user"),
     ("QOS", "the QOS is at a limit"),
-    ("AssocMaxJobs", "the account lets a user run no more jobs at once"),
+    ("AssocMaxJobs", "the account allows a user no more running jobs"),
     ("AssocGrp", "all jobs of the account together are at its limit"),
     ("AssocMax", "the account allows no more to a job or a user"),
     ("Assoc", "the account is at a limit"),
     ("MaxJobs", "no more of your jobs may run at once"),
 )
-"""Beginnings of reasons that SLURM has by the dozen, the longer ones first."""
+"""Meaning of each group of reasons by its prefix, longer prefixes first."""
 
 
-def state_of(said: str) -> JobState | None:
-    """A state as squeue or sacct print it ("CANCELLED by 1000", "RUNNING+"); None where nothing is said.
+def state_of(text: str) -> JobState | None:
+    """Parse a state as squeue or sacct prints it ("CANCELLED by 1000", "RUNNING+"); None for an empty text.
 
-    A state that is not known counts as running: whoever took the job for gone would submit it twice.
+    An unknown state counts as running: a job wrongly taken for ended would be submitted twice.
     """
-    words = said.replace("+", " ").split()
-    return STATES.get(words[0], RUNNING) if words else None
+    words = text.replace("+", " ").split()
+    return STATES.get(words[0], JobState.RUNNING) if words else None
 
 
 def explain(reason: str) -> str:
-    """SLURM's reason for a job to wait, and what it means where that is known: `Priority (jobs of ... go first)`."""
+    """Add its meaning, if known, to SLURM's reason for a job to wait: `Resources (no nodes are free for it)`."""
     first = reason.strip("()").replace(",", " ").replace("_", " ").split()
     if not first:
         return NOT_LOOKED_AT
-    words = REASONS.get(first[0]) or next((w for name, w in FAMILIES if first[0].startswith(name)), None)
-    return f"{reason} ({words})" if words else reason
+    meaning = REASONS.get(first[0]) or next(
+        (text for name, text in FAMILIES if first[0].startswith(name)), ""
+    )
+    return f"{reason} ({meaning})" if meaning else reason

@@ -1,8 +1,8 @@
-"""What becomes of a SLURM job whose ranks, or whose controller, have ended: over, started again, or given up.
+"""Decide whether a SLURM job whose ranks, or whose controller, have ended is over, requeued or given up.
 
-The journals say how far its Runs came, and SLURM whether the job is still wanted. A job that was told to stop, or whose
-time is over, is requeued under its own number; one that dies is requeued too, until it has died several times at the
-same place, and so is one whose time is over before it has gained anything.
+The journals tell how far its Runs came, and SLURM tells whether the job was cancelled. A job that was told to stop, or
+whose time is over, is requeued under its own number. So is a job that crashes, or whose time ends before it made any
+progress, until that has happened several times at the same place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from harness.common.disk import DiskFull
 from harness.common.process import log_to_stderr
 from harness.dispatch.arrays import Array
 from harness.dispatch.base import Task
@@ -36,80 +35,76 @@ from harness.record.journal import Event, Progress, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root, read_model
 from harness.record.series import count_crashes, unfinished
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS
-from ssmttm.errors import InputError
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, exit_status
 
 log = logging.getLogger("ssmscale.slurm")
 
 
 def run_job(arguments: Sequence[str] | None, train: Callable[[Path, Array], int]) -> int:
-    """Do what a batch script is for with the array whose file it names; returns the job's exit status."""
+    """Train the array whose file a batch script names; returns the job's exit status."""
     log_to_stderr()
     (name,) = arguments if arguments is not None else sys.argv[1:]
     array_file = Path(name).absolute()
-    try:
+
+    def run() -> int:
         array = read_model(array_file, Array)
         if array.is_void:
-            log.info("the submission of this job was given up; others train its series")
+            log.info("the submission of this job was given up; other jobs train its series")
             return 0
         return train(array_file, array)
-    except InputError as error:
-        log.error("%s", error)
-        return 2
-    except DiskFull as error:
-        log.error("%s", error)
-        return EXIT_NO_SPACE
+
+    return exit_status(run, log)
 
 
 class Ending(Enum):
-    """How a start of a job ended that has Runs left."""
+    """The end of a job's start that has unfinished Runs."""
 
     DISK_FULL = auto()
     OTHERS_TRAIN = auto()
-    """Nothing told it to stop: other processes have its Series."""
+    """It was not told to stop: other processes train its Series."""
     STOPPED = auto()
-    """It was told to stop, or goes on with a smaller micro-batch: it is to be started again."""
+    """It was told to stop, or continues with a smaller micro-batch: to be requeued."""
     OUT_OF_TIME = auto()
-    """Its time was over: it is to be started again where it has gained anything."""
+    """Its time was over: to be requeued if it made progress."""
     CRASHED = auto()
 
 
 @dataclass(frozen=True)
 class Crash:
-    """What is written down of a start that ended in vain."""
+    """The reason of a start that ended without progress, for control.jsonl and for the journals."""
 
     reason: str
     why: str
-    """Why its Runs have failed, where it was the last of several; the job's number goes before it."""
+    """Reason that its Runs' journals give if it was the last of several; the job's number is put before it."""
 
 
 @dataclass(frozen=True)
 class JobStart:
-    """One start of a SLURM job: what it trains, and where that stood before."""
+    """One start of a SLURM job and the tasks it trains."""
 
     job_id: str
     root: Root
     control: Control
     tasks: Sequence[Task]
     is_packed: bool = False
-    """Whether it holds a Ray on which all the tasks are packed."""
+    """True if it packs all tasks on a Ray of its own."""
 
     @property
     def run_dirs(self) -> list[Path]:
-        """The folders of all Runs."""
+        """Folders of all Runs."""
         return [folder for task in self.tasks for folder in task.run_dirs]
 
     def unfinished(self) -> list[Path]:
-        """Return the folders of the Runs that are left."""
+        """Return the folders of the unfinished Runs."""
         return unfinished(self.run_dirs, self.control)
 
     def progress(self) -> list[Progress]:
-        """Return what the journals of the Series say, and those of the Runs that are left."""
+        """Read the journals of the Series and of the unfinished Runs."""
         series = [task.folder for task in self.tasks]
         return [read_progress(folder) for folder in (*series, *self.unfinished())]
 
     def place(self) -> str:
-        """Return where its Series stand."""
+        """Describe the checkpoints of its Series."""
         places = [task.place() for task in self.tasks]
         if not self.is_packed:
             return places[0]
@@ -117,38 +112,45 @@ class JobStart:
         return f"{done} finished, checkpoints {hashlib.sha256('|'.join(places).encode()).hexdigest()[:12]}"
 
     def settle(self, ending: Ending, before: str, crash: Callable[[], Crash]) -> int:
-        """Decide what becomes of the job; returns its exit status. `before` is the place where its Series stood."""
+        """Requeue the job or let it end; returns its exit status. `before` is its `place` when it started."""
         if not (left := self.unfinished()):
             states = [read_progress(folder).state for folder in self.run_dirs]
             return 1 if Event.FAILED in states else 0
         if ending is Ending.DISK_FULL:
             told = [found.stopped_by for found in self.progress() if found.kind is Kind.DISK_FULL]
-            said = told[0] if told else f"{self.root.path}: takes no more"
-            log.error("%s; submit again when that has changed", said)
+            problem = told[0] if told else f"{self.root.path}: the disk is full"
+            log.error("%s; submit again when there is room", problem)
             return EXIT_NO_SPACE
         if ending is Ending.OTHERS_TRAIN:
             log.info("%d runs are left: other processes train them", len(left))
             return EXIT_PREEMPTED
-        job = look_up(self.job_id)
-        if job.starts_again > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
+        answer = patiently("scontrol", "--oneliner", "show", "job", self.job_id)
+        facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", answer))
+        # SLURM may have taken this node for dead.
+        if int(facts.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
             log.info("job %s was started again elsewhere", self.job_id)
             return EXIT_PREEMPTED
-        if not job.is_wanted:
+        # A preempted job ends in favour of another one, however far it came.
+        is_preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
+        # While a job is being ended its state is COMPLETING, for whatever reason.
+        is_out_of_time = facts.get("Reason") == "TimeLimit"
+        if not (is_preempted or is_out_of_time or facts.get("JobState") == "RUNNING"):
             log.info("job %s was cancelled", self.job_id)
             return EXIT_PREEMPTED
-        if job.makes_room and self.is_packed:
-            log.info("job %s makes room for another; SLURM starts it again", self.job_id)
+        if is_preempted and self.is_packed:
+            log.info("SLURM preempts job %s and starts it again", self.job_id)
             return EXIT_PREEMPTED
         is_in_vain = ending is Ending.CRASHED or (
-            ending is Ending.OUT_OF_TIME and not job.makes_room and self.place() == before
+            ending is Ending.OUT_OF_TIME and not is_preempted and self.place() == before
         )
         if is_in_vain and not self.may_start_again(crash()):
             return 1
-        requeue(self.job_id)
+        log.info("requeueing job %s", self.job_id)
+        patiently("scontrol", "requeue", self.job_id)
         return EXIT_PREEMPTED
 
     def may_start_again(self, crash: Crash) -> bool:
-        """Note that a start ended in vain; where that happened too often in a row, what is left has failed."""
+        """Record a start without progress; after several in a row fail the unfinished Runs and return False."""
         left, now = self.unfinished(), self.place()
         names = [folder.name for folder in left]
         self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=crash.reason)
@@ -160,40 +162,12 @@ class JobStart:
 
 
 def job_number() -> str:
-    """Return SLURM's number of this job, that of an array's element."""
+    """Return SLURM's id of this job, an array's element."""
     return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
 
 
-@dataclass(frozen=True)
-class JobFacts:
-    """What SLURM says of this very job."""
-
-    is_wanted: bool
-    """Whether nobody cancelled it: it runs, or SLURM ends it for its time or to make room for another."""
-    makes_room: bool
-    """Whether SLURM ends it for another job, which says nothing about how far it came."""
-    starts_again: int
-    """How often it has been requeued; the batch script on a node thought dead may be older."""
-
-
-def look_up(job_id: str) -> JobFacts:
-    """Ask SLURM about a job; raises SchedulerUnavailable where it has not answered for minutes."""
-    said = patiently("scontrol", "--oneliner", "show", "job", job_id)
-    facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", said))
-    preempted = facts.get("PreemptTime", "None") not in {"None", "Unknown", "N/A"}
-    # A job that is being ended is COMPLETING, whatever ends it.
-    is_wanted = preempted or facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
-    return JobFacts(is_wanted, preempted, int(facts.get("Restarts", 0)))
-
-
-def requeue(job_id: str) -> None:
-    """Have SLURM start this job again under its own number; a slurmctld that is away is waited for."""
-    log.info("requeueing job %s", job_id)
-    patiently("scontrol", "requeue", job_id)
-
-
 def patiently(*command: str) -> str:
-    """Return what one of SLURM's programs prints; raise SchedulerUnavailable after minutes of silence."""
+    """Return the output of one of SLURM's programs; raises SchedulerUnavailable after minutes without an answer."""
     patience = Retrying(
         retry=retry_if_exception_type(SchedulerUnavailable),
         wait=wait_exponential_jitter(initial=1, max=20),

@@ -1,9 +1,9 @@
-"""A copy of the checkout for the jobs of a submission, so that editing the checkout changes nothing in the queue.
+"""A copy of the checkout for the jobs of a submission, so that editing the checkout does not affect queued jobs.
 
-ROOT/studies/NAME/code/STATE/ is made by submitit's RsyncSnapshot. What that does not see to is seen to here: deleted
-files, which it stumbles over; files that an older commit has and the checkout has not; new sources that were never
-added to git; two submissions at once, or one killed half-way. What comes out is checked to be the code it is named
-after before any job may run from it.
+submitit's RsyncSnapshot makes ROOT/studies/NAME/code/STATE/. This module handles what RsyncSnapshot does not: deleted
+files, on which it fails; files of the last commit that the checkout does not have; new sources that were never added
+to git; two submissions at once, or one killed half-way. Before any job runs from a copy, its contents are compared
+with the state it is named after.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from ssmttm.errors import InputError
 
 
 def check_copying(study_dir: Path) -> None:
-    """Raise InputError where no copy could be made, or none that Python would import from."""
+    """Raise InputError if no copy can be made, or Python could not import from it."""
     if not is_checkout():
         raise InputError(
-            f"--snapshot: {HOME}: is no git checkout with the harness committed, so there is nothing to copy; "
-            "an installed package is left as it is while jobs wait"
+            f"--snapshot: {HOME} is not a git checkout of the harness; submit with --no-snapshot, and do not change "
+            "the installed package while jobs wait"
         )
     if shutil.which("rsync") is None:
-        raise InputError("--snapshot: rsync: is not installed here; install it, or submit with --no-snapshot")
+        raise InputError("--snapshot: rsync is not installed here; install it, or submit with --no-snapshot")
     if os.pathsep in str(study_dir.absolute()):
         raise InputError(
-            f"--root: {study_dir.absolute()}: Python cannot import from a path with {os.pathsep!r} in it, as "
-            "--snapshot has jobs do; choose another"
+            f"--root: {study_dir.absolute()}: --snapshot cannot be used, because Python cannot import from a path "
+            f"with {os.pathsep!r} in it; choose another path"
         )
 
 
 def copy_code(study_dir: Path, state: str) -> Path:
-    """The copy of that state of the code, made where there is none yet; raises InputError where that fails."""
+    """Return the copy of this state of the code, made if there is none; raises InputError if it cannot be made."""
     folder = study_dir.absolute() / "code"
     copy = folder / state
     if not copy.is_dir():
@@ -55,13 +55,15 @@ def copy_code(study_dir: Path, state: str) -> Path:
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    _check(copy, state, "is not the code it is named after; move it away, and submit again")
-    os.utime(copy)  # `prune` leaves alone what was asked for lately
+    _check(
+        copy, state, "the files differ from the code they are named after; move them away, and submit again"
+    )
+    os.utime(copy)  # `prune` keeps copies that were used lately
     return copy
 
 
 def running_from(copy: Path, command: Sequence[str]) -> str:
-    """The line of shell that runs a Python command with the packages of a copy, whatever its directory."""
+    """Return the shell line that runs a Python command with the packages of a copy, from any directory."""
     path = shlex.quote(str(copy))
     return f'PYTHONSAFEPATH=1 PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}" {shlex.join(command)}'
 
@@ -69,7 +71,7 @@ def running_from(copy: Path, command: Sequence[str]) -> str:
 def _take(draft: Path) -> None:
     from submitit.helpers import RsyncSnapshot, environment_variables
 
-    # RsyncSnapshot would clone by itself, but writes the index that it is to read meanwhile.
+    # RsyncSnapshot would clone by itself, but that overwrites the index it reads at the same time.
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{HOME}", str(draft)], check=True)
     with index_of_everything() as index:
         gone = git("ls-files", "-z", "--deleted", **index)

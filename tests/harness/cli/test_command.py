@@ -368,5 +368,5 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(study: Path, ssmscale: Comm
     assert (answer.status, "plan of tiny" in answer.out) == (0, True)
     packed = ssmscale("submit", study, "--on", "ray", "--dry-run")
     assert (packed.status, packed.out.startswith(answer.out)) == (0, True)
-    assert "2 runs in 1 series packed on a Ray of this machine's own: 1 node with " in packed.out
+    assert "2 runs in 1 series packed on a Ray of this machine: 1 node with " in packed.out
     assert files_below(tmp_path) == before

@@ -1,4 +1,4 @@
-"""What becomes of arrays and leases that change while SLURM is asked: nothing is lost, nothing submitted twice."""
+"""Arrays and leases that change while SLURM is asked: none is lost, and none is submitted twice."""
 
 from __future__ import annotations
 
@@ -14,56 +14,52 @@ from typing import Any
 import pytest
 
 from harness.dispatch import ledger
-from harness.dispatch.arrays import Array, ArrayStore
+from harness.dispatch.arrays import ArrayStore, new_array
 from harness.dispatch.base import Task
 from harness.dispatch.ledger import jobs_of_runs, open_ledger
-from harness.plan.allocation import Shape
 from harness.record.root import Root
 from harness.submit.leases import Lease, Leases, acquire
 from tests.harness.conftest import SAY_WHO, Answering
+from tests.harness.dispatch.fakes import SMALL
 
 SERIES = "0123456789abcdef"
 
 
-def array_of(name: str, process: dict[str, Any], job_id: str | None = None, age: float = 60) -> Array:
-    return Array(
-        name=name,
-        shape=Shape(nodes=1, ranks=1, threads=1, memory_gib=1),
-        tasks=(Task(series_id=SERIES, run_dirs=(Path("/nowhere/runs/a"),)),),
-        process=process,
-        t=time.time() - age,
-        job_id=job_id,
-    )
+def record(
+    study_dir: Path, process: dict[str, Any], name: str = "ssmscale-a", age: float = 60, **more: Any
+) -> Path:
+    """Record an array of one task as its submission does; returns the file."""
+    store, task = ArrayStore(study_dir), Task(series_id=SERIES, run_dirs=(Path("/nowhere/runs/a"),))
+    made = new_array(name, SMALL, [task], **more)
+    array = made.model_copy(update={"process": process, "t": time.time() - age})
+    store.write(array)
+    return store.path_of(array)
 
 
-def test_an_array_nobody_submitted_is_void(
+def test_an_array_that_was_never_submitted_is_void(
     tmp_path: Path, answering: Answering, gone: dict[str, Any]
 ) -> None:
-    ArrayStore(tmp_path).write(array_of("ssmscale-a", gone))
+    record(tmp_path, gone)
     assert open_ledger(tmp_path).arrays["ssmscale-a"].is_void
     assert ArrayStore(tmp_path).read()["ssmscale-a"].is_void
 
 
-def test_a_number_written_down_while_slurm_is_asked_stays(
+def test_a_number_recorded_while_slurm_is_asked_stays(
     tmp_path: Path, answering: Answering, gone: dict[str, Any]
 ) -> None:
-    store = ArrayStore(tmp_path)
-    store.write(array_of("ssmscale-a", gone, job_id="77"))
-    answered = store.folder / "ssmscale-a.json"
-    answered.rename(tmp_path / "later")
-    store.write(array_of("ssmscale-a", gone))
-    answering(first=f"mv '{tmp_path}/later' '{answered}'")
+    recorded = record(tmp_path, gone, job_id="77").rename(tmp_path / "later")
+    answering(first=f"mv '{recorded}' '{record(tmp_path, gone)}'")
     assert open_ledger(tmp_path).arrays["ssmscale-a"].job_id == "77"
-    assert store.read()["ssmscale-a"].job_id == "77"
+    assert ArrayStore(tmp_path).read()["ssmscale-a"].job_id == "77"
 
 
-def test_a_submission_that_ends_while_slurm_is_asked_is_judged_the_next_time(
+def test_a_submission_that_ends_while_slurm_is_asked_is_given_up_the_next_time(
     tmp_path: Path, answering: Answering
 ) -> None:
     command = [sys.executable, "-c", f"{SAY_WHO}; input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as submission:
         assert submission.stdout is not None
-        ArrayStore(tmp_path).write(array_of("ssmscale-a", json.loads(submission.stdout.readline())))
+        record(tmp_path, json.loads(submission.stdout.readline()))
         ended = f"until grep -q '^State:.Z' /proc/{submission.pid}/status; do :; done"
         answering(first=f"kill {submission.pid}; {ended}")
         assert open_ledger(tmp_path).holds("ssmscale-a", SERIES)
@@ -71,22 +67,20 @@ def test_a_submission_that_ends_while_slurm_is_asked_is_judged_the_next_time(
         assert not open_ledger(tmp_path).holds("ssmscale-a", SERIES)
 
 
-def test_slurm_is_given_time_to_hear_of_an_array_whose_submission_was_killed(
+def test_slurm_is_asked_only_some_time_after_a_submission_was_killed(
     tmp_path: Path, answering: Answering, gone: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "ORPHAN_SECONDS", 0.5)
-    array = array_of("ssmscale-a", gone, age=0)
-    ArrayStore(tmp_path).write(array)
+    record(tmp_path, gone, age=0)
     answering(first=f"date +%s.%N >'{tmp_path}/asked'")
-    open_ledger(tmp_path)
+    (array,) = open_ledger(tmp_path).arrays.values()
     assert float((tmp_path / "asked").read_text()) >= array.t + 0.5
 
 
-def test_a_job_of_an_array_found_void_leaves_at_once(tmp_path: Path, gone: dict[str, Any]) -> None:
-    store = ArrayStore(tmp_path)
-    store.write(array_of("ssmscale-a", gone).model_copy(update={"is_void": True}))
+def test_a_job_of_a_void_array_ends_at_once(tmp_path: Path, gone: dict[str, Any]) -> None:
+    file = record(tmp_path, gone, is_void=True)
     done = subprocess.run(
-        [sys.executable, "-m", "harness.dispatch.slurm.job", str(store.folder / "ssmscale-a.json")],
+        [sys.executable, "-m", "harness.dispatch.slurm.job", str(file)],
         env={**os.environ, "SLURM_ARRAY_TASK_ID": "0", "SLURM_ARRAY_JOB_ID": "77"},
         capture_output=True,
         text=True,
@@ -97,67 +91,56 @@ def test_a_job_of_an_array_found_void_leaves_at_once(tmp_path: Path, gone: dict[
     assert [path.name for path in tmp_path.iterdir()] == ["arrays"]
 
 
-def test_a_series_submitted_since_the_book_was_read_is_not_submitted_again(
+def lease_of(array: str, process: dict[str, Any], study: str = "s") -> Lease:
+    return Lease(study=study, array=array, process=process, t=time.time() - 60)
+
+
+def test_a_series_submitted_after_the_ledger_was_read_is_not_submitted_again(
     tmp_path: Path, answering: Answering, gone: dict[str, Any]
 ) -> None:
     root = Root(tmp_path / "runs")
     root.series(SERIES).mkdir(parents=True)
     leases = Leases(root)
     root.series("other").mkdir()
-    acquire(root.series("other"), lease_of("ssmscale-old", gone))
-    assert leases.take("other", lease_of("ssmscale-new", gone))  # reads the Ledger
+    acquire(root.series("other"), lease_of("ssmscale-old", gone))  # of an array that was never recorded
+    assert leases.take("other", lease_of("ssmscale-new", gone))  # reads the ledger
     acquire(root.series(SERIES), lease_of("ssmscale-b", gone))
-    ArrayStore(root.study("s")).write(array_of("ssmscale-b", gone, job_id="77"))
+    record(root.study("s"), gone, "ssmscale-b", job_id="77")
     answering("77_0|ssmscale-b|PENDING|0:00||Priority")
     assert not leases.take(SERIES, lease_of("ssmscale-new", gone))
 
 
-def test_a_lease_for_an_array_that_never_was_is_over(
-    tmp_path: Path, answering: Answering, gone: dict[str, Any]
-) -> None:
-    root = Root(tmp_path / "runs")
-    root.series(SERIES).mkdir(parents=True)
-    acquire(root.series(SERIES), lease_of("ssmscale-a", gone))
-    assert Leases(root).take(SERIES, lease_of("ssmscale-b", gone))
-
-
-def lease_of(array: str, process: dict[str, Any]) -> Lease:
-    return Lease(study="s", array=array, process=process, t=time.time() - 60)
-
-
-def test_what_another_cluster_was_given_is_held_there_whatever_this_one_says_of_its_number(
+def test_an_array_of_another_cluster_is_held_there_whatever_this_one_answers_about_its_number(
     tmp_path: Path, answering: Answering, at_cluster: Callable[[str], None], gone: dict[str, Any]
 ) -> None:
-    store, root = ArrayStore(tmp_path / "runs" / "studies" / "theirs"), Root(tmp_path / "runs")
-    array = array_of("ssmscale-a", gone, job_id="77").model_copy(update={"slurm_cluster": "alpha"})
-    store.write(array)
+    root = Root(tmp_path / "runs")
+    folder = root.study("theirs")
+    record(folder, gone, job_id="77", slurm_cluster="alpha")
     answering("77_0|ssmscale-a|COMPLETED|5:00|n1|None")
     at_cluster("alpha")
-    found = open_ledger(store.folder.parent)
-    assert not found.holds("ssmscale-a", SERIES)
+    assert not open_ledger(folder).holds("ssmscale-a", SERIES)
     at_cluster("beta")
-    found = open_ledger(store.folder.parent)
+    found = open_ledger(folder)
     assert found.elsewhere == {"ssmscale-a": "alpha"}
     assert found.holds("ssmscale-a", SERIES)
     (view,) = jobs_of_runs(found).values()
     assert (view.state, view.job_id) == ("queued", "77")
-    assert view.reason == "in the hands of SLURM cluster alpha, which is not asked from here"
+    assert view.reason == "held by SLURM cluster alpha, which cannot be asked from here"
     root.series(SERIES).mkdir(parents=True)
-    acquire(root.series(SERIES), Lease(study="theirs", array="ssmscale-a", process=gone, t=0.0))
-    mine = Lease(study="mine", array="ssmscale-b", process=gone, t=1.0)
+    acquire(root.series(SERIES), lease_of("ssmscale-a", gone, "theirs"))
+    mine = lease_of("ssmscale-b", gone, "mine")
     assert not Leases(root).take(SERIES, mine)
     at_cluster("alpha")
     assert Leases(root).take(SERIES, mine)
 
 
-def test_an_array_of_before_clusters_were_recorded_is_this_ones(
+def test_records_of_former_versions_are_read(
     tmp_path: Path, answering: Answering, gone: dict[str, Any]
 ) -> None:
-    store = ArrayStore(tmp_path)
-    store.write(array_of("ssmscale-a", gone, job_id="77"))
-    path = store.folder / "ssmscale-a.json"
+    path = record(tmp_path, gone, job_id="77")
     fields = json.loads(path.read_text())
     del fields["slurm_cluster"]
+    fields["tasks"][0]["architecture"] = "prefix_simba"
     path.write_text(json.dumps(fields))
     answering("77_0|ssmscale-a|RUNNING|5:00|n1|None")
     assert open_ledger(tmp_path).holds("ssmscale-a", SERIES)

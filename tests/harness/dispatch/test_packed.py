@@ -1,9 +1,8 @@
-"""What is said and done of Runs that one job trains packed: which wait inside it, what they took, when it is ended."""
+"""Runs that one job trains packed: their states, their GPU-hours, their logs, cancelling and retrying them."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import pytest
 
 from harness.cli.status import summary
 from harness.common.disk import write_atomically
-from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayStore, packed_folder
+from harness.dispatch.arrays import Array, ArrayStore, new_array, packed_folder
 from harness.dispatch.base import Task
 from harness.dispatch.ledger import open_ledger
 from harness.dispatch.ray.cluster import RayAddress
@@ -31,52 +29,50 @@ from tests.cluster.servers import free_port
 from tests.conftest import Answer
 from tests.harness.conftest import Answering
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered
+from tests.programs import write_program
 
 Fields = dict[str, Any]
 
 RUNS, WAITS = "77_0|ssmscale-a|RUNNING|5:00|n[1-2]|None", "77_0|ssmscale-a|PENDING|0:00||Priority"
+OVER = "77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None"
 
 
 @pytest.fixture
 def study(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
-    """Three Series of one Run each, all in the hands of one job."""
+    """Three Series of one Run each, all trained by one job."""
     study_fields["grid"] |= {"iterations": [10], "seeds": [0, 1, 2]}
     resolved = registered(Root(tmp_path / "runs"), study_fields)
-    ArrayStore(resolved.root.study("tiny")).write(packed_array(resolved, "ssmscale-a", "77"))
+    ArrayStore(resolved.root.study("tiny")).write(packed_array(resolved))
     return resolved
 
 
-def packed_array(resolved: ResolvedStudy, name: str, job_id: str) -> Array:
-    return Array(
-        name=name,
-        shape=Shape(nodes=2, ranks=8, threads=1, memory_gib=1),
-        tasks=tuple(
-            Task(series_id=point.series_id, run_dirs=(resolved.root.run(point.run_id),))
-            for point in resolved.points
-        ),
-        packed=True,
-        process=identify_process(),
-        t=time.time(),
-        job_id=job_id,
-    )
+def packed_array(resolved: ResolvedStudy, cluster: str | None = None) -> Array:
+    shape = Shape(nodes=2, ranks=8, threads=1, memory_gib=1)
+    tasks = [
+        Task(series_id=point.series_id, run_dirs=(resolved.root.run(point.run_id),))
+        for point in resolved.points
+    ]
+    return new_array("ssmscale-a", shape, tasks, packed=True, job_id="77", slurm_cluster=cluster)
+
+
+def arrays_of(resolved: ResolvedStudy) -> list[Array]:
+    return list(ArrayStore(resolved.root.study("tiny")).read().values())
 
 
 def states(resolved: ResolvedStudy) -> list[RunState]:
     return [row.state for row in rows_of(resolved)]
 
 
-def test_one_job_stands_for_every_series_it_is_given(study: ResolvedStudy, answering: Answering) -> None:
+def test_one_job_holds_every_series_of_a_packed_array(study: ResolvedStudy, answering: Answering) -> None:
     answering(WAITS)
-    book = open_ledger(study.root.study("tiny"))
-    assert all(book.holds("ssmscale-a", point.series_id) for point in study.points)
+    ledger = open_ledger(study.root.study("tiny"))
+    assert all(ledger.holds("ssmscale-a", point.series_id) for point in study.points)
     assert {view.job_id for view in jobs_of(study).values()} == {"77_0"}
     assert states(study) == [RunState.QUEUED] * 3
     assert {row.reason for row in rows_of(study)} == {"Priority (jobs of higher priority go first)"}
 
 
-def test_of_a_job_that_runs_only_what_is_being_trained_is_called_running(
-    study: ResolvedStudy, answering: Answering
-) -> None:
+def test_only_the_runs_that_a_job_trains_now_are_running(study: ResolvedStudy, answering: Answering) -> None:
     answering(RUNS)
     done, trained, waiting = study.points
     begin_series(study.root, done.run, job_id="77_0").append(Event.FINISHED)
@@ -86,27 +82,21 @@ def test_of_a_job_that_runs_only_what_is_being_trained_is_called_running(
     assert states(study) == [RunState.DONE, RunState.RUNNING, RunState.QUEUED]
     row = rows_of(study)[-1]
     assert (row.run_id, row.reason) == (waiting.run_id, "waits for its turn in job 77_0")
-    trunk.append(Event.PREEMPTED, reason="SIGTERM")  # it is to go on as soon as there is room again
+    trunk.append(Event.PREEMPTED, reason="SIGTERM")  # the job trains it again as soon as devices are free
     assert states(study)[1] is RunState.QUEUED
 
 
-def test_a_run_that_an_earlier_job_left_open_waits_inside_the_next(
-    study: ResolvedStudy, answering: Answering
+@pytest.mark.parametrize("left_by", ["an earlier job", "a worker that has ended"])
+def test_a_run_that_another_attempt_left_open_waits_for_its_turn(
+    study: ResolvedStudy, answering: Answering, gone: dict[str, Any], left_by: str
 ) -> None:
     answering(RUNS)
-    begin_series(study.root, study.points[0].run, job_id="12_3", host="n2")
+    begun = {"job_id": "12_3", "host": "n2"} if left_by == "an earlier job" else {"job_id": "77_0", **gone}
+    begin_series(study.root, study.points[0].run, **begun)
     assert states(study)[0] is RunState.QUEUED
 
 
-def test_a_run_whose_worker_here_is_gone_waits_for_its_next(
-    study: ResolvedStudy, answering: Answering, gone: dict[str, Any]
-) -> None:
-    answering(RUNS)
-    begin_series(study.root, study.points[0].run, job_id="77_0", **gone)
-    assert states(study)[0] is RunState.QUEUED
-
-
-def test_what_a_job_has_not_trained_when_it_is_over_is_missing_again(
+def test_runs_that_a_job_did_not_train_are_missing_when_it_is_over(
     study: ResolvedStudy, answering: Answering
 ) -> None:
     answering("77_0|ssmscale-a|TIMEOUT|5:00|n[1-2]|None")
@@ -118,7 +108,7 @@ def test_what_a_job_has_not_trained_when_it_is_over_is_missing_again(
     assert rows[0].reason == "SIGUSR2; job 77_0 is over: TIMEOUT"
 
 
-def test_what_packed_runs_took_is_what_their_journals_say(
+def test_gpu_hours_of_packed_runs_are_those_of_their_journals(
     study: ResolvedStudy, answering: Answering, tmp_path: Path
 ) -> None:
     answering(RUNS)
@@ -130,11 +120,11 @@ def test_what_packed_runs_took_is_what_their_journals_say(
     assert StudyMonitor(study).read().hours.used_in_all == pytest.approx(2 * 18 / 3600)
 
 
-def test_status_tells_of_the_allocation_and_how_its_dashboard_is_reached(
+def test_status_shows_the_allocation_and_the_way_to_its_dashboard(
     study: ResolvedStudy, answering: Answering
 ) -> None:
     answering(WAITS)
-    assert told(study)[-2] == (
+    assert lines_of(study)[-2] == (
         "job 77_0: 3 series packed on 2 nodes with 4 GPUs each, queued: Priority (jobs of higher priority go first)"
     )
     answering(RUNS)
@@ -146,35 +136,33 @@ def test_status_tells_of_the_allocation_and_how_its_dashboard_is_reached(
         user="me",
         temp_dir=Path("/tmp/ray"),
     )
-    told_at = packed_folder(study.root.study("tiny"), "ssmscale-a") / "ray.json"
-    write_atomically(told_at, ray.model_dump_json())
-    *_, job, dashboard, _ = told(study)
+    address_file = packed_folder(study.root.study("tiny"), "ssmscale-a") / "ray.json"
+    write_atomically(address_file, ray.model_dump_json())
+    *_, job, dashboard, _ = lines_of(study)
     assert job == "job 77_0: 3 series packed on 2 nodes with 4 GPUs each, running for 5 min on n[1-2]"
     assert dashboard == (
-        "Ray's dashboard: ssh -L 8265:127.0.0.1:8265 me@n1, then http://127.0.0.1:8265 with what is in /token"
+        "Ray's dashboard: ssh -L 8265:127.0.0.1:8265 me@n1, then http://127.0.0.1:8265 with the token in /token"
     )
     (row,) = StudyMonitor(study).read().as_json()["allocations"]
     assert (row["job_id"], row["state"], row["nodes"], row["gpus"]) == ("77_0", "running", 2, 8)
     assert row["tunnel"] == "ssh -L 8265:127.0.0.1:8265 me@n1"
-    told_at.write_text('{"address": 5')
+    address_file.write_text('{"address": 5')
     assert StudyMonitor(study).read().as_json()["allocations"][0]["tunnel"] is None
-    answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
+    answering(OVER)
     assert StudyMonitor(study).read().as_json()["allocations"] == []
 
 
-def told(study: ResolvedStudy) -> list[str]:
-    """The lines of `status` below its table."""
+def lines_of(study: ResolvedStudy) -> list[str]:
+    """Return the lines of `status` below its table."""
     return [str(line) for line in summary(StudyMonitor(study).read())]
 
 
-def test_a_job_is_ended_when_no_run_of_it_is_wanted_any_more(
+def test_a_job_is_cancelled_when_all_of_its_runs_are_over_or_cancelled(
     study: ResolvedStudy, answering: Answering, tmp_path: Path
 ) -> None:
     answering(RUNS)
     told = tmp_path / "told"
-    scancel = tmp_path / "bin" / "scancel"
-    scancel.write_text(f'#!/bin/sh\necho "$@" >>"{told}"\n')
-    scancel.chmod(0o755)
+    write_program(tmp_path / "bin" / "scancel", f'echo "$@" >>"{told}"')
     finish(begin_run(study.root, study.points[0].run), study.points[0].run)
     rows = rows_of(study)
     cancel(study.root, "tiny", rows[1:2])
@@ -185,7 +173,7 @@ def test_a_job_is_ended_when_no_run_of_it_is_wanted_any_more(
     assert told.read_text().split() == ["77_0"]
 
 
-def test_of_what_is_over_it_is_said_why_nothing_is_cancelled(
+def test_cancel_says_why_it_does_not_cancel_a_run_that_is_over(
     study: ResolvedStudy, answering: Answering, ssmscale: Callable[..., Answer]
 ) -> None:
     answering()
@@ -206,7 +194,9 @@ def test_of_what_is_over_it_is_said_why_nothing_is_cancelled(
     )
 
 
-def test_the_logs_of_the_one_job_are_every_runs(study: ResolvedStudy, answering: Answering) -> None:
+def test_every_run_of_a_packed_job_has_the_logs_of_the_job(
+    study: ResolvedStudy, answering: Answering
+) -> None:
     answering(RUNS)
     folder = packed_folder(study.root.study("tiny"), "ssmscale-a")
     folder.mkdir(parents=True)
@@ -221,12 +211,11 @@ def test_the_logs_of_the_one_job_are_every_runs(study: ResolvedStudy, answering:
 def at_slurm(
     study: ResolvedStudy, answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Control:
-    """The study was last packed on the devcluster, in a job that runs; SLURM takes another."""
+    """Control of a study that was last packed on the devcluster, in a job that runs; SLURM accepts another."""
     monkeypatch.delenv("SSMSCALE_CLUSTER", raising=False)
     answering(RUNS)
     for name, said in (("sinfo", "low"), ("sbatch", "Submitted batch job 78")):
-        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho {said}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
+        write_program(tmp_path / "bin" / name, f"echo {said}")
     control = Control(study.root.study("tiny") / "control.jsonl")
     control.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", job_id="77")
     return control
@@ -238,7 +227,7 @@ def give_up(study: ResolvedStudy, *points: GridPoint) -> None:
             journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
 
 
-def test_what_is_retried_while_its_job_runs_is_left_to_that_job(
+def test_a_run_that_is_retried_while_its_job_runs_is_left_to_that_job(
     study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
 ) -> None:
     give_up(study, study.points[0])
@@ -247,46 +236,44 @@ def test_what_is_retried_while_its_job_runs_is_left_to_that_job(
     assert "1 run left to job 77_0, which is not over and trains them" in said.out
     assert "nothing of tiny is left" not in said.out
     assert states(study) == [RunState.QUEUED] * 3
-    assert len(ArrayStore(study.root.study("tiny")).read()) == 1
+    assert len(arrays_of(study)) == 1
 
 
-def test_from_another_cluster_a_study_is_left_to_the_one_it_was_submitted_to(
+def test_a_submission_from_another_cluster_leaves_a_study_to_the_cluster_that_has_it(
     study: ResolvedStudy,
     at_slurm: Control,
     at_cluster: Callable[[str], None],
     ssmscale: Callable[..., Answer],
 ) -> None:
     at_cluster("alpha")
-    ArrayStore(study.root.study("tiny")).write(
-        packed_array(study, "ssmscale-a", "77").model_copy(update={"slurm_cluster": "alpha"})
-    )
+    ArrayStore(study.root.study("tiny")).write(packed_array(study, "alpha"))
     assert ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster").err == ""
     at_cluster("beta")
     said = ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster")
     assert said.status == 0, said.err
     assert "nothing of tiny is left to submit" in said.out
     assert said.err.startswith(
-        "warning: 3 runs left to job 77 of SLURM cluster alpha, which is not asked from here: see to it there; if "
+        "warning: 3 runs left to job 77 of SLURM cluster alpha, which cannot be asked from here: check it there; if "
     )
     assert {row.reason for row in rows_of(study)} == {
-        "in the hands of SLURM cluster alpha, which is not asked from here"
+        "held by SLURM cluster alpha, which cannot be asked from here"
     }
 
 
-def test_a_submission_notes_which_cluster_it_went_to(
+def test_a_submission_records_its_cluster(
     study: ResolvedStudy,
     at_slurm: Control,
     answering: Answering,
     at_cluster: Callable[[str], None],
     ssmscale: Callable[..., Answer],
 ) -> None:
-    answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
+    answering(OVER)
     at_cluster("alpha")
     assert "3 series submitted" in ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster").out
-    assert list(ArrayStore(study.root.study("tiny")).read().values())[-1].slurm_cluster == "alpha"
+    assert arrays_of(study)[-1].slurm_cluster == "alpha"
 
 
-def test_a_retry_without_room_is_refused_before_anything_is_forgotten(
+def test_a_retry_that_does_not_fit_is_refused_before_any_attempt_is_reset(
     study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
 ) -> None:
     answering()
@@ -305,7 +292,7 @@ def test_a_retry_without_room_is_refused_before_anything_is_forgotten(
 
 
 @pytest.mark.parametrize("named", ["the newest submission", "SSMSCALE_CLUSTER"])
-def test_a_ray_cluster_that_is_named_goes_before_a_cluster_that_is_not(
+def test_a_ray_cluster_that_is_named_takes_precedence_over_a_cluster_that_is_not(
     study: ResolvedStudy,
     at_slurm: Control,
     ssmscale: Callable[..., Answer],
@@ -321,25 +308,24 @@ def test_a_ray_cluster_that_is_named_goes_before_a_cluster_that_is_not(
         assert said.err.startswith(f"error: --ray-address {address}: nothing answers there")
 
 
-def test_a_retry_is_packed_on_as_many_nodes_as_the_newest_submission_said(
+def test_a_retry_is_packed_on_as_many_nodes_as_the_last_submission(
     study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
 ) -> None:
-    answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
+    answering(OVER)
     at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=2, job_id="77")
     cancel(study.root, "tiny", rows_of(study))
     said = ssmscale("retry", "tiny")
     assert said.status == 0, said.err
-    assert "on ray, cluster devcluster, up to 2 nodes, as it was last submitted" in said.out
+    assert "on ray, cluster devcluster, up to 2 nodes, as in the last submission" in said.out
     assert "3 runs in 3 series packed on 2 nodes with 2 GPUs each" in said.out
     assert at_slurm.read()[-1]["nodes"] == 2
-    *_, array = ArrayStore(study.root.study("tiny")).read().values()
-    assert array.shape.nodes == 2
+    assert arrays_of(study)[-1].shape.nodes == 2
 
 
-def test_a_retry_takes_no_more_nodes_than_its_profile_gives_now_and_its_runs_fill(
+def test_a_retry_takes_no_more_nodes_than_its_profile_allows_now_and_its_runs_fill(
     study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
 ) -> None:
-    answering("77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None")
+    answering(OVER)
     at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=8, job_id="77")
     rows = rows_of(study)
     cancel(study.root, "tiny", rows)
@@ -350,7 +336,7 @@ def test_a_retry_takes_no_more_nodes_than_its_profile_gives_now_and_its_runs_fil
     assert ssmscale("submit", "tiny", "--on", "ray", "--cluster", "devcluster", "--nodes", "8").status == 2
 
 
-def test_a_retry_in_jobs_of_slurm_does_not_ask_the_ray_cluster_it_last_went_to(
+def test_a_retry_on_slurm_does_not_ask_the_ray_cluster_of_the_last_submission(
     study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
 ) -> None:
     at_slurm.append("submitted", runs=[], dispatcher="ray", cluster=None, ray_address="http://h:8265")
@@ -359,10 +345,8 @@ def test_a_retry_in_jobs_of_slurm_does_not_ask_the_ray_cluster_it_last_went_to(
     assert said.err.startswith("error: --on slurm: name the cluster with --cluster")
 
 
-def test_a_retry_by_auto_takes_the_cluster_of_the_newest_submission(
+def test_a_retry_on_auto_takes_the_cluster_of_the_last_submission(
     study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
 ) -> None:
-    assert (
-        "on auto, cluster devcluster, as it was last submitted"
-        in ssmscale("retry", "tiny", "--on", "auto").out
-    )
+    said = ssmscale("retry", "tiny", "--on", "auto")
+    assert "on auto, cluster devcluster, as in the last submission" in said.out

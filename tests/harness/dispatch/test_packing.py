@@ -1,4 +1,4 @@
-"""Which Series trains where next, decided with nothing but what waits, what trains and what there is room for."""
+"""Decisions which task trains where next, from waiting tasks, groups and nodes alone."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_every_task_is_done_and_no_device_holds_more_than_it_can(
     if not fitting:
         assert decide(tasks, [], nodes, startup) == []
         return
-    simulation = Simulation(fitting, nodes, startup)  # which checks each step against what there is
+    simulation = Simulation(fitting, nodes, startup)  # checks each step against the devices
     simulation.run()
     assert set(simulation.done) == {each.key for each in fitting}
 
 
 @settings(max_examples=20)
 @given(mixes, places, st.randoms(use_true_random=False))
-def test_the_same_question_is_answered_alike_in_whatever_order_it_is_asked(
+def test_decisions_do_not_depend_on_the_order_of_tasks_and_nodes(
     tasks: list[WaitingTask], nodes: list[Node], shuffled: random.Random
 ) -> None:
     said = decide(tasks, [], nodes, 5.0)
@@ -75,7 +75,7 @@ def test_the_same_question_is_answered_alike_in_whatever_order_it_is_asked(
 
 @settings(max_examples=20)
 @given(mixes, st.floats(10.0, 200.0))
-def test_what_a_vanished_node_held_is_done_on_the_others(tasks: list[WaitingTask], moment: float) -> None:
+def test_tasks_of_a_vanished_node_are_done_on_the_others(tasks: list[WaitingTask], moment: float) -> None:
     fitting = [each for each in tasks if each not in fits_nowhere(tasks, TWO_NODES[:1])]
     if not fitting:
         return
@@ -102,7 +102,7 @@ def test_a_larger_series_takes_whole_nodes() -> None:
     assert sorted(start.nodes) == ["a"] * 3 + ["b"] * 3
 
 
-def test_a_series_that_no_node_can_hold_is_told_and_keeps_nobody_waiting() -> None:
+def test_a_task_that_fits_nowhere_is_named_and_delays_no_other() -> None:
     waiting = [task("large", ranks=16), task("small")]
     assert fits_nowhere(waiting, TWO_NODES) == waiting[:1]
     assert fits_nowhere(waiting, []) == waiting
@@ -132,7 +132,7 @@ def test_a_warm_group_is_fed_the_longest_series_of_its_shape() -> None:
     assert actions == [Feed(idle[0], waiting[1])]
 
 
-def test_a_group_that_nothing_waits_for_makes_room() -> None:
+def test_an_idle_group_without_tasks_of_its_shape_is_stopped_for_others() -> None:
     idle = [group("g", 2, "a")]
     waiting = [task("one"), task("two")]
     assert decide(waiting, idle, [Node("a", 2)], 5.0) == [
@@ -142,7 +142,7 @@ def test_a_group_that_nothing_waits_for_makes_room() -> None:
     ]
 
 
-def test_a_group_that_is_soon_free_is_waited_for_rather_than_another_started() -> None:
+def test_a_task_waits_for_a_group_that_is_idle_sooner_than_a_new_one_would_start() -> None:
     busy = [group("g", 1, "a", busy=2.0)]
     assert decide([task("p")], busy, TWO_NODES, 20.0) == []
     assert decide([task("p")], busy, TWO_NODES, 1.0) != []

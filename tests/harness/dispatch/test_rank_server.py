@@ -1,4 +1,4 @@
-"""Ranks that are forked from one process of a node behave as those that are processes of their own."""
+"""Ranks forked by a node's rank server behave like ranks started as plain processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
 
 
 def start(server: str | None, ranks: int, folder: Path) -> list[RankProcess]:
-    """A group of ranks on this machine."""
+    """Start a group of ranks on this machine."""
     return [
         RankProcess(
             environment_of_rank(
@@ -44,14 +44,14 @@ def start(server: str | None, ranks: int, folder: Path) -> list[RankProcess]:
 
 
 def outcome(ranks: list[RankProcess]) -> set[str]:
-    """What all ranks say of the Series they were fed."""
+    """Wait for the outcome that all ranks report."""
 
-    def heard() -> bool:
+    def have_replied() -> bool:
         for rank in ranks:
             rank.listen()
         return all(rank.replies or rank.status is not None for rank in ranks)
 
-    wait_until(heard)
+    wait_until(have_replied)
     return {rank.replies.pop(0) for rank in ranks}
 
 
@@ -64,7 +64,7 @@ def stop(ranks: list[RankProcess]) -> list[int | None]:
 
 
 def processes_of(root: Root) -> list[dict[str, Any]]:
-    """What the Series' journals say of who began them."""
+    """Return the events of the Series' journals that name the process of an attempt."""
     found = [event for path in root.path.glob("series/*") for event in read_events(path)]
     return [event for event in found if event["event"] in {Event.STARTED, Event.RESUMED}]
 
@@ -90,8 +90,8 @@ def test_forked_ranks_reach_the_losses_of_plain_ones_to_the_bit(
     assert plain["code"] == forked["code"]
 
 
-@pytest.mark.parametrize("gone", ["asker", "server"])
-def test_a_forked_rank_saves_and_ends_with_whoever_asked_for_it_and_with_its_server(
+@pytest.mark.parametrize("gone", ["client", "server"])
+def test_a_forked_rank_saves_and_ends_with_its_client_and_with_its_server(
     tmp_path: Path, study_fields: dict[str, Any], gone: str
 ) -> None:
     study_fields["grid"]["iterations"] = [100_000]
@@ -106,17 +106,19 @@ def test_a_forked_rank_saves_and_ends_with_whoever_asked_for_it_and_with_its_ser
         (began,) = processes_of(root)
         process = psutil.Process(began["pid"])
         assert process.ppid() != 1
-        if gone == "asker":
+        if gone == "client":
             rank._process._server.close()  # as the kernel does when a process ends, however it ends
             wait_until(lambda: not is_running(process))
     finally:
         server.close()
     wait_until(lambda: not is_running(process))
     assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
-    wait_until(lambda: gone == "asker" or rank.status is not None)
+    wait_until(lambda: gone == "client" or rank.status is not None)
 
 
-def test_what_ends_a_forked_rank_is_told(server: RankServer, tmp_path: Path) -> None:
+def test_a_forked_rank_has_the_exit_status_of_the_signal_that_ended_it(
+    server: RankServer, tmp_path: Path
+) -> None:
     ranks = start(server.address, 1, tmp_path)
     wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
     ranks[0].signal(signal.SIGKILL)
@@ -124,21 +126,21 @@ def test_what_ends_a_forked_rank_is_told(server: RankServer, tmp_path: Path) -> 
     assert ranks[0].status == -signal.SIGKILL
 
 
-def test_a_server_outlives_an_asker_that_goes_as_its_rank_ends() -> None:
+def test_a_server_outlives_a_client_that_ends_together_with_its_rank() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         server = _Server(listener, on_cuda=False)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         rank = os.posix_spawn("/bin/true", ["true"], {})
-        server._asked[theirs] = rank
+        server._ranks[theirs] = rank
         server._selector.register(theirs, selectors.EVENT_READ)
         os.waitid(os.P_PID, rank, os.WEXITED | os.WNOWAIT)
         ours.close()
         server._reap()
-        server._hear(theirs)
-        assert not server._asked
+        server._receive(theirs)
+        assert not server._ranks
 
 
 def test_without_a_server_at_the_address_a_rank_is_a_plain_process(tmp_path: Path) -> None:
-    ranks = start(str(tmp_path / "nobody"), 1, tmp_path)
+    ranks = start(str(tmp_path / "no-server"), 1, tmp_path)
     wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
     assert stop(ranks) == [0]

@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine: beside others, and gone with whoever asked for it."""
+"""A Ray that the harness starts on this machine: isolated from other Rays, and ended with its parent process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(scope="module")
 def rays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Here, Here]]:
-    """Two Rays started at once, of which the first one has a dashboard."""
+    """Start two Rays at once, the first with a dashboard."""
     first = Here(tmp_path_factory.mktemp("first"), devices="2,3", dashboard=True)
     second = Here(tmp_path_factory.mktemp("second"), devices="5,7")
     try:
@@ -37,7 +37,7 @@ def rays(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Here, Here]
 
 @pytest.fixture(scope="module")
 def drivers(rays: tuple[Here, Here]) -> Iterator[tuple[Driver, Driver]]:
-    """A driver on each."""
+    """Start a driver on each."""
     first, second = (Driver(here.address) for here in rays)
     yield first, second
     for driver in (first, second):
@@ -67,7 +67,7 @@ def test_a_driver_with_the_token_of_another_ray_is_refused(rays: tuple[Here, Her
     assert "ConnectionError" in said or "authentication" in said.lower()
 
 
-def test_the_dashboard_is_on_the_loopback_and_ray_json_tells_where(rays: tuple[Here, Here]) -> None:
+def test_the_dashboard_is_on_the_loopback_at_the_address_in_ray_json(rays: tuple[Here, Here]) -> None:
     first, second = rays
     told = read_address(first.folder / "ray.json")
     assert told == first.address
@@ -98,7 +98,7 @@ def test_ctrl_c_ends_one_ray_and_leaves_the_other_working(
     assert drivers[1].devices(share=0.5) == [second.devices[0]] * 2
 
 
-def test_a_raylet_that_is_killed_is_replaced_when_what_it_left_has_saved(
+def test_a_killed_raylet_is_replaced_when_its_workers_have_saved(
     rays: tuple[Here, Here], drivers: tuple[Driver, Driver], tmp_path: Path
 ) -> None:
     _, second = rays
@@ -110,7 +110,7 @@ def test_a_raylet_that_is_killed_is_replaced_when_what_it_left_has_saved(
     assert drivers[1].devices(share=0.4) == [second.devices[0]] * 2  # and the driver goes on
 
 
-def test_nothing_outlives_a_caller_that_is_killed_but_to_save(
+def test_processes_outlive_a_killed_parent_only_to_save(
     rays: tuple[Here, Here], drivers: tuple[Driver, Driver], tmp_path: Path
 ) -> None:
     _, second = rays
@@ -134,7 +134,7 @@ def test_sockets_go_where_their_paths_are_short_enough(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder in which nobody else makes or removes any, with a path that is short enough for Ray's sockets."""
+    """A folder of this test alone, with a path that is short enough for Ray's sockets."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as name:
         yield Path(name)
 
@@ -167,7 +167,7 @@ def test_only_gpus_of_the_allocation_are_offered() -> None:
         offered_gpus({"CUDA_VISIBLE_DEVICES": "4"}, 2)
 
 
-def test_a_node_that_is_not_known_by_name_is_named() -> None:
+def test_an_unknown_host_is_named() -> None:
     assert address_towards([]) == address_towards(["localhost"]) == LOOPBACK
-    with pytest.raises(RayDown, match=r"nowhere\.invalid: is not known by that name"):
+    with pytest.raises(RayDown, match=r"nowhere\.invalid: host .* does not know this name"):
         address_towards(["nowhere.invalid"])

@@ -1,4 +1,4 @@
-"""What Ray's dispatcher refuses; what it does is tested on a real Ray."""
+"""Decisions of Ray's dispatcher without a Ray; test_ray_here.py runs it on a real one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.dispatch.base import Task
+from harness.dispatch.base import SubmitTarget, Task
 from harness.dispatch.packing import Node, Start, WaitingTask
 from harness.dispatch.ray import dispatcher as ray
 from harness.dispatch.ray.cluster import START_SECONDS
@@ -18,7 +18,7 @@ from ssmttm.errors import InputError
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[Node]:
-    """What Ray offers, all of it free: a head without GPUs and a node with four."""
+    """The nodes of a Ray with no device in use: a head without GPUs, and a node with four."""
     nodes = [Node("head", 0.0), Node("a", 4.0)]
     monkeypatch.setattr(ray, "_nodes", lambda kind: nodes)
     monkeypatch.setattr(ray.RayDispatcher, "_look_after_nodes", lambda self: nodes)
@@ -34,23 +34,29 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+def opened(study_dir: Path) -> ray.RayDispatcher:
+    return ray.RayDispatcher(study_dir, SubmitTarget("ray")).__enter__()
+
+
 def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_while(
     tmp_path: Path, nodes: list[Node], now: list[float]
 ) -> None:
-    dispatcher = ray.RayDispatcher(tmp_path)
+    dispatcher = opened(tmp_path)
     handles = dispatcher.submit([Task(series_id="large", run_dirs=(), ranks=8)])
-    for seconds in range(10, round(ray.NO_ROOM_SECONDS), 10):
+    for seconds in range(10, round(ray.NO_NODE_SECONDS), 10):
         now[0] = float(seconds)
         assert dispatcher.views(handles)[handles[0].job_id].state == "queued"
-    now[0] = 20 + ray.NO_ROOM_SECONDS
-    with pytest.raises(InputError, match=r"series large: takes 8 GPUs, .* the nodes of this Ray have 4$"):
+    now[0] = 20 + ray.NO_NODE_SECONDS
+    with pytest.raises(
+        InputError, match=r"series large: takes 8 GPUs of one node, .* the nodes of this Ray have 4$"
+    ):
         dispatcher.views(handles)
 
 
-def test_a_node_is_waited_for_while_its_workers_save_and_its_successor_starts_as_slowly_as_a_first_one(
+def test_the_dispatcher_waits_for_a_replaced_node_as_long_as_saving_and_a_slow_start_take(
     tmp_path: Path, nodes: list[Node], now: list[float]
 ) -> None:
-    dispatcher = ray.RayDispatcher(tmp_path)
+    dispatcher = opened(tmp_path)
     handles = dispatcher.submit([Task(series_id="small", run_dirs=())])
     nodes.pop()
     for seconds in (10.0, GRACE_SECONDS + START_SECONDS):
@@ -61,12 +67,12 @@ def test_a_node_is_waited_for_while_its_workers_save_and_its_successor_starts_as
         dispatcher.views(handles)
 
 
-def test_gpus_are_found_though_the_node_that_has_them_is_just_being_replaced(
+def test_gpus_are_found_even_if_their_node_is_being_replaced(
     tmp_path: Path, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     back = nodes.pop()
     monkeypatch.setattr(ray.time, "sleep", lambda seconds: nodes.append(back))
-    assert ray.RayDispatcher(tmp_path).on_gpus
+    assert opened(tmp_path).on_gpus
 
 
 def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
@@ -80,8 +86,8 @@ def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
         return []
 
     monkeypatch.setattr(ray, "_nodes", lambda kind: nodes if kind == "CPU" else [])
-    monkeypatch.setattr(ray, "decide", note)
-    dispatcher = ray.RayDispatcher(tmp_path)
+    monkeypatch.setattr(ray.packing, "decide", note)
+    dispatcher = opened(tmp_path)
     dispatcher.views(
         dispatcher.submit(
             [Task(series_id="many", run_dirs=(), threads=16), Task(series_id="few", run_dirs=(), threads=3)]
@@ -90,7 +96,7 @@ def test_a_rank_with_more_threads_than_any_node_has_cores_takes_all_of_a_node(
     assert asked == [4.0, 3.0]
 
 
-def test_what_others_hold_is_left_out_and_what_was_let_go_a_moment_ago_is_not(
+def test_devices_of_others_are_left_out_and_devices_just_released_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, free = [0.0], {"a": {"GPU": 4.0}, "b": {}}
@@ -105,7 +111,7 @@ def test_what_others_hold_is_left_out_and_what_was_let_go_a_moment_ago_is_not(
     assert left() == [4.0, 0.0, 4.0]
     free |= {"a": {"GPU": 0.6667}, "b": {"GPU": 2.0}}
     assert left(a=10 / 3) == [4.0, 2.0, 4.0]  # ours, and others' are let go at once
-    free["a"]["GPU"] = 3.5  # ours is gone, and its share is not told of yet, or somebody else has it
+    free["a"]["GPU"] = 3.5  # ours were released: Ray has not reported all of it yet, or another user has it
     now[0] += 1
     assert left(a=0.0) == [4.0, 2.0, 4.0]
     now[0] += 2 * ray.SETTLE_SECONDS

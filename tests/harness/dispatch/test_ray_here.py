@@ -1,4 +1,4 @@
-"""`submit --on ray` on one machine: a real Ray, ranks that stay warm, and what happens to them."""
+"""`submit --on ray` on one machine, with a real Ray and warm ranks, of which some are killed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
 
 
 def _feeds(process: psutil.Process, rank: psutil.Process) -> bool:
-    """Whether a process holds the other end of a rank's standard input."""
+    """Return True if a process holds the other end of a rank's standard input."""
     pipe = Path(f"/proc/{rank.pid}/fd/0").readlink()
     try:
         return process != rank and any(

@@ -1,13 +1,9 @@
-"""The batch script of a packed job: what becomes of it when its controller or its Ray has ended.
-
-With real Rays it is tested on a real SLURM.
-"""
+"""The batch script of a packed job, when its controller or its Ray ends; tests/cluster runs it with real ones."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -16,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.common.process import identify_process
-from harness.dispatch.arrays import Array, ArrayStore
+from harness.dispatch.arrays import ArrayStore, new_array
 from harness.dispatch.base import Task
 from harness.dispatch.ray import pilot as pilot_module
 from harness.dispatch.ray.cluster import NodeEvent, NodePlan, RayNodes
@@ -44,14 +39,9 @@ def pilot(scontrol: Path, tmp_path: Path, study_fields: Fields) -> Pilot:
     series: dict[str, list[Path]] = {}
     for point in study.points:
         series.setdefault(point.series_id, []).append(write_run(root, point.run).absolute())
-    array = Array(
-        name="ssmscale-packed",
-        shape=Shape(nodes=1, ranks=2, threads=1, memory_gib=1),
-        tasks=tuple(Task(series_id=key, run_dirs=tuple(folders)) for key, folders in series.items()),
-        packed=True,
-        process=identify_process(),
-        t=time.time(),
-    )
+    tasks = [Task(series_id=key, run_dirs=tuple(folders)) for key, folders in series.items()]
+    shape = Shape(nodes=1, ranks=2, threads=1, memory_gib=1)
+    array = new_array("ssmscale-packed", shape, tasks, packed=True)
     store = ArrayStore(root.study(study.study.name).absolute())
     store.write(array)
     return Pilot(store.folder / "ssmscale-packed.json", array, ())
@@ -61,7 +51,7 @@ def states(pilot: Pilot) -> set[str | None]:
     return {read_progress(folder).state for folder in pilot.start.run_dirs}
 
 
-def test_a_job_whose_time_is_over_is_requeued_for_as_long_as_anything_was_gained(
+def test_a_job_whose_time_is_over_is_requeued_as_long_as_it_makes_progress(
     pilot: Pilot, scontrol: Path
 ) -> None:
     pilot.told = ["SIGUSR2"]
@@ -70,9 +60,7 @@ def test_a_job_whose_time_is_over_is_requeued_for_as_long_as_anything_was_gained
     assert states(pilot) == {None}
 
 
-def test_a_job_whose_time_is_over_before_anything_was_gained_is_started_three_times(
-    pilot: Pilot, scontrol: Path
-) -> None:
+def test_a_job_whose_time_ends_without_progress_is_started_three_times(pilot: Pilot, scontrol: Path) -> None:
     pilot.told = ["SIGUSR2"]
     codes = [pilot.settle(EXIT_PREEMPTED, pilot.start.place()) for _ in range(3)]
     assert codes == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
@@ -98,7 +86,7 @@ def test_a_job_that_slurm_ends_or_starts_again_by_itself_is_left_to_slurm(
 
 @dataclass
 class OfControllers(Pilot):
-    """A job of which Ray is not needed to tell what it does: each controller is a function that returns its status."""
+    """A job without a Ray, whose controllers are functions that return their exit status."""
 
     controllers: list[Callable[[], int]] = field(default_factory=list)
 
@@ -109,14 +97,14 @@ class OfControllers(Pilot):
         return self.controllers.pop(0)()
 
 
-def test_what_is_forgiven_while_its_job_is_about_to_end_is_trained_by_that_job(pilot: Pilot) -> None:
+def test_a_run_that_is_retried_while_its_job_is_about_to_end_is_trained_by_that_job(pilot: Pilot) -> None:
     def fail() -> int:
         for folder in pilot.start.run_dirs:
             with begin_run(pilot.start.root, read_run(folder)) as journal:
                 journal.append(Event.FAILED, reason="its loss is not a number", kind="diverged")
         names = [
             folder.name for folder in pilot.start.run_dirs
-        ]  # Ray is being stopped, and the controller is gone
+        ]  # Ray is ending, and the controller has ended
         pilot.control.append("retried", runs=names, attempts=dict.fromkeys(names, 1))
         return 0
 
@@ -130,7 +118,7 @@ def test_what_is_forgiven_while_its_job_is_about_to_end_is_trained_by_that_job(p
     assert states(pilot) == {Event.FINISHED}
 
 
-def test_a_job_whose_runs_others_train_waits_for_nobody(pilot: Pilot) -> None:
+def test_a_job_whose_runs_other_processes_train_ends(pilot: Pilot) -> None:
     job = OfControllers(pilot.array_file, pilot.array, (), controllers=[lambda: 0])
     assert job.run() == EXIT_PREEMPTED
 
@@ -149,7 +137,9 @@ def test_a_job_ends_as_its_runs_did(pilot: Pilot, scontrol: Path) -> None:
     assert not scontrol.exists()
 
 
-def test_what_another_process_trains_is_not_given_up_with_the_rest(pilot: Pilot, scontrol: Path) -> None:
+def test_a_series_that_another_process_trains_is_not_given_up_with_the_others(
+    pilot: Pilot, scontrol: Path
+) -> None:
     theirs = pilot.array.tasks[0]
     pilot.told = ["SIGUSR2"]
     with untrained(pilot.start.root.series(theirs.series_id)):
@@ -159,7 +149,7 @@ def test_what_another_process_trains_is_not_given_up_with_the_rest(pilot: Pilot,
     assert given_up == [folder for task in pilot.array.tasks[1:] for folder in task.run_dirs]
 
 
-def test_a_slurmctld_that_is_away_as_ray_is_to_start_is_waited_for(
+def test_the_pilot_waits_for_slurmctld_before_it_starts_ray(
     pilot: Pilot, scontrol: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_NODELIST", "n1")
@@ -172,7 +162,7 @@ def test_a_slurmctld_that_is_away_as_ray_is_to_start_is_waited_for(
 
 @pytest.fixture
 def agents(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
-    """Make a Ray of two nodes whose agents say these events, and go on until they are told to end."""
+    """Make a Ray of two nodes whose agents report these events, and run until they are told to end."""
     made: list[RayNodes] = []
 
     def agents(*more: NodeEvent) -> RayNodes:
@@ -202,7 +192,7 @@ def agents(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
             nodes.end()
 
 
-def test_a_controller_that_dies_with_rays_head_is_not_held_against_the_runs(
+def test_a_controller_that_dies_with_rays_head_does_not_count_as_a_crash_of_the_runs(
     pilot: Pilot, agents: Callable[..., RayNodes]
 ) -> None:
     pilot.controller = ("-c", "raise SystemExit(1)")
@@ -212,7 +202,7 @@ def test_a_controller_that_dies_with_rays_head_is_not_held_against_the_runs(
     assert states(pilot) == {None}
 
 
-def test_a_signal_that_comes_while_a_ray_is_ended_is_heard(
+def test_a_signal_that_comes_while_a_ray_ends_is_remembered(
     pilot: Pilot, agents: Callable[..., RayNodes]
 ) -> None:
     nodes = agents(NodeEvent(node="n1", event="signal", reason="SIGUSR2"))
@@ -220,14 +210,14 @@ def test_a_signal_that_comes_while_a_ray_is_ended_is_heard(
     assert pilot.told == ["SIGUSR2"]
 
 
-def test_ray_goes_on_without_a_node_that_has_not_its_head(agents: Callable[..., RayNodes]) -> None:
+def test_ray_continues_without_a_node_that_is_not_its_head(agents: Callable[..., RayNodes]) -> None:
     nodes = agents(NodeEvent(node="n2", event="failed", reason="ended 3 times in a row"))
     heard: list[str] = []
     wait_until(lambda: heard.extend(event.event for event in nodes.listen(0.1)) or "failed" in heard)
     nodes.check()
 
 
-def test_a_controller_that_does_not_end_when_it_is_told_to_is_killed_in_time(
+def test_a_controller_that_does_not_end_on_a_signal_is_killed_in_time(
     pilot: Pilot, agents: Callable[..., RayNodes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pilot_module, "END_SECONDS", 0.0)
@@ -235,14 +225,14 @@ def test_a_controller_that_does_not_end_when_it_is_told_to_is_killed_in_time(
     pilot.told = ["SIGUSR2"]
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the controller inherits
     try:
-        assert pilot._steer(agents()) == -signal.SIGKILL
+        assert pilot._run_controller(agents()) == -signal.SIGKILL
     finally:
         signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Signals are heard as before when the test is over."""
+    """Restore the signal handlers after the test."""
     held = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGCONT)}
     yield
     for number, handler in held.items():
@@ -250,7 +240,7 @@ def handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("handlers")
-def test_a_job_whose_time_is_over_while_ray_is_being_started_again_starts_none_and_is_requeued(
+def test_a_job_whose_time_ends_while_ray_is_being_restarted_starts_none_and_is_requeued(
     pilot: Pilot, scontrol: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts: list[None] = []
@@ -266,7 +256,7 @@ def test_a_job_whose_time_is_over_while_ray_is_being_started_again_starts_none_a
     def tell_when_it_crashed(self: Control, event: str, **fields: Any) -> None:
         append(self, event, **fields)
         if len(starts) == 1:
-            os.kill(os.getpid(), signal.SIGUSR2)  # no step of SLURM's is there that could be told
+            os.kill(os.getpid(), signal.SIGUSR2)  # the job has no step that SLURM could signal
 
     monkeypatch.setattr(Pilot, "_ray", goes_away)
     monkeypatch.setattr(Control, "append", tell_when_it_crashed)
@@ -276,11 +266,11 @@ def test_a_job_whose_time_is_over_while_ray_is_being_started_again_starts_none_a
 
 
 @pytest.mark.usefixtures("handlers")
-def test_a_ray_that_has_no_node_any_more_is_started_again_and_not_just_its_controller(
+def test_a_ray_without_nodes_is_restarted_and_not_only_its_controller(
     pilot: Pilot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Nodes:
-        """Agents that have seen nothing: a raylet that hangs is there."""
+        """Agents that have noticed nothing: a raylet hangs."""
 
         def listen(self, _: float) -> None: ...
 
@@ -297,7 +287,7 @@ def test_a_ray_that_has_no_node_any_more_is_started_again_and_not_just_its_contr
 
     monkeypatch.setattr(Pilot, "_ray", started)
     codes = iter([EXIT_NO_NODES, EXIT_PREEMPTED])
-    monkeypatch.setattr(Pilot, "_steer", lambda self, nodes: next(codes))
+    monkeypatch.setattr(Pilot, "_run_controller", lambda self, nodes: next(codes))
     assert pilot_module.main([str(pilot.array_file)]) == EXIT_PREEMPTED
     assert len(starts) == 2
     (crash,) = pilot.control.read()

@@ -1,4 +1,4 @@
-"""What becomes of a SLURM job whose ranks have ended, by the journals and by what scontrol says."""
+"""A SLURM job whose ranks have ended is requeued or ends, by the journals and by scontrol's answer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Stopped:
         return read_progress(self.task.run_dirs[0]).state
 
 
-def test_a_job_whose_time_is_over_before_it_has_gained_anything_is_started_three_times(
+def test_a_job_whose_time_ends_without_progress_is_started_three_times(
     scontrol: Path, tmp_path: Path, study_fields: Fields
 ) -> None:
     stopped = Stopped(Root(tmp_path / "runs"), study_fields)
@@ -64,7 +64,7 @@ def test_a_job_whose_time_is_over_before_it_has_gained_anything_is_started_three
     [("SIGTERM", ""), ("SIGUSR2", "PreemptTime=2026-01-01T00:00:00")],
     ids=["told-to-end", "preempted"],
 )
-def test_a_job_that_has_to_make_room_is_started_again_however_often(
+def test_a_preempted_job_is_requeued_any_number_of_times(
     scontrol: Path, tmp_path: Path, study_fields: Fields, signal: str, more: str
 ) -> None:
     (tmp_path / "more").write_text(more)
@@ -74,7 +74,7 @@ def test_a_job_that_has_to_make_room_is_started_again_however_often(
     assert stopped.state is None
 
 
-def test_what_once_ran_out_of_memory_and_now_does_not_begin_is_started_three_times(
+def test_a_job_that_ran_out_of_memory_and_then_does_not_begin_is_started_three_times(
     scontrol: Path, tmp_path: Path, study_fields: Fields
 ) -> None:
     stopped = Stopped(Root(tmp_path / "runs"), study_fields)

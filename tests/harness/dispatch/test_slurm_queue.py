@@ -1,4 +1,4 @@
-"""What squeue and sacct print, read as jobs."""
+"""Output of squeue and sacct is read as jobs, and arrays are submitted with the profile's options."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from harness.record.jobs import JobState
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Programs of SLURM's names that print PROGRAM.says and keep what they were called with, and where."""
+    """Folder of programs with SLURM's names that print PROGRAM.says, and keep their arguments and environment."""
     for name in ("squeue", "sacct", "sbatch", "srun"):
         program = tmp_path / name
         program.write_text(
@@ -39,7 +39,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_users_environment_hides_no_job_and_odd_lines_are_passed_over(programs: Path) -> None:
+def test_the_users_environment_hides_no_job_and_odd_lines_are_skipped(programs: Path) -> None:
     said = "CLUSTER: c\n\n12_3|ssmscale-a|RUNNING|0:07|n1|None\n"
     (programs / "squeue.says").write_text(said)
     (programs / "sacct.says").write_text("CLUSTER: c\n12_3|ssmscale-a|RUNNING|7|n1\n")
@@ -65,9 +65,7 @@ def test_a_job_is_submitted_as_its_profile_says_and_nothing_else(programs: Path,
     assert "wckey" not in script.read_text()
 
 
-def test_a_packed_job_is_told_of_its_end_though_none_of_its_steps_is_there(
-    programs: Path, tmp_path: Path
-) -> None:
+def test_slurm_signals_a_packed_jobs_script_before_its_time_is_over(programs: Path, tmp_path: Path) -> None:
     (programs / "sbatch.says").write_text("Submitted batch job 77\n")
     profile = Profile(name="c", partitions={"low": Partition()}, gpus=0, cores=2, memory_gib=1.0)
     backend = PackedBackend(tmp_path / "study", SubmitTarget("ray", profile))
@@ -85,19 +83,14 @@ def test_squeues_times_are_read(said: str, seconds: float) -> None:
     assert _seconds(said) == seconds
 
 
-def test_an_element_of_an_array_waits_for_its_reason() -> None:
-    view = _from_squeue("12_3|ssmscale-a|PENDING|0:00||Resources")
+@pytest.mark.parametrize("reason", ["Resources", "Nodes|down"], ids=["plain", "with-the-separator"])
+def test_an_element_of_an_array_waits_for_its_reason(reason: str) -> None:
+    view = _from_squeue(f"12_3|ssmscale-a|PENDING|0:00||{reason}")
     assert view is not None
-    assert (view.job_id, view.state, view.reason) == ("12_3", JobState.QUEUED, "Resources")
+    assert (view.job_id, view.state, view.reason) == ("12_3", JobState.QUEUED, reason)
 
 
-def test_a_reason_may_hold_the_separator() -> None:
-    view = _from_squeue("12_3|ssmscale-a|PENDING|0:00||Nodes|down")
-    assert view is not None
-    assert view.reason == "Nodes|down"
-
-
-def test_who_cancelled_a_job_is_no_part_of_its_state() -> None:
+def test_the_user_who_cancelled_a_job_is_not_part_of_its_state() -> None:
     view = _from_sacct("12_3|ssmscale-a|CANCELLED by 1000|17|n1")
     assert view is not None
     assert (view.state, view.seconds) == (JobState.PREEMPTED, 17)
@@ -108,37 +101,16 @@ def test_elements_that_wait_together_are_left_to_squeue() -> None:
 
 
 def test_every_state_of_slurms_manual_is_known() -> None:
-    codes = [
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "CONFIGURING",
-        "COMPLETING",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PENDING",
-        "PREEMPTED",
-        "RUNNING",
-        "RESV_DEL_HOLD",
-        "REQUEUE_FED",
-        "REQUEUE_HOLD",
-        "REQUEUED",
-        "RESIZING",
-        "REVOKED",
-        "SIGNALING",
-        "SPECIAL_EXIT",
-        "STAGE_OUT",
-        "STOPPED",
-        "SUSPENDED",
-        "TIMEOUT",
-    ]
+    codes = """
+        BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING PREEMPTED
+        RUNNING RESV_DEL_HOLD REQUEUE_FED REQUEUE_HOLD REQUEUED RESIZING REVOKED SIGNALING SPECIAL_EXIT STAGE_OUT
+        STOPPED SUSPENDED TIMEOUT
+    """
     newer = ["EXPEDITING", "LAUNCH_FAILED", "POWER_UP_NODE", "RECONFIG_FAIL", "UPDATE_DB"]
-    assert {*codes, *newer} == set(STATES)
+    assert {*codes.split(), *newer} == set(STATES)
 
 
-def test_a_state_nobody_has_heard_of_is_no_end_of_a_job() -> None:
+def test_an_unknown_state_is_not_the_end_of_a_job() -> None:
     assert state_of("TELEPORTING") is JobState.RUNNING
     assert state_of("RUNNING+") is JobState.RUNNING
     assert state_of("") is None
@@ -149,7 +121,7 @@ def test_a_state_nobody_has_heard_of_is_no_end_of_a_job() -> None:
     [
         ("Priority", "higher priority"),
         ("Resources", "no nodes are free"),
-        ("QOSMaxJobsPerUserLimit", "no more jobs at once"),
+        ("QOSMaxJobsPerUserLimit", "no more running jobs"),
         ("QOSMaxGRESPerUser", "the QOS allows no more"),
         ("AssocGrpCPUMinutesLimit", "of the account together"),
         ("BeginTime", "requeued"),
@@ -157,16 +129,16 @@ def test_a_state_nobody_has_heard_of_is_no_end_of_a_job() -> None:
         ("launch failed requeued held", "scontrol release"),
     ],
 )
-def test_a_reason_is_given_in_slurms_word_and_in_ours(reason: str, said: str) -> None:
+def test_a_reason_is_given_with_its_meaning(reason: str, said: str) -> None:
     assert explain(reason).startswith(f"{reason} (")
     assert said in explain(reason)
 
 
-def test_a_reason_nobody_has_heard_of_is_passed_on() -> None:
+def test_an_unknown_reason_is_given_as_it_is() -> None:
     assert explain("PhaseOfTheMoon") == "PhaseOfTheMoon"
 
 
-def test_of_a_requeued_job_the_queue_is_right_and_its_accounts_tell_the_time() -> None:
+def test_a_requeued_job_has_the_state_of_the_queue_and_the_time_of_its_accounts() -> None:
     waits = _from_squeue("12_3|ssmscale-a|PENDING|0:00||BeginTime")
     ended = _from_sacct("12_3|ssmscale-a|PREEMPTED|17|n1")
     assert waits is not None
@@ -175,9 +147,8 @@ def test_of_a_requeued_job_the_queue_is_right_and_its_accounts_tell_the_time() -
     assert (view.state, view.accounted_seconds) == (JobState.QUEUED, 40.0)
 
 
-def test_a_job_that_accounts_call_running_and_the_queue_does_not_know_is_lost() -> None:
+def test_a_job_that_runs_by_its_accounts_and_is_not_in_the_queue_is_lost() -> None:
     stale = _from_sacct("12_3|ssmscale-a|RUNNING|17|n1")
     assert stale is not None
-    running_away = replace(stale, accounted_seconds=9e9)
-    view = put_together({}, {"12_3": running_away})["12_3"]
+    view = put_together({}, {"12_3": replace(stale, accounted_seconds=9e9)})["12_3"]
     assert (view.state, view.accounted_seconds) == (JobState.LOST, None)

@@ -65,9 +65,7 @@ class Toy(Backend):
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Toy]]:
     """Register the backend, and end what it runs."""
-    monkeypatch.setattr(registry, "BACKENDS", dict(registry.BACKENDS))
-    monkeypatch.setattr("harness.submit.target.BACKENDS", registry.BACKENDS)
-    registry.register_backend("toy", f"{__name__}:Toy")
+    monkeypatch.setitem(registry.BACKENDS, "toy", f"{__name__}:Toy")
     for name, value in (("is_open", False), ("waiting", {}), ("started", {})):
         monkeypatch.setattr(Toy, name, value)
     monkeypatch.delenv("SSMSCALE_CLUSTER", raising=False)

@@ -1,8 +1,8 @@
-"""Leases on a Series: one at a time, and taken away only from who holds it."""
+"""Leases on a Series: one at a time, and removed only by a process that has read it."""
 
 from pathlib import Path
 
-from harness.submit.leases import NOBODYS, Lease, acquire, read_lease, release
+from harness.submit.leases import DAMAGED, Lease, acquire, read_lease, release
 
 
 def lease(array: str) -> Lease:
@@ -28,10 +28,10 @@ def test_a_lease_made_meanwhile_is_given_back(tmp_path: Path) -> None:
     assert read_lease(tmp_path) == lease("b")
 
 
-def test_a_damaged_lease_is_nobodys_and_can_be_dropped(tmp_path: Path) -> None:
+def test_a_damaged_lease_holds_nothing_and_can_be_released(tmp_path: Path) -> None:
     (tmp_path / "claim.json").write_text('{"study": 5')
-    assert read_lease(tmp_path) == NOBODYS
-    release(tmp_path, NOBODYS)
+    assert read_lease(tmp_path) == DAMAGED
+    release(tmp_path, DAMAGED)
     assert acquire(tmp_path, lease("a"))
 
 

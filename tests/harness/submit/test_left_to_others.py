@@ -1,4 +1,4 @@
-"""The command on a cluster where others got there first: what it then leaves alone, and what it waits for."""
+"""Submitting a study of which other submissions hold Series: it leaves them, or waits for their jobs."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def here(tmp_path: Path, study_fields: Fields, states: Path, ssmscale: Command) 
     return Here(tmp_path, study_fields, states, ssmscale)
 
 
-def test_a_series_that_others_have_leased_is_launched_as_they_said(here: Here) -> None:
+def test_a_series_that_another_study_has_leased_keeps_its_launch_settings(here: Here) -> None:
     (point, *_) = resolve(validate(Study, here.fields, "test"), here.root, "test").points
     folder = here.root.series(point.series_id)
     folder.mkdir(parents=True)
@@ -119,12 +119,12 @@ def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(here: Here
     said = here.submit("local")
     assert said.status == 0, said.err
     assert "1 done" in said.out
-    assert "1 series left to jobs of study tiny; `ssmscale status tiny` shows how they do" in said.out
+    assert "1 series left to jobs of study tiny; see `ssmscale status tiny`" in said.out
     assert (folder / "launch.json").read_bytes() == before
     assert read_progress(folder).attempt == 0
 
 
-def test_a_study_that_waits_in_slurms_hands_is_said_to_wait_there_when_it_is_submitted_here(
+def test_a_study_that_is_queued_in_slurm_is_shown_as_queued_when_it_is_submitted_here(
     here: Here,
 ) -> None:
     assert here.submit().status == 0
@@ -147,7 +147,7 @@ def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_her
     assert "left to" not in said.out
 
 
-def test_what_slurm_said_of_leases_holds_while_it_is_silent_and_else_nothing_is_trained_here(
+def test_slurms_last_answer_about_leases_counts_while_it_is_silent_and_without_one_nothing_is_trained(
     here: Here, tmp_path: Path
 ) -> None:
     here.fields["grid"]["iterations"] = [5]

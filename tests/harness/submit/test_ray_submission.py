@@ -1,4 +1,4 @@
-"""Submitting to a Ray cluster that is there already: once, from within its own nodes, and taken back."""
+"""Submitting to an existing Ray cluster, cancelling there, and clusters that cannot be used."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
-    """A Ray with a job server, which asks for a token."""
+    """Start a Ray with a job server, which needs a token."""
     ray = Here(tmp_path_factory.mktemp("ray"), dashboard=True)
     try:
         yield ray
@@ -126,7 +126,7 @@ def test_cancelling_all_ends_the_ray_job_after_its_workers_have_saved(
         ("http://127.0.0.1:{closed}", "nothing answers there"),
         ("ray://127.0.0.1:{closed}", "nothing answers there"),
         ("127.0.0.1:{closed}", "nothing answers there"),
-        ("ftp://head:1", "is no address of a Ray cluster"),
+        ("ftp://head:1", "is not an address of a Ray cluster"),
         ("{dashboard}", "refuses the token in"),
     ],
     ids=["http", "ray", "gcs", "ftp", "token"],
@@ -167,13 +167,13 @@ def test_a_cluster_is_planned_for_by_its_nodes_with_gpus_each_as_its_weakest() -
     ("seen", "problem"),
     [
         ({"ssmscale": "99"}, "has ssmscale 99"),
-        ({"ray": "2.40.1"}, "runs Ray 2.40.1; it takes 2.60 or later"),
-        ({"nodes": (node(hidden=("/corpus",)),)}, "corpus.path: /corpus: is not seen on node n1"),
+        ({"ray": "2.40.1"}, "runs Ray 2.40.1; 2.60 or later is needed"),
+        ({"nodes": (node(hidden=("/corpus",)),)}, "corpus.path: /corpus: node n1 of Ray"),
         ({"nodes": (node(), node(name="n2", hidden=("/runs/.seen",)))}, "--root: /runs: node n2 of Ray"),
     ],
     ids=["ssmscale", "ray", "corpus", "root"],
 )
-def test_what_a_cluster_lacks_is_named(seen: dict[str, Any], problem: str) -> None:
+def test_a_cluster_that_does_not_fit_is_refused_with_the_reason(seen: dict[str, Any], problem: str) -> None:
     facts = {
         "ray": "2.60.0",
         "python": "3.11.7",

@@ -12,13 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness.common.validation import validate
-<<<<<<< HEAD
 from harness.record.registry import ResolvedStudy, resolve, resolve_registered
-from harness.record.root import Root, read_model_if_there
-=======
-from harness.record.registry import ResolvedStudy, read_tuned, resolve, resolve_registered
-from harness.record.root import Root, write_model
->>>>>>> s-plan
+from harness.record.root import Root, read_model_if_there, write_model
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study, load_study
 from harness.study.tune import RateLaw, Tuned, TunedArchitecture, TunedSize
@@ -53,50 +48,6 @@ def run_ids(fields: Fields, root: Root) -> list[str]:
     return [point.run_id for point in resolved(fields, root).points]
 
 
-<<<<<<< HEAD
-MISTAKES: dict[str, tuple[Any, str]] = {
-    "unknown key": ({"search": {"optimiser.lrr": RATE}}, "optimiser.lrr: unknown key; did you mean 'lr'?"),
-    "no such part": ({"search": {"optimizer.lr": RATE}}, "tune.search.optimizer.lr: is no key that can be"),
-    "a key of the grid": ({"search": {"grid.seeds": RATE}}, "tune.search.grid.seeds: is no key that can be"),
-    "the yardstick": (
-        {"search": {"eval_clips": {"low": 1, "high": 9}}},
-        "but for what the loss is measured on",
-    ),
-    "low above high": (
-        {"search": {"optimiser.lr": {"low": 1.0, "high": 0.1}}},
-        "low 1 is not below high 0.1",
-    ),
-    "low at high": ({"search": {"optimiser.lr": {"low": 0.1, "high": 0.1}}}, "low 0.1 is not below high 0.1"),
-    "no logarithm": ({"search": {"optimiser.lr": RATE | {"low": 0}}}, "low 0 has no logarithm"),
-    "no range": ({"search": {"optimiser.lr": {"low": 0.1}}}, "is not a range; give low and high, or choices"),
-    "words for a number": ({"search": {"optimiser.lr": RATE | {"low": "1m"}}}, "low: '1m': is not a number"),
-    "one choice": ({"search": {"optimiser.lr": {"choices": [1]}}}, "fewer than two choices"),
-    "half a step": ({"search": {"schedule.warmup": {"low": 0.5, "high": 3}}}, "warmup: is a whole number"),
-    "a bad end": (
-        {"search": {"optimiser.beta1": {"low": 0.5, "high": 1.5}}},
-        "beta1: 1.5: input should be less",
-    ),
-    "an encoder": (
-        {"search": {"text.encoder": {"choices": ["bytes", "t5"]}}},
-        "encoder: is no key that can be",
-    ),
-    "one choice of three": (
-        {"search": {"model.ssm_head_dim": {"choices": [8, 7, 16]}}},
-        "does not divide into heads of 7",
-    ),
-    "said twice": (
-        {"search": {"optimiser.lr": RATE, "training.optimiser.lr": dict(RATE)}},
-        "training.optimiser.lr: is searched twice",
-    ),
-    "no such size": ({"sizes": ["xl"]}, "tune.sizes: 'xl' is not one of the sizes xs, s"),
-    "a size twice": ({"sizes": ["xs", "xs"]}, "lists an entry twice"),
-    "nothing to prune by": ({"pruner": "median"}, "tune.pruner: median: judges losses on the way"),
-    "no such sampler": ({"sampler": "grid"}, "tune.sampler: 'grid'"),
-    "no database": (
-        {"storage": "postgresql+nodriver://me:secret@h/x"},
-        "tune.storage: postgresql+nodriver://me:***@h/x",
-    ),
-=======
 LR = "optimiser.lr"
 SEARCHES: dict[str, tuple[Fields, str]] = {
     "unknown key": ({"optimiser.lrr": RATE}, "optimiser.lrr: unknown key; did you mean 'lr'?"),
@@ -106,7 +57,7 @@ SEARCHES: dict[str, tuple[Fields, str]] = {
     "low above high": ({LR: {"low": 1.0, "high": 0.1}}, "low 1 is not below high 0.1"),
     "low at high": ({LR: {"low": 0.1, "high": 0.1}}, "low 0.1 is not below high 0.1"),
     "no logarithm": ({LR: RATE | {"low": 0}}, "low 0 has no logarithm"),
-    "no range": ({LR: {"low": 0.1}}, "is no range: give low and high, or choices"),
+    "no range": ({LR: {"low": 0.1}}, "is not a range; give low and high, or choices"),
     "text for a number": ({LR: RATE | {"low": "1m"}}, "low: '1m': is not a number"),
     "one choice": ({LR: {"choices": [1]}}, "fewer than two choices"),
     "half a step": ({"schedule.warmup": {"low": 0.5, "high": 3}}, "warmup: is a whole number"),
@@ -118,11 +69,10 @@ SEARCHES: dict[str, tuple[Fields, str]] = {
 MISTAKES: dict[str, tuple[Fields, str]] = {
     **{name: ({"search": search}, sentence) for name, (search, sentence) in SEARCHES.items()},
     "unknown size": ({"sizes": ["xl"]}, "tune.sizes: 'xl' is not one of the sizes xs, s"),
-    "size twice": ({"sizes": ["xs", "xs"]}, "names something twice"),
+    "size twice": ({"sizes": ["xs", "xs"]}, "lists an entry twice"),
     "nothing to prune by": ({"pruner": "median"}, "tune.pruner: median: needs losses on the way"),
     "unknown sampler": ({"sampler": "grid"}, "tune.sampler: 'grid'"),
     "no database": ({"storage": "postgresql+nodriver://me:secret@h/x"}, "postgresql+nodriver://me:***@h/x"),
->>>>>>> s-plan
 }
 
 
@@ -281,7 +231,7 @@ def test_a_submitted_study_keeps_the_rates_it_was_submitted_with(
     space, notes = space_of(here, left), list[Note]()
     assert keep(space, other, notes) is False
     assert [note.code for note in notes] == ["tuned_kept"]
-    assert read_tuned(here, "tiny") == tuned
+    assert read_model_if_there(here.study("tiny") / "tuned.json", Tuned) == tuned
     assert keep(space, tuned, notes) is True
     (here.study("tiny") / "tuned.json").unlink()
     held = resolve_registered(here, "tiny")
@@ -309,32 +259,13 @@ def test_a_tuned_study_goes_to_another_machine_with_its_rates(
     assert {row.state for row in StatusReader(there, "tiny").read(held.points)} == {RunState.DONE}
 
 
-<<<<<<< HEAD
-def test_tuning_on_leaves_a_submitted_study_the_rates_it_has(
-    fields: Fields, here: Root, tuned: Tuned
-) -> None:
-    registered(here, left_to_tuning(fields))
-    space = space_of(here, left_to_tuning(fields))
-    notes: list[Note] = []
-    assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is False
-    assert [note.code for note in notes] == ["tuned_kept"]
-    assert read_model_if_there(here.study("tiny") / "tuned.json", Tuned) == tuned
-    assert keep(space, tuned, notes) is True
-    (here.study("tiny") / "study.json").unlink()
-    assert keep(space, tuned.model_copy(update={"fingerprint": "1" * 64}), notes) is True
-
-
-def test_a_study_without_tuned_rates_is_registered_as_before(
-    fields: Fields, here: Root, tuned: Tuned
-=======
 def test_a_study_without_tuned_rates_is_registered_without_them_and_takes_no_changes(
     fields: Fields, here: Root, tuned: Tuned, ssmscale: Command
->>>>>>> s-plan
 ) -> None:
     registered(here, fields)
     assert "tuned" not in json.loads((here.study("tiny") / "study.json").read_text())
     changed = ssmscale("tune", "tiny", "--root", here.path, "--on", "local", "--set", "tune.trials=99")
-    changed.assert_refused("--set changes a YAML file")
+    changed.assert_refused("--set works with a YAML file")
 
 
 @pytest.mark.parametrize("lack", ["everything", "the architecture", "the law"])
@@ -359,20 +290,7 @@ def test_a_rate_that_was_not_tuned_is_refused_in_one_sentence(
     assert files_below(here.path) == before
 
 
-<<<<<<< HEAD
-def test_changes_to_a_study_that_was_submitted_are_refused(
-    fields: Fields, here: Root, ssmscale: Command
-) -> None:
-    registered(here, fields)
-    ssmscale("tune", "tiny", "--root", here.path, "--on", "local", "--set", "tune.trials=99").assert_refused(
-        "--set works with a YAML file"
-    )
-
-
-def test_tuning_what_is_left_to_tuning_needs_no_rate_yet(fields: Fields, here: Root) -> None:
-=======
 def test_a_search_of_the_rate_needs_no_rate_yet(fields: Fields, here: Root) -> None:
->>>>>>> s-plan
     assert space_of(here, left_to_tuning(fields)).cases
     fields["tune"]["search"] = {"schedule.warmup": {"low": 1, "high": 3}}
     with pytest.raises(
