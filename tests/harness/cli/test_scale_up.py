@@ -129,7 +129,7 @@ def test_nothing_is_foreseen_without_a_budget_or_from_nothing(
     assert "submit it first" in ssmscale("scale-up", "tiny", "--budget", "1").err
     train(tracked_root, resolved.points)
     for arguments, words in (
-        ((), "say --budget GPU_HOURS"),
+        ((), "give --budget GPU_HOURS"),
         (("--budget", "-1"), "--budget -1"),
         (("--budget", "1", "--law", "data"), "--law data"),
     ):

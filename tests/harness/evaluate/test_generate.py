@@ -150,7 +150,7 @@ def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
     generate: Command, trained: Trained
 ) -> None:
     said = generate("--prompt", MAJOR, "--seconds", 1.5, "--out", "long.wav")
-    warning = "warning: longer than the 1 s it was trained on: nothing says how it goes on after them\n"
+    warning = "warning: longer than the 1 s that the run was trained on; the rest is untested\n"
     assert (said.status, said.err) == (0, warning)
     assert soundfile.info("long.wav").duration == 1.5
     attention = trained.run.model.model_copy(update={"architecture": Architecture.CROSS_TRANSFORMER})

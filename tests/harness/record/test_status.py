@@ -181,7 +181,7 @@ def test_the_table_has_every_run_and_what_nobody_knows_is_said(snapshot: StudySn
     assert all(any(row.run_id in line for line in lines) for row in snapshot.rows)
     assert "1 done" in lines[-2]
     assert "38 new" in lines[-2]
-    assert lines[-1] == "GPU-hours: 0 used, what is left is not known before a run has measured its speed"
+    assert lines[-1] == "GPU-hours: 0 used, hours left are not known before a run has measured its speed"
 
 
 def test_a_display_keeps_to_the_terminals_height_and_shows_what_runs_first(snapshot: StudySnapshot) -> None:

@@ -66,6 +66,8 @@ def test_a_cluster_of_the_environment_alone_does_not_keep_a_search_from_being_pa
 ) -> None:
     study = write_study(study_fields)  # in which there is nothing to tune
     named = ssmscale("tune", study, "--on", "ray", "--cluster", "h100x8")
-    assert named.err.startswith("error: --on ray --cluster h100x8: a search packs its trials here alone")
+    assert named.err.startswith(
+        "error: --on ray --cluster h100x8: a search packs trials on this machine only"
+    )
     monkeypatch.setenv("SSMSCALE_CLUSTER", "h100x8")
     assert ssmscale("tune", study, "--on", "ray").err.startswith(f"error: {study}: tune: ")
