@@ -46,10 +46,10 @@ def _nearest(given: Mapping[str, Any]) -> Iterable[str]:
     """Return the names nearest to the study of these arguments if it is unknown, else to the first unknown run."""
     study = given.get("study")
     if study is not None and not Path(study).is_file():
-        known = {name: name for name in _study_names(given)}
-        if study not in known:
+        names = _study_names(given)
+        if study not in names:
             paths = _yaml_files("") + [str(path) for path in Path(study).parent.glob("*.y*ml")]
-            known |= {Path(path).stem: path for path in paths} | {path: path for path in paths}
+            known = {Path(path).stem: path for path in paths} | {name: name for name in (*paths, *names)}
             return dict.fromkeys(known[name] for name in get_close_matches(study, known))
     wanted = given.get("runs") or [run for run in (given.get("run"),) if run]
     run_ids = _run_ids(given) if wanted else []

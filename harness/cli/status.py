@@ -19,7 +19,7 @@ from harness.cli.options import (
     RunsArgument,
     StudyArgument,
 )
-from harness.cli.terminal import COLOURS, Cell, Table, coloured, listed
+from harness.cli.terminal import COLOURS, Table, coloured, listed
 from harness.common.console import console, errors, print_json, warn
 from harness.common.format import counted, short
 from harness.record.registry import registered
@@ -144,22 +144,19 @@ def _size_table(snapshot: StudySnapshot) -> Table:
     groups: dict[tuple[str, str], list[RunStatus]] = {}
     for row in snapshot.rows:
         groups.setdefault((row.point.size, row.point.architecture), []).append(row)
-    states = [state for state in RunState if state in snapshot.counts]
-    numbers = (*map(str, states), "trained", "lowest loss", "GPU-h left")
+    numbers = ("trained", "lowest loss", "GPU-h left")
     title = f"study {snapshot.study}; --runs shows each run"
-    table = Table(title, ("size", "architecture", *numbers), numbers)
+    table = Table(title, ("size", "architecture", "runs", *numbers), numbers)
     for (size, architecture), rows in groups.items():
         counts = count_states(rows)
-        cells: list[Cell] = [
-            (f"{counts[state]:,}", COLOURS.get(state)) if state in counts else "-" for state in states
-        ]
+        first = min((row.state for row in rows), key=FIRST.index)
         iterations = sum(row.point.run.iterations for row in rows)
         losses = [row.loss for row in rows if row.loss is not None]
         left = [snapshot.hours.left[row.run_id] for row in rows]
         table.add_row(
             size,
             architecture,
-            *cells,
+            (listed(counts), COLOURS.get(first)),
             f"{100 * sum(row.iterations_done for row in rows) // iterations} %",
             f"{min(losses):.4f}" if losses else "-",
             "?" if None in left else _hours(sum(hours for hours in left if hours is not None)),
@@ -175,19 +172,13 @@ def _print_needs(console: Console, snapshot: StudySnapshot) -> None:
     )
     if not rows:
         return
-    numbers = ("seed", "iterations", "trained")
-    columns = ("run", "state", "size", "architecture", *numbers, "reason")
-    table = Table("runs that need you", columns, numbers)
+    table = Table("runs that need you", ("run", "state", "details"))
     for row in rows[:MOST_NAMED]:
+        run = row.point.run
+        name = f"{row.point.size} {row.point.architecture} seed {run.seed}"
+        trained = f"{row.iterations_done:,} of {counted(run.iterations, 'iteration')}"
         table.add_row(
-            row.run_id,
-            coloured(row.state),
-            row.point.size,
-            row.point.architecture,
-            str(row.point.run.seed),
-            f"{row.point.run.iterations:,}",
-            _trained(row),
-            row.reason or "",
+            row.run_id, coloured(row.state), f"{name}, {trained}: {row.reason or 'no reason is known'}"
         )
     table.print(console)
     if len(rows) > MOST_NAMED:

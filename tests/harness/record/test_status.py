@@ -169,7 +169,7 @@ def printed(snapshot: StudySnapshot, *, height: int | None = None) -> list[str]:
         file=io.StringIO(), width=100, height=height, force_terminal=False, highlight=False, markup=False
     )
     if height is None:
-        print_status(console, snapshot)
+        print_status(console, snapshot, every_run=True)
     else:
         console.print(_Display(snapshot))
     assert isinstance(console.file, io.StringIO)
