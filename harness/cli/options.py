@@ -83,15 +83,14 @@ ClusterOption = Annotated[
         help="A cluster's profile: a YAML file, or a name in slurm/profiles.",
     ),
 ]
-ON_NAMES = "local|slurm|ray|auto"
 OnOption = Annotated[
     str,
     typer.Option(
         "--on",
-        metavar=ON_NAMES,
-        help="local trains here, in the foreground. slurm submits a job for each series and returns. ray packs all "
-        "series on the GPUs of one job, or on this machine where no cluster is named. auto packs series that need less "
-        "than a node and submits jobs for the others, or trains here where no cluster is named.",
+        metavar="WHERE",
+        help="local trains here, in the foreground; slurm submits a job for each series and returns; ray packs all "
+        "series on the GPUs of one job, or here without --cluster; auto packs series smaller than a node and submits "
+        "the others as jobs, or trains here without --cluster.",
     ),
 ]
 YesOption = Annotated[

@@ -14,7 +14,6 @@ import typer
 
 from harness.cli.display import StudyProgress, print_summary
 from harness.cli.options import (
-    ON_NAMES,
     DryRunOption,
     OnOption,
     RootOption,
@@ -90,7 +89,7 @@ def retry(
         str | None,
         typer.Option(
             "--on",
-            metavar=ON_NAMES,
+            metavar="WHERE",
             help="As for submit. Options that are not given are those of the last submission, whatever "
             "SSMSCALE_CLUSTER says.",
         ),

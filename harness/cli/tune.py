@@ -59,14 +59,14 @@ def tune(
         raise InputError(
             f"--on ray --cluster {cluster}: a search packs trials on this machine only; use --on slurm on a cluster"
         )
-    there = target_of(on, cluster)
-    if there.profile is not None:  # packed or not, a trial is a job of its own
-        there = replace(there, on="slurm")
+    target = target_of(on, cluster)
+    if target.profile is not None:  # packed or not, a trial is a job of its own
+        target = replace(target, on="slurm")
     loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
     trials = [space.trial(case.architecture, case.size, space.corner()) for case in space.cases]
     check_before_training(trials[0])
-    (backend,) = backends_of(there, trials[0])
+    (backend,) = backends_of(target, trials[0])
     backend.check(trials[0])
     if backend.outlives:
         hours = _gpu_hours(space, trials, backend.offer(trials[0]))
@@ -91,12 +91,12 @@ def _gpu_hours(space: Space, trials: list[ResolvedStudy], cluster: Cluster) -> f
     return space.tune.trials * sum(run.gpu_hours for plan in plans for run in plan.runs)
 
 
-def _described(case: SearchCase, told: TrialRecord) -> str:
+def _described(case: SearchCase, trial: TrialRecord) -> str:
     """Return a line about a trial that is over."""
-    name = f"{case.architecture} {case.size} trial {told.number} ({_listed(told.values)})"
-    if told.result.loss is not None:
-        return f"{name}: loss {told.result.loss:.4f}"
-    return f"{name}: {told.outcome}" + (f" ({told.result.reason})" if told.result.reason else "")
+    name = f"{case.architecture} {case.size} trial {trial.number} ({_listed(trial.values)})"
+    if trial.result.loss is not None:
+        return f"{name}: loss {trial.result.loss:.4f}"
+    return f"{name}: {trial.outcome}" + (f" ({trial.result.reason})" if trial.result.reason else "")
 
 
 def _print_tuning(done: Tuning) -> None:
@@ -171,11 +171,11 @@ def _rows(done: Tuning) -> Mapping[SearchCase, dict[str, Any]]:
         for size in architecture.sizes
     }
     rows = {}
-    for case, told in done.told.items():
-        best = min(finished(told), key=lambda one: one[1], default=None)
+    for case, trials in done.told.items():
+        best = min(finished(trials), key=lambda one: one[1], default=None)
         size = found.get((case.architecture, case.size))
         rows[case] = {
-            "trials": dict(Counter(str(one.outcome) for one in told)),
+            "trials": dict(Counter(str(one.outcome) for one in trials)),
             "steps": done.steps[case],
             "best": None if best is None else {"values": best[0].values, "loss": best[1]},
             "lr": None if size is None else size.lr,
