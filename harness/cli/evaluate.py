@@ -37,7 +37,7 @@ class SamplingOptions:
         ),
     ] = 3.0
     temperature: Annotated[float, typer.Option(help="Temperature; below 1 prefers likely tokens.")] = 1.0
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from the K likeliest tokens; 0 draws from all.")] = (
+    top_k: Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 draws from all.")] = (
         250
     )
     seed: Annotated[
