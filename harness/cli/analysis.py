@@ -1,6 +1,6 @@
-"""The verbs of the analysis: fit, report, scale-up, and what `plan` says of a design.
+"""The verbs of the analysis: fit, report, scale-up, and the design part of `plan`.
 
-Of the harness this module alone knows the analysis.
+No other module of the harness imports the analysis.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analysis.errors import InputError as AnalysisError
+from harness.cli.names import complete_study
 from harness.cli.options import (
+    STUDY_HELP,
     ClusterOption,
     DeltaOption,
     DesignOptions,
@@ -38,18 +41,20 @@ if TYPE_CHECKING:
     from harness.tracking.tracker import Tracker
 
 MISTAKES = (AnalysisError,)
-"""Errors of the analysis for input that is wrong."""
+"""Errors of the analysis about wrong input."""
 
 
 @dataclass(frozen=True)
 class FitOptions:
     """Options of the verbs that fit a law to points."""
 
-    study: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study; not with --points.")] = None
+    study: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help=STUDY_HELP, autocompletion=complete_study)
+    ] = None
     points_file: Annotated[
         Path | None,
         typer.Option(
-            "--points", metavar="FILE", help="Fit a CSV, Parquet or JSON-lines table instead of a study."
+            "--points", metavar="FILE", help="Fit a CSV, Parquet or JSON-lines table in place of a study."
         ),
     ] = None
     law: LawOption = "chinchilla"
@@ -60,7 +65,7 @@ class FitOptions:
         typer.Option(
             "--column",
             metavar="A=B",
-            help="Column B of the table is our column A; A==TEXT is one value for every row.",
+            help="Read column A from the table's column B; A==TEXT sets one value for every row; repeatable.",
         ),
     ] = None
     predict: Annotated[
@@ -68,29 +73,32 @@ class FitOptions:
         typer.Option(
             "--predict",
             metavar="SIZE:BUDGET",
-            help="Predict the loss of SIZE parameters after BUDGET iterations (tokens where the points have no "
-            "iterations, or as 300M:2Btokens); may be given several times. Unasked: 2 and 4 times the largest size.",
+            help="Predict the loss of SIZE parameters after BUDGET iterations, or after tokens as 300M:2Btokens; "
+            "repeatable (default: 2 and 4 times the largest size).",
         ),
     ] = None
     unannealed: Annotated[
         bool,
         typer.Option(
             "--unannealed",
-            help="Fit the points taken mid-run instead, as a set of their own beside the annealed.",
+            help="Fit the points taken mid-run in place of the annealed ones.",
         ),
     ] = False
     drop_outliers: Annotated[
         bool,
         typer.Option(
             "--drop-outliers",
-            help="Leave out points far off the law that is fitted to all of them; they are listed with the rule.",
+            help="Leave out points far off the law fitted to all points, and list them.",
         ),
     ] = False
     root: RootOption = None
 
 
 def fit(options: FitOptions, as_json: JsonOption = False) -> None:
-    """Fit a scaling law to each architecture and compare them at equal loss."""
+    """Fit a scaling law to each architecture and compare them.
+
+    Prints the laws and, at equal loss, the ratios of size, compute and tokens, with intervals.
+    """
     from analysis.report.tables import print_fit
 
     fitted = _fit(options)
@@ -102,11 +110,15 @@ def fit(options: FitOptions, as_json: JsonOption = False) -> None:
 
 def report(
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where report.html, figures/ and fit.json go.")
+        Path,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for report.html, figures/ and fit.json."),
     ],
     options: FitOptions,
 ) -> None:
-    """Write the report: one self-contained HTML page with the curves, the comparison and every warning."""
+    """Write an HTML report: curves, comparison and warnings.
+
+    report.html is one file that needs no network.
+    """
     from analysis.report.report import Provenance, write_report
     from harness.record.provenance import commit
     from harness.tracking.sync import keep_report
@@ -135,8 +147,7 @@ def scale_up(
         typer.Option(
             "--budget",
             metavar="GPU_HOURS",
-            help="GPU-hours of the next step, shared evenly by architectures; a share has to pay for a run longer than "
-            "its warmup.",
+            help="GPU-hours of the next runs, shared evenly by architectures.",
         ),
     ] = None,
     law: LawOption = "chinchilla",
@@ -145,7 +156,10 @@ def scale_up(
     cluster: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What to train next for a budget, with the loss foreseen for it; later, what was foreseen beside what was seen."""
+    """Propose the next runs for a budget and predict their loss.
+
+    Without --budget, compare earlier predictions with the losses of runs that have finished since.
+    """
     from analysis.design.prior import design_law
     from analysis.design.scale_up import former_steps, next_step, seen_of
     from analysis.points.table import check_points
@@ -159,7 +173,7 @@ def scale_up(
     name, place = resolved.study.name, resolved.root
     former = former_steps(read_records(place, name), str(record_path(place, name)))
     if budget is None and not former:
-        raise InputError(f"scale-up {name}: nothing was proposed yet; say --budget GPU_HOURS")
+        raise InputError(f"scale-up {name}: nothing was proposed yet; give --budget GPU_HOURS")
     points = check_points(frame, design_law(law))
     seen, notes = seen_of(points, former)
     warn(*notes)
@@ -171,19 +185,21 @@ def scale_up(
         step = next_step(points, rates, budget, law=law, delta=delta, shortest=least, shortest_because=why)
         add_record(place, name, step.model_dump(mode="json"))
     if as_json:
-        told = step and step.model_dump(mode="json")
-        print_json({"study": name, "proposed": told, "seen": [one.model_dump(mode="json") for one in seen]})
+        proposed = step and step.model_dump(mode="json")
+        print_json(
+            {"study": name, "proposed": proposed, "seen": [one.model_dump(mode="json") for one in seen]}
+        )
     else:
         print_scale_up(console, step, seen)
 
 
-# -- what is expected of a grid, and the best one for a budget
+# -- the design of a grid
 
 
 def examine_design(
     resolved: ResolvedStudy, made: Plan, wanted: DesignOptions, document: dict[str, Any], *, as_json: bool
 ) -> None:
-    """Add to the plan's document what is expected of its grid and what is proposed, or print them."""
+    """Print the simulation of the plan's grid and the proposed grid, or add them to its document."""
     from analysis.design.budget import propose
     from analysis.design.expect import expected
     from analysis.design.grid import Rung, Space, spelled
@@ -200,13 +216,13 @@ def examine_design(
     design = document["design"]
     with errors.status("simulating studies") as shown:
 
-        def progress(done: int, total: int) -> None:
-            shown.update(f"{done} of {total} studies simulated")
+        def progress(done: int, total: int, what: str = "studies") -> None:
+            shown.update(f"{done} of {total} {what} simulated")
 
         if wanted.design:
             found = expected(grid, prior, wanted.reference, progress=progress)
-            told = found.model_dump(mode="json")
-            design |= told | {"notes": design["notes"] + told["notes"]}
+            simulated = found.model_dump(mode="json")
+            design |= simulated | {"notes": design["notes"] + simulated["notes"]}
             if not as_json:
                 print_design(console, found)
         if wanted.budget is None:
@@ -221,10 +237,10 @@ def examine_design(
             prior,
             wanted.budget,
             wanted.reference,
-            progress=lambda done, total: shown.update(f"{done} of {total} candidate grids simulated"),
+            progress=partial(progress, what="candidate grids"),
         )
         fields = grid_fields(resolved.study, spelled(space, best.grid))
-        # Other studies than those by which it was chosen: they flatter it.
+        # The studies by which it was chosen flatter it; these are others.
         found = expected(best.grid.points(space), prior, wanted.reference, FRESH, progress=progress)
     if as_json:
         design["proposal"] = {
@@ -237,12 +253,12 @@ def examine_design(
         print_proposal(console, space, best, found, yaml_text({"grid": fields}))
 
 
-# -- what fit and report share
+# -- shared by fit and report
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A fit and, where its points are a study's, what came with them."""
+    """A fit, and the study that its points come from."""
 
     checked: CheckedPoints
     document: FitDocument
@@ -285,7 +301,10 @@ def _fit(options: FitOptions) -> _Fitted:
         checked = drop_outliers(checked, law=law, delta=delta)
     missing = without_points(rows)
     about = [Note(code="runs_without_points", text=missing)] if missing else []
-    document = fit_points(checked, law=law, delta=delta, reference=options.reference, asks=asks, about=about)
+    with errors.status("fitting and resampling"):
+        document = fit_points(
+            checked, law=law, delta=delta, reference=options.reference, asks=asks, about=about
+        )
     return _Fitted(checked, document, resolved, rows, tracker)
 
 
@@ -301,6 +320,7 @@ def _points(
 
     resolved = registered(study, root)
     rows = begun(resolved)
-    tracker = bring_up_to_date(resolved, rows)
+    with errors.status("bringing MLflow up to date"):
+        tracker = bring_up_to_date(resolved, rows)
     points = list(points_of(rows, resolved.root, on_the_way=on_the_way))
     return resolved, rows, tracker, build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")

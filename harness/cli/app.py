@@ -1,7 +1,7 @@
-"""The `ssmscale` command: its verbs, each imported when it is called, and how it ends.
+"""The `ssmscale` command: its verbs, each imported when it is called, and its exit status.
 
-Exit status: 0 done, 1 some run failed, 2 the input is wrong. Errors are sentences on standard error; a traceback
-only with --debug. With --json standard output holds one JSON document and nothing else.
+Exit status: 0 done, 1 a run failed, 2 the input is wrong. Errors are sentences on standard error; --debug adds the
+traceback. With --json standard output holds one JSON document and nothing else.
 """
 
 from __future__ import annotations
@@ -9,86 +9,150 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
 from harness.common.console import Stopped, console, errors
 
+
+class Verb(NamedTuple):
+    """A verb that is imported when it is called."""
+
+    place: str
+    """Module and function."""
+    help: str
+    """First paragraph of its help, repeated here so that `ssmscale --help` imports no verb."""
+    examples: tuple[str, ...] = ()
+    """Arguments to call it with."""
+
+
 VERBS = {
-    # The order of the help: the study is planned, submitted, watched and steered; then what came out of it.
-    "plan": ("harness.cli.plan:plan", "What is left to train and what it will cost; trains nothing."),
-    "submit": (
+    # The order of the help: the study is planned, submitted, watched and steered; then its results.
+    "plan": Verb(
+        "harness.cli.plan:plan",
+        "Show what is left to train and what it costs; train nothing.",
+        (
+            "sweeps/demo.yaml",
+            "demo --runs",
+            "demo --set training.batch=16",
+            "demo --design",
+            "demo --budget 0.5",
+        ),
+    ),
+    "submit": Verb(
         "harness.cli.submit:submit",
-        "Train what is missing of a study; what is finished is reused, what is interrupted goes on.",
+        "Train every run of a study that has not finished.",
+        (
+            "sweeps/demo.yaml --on local",
+            "study.yaml --on slurm --cluster h100x8 --root /shared/runs --dry-run",
+        ),
     ),
-    "status": ("harness.cli.status:status", "Where every run of a study stands."),
-    "logs": ("harness.cli.status:logs", "What a run's workers printed, and SLURM about its jobs."),
-    "cancel": (
+    "status": Verb(
+        "harness.cli.status:status",
+        "Show the state of a study's runs.",
+        ("demo", "demo --watch", "demo --runs", "demo --json"),
+    ),
+    "logs": Verb(
+        "harness.cli.status:logs",
+        "Print the logs of a run and of its jobs.",
+        ("demo 9a19", "demo 9a19 --follow"),
+    ),
+    "cancel": Verb(
         "harness.cli.status:cancel",
-        "Cancel runs of a study that are not over; others of the same trunk go on.",
+        "Cancel runs that are not over; other runs of their series go on.",
+        ("demo", "demo 9a19 bb5b"),
     ),
-    "retry": (
+    "retry": Verb(
         "harness.cli.submit:retry",
-        "Forget failures and cancellations, then submit what is missing.",
+        "Reset failed and cancelled runs, then submit what is missing.",
+        ("demo", "demo 9a19", "demo --on local"),
     ),
-    "sync": (
-        "harness.cli.archive:sync",
-        "Check MLflow against the journals: send what it lacks, merge what is there twice, settle what nobody trains.",
-    ),
-    "prune": (
+    "sync": Verb("harness.cli.archive:sync", "Correct MLflow by the journals.", ("demo",)),
+    "prune": Verb(
         "harness.cli.archive:prune",
-        "Drop checkpoints no run, trial or extension needs; final weights stay, and so does what retry goes on from.",
+        "Remove checkpoints that no run, trial or extension needs.",
+        ("demo --dry-run", "demo"),
     ),
-    "tune": (
+    "tune": Verb(
         "harness.cli.tune:tune",
-        "Search the study's `tune:` keys for its smaller sizes, and carry the learning rate to the others (Optuna).",
+        "Tune small sizes and carry the learning rate to the large ones.",
+        ("sweeps/tune_lr.yaml --on local", "sweeps/tune_lr.yaml --on slurm --cluster h100x8 --yes"),
     ),
-    "export": (
+    "export": Verb(
         "harness.cli.archive:export_study",
-        "Write the finished runs of a study into one file: identities, journals and points; no weights.",
+        "Write the finished runs of a study into one file, no weights.",
+        ("demo --out demo.zip",),
     ),
-    "import": (
+    "import": Verb(
         "harness.cli.archive:import_bundle",
-        "Add a bundle's finished runs to those here; it is checked whole first, and twice is as good as once.",
+        "Add the finished runs of an exported file to those here.",
+        ("demo.zip --root elsewhere",),
     ),
-    "generate": (
+    "generate": Verb(
         "harness.cli.evaluate:generate",
-        "Write music for captions, by a finished run, as sound files with a JSON file beside each.",
+        "Generate music for captions with a finished run.",
+        (
+            '9a19 --prompt "A calm chorale in G minor" --out calm.wav',
+            "9a19 --prompts captions.txt --out pieces/",
+        ),
     ),
-    "evaluate": (
+    "evaluate": Verb(
         "harness.cli.evaluate:evaluate",
-        "Measure finished runs: held-out loss, and how near what they generate comes to music and to its captions.",
+        "Measure finished runs: held-out loss, quality of their music.",
+        ("demo --limit 64 --out metrics.csv", "demo 9a19 --clap laion/larger_clap_music"),
     ),
-    "points": (
+    "points": Verb(
         "harness.cli.archive:points",
-        "The table of finished runs, a row a run, as CSV: from the journals, which MLflow is brought up to first.",
+        "Write a table of finished runs as CSV, a row a run.",
+        ("demo", "demo --out points.csv", "demo --all --out points.parquet"),
     ),
-    "fit": (
+    "fit": Verb(
         "harness.cli.analysis:fit",
-        "Fit a scaling law to each architecture and compare them at equal loss.",
+        "Fit a scaling law to each architecture and compare them.",
+        (
+            "demo",
+            "demo --law chinchilla_shared_e --predict 300M:4000",
+            "--points any.csv --column n_params=params --json",
+        ),
     ),
-    "report": (
+    "report": Verb(
         "harness.cli.analysis:report",
-        "Write the report: one self-contained HTML page with the curves, the comparison and every warning.",
+        "Write an HTML report: curves, comparison and warnings.",
+        ("demo --out report",),
     ),
-    "scale-up": (
+    "scale-up": Verb(
         "harness.cli.analysis:scale_up",
-        "What to train next for a budget, with the loss foreseen for it; "
-        "later, what was foreseen beside what was seen.",
+        "Propose the next runs for a budget and predict their loss.",
+        ("demo --budget 5", "demo"),
     ),
-    "serve": (
+    "serve": Verb(
         "harness.cli.serve:serve",
-        "MLflow's server and page on a database, until Ctrl-C; prints what jobs need to find it.",
+        "Run MLflow's server for a study's database until Ctrl-C.",
+        ("demo", "demo --host 0.0.0.0 --database postgresql://mlflow@db.example.org/mlflow"),
     ),
-    "doctor": (
+    "doctor": Verb(
         "harness.cli.doctor:doctor",
-        "What of this machine, and of a cluster that is named, works, and what to do about the rest.",
+        "Check this machine, and a cluster if one is named.",
+        ("", "--cluster h100x8"),
     ),
-    "data": ("harness.cli.data:data_app", "Build corpora of music tokens, and look into them."),
+    "data": Verb("harness.cli.data:data_app", "Build and inspect corpora of music tokens."),
 }
-"""Where each verb is, and the first line of its help, so that `ssmscale --help` imports none of them."""
+
+FIRST_STEPS = """\
+ssmscale trains scaling studies of state-space models against the Transformer.
+
+  ssmscale doctor                                  check this machine
+  ssmscale data build --out corpora/bach --limit 220 --segment-seconds 5.12 \\
+      --codebooks 2 --codebook-size 256            make a small corpus
+  ssmscale plan sweeps/demo.yaml                   see what a study costs
+  ssmscale submit sweeps/demo.yaml --on local      train it
+  ssmscale status demo --watch                     follow it
+  ssmscale report demo --out report                write the report
+
+`ssmscale --help` lists the verbs, `ssmscale VERB --help` shows examples.
+`ssmscale --install-completion` completes verbs, studies and run ids by TAB."""
 
 
 def main() -> None:
@@ -113,72 +177,103 @@ def main() -> None:
 
 
 class _LazyGroup(TyperGroup):
-    """A group whose verbs are imported when they are called; until then the help shows what VERBS says of them."""
+    """A group whose verbs are imported when they are called; until then the help shows VERBS."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, _, rest = super().resolve_command(ctx, args)
-        assert name is not None
-        return name, load_verb(name), rest
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_verb(name) if name else command, rest
 
 
 app = typer.Typer(
     name="ssmscale",
     cls=_LazyGroup,
     help="Scaling studies of state-space models against the Transformer: plan, train, track, fit, report.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 
 def load_verb(name: str) -> Any:
     """Import a verb and return its command."""
+    from harness.cli.names import suggest_names
     from harness.cli.options import expand_options
 
-    module, _, attribute = VERBS[name][0].partition(":")
+    module, _, attribute = VERBS[name].place.partition(":")
     verb = getattr(import_module(module), attribute)
     if not isinstance(verb, typer.Typer):
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-        alone.command(name)(expand_options(verb))
+        examples = [f"ssmscale {name} {example}".strip() for example in VERBS[name].examples]
+        alone.command(name, epilog="\n\n".join(["Examples:", *examples]))(suggest_names(expand_options(verb)))
         verb = alone
     return typer.main.get_command(verb)
 
 
 def _print_version(wanted: bool) -> None:
-    if wanted:
-        from harness.record.provenance import installed_version
+    if not wanted:
+        return
+    from harness.record.provenance import commit, installed_version
 
-        console.print(f"ssmscale {installed_version('ssmscale')}")
-        raise typer.Exit
+    code = commit()
+    changed = ", with changes" if code and code.endswith("+") else ""
+    of_commit = f" (commit {code[:12]}{changed})" if code else ""
+    console.print(f"ssmscale {installed_version('ssmscale')}{of_commit}")
+    console.print(f"Python {sys.version.split()[0]}, {_torch_build()}")
+    raise typer.Exit
+
+
+def _torch_build() -> str:
+    """Return torch's version and the CUDA version that it was built for, without importing it."""
+    from importlib.util import find_spec
+    from pathlib import Path
+    from runpy import run_path
+
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        return "torch is not installed"
+    build = run_path(str(Path(found.origin).with_name("version.py")))
+    return (
+        f"torch {build['__version__']}, {'CUDA ' + build['cuda'] if build['cuda'] else 'built without CUDA'}"
+    )
 
 
 @app.callback()
 def _globals(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    version: Annotated[  # noqa: ARG001
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the versions of ssmscale and torch.",
+            callback=_print_version,
+            is_eager=True,
+        ),
     ] = False,
 ) -> None:
     """Declare for --help the options that main() and _print_version() read."""
+    if context.invoked_subcommand is None:
+        console.print(FIRST_STEPS)
 
 
 def _not_loaded() -> None:
     """Stand for a verb that is not imported yet."""
 
 
-for verb, (_, first_line) in VERBS.items():
-    app.command(verb, help=first_line)(_not_loaded)
+for verb, found in VERBS.items():
+    app.command(verb, help=found.help)(_not_loaded)
 
 
 def explain(error: Exception) -> tuple[str, int]:
-    """Return what a user should read about an error, and the exit status of the command."""
+    """Return the message for the user about an error, and the exit status of the command."""
+    from harness.cli.analysis import MISTAKES
     from harness.common.disk import DiskFull
     from harness.common.extras import missing_package
     from harness.record.jobs import SchedulerUnavailable
     from ssmttm.errors import InputError
 
-    if isinstance(error, InputError) or _is_of_the_analysis(error):
+    if isinstance(error, (InputError, *MISTAKES)):
         return str(error), 2
     if isinstance(error, ModuleNotFoundError):
         return missing_package(error), 2
@@ -191,12 +286,6 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         return str(error), 1
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1
-
-
-def _is_of_the_analysis(error: Exception) -> bool:
-    from harness.cli.analysis import MISTAKES
-
-    return isinstance(error, MISTAKES)
 
 
 if __name__ == "__main__":

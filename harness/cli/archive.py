@@ -1,4 +1,4 @@
-"""`ssmscale sync`, `prune`, `points`, `export`, `import`: what MLflow and a ROOT keep, and what leaves them."""
+"""`ssmscale sync`, `prune`, `points`, `export` and `import`: the contents of MLflow and of a ROOT."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.options import JsonOption, RootOption, StudyArgument
+from harness.cli.options import DryRunOption, JsonOption, RootOption, StudyArgument
 from harness.cli.terminal import Table
-from harness.common.console import console, print_json, warn
+from harness.common.console import console, errors, print_json, warn
 from harness.common.format import GIB, counted
 from harness.record.registry import registered
 from harness.record.root import Root
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 
 
 def sync(study: StudyArgument, root: RootOption = None) -> None:
-    """Check MLflow against the journals: send what it lacks, merge what is there twice, settle what nobody trains."""
+    """Correct MLflow by the journals.
+
+    Sends everything that MLflow lacks, merges runs that it holds twice, and ends runs that no process trains.
+    """
     resolved = registered(study, root)
     rows = begun(resolved)
-    tracker, done = replay(resolved, rows)
+    with errors.status("comparing MLflow with the journals"):
+        tracker, done = replay(resolved, rows)
     warn(*done.notes)
     if done.merged:
-        console.print(f"{counted(done.merged, 'run')} that were there twice merged into the oldest")
+        console.print(f"{counted(done.merged, 'run')} that MLflow held twice merged into the oldest")
     if done.settled:
         console.print(f"{counted(done.settled, 'run')} settled that the study lists no more")
     console.print(kept_by(tracker, rows))
@@ -39,14 +43,18 @@ def sync(study: StudyArgument, root: RootOption = None) -> None:
 def prune(
     study: StudyArgument,
     root: RootOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+    dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Drop checkpoints no run, trial or extension needs; final weights stay, and so does what retry goes on from."""
-    from harness.archive.prune import prune as drop
+    """Remove checkpoints that no run, trial or extension needs.
+
+    Final weights stay, and so do the checkpoints that `ssmscale retry` goes on from.
+    """
+    from harness.archive.prune import prune as remove
 
     resolved = registered(study, root)
-    done = drop(resolved, dry_run=dry_run)
+    with errors.status("looking for checkpoints"):
+        done = remove(resolved, dry_run=dry_run)
     name = resolved.study.name
     if as_json:
         print_json(_pruned_document(name, resolved.root, done, dry_run=dry_run))
@@ -56,27 +64,35 @@ def prune(
 
 def export_study(
     study: StudyArgument,
-    out: Annotated[Path, typer.Option("--out", metavar="F.zip", help="The bundle to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="F.zip", help="The file to write.")],
     root: RootOption = None,
 ) -> None:
-    """Write the finished runs of a study into one file: identities, journals and points; no weights."""
+    """Write the finished runs of a study into one file, no weights.
+
+    The file holds the identity, the journal and the scores of each run.
+    """
     from harness.archive.export import export_bundle
 
-    counts = export_bundle(registered(study, root), out)
+    with errors.status("reading finished runs"):
+        counts = export_bundle(registered(study, root), out)
     judged = f", {counted(counts.evaluations, 'evaluation')}" if counts.evaluations else ""
     console.print(f"{out}: {counted(counts.runs, 'run')} in {counted(counts.series, 'series')}{judged}")
 
 
 def import_bundle(
-    bundle: Annotated[Path, typer.Argument(metavar="F.zip", help="A bundle `ssmscale export` wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="F.zip", help="A file that `ssmscale export` wrote.")],
     root: RootOption = None,
 ) -> None:
-    """Add a bundle's finished runs to those here; it is checked whole first, and twice is as good as once."""
+    """Add the finished runs of an exported file to those here.
+
+    The whole file is checked before anything is written. Importing it again changes nothing.
+    """
     from harness.archive.check import open_bundle
     from harness.archive.merge import merge
 
     place = Root(root or Path("runs"))
-    with open_bundle(bundle) as opened:
+    with errors.status(f"checking {bundle}") as shown, open_bundle(bundle) as opened:
+        shown.update("adding runs")
         done = merge(opened, place)
     _print_imported(opened.contents.study, done)
     if done.busy:
@@ -87,20 +103,25 @@ def points(
     study: StudyArgument,
     root: RootOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="Write CSV or Parquet, by the name's ending.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Write CSV or Parquet, by the name's ending."),
     ] = None,
     on_the_way: Annotated[
         bool,
-        typer.Option("--all", help="Add the evaluations made on the way, as rows with annealed=False."),
+        typer.Option("--all", help="Add evaluations taken mid-run, as rows with annealed=False."),
     ] = False,
 ) -> None:
-    """The table of finished runs, a row a run, as CSV: from the journals, which MLflow is brought up to first."""
+    """Write a table of finished runs as CSV, a row a run.
+
+    The rows come from the journals. MLflow is brought up to date first.
+    """
     from harness.record.points import check_ending, points_of, write_table
 
     check_ending(out)
     resolved = registered(study, root)
     rows = begun(resolved)
-    bring_up_to_date(resolved, rows)
+    with errors.status("bringing MLflow up to date"):
+        bring_up_to_date(resolved, rows)
     write_table(points_of(rows, resolved.root, on_the_way=on_the_way), out, sys.stdout)
 
 
@@ -122,10 +143,10 @@ def _pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> d
 
 
 def _print_pruned(name: str, root: Root, done: Pruned, *, dry_run: bool) -> None:
-    """Print what went and why, what stays and why, and the sum."""
+    """Print a row for each removed item, a line for each reason to keep items, and the sum."""
     title = f"{'would go' if dry_run else 'gone'} from {name}"
     if done.removed:
-        table = Table(title, ("what", "path", "step", "GiB", "why it goes"), ("step", "GiB"))
+        table = Table(title, ("of", "path", "step", "GiB", "reason"), ("step", "GiB"))
         for item in done.removed:
             path = str(item.path.relative_to(root.path))
             table.add_row(
@@ -143,7 +164,7 @@ def _print_pruned(name: str, root: Root, done: Pruned, *, dry_run: bool) -> None
         size = sum(item.bytes for item in items) / GIB
         console.print(f"stays: {_counted_items(items)}, {size:.4f} GiB: {why}")
     if done.trials:
-        console.print(f"with {counted(len(done.trials), 'series')} that its tuning had trained")
+        console.print(f"including {counted(len(done.trials), 'series')} of its tuning")
     for series_id in done.busy:
         console.print(f"series {series_id} is in training: left alone")
     for note in done.notes:
@@ -161,7 +182,7 @@ def _counted_items(items: Sequence[Item]) -> str:
 
 
 def _print_imported(name: str, done: Imported) -> None:
-    """Print what an import brought, and what it left."""
+    """Print the number of runs that were added, and the series that were not."""
     judged = f", {counted(done.evaluations, 'evaluation')} added" if done.evaluations else ""
     console.print(
         f"study {name}: {counted(len(done.added), 'run')} imported, {len(done.present)} finished here already{judged}"

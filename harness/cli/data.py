@@ -1,4 +1,4 @@
-"""`ssmscale data`: build corpora of music tokens, and show what is in them and which tracks were left out."""
+"""`ssmscale data`: build and inspect corpora of music tokens."""
 
 from __future__ import annotations
 
@@ -19,72 +19,79 @@ if TYPE_CHECKING:
     from ssmttm.corpus.manifest import Manifest
 
 data_app = typer.Typer(
-    help="Build corpora of music tokens, and look into them.", no_args_is_help=True, add_completion=False
+    help="Build and inspect corpora of music tokens.", no_args_is_help=True, add_completion=False
 )
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """The music of a corpus, and how it is cut and split: the BuildSpec's fields of these names."""
+    """Music of a corpus, its cuts and splits: fields of the BuildSpec."""
 
     source: Annotated[
-        str, typer.Option(help="bach (music21's scores, rendered) or folder (your own recordings).")
+        str, typer.Option(help="bach (music21's scores, rendered) or folder (your recordings).")
     ] = "bach"
-    audio: Annotated[
-        Path | None, typer.Option(help="folder: the directory of wav, flac, ogg and mp3 files.")
-    ] = None
+    audio: Annotated[Path | None, typer.Option(help="folder: directory of wav, flac, ogg and mp3 files.")] = (
+        None
+    )
     captions: Annotated[
-        Path | None, typer.Option(help="folder: captions by file, CSV, JSON, JSONL or Jamendo TSV.")
+        Path | None, typer.Option(help="folder: captions by file, as CSV, JSON, JSONL or Jamendo TSV.")
     ] = None
     tags: Annotated[Path | None, typer.Option(help="folder: a Jamendo TSV whose tags become captions.")] = (
         None
     )
     licence: Annotated[str | None, typer.Option(help="folder: licence of tracks that name none.")] = None
-    limit: Annotated[int | None, typer.Option(help="Use at most so many tracks.")] = None
-    segment_seconds: Annotated[float, typer.Option(help="Seconds of a clip.")] = 10.0
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Most tracks to use.")] = None
+    segment_seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 10.0
     valid: Annotated[float, typer.Option(help="Share of the tracks held out for validation.")] = 0.1
     test: Annotated[float, typer.Option(help="Share of the tracks held out for testing.")] = 0.0
 
 
 @dataclass(frozen=True)
 class CodecOptions:
-    """The codec of a corpus: the BuildSpec's fields of these names."""
+    """Codec of a corpus: fields of the BuildSpec."""
 
     codec: Annotated[
         str,
-        typer.Option(help="What makes the tokens: rvq (fitted to the music), encodec or dac (pretrained)."),
+        typer.Option(help="Codec: rvq (fitted to the music), encodec or dac (pretrained)."),
     ] = "rvq"
     codec_model: Annotated[
         str | None,
         typer.Option(
             metavar="NAME_OR_FOLDER",
-            help="encodec, dac: the model, on the hub or in a folder; facebook/encodec_24khz and "
-            "descript/dac_44khz where not given. encodec_24khz is the encodec package's own copy.",
+            help="encodec, dac: a model on the hub or in a folder (default: facebook/encodec_24khz, "
+            "descript/dac_44khz); encodec_24khz is the copy of the encodec package.",
         ),
     ] = None
-    codebooks: Annotated[
-        int, typer.Option(help="Codebooks of the codec; of a pretrained one the first so many.")
-    ] = 4
-    codebook_size: Annotated[int | None, typer.Option(help="rvq: entries of a codebook; 1024.")] = None
-    sample_rate: Annotated[int | None, typer.Option(help="rvq: Hz; 16000.")] = None
+    codebooks: Annotated[int, typer.Option(help="Codebooks; of a pretrained codec the first ones.")] = 4
+    codebook_size: Annotated[int | None, typer.Option(help="rvq: entries of a codebook (default: 1024).")] = (
+        None
+    )
+    sample_rate: Annotated[int | None, typer.Option(help="rvq: samples a second (default: 16000).")] = None
 
 
 @dataclass(frozen=True)
 class VarietyOptions:
-    """The variety of renderings: the BuildSpec's fields of these names."""
+    """Variety of renderings: fields of the BuildSpec."""
 
-    transpose: Annotated[bool, typer.Option(help="bach: move each rendering by some semitones.")] = False
+    transpose: Annotated[bool, typer.Option(help="bach: transpose each rendering by some semitones.")] = False
     orchestrate: Annotated[bool, typer.Option(help="bach: give each rendering another ensemble.")] = False
     versions: Annotated[int, typer.Option(help="bach: renderings of each score.")] = 1
-    seed: Annotated[int, typer.Option(help="Decides splits, limits and variety.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of splits, limits and variety.")] = 0
 
 
-@data_app.command("build")
+@data_app.command(
+    "build",
+    epilog="Examples:\n\n"
+    "ssmscale data build --out corpora/bach --limit 220 --segment-seconds 5.12\n\n"
+    "ssmscale data build --out corpora/mine --source folder --audio recordings/ --captions captions.csv",
+)
 @expand_options
 def data_build(
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="DIR", help="Where the corpus goes; built before, it is gone on with."),
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder of the corpus; an unfinished one is continued."
+        ),
     ],
     source: SourceOptions,
     codec: CodecOptions,
@@ -92,16 +99,19 @@ def data_build(
     device: Annotated[str, typer.Option(help="encodec, dac: cpu or cuda.")] = "cpu",
     variety: VarietyOptions,
     workers: Annotated[
-        int | None, typer.Option(help="Processes; all cores, or 2 on a GPU, where not given.")
+        int | None, typer.Option(metavar="N", help="Processes (default: all cores, or 2 on a GPU).")
     ] = None,
 ) -> None:
-    """Make a corpus of music tokens: stopped at any point it goes on, finished it is left alone."""
+    """Build a corpus of music tokens.
+
+    The same command goes on with a build that was stopped, and leaves a finished corpus alone.
+    """
     from harness.cli.display import StageProgress
     from harness.common.validation import validate
     from ssmttm.corpus.build import build_corpus
     from ssmttm.corpus.spec import BuildSpec
 
-    # An option that is not given is left to the BuildSpec, which knows what goes with which codec.
+    # The BuildSpec knows the defaults of each codec.
     given = asdict(source) | asdict(codec) | asdict(variety)
     spec = validate(
         BuildSpec, {key: value for key, value in given.items() if value is not None}, "data build"
@@ -111,12 +121,15 @@ def data_build(
     _print_built(out, manifest)
 
 
-@data_app.command("inspect")
+@data_app.command("inspect", epilog="Examples:\n\nssmscale data inspect corpora/bach")
 def data_inspect(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS")],
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder of a corpus.")],
     as_json: JsonOption = False,
 ) -> None:
-    """What a corpus holds: splits, hours, entropy a codebook, licences; checks the checksum of every file."""
+    """Show the splits, codebooks and licences of a corpus.
+
+    Checks the checksum of every file first.
+    """
     from ssmttm.corpus.describe import describe
     from ssmttm.corpus.manifest import load_manifest, verify_corpus
 
@@ -129,11 +142,11 @@ def data_inspect(
 
 
 MOST_NAMED = 10
-"""Tracks that are named for a reason; --json names all."""
+"""Tracks that are named for each reason; --json names all."""
 
 
 def _print_built(corpus: Path, manifest: Manifest) -> None:
-    """Print a line about a finished corpus, and the tracks that are not in it."""
+    """Print a line about a finished corpus, and the tracks that were left out."""
     from ssmttm.corpus.describe import left_out
 
     hours = sum(manifest.hours(split) for split in manifest.splits)
@@ -144,7 +157,7 @@ def _print_built(corpus: Path, manifest: Manifest) -> None:
 
 
 def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
-    """Print what a corpus holds."""
+    """Print the description of a corpus."""
     codec = about.codec
     print_line(f"{corpus}: {about.name}, from {about.source}, fingerprint {about.fingerprint[:12]}")
     print_line(
@@ -155,8 +168,8 @@ def _print_corpus(corpus: Path, about: CorpusDescription) -> None:
     columns = ["split", "clips", "tracks", "hours", "tokens"]
     columns += [f"bits {n}" for n in books] + [f"same {n}" for n in books]
     title = (
-        f"clips of {about.clip_seconds:.2f} s, {about.frames:,} frames; a codebook's entropy in bits, and the share of "
-        "its codes that are the same as the one before"
+        f"clips of {about.clip_seconds:.2f} s, {about.frames:,} frames; of each codebook the entropy in bits, and the "
+        "share of codes that repeat the one before"
     )
     table = Table(title, columns, columns[1:])
     for name, split in about.splits.items():

@@ -1,4 +1,4 @@
-"""The progress of long work: bars in a terminal, plain lines where output goes to a file or a pipe."""
+"""Progress of long work: bars in a terminal, plain lines in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from harness.cli.terminal import listed
+from harness.common.format import counted
 from harness.record.status import OVER, RunState, RunStatus, count_states
 
 
 class _Display:
-    """Bars in a terminal, and none without one."""
+    """Progress bars, in a terminal only."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and not console.is_dumb_terminal:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -39,7 +41,7 @@ class _Display:
         self.stop()
 
     def stop(self) -> None:
-        """Leave the display as it is now; may be called again."""
+        """Stop updating the display; may be called again."""
         if self._bars is not None:
             self._bars.stop()
 
@@ -90,38 +92,37 @@ class StageProgress(_Display):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._task: TaskID | None = None
-        self._name, self._done, self._total, self._told = "", 0, 0, 0
+        self._name, self._done, self._total, self._printed = "", 0, 0, 0
 
     def stage(self, name: str, total: int, done: int) -> None:
         """Begin a stage; `done` of its `total` pieces are there already."""
-        self._name, self._done, self._total, self._told = name, done, total, done
+        self._name, self._done, self._total, self._printed = name, done, total, done
         if self._bars is not None:
             self._task = self._bars.add_task(name, total=total, completed=done, note="")
         else:
-            self._tell()
+            self._print()
 
     def advance(self, pieces: int = 1) -> None:
         """Count pieces as done."""
         self._done += pieces
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self._done)
-        elif self._done - self._told >= max(1, self._total // 4) or self._done == self._total:
-            self._told = self._done
-            self._tell()
+        elif self._done - self._printed >= max(1, self._total // 4) or self._done == self._total:
+            self._printed = self._done
+            self._print()
 
-    def _tell(self) -> None:
+    def _print(self) -> None:
         self._console.print(f"{self._name}: {self._done}/{self._total}", highlight=False)
 
 
 def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> None:
     """Print a line about a study, and one about each Run that failed."""
-    counts = ", ".join(f"{count} {state}" for state, count in count_states(rows).items())
-    console.print(f"study {name}: {len(rows)} runs, {counts}")
+    console.print(f"study {name}: {counted(len(rows), 'run')}, {listed(count_states(rows))}")
     for row in rows:
         if row.state is RunState.FAILED:
             console.print(f"  {row.run_id} {describe(row)}")
     if any(row.state in {RunState.FAILED, RunState.CANCELLED} for row in rows):
-        console.print(f"`ssmscale retry {name}` trains what failed or was cancelled")
+        console.print(f"`ssmscale retry {name}` trains failed and cancelled runs again")
 
 
 def describe(row: RunStatus) -> str:

@@ -1,31 +1,38 @@
-"""`ssmscale doctor`: what of this machine works, and of a cluster that is named."""
+"""`ssmscale doctor`: checks of this machine, and of a cluster if one is named."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import typer
 from rich.text import Text
 
 from harness.cli.options import ClusterOption, JsonOption, RootOption
-from harness.common.console import console, print_json
+from harness.common.console import console, errors, print_json
 from harness.doctor.machine import Finding, examine_machine, try_program
 
 
 def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
-    """What of this machine, and of a cluster that is named, works, and what to do about the rest."""
-    findings = examine(root or Path("runs"), cluster)
+    """Check this machine, and a cluster if one is named.
+
+    Prints what works, and what to do about the rest.
+    """
+    with errors.status("trying what is installed"):
+        findings = examine(root or Path("runs"), cluster)
     if as_json:
         print_json({"checks": [finding.model_dump() for finding in findings]})
     else:
-        _print_findings(findings)
+        for finding in findings:
+            colour = "green" if finding.works else "red" if finding.needed else "yellow"
+            remedy = f" -> {finding.remedy}" if finding.remedy else ""
+            mark = ("ok" if finding.works else "no", colour)
+            console.print(Text.assemble(mark, f"  {finding.name}: {finding.found}{remedy}"))
     if any(finding.needed and not finding.works for finding in findings):
         raise typer.Exit(1)
 
 
 def examine(root: Path, cluster: str | None = None) -> list[Finding]:
-    """Try everything, on a cluster too where one is named; takes seconds, since what is tried is imported."""
+    """Try each part of this machine, and of a cluster if one is named; imports what it tries, which takes seconds."""
     findings = [*examine_machine(root)]
     if cluster is not None:
         from harness.doctor.cluster import examine_cluster
@@ -33,12 +40,3 @@ def examine(root: Path, cluster: str | None = None) -> list[Finding]:
         return [*findings, *examine_cluster(cluster, root)]
     remedy = "nothing to do unless this is a SLURM login node"
     return [*findings, try_program("sbatch", "SLURM commands are here; --cluster C examines them", remedy)]
-
-
-def _print_findings(findings: Sequence[Finding]) -> None:
-    """Print what works, and for the rest what to do."""
-    for finding in findings:
-        colour = "green" if finding.works else "red" if finding.needed else "yellow"
-        remedy = f" -> {finding.remedy}" if finding.remedy else ""
-        mark = ("ok" if finding.works else "no", colour)
-        console.print(Text.assemble(mark, f"  {finding.name}: {finding.found}{remedy}"))

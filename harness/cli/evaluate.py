@@ -1,4 +1,4 @@
-"""The verbs of trained models: `ssmscale evaluate` measures finished runs, `ssmscale generate` makes music by one."""
+"""The verbs of trained models: `ssmscale evaluate` and `ssmscale generate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.options import JsonOption, RootOption, RunsArgument, StudyArgument
+from harness.cli.names import complete_run
+from harness.cli.options import DeviceOption, JsonOption, RootOption, RunsArgument, StudyArgument
 from harness.cli.terminal import Table, plain_text
 from harness.common.console import Stopped, console, errors, print_json, print_line, stoppable, warn
 from harness.common.disk import write_atomically
@@ -26,14 +27,46 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class SamplingOptions:
+    """Settings by which a model generates."""
+
+    guidance: Annotated[
+        float,
+        typer.Option(
+            help="Weight of the caption: 1 is the model's own, 0 ignores captions, above 1 follows them closer."
+        ),
+    ] = 3.0
+    temperature: Annotated[float, typer.Option(help="Temperature; below 1 prefers likely tokens.")] = 1.0
+    top_k: Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 draws from all.")] = (
+        250
+    )
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**62, help="Seed of the first prompt; each further one takes the next.")
+    ] = 0
+    device: DeviceOption = None
+
+    def draws(self) -> dict[str, Any]:
+        """Return the fields of ssmttm's Sampling."""
+        return {"temperature": self.temperature, "top_k": self.top_k or None, "guidance": self.guidance}
+
+    def best_device(self) -> str:
+        """Return the device that was asked for, else a GPU if there is one."""
+        if self.device is not None:
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
 class EvaluateOptions:
-    """Fields of the evaluation's Request: what to generate for, what to compare with, and how to sample."""
+    """Prompts, references and judges of an evaluation: fields of its Request."""
 
     prompts: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Captions to generate for: CSV, JSON or JSON lines, such as MusicCaps' CSV, or text with one a line "
+            help="Captions to generate for: CSV (as MusicCaps'), JSON, JSON lines, or text with one a line "
             "(default: the held-out captions).",
         ),
     ] = None
@@ -41,29 +74,22 @@ class EvaluateOptions:
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Recordings to compare with; the prompts' path, audio or ytid names theirs (default: the held-out "
+            help="Recordings to compare with, named by the prompts' column path, audio or ytid (default: the held-out "
             "clips, decoded by the codec).",
         ),
     ] = None
     clap: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="CLAP model, a folder or a name on the hub: CLAP score, FD."),
+        typer.Option(
+            metavar="MODEL", help="CLAP model for CLAP score and Frechet distance: a folder or hub name."
+        ),
     ] = None
     tagger: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="AST audio tagger, a folder or a name on the hub: KL divergence."),
+        typer.Option(metavar="MODEL", help="AST audio tagger for the KL divergence: a folder or hub name."),
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Use the first N prompts.")] = None
-    guidance: Annotated[
-        float, typer.Option(help="How far captions are followed; 1 is the model's own word.")
-    ] = 3.0
-    temperature: Annotated[float, typer.Option(help="Of sampling.")] = 1.0
-    top_k: Annotated[int, typer.Option(min=0, help="Likeliest codes drawn from; 0 takes all.")] = 250
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0
-    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16
-    device: Annotated[
-        str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1 (default: a GPU where there is one).")
-    ] = None
+    batch: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16
 
 
 def evaluate(
@@ -71,13 +97,18 @@ def evaluate(
     runs: RunsArgument = None,
     *,
     options: EvaluateOptions,
+    sampling: SamplingOptions,
     root: RootOption = None,
     as_json: JsonOption = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="F.csv", help="Write every result of the study as CSV.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="F.csv", help="Write every result of the study as CSV."),
     ] = None,
 ) -> None:
-    """Measure finished runs: held-out loss, and how near what they generate comes to music and to its captions."""
+    """Measure finished runs: held-out loss, quality of their music.
+
+    The music is generated for captions and compared with recordings.
+    """
     if out is not None and out.suffix != ".csv":
         raise InputError(f"--out {out}: does not end in .csv")
     resolved = registered(study, root)
@@ -85,15 +116,16 @@ def evaluate(
     from harness.evaluate.evaluator import Evaluator, Request
     from harness.tracking.sync import bring_up_to_date
 
-    settled = {"top_k": options.top_k or None, "device": options.device or _best_device()}
-    request = Request(**asdict(options) | settled)
+    request = Request(
+        **asdict(options), **sampling.draws(), seed=sampling.seed, device=sampling.best_device()
+    )
+    done: list[Evaluated] = []
     with errors.status("opening the study") as shown, stoppable():
         try:
             evaluator = Evaluator(resolved, request, shown.update, warn)
-            done = []
             for number, row in enumerate(chosen, 1):
+                shown.update(f"run {number} of {len(chosen)}: {row.run_id}")
                 done.append(evaluator.evaluate(row.run_id))
-                errors.print(f"{number} of {len(chosen)}: run {row.run_id} {done[-1].outcome}")
         except KeyboardInterrupt as interrupt:
             raise Stopped from interrupt
     bring_up_to_date(resolved, begun(resolved))
@@ -109,7 +141,7 @@ def evaluate(
 
 
 def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
-    """Return the finished ones; raises InputError where there are none, or a named one is not finished."""
+    """Return the finished rows; raises InputError if there are none, or if a row that was named is not finished."""
     done = [row for row in rows if row.state is RunState.DONE]
     left = [row for row in rows if row.state is not RunState.DONE]
     if left and (named or not done):
@@ -138,7 +170,7 @@ def _print(
     done: Sequence[Evaluated],
     rows: Sequence[EvaluationRow],
 ) -> None:
-    """Print a table of the scores, what they were compared with, and what limits them."""
+    """Print a table of the scores, the reference of the comparison, and notes that limit their meaning."""
     settings = evaluator.settings
     mine = [row for row in rows if row.settings in {HELD_OUT, settings.digest} and not _of_a_codebook(row)]
     values = {(row.run_id, row.metric): row.value for row in mine}
@@ -167,20 +199,28 @@ def _print(
 
 
 def _of_a_codebook(row: EvaluationRow) -> bool:
-    """True for the many rows that --json and --out give and a table has no room for."""
+    """True if the row is of one codebook; these rows are only in --json and --out."""
     return row.metric.startswith(("ce_", "ppl_"))
 
 
 def generate(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A finished run: its id, its first digits, or its folder.")
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A finished run: its id, its first digits, or its folder.",
+            autocompletion=complete_run,
+        ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="F.wav", help="The file to write, or a folder for several.")
+        Path,
+        typer.Option("--out", "-o", metavar="F.wav", help="File to write, or a folder for several prompts."),
     ],
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="TEXT", help="A caption; may be repeated. An empty one is none."),
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="A caption, or an empty one for none; repeatable."
+        ),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -189,44 +229,36 @@ def generate(
         ),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Length (default: what it was trained on).")
+        float | None, typer.Option(metavar="S", help="Length (default: that of the training clips).")
     ] = None,
-    guidance: Annotated[
-        float, typer.Option(help="How far the caption is followed; 1 is the model's own word, 0 ignores it.")
-    ] = 3.0,
-    temperature: Annotated[float, typer.Option(help="Below 1 the likelier tokens are likelier still.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw from so many of the likeliest tokens; 0 takes all.")] = 250,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest tokens that together have this probability.")
+        float | None,
+        typer.Option(metavar="P", help="Draw from the likeliest tokens of this total probability."),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**62, help="Of the first prompt; the next has the next.")
-    ] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N (default: cuda where there is one).")
-    ] = None,
+    *,
+    sampling: SamplingOptions,
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write music for captions, by a finished run, as sound files with a JSON file beside each."""
+    """Generate music for captions with a finished run.
+
+    Writes a sound file for each caption, and beside it a JSON file with all that makes it again.
+    """
     from harness.evaluate.generate import frames_of, places, write_pieces
     from harness.evaluate.model import load_trained
     from ssmttm.generation import Sampling
 
     captions = _captions(prompt, prompts)
     files = places(out, len(captions))
-    sampling = Sampling(
-        temperature=temperature, top_k=None if top_k == 0 else top_k, top_p=top_p, guidance=guidance
-    )
-    trained = load_trained(Root(root or Path("runs")), run, device or _best_device())
+    draws = Sampling(**sampling.draws(), top_p=top_p)
+    trained = load_trained(Root(root or Path("runs")), run, sampling.best_device())
     frames = frames_of(trained, seconds)
     if frames > trained.run.frames:
         trained_on = trained.run.frames / trained.manifest.codec.frame_rate
-        warn(f"longer than the {trained_on:g} s it was trained on: nothing says how it goes on after them")
+        warn(f"longer than the {trained_on:g} s that the run was trained on; the rest is untested")
     done = []
-    for path, piece in zip(
-        files, write_pieces(trained, captions, files, frames, sampling, seed), strict=True
-    ):
+    pieces = write_pieces(trained, captions, files, frames, draws, sampling.seed)
+    for path, piece in zip(files, pieces, strict=True):
         if piece.scaled_by < 1:
             warn(f"{path}: scaled by {piece.scaled_by:.3g}, since it went beyond full scale")
         if not as_json:
@@ -238,7 +270,7 @@ def generate(
 
 def _captions(given: list[str] | None, file: Path | None) -> list[str]:
     if bool(given) == bool(file):
-        raise InputError("give either --prompt TEXT, as often as you like, or --prompts FILE")
+        raise InputError("give either --prompt TEXT, once or more, or --prompts FILE")
     if file is None:
         return list(given or ())
     from ssmttm.corpus.caption_files import read_captions
@@ -246,9 +278,3 @@ def _captions(given: list[str] | None, file: Path | None) -> list[str]:
     if captions := [row.caption for row in read_captions(file, named=False)]:
         return captions
     raise InputError(f"{file}: holds no caption; write one a line")
-
-
-def _best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
-"""Arguments and options that several verbs share, and options that a verb passes on as one object.
+"""Options that several verbs share, and options that a verb takes as one object.
 
-A verb may take a dataclass of options; the command line then has each of its fields, where the dataclass stands among
-the parameters.
+A verb may take a dataclass of options. Each field becomes an option of the command line, at the place of the dataclass
+among the parameters.
 """
 
 from __future__ import annotations
@@ -15,27 +15,47 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from harness.cli.names import complete_run, complete_study
+
+STUDY_HELP = "A study's YAML file, or the name of a submitted study."
 StudyArgument = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A study's YAML file, or the name it was submitted under.")
+    str, typer.Argument(metavar="STUDY", help=STUDY_HELP, autocompletion=complete_study)
+]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run id, or its first digits.", autocompletion=complete_run),
 ]
 RunsArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[RUN]...", help="Run ids; all runs where none is given.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]...",
+        help="Run ids, or their first digits (default: all runs).",
+        autocompletion=complete_run,
+    ),
 ]
 RootOption = Annotated[
     Path | None,
     typer.Option(
-        "--root", envvar="SSMSCALE_ROOT", help="Where runs are kept (default: the study's root, else ./runs)."
+        "--root",
+        "-r",
+        envvar="SSMSCALE_ROOT",
+        help="Folder of the runs (default: the study's root, else ./runs).",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
+        "-s",
         metavar="KEY=VALUE",
-        help="Change a key of the study, such as training.batch=16; may be repeated.",
+        help="Change a key of the study, as training.batch=16; repeatable.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", "-n", help="Check and show what would be done; change nothing.")
+]
+EveryRunOption = Annotated[bool, typer.Option("--runs", help="Show a row for each run.")]
 # Written out, since the laws themselves come with numpy; a test holds this list to theirs.
 LawOption = Annotated[
     str,
@@ -45,53 +65,75 @@ LawOption = Annotated[
         "E for all architectures chinchilla_shared_e, chinchilla_iterations_shared_e, size_shared_e."
     ),
 ]
-DeltaOption = Annotated[float, typer.Option(help="Huber delta on log-loss residuals.")]
+DeltaOption = Annotated[float, typer.Option(help="Huber delta of the residuals of the log loss.")]
 ReferenceOption = Annotated[
-    str | None, typer.Option(metavar="ARCH", help="Architecture the others are compared with.")
+    str | None, typer.Option(metavar="ARCH", help="Architecture that the others are compared with.")
 ]
-SnapshotOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--snapshot/--no-snapshot",
-        help="Whether SLURM's jobs run from a copy of the code as it is now, or from what is there when they start "
-        "(default: as the profile says, else no).",
-    ),
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", metavar="D", help="cpu, cuda or cuda:N (default: a GPU if there is one)."),
 ]
 ClusterOption = Annotated[
     str | None,
     typer.Option(
         "--cluster",
+        "-c",
         envvar="SSMSCALE_CLUSTER",
         metavar="C",
         help="A cluster's profile: a YAML file, or a name in slurm/profiles.",
     ),
 ]
-RayAddressOption = Annotated[
-    str | None,
+OnOption = Annotated[
+    str,
     typer.Option(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="With --on ray: pack on the Ray cluster at http://HOST:8265, ray://HOST:10001 or HOST:6379 (default: "
-        "RAY_ADDRESS), whose nodes see --root and the corpus, and return.",
-    ),
-]
-NodesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--nodes",
-        min=1,
-        metavar="N",
-        help="Nodes that series are packed on, as far as they fill them (default: as many as are of use, within the "
-        "profile).",
+        "--on",
+        metavar="WHERE",
+        help="local trains here, in the foreground; slurm submits a job for each series and returns; ray packs all "
+        "series on the GPUs of one job, or here without --cluster; auto packs series smaller than a node and submits "
+        "the others as jobs, or trains here without --cluster.",
     ),
 ]
 YesOption = Annotated[
     bool,
     typer.Option(
         "--yes",
-        help="Do not ask, however many GPU-hours the profile wants confirmed (100 on a Ray cluster, which has none).",
+        "-y",
+        help="Do not ask before a large submission (the profile's confirm_gpu_hours, else 100).",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Machines that a study is trained on, beside --on."""
+
+    cluster: ClusterOption = None
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            "--nodes",
+            min=1,
+            metavar="N",
+            help="Most nodes to pack series on (default: as many as series can fill, within the profile).",
+        ),
+    ] = None
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="ADDRESS",
+            help="With --on ray: use the Ray cluster at http://HOST:8265, ray://HOST:10001 or HOST:6379 (default: "
+            "RAY_ADDRESS). Its nodes must see --root and the corpus.",
+        ),
+    ] = None
+    snapshot: Annotated[
+        bool | None,
+        typer.Option(
+            "--snapshot/--no-snapshot",
+            help="Run SLURM jobs from a copy of the code as it is now, or from the checkout as it is when they start "
+            "(default: as the profile says, else no copy).",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -101,8 +143,7 @@ class DesignOptions:
     design: Annotated[
         bool,
         typer.Option(
-            "--design",
-            help="Simulate the study first: what intervals its report will have, and what its grid cannot identify.",
+            "--design", help="Simulate the study: intervals to expect, and what its grid cannot identify."
         ),
     ] = False
     budget: Annotated[
@@ -116,21 +157,20 @@ class DesignOptions:
         typer.Option(
             "--prior",
             metavar="FIT.json",
-            help="What `ssmscale fit --json` printed of a former study: what --design takes for true.",
+            help="Output of `ssmscale fit --json` that --design takes as the truth.",
         ),
     ] = None
     law: Annotated[
         str | None,
         typer.Option(
-            "--law",
-            help="The law the report will fit (default: the prior's, else chinchilla); see `ssmscale fit`.",
+            "--law", help="Law of the report (default: the prior's, else chinchilla); see `ssmscale fit`."
         ),
     ] = None
     reference: ReferenceOption = None
 
 
 def expand_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Return a verb whose parameters are the fields of the dataclasses that `verb` takes, as typer reads them."""
+    """Return a verb whose parameters are the fields of the dataclasses that `verb` takes."""
     kinds: dict[str, type[Any]] = {}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(verb, eval_str=True).parameters.values():
@@ -163,7 +203,7 @@ def expand_options(verb: Callable[..., None]) -> Callable[..., None]:
     return expanded
 
 
-def cluster_said(context: typer.Context, cluster: str | None) -> str | None:
-    """Return the cluster that the user named with --cluster; None where SSMSCALE_CLUSTER alone names one."""
+def named_cluster(context: typer.Context, cluster: str | None) -> str | None:
+    """Return the cluster given with --cluster; None if only SSMSCALE_CLUSTER names one."""
     source = context.get_parameter_source("cluster")
     return None if source is not None and source.name == "ENVIRONMENT" else cluster

@@ -9,14 +9,15 @@ from rich.console import Console
 from harness.cli.options import (
     ClusterOption,
     DesignOptions,
+    EveryRunOption,
     JsonOption,
     RootOption,
     SetOption,
     StudyArgument,
 )
-from harness.cli.terminal import Table, coloured
+from harness.cli.terminal import Table, coloured, listed
 from harness.common.console import console, print_json
-from harness.common.format import NOTHING, Estimate, counted, duration, short, spread
+from harness.common.format import Estimate, counted, duration, short, spread
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import count_states
 from harness.submit.monitor import planned
@@ -29,17 +30,18 @@ def plan(
     root: RootOption = None,
     changes: SetOption = None,
     cluster: ClusterOption = None,
+    every_run: EveryRunOption = False,
     questions: DesignOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """What is left to train and what it will cost; trains nothing."""
+    """Show what is left to train and what it costs; train nothing."""
     resolved, made = planned(study, root, changes, cluster)
     asked = questions.design or questions.budget is not None
     if not asked and (questions.prior or questions.law or questions.reference):
-        raise InputError("--prior, --law and --reference: are about --design and --budget; add one of them")
+        raise InputError("--prior, --law and --reference go with --design or --budget; add one of them")
     document = made.as_json()
     if not as_json:
-        print_plan(console, made)
+        print_plan(console, made, every_run=every_run)
     if asked:
         from harness.cli.analysis import examine_design
 
@@ -48,30 +50,26 @@ def plan(
         print_json(document)
 
 
-MOST_ROWS = 200
-"""Runs that are shown one by one; above it a row stands for all Series of a size."""
-COSTS = ("nodes x GPUs", "ZeRO", "micro", "GiB", "disk GiB", "time added", "GPU-hours")
-
-
-def print_plan(console: Console, plan: Plan) -> None:
-    """Print the sizes and the plan as tables, its totals and its notes."""
+def print_plan(console: Console, plan: Plan, *, every_run: bool = False) -> None:
+    """Print the sizes and the plan as tables, then notes, and the totals last."""
     _print_sizes(console, plan)
-    if len(plan.runs) <= MOST_ROWS:
+    if every_run:
         _print_runs(console, plan)
     else:
         _print_grouped(console, plan)
-    _print_totals(console, plan)
     for why in _reasons(plan):
         console.print(f"why {why}")
     for code, text in plan.notes:
         console.print(f"note {code}: {text}")
+    _print_totals(console, plan)
 
 
 def _print_runs(console: Console, plan: Plan) -> None:
-    numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", *COSTS)
+    costs = ("nodes x GPUs", "ZeRO", "micro", "GiB", "disk GiB", "time added", "GPU-hours")
+    numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", *costs)
     table = Table(f"plan of {plan.study.name}", ("run", "architecture", "size", *numbers, "state"), numbers)
     for run in plan.runs:
-        status = run.status
+        status, layout, memory = run.status, run.layout, run.size.resources.memory.gib
         table.add_row(
             status.run_id if plan.identified else "-",
             status.point.architecture,
@@ -81,101 +79,94 @@ def _print_runs(console: Console, plan: Plan) -> None:
             short(run.cost.tokens),
             f"{run.cost.flops:.2e}",
             str(status.point.run.seed),
-            *_cost_cells(run, [run]),
+            f"{run.size.nodes} x {run.gpus // run.size.nodes}",
+            f"{layout.zero_stage}",
+            f"{layout.micro_batch} x {layout.accumulation}{'+' if layout.activation_checkpointing else ''}",
+            f"{memory.expected:.2f} ({memory.low:.2f} to {memory.high:.2f})",
+            f"{run.disk_gib:.3g}",
+            spread(run.hours),
+            f"{run.gpu_hours:.3g}",
             coloured(status.state),
         )
     table.print(console)
 
 
 def _print_grouped(console: Console, plan: Plan) -> None:
-    groups: dict[tuple[str, str], list[PlannedRun]] = {}
+    groups: dict[tuple[str, str], list[PlannedRun]] = {
+        (size.size, size.architecture): [] for size in plan.sizes()
+    }
     for run in plan.runs:
-        groups.setdefault((run.status.point.architecture, run.status.point.size), []).append(run)
-    numbers = ("parameters", "series", "runs", "iterations", "tokens", "FLOPs", *COSTS)
-    title = f"plan of {plan.study.name}, a row a size; --json tells each of {len(plan.runs):,} runs"
-    table = Table(title, ("architecture", "size", *numbers, "states"), numbers)
-    for (architecture, size), runs in groups.items():
-        lengths = sorted({run.status.point.run.iterations for run in runs})
-        states = count_states([run.status for run in runs])
+        groups[run.status.point.size, run.status.point.architecture].append(run)
+    columns = ("size", "architecture", "iterations", "runs", "GPUs", "GiB", "disk GiB", "GPU-hours")
+    table = Table(f"plan of {plan.study.name}; --runs shows each run", columns, columns[4:])
+    for (size, architecture), runs in groups.items():
+        one = runs[0]
         table.add_row(
-            architecture,
             size,
-            f"{runs[0].cost.n_params:,}",
-            f"{len({run.status.series_id for run in runs}):,}",
-            f"{len(runs):,}",
-            f"{lengths[0]:,}" if len(lengths) == 1 else f"{lengths[0]:,} to {lengths[-1]:,}",
-            short(sum(run.cost.tokens for run in runs)),
-            f"{sum(run.cost.flops for run in runs):.2e}",
-            *_cost_cells(runs[0], runs),
-            ", ".join(f"{count:,} {state}" for state, count in states.items()),
+            architecture,
+            _iterations(runs),
+            listed(count_states([run.status for run in runs])),
+            f"{one.gpus}" if one.size.nodes == 1 else f"{one.size.nodes} x {one.gpus // one.size.nodes}",
+            f"{one.size.resources.memory.gib.expected:.3g}",
+            f"{sum(run.disk_gib for run in runs):.3g}",
+            short(sum(run.gpu_hours for run in runs)),
         )
     table.print(console)
 
 
-def _cost_cells(one: PlannedRun, runs: Sequence[PlannedRun]) -> list[str]:
-    layout, a_node, memory = one.layout, one.gpus // one.size.nodes, one.size.resources.memory.gib
-    again = "+" if layout.activation_checkpointing else ""
-    return [
-        f"{one.size.nodes} x {a_node}",
-        f"{layout.zero_stage}",
-        f"{layout.micro_batch} x {layout.accumulation}{again}",
-        f"{memory.expected:.2f} ({memory.low:.2f} to {memory.high:.2f})",
-        f"{sum(run.disk_gib for run in runs):.3g}",
-        spread(sum((run.hours for run in runs), NOTHING)),
-        f"{sum(run.gpu_hours for run in runs):.3g}",
-    ]
+def _iterations(runs: Sequence[PlannedRun]) -> str:
+    """Return the iteration counts of these runs: 10k; or the ends and the number of counts: 5k-100k (8)."""
+    counts = sorted({run.status.point.run.iterations for run in runs})
+    low, high = (
+        f"{count // 1000:,}k" if count % 1000 == 0 else f"{count:,}" for count in (counts[0], counts[-1])
+    )
+    return low if len(counts) == 1 else f"{low}-{high} ({len(counts)})"
 
 
 def _print_totals(console: Console, plan: Plan) -> None:
     totals = plan.totals()
     spent, alone = totals["gpu_hours"], totals["gpu_hours_independent"]
-    share = f" (trunks shared: {spent / alone:.2f} of that)" if alone else ""
-    console.print(
-        f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}; to spend {spent:.4g} GPU-hours "
-        f"({totals['gpu_hours_low']:.3g} to {totals['gpu_hours_high']:.3g}), {alone:.4g} if no trunk were "
-        f"shared{share}; finished already {totals['gpu_hours_reused']:.4g}"
-    )
+    runs = f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}"
+    likely = f"{short(totals['gpu_hours_low'])} to {short(totals['gpu_hours_high'])}"
+    lines = [("to spend", f"{short(spent)} GPU-hours ({likely}) on {runs}")]
+    if totals["gpu_hours_reused"]:
+        lines.append(("finished", f"{short(totals['gpu_hours_reused'])} GPU-hours"))
     if spent:
         longest = Estimate(*(totals[f"longest_path_hours{end}"] for end in ("_low", "", "_high")))
-        console.print(
-            f"the longest series takes {spread(longest)} with its branches one after the other, "
-            f"{duration(totals['branches_apart_hours'])} were they jobs of their own"
-        )
-    console.print(
-        f"on disk {totals['disk_gib']:.3g} GiB when all is done, {totals['disk_peak_gib']:.3g} GiB on the way there"
-    )
+        apart = duration(totals["branches_apart_hours"])
+        lines += [
+            ("trunks save", f"{short(alone - spent)} of {short(alone)} GPU-hours ({1 - spent / alone:.0%})"),
+            ("longest path", f"{spread(longest)} for the longest series"),
+            ("", f"{apart} if each of its branches is a job of its own"),
+        ]
+    disk = f"{totals['disk_gib']:.3g} GiB when all is done, {totals['disk_peak_gib']:.3g} GiB on the way"
+    for name, text in [*lines, ("disk", disk)]:
+        console.print(f"{name:<14}{text}")
 
 
 def _reasons(plan: Plan) -> list[str]:
     """Return the reasons for resources, a line for each layout of which the harness chose the ranks."""
-    said: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for run in plan.runs:
         point = run.status.point
         if plan.study.resources_of(point.architecture, point.size).ranks is None:
             sentence = "; ".join(f"{key} {text}" for key, text in run.size.resources.why.items())
-            said.setdefault(sentence, []).append(f"{point.size} ({point.architecture})")
-    return [f"{', '.join(dict.fromkeys(names))}: {sentence}" for sentence, names in said.items()]
+            found.setdefault(sentence, []).append(f"{point.size} ({point.architecture})")
+    return [f"{', '.join(dict.fromkeys(names))}: {sentence}" for sentence, names in found.items()]
 
 
 def _print_sizes(console: Console, plan: Plan) -> None:
-    """Print each size beside the parameters the study asks for and those of a published model, where there are any."""
+    """Print each size, and how far its parameters are off the study's target and off a published model."""
     sizes = plan.sizes()
-    beside = {
-        key: (title, off)
-        for key, title, off in (
-            ("target_n_params", "asked for", "deviation"),
-            ("reference_n_params", "published", "reference_deviation"),
-        )
+    off = {
+        title: key
+        for title, key in (("vs asked", "deviation"), ("vs published", "reference_deviation"))
         if any(size[key] is not None for size in sizes)
     }
-    numbers = ["blocks", "width", "parameters"]
-    for title, _ in beside.values():
-        numbers += [title, f"off {title.split()[0]}"]
+    numbers = ("blocks", "width", "parameters", *off)
     table = Table(f"sizes of {plan.study.name}", ("size", "architecture", *numbers), numbers)
     for size in sizes:
-        cells = [f"{size['n_blocks']}", f"{size['d_model']}", f"{size['n_params']:,}"]
-        for key, (_, off) in beside.items():
-            known = size[key] is not None
-            cells += [f"{size[key]:,.0f}", f"{size[off]:+z.2%}"] if known else ["-", "-"]
-        table.add_row(size["size"], size["architecture"], *cells)
+        cells = (f"{size['n_blocks']}", f"{size['d_model']}", f"{size['n_params']:,}")
+        apart = ("-" if size[key] is None else f"{size[key]:+z.2%}" for key in off.values())
+        table.add_row(size["size"], size["architecture"], *cells, *apart)
     table.print(console)

@@ -1,4 +1,4 @@
-"""`ssmscale serve`: MLflow's server on a database, for as long as the command runs."""
+"""`ssmscale serve`: MLflow's server on a database, as long as the command runs."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ def serve(
         typer.Option(
             envvar="SSMSCALE_DATABASE",
             metavar="URI",
-            help="Keep runs there: postgresql://USER@HOST/NAME (default: ROOT/mlflow.db). A password is hidden best in "
-            "the variable, or in ~/.pgpass.",
+            help="Database of the runs: postgresql://USER@HOST/NAME (default: ROOT/mlflow.db). Keep its password in "
+            "the variable or in ~/.pgpass.",
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but this machine's own asks users for a password.")
+        str, typer.Option(help="Address to listen on; other machines need the password.")
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
     ] = 5000,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A further name it is called by, as of a proxy; may be repeated."),
+        typer.Option(metavar="NAME", help="Another name of the server, such as a proxy's; repeatable."),
     ] = None,
-    show_password: Annotated[bool, typer.Option("--show-password", help="Print the password, too.")] = False,
+    show_password: Annotated[bool, typer.Option("--show-password", help="Print the password too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """MLflow's server and page on a database, until Ctrl-C; prints what jobs need to find it."""
+    """Run MLflow's server for a study's database until Ctrl-C.
+
+    Prints the address, and the environment variables that jobs need to find it.
+    """
     loaded, place = place_of(study, root)
     log = place.study(loaded.name) / "logs" / "mlflow-server.log"
     if serving.password_on_show(database):
         errors.print(
-            "every user here can read a command line's password; SSMSCALE_DATABASE or ~/.pgpass hides it"
+            "every user of this machine can read the password in --database; put it in SSMSCALE_DATABASE or ~/.pgpass"
         )
     try:
         with (
@@ -57,7 +60,7 @@ def serve(
                     print_line(line)
             sys.stdout.flush()
             if loaded.tracking.uri not in {None, server.address}:
-                errors.print(f"study {loaded.name} has a tracking.uri of its own, which goes first")
+                errors.print(f"study {loaded.name} names another server in tracking.uri, which its runs use")
             serving.stay(server, process)
     except KeyboardInterrupt:
         errors.print("stopped")

@@ -1,4 +1,4 @@
-"""`ssmscale status`, `logs` and `cancel`: a table of all runs, or a display that keeps to the terminal's height."""
+"""`ssmscale status`, `logs` and `cancel`: tables of runs, and a display that keeps to the terminal's height."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from harness.cli.options import JsonOption, RootOption, RunsArgument, StudyArgument
-from harness.cli.terminal import Table, coloured
+from harness.cli.options import (
+    EveryRunOption,
+    JsonOption,
+    RootOption,
+    RunArgument,
+    RunsArgument,
+    StudyArgument,
+)
+from harness.cli.terminal import COLOURS, Table, coloured, listed
 from harness.common.console import console, errors, print_json, warn
 from harness.common.format import counted, short
 from harness.record.registry import registered
@@ -24,11 +31,11 @@ from harness.submit.monitor import StudyMonitor, StudySnapshot, choose, rows_of
 from ssmttm.errors import InputError
 
 ENDED = {
-    RunState.DONE: "it has finished, and what it found stays",
-    RunState.FAILED: "it has failed, and nothing of it is trained until `ssmscale retry`",
+    RunState.DONE: "it has finished, and its result stays",
+    RunState.FAILED: "it has failed, and is not trained again before `ssmscale retry`",
     RunState.CANCELLED: "it was cancelled before",
 }
-"""Why there is nothing to cancel of a Run, by its state."""
+"""Reason why a Run cannot be cancelled, by its state."""
 
 
 def status(
@@ -36,22 +43,29 @@ def status(
     root: RootOption = None,
     watch: Annotated[
         bool,
-        typer.Option("--watch", help="Show it until all is over; SLURM is asked every 20 s at most."),
+        typer.Option(
+            "--watch", "-w", help="Update it until all runs are over; asks SLURM every 20 s at most."
+        ),
     ] = False,
+    every_run: EveryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Where every run of a study stands."""
+    """Show the state of a study's runs.
+
+    The first table has a row for each size and architecture, the second a row for each run that failed or was
+    interrupted.
+    """
     reader = StudyMonitor(registered(study, root))
     if as_json:
         snapshot = reader.read()
         print_json(snapshot.as_json())
     else:
-        shown = watch_status(console, reader.read) if watch else reader.read()
-        if shown is None:
+        last = watch_status(console, reader.read, every_run=every_run) if watch else reader.read()
+        if last is None:
             return
-        snapshot = shown
+        snapshot = last
         if not watch:
-            print_status(console, snapshot)
+            print_status(console, snapshot, every_run=every_run)
         for note in snapshot.notes:
             errors.print(f"passed over: {note}")
     if snapshot.problem:
@@ -60,11 +74,13 @@ def status(
 
 def logs(
     study: StudyArgument,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run id, or its first digits.")],
+    run: RunArgument,
     root: RootOption = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more is written.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines as they are written.")
+    ] = False,
 ) -> None:
-    """What a run's workers printed, and SLURM about its jobs."""
+    """Print the logs of a run and of its jobs."""
     resolved = registered(study, root)
     name = resolved.study.name
     row = choose(StatusReader(resolved.root, name).read(resolved.points), [run])[0]
@@ -80,8 +96,8 @@ def logs(
 
 
 def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = None) -> None:
-    """Cancel runs of a study that are not over; others of the same trunk go on."""
-    resolved = registered(study, root, fetch=True)  # what is cancelled needs an identity
+    """Cancel runs that are not over; other runs of their series go on."""
+    resolved = registered(study, root, fetch=True)  # a run is cancelled by its id
     rows = rows_of(resolved)
     chosen = choose(rows, runs)
     concerned = cancel_runs(resolved.root, resolved.study.name, chosen)
@@ -91,13 +107,12 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     over = [row for row in chosen if row.run_id not in cancelled]
     for row in over if runs else ():
         console.print(f"run {row.run_id} is not cancelled: {ENDED[row.state]}")
-    states = ", ".join(f"{count} {state}" for state, count in count_states(over).items())
-    left = f"; of {states} there is nothing to cancel" if states and not runs else ""
+    left = "" if runs or not over else f"; not cancelled: {listed(count_states(over))}"
     console.print(f"{counted(len(concerned), 'run')} cancelled{left}")
 
 
 WATCH_SECONDS = 2.0
-"""Time between two looks at the journals."""
+"""Time between two readings of the journals."""
 FIRST = (
     RunState.RUNNING,
     RunState.FAILED,
@@ -107,39 +122,106 @@ FIRST = (
     RunState.CANCELLED,
     RunState.DONE,
 )
-"""What is shown first where not everything has room."""
+"""Order in which a display that is too small for all runs shows them."""
+NEED_THE_USER = (RunState.FAILED, RunState.INTERRUPTED)
+"""States that end by `retry` or `submit` alone."""
+MOST_NAMED = 10
+"""Runs that need the user and are shown one by one; --runs shows all."""
 
 
-def print_status(console: Console, snapshot: StudySnapshot) -> None:
-    """Where every Run stands, how many stand where, and GPU-hours."""
-    _table(snapshot, snapshot.rows).print(console)
+def print_status(console: Console, snapshot: StudySnapshot, *, every_run: bool = False) -> None:
+    """Print a row for each size, or for each Run, the Runs that need the user, and sums."""
+    if every_run:
+        _run_table(snapshot, snapshot.rows).print(console)
+    else:
+        _size_table(snapshot).print(console)
+        _print_needs(console, snapshot)
     for line in summary(snapshot):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _size_table(snapshot: StudySnapshot) -> Table:
+    groups: dict[tuple[str, str], list[RunStatus]] = {}
+    for row in snapshot.rows:
+        groups.setdefault((row.point.size, row.point.architecture), []).append(row)
+    numbers = ("trained", "lowest loss", "GPU-h left")
+    title = f"study {snapshot.study}; --runs shows each run"
+    table = Table(title, ("size", "architecture", "runs", *numbers), numbers)
+    for (size, architecture), rows in groups.items():
+        counts = count_states(rows)
+        first = min((row.state for row in rows), key=FIRST.index)
+        iterations = sum(row.point.run.iterations for row in rows)
+        losses = [row.loss for row in rows if row.loss is not None]
+        left = [snapshot.hours.left[row.run_id] for row in rows]
+        table.add_row(
+            size,
+            architecture,
+            (listed(counts), COLOURS.get(first)),
+            f"{100 * sum(row.iterations_done for row in rows) // iterations} %",
+            f"{min(losses):.4f}" if losses else "-",
+            "?" if None in left else _hours(sum(hours for hours in left if hours is not None)),
+        )
+    return table
+
+
+def _print_needs(console: Console, snapshot: StudySnapshot) -> None:
+    """Print the Runs that failed or were interrupted, and what to do about them."""
+    rows = sorted(
+        (row for row in snapshot.rows if row.state in NEED_THE_USER),
+        key=lambda row: NEED_THE_USER.index(row.state),
+    )
+    if not rows:
+        return
+    table = Table("runs that need you", ("run", "state", "details"))
+    for row in rows[:MOST_NAMED]:
+        run = row.point.run
+        name = f"{row.point.size} {row.point.architecture} seed {run.seed}"
+        trained = f"{row.iterations_done:,} of {counted(run.iterations, 'iteration')}"
+        table.add_row(
+            row.run_id, coloured(row.state), f"{name}, {trained}: {row.reason or 'no reason is known'}"
+        )
+    table.print(console)
+    if len(rows) > MOST_NAMED:
+        console.print(f"and {len(rows) - MOST_NAMED:,} more: {listed(count_states(rows[MOST_NAMED:]))}")
+    name = snapshot.study
+    remedies = {
+        RunState.FAILED: f"`ssmscale retry {name}` trains failed runs again",
+        RunState.INTERRUPTED: "`ssmscale submit` goes on with interrupted runs",
+    }
+    states = {row.state for row in rows}
+    console.print("; ".join(remedy for state, remedy in remedies.items() if state in states))
 
 
 def summary(snapshot: StudySnapshot) -> Iterator[Text]:
-    """How many Runs stand where; allocations; and GPU-hours used and left, with what is not known of them."""
-    yield Text(", ").join(_counted(state, count) for state, count in snapshot.counts.items())
+    """Yield the number of Runs in each state, the allocations, and GPU-hours used and left as far as known."""
+    states = (
+        (f"{count:,} {state}", COLOURS.get(RunState(state)) or "") for state, count in snapshot.counts.items()
+    )
+    yield Text(", ").join(Text(*state) for state in states)
     for job in snapshot.packed_jobs:
         yield from map(Text, job.lines())
     hours, unknown = snapshot.hours, snapshot.hours.unknown
     left = f"{hours.left_as_far_as_known:.3g} left"
     if unknown and unknown == sum(left != 0.0 for left in hours.left.values()):
-        left = "what is left is not known before a run has measured its speed"
+        left = "hours left are not known before a run has measured its speed"
     elif unknown:
-        left += f" and that of {unknown} runs whose speed nobody has measured"
+        left += f", without {counted(unknown, 'run')} of unknown speed"
     yield Text(f"GPU-hours: {hours.used_in_all:.3g} used, {left}")
 
 
-def watch_status(console: Console, read: Callable[[], StudySnapshot]) -> StudySnapshot | None:
-    """Show the status again every two seconds until every Run is over or nobody trains any, or Ctrl-C.
+def watch_status(
+    console: Console, read: Callable[[], StudySnapshot], *, every_run: bool = False
+) -> StudySnapshot | None:
+    """Show the status again every two seconds until every Run is over, no process trains any, or Ctrl-C.
 
-    Without a terminal a line tells of each change, and the whole table of the end. Returns the snapshot that ended it,
-    None after Ctrl-C. A scheduler that has not answered yet is waited for.
+    Without a terminal, print a line for each change and the whole status at the end. Returns the last snapshot, None
+    after Ctrl-C. A scheduler that has not answered yet is waited for.
     """
     try:
-        return _watch_on_terminal(console, read) if console.is_terminal else _watch_in_lines(console, read)
-    except KeyboardInterrupt:  # watching is over; what is watched goes on
+        if console.is_terminal and not console.is_dumb_terminal:
+            return _watch_on_terminal(console, read)
+        return _watch_in_lines(console, read, every_run=every_run)
+    except KeyboardInterrupt:  # training goes on
         return None
 
 
@@ -153,21 +235,21 @@ def _watch_on_terminal(console: Console, read: Callable[[], StudySnapshot]) -> S
             time.sleep(WATCH_SECONDS)
 
 
-def _watch_in_lines(console: Console, read: Callable[[], StudySnapshot]) -> StudySnapshot:
-    told = None
+def _watch_in_lines(console: Console, read: Callable[[], StudySnapshot], *, every_run: bool) -> StudySnapshot:
+    printed = None
     while True:
         snapshot = read()
-        if snapshot.is_live and told != (told := (dict(snapshot.counts), snapshot.problem)):
+        if not snapshot.is_live:
+            print_status(console, snapshot, every_run=every_run)
+            return snapshot
+        if printed != (printed := (dict(snapshot.counts), snapshot.problem)):
             problem = [Text(f"warning: {snapshot.problem}")] if snapshot.problem else []
             console.print(Text("; ").join([*summary(snapshot), *problem]), soft_wrap=True)
-        if not snapshot.is_live:
-            print_status(console, snapshot)
-            return snapshot
         time.sleep(WATCH_SECONDS)
 
 
 class _Display:
-    """As much of a snapshot as there is room for: what runs and what failed first."""
+    """The rows of a snapshot that fit in the terminal, running and failed Runs first."""
 
     def __init__(self, snapshot: StudySnapshot) -> None:
         self.snapshot = snapshot
@@ -177,23 +259,29 @@ class _Display:
         tail = [*summary(snapshot)]
         if snapshot.problem:
             tail.append(Text(f"warning: {snapshot.problem}", style="yellow"))
-        room = max(1, console.size.height - len(tail) - 4)  # title, names, what is not shown, and the cursor
-        if len(snapshot.rows) <= room:
-            yield _table(snapshot, snapshot.rows)
+        fit = max(
+            1, console.size.height - len(tail) - 4
+        )  # title, names, count of further runs, and the cursor
+        if len(snapshot.rows) <= fit:
+            yield _run_table(snapshot, snapshot.rows)
         else:
             order = sorted(range(len(snapshot.rows)), key=lambda i: FIRST.index(snapshot.rows[i].state))
-            shown = set(order[:room])
-            yield _table(snapshot, [snapshot.rows[i] for i in sorted(shown)])
+            shown = set(order[:fit])
+            yield _run_table(snapshot, [snapshot.rows[i] for i in sorted(shown)])
             rest = [row for i, row in enumerate(snapshot.rows) if i not in shown]
-            counts = ", ".join(f"{count} {state}" for state, count in count_states(rest).items())
-            yield Text(f"and {len(rest)} more: {counts}", style="dim", no_wrap=True, overflow="ellipsis")
+            yield Text(
+                f"and {len(rest):,} more: {listed(count_states(rest))}",
+                style="dim",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
         for line in tail:
             line.no_wrap, line.overflow = True, "ellipsis"
             yield line
 
 
-def _table(snapshot: StudySnapshot, rows: Sequence[RunStatus]) -> Table:
-    numbers = ("seed", "iterations", "done", "loss", "tokens/s", "GPU-h left")
+def _run_table(snapshot: StudySnapshot, rows: Sequence[RunStatus]) -> Table:
+    numbers = ("seed", "iterations", "trained", "loss", "tokens/s", "GPU-h left")
     columns = ("run", "state", "architecture", "size", *numbers, "reason")
     table = Table(f"study {snapshot.study}", columns, numbers)
     for row in rows:
@@ -206,14 +294,18 @@ def _table(snapshot: StudySnapshot, rows: Sequence[RunStatus]) -> Table:
             row.point.size,
             str(row.point.run.seed),
             f"{row.point.run.iterations:,}",
-            f"{100 * row.iterations_done // row.point.run.iterations} %",
+            _trained(row),
             "-" if loss is None else f"{loss:.4f}" + ("" if row.loss is not None else " (train)"),
             "-" if row.tokens_per_second is None else short(row.tokens_per_second),
-            "?" if left is None else f"{left:.3g}" if left else "-",
+            "?" if left is None else _hours(left),
             row.reason or "",
         )
     return table
 
 
-def _counted(state: str, count: int) -> Text:
-    return Text(f"{count} {state}", style=coloured(RunState(state))[1] or "")
+def _trained(row: RunStatus) -> str:
+    return f"{100 * row.iterations_done // row.point.run.iterations} %"
+
+
+def _hours(left: float) -> str:
+    return f"{left:.3g}" if left else "-"

@@ -1,4 +1,4 @@
-"""`ssmscale submit` and `retry`: having a study trained here or on a cluster, and the plan that both begin with."""
+"""`ssmscale submit` and `retry`: train a study here or on a cluster, by the plan that both begin with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +14,15 @@ import typer
 
 from harness.cli.display import StudyProgress, print_summary
 from harness.cli.options import (
-    ClusterOption,
-    NodesOption,
-    RayAddressOption,
+    DryRunOption,
+    OnOption,
     RootOption,
     RunsArgument,
     SetOption,
-    SnapshotOption,
     StudyArgument,
+    TargetOptions,
     YesOption,
-    cluster_said,
+    named_cluster,
 )
 from harness.cli.plan import print_plan
 from harness.common.console import console, errors
@@ -41,43 +41,30 @@ from harness.submit.submission import HandedOver, hand_over, keep_plan
 from harness.submit.target import Options, as_before, backends_of, last_options, target_of
 from ssmttm.errors import InputError
 
-GIVEN_UP = frozenset({RunState.FAILED, RunState.CANCELLED})
-"""States out of which `retry` takes a Run."""
-
 
 def submit(
     context: typer.Context,
     study: StudyArgument,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on",
-            metavar="local|slurm|ray|auto",
-            help="local trains here, in the foreground; slurm makes each series a job, hands over and returns; ray "
-            "packs all on the GPUs of one job, or here on a Ray of its own where no cluster is named; auto packs what "
-            "needs less than a node of the cluster and makes jobs of the rest, or trains here where none is named.",
-        ),
-    ],
+    on: OnOption,
     root: RootOption = None,
     changes: SetOption = None,
-    cluster: ClusterOption = None,
-    nodes: NodesOption = None,
-    ray_address: RayAddressOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")
-    ] = False,
+    *,
+    machines: TargetOptions,
+    dry_run: DryRunOption = False,
     yes: YesOption = False,
-    snapshot: SnapshotOption = None,
 ) -> None:
-    """Train what is missing of a study; what is finished is reused, what is interrupted goes on."""
-    if ray_address is not None:
-        cluster = cluster_said(context, cluster)
-    there = target_of(on, cluster, snapshot, nodes, ray_address=ray_address or _ray_named(on, cluster))
+    """Train every run of a study that has not finished.
+
+    Interrupted runs go on from their last checkpoints.
+    """
+    if machines.ray_address is not None:
+        machines = replace(machines, cluster=named_cluster(context, machines.cluster))
+    target = _target(on, machines)
     resolved = open_study(study, root, changes)
     check_before_training(resolved)
-    backends = backends_of(there, resolved)
+    backends = backends_of(target, resolved)
     backend = backends[0]
-    # Everything that is wrong is said before anything is written.
+    # Every mistake is reported before anything is written.
     made = plan_for(resolved, backend.offer(resolved))
     shares = backend.describe(made.missing)
     backend.check(resolved)
@@ -102,37 +89,33 @@ def retry(
         str | None,
         typer.Option(
             "--on",
-            metavar="local|slurm|ray|auto",
-            help="As for submit. Where this, --cluster, --nodes or --ray-address are not said, all is as it was last "
-            "submitted, whatever SSMSCALE_CLUSTER says.",
+            metavar="WHERE",
+            help="As for submit. Options that are not given are those of the last submission, whatever "
+            "SSMSCALE_CLUSTER says.",
         ),
     ] = None,
-    cluster: ClusterOption = None,
-    nodes: NodesOption = None,
-    ray_address: RayAddressOption = None,
-    snapshot: SnapshotOption = None,
+    *,
+    machines: TargetOptions,
 ) -> None:
-    """Forget failures and cancellations, then submit what is missing."""
+    """Reset failed and cancelled runs, then submit what is missing."""
     resolved = registered(study, root, fetch=True)
-    there = _as_before(
-        resolved, Options(on, cluster_said(context, cluster), nodes, ray_address), cluster, snapshot
-    )
+    target = _target_as_before(resolved, on, machines, named_cluster(context, machines.cluster))
     check_before_training(resolved)
-    backends = backends_of(there, resolved)
+    backends = backends_of(target, resolved)
     backend = backends[0]
-    cluster_there = backend.offer(resolved)
-    made = plan_for(resolved, cluster_there)
+    offered = backend.offer(resolved)
+    made = plan_for(resolved, offered)
     chosen = choose([run.status for run in made.runs], runs)
-    if there.profile is not None:
-        names = {row.run_id for row in chosen if row.state in GIVEN_UP}
-        again = [run for run in made.runs if run.status.run_id in names]
-        # A Series without room is refused before anything is forgotten.
-        backend.describe([*made.missing, *again])
+    if target.profile is not None:
+        ended = {RunState.FAILED, RunState.CANCELLED}
+        again = {row.run_id for row in chosen if row.state in ended}
+        # A series that fits on no node is refused before any attempt is reset.
+        backend.describe([*made.missing, *(run for run in made.runs if run.status.run_id in again)])
         backend.check(resolved)
         if ending := wait_for_ending_jobs(resolved, chosen):
             errors.print(
-                f"error: {backend.scheduler} job {', '.join(ending)} still saves what it has trained; say the same "
-                "again when it has ended"
+                f"error: {backend.scheduler} job {', '.join(ending)} is still saving; repeat the command when it has "
+                "ended"
             )
             raise typer.Exit(1)
     concerned = reset_attempts(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
@@ -140,30 +123,43 @@ def retry(
     if not concerned:
         return
     jobs = jobs_of(resolved)
-    made = plan_for(resolved, cluster_there, jobs)
+    made = plan_for(resolved, offered, jobs)
     if taken_up := _taken_up(concerned, jobs):
         console.print(taken_up)
     if made.missing or not taken_up:
         _submit(resolved, made, backends)
 
 
-def _as_before(
-    resolved: ResolvedStudy, said: Options, cluster: str | None, snapshot: bool | None
+def _target(on: str, machines: TargetOptions) -> SubmitTarget:
+    """Return the target of these options; with `--on ray` alone the Ray cluster of RAY_ADDRESS, as for Ray's tools."""
+    address = machines.ray_address
+    if address is None and on == "ray" and machines.cluster is None:
+        address = os.environ.get("RAY_ADDRESS") or None
+        if address:
+            errors.print(f"to the Ray cluster at {address}, as RAY_ADDRESS says")
+    return target_of(on, machines.cluster, machines.snapshot, machines.nodes, ray_address=address)
+
+
+def _target_as_before(
+    resolved: ResolvedStudy, on: str | None, machines: TargetOptions, named: str | None
 ) -> SubmitTarget:
-    """Where a study goes again, `cluster` being the environment's where none was said."""
-    meant, kept = as_before(said, last_options(resolved), cluster)
+    """Return the target of these options, each that is not given as in the last submission.
+
+    named: the cluster given with --cluster; `machines` may hold that of the environment.
+    """
+    given = Options(on, named, machines.nodes, machines.ray_address)
+    meant, kept = as_before(given, last_options(resolved), machines.cluster)
     if kept:
         console.print(kept)
     nodes = meant.nodes
-    if nodes is not None and said.nodes is None and meant.cluster is not None:
-        nodes = min(nodes, load_profile(meant.cluster).most_nodes)  # which may give fewer than it did
+    if nodes is not None and given.nodes is None and meant.cluster is not None:
+        nodes = min(nodes, load_profile(meant.cluster).most_nodes)  # the profile may have changed
     assert meant.on is not None
-    address = meant.ray_address or _ray_named(meant.on, meant.cluster)
-    return target_of(meant.on, meant.cluster, snapshot, nodes, ray_address=address)
+    return _target(meant.on, TargetOptions(meant.cluster, nodes, meant.ray_address, machines.snapshot))
 
 
 def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
-    """A sentence for those of these Runs that a job which packs them is still there to train; empty where none is."""
+    """Return a sentence about those of these Runs that a live packed job will train; empty if there are none."""
     packing = [job for row in rows if (job := jobs.get(row.run_id)) is not None and job.packed]
     live = [job.job_id for job in packing if job.state in LIVE]
     if not live:
@@ -172,41 +168,41 @@ def _taken_up(rows: Sequence[RunStatus], jobs: Mapping[str, JobView]) -> str:
 
 
 def confirm(hours: float, where: str, limit: float = CONFIRM_GPU_HOURS, *, yes: bool) -> None:
-    """Ask before much is spent; where nobody can answer, --yes has to be given."""
+    """Ask before a large submission; raises InputError without a terminal to ask on."""
     if yes or hours <= limit:
         return
     question = f"submit {hours:.4g} GPU-hours to {where}"
     if not sys.stdin.isatty():
         raise InputError(
-            f"{question}: more than confirm_gpu_hours, {limit:g}, which are submitted unasked; say --yes"
+            f"{question}: more than confirm_gpu_hours, {limit:g}; give --yes to submit them without a question"
         )
     typer.confirm(f"{question}?", abort=True)
 
 
 def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) -> None:
-    """Train here, or hand what is missing to backends that outlive this process and say what was handed over."""
+    """Train here, or hand what is missing to backends that outlive this process and print what was handed over."""
     if not backends[0].outlives:
         _train(resolved, made, backends[0])
         return
     done = hand_over(resolved, made, backends)
     for part in done:
-        _say(part)
+        _print_handed_over(part)
     name = resolved.study.name
     if not done:
         console.print(f"nothing of {name} is left to submit")
     place = resolved.root.path
     usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
     root = "" if place in usual else f" --root {shlex.quote(str(place))}"
-    console.print(f"`ssmscale status {name}{root} --watch` shows how they do")
+    console.print(f"`ssmscale status {name}{root} --watch` shows their progress")
 
 
-def _say(done: HandedOver) -> None:
-    """Print what was handed over, what was left to others, and what has no room yet."""
+def _print_handed_over(done: HandedOver) -> None:
+    """Print what was handed over, what another submission trains, and what exceeds the limit of jobs."""
     backend, profile = done.backend, done.backend.target.profile
     if done.waiting and profile is not None:
         errors.print(
             f"warning: {counted(done.waiting, 'series')} not submitted: {profile.name} takes {profile.limits.jobs} "
-            "jobs of yours at once (limits.jobs); the same command submits them when some have ended"
+            "jobs of yours at once (limits.jobs); repeat the command when some have ended"
         )
     if done.handles:
         allocation = done.handles[0].allocation
@@ -221,16 +217,8 @@ def _say(done: HandedOver) -> None:
         console.print(f"{counted(done.taken, 'series')} left to another submission")
 
 
-def _ray_named(on: str, cluster: str | None) -> str | None:
-    """The Ray cluster that is meant by `--on ray` alone where the environment names one, as for Ray's own tools."""
-    address = os.environ.get("RAY_ADDRESS") if on == "ray" and cluster is None else None
-    if address:
-        errors.print(f"to the Ray cluster at {address}, as RAY_ADDRESS says")
-    return address or None
-
-
 def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
-    """Train what is missing, say what a study is left with, and end with 1 where a Run failed."""
+    """Train what is missing and print the result; exits with 1 if a Run failed."""
     try:
         rows = train_here(resolved, made, backend, StudyProgress(console))
     except DiskFull as full:

@@ -1,22 +1,26 @@
-"""Tables of the terminal: text as wide as it needs to be, of ten thousand cells in a tenth of the time rich's take.
+"""Tables of the terminal: text of ten thousand cells in a tenth of the time that rich's tables take.
 
-A terminal that is narrower wraps a printed table, and nothing is cut; a display that is drawn again and again crops it.
+A pipe gets each row on one line. In a narrower terminal rich folds the texts of a table; where the numbers alone are
+too wide, the terminal wraps the lines. Nothing is cut, except by a display that is drawn again and again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 
 from harness.record.status import RunState
 
 Cell = str | tuple[str, str | None]
 """Text, or text and a style such as `green`."""
 GAP = "  "
+NARROWEST = 8
+"""Characters to which a column of text may be folded."""
 COLOURS = {
     RunState.DONE: "green",
     RunState.RUNNING: "cyan",
@@ -30,7 +34,7 @@ class Table:
     """Rows of cells under a title and a line of names; columns in `numbers` are set to the right."""
 
     def __init__(self, title: str, columns: Sequence[str], numbers: Collection[str] = ()) -> None:
-        self.title, self.columns = title, columns
+        self.title = title
         self._right = [name in numbers for name in columns]
         self._rows: list[tuple[Cell, ...]] = [tuple((name, "bold") for name in columns)]
 
@@ -40,22 +44,49 @@ class Table:
 
     def print(self, console: Console) -> None:
         """Print every row."""
-        console.print(self, soft_wrap=True)
+        widths = self._widths(self._texts())
+        least = [
+            width if right else min(width, NARROWEST)
+            for width, right in zip(widths, self._right, strict=True)
+        ]
+        gaps = len(GAP) * (len(widths) - 1)
+        if console.is_terminal and sum(least) + gaps <= console.width < sum(widths) + gaps:
+            self._print_folded(console)
+        else:
+            console.print(self, soft_wrap=True)
+
+    def _print_folded(self, console: Console) -> None:
+        from rich.table import Table as RichTable
+
+        folded = RichTable(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), show_header=False)
+        for right in self._right:
+            folded.add_column(justify="right" if right else "left", no_wrap=right, overflow="fold")
+        for row, texts in zip(self._rows, self._texts(), strict=True):
+            styles = ["" if isinstance(cell, str) else cell[1] or "" for cell in row]
+            folded.add_row(*map(Text, texts, styles))
+        console.print(Text(self.title, style="italic"))
+        console.print(folded)
+
+    def _texts(self) -> list[list[str]]:
+        return [
+            [plain_text(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in self._rows
+        ]
+
+    def _widths(self, texts: Sequence[Sequence[str]]) -> list[int]:
+        return [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         """Yield the lines, neighbouring cells of one style as one segment."""
         yield Segment(self.title, Style(italic=True))
         yield Segment.line()
-        texts = [
-            [plain_text(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in self._rows
-        ]
-        widths = [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
+        texts = self._texts()
+        widths = self._widths(texts)
         last = len(widths) - 1
         for row, words in zip(self._rows, texts, strict=True):
             plain = ""
             for index, (cell, text) in enumerate(zip(row, words, strict=True)):
-                room = " " * (widths[index] - cell_len(text))
-                before, after = (room, "") if self._right[index] else ("", room)
+                space = " " * (widths[index] - cell_len(text))
+                before, after = (space, "") if self._right[index] else ("", space)
                 after = "" if index == last else after + GAP
                 style = None if isinstance(cell, str) else cell[1]
                 if style is None:
@@ -70,6 +101,11 @@ class Table:
 def coloured(state: RunState) -> tuple[str, str | None]:
     """Return a state as a cell of a table."""
     return str(state), COLOURS.get(state)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Return how many runs are in each state: 3 done, 1 failed."""
+    return ", ".join(f"{count:,} {state}" for state, count in counts.items())
 
 
 def plain_text(text: str) -> str:

@@ -1,6 +1,6 @@
-"""`ssmscale tune`: the best values of keys at the smaller sizes, and the learning rates that follow for the others.
+"""`ssmscale tune`: search keys at the smaller sizes, and carry learning rates to the others.
 
-The terminal shows a line a trial and a table of optima; --json prints one document.
+Prints a line for each trial and a table of optima; with --json one document.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from harness.cli.options import (
     ClusterOption,
     JsonOption,
+    OnOption,
     RootOption,
     SetOption,
     StudyArgument,
     YesOption,
-    cluster_said,
+    named_cluster,
 )
 from harness.cli.submit import confirm
 from harness.cli.terminal import Table
@@ -40,39 +41,32 @@ from ssmttm.errors import InputError
 def tune(
     context: typer.Context,
     study: StudyArgument,
-    on: Annotated[
-        str,
-        typer.Option(
-            "--on",
-            metavar="local|slurm|ray|auto",
-            help="Where trials are trained, as for submit, though ray is this machine's own, whatever SSMSCALE_CLUSTER "
-            "says; this process stays and controls the search.",
-        ),
-    ],
+    on: OnOption,
     root: RootOption = None,
     changes: SetOption = None,
     cluster: ClusterOption = None,
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search the study's `tune:` keys for its smaller sizes, and carry the learning rate to the others (Optuna).
+    """Tune small sizes and carry the learning rate to the large ones.
 
-    Each trial is a run like any other. Killed and started again it goes on; started again after a trial failed it tries
-    others, and ends with 0 unless one fails again. What it learns is kept beside the study in tuned.json, where `lr:
-    tuned` finds it.
+    Optuna searches the keys that the study names under `tune:`. Each trial is a run like any other, trained where --on
+    says; --on ray uses this machine, whatever SSMSCALE_CLUSTER says. This process controls the search to its end. The
+    same command goes on with a search that was stopped, and replaces trials that failed. Results are kept beside the
+    study in tuned.json, where `lr: tuned` finds them.
     """
-    if on == "ray" and (cluster := cluster_said(context, cluster)) is not None:
+    if on == "ray" and (cluster := named_cluster(context, cluster)) is not None:
         raise InputError(
-            f"--on ray --cluster {cluster}: a search packs its trials here alone; --on slurm makes them jobs"
+            f"--on ray --cluster {cluster}: a search packs trials on this machine only; use --on slurm on a cluster"
         )
-    there = target_of(on, cluster)
-    if there.profile is not None:  # packed or not, a trial is a job of its own
-        there = replace(there, on="slurm")
+    target = target_of(on, cluster)
+    if target.profile is not None:  # packed or not, a trial is a job of its own
+        target = replace(target, on="slurm")
     loaded, place = place_of(study, root, changes)
     space = Space(loaded, place, study)
     trials = [space.trial(case.architecture, case.size, space.corner()) for case in space.cases]
     check_before_training(trials[0])
-    (backend,) = backends_of(there, trials[0])
+    (backend,) = backends_of(target, trials[0])
     backend.check(trials[0])
     if backend.outlives:
         hours = _gpu_hours(space, trials, backend.offer(trials[0]))
@@ -97,12 +91,12 @@ def _gpu_hours(space: Space, trials: list[ResolvedStudy], cluster: Cluster) -> f
     return space.tune.trials * sum(run.gpu_hours for plan in plans for run in plan.runs)
 
 
-def _described(case: SearchCase, told: TrialRecord) -> str:
+def _described(case: SearchCase, trial: TrialRecord) -> str:
     """Return a line about a trial that is over."""
-    name = f"{case.architecture} {case.size} trial {told.number} ({_listed(told.values)})"
-    if told.result.loss is not None:
-        return f"{name}: loss {told.result.loss:.4f}"
-    return f"{name}: {told.result.outcome}" + (f" ({told.result.reason})" if told.result.reason else "")
+    name = f"{case.architecture} {case.size} trial {trial.number} ({_listed(trial.values)})"
+    if trial.result.loss is not None:
+        return f"{name}: loss {trial.result.loss:.4f}"
+    return f"{name}: {trial.result.outcome}" + (f" ({trial.result.reason})" if trial.result.reason else "")
 
 
 def _print_tuning(done: Tuning) -> None:
@@ -170,18 +164,18 @@ def _document(done: Tuning) -> dict[str, Any]:
 
 
 def _rows(done: Tuning) -> Mapping[SearchCase, dict[str, Any]]:
-    """Return what the table and the document say of each case."""
+    """Return the results of each case, for the table and the document."""
     found: dict[tuple[str, str], TunedSize] = {
         (name, size.size): size
         for name, architecture in (done.tuned.architectures if done.tuned else {}).items()
         for size in architecture.sizes
     }
     rows = {}
-    for case, told in done.records.items():
-        best = min(finished(told), key=lambda one: one[1], default=None)
+    for case, trials in done.records.items():
+        best = min(finished(trials), key=lambda one: one[1], default=None)
         size = found.get((case.architecture, case.size))
         rows[case] = {
-            "trials": dict(Counter(str(one.result.outcome) for one in told)),
+            "trials": dict(Counter(str(one.result.outcome) for one in trials)),
             "steps": done.steps[case],
             "best": None if best is None else {"values": best[0].values, "loss": best[1]},
             "lr": None if size is None else size.lr,

@@ -48,7 +48,7 @@ def test_of_trials_the_newest_checkpoint_stays_and_the_older_go(
     assert sorted(told["trials"]) == trials
     assert {series_id: tags(here, series_id) for series_id in trials} == before
     answer = ssmscale("prune", study, "--root", here.path)
-    assert f"with {len(trials)} series that its tuning had trained" in answer.out
+    assert f"including {len(trials)} series of its tuning" in answer.out
     assert {series_id: tags(here, series_id) for series_id in trials} == {key: [8] for key in trials}
     assert {read_progress(here.run(run_id)).state for run_id in place.trained} == {Event.FINISHED}
     weights = list(here.path.glob("runs/*/checkpoints/model.safetensors"))

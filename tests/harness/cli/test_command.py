@@ -18,21 +18,20 @@ import pytest
 from harness.cli.app import VERBS, load_verb
 from harness.record.journal import read_progress
 from harness.record.root import Root
-from tests.conftest import Answer, files_below
+from tests.conftest import Command, Write, files_below
 from tests.harness.fuzzing import refused
 from tests.harness.trainer import losses, train, undisturbed
+from tests.studies import Fields
 from tests.waiting import PATIENCE, is_running, paced, wait_until
 
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
 Start = Callable[[Path], subprocess.Popen[str]]
 
 
 @pytest.fixture
 def start_submit(tmp_path: Path) -> Iterator[Start]:
-    """Start `ssmscale submit --on local` as a process of its own, in which training takes its time.
+    """Start `ssmscale submit --on local` as a process of its own, in which training is slow.
 
-    Ended with its children after the test, since those that a failing one has stopped do not see that it has ended.
+    The fixture kills it and its children: workers that a failing test has suspended do not notice its end.
     """
     started: list[subprocess.Popen[str]] = []
 
@@ -58,7 +57,7 @@ def start_submit(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def study(study_fields: Fields, write_study: Callable[..., Path]) -> Path:
+def study(study_fields: Fields, write_study: Write) -> Path:
     """The YAML of a study of two runs in one series."""
     return write_study(study_fields)
 
@@ -74,7 +73,7 @@ def two_series(study_fields: Fields) -> Fields:
 
 
 def is_told_to_stop(process: psutil.Process) -> bool:
-    """Whether a process held still has a SIGTERM waiting for it; one that had ended before has none."""
+    """True if a SIGTERM waits for a suspended process; one that has ended has none."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -90,7 +89,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def words_of(process: psutil.Process) -> list[str]:
-    """Its command; nothing where it has ended, as what is asked of git does soon."""
+    """Command line of a process; empty if it has ended, as calls of git soon do."""
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:
@@ -117,26 +116,26 @@ def metric_steps(root: Root, run: Any, key: str) -> list[int]:
     return [metric.step for metric in mlflow_client(root).get_metric_history(run.info.run_id, key)]
 
 
-def status_of(ssmscale: Command, study: object = "tiny") -> dict[str, Any]:
-    return json.loads(ssmscale("status", study, "--json").out)
+def status_of(ssmscale: Command, study: object = "tiny") -> Any:
+    return ssmscale("status", study, "--json").document
 
 
 def test_a_study_from_submission_to_points(
-    two_series: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+    two_series: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
 ) -> None:
     study, root = write_study(two_series), Root(tmp_path / "runs")
     submitted = ssmscale("submit", study, "--on", "local")
     assert submitted.status == 0, submitted.err
     assert "4 done" in submitted.out
 
-    told = status_of(ssmscale)
-    assert told["counts"] == {"done": 4}
-    assert {run["iterations_done"] for run in told["runs"]} == {10, 200}
+    status = status_of(ssmscale)
+    assert status["counts"] == {"done": 4}
+    assert {run["iterations_done"] for run in status["runs"]} == {10, 200}
 
     table = ssmscale("points", "tiny").out.splitlines()
     assert len(table) == 1 + 4
     by_id = {line.split(",")[0]: line for line in table[1:]}
-    for run in told["runs"]:
+    for run in status["runs"]:
         assert repr(run["loss"]) in by_id[run["run_id"]]  # to the last digit, through MLflow and back
 
     held = mlflow_runs(root, "tiny")
@@ -153,13 +152,13 @@ def test_a_study_from_submission_to_points(
     assert (again.status, "4 done" in again.out) == (0, True)
     assert sorted((path, path.stat().st_mtime_ns) for path in root.path.rglob("journal/*")) == before
 
-    plan = json.loads(ssmscale("plan", "tiny", "--json").out)
+    plan = ssmscale("plan", "tiny", "--json").document
     assert {run["state"] for run in plan["runs"]} == {"done"}
     assert plan["totals"]["gpu_hours"] == 0 < plan["totals"]["gpu_hours_reused"]
     calibration = json.loads((root.study("tiny") / "calibration.json").read_text())
     assert {step["architecture"] for step in calibration["steps"]} == {"prefix_simba", "cross_transformer"}
 
-    run_id = told["runs"][0]["run_id"]
+    run_id = status["runs"][0]["run_id"]
     assert "held-out loss" in ssmscale("logs", "tiny", run_id[:6]).out
     assert ssmscale("logs", "tiny", "zz").status == 2
 
@@ -167,7 +166,7 @@ def test_a_study_from_submission_to_points(
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
     two_series: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     ssmscale: Command,
     start_submit: Start,
     tmp_path: Path,
@@ -178,7 +177,7 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
     wait_until(lambda: trunk_step(root) >= 1, on=process)
     held = workers_of(process)
     wait_until(lambda: trunk_step(root) >= 20, on=process, at_once=True)
-    for worker in held:  # lest they finish before they are told to stop
+    for worker in held:  # so that they do not finish before they get the signal
         worker.suspend()
     workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(ending)
@@ -202,7 +201,7 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
 
 def test_a_worker_killed_takes_nothing_with_it(
     two_series: Fields,
-    write_study: Callable[..., Path],
+    write_study: Write,
     start_submit: Start,
     tmp_path: Path,
 ) -> None:
@@ -216,7 +215,7 @@ def test_a_worker_killed_takes_nothing_with_it(
 
 
 def test_a_failed_run_is_kept_until_retry_and_the_rest_of_the_study_finishes(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command
+    study_fields: Fields, write_study: Write, ssmscale: Command
 ) -> None:
     study_fields["grid"]["architectures"] = {
         "prefix_simba": {"optimiser": {"lr": 1e5, "grad_clip": None}},
@@ -226,8 +225,8 @@ def test_a_failed_run_is_kept_until_retry_and_the_rest_of_the_study_finishes(
     first = ssmscale("submit", study, "--on", "local")
     assert first.status == 1
     assert "loss is" in first.out
-    told = status_of(ssmscale)
-    assert told["counts"] == {"failed": 2, "done": 2}
+    status = status_of(ssmscale)
+    assert status["counts"] == {"failed": 2, "done": 2}
     assert ssmscale("submit", study, "--on", "local").status == 1  # neither trained again nor forgotten
     retried = ssmscale("retry", "tiny")
     assert (retried.status, "2 runs to be tried again" in retried.out) == (1, True)
@@ -271,9 +270,9 @@ def test_the_light_verbs_import_nothing_heavy(study: Path, arguments: list[str],
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_the_help_of_all_verbs_says_of_each_what_its_own_says(name: str) -> None:
+def test_the_list_of_verbs_repeats_the_first_paragraph_of_each_help(name: str) -> None:
     command = load_verb(name)
-    assert VERBS[name][1] == command.help.partition("\n\n")[0].replace("\n", " ")
+    assert VERBS[name].help == command.help.partition("\n\n")[0].replace("\n", " ")
 
 
 def test_plain_lines_when_piped_hold_no_escape_codes(study: Path, start_submit: Start) -> None:
@@ -285,7 +284,7 @@ def test_plain_lines_when_piped_hold_no_escape_codes(study: Path, start_submit: 
 
 
 def test_several_ranks_train_one_series_side_by_side(
-    study_fields: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+    study_fields: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
 ) -> None:
     study_fields["resources"] = {"ranks": 2, "zero_stage": 2}
     submitted = ssmscale("submit", write_study(study_fields), "--on", "local")
@@ -299,7 +298,7 @@ def test_several_ranks_train_one_series_side_by_side(
 
 
 def test_the_report_of_a_study_is_one_file_with_its_command(
-    two_series: Fields, write_study: Callable[..., Path], ssmscale: Command, tmp_path: Path
+    two_series: Fields, write_study: Write, ssmscale: Command, tmp_path: Path
 ) -> None:
     two_series["grid"] |= {
         "sizes": {f"d{d}": {"n_blocks": 1, "d_model": d} for d in (8, 16, 32)},
@@ -307,9 +306,7 @@ def test_the_report_of_a_study_is_one_file_with_its_command(
     }
     train(Root(tmp_path / "runs"), two_series)
     study = write_study(two_series)
-    fitted = ssmscale("fit", study, "--json")
-    assert fitted.status == 0, fitted.err
-    document = json.loads(fitted.out)
+    document = ssmscale("fit", study, "--json").document
     assert set(document["architectures"]) == {"prefix_simba", "cross_transformer"}
     assert document["architectures"]["prefix_simba"]["n_points"] == 9
     reported = ssmscale("report", study, "--out", tmp_path / "report")
@@ -349,7 +346,7 @@ def test_fit_predicts_what_is_asked_for_and_fits_points_taken_mid_run_on_request
     table.drop(columns="architecture").to_csv(tmp_path / "p.csv", index=False)
     asked = ("fit", "--points", "p.csv", "--column", "architecture==any", "--predict", "12M:3200")
     for more, kind in (((), "annealed"), (("--unannealed",), "unannealed")):
-        document = json.loads(ssmscale(*asked, *more, "--json").out)
+        document = ssmscale(*asked, *more, "--json").document
         assert document["points"] == kind
         fit = document["architectures"]["any"]
         assert fit["n_points"] == 18

@@ -1,19 +1,15 @@
-"""`ssmscale data`: a folder of recordings becomes a corpus, and wrong words are sentences."""
+"""`ssmscale data`: a folder of recordings becomes a corpus, and wrong options are refused with a sentence."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import Answer
+from tests.conftest import Answer, Command
 from tests.harness.fuzzing import refused
-
-Command = Callable[..., Answer]
 
 
 @pytest.fixture
@@ -42,10 +38,8 @@ def build(ssmscale: Command, recordings: Path, *more: object) -> Answer:
     return ssmscale(*words.split(), "--audio", recordings, "--captions", captions, *more)
 
 
-def inspected(ssmscale: Command) -> dict[str, Any]:
-    answer = ssmscale("data", "inspect", "corpus", "--json")
-    assert answer.status == 0, answer.err
-    return json.loads(answer.out)
+def inspected(ssmscale: Command) -> Any:
+    return ssmscale("data", "inspect", "corpus", "--json").document
 
 
 def test_recordings_become_a_corpus_that_is_left_alone_when_built_again(
@@ -76,8 +70,8 @@ def test_another_specification_does_not_overwrite_a_corpus(ssmscale: Command, re
         (["--codec", "opus"], "codec: 'opus': input should be 'rvq', 'encodec' or 'dac'"),
         (["--codec", "dac"], "put its config.json and model.safetensors into a folder"),
         (
-            ["--codec", "encodec", "--codec-model", "nobody/nothing"],
-            "codec model 'nobody/nothing' is neither",
+            ["--codec", "encodec", "--codec-model", "no-owner/no-model"],
+            "codec model 'no-owner/no-model' is neither",
         ),
         (["--codec", "encodec", "--codec-model", "."], "lacks config.json or *.safetensors"),
         (["--codec", "dac", "--codebook-size", "64"], "codebook_size is for codec rvq"),
@@ -89,7 +83,9 @@ def test_another_specification_does_not_overwrite_a_corpus(ssmscale: Command, re
         ),
     ],
 )
-def test_wrong_words_are_named_and_nothing_is_written(ssmscale: Command, words: list[str], said: str) -> None:
+def test_wrong_options_are_named_and_nothing_is_written(
+    ssmscale: Command, words: list[str], said: str
+) -> None:
     assert refused(ssmscale("data", "build", "--out", "corpus", *words), said)
     assert not Path("corpus").exists()
 
@@ -101,9 +97,9 @@ def test_what_was_left_out_is_named_with_its_reason(ssmscale: Command, recording
     assert "left out: 2 tracks" in built.out
     assert "loose.wav: no caption" in built.out
     assert "piece-0.flac: unreadable audio" in built.out
-    told = ssmscale("data", "inspect", "corpus").out
-    assert "loose.wav: no caption" in told
-    assert "2 codebooks of 16 entries" in told
+    shown = ssmscale("data", "inspect", "corpus").out
+    assert "loose.wav: no caption" in shown
+    assert "2 codebooks of 16 entries" in shown
     assert inspected(ssmscale)["skipped_reasons"]["no caption"] == ["loose.wav"]
 
 

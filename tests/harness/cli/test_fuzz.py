@@ -1,7 +1,7 @@
-"""Input nobody meant: studies, tables and JSON files, changed value by value and torn byte by byte.
+"""Damaged input: studies and tables, changed value by value and cut byte by byte.
 
-Each case ends with a clear refusal or with the right answer, which a small model of its own says; nothing in it is
-executed, and nothing but the expected output is written.
+Each case ends with a clear refusal, or with the answer of a small model in the test. The command executes nothing from
+it and writes nothing but its output.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import yaml
 from hypothesis import strategies as st
 
 from harness.common.validation import read_yaml
-from tests.conftest import Answer, tiny_study
+from tests.conftest import Command, tiny_study
 from tests.harness.fuzzing import (
     Case,
     Planted,
@@ -33,9 +32,6 @@ from tests.harness.fuzzing import (
     repeat,
     strictly,
 )
-
-Command = Callable[..., Answer]
-
 
 # -- studies
 
@@ -97,7 +93,7 @@ def study_cases(draw: st.DrawFn, kind: str, corpus: str, planted: Planted) -> Ca
 
 
 def runs_of(fields: dict[str, Any]) -> int:
-    """The product of the grid, by its own words."""
+    """Number of runs of the grid."""
     grid = fields["grid"]
     seeds = {name: set(grid.get("seeds", [0])) for name in grid["sizes"]}
     for more in grid.get("replicates") or ():
@@ -220,7 +216,7 @@ def table_cases(draw: st.DrawFn, kind: str, planted: Planted, most: int = 12) ->
 
 
 def as_read(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as it counts: how it spells that its learning rate had decayed is no difference."""
+    """A row with `annealed` as a truth value, however it is spelled."""
     return row | {"annealed": str(row.get("annealed", "true")).lower() in {"true", "1", "yes"}}
 
 

@@ -1,12 +1,11 @@
-"""`scale-up`: proposals are kept beside the study, and what they foresaw is shown once such runs have finished."""
+"""`scale-up`: proposals are kept beside the study, and compared with the runs that finish later."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +16,14 @@ from harness.study.grid import GridPoint
 from harness.study.run import Run
 from harness.study.schema import load_study
 from ssmttm.model.flops import parameter_count
-from tests.conftest import REPOSITORY, Answer
+from tests.conftest import REPOSITORY, Command
 from tests.harness.fuzzing import refused
 from tests.harness.journals import begin_run, begin_series, finish, registered
-
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
+from tests.studies import Fields
 
 
 def loss_of(point: GridPoint) -> float:
-    """A law, and noise that the run's own name decides."""
+    """Loss by a law, with noise that the run id decides."""
     n_params = parameter_count(point.run.model).n_params
     off = np.random.default_rng(int(point.run_id, 16)).normal()
     return float((1.0 + 200 / n_params**0.6 + 9 / point.run.iterations**0.7) * np.exp(0.002 * off))
@@ -60,23 +57,21 @@ def trained(fields: Fields, tracked_root: Root) -> None:
 def test_a_step_is_foreseen_kept_and_later_compared_with_what_was_seen(
     fields: Fields, tracked_root: Root, ssmscale: Command
 ) -> None:
-    first = ssmscale("scale-up", "tiny", "--budget", "0.001", "--json")
-    assert first.status == 0, first.err
-    told = json.loads(first.out)
-    (step,) = told["proposed"]["steps"]
+    first = ssmscale("scale-up", "tiny", "--budget", "0.001", "--json").document
+    (step,) = first["proposed"]["steps"]
     assert step["gpu_hours"] <= 0.001 * (1 + 1e-9)
     assert step["run95"][0] < step["loss"] < step["run95"][1]
-    assert told["seen"] == []
+    assert first["seen"] == []
     kept = tracked_root.study("tiny") / "scale_up.json"
     ssmscale("scale-up", "tiny", "--budget", "0.001")
     (record,) = json.loads(kept.read_text())
-    assert {key: value for key, value in record.items() if key != "made"} == told["proposed"]
+    assert {key: value for key, value in record.items() if key != "made"} == first["proposed"]
     assert "nothing has finished yet" in ssmscale("scale-up", "tiny").out
 
     fields["grid"]["sizes"]["d128"] = {"n_blocks": 1, "d_model": 128}
     grown = registered(tracked_root, fields)
     train(tracked_root, [point for point in grown.points if point.size == "d128"])
-    seen = json.loads(ssmscale("scale-up", "tiny", "--json").out)["seen"]
+    seen = ssmscale("scale-up", "tiny", "--json").document["seen"]
     assert [one["iterations"] for one in seen] == [10, 20, 40]
     assert max(abs(one["relative_error"]) for one in seen) < 0.02
     assert {one["run_id"] for one in seen} == {p.run_id for p in grown.points if p.size == "d128"}
@@ -103,9 +98,8 @@ def test_a_proposal_whose_runs_have_left_the_study_is_passed_over(
     fields["training"]["batch"] *= 2  # other runs, every one
     train(tracked_root, registered(tracked_root, fields).points)
     answer = ssmscale("scale-up", "tiny", "--budget", "0.001", "--json")
-    assert answer.status == 0, answer.err
+    assert answer.document["seen"] == []
     assert "cannot be compared: none of the 12 runs from which it was made" in answer.err
-    assert json.loads(answer.out)["seen"] == []
     assert len(read_records(tracked_root, "tiny")) == 2
 
 
@@ -129,7 +123,7 @@ def test_nothing_is_foreseen_without_a_budget_or_from_nothing(
     assert "submit it first" in ssmscale("scale-up", "tiny", "--budget", "1").err
     train(tracked_root, resolved.points)
     for arguments, words in (
-        ((), "say --budget GPU_HOURS"),
+        ((), "give --budget GPU_HOURS"),
         (("--budget", "-1"), "--budget -1"),
         (("--budget", "1", "--law", "data"), "--law data"),
     ):

@@ -182,13 +182,11 @@ def test_cancel_says_why_it_does_not_cancel_a_run_that_is_over(
     give_up(study, failed)
     said = ssmscale("cancel", "tiny", done.run_id, failed.run_id)
     assert said.out.splitlines() == [
-        f"run {done.run_id} is not cancelled: it has finished, and what it found stays",
-        f"run {failed.run_id} is not cancelled: it has failed, and nothing of it is trained until `ssmscale retry`",
+        f"run {done.run_id} is not cancelled: it has finished, and its result stays",
+        f"run {failed.run_id} is not cancelled: it has failed, and is not trained again before `ssmscale retry`",
         "0 runs cancelled",
     ]
-    assert ssmscale("cancel", "tiny").out == (
-        "1 run cancelled; of 1 done, 1 failed there is nothing to cancel\n"
-    )
+    assert ssmscale("cancel", "tiny").out == ("1 run cancelled; not cancelled: 1 done, 1 failed\n")
     assert ssmscale("cancel", "tiny", left.run_id).out.startswith(
         f"run {left.run_id} is not cancelled: it was cancelled before"
     )

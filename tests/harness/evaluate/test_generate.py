@@ -128,7 +128,7 @@ def test_a_piece_longer_than_training_is_warned_of_and_of_a_transformer_refused(
 ) -> None:
     answer = generate("--prompt", MAJOR, "--seconds", 1.5, "--out", "long.wav")
     assert answer.status == 0
-    assert answer.err.startswith("warning: longer than the 1 s it was trained on")
+    assert answer.err.startswith("warning: longer than the 1 s that the run was trained on")
     assert soundfile.info("long.wav").duration == 1.5
     attention = trained.run.model.model_copy(update={"architecture": Architecture("cross_transformer")})
     other = replace(trained, run=trained.run.model_copy(update={"model": attention}))

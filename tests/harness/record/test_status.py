@@ -148,7 +148,7 @@ def printed(snapshot: StudySnapshot, *, height: int | None = None) -> list[str]:
         file=text, width=100, height=height, force_terminal=False, highlight=False, markup=False
     )
     if height is None:
-        print_status(console, snapshot)
+        print_status(console, snapshot, every_run=True)
     else:
         console.print(_Display(snapshot))
     return text.getvalue().splitlines()
@@ -159,7 +159,7 @@ def test_the_table_has_every_run_and_says_what_is_not_known(snapshot: StudySnaps
     assert all(any(row.run_id in line for line in lines) for row in snapshot.rows)
     assert "1 done" in lines[-2]
     assert "38 new" in lines[-2]
-    assert lines[-1] == "GPU-hours: 0 used, what is left is not known before a run has measured its speed"
+    assert lines[-1] == "GPU-hours: 0 used, hours left are not known before a run has measured its speed"
 
 
 def test_a_display_fits_the_terminals_height_and_shows_running_runs_first(snapshot: StudySnapshot) -> None:

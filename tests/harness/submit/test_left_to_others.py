@@ -191,5 +191,5 @@ def test_a_job_that_does_not_end_is_named_and_nothing_is_forgotten(
     here.slurm_says("COMPLETING")
     said = here.ask("retry")
     assert said.status == 1
-    assert "SLURM job 77_0 still saves" in said.err
+    assert "SLURM job 77_0 is still saving" in said.err
     assert control.read_bytes() == before
