@@ -1,4 +1,4 @@
-"""Tuning in the test's own process: real engines train the trials, one after the other, when they are handed over."""
+"""Tuning in the test's own process: real engines train the trials one after the other, when they are submitted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.studies import Fields
 
 
 class InThisProcess:
-    """A TrialRunner whose trials are trained by the time they have been handed over."""
+    """A TrialRunner that has trained its trials when it returns from submitting them."""
 
     pause = 0.0
 
@@ -40,9 +40,9 @@ class InThisProcess:
         """Runs trained here, in order."""
         self.process = identify_process()
         self.losing = 0
-        """How many of the next trials are lost, as with the node they were on."""
+        """Number of the next trials that are lost, as with their node."""
         self.stop_after = stop_after
-        """How often training asks whether to stop before it is told so; None lets it end."""
+        """Number of times that training reads the stop flag before it is raised; None lets it end."""
 
     def room(self, series: int) -> int:
         return 1
@@ -72,7 +72,7 @@ class InThisProcess:
 
 
 def with_rate(fields: Fields, rate: float | str, iterations: int | None = None, seed: int = 0) -> Fields:
-    """The study of one seed with this learning rate, as a user would write it."""
+    """Return the study of one seed with this learning rate, as a user would write it."""
     changed = copy.deepcopy(fields)
     changed["training"]["optimiser"]["lr"] = rate
     changed["grid"]["seeds"] = [seed]
@@ -82,7 +82,7 @@ def with_rate(fields: Fields, rate: float | str, iterations: int | None = None, 
 
 
 def space_of(root: Root, fields: Fields) -> Space:
-    """The space of a study's `tune:`."""
+    """Return the space of a study's `tune:`."""
     return Space(validate(Study, fields, "test"), root, "test")
 
 
@@ -93,7 +93,7 @@ def tuned_here(
     storage: Any = None,
     losing: int = 0,
 ) -> tuple[Controller, InThisProcess]:
-    """Tune a study in this process; its controller and where its trials were trained."""
+    """Tune a study in this process; returns the controller and the runner of its trials."""
     space = space_of(root, fields)
     place = InThisProcess(root, f"{space.study.name}/tune")
     place.losing = losing
