@@ -1,8 +1,8 @@
-"""24 Series of one, two and four GPUs in one allocation of two nodes: no idle GPUs but for starts, and never too many.
+"""24 Series of one, two and four GPUs in one allocation of two nodes: GPUs idle only while ranks start.
 
-Two cores are no eight GPUs: steps come at a given pace (`paced`), slow enough that eight ranks keep it here. What is
-measured is then the packing: a Series counts from its first step to its last, as its journal has them, and whatever
-happens between two Series of a GPU is loss, imports and starts of ranks included. Ray's own start is told apart.
+Steps come at a given pace (`paced`), slow enough for eight ranks on two cores, so that the test measures the packing. A
+Series counts from its first step to its last in its journal. The time between two Series on a GPU is loss, with the
+imports and starts of ranks. The start of Ray is printed apart.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tests.waiting import wait_until
 
 STEP_SECONDS = 1.0
 LENGTHS = {"prefix_mamba": 30, "prefix_simba": 50, "cross_simba": 80, "cross_transformer": 120}
-"""Steps by architecture: from half a minute to two, of which a start takes a larger part than of any real Series."""
+"""Steps by architecture: half a minute to two, of which a start takes a larger share than of a real Series."""
 RANKS = {"one": 1, "two": 2, "four": 4}
 GPUS = 8
 
 
 @dataclass(frozen=True)
 class Trained:
-    """When a Series' journal has it train, in seconds since the epoch."""
+    """Time in which a Series trained, by its journal, in seconds since the epoch."""
 
     ranks: int
     first: float
@@ -45,11 +45,11 @@ class Trained:
 
 @dataclass(frozen=True)
 class Makespan:
-    """How a packing went."""
+    """Times of a packing that was carried out."""
 
     trained: tuple[Trained, ...]
     begun: float
-    """When the first Series was given its GPUs."""
+    """Time at which the first Series got its GPUs."""
 
     @property
     def seconds(self) -> float:
@@ -57,13 +57,13 @@ class Makespan:
 
     @property
     def bound(self) -> float:
-        """No packing ends sooner: the longest Series, and all GPU-seconds on all GPUs."""
+        """Lower bound of every packing: the longest Series, or all GPU-seconds on all GPUs."""
         work = sum(series.seconds * series.ranks for series in self.trained)
         return max(work / GPUS, *(series.seconds for series in self.trained))
 
     @property
     def most_at_once(self) -> int:
-        """GPUs in use at the busiest moment."""
+        """Number of GPUs in use at the busiest moment."""
         moments = [series.first for series in self.trained]
         return max(
             sum(series.ranks for series in self.trained if series.first <= moment < series.last)
@@ -72,7 +72,7 @@ class Makespan:
 
 
 def measure(root: Root, begun: float) -> Makespan:
-    """From the journals of a root's Series, each of which was trained in one go."""
+    """Read the makespan from the journals of a root, whose Series were each trained in one attempt."""
     runs: dict[str, list[Path]] = {}
     for folder in (root.path / "runs").iterdir():
         runs.setdefault(read_run(folder).series_id, []).append(folder)
@@ -131,7 +131,7 @@ def test_packed_series_end_within_fifteen_hundredths_of_the_bound(
 
 
 def _over(root: Root) -> list[Path]:
-    """Series that have finished."""
+    """Return the Series that have finished."""
     return [
         folder
         for folder in (root.path / "series").iterdir()
@@ -146,7 +146,7 @@ def _outputs(study: SlurmStudy) -> Iterator[Path]:
 
 
 def _first_given(said: str) -> float:
-    """When the controller gave the first Series its GPUs, by its own clock."""
+    """Return the time at which the controller gave the first Series its GPUs."""
     times = re.findall(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) series .*: to ", said, re.MULTILINE)
     assert times, said[-5000:]
     return min(datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp() for when in times)
