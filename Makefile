@@ -6,7 +6,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 DEMO_CORPUS := corpora/bach
 TEST_PACKAGES := chromium faketime git mariadb-server munge postgresql-15 rsync slurm-wlm slurmdbd
 
-.PHONY: demo test check verify bench clean
+# More than cores, since many tests wait for servers.
+WORKERS := 4
+# Tests of one room, `make test ROOM=analysis`: the folder of that name below tests/.
+ROOM_TESTS = $(if $(ROOM),$(or $(wildcard tests/$(ROOM) tests/*/$(ROOM)),$(error tests/ has no folder $(ROOM))))
+IN_PARALLEL := --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test quick check verify bench clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo  ## a small scaling study on real music, end to end
@@ -17,7 +23,10 @@ demo: $(VENV)/.demo  ## a small scaling study on real music, end to end
 
 test: $(VENV)/.dev  ## every test; Debian packages they need are installed where that is allowed
 	sh .ci/debian $(TEST_PACKAGES)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not verify and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) $(IN_PARALLEL) -m "not verify and not gpu" $(ROOM_TESTS)
+
+quick: $(VENV)/.dev  ## the tests that start no server, cluster or training
+	$(BIN)/python -m pytest -n auto $(IN_PARALLEL) -m "quick and not verify and not gpu"
 
 check: $(VENV)/.dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

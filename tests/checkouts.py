@@ -1,4 +1,4 @@
-"""A checkout of the harness that a test may edit: its packages as they are here, in a git repository of their own."""
+"""A checkout of the harness that a test may edit: copies of the packages in a git repository of their own."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ def make_checkout(folder: Path) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git says in a folder."""
-    who = ("-c", "user.name=tester", "-c", "user.email=tester@localhost")
-    return subprocess.run(
-        ["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    """Call git in a folder; returns its output."""
+    author = ("-c", "user.name=tester", "-c", "user.email=tester@localhost")
+    command = ["git", "-C", str(folder), *author, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def environment_of(checkout: Path) -> dict[str, str]:
-    """The environment in which Python imports the harness from there."""
+    """Return the environment in which Python imports the harness from a checkout."""
     return {**os.environ, "PYTHONPATH": str(checkout)}
 
 
 def python(checkout: Path, program: str, *arguments: object, **environment: str) -> str:
-    """What a program prints that runs with the harness of a checkout."""
+    """Run a program with the harness of a checkout; returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
         cwd=checkout,

@@ -1,4 +1,4 @@
-"""What tests share: a tiny corpus written once, studies on it, and the command called in this process."""
+"""Fixtures of all tests: a tiny corpus written once, studies on it, and the command called in this process."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from harness.record.root import Root
 from harness.tracking.store import connect, default_uri
 from tests.corpora import write_tiny_corpus
+from tests.reaper import start_reaper
 from tests.studies import Fields, tiny_study
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault(
-    "MLFLOW_HTTP_REQUEST_TIMEOUT", "300"
-)  # a server on a busy machine is slow, and not gone
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")  # a busy machine answers late
 
-# A shell without job control starts what it puts in the background with Ctrl-C ignored, and so would be all processes
-# that tests start and then interrupt.
+# A shell without job control starts background processes with Ctrl-C ignored. Tests that start processes and
+# interrupt them need it.
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     and threading.current_thread() is threading.main_thread()
 ):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same cases every time, however slow the machine.
+# The same cases every time, also on a slow machine.
 settings.register_profile(
     "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -48,23 +48,67 @@ settings.load_profile("steady")
 REPOSITORY = Path(__file__).parent.parent
 
 Write = Callable[..., Path]
-"""The fixture `write_study`: a study's fields and perhaps the name of its file."""
+"""The fixture `write_study`: it takes a study's fields, and a name for the file."""
+
+
+LONGEST_FIRST = (
+    "cluster/test_ray_submit.py",
+    "cluster/test_tracker_faults.py",
+    "cluster/test_slurm_story.py",
+    "harness/cli/test_command.py",
+    "cluster/test_ray_job.py",
+    "cluster/test_slurm_faults.py",
+    "harness/train/test_faults.py",
+    "cluster/test_sidecar.py",
+    "harness/dispatch/test_ray_here.py",
+    "cluster/test_slurm_zero.py",
+    "harness/archive/test_bundle.py",
+    "cluster/test_tune_slurm.py",
+    "harness/tuning/test_tune.py",
+    "cluster/test_slurm_code.py",
+    "cluster/test_serve.py",
+)
+"""Files that take a minute or more; the others follow room by room."""
+ROOMS = ("cluster", "harness", "ssmttm", "analysis")
+
+SLOW_MODULES = {"subprocess", "multiprocessing", "tests.waiting", "tests.checkouts"} | {
+    f"tests.harness.{name}" for name in ("faults", "rays", "trainer", "tuner")
+}
+SLOW_FIXTURES = {"bach_corpus", "bundle", "empty_store", "there"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have every process that the tests start killed when the run has ended, however it ends."""
+    start_reaper()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that wait for servers first, each before one that computes, and the quickest last.
+    """Put the longest files first, so that no worker begins one when the others are done; mark quick tests."""
 
-    So two workers seldom wait at the same time, and neither is left with a long file when the other is done.
-    """
-    files: dict[Path, list[pytest.Item]] = {}
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.as_posix().rpartition("/tests/")[2]
+        room = name.partition("/")[0]
+        return (
+            LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST),
+            ROOMS.index(room) if room in ROOMS else len(ROOMS),
+        )
+
+    items.sort(key=rank)
     for item in items:
-        files.setdefault(item.path, []).append(item)
-    room = {path: path.relative_to(Path(__file__).parent).parts[0] for path in files}
-    waiting = [path for path in files if room[path] == "cluster"]
-    computing = [path for path in files if room[path] == "harness"]
-    both = [path for pair in zip_longest(waiting, computing) for path in pair if path is not None]
-    others = [path for path in files if path not in both]
-    items[:] = [item for path in (*both, *others) for item in files[path]]
+        if is_quick(item):
+            item.add_marker("quick")
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """True if a test starts no server, cluster or training, by its folder, its fixtures and its file's imports."""
+    if "cluster" in item.path.parts or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        return False
+    imported = vars(getattr(item, "module", object)).values()
+    return not any(
+        (value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", ""))
+        in SLOW_MODULES
+        for value in imported
+    )
 
 
 @pytest.fixture(scope="session")
@@ -77,21 +121,29 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study_fields(tiny_corpus: Path) -> Fields:
-    """A study of one small model on the tiny corpus, as the mapping its YAML holds; change it at will."""
+    """A study of one small model on the tiny corpus, as the mapping of its YAML; a test may change it."""
     return tiny_study(tiny_corpus)
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with its tables made, which takes seconds; to be copied."""
-    root = Root(tmp_path_factory.mktemp("store"))
-    connect(default_uri(root))
+    """An SQLite store to be copied; making its tables takes seconds, so all workers of a run share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    root = Root(folder / "empty-store")
+    with FileLock(folder / "empty-store.lock"):
+        if not root.path.exists():
+            draft = Root(folder / "empty-store-draft")
+            draft.path.mkdir()
+            connect(default_uri(draft))
+            draft.path.rename(root.path)
     return root.path / "mlflow.db"
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Mount real, small disks: call it with their bytes; skips where this machine lets nobody mount."""
+    """Mount real, small disks, each of so many bytes; skips where this machine lets no disk be mounted."""
     mounted: list[Path] = []
 
     def mount(size: int) -> Path:
@@ -136,7 +188,7 @@ class Answer:
         return json.loads(self.out)
 
     def assert_refused(self, *words: str) -> None:
-        """The input was refused: status 2, no traceback, and a message with these words."""
+        """Assert that the input was refused with status 2, no traceback, and these words."""
         assert self.status == 2, (self.out, self.err)
         assert "Traceback" not in self.err
         for word in words:
@@ -144,7 +196,7 @@ class Answer:
 
 
 Command = Callable[..., Answer]
-"""The fixture `ssmscale`: the words of a command line."""
+"""The fixture `ssmscale`: it takes the words of a command line."""
 
 
 @pytest.fixture
@@ -178,5 +230,5 @@ def flip_a_byte(path: Path) -> None:
 
 
 def files_below(folder: Path) -> Sequence[str]:
-    """Every file below a folder, to see that nothing was written."""
+    """Return every file below a folder, to compare before and after."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

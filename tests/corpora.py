@@ -1,4 +1,4 @@
-"""Small corpora for tests: real shards by the real writer, tokens with the structure of music."""
+"""Small corpora for tests: real shards by the real writer, and tokens with the structure of music."""
 
 from pathlib import Path
 
@@ -25,10 +25,9 @@ def write_tiny_corpus(
 ) -> Manifest:
     """Write a corpus of `clips` training clips and a third as many validation clips.
 
-    A clip holds notes of 3 to 12 frames; the caption's key decides which codes its notes are drawn from,
-    later codebooks follow the first with noise, and a tenth of the codes is noise. So a model has something
-    to learn from the past, from the caption, and a floor above zero. Every fourth clip is shorter. Its codec
-    makes a tone of every code.
+    A clip holds notes of 3 to 12 frames. The caption's key decides the codes of its notes, later codebooks follow
+    the first with noise, and a tenth of the codes is noise: a model learns from the past and from the caption, and its
+    loss has a floor above zero. Every fourth clip is shorter. The codec makes a tone of every code.
     """
     codec = tone_codec(codebooks, codebook_size)
     codec.save(path / "codec")
@@ -67,7 +66,7 @@ def write_tiny_corpus(
 
 
 def tone_codec(codebooks: int, codebook_size: int, bands: int = 40) -> RvqCodec:
-    """A codec nobody fitted: a code of the first codebook is a narrow band of sound, those after it colour it."""
+    """Make a codec by hand: a code of the first codebook is a narrow band of sound; later codebooks colour it."""
     config = RvqConfig(
         mel=LogMel(sample_rate=16000, frame_rate=50, bands=bands),
         n_codebooks=codebooks,

@@ -1,4 +1,4 @@
-"""A rule of `make check`: docstrings say what is done and comes back, and prose names the one it speaks of.
+"""A rule of `make check`: docstrings open with a verb or a noun, and sentences name their actor.
 
 A docstring that opens with a relative clause ("What is left of ...") hides the verb, and "whoever" hides the actor.
 Prints a line for each breach, `file:line: words`, and exits with 1 if there is one.

@@ -1,4 +1,4 @@
-"""The names that the packages offer themselves, each imported when it is first used."""
+"""Names that the packages offer themselves, each imported at its first use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_package_offers_its_main_names(package: str) -> None:
         _ = face.nothing
 
 
-def test_a_package_that_is_imported_imports_nothing_of_its_own() -> None:
+def test_importing_a_package_imports_none_of_its_modules() -> None:
     program = (
         f"import sys, {', '.join(FACES)}\n"
         f"print(*(name for name in sys.modules if name.partition('.')[0] in {list(FACES)} and '.' in name))"

@@ -1,6 +1,6 @@
-"""Waiting for what other processes do: for conditions and never for times, so that no test fails on a slow machine.
+"""Wait for conditions in other processes, never for a time, so that no test fails on a slow machine.
 
-What is over soon is made to last instead: steps of training come at a given pace (`paced`), however fast the machine.
+Training that would be over too soon is made to last: its steps come at a given pace (`paced`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 
 PATIENCE = 600.0
-"""Seconds after which a test gives up: of no use but to end one that would wait for ever."""
+"""Seconds after which a test gives up, so that none waits for ever."""
 
 PACED = Path(__file__).parent / "paced"
-"""A folder for PYTHONPATH: with it, and PACED_STEP_SECONDS, optimiser steps come at a given pace."""
+"""A folder for PYTHONPATH: with it, optimiser steps come every PACED_STEP_SECONDS."""
 
 
 def wait_until(
@@ -29,10 +29,10 @@ def wait_until(
     on: subprocess.Popen[str] | None = None,
     at_once: bool = False,
 ) -> None:
-    """Return when that holds; what the process waited `on` was doing is told where it never does.
+    """Return when a condition holds; if it never does, fail with the output of the process `on`.
 
-    Looks take a tenth of a core, so that asking SLURM or going through all processes does not slow down what is
-    waited for; `at_once` looks every moment, for what is over soon.
+    Looking takes at most a tenth of a core, so that it does not slow down what is waited for; `at_once` looks every
+    20 ms, for a condition that soon passes.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -44,20 +44,20 @@ def wait_until(
 
 
 def _cpu_seconds() -> float:
-    """What this process and those it has waited for have computed."""
+    """CPU time of this process and of the children it has waited for."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def paced(seconds: float) -> dict[str, str]:
-    """An environment in which steps of training take so long at least: whoever looks for one in time finds it."""
+    """Return an environment in which a step of training takes so many seconds at least."""
     before = [path for path in [os.environ.get("PYTHONPATH")] if path]
     path = os.pathsep.join([str(PACED), *before])
     return {**os.environ, "PYTHONPATH": path, "PACED_STEP_SECONDS": str(seconds)}
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether a process has not ended; it may end while it is asked after."""
+    """True if a process has not ended."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -65,7 +65,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def state_of(process: subprocess.Popen[str]) -> str:
-    """What a process has said, and where each of its threads is if it runs with `-X faulthandler`; ends it."""
+    """End a process; returns its output, with the stack of each thread if it runs with `-X faulthandler`."""
     if process.poll() is None:
         process.send_signal(signal.SIGABRT)
     said, errors = process.communicate()

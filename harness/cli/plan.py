@@ -93,7 +93,7 @@ def _print_runs(console: Console, plan: Plan) -> None:
 
 def _print_grouped(console: Console, plan: Plan) -> None:
     groups: dict[tuple[str, str], list[PlannedRun]] = {
-        (size.size, size.architecture): [] for size in plan.sizes()
+        (size["size"], size["architecture"]): [] for size in plan.sizes()
     }
     for run in plan.runs:
         groups[run.status.point.size, run.status.point.architecture].append(run)

@@ -13,10 +13,12 @@ def main() -> int:
     """Bring the cluster up or take it down; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m slurm.devcluster", description=__doc__)
     parser.add_argument("verb", choices=["up", "down"])
-    parser.add_argument("home", type=Path, metavar="DIR", help="the cluster's own directory; down removes it")
+    parser.add_argument(
+        "home", type=Path, metavar="DIR", help="the cluster's own directory, which down removes"
+    )
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--gpus", type=int, default=4, help="fake GPUs a node")
-    parser.add_argument("--no-accounting", action="store_true", help="keep no accounts, as many sites do")
+    parser.add_argument("--no-accounting", action="store_true", help="keep no accounts, as on many sites")
     options = parser.parse_args()
     shape = Shape(nodes=options.nodes, gpus=options.gpus, accounting=not options.no_accounting)
     cluster = DevCluster(options.home, shape)

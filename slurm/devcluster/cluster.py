@@ -1,9 +1,9 @@
 """Bring a real SLURM up on this machine, and take it down again, in a directory of its own.
 
-munge, a private MariaDB, slurmdbd, slurmctld and one slurmd a virtual node, each with fake GPUs, listening on
-127.0.0.1 and on ports that were free. Two partitions share the nodes: jobs in `high` preempt those in `low`, which
-are requeued. Nothing outside the directory is touched and no daemon of the machine's own is used. Needs root and
-the Debian packages slurm-wlm, slurmdbd, munge and mariadb-server.
+It starts munge, a private MariaDB, slurmdbd, slurmctld and a slurmd for each virtual node with fake GPUs, on free ports
+of 127.0.0.1. Two partitions share the nodes: jobs in `high` preempt those in `low`, which are requeued. It touches
+nothing outside the directory and uses no daemon of the machine's own. It needs root and the Debian packages slurm-wlm,
+slurmdbd, munge and mariadb-server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 START_SECONDS = 300.0
-"""Each daemon is there within seconds on an idle machine; a busy one takes its time."""
+"""Each daemon starts within seconds on an idle machine; a busy one takes longer."""
 END_SECONDS = 60.0
 LOWEST_PORT = 20000
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -36,33 +36,27 @@ EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cluster pretends to be."""
+    """Nodes and limits that the cluster pretends to have."""
 
     nodes: int = 2
     gpus: int = 4
     """Fake GPUs a node: plain files, enough for SLURM to count."""
-    cores: int = 8
-    memory_mib: int = 16_000
     max_array_size: int = 1001
-    max_jobs: int = 10_000
-    grace_seconds: int = 120
-    """Time a preempted job has between SIGTERM and SIGKILL."""
     accounting: bool = True
-    """Whether it keeps accounts; many sites keep none, and then there is no sacct."""
-    node_timeout: int = 15
-    """Seconds after which a silent slurmd makes its node DOWN."""
+    """True if it keeps accounts; many sites keep none, and then there is no sacct."""
 
 
 class DevCluster:
-    """A SLURM cluster in `home`; `env` is what clients need to talk to it."""
+    """A SLURM cluster in the directory `home`."""
 
     def __init__(self, home: Path, shape: Shape | None = None) -> None:
         self.home = home.absolute()
         self.shape = shape or Shape()
+        self._started: list[subprocess.Popen[bytes]] = []
 
     @property
     def env(self) -> dict[str, str]:
-        """Environment under which sbatch, squeue and the rest talk to this cluster."""
+        """Environment under which SLURM's programs talk to this cluster."""
         return {"SLURM_CONF": str(self.home / "slurm.conf")}
 
     @property
@@ -71,7 +65,7 @@ class DevCluster:
         return [f"n{number}" for number in range(1, self.shape.nodes + 1)]
 
     def up(self) -> None:
-        """Start every daemon and wait until all nodes are idle; raises RuntimeError saying what did not start."""
+        """Start every daemon and wait until all nodes are idle; raises RuntimeError if one does not start."""
         if missing := missing_programs():
             raise RuntimeError(f"a SLURM cluster needs the programs {', '.join(missing)}; see the README")
         if os.geteuid() != 0:
@@ -99,40 +93,33 @@ class DevCluster:
             raise
 
     def down(self) -> None:
-        """End the daemons and their jobs, and remove the directory; raises RuntimeError where it holds no cluster."""
+        """Kill the daemons and all jobs, and remove the directory; raises RuntimeError if it holds no cluster."""
         if not (self.home / "devcluster.json").exists():
             raise RuntimeError(f"{self.home}: holds no cluster")
         self._remove()
 
     def _remove(self) -> None:
-        self._run("scancel", "--user", str(os.geteuid()), check=False)
-        held = self._processes()
-        children = [child for process in held for child in process.children(recursive=True)]
-        for process in held:
-            process.terminate()
-        _, stuck = psutil.wait_procs(held, timeout=END_SECONDS)
-        # A job's shepherd detaches itself from the slurmd that started it.
-        shepherds = [
-            process
-            for process in psutil.process_iter(["name", "environ"])
-            if process.info["name"] == "slurmstepd"
-            and (process.info["environ"] or {}).get("SLURM_CONF") == str(self.home / "slurm.conf")
-        ]
-        left = [*stuck, *shepherds, *(child for child in children if child.is_running())]
-        for process in left:
-            _kill(process)
-        psutil.wait_procs(left, timeout=END_SECONDS)
+        _kill(self._processes())
+        _kill(list(self._of_jobs()))
         shutil.rmtree(self.home, ignore_errors=True)
+
+    def _of_jobs(self) -> Iterator[psutil.Process]:
+        """Find the processes of jobs, and their shepherds, which detach from slurmd and erase their environment."""
+        for process in psutil.process_iter(["name", "cwd", "environ"]):
+            environment = process.info["environ"] or {}
+            is_of_job = (
+                environment.get("SLURM_CONF") == self.env["SLURM_CONF"] and "SLURM_JOB_ID" in environment
+            )
+            if is_of_job or (process.info["name"], process.info["cwd"]) == ("slurmstepd", str(self.home)):
+                yield process
 
     def start_node(self, node: str) -> None:
         """Start a node's slurmd."""
         self._start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
 
     def stop_node(self, node: str) -> None:
-        """End a node's slurmd with SIGKILL, as if its machine had gone silent; jobs on it may go on writing."""
-        for process in self._processes(f"slurmd-{node}"):
-            _kill(process)
-            process.wait(END_SECONDS)
+        """Kill a node's slurmd, as if its machine had gone silent; its jobs may go on writing."""
+        _kill(self._processes(f"slurmd-{node}"))
 
     def _write(self) -> None:
         for name in ("logs", "state", "spool", "gpus", "munge", "database", "pids"):
@@ -141,12 +128,12 @@ class DevCluster:
         shape, (ctld, dbd, database, *ports) = self.shape, free_ports(3 + self.shape.nodes)
         devices = [self.home / "gpus" / f"gpu{number}" for number in range(shape.gpus)]
         for device in devices:
-            device.symlink_to("/dev/null")  # SLURM wants a device, else it names none to jobs
+            device.symlink_to("/dev/null")  # without a device file SLURM names no GPU to jobs
         host = socket.gethostname().split(".")[0]
         gres = f" Gres=gpu:fake:{shape.gpus}" if shape.gpus else ""
         node_lines = [
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={shape.cores} "
-            f"RealMemory={shape.memory_mib}{gres} Feature=virtual State=UNKNOWN"
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 "
+            f"RealMemory=16000{gres} Feature=virtual State=UNKNOWN"
             for node, port in zip(self.node_names, ports, strict=True)
         ]
         accounts = {
@@ -169,9 +156,6 @@ class DevCluster:
             "database_port": database,
             "password": secrets.token_hex(16),
             "max_array_size": shape.max_array_size,
-            "max_jobs": shape.max_jobs,
-            "grace": shape.grace_seconds,
-            "node_timeout": shape.node_timeout,
         }
         for name in ("slurm.conf", "slurmdbd.conf"):
             text = Template((HERE / name).read_text(encoding="utf-8")).substitute(facts)
@@ -179,9 +163,8 @@ class DevCluster:
         (self.home / "slurm.conf").chmod(0o644)
         lines = [f"Name=gpu Type=fake File={device}" for device in devices]
         (self.home / "gres.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self._write_private("devcluster.json", json.dumps({**asdict(shape), "database_port": database}))
-        self._password = str(facts["password"])
-        self._database_port = database
+        self._write_private("devcluster.json", json.dumps(asdict(shape)))
+        self._password, self._database_port = facts["password"], database
 
     def _write_private(self, name: str, text: str) -> None:
         path = self.home / name
@@ -207,7 +190,7 @@ class DevCluster:
 
     def _start_database(self) -> None:
         data = self.home / "database" / "data"
-        # A server that starts removes what it takes for its own left-over tables from the machine's /tmp.
+        # MariaDB removes files from its temporary folder when it starts, so that must not be the machine's /tmp.
         temporary = self.home / "database" / "tmp"
         temporary.mkdir()
         endpoint = self.home / "database" / "socket"
@@ -254,11 +237,12 @@ class DevCluster:
                 start_new_session=True,
                 cwd=self.home,
             )
+        self._started.append(process)
         started = psutil.Process(process.pid).create_time()
         (self.home / "pids" / name).write_text(f"{process.pid} {started}", encoding="utf-8")
 
     def _processes(self, only: str | None = None) -> list[psutil.Process]:
-        """The daemons of this cluster that run, the last started first."""
+        """Return the daemons of this cluster that run, the last started first."""
         files = sorted(self.home.glob("pids/*"), key=lambda path: -path.stat().st_mtime)
         found = []
         for path in files:
@@ -305,25 +289,26 @@ class DevCluster:
     def _wait(self, what: str, condition: Callable[[], bool]) -> None:
         limit = time.monotonic() + START_SECONDS
         while not condition():
-            if time.monotonic() > limit:
+            has_ended = any(daemon.poll() is not None for daemon in self._started)
+            if has_ended or time.monotonic() > limit:
                 endings = [f"{log.name}: {_last_lines(log)}" for log in sorted(self.home.glob("logs/*"))]
-                raise RuntimeError(f"{what} did not start in {START_SECONDS:.0f} s; {'; '.join(endings)}")
+                raise RuntimeError(f"{what} did not start; {'; '.join(endings)}")
             time.sleep(0.1)
 
 
 def missing_programs() -> list[str]:
-    """Programs a cluster needs and this machine lacks."""
+    """Return the programs that a cluster needs and this machine lacks."""
     return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
 
 
 _CLAIMS: list[socket.socket] = []
-"""One for each port that was given out: a name that the kernel lets go of with this process."""
+"""A socket for each port that was given out; the kernel releases its name with this process."""
 
 
 def free_ports(count: int) -> Sequence[int]:
-    """Ports of 127.0.0.1 that nobody listens on now, below those the system gives to whoever asks for any.
+    """Return free ports of 127.0.0.1, below those that the kernel gives out by itself.
 
-    No other process of this machine that asks here is given one of them while this one lives.
+    While this process lives, no other process that calls this function gets one of them.
     """
     try:
         first = int(EPHEMERAL.read_text().split()[0])
@@ -342,9 +327,11 @@ def free_ports(count: int) -> Sequence[int]:
     raise RuntimeError(f"no {count} free ports on 127.0.0.1")
 
 
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=END_SECONDS)
 
 
 def _last_lines(log: Path) -> str:

@@ -1,7 +1,7 @@
-"""What is claimed of speed, measured: `python -m tests.benchmarks [NAME]... [--quick]`.
+"""Measure the claims of speed: `python -m tests.benchmarks [NAME]... [--quick]`.
 
-Each comparison runs both sides here and now and prints a ratio. Nothing fails for being slow: how fast a machine is
-today is no property of the code. What does fail is two sides that differ in their answer.
+Each comparison runs both sides in turn and prints a ratio. No benchmark fails for being slow, which depends on the
+machine; it fails if the two sides give different answers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 import platform
 from importlib.metadata import version
 
-# transformers would look for compiled kernels on its hub, and say that it has none; torch's profiler would say
-# when it starts and stops.
+# Keep transformers from looking for compiled kernels on its hub, and torch's profiler from printing.
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "KINETO_LOG_LEVEL": "99"}
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from tests import reaper
 from tests.benchmarks import (
     bootstrap,
     fit,
@@ -47,7 +47,7 @@ BENCHMARKS = {
     "starts": starts.run,
     "slurm": slurm.run,
 }
-THREADS = 1  # what a training process has unless told otherwise
+THREADS = 1  # as a training process has by default
 LINE = "{:<60} {:>12} {:>12}  {}"
 
 
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default all")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller cases")
     options = parser.parse_args()
+    reaper.start_reaper()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
 

@@ -1,7 +1,7 @@
 """Refits of cluster resamples, all at once, against one warm BFGS descent each.
 
 The baseline starts every refit at the point estimate, as is usual, with an analytic gradient over one array. Both sides
-refit the same draws, so that their intervals can be held against each other.
+refit the same draws, so that their intervals can be compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SAME = 0.05  # share of an interval's width by which its ends may differ
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Time of all refits against as many descents, and the intervals both give."""
+    """Yield the time of all refits against as many descents, and the intervals of both."""
     fit, log_x = _fitted()
     clusters = len(fit.keys)
     drawn = np.random.default_rng(0).multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
@@ -52,7 +52,7 @@ def _fitted() -> tuple[Fitted, Array]:
 
 
 def _descend(fit: Fitted, log_x: Array, draws: Array) -> Array:
-    """BFGS from the point estimate on each draw: (resamples, parameters in the law's order)."""
+    """Descend from the point estimate on each draw; returns (resamples, parameters in the law's order)."""
     params = fit.result.params
     start = np.array([*(np.log(params[name]) for name in ("A", "B", "E")), params["alpha"], params["beta"]])
     ends = []

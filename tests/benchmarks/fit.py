@@ -31,7 +31,7 @@ SAME = 1e-9  # relative difference of objectives that are called the same
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Time of one fit against all starts, against as many as are needed, and where both end."""
+    """Yield the time of one fit against all starts and against as many as are needed, and both objectives."""
     rounds = 3 if quick else 9
     x, loss = synthetic_points()
     grid = GridSearch(np.log(x), np.log(loss))
@@ -60,7 +60,7 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 
 def synthetic_points() -> tuple[Array, Array]:
-    """N and D (240, 2) on a grid of sizes and budgets, and losses with half a per cent of noise."""
+    """Return N and D (240, 2) on a grid of sizes and budgets, and losses with half a per cent of noise."""
     sizes, budgets = np.meshgrid(np.geomspace(1e7, 1e10, 20), np.geomspace(2e8, 2e11, 12))
     x = np.column_stack([sizes.ravel(), budgets.ravel()])
     clean = TRUE["E"] + TRUE["A"] / x[:, 0] ** TRUE["alpha"] + TRUE["B"] / x[:, 1] ** TRUE["beta"]
@@ -76,7 +76,7 @@ class LogSumExp:
     weights: Array
 
     def __call__(self, theta: Array) -> tuple[float, Array]:
-        """Sum of weighted Huber losses and its gradient."""
+        """Return the sum of weighted Huber losses and its gradient."""
         exponents = theta[3:]
         terms = np.column_stack([theta[:2] - exponents * self.log_x, np.full(len(self.y), theta[2])])
         highest = terms.max(axis=1)
@@ -88,7 +88,7 @@ class LogSumExp:
         return float((self.weights * huber(residual, DELTA)).sum()), gradient
 
     def value(self, theta: Array) -> float:
-        """The sum alone."""
+        """Return the sum alone."""
         terms = np.column_stack([theta[:2] - theta[3:] * self.log_x, np.full(len(self.y), theta[2])])
         highest = terms.max(axis=1)
         residual = highest + np.log(np.exp(terms - highest[:, None]).sum(axis=1)) - self.y
@@ -97,7 +97,7 @@ class LogSumExp:
 
 @dataclass
 class GridSearch:
-    """L-BFGS-B from each start in turn, in an order drawn once; `ends` holds the objectives reached."""
+    """L-BFGS-B from each start in turn, in a fixed random order; `ends` holds the objectives reached."""
 
     log_x: Array
     y: Array
@@ -114,14 +114,14 @@ class GridSearch:
         done = len(self.ends)
         work = self.objective if self.analytic else self.objective.value
         for start in self.starts[done : done + count]:
-            # scipy's own tolerance is for objectives of order one; this one is of order 1e-3.
+            # scipy's default tolerance suits objectives of order one; this one is of order 1e-3.
             options = {"maxiter": 2000, "maxfun": 10000, "ftol": 1e-13, "gtol": 1e-9}
             found = minimize(work, start, jac=self.analytic, method="L-BFGS-B", options=options)
             self.ends.append(float(found.fun))
 
 
 def _by_turns(problem: Problem, grid: GridSearch, rounds: int, part: int) -> tuple[Seconds, Seconds]:
-    """Seconds of our fit and of one start of theirs, round by round."""
+    """Return the seconds of our fit and of one start of theirs, by round."""
     ours, per_start = [], []
     for _ in range(rounds):
         ours.append(clocked(lambda: fit_law(problem)))

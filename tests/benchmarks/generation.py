@@ -1,8 +1,8 @@
-"""Generation with guidance step by step, against re-computing the whole piece for every token, as the reference does.
+"""Generation with guidance step by step, against computing the whole piece again for every token.
 
-2,200 forward passes would take an hour, so re-computing is timed at 16 lengths up to the whole and its time integrated
-between them (trapezoid). Both sides take a caption and its unconditional twin as a batch of two, which the
-reference computes one after the other; both choose the likeliest token, so that their answers can be compared.
+2,200 forward passes would take an hour, so they are timed at 16 lengths and integrated between them (trapezoid). Both
+sides take a caption and its unconditional twin as a batch of two, which the reference computes one after the other;
+both choose the likeliest token, so that their answers can be compared.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ CASES = (
     (Architecture("prefix_simba"), 64),
     (Architecture("cross_transformer"), None),
 )
-"""Backbones, and d_state where they have one: the paper's, and that of most others."""
+"""Backbones, with d_state of the paper and of most other models."""
 BLOCKS, WIDTH = 2, 1024
-"""Fewer blocks than the paper's 24, of its width: both sides do in each block what they do in every other."""
+"""The paper's width with fewer than its 24 blocks, which are all alike."""
 CAPTION = "A slow piece for piano and strings in C minor, quiet at first and solemn in the end."
 GREEDY = Sampling(top_k=1, guidance=3.0)
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Seconds of both for 2,200 tokens of one caption, and tokens a second."""
+    """Yield seconds and tokens a second of both, for 2,200 tokens of one caption."""
     tokens, timed = (550, 6) if quick else (2200, 16)
     for architecture, d_state in CASES:
         yield from _compare(architecture, d_state, tokens, timed)
@@ -57,7 +57,7 @@ def _compare(architecture: Architecture, d_state: int | None, tokens: int, timed
     generate(model, text, 8, GREEDY, [0])  # warm-up
     found, ours = _timed(lambda: generate(model, text, tokens, GREEDY, [0]))
 
-    inputs, _ = delay(found, None, config.special)  # (1, 1, tokens): what was read before each token
+    inputs, _ = delay(found, None, config.special)  # (1, 1, tokens): the input of each token
     lengths = np.linspace(1, tokens, timed).astype(int)
     _next_token(model, text, inputs[..., : lengths[0]])
     seconds = []
@@ -76,7 +76,7 @@ def _compare(architecture: Architecture, d_state: int | None, tokens: int, timed
 
 
 def _next_token(model: MusicLM, text: TextBatch, inputs: Tensor) -> int:
-    """The likeliest next token under guidance, from nothing but the inputs (1, 1, length)."""
+    """Return the likeliest next token under guidance, from the inputs (1, 1, length) alone."""
     without = text.unconditional()
     both = TextBatch(
         *(torch.cat(pair) for pair in zip(vars(text).values(), vars(without).values(), strict=True))

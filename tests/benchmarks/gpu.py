@@ -1,11 +1,10 @@
 """A training step of all four backbones at the paper's size: tokens a second, share of the ceiling, peak memory.
 
-With the kernels that are here and by PyTorch, with activation checkpointing and with torch.compile: each a model of
-its own with the same weights, and beside it, as the baseline, the model as it is. The ceiling is what a large product
-of matrices reaches here and now, in the precision of the step.
+Each variant (PyTorch's kernels, activation checkpointing, torch.compile) is a model of its own with the same weights,
+compared with the model as it is. The ceiling is the speed of a large matrix product, in the precision of the step.
 
-torch.compile is no choice of a study: on a CPU it takes two minutes to start, gains nothing (0.94 times as fast) and
-moves gradients. Whether it pays on a GPU is what its row is for.
+A study cannot choose torch.compile: on a CPU it takes two minutes to start, gains nothing (0.94 times as fast) and
+changes gradients. Its row shows whether it pays on a GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ TEXT_WIDTH = 768
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained in one step, and the matrix product it is held against."""
+    """Size of a step's model and batch, and of the matrix product that gives the ceiling."""
 
     n_blocks: int = 24
     d_model: int = 1024
@@ -59,7 +58,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Measured:
-    """A variant's step in seconds and its peak in bytes; `problem` where it could not run."""
+    """Seconds of a variant's step and its peak in bytes, or the problem that kept it from running."""
 
     step: float = math.nan
     peak: int = 0
@@ -67,7 +66,7 @@ class Measured:
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Everything on the GPU, or one line that says there is none."""
+    """Yield all rows on the GPU, or one that says there is none."""
     if not torch.cuda.is_available():
         yield Row("gpu: skipped, since there is no CUDA device here", "", "", "")
         return
@@ -78,7 +77,7 @@ def run(*, quick: bool) -> Iterator[Row]:
 def measure(
     size: Size, device: str, kernels: Kernels, *, rounds: int, compiler: str | None = "inductor"
 ) -> Iterator[Row]:
-    """The rows of all four backbones at a size on a device; compiler: a backend of torch.compile, None for none."""
+    """Yield the rows of all four backbones; `compiler` is a backend of torch.compile, or None."""
     ceiling = product_speed(size.square, device, rounds)
     yield Row(f"gpu: bf16 product of {size.square} x {size.square}", f"{ceiling / 1e12:.3g} TFLOP/s", "", "")
     yield Row(f"gpu: mixers by {kernels.name}", kernels.reason or "complete", "", "")
@@ -133,7 +132,7 @@ def _backbone(
 
 
 def _measured(variant: Variant, config: ModelConfig, size: Size, device: str, rounds: int) -> Measured:
-    """Seconds and peak memory of a model of its own, gone afterwards."""
+    """Measure seconds and peak memory of a model of its own, which is freed afterwards."""
     with using(variant.kernels):
         try:
             step = training_step(variant, config, size, device)
@@ -150,7 +149,7 @@ def _measured(variant: Variant, config: ModelConfig, size: Size, device: str, ro
 
 
 def training_step(variant: Variant, config: ModelConfig, size: Size, device: str) -> Work:
-    """A step of training in bf16, optimiser and all; returns when the device has done it."""
+    """Return a step of training in bf16 with its optimiser; the step returns when the device has finished."""
     torch.manual_seed(0)
     model = MusicLM(config).to(device).train()
     model.checkpoints_activations = variant.checkpointed
@@ -178,7 +177,7 @@ def _step(model: MusicLM, optimiser: torch.optim.Optimizer, tokens: Tensor, text
 
 
 def product_speed(square: int, device: str, rounds: int) -> float:
-    """FLOP/s of a product of two square matrices in bf16."""
+    """Return the FLOP/s of a product of two square matrices in bf16."""
     left, right = torch.randn(2, square, square, device=device, dtype=torch.bfloat16)
 
     def product() -> float:
@@ -189,7 +188,7 @@ def product_speed(square: int, device: str, rounds: int) -> float:
 
 
 def peak(step: Work, device: str) -> int:
-    """The most bytes one step holds at once: weights and moments too on a GPU, beyond them on a CPU."""
+    """Return the peak bytes of one step: with weights and moments on a GPU, beyond them on a CPU."""
     if device != "cuda":
         return peak_bytes(step)
     torch.cuda.reset_peak_memory_stats()

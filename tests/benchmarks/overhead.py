@@ -1,8 +1,8 @@
-"""What keeping a record costs: journal and mirroring against the same loop without, and saving checkpoints.
+"""Cost of the record: the loop with journal and mirror against the same loop without, and saving checkpoints.
 
-The same engine trains on in blocks, by turns with and without; blocks are compared with their neighbours, so that
-whatever else the machine does falls on both. The mirror is a process of its own, as where `ssmscale submit` trains,
-and is held still while a block without it is timed.
+One engine trains in blocks, by turns with and without the record. A block is compared with its neighbour, so that other
+load falls on both. The mirror is a process of its own, as under `ssmscale submit`, and is suspended during a block
+without it.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from harness.study.schema import Study
 from harness.tracking.live import MirrorThread
 from harness.tracking.store import default_uri
 from harness.train.loop import Outcome, SeriesTrainer
-from tests.benchmarks.measure import Row, Seconds, as_time, clocked
+from tests.benchmarks.measure import Row, Seconds, as_time, clocked, spent_in
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import series_folder, train
 from tests.studies import Fields
 
 DEMO = Path(__file__).parents[2] / "sweeps" / "demo.yaml"
 BLOCK_SECONDS = 1.6
-"""A round of mirroring falls due every 3 s, so that every block with a mirror has one: twice its share."""
+"""The mirror has a round every 3 s, so every block with a mirror has one, which is twice its share."""
 SHOW_SECONDS = 1.0
-"""How often a submission reads the journals for what it shows."""
+"""Interval at which a submission reads the journals for its display."""
 REQUIRED = 0.01
 LARGER = {"n_blocks": 6, "d_model": 672, "d_state": 64, "ssm_head_dim": 64, "head_dim": 84}
 """About 30 M parameters."""
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Overhead on a step, what of it is spent in the loop itself, and what saving costs."""
+    """Yield the overhead on a step, the part of it inside the loop, and the cost of saving."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_corpus(folder / "corpus", codebooks=2, frames=256, codebook_size=256)
@@ -76,16 +76,17 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 @dataclass
 class Blocks:
-    """Seconds a step of each pair of blocks, with the record and without, and those spent in its own functions."""
+    """Seconds a step of each pair of blocks, with the record and without."""
 
     wall: list[tuple[float, float]] = field(default_factory=list)
     processor: list[tuple[float, float]] = field(default_factory=list)
-    """Of the training process, the kernel's work for it included: what others do on the machine hardly shows."""
+    """CPU time of the training process and of the kernel for it, which other load hardly changes."""
     inside: float = math.nan
+    """Seconds a step in the record's own functions."""
 
 
 def _demo(folder: Path, size: dict[str, Any], iterations: list[int]) -> dict[str, Any]:
-    """The demo's study with one prefix_simba of one size, on a corpus of the same shape."""
+    """Return the demo's study with one prefix_simba of one size, on a corpus of the same shape."""
     fields: Fields = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     fields["name"] = "overhead"
     fields["corpus"] |= {"path": str(folder / "corpus"), "codec": "rvq"}
@@ -124,16 +125,16 @@ def _blocks(folder: Path, pairs: int) -> Blocks:
                     taken.wall.append((pair[True][0], pair[False][0]))
                     taken.processor.append((pair[True][1], pair[False][1]))
             mirror.suspend()
-            with _spent_in(time.thread_time, (Journal, "append"), (SeriesTrainer, "_agree")) as spent:
+            with spent_in((Journal, "append"), (SeriesTrainer, "_agree"), clock=time.thread_time) as spent:
                 _walk(trainer, steps, journal)
-            taken.inside = sum(spent) / steps
+            taken.inside = sum(map(sum, spent.values())) / steps
 
     _train(root, fields, measure)
     return taken
 
 
 def _overhead(what: str, pairs: Seconds) -> Row:
-    """The median of the pairs' relative differences, with a 95 % interval from their ranks; pairs (count, 2)."""
+    """Return the row of pairs (count, 2): the median of their relative differences, with a 95 % interval."""
     middle, low, high = median_with_interval(pairs[:, 0] / pairs[:, 1] - 1)
     verdict = "below" if high < REQUIRED else "not told apart from" if low < REQUIRED else "above"
     ours, baseline = np.median(pairs, axis=0)
@@ -146,7 +147,7 @@ def _overhead(what: str, pairs: Seconds) -> Row:
 
 
 def median_with_interval(values: Seconds) -> tuple[float, float, float]:
-    """Median and the order statistics between which the true one lies 19 times in 20 (the sign test's interval)."""
+    """Return the median and its 95 % interval by the sign test, whose ends are order statistics."""
     from scipy.stats import binom
 
     ordered = np.sort(values)
@@ -156,15 +157,15 @@ def median_with_interval(values: Seconds) -> tuple[float, float, float]:
 
 
 def _share_of_saving(folder: Path, iterations: list[int]) -> Row:
-    """Saving in the whole Series of the demo's smallest model, branch points and all."""
-    with _spent_in(time.perf_counter, (SeriesTrainer, "_save")) as spent:
+    """Return the row of saving in a whole Series of the demo's smallest model, with its branch points."""
+    with spent_in((SeriesTrainer, "_save")) as spent:
         wall = clocked(
             lambda: train(Root(folder / f"share-{len(iterations)}"), _demo(folder, _smallest(), iterations))
         )
-    saving = sum(spent)
+    saving = sum(spent["_save"])
     lengths = ", ".join(map(str, iterations))
     return Row(
-        f"saving: {len(spent)} checkpoints in runs of {lengths}",
+        f"saving: {len(spent['_save'])} checkpoints in runs of {lengths}",
         as_time(saving),
         as_time(wall),
         f"{saving / wall:.2%} of the whole",
@@ -172,7 +173,7 @@ def _share_of_saving(folder: Path, iterations: list[int]) -> Row:
 
 
 def _speed_of_saving(folder: Path, rounds: int) -> Row:
-    """One checkpoint of a larger model against one of its steps; the ratio says after how many steps saving is 2 %."""
+    """Return the row of one checkpoint of a larger model against one of its steps."""
     root, found = Root(folder / "larger"), {"bytes": 0, "parameters": 0}
     saves, steps = [], []
 
@@ -199,7 +200,7 @@ def _speed_of_saving(folder: Path, rounds: int) -> Row:
 
 
 def _train(root: Root, fields: Fields, measure: Callable[[SeriesTrainer, Journal], None]) -> None:
-    """Have the worker prepare a Series as ever, and `measure` train it."""
+    """Have the worker prepare a Series as usual, and `measure` train it."""
 
     def instead(trainer: SeriesTrainer, journal: Journal) -> Outcome:
         measure(trainer, journal)
@@ -210,7 +211,7 @@ def _train(root: Root, fields: Fields, measure: Callable[[SeriesTrainer, Journal
 
 
 def _walk(trainer: SeriesTrainer, steps: int, journal: Journal | None) -> None:
-    """Train on along the trunk, with its record or, as ranks other than the first, without."""
+    """Train on along the trunk, with its record or without, as ranks other than the first do."""
     run = trainer.runs[-1]
     rate = partial(trunk_learning_rate, run.schedule, run.optimiser.lr)
     trainer.journal = journal
@@ -218,39 +219,10 @@ def _walk(trainer: SeriesTrainer, steps: int, journal: Journal | None) -> None:
 
 
 def _steps_of(seconds: float, trainer: SeriesTrainer) -> int:
-    """A number of steps that takes about so long, in whole intervals between two log lines."""
+    """Return the number of steps that take about so long, a multiple of the steps between two log lines."""
     every = trainer.launch.log_every
     each = min(clocked(lambda: _walk(trainer, every, None)) for _ in range(5))
     return every * max(1, round(seconds / each))
-
-
-@contextmanager
-def _spent_in(clock: Callable[[], float], *watched: tuple[type, str]) -> Iterator[list[float]]:
-    """Seconds by `clock` of each outermost call of the functions."""
-    spent: list[float] = []
-    depth = [0]
-
-    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **named: Any) -> Any:
-            depth[0] += 1
-            start = clock()
-            try:
-                return function(*arguments, **named)
-            finally:
-                depth[0] -= 1
-                if not depth[0]:
-                    spent.append(clock() - start)
-
-        return call
-
-    patches = [patch.object(owner, name, timed(getattr(owner, name))) for owner, name in watched]
-    for one in patches:
-        one.start()
-    try:
-        yield spent
-    finally:
-        for one in patches:
-            one.stop()
 
 
 # -- the mirror's process
@@ -258,7 +230,7 @@ def _spent_in(clock: Callable[[], float], *watched: tuple[type, str]) -> Iterato
 
 @contextmanager
 def _mirroring(root: Root, fields: Fields) -> Iterator[psutil.Process]:
-    """A process that follows the study into SQLite as a submission does; ready when it begins to."""
+    """Run a process that mirrors the study into SQLite as a submission does; yields it after its first round."""
     study = root.path / "study.json"
     study.write_text(json.dumps(fields), encoding="utf-8")
     with subprocess.Popen(
@@ -273,7 +245,7 @@ def _mirroring(root: Root, fields: Fields) -> Iterator[psutil.Process]:
 
 
 def follow(study: Path) -> None:
-    """Mirror a study for ever; says when its first round is done."""
+    """Mirror a study for ever; prints a line after the first round."""
     root = Root(study.parent)
     fields = json.loads(study.read_text(encoding="utf-8"))
     points = resolve(validate(Study, fields, "benchmark"), root, "benchmark").points

@@ -1,8 +1,8 @@
-"""How near a packing comes to the least time there can be, against longest first with backfill and nothing more.
+"""Time of a packing over its lower bound, against longest first with plain backfill.
 
 Simulated time on two nodes of four GPUs: 24 Series of one, two and four GPUs in turn, drawn anew each round. The bound
-is the longest Series or all GPU-seconds on all GPUs; the start of groups counts as loss. Only what a decision costs is
-measured in real time.
+is the longest Series or all GPU-seconds on all GPUs; the start of groups counts as loss. The cost of a decision is
+real time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STARTUPS = (0.0, 2.0, 10.0, 30.0)
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Rows for packings, and for what a decision takes."""
+    """Yield rows for packings, and for the time of a decision."""
     seeds = range(8 if quick else 60)
     for startup in STARTUPS:
         ours, theirs = (
@@ -40,7 +40,7 @@ def run(*, quick: bool) -> Iterator[Row]:
 def longest_first(
     waiting: Sequence[WaitingTask], groups: Sequence[Group], nodes: Sequence[Node], startup: float
 ) -> list[Action]:
-    """The longest Series on the first node that has room; shorter ones overtake one that waits."""
+    """Place the longest Series on the first node with enough free devices; shorter ones overtake one that waits."""
     del startup
     actions: list[Action] = []
     idle = [group for group in groups if group.busy is None]
@@ -48,7 +48,7 @@ def longest_first(
     for group in groups:
         free[group.nodes[0]] -= group.request.ranks
 
-    def room_for(ranks: int) -> str | None:
+    def node_for(ranks: int) -> str | None:
         return next((key for key in free if free[key] >= ranks), None)
 
     for task in sorted(waiting, key=lambda task: (-task.seconds, task.key)):
@@ -58,11 +58,11 @@ def longest_first(
             idle.remove(warm)
             actions.append(Feed(warm, task))
             continue
-        while room_for(ranks) is None and idle:
+        while node_for(ranks) is None and idle:
             group = idle.pop()
             actions.append(Stop(group))
             free[group.nodes[0]] += group.request.ranks
-        if (node := room_for(ranks)) is not None:
+        if (node := node_for(ranks)) is not None:
             free[node] -= ranks
             actions.append(Start(task, (node,) * ranks))
     return actions
@@ -73,7 +73,7 @@ def _ratio(tasks: Sequence[WaitingTask], startup: float, how: Decide) -> float:
 
 
 def _seconds(tasks: Sequence[WaitingTask], nodes: Sequence[Node], how: Decide) -> float:
-    """CPU seconds of the first decision, which has most to decide."""
+    """Return the CPU seconds of the first decision, which is the largest."""
     begun = time.process_time()
     how(tasks, [], nodes, 10.0)
     return time.process_time() - begun

@@ -1,4 +1,4 @@
-"""`ssmscale plan` of ten thousand runs, cold: the whole command in a process of its own, beside its --help."""
+"""`ssmscale plan` of ten thousand runs: the whole command in a process of its own, against its --help."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REQUIRED = 5.0
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """The command's wall time for a thousand and for ten thousand runs."""
+    """Yield the command's wall time for a thousand and for ten thousand runs."""
     for sizes in (5, 50):
         with tempfile.TemporaryDirectory() as name:
             yield _row(Path(name), sizes, rounds=1 if quick else 3)

@@ -1,8 +1,8 @@
 """`ssmscale points` on ten thousand finished runs, against reading the same table through MLflow's own search_runs.
 
-The journals are written as workers write them and mirrored by `ssmscale sync`. What is measured is the whole command,
-a process of its own: wall time, and the largest memory it held. The stores are an SQLite file, MLflow's server on
-PostgreSQL, and that PostgreSQL opened directly.
+The journals are as workers write them, and `ssmscale sync` mirrors them. It measures the wall time and the peak memory
+of the whole command, in a process of its own. The stores are an SQLite file, MLflow's server on PostgreSQL, and that
+PostgreSQL opened directly.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ csv.writer(sys.stdout).writerows(rows)
 
 @dataclass(frozen=True)
 class Measured:
-    """One process, from its start to its end."""
+    """A process from its start to its end."""
 
     seconds: float
     gib: float
@@ -60,7 +60,7 @@ class Measured:
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Rows for each store there is here."""
+    """Yield rows for each store of this machine."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         write_tiny_corpus(folder / "corpus")
@@ -103,7 +103,7 @@ def _measure(store: str, uri: str, root: Root, runs: int) -> Iterator[Row]:
 
 
 def _process(command: list[str], uri: str) -> Measured:
-    """Run a command and see it succeed; time and memory are its own, not those of what ran before."""
+    """Run a command, which must succeed; time and memory are its own, without those of earlier processes."""
     with tempfile.TemporaryFile("w+") as out:
         begun = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, env={**os.environ, "MLFLOW_TRACKING_URI": uri})
@@ -117,13 +117,13 @@ def _process(command: list[str], uri: str) -> Measured:
 
 
 def _served(stack: ExitStack, folder: Path) -> tuple[str, str] | None:
-    """Addresses of MLflow's server on a PostgreSQL, and of that PostgreSQL; None without one."""
-    from tests.cluster.servers import Postgres, Served
+    """Start MLflow's server on a PostgreSQL; returns both addresses, or None without a PostgreSQL."""
+    from tests.cluster.servers import Postgres, Served, postgres_binaries
 
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
+    binaries = postgres_binaries()
+    if binaries is None:
         return None
-    postgres = Postgres(found[-1].parent)
+    postgres = Postgres(binaries)
     stack.callback(postgres.remove)
     postgres.start()
     environment = {"SSMSCALE_DATABASE": postgres.uri}

@@ -31,8 +31,8 @@ SQUARE = 1024  # the matrix product that stands for the machine's ceiling
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Time, memory and share of the ceiling, at each state width and length."""
-    keep_freed_memory()  # as every training process does
+    """Yield time, memory and share of the ceiling, at each state width and length."""
+    keep_freed_memory()  # as training processes do
     rounds = 3 if quick else 9
     for length in LENGTHS[:1] if quick else LENGTHS:
         for d_state in D_STATES:
@@ -86,7 +86,7 @@ def _step(forward: Callable[[], Tensor], inputs: tuple[Tensor, ...], upstream: T
 def _assert_same_gradients(
     ours: nn.Module, theirs: nn.Module, our_gradients: tuple[Tensor, ...], their_gradients: tuple[Tensor, ...]
 ) -> None:
-    """Both in the order (x, *parameters), each module with its own order of parameters."""
+    """Compare gradients in the order (x, *parameters); each module has its own order of parameters."""
     expected = dict(zip(_names(theirs), their_gradients, strict=True))
     for name, gradient in zip(_names(ours), our_gradients, strict=True):
         size = float(expected[name].abs().max())
@@ -98,7 +98,7 @@ def _names(module: nn.Module) -> list[str]:
 
 
 def _share_of_ceiling(config: ModelConfig, length: int, rounds: int) -> Row:
-    """The scan alone, forward and backward: what its matrix products would take at the speed of torch.mm."""
+    """Return the row of the scan alone, forward and backward: its FLOP/s as a share of torch.mm's."""
     convention = FlopConvention(scan_chunk=even_chunk(config.d_state, length))
     forward = forward_flops(config, length, text_positions=0, convention=convention)
     square = torch.randn(SQUARE, SQUARE)
@@ -125,7 +125,7 @@ def _scan(config: ModelConfig, length: int) -> Work:
 
 
 def peak_bytes(work: Work) -> int:
-    """The most that torch's CPU allocator held at once during one call, over what it held before."""
+    """Return the peak bytes of torch's CPU allocator during one call, over those it held before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

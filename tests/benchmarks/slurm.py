@@ -1,33 +1,26 @@
-"""A thousand runs on a real SLURM: planned, submitted while the partition is down, and asked after.
+"""A thousand runs on a real SLURM: `plan`, `submit` while the partition is down, `status` and `cancel`.
 
-What is measured is the whole command, a process of its own. Calls of SLURM's
-programs are counted by wrappers before the real ones; the baseline of those is a job for each Series.
+It measures the whole command, in a process of its own. Wrappers count the calls of SLURM's programs; their baseline is
+a job for each Series.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
-from harness.record.journal import Event
-from harness.record.registry import ResolvedStudy, resolve_registered
-from harness.record.root import Root
+from harness.record.registry import resolve_registered
 from slurm.devcluster.cluster import DevCluster, missing_programs
 from tests.benchmarks.measure import Row, as_ratio, as_time
+from tests.cluster.slurm_study import SlurmStudy, held_back
 from tests.corpora import write_tiny_corpus
-from tests.harness.journals import begin_run, begin_series, finish, log_steps
+from tests.harness.journals import write_finished
 from tests.programs import count_calls
-from tests.studies import Fields, tiny_study
+from tests.studies import tiny_study
 
 RANKS = {"b1": 1, "b2": 2, "b3": 4, "b4": 8}
 """Ranks by size: four shapes of resources, the last one on two nodes."""
@@ -46,7 +39,7 @@ STEPS = 40
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Rows for a thousand Series of one run, and for as many runs in two hundred Series."""
+    """Yield rows for a thousand Series of one run, and for as many runs in two hundred Series."""
     if absent := missing_programs():
         yield Row("slurm: a cluster on this machine", "-", "-", f"no {', '.join(absent)}")
         return
@@ -64,17 +57,15 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 
 def _measure(bench: _Bench) -> Iterator[Row]:
-    planned, _ = bench.command("plan", str(bench.study), "--cluster", str(bench.profile))
-    with bench.partition_down():
-        submitted, calls = bench.command(
-            "submit", str(bench.study), "--on", "slurm", "--cluster", str(bench.profile), "--yes"
-        )
+    target = bench.study.target()
+    planned, _ = bench.command("plan", *target[2:])
+    with held_back(bench.study.slurm):
+        submitted, calls = bench.command("submit", *target, "--yes")
         what = f"{bench.runs} runs, {bench.series} series"
         yield Row(f"slurm: plan {what}", as_time(planned), "-", "-")
         yield Row(f"slurm: submit {what}", as_time(submitted), "-", "-")
-        needed = len(RANKS)
         yield Row(
-            f"slurm: sbatch for {needed} shapes",
+            f"slurm: sbatch for {len(RANKS)} shapes",
             f"{calls.count('sbatch')} calls",
             f"{bench.series} calls",
             as_ratio(bench.series / calls.count("sbatch")),
@@ -84,111 +75,54 @@ def _measure(bench: _Bench) -> Iterator[Row]:
         half = bench.write_journals()
         seconds, calls = bench.status(queued=bench.runs - half)
         yield Row(f"slurm: status, {half} with {STEPS} steps ({' '.join(calls)})", as_time(seconds), "-", "-")
-        cancelled, calls = bench.command("cancel", "bench")
+        cancelled, calls = bench.command("cancel")
         yield Row(f"slurm: cancel all ({' '.join(calls)})", as_time(cancelled), "-", "-")
 
 
-@dataclass
 class _Bench:
-    """A study on the cluster."""
+    """A study on the cluster, and a counter of the calls of SLURM's programs."""
 
-    cluster: DevCluster
-    folder: Path
-    seeds: int
-    iterations: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir()
-        self.study, self.profile = self.folder / "study.yaml", self.folder / "profile.yaml"
-        self.study.write_text(yaml.safe_dump(self._fields()), encoding="utf-8")
-        self.profile.write_text(yaml.safe_dump(PROFILE), encoding="utf-8")
-        self.root = Root(self.folder / "runs")
-        self.told = self.folder / "calls"
-        count_calls(
-            self.folder / "bin", self.told, "sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel"
-        )
-
-    @property
-    def series(self) -> int:
-        return len(RANKS) * self.seeds
-
-    @property
-    def runs(self) -> int:
-        return self.series * len(self.iterations)
-
-    def command(self, *words: str) -> tuple[float, list[str]]:
-        """Seconds of one verb from the start of its process to its end, and SLURM's programs that it called."""
-        self.told.write_text("", encoding="utf-8")
-        environment = {
-            **os.environ,
-            **self.cluster.env,
-            "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        }
-        command = [sys.executable, "-m", "harness", *words, "--root", str(self.root.path)]
-        with tempfile.TemporaryFile("w+") as out:
-            begun = time.perf_counter()
-            done = subprocess.run(command, stdout=out, env=environment, check=False)
-            seconds = time.perf_counter() - begun
-            if done.returncode:
-                raise RuntimeError(f"{words[0]} ended with {done.returncode}")
-            out.seek(0)
-            self.said = out.read()
-        return seconds, self.told.read_text(encoding="utf-8").split()
-
-    def status(self, *, queued: int) -> tuple[float, list[str]]:
-        """Seconds of `status`; raises AssertionError where it counts other runs than there are."""
-        self.command("status", "bench", "--json")
-        counts = json.loads(self.said)["counts"]
-        if counts.get("queued") != queued or sum(counts.values()) != self.runs:
-            raise AssertionError(f"status counts {counts}; {queued} of {self.runs} runs wait")
-        return self.command("status", "bench")
-
-    def write_journals(self) -> int:
-        """Journals for every other Series, its runs finished; returns how many runs have one."""
-        resolved = self._resolved()
-        chosen = sorted({point.series_id for point in resolved.points})[::2]
-        written, begun = 0, set[str]()
-        for point in resolved.points:
-            if point.series_id not in chosen:
-                continue
-            if point.series_id not in begun:
-                begun.add(point.series_id)
-                with begin_series(self.root, point.run) as trunk:
-                    log_steps(trunk, range(1, STEPS + 1))
-                    trunk.append(Event.FINISHED)
-            journal = begin_run(self.root, point.run)
-            log_steps(journal, range(point.run.iterations - STEPS + 1, point.run.iterations + 1))
-            finish(journal, point.run)
-            written += 1
-        return written
-
-    @contextmanager
-    def partition_down(self) -> Iterator[None]:
-        """Jobs wait during the block, and none is run."""
-        self._scontrol("down")
-        try:
-            yield
-        finally:
-            self._scontrol("up")
-
-    def _scontrol(self, state: str) -> None:
-        command = ["scontrol", "update", "partitionname=low", f"state={state}"]
-        subprocess.run(command, env={**os.environ, **self.cluster.env}, check=True)
-
-    def _resolved(self) -> ResolvedStudy:
-        found = resolve_registered(self.root, "bench")
-        assert found is not None
-        return found
-
-    def _fields(self) -> Fields:
-        fields = tiny_study(self.folder.parent / "corpus")
-        fields["name"] = "bench"
+    def __init__(self, cluster: DevCluster, folder: Path, seeds: int, iterations: Sequence[int]) -> None:
+        self.series = len(RANKS) * seeds
+        self.runs = self.series * len(iterations)
+        fields = tiny_study(folder.parent / "corpus")
         fields["grid"] |= {
             "sizes": {
                 size: {"n_blocks": int(size[1:]), "d_model": 16, "resources": {"ranks": ranks}}
                 for size, ranks in RANKS.items()
             },
-            "iterations": list(self.iterations),
-            "seeds": list(range(self.seeds)),
+            "iterations": list(iterations),
+            "seeds": list(range(seeds)),
         }
-        return fields
+        self.study = SlurmStudy(cluster, folder, fields, PROFILE)
+        self.told = folder / "calls"
+        count_calls(folder / "bin", self.told, "sbatch", "squeue", "sacct", "scontrol", "sinfo", "scancel")
+
+    def command(self, verb: str, *options: str) -> tuple[float, list[str]]:
+        """Run one verb in a process; returns its seconds and the programs of SLURM that it called."""
+        self.told.write_text("", encoding="utf-8")
+        path = f"{self.told.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        begun = time.perf_counter()
+        process = self.study.start(verb, *options, PATH=path)
+        self.out, errors = process.communicate()
+        seconds = time.perf_counter() - begun
+        if process.returncode:
+            raise RuntimeError(f"{verb} ended with {process.returncode}: {errors}")
+        return seconds, self.told.read_text(encoding="utf-8").split()
+
+    def status(self, *, queued: int) -> tuple[float, list[str]]:
+        """Run `status`; raises AssertionError if its counts are wrong."""
+        self.command("status", "--json")
+        counts = json.loads(self.out)["counts"]
+        if counts.get("queued") != queued or sum(counts.values()) != self.runs:
+            raise AssertionError(f"status counts {counts}; {queued} of {self.runs} runs wait")
+        return self.command("status")
+
+    def write_journals(self) -> int:
+        """Write the journals of every other Series, its runs finished; returns the number of those runs."""
+        resolved = resolve_registered(self.study.root, self.study.fields["name"])
+        assert resolved is not None
+        chosen = sorted({point.series_id for point in resolved.points})[::2]
+        points = [point for point in resolved.points if point.series_id in chosen]
+        write_finished(self.study.root, points, STEPS)
+        return len(points)

@@ -1,4 +1,4 @@
-"""Ranks of a group until they are ready to train: each a process of its own, against forked from a rank server."""
+"""Start of a group's ranks: forked from a rank server, against a process of its own each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.benchmarks.measure import Row, times
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """A row for a group of eight ranks; the server has made its imports, as it has for all groups but the first."""
+    """Yield a row for a group of eight ranks; the server has made its imports, as for all groups but the first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         server = RankServer(folder / "server.log")
@@ -34,7 +34,7 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 
 def _start(folder: Path, count: int, address: str | None) -> float:
-    """Seconds until the last of them is ready."""
+    """Start ranks; returns the seconds until the last is ready."""
     folder.mkdir()
     meeting = {"SSMSCALE_RENDEZVOUS": str(folder / "meeting"), "GLOO_SOCKET_IFNAME": "lo"}
     begun = time.perf_counter()

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -17,24 +13,19 @@ from harness.record import checkpoints
 from harness.record.root import Root
 from harness.train import checkpoint, loop
 from harness.train.engine import Engine
-from tests.benchmarks.measure import Row, clocked, times
+from tests.benchmarks.measure import Row, clocked, spent_in, times
 from tests.corpora import write_tiny_corpus
 from tests.harness.trainer import losses, train
 from tests.studies import Fields, tiny_study
 
 ITERATIONS = (40, 80, 160, 320)
 BRANCHING = ("save", "inspect", "load")  # writing a checkpoint, checking it, loading it back
-WATCHED = (
-    (Engine, "step"),
-    (checkpoint, "save"),
-    (checkpoints, "inspect"),
-    (loop, "load"),
-)
+WATCHED = ((Engine, "step"), (checkpoint, "save"), (checkpoints, "inspect"), (loop, "load"))
 
 
 @dataclass(frozen=True)
 class Training:
-    """One side, once: its wall time, the losses in the order of ITERATIONS, and seconds of each watched call."""
+    """One training of one side: its wall time, losses in the order of ITERATIONS, and seconds of watched calls."""
 
     wall: float
     losses: list[float]
@@ -42,16 +33,16 @@ class Training:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps taken."""
+        """Number of optimiser steps."""
         return len(self.spent["step"])
 
     def total(self, *names: str) -> float:
-        """Seconds in the watched functions of those names."""
+        """Return the seconds spent in the watched functions of those names."""
         return sum(sum(self.spent[name]) for name in names)
 
 
 def run(*, quick: bool) -> Iterator[Row]:
-    """Steps and seconds of both, what branching costs against what it saves, and whether the losses are equal."""
+    """Yield steps and seconds of both, the cost of branching against its saving, and the losses, which are equal."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_corpus(folder / "corpus")
@@ -75,12 +66,8 @@ def run(*, quick: bool) -> Iterator[Row]:
         step = np.array([np.median(ours.spent["step"]) for ours, _ in pairs])
         yield times(f"trunk: {what} a checkpoint, against one step", each, step)
     ours, theirs = (" ".join(f"{loss:.4f}" for loss in side.losses) for side in (shared, alone))
-    yield Row(
-        "trunk: held-out loss of the longest",
-        ours.split()[-1],
-        theirs.split()[-1],
-        "all four equal to the bit",
-    )
+    what = "trunk: held-out loss of the longest"
+    yield Row(what, ours.split()[-1], theirs.split()[-1], "all four equal to the bit")
 
 
 def _shared(folder: Path, number: int) -> Training:
@@ -92,9 +79,9 @@ def _alone(folder: Path, number: int) -> Training:
 
 
 def _train(folder: Path, roots: Sequence[tuple[str, Sequence[int]]]) -> Training:
-    """Train the given iteration counts in each root, one root after the other."""
+    """Train the given iterations in each root, one root after the other."""
     studies = [(Root(folder / name), _study(folder / "corpus", iterations)) for name, iterations in roots]
-    with stopwatch() as spent:
+    with spent_in(*WATCHED) as spent:
         wall = clocked(lambda: [train(root, study) for root, study in studies])
     return Training(wall, [loss for root, study in studies for loss in losses(root, study)], spent)
 
@@ -105,24 +92,3 @@ def _study(corpus: Path, iterations: Sequence[int]) -> Fields:
     fields["grid"] |= {"sizes": {"s": {"n_blocks": 2, "d_model": 32}}, "iterations": list(iterations)}
     fields["training"]["schedule"] = {"warmup": 10}
     return fields | {"tracking": {"log_every": 20}}
-
-
-@contextmanager
-def stopwatch() -> Iterator[dict[str, list[float]]]:
-    """Seconds of every call of the watched functions made inside, by name."""
-    spent: dict[str, list[float]] = {name: [] for _, name in WATCHED}
-    with ExitStack() as stack:
-        for owner, name in WATCHED:
-            stack.enter_context(patch.object(owner, name, _timed(getattr(owner, name), spent[name])))
-        yield spent
-
-
-def _timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
-    def call(*arguments: Any, **named: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return function(*arguments, **named)
-        finally:
-            spent.append(time.perf_counter() - start)
-
-    return call

@@ -1,4 +1,4 @@
-"""Servers shared by the tests that talk to them: starting one costs seconds, so each is started once."""
+"""Servers that tests share: each takes seconds to start, so each is started once, when the first test needs it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
-from tests.cluster.servers import Postgres, Served
+from tests.cluster.servers import Postgres, Served, postgres_binaries
 from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
 from tests.conftest import REPOSITORY
 from tests.studies import Fields
@@ -26,36 +26,25 @@ training: {batch: 8, optimiser: {lr: 1e-3}, schedule: {warmup: 2}}
 """
 
 
+def missing(reason: str) -> NoReturn:
+    """Skip a test whose server this machine lacks; fail where CI promises that all are there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
-def postgres_if_any() -> Iterator[Postgres | None]:
-    """A PostgreSQL of the tests' own, where the machine has one to start."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    on_path = shutil.which("initdb")
-    if not found and on_path is None:
-        yield None
-        return
-    server = Postgres(found[-1].parent if found else Path(str(on_path)).parent)
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL of the tests' own; a test that stops it starts it again."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        missing("no PostgreSQL on this machine (Debian: apt-get install postgresql-15)")
+    server = Postgres(binaries)
     try:
         server.start()
         yield server
     finally:
         server.remove()
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres_if_any: Postgres | None) -> Postgres:
-    """A PostgreSQL of the tests' own; whoever stops it starts it again."""
-    if postgres_if_any is None:
-        missing("no PostgreSQL on this machine (Debian: apt-get install postgresql-15)")
-    assert postgres_if_any is not None
-    return postgres_if_any
-
-
-def missing(reason: str) -> None:
-    """Skip, but where everything is promised to be there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -67,28 +56,33 @@ def served_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def servers(
-    served_study: Path, postgres_if_any: Postgres | None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Served]]:
-    """`ssmscale serve` on each database, started side by side."""
-    held = {"sqlite": Served(tmp_path_factory.mktemp("sqlite-root"), served_study)}
-    if postgres_if_any is not None:
-        environment = {"SSMSCALE_DATABASE": postgres_if_any.uri}
-        root = tmp_path_factory.mktemp("postgres-root")
-        held["postgres"] = Served(root, served_study, environment=environment)
-    for server in held.values():
-        server.begin()
+def on_sqlite(
+    served_study: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("sqlite-root")
+    shutil.copy(empty_store, root)
+    yield from served(Served(root, served_study))
+
+
+@pytest.fixture(scope="session")
+def on_postgres(
+    served_study: Path, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp("postgres-root")
+    yield from served(Served(root, served_study, environment={"SSMSCALE_DATABASE": postgres.uri}))
+
+
+def served(server: Served) -> Iterator[Served]:
+    """Start a server, and stop it in the end."""
     try:
-        for server in held.values():
-            server.wait()
-        yield held
+        server.start()
+        yield server
     finally:
-        for server in held.values():
-            server.stop()
+        server.stop()
 
 
 def running(server: Served) -> Served:
-    """The server, started again where a test has ended it."""
+    """Return the server, started again where a test has ended it."""
     if not server.is_running:
         server.stop()
         server.start()
@@ -96,28 +90,28 @@ def running(server: Served) -> Served:
 
 
 @pytest.fixture
-def sqlite_server(servers: dict[str, Served]) -> Served:
-    return running(servers["sqlite"])
+def sqlite_server(on_sqlite: Served) -> Served:
+    """`ssmscale serve` on SQLite."""
+    return running(on_sqlite)
 
 
 @pytest.fixture
-def postgres_server(servers: dict[str, Served], postgres: Postgres) -> Served:
-    return running(servers["postgres"])
+def postgres_server(on_postgres: Served) -> Served:
+    """`ssmscale serve` on PostgreSQL."""
+    return running(on_postgres)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def mlflow_server(request: pytest.FixtureRequest) -> Served:
-    """MLflow's server, once on each database."""
+    """`ssmscale serve`, once on each database."""
     server: Served = request.getfixturevalue(f"{request.param}_server")
     return server
 
 
-@pytest.fixture(scope="session")
-def devcluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
-    """A SLURM of the tests' own: two nodes of four fake GPUs, arrays of at most fifty."""
+def started(cluster: DevCluster) -> Iterator[DevCluster]:
+    """Bring a cluster up, and take it down in the end."""
     if absent := missing_programs():
         missing(f"no {', '.join(absent)} on this machine")
-    cluster = DevCluster(tmp_path_factory.mktemp("slurm") / "cluster", Shape(max_array_size=50))
     cluster.up()
     try:
         yield cluster
@@ -126,8 +120,14 @@ def devcluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]
 
 
 @pytest.fixture(scope="session")
+def devcluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
+    """A SLURM of the tests' own: two nodes of four fake GPUs, arrays of at most fifty."""
+    yield from started(DevCluster(tmp_path_factory.mktemp("slurm") / "cluster", Shape(max_array_size=50)))
+
+
+@pytest.fixture(scope="session")
 def account(devcluster: DevCluster) -> str:
-    """An account of the cluster that this user may charge; under its QOS `few` he may have three jobs at once."""
+    """An account that this user may charge; its QOS `few` takes three jobs of a user at once."""
     for words in (
         "add qos few MaxSubmitJobsPerUser=3",
         "add account lab",
@@ -141,7 +141,7 @@ def account(devcluster: DevCluster) -> str:
 
 @pytest.fixture
 def make(devcluster: DevCluster, study_fields: Fields, tmp_path: Path) -> Iterator[Make]:
-    """Make a study on the cluster; what it leaves in the queue goes with the test."""
+    """Make a study on the cluster; jobs that it leaves in the queue are cancelled after the test."""
     made: list[SlurmStudy] = []
 
     def make(
@@ -154,6 +154,5 @@ def make(devcluster: DevCluster, study_fields: Fields, tmp_path: Path) -> Iterat
 
     yield make
     for study in made[:1]:
-        study.slurm("scancel", "--user=root")  # by their numbers those would be refused that end just now
-    if made:
-        made[0].wait_until_over()
+        study.slurm("scancel", "--user=root")  # SLURM refuses the number of a job that ends just now
+        study.wait_until_over()

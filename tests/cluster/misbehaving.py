@@ -1,4 +1,4 @@
-"""A server that takes every request and answers none of them well, since no real one misbehaves on demand."""
+"""A server that takes every request and answers nonsense, which no real one does on demand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANSWERS = (
 
 
 class Misbehaving:
-    """Listens on a port of this machine while used as a context; `asked` counts the requests."""
+    """Context in which the server listens on a port of this machine; `asked` counts the requests."""
 
     def __init__(self, port: int) -> None:
         self.asked = 0

@@ -1,4 +1,4 @@
-"""A packed array in one job of the devcluster, with a controller that only tells what Ray gives it."""
+"""A packed array in one job of the devcluster, with a controller that only writes down what Ray gives it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Device:
     def name(self):
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
-def offered(nodes):  # names of the GPUs that actors on each node see; None where a node went meanwhile
+def offered(nodes):  # names of the GPUs that actors on each node see; None if a node is lost meanwhile
     found = {}
     for node in nodes:
         here = {"num_cpus": 0, "num_gpus": 1, "label_selector": {"ray.io/node-id": node["NodeID"]}}
@@ -123,7 +123,7 @@ class PackedJob:
         )
         self.job_id = f"{said.split(';')[0].strip()}_0"
 
-    def slurm(self, *command: str) -> str:
+    def slurm(self, *command: str, check: bool = True) -> str:
         environment = {
             **os.environ,
             **self.cluster.env,
@@ -131,40 +131,39 @@ class PackedJob:
             "SSMSCALE_OF_TEST": self.array.name,
         }
         return subprocess.run(
-            command, capture_output=True, text=True, env=environment, check=True, timeout=PATIENCE
+            command, capture_output=True, text=True, env=environment, check=check, timeout=PATIENCE
         ).stdout
 
     def cancel(self) -> None:
-        """Take it out of SLURM, where it may have ended long ago."""
+        """Cancel its job, which may have ended long ago."""
         if self.job_id:
-            environment = {**os.environ, **self.cluster.env}
-            subprocess.run(["scancel", self.job_id], env=environment, check=False, timeout=PATIENCE)
+            self.slurm("scancel", self.job_id, check=False)
 
     def state(self) -> str:
-        """SLURM's word on it; "" where it is not in the queue any more."""
+        """Return SLURM's state of its job; "" after it has left the queue."""
         lines = self.slurm("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines).get(self.job_id, "")
 
     @property
     def address(self) -> RayAddress | None:
-        """Where its Ray is, while it is there."""
+        """Address of its Ray while that runs."""
         return read_address(packed_folder(self.study_dir, self.array.name) / "ray.json")
 
     @property
     def out(self) -> str:
-        """What its batch script said."""
-        return (self.folder / "job.out").read_text() if (self.folder / "job.out").exists() else ""
+        """Output of its batch script."""
+        return text_of(self.folder / "job.out")
 
     def told(self, key: str) -> list[Any]:
-        """What its controllers told of, oldest first."""
+        """Return the facts of one kind that its controllers wrote down, oldest first."""
         return [facts[key] for facts in self._facts() if key in facts]
 
     def controllers(self) -> list[int]:
-        """Process ids of its controllers, oldest first."""
+        """Return the process ids of its controllers, oldest first."""
         return list(dict.fromkeys(facts["pid"] for facts in self._facts()))
 
     def processes(self) -> list[psutil.Process]:
-        """Whatever runs on its behalf, on any node."""
+        """Return its processes on all nodes."""
         return [
             process
             for process in psutil.process_iter(["environ"])
@@ -172,13 +171,16 @@ class PackedJob:
         ]
 
     def named(self, name: str) -> list[psutil.Process]:
-        """Its processes of that name."""
+        """Return its processes of that name."""
         return [process for process in self.processes() if name_of(process) == name]
 
     def _facts(self) -> Sequence[dict[str, Any]]:
-        path = self.study_dir / "told.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = text_of(self.study_dir / "told.jsonl").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def text_of(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def name_of(process: psutil.Process) -> str:

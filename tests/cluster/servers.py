@@ -23,23 +23,30 @@ from slurm.devcluster.cluster import free_ports
 from tests.waiting import PATIENCE, wait_until
 
 PASSWORD = "a/secret%word"
-"""With what has to be quoted in an address, so that tests see whether it is."""
+"""With characters that an address must quote."""
 
 
 def free_port() -> int:
-    """A port of the loopback that stays free: no other test is given it, nor anybody who asks the kernel for any."""
+    """Return a port of the loopback that neither another test nor the kernel gives to another process."""
     return free_ports(1)[0]
 
 
+def postgres_binaries() -> Path | None:
+    """Return the folder of PostgreSQL's programs, if this machine has them."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    path = found[-1] if found else shutil.which("initdb")
+    return Path(path).parent if path else None
+
+
 class Postgres:
-    """A PostgreSQL of its own: own files, own port, this machine alone."""
+    """A PostgreSQL with files and a port of its own, for this machine alone."""
 
     def __init__(self, binaries: Path) -> None:
         self.binaries, self.port = binaries, free_port()
-        # Not below pytest's folders: the server's user may not go there.
+        # pytest's folders are closed to the server's user.
         self.folder = Path(tempfile.mkdtemp(prefix="ssmscale-postgres-"))
         self._as: dict[str, Any] = {}
-        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             account = pwd.getpwnam("postgres")
             self._as = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
             os.chown(self.folder, account.pw_uid, account.pw_gid)
@@ -86,7 +93,7 @@ class Postgres:
         return True
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
-        """End it: SIGQUIT is PostgreSQL's immediate mode, a crash in which connections just end."""
+        """End it; SIGQUIT is PostgreSQL's immediate mode, a crash in which connections just end."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(PATIENCE)
@@ -98,7 +105,7 @@ class Postgres:
 
 
 class Served:
-    """`ssmscale serve` as a user runs it: a process of its own, on the same port after each start."""
+    """`ssmscale serve` in a process of its own, on the same port after each start."""
 
     def __init__(
         self, root: Path, study: Path, *options: str, environment: dict[str, str] | None = None
@@ -123,12 +130,7 @@ class Served:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it; return when it answers."""
-        self.begin()
-        self.wait()
-
-    def begin(self) -> None:
-        """Start it, and let others start meanwhile."""
+        """Start it; return when it answers, which its JSON document announces."""
         command = [sys.executable, "-m", "harness", "serve", str(self.study), "--root", str(self.root)]
         self._process = subprocess.Popen(
             [*command, "--port", str(self.port), "--json", *self.options],
@@ -137,9 +139,6 @@ class Served:
             text=True,
             env={**os.environ, **self.environment},
         )
-
-    def wait(self) -> None:
-        """Return when it answers, as its one JSON document tells."""
         assert self.process.stdout is not None
         text = ""
         while (line := self.process.stdout.readline()) and line != "}\n":
@@ -148,11 +147,11 @@ class Served:
         self.told = json.loads(text + line)
 
     def processes(self) -> list[psutil.Process]:
-        """MLflow's own processes."""
+        """Return MLflow's own processes."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """End it as Ctrl-C or a scheduler would; returns its status and what it said on standard error."""
+        """End it as Ctrl-C or a scheduler would; returns its exit status and its standard error."""
         if self._process is None:
             return 0, ""
         if self.process.poll() is None:
@@ -162,7 +161,7 @@ class Served:
         return status, said
 
     def freeze(self) -> None:
-        """Let it accept connections and answer nothing."""
+        """Have it accept connections and answer no request."""
         for process in self.processes():
             process.suspend()
 
@@ -176,18 +175,16 @@ class Served:
         login: Sequence[str] | None = None,
         host: str | None = None,
     ) -> int:
-        """The status of a request, made over the loopback."""
+        """Return the HTTP status of a request made over the loopback."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
         if login is not None:
-            request.add_header(
-                "Authorization", f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
-            )
+            credentials = base64.b64encode(":".join(login).encode()).decode()
+            request.add_header("Authorization", f"Basic {credentials}")
         if host is not None:
             request.add_header("Host", host)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                request, timeout=PATIENCE
-            ) as answer:
+            with opener.open(request, timeout=PATIENCE) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code

@@ -1,4 +1,4 @@
-"""What dies in an allocation that trains a packed study, one after the other: a rank, a raylet, the controller."""
+"""Deaths in an allocation that trains a packed study, one after the other: of a rank, a raylet, the controller."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ Fields = dict[str, Any]
 
 
 def raylet_over(process: psutil.Process) -> psutil.Process:
-    """The raylet of the node that a rank is on."""
+    """Return the raylet of a rank's node."""
     (raylet,) = [parent for parent in process.parents() if parent.name() == "raylet"]
     return raylet
 
 
-def test_what_has_finished_stays_and_the_rest_finishes_once_whatever_is_killed(
+def times(event: Event, folder: Path) -> int:
+    return [found["event"] for found in read_events(folder)].count(event)
+
+
+def test_finished_runs_stay_and_the_rest_finishes_once_whatever_is_killed(
     make: Make, study_fields: Fields, tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {"iterations": [10, 900], "seeds": [0, 1, 2, 3, 4]}
@@ -37,14 +41,14 @@ def test_what_has_finished_stays_and_the_rest_finishes_once_whatever_is_killed(
     hit: list[Path] = []
 
     def rank_of_another() -> psutil.Process:
-        """The first rank of a Series that is past its first checkpoint and was not hit before."""
+        """Return the first rank of a Series that has a checkpoint and was not hit before."""
 
-        def there() -> list[Path]:
+        def in_reach() -> list[Path]:
             past = [series for series in study.series() if 60 <= read_progress(series).step < 400]
             return [series for series in past if series not in hit and read_progress(series).is_alive]
 
-        wait_until(lambda: bool(there()), at_once=True)
-        hit.append(there()[0])
+        wait_until(lambda: bool(in_reach()), at_once=True)
+        hit.append(in_reach()[0])
         started = read_progress(hit[-1]).started
         assert started is not None
         return psutil.Process(started["pid"])
@@ -52,9 +56,8 @@ def test_what_has_finished_stays_and_the_rest_finishes_once_whatever_is_killed(
     rank_of_another().kill()
     raylet_over(rank_of_another()).kill()
     rank_of_another()
-    finished = [
-        run for run in (study.root.path / "runs").iterdir() if read_progress(run).state == Event.FINISHED
-    ]
+    runs = list((study.root.path / "runs").iterdir())
+    finished = [run for run in runs if read_progress(run).state == Event.FINISHED]
     (controller,) = study.controllers()
     controller.kill()
     wait_until(lambda: bool(set(study.controllers()) - {controller}))
@@ -62,12 +65,9 @@ def test_what_has_finished_stays_and_the_rest_finishes_once_whatever_is_killed(
 
     assert len(study.arrays()) == 1
     assert losses(study.root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-6)
-    for run in (study.root.path / "runs").iterdir():
-        assert [event["event"] for event in read_events(run)].count(Event.FINISHED) == 1
-    for run in finished:
-        assert [event["event"] for event in read_events(run)].count(Event.STARTED) == 1
-    for series in hit[:1]:
-        assert [event["event"] for event in read_events(series)].count(Event.RESUMED) >= 1
+    assert {times(Event.FINISHED, run) for run in runs} == {1}
+    assert {times(Event.STARTED, run) for run in finished} <= {1}
+    assert times(Event.RESUMED, hit[0]) >= 1
     events = Control(study.root.study("tiny") / "control.jsonl").read()
     (crash,) = [event for event in events if event["event"] == "crashed"]
     assert crash["reason"].startswith("its controller ended with status -9")

@@ -1,4 +1,4 @@
-"""On a real SLURM: a job that holds a Ray, and what befalls it."""
+"""On a real SLURM: a job that holds a Ray outlives its parts, or is given up with the reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pack = Callable[..., PackedJob]
 
 @pytest.fixture
 def pack(devcluster: DevCluster, study_fields: Fields, tmp_path: Path) -> Iterator[Pack]:
-    """Make a packed array; its job goes with the test."""
+    """Make a packed array; its job is cancelled after the test."""
     made: list[PackedJob] = []
 
     def pack(name: str = "packed", **shape: int) -> PackedJob:
@@ -51,18 +51,18 @@ def test_a_job_outlives_its_controller_its_raylets_and_its_time(pack: Pack) -> N
     wait_until(lambda: len(job.controllers()) == 2)
     assert job.told("offered")[-1] == everything
 
-    known = {process.pid for process in job.named("raylet")}
-    worst = next(
-        process for process in job.named("raylet") if process.environ().get("SLURMD_NODENAME") == "n2"
-    )
+    raylets = job.named("raylet")
+    worst = next(process for process in raylets if process.environ().get("SLURMD_NODENAME") == "n2")
     worst.kill()
-    wait_until(lambda: {process.pid for process in job.named("raylet")} - known)
+    wait_until(
+        lambda: {process.pid for process in job.named("raylet")} - {process.pid for process in raylets}
+    )
     wait_until(lambda: job.told("offered")[-1] == everything and len(job.told("offered")) > 2)
     assert len(job.controllers()) == 2  # it went on
 
     first = job.address
-    with held_back(job.slurm):  # else it is started again after a few seconds
-        # As SLURM does when its time is nearly over, by what the batch file asks for.
+    with held_back(job.slurm):  # else SLURM starts it again after a few seconds
+        # The signal that the batch file asks SLURM for near the time limit.
         job.slurm("scancel", "--batch", "--signal=USR2", job.job_id)
         wait_until(lambda: job.told("told") == [["SIGUSR2"]])
         wait_until(lambda: f"requeueing job {job.job_id}" in job.out)
@@ -74,7 +74,7 @@ def test_a_job_outlives_its_controller_its_raylets_and_its_time(pack: Pack) -> N
 
 
 @pytest.mark.verify
-def test_what_keeps_dying_is_given_up_and_the_reason_is_with_its_runs(pack: Pack) -> None:
+def test_a_controller_that_keeps_dying_is_given_up_with_the_reason_in_its_runs(pack: Pack) -> None:
     job = pack(nodes=1)
     (job.study_dir / "breaks").touch()
     job.submit()

@@ -1,8 +1,8 @@
-"""24 Series of one, two and four GPUs in one allocation of two nodes: no idle GPUs but for starts, and never too many.
+"""24 Series of one, two and four GPUs in one allocation of two nodes: GPUs idle only while ranks start.
 
-Two cores are no eight GPUs: steps come at a given pace (`paced`), slow enough that eight ranks keep it here. What is
-measured is then the packing: a Series counts from its first step to its last, as its journal has them, and whatever
-happens between two Series of a GPU is loss, imports and starts of ranks included. Ray's own start is told apart.
+Steps come at a given pace (`paced`), slow enough for eight ranks on two cores, so that the test measures the packing. A
+Series counts from its first step to its last in its journal. The time between two Series on a GPU is loss, with the
+imports and starts of ranks. The start of Ray is printed apart.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -23,79 +22,37 @@ from tests.cluster.slurm_study import SlurmStudy
 from tests.harness.journals import read_events
 from tests.waiting import wait_until
 
+pytestmark = [pytest.mark.cluster, pytest.mark.verify]
+
 STEP_SECONDS = 1.0
 LENGTHS = {"prefix_mamba": 30, "prefix_simba": 50, "cross_simba": 80, "cross_transformer": 120}
-"""Steps by architecture: from half a minute to two, of which a start takes a larger part than of any real Series."""
+"""Steps by architecture: half a minute to two, of which a start takes a larger share than of a real Series."""
 RANKS = {"one": 1, "two": 2, "four": 4}
 GPUS = 8
 
 
-@dataclass(frozen=True)
-class Trained:
-    """When a Series' journal has it train, in seconds since the epoch."""
+class Trained(NamedTuple):
+    """Ranks of a Series, and its first and last step by its journal, in seconds since the epoch."""
 
     ranks: int
     first: float
     last: float
 
-    @property
-    def seconds(self) -> float:
-        return self.last - self.first
 
-
-@dataclass(frozen=True)
-class Makespan:
-    """How a packing went."""
-
-    trained: tuple[Trained, ...]
-    begun: float
-    """When the first Series was given its GPUs."""
-
-    @property
-    def seconds(self) -> float:
-        return max(series.last for series in self.trained) - self.begun
-
-    @property
-    def bound(self) -> float:
-        """No packing ends sooner: the longest Series, and all GPU-seconds on all GPUs."""
-        work = sum(series.seconds * series.ranks for series in self.trained)
-        return max(work / GPUS, *(series.seconds for series in self.trained))
-
-    @property
-    def most_at_once(self) -> int:
-        """GPUs in use at the busiest moment."""
-        moments = [series.first for series in self.trained]
-        return max(
-            sum(series.ranks for series in self.trained if series.first <= moment < series.last)
-            for moment in moments
-        )
-
-
-def measure(root: Root, begun: float) -> Makespan:
-    """From the journals of a root's Series, each of which was trained in one go."""
+def trained(root: Root) -> Iterator[Trained]:
+    """Read the journals of a root, whose Series were each trained in one attempt."""
     runs: dict[str, list[Path]] = {}
     for folder in (root.path / "runs").iterdir():
         runs.setdefault(read_run(folder).series_id, []).append(folder)
-    trained = []
     for series_id, branches in sorted(runs.items()):
         trunk = list(read_events(root.series(series_id)))
         starts = [event for event in trunk if event["event"] in {Event.STARTED, Event.RESUMED}]
         assert len(starts) == 1, f"{series_id} was started {len(starts)} times"
         told = [*trunk, *(event for folder in branches for event in read_events(folder))]
         steps = [event["t"] for event in told if event["event"] == Event.STEP]
-        trained.append(Trained(starts[0]["layout"]["ranks"], min(steps), max(steps)))
-    return Makespan(tuple(trained), begun)
+        yield Trained(starts[0]["layout"]["ranks"], min(steps), max(steps))
 
 
-def test_the_bound_and_the_busiest_moment_are_those_of_the_journals() -> None:
-    found = Makespan((Trained(4, 10.0, 20.0), Trained(4, 12.0, 30.0), Trained(1, 20.0, 50.0)), begun=5.0)
-    assert found.seconds == 45.0
-    assert found.bound == 30.0
-    assert found.most_at_once == 8
-
-
-@pytest.mark.cluster
-@pytest.mark.verify
 def test_packed_series_end_within_fifteen_hundredths_of_the_bound(
     make: Callable[..., SlurmStudy], study_fields: dict[str, Any]
 ) -> None:
@@ -120,18 +77,25 @@ def test_packed_series_end_within_fifteen_hundredths_of_the_bound(
     assert len(_over(study.root)) == 24, said[-5000:]
     assert len(study.arrays()) == 1
 
-    found = measure(study.root, _first_given(said))
+    found, begun = list(trained(study.root)), _first_given(said)
+    makespan = max(series.last for series in found) - begun
+    seconds = [series.last - series.first for series in found]
+    work = sum(each * series.ranks for each, series in zip(seconds, found, strict=True))
+    bound = max(work / GPUS, *seconds)  # no packing ends sooner
+    busiest = max(
+        sum(other.ranks for other in found if other.first <= one.first < other.last) for one in found
+    )
     print(
-        f"makespan {found.seconds:.1f} s, bound {found.bound:.1f} s, ratio {found.seconds / found.bound:.3f}; "
-        f"{found.most_at_once} GPUs at the busiest; {found.begun - asked:.1f} s from submitting to a packed Ray"
+        f"makespan {makespan:.1f} s, bound {bound:.1f} s, ratio {makespan / bound:.3f}; "
+        f"{busiest} GPUs at the busiest; {begun - asked:.1f} s from submitting to a packed Ray"
     )
     print("\n".join(re.findall(r"^.*series .*: .*$", said, re.MULTILINE)))
-    assert found.most_at_once <= GPUS
-    assert found.seconds / found.bound <= 1.15
+    assert busiest <= GPUS
+    assert makespan / bound <= 1.15
 
 
 def _over(root: Root) -> list[Path]:
-    """Series that have finished."""
+    """Return the Series that have finished."""
     return [
         folder
         for folder in (root.path / "series").iterdir()
@@ -146,7 +110,7 @@ def _outputs(study: SlurmStudy) -> Iterator[Path]:
 
 
 def _first_given(said: str) -> float:
-    """When the controller gave the first Series its GPUs, by its own clock."""
+    """Return the time at which the controller gave the first Series its GPUs."""
     times = re.findall(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) series .*: to ", said, re.MULTILINE)
     assert times, said[-5000:]
     return min(datetime.strptime(when, "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp() for when in times)

@@ -1,11 +1,7 @@
-"""A study packed into one allocation of a real SLURM: submitted, watched, cancelled in part, and done."""
+"""A study packed into one allocation of a real SLURM: submitted, watched, cancelled in part, and finished."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +9,9 @@ import pytest
 
 from harness.record.control import Control
 from harness.record.journal import read_progress
-from harness.record.root import Root
 from tests.cluster.slurm_study import Make, SlurmStudy, held_back
 from tests.harness.trainer import losses, progress_of, undisturbed
-from tests.waiting import PATIENCE, wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -25,23 +20,13 @@ Fields = dict[str, Any]
 CORES: Fields = {"gpus": 0, "cores": 2, "memory_gib": 8}
 
 
-def facts(study: SlurmStudy, job_id: str) -> dict[str, str]:
-    """What SLURM was asked for."""
-    said = study.slurm("scontrol", "--oneliner", "show", "job", job_id).split()
-    return dict(word.split("=", 1) for word in said if "=" in word)
-
-
 def cluster_of(study: SlurmStudy) -> str:
-    """SLURM's own name for itself."""
-    said = study.slurm("scontrol", "show", "config").splitlines()
-    return next(line.split("=")[1].strip() for line in said if line.startswith("ClusterName"))
+    """Return the name that SLURM has for the cluster."""
+    config = study.slurm("scontrol", "show", "config").splitlines()
+    return next(line.split("=")[1].strip() for line in config if line.startswith("ClusterName"))
 
 
-def told(study: SlurmStudy) -> dict[str, Any]:
-    return dict(json.loads(study.run("status", "--json")))
-
-
-def test_everything_is_handed_over_in_one_job_that_has_its_share_of_the_nodes(
+def test_every_series_is_handed_over_in_one_job_with_its_share_of_the_nodes(
     make: Make, study_fields: Fields
 ) -> None:
     study_fields["grid"]["seeds"] = [0, 1, 2]
@@ -50,11 +35,10 @@ def test_everything_is_handed_over_in_one_job_that_has_its_share_of_the_nodes(
         said = study.submit("--nodes", "2", on="ray")
         assert "6 runs in 3 series packed on 2 nodes with 2 GPUs each submitted to dev: SLURM job" in said
         (job,) = study.queue()
-        asked = facts(study, job.split()[0])
-        assert (asked["NumNodes"], asked["CPUs/Task"], asked["MinMemoryNode"]) == ("2-2", "4", "4G")
-        assert asked["TresPerNode"] == "gres:gpu:2"
+        asked = study.asked(job.split()[0]).split()
+        assert {"NumNodes=2-2", "CPUs/Task=4", "MinMemoryNode=4G", "TresPerNode=gres:gpu:2"} <= set(asked)
         assert study.arrays()[-1].slurm_cluster == cluster_of(study)
-        now = told(study)
+        now = study.status()
         assert now["counts"] == {"queued": 6}
         (allocation,) = now["allocations"]
         assert (allocation["state"], allocation["nodes"], allocation["gpus"]) == ("queued", 2, 4)
@@ -94,7 +78,7 @@ def test_auto_packs_what_needs_less_than_a_node_and_makes_jobs_of_the_rest(
         assert {task.ranks for task in apart.tasks} == {2}
         assert {task.ranks for task in packed.tasks} == {1}
         assert len(study.queue()) == 3
-        assert told(study)["counts"] == {"queued": 8}
+        assert study.status()["counts"] == {"queued": 8}
         study.run("cancel")
         assert "on auto, cluster" in study.run("retry")
         assert len(study.queue()) == 3
@@ -109,13 +93,13 @@ def test_a_packed_study_is_watched_loses_its_controller_is_cancelled_in_part_and
     study_fields["grid"]["seeds"] = [0, 1]
     study_fields["tracking"] = {"log_every": 1}
     study = make(study_fields, **CORES)
-    study.step_seconds = 0.05  # what has no end leaves the cores to the others
+    study.step_seconds = 0.05  # the endless Series leave the cores to the others
     study.submit("--nodes", "1", on="ray")
     long = [series for series, task in study.tasks().items() if task.ranks == 2]
 
-    # Each of them takes all there is.
+    # Each of the two takes all GPUs.
     wait_until(lambda: any(read_progress(series).step for series in long))
-    now = told(study)
+    now = study.status()
     states = {run["run_id"]: run for run in now["runs"] if run["architecture"] == "cross_transformer"}
     (trained,) = [run for run in states.values() if run["state"] == "running"]
     (waits,) = [run for run in states.values() if run["state"] == "queued"]
@@ -136,7 +120,7 @@ def test_a_packed_study_is_watched_loses_its_controller_is_cancelled_in_part_and
     events = Control(study.root.study("tiny") / "control.jsonl").read()
     (crash,) = [event for event in events if event["event"] == "crashed"]
     assert crash["reason"].startswith("its controller ended with status -9")
-    now = told(study)
+    now = study.status()
     assert (now["counts"], now["allocations"]) == ({"done": 4, "cancelled": 2}, [])
     assert now["gpu_hours"]["used"] > 0
     small = {**study_fields, "grid": {**study_fields["grid"], "architectures": {"prefix_simba": None}}}
@@ -155,40 +139,33 @@ def test_a_packed_study_is_watched_loses_its_controller_is_cancelled_in_part_and
 
 @pytest.mark.verify
 def test_wherever_a_study_is_trained_the_same_runs_end_with_the_same_losses(
-    make: Make, study_fields: Fields, tmp_path: Path
+    make: Make, study_fields: Fields
 ) -> None:
     study_fields["grid"] |= {"sizes": sizes(ranks=2)}
-    local = tmp_path / "local"
-    study = make(study_fields, name="ray", **CORES)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "harness", "submit", str(study.study), "--on", "local"),
-            *("--root", str(local)),
-        ],
-        env={**os.environ, **study.environment},
-        check=True,
-        timeout=PATIENCE,
-    )
-    study.submit(on="ray")
-    study.wait_until_over()
-    jobs = make(study_fields, name="slurm", **CORES)
+    here, packed, jobs = (make(study_fields, name=name, **CORES) for name in ("here", "packed", "jobs"))
+    here.run("submit", "--on", "local")
+    packed.submit(on="ray")
+    packed.wait_until_over()
     jobs.submit()
     jobs.wait_until_over()
-    expected = losses(Root(local), study_fields)
-    for root in (study.root, jobs.root):
-        assert losses(root, study_fields) == pytest.approx(expected, abs=1e-6)
-        ranks = [
-            progress.started["layout"]["ranks"]
-            for progress in progress_of(root, study_fields)
+    expected, runs = losses(here.root, study_fields), names(here)
+    for study in (packed, jobs):
+        assert losses(study.root, study_fields) == pytest.approx(expected, abs=1e-6)
+        layouts = [
+            progress.started["layout"]
+            for progress in progress_of(study.root, study_fields)
             if progress.started
         ]
-        assert ranks == [1, 1, 2, 2]
-    runs = {path.name for path in (local / "runs").iterdir()}
-    assert {path.name for path in (study.root.path / "runs").iterdir()} == runs
+        assert [layout["ranks"] for layout in layouts] == [1, 1, 2, 2]
+        assert names(study) == runs
+
+
+def names(study: SlurmStudy) -> set[str]:
+    return {path.name for path in study.root.path.glob("runs/*")}
 
 
 def sizes(ranks: int) -> Fields:
-    """Two sizes, the larger of them on so many ranks."""
+    """Two sizes; the larger is trained by that number of ranks."""
     return {
         "xs": {"n_blocks": 1, "d_model": 16},
         "s": {"n_blocks": 1, "d_model": 24, "resources": {"ranks": ranks}},

@@ -1,8 +1,9 @@
-"""`ssmscale serve`: MLflow's own server on real databases, open to this machine alone or to who knows the password."""
+"""`ssmscale serve`: MLflow's own server on real databases, for this machine alone or for users with the password."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import sqlite3
@@ -16,36 +17,26 @@ import pytest
 from harness.doctor.cluster import tracker
 from harness.record.root import Root
 from harness.tracking.tracker import Tracker
+from tests.cluster.conftest import served
 from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
 from tests.conftest import Command
 from tests.harness.journals import rows_of
 from tests.harness.tracked import mlflow_runs
 from tests.harness.trainer import train
 from tests.studies import Fields
-from tests.waiting import is_running, wait_until
+from tests.waiting import PATIENCE, is_running, wait_until
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
 def guarded(
-    served_study: Path, servers: dict[str, Served], tmp_path_factory: pytest.TempPathFactory
+    served_study: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """A server that others can reach; its store is a copy, since making one takes seconds."""
+    """A server that other machines can reach."""
     root = tmp_path_factory.mktemp("guarded-root")
-    copy_store(servers["sqlite"], root)
-    server = Served(root, served_study, "--host", "0.0.0.0", "--allow-host", "proxy.example.org")
-    server.start()
-    yield server
-    server.stop()
-
-
-def copy_store(server: Served, root: Path) -> None:
-    source, target = sqlite3.connect(server.root / "mlflow.db"), sqlite3.connect(root / "mlflow.db")
-    with target:
-        source.backup(target)
-    source.close()
-    target.close()
+    shutil.copy(empty_store, root)
+    yield from served(Served(root, served_study, "--host", "0.0.0.0", "--allow-host", "proxy.example.org"))
 
 
 def test_a_study_is_tracked_through_the_server_and_its_artefacts_are_read_from_there(
@@ -57,7 +48,7 @@ def test_a_study_is_tracked_through_the_server_and_its_artefacts_are_read_from_t
     train(root, study_fields)
     rows = rows_of(root, study_fields)
     Tracker(mlflow_server.address, "tiny", root).mirror(rows, settle=True)
-    assert capsys.readouterr().out == ""  # which is for what a verb was asked for
+    assert capsys.readouterr().out == ""  # standard output is for a verb's own result
     client = MlflowClient(tracking_uri=mlflow_server.address)
     found = mlflow_runs(mlflow_server.address, "tiny")
     runs = [run for run in found if run.data.tags["ssmscale.kind"] == "run"]
@@ -72,7 +63,9 @@ def test_a_study_is_tracked_through_the_server_and_its_artefacts_are_read_from_t
         assert [*kept.rglob(f"{run.info.run_id}/artifacts/run.json")]
 
 
-def test_it_listens_on_the_loopback_alone_and_asks_this_machine_for_nothing(mlflow_server: Served) -> None:
+def test_it_listens_on_the_loopback_alone_and_asks_this_machine_for_no_password(
+    mlflow_server: Served,
+) -> None:
     assert mlflow_server.ask() == 200
     listening = {
         connection.laddr.ip
@@ -84,10 +77,10 @@ def test_it_listens_on_the_loopback_alone_and_asks_this_machine_for_nothing(mlfl
     assert mlflow_server.ask(host="attacker.example.org") == 403
 
 
-def test_a_databases_password_is_nowhere_to_be_seen(postgres_server: Served) -> None:
+def test_a_databases_password_is_shown_nowhere(postgres_server: Served) -> None:
     assert postgres_server.told["database"].startswith("postgresql+psycopg2://mlflow:***@127.0.0.1:")
-    lines = [" ".join(process.cmdline()) for process in postgres_server.processes()]
-    lines += [" ".join(psutil.Process(postgres_server.process.pid).cmdline())]
+    processes = [*postgres_server.processes(), psutil.Process(postgres_server.process.pid)]
+    lines = [" ".join(process.cmdline()) for process in processes]
     lines += [Path(postgres_server.told["log"]).read_text(encoding="utf-8"), json.dumps(postgres_server.told)]
     assert "uvicorn" in lines[1]
     for line in lines:
@@ -95,9 +88,14 @@ def test_a_databases_password_is_nowhere_to_be_seen(postgres_server: Served) -> 
         assert "a%2Fsecret" not in line
 
 
-def test_others_must_know_the_password_and_call_it_by_its_name(guarded: Served) -> None:
-    user = guarded.told["environment"]["MLFLOW_TRACKING_USERNAME"]
-    password = Path(guarded.told["password_file"]).read_text(encoding="utf-8").strip()
+def login(server: Served) -> tuple[str, str]:
+    """Return the user and the password that a server printed for its clients."""
+    password = Path(server.told["password_file"]).read_text(encoding="utf-8").strip()
+    return server.told["environment"]["MLFLOW_TRACKING_USERNAME"], password
+
+
+def test_other_machines_must_know_the_password_and_call_the_server_by_its_name(guarded: Served) -> None:
+    user, password = login(guarded)
     assert guarded.ask() == 401
     assert guarded.ask("/") == 401
     assert guarded.ask("/api/2.0/mlflow-artifacts/artifacts") == 401
@@ -110,7 +108,7 @@ def test_others_must_know_the_password_and_call_it_by_its_name(guarded: Served) 
     assert guarded.ask(login=(user, password), host="proxy.example.org") == 200
 
 
-def test_the_password_is_long_random_and_in_files_of_one_reader(guarded: Served) -> None:
+def test_the_password_is_long_and_random_and_its_files_have_one_reader(guarded: Served) -> None:
     folder = guarded.root / "serve"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.name != "lock"}
@@ -133,9 +131,8 @@ def test_a_tracker_with_the_printed_environment_is_let_in(
     root = Root(tmp_path / "runs")
     with pytest.raises(MlflowException, match="401"):
         Tracker(address, "guarded", root)
-    password = Path(guarded.told["password_file"]).read_text(encoding="utf-8").strip()
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", guarded.told["environment"]["MLFLOW_TRACKING_USERNAME"])
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    for name, value in zip(("USERNAME", "PASSWORD"), login(guarded), strict=True):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     assert Tracker(address, "guarded", root).experiment.id
 
 
@@ -146,7 +143,7 @@ def test_a_second_server_on_one_sqlite_file_is_refused(
     second.assert_refused(f"{sqlite_server.root}/mlflow.db: another `ssmscale serve` serves it")
 
 
-def test_the_doctor_asks_a_tracker_whether_jobs_could_reach_it(
+def test_the_doctor_finds_out_whether_jobs_could_reach_a_tracker(
     sqlite_server: Served, guarded: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
@@ -188,7 +185,7 @@ def test_a_port_in_use_is_one_sentence(served_study: Path, ssmscale: Command) ->
         ("postgresql://u:hush@127.0.0.1:FREE/d", "cannot be opened: connection to server at"),
     ],
 )
-def test_what_is_wrong_with_a_database_is_one_sentence_without_its_password(
+def test_a_mistake_in_a_databases_address_is_one_sentence_without_its_password(
     database: str, sentence: str, served_study: Path, ssmscale: Command
 ) -> None:
     database = database.replace("FREE", str(free_port()))
@@ -210,29 +207,46 @@ def test_a_wrong_password_is_said_before_mlflow_tries_for_minutes(
 
 
 def test_tables_of_another_mlflow_are_named_with_the_command_that_upgrades_them(
-    sqlite_server: Served, served_study: Path, ssmscale: Command, tmp_path: Path
+    empty_store: Path, served_study: Path, ssmscale: Command, tmp_path: Path
 ) -> None:
-    copy_store(sqlite_server, tmp_path)
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+    store = Path(shutil.copy(empty_store, tmp_path))
+    with sqlite3.connect(store) as database:
         database.execute("UPDATE alembic_version SET version_num = 'ff01da956556'")
     ssmscale("serve", served_study, "--root", tmp_path, "--port", 0).assert_refused(
-        f"run `mlflow db upgrade sqlite:///{tmp_path}/mlflow.db`"
+        f"run `mlflow db upgrade sqlite:///{store}`"
     )
-    (tmp_path / "mlflow.db").write_text("this is no database, but it is long enough to be taken for one" * 99)
+    store.write_text("this is no database, but it is long enough to be taken for one" * 99)
     broken = ssmscale("serve", served_study, "--root", tmp_path, "--port", 0)
     broken.assert_refused("file is not a database")
 
 
-def test_a_server_that_never_becomes_healthy_is_told_with_its_log(
-    sqlite_server: Served,
+def test_a_server_that_never_becomes_healthy_is_reported_with_its_log(
+    empty_store: Path,
     served_study: Path,
     ssmscale: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    copy_store(sqlite_server, tmp_path)
+    shutil.copy(empty_store, tmp_path)
     monkeypatch.setenv("MLFLOW_UVICORN_OPTS", "--no-such-option")
     failed = ssmscale("serve", served_study, "--root", tmp_path, "--port", 0)
     assert (failed.status, failed.out) == (2, "")
     assert failed.err.startswith("error: MLflow's server did not start")
     assert "No such option '--no-such-option'" in failed.err
+
+
+def test_a_server_that_dies_is_reported_with_the_end_of_its_log(postgres_server: Served) -> None:
+    for process in postgres_server.processes():
+        process.kill()
+    postgres_server.process.wait(PATIENCE)
+    status, said = postgres_server.stop()
+    assert status == 1
+    assert said.startswith("error: MLflow's server ended by itself (status -9); ")
+    assert "mlflow-server.log ends:" in said
+
+
+def test_a_server_whose_command_is_killed_does_not_stay_behind(sqlite_server: Served) -> None:
+    held = sqlite_server.processes()
+    assert len(held) == 2  # MLflow's own command, and uvicorn
+    sqlite_server.stop(signal.SIGKILL)
+    wait_until(lambda: not any(map(is_running, held)))

@@ -1,4 +1,4 @@
-"""A mirror beside a worker, against MLflow's real server: what it shows while training goes on, and how it ends."""
+"""A mirror beside a worker, against MLflow's real server: it shows training as it goes on, and how it ended."""
 
 from __future__ import annotations
 
@@ -13,15 +13,41 @@ import pytest
 from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.cluster.servers import Served
-from tests.cluster.slurm_study import Make
+from tests.cluster.slurm_study import Make, wake
 from tests.harness import tracked
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import registered
-from tests.harness.trainer import prepared, train
+from tests.harness.trainer import prepared
 from tests.studies import Fields
 from tests.waiting import PATIENCE, paced, wait_until
 
 pytestmark = pytest.mark.cluster
+
+
+class Mirrored:
+    """A study in MLflow."""
+
+    def __init__(self, server: Served, study: str) -> None:
+        self.address, self.study = server.address, study
+
+    def runs(self) -> dict[str, Any]:
+        """Return MLflow's runs by the ids of Series and Runs."""
+        return {run.data.tags["ssmscale.id"]: run for run in tracked.mlflow_runs(self.address, self.study)}
+
+    def status(self, identity: str) -> str | None:
+        """Return MLflow's status of a Series or Run, if it is there."""
+        found = self.runs().get(identity)
+        return found.info.status if found else None
+
+    def shows(self, series: Path) -> bool:
+        """True if MLflow has a Series running, and its newest loss."""
+        steps = read_progress(series).steps
+        run = self.runs().get(series.name)
+        return (
+            run is not None
+            and run.info.status == "RUNNING"
+            and run.data.metrics.get("train_loss") == steps[max(steps)]["loss"]
+        )
 
 
 def test_jobs_on_nodes_are_in_mlflow_while_they_train_and_no_sync_is_needed(
@@ -33,57 +59,20 @@ def test_jobs_on_nodes_are_in_mlflow_while_they_train_and_no_sync_is_needed(
     study.step_seconds = 0.02
     study.submit()
     held = study.hold(dict.fromkeys(study.tasks(), 20))
-
-    def everything_told_is_there() -> bool:
-        runs = mlflow_runs(sqlite_server.address, "nodes")
-        return all(
-            series.name in runs
-            and runs[series.name].info.status == "RUNNING"
-            and runs[series.name].data.metrics.get("train_loss") == newest_loss(series)
-            for series in held
-        )
-
-    wait_until(everything_told_is_there)
-    for process in [process for processes in held.values() for process in processes]:
-        process.resume()
+    mirrored = Mirrored(sqlite_server, "nodes")
+    wait_until(lambda: all(map(mirrored.shows, held)))
+    wake(*(process for processes in held.values() for process in processes))
     study.wait_until_over()
     folders = study.journals()
     assert len(folders) == 6
-
-    def all_are_over() -> bool:  # the last round of a mirror may be late
-        runs = mlflow_runs(sqlite_server.address, "nodes")
-        return all(folder.name in runs and runs[folder.name].info.status == "FINISHED" for folder in folders)
-
-    wait_until(all_are_over)
+    # The last round of a mirror may be late.
+    wait_until(lambda: all(mirrored.status(folder.name) == "FINISHED" for folder in folders))
     check_mirrored(sqlite_server.address, "nodes", folders)
-
-
-def newest_loss(folder: Path) -> float:
-    steps = read_progress(folder).steps
-    return float(steps[max(steps)]["loss"])
-
-
-def mlflow_runs(address: str, study: str) -> dict[str, Any]:
-    return {run.data.tags["ssmscale.id"]: run for run in tracked.mlflow_runs(address, study)}
-
-
-def test_a_worker_started_elsewhere_is_mirrored_by_its_own_machine(
-    tmp_path: Path, study_fields: Fields, sqlite_server: Served
-) -> None:
-    root, study_fields["name"] = Root(tmp_path / "runs"), "beside"
-    points = registered(root, study_fields).points
-    assert train(root, study_fields, tracking=sqlite_server.address) == ["finished"]
-    told = {run.run_id: read_progress(root.run(run.run_id)) for run in (point.run for point in points)}
-    wait_until(lambda: len(mlflow_runs(sqlite_server.address, "beside")) == 3)  # its last round may be late
-    wait_until(
-        lambda: (
-            {run.info.status for run in mlflow_runs(sqlite_server.address, "beside").values()} == {"FINISHED"}
-        )
-    )
-    held = mlflow_runs(sqlite_server.address, "beside")
-    for run_id, progress in told.items():
-        assert progress.result is not None
-        assert held[run_id].data.metrics["final.loss"] == progress.result["loss"]
+    runs = mirrored.runs()
+    for folder in study.root.path.glob("runs/*"):
+        result = read_progress(folder).result
+        assert result is not None
+        assert runs[folder.name].data.metrics["final.loss"] == result["loss"]
 
 
 def test_a_worker_that_is_killed_is_called_killed_by_its_mirror(
@@ -93,6 +82,7 @@ def test_a_worker_that_is_killed_is_called_killed_by_its_mirror(
     study_fields["grid"]["iterations"] = [100_000]
     (point,) = registered(root, study_fields).points
     prepared(root, study_fields, tracking=sqlite_server.address)
+    mirrored = Mirrored(sqlite_server, "killed")
     worker = subprocess.Popen(
         [sys.executable, "-m", "harness.train.worker", str(root.run(point.run.run_id))],
         stdout=subprocess.DEVNULL,
@@ -100,13 +90,10 @@ def test_a_worker_that_is_killed_is_called_killed_by_its_mirror(
         env={**paced(0.05), "OMP_NUM_THREADS": "1"},
     )
     try:
-        wait_until(lambda: point.run.series_id in mlflow_runs(sqlite_server.address, "killed"))
-        assert mlflow_runs(sqlite_server.address, "killed")[point.run.series_id].info.status == "RUNNING"
+        wait_until(lambda: mirrored.status(point.series_id))
+        assert mirrored.status(point.series_id) == "RUNNING"
     finally:
         worker.send_signal(signal.SIGKILL)
         worker.wait(PATIENCE)
-    wait_until(
-        lambda: mlflow_runs(sqlite_server.address, "killed")[point.run.series_id].info.status == "KILLED"
-    )
-    reason = mlflow_runs(sqlite_server.address, "killed")[point.run.series_id].data.tags["ssmscale.reason"]
-    assert "no process trains it" in reason
+    wait_until(lambda: mirrored.status(point.series_id) == "KILLED")
+    assert "no process trains it" in mirrored.runs()[point.series_id].data.tags["ssmscale.reason"]

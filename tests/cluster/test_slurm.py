@@ -1,4 +1,4 @@
-"""On a real SLURM: a study is handed over once and whole, however it is submitted, and nothing else is."""
+"""On a real SLURM: a study is handed over once and whole, however it is submitted, and no other study with it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.waiting import PATIENCE, wait_until
 pytestmark = pytest.mark.cluster
 
 
-def test_a_study_is_submitted_and_finishes_by_itself(
+def test_a_study_is_submitted_and_finishes_by_itself_in_a_root_with_spaces_and_quotes_in_its_name(
     make: Make, study_fields: Fields, tmp_path: Path
 ) -> None:
-    study = make()
+    study = make(name='it\'s a "study" $(touch hacked)')
     assert "2 runs in 1 series submitted to dev" in study.submit()
     states = study.status()["counts"]
     assert set(states) <= {"queued", "running", "done"}
@@ -27,15 +27,16 @@ def test_a_study_is_submitted_and_finishes_by_itself(
     study.wait_until_over()
     assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields)
     assert "nothing of tiny is left to submit" in study.submit()
+    assert not list(tmp_path.rglob("hacked"))
 
 
 def test_two_submissions_at_once_submit_every_series_once(make: Make, study_fields: Fields) -> None:
     study_fields["grid"]["seeds"] = list(range(6))
     study = make(study_fields)
     with held_back(study.slurm):
-        both = [study.start_submit(), study.start_submit()]
+        both = [study.start("submit", *study.target()) for _ in range(2)]
         for process in both:
-            said, _ = process.communicate(timeout=PATIENCE)
+            _, said = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, said
         assert len(study.queue()) == 6
 
@@ -44,7 +45,7 @@ def test_a_submission_killed_half_way_is_completed_by_the_next(make: Make, study
     study_fields["grid"]["seeds"] = list(range(120))
     study = make(study_fields, limits={"hours": 1, "array_size": 20})
     with held_back(study.slurm):
-        process = study.start_submit()
+        process = study.start("submit", *study.target())
         wait_until(lambda: len(list(study.root.path.glob("studies/*/arrays/*.json"))) >= 2)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -54,27 +55,25 @@ def test_a_submission_killed_half_way_is_completed_by_the_next(make: Make, study
         assert len(names) <= 7
 
 
-def test_arrays_are_split_at_the_sites_limit(make: Make, study_fields: Fields) -> None:
+def test_arrays_are_split_at_the_sites_limit_and_cancelling_leaves_other_jobs_alone(
+    make: Make, study_fields: Fields
+) -> None:
     study_fields["grid"]["seeds"] = list(range(70))
     study = make(study_fields, limits={"hours": 1, "array_size": 50})
     with held_back(study.slurm):
+        other = study.slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap", "true").strip()
         study.submit()
-        ids = [line.split()[0].split("_") for line in study.queue()]
+        ids = [job.split("_") for job in map(first_word, study.queue()) if job != other]
         assert len({number for number, _ in ids}) == 2
         assert max(int(index) for _, index in ids) == 49
         assert len(ids) == 70
-        said = study.run("cancel")
-        assert "70 jobs taken from SLURM" in said
+        assert "70 jobs taken from SLURM" in study.run("cancel")
         assert study.status()["counts"] == {"cancelled": 140}
+        assert [first_word(line) for line in study.queue()] == [other]
 
 
-def test_cancelling_a_study_leaves_other_jobs_alone(make: Make, study_fields: Fields) -> None:
-    study = make()
-    with held_back(study.slurm):
-        other = study.slurm("sbatch", "--parsable", "--output=/dev/null", "--wrap", "true").strip()
-        study.submit()
-        study.run("cancel")
-        assert [line.split()[0] for line in study.queue()] == [other]
+def first_word(line: str) -> str:
+    return line.partition(" ")[0]
 
 
 @pytest.mark.parametrize(
@@ -88,22 +87,14 @@ def test_cancelling_a_study_leaves_other_jobs_alone(make: Make, study_fields: Fi
         ("gpu", 8, ["gpu", "gpus"]),
     ],
 )
-def test_a_profile_that_is_wrong_is_a_sentence_and_nothing_is_submitted(
+def test_a_wrong_profile_is_refused_in_one_sentence_and_nothing_is_submitted(
     make: Make, tmp_path: Path, key: str, value: Any, said: list[str]
 ) -> None:
     study = make(**{key: value})
-    out = study.refusal()
+    out = study.submit(status=2)
     assert "Traceback" not in out
     for word in said:
         assert word in out
     assert study.queue() == []
     assert not study.root.path.exists()
     assert not list(tmp_path.rglob("hacked"))
-
-
-def test_a_root_with_spaces_and_quotes_in_its_name_is_trained_in(make: Make, study_fields: Fields) -> None:
-    study = make(study_fields, name='it\'s a "study" $(touch hacked)')
-    study.submit()
-    study.wait_until_over()
-    assert len(losses(study.root, study_fields)) == 2
-    assert not list(study.folder.parent.rglob("hacked"))

@@ -1,4 +1,4 @@
-"""The doctor on a real SLURM: what of a profile holds there, and for what does not, what to do."""
+"""The doctor on a real SLURM: it confirms what holds of a profile, and says what to do about the rest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Examine = Callable[..., dict[str, Finding]]
 
 @pytest.fixture
 def examine(devcluster: DevCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Examine:
-    """Examine the cluster under a profile with changes; returns what was found by name."""
+    """Examine the cluster under a profile with changes; returns the findings by name."""
     for name, value in devcluster.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -41,7 +41,9 @@ def examine(devcluster: DevCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return examine
 
 
-def test_everything_about_a_cluster_is_found_to_work(devcluster: DevCluster, tmp_path: Path) -> None:
+def test_the_command_finds_that_everything_about_a_cluster_works_but_its_array_size(
+    devcluster: DevCluster, tmp_path: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "harness", "doctor", "--cluster", "devcluster", "--json"],
         env={**environment_of(REPOSITORY), **devcluster.env, "SSMSCALE_ROOT": str(tmp_path / "runs")},
@@ -53,12 +55,12 @@ def test_everything_about_a_cluster_is_found_to_work(devcluster: DevCluster, tmp
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     for name in ("sbatch", "profile", "setup lines", "slurmctld", "partition low", "requeue", "a job"):
         assert checks[name]["works"], checks[name]
-    assert not checks["array size"]["works"]  # the tests' cluster takes fifty
+    assert not checks["array size"]["works"]  # the tests' cluster takes 50
     assert "50" in checks["array size"]["remedy"]
     assert done.returncode == 1
 
 
-def test_a_profile_that_holds_is_found_to_hold(examine: Examine, account: str) -> None:
+def test_a_profile_that_holds_is_confirmed(examine: Examine, account: str) -> None:
     findings = examine(account=account, qos="few", gpu_type="fake", setup=["export A=1"], shared=["/"])
     assert [finding for finding in findings.values() if not finding.works] == []
     assert {"account lab", "QOS few", "array size"} <= findings.keys()
@@ -86,7 +88,7 @@ def test_a_profile_that_holds_is_found_to_hold(examine: Examine, account: str) -
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_does_not_hold_is_named_with_what_to_do(
+def test_a_key_that_does_not_hold_is_named_with_a_remedy(
     examine: Examine, changes: dict[str, Any], name: str, said: list[str]
 ) -> None:
     finding = examine(**changes)[name]
@@ -116,12 +118,12 @@ def test_without_slurms_programs_each_is_named(examine: Examine, monkeypatch: py
     assert "not installed" in findings["slurmctld"].found
 
 
-def test_the_kernel_says_what_file_system_a_path_is_on() -> None:
+def test_the_file_system_of_a_path_is_known() -> None:
     assert file_system(Path("/proc/self")) == "proc"
     assert file_system(Path("/proc/nosuch/folder")) == "proc"
 
 
-def test_a_partition_that_is_down_and_nodes_that_are_drained_are_told(
+def test_a_partition_that_is_down_and_nodes_that_are_drained_are_reported(
     examine: Examine, devcluster: DevCluster
 ) -> None:
     def scontrol(*words: str) -> None:
@@ -136,5 +138,5 @@ def test_a_partition_that_is_down_and_nodes_that_are_drained_are_told(
         scontrol("partitionname=low", "state=up")
         scontrol("nodename=n[1-2]", "state=resume")
     assert not finding.works
-    assert not finding.needed  # it passes: jobs may be submitted all the same
+    assert not finding.needed  # submitting is possible all the same
     assert "it takes no jobs now, no such node is up: 2 nodes drained" in finding.found

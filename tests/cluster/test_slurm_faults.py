@@ -1,4 +1,4 @@
-"""On a real SLURM: what goes wrong is said where the user looks and costs nothing that was saved."""
+"""On a real SLURM: a fault is reported where the user looks, and costs nothing that was saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from harness.record.journal import Event, read_progress
-from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.cluster.slurm_study import Make, SlurmStudy, wake
 from tests.harness.trainer import losses, undisturbed
 from tests.studies import Fields
 from tests.waiting import wait_until
@@ -20,26 +20,27 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.cluster
 
 
-def reasons(study: SlurmStudy) -> set[str]:
-    return {str(row["reason"]) for row in study.status()["runs"]}
+def reasons(status: Any) -> set[str]:
+    return {str(row["reason"]) for row in status["runs"]}
 
 
 def test_a_job_that_ends_three_times_at_the_same_place_stays_failed_until_it_is_retried(
     make: Make, study_fields: Fields, tmp_path: Path
 ) -> None:
-    broken = tmp_path / "module" / "torch"  # what a wrong `module load` puts before the right one
+    broken = tmp_path / "module" / "torch"  # as a wrong `module load` puts before the right one
     broken.mkdir(parents=True)
     missing = "libcudart.so.12: cannot open shared object file"
     (broken / "__init__.py").write_text(f"raise ImportError({missing!r})\n")
     study = make(study_fields, setup=[f'export PYTHONPATH="{broken.parent}:$PYTHONPATH"'])
     study.submit()
     study.wait_until_over()
-    assert study.status()["counts"] == {"failed": 2}
-    (reason,) = reasons(study)
+    status = study.status()
+    assert status["counts"] == {"failed": 2}
+    (reason,) = reasons(status)
     assert f"ended 3 times at the same place; its log ends: ImportError: {missing}" in reason
-    run_id = study.status()["runs"][0]["run_id"]
+    run_id = status["runs"][0]["run_id"]
     assert study.run("logs", run_id).count(f"ImportError: {missing}") == 3
-    assert "nothing of tiny is left to submit" in study.submit()  # not tried again by itself
+    assert "nothing of tiny is left to submit" in study.submit()  # `retry` alone tries it again
 
     study.profile_path.write_text(yaml.safe_dump({**study.profile, "setup": []}), encoding="utf-8")
     assert "2 runs to be tried again" in study.run("retry", "--cluster", str(study.profile_path))
@@ -65,7 +66,7 @@ def test_a_job_that_its_user_cancels_in_slurm_saves_and_stays_out_of_the_queue(
 
 @contextmanager
 def full(study: SlurmStudy) -> Iterator[None]:
-    """The disk of ROOT has no room left."""
+    """Fill the disk of ROOT during the block."""
     filling = study.root.path / "filling"
     try:
         with filling.open("wb", buffering=0) as file, suppress(OSError):
@@ -78,7 +79,7 @@ def full(study: SlurmStudy) -> Iterator[None]:
 
 @contextmanager
 def read_only(study: SlurmStudy) -> Iterator[None]:
-    """The directories that are trained in have been made read-only, which holds for root too."""
+    """Make the directories of the Series read-only during the block, for root too."""
     with ExitStack() as undo:
         for folder in map(str, study.series()):
             subprocess.run(["mount", "--bind", folder, folder], check=True)
@@ -95,7 +96,7 @@ def read_only(study: SlurmStudy) -> Iterator[None]:
     ],
     ids=["full", "read-only"],
 )
-def test_a_disk_that_takes_nothing_more_interrupts_and_the_same_command_goes_on(
+def test_a_disk_that_takes_no_more_interrupts_and_the_same_command_goes_on(
     make: Make,
     study_fields: Fields,
     small_disk: Callable[[int], Path],
@@ -106,27 +107,26 @@ def test_a_disk_that_takes_nothing_more_interrupts_and_the_same_command_goes_on(
 ) -> None:
     study_fields["grid"]["iterations"] = [10, 200]
     study_fields["resources"] = {"checkpoint_every": 20}
-    small_disk(16 * 2**20)  # which is tmp_path / "disk-0"
+    small_disk(16 * 2**20)  # mounted at tmp_path / "disk-0"
     study = make(study_fields, name="disk-0")
     study.step_seconds = 0.02
     study.submit()
     (series,) = study.tasks()
     held = study.hold({series: 30})[series]
     with trouble(study):
-        for process in held:
-            process.resume()
+        wake(*held)
         study.wait_until_over()
-        assert study.status()["counts"] == {"done": 1, "interrupted": 1}
-        (why,) = reasons(study) - {"None"}
+        status = study.status()
+        assert status["counts"] == {"done": 1, "interrupted": 1}
+        (why,) = reasons(status) - {"None"}
         assert said in why
-        sentence = study.refusal(status=1)
+        sentence = study.submit(status=1)
         assert said in sentence
         assert f"{remedy}, then the same command goes on from here" in " ".join(sentence.split())
     kept = read_progress(series)
     study.submit()
     study.wait_until_over()
-    events = [step for step in read_progress(series).steps if step > 20]
-    assert min(events) == 21
+    assert min(step for step in read_progress(series).steps if step > 20) == 21
     assert read_progress(series).attempt == kept.attempt + 1
     assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields, checkpoint_every=20)
 
@@ -141,7 +141,7 @@ def test_a_job_that_reaches_its_time_limit_saves_and_is_requeued_under_its_own_n
     study.submit()
     (series,) = study.tasks()
     job = study.job(series)
-    study.hold({series: 30})  # and SLURM wakes whom it signals
+    study.hold({series: 30})  # SLURM wakes the processes that it signals
     wait_until(lambda: study.count(Event.PREEMPTED, reason="SIGUSR2") == 1)
     study.wait_until_over()
     assert read_progress(series).attempt == 2

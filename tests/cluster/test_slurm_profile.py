@@ -1,8 +1,7 @@
-"""On a real SLURM: every key of a profile reaches the jobs, and a site's limits drop nothing in silence."""
+"""On a real SLURM: every key of a profile reaches the jobs, and no job is dropped in silence at a site's limits."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: s
     set_profile(reserved, **profile)
     reserved.submit()
     job = reserved.queue()[0].split()[0]
-    shown = reserved.slurm("scontrol", "--oneliner", "show", "job", job)
+    shown = reserved.asked(job)
     for said in (
         "Partition=low ",
         f"Account={account} ",
@@ -90,12 +89,12 @@ def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: s
     assert lines.index("export FROM_SETUP=1") < lines.index("ulimit -c 0") < command
 
 
-def test_a_job_has_one_qos_and_goes_where_that_is_wanted(reserved: SlurmStudy, account: str) -> None:
+def test_a_job_goes_to_the_partition_of_its_one_qos(reserved: SlurmStudy, account: str) -> None:
     partitions = {"low": {"qos": "normal"}, "high": {"qos": "few"}}
     set_profile(reserved, partitions=partitions, account=account)
     reserved.submit()
     job = reserved.queue()[0].split()[0]
-    shown = reserved.slurm("scontrol", "--oneliner", "show", "job", job)
+    shown = reserved.asked(job)
     assert "Partition=low " in shown
     assert "QOS=normal " in shown
 
@@ -103,7 +102,7 @@ def test_a_job_has_one_qos_and_goes_where_that_is_wanted(reserved: SlurmStudy, a
 def test_more_jobs_than_a_site_takes_are_never_dropped_in_silence(reserved: SlurmStudy, account: str) -> None:
     under = {"account": account, "qos": "few"}
     set_profile(reserved, **under)
-    said = reserved.refusal(status=1)
+    said = reserved.submit(status=1)
     assert "QOSMaxSubmitJobPerUserLimit" in said
     assert "limits.jobs" in said
     assert reserved.queue() == []
@@ -120,19 +119,18 @@ def test_more_jobs_than_a_site_takes_are_never_dropped_in_silence(reserved: Slur
     assert len(reserved.queue()) == 6
 
 
-def test_a_job_that_ends_before_its_ranks_begin_is_told_with_what_its_script_said(make: Make) -> None:
+def test_a_job_that_ends_before_its_ranks_begin_is_reported_with_the_output_of_its_script(make: Make) -> None:
     study = make(setup=["echo no such module here", "exit 7"])
     study.submit()
     study.wait_until_over()
     rows = study.status()["runs"]
-    job = study.root.path / "studies" / "tiny" / "arrays"
-    (array,) = [json.loads(path.read_text()) for path in job.glob("*.json")]
+    (series,) = study.tasks()
     assert {row["state"] for row in rows} == {"new"}
-    assert {row["reason"] for row in rows} == {f"job {array['job_id']}_0 is over: FAILED"}
+    assert {row["reason"] for row in rows} == {f"job {study.job(series)} is over: FAILED"}
     assert "no such module here" in study.run("logs", rows[0]["run_id"])
 
 
-def test_only_a_directory_of_its_own_is_taken_and_removed_by_a_cluster(tmp_path: Path) -> None:
+def test_a_cluster_takes_and_removes_only_a_directory_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("dear to me")
     with pytest.raises(RuntimeError, match="holds no cluster"):
         DevCluster(tmp_path).down()

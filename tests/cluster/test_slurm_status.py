@@ -1,8 +1,7 @@
-"""What is said of jobs on a real SLURM, with accounts and on a cluster that keeps none."""
+"""`status` on a real SLURM, with accounts and on a cluster that keeps none."""
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from harness.dispatch.slurm.queue import read_jobs
 from harness.record.jobs import JobState
 from harness.record.registry import resolve_registered
 from harness.submit.monitor import StudyMonitor
-from slurm.devcluster.cluster import DevCluster, Shape, missing_programs
-from tests.cluster.conftest import missing
+from slurm.devcluster.cluster import DevCluster, Shape
+from tests.cluster.conftest import started
 from tests.cluster.slurm_study import SlurmStudy, held_back
 from tests.programs import count_calls
 from tests.studies import Fields
@@ -27,21 +26,14 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture
 def without_accounts(tmp_path: Path) -> Iterator[DevCluster]:
-    """A SLURM that keeps no accounts: there sacct answers with an error."""
-    if absent := missing_programs():
-        missing(f"no {', '.join(absent)} on this machine")
-    cluster = DevCluster(tmp_path / "cluster", Shape(nodes=1, accounting=False))
-    cluster.up()
-    try:
-        yield cluster
-    finally:
-        cluster.down()
+    """A SLURM without accounts, where sacct answers with an error."""
+    yield from started(DevCluster(tmp_path / "cluster", Shape(nodes=1, accounting=False)))
 
 
-def test_without_accounts_a_study_is_followed_cancelled_and_tried_again_all_the_same(
+def test_without_accounts_a_study_is_followed_cancelled_and_tried_again(
     without_accounts: DevCluster, study_fields: Fields, tmp_path: Path
 ) -> None:
-    study = SlurmStudy(without_accounts, tmp_path / "study", copy.deepcopy(study_fields))
+    study = SlurmStudy(without_accounts, tmp_path / "study", study_fields)
     study.slurm("scontrol", "update", "partitionname=low", "state=down")
     study.submit()
     told = study.status()
@@ -87,10 +79,10 @@ def test_accounts_count_every_start_of_a_job(
         wait_until(lambda: (seen().accounted_seconds or 0) >= seen().seconds + 2)
     finally:
         stop.touch()
-        study.slurm("scancel", "--user=root")  # by its number it would be refused once SLURM has forgotten it
+        study.slurm("scancel", "--user=root")  # SLURM refuses the number of a job that it has forgotten
 
 
-def test_readings_that_follow_each_other_ask_slurm_once(
+def test_readings_within_a_short_time_ask_slurm_once(
     devcluster: DevCluster, study_fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = SlurmStudy(devcluster, tmp_path / "study", study_fields)

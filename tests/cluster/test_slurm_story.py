@@ -1,4 +1,4 @@
-"""The whole story on a real SLURM: a study is submitted once, everything happens to its jobs, and it finishes."""
+"""On a real SLURM: a study is submitted once, its jobs meet every fault, and it finishes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from harness.record.journal import Event, attempts, read_progress
 from harness.record.root import Root
 from harness.tracking.store import default_uri
-from tests.cluster.slurm_study import Make, SlurmStudy
+from tests.cluster.slurm_study import Make, SlurmStudy, wake
 from tests.harness.faults import check_mirrored
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared
@@ -32,7 +31,7 @@ def test_a_study_submitted_once_finishes_whatever_befalls_its_jobs(
 ) -> None:
     # Two ranks on two of the nodes' fake GPUs each would leave none for two of the jobs.
     study = make(eighteen_runs(study_fields, ranks), gpus=2 if ranks == 1 else 0)
-    study.step_seconds = 0.05  # six Series are to be met before their trunks end
+    study.step_seconds = 0.05  # the faults meet six Series before their trunks end
     study.root.path.mkdir(parents=True)
     shutil.copy(empty_store, study.root.path / "mlflow.db")
     assert "18 runs in 6 series submitted to dev" in study.submit()
@@ -46,28 +45,28 @@ def test_a_study_submitted_once_finishes_whatever_befalls_its_jobs(
     assert preempted
     with undisturbed(tmp_path, study) as apart:
         with drained(study, "n1"):
-            study.make_room("n2")  # SLURM itself wakes those it tells to leave
+            study.make_room("n2")  # SLURM itself wakes the ranks that it signals
             held[killed][-1].kill()
             study.near_time_limit(timed_out)
-            wake([*held[killed][:-1], *held[timed_out]])
-            # They wait for a few seconds only: n2 has room for them, too.
+            wake(*held[killed][:-1], *held[timed_out])
+            # They wait for a few seconds only: n2 has free GPUs for them, too.
             wait_until(lambda: {study.nodes().get(series) for series in (killed, timed_out)} <= {None, "n2"})
             with fallen_silent(study, "n1"):
-                again = study.hold({series: read_progress(series).step + 10 for series in preempted})
+                once_more = study.hold({series: read_progress(series).step + 10 for series in preempted})
                 study.make_room("n2")
                 told_to_leave = 2 * len(preempted)
                 wait_until(lambda: study.count(Event.PREEMPTED, reason="SIGTERM") >= told_to_leave)
 
                 wait_until(lambda: all(len(attempts(series)) > 1 for series in silent))
-                lines = {series: told_by(series, attempt=1) for series in silent}
+                lines = {series: events_of(series, attempt=1) for series in silent}
                 left = [process for series in silent for process in held[series]]
-                wake(left)
+                wake(*left)
                 wait_until(lambda: not any(map(is_running, left)))
-                assert {series: told_by(series, attempt=1) for series in silent} == lines  # fenced off
+                assert {series: events_of(series, attempt=1) for series in silent} == lines  # fenced off
         study.wait_until_over()
         expected = apart()
     assert losses(study.root, study.fields) == expected
-    assert not any(is_running(process) for processes in again.values() for process in processes)
+    assert not any(is_running(process) for processes in once_more.values() for process in processes)
 
     assert study.count(Event.PREEMPTED, reason="SIGUSR2") == 1
     for series in everyone:
@@ -96,7 +95,7 @@ def eighteen_runs(fields: Fields, ranks: int) -> Fields:
 
 @contextmanager
 def drained(study: SlurmStudy, node: str) -> Iterator[None]:
-    """A node that keeps the jobs it has and is given no more."""
+    """Have a node keep its jobs and take no more during the block."""
     study.slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=testing")
     try:
         yield
@@ -106,7 +105,7 @@ def drained(study: SlurmStudy, node: str) -> Iterator[None]:
 
 @contextmanager
 def fallen_silent(study: SlurmStudy, node: str) -> Iterator[None]:
-    """A node whose slurmd is gone while its jobs are not; SLURM starts them elsewhere once it has noticed."""
+    """End a node's slurmd and leave its jobs; SLURM starts them elsewhere once it has noticed."""
     study.cluster.stop_node(node)
     try:
         yield
@@ -116,7 +115,7 @@ def fallen_silent(study: SlurmStudy, node: str) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(tmp_path: Path, study: SlurmStudy) -> Iterator[Any]:
-    """Train the same study apart, on the same layout, meanwhile; what is yielded waits for its losses."""
+    """Train the same study apart, on the same layout, during the block; yields a function that waits for its losses."""
     resources = study.fields["resources"]
     apart, launch = Root(tmp_path / "apart"), {"checkpoint_every": resources["checkpoint_every"]}
     groups = prepared(apart, study.fields, zero_stage=resources["zero_stage"], **launch)
@@ -153,20 +152,15 @@ def undisturbed(tmp_path: Path, study: SlurmStudy) -> Iterator[Any]:
         worker.wait()
 
 
-def told_by(folder: Path, attempt: int) -> list[dict[str, Any]]:
+def events_of(folder: Path, attempt: int) -> list[dict[str, Any]]:
     return [event for event in read_events(folder) if event["attempt"] == attempt]
-
-
-def wake(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        process.resume()
 
 
 def check_nothing_but_unsaved_steps_was_lost(folder: Path) -> None:
     """Each attempt begins where the newest checkpoint was made, and no step is missing in the end."""
     saved = done = first = None
     for attempt in attempts(folder):
-        events = told_by(folder, attempt)
+        events = events_of(folder, attempt)
         steps = [event["step"] for event in events if event["event"] == Event.STEP]
         if steps:
             begun = min(steps) - 1

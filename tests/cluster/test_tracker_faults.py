@@ -1,6 +1,6 @@
-"""Whatever happens to the tracker, training goes on and MLflow ends with the truth: every step once, no status a lie.
+"""Training goes on under every fault of the tracker, and MLflow ends with every step once and with true statuses.
 
-The faults are real: MLflow's server and the PostgreSQL under it are stopped, frozen, replaced by something else and
+The faults are real: MLflow's server and the PostgreSQL under it are stopped, frozen, replaced by another server and
 started again while `ssmscale submit` trains.
 """
 
@@ -30,9 +30,11 @@ from tests.waiting import PATIENCE, wait_until
 pytestmark = pytest.mark.cluster
 
 Fault = Callable[["Training", Served, "Postgres | None"], None]
+Start = Callable[[Fields, str], "Training"]
+Sync = Callable[[str, str], None]
 FURTHER = 50
 """Steps by which training goes on while its tracker is away."""
-STEPS = 1000
+STEPS = 400
 
 
 @pytest.fixture
@@ -53,11 +55,14 @@ class Training:
     errors: Path
 
     def step(self) -> int:
-        """Steps that are journalled, on the trunk or on the branch of the longer run."""
+        """Return the newest step in a journal, of the trunk or of the branch of the longer run."""
         return max((read_progress(folder).step for folder in folders_of(self.root)), default=0)
 
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
     def wait_for_step(self, step: int) -> None:
-        wait_until(lambda: self.step() >= step or self.process.poll() is not None)
+        wait_until(lambda: self.step() >= step or self.is_over())
         assert self.step() >= step, self.said()
 
     def go_on(self) -> None:
@@ -66,9 +71,9 @@ class Training:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """What trains is held still while the block runs, so that it is not over before; what mirrors goes on."""
+        """Suspend the workers during the block, so that training is not over before; the mirror goes on."""
         workers: list[psutil.Process] = []
-        with suppress(psutil.NoSuchProcess):  # it is over
+        with suppress(psutil.NoSuchProcess):  # training is over
             workers += psutil.Process(self.process.pid).children()
         for worker in workers:
             with suppress(psutil.NoSuchProcess):
@@ -80,10 +85,10 @@ class Training:
                 with suppress(psutil.NoSuchProcess):
                     worker.resume()
 
-    def miss_its_tracker(self) -> None:
-        """Return when it has said that the tracker is gone."""
+    def wait_in_vain_for_its_tracker(self) -> None:
+        """Return when it has warned that the tracker is gone."""
         with self.held():
-            wait_until(lambda: self.warnings() or self.process.poll() is not None)
+            wait_until(lambda: self.warnings() or self.is_over())
 
     def said(self) -> str:
         return self.errors.read_text(encoding="utf-8")
@@ -97,13 +102,14 @@ class Training:
 
 
 @pytest.fixture
-def start_submit(tmp_path: Path) -> Iterator[Callable[[Path, str], Training]]:
+def start_submit(tmp_path: Path, write_study: Write) -> Iterator[Start]:
+    """Start `ssmscale submit --on local` of a study whose tracker is at an address."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(study: Path, address: str) -> Training:
+    def start(fields: Fields, address: str) -> Training:
         with (tmp_path / "out").open("wb") as out, (tmp_path / "errors").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "harness", "submit", str(study), "--on", "local"],
+                [sys.executable, "-m", "harness", "submit", str(write_study(fields)), "--on", "local"],
                 cwd=tmp_path,
                 stdout=out,
                 stderr=errors,
@@ -120,8 +126,8 @@ def start_submit(tmp_path: Path) -> Iterator[Callable[[Path, str], Training]]:
 
 
 @pytest.fixture
-def sync_to(ssmscale: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """`ssmscale sync` of a study to the server at an address."""
+def sync_to(ssmscale: Command, monkeypatch: pytest.MonkeyPatch) -> Sync:
+    """Send a study to the server at an address by `ssmscale sync`."""
 
     def sync(address: str, study: str) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -132,7 +138,7 @@ def sync_to(ssmscale: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
 
 
 class Undisturbed:
-    """The same study where nothing is ever tracked, trained once and beside what the first test does."""
+    """The same study without a tracker, trained once, beside the first test."""
 
     def __init__(self, path: Path) -> None:
         self.root = Root(path)
@@ -164,12 +170,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbe
 
 
 def folders_of(root: Root) -> list[Path]:
-    """Every directory of a root that holds a journal."""
+    """Return every directory of a root that holds a journal."""
     return [*root.path.glob("series/*"), *root.path.glob("runs/*")]
 
 
 def unread_bytes(port: int) -> int:
-    """What clients have sent to a port and its server has not read, or connections it has not taken."""
+    """Return the bytes sent to a port that its server has not read, and the connections it has not taken."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
     return sum(int(row[4].partition(":")[2], 16) for row in rows if int(row[1].partition(":")[2], 16) == port)
 
@@ -178,45 +184,45 @@ def unread_bytes(port: int) -> int:
 
 
 def stop_server(training: Training, server: Served, _: Postgres | None) -> None:
-    """MLflow's server is stopped, and started again after it was missed."""
+    """Stop MLflow's server, and start it again after training has warned."""
     with training.held():
         server.stop()
-    training.miss_its_tracker()
+    training.wait_in_vain_for_its_tracker()
     training.go_on()
     with training.held():
         server.start()
 
 
 def talk_nonsense(training: Training, server: Served, _: Postgres | None) -> None:
-    """Where the server was something answers nonsense; then nothing; then the server."""
+    """Put a server that answers nonsense in the place of MLflow's; then none; then MLflow's again."""
     with training.held():
         server.stop()
     with Misbehaving(server.port) as nonsense:
         with training.held():
-            wait_until(lambda: nonsense.asked > 1 or training.process.poll() is not None)
+            wait_until(lambda: nonsense.asked > 1 or training.is_over())
         training.go_on()
     with training.held():
         server.start()
 
 
 def freeze_server(training: Training, server: Served, _: Postgres | None) -> None:
-    """MLflow's server takes requests and answers none for a while."""
+    """Have MLflow's server take requests and answer none for a while."""
     server.freeze()
     try:
         with training.held():
-            wait_until(lambda: unread_bytes(server.port) > 0 or training.process.poll() is not None)
+            wait_until(lambda: unread_bytes(server.port) > 0 or training.is_over())
         training.go_on()
     finally:
         server.thaw()
 
 
 def crash_database(training: Training, _: Served, postgres: Postgres | None) -> None:
-    """PostgreSQL ends as in a crash, is missed, and comes back."""
+    """Crash PostgreSQL, and start it again after training has warned."""
     assert postgres is not None
     with training.held():
         postgres.stop()
     try:
-        training.miss_its_tracker()
+        training.wait_in_vain_for_its_tracker()
         training.go_on()
     finally:
         with training.held():
@@ -233,7 +239,7 @@ def assert_survives(
     *,
     at_step: int = 50,
 ) -> None:
-    """Training ends as if nothing had been, with a warning at most for each fault."""
+    """Training ends with the losses of an undisturbed one, with a warning at most for each fault."""
     undisturbed.begin(fields)
     training.wait_for_step(at_step)
     for fault in faults:
@@ -243,48 +249,45 @@ def assert_survives(
     assert len(training.warnings()) <= len(faults), training.said()
 
 
-def test_a_server_replaced_by_nonsense_is_told_everything_when_it_is_back(
+def test_a_server_replaced_by_nonsense_gets_every_step_when_it_is_back(
     long_study: Fields,
-    write_study: Write,
-    start_submit: Callable[[Path, str], Training],
+    start_submit: Start,
     sqlite_server: Served,
     undisturbed: Undisturbed,
-    sync_to: Callable[[str, str], None],
+    sync_to: Sync,
 ) -> None:
     long_study["name"] = "nonsense"
-    training = start_submit(write_study(long_study), sqlite_server.address)
+    training = start_submit(long_study, sqlite_server.address)
     assert_survives([talk_nonsense], training, sqlite_server, None, long_study, undisturbed)
     assert len(training.warnings()) == 1
     sync_to(sqlite_server.address, "nonsense")  # training may have been over before the server was back
     check_mirrored(sqlite_server.address, "nonsense", folders_of(training.root))
 
 
-def test_a_frozen_server_and_a_crashed_database_miss_nothing_while_training_goes_on(
+def test_a_frozen_server_and_a_crashed_database_get_every_step_while_training_goes_on(
     long_study: Fields,
-    write_study: Write,
-    start_submit: Callable[[Path, str], Training],
+    start_submit: Start,
     postgres_server: Served,
     postgres: Postgres,
     undisturbed: Undisturbed,
 ) -> None:
     long_study["name"] = "crashed"
-    training = start_submit(write_study(long_study), postgres_server.address)
+    training = start_submit(long_study, postgres_server.address)
     faults = [freeze_server, crash_database]
     assert_survives(faults, training, postgres_server, postgres, long_study, undisturbed)
-    assert len(training.warnings()) == 1  # a slow server is no reason for one
+    assert len(training.warnings()) == 1  # none for the slow server
     check_mirrored(postgres_server.address, "crashed", folders_of(training.root))
 
 
 def test_a_study_whose_tracker_was_never_there_is_synced_afterwards(
     study_fields: Fields,
-    write_study: Write,
-    start_submit: Callable[[Path, str], Training],
+    start_submit: Start,
     postgres_server: Served,
-    sync_to: Callable[[str, str], None],
+    sync_to: Sync,
     tmp_path: Path,
 ) -> None:
     study_fields["name"] = "absent"
-    training = start_submit(write_study(study_fields), f"http://127.0.0.1:{free_port()}")
+    training = start_submit(study_fields, f"http://127.0.0.1:{free_port()}")
     apart = Root(tmp_path / "apart")
     train(apart, study_fields)
     training.end()
@@ -302,18 +305,17 @@ def test_every_fault_at_every_stage_on_every_database(
     fault: Fault,
     at_step: int,
     long_study: Fields,
-    write_study: Write,
-    start_submit: Callable[[Path, str], Training],
+    start_submit: Start,
     mlflow_server: Served,
     request: pytest.FixtureRequest,
     undisturbed: Undisturbed,
-    sync_to: Callable[[str, str], None],
+    sync_to: Sync,
 ) -> None:
     if fault is crash_database and "postgres" not in request.node.name:
         pytest.skip("SQLite has no server to crash")
     postgres = request.getfixturevalue("postgres") if fault is crash_database else None
     long_study["name"] = f"{fault.__name__}-{at_step}-{request.node.callspec.params['mlflow_server']}"
-    training = start_submit(write_study(long_study), mlflow_server.address)
+    training = start_submit(long_study, mlflow_server.address)
     assert_survives([fault], training, mlflow_server, postgres, long_study, undisturbed, at_step=at_step)
     sync_to(mlflow_server.address, long_study["name"])
     check_mirrored(mlflow_server.address, long_study["name"], folders_of(training.root))

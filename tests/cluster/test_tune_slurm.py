@@ -1,4 +1,4 @@
-"""Tuning on a real SLURM: trials are jobs, which outlive the process that controls the search."""
+"""Tuning on a real SLURM: trials are jobs that outlive the process that controls the search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,22 +20,11 @@ pytestmark = pytest.mark.cluster
 
 
 def start_tune(study: SlurmStudy, *options: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "harness", "tune", str(study.study), "--json"),
-            *("--on", "slurm", "--cluster", str(study.profile_path), "--root", str(study.root.path)),
-            *options,
-        ],
-        cwd=study.code,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**study.environment, **environment},
-    )
+    return study.start("tune", "--json", *study.target(), *options, **environment)
 
 
 def refusing_once(folder: Path, path: str) -> str:
-    """A PATH on which sbatch fails the first time, as it does while SLURM's controller is started again."""
+    """Return a PATH on which sbatch fails once, as it does while slurmctld is started again."""
     mark, real = folder / "refuse", shutil.which("sbatch", path=path)
     mark.touch()
     refuse = "echo 'sbatch: error: Unable to contact slurm controller' >&2 && exit 1"
@@ -70,6 +58,6 @@ def test_a_search_whose_controller_was_killed_finds_its_jobs_again_and_waits_for
         "warning: sbatch: error: Unable to contact slurm controller; the submission is repeated until it succeeds"
         in err
     )
-    assert [attempts(run) for run in runs.glob("*")] == [[1]] * 3  # none was trained, or begun, twice
+    assert [attempts(run) for run in runs.glob("*")] == [[1]] * 3  # no trial was begun twice
     arrays = [json.loads(path.read_text()) for path in study.root.study("tiny/tune").glob("arrays/*.json")]
     assert sorted(array["is_void"] for array in arrays) == [False] * 3 + [True]

@@ -1,4 +1,4 @@
-"""Bundles of tiny studies, and what is done to them: taken apart, changed, put together again."""
+"""Bundles of tiny studies, taken apart, changed and put together again."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def members_of(bundle: Path) -> Members:
 
 
 def rewritten(members: Members, path: Path, listed: Mapping[str, Any] | None = None) -> Path:
-    """A bundle of these members, its bundle.json brought up to date but for what `listed` says."""
+    """Write a bundle of these members; its bundle.json is brought up to date, but for the fields of `listed`."""
     contents = json.loads(members["bundle.json"])
     if isinstance(contents, dict) and "members" in contents:
         contents["members"] = {

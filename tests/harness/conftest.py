@@ -1,4 +1,4 @@
-"""What tests of the harness share: an empty store, disks that fill up, and how often and with what input is made up."""
+"""Fixtures of the harness's tests: trained roots, programs of SLURM on PATH, and an MLflow store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.studies import Fields, tiny_study
 
 Answering = Callable[..., None]
 PlanOf = Callable[..., Any]
-"""The fixture `plan_of`: a study's fields and options of the verb."""
+"""The fixture `plan_of`: it takes a study's fields and options of the verb."""
 SAY_WHO = (
     "import json; from harness.common.process import identify_process; "
     "print(json.dumps(identify_process()), flush=True)"
@@ -35,13 +35,13 @@ SAY_WHO = (
 
 @pytest.fixture(params=[1, pytest.param(10, marks=pytest.mark.verify)], ids=["few", "many"])
 def times(request: pytest.FixtureRequest) -> int:
-    """How many times as many cases as every `make test` makes."""
+    """Number by which a fuzz test multiplies its cases; `make verify` makes ten times as many as `make test`."""
     return int(request.param)
 
 
 @pytest.fixture
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """Something that makes a folder if it is ever executed."""
+    """A document that makes a folder if it is ever executed."""
     return Planted(tmp_path_factory.mktemp("planted") / "executed")
 
 
@@ -56,7 +56,7 @@ def tracked_root(tmp_path: Path, empty_store: Path) -> Root:
 
 @pytest.fixture
 def resolved(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
-    """A registered study of two runs that nobody has trained, under ./runs."""
+    """A registered study of two runs that are not trained, under ./runs."""
     root = Root(tmp_path / "runs")
     found = registered(root, study_fields)
     for point in found.points:
@@ -67,7 +67,7 @@ def resolved(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
 
 @pytest.fixture
 def plan_of(write_study: Write, ssmscale: Command) -> PlanOf:
-    """The document that `plan --json` prints of a study's fields."""
+    """Return the document that `plan --json` prints of a study's fields."""
     return lambda fields, *options: ssmscale("plan", write_study(fields), *options, "--json").document
 
 
@@ -94,7 +94,7 @@ def here(tmp_path: Path) -> Root:
 
 @pytest.fixture
 def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
-    """Put a squeue on PATH that says these lines, and does something first; there are no accounts."""
+    """Put a squeue on PATH that runs `first` and prints these lines; there are no accounts."""
     place = tmp_path / "bin"
     monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
 
@@ -109,7 +109,7 @@ def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answering:
 
 @pytest.fixture
 def at_cluster(answering: Answering, tmp_path: Path) -> Callable[[str], None]:
-    """Say of which SLURM cluster the programs on PATH are."""
+    """Name the SLURM cluster that the programs on PATH belong to."""
 
     def be(name: str) -> None:
         write_program(tmp_path / "bin" / "scontrol", f"echo 'ClusterName             = {name}'")
@@ -126,7 +126,7 @@ def gone() -> dict[str, Any]:
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A scontrol that knows of one running job; returns where its requeueings are kept."""
+    """A scontrol that knows one running job; returns the file in which it writes the jobs it requeues."""
     told = tmp_path / "requeued"
     program = write_program(
         tmp_path / "bin" / "scontrol",
@@ -156,5 +156,5 @@ def trunk(study: tracked.Study) -> Journal:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> tracked.Calls:
-    """What is asked and told of MLflow."""
+    """Counter of the calls that go to MLflow."""
     return tracked.Calls(monkeypatch)

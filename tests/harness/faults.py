@@ -1,4 +1,4 @@
-"""A study trained by real processes, each of which may be killed at a chosen instant, and mirrored in between."""
+"""A study trained by real processes that a test kills at chosen instants, and mirrored in between."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tests.waiting import PATIENCE
 
 EVAL_EVERY, CHECKPOINT_EVERY = 2, 3
 Moment = Callable[[], bool]
-"""Asked again and again while a worker trains; when it says so, something happens to the worker."""
+"""Condition that is tried again and again while a worker trains; when it holds, the worker meets a fault."""
 
 
 def work(run_dirs: Sequence[str]) -> None:
-    """What a forked process does: what `python -m harness.train.worker` does."""
+    """Do in a forked process what `python -m harness.train.worker` does."""
     from harness.train.worker import main
 
     sys.exit(main(run_dirs))
 
 
 def start_worker(run_dirs: Sequence[Path]) -> BaseProcess:
-    """A worker in a process of its own, forked from one that has made its imports."""
+    """Start a worker, forked from a process that has made its imports."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.harness.preloaded"])
     process = server.Process(target=work, args=([str(path) for path in run_dirs],))
@@ -47,7 +47,7 @@ def start_worker(run_dirs: Sequence[Path]) -> BaseProcess:
 
 
 def fault_study(corpus: Path, *iterations: int) -> dict[str, Any]:
-    """The tiny study with these lengths."""
+    """Return the tiny study with these lengths."""
     fields = tiny_study(corpus)
     fields["grid"]["iterations"] = list(iterations)
     return fields
@@ -65,13 +65,13 @@ class Story:
 
     @property
     def folders(self) -> list[Path]:
-        """The directories that hold a journal."""
+        """Directories that hold a journal."""
         return [self.series, *self.run_dirs]
 
     def attempt(self, moment: Moment | None = None, deed: Callable[[], None] | None = None) -> int | None:
         """Train in a process of its own; returns its exit status.
 
-        At that moment it is killed (-9); or, where there is a deed, held still until that is done.
+        At the moment the process is killed (-9); with a deed, it is suspended until that is done.
         """
         process = start_worker(self.run_dirs)
         assert process.pid is not None
@@ -96,17 +96,17 @@ class Story:
         return losses(self.root, self.fields)
 
     def mirror(self) -> None:
-        """Send to MLflow what there is, with a tracker that remembers nothing."""
+        """Mirror all journals, with a new tracker."""
         points = resolve(validate(Study, self.fields, "t"), self.root, "t").points
         rows = StatusReader(self.root, "tiny").read(points)
         Tracker(default_uri(self.root), "tiny", self.root).mirror(rows, settle=True)
 
     def log(self) -> str:
-        """What the newest worker printed last."""
+        """Return the last output of the newest worker."""
         return "".join(path.read_text()[-3000:] for path in self.series.glob("logs/*.log"))
 
     def warnings(self) -> str:
-        """What the journals warn of."""
+        """Return the warnings of all journals."""
         return "\n".join(
             event["text"]
             for folder in self.folders
@@ -115,13 +115,13 @@ class Story:
         )
 
     def check_mlflow(self) -> None:
-        """Every journalled step and evaluation is in MLflow, once, and every run is over."""
+        """Assert that MLflow holds every journalled step and evaluation once, and that every run is over."""
         check_mirrored(default_uri(self.root), "tiny", self.folders)
 
     # -- moments
 
     def while_saving(self) -> bool:
-        """A checkpoint is being written: its folder is there and its marker is not."""
+        """True while a checkpoint is being written: its folder is there and its marker is not."""
         return any(
             not path.with_suffix(".complete").exists()
             for folder in self.folders
@@ -130,16 +130,16 @@ class Story:
         )
 
     def while_evaluating(self) -> bool:
-        """The trunk is being evaluated: its step is told, its held-out loss is not."""
+        """True while the trunk is being evaluated: its step is journalled, its held-out loss is not."""
         told = read_progress(self.series)
         return told.step > 0 and told.step % EVAL_EVERY == 0 and told.step not in told.evals
 
     def at_step(self, step: int) -> Moment:
-        """That many training steps are told, those of all journals together."""
+        """Return the moment at which all journals together hold so many training steps."""
         return lambda: sum(len(read_progress(folder).steps) for folder in self.folders) >= step
 
     def after(self, seconds: float) -> Moment:
-        """So long after the attempt that is to come told of itself."""
+        """Return the moment so long after the next attempt has begun its journal."""
         begun: list[float] = []
         before = read_progress(self.series).attempt
 
@@ -152,7 +152,7 @@ class Story:
 
 
 def check_mirrored(uri: str, study: str, folders: Sequence[Path]) -> None:
-    """Every Run and Series is in MLflow once and is over, and with it every journalled step and evaluation, once."""
+    """Assert that MLflow holds every Run and Series once and over, with every journalled step and evaluation once."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -180,7 +180,7 @@ def check_mirrored(uri: str, study: str, folders: Sequence[Path]) -> None:
 
 
 def step_files(story: Story) -> list[Path]:
-    """The files of the trunk's newest checkpoint, its marker first."""
+    """Return the files of the trunk's newest checkpoint, its marker first."""
     from harness.record import checkpoints
 
     newest = checkpoints.marked(story.series / "checkpoints")[-1]

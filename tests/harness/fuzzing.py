@@ -1,7 +1,7 @@
-"""What the fuzz tests share: repeated cases that are the same every time, values nobody means, and what may be said.
+"""Fuzz tests: cases that are the same every time, values that no user means, and the answers that are allowed.
 
-A case is well formed where it was built from a valid document and at most some of its values were changed. At least
-half of the cases are: bytes at random are refused at the door, and what is wrong behind it is never reached.
+A case is well formed if it is a valid document with at most some values changed. At least half of the cases are:
+random bytes are refused at once and reach no mistake further in.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Case:
     """One input."""
 
     kind: str
-    """valid: must be taken; mutated: well formed, some values changed; broken: anything."""
+    """valid: must be accepted; mutated: well formed, some values changed; broken: anything."""
     content: Any
 
 
@@ -53,7 +53,7 @@ SHARES = {"valid": 0.3, "mutated": 0.4, "broken": 0.3}
 def repeat(
     cases: int, strategy: Callable[[str], st.SearchStrategy[Case]], check: Callable[[Case], None]
 ) -> None:
-    """Put `check` to so many cases, the same ones every time, at least half of them well formed."""
+    """Check so many cases, the same ones every time, at least half of them well formed."""
     seen: Counter[str] = Counter()
 
     def once(case: Case) -> None:
@@ -76,7 +76,7 @@ def repeat(
 
 @st.composite
 def mutations(draw: st.DrawFn, document: Any, most: int = 3) -> Any:
-    """The document with some values replaced, removed or joined by others."""
+    """Draw the document with some values replaced, removed or added."""
     changed = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, most))):
         found = list(places(changed))
@@ -87,7 +87,7 @@ def mutations(draw: st.DrawFn, document: Any, most: int = 3) -> Any:
             st.sampled_from(["replace", "replace", "stretch", "stretch", "stretch", "remove", "add"])
         )
         if action == "stretch" and (alike := _alike(holder[key])) is not None:
-            holder[key] = draw(alike)  # of the right type, so that it gets further than the door
+            holder[key] = draw(alike)  # of the right type, so that it is read further
         elif action in {"replace", "stretch"}:
             holder[key] = draw(JUNK)
         elif action == "remove":
@@ -111,7 +111,7 @@ TEXT = st.sampled_from(
 
 
 def _alike(value: Any) -> st.SearchStrategy[Any] | None:
-    """Values of the same type that nobody means."""
+    """Return unusual values of the same type."""
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int):
@@ -122,7 +122,7 @@ def _alike(value: Any) -> st.SearchStrategy[Any] | None:
 
 
 def places(document: Any) -> Iterator[tuple[Any, Any]]:
-    """Where every value of a document stands: what holds it, and its key."""
+    """Yield the place of every value of a document: its container and its key."""
     items: Any = ()
     if isinstance(document, dict):
         items = list(document.items())
@@ -135,7 +135,7 @@ def places(document: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """The bytes with some cut, flipped, doubled or put in."""
+    """Draw the bytes with some cut, flipped, doubled or inserted."""
     changed = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(len(changed) - 1, 0)))
@@ -154,12 +154,12 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def dumped(document: Any) -> bytes:
-    """JSON as Python writes it, NaN and Infinity included."""
+    """Return JSON as Python writes it, with NaN and Infinity."""
     return json.dumps(document, indent=1).encode()
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Every file and folder below one, and what is in it."""
+    """Return the digest of every file below a folder, by its path; of a folder "folder"."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         if path.is_file()
@@ -170,7 +170,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def refused(answer: Answer, *names: str) -> bool:
-    """Whether input was refused, and then as it should be: status 2, a sentence that names it, no traceback."""
+    """True if input was refused; it must be with status 2, a sentence that names it and no traceback."""
     assert "Traceback" not in answer.err, answer.err
     assert "unexpected " not in answer.err, answer.err
     if answer.status == 0:
@@ -183,7 +183,7 @@ def refused(answer: Answer, *names: str) -> bool:
 
 
 def refusal_of(call: Callable[[], object], kind: type[Exception]) -> str | None:
-    """The one sentence a call refuses its input with, or None where it takes it; other errors are defects."""
+    """Return the sentence with which a call refuses its input, None if it accepts it; other errors are raised."""
     try:
         call()
     except kind as error:
@@ -195,7 +195,7 @@ def refusal_of(call: Callable[[], object], kind: type[Exception]) -> str | None:
 
 
 def strictly(text: str) -> Any:
-    """A JSON document; NaN and Infinity, which JSON does not have, are a failure."""
+    """Return a JSON document; fail at NaN and Infinity, which JSON does not have."""
 
     def never(constant: str) -> None:
         raise AssertionError(f"{constant} in {text[:200]}")
@@ -204,7 +204,7 @@ def strictly(text: str) -> Any:
 
 
 class Planted:
-    """A pickle or a YAML tag that makes a folder where it is executed."""
+    """A pickle and a YAML tag that make a folder if they are executed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Journals written as a worker writes them, without the training: for tests and measurements of what reads them."""
+"""Journals as a worker writes them, without the training, for tests and measurements of their readers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WHO: dict[str, Any] = {"dispatcher": "test", "job_id": "7", "commit": "c" * 40, 
 
 
 def registered(root: Root, fields: Fields) -> ResolvedStudy:
-    """A study as its submission leaves it."""
+    """Register a study as its submission does."""
     resolved = resolve(validate(Study, fields, "test"), root, "test")
     register(resolved)
     return resolved
@@ -35,14 +35,14 @@ def rows_of(root: Root, fields: Fields) -> list[RunStatus]:
 
 
 def begin_series(root: Root, run: Run, **more: Any) -> Journal:
-    """A new attempt on the trunk of a Run."""
+    """Begin an attempt on the trunk of a Run."""
     journal = Journal.open(write_series(root, run))
     journal.append(Event.STARTED, **{**identify_process(), **WHO, **more})
     return journal
 
 
 def begin_run(root: Root, run: Run, **more: Any) -> Journal:
-    """A new attempt on a Run."""
+    """Begin an attempt on a Run."""
     journal = Journal.open(write_run(root, run))
     journal.append(Event.STARTED, **{**identify_process(), **WHO, **more})
     return journal
@@ -83,7 +83,7 @@ def finish(journal: Journal, run: Run, loss: float = 4.0, **more: Any) -> None:
 
 
 def write_finished(root: Root, points: Sequence[GridPoint], steps: int = 20) -> None:
-    """Journals of a study that is done: every Run, and the trunk of every Series, with so many logged steps."""
+    """Write the journals of a finished study: every Run and every trunk, each with so many logged steps."""
     seen: set[str] = set()
     longest = max(point.run.iterations for point in points)
     for point in points:
@@ -100,7 +100,7 @@ def write_finished(root: Root, points: Sequence[GridPoint], steps: int = 20) -> 
 
 
 def read_events(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every line of every attempt that is ours, oldest attempt first, each with its attempt's number."""
+    """Yield every event of a directory, the oldest attempt first, each with its attempt's number."""
     for attempt in attempts(directory):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             for line in LineReader(attempt_file(directory, attempt)).read(check_for(directory)):

@@ -1,4 +1,4 @@
-"""A packing carried out in simulated time: what a dispatcher would do, and how long the devices would take."""
+"""A packing in simulated time, with the actions of a dispatcher and the time that the devices take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Decide = Callable[[Sequence[WaitingTask], Sequence[Group], Sequence[Node], float
 
 @dataclass
 class _Held:
-    """A group that is there, with what really happens in it."""
+    """A group that exists, with the task it trains."""
 
     group: Group
     device: int | None
@@ -25,16 +25,16 @@ class _Held:
 
 @dataclass
 class Simulation:
-    """Devices as Ray hands them out, groups that take `startup` seconds, and Series that take what they take."""
+    """Devices given out as Ray does, groups that start in `startup` seconds, and Series of given lengths."""
 
     tasks: Sequence[WaitingTask]
     nodes: list[Node]
     startup: float
     decide: Decide = decide
     actual: Mapping[str, float] = field(default_factory=dict)
-    """What a Series really takes, where that differs from what is expected."""
+    """Real seconds of a Series that takes longer or shorter than expected."""
     befalls: dict[float, Callable[[list[Node]], list[Node]]] = field(default_factory=dict)
-    """What becomes of the nodes, and when."""
+    """Changes of the nodes by their time."""
 
     now: float = 0.0
     starts: int = 0
@@ -42,13 +42,13 @@ class Simulation:
     held: dict[str, _Held] = field(default_factory=dict)
 
     def begin(self, groups: Sequence[Group]) -> None:
-        """Have these groups be there, busy with what nobody counts."""
+        """Begin with these groups, busy with tasks that do not count."""
         for group in groups:
             task = WaitingTask(f"before-{group.key}", group.request, group.busy or 0.0)
             self.held[group.key] = _Held(group, None, task, 0.0, group.busy or 0.0)
 
     def run(self) -> float:
-        """Seconds until the last Series has ended."""
+        """Carry everything out; returns the seconds until the last Series has ended."""
         self.waiting = {task.key: task for task in self.tasks}
         self._carry_out()
         while self.waiting or any(held.task for held in self.held.values()):
@@ -65,7 +65,7 @@ class Simulation:
         return max(self.done.values())
 
     def used(self, node: Node) -> list[float]:
-        """What is taken of each device of a node."""
+        """Return the share taken of each device of a node."""
         taken = [0.0] * int(node.devices)
         whole = 0
         for held in self.held.values():
@@ -101,7 +101,9 @@ class Simulation:
         request = start.task.request
         assert len(start.nodes) == request.ranks
         device = None
-        if request.share < 1 and request.ranks == 1:  # as Ray does: where the least is left that is enough
+        if (
+            request.share < 1 and request.ranks == 1
+        ):  # as Ray does: the device with the least share left that is enough
             (node,) = [node for node in self.nodes if node.key == start.nodes[0]]
             fits = [
                 (1 - part, at) for at, part in enumerate(self.used(node)) if 1 - part >= request.share - 1e-6
@@ -142,14 +144,14 @@ class Simulation:
 def lower_bound(
     tasks: Sequence[WaitingTask], nodes: Sequence[Node], actual: Mapping[str, float] | None = None
 ) -> float:
-    """No packing ends sooner: the longest Series, and all device-seconds on all devices."""
+    """Return the lower bound of every packing: the longest Series, or all device-seconds on all devices."""
     seconds = {task.key: (actual or {}).get(task.key, task.seconds) for task in tasks}
     work = sum(seconds[task.key] * task.request.ranks * task.request.share for task in tasks)
     return max(*seconds.values(), work / sum(node.devices for node in nodes))
 
 
 def mixed(seed: int, count: int = 24, *, longest: float = 300.0) -> list[WaitingTask]:
-    """Series of one, two and four devices in turn, a tenth of the longest or longer."""
+    """Return Series of one, two and four devices in turn, between a tenth of the longest and the longest."""
     rolled = random.Random(seed)
     return [
         WaitingTask(f"p{at:03}", Request((1, 2, 4)[at % 3], 1), rolled.uniform(longest / 10, longest))

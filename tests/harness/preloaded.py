@@ -1,4 +1,4 @@
-"""What a worker imports and looks up in its first seconds, done once for all that are forked from here."""
+"""The imports of a worker, made once for all workers that are forked from this process."""
 
 import gc
 import os
@@ -12,4 +12,4 @@ with without_mlflow():
 
 assert deepspeed.ops.__compatible_ops__ is not None  # asks a compiler for each
 gc.collect()
-gc.freeze()  # what is never collected is never copied either
+gc.freeze()  # objects that are never collected are never copied by a fork

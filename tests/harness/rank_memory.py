@@ -1,9 +1,9 @@
-"""One rank that trains models for a few steps and tells the peak of its memory for each, as a JSON list.
+"""One rank that trains models for a few steps and prints its peak memory for each, as a JSON list.
 
     python -m tests.harness.rank_memory '[{"model": .., "frames": .., "layout": ..}, ..]'
 
-What is counted is what malloc has handed out, sampled a thousand times a second: torch's profiler does not see what the
-threads of a process group free. What imports take is not counted: a first, small model has made them.
+It counts the bytes malloc has handed out, a thousand times a second, since torch's profiler misses what the
+threads of a process group free. A first, small model makes the imports, which do not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def allocated() -> int:
-    """Bytes that malloc has handed out and nobody has freed."""
+    """Return the bytes that malloc has handed out and that are not freed."""
     ask = ctypes.CDLL(None).mallinfo2
     ask.restype = _Mallinfo2
     told = ask()
@@ -38,7 +38,7 @@ def allocated() -> int:
 
 
 class Peak:
-    """The most that is allocated within a block, over what was when it began."""
+    """Most bytes allocated during a block, over those at its beginning."""
 
     def __enter__(self) -> Peak:
         gc.collect()

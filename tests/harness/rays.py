@@ -1,4 +1,4 @@
-"""Rays as tests need them: each in a process of its own that can be told to stop, interrupted and killed."""
+"""Rays of tests, each in a process of its own that can be stopped, interrupted and killed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ import ray
 ray.init(log_to_driver=False)
 nodes = []
 while not any("CPU" in node["Resources"] for node in nodes):
-    time.sleep(0.1 if nodes else 0)  # the head alone: a raylet whose port another took is being replaced
+    time.sleep(0.1 if nodes else 0)  # only the head: the raylet is being replaced, since another process had its port
     nodes = [node for node in ray.nodes() if node["Alive"]]
 print(json.dumps(sorted((node["NodeName"], node["Resources"]) for node in nodes)), flush=True)
 
@@ -73,7 +73,7 @@ for line in sys.stdin:
     found = None
     while found is None:
         while ray.available_resources().get("GPU") != ray.cluster_resources().get("GPU"):
-            time.sleep(0.1)  # what was let go is counted a moment later, and so is a node that is gone
+            time.sleep(0.1)  # Ray counts released GPUs and lost nodes a moment later
         devices = [ray.remote(Device).options(num_gpus=float(line), num_cpus=0).remote() for _ in range(2)]
         with contextlib.suppress(ray.exceptions.RayError):
             found = sorted(ray.get([device.name.remote() for device in devices]))
@@ -84,12 +84,12 @@ for line in sys.stdin:
 
 
 class Here:
-    """A process under which a Ray runs."""
+    """A process that runs a Ray."""
 
     def __init__(
         self, folder: Path, *, devices: str = "", dashboard: bool = False, step_seconds: float = 0.0
     ) -> None:
-        """Start it; what trains on it takes so long for each step at least."""
+        """Start it; a step of training on it takes so many seconds at least."""
         self.folder, self.devices = folder, [name for name in devices.split(",") if name]
         arguments = [str(folder), str(len(self.devices)), str(int(dashboard))]
         self.process = subprocess.Popen(
@@ -105,7 +105,7 @@ class Here:
 
     @property
     def address(self) -> RayAddress:
-        """Where it is, when it is there."""
+        """Address of the Ray, once it runs."""
         if self._address is None:
             assert self.process.stdout is not None
             line = self.process.stdout.readline()
@@ -115,13 +115,13 @@ class Here:
         return self._address
 
     def raylets(self) -> list[psutil.Process]:
-        """The raylets that run, the head's first."""
+        """Return the raylets that run, the head's first."""
         found = psutil.Process(self.process.pid).children(recursive=True)
         self.started += [process for process in found if process not in self.started]
         return sorted(filter(_is_raylet, found), key=lambda process: process.create_time())
 
     def listening(self) -> set[tuple[str, int]]:
-        """Addresses and ports at which any of its processes listens."""
+        """Return the addresses and ports at which its processes listen."""
         return {
             (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
             for process in psutil.Process(self.process.pid).children(recursive=True)
@@ -130,12 +130,12 @@ class Here:
         }
 
     def is_gone(self) -> bool:
-        """Whether nothing is left of it."""
+        """True if no process and no file of it is left."""
         left = [process for process in self.started if is_running(process)]
         return not left and not self.address.temp_dir.exists()
 
     def interrupt(self) -> str:
-        """Ctrl-C in its terminal; returns what it said last."""
+        """Send Ctrl-C to its process group; returns its last output."""
         os.killpg(self.process.pid, signal.SIGINT)
         said, _ = self.process.communicate(timeout=PATIENCE)
         return said
@@ -145,7 +145,7 @@ class Here:
         self.process.wait()
 
     def stop(self) -> None:
-        """End it, if nobody did."""
+        """End it, if it still runs."""
         if self.process.poll() is None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.communicate(timeout=PATIENCE)
@@ -168,14 +168,14 @@ class Driver:
         self._nodes: dict[str, dict[str, float]] | None = None
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """Resources of the nodes that were there when it began, by name."""
+        """Return the resources of the nodes that were there when it began, by name."""
         if self._nodes is None:
             self._nodes = dict(self._read())
         return self._nodes
 
     def devices(self, share: float = 1.0) -> list[str]:
-        """What two actors that take a share of a GPU each see of the GPUs."""
-        self.nodes()  # what it says first
+        """Return the GPUs that two actors see, each of which takes a share of one."""
+        self.nodes()  # the first line it prints
         assert self.process.stdin is not None
         self.process.stdin.write(f"{share}\n")
         self.process.stdin.flush()
@@ -183,7 +183,7 @@ class Driver:
         return found
 
     def train(self, file: Path) -> None:
-        """Have an actor keep a process that takes its time to save, to that file."""
+        """Have an actor keep a process that saves to a file, which takes a moment."""
         command = [sys.executable, "-c", SAVER, str(file), "harness.train.worker"]
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(command) + "\n")
@@ -191,14 +191,14 @@ class Driver:
         wait_until(lambda: file.exists() and file.read_text() == "trains")
 
     def end(self) -> tuple[int, str]:
-        """Its exit status and what it complained of."""
+        """Wait for its end; returns its exit status and its standard error."""
         _, said = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, said
 
     def _read(self) -> Any:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith("["):  # and not a word of Ray's, whose are in colour
+            if line.startswith("["):  # a line of Ray's own is in colour
                 with contextlib.suppress(json.JSONDecodeError):
                     return json.loads(line)
         raise AssertionError(self.end())

@@ -21,7 +21,7 @@ def result_of(resolved: ResolvedStudy, number: int, loss: float) -> dict[str, An
 
 
 def written(root: Root, run_id: str, attempts: list[bytes]) -> None:
-    """The journal of a Run, and no other attempts than these."""
+    """Write the journal of a Run, with these attempts and no others."""
     folder = root.run(run_id) / "journal"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

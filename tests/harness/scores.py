@@ -1,4 +1,4 @@
-"""Results of evaluations that nobody had to make: for tests of what keeps and carries them."""
+"""Made-up results of evaluations, for tests of records and bundles."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ SETTINGS = Settings(
 
 
 def scored(settings: Settings | None, notes: tuple[str, ...] = (), **values: float) -> Evaluation:
-    """Scores under some settings; None is the held-out loss."""
+    """Make an evaluation with these scores; settings of None are those of the held-out loss."""
     held = {name: Score(value=value, t=1.0) for name, value in values.items()}
     return Evaluation(settings=settings, n_prompts=4, scores=held, notes=notes)

@@ -1,4 +1,4 @@
-"""A study whose journals a test writes and MLflow mirrors, and the calls that this costs."""
+"""A study whose journals a test writes and MLflow mirrors, and a counter of the calls to MLflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.studies import Fields
 
 
 def mlflow_runs(uri: str, study: str) -> list[Any]:
-    """What MLflow holds of a study, but for the study's own run."""
+    """Return MLflow's runs of a study, but for the study's own."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
@@ -55,7 +55,7 @@ class Study:
         return sorted((metric.step, metric.timestamp, metric.value) for metric in metrics)
 
     def the(self, identity: str | None = None) -> Held:
-        """The one MLflow run of a Run, or of the Series."""
+        """Return the one MLflow run of a Run, or of the Series."""
         (held,) = self.found(identity)
         return held
 
@@ -64,7 +64,7 @@ class Study:
 
 
 class Calls:
-    """Counts what is asked and told of MLflow, and lets some calls fail after they were heard."""
+    """Counts the calls to MLflow, and lets chosen ones fail after MLflow has carried them out."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from mlflow import MlflowClient

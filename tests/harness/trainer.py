@@ -1,4 +1,4 @@
-"""Training in the test's own process: real engines, real checkpoints, no process to start."""
+"""Training in the test's own process, by real engines with real checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.train.worker import group_by_series, train_series
 
 
 class StopAfter(StopFlag):
-    """A stop flag that is raised by itself after it was asked so many times: a signal at a known step."""
+    """A stop flag that raises itself after it was read so many times, as a signal at a known step would."""
 
     def __init__(self, asked: int) -> None:
         super().__init__()
@@ -29,12 +29,12 @@ class StopAfter(StopFlag):
 
 
 def train(root: Root, fields: dict[str, Any], stop: StopFlag | None = None, **launch: Any) -> list[str]:
-    """Write what a submission writes and train every Series; returns the worker's outcomes."""
+    """Write the files of a submission and train every Series; returns the outcomes."""
     return [train_series(runs, place, stop or StopFlag()) for place, runs in prepared(root, fields, **launch)]
 
 
 def prepared(root: Root, fields: dict[str, Any], **launch: Any) -> Any:
-    """Write what a submission writes; returns the Runs by Series."""
+    """Write the files of a submission; returns the Runs by Series."""
     study = validate(Study, fields, "test")
     resolved = resolve(study, root, "test")
     folders = []
@@ -53,32 +53,32 @@ def prepared(root: Root, fields: dict[str, Any], **launch: Any) -> Any:
 
 
 def progress_of(root: Root, fields: dict[str, Any]) -> list[Progress]:
-    """The journals of the study's Runs, in the grid's order."""
+    """Return the progress of the study's Runs, in the grid's order."""
     resolved = resolve(validate(Study, fields, "test"), root, "test")
     return [read_progress(root.run(point.run.run_id)) for point in resolved.points]
 
 
 def losses(root: Root, fields: dict[str, Any]) -> list[float]:
-    """The held-out losses of the study's Runs; all must have finished."""
+    """Return the held-out losses of the study's Runs; all must have finished."""
     found = progress_of(root, fields)
     assert [progress.state for progress in found] == [Event.FINISHED] * len(found)
     return [progress.result["loss"] for progress in found if progress.result]
 
 
 def undisturbed(tmp_path: Path, fields: dict[str, Any], **launch: Any) -> list[float]:
-    """The held-out losses of the study's Runs, trained apart and by nobody disturbed."""
+    """Train the study apart and undisturbed; returns the held-out losses of its Runs."""
     apart = Root(tmp_path / "apart")
     train(apart, fields, **launch)
     return losses(apart, fields)
 
 
 def series_folder(root: Root) -> Path:
-    """The one Series of a root."""
+    """Return the one Series of a root."""
     (folder,) = (root.path / "series").iterdir()
     return folder
 
 
 def trunk_steps(root: Root) -> Sequence[int]:
-    """Steps of the trunk's newest attempt."""
+    """Return the steps of the trunk's newest attempt."""
     progress = read_progress(series_folder(root))
     return sorted(step for step, event in progress.steps.items() if event["attempt"] == progress.attempt)

@@ -72,7 +72,7 @@ class InThisProcess:
 
 
 def with_rate(fields: Fields, rate: float | str, iterations: int | None = None, seed: int = 0) -> Fields:
-    """The study of one seed with this learning rate, as a user would write it."""
+    """Return the study of one seed with this learning rate, as a user would write it."""
     changed = copy.deepcopy(fields)
     changed["training"]["optimiser"]["lr"] = rate
     changed["grid"]["seeds"] = [seed]
@@ -82,7 +82,7 @@ def with_rate(fields: Fields, rate: float | str, iterations: int | None = None, 
 
 
 def space_of(root: Root, fields: Fields) -> Space:
-    """The space of a study's `tune:`."""
+    """Return the space of a study's `tune:`."""
     return Space(validate(Study, fields, "test"), root, "test")
 
 

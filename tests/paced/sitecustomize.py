@@ -1,8 +1,7 @@
-"""Found on PYTHONPATH before training is: optimiser steps that come at a given pace, however fast the machine is.
+"""Python imports this from PYTHONPATH at its start: it makes optimiser steps come at a given pace.
 
-Two cores cannot run eight ranks at full speed, but they can have eight ranks keep a slow pace; and what is to be met
-in the middle of its training is met there on a fast machine too. A step that is late is
-made up for by those that follow, as a clock is kept and not a pause.
+Two cores cannot run eight ranks at full speed, but eight ranks can keep a slow pace on them. On a fast machine, a test
+meets a job in the middle of its training. Steps after a late one are shorter, so that the pace is kept.
 """
 
 from __future__ import annotations
