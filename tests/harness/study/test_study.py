@@ -218,7 +218,11 @@ def test_set_changes_a_key_of_the_study_even_below_an_empty_one(
         ("grid.sizes.xs.n_blocks", True, ["n_blocks", "True"]),
         ("grid.sizes.xs.optimiser", {"lr": None}, ["grid.sizes.xs", "lr", "None"]),
         ("grid.sizes.twin", {"n_blocks": 1, "d_model": 16}, ["twin", "same run as xs"]),
-        ("grid.sizes.xs", {"n_params": 1e6}, ["sizes.xs.n_params", "1,000,000", "alone does not decide a size", "d_model"]),
+        (
+            "grid.sizes.xs",
+            {"n_params": 1e6},
+            ["sizes.xs.n_params", "1,000,000", "alone does not decide a size", "d_model"],
+        ),
         ("grid.sizes.xs.n_params", 1e6, ["xs.n_params", "n_blocks 1, d_model 16, n_params 1,000,000"]),
         (
             "grid.sizes.xs",

@@ -68,7 +68,9 @@ def test_a_search_is_packed_here_unless_a_cluster_is_named_on_the_command_line(
 ) -> None:
     study = write_study(study_fields)  # without a search space
     named = ssmscale("tune", study, "--on", "ray", "--cluster", "h100x8")
-    assert named.err.startswith("error: --on ray --cluster h100x8: a search packs trials on this machine only")
+    assert named.err.startswith(
+        "error: --on ray --cluster h100x8: a search packs trials on this machine only"
+    )
     monkeypatch.setenv("SSMSCALE_CLUSTER", "h100x8")
     assert ssmscale("tune", study, "--on", "ray").err.startswith(f"error: {study}: tune: ")
 
