@@ -171,7 +171,7 @@ def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
     captions = write_csv(tmp_path / "c.csv", ROWS)
     broken = write_csv(tmp_path / "d.csv", {"broken.wav": "x"})
     absent = write_csv(tmp_path / "e.csv", {**ROWS, "five.wav": "x", "six.wav": "y"})
-    for spec, message in (
+    wrong = (
         (
             spec_for(tmp_path / "broken", captions=broken),
             r"none of 1 tracks can be used; .* unreadable audio",
@@ -181,9 +181,10 @@ def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
         (spec_for(tmp_path / "nowhere"), "no such directory"),
         (spec_for(tmp_path / "empty", captions=captions), r"holds no sound file \(.wav"),
         (spec_for(music), r"has no captions; give `captions`, `tags`, or one of captions\.jsonl"),
-    ):
+    )
+    for number, (spec, message) in enumerate(wrong):
         with pytest.raises(InputError, match=message):
-            build_corpus(spec, tmp_path / "out", workers=1)
+            build_corpus(spec, tmp_path / f"out{number}", workers=1)
 
 
 @pytest.mark.parametrize(
