@@ -37,9 +37,7 @@ class SamplingOptions:
         ),
     ] = 3.0
     temperature: Annotated[float, typer.Option(help="Temperature; below 1 prefers likely tokens.")] = 1.0
-    top_k: Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 draws from all.")] = (
-        250
-    )
+    top_k: Annotated[int, typer.Option(help="Draw from the K likeliest tokens; 0 draws from all.")] = 250
     seed: Annotated[
         int, typer.Option(min=0, max=2**62, help="Seed of the first prompt; each further one takes the next.")
     ] = 0
