@@ -286,7 +286,3 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         return str(error), 1
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1
-
-
-if __name__ == "__main__":
-    main()
