@@ -25,7 +25,7 @@ test: $(VENV)/.dev  ## every test; Debian packages they need are installed where
 	sh .ci/debian $(TEST_PACKAGES)
 	$(BIN)/python -m pytest -n $(WORKERS) $(IN_PARALLEL) -m "not verify and not gpu" $(ROOM_TESTS)
 
-quick: $(VENV)/.dev  ## the tests that start no server, cluster or training
+quick: $(VENV)/.dev  ## tests that start no server, cluster or training and write no report
 	$(BIN)/python -m pytest -n auto $(IN_PARALLEL) -m "quick and not verify and not gpu"
 
 check: $(VENV)/.dev  ## format, lint, types, import rules

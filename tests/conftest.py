@@ -71,9 +71,15 @@ LONGEST_FIRST = (
 """Files that take a minute or more; the others follow room by room."""
 ROOMS = ("cluster", "harness", "ssmttm", "analysis")
 
-SLOW_MODULES = {"subprocess", "multiprocessing", "tests.waiting", "tests.checkouts"} | {
-    f"tests.harness.{name}" for name in ("faults", "rays", "trainer", "tuner")
-}
+SLOW_PATHS = {"cluster", "golden", "test_coverage.py", "test_former_root.py", "test_left_to_others.py"}
+"""Folders and files that start servers, train, or fit for a minute."""
+SLOW_MODULES = {
+    "subprocess",
+    "multiprocessing",
+    "tests.waiting",
+    "tests.checkouts",
+    "analysis.report.report",
+} | {f"tests.harness.{name}" for name in ("faults", "rays", "trainer", "tuner")}
 SLOW_FIXTURES = {"bach_corpus", "bundle", "empty_store", "there"}
 
 
@@ -100,8 +106,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def is_quick(item: pytest.Item) -> bool:
-    """True if a test starts no server, cluster or training, by its folder, its fixtures and its file's imports."""
-    if "cluster" in item.path.parts or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+    """True if a test starts no server or training and writes no report, by its path, fixtures and file's imports."""
+    if SLOW_PATHS & set(item.path.parts) or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
         return False
     imported = vars(getattr(item, "module", object)).values()
     return not any(
