@@ -28,11 +28,12 @@ test: $(VENV)/.dev  ## every test; Debian packages they need are installed where
 quick: $(VENV)/.dev  ## tests that start no server, cluster or training and write no report
 	$(BIN)/python -m pytest -n auto $(IN_PARALLEL) -m "quick and not verify and not gpu"
 
-check: $(VENV)/.dev  ## format, lint, types, import rules
+check: $(VENV)/.dev  ## format, lint, types, import rules, plain English
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.plain_english
 
 verify: $(VENV)/.dev $(VENV)/.kernels  ## checks that repeat, at their full counts; CUDA kernels in Triton's interpreter
 	$(BIN)/python -m pytest -m verify
