@@ -7,7 +7,7 @@ DEMO_CORPUS := corpora/bach
 TEST_PACKAGES := chromium faketime git mariadb-server munge postgresql-15 rsync slurm-wlm slurmdbd
 
 # More than cores, since many tests wait for servers.
-WORKERS := 4
+WORKERS := 3
 # Tests of one room, `make test ROOM=analysis`: the folder of that name below tests/.
 ROOM_TESTS = $(if $(ROOM),$(or $(wildcard tests/$(ROOM) tests/*/$(ROOM)),$(error tests/ has no folder $(ROOM))))
 IN_PARALLEL := --dist loadfile --no-loadscope-reorder

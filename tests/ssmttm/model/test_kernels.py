@@ -150,7 +150,7 @@ def test_the_choice_can_be_kept_to_pytorch(monkeypatch, unchosen):
 def test_a_missing_package_is_named():
     if kernels.load("cuda").scan is not None:
         pytest.skip("mamba-ssm is installed")
-    assert kernels.load("cuda") == Kernels(reason="mamba-ssm is not installed")
+    assert kernels.load("cuda") == Kernels(reason="mamba-ssm is not installed", misses_package=True)
     assert "mamba_ssm" not in sys.modules
 
 
