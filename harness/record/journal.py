@@ -120,7 +120,7 @@ def attempts(directory: Path) -> list[int]:
 
 def attempt_file(directory: Path, attempt: int) -> Path:
     """Return the path of the journal of one attempt on the run or series of `directory`."""
-    return directory / "journal" / FORMAT.format(attempt)
+    return Path(directory, "journal", FORMAT.format(attempt))
 
 
 @dataclass
@@ -217,7 +217,7 @@ class _Fold:
 
     def __init__(self, directory: Path, *, newest_only: bool) -> None:
         self.newest_only = newest_only
-        self.folder = directory / "journal"
+        self.directory = directory
         self.check = check_for(directory)
         self.files: list[_AttemptFile] = []
         self.reader: LineReader | None = None
@@ -251,7 +251,7 @@ class _Fold:
             if self.reader is None or self.reader.path.name != FORMAT.format(attempt):
                 if self.reader is not None and self.reader.torn:
                     self._note(self.reader, self.reader.number + 1, "torn")
-                self.reader = LineReader(self.folder / FORMAT.format(attempt))
+                self.reader = LineReader(attempt_file(self.directory, attempt))
             self._take_in(attempt, self.reader)
         self.files = found
         if self.reader != before or self.is_partial:
@@ -305,7 +305,7 @@ class _Fold:
     def _progress(self) -> Progress:
         notes = list(self.notes)
         if self.unnamed:
-            notes.append(f"{self.folder}: {self.unnamed} more lines are skipped")
+            notes.append(f"{self.directory}/journal: {self.unnamed} more lines are skipped")
         if self.reader is not None and self.reader.torn:
             notes.append(f"{self.reader.path} line {self.reader.number + 1}: torn")
         return replace(
@@ -323,7 +323,7 @@ class _Fold:
 def _attempt_files(directory: Path) -> list[_AttemptFile]:
     found = []
     try:
-        with os.scandir(directory / "journal") as entries:
+        with os.scandir(f"{directory}/journal") as entries:
             for entry in entries:
                 if match := ATTEMPT.fullmatch(entry.name):
                     facts = entry.stat()

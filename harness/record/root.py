@@ -70,11 +70,11 @@ class Root:
 
     def run(self, run_id: str) -> Path:
         """Directory of one Run: run.json, journal/, checkpoints/, logs/."""
-        return self.path / "runs" / run_id
+        return Path(self.path, "runs", run_id)
 
     def series(self, series_id: str) -> Path:
         """Directory of one Series: series.json, launch.json, journal/, checkpoints/, logs/."""
-        return self.path / "series" / series_id
+        return Path(self.path, "series", series_id)
 
     def study(self, name: str) -> Path:
         """Directory of one study: study.json, control.jsonl."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,16 +51,13 @@ class GridPoint:
     architecture: str
     size: str
     run: Run
+    series_id: str
+    """Identity of the Run's Series, hashed once for all Runs of a trunk."""
 
     @cached_property
     def run_id(self) -> str:
         """Identity of the Run, hashed once."""
         return self.run.run_id
-
-    @cached_property
-    def series_id(self) -> str:
-        """Identity of the Run's Series, hashed once."""
-        return self.run.series_id
 
 
 def view_corpus(study: Study, where: str) -> CorpusView:
@@ -114,8 +110,8 @@ def expand(
 
     Raises InputError for too many Runs, a size that makes no model, and a learning rate that `tuned` does not have.
     """
-    if (runs := study.grid.n_runs) > MOST_RUNS:
-        raise InputError(f"{where}: grid: has {runs:,} runs; a study may have {MOST_RUNS:,} at most")
+    if (n_runs := study.grid.n_runs) > MOST_RUNS:
+        raise InputError(f"{where}: grid: has {n_runs:,} runs; a study may have {MOST_RUNS:,} at most")
     found: dict[str, GridPoint] = {}
     for architecture, own in study.grid.architectures.items():
         for size in study.grid.sizes:
@@ -136,12 +132,15 @@ def expand(
                 "optimiser": validate(Optimiser, optimiser, f"{key}: optimiser"),
                 "schedule": _own_schedule(study.training.schedule),
             }
-            for seed, iterations in product(
-                study.grid.seeds_of(size), study.grid.iterations_of(architecture)
-            ):
-                point = GridPoint(str(architecture), size, Run(**fields, iterations=iterations, seed=seed))
-                if (first := found.setdefault(point.run_id, point)) is not point:
-                    raise InputError(f"{key}: is the same run as {first.size}; drop one")
+            for seed in study.grid.seeds_of(size):
+                runs = [
+                    Run(**fields, iterations=n, seed=seed) for n in study.grid.iterations_of(architecture)
+                ]
+                trunk = runs[0].series_id if runs[0].shares_trunk else None
+                for run in runs:
+                    point = GridPoint(str(architecture), size, run, trunk or run.series_id)
+                    if (first := found.setdefault(point.run_id, point)) is not point:
+                        raise InputError(f"{key}: is the same run as {first.size}; drop one")
     return list(found.values())
 
 

@@ -124,6 +124,11 @@ class Run(Training):
         return digest_of({"series": self.series_canonical()})
 
     @property
+    def shares_trunk(self) -> bool:
+        """True if Runs of other lengths branch from the same trunk."""
+        return self.schedule.kind is ScheduleKind.WSD
+
+    @property
     def tokens_a_step(self) -> int:
         """Tokens of one optimiser step."""
         return self.batch * self.frames * self.model.n_codebooks
@@ -135,7 +140,7 @@ class Run(Training):
     def series_canonical(self) -> dict[str, object]:
         """Return the fields that all Runs of the Series share, which series.json holds."""
         fields = self.canonical()
-        if self.schedule.kind is ScheduleKind.WSD:
+        if self.shares_trunk:
             del fields["iterations"]
         return fields
 
