@@ -231,7 +231,7 @@ def examine_design(
         rungs = tuple(
             Rung(one.architecture, one.size, one.n_params, one.tokens_an_iteration) for one in there.sizes
         )
-        space = Space(rungs, there.counts, there.hours, there.shares_trunk)
+        space = Space(rungs, there.counts, there.hours, there.schedule.shares_trunk)
         best = propose(
             space,
             prior,

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import RunState
-from harness.study.run import Schedule, ScheduleKind, branch_step
+from harness.study.run import Schedule, branch_step
 from harness.study.schema import Study
 
 MOST_COUNTS = 8
@@ -55,11 +55,6 @@ class Candidates:
     done: Mapping[tuple[str, str, int], frozenset[int]]
     """Iteration counts of finished runs, by architecture, size and seed."""
 
-    @property
-    def shares_trunk(self) -> bool:
-        """True if runs of different length are one series."""
-        return self.schedule.kind is ScheduleKind.WSD
-
     def hours(self, architecture: str, size: str, counts: Sequence[int], seed: int) -> float:
         """Return the GPU-hours left of one seed; as in a plan, a run starts at the branch of the run before it."""
         (one,) = (one for one in self.sizes if (one.architecture, one.size) == (architecture, size))
@@ -67,9 +62,9 @@ class Candidates:
         behind, steps = 0, 0
         for count in sorted(counts):
             steps += 0 if count in done else count - behind
-            behind = branch_step(self.schedule, count) if self.shares_trunk else 0
+            behind = branch_step(self.schedule, count)
         left = len(set(counts) - done)
-        series = min(1, left) if self.shares_trunk else left
+        series = min(1, left) if self.schedule.shares_trunk else left
         return (
             steps * one.gpu_hours_an_iteration + left * one.gpu_hours_a_run + series * one.gpu_hours_a_series
         )

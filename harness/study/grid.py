@@ -136,7 +136,7 @@ def expand(
                 runs = [
                     Run(**fields, iterations=n, seed=seed) for n in study.grid.iterations_of(architecture)
                 ]
-                trunk = runs[0].series_id if runs[0].shares_trunk else None
+                trunk = runs[0].series_id if runs[0].schedule.shares_trunk else None
                 for run in runs:
                     point = GridPoint(str(architecture), size, run, trunk or run.series_id)
                     if (first := found.setdefault(point.run_id, point)) is not point:

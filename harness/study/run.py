@@ -67,6 +67,11 @@ class Schedule(Frozen):
     final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.005
     """Learning rate at the last step over the peak (wsd and cosine)."""
 
+    @property
+    def shares_trunk(self) -> bool:
+        """True if Runs of different length branch from one trunk and so form one Series."""
+        return self.kind is ScheduleKind.WSD
+
 
 class Regularisation(Frozen):
     """Changes to targets and captions during training."""
@@ -124,11 +129,6 @@ class Run(Training):
         return digest_of({"series": self.series_canonical()})
 
     @property
-    def shares_trunk(self) -> bool:
-        """True if Runs of other lengths branch from the same trunk."""
-        return self.schedule.kind is ScheduleKind.WSD
-
-    @property
     def tokens_a_step(self) -> int:
         """Tokens of one optimiser step."""
         return self.batch * self.frames * self.model.n_codebooks
@@ -140,7 +140,7 @@ class Run(Training):
     def series_canonical(self) -> dict[str, object]:
         """Return the fields that all Runs of the Series share, which series.json holds."""
         fields = self.canonical()
-        if self.shares_trunk:
+        if self.schedule.shares_trunk:
             del fields["iterations"]
         return fields
 
@@ -169,7 +169,7 @@ def by_series(members: Iterable[Member]) -> dict[str, list[Member]]:
 
 def branch_step(schedule: Schedule, iterations: int) -> int:
     """Return the number of trunk steps of a Run, before its decay; 0 if the schedule has no trunk."""
-    if schedule.kind is not ScheduleKind.WSD:
+    if not schedule.shares_trunk:
         return 0
     return iterations - max(1, round(schedule.decay_fraction * iterations))
 
@@ -201,7 +201,7 @@ def learning_rate(schedule: Schedule, peak: float, step: int, iterations: int) -
         progress = (step + 1 - schedule.warmup) / max(1, iterations - schedule.warmup)
         return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
     branch = branch_step(schedule, iterations)
-    if schedule.kind is ScheduleKind.WSD and step >= branch:
+    if schedule.shares_trunk and step >= branch:
         progress = (step + 1 - branch) / (iterations - branch)
         return peak * (1 - (1 - floor) * progress)
     return peak
