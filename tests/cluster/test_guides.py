@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -105,7 +106,8 @@ def test_a_printed_command_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(folder)
-    for name, value in {**devcluster.env, "RUN": finished, "PYTHONPATH": str(REPOSITORY)}.items():
+    activated = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+    for name, value in {**devcluster.env, **activated, "RUN": finished}.items():
         monkeypatch.setenv(name, value)
     program, *words = shlex.split(command)
     for pattern, replacement in ADAPTED:
