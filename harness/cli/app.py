@@ -6,6 +6,7 @@ traceback. With --json standard output holds one JSON document and nothing else.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from importlib import import_module
@@ -157,6 +158,7 @@ ssmscale trains scaling studies of state-space models against the Transformer.
 
 def main() -> None:
     """Run `ssmscale` with the arguments of this process."""
+    gc.set_threshold(100_000)  # reading ten thousand journals makes many objects and no garbage
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

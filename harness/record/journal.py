@@ -123,8 +123,7 @@ def attempt_file(directory: Path, attempt: int) -> Path:
     return Path(directory, "journal", FORMAT.format(attempt))
 
 
-@dataclass
-class Span:
+class Span(NamedTuple):
     """Time of one attempt, from its first event to its newest."""
 
     begun: float
@@ -225,8 +224,8 @@ class _Fold:
         self.held: dict[str, dict[int, dict[str, Any]]] = {Event.STEP: {}, Event.EVAL: {}, Event.SYSTEM: {}}
         """Repeated events, by step."""
         self.attempt, self.step = 0, 0
-        self.state = Progress()
-        """Fields that follow from events that change the state."""
+        self.state: dict[str, Any] = {}
+        """Fields of the progress that follow from events that change the state."""
         self.spans: list[Span] = []
         self.notes: list[str] = []
         self.unnamed = 0
@@ -286,7 +285,7 @@ class _Fold:
             ranks = event.get("layout", {}).get("ranks", 1)
             self.spans.append(Span(now, now, event.get("job_id"), ranks, event.get("gpu_share", 1.0)))
         elif self.spans and now > self.spans[-1].ended:  # a clock may be set back
-            self.spans[-1].ended = now
+            self.spans[-1] = self.spans[-1]._replace(ended=now)
         if name in self.held:
             held = self.held[name]
             if self.newest_only and held:
@@ -295,12 +294,11 @@ class _Fold:
                 held.clear()
             held[self.step] = event
         elif name in {Event.STARTED, Event.RESUMED}:
-            self.state = Progress(state=name, started=event)
+            self.state = {"state": name, "started": event}
         elif name in {Event.FINISHED, Event.FAILED}:
-            self.state = replace(self.state, state=name, result=event, kind=kind_of(event))
+            self.state |= {"state": name, "result": event, "kind": kind_of(event)}
         elif name in {Event.PREEMPTED, Event.CANCELLED}:
-            reason = event.get("reason")
-            self.state = replace(self.state, state=name, stopped_by=reason, kind=kind_of(event))
+            self.state |= {"state": name, "stopped_by": event.get("reason"), "kind": kind_of(event)}
 
     def _progress(self) -> Progress:
         notes = list(self.notes)
@@ -308,14 +306,14 @@ class _Fold:
             notes.append(f"{self.directory}/journal: {self.unnamed} more lines are skipped")
         if self.reader is not None and self.reader.torn:
             notes.append(f"{self.reader.path} line {self.reader.number + 1}: torn")
-        return replace(
-            self.state,
+        return Progress(
+            **self.state,
             attempt=self.attempt,
             step=self.step,
             steps=dict(self.held[Event.STEP]),  # copies, which do not grow with the journal
             evals=dict(self.held[Event.EVAL]),
             systems=dict(self.held[Event.SYSTEM]),
-            spans=tuple(replace(span) for span in self.spans),
+            spans=tuple(self.spans),
             damaged=tuple(notes),
         )
 

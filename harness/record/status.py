@@ -8,10 +8,8 @@ there are no GPUs; a Series that shares a device is charged its share.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
@@ -126,18 +124,6 @@ class Hours:
         }
 
 
-@contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Switch off the garbage collector, which takes a third of the time of reading many journals."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 class StatusReader:
     """Reads the states of a study's Runs repeatedly, each time only what was appended to their journals."""
 
@@ -150,7 +136,6 @@ class StatusReader:
         self._runs: dict[str, Progress] = {}
         self.control = root.control(study_name)
 
-    @_without_collecting()
     def read(
         self,
         points: Iterable[GridPoint],
