@@ -3,6 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint .constraints.txt
+# By all cores, which pip does not use; torch has a file for a newer Python.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 DEMO_CORPUS := corpora/bach
 TEST_PACKAGES := chromium faketime git mariadb-server munge postgresql-15 rsync slurm-wlm slurmdbd
 
@@ -11,6 +13,9 @@ WORKERS := 3
 # Tests of one room, `make test ROOM=analysis`: the folder of that name below tests/.
 ROOM_TESTS = $(if $(ROOM),$(or $(wildcard tests/$(ROOM) tests/*/$(ROOM)),$(error tests/ has no folder $(ROOM))))
 IN_PARALLEL := --dist loadfile --no-loadscope-reorder
+
+# Where a machine sets this, every process that starts would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test quick check verify bench clean
 .DELETE_ON_ERROR:
@@ -51,10 +56,12 @@ $(VENV)/.torch: .constraints.txt .ci/venv
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[train,analysis,audio]'
+	$(COMPILE)
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) --editable '.[train,analysis,audio,codecs,serve,slurm,ray,tune,dev]'
+	$(COMPILE)
 	touch $@
 
 # The Python part of the kernels, in a folder of its own: torch and transformers would try to use it without a GPU.
