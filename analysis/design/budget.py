@@ -18,10 +18,10 @@ import numpy as np
 from analysis.design.expect import ratios_of
 from analysis.design.grid import MAX_SEEDS, Grid, Sensitivity, Space, sensitivity, spent
 from analysis.design.prior import Noise, Prior
-from analysis.design.simulate import Draws, Progress, Simulated, simulate
+from analysis.design.simulate import Draws, Progress, Simulated, simulate, true_size_ratios
 from analysis.errors import InputError
-from analysis.findings.curve import Curve, reference_of
-from analysis.findings.equal_loss import SizeRatio, top_size_ratios
+from analysis.findings.curve import reference_of
+from analysis.findings.equal_loss import SizeRatio
 from analysis.laws.law import Array
 
 FEWEST = 3
@@ -138,8 +138,7 @@ def _cheapest(cost: Array) -> float:
 
 def _truth(space: Space, prior: Prior, reference: str) -> list[SizeRatio]:
     whole = Grid(space.iterations, (1,) * len(space.sizes)).points(space)
-    curves = {name: Curve(prior.law, prior.row(name), whole.of(name)) for name in space.architectures}
-    truth = top_size_ratios(curves, reference)
+    truth = true_size_ratios(whole, prior, reference)
     if all(row.n_params is None for row in truth):
         raise InputError(f"--budget: the prior gives no size ratio to plan for: {truth[0].reason}.")
     return truth

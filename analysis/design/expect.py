@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.design.prior import Prior
-from analysis.design.simulate import DELTA, USUAL, Draws, Progress, Simulated, holds, middle, simulate
+from analysis.design.simulate import DELTA, USUAL, Draws, Simulated, holds, middle, simulate
 from analysis.findings.comparison import fit_all
 from analysis.findings.curve import reference_of
 from analysis.findings.note import Frozen, Note
@@ -80,12 +80,7 @@ class DesignDocument(Frozen):
 
 
 def expected(
-    grid: CheckedPoints,
-    prior: Prior,
-    reference: str | None = None,
-    draws: Draws = USUAL,
-    *,
-    progress: Progress | None = None,
+    grid: CheckedPoints, prior: Prior, reference: str | None = None, draws: Draws = USUAL
 ) -> DesignDocument:
     """Simulate the grid under the prior and return the expected results of its report.
 
@@ -102,7 +97,7 @@ def expected(
     found = None
     ratios: list[ExpectedRatio] = []
     if not refused:
-        found = simulate(grid, prior, base, draws, progress=progress)
+        found = simulate(grid, prior, base, draws)
         ratios = ratios_of(found, base)
         notes += _grid_notes(grid, prior)
         notes += [note for ratio in ratios for note in ratio_notes(ratio, found)]

@@ -249,16 +249,9 @@ def _step(
     (predicted,) = predict(curve, [Ask(n_params, float(iterations), "iterations")], law.residual, 0)
     return Step(
         architecture=name,
-        n_params=n_params,
         n_params_ci95=interval(best[1:]),
-        iterations=iterations,
-        tokens=predicted.tokens or 0.0,
         gpu_hours=iterations * rate,
-        loss=predicted.loss,
-        ci95=predicted.ci95,
-        run95=predicted.run95,
-        size_factor=predicted.size_factor,
-        budget_factor=predicted.budget_factor,
+        **vars(predicted) | {"iterations": iterations, "tokens": predicted.tokens or 0.0},
     )
 
 

@@ -6,14 +6,14 @@ The simulation uses the study's own fit, resamples and comparison, so that its r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.design.prior import Noise, Prior
 from analysis.findings.comparison import FittedArchitecture, fit_all
-from analysis.findings.curve import Curve, reference_of
+from analysis.findings.curve import Curve
 from analysis.findings.equal_loss import SizeRatio, top_size_ratios
 from analysis.fitting.bootstrap import Scheme, choose_scheme, interval, resample
 from analysis.laws.law import Array
@@ -35,6 +35,8 @@ class Draws:
     resamples: int = 100
     """The median interval of many studies is within a few per cent of that with a thousand resamples."""
     seed: int = 0
+    progress: Progress | None = field(default=None, compare=False)
+    """Called with the number of studies simulated and their total."""
 
 
 USUAL = Draws()
@@ -72,25 +74,21 @@ def drawn_losses(clean: Array, cluster: pd.Series[str], noise: Noise, seed: int,
     return out
 
 
-def simulate(
-    grid: CheckedPoints,
-    prior: Prior,
-    reference: str | None = None,
-    draws: Draws = USUAL,
-    *,
-    progress: Progress | None = None,
-) -> Simulated:
+def true_size_ratios(grid: CheckedPoints, prior: Prior, reference: str) -> list[SizeRatio]:
+    """Return the size ratios of the prior's own laws; raises InputError if the prior lacks an architecture."""
+    curves = {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in grid.architectures}
+    return top_size_ratios(curves, reference)
+
+
+def simulate(grid: CheckedPoints, prior: Prior, reference: str, draws: Draws = USUAL) -> Simulated:
     """Draw studies of the grid under the prior, and fit and compare each as `fit` does.
 
     Raises InputError if the prior lacks an architecture.
     """
     clean = prior.losses(grid.frame)
-    names = grid.architectures
-    base = reference_of(names, reference)
-    known = {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in names}
-    truth = {row.architecture: row for row in top_size_ratios(known, base)}
+    truth = {row.architecture: row for row in true_size_ratios(grid, prior, reference)}
     found: dict[str, list[SizeRatio]] = {name: [] for name in truth}
-    params: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in names}
+    params: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in grid.architectures}
     scheme: Scheme | None = None
     for number in range(draws.studies):
         losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, draws.seed, number)
@@ -100,12 +98,12 @@ def simulate(
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
         curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn).curve for fit in fits}
-        for row in top_size_ratios(curves, base):
+        for row in top_size_ratios(curves, reference):
             found[row.architecture].append(row)
-        for name in names:
-            params[name].append([interval(column) for column in drawn.params[name].T])
-        if progress is not None:
-            progress(number + 1, draws.studies)
+        for name, rows in params.items():
+            rows.append([interval(column) for column in drawn.params[name].T])
+        if draws.progress is not None:
+            draws.progress(number + 1, draws.studies)
     assert scheme is not None
     return Simulated(
         scheme=scheme,

@@ -46,7 +46,9 @@ class Comparison(Frozen):
 
     reference: str
     n_convention: str
+    """Column of the sizes that are compared."""
     paired: bool
+    """True if all architectures have the same size rungs and seeds, so that their resamples pair."""
     size_ratio: tuple[SizeRatio, ...]
     compute_gain: tuple[ComputeGain, ...]
     token_gain: tuple[TokenGain, ...]

@@ -28,18 +28,23 @@ SAME_DATA = 1.01  # amounts of data that differ by no more than this factor coun
 MAX_SIZES = 8
 
 
-class SizeRatio(Frozen):
-    """N_ref / N' at equal loss and budget.
-
-    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is the laws' value even if the equal size or
-    the budget lies outside the trained ones.
-    """
+class AtEqualLoss(Frozen):
+    """The budget, the reference size and its loss at which an architecture is compared with the reference."""
 
     architecture: str
     iterations: float | None
     tokens: float
     reference_n_params: float
     loss: float
+
+
+class SizeRatio(AtEqualLoss):
+    """N_ref / N' at equal loss and budget.
+
+    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is the laws' value even if the equal size or
+    the budget lies outside the trained ones.
+    """
+
     n_params: float | None
     ratio: float | None
     ci95: Interval | None
@@ -49,14 +54,9 @@ class SizeRatio(Frozen):
     reason: str
 
 
-class ComputeGain(Frozen):
+class ComputeGain(AtEqualLoss):
     """Training FLOPs of the reference over those of the architecture at equal loss and budget."""
 
-    architecture: str
-    iterations: float | None
-    tokens: float
-    reference_n_params: float
-    loss: float
     reference_flops: float | None
     flops: float | None
     gain: float | None
@@ -203,11 +203,7 @@ def _compute_gain(at: _Comparison, ratio: SizeRatio, n_params: Array) -> Compute
         return None
     gain = reference / own
     return ComputeGain(
-        architecture=ratio.architecture,
-        iterations=ratio.iterations,
-        tokens=ratio.tokens,
-        reference_n_params=ratio.reference_n_params,
-        loss=ratio.loss,
+        **ratio.model_dump(include=set(AtEqualLoss.model_fields)),
         reference_flops=float(reference[0]),
         flops=float(own[0]),
         gain=float(gain[0]),

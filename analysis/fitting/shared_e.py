@@ -33,12 +33,14 @@ SET = Input("set", "")  # number of the architecture that a point belongs to
 
 @dataclass(frozen=True)
 class Joint:
-    """The joint problem and its result; part k is architecture k, in the order given."""
+    """One law fitted to several architectures at once."""
 
     law: Law
+    """Law of each architecture alone."""
     problem: Problem
     result: FitResult
     parts: tuple[Problem, ...]
+    """Problem of each architecture, in the order given."""
 
     def own(self, part: int) -> tuple[str, ...]:
         """Return the joint law's names for one architecture's parameters, in the order of its own law."""
@@ -58,8 +60,7 @@ class Joint:
         public = self.law.to_public(u, problem.centre)[0]
         own = self.own(part)
         return FitResult(
-            law=self.law,
-            params={name: float(value) for name, value in zip(self.law.names, public, strict=True)},
+            params=dict(zip(self.law.names, public.tolist(), strict=True)),
             u=u[0],
             objective=float(objective_at(problem, u, *problem.copies(1))[0]),
             status=joint.status,

@@ -187,7 +187,7 @@ def test_sizes_trained_longer_the_larger_they_are_are_collinear_under_a_law_of_t
     sizes = np.geomspace(1e6, 1e8, 8)
     x = np.stack([sizes, 20 * sizes, np.full(8, 1e7)], axis=1)
     problem = Problem.of(law_named("data_constrained"), x, 3 + sizes**-0.1, 1e-3)
-    result = FitResult(problem.law, {}, np.ones(7), 0.0, "converged", (), np.ones((1, 7)))
+    result = FitResult({}, np.ones(7), 0.0, "converged", (), np.ones((1, 7)))
     cluster, keys = cluster_keys(sizes, np.full(8, np.nan), [str(size) for size in sizes])
     one = Fitted("cross_transformer", problem, result, cluster, keys, sizes)
     assert correlation(one) == pytest.approx(1.0)

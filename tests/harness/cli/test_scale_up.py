@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_a_proposal_whose_runs_have_left_the_study_is_passed_over(
     assert answer.document["seen"] == []
     assert "cannot be compared: none of the 12 runs from which it was made" in answer.err
     assert len(read_records(tracked_root, "tiny")) == 2
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_report_of_a_study_is_one_file_with_its_command(ssmscale: Command, tmp_path: Path) -> None:
+    document = ssmscale("fit", "tiny", "--json").document
+    assert document["architectures"]["prefix_simba"]["n_points"] == 12
+    reported = ssmscale("report", "tiny", "--out", tmp_path / "report")
+    assert reported.status == 0, reported.err
+    page = Path(reported.out.strip())
+    assert page == tmp_path / "report" / "report.html"
+    assert json.loads((tmp_path / "report" / "fit.json").read_text()) == document
+    text = page.read_text()
+    assert "ssmscale report" in text
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=.?https?:", text)  # nothing is fetched
 
 
 def test_proposals_made_at_once_are_all_kept(tmp_path: Path) -> None:
