@@ -7,9 +7,8 @@ cost of their trunk, so that a further iteration count costs only its decay.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from analysis.design.expect import ratios_of
 from analysis.design.grid import MAX_SEEDS, Grid, Sensitivity, Space, sensitivity, spent
-from analysis.design.prior import Noise, Prior
+from analysis.design.prior import Prior
 from analysis.design.simulate import Draws, Progress, Simulated, simulate, true_size_ratios
 from analysis.errors import InputError
 from analysis.findings.curve import reference_of
@@ -80,20 +79,17 @@ def propose(
     ranked: list[tuple[float, Grid]] = []
     for iterations, cost in costs.items():
         if _cheapest(cost) <= budget:
-            screen = _screen(space, prior, truth, base, iterations)
+            screen = sensitivity(space, iterations, prior, truth, base)
             ranked += _best_seeds(screen, cost, iterations, budget)
     ranked.sort(key=lambda found: found[0])
     finalists = _unlike([grid for _, grid in ranked])
-    best: Proposal | None = None
-    for number, grid in enumerate(finalists):
-        found = simulate(grid.points(space), prior, base, draws)
-        width = _worth(found, base)
-        if best is None or width < best.width:
-            best = Proposal(grid, grid.gpu_hours(space), width)
+    proposals = []
+    for number, grid in enumerate(finalists, start=1):
+        width = _worth(simulate(grid.points(space), prior, base, draws), base)
+        proposals.append(Proposal(grid, grid.gpu_hours(space), width))
         if progress is not None:
-            progress(number + 1, len(finalists))
-    assert best is not None
-    return best
+            progress(number, len(finalists))
+    return min(proposals, key=lambda one: one.width)
 
 
 def _unlike(ranked: Sequence[Grid]) -> list[Grid]:
@@ -142,20 +138,6 @@ def _truth(space: Space, prior: Prior, reference: str) -> list[SizeRatio]:
     if all(row.n_params is None for row in truth):
         raise InputError(f"--budget: the prior gives no size ratio to plan for: {truth[0].reason}.")
     return truth
-
-
-def _screen(
-    space: Space, prior: Prior, truth: Sequence[SizeRatio], reference: str, iterations: Sequence[int]
-) -> Sensitivity:
-    sizes: dict[str, list[float]] = defaultdict(list)
-    inputs: dict[str, Array] = {}
-    for rung in space.rungs:
-        sizes[rung.architecture].append(rung.n_params)
-        rate = 1.0 if prior.law.counts_iterations else rung.tokens_an_iteration
-        inputs[rung.architecture] = np.array(iterations, dtype=np.float64) * rate
-    # Runs without a common trunk have independent noise.
-    noise = prior.noise if space.shares_trunk else Noise(0.0, prior.noise.total)
-    return sensitivity(replace(prior, noise=noise), sizes, inputs, truth, reference)
 
 
 def _best_seeds(

@@ -125,10 +125,7 @@ def ratios_of(found: Simulated, reference: str) -> list[ExpectedRatio]:
             ExpectedRatio(
                 architecture=name,
                 reference=reference,
-                iterations=truth.iterations,
-                tokens=truth.tokens,
-                reference_n_params=truth.reference_n_params,
-                n_params=truth.n_params,
+                **truth.model_dump(include={"iterations", "tokens", "reference_n_params", "n_params"}),
                 truth=truth.estimate,
                 ci95=middle(found.ratio[name]),
                 coverage=None if truth.estimate is None else holds(found.ratio[name], truth.estimate),
@@ -168,7 +165,7 @@ def _parameters(found: Simulated, prior: Prior) -> dict[str, dict[str, ExpectedP
 def _grid_notes(grid: CheckedPoints, prior: Prior) -> list[Note]:
     """Return the notes on the grid that its noiseless losses give, each once with its architectures."""
     true = replace(grid, frame=grid.frame.assign(loss=prior.losses(grid.frame)))
-    fits = fit_all(true, prior.law, DELTA)
+    fits = fit_all(true.frames, prior.law, DELTA)
     drawn = resample(fits, FEW_DRAWS, 0)
     of: dict[tuple[str, str], list[str]] = {}
     for fit in fits:

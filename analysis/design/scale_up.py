@@ -216,7 +216,7 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw
     if points.frame["iterations"].isna().any():
         raise InputError("scale-up: a budget is spent in iterations, and some points have none.")
     refuse(points, form, delta)
-    fits = fit_all(points, form, delta)
+    fits = fit_all(points.frames, form, delta)
     drawn = resample(fits, RESAMPLES, 0)
     laws = {}
     for fit in fits:

@@ -23,7 +23,6 @@ REPORTED_RESAMPLES, REPORTED_SEED = 1000, 0
 """Defaults of `fit`, on which its choice between two bootstraps depends."""
 DELTA = 1e-3  # of all simulated fits, as in `fit` by default
 
-Cells = Sequence[tuple[int, Sequence[object]]]
 Progress = Callable[[int, int], None]
 
 
@@ -59,10 +58,10 @@ class Simulated:
     found: Mapping[str, tuple[SizeRatio, ...]]
 
 
-def grid_of(header: Sequence[str], cells: Cells, source: str) -> CheckedPoints:
+def grid_of(header: Sequence[str], rows: Sequence[Sequence[object]], source: str) -> CheckedPoints:
     """Return the points of a planned grid; their losses are not known yet."""
-    rows = [(number, [*row, 1.0]) for number, row in cells]
-    return check_points(build_frame([*header, "loss"], rows, f"study {source}"))
+    numbered = [(number, [*row, 1.0]) for number, row in enumerate(rows, start=1)]
+    return check_points(build_frame([*header, "loss"], numbered, f"study {source}"))
 
 
 def drawn_losses(clean: Array, cluster: pd.Series[str], noise: Noise, seed: int, number: int) -> Array:
@@ -93,7 +92,7 @@ def simulate(grid: CheckedPoints, prior: Prior, reference: str, draws: Draws = U
     for number in range(draws.studies):
         losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, draws.seed, number)
         points = replace(grid, frame=grid.frame.assign(loss=losses))
-        fits = fit_all(points, prior.law, DELTA)
+        fits = fit_all(points.frames, prior.law, DELTA)
         # The scheme of a report with its own number of resamples; it depends on the grid alone.
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -111,31 +111,6 @@ class _Comparison:
         return self.curve.unidentified_because or self.base.unidentified_because
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A ratio that the laws give, as its status allows to report it."""
-
-    status: Verdict
-    reason: str
-    estimate: float | None
-    estimate_ci95: Interval | None
-
-    @classmethod
-    def of(cls, values: Array, status: Verdict, reason: str, always: str) -> _Judged:
-        """Judge a ratio (1 + resamples); one whose interval has no end is not identified (see `open_end`)."""
-        ends = central(values)
-        if status != "not_identified" and (end := open_end(ends, always)):
-            status, reason = "not_identified", end
-        if status == "not_identified":
-            return cls(status, reason, None, None)
-        return cls(status, reason, float(values[0]), ends)
-
-    @property
-    def identified(self) -> tuple[float | None, Interval | None]:
-        """Estimate and interval if the ratio is identified, else None twice."""
-        return (self.estimate, self.estimate_ci95) if self.status == "identified" else (None, None)
-
-
 def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[tuple[SizeRatio, ComputeGain | None]]:
     """Compare every architecture with the reference at each length and reference size, the largest size first.
 
@@ -175,13 +150,23 @@ def _comparisons(
     ]
 
 
+def _judged(quantity: str, values: Array, status: Verdict, reason: str, always: str) -> dict[str, Any]:
+    """Return the fields of a ratio (1 + resamples); one whose interval has no end is not identified (`open_end`)."""
+    ends = central(values)
+    if status != "not_identified" and (end := open_end(ends, always)):
+        status, reason = "not_identified", end
+    found = (None, None) if status == "not_identified" else (float(values[0]), ends)
+    identified = found if status == "identified" else (None, None)
+    names = (quantity, "ci95", "estimate", "estimate_ci95", "status", "reason")
+    return dict(zip(names, (*identified, *found, status, reason), strict=True))
+
+
 def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
     n_params = size_at(at.curve, at.loss, at.data[0])
     with np.errstate(divide="ignore"):
         ratio = at.size / n_params
-    judged = _Judged.of(ratio, *_verdict_on_size(at, float(n_params[0])), "at any size")
-    known = judged.status != "not_identified"
-    identified, ci95 = judged.identified
+    judged = _judged("ratio", ratio, *_verdict_on_size(at, float(n_params[0])), "at any size")
+    known = judged["status"] != "not_identified"
     found = SizeRatio(
         architecture=at.architecture,
         iterations=at.iterations,
@@ -189,9 +174,7 @@ def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
         reference_n_params=at.size,
         loss=float(at.loss[0]),
         n_params=float(n_params[0]) if known else None,
-        ratio=identified,
-        ci95=ci95,
-        **vars(judged),
+        **judged,
     )
     return found, _compute_gain(at, found, n_params) if known else None
 
@@ -257,18 +240,15 @@ def _token_gain(at: _Comparison) -> TokenGain:
     with np.errstate(divide="ignore"):
         gain = at.tokens / tokens
     verdict = _verdict_on_tokens(at, float(data[0]), float(tokens[0]))
-    judged = _Judged.of(gain, *verdict, "with any training")
-    identified, ci95 = judged.identified
+    judged = _judged("gain", gain, *verdict, "with any training")
     return TokenGain(
         architecture=at.architecture,
         iterations=at.iterations,
         reference_tokens=at.tokens,
         reference_n_params=at.size,
         loss=float(at.loss[0]),
-        tokens=None if judged.status == "not_identified" else float(tokens[0]),
-        gain=identified,
-        ci95=ci95,
-        **vars(judged),
+        tokens=None if judged["status"] == "not_identified" else float(tokens[0]),
+        **judged,
     )
 
 

@@ -62,15 +62,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Resamples:
-    """Every refit of each architecture; row r is the same draw for all of them."""
+    """Parameters of every refit (resamples, parameters) by architecture; row r is the same draw for all of them."""
 
     scheme: Scheme
     seed: int
     params: Mapping[str, Array]
-    """(resamples, parameters) by architecture."""
     paired: bool
-    at_bound: Mapping[str, float]
-    """Share of resamples with a parameter on a bound."""
+    at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
 
     def with_estimate(self, fit: Fitted) -> Array:
         """Return the parameters of the fit, then those of every resample: (1 + resamples, parameters)."""

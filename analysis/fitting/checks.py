@@ -41,13 +41,10 @@ class Split:
 
     threshold: float
     left_out: NDArray[np.bool_]
-    predicted: Array
-    """Loss in nats of each row left out."""
-    relative_error: Array
-    """(predicted - observed) / observed."""
+    predicted: Array  # nats, one for each row left out
+    relative_error: Array  # (predicted - observed) / observed
     status: Status
-    determined: bool
-    """True if the rest has at least three sizes and three budgets."""
+    determined: bool  # True if the rest has at least three sizes and three budgets
 
 
 def freedom(fit: Fitted) -> int:

@@ -33,14 +33,12 @@ SET = Input("set", "")  # number of the architecture that a point belongs to
 
 @dataclass(frozen=True)
 class Joint:
-    """One law fitted to several architectures at once."""
+    """The joint problem and its result; part k is architecture k, in the order given."""
 
     law: Law
-    """Law of each architecture alone."""
     problem: Problem
     result: FitResult
     parts: tuple[Problem, ...]
-    """Problem of each architecture, in the order given."""
 
     def own(self, part: int) -> tuple[str, ...]:
         """Return the joint law's names for one architecture's parameters, in the order of its own law."""

@@ -76,18 +76,14 @@ class Solution:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A fitted law: its objective, and the status of its fit."""
+    """A fitted law: parameters in its own units by name, the objective, the status and the parameters on a bound."""
 
-    params: dict[str, float]
-    """Parameters in the law's own units."""
     u: Array
-    """Parameters of the solver."""
+    params: dict[str, float]
     objective: float
     status: Status
     at_bound: tuple[str, ...]
-    """Names of the parameters on a bound."""
-    rivals: Array
-    """Distinct local minima (rivals, parameters), the lowest first: starts of other fits."""
+    rivals: Array  # distinct local minima (rivals, parameters), the lowest first: starts of other fits
 
 
 def fit_law(problem: Problem) -> FitResult:

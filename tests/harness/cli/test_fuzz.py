@@ -289,9 +289,3 @@ def test_a_fit_is_finite_or_says_what_is_wrong_with_it(times: int, tmp_path: Pat
             assert finite or fit["notes"], name
 
     repeat(10 * times, lambda kind: table_cases(kind, planted, most=8), check)
-
-
-def test_a_table_with_several_columns_missing_names_all_of_them(tmp_path: Path, ssmscale: Command) -> None:
-    (tmp_path / "points.csv").write_text("architecture,n_params\nx,1e5\n")
-    answer = ssmscale("fit", "--points", "points.csv")
-    assert refused(answer, "points.csv", "tokens", "loss")

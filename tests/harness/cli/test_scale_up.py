@@ -80,17 +80,6 @@ def test_a_step_is_foreseen_kept_and_later_compared_with_what_was_seen(
     assert len(json.loads(kept.read_text())) == 1
 
 
-def test_a_proposal_is_a_run_the_study_takes_or_none(
-    fields: Fields, tracked_root: Root, ssmscale: Command
-) -> None:
-    fields["training"]["schedule"] = {"warmup": 8}
-    train(tracked_root, registered(tracked_root, fields).points)
-    shortest = "the 10 iterations of the shortest run (training.schedule.warmup is 8)"
-    answer = ssmscale("scale-up", "tiny", "--budget", "1e-9")
-    assert refused(answer, "--budget: 1e-09 GPU-hours", shortest)
-    assert not (tracked_root.study("tiny") / "scale_up.json").exists()
-
-
 @pytest.mark.usefixtures("trained")
 def test_a_proposal_whose_runs_have_left_the_study_is_passed_over(
     fields: Fields, tracked_root: Root, ssmscale: Command
@@ -134,15 +123,19 @@ def test_proposals_made_at_once_are_all_kept(tmp_path: Path) -> None:
 def test_nothing_is_foreseen_without_a_budget_or_from_nothing(
     fields: Fields, tracked_root: Root, ssmscale: Command
 ) -> None:
+    fields["training"]["schedule"] = {"warmup": 8}
     resolved = registered(tracked_root, fields)
     assert "submit it first" in ssmscale("scale-up", "tiny", "--budget", "1").err
     train(tracked_root, resolved.points)
-    for arguments, words in (
+    shortest = "the 10 iterations of the shortest run (training.schedule.warmup is 8)"
+    for arguments, *words in (
         ((), "give --budget GPU_HOURS"),
         (("--budget", "-1"), "--budget -1"),
         (("--budget", "1", "--law", "data"), "--law data"),
+        (("--budget", "1e-9"), "--budget: 1e-09 GPU-hours", shortest),
     ):
-        assert refused(ssmscale("scale-up", "tiny", *arguments), words)
+        assert refused(ssmscale("scale-up", "tiny", *arguments), *words)
+    assert not (tracked_root.study("tiny") / "scale_up.json").exists()
     (tracked_root.study("tiny") / "scale_up.json").write_text("{}")
     assert "scale_up.json" in ssmscale("scale-up", "tiny").err
 
