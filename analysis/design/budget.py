@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -195,13 +194,7 @@ def _filled(
 
 def _widened(screen: Sensitivity, seeds: Array) -> Array:
     """Return the variance times the square of Student's quantile: few series do not measure their scatter well."""
-    freedom = np.maximum(2, seeds.sum(axis=1) - 3).astype(int)
-    out: Array = screen.variance(seeds) * np.array([_student(int(number)) for number in freedom]) ** 2
+    from scipy.special import stdtrit
+
+    out: Array = screen.variance(seeds) * stdtrit(np.maximum(2, seeds.sum(axis=1) - 3), 0.975) ** 2
     return out
-
-
-@cache
-def _student(freedom: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, freedom))

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.record.registry import add_record, read_records, resolve
+from harness.record.registry import add_record, read_records
 from harness.record.root import Root
 from harness.study.grid import GridPoint
-from harness.study.run import Run
-from harness.study.schema import load_study
 from ssmttm.model.flops import parameter_count
-from tests.conftest import REPOSITORY, Command
+from tests.conftest import Command
 from tests.harness.fuzzing import refused
 from tests.harness.journals import begin_run, begin_series, finish, registered
 from tests.studies import Fields
@@ -138,13 +136,3 @@ def test_nothing_is_foreseen_without_a_budget_or_from_nothing(
     assert not (tracked_root.study("tiny") / "scale_up.json").exists()
     (tracked_root.study("tiny") / "scale_up.json").write_text("{}")
     assert "scale_up.json" in ssmscale("scale-up", "tiny").err
-
-
-def test_the_studies_next_step_keeps_every_run_it_grew_from() -> None:
-    def runs(name: str) -> set[Run]:
-        path = REPOSITORY / "sweeps" / f"{name}.yaml"
-        return {point.run for point in resolve(load_study(path), Root(Path("runs")), str(path)).points}
-
-    small, large = runs("scaling_down"), runs("scale_up")
-    assert small < large
-    assert min(parameter_count(run.model).n_params for run in large - small) > 5e8

@@ -22,6 +22,7 @@ from harness.submit.monitor import planned
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
+from ssmttm.model.flops import parameter_count
 from tests.conftest import REPOSITORY, Command, Write
 from tests.harness.conftest import PlanOf
 from tests.harness.journals import registered, write_finished
@@ -284,7 +285,7 @@ def test_the_papers_studies_take_the_corpus_that_their_command_builds(name: str)
     assert codec.n_codebooks == facts.n_codebooks
 
 
-def test_the_studies_of_one_paper_share_the_runs_they_have_in_common() -> None:
+def test_the_studies_of_one_paper_share_the_runs_they_have_in_common_and_the_next_step_keeps_all() -> None:
     def runs(name: str) -> set[Run]:
         path = REPOSITORY / "sweeps" / f"{name}.yaml"
         return {point.run for point in resolve(load_study(path), Root(Path("runs")), str(path)).points}
@@ -296,3 +297,6 @@ def test_the_studies_of_one_paper_share_the_runs_they_have_in_common() -> None:
 
     down, convergence, variants = full("scaling_down"), full("convergence"), full("variants")
     assert (len(down), len(convergence - down), len(variants - down)) == (16, 1, 0)
+    small, large = runs("scaling_down"), runs("scale_up")
+    assert small < large
+    assert min(parameter_count(run.model).n_params for run in large - small) > 5e8
