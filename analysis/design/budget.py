@@ -80,8 +80,7 @@ def propose(
         if _cheapest(cost) <= budget:
             screen = sensitivity(space, iterations, prior, truth, base)
             ranked += _best_seeds(screen, cost, iterations, budget)
-    ranked.sort(key=lambda found: found[0])
-    finalists = _unlike([grid for _, grid in ranked])
+    finalists = _unlike([grid for _, grid in sorted(ranked, key=lambda found: found[0])])
     proposals = []
     for number, grid in enumerate(finalists, start=1):
         width = _worth(simulate(grid.points(space), prior, base, draws), base)

@@ -77,7 +77,10 @@ def own_name(law: Law, name: str, part: int) -> str:
 def fit_shared(parts: Sequence[Problem]) -> Joint:
     """Fit one law to several sets of points at once, with one E."""
     base = parts[0].law
-    whole = _whole(parts)
+    # All points in one problem, each set centred on its own means.
+    numbered = [np.column_stack([part.z, np.full(len(part.z), number)]) for number, part in enumerate(parts)]
+    z, y = np.vstack(numbered), np.concatenate([part.y for part in parts])
+    whole = Problem(joint_law(base, len(parts)), z, y, np.zeros(z.shape[1]), parts[0].delta)
     alone = [fit_law(part) for part in parts]
     least = min(float(np.exp(part.y.min())) for part in parts)
     scanned = np.append(np.linspace(0.0, least * 0.999, SCAN), [result.u[0] for result in alone])
@@ -140,13 +143,3 @@ def joint_law(base: Law, count: int) -> Law:
         bends=bends,
         scaled={},
     )
-
-
-def _whole(parts: Sequence[Problem]) -> Problem:
-    """Join all points in one problem, each set centred on its own means."""
-    law = joint_law(parts[0].law, len(parts))
-    z = np.vstack(
-        [np.column_stack([part.z, np.full(len(part.z), number)]) for number, part in enumerate(parts)]
-    )
-    y = np.concatenate([part.y for part in parts])
-    return Problem(law, z, y, np.zeros(z.shape[1]), parts[0].delta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -57,7 +57,21 @@ def prune(
         done = remove(resolved, dry_run=dry_run)
     name = resolved.study.name
     if as_json:
-        print_json(_pruned_document(name, resolved.root, done, dry_run=dry_run))
+        print_json(
+            {
+                "study": name,
+                "dry_run": dry_run,
+                "removed": [item.as_json(resolved.root) for item in done.removed],
+                "kept": [item.as_json(resolved.root) for item in done.kept],
+                "trials": done.trials,
+                "busy": done.busy,
+                "notes": done.notes,
+                "totals": {
+                    "gib_removed": done.bytes / GIB,
+                    "gib_kept": sum(item.bytes for item in done.kept) / GIB,
+                },
+            }
+        )
     else:
         _print_pruned(name, resolved.root, done, dry_run=dry_run)
 
@@ -123,23 +137,6 @@ def points(
     with errors.status("bringing MLflow up to date"):
         bring_up_to_date(resolved, rows)
     write_table(points_of(rows, resolved.root, on_the_way=on_the_way), out, sys.stdout)
-
-
-def _pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> dict[str, Any]:
-    """Return the document of `ssmscale prune --json`."""
-    return {
-        "study": name,
-        "dry_run": dry_run,
-        "removed": [item.as_json(root) for item in done.removed],
-        "kept": [item.as_json(root) for item in done.kept],
-        "trials": done.trials,
-        "busy": done.busy,
-        "notes": done.notes,
-        "totals": {
-            "gib_removed": done.bytes / GIB,
-            "gib_kept": sum(item.bytes for item in done.kept) / GIB,
-        },
-    }
 
 
 def _print_pruned(name: str, root: Root, done: Pruned, *, dry_run: bool) -> None:

@@ -131,7 +131,17 @@ def evaluate(
     if out is not None:
         write_atomically(out, as_csv(rows))
     if as_json:
-        print_json(_document(resolved.study.name, evaluator, done, rows))
+        settings = evaluator.settings
+        print_json(
+            {
+                "study": resolved.study.name,
+                "settings": {HELD_OUT: None, settings.digest: settings.model_dump(mode="json")},
+                "runs": [asdict(one) for one in done],
+                "rows": [asdict(row) for row in rows],
+                "skipped": evaluator.skipped,
+                "notes": evaluator.notes,
+            }
+        )
     else:
         _print(resolved.study.name, evaluator, chosen, done, rows)
     if any(one.outcome in {"busy", "impossible"} for one in done):
@@ -145,20 +155,6 @@ def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
     if left and (named or not done):
         raise InputError(f"run {left[0].run_id}: is {left[0].state}; only finished runs can be evaluated")
     return done
-
-
-def _document(
-    study: str, evaluator: Evaluator, done: Sequence[Evaluated], rows: Sequence[EvaluationRow]
-) -> dict[str, Any]:
-    """Return the document of `ssmscale evaluate --json`."""
-    return {
-        "study": study,
-        "settings": {HELD_OUT: None, evaluator.settings.digest: evaluator.settings.model_dump(mode="json")},
-        "runs": [asdict(one) for one in done],
-        "rows": [asdict(row) for row in rows],
-        "skipped": evaluator.skipped,
-        "notes": evaluator.notes,
-    }
 
 
 def _print(

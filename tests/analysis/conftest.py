@@ -28,17 +28,19 @@ def fit(table: pd.DataFrame | SyntheticStudy, resamples: int = 100, **options: A
     return fit_points(checked(table), resamples=resamples, **options)
 
 
-def joined(points: CheckedPoints, resamples: int = 100) -> dict[str, FittedArchitecture]:
+def joined(
+    points: CheckedPoints, resamples: int = 100, law: Law = CHINCHILLA
+) -> dict[str, FittedArchitecture]:
     """Return the fits that `fit` compares, without the profiles that take most of its time."""
-    fits = fit_all(points.frames, CHINCHILLA, 1e-3)
+    fits = fit_all(points.frames, law, 1e-3)
     drawn = resample(fits, resamples, 0)
     return {one.architecture: FittedArchitecture.of(one, points, drawn) for one in fits}
 
 
-def compared(table: pd.DataFrame | SyntheticStudy, resamples: int = 100) -> Comparison:
+def compared(table: pd.DataFrame | SyntheticStudy, resamples: int = 100, law: Law = CHINCHILLA) -> Comparison:
     """Return the comparison that `fit` has with the transformer."""
     points = checked(table.table(0) if isinstance(table, SyntheticStudy) else table)
-    fits = joined(points, resamples)
+    fits = joined(points, resamples, law)
     paired = len({frozenset(one.fit.keys) for one in fits.values()}) == 1
     return comparison_of(fits, "cross_transformer", 1e-3, paired=paired)[0]
 
@@ -70,12 +72,6 @@ def document(points: CheckedPoints) -> FitDocument:
 def wide() -> CheckedPoints:
     """48 points in 12 series of six sizes for each of two architectures."""
     return checked(WIDE.table(0))
-
-
-@pytest.fixture(scope="session")
-def wide_document(wide: CheckedPoints) -> FitDocument:
-    """Those points fitted with 100 resamples."""
-    return fit_points(wide, resamples=100)
 
 
 @pytest.fixture(scope="session")
