@@ -64,11 +64,11 @@ class Fitted:
 class Resamples:
     """Parameters of every refit (resamples, parameters) by architecture; row r is the same draw for all of them."""
 
+    params: Mapping[str, Array]
+    at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
+    paired: bool
     scheme: Scheme
     seed: int
-    params: Mapping[str, Array]
-    paired: bool
-    at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
 
     def with_estimate(self, fit: Fitted) -> Array:
         """Return the parameters of the fit, then those of every resample: (1 + resamples, parameters)."""
@@ -129,7 +129,7 @@ def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | Non
         params[fit.architecture] = fit.problem.law.to_public(u, fit.problem.centre)
         at_bound[fit.architecture] = float(on_bound(fit.problem, u).any(axis=1).mean())
     paired = len({frozenset(fit.keys) for fit in fits}) == 1
-    return Resamples(scheme, seed, params, paired, at_bound)
+    return Resamples(params, at_bound, paired, scheme, seed)
 
 
 def _sliced(refit: Callable[[Array, Array], Array], y: Array, w: Array) -> Array:

@@ -36,9 +36,9 @@ class Joint:
     """The joint problem and its result; part k is architecture k, in the order given."""
 
     law: Law
+    parts: tuple[Problem, ...]
     problem: Problem
     result: FitResult
-    parts: tuple[Problem, ...]
 
     def own(self, part: int) -> tuple[str, ...]:
         """Return the joint law's names for one architecture's parameters, in the order of its own law."""
@@ -100,7 +100,7 @@ def fit_shared(parts: Sequence[Problem]) -> Joint:
     order = np.argsort(found.objective, kind="stable")
     minima, objectives = np.vstack([result.u, found.u[order]]), [result.objective, *found.objective[order]]
     result = replace(result, rivals=distinct(minima, np.array(objectives)))
-    return Joint(base, whole, result, tuple(parts))
+    return Joint(base, tuple(parts), whole, result)
 
 
 def refit_shared(joint: Joint, y: Array, w: Array) -> Array:

@@ -19,7 +19,6 @@ from harness.submit.monitor import begun
 from harness.tracking.sync import bring_up_to_date, kept_by, replay
 
 if TYPE_CHECKING:
-    from harness.archive.merge import Imported
     from harness.archive.prune import Item, Pruned
 
 
@@ -108,7 +107,15 @@ def import_bundle(
     with errors.status(f"checking {bundle}") as shown, open_bundle(bundle) as opened:
         shown.update("adding runs")
         done = merge(opened, place)
-    _print_imported(opened.contents.study, done)
+    judged = f", {counted(done.evaluations, 'evaluation')} added" if done.evaluations else ""
+    name, added = opened.contents.study, counted(len(done.added), "run")
+    console.print(f"study {name}: {added} imported, {len(done.present)} finished here already{judged}")
+    for series_id in done.busy:
+        console.print(
+            f"series {series_id} is in training here: nothing of it was imported; import again later"
+        )
+    for note in done.notes:
+        console.print(f"note: {note}")
     if done.busy:
         raise typer.Exit(1)
 
@@ -176,17 +183,3 @@ def _counted_items(items: Sequence[Item]) -> str:
     if copies:
         parts.append("1 copy of the code" if copies == 1 else f"{copies} copies of the code")
     return " and ".join(parts)
-
-
-def _print_imported(name: str, done: Imported) -> None:
-    """Print the number of runs that were added, and the series that were not."""
-    judged = f", {counted(done.evaluations, 'evaluation')} added" if done.evaluations else ""
-    console.print(
-        f"study {name}: {counted(len(done.added), 'run')} imported, {len(done.present)} finished here already{judged}"
-    )
-    for series_id in done.busy:
-        console.print(
-            f"series {series_id} is in training here: nothing of it was imported; import again later"
-        )
-    for note in done.notes:
-        console.print(f"note: {note}")

@@ -166,7 +166,9 @@ def _print(
 ) -> None:
     """Print a table of the scores, the reference of the comparison, and notes that limit their meaning."""
     settings = evaluator.settings
-    mine = [row for row in rows if row.settings in {HELD_OUT, settings.digest} and not _of_a_codebook(row)]
+    # Rows of one codebook are only in --json and --out.
+    whole = [row for row in rows if not row.metric.startswith(("ce_", "ppl_"))]
+    mine = [row for row in whole if row.settings in {HELD_OUT, settings.digest}]
     values = {(row.run_id, row.metric): row.value for row in mine}
     metrics = list(dict.fromkeys(row.metric for row in mine))
     numbers = ("parameters", "iterations", "seed", *metrics)
@@ -190,11 +192,6 @@ def _print(
         console.print(f"not measured: {metric}: {why}")
     for note in dict.fromkeys([*evaluator.notes, *(note for one in done for note in one.notes)]):
         errors.print(f"note: {plain_text(note)}")
-
-
-def _of_a_codebook(row: EvaluationRow) -> bool:
-    """True if the row is of one codebook; these rows are only in --json and --out."""
-    return row.metric.startswith(("ce_", "ppl_"))
 
 
 def generate(

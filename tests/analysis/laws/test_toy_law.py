@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
+from analysis.findings.comparison import fit_all
 from analysis.findings.document import fit_points
+from analysis.findings.notes import design_notes
 from analysis.findings.results import FitDocument
 from analysis.laws.catalogue import LAWS, register
 from analysis.laws.law import SIZE, TOKENS, Input, Law, power_law
@@ -87,8 +89,9 @@ def test_values_that_its_input_forbids_are_refused_with_their_row(table: pd.Data
 
 
 def test_too_few_values_of_its_input_are_noted(table: pd.DataFrame) -> None:
-    document = fit_points(checked(table[table["seed"] < 2]), law="toy", resamples=100)
-    texts = {note.text for note in document.architectures["prefix_simba"].notes}
+    points = checked(table[table["seed"] < 2])
+    one, _ = fit_all(points.frames, TOY, 1e-3)
+    texts = {note.text for note in design_notes(one, points.of(one.architecture))}
     assert "2 values of width_ratio cannot identify C and gamma; train 3." in texts
 
 

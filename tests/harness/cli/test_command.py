@@ -42,7 +42,7 @@ def start_submit(tmp_path: Path) -> Iterator[Start]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=paced(0.01),
+            env=paced(0.02),
         )
         started.append(process)
         return process
