@@ -66,9 +66,14 @@ class Page(HTMLParser):
             self._table[-1][-1] += data.strip()
 
 
+Html = tuple[str, Page]
+Written = tuple[Path, str, Page]
+Ample = tuple[CheckedPoints, FitDocument, str, Page]
+
+
 def page_of(
     points: CheckedPoints, document: FitDocument, out: Path, *, drawn: bool = False, **options: Any
-) -> tuple[str, Page]:
+) -> Html:
     """Write a report, with files of its figures only where they are `drawn`: these take most of its time."""
     with pytest.MonkeyPatch.context() as patch:
         if not drawn:
@@ -81,7 +86,7 @@ def page_of(
 @pytest.fixture(scope="module")
 def written(
     points: CheckedPoints, document: FitDocument, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str, Page]:
+) -> Written:
     out = tmp_path_factory.mktemp("report")
     return out, *page_of(points, document, out, drawn=True, evaluations=evaluations(("fd_clap-5e", "ce_0")))
 
@@ -92,7 +97,7 @@ ASIDE, WORSE = f"{NAMES[0]}-100000-1-800", f"{NAMES[1]}-3000000-0-1600"
 
 
 @pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Html:
     """A report of names that are markup, with a row set aside, a large model that is worse, and links of two kinds."""
     table = SyntheticStudy(laws={NAMES[0]: TRANSFORMER, NAMES[1]: SIMBA}).table(0)
     table["annealed"] = table["run_id"] != ASIDE
@@ -108,7 +113,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
     return page_of(points, document, out, drawn=True, evaluations=scores, mlflow_links=links)
 
 
-def test_the_page_fetches_nothing_and_shows_its_provenance(written: tuple[Path, str, Page]) -> None:
+def test_the_page_fetches_nothing_and_shows_its_provenance(written: Written) -> None:
     _, html, page = written
     assert page.fetched == ["data:,"]
     assert "@import" not in html.split("<script", 1)[0]
@@ -117,9 +122,7 @@ def test_the_page_fetches_nothing_and_shows_its_provenance(written: tuple[Path, 
         assert text in html
 
 
-def test_figures_and_the_fit_stand_beside_the_page(
-    written: tuple[Path, str, Page], document: FitDocument
-) -> None:
+def test_figures_and_the_fit_stand_beside_the_page(written: Written, document: FitDocument) -> None:
     out, _, _ = written
     # So few points leave the intervals of most parameters open.
     names = {
@@ -141,7 +144,7 @@ def test_figures_and_the_fit_stand_beside_the_page(
 
 
 def test_every_point_and_seed_is_in_the_table_and_under_the_pointer(
-    written: tuple[Path, str, Page], points: CheckedPoints
+    written: Written, points: CheckedPoints
 ) -> None:
     _, _, page = written
     runs = set(points.frame["run_id"])
@@ -155,9 +158,7 @@ def test_every_point_and_seed_is_in_the_table_and_under_the_pointer(
         assert drawn == len(points.frame)
 
 
-def test_the_headline_is_the_size_ratio_with_its_interval(
-    written: tuple[Path, str, Page], document: FitDocument
-) -> None:
+def test_the_headline_is_the_size_ratio_with_its_interval(written: Written, document: FitDocument) -> None:
     _, html, _ = written
     row = main_row(document, "prefix_simba")
     assert row is not None
@@ -169,9 +170,7 @@ def test_the_headline_is_the_size_ratio_with_its_interval(
     assert re.sub(r"\s+", " ", sentence) in html
 
 
-def test_both_checks_stand_with_their_figures_whatever_they_say(
-    odd: tuple[str, Page],
-) -> None:
+def test_both_checks_stand_with_their_figures_whatever_they_say(odd: Html) -> None:
     _, page = odd
     rows = page.tables["checks"][1:]
     assert [row[-1] for row in rows] == ["yes", "yes", "no", "no"]
@@ -190,13 +189,13 @@ def test_without_an_identified_ratio_the_headline_says_so() -> None:
     assert "size_ratio" not in {figure.name for figure in fit_figures(points, document)}
 
 
-def test_rows_set_aside_are_listed_with_their_reason(odd: tuple[str, Page]) -> None:
+def test_rows_set_aside_are_listed_with_their_reason(odd: Html) -> None:
     ((_, run_id, *_, code, reason),) = odd[1].tables["exclusions"][1:]
     assert (run_id, code) == (ASIDE, "unannealed")
     assert "biased upwards" in reason
 
 
-def test_names_from_tables_are_text_and_never_markup(odd: tuple[str, Page]) -> None:
+def test_names_from_tables_are_text_and_never_markup(odd: Html) -> None:
     html, page = odd
     assert page.fetched == ["data:,"]
     assert "<script>alert" not in html
@@ -207,7 +206,7 @@ def test_names_from_tables_are_text_and_never_markup(odd: tuple[str, Page]) -> N
             assert not any("<img" in text or "<script" in text for text in texts)
 
 
-def test_runs_link_to_the_tracker_over_http_only(odd: tuple[str, Page]) -> None:
+def test_runs_link_to_the_tracker_over_http_only(odd: Html) -> None:
     html, page = odd
     assert page.links == [LINKS[0]]
     assert "javascript:" not in html.split("<script", 1)[0]
@@ -232,7 +231,7 @@ def test_every_law_has_its_report(law: str, tmp_path: Path) -> None:
 
 
 def test_scores_have_their_section_and_studies_without_scores_have_none(
-    written: tuple[Path, str, Page], ample: tuple[CheckedPoints, FitDocument, str, Page]
+    written: Written, ample: Ample
 ) -> None:
     out, html, page = written
     values = evaluations(("fd_clap-5e", "ce_0"))["value"]
@@ -244,7 +243,7 @@ def test_scores_have_their_section_and_studies_without_scores_have_none(
 
 
 @pytest.fixture(scope="module")
-def ample(tmp_path_factory: pytest.TempPathFactory) -> tuple[CheckedPoints, FitDocument, str, Page]:
+def ample(tmp_path_factory: pytest.TempPathFactory) -> Ample:
     """The report of a study that tells every parameter and holds compute equal across sizes, without scores."""
     sizes, counts = tuple(1e5 * 2.0**k for k in range(6)), tuple(100 * 2**k for k in range(5))
     study = SyntheticStudy(sizes=sizes, iterations=counts, seeds=(2,) * 6, cluster_noise=0.001)
@@ -254,9 +253,7 @@ def ample(tmp_path_factory: pytest.TempPathFactory) -> tuple[CheckedPoints, FitD
     return points, document, *page_of(points, document, tmp_path_factory.mktemp("ample"), evaluations=none)
 
 
-def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(
-    ample: tuple[CheckedPoints, FitDocument, str, Page],
-) -> None:
+def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(ample: Ample) -> None:
     _, document, _, page = ample
     (figure,) = [figure for figure in page.figures if figure["name"] == "compute_optimal"]
     lines = [trace["y"] for trace in figure["data"] if trace["mode"] == "lines"]
@@ -270,9 +267,7 @@ def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(
     assert len(page.tables["conventions"]) == 1 + len(document.comparison.conventions) > 1
 
 
-def test_a_profile_is_drawn_where_it_is_flat_and_not_where_it_closes(
-    ample: tuple[CheckedPoints, FitDocument, str, Page],
-) -> None:
+def test_a_profile_is_drawn_where_it_is_flat_and_not_where_it_closes(ample: Ample) -> None:
     assert "profiles" not in {figure.name for figure in fit_figures(*ample[:2])}
     points = checked(SyntheticStudy(sizes=(1e5, 3e5), seeds=(3, 3)).table(0))
     document = fit_points(points, resamples=100)

@@ -237,32 +237,6 @@ def test_failed_and_cancelled_runs_stay_so_until_retry_and_the_rest_of_the_study
     assert attempts == ["cancelled", "submitted", "retried", "submitted"]
 
 
-HEAVY = {"torch", "deepspeed", "ray", "mlflow", "transformers", "pandas", "scipy", "matplotlib", "plotly"}
-BASE = {"pydantic", "numpy", "yaml", "filelock", "psutil", "analysis", "ssmttm"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "unneeded"),
-    [
-        (["--help"], HEAVY | BASE),
-        (["plan", "STUDY"], HEAVY | {"numpy"}),
-        (["status", "STUDY"], HEAVY | {"numpy"}),
-    ],
-)
-def test_the_light_verbs_import_nothing_heavy(study: Path, arguments: list[str], unneeded: set[str]) -> None:
-    words = ["ssmscale", *(str(study) if word == "STUDY" else word for word in arguments)]
-    program = (
-        "import sys\n"
-        f"sys.argv = {words!r}\n"
-        "from harness.cli.app import main\n"
-        "try: main()\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        f"sys.stderr.write(' '.join(sorted({unneeded!r} & set(sys.modules))))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-
-
 @pytest.mark.parametrize("name", VERBS)
 def test_the_list_of_verbs_repeats_the_first_paragraph_of_each_help(name: str) -> None:
     command = load_verb(name)

@@ -154,19 +154,14 @@ def test_no_value_of_a_study_is_too_small_too_large_or_too_long_for_a_sentence(
     fields["resources"] = {"ranks": 1, "zero_stage": 0, "threads": 1, "jobs": 1, "checkpoint_every": 9}
     fields["resources"] |= {"peak_flops": 1e12, "keep_last": 1}
     path = tmp_path / "study.yaml"
-    for number in range(len(list(places(fields)))):
-        for extreme in EXTREMES.get(type(_at(fields, number)), [])[:most]:
+    for number, (place, name) in enumerate(places(fields)):
+        for extreme in EXTREMES.get(type(place[name]), [])[:most]:
             changed = copy.deepcopy(fields)
             holder, key = list(places(changed))[number]
             holder[key] = extreme
             path.write_text(yaml.safe_dump(changed))
             answer = ssmscale("plan", path, "--json")
             assert refused(answer, path.name) or strictly(answer.out)["runs"], (key, extreme)
-
-
-def _at(fields: dict[str, Any], number: int) -> Any:
-    holder, key = list(places(fields))[number]
-    return holder[key]
 
 
 # -- tables of points
