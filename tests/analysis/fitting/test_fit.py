@@ -33,7 +33,7 @@ def test_points_without_noise_give_back_their_law() -> None:
 
 
 @pytest.mark.parametrize("delta", [1e-1, 1e-3, 1e-4])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.verify) for seed in (1, 2))])
 def test_no_other_optimiser_finds_a_lower_objective(delta: float, seed: int) -> None:
     problem = problem_of(delta, noise=0.01, seed=seed)
     result = fit_law(problem)
