@@ -79,6 +79,7 @@ SLOW_MODULES = {
     "tests.waiting",
     "tests.checkouts",
     "analysis.report.report",
+    "tests.analysis.report.test_report",
 } | {f"tests.harness.{name}" for name in ("faults", "rays", "trainer", "tuner")}
 SLOW_FIXTURES = {"bach_corpus", "bundle", "empty_store", "there"}
 

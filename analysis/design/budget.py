@@ -7,21 +7,19 @@ cost of their trunk, so that a further iteration count costs only its decay.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
 from analysis.design.expect import ratios_of
 from analysis.design.grid import MAX_SEEDS, Grid, Sensitivity, Space, sensitivity, spent
-from analysis.design.prior import Noise, Prior
-from analysis.design.simulate import Draws, Progress, Simulated, simulate
+from analysis.design.prior import Prior
+from analysis.design.simulate import Draws, Progress, Simulated, simulate, true_size_ratios
 from analysis.errors import InputError
-from analysis.findings.curve import Curve, reference_of
-from analysis.findings.equal_loss import SizeRatio, top_size_ratios
+from analysis.findings.curve import reference_of
+from analysis.findings.equal_loss import SizeRatio
 from analysis.laws.law import Array
 
 FEWEST = 3
@@ -80,20 +78,16 @@ def propose(
     ranked: list[tuple[float, Grid]] = []
     for iterations, cost in costs.items():
         if _cheapest(cost) <= budget:
-            screen = _screen(space, prior, truth, base, iterations)
+            screen = sensitivity(space, iterations, prior, truth, base)
             ranked += _best_seeds(screen, cost, iterations, budget)
-    ranked.sort(key=lambda found: found[0])
-    finalists = _unlike([grid for _, grid in ranked])
-    best: Proposal | None = None
-    for number, grid in enumerate(finalists):
-        found = simulate(grid.points(space), prior, base, draws)
-        width = _worth(found, base)
-        if best is None or width < best.width:
-            best = Proposal(grid, grid.gpu_hours(space), width)
+    finalists = _unlike([grid for _, grid in sorted(ranked, key=lambda found: found[0])])
+    proposals = []
+    for number, grid in enumerate(finalists, start=1):
+        width = _worth(simulate(grid.points(space), prior, base, draws), base)
+        proposals.append(Proposal(grid, grid.gpu_hours(space), width))
         if progress is not None:
-            progress(number + 1, len(finalists))
-    assert best is not None
-    return best
+            progress(number, len(finalists))
+    return min(proposals, key=lambda one: one.width)
 
 
 def _unlike(ranked: Sequence[Grid]) -> list[Grid]:
@@ -138,25 +132,10 @@ def _cheapest(cost: Array) -> float:
 
 def _truth(space: Space, prior: Prior, reference: str) -> list[SizeRatio]:
     whole = Grid(space.iterations, (1,) * len(space.sizes)).points(space)
-    curves = {name: Curve(prior.law, prior.row(name), whole.of(name)) for name in space.architectures}
-    truth = top_size_ratios(curves, reference)
+    truth = true_size_ratios(whole, prior, reference)
     if all(row.n_params is None for row in truth):
         raise InputError(f"--budget: the prior gives no size ratio to plan for: {truth[0].reason}.")
     return truth
-
-
-def _screen(
-    space: Space, prior: Prior, truth: Sequence[SizeRatio], reference: str, iterations: Sequence[int]
-) -> Sensitivity:
-    sizes: dict[str, list[float]] = defaultdict(list)
-    inputs: dict[str, Array] = {}
-    for rung in space.rungs:
-        sizes[rung.architecture].append(rung.n_params)
-        rate = 1.0 if prior.law.counts_iterations else rung.tokens_an_iteration
-        inputs[rung.architecture] = np.array(iterations, dtype=np.float64) * rate
-    # Runs without a common trunk have independent noise.
-    noise = prior.noise if space.shares_trunk else Noise(0.0, prior.noise.total)
-    return sensitivity(replace(prior, noise=noise), sizes, inputs, truth, reference)
 
 
 def _best_seeds(
@@ -214,13 +193,7 @@ def _filled(
 
 def _widened(screen: Sensitivity, seeds: Array) -> Array:
     """Return the variance times the square of Student's quantile: few series do not measure their scatter well."""
-    freedom = np.maximum(2, seeds.sum(axis=1) - 3).astype(int)
-    out: Array = screen.variance(seeds) * np.array([_student(int(number)) for number in freedom]) ** 2
+    from scipy.special import stdtrit
+
+    out: Array = screen.variance(seeds) * stdtrit(np.maximum(2, seeds.sum(axis=1) - 3), 0.975) ** 2
     return out
-
-
-@cache
-def _student(freedom: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, freedom))

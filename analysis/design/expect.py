@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.design.prior import Prior
-from analysis.design.simulate import DELTA, USUAL, Draws, Progress, Simulated, holds, middle, simulate
+from analysis.design.simulate import DELTA, USUAL, Draws, Simulated, holds, middle, simulate
 from analysis.findings.comparison import fit_all
 from analysis.findings.curve import reference_of
 from analysis.findings.note import Frozen, Note
@@ -80,12 +80,7 @@ class DesignDocument(Frozen):
 
 
 def expected(
-    grid: CheckedPoints,
-    prior: Prior,
-    reference: str | None = None,
-    draws: Draws = USUAL,
-    *,
-    progress: Progress | None = None,
+    grid: CheckedPoints, prior: Prior, reference: str | None = None, draws: Draws = USUAL
 ) -> DesignDocument:
     """Simulate the grid under the prior and return the expected results of its report.
 
@@ -102,7 +97,7 @@ def expected(
     found = None
     ratios: list[ExpectedRatio] = []
     if not refused:
-        found = simulate(grid, prior, base, draws, progress=progress)
+        found = simulate(grid, prior, base, draws)
         ratios = ratios_of(found, base)
         notes += _grid_notes(grid, prior)
         notes += [note for ratio in ratios for note in ratio_notes(ratio, found)]
@@ -130,10 +125,7 @@ def ratios_of(found: Simulated, reference: str) -> list[ExpectedRatio]:
             ExpectedRatio(
                 architecture=name,
                 reference=reference,
-                iterations=truth.iterations,
-                tokens=truth.tokens,
-                reference_n_params=truth.reference_n_params,
-                n_params=truth.n_params,
+                **truth.model_dump(include={"iterations", "tokens", "reference_n_params", "n_params"}),
                 truth=truth.estimate,
                 ci95=middle(found.ratio[name]),
                 coverage=None if truth.estimate is None else holds(found.ratio[name], truth.estimate),
@@ -173,7 +165,7 @@ def _parameters(found: Simulated, prior: Prior) -> dict[str, dict[str, ExpectedP
 def _grid_notes(grid: CheckedPoints, prior: Prior) -> list[Note]:
     """Return the notes on the grid that its noiseless losses give, each once with its architectures."""
     true = replace(grid, frame=grid.frame.assign(loss=prior.losses(grid.frame)))
-    fits = fit_all(true, prior.law, DELTA)
+    fits = fit_all(true.frames, prior.law, DELTA)
     drawn = resample(fits, FEW_DRAWS, 0)
     of: dict[tuple[str, str], list[str]] = {}
     for fit in fits:

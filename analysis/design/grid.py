@@ -8,7 +8,7 @@ McCaffrey 2002), so that a grid which depends on one series does not look good.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,7 +97,7 @@ class Grid:
                     tokens = iterations * rung.tokens_an_iteration
                     cluster = series if space.shares_trunk else run
                     rows.append((rung.architecture, rung.n_params, tokens, iterations, seed, cluster, run))
-        return grid_of(COLUMNS, list(enumerate(rows, start=1)), "proposed")
+        return grid_of(COLUMNS, rows, "proposed")
 
 
 def spent(cost: Array, seeds: Array) -> Array:
@@ -159,17 +159,17 @@ class Sensitivity:
 
 
 def sensitivity(
-    prior: Prior,
-    sizes: Mapping[str, Sequence[float]],
-    inputs: Mapping[str, Array],
-    truth: Sequence[SizeRatio],
-    reference: str,
+    space: Space, iterations: Sequence[int], prior: Prior, truth: Sequence[SizeRatio], reference: str
 ) -> Sensitivity:
-    """Return the derivatives at candidate sizes, and at the law's data input for each iteration count (lengths)."""
-    names = sorted(sizes)
+    """Return the derivatives at the sizes of the space, and at the law's data input for each iteration count."""
+    names = space.architectures
     law = prior.law
     width = len(law.names)
     shared = [law.names.index(name) for name in law.shared]
+    rates = {rung.architecture: rung.tokens_an_iteration for rung in space.rungs}
+    counts = np.array(iterations, dtype=np.float64)
+    inputs = {name: counts * (1.0 if law.counts_iterations else rates[name]) for name in names}
+    sizes = {name: [rung.n_params for rung in space.rungs if rung.architecture == name] for name in names}
     logs = {
         name: np.array([[[np.log(n), np.log(d)] for d in inputs[name]] for n in sizes[name]])
         for name in names
@@ -208,7 +208,9 @@ def sensitivity(
         targets.append((own - other) / fall)
     every = np.concatenate(slopes)
     used = np.abs(every).max(axis=(0, 1)) > 0  # a shared parameter has one place, and leaves the others empty
-    return Sensitivity(every[:, :, used], np.array(targets)[:, used], np.array(size), prior.noise)
+    # Runs without a common trunk have independent noise.
+    noise = prior.noise if space.shares_trunk else Noise(0.0, prior.noise.total)
+    return Sensitivity(every[:, :, used], np.array(targets)[:, used], np.array(size), noise)
 
 
 def _clipped(noise: Noise) -> tuple[float, float]:

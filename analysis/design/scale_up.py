@@ -216,7 +216,7 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw
     if points.frame["iterations"].isna().any():
         raise InputError("scale-up: a budget is spent in iterations, and some points have none.")
     refuse(points, form, delta)
-    fits = fit_all(points, form, delta)
+    fits = fit_all(points.frames, form, delta)
     drawn = resample(fits, RESAMPLES, 0)
     laws = {}
     for fit in fits:
@@ -249,16 +249,9 @@ def _step(
     (predicted,) = predict(curve, [Ask(n_params, float(iterations), "iterations")], law.residual, 0)
     return Step(
         architecture=name,
-        n_params=n_params,
         n_params_ci95=interval(best[1:]),
-        iterations=iterations,
-        tokens=predicted.tokens or 0.0,
         gpu_hours=iterations * rate,
-        loss=predicted.loss,
-        ci95=predicted.ci95,
-        run95=predicted.run95,
-        size_factor=predicted.size_factor,
-        budget_factor=predicted.budget_factor,
+        **vars(predicted) | {"iterations": iterations, "tokens": predicted.tokens or 0.0},
     )
 
 

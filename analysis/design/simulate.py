@@ -6,14 +6,14 @@ The simulation uses the study's own fit, resamples and comparison, so that its r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.design.prior import Noise, Prior
 from analysis.findings.comparison import FittedArchitecture, fit_all
-from analysis.findings.curve import Curve, reference_of
+from analysis.findings.curve import Curve
 from analysis.findings.equal_loss import SizeRatio, top_size_ratios
 from analysis.fitting.bootstrap import Scheme, choose_scheme, interval, resample
 from analysis.laws.law import Array
@@ -23,7 +23,6 @@ REPORTED_RESAMPLES, REPORTED_SEED = 1000, 0
 """Defaults of `fit`, on which its choice between two bootstraps depends."""
 DELTA = 1e-3  # of all simulated fits, as in `fit` by default
 
-Cells = Sequence[tuple[int, Sequence[object]]]
 Progress = Callable[[int, int], None]
 
 
@@ -35,6 +34,8 @@ class Draws:
     resamples: int = 100
     """The median interval of many studies is within a few per cent of that with a thousand resamples."""
     seed: int = 0
+    progress: Progress | None = field(default=None, compare=False)
+    """Called with the number of studies simulated and their total."""
 
 
 USUAL = Draws()
@@ -57,10 +58,10 @@ class Simulated:
     found: Mapping[str, tuple[SizeRatio, ...]]
 
 
-def grid_of(header: Sequence[str], cells: Cells, source: str) -> CheckedPoints:
+def grid_of(header: Sequence[str], rows: Sequence[Sequence[object]], source: str) -> CheckedPoints:
     """Return the points of a planned grid; their losses are not known yet."""
-    rows = [(number, [*row, 1.0]) for number, row in cells]
-    return check_points(build_frame([*header, "loss"], rows, f"study {source}"))
+    numbered = [(number, [*row, 1.0]) for number, row in enumerate(rows, start=1)]
+    return check_points(build_frame([*header, "loss"], numbered, f"study {source}"))
 
 
 def drawn_losses(clean: Array, cluster: pd.Series[str], noise: Noise, seed: int, number: int) -> Array:
@@ -72,40 +73,36 @@ def drawn_losses(clean: Array, cluster: pd.Series[str], noise: Noise, seed: int,
     return out
 
 
-def simulate(
-    grid: CheckedPoints,
-    prior: Prior,
-    reference: str | None = None,
-    draws: Draws = USUAL,
-    *,
-    progress: Progress | None = None,
-) -> Simulated:
+def true_size_ratios(grid: CheckedPoints, prior: Prior, reference: str) -> list[SizeRatio]:
+    """Return the size ratios of the prior's own laws; raises InputError if the prior lacks an architecture."""
+    curves = {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in grid.architectures}
+    return top_size_ratios(curves, reference)
+
+
+def simulate(grid: CheckedPoints, prior: Prior, reference: str, draws: Draws = USUAL) -> Simulated:
     """Draw studies of the grid under the prior, and fit and compare each as `fit` does.
 
     Raises InputError if the prior lacks an architecture.
     """
     clean = prior.losses(grid.frame)
-    names = grid.architectures
-    base = reference_of(names, reference)
-    known = {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in names}
-    truth = {row.architecture: row for row in top_size_ratios(known, base)}
+    truth = {row.architecture: row for row in true_size_ratios(grid, prior, reference)}
     found: dict[str, list[SizeRatio]] = {name: [] for name in truth}
-    params: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in names}
+    params: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in grid.architectures}
     scheme: Scheme | None = None
     for number in range(draws.studies):
         losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, draws.seed, number)
         points = replace(grid, frame=grid.frame.assign(loss=losses))
-        fits = fit_all(points, prior.law, DELTA)
+        fits = fit_all(points.frames, prior.law, DELTA)
         # The scheme of a report with its own number of resamples; it depends on the grid alone.
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
         curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn).curve for fit in fits}
-        for row in top_size_ratios(curves, base):
+        for row in top_size_ratios(curves, reference):
             found[row.architecture].append(row)
-        for name in names:
-            params[name].append([interval(column) for column in drawn.params[name].T])
-        if progress is not None:
-            progress(number + 1, draws.studies)
+        for name, rows in params.items():
+            rows.append([interval(column) for column in drawn.params[name].T])
+        if draws.progress is not None:
+            draws.progress(number + 1, draws.studies)
     assert scheme is not None
     return Simulated(
         scheme=scheme,

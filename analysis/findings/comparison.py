@@ -15,8 +15,8 @@ from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import unidentified_because
 from analysis.fitting.bootstrap import Fitted, Resamples, cluster_keys
 from analysis.fitting.checks import size_effect
-from analysis.fitting.shared_e import Joint, fit_shared
-from analysis.fitting.solver import FitResult, Problem, fit_law
+from analysis.fitting.shared_e import fit_shared
+from analysis.fitting.solver import Problem, fit_law
 from analysis.laws.law import Interval, Law
 from analysis.points.checks import pooled_sd, seed_noise
 
@@ -71,16 +71,20 @@ class FittedArchitecture:
         return cls(fit, Curve(fit.problem.law, drawn.with_estimate(fit), frame, reason), effect)
 
 
-def fit_all(points: CheckedPoints, law: Law, delta: float) -> list[Fitted]:
-    """Fit each architecture alone, or all at once if the law shares a parameter among them."""
-    frames = [points.of(name) for name in points.architectures]
-    problems, joint, results = _fit_frames(frames, law, delta)
+def fit_all(frames: Mapping[str, pd.DataFrame], law: Law, delta: float) -> list[Fitted]:
+    """Fit the rows of each architecture alone, or all at once if the law shares a parameter among them."""
+    problems = [
+        Problem.of(law, law.x(frame), frame["loss"].to_numpy(dtype=np.float64), delta)
+        for frame in frames.values()
+    ]
+    joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
     fits = []
-    for part, (name, frame) in enumerate(zip(points.architectures, frames, strict=True)):
+    for part, (name, frame) in enumerate(frames.items()):
+        result = joint.result_of(part) if joint else fit_law(problems[part])
         size = frame["n_params"].to_numpy(dtype=np.float64)
         seeds = frame["seed"].to_numpy(dtype=np.float64)
         cluster, keys = cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])
-        fits.append(Fitted(name, problems[part], results[part], cluster, keys, size, joint, part))
+        fits.append(Fitted(name, problems[part], result, cluster, keys, size, joint, part))
     return fits
 
 
@@ -102,18 +106,6 @@ def comparison_of(
         conventions=tuple(_conventions(curves, found, base, delta)),
     )
     return comparison, _notes(comparison) if compared else []
-
-
-def _fit_frames(
-    frames: Sequence[pd.DataFrame], law: Law, delta: float
-) -> tuple[list[Problem], Joint | None, list[FitResult]]:
-    problems = [
-        Problem.of(law, law.x(frame), frame["loss"].to_numpy(dtype=np.float64), delta) for frame in frames
-    ]
-    if law.shared and len(problems) > 1:
-        joint = fit_shared(problems)
-        return problems, joint, [joint.result_of(part) for part in range(len(problems))]
-    return problems, None, [fit_law(problem) for problem in problems]
 
 
 def _notes(comparison: Comparison) -> list[Note]:
@@ -186,10 +178,9 @@ def _recounted(curves: Mapping[str, Curve], delta: float) -> dict[str, Curve]:
     law = next(iter(curves.values())).law
     if law.shared and len(frames) < len(curves):
         return {}
-    _, _, results = _fit_frames(list(frames.values()), law, delta)
     return {
-        name: Curve(law, np.array([list(result.params.values())]), frame)
-        for (name, frame), result in zip(frames.items(), results, strict=True)
+        fit.architecture: Curve(law, np.array([list(fit.result.params.values())]), frames[fit.architecture])
+        for fit in fit_all(frames, law, delta)
     }
 
 

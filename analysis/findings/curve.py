@@ -176,11 +176,17 @@ def lengths_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | N
     """Return iteration counts with the reference's tokens, or (None, tokens) if a curve lacks them; a few of many."""
     frame = base.frame
     if all(curve.frame["iterations"].notna().all() for curve in curves.values()):
-        iterations = np.unique(frame["iterations"].to_numpy(dtype=np.float64))
-        if len(iterations) > MAX_LENGTHS:
-            iterations = iterations[np.linspace(0, len(iterations) - 1, MAX_LENGTHS).round().astype(int)]
+        iterations = thinned(np.unique(frame["iterations"].to_numpy(dtype=np.float64)), MAX_LENGTHS)
         return [(float(one), base.tokens(float(one))) for one in iterations]
     tokens = np.unique(frame["tokens"].to_numpy(dtype=np.float64))
     if len(tokens) > MAX_LENGTHS:
         tokens = np.geomspace(tokens[0], tokens[-1], 6)
     return [(None, float(value)) for value in tokens]
+
+
+def thinned(values: Array, most: int) -> Array:
+    """Return at most so many of the values, evenly spaced, with both ends."""
+    if len(values) <= most:
+        return values
+    kept: Array = values[np.linspace(0, len(values) - 1, most).round().astype(int)]
+    return kept

@@ -70,7 +70,7 @@ def fit_points(
     if resamples < FEWEST_RESAMPLES:
         raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
     refuse(points, form, delta)
-    fits = fit_all(points, form, delta)
+    fits = fit_all(points.frames, form, delta)
     drawn = resample(fits, resamples, seed)
     fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
     notes = [*about, *exclusion_notes(points.exclusions)]
@@ -101,7 +101,7 @@ def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: floa
     """Return the points without outliers from the law fitted to all of them; raises as `fit_points` does."""
     form = law_named(law)
     refuse(points, form, delta)
-    fits = fit_all(points, form, delta)
+    fits = fit_all(points.frames, form, delta)
     rows = {row for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}
     kept, excluded = exclude(points.frame, points.frame["row"].isin(rows), "outlier", OUTLIER_RULE)
     return replace(points, frame=kept.reset_index(drop=True), exclusions=(*points.exclusions, *excluded))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,18 +28,23 @@ SAME_DATA = 1.01  # amounts of data that differ by no more than this factor coun
 MAX_SIZES = 8
 
 
-class SizeRatio(Frozen):
-    """N_ref / N' at equal loss and budget.
-
-    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is the laws' value even if the equal size or
-    the budget lies outside the trained ones.
-    """
+class AtEqualLoss(Frozen):
+    """The budget, the reference size and its loss at which an architecture is compared with the reference."""
 
     architecture: str
     iterations: float | None
     tokens: float
     reference_n_params: float
     loss: float
+
+
+class SizeRatio(AtEqualLoss):
+    """N_ref / N' at equal loss and budget.
+
+    `ratio` and `ci95` are null unless the ratio is identified. `estimate` is the laws' value even if the equal size or
+    the budget lies outside the trained ones.
+    """
+
     n_params: float | None
     ratio: float | None
     ci95: Interval | None
@@ -49,14 +54,9 @@ class SizeRatio(Frozen):
     reason: str
 
 
-class ComputeGain(Frozen):
+class ComputeGain(AtEqualLoss):
     """Training FLOPs of the reference over those of the architecture at equal loss and budget."""
 
-    architecture: str
-    iterations: float | None
-    tokens: float
-    reference_n_params: float
-    loss: float
     reference_flops: float | None
     flops: float | None
     gain: float | None
@@ -111,31 +111,6 @@ class _Comparison:
         return self.curve.unidentified_because or self.base.unidentified_because
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """A ratio that the laws give, as its status allows to report it."""
-
-    status: Verdict
-    reason: str
-    estimate: float | None
-    estimate_ci95: Interval | None
-
-    @classmethod
-    def of(cls, values: Array, status: Verdict, reason: str, always: str) -> _Judged:
-        """Judge a ratio (1 + resamples); one whose interval has no end is not identified (see `open_end`)."""
-        ends = central(values)
-        if status != "not_identified" and (end := open_end(ends, always)):
-            status, reason = "not_identified", end
-        if status == "not_identified":
-            return cls(status, reason, None, None)
-        return cls(status, reason, float(values[0]), ends)
-
-    @property
-    def identified(self) -> tuple[float | None, Interval | None]:
-        """Estimate and interval if the ratio is identified, else None twice."""
-        return (self.estimate, self.estimate_ci95) if self.status == "identified" else (None, None)
-
-
 def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[tuple[SizeRatio, ComputeGain | None]]:
     """Compare every architecture with the reference at each length and reference size, the largest size first.
 
@@ -175,13 +150,23 @@ def _comparisons(
     ]
 
 
+def _judged(quantity: str, values: Array, status: Verdict, reason: str, always: str) -> dict[str, Any]:
+    """Return the fields of a ratio (1 + resamples); one whose interval has no end is not identified (`open_end`)."""
+    ends = central(values)
+    if status != "not_identified" and (end := open_end(ends, always)):
+        status, reason = "not_identified", end
+    found = (None, None) if status == "not_identified" else (float(values[0]), ends)
+    identified = found if status == "identified" else (None, None)
+    names = (quantity, "ci95", "estimate", "estimate_ci95", "status", "reason")
+    return dict(zip(names, (*identified, *found, status, reason), strict=True))
+
+
 def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
     n_params = size_at(at.curve, at.loss, at.data[0])
     with np.errstate(divide="ignore"):
         ratio = at.size / n_params
-    judged = _Judged.of(ratio, *_verdict_on_size(at, float(n_params[0])), "at any size")
-    known = judged.status != "not_identified"
-    identified, ci95 = judged.identified
+    judged = _judged("ratio", ratio, *_verdict_on_size(at, float(n_params[0])), "at any size")
+    known = judged["status"] != "not_identified"
     found = SizeRatio(
         architecture=at.architecture,
         iterations=at.iterations,
@@ -189,9 +174,7 @@ def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
         reference_n_params=at.size,
         loss=float(at.loss[0]),
         n_params=float(n_params[0]) if known else None,
-        ratio=identified,
-        ci95=ci95,
-        **vars(judged),
+        **judged,
     )
     return found, _compute_gain(at, found, n_params) if known else None
 
@@ -203,11 +186,7 @@ def _compute_gain(at: _Comparison, ratio: SizeRatio, n_params: Array) -> Compute
         return None
     gain = reference / own
     return ComputeGain(
-        architecture=ratio.architecture,
-        iterations=ratio.iterations,
-        tokens=ratio.tokens,
-        reference_n_params=ratio.reference_n_params,
-        loss=ratio.loss,
+        **ratio.model_dump(include=set(AtEqualLoss.model_fields)),
         reference_flops=float(reference[0]),
         flops=float(own[0]),
         gain=float(gain[0]),
@@ -261,18 +240,15 @@ def _token_gain(at: _Comparison) -> TokenGain:
     with np.errstate(divide="ignore"):
         gain = at.tokens / tokens
     verdict = _verdict_on_tokens(at, float(data[0]), float(tokens[0]))
-    judged = _Judged.of(gain, *verdict, "with any training")
-    identified, ci95 = judged.identified
+    judged = _judged("gain", gain, *verdict, "with any training")
     return TokenGain(
         architecture=at.architecture,
         iterations=at.iterations,
         reference_tokens=at.tokens,
         reference_n_params=at.size,
         loss=float(at.loss[0]),
-        tokens=None if judged.status == "not_identified" else float(tokens[0]),
-        gain=identified,
-        ci95=ci95,
-        **vars(judged),
+        tokens=None if judged["status"] == "not_identified" else float(tokens[0]),
+        **judged,
     )
 
 

@@ -50,10 +50,7 @@ class HeldOut(Frozen):
 
 
 class ArchitectureFit(Frozen):
-    """One architecture's law, the status of its fit, intervals, held-out errors and notes.
-
-    `size_effect_p` is the p-value of the effect of size on the loss.
-    """
+    """One architecture's law, the status of its fit, intervals, held-out errors and notes."""
 
     params: dict[str, float]
     objective: float
@@ -65,6 +62,7 @@ class ArchitectureFit(Frozen):
     heldout: HeldOut
     profile: dict[str, Profile]
     size_effect_p: float | None
+    """P-value of the effect of size on the loss."""
     predictions: tuple[Prediction, ...]
     other_points: OtherPoints | None
     checks: tuple[TrendCheck, ...]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
@@ -63,11 +64,11 @@ class Fitted:
 class Resamples:
     """Parameters of every refit (resamples, parameters) by architecture; row r is the same draw for all of them."""
 
+    params: Mapping[str, Array]
+    at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
+    paired: bool
     scheme: Scheme
     seed: int
-    params: Mapping[str, Array]
-    paired: bool
-    at_bound: Mapping[str, float]  # share of resamples with a parameter on a bound
 
     def with_estimate(self, fit: Fitted) -> Array:
         """Return the parameters of the fit, then those of every resample: (1 + resamples, parameters)."""
@@ -78,20 +79,14 @@ def cluster_keys(
     size: Array, seed: Array, cluster: Sequence[str]
 ) -> tuple[NDArray[np.int64], tuple[Key, ...]]:
     """Return the index of each row's cluster, and the key of each cluster; a missing seed counts as -1."""
-    first: dict[str, tuple[float, int]] = {}
-    for n_params, number, name in zip(size, seed, cluster, strict=True):
-        first.setdefault(name, (float(n_params), -1 if np.isnan(number) else int(number)))
-    names = sorted(first, key=lambda name: (*first[name], name))
-    rungs = {value: rung for rung, value in enumerate(sorted(set(size.tolist())))}
-    keys: list[Key] = []
-    used: dict[tuple[int, int], int] = {}
-    for name in names:
-        n_params, number = first[name]
-        pair = (rungs[n_params], number)
-        keys.append((*pair, used.get(pair, 0)))
-        used[pair] = used.get(pair, 0) + 1
+    first: dict[str, tuple[int, int]] = {}
+    for rung, number, name in zip(np.unique_inverse(size).inverse_indices, seed, cluster, strict=True):
+        first.setdefault(name, (int(rung), -1 if np.isnan(number) else int(number)))
+    names = sorted(first, key=lambda name: (first[name], name))
+    alike = groupby(first[name] for name in names)
+    keys = tuple((*pair, ordinal) for pair, group in alike for ordinal, _ in enumerate(group))
     index = {name: i for i, name in enumerate(names)}
-    return np.array([index[name] for name in cluster], dtype=np.int64), tuple(keys)
+    return np.array([index[name] for name in cluster], dtype=np.int64), keys
 
 
 def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
@@ -131,10 +126,10 @@ def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | Non
     params, at_bound = {}, {}
     for fit in fits:
         u = solver[fit.architecture]
-        params[fit.architecture] = fit.result.law.to_public(u, fit.problem.centre)
+        params[fit.architecture] = fit.problem.law.to_public(u, fit.problem.centre)
         at_bound[fit.architecture] = float(on_bound(fit.problem, u).any(axis=1).mean())
     paired = len({frozenset(fit.keys) for fit in fits}) == 1
-    return Resamples(scheme, seed, params, paired, at_bound)
+    return Resamples(params, at_bound, paired, scheme, seed)
 
 
 def _sliced(refit: Callable[[Array, Array], Array], y: Array, w: Array) -> Array:

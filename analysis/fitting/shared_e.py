@@ -36,9 +36,9 @@ class Joint:
     """The joint problem and its result; part k is architecture k, in the order given."""
 
     law: Law
+    parts: tuple[Problem, ...]
     problem: Problem
     result: FitResult
-    parts: tuple[Problem, ...]
 
     def own(self, part: int) -> tuple[str, ...]:
         """Return the joint law's names for one architecture's parameters, in the order of its own law."""
@@ -58,8 +58,7 @@ class Joint:
         public = self.law.to_public(u, problem.centre)[0]
         own = self.own(part)
         return FitResult(
-            law=self.law,
-            params={name: float(value) for name, value in zip(self.law.names, public, strict=True)},
+            params=dict(zip(self.law.names, public.tolist(), strict=True)),
             u=u[0],
             objective=float(objective_at(problem, u, *problem.copies(1))[0]),
             status=joint.status,
@@ -78,7 +77,10 @@ def own_name(law: Law, name: str, part: int) -> str:
 def fit_shared(parts: Sequence[Problem]) -> Joint:
     """Fit one law to several sets of points at once, with one E."""
     base = parts[0].law
-    whole = _whole(parts)
+    # All points in one problem, each set centred on its own means.
+    numbered = [np.column_stack([part.z, np.full(len(part.z), number)]) for number, part in enumerate(parts)]
+    z, y = np.vstack(numbered), np.concatenate([part.y for part in parts])
+    whole = Problem(joint_law(base, len(parts)), z, y, np.zeros(z.shape[1]), parts[0].delta)
     alone = [fit_law(part) for part in parts]
     least = min(float(np.exp(part.y.min())) for part in parts)
     scanned = np.append(np.linspace(0.0, least * 0.999, SCAN), [result.u[0] for result in alone])
@@ -98,7 +100,7 @@ def fit_shared(parts: Sequence[Problem]) -> Joint:
     order = np.argsort(found.objective, kind="stable")
     minima, objectives = np.vstack([result.u, found.u[order]]), [result.objective, *found.objective[order]]
     result = replace(result, rivals=distinct(minima, np.array(objectives)))
-    return Joint(base, whole, result, tuple(parts))
+    return Joint(base, tuple(parts), whole, result)
 
 
 def refit_shared(joint: Joint, y: Array, w: Array) -> Array:
@@ -141,13 +143,3 @@ def joint_law(base: Law, count: int) -> Law:
         bends=bends,
         scaled={},
     )
-
-
-def _whole(parts: Sequence[Problem]) -> Problem:
-    """Join all points in one problem, each set centred on its own means."""
-    law = joint_law(parts[0].law, len(parts))
-    z = np.vstack(
-        [np.column_stack([part.z, np.full(len(part.z), number)]) for number, part in enumerate(parts)]
-    )
-    y = np.concatenate([part.y for part in parts])
-    return Problem(law, z, y, np.zeros(z.shape[1]), parts[0].delta)

@@ -78,9 +78,8 @@ class Solution:
 class FitResult:
     """A fitted law: parameters in its own units by name, the objective, the status and the parameters on a bound."""
 
-    law: Law
-    params: dict[str, float]
     u: Array
+    params: dict[str, float]
     objective: float
     status: Status
     at_bound: tuple[str, ...]
@@ -108,8 +107,7 @@ def polished(problem: Problem, found: Solution) -> FitResult:
     elif at_bound:
         status = "bound_hit"
     return FitResult(
-        law=law,
-        params={name: float(value) for name, value in zip(law.names, public, strict=True)},
+        params=dict(zip(law.names, public.tolist(), strict=True)),
         u=final.u[0],
         objective=float(final.objective[0]),
         status=status,
@@ -314,15 +312,12 @@ def _positive(gram: Array, rhs: Array) -> tuple[Array, Array]:
 
 def _spread(cost: Array, shape: tuple[int, ...], keep: int) -> NDArray[np.int64]:
     """Return indices (problems, keep) of the cheapest cells, the grid's local minima first: no valley is missed."""
+    from scipy.ndimage import minimum_filter1d
+
     field = cost.reshape(len(cost), *shape)
     lowest = np.ones(field.shape, dtype=bool)
     for axis in range(1, field.ndim):
-        pad = [(0, 0)] * field.ndim
-        pad[axis] = (1, 1)
-        wide = np.pad(field, pad, constant_values=np.inf)
-        before = np.take(wide, range(field.shape[axis]), axis=axis)
-        after = np.take(wide, range(2, field.shape[axis] + 2), axis=axis)
-        lowest &= (field <= before) & (field <= after)
+        lowest &= field == minimum_filter1d(field, 3, axis=axis)
     flat = cost - np.where(lowest.reshape(cost.shape), 1e6 * (1.0 + np.abs(cost).max()), 0.0)
     order: NDArray[np.int64] = np.argsort(flat, axis=1, kind="stable")[:, :keep]
     return order

@@ -90,10 +90,8 @@ def _parquet(path: Path) -> Table:
     except Exception as error:  # pyarrow raises several unrelated errors for a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as Parquet ({reason}).") from None
-    rows: list[Row] = [
-        (number + 1, list(cells)) for number, cells in enumerate(table.itertuples(index=False, name=None))
-    ]
-    return [str(name) for name in table.columns], rows
+    rows = enumerate(table.itertuples(index=False, name=None), start=1)
+    return [str(name) for name in table.columns], list(rows)
 
 
 def _json(path: Path) -> Table:

@@ -66,6 +66,11 @@ class CheckedPoints:
         """Names in sorted order."""
         return tuple(sorted(set(self.frame["architecture"])))
 
+    @property
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """Rows of each architecture, in the order of `architectures`."""
+        return {name: self.of(name) for name in self.architectures}
+
     def of(self, architecture: str) -> pd.DataFrame:
         """Return the rows of one architecture, ordered by size, tokens and run."""
         rows = self.frame[self.frame["architecture"] == architecture]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import text as wording
-from analysis.findings.curve import Curve
+from analysis.findings.curve import Curve, thinned
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import Array
 from analysis.points.checks import data_column
@@ -39,12 +39,12 @@ class FittedCurve:
     @property
     def budgets(self) -> Array:
         """Trained budgets in ascending order, at most 8 of them."""
-        return _thinned(np.unique(floats(self.curve.frame[self.budget])))
+        return thinned(np.unique(floats(self.curve.frame[self.budget])), MANY)
 
     @property
     def sizes(self) -> Array:
         """Trained sizes in ascending order, at most 8 of them."""
-        return _thinned(self.curve.sizes)
+        return thinned(self.curve.sizes, MANY)
 
     def written(self, budget: float) -> str:
         """Write a budget with its unit."""
@@ -54,17 +54,11 @@ class FittedCurve:
         """Return the points with this value in a column."""
         return self.curve.frame[self.curve.frame[column] == value]
 
-    def over_sizes(self, budget: float, tone: str, group: str) -> tuple[Series, Band]:
-        """Return the loss against parameters at one budget, as a line and its interval."""
-        x = _stretched(self.curve.sizes)
-        return self._line(x, [(n, budget) for n in x], tone, group)
-
-    def over_budgets(self, n_params: float, tone: str, group: str) -> tuple[Series, Band]:
-        """Return the loss against budget at one size, as a line and its interval."""
-        x = _stretched(self.budgets)
-        return self._line(x, [(n_params, budget) for budget in x], tone, group)
-
-    def _line(self, x: Array, at: list[tuple[float, float]], tone: str, group: str) -> tuple[Series, Band]:
+    def line(self, held: float, tone: str, group: str, *, by_size: bool = True) -> tuple[Series, Band]:
+        """Return the loss against parameters at one budget, or against budgets at one size, and its interval."""
+        trained = self.curve.sizes if by_size else self.budgets
+        x = np.geomspace(trained[0] / MARGIN, trained[-1] * MARGIN, STEPS)
+        at = [(value, held) if by_size else (held, value) for value in x]
         data = self.curve.data if self.budget == "iterations" else lambda _, tokens: tokens
         values = np.stack([self.curve.loss(n, data(budget, budget)) for n, budget in at], axis=1)
         seen = self.curve.frame["loss"]
@@ -189,16 +183,3 @@ def key(text: str, marker: Marker, tone: str = INK, **looks: Any) -> Series:
 def floats(column: pd.Series) -> Array:
     """Return a column of numbers as an array."""
     return column.to_numpy(dtype=np.float64)
-
-
-def _thinned(values: Array) -> Array:
-    """Return at most 8 of the values, evenly spaced, with both ends."""
-    if len(values) <= MANY:
-        return values
-    kept: Array = values[np.unique(np.linspace(0, len(values) - 1, MANY).round().astype(int))]
-    return kept
-
-
-def _stretched(trained: Array) -> Array:
-    """Return the x of a curve from a little below the least trained value to a little above the largest."""
-    return np.geomspace(trained[0] / MARGIN, trained[-1] * MARGIN, STEPS)

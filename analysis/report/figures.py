@@ -55,7 +55,7 @@ def _main(scene: Scene) -> Figure:
             strong = value == law.budgets[-1]
             tone = scene.tone(law.name) if strong else shade(scene.tone(law.name), 0.38)
             group = f"{law.name}-{value}"
-            line, band = law.over_sizes(value, tone, group)
+            line, band = law.line(value, tone, group)
             legend = f"{wording.architecture(law.name)}, {law.written(value)}"
             series += [
                 replace(line, legend=legend, width=2.2 if strong else 1.1, summed=not strong),
@@ -112,7 +112,7 @@ def _families(scene: Scene, *, by_size: bool) -> Figure:
         bands: list[Band] = []
         for i, (value, tone) in enumerate(zip(held, shades(scene.tone(law.name), len(held)), strict=True)):
             group = f"{law.name}-{i}"
-            line, band = (law.over_sizes if by_size else law.over_budgets)(value, tone, group)
+            line, band = law.line(value, tone, group, by_size=by_size)
             legend = law.written(value) if by_size else f"{wording.human(value)} parameters"
             bands.append(band)
             series.append(replace(line, legend=legend))

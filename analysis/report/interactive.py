@@ -51,13 +51,14 @@ def plain(text: str) -> str:
 
 
 def _band(band: Band) -> Trace:
+    red, green, blue = (int(band.colour[i : i + 2], 16) for i in (1, 3, 5))
     return {
         "type": "scatter",
         "mode": "lines",
         "x": [*band.x, *reversed(band.x)],
         "y": [*band.high, *reversed(band.low)],
         "fill": "toself",
-        "fillcolor": _transparent(band.colour, 0.14),
+        "fillcolor": f"rgba({red}, {green}, {blue}, 0.14)",
         "line": {"width": 0},
         "hoverinfo": "skip",
         "legendgroup": band.group,
@@ -193,7 +194,3 @@ def _axis(axis: Axis, **place: object) -> dict[str, Any]:
 
 def _suffix(number: int) -> str:
     return "" if number == 0 else str(number + 1)
-
-
-def _transparent(tone: str, share: float) -> str:
-    return "rgba({}, {}, {}, {})".format(*(int(tone[i : i + 2], 16) for i in (1, 3, 5)), share)

@@ -85,15 +85,9 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "human": wording.human,
-        "number": wording.number,
-        "times": wording.times,
-        "between": wording.between,
-        "percent": wording.percent,
-        "arm": wording.architecture,
-        "powers": _powers,
-    }
+    written = ("human", "number", "times", "between", "percent")
+    environment.filters |= {name: getattr(wording, name) for name in written}
+    environment.filters |= {"arm": wording.architecture, "powers": _powers}
     page = environment.get_template("report.html").render(
         study=study,
         document=document,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -204,7 +204,7 @@ def examine_design(
     from analysis.design.expect import expected
     from analysis.design.grid import Rung, Space, spelled
     from analysis.design.prior import choose_prior
-    from analysis.design.simulate import FRESH, grid_of
+    from analysis.design.simulate import FRESH, Draws, grid_of
     from analysis.report.tables import print_design, print_proposal
     from harness.common.validation import yaml_text
     from harness.plan.candidates import COLUMNS, candidates_of, design_cells, grid_fields
@@ -220,7 +220,7 @@ def examine_design(
             shown.update(f"{done} of {total} {what} simulated")
 
         if wanted.design:
-            found = expected(grid, prior, wanted.reference, progress=progress)
+            found = expected(grid, prior, wanted.reference, Draws(progress=progress))
             simulated = found.model_dump(mode="json")
             design |= simulated | {"notes": design["notes"] + simulated["notes"]}
             if not as_json:
@@ -241,7 +241,8 @@ def examine_design(
         )
         fields = grid_fields(resolved.study, spelled(space, best.grid))
         # The studies by which it was chosen flatter it; these are others.
-        found = expected(best.grid.points(space), prior, wanted.reference, FRESH, progress=progress)
+        fresh = replace(FRESH, progress=progress)
+        found = expected(best.grid.points(space), prior, wanted.reference, fresh)
     if as_json:
         design["proposal"] = {
             "budget_gpu_hours": wanted.budget,

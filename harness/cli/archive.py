@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,6 @@ from harness.submit.monitor import begun
 from harness.tracking.sync import bring_up_to_date, kept_by, replay
 
 if TYPE_CHECKING:
-    from harness.archive.merge import Imported
     from harness.archive.prune import Item, Pruned
 
 
@@ -57,7 +56,21 @@ def prune(
         done = remove(resolved, dry_run=dry_run)
     name = resolved.study.name
     if as_json:
-        print_json(_pruned_document(name, resolved.root, done, dry_run=dry_run))
+        print_json(
+            {
+                "study": name,
+                "dry_run": dry_run,
+                "removed": [item.as_json(resolved.root) for item in done.removed],
+                "kept": [item.as_json(resolved.root) for item in done.kept],
+                "trials": done.trials,
+                "busy": done.busy,
+                "notes": done.notes,
+                "totals": {
+                    "gib_removed": done.bytes / GIB,
+                    "gib_kept": sum(item.bytes for item in done.kept) / GIB,
+                },
+            }
+        )
     else:
         _print_pruned(name, resolved.root, done, dry_run=dry_run)
 
@@ -94,7 +107,15 @@ def import_bundle(
     with errors.status(f"checking {bundle}") as shown, open_bundle(bundle) as opened:
         shown.update("adding runs")
         done = merge(opened, place)
-    _print_imported(opened.contents.study, done)
+    judged = f", {counted(done.evaluations, 'evaluation')} added" if done.evaluations else ""
+    name, added = opened.contents.study, counted(len(done.added), "run")
+    console.print(f"study {name}: {added} imported, {len(done.present)} finished here already{judged}")
+    for series_id in done.busy:
+        console.print(
+            f"series {series_id} is in training here: nothing of it was imported; import again later"
+        )
+    for note in done.notes:
+        console.print(f"note: {note}")
     if done.busy:
         raise typer.Exit(1)
 
@@ -123,23 +144,6 @@ def points(
     with errors.status("bringing MLflow up to date"):
         bring_up_to_date(resolved, rows)
     write_table(points_of(rows, resolved.root, on_the_way=on_the_way), out, sys.stdout)
-
-
-def _pruned_document(name: str, root: Root, done: Pruned, *, dry_run: bool) -> dict[str, Any]:
-    """Return the document of `ssmscale prune --json`."""
-    return {
-        "study": name,
-        "dry_run": dry_run,
-        "removed": [item.as_json(root) for item in done.removed],
-        "kept": [item.as_json(root) for item in done.kept],
-        "trials": done.trials,
-        "busy": done.busy,
-        "notes": done.notes,
-        "totals": {
-            "gib_removed": done.bytes / GIB,
-            "gib_kept": sum(item.bytes for item in done.kept) / GIB,
-        },
-    }
 
 
 def _print_pruned(name: str, root: Root, done: Pruned, *, dry_run: bool) -> None:
@@ -179,17 +183,3 @@ def _counted_items(items: Sequence[Item]) -> str:
     if copies:
         parts.append("1 copy of the code" if copies == 1 else f"{copies} copies of the code")
     return " and ".join(parts)
-
-
-def _print_imported(name: str, done: Imported) -> None:
-    """Print the number of runs that were added, and the series that were not."""
-    judged = f", {counted(done.evaluations, 'evaluation')} added" if done.evaluations else ""
-    console.print(
-        f"study {name}: {counted(len(done.added), 'run')} imported, {len(done.present)} finished here already{judged}"
-    )
-    for series_id in done.busy:
-        console.print(
-            f"series {series_id} is in training here: nothing of it was imported; import again later"
-        )
-    for note in done.notes:
-        console.print(f"note: {note}")

@@ -16,7 +16,6 @@ from harness.common.format import counted
 
 if TYPE_CHECKING:
     from ssmttm.corpus.describe import CorpusDescription
-    from ssmttm.corpus.manifest import Manifest
 
 data_app = typer.Typer(
     help="Build and inspect corpora of music tokens.", no_args_is_help=True, add_completion=False
@@ -109,6 +108,7 @@ def data_build(
     from harness.cli.display import StageProgress
     from harness.common.validation import validate
     from ssmttm.corpus.build import build_corpus
+    from ssmttm.corpus.describe import left_out
     from ssmttm.corpus.spec import BuildSpec
 
     # The BuildSpec knows the defaults of each codec.
@@ -118,7 +118,10 @@ def data_build(
     )
     with StageProgress(console) as progress:
         manifest = build_corpus(spec, out, workers, progress, device)
-    _print_built(out, manifest)
+    hours = sum(manifest.hours(split) for split in manifest.splits)
+    counts = f"{hours:.2f} hours in {len(manifest.splits)} splits"
+    print_line(f"{out}: {counts}, fingerprint {manifest.fingerprint[:12]}")
+    _print_left_out(left_out(manifest))
 
 
 @data_app.command("inspect", epilog="Examples:\n\nssmscale data inspect corpora/bach")
@@ -143,17 +146,6 @@ def data_inspect(
 
 MOST_NAMED = 10
 """Tracks that are named for each reason; --json names all."""
-
-
-def _print_built(corpus: Path, manifest: Manifest) -> None:
-    """Print a line about a finished corpus, and the tracks that were left out."""
-    from ssmttm.corpus.describe import left_out
-
-    hours = sum(manifest.hours(split) for split in manifest.splits)
-    print_line(
-        f"{corpus}: {hours:.2f} hours in {len(manifest.splits)} splits, fingerprint {manifest.fingerprint[:12]}"
-    )
-    _print_left_out(left_out(manifest))
 
 
 def _print_corpus(corpus: Path, about: CorpusDescription) -> None:

@@ -131,7 +131,17 @@ def evaluate(
     if out is not None:
         write_atomically(out, as_csv(rows))
     if as_json:
-        print_json(_document(resolved.study.name, evaluator, done, rows))
+        settings = evaluator.settings
+        print_json(
+            {
+                "study": resolved.study.name,
+                "settings": {HELD_OUT: None, settings.digest: settings.model_dump(mode="json")},
+                "runs": [asdict(one) for one in done],
+                "rows": [asdict(row) for row in rows],
+                "skipped": evaluator.skipped,
+                "notes": evaluator.notes,
+            }
+        )
     else:
         _print(resolved.study.name, evaluator, chosen, done, rows)
     if any(one.outcome in {"busy", "impossible"} for one in done):
@@ -147,20 +157,6 @@ def _finished(rows: Sequence[RunStatus], *, named: bool) -> list[RunStatus]:
     return done
 
 
-def _document(
-    study: str, evaluator: Evaluator, done: Sequence[Evaluated], rows: Sequence[EvaluationRow]
-) -> dict[str, Any]:
-    """Return the document of `ssmscale evaluate --json`."""
-    return {
-        "study": study,
-        "settings": {HELD_OUT: None, evaluator.settings.digest: evaluator.settings.model_dump(mode="json")},
-        "runs": [asdict(one) for one in done],
-        "rows": [asdict(row) for row in rows],
-        "skipped": evaluator.skipped,
-        "notes": evaluator.notes,
-    }
-
-
 def _print(
     study: str,
     evaluator: Evaluator,
@@ -170,7 +166,9 @@ def _print(
 ) -> None:
     """Print a table of the scores, the reference of the comparison, and notes that limit their meaning."""
     settings = evaluator.settings
-    mine = [row for row in rows if row.settings in {HELD_OUT, settings.digest} and not _of_a_codebook(row)]
+    # Rows of one codebook are only in --json and --out.
+    whole = [row for row in rows if not row.metric.startswith(("ce_", "ppl_"))]
+    mine = [row for row in whole if row.settings in {HELD_OUT, settings.digest}]
     values = {(row.run_id, row.metric): row.value for row in mine}
     metrics = list(dict.fromkeys(row.metric for row in mine))
     numbers = ("parameters", "iterations", "seed", *metrics)
@@ -194,11 +192,6 @@ def _print(
         console.print(f"not measured: {metric}: {why}")
     for note in dict.fromkeys([*evaluator.notes, *(note for one in done for note in one.notes)]):
         errors.print(f"note: {plain_text(note)}")
-
-
-def _of_a_codebook(row: EvaluationRow) -> bool:
-    """True if the row is of one codebook; these rows are only in --json and --out."""
-    return row.metric.startswith(("ce_", "ppl_"))
 
 
 def generate(

@@ -146,6 +146,7 @@ class DesignOptions:
             "--design", help="Simulate the study: intervals to expect, and what its grid cannot identify."
         ),
     ] = False
+    reference: ReferenceOption = None
     budget: Annotated[
         float | None,
         typer.Option(
@@ -166,7 +167,6 @@ class DesignOptions:
             "--law", help="Law of the report (default: the prior's, else chinchilla); see `ssmscale fit`."
         ),
     ] = None
-    reference: ReferenceOption = None
 
 
 def expand_options(verb: Callable[..., None]) -> Callable[..., None]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from harness.cli.options import (
     ClusterOption,
     DesignOptions,
@@ -41,7 +39,7 @@ def plan(
         raise InputError("--prior, --law and --reference go with --design or --budget; add one of them")
     document = made.as_json()
     if not as_json:
-        print_plan(console, made, every_run=every_run)
+        print_plan(made, every_run=every_run)
     if asked:
         from harness.cli.analysis import examine_design
 
@@ -50,21 +48,21 @@ def plan(
         print_json(document)
 
 
-def print_plan(console: Console, plan: Plan, *, every_run: bool = False) -> None:
+def print_plan(plan: Plan, *, every_run: bool = False) -> None:
     """Print the sizes and the plan as tables, then notes, and the totals last."""
-    _print_sizes(console, plan)
+    _print_sizes(plan)
     if every_run:
-        _print_runs(console, plan)
+        _print_runs(plan)
     else:
-        _print_grouped(console, plan)
+        _print_grouped(plan)
     for why in _reasons(plan):
         console.print(f"why {why}")
     for code, text in plan.notes:
         console.print(f"note {code}: {text}")
-    _print_totals(console, plan)
+    _print_totals(plan)
 
 
-def _print_runs(console: Console, plan: Plan) -> None:
+def _print_runs(plan: Plan) -> None:
     costs = ("nodes x GPUs", "ZeRO", "micro", "GiB", "disk GiB", "time added", "GPU-hours")
     numbers = ("parameters", "iterations", "tokens", "FLOPs", "seed", *costs)
     table = Table(f"plan of {plan.study.name}", ("run", "architecture", "size", *numbers, "state"), numbers)
@@ -91,7 +89,7 @@ def _print_runs(console: Console, plan: Plan) -> None:
     table.print(console)
 
 
-def _print_grouped(console: Console, plan: Plan) -> None:
+def _print_grouped(plan: Plan) -> None:
     groups: dict[tuple[str, str], list[PlannedRun]] = {
         (size["size"], size["architecture"]): [] for size in plan.sizes()
     }
@@ -123,7 +121,7 @@ def _iterations(runs: Sequence[PlannedRun]) -> str:
     return low if len(counts) == 1 else f"{low}-{high} ({len(counts)})"
 
 
-def _print_totals(console: Console, plan: Plan) -> None:
+def _print_totals(plan: Plan) -> None:
     totals = plan.totals()
     spent, alone = totals["gpu_hours"], totals["gpu_hours_independent"]
     runs = f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}"
@@ -155,7 +153,7 @@ def _reasons(plan: Plan) -> list[str]:
     return [f"{', '.join(dict.fromkeys(names))}: {sentence}" for sentence, names in found.items()]
 
 
-def _print_sizes(console: Console, plan: Plan) -> None:
+def _print_sizes(plan: Plan) -> None:
     """Print each size, and how far its parameters are off the study's target and off a published model."""
     sizes = plan.sizes()
     off = {

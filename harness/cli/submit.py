@@ -69,7 +69,7 @@ def submit(
     shares = backend.describe(made.missing)
     backend.check(resolved)
     if dry_run:
-        print_plan(console, made)
+        print_plan(made)
         for line in shares:
             console.print(line)
         return

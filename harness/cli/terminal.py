@@ -36,15 +36,17 @@ class Table:
     def __init__(self, title: str, columns: Sequence[str], numbers: Collection[str] = ()) -> None:
         self.title = title
         self._right = [name in numbers for name in columns]
-        self._rows: list[tuple[Cell, ...]] = [tuple((name, "bold") for name in columns)]
+        self._rows: list[list[tuple[str, str | None]]] = []
+        self.add_row(*((name, "bold") for name in columns))
 
     def add_row(self, *cells: Cell) -> None:
         """Add a row with a cell for each column."""
-        self._rows.append(cells)
+        styled = ((cell, None) if isinstance(cell, str) else cell for cell in cells)
+        self._rows.append([(plain_text(text), style) for text, style in styled])
 
     def print(self, console: Console) -> None:
         """Print every row."""
-        widths = self._widths(self._texts())
+        widths = self._widths()
         least = [
             width if right else min(width, NARROWEST)
             for width, right in zip(widths, self._right, strict=True)
@@ -61,34 +63,26 @@ class Table:
         folded = RichTable(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), show_header=False)
         for right in self._right:
             folded.add_column(justify="right" if right else "left", no_wrap=right, overflow="fold")
-        for row, texts in zip(self._rows, self._texts(), strict=True):
-            styles = ["" if isinstance(cell, str) else cell[1] or "" for cell in row]
-            folded.add_row(*map(Text, texts, styles))
+        for row in self._rows:
+            folded.add_row(*(Text(text, style or "") for text, style in row))
         console.print(Text(self.title, style="italic"))
         console.print(folded)
 
-    def _texts(self) -> list[list[str]]:
-        return [
-            [plain_text(cell if isinstance(cell, str) else cell[0]) for cell in row] for row in self._rows
-        ]
-
-    def _widths(self, texts: Sequence[Sequence[str]]) -> list[int]:
-        return [max(map(cell_len, column)) for column in zip(*texts, strict=True)]
+    def _widths(self) -> list[int]:
+        return [max(cell_len(text) for text, _ in column) for column in zip(*self._rows, strict=True)]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         """Yield the lines, neighbouring cells of one style as one segment."""
         yield Segment(self.title, Style(italic=True))
         yield Segment.line()
-        texts = self._texts()
-        widths = self._widths(texts)
+        widths = self._widths()
         last = len(widths) - 1
-        for row, words in zip(self._rows, texts, strict=True):
+        for row in self._rows:
             plain = ""
-            for index, (cell, text) in enumerate(zip(row, words, strict=True)):
+            for index, (text, style) in enumerate(row):
                 space = " " * (widths[index] - cell_len(text))
                 before, after = (space, "") if self._right[index] else ("", space)
                 after = "" if index == last else after + GAP
-                style = None if isinstance(cell, str) else cell[1]
                 if style is None:
                     plain += before + text + after
                     continue

@@ -41,8 +41,9 @@ from ssmttm.errors import InputError
 def tune(
     context: typer.Context,
     study: StudyArgument,
-    on: OnOption,
+    *,
     root: RootOption = None,
+    on: OnOption,
     changes: SetOption = None,
     cluster: ClusterOption = None,
     yes: YesOption = False,

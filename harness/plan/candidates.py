@@ -146,12 +146,12 @@ def grid_fields(study: Study, chosen: Mapping[str, Any]) -> dict[str, Any]:
 COLUMNS = ("architecture", "n_params", "tokens", "iterations", "flops", "seed", "cluster", "run_id")
 
 
-def design_cells(plan: Plan) -> list[tuple[int, Sequence[object]]]:
-    """Return the rows under COLUMNS, numbered from 1; `cluster` is the Series, as in the Points table."""
-    rows: list[tuple[int, Sequence[object]]] = []
-    for number, planned in enumerate(plan.runs, start=1):
+def design_cells(plan: Plan) -> list[Sequence[object]]:
+    """Return the rows under COLUMNS; `cluster` is the Series, as in the Points table."""
+    rows: list[Sequence[object]] = []
+    for planned in plan.runs:
         status, cost, run = planned.status, planned.cost, planned.status.point.run
         model = (status.point.architecture, cost.n_params)
         trained = (cost.tokens, run.iterations, cost.flops, run.seed)
-        rows.append((number, (*model, *trained, status.series_id, status.run_id)))
+        rows.append((*model, *trained, status.series_id, status.run_id))
     return rows

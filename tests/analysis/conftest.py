@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from analysis.findings.comparison import Comparison, FittedArchitecture, comparison_of, fit_all
 from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
-from analysis.fitting.bootstrap import Fitted, cluster_keys
-from analysis.fitting.solver import Problem, fit_law
+from analysis.fitting.bootstrap import Fitted, resample
 from analysis.laws.catalogue import CHINCHILLA
 from analysis.laws.law import Law
 from analysis.points.table import CheckedPoints, build_frame, check_points
@@ -28,12 +28,27 @@ def fit(table: pd.DataFrame | SyntheticStudy, resamples: int = 100, **options: A
     return fit_points(checked(table), resamples=resamples, **options)
 
 
-def fitted(points: CheckedPoints, name: str) -> Fitted:
-    frame = points.of(name)
-    size = frame["n_params"].to_numpy(dtype=float)
-    problem = Problem.of(CHINCHILLA, CHINCHILLA.x(frame), frame["loss"].to_numpy(), 1e-3)
-    cluster, keys = cluster_keys(size, frame["seed"].to_numpy(dtype=float), list(frame["cluster"]))
-    return Fitted(name, problem, fit_law(problem), cluster, keys, size)
+def joined(
+    points: CheckedPoints, resamples: int = 100, law: Law = CHINCHILLA
+) -> dict[str, FittedArchitecture]:
+    """Return the fits that `fit` compares, without the profiles that take most of its time."""
+    fits = fit_all(points.frames, law, 1e-3)
+    drawn = resample(fits, resamples, 0)
+    return {one.architecture: FittedArchitecture.of(one, points, drawn) for one in fits}
+
+
+def compared(table: pd.DataFrame | SyntheticStudy, resamples: int = 100, law: Law = CHINCHILLA) -> Comparison:
+    """Return the comparison that `fit` has with the transformer."""
+    points = checked(table.table(0) if isinstance(table, SyntheticStudy) else table)
+    fits = joined(points, resamples, law)
+    paired = len({frozenset(one.fit.keys) for one in fits.values()}) == 1
+    return comparison_of(fits, "cross_transformer", 1e-3, paired=paired)[0]
+
+
+def fitted(points: CheckedPoints, name: str = "prefix_simba") -> Fitted:
+    """Fit the law to one architecture alone."""
+    (one,) = fit_all({name: points.of(name)}, CHINCHILLA, 1e-3)
+    return one
 
 
 def note_codes(document: FitDocument, name: str = "prefix_simba") -> set[str]:
@@ -57,12 +72,6 @@ def document(points: CheckedPoints) -> FitDocument:
 def wide() -> CheckedPoints:
     """48 points in 12 series of six sizes for each of two architectures."""
     return checked(WIDE.table(0))
-
-
-@pytest.fixture(scope="session")
-def wide_document(wide: CheckedPoints) -> FitDocument:
-    """Those points fitted with 100 resamples."""
-    return fit_points(wide, resamples=100)
 
 
 @pytest.fixture(scope="session")

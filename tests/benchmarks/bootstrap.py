@@ -38,7 +38,7 @@ def run(*, quick: bool) -> Iterator[Row]:
     timed = "" if count == RESAMPLES else f" ({count} descents tried)"
     what = f"bootstrap: {RESAMPLES} refits of {len(fit.problem.y)} points{timed}"
     yield times(what, np.array([fast]), np.array([slow * RESAMPLES]))
-    public = fit.result.law.to_public(ours[0], fit.problem.centre)
+    public = fit.problem.law.to_public(ours[0], fit.problem.centre)
     yield from _intervals(public[:count], theirs[0])
 
 

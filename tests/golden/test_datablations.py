@@ -10,7 +10,7 @@ import pytest
 
 from analysis.findings.notes import flat_profiles
 from analysis.fitting.profile import profile
-from analysis.fitting.solver import Problem, fit_law, objective_at
+from analysis.fitting.solver import FitResult, Problem, fit_law, objective_at
 from analysis.laws.catalogue import law_named
 
 LAW = law_named("data_constrained")
@@ -30,6 +30,11 @@ def problem(golden: Path) -> Problem:
     return Problem.of(LAW, x, np.array([float(row["val_loss"]) for row in rows]), 1e-3, held=HELD)
 
 
+@pytest.fixture(scope="module")
+def result(problem: Problem) -> FitResult:
+    return fit_law(problem)
+
+
 def at(problem: Problem, r_data: float, r_size: float) -> float:
     public = np.array([[*HELD.values(), r_data, r_size]])
     u = LAW.to_solver(public, problem.centre)
@@ -40,8 +45,7 @@ def test_the_published_objective_recomputes_at_the_published_parameters(problem:
     assert at(problem, 15.387756, 5.309743) == pytest.approx(0.015825935258, abs=5e-13)
 
 
-def test_the_published_optimum_is_a_local_one_and_a_lower_one_is_found(problem: Problem) -> None:
-    result = fit_law(problem)
+def test_the_published_optimum_is_a_local_one_and_a_lower_one_is_found(result: FitResult) -> None:
     assert result.status == "converged"
     assert result.objective <= 0.015804663
     assert result.params["R_D"] == pytest.approx(95.37, rel=2e-3)
@@ -49,8 +53,7 @@ def test_the_published_optimum_is_a_local_one_and_a_lower_one_is_found(problem: 
     assert {name: result.params[name] for name in HELD} == pytest.approx(HELD, rel=1e-12)
 
 
-def test_the_valley_of_repetitions_is_reported_as_flat(problem: Problem) -> None:
-    result = fit_law(problem)
+def test_the_valley_of_repetitions_is_reported_as_flat(problem: Problem, result: FitResult) -> None:
     curve = profile(problem, result, "R_D")
     pairs = zip(curve.values, curve.objective, strict=True)
     inside = [objective for value, objective in pairs if 14 < value < 300]

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.findings.document import fit_points
 from analysis.findings.isoflop import power_law
 from analysis.points.table import check_points, read_table
+from tests.analysis.findings.test_isoflop import found_in
 
 KEY = ["dataset", "hparams", "warmup", "decay", "param_count", "eval_loss"]
 RUNS = pytest.mark.parametrize("number", range(10))
@@ -42,8 +42,7 @@ def test_our_own_isoflop_estimate_from_the_points_comes_close_to_each(
     fit = published(golden, number)
     rows_of(golden, "isoflop_points.csv", fit).to_csv(tmp_path / "points.csv", index=False)
     columns = {"architecture": "dataset", "n_params": "params"}
-    document = fit_points(check_points(read_table(tmp_path / "points.csv", columns)), resamples=100)
-    (found,) = document.isoflop.values()
+    found = found_in(check_points(read_table(tmp_path / "points.csv", columns)))
     assert found.method == "equal_flops"
     assert found.exponents["isoflop"].value == pytest.approx(fit["n_exponent_weighted"], abs=0.035)
     assert np.isfinite([one.value for one in found.exponents.values()]).all()

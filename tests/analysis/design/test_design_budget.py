@@ -57,7 +57,7 @@ def compared(
 
 def test_the_proposed_grid_is_narrower_than_a_factorial_one_of_the_same_cost() -> None:
     where = space(FACTORIAL)
-    found, _, gain = compared(where, trials=5, studies=10, resamples=50)
+    found, _, gain = compared(where, trials=3, studies=8, resamples=50)
     assert gain >= 0.25
     assert found.grid.iterations[-1] == FACTORIAL[-1]
     assert found.grid.seeds[-1] >= 1

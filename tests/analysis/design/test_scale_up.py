@@ -101,7 +101,7 @@ def test_far_from_the_trained_range_a_note_says_how_to_come_closer(
     assert all(advice in text for text in far)
 
 
-@pytest.mark.parametrize("budget", [1.02, 1.1, 2.0, 20.0])
+@pytest.mark.parametrize("budget", [1.02, 2.0, 20.0])
 def test_no_run_is_proposed_that_is_shorter_than_the_shortest(points: CheckedPoints, budget: float) -> None:
     """A budget too small for the best size pays for a smaller size, or for nothing."""
     shortest: dict[str, Any] = {"shortest": 125, "shortest_because": "training.schedule.warmup is 100"}
@@ -135,7 +135,7 @@ def test_the_best_size_is_not_drawn_to_the_sizes_whose_cost_is_known(points: Che
     rates = {name: {size: (size + 3e5) * 1e-10 for size in STUDY.sizes} for name in RATES}
     ends = [
         step.n_params_ci95
-        for budget in np.geomspace(0.1, 0.5, 6)
+        for budget in np.geomspace(0.1, 0.5, 4)
         for step in next_step(points, rates, float(budget)).steps
     ]
     assert min(high / low for low, high in ends) > 1.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.errors import InputError
@@ -12,16 +13,15 @@ from analysis.findings.curve import Curve
 from analysis.findings.equal_loss import SizeRatio, size_ratios
 from analysis.findings.results import FitDocument
 from analysis.laws.catalogue import CHINCHILLA
-from analysis.report.headlines import main_row
 from analysis.text import times
-from tests.analysis.conftest import checked, fit, note_codes
+from tests.analysis.conftest import checked, compared, fit, note_codes
 from tests.analysis.synthetic import QUIET, SIMBA, TRANSFORMER, TRUE_RATIO, SyntheticStudy, against, loss_by
 
 
-def headline_row(document: FitDocument) -> SizeRatio:
-    row = main_row(document, "prefix_simba")
-    assert row is not None
-    return row
+def headline_row(table: pd.DataFrame | SyntheticStudy, resamples: int = 100) -> SizeRatio:
+    """Return the size ratio at the largest reference and the longest budget."""
+    rows = compared(table, resamples).size_ratio
+    return max(rows, key=lambda row: (row.reference_n_params, row.tokens))
 
 
 def test_the_known_ratio_comes_back_at_every_budget_and_size(quiet: FitDocument) -> None:
@@ -51,7 +51,7 @@ def test_a_budget_an_architecture_was_never_trained_at_is_an_extrapolation_and_s
     tokens = table["tokens"] * np.where(base, 16, 1)
     clean = loss_by(TRANSFORMER, table["n_params"], tokens)
     table = table.assign(tokens=tokens, loss=np.where(base, clean, table["loss"]))
-    rows = fit(table).comparison.size_ratio
+    rows = compared(table).size_ratio
     assert {row.tokens / 25.6e6 for row in rows} == {4, 8, 16}
     for row in rows:
         assert (row.status, row.ratio, row.ci95) == ("extrapolated", None, None)
@@ -65,7 +65,7 @@ def test_budgets_within_a_hundredth_count_as_the_same() -> None:
     table = QUIET.table(0).drop(columns=["iterations"])
     base = table["architecture"] == "cross_transformer"
     table["tokens"] = table["tokens"] * np.where(base, 1.009, 1)
-    rows = fit(table).comparison.size_ratio
+    rows = compared(table).size_ratio
     assert "identified" in {row.status for row in rows if row.tokens > 25.6e6}
 
 
@@ -78,7 +78,7 @@ def test_budgets_within_a_hundredth_count_as_the_same() -> None:
     ],
 )
 def test_a_ratio_that_the_points_do_not_identify_has_no_number(study: SyntheticStudy, reason: str) -> None:
-    row = headline_row(fit(study))
+    row = headline_row(study)
     assert (row.status, row.ratio, row.ci95, row.n_params) == ("not_identified", None, None, None)
     assert reason in row.reason
 
@@ -87,7 +87,7 @@ def test_no_ratio_where_size_and_data_were_varied_together() -> None:
     table = QUIET.table(0)
     rung = table["n_params"].map({1e5: 400, 3e5: 800, 1e6: 1600})
     document = fit(table[table["iterations"] == rung])
-    assert headline_row(document).status == "not_identified"
+    assert {row.status for row in document.comparison.size_ratio} == {"not_identified"}
     assert "collinear" in note_codes(document)
 
 
@@ -102,20 +102,15 @@ def test_the_reference_is_the_transformer_unless_another_is_named(quiet: FitDocu
         fit(QUIET, reference="mamba")
 
 
-def test_without_iterations_the_budgets_are_tokens() -> None:
-    table = QUIET.table(0).drop(columns=["iterations"])
-    rows = fit(table).comparison.size_ratio
-    assert {row.iterations for row in rows} == {None}
-    assert {row.tokens for row in rows} == {6.4e6, 12.8e6, 25.6e6}
-
-
-def test_budgets_are_tokens_where_one_architecture_has_no_iterations() -> None:
+@pytest.mark.parametrize("without", ["prefix_simba", ""], ids=["one architecture", "both"])
+def test_budgets_are_tokens_where_an_architecture_has_no_iterations(without: str) -> None:
     table = QUIET.table(0)
-    table["iterations"] = table["iterations"].where(table["architecture"] == "cross_transformer")
-    comparison = fit(table).comparison
+    table["iterations"] = table["iterations"].where(~table["architecture"].str.contains(without))
+    comparison = compared(table)
     for rows in (comparison.size_ratio, comparison.token_gain):
         assert {row.iterations for row in rows} == {None}
         assert "not_identified" not in {row.status for row in rows}
+    assert {row.tokens for row in comparison.size_ratio} == {6.4e6, 12.8e6, 25.6e6}
     for row in comparison.size_ratio:
         assert row.estimate == pytest.approx(TRUE_RATIO, rel=0.01)
 
@@ -127,7 +122,7 @@ def test_each_architecture_is_read_at_its_own_tokens_of_an_iteration_count() -> 
     law = SIMBA
     tokens = table["tokens"] * np.where(simba, 2, 1)
     clean = loss_by(law, table["n_params"], tokens)
-    row = headline_row(fit(table.assign(tokens=tokens, loss=np.where(simba, clean, table["loss"]))))
+    row = headline_row(table.assign(tokens=tokens, loss=np.where(simba, clean, table["loss"])))
     gain = law["B"] / row.tokens ** law["beta"] - law["B"] / (2 * row.tokens) ** law["beta"]
     target = TRANSFORMER["A"] / row.reference_n_params ** TRANSFORMER["alpha"] + gain
     assert row.n_params == pytest.approx((law["A"] / target) ** (1 / law["alpha"]), rel=0.02)
@@ -138,11 +133,11 @@ def test_compute_gain_follows_from_the_flops_of_the_points(quiet: FitDocument) -
     assert len(gains) == 12
     for row in gains:  # six FLOPs a parameter and token, a fifth more for SiMBA
         assert row.gain == pytest.approx(TRUE_RATIO / 1.2, rel=0.02)
-    assert fit(QUIET.table(0).drop(columns="flops")).comparison.compute_gain == ()
+    assert compared(QUIET.table(0).drop(columns="flops")).compute_gain == ()
 
 
 def test_no_ratio_where_resampled_laws_stay_above_the_loss() -> None:
-    row = headline_row(fit(SyntheticStudy(laws=against(E=2.65)).table(3), resamples=200))
+    row = headline_row(SyntheticStudy(laws=against(E=2.65)).table(3), resamples=200)
     assert (row.status, row.ratio, row.estimate_ci95) == ("not_identified", None, None)
     assert "too many resamples never reach the loss" in row.reason
 
@@ -194,6 +189,6 @@ def test_token_gain_counts_tokens_under_a_law_in_iterations_too(quiet: FitDocume
 
 
 def test_no_token_gain_where_no_training_reaches_the_loss() -> None:
-    (row, *_) = fit(SyntheticStudy(laws=against(E=6.0))).comparison.token_gain
+    (row, *_) = compared(SyntheticStudy(laws=against(E=6.0))).token_gain
     assert (row.status, row.gain, row.estimate) == ("not_identified", None, None)
     assert "no amount of training" in row.reason

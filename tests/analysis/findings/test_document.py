@@ -11,14 +11,16 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
+from analysis.findings.comparison import fit_all
 from analysis.findings.document import fit_points
-from analysis.findings.notes import correlation, unidentified_because
+from analysis.findings.notes import correlation, design_notes, exclusion_notes, unidentified_because
 from analysis.findings.results import FitDocument
 from analysis.fitting.bootstrap import Fitted, cluster_keys
+from analysis.fitting.checks import held_out
 from analysis.fitting.solver import FitResult, Problem
 from analysis.laws.catalogue import law_named
 from analysis.points.table import CheckedPoints
-from tests.analysis.conftest import fit, note_codes
+from tests.analysis.conftest import checked, fit, fitted, note_codes
 from tests.analysis.synthetic import SIMBA, SIX_SIZES, WIDE, SyntheticStudy, loss_by
 
 
@@ -42,9 +44,9 @@ def test_counts_tell_points_runs_and_series_apart(document: FitDocument) -> None
 
 @pytest.mark.parametrize("law", ["chinchilla", "chinchilla_shared_e"])
 def test_laws_are_recovered_from_points_without_noise(law: str) -> None:
-    fits = fit(SyntheticStudy(cluster_noise=0, row_noise=0), law=law).architectures
-    for name, params in SyntheticStudy().laws.items():
-        assert fits[name].params == pytest.approx(params, rel=1e-4)
+    points = checked(SyntheticStudy(cluster_noise=0, row_noise=0).table(0))
+    for one in fit_all(points.frames, law_named(law), 1e-3):
+        assert one.result.params == pytest.approx(SyntheticStudy().laws[one.architecture], rel=1e-4)
 
 
 def test_few_series_are_noted_and_named_as_such(document: FitDocument) -> None:
@@ -59,8 +61,7 @@ def test_the_heldout_error_is_that_of_points_the_fit_had_not_seen(
     heldout = document.architectures["prefix_simba"].heldout
     assert heldout.largest_size is not None
     assert {point.n_params for point in heldout.largest_size.points} == {3e6}
-    rest = fit(SyntheticStudy().table(0).query("n_params < 3e6"))
-    law = rest.architectures["prefix_simba"].params
+    law = fitted(checked(SyntheticStudy().table(0).query("n_params < 3e6"))).result.params
     for point in heldout.largest_size.points:
         predicted = loss_by(law, point.n_params, point.tokens)
         assert point.predicted == pytest.approx(predicted, rel=1e-6)
@@ -71,36 +72,37 @@ def test_the_heldout_error_is_that_of_points_the_fit_had_not_seen(
 
 
 @pytest.mark.parametrize(
-    ("study", "code"),
+    ("study", "codes"),
     [
-        (SyntheticStudy(sizes=(1e5, 1e6), seeds=(3, 1)), "too_few_sizes"),
-        (SyntheticStudy(iterations=(400, 800)), "too_few_budgets"),
-        (SyntheticStudy(laws={"prefix_simba": SIMBA | {"A": -1.0}}), "bound_hit"),
-        (SyntheticStudy(laws={"prefix_simba": SIMBA | {"A": -1.0}}), "resamples_at_bound"),
-        (SyntheticStudy(seeds=(1, 1, 1, 1)), "no_seed_replicates"),
-        (SyntheticStudy(sizes=SIX_SIZES[:5], iterations=(400,), seeds=(1,) * 5), "too_few_points"),
-        (SyntheticStudy(sizes=(1e5, 3e5), seeds=(3, 3)), "flat_profile"),
+        (SyntheticStudy(sizes=(1e5, 1e6), seeds=(3, 1)), {"too_few_sizes", "flat_profile"}),
+        (SyntheticStudy(iterations=(400, 800)), {"too_few_budgets"}),
+        (SyntheticStudy(laws={"prefix_simba": SIMBA | {"A": -1.0}}), {"bound_hit", "resamples_at_bound"}),
+        (
+            SyntheticStudy(sizes=SIX_SIZES[:5], iterations=(400,), seeds=(1,) * 5),
+            {"too_few_points", "no_seed_replicates"},
+        ),
         (
             SyntheticStudy({"prefix_simba": SIMBA | {"E": 0.0}}, cluster_noise=0, row_noise=0),
-            "e_out_of_range",
+            {"e_out_of_range"},
         ),
     ],
 )
-def test_what_can_mislead_is_noted(study: SyntheticStudy, code: str) -> None:
-    assert code in note_codes(fit(study))
+def test_what_can_mislead_is_noted(study: SyntheticStudy, codes: set[str]) -> None:
+    assert codes <= note_codes(fit(study))
 
 
 def test_good_points_carry_no_warning() -> None:
     sizes = tuple(np.geomspace(1e5, 1e7, 8))
-    document = fit(replace(WIDE, sizes=sizes, seeds=(2,) * 8, cluster_noise=0.001), resamples=200)
+    document = fit(replace(WIDE, sizes=sizes, seeds=(2,) * 8, cluster_noise=0.001))
     assert [note.code for one in document.architectures.values() for note in one.notes] == []
 
 
 def test_unannealed_points_are_counted_in_a_note() -> None:
     table = SyntheticStudy().table(0)
     table.loc[[0, 1], "annealed"] = False
-    document = fit(table)
-    assert "2 rows" in next(note.text for note in document.notes if note.code == "unannealed_points")
+    (note,) = exclusion_notes(checked(table).exclusions)
+    assert note.code == "unannealed_points"
+    assert "2 rows" in note.text
 
 
 def test_architectures_of_different_grids_are_noted_as_unpaired() -> None:
@@ -124,14 +126,6 @@ def test_bad_options_are_refused(points: CheckedPoints, options: dict[str, Any],
         fit_points(points, **options)
 
 
-def test_a_law_in_iterations_needs_iterations() -> None:
-    table = SyntheticStudy().table(0)
-    table["iterations"] = table["iterations"].astype(object)
-    table.loc[4, "iterations"] = None
-    with pytest.raises(InputError, match="row 6, column iterations"):
-        fit(table, law="chinchilla_iterations")
-
-
 def test_architectures_fitted_with_one_e_share_it_in_the_estimate_and_in_every_resample() -> None:
     study = SyntheticStudy(cluster_noise=0.001, row_noise=0.001)
     document = fit(study, law="chinchilla_shared_e")
@@ -141,7 +135,7 @@ def test_architectures_fitted_with_one_e_share_it_in_the_estimate_and_in_every_r
     assert one.params["A"] != other.params["A"]
     np.testing.assert_array_equal(*(document.draws(name)[:, 0] for name in document.architectures))
     assert {one.status, other.status} == {"converged"}
-    alone = sum(own.objective for own in fit(study).architectures.values())
+    alone = sum(fitted(checked(study.table(0)), name).result.objective for name in study.laws)
     assert one.objective + other.objective >= alone * (1 - 1e-9)
 
 
@@ -170,15 +164,15 @@ def repeated() -> pd.DataFrame:
 
 
 def test_the_law_of_repeated_data_is_recovered_with_all_its_parameters() -> None:
-    document = fit(repeated(), law="data_constrained")
-    assert document.architectures["cross_transformer"].params == pytest.approx(REPEATED, rel=1e-3)
+    (one,) = fit_all(checked(repeated()).frames, law_named("data_constrained"), 1e-3)
+    assert one.result.params == pytest.approx(REPEATED, rel=1e-3)
 
 
 def test_unique_tokens_that_are_the_same_throughout_are_no_lack_of_budgets() -> None:
-    table = repeated()
-    document = fit(table[table["unique_tokens"] == 1e7], law="data_constrained")
-    assert "too_few_budgets" not in note_codes(document, "cross_transformer")
-    split = document.architectures["cross_transformer"].heldout.largest_size
+    law, points = law_named("data_constrained"), checked(repeated().query("unique_tokens == 1e7"))
+    (one,) = fit_all(points.frames, law, 1e-3)
+    assert "too_few_budgets" not in {note.code for note in design_notes(one, points.frame)}
+    split = held_out(law, law.x(points.frame), points.frame["loss"].to_numpy(), 1e-3, 0)
     assert split is not None
     assert split.determined
 
@@ -187,7 +181,7 @@ def test_sizes_trained_longer_the_larger_they_are_are_collinear_under_a_law_of_t
     sizes = np.geomspace(1e6, 1e8, 8)
     x = np.stack([sizes, 20 * sizes, np.full(8, 1e7)], axis=1)
     problem = Problem.of(law_named("data_constrained"), x, 3 + sizes**-0.1, 1e-3)
-    result = FitResult(problem.law, {}, np.ones(7), 0.0, "converged", (), np.ones((1, 7)))
+    result = FitResult(np.ones(7), {}, 0.0, "converged", (), np.ones((1, 7)))
     cluster, keys = cluster_keys(sizes, np.full(8, np.nan), [str(size) for size in sizes])
     one = Fitted("cross_transformer", problem, result, cluster, keys, sizes)
     assert correlation(one) == pytest.approx(1.0)

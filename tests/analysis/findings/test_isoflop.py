@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.findings.isoflop import Exponent, OptimalSizes, power_law
-from tests.analysis.conftest import fit
+from analysis.findings.isoflop import Exponent, OptimalSizes, optimal_sizes, power_law
+from analysis.fitting.bootstrap import wild_losses
+from analysis.points.table import CheckedPoints
+from tests.analysis.conftest import checked, joined
 from tests.analysis.synthetic import TRANSFORMER, SyntheticStudy, loss_by
 
 LAW = TRANSFORMER
@@ -31,8 +33,10 @@ def equal_flops(low: float, high: float, noise: float = 0.0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["n_params", "tokens", "flops", "loss"]).assign(architecture="x")
 
 
-def found_in(table: pd.DataFrame) -> OptimalSizes:
-    return next(iter(fit(table).isoflop.values()))
+def found_in(points: CheckedPoints) -> OptimalSizes:
+    """Return the compute-optimal sizes that `fit` has of the first architecture, without the rest of the fit."""
+    one = next(iter(joined(points).values()))
+    return optimal_sizes(one.curve, wild_losses(one.fit, 400, 0))
 
 
 def contains(exponent: Exponent, value: float) -> bool:
@@ -40,7 +44,7 @@ def contains(exponent: Exponent, value: float) -> bool:
 
 
 def test_a_parabola_about_the_minimum_finds_it() -> None:
-    found = found_in(equal_flops(1 / 3, 3))
+    found = found_in(checked(equal_flops(1 / 3, 3)))
     assert found.method == "equal_flops"
     assert {one.standing for one in found.optima} == {"centred"}
     for one in found.optima:
@@ -49,7 +53,7 @@ def test_a_parabola_about_the_minimum_finds_it() -> None:
 
 
 def test_an_off_centre_parabola_is_biased_without_noise_flagged_and_set_right() -> None:
-    found = found_in(equal_flops(1 / 1.3, 1000))
+    found = found_in(checked(equal_flops(1 / 1.3, 1000)))
     for one in found.optima:
         best = best_size(one.flops)
         assert one.standing == "off_centre"
@@ -60,7 +64,7 @@ def test_an_off_centre_parabola_is_biased_without_noise_flagged_and_set_right() 
 
 
 def test_a_minimum_outside_the_sizes_is_an_edge_and_no_estimate() -> None:
-    found = found_in(equal_flops(3, 30))
+    found = found_in(checked(equal_flops(3, 30)))
     assert {one.standing for one in found.optima} == {"edge"}
     assert all(one.isoflop is one.corrected is one.envelope is None for one in found.optima)
     assert set(found.exponents) == {"parametric"}
@@ -76,7 +80,7 @@ def test_on_a_grid_the_curves_are_interpolated_and_the_interpolation_corrected()
         cluster_noise=0,
         row_noise=0,
     )
-    found = found_in(study.table(0))
+    found = found_in(checked(study.table(0)))
     assert found.method == "interpolated"
     inside = [one for one in found.optima if one.corrected is not None]
     assert len(inside) >= 3
@@ -86,7 +90,7 @@ def test_on_a_grid_the_curves_are_interpolated_and_the_interpolation_corrected()
 
 
 def test_intervals_hold_the_estimate_and_the_truth() -> None:
-    found = found_in(equal_flops(1 / 4, 4, noise=0.002))
+    found = found_in(checked(equal_flops(1 / 4, 4, noise=0.002)))
     for name in ("corrected", "parametric"):
         one = found.exponents[name]
         assert contains(one, one.value)
@@ -101,19 +105,19 @@ def test_the_interval_is_of_the_same_exponent_where_flops_grow_slower_than_size(
     table["loss"] = loss_by(LAW, size, table["tokens"]) * np.exp(
         np.random.default_rng(0).normal(0, 0.002, len(table))
     )
-    one = found_in(table).exponents["parametric"]
+    one = found_in(checked(table)).exponents["parametric"]
     assert abs(one.value - EXPONENT) > 0.05
     assert contains(one, one.value)
 
 
 def test_no_interval_where_the_law_has_no_minimum_within_reach() -> None:
     """Sizes far below the best ones: what the law would take lies a thousand times beyond them."""
-    one = found_in(equal_flops(1e-5, 1e-4)).exponents["parametric"]
+    one = found_in(checked(equal_flops(1e-5, 1e-4))).exponents["parametric"]
     assert one.ci95 is None
 
 
 def test_too_few_sizes_give_no_estimate_and_say_why() -> None:
-    found = found_in(SyntheticStudy(sizes=(1e5, 3e5, 1e6), seeds=(1, 1, 1)).table(0))
+    found = found_in(checked(SyntheticStudy(sizes=(1e5, 3e5, 1e6), seeds=(1, 1, 1)).table(0)))
     assert (found.method, found.optima, found.exponents) == (None, (), {})
     assert "4 trained sizes" in found.reason
 

@@ -7,11 +7,12 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.findings.document import fit_points
-from analysis.findings.predict import Ask, asked
+from analysis.findings.notes import prediction_notes
+from analysis.findings.predict import Ask, asked, predict
 from analysis.findings.results import FitDocument
 from analysis.laws.catalogue import CHINCHILLA
 from analysis.points.table import CheckedPoints
-from tests.analysis.conftest import checked, fit, note_codes
+from tests.analysis.conftest import checked, fit, joined, note_codes
 from tests.analysis.synthetic import TOKENS_AN_ITERATION, TRANSFORMER, WIDE, loss_by
 
 
@@ -67,9 +68,10 @@ def test_tokens_and_iterations_name_the_same_budget_under_either_law(wide: Check
 
 
 def test_a_prediction_far_beyond_the_points_is_noted_and_one_close_by_is_not(wide: CheckedPoints) -> None:
+    one = joined(wide)["prefix_simba"]
     for text, noted in (("100M:1600", True), ("40M:1600", False), ("1M:16000", True)):
-        document = fit_points(wide, resamples=100, asks=[asked(text)])
-        assert ("extrapolation_ratio" in note_codes(document)) == noted
+        notes = prediction_notes(predict(one.curve, [asked(text)], one.fit.residual, 0))
+        assert [note.code for note in notes] == ["extrapolation_ratio"] * noted
 
 
 def mixed() -> pd.DataFrame:

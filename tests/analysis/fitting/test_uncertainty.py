@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from analysis.findings.results import FitDocument
-from analysis.fitting.bootstrap import WEBB, resample
+from analysis.fitting.bootstrap import WEBB, interval, resample
 from analysis.fitting.profile import profile
 from analysis.points.table import CheckedPoints
-from tests.analysis.conftest import checked, fit, fitted, note_codes
+from tests.analysis.conftest import checked, compared, fit, fitted, note_codes
 from tests.analysis.synthetic import WIDE, SyntheticStudy
 
 
@@ -23,26 +23,25 @@ def test_few_series_take_the_wild_bootstrap_and_many_whole_series(
     points: CheckedPoints, wide: CheckedPoints
 ) -> None:
     for own, scheme in ((points, "wild"), (wide, "cluster")):
-        assert resample([fitted(own, "prefix_simba")], 100, 0).scheme == scheme
+        assert resample([fitted(own)], 100, 0).scheme == scheme
 
 
 def test_many_series_of_three_sizes_take_the_wild_bootstrap_too() -> None:
     """Some draw of nine series of three sizes leaves two sizes."""
-    study = SyntheticStudy(sizes=(1e5, 1e6, 1e7), seeds=(3, 3, 3))
-    document = fit(study, resamples=200)
+    document = fit(SyntheticStudy(sizes=(1e5, 1e6, 1e7), seeds=(3, 3, 3)))
     assert document.resampling.scheme == "wild"
     assert "wild_bootstrap" in note_codes(document)
 
 
 def test_the_same_seed_gives_the_same_resamples_and_another_seed_others(points: CheckedPoints) -> None:
-    own = fitted(points, "prefix_simba")
+    own = fitted(points)
     first, again, other = (resample([own], 100, seed).params["prefix_simba"] for seed in (4, 4, 5))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
 
 
 def test_an_architectures_resamples_do_not_depend_on_which_others_are_fitted(points: CheckedPoints) -> None:
-    fits = [fitted(points, name) for name in ("cross_transformer", "prefix_simba")]
+    fits = [fitted(points, name) for name in points.architectures]
     alone, together = resample(fits[1:], 100, 0), resample(fits, 100, 0)
     np.testing.assert_array_equal(alone.params["prefix_simba"], together.params["prefix_simba"])
 
@@ -54,9 +53,9 @@ def test_twins_are_resampled_alike_so_that_their_ratio_is_one_throughout(study: 
     one = table[table["architecture"] == "prefix_simba"]
     twin = one.assign(architecture="twin", run_id="twin" + one["run_id"], cluster="twin" + one["cluster"])
     both = one.assign(architecture="cross_transformer")
-    document = fit(pd.concat([both, twin]), resamples=150)
-    assert document.comparison.paired
-    for row in document.comparison.size_ratio:
+    comparison = compared(pd.concat([both, twin]))
+    assert comparison.paired
+    for row in comparison.size_ratio:
         assert row.estimate == pytest.approx(1, rel=1e-6)
         assert row.estimate_ci95 == pytest.approx((1, 1), rel=1e-3)
 
@@ -67,7 +66,7 @@ def test_rows_of_one_series_are_not_counted_as_independent() -> None:
         sizes=tuple(np.geomspace(1e5, 1e7, 12)), seeds=(1,) * 12, cluster_noise=0.01, row_noise=0.0
     ).table(0)
     series, rows = (
-        fit(one, resamples=300).architectures["prefix_simba"].ci95["alpha"]
+        interval(resample([fitted(checked(one))], 300, 0).params["prefix_simba"][:, 3])
         for one in (table, table.assign(cluster=table["run_id"]))
     )
     assert series[1] - series[0] > 1.3 * (rows[1] - rows[0])
@@ -80,7 +79,7 @@ def test_the_interval_holds_the_estimate(document: FitDocument) -> None:
 
 
 def test_a_profile_is_lowest_at_the_estimate_and_closes_where_points_are_many() -> None:
-    one = fitted(checked(WIDE.table(1)), "prefix_simba")
+    one = fitted(checked(WIDE.table(1)))
     curve = profile(one.problem, one.result, "alpha")
     at = int(np.argmin(curve.objective))
     assert curve.values[at] == pytest.approx(one.result.params["alpha"], rel=0.02)
@@ -92,5 +91,5 @@ def test_a_profile_is_lowest_at_the_estimate_and_closes_where_points_are_many() 
 
 
 def test_a_profile_of_what_the_points_cannot_tell_stays_open() -> None:
-    one = fitted(checked(SyntheticStudy(iterations=(400,)).table(0)), "prefix_simba")
+    one = fitted(checked(SyntheticStudy(iterations=(400,)).table(0)))
     assert None in profile(one.problem, one.result, "beta").interval

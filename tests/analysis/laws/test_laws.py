@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.errors import InputError
 from analysis.fitting.shared_e import joint_law, own_name
 from analysis.laws.catalogue import LAWS, law_named
 from analysis.laws.law import Law
@@ -88,9 +87,3 @@ def test_repeated_data_and_parameters_beyond_the_optimal_are_discounted_and_fres
     E, A, B, alpha, beta = public[0, :5]
     fresh = E + A / 1e9**alpha + B / 25e9**beta  # 1e9 is below the size that is optimal for 25e9 tokens
     assert loss[2:] == pytest.approx([fresh, fresh], rel=1e-13)
-
-
-def test_an_unknown_law_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"--law kaplan") as caught:
-        law_named("kaplan")
-    assert all(name in str(caught.value) for name in LAWS)

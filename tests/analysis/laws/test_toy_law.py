@@ -10,13 +10,15 @@ import pandas as pd
 import pytest
 
 from analysis.errors import InputError
+from analysis.findings.comparison import fit_all
 from analysis.findings.document import fit_points
+from analysis.findings.notes import design_notes
 from analysis.findings.results import FitDocument
 from analysis.laws.catalogue import LAWS, register
 from analysis.laws.law import SIZE, TOKENS, Input, Law, power_law
 from analysis.points.table import CheckedPoints, check_points, read_table
-from analysis.report.report import Provenance, write_report
 from tests.analysis.conftest import checked
+from tests.analysis.report.test_report import page_of
 from tests.analysis.synthetic import TRANSFORMER, TRUE_RATIO, SyntheticStudy, loss_by
 
 # The whole of the law, as its file would have it.
@@ -72,9 +74,9 @@ def test_size_and_data_are_compared_with_its_input_held(document: FitDocument) -
 
 
 def test_it_is_reported(points: CheckedPoints, document: FitDocument, tmp_path: Path) -> None:
-    page = write_report(points, document, tmp_path, study=None, provenance=Provenance(command="test"))
-    assert "C/w<sup>γ</sup>" in page.read_text(encoding="utf-8")
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} >= {"main", "loss_vs_budget", "residuals"}
+    html, page = page_of(points, document, tmp_path)
+    assert "C/w<sup>γ</sup>" in html
+    assert {figure["name"] for figure in page.figures} >= {"main", "loss_vs_budget", "residuals"}
 
 
 def test_values_that_its_input_forbids_are_refused_with_their_row(table: pd.DataFrame) -> None:
@@ -87,8 +89,9 @@ def test_values_that_its_input_forbids_are_refused_with_their_row(table: pd.Data
 
 
 def test_too_few_values_of_its_input_are_noted(table: pd.DataFrame) -> None:
-    document = fit_points(checked(table[table["seed"] < 2]), law="toy", resamples=100)
-    texts = {note.text for note in document.architectures["prefix_simba"].notes}
+    points = checked(table[table["seed"] < 2])
+    one, _ = fit_all(points.frames, TOY, 1e-3)
+    texts = {note.text for note in design_notes(one, points.of(one.architecture))}
     assert "2 values of width_ratio cannot identify C and gamma; train 3." in texts
 
 

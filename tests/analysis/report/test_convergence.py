@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from analysis.errors import InputError
-from analysis.findings.results import FitDocument
-from analysis.points.table import CheckedPoints
 from analysis.report.convergence import COLUMNS, convergence_figures, family_of, published_table
 from analysis.report.description import Figure, Series
-from tests.analysis.report.test_report import page_of
 
 METRICS = ("ce", "ppl", "ce_0", "fd_mel_proxy-99", "clap_score-5e", "kl_softmax_ast-2d", "fd_clap-5e")
 
@@ -116,30 +112,6 @@ def test_a_proxy_and_a_loss_stand_alone(metric: str) -> None:
     figure, series = series_of(metric)
     assert not any("published" in one.legend for one in series)
     assert figure.panels[0].right is None
-
-
-def test_the_report_of_a_study_with_evaluations_has_the_section_and_others_have_none(
-    points: CheckedPoints, document: FitDocument, tmp_path: Path
-) -> None:
-    table = evaluations(("fd_clap-5e", "ce_0"))
-    html, page = page_of(points, document, tmp_path / "with", evaluations=table)
-    assert [row[6] for row in page.tables["evaluations"][1:]] == [f"{value:.4g}" for value in table["value"]]
-    assert "convergence_fd_clap_5e_0a1b2c" in {figure["name"] for figure in page.figures}
-    assert (tmp_path / "with" / "figures" / "convergence.svg").exists()
-    assert 'id="convergence"' in html
-    html, _ = page_of(points, document, tmp_path / "without", evaluations=table[:0])
-    assert "Convergence" not in html.split("<script", 1)[0]
-    assert not (tmp_path / "without" / "figures" / "convergence.svg").exists()
-
-
-def test_names_in_a_table_of_evaluations_are_text_and_never_markup(
-    points: CheckedPoints, document: FitDocument, tmp_path: Path
-) -> None:
-    table = evaluations(("fd_<img src=x>",), architecture="a</script><script>alert(1)</script>")
-    html, page = page_of(points, document, tmp_path, evaluations=table)
-    assert page.fetched == ["data:,"]
-    assert "<script>alert" not in html
-    assert (tmp_path / "figures" / "convergence.png").exists()
 
 
 @pytest.mark.parametrize(

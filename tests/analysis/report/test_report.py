@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
+from rich.console import Console
 
 from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
 from analysis.points.table import CheckedPoints
+from analysis.report.figures import fit_figures
 from analysis.report.headlines import headlines, main_row
 from analysis.report.report import Provenance, write_report
+from analysis.report.static import draw
+from analysis.report.tables import print_fit
 from tests.analysis.conftest import checked
+from tests.analysis.report.test_convergence import evaluations
 from tests.analysis.synthetic import SIMBA, TRANSFORMER, SyntheticStudy, against
 
 PROVENANCE = Provenance(command="ssmscale report demo --out report", commit="0123abcd")
@@ -61,27 +66,54 @@ class Page(HTMLParser):
             self._table[-1][-1] += data.strip()
 
 
-def page_of(points: CheckedPoints, document: FitDocument, out: Path, **options: Any) -> tuple[str, Page]:
-    path = write_report(points, document, out, study="demo", provenance=PROVENANCE, **options)
+Html = tuple[str, Page]
+Written = tuple[Path, str, Page]
+Ample = tuple[CheckedPoints, FitDocument, str, Page]
+
+
+def page_of(
+    points: CheckedPoints, document: FitDocument, out: Path, *, drawn: bool = False, **options: Any
+) -> Html:
+    """Write a report, with files of its figures only where they are `drawn`: these take most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr("analysis.report.report.save_figures", lambda figures, folder: None)
+        path = write_report(points, document, out, study="demo", provenance=PROVENANCE, **options)
     html = path.read_text(encoding="utf-8")
     return html, Page(html)
-
-
-def page_of_table(table: pd.DataFrame, out: Path, law: str = "chinchilla") -> tuple[str, Page]:
-    points = checked(table)
-    return page_of(points, fit_points(points, law=law, resamples=100), out)
 
 
 @pytest.fixture(scope="module")
 def written(
     points: CheckedPoints, document: FitDocument, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, str, Page]:
+) -> Written:
     out = tmp_path_factory.mktemp("report")
-    html, page = page_of(points, document, out)
-    return out, html, page
+    return out, *page_of(points, document, out, drawn=True, evaluations=evaluations(("fd_clap-5e", "ce_0")))
 
 
-def test_the_page_fetches_nothing_and_shows_its_provenance(written: tuple[Path, str, Page]) -> None:
+NAMES = ("<img src=x onerror=alert(1)>", "b</script><script>alert(2)</script>$x^2$[/b]")
+LINKS = ("http://127.0.0.1:5000/#/experiments/1/runs/a", "javascript:alert(1)")
+ASIDE, WORSE = f"{NAMES[0]}-100000-1-800", f"{NAMES[1]}-3000000-0-1600"
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Html:
+    """A report of names that are markup, with a row set aside, a large model that is worse, and links of two kinds."""
+    table = SyntheticStudy(laws={NAMES[0]: TRANSFORMER, NAMES[1]: SIMBA}).table(0)
+    table["annealed"] = table["run_id"] != ASIDE
+    table["loss"] = table["loss"].where(table["run_id"] != WORSE, 4.2)
+    points = checked(table)
+    scores = evaluations(("fd_<img src=x>",), architecture="a</script><script>alert(1)</script>")
+    links = dict(zip(points.frame["run_id"], LINKS, strict=False))
+    document = fit_points(points, resamples=100)
+    out = tmp_path_factory.mktemp("odd")
+    said = io.StringIO()
+    print_fit(Console(file=said, width=200, markup=False), points, document)
+    assert NAMES[1] in said.getvalue()  # in the terminal too, where [/b] would end a style
+    return page_of(points, document, out, drawn=True, evaluations=scores, mlflow_links=links)
+
+
+def test_the_page_fetches_nothing_and_shows_its_provenance(written: Written) -> None:
     _, html, page = written
     assert page.fetched == ["data:,"]
     assert "@import" not in html.split("<script", 1)[0]
@@ -90,12 +122,18 @@ def test_the_page_fetches_nothing_and_shows_its_provenance(written: tuple[Path, 
         assert text in html
 
 
-def test_figures_and_the_fit_stand_beside_the_page(
-    written: tuple[Path, str, Page], document: FitDocument
-) -> None:
+def test_figures_and_the_fit_stand_beside_the_page(written: Written, document: FitDocument) -> None:
     out, _, _ = written
     # So few points leave the intervals of most parameters open.
-    names = {"main", "loss_vs_parameters", "loss_vs_budget", "size_ratio", "residuals", "profiles"}
+    names = {
+        "main",
+        "loss_vs_parameters",
+        "loss_vs_budget",
+        "size_ratio",
+        "residuals",
+        "profiles",
+        "convergence",
+    }
     assert {path.name for path in (out / "figures").iterdir()} == {
         f"{name}{suffix}" for name in names for suffix in (".svg", ".png")
     }
@@ -106,13 +144,13 @@ def test_figures_and_the_fit_stand_beside_the_page(
 
 
 def test_every_point_and_seed_is_in_the_table_and_under_the_pointer(
-    written: tuple[Path, str, Page], points: CheckedPoints
+    written: Written, points: CheckedPoints
 ) -> None:
     _, _, page = written
     runs = set(points.frame["run_id"])
     assert {row[0] for row in page.tables["points"][1:]} == runs
     for figure in page.figures:
-        if figure["name"] in {"size_ratio", "compute_optimal", "profiles"}:
+        if figure["name"] not in {"main", "loss_vs_parameters", "loss_vs_budget", "residuals"}:
             continue
         hovered = " ".join(text for trace in figure["data"] for text in trace.get("hovertext", []))
         assert {run for run in runs if f"run {run}<" in hovered} == runs, figure["name"]
@@ -120,9 +158,7 @@ def test_every_point_and_seed_is_in_the_table_and_under_the_pointer(
         assert drawn == len(points.frame)
 
 
-def test_the_headline_is_the_size_ratio_with_its_interval(
-    written: tuple[Path, str, Page], document: FitDocument
-) -> None:
+def test_the_headline_is_the_size_ratio_with_its_interval(written: Written, document: FitDocument) -> None:
     _, html, _ = written
     row = main_row(document, "prefix_simba")
     assert row is not None
@@ -134,15 +170,8 @@ def test_the_headline_is_the_size_ratio_with_its_interval(
     assert re.sub(r"\s+", " ", sentence) in html
 
 
-def test_both_checks_stand_with_their_figures_whatever_they_say(
-    points: CheckedPoints, document: FitDocument, tmp_path: Path
-) -> None:
-    table = points.frame.drop(columns="row")
-    largest = (
-        (table["n_params"] == 3e6) & (table["architecture"] == "prefix_simba") & (table["iterations"] == 1600)
-    )
-    table.loc[largest, "loss"] = 4.2
-    _, page = page_of_table(table, tmp_path)
+def test_both_checks_stand_with_their_figures_whatever_they_say(odd: Html) -> None:
+    _, page = odd
     rows = page.tables["checks"][1:]
     assert [row[-1] for row in rows] == ["yes", "yes", "no", "no"]
     for row in rows:
@@ -152,27 +181,22 @@ def test_both_checks_stand_with_their_figures_whatever_they_say(
     assert any("4.2000" in row for row in page.tables["points"])
 
 
-def test_without_an_identified_ratio_the_headline_says_so(tmp_path: Path) -> None:
-    html, _ = page_of_table(SyntheticStudy(laws=against(E=3.4)).table(0), tmp_path)
-    assert "is not identified from these points: no size of Prefix SiMBA reaches" in html
-    assert not (tmp_path / "figures" / "size_ratio.png").exists()
+def test_without_an_identified_ratio_the_headline_says_so() -> None:
+    points = checked(SyntheticStudy(laws=against(E=3.4)).table(0))
+    document = fit_points(points, resamples=100)
+    (sentence,) = headlines(document)
+    assert "is not identified from these points: no size of Prefix SiMBA reaches" in sentence
+    assert "size_ratio" not in {figure.name for figure in fit_figures(points, document)}
 
 
-def test_rows_set_aside_are_listed_with_their_reason(tmp_path: Path) -> None:
-    table = SyntheticStudy().table(0)
-    table.loc[4, "annealed"] = False
-    _, page = page_of_table(table, tmp_path)
-    ((*_, code, reason),) = page.tables["exclusions"][1:]
-    assert code == "unannealed"
+def test_rows_set_aside_are_listed_with_their_reason(odd: Html) -> None:
+    ((_, run_id, *_, code, reason),) = odd[1].tables["exclusions"][1:]
+    assert (run_id, code) == (ASIDE, "unannealed")
     assert "biased upwards" in reason
-    assert page.tables["exclusions"][1][1] == table.loc[4, "run_id"]
 
 
-def test_names_from_a_table_are_text_and_never_markup(tmp_path: Path) -> None:
-    names = ("<img src=x onerror=alert(1)>", "b</script><script>alert(2)</script>$x^2$")
-    html, page = page_of_table(
-        SyntheticStudy(laws={names[0]: TRANSFORMER, names[1]: SIMBA}).table(0), tmp_path
-    )
+def test_names_from_tables_are_text_and_never_markup(odd: Html) -> None:
+    html, page = odd
     assert page.fetched == ["data:,"]
     assert "<script>alert" not in html
     assert "<img" not in html.split("<script", 1)[0]
@@ -182,13 +206,9 @@ def test_names_from_a_table_are_text_and_never_markup(tmp_path: Path) -> None:
             assert not any("<img" in text or "<script" in text for text in texts)
 
 
-def test_runs_link_to_the_tracker_over_http_only(
-    points: CheckedPoints, document: FitDocument, tmp_path: Path
-) -> None:
-    first, second = points.frame["run_id"][:2]
-    links = {first: "http://127.0.0.1:5000/#/experiments/1/runs/a", second: "javascript:alert(1)"}
-    html, page = page_of(points, document, tmp_path, mlflow_links=links)
-    assert page.links == [links[first]]
+def test_runs_link_to_the_tracker_over_http_only(odd: Html) -> None:
+    html, page = odd
+    assert page.links == [LINKS[0]]
     assert "javascript:" not in html.split("<script", 1)[0]
 
 
@@ -203,28 +223,38 @@ def test_every_law_has_its_report(law: str, tmp_path: Path) -> None:
         table = table[table["n_params"] == 1e6]
     if law == "data_constrained":
         table = table[table["architecture"] == "prefix_simba"].assign(unique_tokens=lambda t: t["tokens"] / 2)
-    html, page = page_of_table(table, tmp_path, law)
-    assert page.figures
+    points = checked(table)
+    document = fit_points(points, law=law, resamples=100)
+    html, page = page_of(points, document, tmp_path)
+    assert len(page.figures) == len([draw(figure) for figure in fit_figures(points, document)]) > 0
     assert "Fitted laws" in html
 
 
-@pytest.fixture(scope="module")
-def ample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitDocument, Page]:
-    """The report of a study that tells every parameter and holds compute equal across sizes."""
-    sizes, counts = tuple(1e5 * 2.0**k for k in range(6)), tuple(100 * 2**k for k in range(5))
-    points = checked(
-        SyntheticStudy(sizes=sizes, iterations=counts, seeds=(2,) * 6, cluster_noise=0.001).table(0)
-    )
-    document = fit_points(points, resamples=100)
-    out = tmp_path_factory.mktemp("ample")
-    return out, document, page_of(points, document, out)[1]
-
-
-def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(
-    ample: tuple[Path, FitDocument, Page],
+def test_scores_have_their_section_and_studies_without_scores_have_none(
+    written: Written, ample: Ample
 ) -> None:
-    out, document, page = ample
-    assert (out / "figures" / "compute_optimal.svg").exists()
+    out, html, page = written
+    values = evaluations(("fd_clap-5e", "ce_0"))["value"]
+    assert [row[6] for row in page.tables["evaluations"][1:]] == [f"{value:.4g}" for value in values]
+    assert "convergence_fd_clap_5e_0a1b2c" in {figure["name"] for figure in page.figures}
+    assert (out / "figures" / "convergence.svg").exists()
+    assert 'id="convergence"' in html
+    assert "Convergence" not in ample[2].split("<script", 1)[0]
+
+
+@pytest.fixture(scope="module")
+def ample(tmp_path_factory: pytest.TempPathFactory) -> Ample:
+    """The report of a study that tells every parameter and holds compute equal across sizes, without scores."""
+    sizes, counts = tuple(1e5 * 2.0**k for k in range(6)), tuple(100 * 2**k for k in range(5))
+    study = SyntheticStudy(sizes=sizes, iterations=counts, seeds=(2,) * 6, cluster_noise=0.001)
+    points = checked(study.table(0))
+    document = fit_points(points, resamples=100)
+    none = evaluations(())
+    return points, document, *page_of(points, document, tmp_path_factory.mktemp("ample"), evaluations=none)
+
+
+def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(ample: Ample) -> None:
+    _, document, _, page = ample
     (figure,) = [figure for figure in page.figures if figure["name"] == "compute_optimal"]
     lines = [trace["y"] for trace in figure["data"] if trace["mode"] == "lines"]
     assert lines == [[one.parametric for one in found.optima] for found in document.isoflop.values()]
@@ -237,19 +267,13 @@ def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(
     assert len(page.tables["conventions"]) == 1 + len(document.comparison.conventions) > 1
 
 
-def test_a_profile_is_drawn_where_it_is_flat_and_not_where_it_closes(
-    ample: tuple[Path, FitDocument, Page], tmp_path: Path
-) -> None:
-    out, _, closed = ample
-    assert not any(figure["name"] == "profiles" for figure in closed.figures)
-    assert not (out / "figures" / "profiles.png").exists()
+def test_a_profile_is_drawn_where_it_is_flat_and_not_where_it_closes(ample: Ample) -> None:
+    assert "profiles" not in {figure.name for figure in fit_figures(*ample[:2])}
     points = checked(SyntheticStudy(sizes=(1e5, 3e5), seeds=(3, 3)).table(0))
     document = fit_points(points, resamples=100)
-    _, page = page_of(points, document, tmp_path)
-    (figure,) = [figure for figure in page.figures if figure["name"] == "profiles"]
+    (figure,) = [figure for figure in fit_figures(points, document) if figure.name == "profiles"]
     fit = document.architectures["prefix_simba"]
     flat = [name for name, curve in fit.profile.items() if None in curve.interval]
     assert flat
-    drawn = [trace["x"] for trace in figure["data"] if trace["mode"] == "lines"]
-    assert all(list(fit.profile[name].values) in drawn for name in flat)
-    assert (tmp_path / "figures" / "profiles.svg").exists()
+    drawn = [one.x for panel in figure.panels for one in panel.series if one.dash == "solid"]
+    assert all(fit.profile[name].values in drawn for name in flat)

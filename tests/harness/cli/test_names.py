@@ -21,15 +21,28 @@ from tests.conftest import REPOSITORY, Command, Write
 from tests.harness.journals import registered
 from tests.studies import Fields
 
-HEAVY = ("torch", "numpy", "deepspeed", "ray", "mlflow", "transformers", "pandas", "scipy")
-PROGRAM = f"""
+HEAVY = {
+    "torch",
+    "deepspeed",
+    "ray",
+    "mlflow",
+    "transformers",
+    "numpy",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "plotly",
+}
+BASE = {"pydantic", "yaml", "filelock", "psutil", "analysis", "ssmttm"}
+PROGRAM = """
 import sys
+unneeded = set(sys.argv.pop(1).split())
 sys.argv[0] = "ssmscale"
 from harness.cli.app import main
 try:
     main()
 finally:
-    sys.stderr.write(" ".join(name for name in {HEAVY} if name in sys.modules))
+    sys.stderr.write(" ".join(unneeded & set(sys.modules)))
 """
 
 
@@ -73,10 +86,10 @@ def asked_by_bash(words: str) -> dict[str, str]:
     return {"_SSMSCALE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> str:
-    """Call the command in a process of its own, which imports nothing heavy, and return its output."""
+def run(folder: Path, *arguments: str, unneeded: set[str] = HEAVY, **environment: str) -> str:
+    """Call the command in a process of its own, which imports nothing of `unneeded`, and return its output."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments],
+        [sys.executable, "-c", PROGRAM, " ".join(unneeded), *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
         capture_output=True,
@@ -85,6 +98,12 @@ def run(folder: Path, *arguments: str, **environment: str) -> str:
     )
     assert done.stderr == ""
     return done.stdout
+
+
+@pytest.mark.usefixtures("run_ids")
+@pytest.mark.parametrize("words", ["--help", "plan sweeps/tiny.yaml", "status tiny"])
+def test_the_light_verbs_import_nothing_heavy(words: str, tmp_path: Path) -> None:
+    run(tmp_path, *words.split(), unneeded=HEAVY | (BASE if words == "--help" else set()))
 
 
 def test_the_shell_completes_run_ids_without_importing_anything_heavy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.record.registry import add_record, read_records, resolve
+from harness.record.registry import add_record, read_records
 from harness.record.root import Root
 from harness.study.grid import GridPoint
-from harness.study.run import Run
-from harness.study.schema import load_study
 from ssmttm.model.flops import parameter_count
-from tests.conftest import REPOSITORY, Command
+from tests.conftest import Command
 from tests.harness.fuzzing import refused
 from tests.harness.journals import begin_run, begin_series, finish, registered
 from tests.studies import Fields
@@ -79,17 +78,6 @@ def test_a_step_is_foreseen_kept_and_later_compared_with_what_was_seen(
     assert len(json.loads(kept.read_text())) == 1
 
 
-def test_a_proposal_is_a_run_the_study_takes_or_none(
-    fields: Fields, tracked_root: Root, ssmscale: Command
-) -> None:
-    fields["training"]["schedule"] = {"warmup": 8}
-    train(tracked_root, registered(tracked_root, fields).points)
-    shortest = "the 10 iterations of the shortest run (training.schedule.warmup is 8)"
-    answer = ssmscale("scale-up", "tiny", "--budget", "1e-9")
-    assert refused(answer, "--budget: 1e-09 GPU-hours", shortest)
-    assert not (tracked_root.study("tiny") / "scale_up.json").exists()
-
-
 @pytest.mark.usefixtures("trained")
 def test_a_proposal_whose_runs_have_left_the_study_is_passed_over(
     fields: Fields, tracked_root: Root, ssmscale: Command
@@ -101,6 +89,20 @@ def test_a_proposal_whose_runs_have_left_the_study_is_passed_over(
     assert answer.document["seen"] == []
     assert "cannot be compared: none of the 12 runs from which it was made" in answer.err
     assert len(read_records(tracked_root, "tiny")) == 2
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_report_of_a_study_is_one_file_with_its_command(ssmscale: Command, tmp_path: Path) -> None:
+    document = ssmscale("fit", "tiny", "--json").document
+    assert document["architectures"]["prefix_simba"]["n_points"] == 12
+    reported = ssmscale("report", "tiny", "--out", tmp_path / "report")
+    assert reported.status == 0, reported.err
+    page = Path(reported.out.strip())
+    assert page == tmp_path / "report" / "report.html"
+    assert json.loads((tmp_path / "report" / "fit.json").read_text()) == document
+    text = page.read_text()
+    assert "ssmscale report" in text
+    assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=.?https?:", text)  # nothing is fetched
 
 
 def test_proposals_made_at_once_are_all_kept(tmp_path: Path) -> None:
@@ -119,24 +121,18 @@ def test_proposals_made_at_once_are_all_kept(tmp_path: Path) -> None:
 def test_nothing_is_foreseen_without_a_budget_or_from_nothing(
     fields: Fields, tracked_root: Root, ssmscale: Command
 ) -> None:
+    fields["training"]["schedule"] = {"warmup": 8}
     resolved = registered(tracked_root, fields)
     assert "submit it first" in ssmscale("scale-up", "tiny", "--budget", "1").err
     train(tracked_root, resolved.points)
-    for arguments, words in (
+    shortest = "the 10 iterations of the shortest run (training.schedule.warmup is 8)"
+    for arguments, *words in (
         ((), "give --budget GPU_HOURS"),
         (("--budget", "-1"), "--budget -1"),
         (("--budget", "1", "--law", "data"), "--law data"),
+        (("--budget", "1e-9"), "--budget: 1e-09 GPU-hours", shortest),
     ):
-        assert refused(ssmscale("scale-up", "tiny", *arguments), words)
+        assert refused(ssmscale("scale-up", "tiny", *arguments), *words)
+    assert not (tracked_root.study("tiny") / "scale_up.json").exists()
     (tracked_root.study("tiny") / "scale_up.json").write_text("{}")
     assert "scale_up.json" in ssmscale("scale-up", "tiny").err
-
-
-def test_the_studies_next_step_keeps_every_run_it_grew_from() -> None:
-    def runs(name: str) -> set[Run]:
-        path = REPOSITORY / "sweeps" / f"{name}.yaml"
-        return {point.run for point in resolve(load_study(path), Root(Path("runs")), str(path)).points}
-
-    small, large = runs("scaling_down"), runs("scale_up")
-    assert small < large
-    assert min(parameter_count(run.model).n_params for run in large - small) > 5e8

@@ -83,13 +83,10 @@ def troubled(tmp_path: Path, study_fields: Fields) -> Root:
     return root
 
 
-@pytest.mark.parametrize("columns", [80, 200])
-def test_the_status_of_a_study_counts_runs_and_names_those_that_need_the_user(
-    columns: int, troubled: Root
-) -> None:
-    lines = lines_of(in_terminal(columns, "status", "tiny", "--root", troubled.path))
+def test_the_status_of_a_study_counts_runs_and_names_those_that_need_the_user(troubled: Root) -> None:
+    lines = lines_of(in_terminal(80, "status", "tiny", "--root", troubled.path))
     assert len(lines) <= 40
-    assert max(map(len, lines)) <= columns
+    assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
     assert lines[2].startswith("xs ")
     assert "2.5000" in lines[2]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.plan.cluster import choose_layout
+from harness.record.journal import read_progress
 from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.study.run import Run
@@ -22,10 +22,11 @@ from harness.submit.monitor import planned
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
+from ssmttm.model.flops import parameter_count
 from tests.conftest import REPOSITORY, Command, Write
 from tests.harness.conftest import PlanOf
-from tests.harness.journals import write_finished
-from tests.harness.trainer import train
+from tests.harness.journals import registered, write_finished
+from tests.harness.trainer import losses, series_folder, train, undisturbed
 from tests.studies import Fields
 
 FACTS = {"n_codebooks": 2, "codebook_size": 64, "frames": 50}
@@ -54,10 +55,10 @@ def test_a_shared_trunk_is_paid_for_once(study_fields: Fields, plan_of: PlanOf) 
 
 
 def test_finished_runs_cost_nothing_more(study_fields: Fields, plan_of: PlanOf) -> None:
-    train(Root(Path("runs").absolute()), study_fields)
-    longer = copy.deepcopy(study_fields)
-    longer["grid"]["iterations"] = [5, 10, 20]
-    plan = plan_of(longer)
+    root = Root(Path("runs").absolute())
+    write_finished(root, registered(root, study_fields).points)
+    study_fields["grid"]["iterations"] = [5, 10, 20]
+    plan = plan_of(study_fields)
     assert [run["state"] for run in plan["runs"]] == ["done", "done", "new"]
     assert plan["totals"]["gpu_hours"] == pytest.approx(plan["runs"][2]["gpu_hours"])
     assert plan["totals"]["gpu_hours_independent"] > plan["totals"]["gpu_hours"]
@@ -176,9 +177,9 @@ def bytes_below(root: Root) -> int:
 
 @pytest.mark.parametrize(
     ("ranks", "stage"),
-    [(1, 0), (1, 1), (1, 2), (1, 3), verify(2, 0), verify(2, 1), (2, 2), (2, 3)],
+    [(1, 0), verify(1, 1), (1, 2), (1, 3), verify(2, 0), verify(2, 1), verify(2, 2), (2, 3)],
 )
-def test_a_run_leaves_as_much_on_disk_as_planned(
+def test_a_run_leaves_as_much_on_disk_as_planned_and_has_one_loss_on_any_number_of_ranks(
     study_fields: Fields, tmp_path: Path, ssmscale: Command, write_study: Write, stage: int, ranks: int
 ) -> None:
     study_fields["grid"] |= {"sizes": {"wide": {"n_blocks": 1, "d_model": 256}}, "iterations": [2, 5]}
@@ -192,6 +193,9 @@ def test_a_run_leaves_as_much_on_disk_as_planned(
     else:
         submitted = ssmscale("submit", study, "--on", "local")
         assert submitted.status == 0, submitted.err
+        assert losses(root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-4)
+        layout = (read_progress(series_folder(root)).started or {})["layout"]
+        assert (layout["ranks"], layout["zero_stage"]) == (ranks, stage)
     assert planned["totals"]["disk_gib"] * 2**30 == pytest.approx(bytes_below(root), rel=0.05)
 
 
@@ -281,7 +285,7 @@ def test_the_papers_studies_take_the_corpus_that_their_command_builds(name: str)
     assert codec.n_codebooks == facts.n_codebooks
 
 
-def test_the_studies_of_one_paper_share_the_runs_they_have_in_common() -> None:
+def test_the_studies_of_one_paper_share_the_runs_they_have_in_common_and_the_next_step_keeps_all() -> None:
     def runs(name: str) -> set[Run]:
         path = REPOSITORY / "sweeps" / f"{name}.yaml"
         return {point.run for point in resolve(load_study(path), Root(Path("runs")), str(path)).points}
@@ -293,3 +297,6 @@ def test_the_studies_of_one_paper_share_the_runs_they_have_in_common() -> None:
 
     down, convergence, variants = full("scaling_down"), full("convergence"), full("variants")
     assert (len(down), len(convergence - down), len(variants - down)) == (16, 1, 0)
+    small, large = runs("scaling_down"), runs("scale_up")
+    assert small < large
+    assert min(parameter_count(run.model).n_params for run in large - small) > 5e8
