@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from harness.cli.terminal import listed
 from harness.common.format import counted
 from harness.record.status import OVER, RunState, RunStatus, count_states
+from ssmttm.corpus import progress
 
 
 class _Display:
@@ -86,7 +87,7 @@ class StudyProgress(_Display):
         self._over = over
 
 
-class StageProgress(_Display):
+class StageProgress(_Display, progress.Progress):
     """Progress of work in stages, such as building a corpus."""
 
     def __init__(self, console: Console) -> None:

@@ -25,9 +25,10 @@ class AstTagger(Judge):
     files = "preprocessor_config.json"
     classes = ("ASTForAudioClassification", "ASTFeatureExtractor")
 
-    def metrics(self, *, paired: bool) -> tuple[str, ...]:
-        """Return the name of the divergence, which needs pairs."""
-        return (f"kl_softmax_{self.key}",) if paired else ()
+    @property
+    def metrics(self) -> tuple[str]:
+        """Name of the divergence."""
+        return (f"kl_softmax_{self.key}",)
 
     def rows(self, clips: Sequence[Audio], sample_rate: int) -> Arrays:
         """Return each clip's logits (classes,), the mean over its windows."""
@@ -40,10 +41,9 @@ class AstTagger(Judge):
         length = extractor.max_length * extractor.sampling_rate // 100  # AST has 100 frames a second
         return {"logits": self.over_windows(clips, sample_rate, extractor, length, logits)}
 
-    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str], *, paired: bool) -> Scores:  # noqa: ARG002
-        """Return the mean divergence over the pairs."""
-        (name,) = self.metrics(paired=paired)
-        return Scores({name: kl_softmax(generated["logits"], reference["logits"])})
+    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str]) -> Scores:  # noqa: ARG002
+        """Return the mean divergence over the pairs of a generated and a reference clip."""
+        return Scores({self.metrics[0]: kl_softmax(generated["logits"], reference["logits"])})
 
 
 def kl_softmax(generated: np.ndarray, reference: np.ndarray) -> float:

@@ -7,7 +7,7 @@ imported when a model is built. Free of torch, because plans of a thousand model
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -86,8 +86,7 @@ class Pass:
         return self.text_positions / self.frames
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """Floats that a layer holds in training, without those of the residual stream around it."""
 
     kept: float

@@ -17,7 +17,7 @@ from ssmttm.corpus.build import build_corpus
 from ssmttm.corpus.dataset import TokenDataset
 from ssmttm.corpus.describe import describe
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
-from ssmttm.corpus.progress import Silent
+from ssmttm.corpus.progress import Progress
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
 from tests.waiting import is_running, wait_until
@@ -146,7 +146,7 @@ def test_a_killed_build_of_two_workers_is_continued_by_one_to_the_same_corpus(
     assert not (out / "manifest.json").exists()
     read: list[int] = []
 
-    class Count(Silent):
+    class Count(Progress):
         def stage(self, name: str, total: int, done: int) -> None:
             if name == "read tracks":
                 read.extend([total, done])
@@ -169,7 +169,7 @@ def _alive(session: int) -> bool:
 def test_an_unfinished_build_is_not_mixed_with_another(bach_spec: BuildSpec, tmp_path: Path) -> None:
     out = tmp_path / "c"
 
-    class Stop(Silent):
+    class Stop(Progress):
         def advance(self, pieces: int = 1) -> None:
             raise KeyboardInterrupt
 
@@ -182,7 +182,7 @@ def test_an_unfinished_build_is_not_mixed_with_another(bach_spec: BuildSpec, tmp
 def test_two_builds_do_not_write_one_corpus(bach_spec: BuildSpec, tmp_path: Path) -> None:
     out = tmp_path / "c"
 
-    class BuildMeanwhile(Silent):
+    class BuildMeanwhile(Progress):
         def stage(self, name: str, total: int, done: int) -> None:
             with pytest.raises(InputError, match="another build is writing"):
                 build_corpus(bach_spec, out, workers=1)
