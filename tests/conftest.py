@@ -18,6 +18,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from harness.record.root import Root
 from harness.tracking.store import connect, default_uri
@@ -46,6 +47,17 @@ settings.register_profile(
 settings.load_profile("steady")
 
 REPOSITORY = Path(__file__).parent.parent
+
+# Tests start a hundred processes. Where no bytecode is written, each compiles torch, DeepSpeed and MLflow again, which
+# takes longer than all else.
+BYTECODE = REPOSITORY / ".pytest_cache" / "bytecode"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+sys.dont_write_bytecode = False
+# Several workers share the cores, and threads of OpenBLAS that wait for one take the time of the others: seven times as
+# long for the products of a codec.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+threadpool_limits(limits=1, user_api="blas")
 
 Write = Callable[..., Path]
 """The fixture `write_study`: it takes a study's fields, and a name for the file."""
