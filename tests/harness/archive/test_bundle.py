@@ -12,11 +12,11 @@ from filelock import FileLock
 from harness.record.journal import Event, Journal, attempts, read_progress
 from harness.record.root import Root, write_run, write_series
 from tests.conftest import Command, Write
-from tests.harness.bundles import exported, imported, members_of, rewritten, with_iterations
+from tests.harness.bundles import exported, imported, members_of, rewritten
 from tests.harness.fuzzing import hashes
 from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, train
-from tests.studies import Fields, tiny_study
+from tests.studies import Fields, tiny_study, with_iterations
 
 
 def test_a_bundle_holds_identities_and_journals_and_nothing_of_the_host(bundle: Path, there: Path) -> None:

@@ -15,7 +15,6 @@ from harness.record import checkpoints
 from harness.record.control import Control
 from harness.record.root import Root
 from tests.conftest import Command, Write, files_below, flip_a_byte
-from tests.harness.bundles import with_iterations
 from tests.harness.journals import registered
 from tests.harness.trainer import (
     StopAfter,
@@ -27,7 +26,7 @@ from tests.harness.trainer import (
     trunk_steps,
     undisturbed,
 )
-from tests.studies import Fields, tiny_study
+from tests.studies import Fields, tiny_study, with_iterations
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import threading
 from collections.abc import Callable
@@ -18,13 +17,7 @@ from harness.study.run import Run
 from tests.harness import trainer
 from tests.harness.journals import read_events
 from tests.harness.trainer import StopAfter, losses, prepared, progress_of, series_folder, train, trunk_steps
-from tests.studies import Fields
-
-
-def with_iterations(fields: Fields, *iterations: int) -> Fields:
-    changed = copy.deepcopy(fields)
-    changed["grid"]["iterations"] = list(iterations)
-    return changed
+from tests.studies import Fields, with_iterations
 
 
 @pytest.fixture(scope="module")
