@@ -25,18 +25,19 @@ Moment = Callable[[], bool]
 """Condition that is tried again and again while a worker trains; when it holds, the worker meets a fault."""
 
 
-def work(run_dirs: Sequence[str]) -> None:
+def work(run_dirs: Sequence[str], environment: dict[str, str]) -> None:
     """Do in a forked process what `python -m harness.train.worker` does."""
     from harness.train.worker import main
 
+    os.environ.update(environment)
     sys.exit(main(run_dirs))
 
 
-def start_worker(run_dirs: Sequence[Path]) -> BaseProcess:
+def start_worker(run_dirs: Sequence[Path], **environment: str) -> BaseProcess:
     """Start a worker, forked from a process that has made its imports."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.harness.preloaded"])
-    process = server.Process(target=work, args=([str(path) for path in run_dirs],))
+    process = server.Process(target=work, args=([str(path) for path in run_dirs], environment))
     process.start()
     return process
 

@@ -61,11 +61,6 @@ def trunk_tags(root: Root) -> list[int]:
     return [held.marker.step for held in checkpoints.marked(series_folder(root) / "checkpoints")]
 
 
-def assert_undisturbed(root: Root, fields: Fields) -> None:
-    """The losses are those of the same study trained in one go."""
-    assert losses(root, fields) == undisturbed(root.path.parent, fields)
-
-
 def test_of_a_finished_study_the_newest_trunk_checkpoint_and_the_weights_stay(
     trained: Root, fields: Fields
 ) -> None:
@@ -105,7 +100,7 @@ def test_a_cancelled_run_keeps_its_branch_point_and_retry_goes_on_from_there(
     control.append("retried", runs=[*ids.values()], attempts={})
     train(root, fields)
     assert trunk_steps(root) == [5, 6, 7, 8]
-    assert_undisturbed(root, fields)
+    assert losses(root, fields) == undisturbed(fields)
 
 
 def test_a_failed_run_goes_on_from_its_own_decay_checkpoint(root: Root, study_fields: Fields) -> None:
@@ -120,7 +115,7 @@ def test_a_failed_run_goes_on_from_its_own_decay_checkpoint(root: Root, study_fi
     train(root, fields)
     attempt = progress_of(root, fields)[1]
     assert min(s for s, event in attempt.steps.items() if event["attempt"] == attempt.attempt) == step + 1
-    assert_undisturbed(root, fields)
+    assert losses(root, fields) == undisturbed(fields)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +128,7 @@ def test_after_pruning_an_extension_continues_the_trunk_and_a_length_between_sta
     prune(root, with_iterations(fields, *before))
     train(root, fields)
     assert trunk_steps(root) == list(steps)
-    assert_undisturbed(root, fields)
+    assert losses(root, fields) == undisturbed(fields)
 
 
 def test_checkpoints_that_another_study_needs_stay(trained: Root, fields: Fields) -> None:
@@ -161,7 +156,7 @@ def test_a_newer_checkpoint_that_is_damaged_replaces_none(trained: Root, fields:
     longer = with_iterations(fields, 5, 10, 20, 40)
     train(trained, longer)  # resumes from 8 and condemns 16
     assert trunk_steps(trained)[0] == 9
-    assert_undisturbed(trained, longer)
+    assert losses(trained, longer) == undisturbed(longer)
     prune(trained, longer)
     assert trunk_tags(trained) == [32]
     assert not list(folder.glob("*.damaged"))

@@ -192,7 +192,7 @@ def test_a_submission_ended_in_the_middle_goes_on_where_it_was(
 
     finished = ssmscale("submit", study, "--on", "local")
     assert finished.status == 0, finished.err
-    assert losses(root, two_series) == undisturbed(tmp_path, two_series)
+    assert losses(root, two_series) == undisturbed(two_series)
     for parent in mlflow_runs(root, "tiny"):
         steps = metric_steps(root, parent, "train_loss")
         assert len(steps) == len(set(steps))
@@ -211,7 +211,7 @@ def test_a_worker_killed_takes_nothing_with_it(
     workers_of(process)[0].kill()
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
-    assert losses(root, two_series) == undisturbed(tmp_path, two_series)
+    assert losses(root, two_series) == undisturbed(two_series)
 
 
 def test_a_failed_run_is_kept_until_retry_and_the_rest_of_the_study_finishes(
@@ -290,7 +290,7 @@ def test_several_ranks_train_one_series_side_by_side(
     submitted = ssmscale("submit", write_study(study_fields), "--on", "local")
     assert submitted.status == 0, submitted.out + submitted.err
     root = Root(tmp_path / "runs")
-    assert losses(root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-4)
+    assert losses(root, study_fields) == pytest.approx(undisturbed(study_fields), abs=1e-4)
     (folder,) = (root.path / "series").iterdir()
     started = read_progress(folder).started
     assert started is not None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,33 +12,25 @@ from harness.record import checkpoints
 from harness.record.journal import Event, Journal, read_progress
 from harness.record.root import Root
 from harness.study.run import Run
-from tests.harness import trainer
 from tests.harness.journals import read_events
-from tests.harness.trainer import StopAfter, losses, prepared, progress_of, series_folder, train, trunk_steps
+from tests.harness.trainer import (
+    StopAfter,
+    losses,
+    prepared,
+    progress_of,
+    series_folder,
+    train,
+    trunk_steps,
+    undisturbed,
+)
 from tests.studies import Fields, with_iterations
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Fields], list[float]]:
-    """Return the losses of a study that is trained in one go, elsewhere; train each study once."""
-    known: dict[str, list[float]] = {}
-
-    def losses_of(fields: Fields) -> list[float]:
-        key = json.dumps(fields)
-        if key not in known:
-            known[key] = trainer.undisturbed(tmp_path_factory.mktemp("undisturbed"), fields)
-        return known[key]
-
-    return losses_of
 
 
 def cancel(root: Root, *runs: Run) -> None:
     root.control("tiny").append("cancelled", runs=[run.run_id for run in runs])
 
 
-def test_a_run_on_a_shared_trunk_ends_where_it_ends_alone(
-    here: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
-) -> None:
+def test_a_run_on_a_shared_trunk_ends_where_it_ends_alone(here: Root, study_fields: Fields) -> None:
     fields = with_iterations(study_fields, 5, 10, 20)
     assert train(here, fields) == ["finished"]
     assert losses(here, fields)[-1:] == undisturbed(with_iterations(study_fields, 20))
@@ -63,7 +53,6 @@ def test_training_learns(here: Root, study_fields: Fields) -> None:
 def test_a_length_added_later_starts_from_the_newest_branch_point_before_it(
     here: Root,
     study_fields: Fields,
-    undisturbed: Callable[[Fields], list[float]],
     before: tuple[int, ...],
     trained: range,
 ) -> None:
@@ -84,7 +73,7 @@ def test_a_finished_study_does_nothing(here: Root, study_fields: Fields) -> None
 
 @pytest.mark.parametrize("asked", [1, 3, 6, 9, 12, 14])
 def test_a_run_preempted_anywhere_ends_as_if_it_were_not(
-    here: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]], asked: int
+    here: Root, study_fields: Fields, asked: int
 ) -> None:
     fields = with_iterations(study_fields, 10, 15)
     assert train(here, fields, StopAfter(asked)) == ["preempted"]
@@ -94,7 +83,7 @@ def test_a_run_preempted_anywhere_ends_as_if_it_were_not(
 
 @pytest.mark.verify
 def test_a_run_preempted_twice_at_every_pair_of_steps_ends_as_if_it_were_not(
-    tmp_path: Path, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
+    tmp_path: Path, study_fields: Fields
 ) -> None:
     fields = with_iterations(study_fields, 6, 10)
     for first in range(1, 11):
@@ -158,9 +147,7 @@ def test_cancelled_runs_stay_cancelled_when_their_trunk_diverges(here: Root, stu
     assert [progress.state for progress in progress_of(here, study_fields)] == [Event.FAILED, None]
 
 
-def test_dropout_and_caption_dropout_do_not_depend_on_interruptions(
-    here: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
-) -> None:
+def test_dropout_and_caption_dropout_do_not_depend_on_interruptions(here: Root, study_fields: Fields) -> None:
     study_fields["model"]["dropout"] = 0.3
     fields = with_iterations(study_fields, 10)
     assert train(here, fields, StopAfter(5)) == ["preempted"]
@@ -235,7 +222,7 @@ def test_without_a_stable_phase_every_run_trains_alone(
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_the_micro_batch_changes_rounding_and_nothing_else(
-    here: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]], micro_batch: int
+    here: Root, study_fields: Fields, micro_batch: int
 ) -> None:
     fields = with_iterations(study_fields, 20)
     train(here, fields, micro_batch=micro_batch)
