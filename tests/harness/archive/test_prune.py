@@ -79,14 +79,6 @@ def test_of_a_finished_study_the_newest_trunk_checkpoint_and_the_weights_stay(
     assert prune(trained, fields).removed == []
 
 
-def test_a_dry_run_returns_the_same_and_removes_nothing(trained: Root, fields: Fields) -> None:
-    registered(trained, fields)
-    before = files_below(trained.path)
-    foreseen = prune(trained, fields, dry_run=True)
-    assert files_below(trained.path) == before
-    assert prune(trained, fields).removed == foreseen.removed != []
-
-
 def test_a_cancelled_run_keeps_its_branch_point_and_retry_goes_on_from_there(
     root: Root, fields: Fields
 ) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssmttm.errors import InputError
 from ssmttm.model import kernels
 from ssmttm.model.architecture import ARCHITECTURES
 from ssmttm.model.conv import causal_conv_silu
@@ -122,29 +121,6 @@ def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, hal
     (got, gradients), (expected, expected_gradients) = run(all_kernels), run(TORCH)
     assert_near({"losses": got}, {"losses": expected}, within)
     assert_near(gradients, expected_gradients, 10 * within)
-
-
-@pytest.fixture
-def unchosen():
-    """Forget the choice of the process before and after the test."""
-    kernels.chosen.cache_clear()
-    yield
-    kernels.chosen.cache_clear()
-
-
-def test_without_a_gpu_pytorch_computes_mixers_with_a_reason(monkeypatch, unchosen):
-    monkeypatch.delenv("SSMSCALE_KERNELS", raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert kernels.chosen() == Kernels(name="torch", reason="no CUDA device")
-
-
-def test_the_choice_can_be_kept_to_pytorch(monkeypatch, unchosen):
-    monkeypatch.setenv("SSMSCALE_KERNELS", "torch")
-    assert kernels.chosen() == Kernels(reason="SSMSCALE_KERNELS is torch")
-    kernels.chosen.cache_clear()
-    monkeypatch.setenv("SSMSCALE_KERNELS", "fast")
-    with pytest.raises(InputError, match="SSMSCALE_KERNELS: 'fast': must be torch"):
-        kernels.chosen()
 
 
 def test_a_missing_package_is_named():

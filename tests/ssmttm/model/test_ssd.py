@@ -1,9 +1,6 @@
-import math
-
 import pytest
 import torch
 
-from ssmttm.model.chunks import preferred_chunk
 from ssmttm.model.ssd import ssd_scan
 
 
@@ -110,9 +107,3 @@ def test_the_chunk_changes_results_by_rounding_only():
     outputs = [ssd_scan(*arguments, chunk_size=chunk)[0] for chunk in (7, 64, 200, 512)]
     for output in outputs[1:]:
         torch.testing.assert_close(output, outputs[0], atol=2e-5, rtol=2e-5)
-
-
-def test_a_larger_state_takes_a_larger_chunk():
-    chunks = [preferred_chunk(d_state) for d_state in (16, 64, 512)]
-    assert chunks == sorted(chunks)
-    assert math.log2(chunks[-1]).is_integer()
