@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -240,11 +241,20 @@ def ssmscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
-def flip_a_byte(path: Path) -> None:
-    """Damage a file in its middle and leave its size."""
+def flip_a_byte(path: Path, place: int | None = None) -> None:
+    """Damage a file at a place, by default in its middle, and leave its size."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 if place is None else place] ^= 1
     path.write_bytes(content)
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk with one file and return that."""
+    filling = disk / "filling"
+    with filling.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filling
 
 
 def files_below(folder: Path) -> Sequence[str]:

@@ -52,22 +52,22 @@ ClipsOf = Callable[[Sequence[int]], tuple[list[Audio], int]]
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts, reference, models and sampling of an evaluation."""
+    """Prompts, reference, sampling and models of an evaluation."""
 
     prompts: Path | None = None
     """Caption file; None takes the held-out captions."""
     reference: Path | None = None
     """Folder of recordings; None takes the held-out clips, decoded."""
-    clap: str | None = None
-    """Folder or hub name of a CLAP model."""
-    tagger: str | None = None
-    """Folder or hub name of an audio tagger."""
     limit: int | None = None
     """Largest number of prompts."""
     temperature: float = 1.0
     top_k: int | None = 250
     guidance: float = 3.0
     seed: int = 0
+    clap: str | None = None
+    """Folder or hub name of a CLAP model."""
+    tagger: str | None = None
+    """Folder or hub name of an audio tagger."""
     device: str = "cpu"
     batch: int = 16
     """Prompts generated, decoded and measured at once."""

@@ -63,8 +63,7 @@ class FlopConvention:
     """Operations of a training step over those of its forward pass (the backward pass costs two)."""
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """A forward pass whose operations are counted per frame of a clip."""
 
     n_layers: float

@@ -13,19 +13,11 @@ from harness.archive.prune import Pruned
 from harness.archive.prune import prune as prune_study
 from harness.record import checkpoints
 from harness.record.control import Control
+from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.conftest import Command, Write, files_below, flip_a_byte
 from tests.harness.journals import registered
-from tests.harness.trainer import (
-    StopAfter,
-    losses,
-    prepared,
-    progress_of,
-    series_folder,
-    train,
-    trunk_steps,
-    undisturbed,
-)
+from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps, undisturbed
 from tests.studies import Fields, tiny_study, with_iterations
 
 
@@ -105,7 +97,7 @@ def test_a_failed_run_goes_on_from_its_own_decay_checkpoint(root: Root, study_fi
     step = own[0].step
     assert 16 < step < 20
     train(root, fields)
-    attempt = progress_of(root, fields)[1]
+    attempt = read_progress(root.run(own[0].owner.removeprefix("run ")))
     assert min(s for s, event in attempt.steps.items() if event["attempt"] == attempt.attempt) == step + 1
     assert losses(root, fields) == undisturbed(fields)
 

@@ -6,7 +6,6 @@ with the same losses, to the bit, and MLflow holds every journalled step exactly
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
@@ -25,7 +24,7 @@ from harness.record.root import Root
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study
 from harness.train.stopping import EXIT_NO_SPACE
-from tests.conftest import Command, Write, flip_a_byte
+from tests.conftest import Command, Write, fill, flip_a_byte
 from tests.harness.faults import Story, step_files
 from tests.harness.journals import read_events, rows_of
 from tests.harness.trainer import losses
@@ -92,12 +91,6 @@ def test_kills_at_any_instant_change_no_loss_and_no_count(
     assert kills >= 2 * stories
 
 
-def flip(file: Path, place: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[place % len(content)] ^= 1
-    file.write_bytes(content)
-
-
 def cut_a_checkpoint_short(story: Story) -> str:
     file = step_files(story)[1]
     with file.open("r+b") as held:
@@ -113,7 +106,7 @@ def damage_a_byte_of_a_checkpoint(story: Story) -> str:
 
 def damage_a_byte_of_a_marker(story: Story) -> str:
     marker = step_files(story)[0]
-    flip(marker, marker.read_bytes().index(b'"tokens": ') + 10)
+    flip_a_byte(marker, marker.read_bytes().index(b'"tokens": ') + 10)
     return marker.name
 
 
@@ -158,7 +151,7 @@ def test_no_byte_of_a_marker_can_change_unnoticed(halfway: Story) -> None:
     content = marker.read_bytes()
     good = checkpoints.marked(marker.parent)[-1].marker
     for place in range(len(content)):
-        flip(marker, place)
+        flip_a_byte(marker, place)
         found = [held.marker for held in checkpoints.marked(marker.parent) if held.tag == marker.stem]
         assert found in ([], [good]), place  # white space may change
         marker.write_bytes(content)
@@ -187,15 +180,6 @@ def test_a_clock_set_back_a_day_orders_nothing(halfway: Story, undisturbed: list
     assert losses(halfway.root, halfway.fields) == undisturbed
     halfway.mirror()
     halfway.check_mlflow()
-
-
-def fill(disk: Path) -> Path:
-    """Fill a disk with one file and return that."""
-    filling = disk / "filling"
-    with filling.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(2**16))
-    return filling
 
 
 def states_of(story: Story) -> set[RunState]:

@@ -9,7 +9,8 @@ import pytest
 from ssmttm.corpus.dataset import TokenDataset, batch_indices, caption_dropout, position_dropout
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
-from tests.corpora import flip_last_bit, write_tiny_corpus
+from tests.conftest import flip_a_byte
+from tests.corpora import write_tiny_corpus
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_an_impossible_code_is_found_when_it_is_read(corpus: Path) -> None:
 def test_verifying_names_the_file_that_changed(corpus: Path, file: str) -> None:
     manifest = load_manifest(corpus)
     verify_corpus(corpus, manifest)
-    flip_last_bit(corpus / file)
+    flip_a_byte(corpus / file, -1)
     with pytest.raises(InputError, match=f"{file}: sha256 is .* the file has changed"):
         verify_corpus(corpus, manifest)
 
