@@ -103,9 +103,9 @@ class StageProgress(_Display, progress.Progress):
         else:
             self._print()
 
-    def advance(self, pieces: int = 1) -> None:
-        """Count pieces as done."""
-        self._done += pieces
+    def advance(self) -> None:
+        """Count one piece as done."""
+        self._done += 1
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self._done)
         elif self._done - self._printed >= max(1, self._total // 4) or self._done == self._total:

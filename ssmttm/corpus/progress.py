@@ -7,5 +7,5 @@ class Progress:
     def stage(self, name: str, total: int, done: int) -> None:
         """Begin a stage of `total` pieces, of which an earlier build finished `done`."""
 
-    def advance(self, pieces: int = 1) -> None:
-        """Count pieces of the stage as done."""
+    def advance(self) -> None:
+        """Count one piece of the stage as done."""

@@ -170,7 +170,7 @@ def test_an_unfinished_build_is_not_mixed_with_another(bach_spec: BuildSpec, tmp
     out = tmp_path / "c"
 
     class Stop(Progress):
-        def advance(self, pieces: int = 1) -> None:
+        def advance(self) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

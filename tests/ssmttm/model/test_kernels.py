@@ -52,7 +52,7 @@ def test_the_scan_agrees_in_outputs_states_and_gradients(all_kernels, shape):
 
     def run(which):
         with using(which):
-            got = ssd_scan(*arguments[:-1], chunk_size=chunk, initial_state=arguments[-1])
+            got = ssd_scan(*arguments, chunk_size=chunk)
             torch.manual_seed(1)
             upstream = [torch.randn(tensor.shape).to(device) for tensor in got]
             return dict(enumerate([*got, *torch.autograd.grad(got, arguments, upstream)]))
@@ -147,7 +147,7 @@ def test_without_any_compiled_part_the_scan_is_found_and_the_convolution_missed(
 
 def test_tensors_of_another_device_are_left_to_pytorch():
     with using(Kernels(name="other", device="cuda", scan=lambda *_, **__: pytest.fail("called"))):
-        y, _ = ssd_scan(*inputs(1, 5, 2, 4, 1, 3)[:-1])
+        y, _ = ssd_scan(*inputs(1, 5, 2, 4, 1, 3))
     assert y.shape == (1, 5, 2, 4)
 
 
