@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from ssmttm.codec.base import Audio
 from ssmttm.evaluation.measure import Arrays, Scores
@@ -48,11 +49,6 @@ class AstTagger(Judge):
 
 def kl_softmax(generated: np.ndarray, reference: np.ndarray) -> float:
     """Return the mean KL(generated || reference) in nats of the softmax over logits (clips, classes), row by row."""
-    p, q = _softmax(generated), _softmax(reference)
+    p, q = (softmax(logits.astype(np.float64), axis=1) for logits in (generated, reference))
     log_p = np.log(np.maximum(p, np.finfo(np.float64).tiny))  # p log p is 0 where p is 0
     return float((p * (log_p - np.log(q + 1e-6))).sum(axis=1).mean())
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
