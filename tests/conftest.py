@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 from harness.record.root import Root
 from harness.tracking.store import connect, default_uri
@@ -46,6 +48,17 @@ settings.register_profile(
 settings.load_profile("steady")
 
 REPOSITORY = Path(__file__).parent.parent
+
+# Tests start a hundred processes. Where no bytecode is written, each compiles torch, DeepSpeed and MLflow again, which
+# takes longer than all else.
+BYTECODE = REPOSITORY / ".pytest_cache" / "bytecode"
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
+sys.dont_write_bytecode = False
+# Several workers share the cores, and threads of OpenBLAS that wait for one take the time of the others: seven times as
+# long for the products of a codec.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+threadpool_limits(limits=1, user_api="blas")
 
 Write = Callable[..., Path]
 """The fixture `write_study`: it takes a study's fields, and a name for the file."""
@@ -229,11 +242,20 @@ def ssmscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
-def flip_a_byte(path: Path) -> None:
-    """Damage a file in its middle and leave its size."""
+def flip_a_byte(path: Path, place: int | None = None) -> None:
+    """Damage a file at a place, by default in its middle, and leave its size."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2 if place is None else place] ^= 1
     path.write_bytes(content)
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk with one file and return that."""
+    filling = disk / "filling"
+    with filling.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filling
 
 
 def files_below(folder: Path) -> Sequence[str]:

@@ -96,10 +96,3 @@ def _notes(
     noisy = rng.random(out.shape) < 0.1
     out[noisy] = rng.integers(0, codebook_size, int(noisy.sum()))
     return out.astype(np.uint16)
-
-
-def flip_last_bit(file: Path) -> None:
-    """Damage a file."""
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)

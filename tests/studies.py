@@ -1,5 +1,6 @@
 """Studies of tests and benchmarks, as the mapping their YAML holds."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +22,10 @@ def tiny_study(corpus: Path) -> Fields:
         "training": {"batch": 8, "optimiser": {"lr": 3e-3}, "schedule": {"warmup": 2}},
         "tracking": {"log_every": 1},
     }
+
+
+def with_iterations(fields: Fields, *iterations: int) -> Fields:
+    """Return the study with runs of these lengths."""
+    changed = copy.deepcopy(fields)
+    changed["grid"]["iterations"] = list(iterations)
+    return changed

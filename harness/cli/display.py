@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from harness.cli.terminal import listed
 from harness.common.format import counted
 from harness.record.status import OVER, RunState, RunStatus, count_states
+from ssmttm.corpus import progress
 
 
 class _Display:
@@ -86,7 +87,7 @@ class StudyProgress(_Display):
         self._over = over
 
 
-class StageProgress(_Display):
+class StageProgress(_Display, progress.Progress):
     """Progress of work in stages, such as building a corpus."""
 
     def __init__(self, console: Console) -> None:
@@ -102,9 +103,9 @@ class StageProgress(_Display):
         else:
             self._print()
 
-    def advance(self, pieces: int = 1) -> None:
-        """Count pieces as done."""
-        self._done += pieces
+    def advance(self) -> None:
+        """Count one piece as done."""
+        self._done += 1
         if self._bars is not None and self._task is not None:
             self._bars.update(self._task, completed=self._done)
         elif self._done - self._printed >= max(1, self._total // 4) or self._done == self._total:

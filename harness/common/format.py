@@ -37,17 +37,14 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Estimate:
-    """An expected value and its likely range."""
+    """An expected value and its likely range, by default nothing."""
 
-    low: float
-    expected: float
-    high: float
+    low: float = 0.0
+    expected: float = 0.0
+    high: float = 0.0
 
     def __add__(self, other: Estimate) -> Estimate:
         return Estimate(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
     def __mul__(self, factor: float) -> Estimate:
         return Estimate(self.low * factor, self.expected * factor, self.high * factor)
-
-
-NOTHING = Estimate(0.0, 0.0, 0.0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import ConfigDict, Field
 
-from harness.common.format import NOTHING, Estimate
+from harness.common.format import Estimate
 from harness.plan.cluster import CONFIRM_GPU_HOURS, Cluster, Profile, this_machine
 from harness.record.control import Control
 from harness.record.jobs import JobState, JobView
@@ -43,7 +43,7 @@ class Task(Frozen):
     seconds: float = 0.0
     """Seconds of training left, as planned."""
     nodes: Count = Field(default=1, exclude=True)
-    hours: Estimate = Field(default=NOTHING, exclude=True)
+    hours: Estimate = Field(default=Estimate(), exclude=True)
     """Planned time, including the start."""
     label: str = Field(default="", exclude=True)
     """Size and architecture, for messages."""

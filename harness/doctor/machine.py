@@ -17,6 +17,8 @@ from harness.common.format import GIB
 from harness.plan.cluster import this_machine
 from harness.record.provenance import installed_version
 from harness.study.run import Frozen
+from ssmttm.corpus.soundfont import soundfont
+from ssmttm.errors import InputError
 
 
 class Finding(Frozen):
@@ -100,7 +102,6 @@ def _torch_device() -> str:
 
 
 def _kernels() -> Finding:
-    from ssmttm.errors import InputError
     from ssmttm.model.kernels import VARIABLE, chosen
 
     try:
@@ -118,12 +119,9 @@ def _ray_dashboard() -> str:
 
 
 def _soundfont() -> str:
-    from ssmttm.corpus.packages import installed_folder
-
-    found = sorted(installed_folder("pretty_midi").glob("*.sf2"))
-    if not found:
+    if not soundfont().is_file():
         raise FileNotFoundError("pretty_midi has no SoundFont")
-    return found[0].name
+    return soundfont().name
 
 
 def _tried(name: str, attempt: Callable[[], str], remedy: str) -> Finding:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness.common.format import counted
-from harness.dispatch.slurm.queue import call
+from harness.dispatch.slurm.queue import call, seconds_of
 from harness.doctor.machine import Finding
 from harness.plan.cluster import Profile
 from harness.record.jobs import SchedulerUnavailable
@@ -195,19 +195,9 @@ def _groups(answer: str) -> Iterator[Nodes]:
             available, count, cores, memory, gres, limit, state = fields
             gpus = tuple((name, int(number)) for name, number in GPU.findall(gres))
             sizes = int(count), int(cores.rstrip("+")), int(memory.rstrip("+"))
-            yield Nodes(available == "up", *sizes, gpus, _hours(limit), state)
-
-
-def _hours(limit: str) -> float | None:
-    """Parse the hours of sinfo's [days-]hours:minutes:seconds; None for infinite."""
-    if not limit[:1].isdigit():
-        return None
-    days, _, clock = limit.rpartition("-")
-    parts = [float(part) for part in clock.split(":")]
-    seconds = 0.0
-    for part in parts if len(parts) > 1 else [*parts, 0.0]:  # a single number is minutes
-        seconds = 60 * seconds + part
-    return 24 * int(days or 0) + seconds / 3600
+            time = limit if ":" in limit else f"{limit}:00"  # a single number is minutes
+            hours = seconds_of(time) / 3600 if limit[:1].isdigit() else None
+            yield Nodes(available == "up", *sizes, gpus, hours, state)
 
 
 def _described(profile: Profile) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -37,37 +37,37 @@ from harness.record.scores import (
     keep_evaluation,
 )
 from harness.study.run import Precision
+from ssmttm.codec.base import Audio, Codec
+from ssmttm.corpus.dataset import TokenDataset
 from ssmttm.device import usable_device
 from ssmttm.errors import InputError
-
-if TYPE_CHECKING:
-    from ssmttm.codec.base import Audio, Codec
-    from ssmttm.evaluation.measure import Measure, Scores
-    from ssmttm.evaluation.row_store import RowStore
-    from ssmttm.evaluation.sets import PromptSet, Reference
+from ssmttm.evaluation.measure import Measure, Scores
+from ssmttm.evaluation.mel_proxy import MelProxy
+from ssmttm.evaluation.row_store import RowStore
+from ssmttm.evaluation.sets import PromptSet, choose_prompts
 
 Say = Callable[[str], None]
-ClipsOf = Callable[[Sequence[int]], "tuple[list[Audio], int]"]
+ClipsOf = Callable[[Sequence[int]], tuple[list[Audio], int]]
 
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts, reference, models and sampling of an evaluation."""
+    """Prompts, reference, sampling and models of an evaluation."""
 
     prompts: Path | None = None
     """Caption file; None takes the held-out captions."""
     reference: Path | None = None
     """Folder of recordings; None takes the held-out clips, decoded."""
-    clap: str | None = None
-    """Folder or hub name of a CLAP model."""
-    tagger: str | None = None
-    """Folder or hub name of an audio tagger."""
     limit: int | None = None
     """Largest number of prompts."""
     temperature: float = 1.0
     top_k: int | None = 250
     guidance: float = 3.0
     seed: int = 0
+    clap: str | None = None
+    """Folder or hub name of a CLAP model."""
+    tagger: str | None = None
+    """Folder or hub name of an audio tagger."""
     device: str = "cpu"
     batch: int = 16
     """Prompts generated, decoded and measured at once."""
@@ -96,7 +96,6 @@ class Evaluator:
         say: Say = lambda _: None,
         warn: Say = lambda _: None,
     ) -> None:
-        from ssmttm.corpus.dataset import TokenDataset
         from ssmttm.generation import Sampling
 
         self.root, self.request, self.say, self.warn = resolved.root, request, say, warn
@@ -109,16 +108,33 @@ class Evaluator:
             raise InputError(
                 f"{resolved.where}: corpus.path: {path}: not the corpus the runs were trained on"
             )
-        self.measures: list[Measure] = []
+        self.measures: list[Measure] = [MelProxy(self.data.manifest.codec.sample_rate)]
         self.skipped: dict[str, str] = {}
         """Metrics that are not measured, with the reasons."""
-        self._choose_measures()
+        memory, device = self.root.path / "evaluation", request.device
+        if request.clap is None:
+            why = "name a CLAP model, such as laion/larger_clap_music, or its folder, with --clap"
+            self.skipped |= {"fd_clap": why, "clap_score": why}
+        else:
+            from ssmttm.evaluation.clap import Clap
+
+            self.measures.append(Clap(request.clap, memory, device))
+        if request.tagger is None:
+            why = "name an AST model, such as MIT/ast-finetuned-audioset-10-10-0.4593, or its folder, with --tagger"
+            self.skipped["kl_softmax_ast"] = why
+        else:
+            from ssmttm.evaluation.tagger import AstTagger
+
+            tagger = AstTagger(request.tagger, memory, device)
+            if self.prompts.paired:
+                self.measures.append(tagger)
+            else:
+                why = "no recordings belong to the prompts; name them with --reference"
+                self.skipped["kl_softmax_ast"] = why
 
     @cached_property
     def prompts(self) -> PromptSet:
         """Prompts and the reference to compare with."""
-        from ssmttm.evaluation.sets import choose_prompts
-
         request = self.request
         return choose_prompts(self.data, self.frames, request.prompts, request.reference, request.limit)
 
@@ -148,16 +164,13 @@ class Evaluator:
         with lock, naming_a_full_disk(folder):
             return self._evaluate(run_id)
 
-    # -- one Run
-
     def _evaluate(self, run_id: str) -> Evaluated:
         settings = self.settings
         loss = held_evaluation(self.root, run_id, HELD_OUT)
         held = held_evaluation(self.root, run_id, settings.digest) or Evaluation(
             settings=settings, n_prompts=settings.n_prompts
         )
-        paired = self.prompts.paired
-        wanted = [one for one in self.measures if not set(one.metrics(paired=paired)) <= set(held.scores)]
+        wanted = [one for one in self.measures if not set(one.metrics) <= set(held.scores)]
         if loss is not None and not wanted:
             return Evaluated(run_id, "kept", notes=held.notes)
         try:
@@ -182,8 +195,6 @@ class Evaluator:
         return Evaluated(run_id, "evaluated", notes=held.notes)
 
     def _compare(self, trained: Trained, codec: Codec, wanted: Sequence[Measure]) -> Iterator[Scores]:
-        from ssmttm.evaluation.row_store import RowStore
-
         run_id, n = trained.run.run_id, len(self.prompts.captions)
         kept = evaluation_folder(self.root, run_id) / self.settings.generation_digest
         codes = RowStore(kept / "codes", self.warn)
@@ -196,9 +207,7 @@ class Evaluator:
         self._measure(mine, n, generated, f"{run_id}: measuring")
         with self._reference(wanted, codec) as theirs:
             for one in wanted:
-                yield one.score(
-                    mine[one].read(), theirs[one].read(), self.prompts.captions, paired=self.prompts.paired
-                )
+                yield one.score(mine[one].read(), theirs[one].read(), self.prompts.captions)
 
     def _generate(self, trained: Trained, codes: RowStore, n: int) -> None:
         from ssmttm.generation import generate
@@ -216,9 +225,7 @@ class Evaluator:
     @contextmanager
     def _reference(self, wanted: Sequence[Measure], codec: Codec) -> Iterator[Mapping[Measure, RowStore]]:
         """Yield the measures' arrays of the reference; one process at a time computes missing ones."""
-        from ssmttm.evaluation.row_store import RowStore
-
-        reference: Reference = self.prompts.reference
+        reference = self.prompts.reference
         folder = self.root.path / "evaluation" / self.settings.reference_digest[:16]
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock"):
@@ -240,32 +247,6 @@ class Evaluator:
                 if mine:
                     store.add([items[k] for k in mine], one.rows([clips[k] for k in mine], rate))
 
-    # -- what all Runs have in common
-
-    def _choose_measures(self) -> None:
-        from ssmttm.evaluation.mel_proxy import MelProxy
-
-        self.measures.append(MelProxy(self.data.manifest.codec.sample_rate))
-        memory, device = self.root.path / "evaluation", self.request.device
-        if self.request.clap is None:
-            why = "name a CLAP model, such as laion/larger_clap_music, or its folder, with --clap"
-            self.skipped |= {"fd_clap": why, "clap_score": why}
-        else:
-            from ssmttm.evaluation.clap import Clap
-
-            self.measures.append(Clap(self.request.clap, memory, device))
-        if self.request.tagger is None:
-            why = "name an AST model, such as MIT/ast-finetuned-audioset-10-10-0.4593, or its folder, with --tagger"
-            self.skipped["kl_softmax_ast"] = why
-        else:
-            from ssmttm.evaluation.tagger import AstTagger
-
-            self.measures.append(AstTagger(self.request.tagger, memory, device))
-            if not self.prompts.paired:
-                self.skipped["kl_softmax_ast"] = (
-                    "no recordings belong to the prompts; name them with --reference"
-                )
-
     @property
     def notes(self) -> list[str]:
         """Notes on the prompts, a sentence each."""
@@ -286,9 +267,8 @@ def held_out_scores(trained: Trained, micro_batch: int | None = None) -> tuple[i
     run, device = trained.run, trained.model.null_condition.device
     layout = Layout(micro_batch=micro_batch or trained.launch.micro_batch)
     batches = Batches(run, trained.launch, layout, 0, str(device), trained.root.text)
-    held_out = ((one.inputs, one.targets, one.text) for one in batches.held_out())
     with torch.autocast(device.type, torch.bfloat16, enabled=run.precision is Precision.BF16):
-        totals = cross_entropy_sums(trained.model, held_out)
+        totals = cross_entropy_sums(trained.model, batches.held_out())
     clips = min(len(batches.valid), run.eval_clips or len(batches.valid))
     return clips, likelihood_scores(*mean_losses(totals))
 

@@ -16,12 +16,13 @@ from harness.common.validation import first_line
 from harness.record.journal import Event, read_progress
 from harness.record.root import Launch, Root, read_launch, read_run
 from harness.study.run import Run
+from ssmttm.codec.base import Codec
+from ssmttm.codec.load import load_codec
 from ssmttm.corpus.manifest import Manifest, load_manifest
 from ssmttm.device import usable_device
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
-    from ssmttm.codec.base import Codec
     from ssmttm.model.music_lm import MusicLM
     from ssmttm.text.text_batch import TextBatch
 
@@ -52,8 +53,6 @@ class Trained:
     @cached_property
     def codec(self) -> Codec:
         """Codec of the corpus; raises InputError if it is missing or did not make the tokens."""
-        from ssmttm.codec.load import load_codec
-
         folder = self.launch.corpus / "codec"
         codec = load_codec(folder, self.model.null_condition.device.type)
         if codec.facts.fingerprint != self.manifest.codec.fingerprint:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.common.format import NOTHING, Estimate, counted, duration
+from harness.common.format import Estimate, counted, duration
 from harness.plan.cluster import Cluster, Profile, nodes_for
 from harness.plan.plan import PlannedRun
 from harness.study.run import Count, Frozen, Positive, by_series
@@ -81,7 +81,7 @@ def demand_of(runs: Sequence[PlannedRun], cluster: Cluster) -> Demand:
     one = runs[0]
     point, ranks, threads = one.status.point, one.layout.ranks, one.layout.threads
     share = one.size.resources.gpu_fraction if cluster.gpus else float(min(threads, cluster.cores))
-    name, hours = f"{point.size} ({point.architecture})", sum((run.hours for run in runs), NOTHING)
+    name, hours = f"{point.size} ({point.architecture})", sum((run.hours for run in runs), Estimate())
     return Demand(name, ranks, share, hours, nodes_for(one.layout, cluster))
 
 

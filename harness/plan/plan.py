@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.common.disk import free_bytes
-from harness.common.format import GIB, NOTHING, Estimate
+from harness.common.format import GIB, Estimate
 from harness.plan.cluster import Cluster
 from harness.plan.estimate import Cost, Estimator, SizeEstimate, checkpoint_bytes, weights_bytes
 from harness.record.jobs import JobView
@@ -113,7 +113,7 @@ class Plan:
         return {
             "runs": len(self.runs),
             "series": len({run.status.series_id for run in self.runs}),
-            **_ends("gpu_hours", sum((run.hours * run.gpus for run in left), NOTHING)),
+            **_ends("gpu_hours", sum((run.hours * run.gpus for run in left), Estimate())),
             "gpu_hours_independent": sum(run.hours_alone.expected * run.gpus for run in left),
             "gpu_hours_reused": sum(run.gpu_hours for run in self.runs if run.status.state is RunState.DONE),
             **_ends("longest_path_hours", self.longest_path()),
@@ -125,8 +125,8 @@ class Plan:
     def longest_path(self) -> Estimate:
         """Return the hours of the longest Series, its branches one after the other: no number of GPUs ends sooner."""
         left = by_series(run for run in self.runs if run.status.state not in OVER)
-        series = (sum((run.hours for run in runs), NOTHING) for runs in left.values())
-        return max(series, key=lambda hours: hours.expected, default=NOTHING)
+        series = (sum((run.hours for run in runs), Estimate()) for runs in left.values())
+        return max(series, key=lambda hours: hours.expected, default=Estimate())
 
     def _row(self, run: PlannedRun) -> dict[str, Any]:
         status, model = run.status, run.status.point.run

@@ -6,7 +6,6 @@ For a corpus that is not on this machine `corpus.facts` replace its manifest; it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from pydantic import ValidationError
@@ -51,13 +50,10 @@ class GridPoint:
     architecture: str
     size: str
     run: Run
+    run_id: str
+    """Identity of the Run, hashed once."""
     series_id: str
     """Identity of the Run's Series, hashed once for all Runs of a trunk."""
-
-    @cached_property
-    def run_id(self) -> str:
-        """Identity of the Run, hashed once."""
-        return self.run.run_id
 
 
 def view_corpus(study: Study, where: str) -> CorpusView:
@@ -138,7 +134,7 @@ def expand(
                 ]
                 trunk = runs[0].series_id if runs[0].schedule.shares_trunk else None
                 for run in runs:
-                    point = GridPoint(str(architecture), size, run, trunk or run.series_id)
+                    point = GridPoint(str(architecture), size, run, run.run_id, trunk or run.series_id)
                     if (first := found.setdefault(point.run_id, point)) is not point:
                         raise InputError(f"{key}: is the same run as {first.size}; drop one")
     return list(found.values())

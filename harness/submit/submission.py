@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness.common.disk import DISK_THREADS, side_by_side, write_atomically
-from harness.common.format import NOTHING
+from harness.common.format import Estimate
 from harness.common.process import identify_process
 from harness.dispatch.arrays import new_name
 from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
@@ -240,7 +240,7 @@ class Submission:
             threads=one.layout.threads,
             gpu_fraction=one.size.resources.gpu_fraction if one.layout.ranks == 1 else 1.0,
             seconds=max(0.0, 3600 * sum(run.hours.expected for run in runs) - start),
-            hours=sum((run.hours for run in runs), NOTHING),
+            hours=sum((run.hours for run in runs), Estimate()),
             label=f"{point.size} ({point.architecture})",
         )
 

@@ -8,10 +8,9 @@ contributes its sum divided by that count, which every rank computes by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +33,7 @@ ReadCaptions = Callable[[Sequence[str], Bools], "TextBatch"]
 """Makes one batch of text; the flags (batch,) mark captions to replace by the null condition."""
 
 
-@dataclass(frozen=True)
-class MicroBatch:
+class MicroBatch(NamedTuple):
     """The samples that one rank passes through the model at once."""
 
     inputs: torch.Tensor

@@ -283,8 +283,7 @@ class SeriesTrainer:
         from ssmttm.evaluation.likelihood import cross_entropy_sums, mean_losses
 
         self.engine.deepspeed.eval()
-        batches = ((one.inputs, one.targets, one.text) for one in self.batches.held_out())
-        totals = cross_entropy_sums(self.engine.deepspeed, batches)
+        totals = cross_entropy_sums(self.engine.deepspeed, self.batches.held_out())
         self.engine.deepspeed.train()
         loss, by_codebook = mean_losses(self._sum_over_ranks(totals))
         if not math.isfinite(loss):

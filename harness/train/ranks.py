@@ -8,6 +8,7 @@ resolve unless the site itself relies on it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -85,7 +86,7 @@ def initialise_ranks(threads: int) -> Ranks:
     """
     import torch
 
-    from ssmttm.compat import keep_freed_memory, without_mlflow
+    from ssmttm.compat import keep_freed_memory, without_dynamo, without_mlflow
 
     on_cuda = torch.cuda.is_available()
     backend = "nccl" if on_cuda else "gloo"
@@ -105,6 +106,7 @@ def initialise_ranks(threads: int) -> Ranks:
             torch.cuda.set_per_process_memory_fraction(float(share))
     if not torch.distributed.is_initialized():
         _join(rank, world, backend)
+        without_dynamo()
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with without_mlflow():
@@ -112,6 +114,8 @@ def initialise_ranks(threads: int) -> Ranks:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would compile for half a minute
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    if not gc.get_freeze_count():
+        gc.freeze()  # the imports made no garbage, and every Series ends with a collection
     return Ranks(rank, world, f"cuda:{local_rank}" if on_cuda else "cpu")
 
 

@@ -1,7 +1,7 @@
 """DAC (arXiv 2306.06546) by transformers' DacModel: the codec of arXiv 2601.14786, which uses its first codebook."""
 
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssmttm.codec.network import Network
 from ssmttm.codec.weights import codec_folder, network_of
@@ -18,9 +18,7 @@ class DacNetwork(Network):
     """DAC's encoder, quantisers and decoder."""
 
     name = "dac"
-    ratios = "downsampling_ratios"
     arithmetic_keys = ("sampling_rate", "downsampling_ratios")
-    codebooks_key = "n_codebooks"
     window_seconds = 5  # 0.7 GB of activations at 44.1 kHz
 
     @property
@@ -46,4 +44,5 @@ class DacNetwork(Network):
 
 def load_network(model: str | None) -> DacNetwork:
     """Load DAC from a folder or by a name on the hub; raises InputError if its files are missing or damaged."""
-    return DacNetwork(network_of(codec_folder(model or DEFAULT_MODEL, "dac"), "DacConfig", "DacModel"))
+    module: Any = network_of(codec_folder(model or DEFAULT_MODEL, "dac"), "DacConfig", "DacModel")
+    return DacNetwork(module, module.config.downsampling_ratios, module.config.n_codebooks)

@@ -22,7 +22,6 @@ class EncodecNetwork(Network):
     """EnCodec's encoder, quantisers and decoder."""
 
     name = "encodec"
-    ratios = "upsampling_ratios"
     arithmetic_keys = (
         "sampling_rate",
         "upsampling_ratios",
@@ -33,7 +32,6 @@ class EncodecNetwork(Network):
         "dilation_growth_rate",
         "num_residual_layers",
     )
-    codebooks_key = "num_quantizers"
     window_seconds = 30  # 0.5 GB of activations at 24 kHz; clips of the usual lengths stay whole
     context_seconds: ClassVar[float] = 1.0
 
@@ -71,4 +69,4 @@ def load_network(model: str | None) -> EncodecNetwork:
             f"codec model {name!r}: its output ({config.audio_channels} channels, normalised or overlapping segments) "
             "is more than codes; use a mono model, such as facebook/encodec_24khz"
         )
-    return EncodecNetwork(module)
+    return EncodecNetwork(module, config.upsampling_ratios, config.num_quantizers)

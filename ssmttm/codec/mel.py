@@ -105,7 +105,8 @@ class LogMel(Frozen):
     @cached_property
     def _filters(self) -> Array:
         """Triangles (bins, bands) equally spaced in mel."""
-        edges = _hz(np.linspace(_mel(_F_MIN), _mel(self.sample_rate / 2), self.bands + 2))
+        mels = np.linspace(_mel(_F_MIN), _mel(self.sample_rate / 2), self.bands + 2)
+        edges = 700.0 * (10.0 ** (mels / 2595.0) - 1.0)  # Hz
         bins = np.arange(self.n_fft // 2 + 1) * self.sample_rate / self.n_fft
         rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
         falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
@@ -150,7 +151,3 @@ class LogMel(Frozen):
 
 def _mel(hz: float) -> float:
     return float(2595.0 * np.log10(1.0 + hz / 700.0))
-
-
-def _hz(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)

@@ -1,6 +1,7 @@
 """The network of a neural codec as NeuralCodec needs it; encodec.py and dac.py adapt the models of transformers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,21 +14,16 @@ class Network(ABC):
 
     name: ClassVar[str]
     """Name of the codec."""
-    ratios: ClassVar[str]
-    """Key of the configuration that holds the strides, whose product is a frame's samples."""
     arithmetic_keys: ClassVar[tuple[str, ...]]
     """Keys of the configuration that decide codes and do not show in the shapes of the weights."""
-    codebooks_key: ClassVar[str]
-    """Key of the configuration that holds the number of codebooks."""
     window_seconds: ClassVar[float]
     """Seconds that go through the network at once; longer audio goes through in parts."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, strides: Sequence[int], n_codebooks: int) -> None:
         """Adapt a model of transformers."""
-        self.module = module
+        self.module, self.n_codebooks = module, n_codebooks
         self.config = module.config
-        self.hop: int = prod(getattr(self.config, self.ratios))  # samples a frame
-        self.n_codebooks = int(getattr(self.config, self.codebooks_key))
+        self.hop = prod(strides)  # samples a frame
         self.sample_rate = int(self.config.sampling_rate)  # Hz
         self.codebook_size = int(self.config.codebook_size)
 

@@ -39,15 +39,6 @@ class RvqConfig(Frozen):
     seed: int = Field(ge=0)
 
 
-def entropy_bits(counts: npt.NDArray[np.int64]) -> float:
-    """Return the entropy in bits of the distribution given by counts (entries,)."""
-    used = counts[counts > 0].astype(np.float64)
-    if not len(used):
-        return 0.0
-    p = used / used.sum()
-    return float(-(p * np.log2(p)).sum()) + 0.0
-
-
 class RvqReport(Frozen):
     """Quality of the codebooks on the frames they were fitted on."""
 
@@ -57,6 +48,15 @@ class RvqReport(Frozen):
     """Share of the normalised frames' variance that the first 1, 2, ... codebooks explain."""
     entropy_bits: tuple[float, ...]
     """Entropy of each codebook's codes, context ignored; log2 of the entries at most."""
+
+
+def entropy_bits(counts: npt.NDArray[np.int64]) -> float:
+    """Return the entropy in bits of the distribution given by counts (entries,)."""
+    used = counts[counts > 0].astype(np.float64)
+    if not len(used):
+        return 0.0
+    p = used / used.sum()
+    return float(-(p * np.log2(p)).sum()) + 0.0
 
 
 @dataclass(frozen=True)

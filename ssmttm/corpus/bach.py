@@ -96,7 +96,8 @@ class BachSource:
             instruments=[ensemble] if ensemble else [part.name for part in parts],
             seconds=len(audio) / self.spec.sample_rate,
         )
-        encoder = f"; {_GREENTREE}" if _by_greentree(score) else ""
+        boxes = score.getElementsByClass("TextBox")
+        encoder = f"; {_GREENTREE}" if any("Greentree" in (box.content or "") for box in boxes) else ""
         facts = TrackFacts(
             title=title,
             licence=f"{_MUSIC21}{encoder}; {SOUNDFONT_LICENCE}",
@@ -195,10 +196,6 @@ def _chorales() -> dict[str, str]:
     from music21.corpus.chorales import ChoraleListRKBWV
 
     return {bwv: str(entry["title"]) for bwv, entry in ChoraleListRKBWV().byBWV.items()}
-
-
-def _by_greentree(score: Any) -> bool:
-    return any("Greentree" in (box.content or "") for box in score.getElementsByClass("TextBox"))
 
 
 def _content(parts: list[Part]) -> str:

@@ -22,7 +22,7 @@ from ssmttm.codec.base import CODEC_FILE
 from ssmttm.corpus.manifest import MANIFEST, Manifest, load_manifest
 from ssmttm.corpus.packages import installed_version
 from ssmttm.corpus.pool import Pool
-from ssmttm.corpus.progress import Progress, Silent
+from ssmttm.corpus.progress import Progress
 from ssmttm.corpus.source import Source
 from ssmttm.corpus.spec import RECIPE, BuildSpec, differences
 from ssmttm.corpus.split import limited, split_tracks
@@ -57,7 +57,9 @@ def build_corpus(
     if codec is not None:
         spec = spec.settled(codec.facts)
     source = make_source(spec)
-    recipe = _recipe(spec, source, codec)
+    recipe: dict[str, JsonValue] = {"recipe": RECIPE, "spec": spec.identity(), "source": source.identity()}
+    if codec is not None:
+        recipe["codec"] = codec.fingerprint
     if (out / MANIFEST).exists():
         return _finished(recipe, out)
     work = out / _WORK
@@ -71,7 +73,7 @@ def build_corpus(
             recipe["made_with"] = _made_with(source, codec)
             _claim(recipe, out)
             share = workers or (_cores() if device == "cpu" else min(_cores(), _WORKERS_A_GPU))
-            manifest = _build(spec, source, out, share, progress or Silent(), codec, recipe)
+            manifest = _build(spec, source, out, share, progress or Progress(), codec, recipe)
     except Timeout:
         raise InputError(f"{out}: another build is writing it; wait for its end or stop it") from None
     shutil.rmtree(work, ignore_errors=True)
@@ -119,11 +121,6 @@ def _build(
         skipped=sorted([*unused, *skipped], key=lambda one: one.track),
         recipe=recipe,
     )
-
-
-def _recipe(spec: BuildSpec, source: Source, codec: "NeuralCodec | None") -> dict[str, JsonValue]:
-    recipe: dict[str, JsonValue] = {"recipe": RECIPE, "spec": spec.identity(), "source": source.identity()}
-    return recipe if codec is None else recipe | {"codec": codec.fingerprint}
 
 
 def _made_with(source: Source, codec: "NeuralCodec | None") -> dict[str, JsonValue]:

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,8 +66,7 @@ class Note(NamedTuple):
     pitch: int
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One part of a score and the General MIDI program that plays it."""
 
     name: str
@@ -86,7 +84,7 @@ def orchestrate(parts: Sequence[Part], draw: int) -> tuple[str, list[Part]]:
     """Give the parts to one of the ensembles; return its name and the parts."""
     name, programs = _ENSEMBLES[draw % len(_ENSEMBLES)]
     return name, [
-        replace(part, program=programs[place * len(programs) // len(parts)])
+        part._replace(program=programs[place * len(programs) // len(parts)])
         for place, part in enumerate(parts)
     ]
 

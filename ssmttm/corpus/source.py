@@ -41,10 +41,10 @@ class TrackRef(Frozen):
 class TrackFacts(Frozen):
     """Facts of a track that has been read."""
 
-    title: str
-    licence: str
     captions: tuple[str, ...]
     """Ways to describe the track; its clips take them in turn."""
+    title: str
+    licence: str
     placed: bool = False
     """True if `{part}` in the captions stands for the clip's place: `the opening of`, `a passage from`."""
     content: str = ""

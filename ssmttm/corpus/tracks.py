@@ -98,9 +98,12 @@ def read_track(ref: TrackRef) -> TrackRecord:
     """Turn one track into frames on disk and return its record."""
     worker = _this_worker()
     try:
-        record = _read(worker, ref)
+        frames, facts, skipped = _read(worker, ref)
     except SkipTrackError as error:
-        record = _record(ref, 0, None, str(error))
+        frames, facts, skipped = 0, None, str(error)
+    record = TrackRecord(
+        track=ref.track, piece=ref.piece, group=ref.group, frames=frames, facts=facts, skipped=skipped
+    )
     write_atomically(_file(worker.work, ref.track, "json"), record.model_dump_json().encode())
     return record
 
@@ -140,7 +143,8 @@ def encode_shard(plan: ShardPlan) -> tuple[str, int, ShardFacts]:
     return plan.split, plan.number, write_shard(worker.corpus, plan.split, plan.number, codes)
 
 
-def _read(worker: _Worker, ref: TrackRef) -> TrackRecord:
+def _read(worker: _Worker, ref: TrackRef) -> tuple[int, TrackFacts | None, str]:
+    """Write the frames of a track; return their number, its facts, and the reason to leave it out, if any."""
     spec = worker.spec
     opened = worker.source.open(ref)
     groups: Iterator[npt.NDArray[np.generic]]
@@ -157,13 +161,7 @@ def _read(worker: _Worker, ref: TrackRef) -> TrackRecord:
     if frames < spec.min_frames:
         least = spec.min_frames / spec.frame_rate
         skipped = f"{frames / spec.frame_rate:.1f} s long; a clip needs {least:g} s"
-    return _record(ref, frames, opened.facts, skipped)
-
-
-def _record(ref: TrackRef, frames: int, facts: TrackFacts | None, skipped: str) -> TrackRecord:
-    return TrackRecord(
-        track=ref.track, piece=ref.piece, group=ref.group, frames=frames, facts=facts, skipped=skipped
-    )
+    return frames, opened.facts, skipped
 
 
 def mel_of(spec: BuildSpec) -> LogMel:

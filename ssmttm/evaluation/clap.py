@@ -23,8 +23,9 @@ class Clap(Judge):
     files = "preprocessor_config.json and tokenizer files"
     classes = ("ClapModel", "ClapProcessor")
 
-    def metrics(self, *, paired: bool) -> tuple[str, ...]:  # noqa: ARG002  # the score pairs audio with its own caption
-        """Return the names of the distance over audio embeddings and of the score."""
+    @property
+    def metrics(self) -> tuple[str, str]:
+        """Names of the distance over audio embeddings and of the score."""
         return f"fd_{self.key}", f"clap_score-{self.fingerprint[:8]}"
 
     def rows(self, clips: Sequence[Audio], sample_rate: int) -> Arrays:
@@ -44,13 +45,13 @@ class Clap(Judge):
             "embedding": self.over_windows(clips, sample_rate, extractor, extractor.nb_max_samples, embed)
         }
 
-    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str], *, paired: bool) -> Scores:
+    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str]) -> Scores:
         """Return Frechet distance and CLAP score."""
         audio = np.asarray(generated["embedding"], dtype=np.float64)
         one, other = Moments.of(audio), Moments.of(np.asarray(reference["embedding"], dtype=np.float64))
         text = self.text(captions)
         cosines = (audio * text).sum(axis=1) / np.linalg.norm(audio, axis=1) / np.linalg.norm(text, axis=1)
-        distance, score = self.metrics(paired=paired)
+        distance, score = self.metrics
         notes = []
         if one.is_singular or other.is_singular:
             fewest, wide = min(one.n, other.n), len(one.mean)

@@ -34,13 +34,14 @@ class Measure(Protocol):
     def key(self) -> str:
         """Name and first digits of the fingerprint, which identify the arrays."""
 
-    def metrics(self, *, paired: bool) -> tuple[str, ...]:
-        """Return the names of its scores; paired: prompt i describes reference clip i."""
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of its scores."""
 
     def rows(self, clips: Sequence[Audio], sample_rate: int) -> Arrays:
         """Return the rows it keeps of mono clips, each (samples,) in [-1, 1]."""
 
-    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str], *, paired: bool) -> Scores:
+    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str]) -> Scores:
         """Compare generated clips, one for each caption, with the reference."""
 
 

@@ -28,10 +28,7 @@ class MelProxy:
         self.mel = LogMel(sample_rate=rate, frame_rate=FRAME_RATE, bands=32)
         digest = hashlib.sha256(canonical_json(self.mel.model_dump()).encode()).hexdigest()
         self.key = f"mel_proxy-{digest[:8]}"
-
-    def metrics(self, *, paired: bool) -> tuple[str, ...]:  # noqa: ARG002  # a distance of sets needs no pairs
-        """Return the name of the distance."""
-        return (f"fd_{self.key}",)
+        self.metrics = (f"fd_{self.key}",)
 
     def rows(self, clips: Sequence[Audio], sample_rate: int) -> Arrays:
         """Return each clip's number of frames, their mean (bands,) and scatter (bands, bands)."""
@@ -42,9 +39,9 @@ class MelProxy:
             "scatter": np.stack([one.scatter for one in each]).astype(np.float32),
         }
 
-    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str], *, paired: bool) -> Scores:  # noqa: ARG002
+    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str]) -> Scores:  # noqa: ARG002
         """Return the distance between all frames of both sets."""
-        return Scores({f"fd_{self.key}": frechet_distance(_together(generated), _together(reference))})
+        return Scores({self.metrics[0]: frechet_distance(_together(generated), _together(reference))})
 
 
 def _together(rows: Arrays) -> Moments:

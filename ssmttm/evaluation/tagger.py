@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from ssmttm.codec.base import Audio
 from ssmttm.evaluation.measure import Arrays, Scores
@@ -25,9 +26,10 @@ class AstTagger(Judge):
     files = "preprocessor_config.json"
     classes = ("ASTForAudioClassification", "ASTFeatureExtractor")
 
-    def metrics(self, *, paired: bool) -> tuple[str, ...]:
-        """Return the name of the divergence, which needs pairs."""
-        return (f"kl_softmax_{self.key}",) if paired else ()
+    @property
+    def metrics(self) -> tuple[str]:
+        """Name of the divergence."""
+        return (f"kl_softmax_{self.key}",)
 
     def rows(self, clips: Sequence[Audio], sample_rate: int) -> Arrays:
         """Return each clip's logits (classes,), the mean over its windows."""
@@ -40,19 +42,13 @@ class AstTagger(Judge):
         length = extractor.max_length * extractor.sampling_rate // 100  # AST has 100 frames a second
         return {"logits": self.over_windows(clips, sample_rate, extractor, length, logits)}
 
-    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str], *, paired: bool) -> Scores:  # noqa: ARG002
-        """Return the mean divergence over the pairs."""
-        (name,) = self.metrics(paired=paired)
-        return Scores({name: kl_softmax(generated["logits"], reference["logits"])})
+    def score(self, generated: Arrays, reference: Arrays, captions: Sequence[str]) -> Scores:  # noqa: ARG002
+        """Return the mean divergence over the pairs of a generated and a reference clip."""
+        return Scores({self.metrics[0]: kl_softmax(generated["logits"], reference["logits"])})
 
 
 def kl_softmax(generated: np.ndarray, reference: np.ndarray) -> float:
     """Return the mean KL(generated || reference) in nats of the softmax over logits (clips, classes), row by row."""
-    p, q = _softmax(generated), _softmax(reference)
+    p, q = (softmax(logits.astype(np.float64), axis=1) for logits in (generated, reference))
     log_p = np.log(np.maximum(p, np.finfo(np.float64).tiny))  # p log p is 0 where p is 0
     return float((p * (log_p - np.log(q + 1e-6))).sum(axis=1).mean())
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))

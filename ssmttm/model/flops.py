@@ -8,6 +8,7 @@ torch, since a plan counts thousands of models; tests compare it with built mode
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.layers.layer import FlopConvention, Pass
@@ -41,8 +42,7 @@ class ParameterCount:
 DEFAULT_CONVENTION = FlopConvention()
 
 
-@dataclass(frozen=True)
-class FlopCount:
+class FlopCount(NamedTuple):
     """Operations of one forward pass for a position (a frame of music), by purpose."""
 
     layers: Mapping[str, float]

@@ -21,20 +21,18 @@ def collate_bytes(
     A caption begins at the start of a patch, so that its encoding does not depend on the batch. An empty caption counts
     as dropped.
     """
-    rows = [_byte_ids(caption, config.patch * config.max_positions) for caption in captions]
-    patches = np.array([-(-len(row) // config.patch) for row in rows])
-    positions = int(patches.max())
-    values = np.full((len(rows), positions * config.patch), PAD, dtype=np.int64)
-    for i, row in enumerate(rows):
-        start = (positions - patches[i]) * config.patch
-        values[i, start : start + len(row)] = row
-    return TextBatch.padded_left(values, patches, captions, dropped)
+    rows = [_byte_ids(caption, config) for caption in captions]
+    return TextBatch.padded_left(rows, config.patch, captions, dropped)
 
 
-def _byte_ids(caption: str, limit: int) -> np.ndarray:
-    """Return the ids of ByT5Tokenizer without importing it, which takes a second."""
-    raw = np.frombuffer(caption.encode(errors="replace")[: limit - 1], dtype=np.uint8).astype(np.int64)
-    return np.append(raw + BYTE_OFFSET, END)
+def _byte_ids(caption: str, config: TextConfig) -> np.ndarray:
+    """Return the ids of ByT5Tokenizer in whole patches, without importing it, which takes a second."""
+    limit = config.patch * config.max_positions
+    raw = np.frombuffer(caption.encode(errors="replace")[: limit - 1], dtype=np.uint8)
+    ids = np.full(-(-(len(raw) + 1) // config.patch) * config.patch, PAD, dtype=np.int64)
+    ids[: len(raw)] = raw.astype(np.int64) + BYTE_OFFSET
+    ids[len(raw)] = END
+    return ids
 
 
 class ByteEncoder(nn.Module):

@@ -58,7 +58,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._facts = _read(folder / "cache.json", _CacheFacts)
+        _read(folder / "cache.json", _CacheFacts)  # refuses a cache of another version
         self._places: dict[str, _Place] = {}
         for path in sorted(folder.glob("[0-9]*.json")):
             index = _read(path, _ShardIndex)
@@ -122,12 +122,7 @@ class EmbeddingCache:
     def batch(self, captions: Sequence[str], dropped: np.ndarray | Sequence[bool]) -> TextBatch:
         """Return the embeddings of captions, padded on the left; an empty caption counts as dropped."""
         rows = [self.embeddings(caption) for caption in captions]
-        lengths = np.array([len(row) for row in rows])
-        positions = int(lengths.max())
-        values = np.zeros((len(rows), positions, self._facts.dim), dtype=self._facts.dtype)
-        for row, value, length in zip(rows, values, lengths, strict=True):
-            value[positions - length :] = row
-        return TextBatch.padded_left(values, lengths, captions, dropped)
+        return TextBatch.padded_left(rows, 1, captions, dropped)
 
 
 def _encode(

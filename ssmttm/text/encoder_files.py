@@ -2,12 +2,12 @@
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 from filelock import FileLock
 from pydantic import RootModel, ValidationError
 
+from ssmttm.files import sha256_file, write_atomically
 from ssmttm.pretrained import is_here, pretrained_folder, read_config
 
 ENCODER_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -68,11 +68,8 @@ def files_fingerprint(root: Path, folder: Path, kind: str, *, remember: bool = T
             stat = path.stat()
             key = f"{path} {stat.st_size} {stat.st_mtime_ns}"
             if key not in known:
-                with path.open("rb") as file:
-                    known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+                known[key] = sha256_file(path)
             digest.update(f"{name} {known[key]}\n".encode())
         if remember and len(known) > before:
-            partial = memory.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(_Hashes(known).model_dump_json())
-            partial.replace(memory)
+            write_atomically(memory, _Hashes(known).model_dump_json().encode())
     return digest.hexdigest()

@@ -22,17 +22,21 @@ class TextBatch:
     @classmethod
     def padded_left(
         cls,
-        values: np.ndarray,
-        lengths: np.ndarray,
+        rows: Sequence[np.ndarray],
+        width: int,
         captions: Sequence[str],
         dropped: np.ndarray | Sequence[bool],
     ) -> "TextBatch":
-        """Return the batch of left-padded values with `lengths` (batch,) real positions each.
+        """Return the batch of rows (positions x width, ...), padded on the left with zeros to the longest.
 
         An empty caption counts as dropped.
         """
-        positions = int(lengths.max())
-        mask = np.arange(positions) >= (positions - lengths)[:, None]
+        lengths = np.array([len(row) for row in rows])
+        longest = int(lengths.max())
+        values = np.zeros((len(rows), longest, *rows[0].shape[1:]), dtype=rows[0].dtype)
+        for row, value in zip(rows, values, strict=True):
+            value[longest - len(row) :] = row
+        mask = np.arange(longest // width) >= (longest - lengths)[:, None] // width
         empty = np.array([not caption.strip() for caption in captions])
         flags = np.asarray(dropped, dtype=bool) | empty
         return cls(torch.from_numpy(values), torch.from_numpy(mask), torch.from_numpy(flags))

@@ -64,7 +64,7 @@ def test_finished_runs_stay_and_the_rest_finishes_once_whatever_is_killed(
     study.wait_until_over()
 
     assert len(study.arrays()) == 1
-    assert losses(study.root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-6)
+    assert losses(study.root, study_fields) == pytest.approx(undisturbed(study_fields), abs=1e-6)
     assert {times(Event.FINISHED, run) for run in runs} == {1}
     assert {times(Event.STARTED, run) for run in finished} <= {1}
     assert times(Event.RESUMED, hit[0]) >= 1

@@ -124,7 +124,7 @@ def test_a_packed_study_is_watched_loses_its_controller_is_cancelled_in_part_and
     assert (now["counts"], now["allocations"]) == ({"done": 4, "cancelled": 2}, [])
     assert now["gpu_hours"]["used"] > 0
     small = {**study_fields, "grid": {**study_fields["grid"], "architectures": {"prefix_simba": None}}}
-    assert losses(study.root, small) == pytest.approx(undisturbed(tmp_path, small), abs=1e-6)
+    assert losses(study.root, small) == pytest.approx(undisturbed(small), abs=1e-6)
 
     said = study.run("logs", next(run["run_id"] for run in now["runs"] if run["state"] == "done"))
     titles = [line for line in said.splitlines() if line.startswith("==>")]

@@ -25,7 +25,7 @@ def test_a_study_is_submitted_and_finishes_by_itself_in_a_root_with_spaces_and_q
     assert set(states) <= {"queued", "running", "done"}
     assert sum(states.values()) == 2
     study.wait_until_over()
-    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields)
+    assert losses(study.root, study_fields) == undisturbed(study_fields)
     assert "nothing of tiny is left to submit" in study.submit()
     assert not list(tmp_path.rglob("hacked"))
 

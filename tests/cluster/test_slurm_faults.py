@@ -128,7 +128,7 @@ def test_a_disk_that_takes_no_more_interrupts_and_the_same_command_goes_on(
     study.wait_until_over()
     assert min(step for step in read_progress(series).steps if step > 20) == 21
     assert read_progress(series).attempt == kept.attempt + 1
-    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields, checkpoint_every=20)
+    assert losses(study.root, study_fields) == undisturbed(study_fields, checkpoint_every=20)
 
 
 @pytest.mark.verify
@@ -147,4 +147,4 @@ def test_a_job_that_reaches_its_time_limit_saves_and_is_requeued_under_its_own_n
     assert read_progress(series).attempt == 2
     assert study.job(series) == job
     assert f"requeueing job {job}" in study.run("logs", study.tasks()[series].run_dirs[0].name)
-    assert losses(study.root, study_fields) == undisturbed(tmp_path, study_fields)
+    assert losses(study.root, study_fields) == undisturbed(study_fields)

@@ -24,7 +24,7 @@ def test_two_ranks_go_on_from_what_four_ranks_on_two_nodes_saved(
     study = make(study_fields)
     study.submit()
     study.wait_until_over()
-    assert losses(study.root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-4)
+    assert losses(study.root, study_fields) == pytest.approx(undisturbed(study_fields), abs=1e-4)
 
     study_fields["grid"]["iterations"] = [10, 15, 20]  # the new one at step 12, from what was saved at step 8
     study_fields["resources"]["ranks"] = 2

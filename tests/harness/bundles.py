@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import zipfile
@@ -18,12 +17,6 @@ from tests.harness.journals import registered
 from tests.studies import Fields
 
 Members = dict[str, bytes]
-
-
-def with_iterations(fields: Fields, *iterations: int) -> Fields:
-    changed = copy.deepcopy(fields)
-    changed["grid"]["iterations"] = list(iterations)
-    return changed
 
 
 def exported(root: Root, fields: Fields, out: Path) -> Path:

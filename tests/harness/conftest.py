@@ -17,12 +17,12 @@ from harness.record.registry import ResolvedStudy
 from harness.record.root import Root, write_run, write_series
 from tests.conftest import Command, Write
 from tests.harness import tracked
-from tests.harness.bundles import exported, with_iterations
+from tests.harness.bundles import exported
 from tests.harness.fuzzing import Planted
 from tests.harness.journals import begin_series, registered
 from tests.harness.trainer import train
 from tests.programs import write_program
-from tests.studies import Fields, tiny_study
+from tests.studies import Fields, tiny_study, with_iterations
 
 Answering = Callable[..., None]
 PlanOf = Callable[..., Any]

@@ -12,17 +12,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from harness.common.validation import validate
-from harness.record.journal import read_progress
-from harness.record.registry import resolve
+from harness.record.journal import ProgressReader, read_progress
 from harness.record.root import Root
-from harness.record.status import StatusReader
-from harness.study.schema import Study
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Tracker
-from tests.harness.journals import read_events
+from tests.harness.journals import read_events, rows_of
 from tests.harness.trainer import losses, prepared
-from tests.studies import tiny_study
 from tests.waiting import PATIENCE
 
 EVAL_EVERY, CHECKPOINT_EVERY = 2, 3
@@ -30,34 +25,28 @@ Moment = Callable[[], bool]
 """Condition that is tried again and again while a worker trains; when it holds, the worker meets a fault."""
 
 
-def work(run_dirs: Sequence[str]) -> None:
+def work(run_dirs: Sequence[str], environment: dict[str, str]) -> None:
     """Do in a forked process what `python -m harness.train.worker` does."""
     from harness.train.worker import main
 
+    os.environ.update(environment)
     sys.exit(main(run_dirs))
 
 
-def start_worker(run_dirs: Sequence[Path]) -> BaseProcess:
+def start_worker(run_dirs: Sequence[Path], **environment: str) -> BaseProcess:
     """Start a worker, forked from a process that has made its imports."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.harness.preloaded"])
-    process = server.Process(target=work, args=([str(path) for path in run_dirs],))
+    process = server.Process(target=work, args=([str(path) for path in run_dirs], environment))
     process.start()
     return process
-
-
-def fault_study(corpus: Path, *iterations: int) -> dict[str, Any]:
-    """Return the tiny study with these lengths."""
-    fields = tiny_study(corpus)
-    fields["grid"]["iterations"] = list(iterations)
-    return fields
 
 
 class Story:
     """One study under one ROOT, from its first attempt to its last."""
 
     def __init__(self, root: Root, fields: dict[str, Any], **launch: Any) -> None:
-        self.root, self.fields = root, fields
+        self.root, self.fields, self._reader = root, fields, ProgressReader()
         settings = {"checkpoint_every": CHECKPOINT_EVERY, "eval_every": EVAL_EVERY, "keep_last": 2}
         ((_, self.runs),) = prepared(root, fields, **{**settings, **launch})
         self.run_dirs = [root.run(run.run_id) for run in self.runs]
@@ -76,18 +65,18 @@ class Story:
         process = start_worker(self.run_dirs)
         assert process.pid is not None
         deadline = time.monotonic() + PATIENCE
-        while process.is_alive():
-            if moment is not None and moment():
+        while moment is not None and process.is_alive():
+            if moment():
                 if deed is None:
                     process.kill()
-                    break
-                os.kill(process.pid, signal.SIGSTOP)
-                deed()
-                os.kill(process.pid, signal.SIGCONT)
+                else:
+                    os.kill(process.pid, signal.SIGSTOP)
+                    deed()
+                    os.kill(process.pid, signal.SIGCONT)
                 moment = None
             assert time.monotonic() < deadline, "waited in vain"
-            process.join(0.0005)
-        process.join()
+            process.join(0.002)
+        process.join(PATIENCE)
         return process.exitcode
 
     def finish(self) -> list[float]:
@@ -97,9 +86,9 @@ class Story:
 
     def mirror(self) -> None:
         """Mirror all journals, with a new tracker."""
-        points = resolve(validate(Study, self.fields, "t"), self.root, "t").points
-        rows = StatusReader(self.root, "tiny").read(points)
-        Tracker(default_uri(self.root), "tiny", self.root).mirror(rows, settle=True)
+        Tracker(default_uri(self.root), "tiny", self.root).mirror(
+            rows_of(self.root, self.fields), settle=True
+        )
 
     def log(self) -> str:
         """Return the last output of the newest worker."""
@@ -131,20 +120,20 @@ class Story:
 
     def while_evaluating(self) -> bool:
         """True while the trunk is being evaluated: its step is journalled, its held-out loss is not."""
-        told = read_progress(self.series)
+        told = self._reader.read(self.series)
         return told.step > 0 and told.step % EVAL_EVERY == 0 and told.step not in told.evals
 
     def at_step(self, step: int) -> Moment:
         """Return the moment at which all journals together hold so many training steps."""
-        return lambda: sum(len(read_progress(folder).steps) for folder in self.folders) >= step
+        return lambda: sum(len(self._reader.read(folder).steps) for folder in self.folders) >= step
 
     def after(self, seconds: float) -> Moment:
         """Return the moment so long after the next attempt has begun its journal."""
         begun: list[float] = []
-        before = read_progress(self.series).attempt
+        before = self._reader.read(self.series).attempt
 
         def passed() -> bool:
-            if not begun and read_progress(self.series).attempt > before:
+            if not begun and self._reader.read(self.series).attempt > before:
                 begun.append(time.monotonic())
             return bool(begun) and time.monotonic() - begun[0] > seconds
 

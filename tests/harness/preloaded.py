@@ -10,6 +10,9 @@ from ssmttm.compat import without_mlflow
 with without_mlflow():
     import deepspeed
 
+import harness.train.worker  # noqa: F401
+import ssmttm.model.music_lm  # noqa: F401
+
 assert deepspeed.ops.__compatible_ops__ is not None  # asks a compiler for each
 gc.collect()
 gc.freeze()  # objects that are never collected are never copied by a fork

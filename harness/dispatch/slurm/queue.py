@@ -128,7 +128,7 @@ def _from_squeue(line: str) -> JobView | None:
         name,
         state,
         said,
-        _seconds(elapsed),
+        seconds_of(elapsed),
         nodes,
         reason=reason if waits else None,
         explained=explain(reason) if waits else None,
@@ -146,9 +146,9 @@ def _from_sacct(line: str) -> JobView | None:
     return JobView(job_id, name, state, said.split()[0], float(elapsed or 0), nodes)
 
 
-def _seconds(elapsed: str) -> float:
-    """Return the seconds of squeue's [days-][hours:]minutes:seconds."""
-    days, _, clock = elapsed.rpartition("-")
+def seconds_of(time: str) -> float:
+    """Return the seconds of SLURM's [days-][hours:]minutes:seconds."""
+    days, _, clock = time.rpartition("-")
     total = 0.0
     for part in clock.split(":"):
         if not part.isdigit():  # INVALID, if a node's clock is wrong

@@ -7,7 +7,7 @@ imported when a model is built. Free of torch, because plans of a thousand model
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -63,8 +63,7 @@ class FlopConvention:
     """Operations of a training step over those of its forward pass (the backward pass costs two)."""
 
 
-@dataclass(frozen=True)
-class Pass:
+class Pass(NamedTuple):
     """A forward pass whose operations are counted per frame of a clip."""
 
     n_layers: float
@@ -86,8 +85,7 @@ class Pass:
         return self.text_positions / self.frames
 
 
-@dataclass(frozen=True)
-class Saved:
+class Saved(NamedTuple):
     """Floats that a layer holds in training, without those of the residual stream around it."""
 
     kept: float

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.record.root import Root
-from tests.harness.bundles import with_iterations
-from tests.studies import Fields
+from tests.studies import Fields, with_iterations
 
 
 @pytest.fixture

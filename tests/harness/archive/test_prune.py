@@ -13,21 +13,12 @@ from harness.archive.prune import Pruned
 from harness.archive.prune import prune as prune_study
 from harness.record import checkpoints
 from harness.record.control import Control
+from harness.record.journal import read_progress
 from harness.record.root import Root
 from tests.conftest import Command, Write, files_below, flip_a_byte
-from tests.harness.bundles import with_iterations
 from tests.harness.journals import registered
-from tests.harness.trainer import (
-    StopAfter,
-    losses,
-    prepared,
-    progress_of,
-    series_folder,
-    train,
-    trunk_steps,
-    undisturbed,
-)
-from tests.studies import Fields, tiny_study
+from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps, undisturbed
+from tests.studies import Fields, tiny_study, with_iterations
 
 
 @pytest.fixture
@@ -62,11 +53,6 @@ def trunk_tags(root: Root) -> list[int]:
     return [held.marker.step for held in checkpoints.marked(series_folder(root) / "checkpoints")]
 
 
-def assert_undisturbed(root: Root, fields: Fields) -> None:
-    """The losses are those of the same study trained in one go."""
-    assert losses(root, fields) == undisturbed(root.path.parent, fields)
-
-
 def test_of_a_finished_study_the_newest_trunk_checkpoint_and_the_weights_stay(
     trained: Root, fields: Fields
 ) -> None:
@@ -85,14 +71,6 @@ def test_of_a_finished_study_the_newest_trunk_checkpoint_and_the_weights_stay(
     assert prune(trained, fields).removed == []
 
 
-def test_a_dry_run_returns_the_same_and_removes_nothing(trained: Root, fields: Fields) -> None:
-    registered(trained, fields)
-    before = files_below(trained.path)
-    foreseen = prune(trained, fields, dry_run=True)
-    assert files_below(trained.path) == before
-    assert prune(trained, fields).removed == foreseen.removed != []
-
-
 def test_a_cancelled_run_keeps_its_branch_point_and_retry_goes_on_from_there(
     root: Root, fields: Fields
 ) -> None:
@@ -106,7 +84,7 @@ def test_a_cancelled_run_keeps_its_branch_point_and_retry_goes_on_from_there(
     control.append("retried", runs=[*ids.values()], attempts={})
     train(root, fields)
     assert trunk_steps(root) == [5, 6, 7, 8]
-    assert_undisturbed(root, fields)
+    assert losses(root, fields) == undisturbed(fields)
 
 
 def test_a_failed_run_goes_on_from_its_own_decay_checkpoint(root: Root, study_fields: Fields) -> None:
@@ -119,9 +97,9 @@ def test_a_failed_run_goes_on_from_its_own_decay_checkpoint(root: Root, study_fi
     step = own[0].step
     assert 16 < step < 20
     train(root, fields)
-    attempt = progress_of(root, fields)[1]
+    attempt = read_progress(root.run(own[0].owner.removeprefix("run ")))
     assert min(s for s, event in attempt.steps.items() if event["attempt"] == attempt.attempt) == step + 1
-    assert_undisturbed(root, fields)
+    assert losses(root, fields) == undisturbed(fields)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +112,7 @@ def test_after_pruning_an_extension_continues_the_trunk_and_a_length_between_sta
     prune(root, with_iterations(fields, *before))
     train(root, fields)
     assert trunk_steps(root) == list(steps)
-    assert_undisturbed(root, fields)
+    assert losses(root, fields) == undisturbed(fields)
 
 
 def test_checkpoints_that_another_study_needs_stay(trained: Root, fields: Fields) -> None:
@@ -162,7 +140,7 @@ def test_a_newer_checkpoint_that_is_damaged_replaces_none(trained: Root, fields:
     longer = with_iterations(fields, 5, 10, 20, 40)
     train(trained, longer)  # resumes from 8 and condemns 16
     assert trunk_steps(trained)[0] == 9
-    assert_undisturbed(trained, longer)
+    assert losses(trained, longer) == undisturbed(longer)
     prune(trained, longer)
     assert trunk_tags(trained) == [32]
     assert not list(folder.glob("*.damaged"))

@@ -201,7 +201,7 @@ def test_a_submission_ended_in_any_way_goes_on_where_it_was_to_the_losses_of_an_
     assert process.returncode == 0, out + err
     assert "\x1b" not in out  # no escape codes in a pipe
     assert re.search(r"\[4/4\] \w+ xs seed 0, \d+ iterations: loss", out)
-    assert losses(root, two_series) == undisturbed(tmp_path, two_series)
+    assert losses(root, two_series) == undisturbed(two_series)
     held_runs = mlflow_runs(root, "tiny")
     parents = [run for run in held_runs if run.data.tags["ssmscale.kind"] == "series"]
     children = [run for run in held_runs if run.data.tags["ssmscale.kind"] == "run"]

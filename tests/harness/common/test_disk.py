@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pickle
@@ -16,6 +15,7 @@ import pytest
 
 from harness.common.disk import SLACK, DiskFull, append_line, free_bytes, is_full, space_for, write_atomically
 from harness.dispatch.ray.cluster import make_token
+from tests.conftest import fill
 
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
@@ -65,12 +65,6 @@ def test_a_line_that_does_not_fit_leaves_the_file_as_it_was(disk: Path) -> None:
     assert path.read_bytes() == b"one\ntwo\n"
     os.close(descriptor)
     assert free_bytes(disk / "not" / "there") > 0
-
-
-def fill(disk: Path) -> None:
-    with (disk / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
 
 
 def test_rays_token_that_does_not_fit_is_a_full_disk(disk: Path) -> None:

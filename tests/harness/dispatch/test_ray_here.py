@@ -65,7 +65,7 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
     assert submission.returncode == 0, said
     assert "8 done" in said
 
-    assert losses(root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-6)
+    assert losses(root, study_fields) == pytest.approx(undisturbed(study_fields), abs=1e-6)
     starts = {
         folder: [event for event in read_events(folder) if event["event"] in {"started", "resumed"}]
         for folder in sorted((root.path / "series").glob("*"))

@@ -13,10 +13,10 @@ from harness.dispatch.slurm.queue import (
     STATES,
     _from_sacct,
     _from_squeue,
-    _seconds,
     explain,
     put_together,
     read_jobs,
+    seconds_of,
     state_of,
 )
 from harness.plan.cluster import Partition, Profile
@@ -80,7 +80,7 @@ def test_slurm_signals_a_packed_jobs_script_before_its_time_is_over(programs: Pa
     [("0:07", 7), ("3:20", 200), ("1:00:01", 3601), ("2-00:00:00", 172_800), ("INVALID", 0)],
 )
 def test_squeues_times_are_read(said: str, seconds: float) -> None:
-    assert _seconds(said) == seconds
+    assert seconds_of(said) == seconds
 
 
 @pytest.mark.parametrize("reason", ["Resources", "Nodes|down"], ids=["plain", "with-the-separator"])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from harness.record.root import Root
-from harness.record.scores import as_csv, evaluation_folder, evaluation_rows, keep_evaluation
+from harness.record.scores import as_csv, evaluation_rows, keep_evaluation
 from harness.record.status import RunState
-from ssmttm.errors import InputError
 from tests.harness.journals import registered, rows_of, write_finished
 from tests.harness.scores import SETTINGS, scored
 from tests.studies import Fields
@@ -40,13 +37,3 @@ def test_everything_that_changes_a_value_changes_the_settings() -> None:
     ]
     assert len({SETTINGS.digest, *(one.digest for one in changed)}) == 3
     assert changed[1].generation_digest == SETTINGS.generation_digest != changed[0].generation_digest
-
-
-def test_a_damaged_file_of_results_is_named(here: Root, study_fields: Fields) -> None:
-    resolved = registered(here, study_fields)
-    write_finished(here, resolved.points)
-    path = evaluation_folder(here, resolved.points[0].run.run_id) / "held-out.json"
-    path.parent.mkdir()
-    path.write_text('{"n_prompts": 4, "scores": {"ce": {"value": "low", "t": 1.0}}}')
-    with pytest.raises(InputError, match=r"held-out\.json: scores\.ce\.value"):
-        evaluation_rows(resolved)

@@ -18,7 +18,7 @@ from harness.record.root import read_run
 from tests.conftest import Command
 from tests.harness.bundles import members_of, rewritten
 from tests.harness.fuzzing import Case, Planted, damaged, dumped, hashes, mutations, refused, repeat, strictly
-from tests.harness.records import finish_all, lines_of
+from tests.harness.journals import finish_all, lines_of
 
 # -- checkpoints
 

@@ -30,8 +30,7 @@ from tests.harness.fuzzing import (
     repeat,
     strictly,
 )
-from tests.harness.journals import measured_at
-from tests.harness.records import ELSEWHERE, finish_all, lines_of, result_of, written
+from tests.harness.journals import ELSEWHERE, finish_all, lines_of, measured_at, result_of, written
 
 # -- journals
 

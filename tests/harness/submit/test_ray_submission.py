@@ -70,7 +70,7 @@ def test_a_study_is_handed_to_a_ray_cluster_once_and_told_of_until_it_is_done(
     wait_until(lambda: all(told.state == "finished" for told in progress_of(root, study_fields)))
     status = json.loads(command("status", "tiny", "--json").stdout)
     assert status["counts"] == {"done": 2}
-    assert losses(root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-6)
+    assert losses(root, study_fields) == pytest.approx(undisturbed(study_fields), abs=1e-6)
     (array,) = (root.study("tiny") / "arrays").glob("*.json")
     (started,) = [event for event in read_events(series_folder(root)) if event["event"] == "started"]
     assert (started["dispatcher"], started["job_id"]) == ("ray", array.stem)

@@ -91,13 +91,3 @@ def test_steps_and_seeds_differ(fields: Fields, tmp_path: Path, whole: dict[int,
     samples = [sample for held in whole.values() for sample in held]
     assert len({sample[3] for sample in samples}) > 5  # each sample's positions are masked in its own way
     assert {sample[4] for sample in samples} == {b"\0", b"\1"}
-
-
-def test_going_on_after_an_interruption_is_going_on(fields: Fields, tmp_path: Path) -> None:
-    straight = batches(fields, tmp_path, 1, 4, 0)
-    through = [in_global_order([straight], step) for step in range(12)]
-    resumed: list[list[Sample]] = []
-    for begin, end, layout in ((0, 5, (1, 4)), (3, 9, (2, 2)), (8, 12, (1, 16))):  # with steps repeated
-        drawn = [batches(fields, tmp_path, *layout, rank) for rank in range(layout[0])]
-        resumed[begin:end] = [in_global_order(drawn, step) for step in range(begin, end)]
-    assert resumed == through

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,12 +33,12 @@ def warnings(root: Root) -> list[str]:
 
 
 def test_the_micro_batch_of_the_attempt_before_stays_though_more_is_allowed(
-    interrupted: Root, study_fields: Fields, tmp_path: Path
+    interrupted: Root, study_fields: Fields
 ) -> None:
     train(interrupted, study_fields, micro_batch=8)
     assert (layout(interrupted)["micro_batch"], layout(interrupted)["kernels"]) == (2, "torch")
     assert warnings(interrupted) == []
-    assert losses(interrupted, study_fields) == undisturbed(tmp_path, study_fields, micro_batch=2)
+    assert losses(interrupted, study_fields) == undisturbed(study_fields, micro_batch=2)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,39 +12,25 @@ from harness.record import checkpoints
 from harness.record.journal import Event, Journal, read_progress
 from harness.record.root import Root
 from harness.study.run import Run
-from tests.harness import trainer
 from tests.harness.journals import read_events
-from tests.harness.trainer import StopAfter, losses, prepared, progress_of, series_folder, train, trunk_steps
-from tests.studies import Fields
-
-
-def with_iterations(fields: Fields, *iterations: int) -> Fields:
-    changed = copy.deepcopy(fields)
-    changed["grid"]["iterations"] = list(iterations)
-    return changed
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Fields], list[float]]:
-    """Return the losses of a study that is trained in one go, elsewhere; train each study once."""
-    known: dict[str, list[float]] = {}
-
-    def losses_of(fields: Fields) -> list[float]:
-        key = json.dumps(fields)
-        if key not in known:
-            known[key] = trainer.undisturbed(tmp_path_factory.mktemp("undisturbed"), fields)
-        return known[key]
-
-    return losses_of
+from tests.harness.trainer import (
+    StopAfter,
+    losses,
+    prepared,
+    progress_of,
+    series_folder,
+    train,
+    trunk_steps,
+    undisturbed,
+)
+from tests.studies import Fields, with_iterations
 
 
 def cancel(root: Root, *runs: Run) -> None:
     root.control("tiny").append("cancelled", runs=[run.run_id for run in runs])
 
 
-def test_a_run_on_a_shared_trunk_ends_where_it_ends_alone(
-    here: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
-) -> None:
+def test_a_run_on_a_shared_trunk_ends_where_it_ends_alone(here: Root, study_fields: Fields) -> None:
     fields = with_iterations(study_fields, 5, 10, 20)
     assert train(here, fields) == ["finished"]
     assert losses(here, fields)[-1:] == undisturbed(with_iterations(study_fields, 20))
@@ -70,7 +53,6 @@ def test_training_learns(here: Root, study_fields: Fields) -> None:
 def test_a_length_added_later_starts_from_the_newest_branch_point_before_it(
     here: Root,
     study_fields: Fields,
-    undisturbed: Callable[[Fields], list[float]],
     before: tuple[int, ...],
     trained: range,
 ) -> None:
@@ -91,8 +73,9 @@ def test_a_finished_study_does_nothing(here: Root, study_fields: Fields) -> None
 
 @pytest.mark.parametrize("asked", [1, 3, 6, 9, 12, 14])
 def test_a_run_preempted_anywhere_ends_as_if_it_were_not(
-    here: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]], asked: int
+    here: Root, study_fields: Fields, asked: int
 ) -> None:
+    study_fields["model"]["dropout"] = 0.3
     fields = with_iterations(study_fields, 10, 15)
     assert train(here, fields, StopAfter(asked)) == ["preempted"]
     assert train(here, fields) == ["finished"]
@@ -101,7 +84,7 @@ def test_a_run_preempted_anywhere_ends_as_if_it_were_not(
 
 @pytest.mark.verify
 def test_a_run_preempted_twice_at_every_pair_of_steps_ends_as_if_it_were_not(
-    tmp_path: Path, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
+    tmp_path: Path, study_fields: Fields
 ) -> None:
     fields = with_iterations(study_fields, 6, 10)
     for first in range(1, 11):
@@ -163,16 +146,6 @@ def test_cancelled_runs_stay_cancelled_when_their_trunk_diverges(here: Root, stu
     cancel(here, runs[1])
     train(here, study_fields)
     assert [progress.state for progress in progress_of(here, study_fields)] == [Event.FAILED, None]
-
-
-def test_dropout_and_caption_dropout_do_not_depend_on_interruptions(
-    here: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]]
-) -> None:
-    study_fields["model"]["dropout"] = 0.3
-    fields = with_iterations(study_fields, 10)
-    assert train(here, fields, StopAfter(5)) == ["preempted"]
-    train(here, fields)
-    assert losses(here, fields) == undisturbed(fields)
 
 
 def test_a_checkpoint_without_its_marker_is_not_resumed_from(here: Root, study_fields: Fields) -> None:
@@ -242,7 +215,7 @@ def test_without_a_stable_phase_every_run_trains_alone(
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_the_micro_batch_changes_rounding_and_nothing_else(
-    here: Root, study_fields: Fields, undisturbed: Callable[[Fields], list[float]], micro_batch: int
+    here: Root, study_fields: Fields, micro_batch: int
 ) -> None:
     fields = with_iterations(study_fields, 20)
     train(here, fields, micro_batch=micro_batch)
@@ -260,9 +233,8 @@ def test_bf16_autocast_trains_with_fp32_parameters(here: Root, study_fields: Fie
     assert losses(here, fields)[0] < 4.2
 
 
-def test_a_finished_run_reports_its_result(here: Root, study_fields: Fields) -> None:
-    train(here, study_fields)
-    result = progress_of(here, study_fields)[1].result
+def test_a_finished_run_reports_its_result(there: Path, study_fields: Fields) -> None:
+    result = progress_of(Root(there), study_fields)[1].result
     assert result is not None
     assert result["step"] == 10
     assert result["loss"] == pytest.approx(sum(result["loss_codebooks"]) / 2)

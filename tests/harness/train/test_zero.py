@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +10,12 @@ import pytest
 
 from harness.record.journal import read_progress
 from harness.record.root import Root
-from tests.conftest import REPOSITORY, tiny_study
+from tests.harness.faults import start_worker
 from tests.harness.trainer import prepared, train
-from tests.studies import Fields
+from tests.studies import Fields, tiny_study
 from tests.waiting import PATIENCE
 
-STEPS, SHORT = 20, 5
+STEPS, SHORT = 10, 5
 STAGES = (1, 2, 3)
 
 
@@ -60,7 +57,7 @@ def trained(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
             fields = fields_of(tiny_corpus, iterations)
             ((_, (run,)),) = prepared(root, fields, log_every=1, zero_stage=stage, **launch)
             run_dirs.append(root.run(run.run_id))
-    train_on_two_ranks(run_dirs)
+    train_on_two_ranks(run_dirs, folder)
     alone, fields = Root(folder / "alone"), fields_of(tiny_corpus, STEPS)
     train(alone, fields, log_every=1)
     return Trained(fields, training_losses(alone, fields), whole, begun)
@@ -93,18 +90,9 @@ def test_one_rank_resumes_the_checkpoint_of_two(trained: Trained, stage: int) ->
     assert training_losses(root, trained.fields) == pytest.approx(trained.one_rank, abs=1e-5)
 
 
-def train_on_two_ranks(run_dirs: Sequence[Path]) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"),
-            *("-m", "harness.train.worker", *map(str, run_dirs)),
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def train_on_two_ranks(run_dirs: Sequence[Path], folder: Path) -> None:
+    together = {"WORLD_SIZE": "2", "SSMSCALE_RENDEZVOUS": str(folder / "meeting")}
+    ranks = [start_worker(run_dirs, RANK=rank, LOCAL_RANK=rank, **together) for rank in ("0", "1")]
+    for rank in ranks:
+        rank.join(PATIENCE)
+    assert [rank.exitcode for rank in ranks] == [0, 0]

@@ -18,7 +18,7 @@ from ssmttm.codec.load import load_codec
 from ssmttm.codec.neural import NeuralCodec
 from ssmttm.compat import torchaudio_at_import
 from ssmttm.errors import InputError
-from tests.corpora import flip_last_bit
+from tests.conftest import flip_a_byte
 from tests.ssmttm.neural import HOP, RATE, fill_codebooks, noise, write_model
 
 Models = dict[str, Path]
@@ -163,7 +163,7 @@ def test_weights_with_the_names_of_older_files_are_the_same(
 def test_a_damaged_saved_codec_is_refused(codec_of: Any, tmp_path: Path) -> None:
     codec_of("dac").save(tmp_path)
     weights = tmp_path / "model.safetensors"
-    flip_last_bit(weights)
+    flip_a_byte(weights, -1)
     with pytest.raises(
         InputError, match=r"model\.safetensors: does not match the fingerprint in codec\.json"
     ):

@@ -68,8 +68,8 @@ def test_a_clips_embedding_does_not_depend_on_the_other_clips(clap: Clap) -> Non
 def test_clap_scores_the_cosine_of_each_clip_and_its_caption(clap: Clap) -> None:
     rows = clap.rows(tones(200, 900), RATE)
     captions = ["a low tone", "a high tone, " + "and a caption too long to be read whole " * 9]
-    scores = clap.score(rows, rows, captions, paired=True)
-    distance, score = clap.metrics(paired=True)
+    scores = clap.score(rows, rows, captions)
+    distance, score = clap.metrics
     audio, text = rows["embedding"], clap.text(captions)
     cosines = [a @ t / np.linalg.norm(a) / np.linalg.norm(t) for a, t in zip(audio, text, strict=True)]
     assert scores.values[score] == pytest.approx(np.mean(cosines))
@@ -80,7 +80,7 @@ def test_clap_scores_the_cosine_of_each_clip_and_its_caption(clap: Clap) -> None
 def test_a_metric_is_named_after_the_content_of_its_models_files(judges: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(judges / "clap", tmp_path / "moved")
     other = write_tiny_clap(tmp_path / "other", seed=1)
-    names = [Clap(str(folder), tmp_path).metrics(paired=True) for folder in (judges / "clap", moved, other)]
+    names = [Clap(str(folder), tmp_path).metrics for folder in (judges / "clap", moved, other)]
     assert names[0] == names[1] != names[2]
     assert [name.split("-")[0] for name in names[0]] == ["fd_clap", "clap_score"]
 
@@ -97,11 +97,10 @@ def test_a_missing_or_wrong_model_is_explained(judges: Path, tmp_path: Path) -> 
 
 def test_a_tagger_diverges_for_different_clips_and_not_for_the_same(tagger: AstTagger) -> None:
     one, other = tagger.rows(tones(200, 500), RATE), tagger.rows(tones(2000, 5000, seconds=1.5), RATE)
-    (name,) = tagger.metrics(paired=True)
+    (name,) = tagger.metrics
     assert one["logits"].shape == (2, 5)
-    assert tagger.score(one, one, ["a", "b"], paired=True).values[name] == pytest.approx(0, abs=1e-4)
-    assert tagger.score(one, other, ["a", "b"], paired=True).values[name] > 1e-3
-    assert tagger.metrics(paired=False) == ()
+    assert tagger.score(one, one, ["a", "b"]).values[name] == pytest.approx(0, abs=1e-4)
+    assert tagger.score(one, other, ["a", "b"]).values[name] > 1e-3
 
 
 def test_the_divergence_is_that_of_the_pairs_softmax() -> None:
@@ -115,12 +114,12 @@ def test_the_divergence_is_that_of_the_pairs_softmax() -> None:
 def test_the_mel_proxy_is_the_distance_over_all_frames_of_all_clips() -> None:
     proxy = MelProxy(RATE)
     one, other = tones(200, 900, 1500), tones(300, 2500, seconds=1.1)
-    (name,) = proxy.metrics(paired=False)
-    found = proxy.score(proxy.rows(one, RATE), proxy.rows(other, RATE), [], paired=False).values[name]
+    (name,) = proxy.metrics
+    found = proxy.score(proxy.rows(one, RATE), proxy.rows(other, RATE), []).values[name]
     frames = [Moments.of(np.concatenate([proxy.mel(clip) for clip in clips])) for clips in (one, other)]
     assert found == pytest.approx(frechet_distance(*frames), rel=1e-4)
     assert name.startswith("fd_mel_proxy-")
-    assert MelProxy(24000).metrics(paired=False) != (name,)
+    assert MelProxy(24000).metrics != (name,)
 
 
 def test_rows_are_read_in_order_whichever_store_wrote_them(tmp_path: Path) -> None:

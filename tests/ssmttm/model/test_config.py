@@ -12,14 +12,6 @@ def config(architecture="cross_simba", **changes):
     return ModelConfig(**(fields | changes))
 
 
-def test_defaults_are_the_papers():
-    model = config()
-    assert (model.d_state, model.d_conv, model.expand) == (512, 4, 2)
-    assert (model.ssm_head_dim, model.head_dim) == (64, 64)
-    assert (model.ff_mult, model.dropout, model.n_groups) == (2, 0.3, 1)
-    assert (model.vocabulary, model.special) == (1025, 1024)
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -59,8 +51,3 @@ def test_values_out_of_range_and_unknown_keys_are_refused(changes):
 def test_text_needs_whole_half_patches():
     with pytest.raises(ValidationError, match="patch 7 is odd"):
         TextConfig(dim=8, patch=7)
-
-
-def test_a_configuration_survives_json():
-    model = config(n_codebooks=4, text=TextConfig(encoder="frozen", dim=768, max_positions=128))
-    assert ModelConfig.model_validate_json(model.model_dump_json()) == model
