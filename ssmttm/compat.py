@@ -4,19 +4,14 @@ torchaudio's wheel is built against CUDA. Beside a CPU build of torch its import
 only probes for it, then fails to import its models. The encodec package imports it for resampling.
 
 DeepSpeed imports the whole of an installed MLflow for its own tuner, which this project does not use.
-
-torch's optimisers import its compiler, torch._dynamo, only to tell it that it must not compile them. That takes 1.5 s
-of a core, a third of a worker's start.
 """
 
 import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
 
 
 def tame_torchaudio() -> None:
@@ -59,32 +54,6 @@ def without_mlflow() -> AbstractContextManager[None]:
     time of a worker's start.
     """
     return nullcontext() if "mlflow" in sys.modules else module_at_import("mlflow", None)
-
-
-class _Dynamo(ModuleType):
-    """torch._dynamo in a process that compiles nothing; asked for more, it makes way for the real one."""
-
-    @staticmethod
-    def disable(function: Any = None, *_: Any, **_options: Any) -> Any:
-        """Return the function, or a decorator that returns it."""
-        return (lambda decorated: decorated) if function is None else function
-
-    @staticmethod
-    def graph_break() -> None:
-        """Do nothing, as outside of a compiled function."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the real module; tools that look through all modules get none."""
-        if name.startswith("__") and name != "__path__":
-            raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(import_module(self.__name__), name)
-
-
-def without_dynamo() -> None:
-    """Make `import torch._dynamo` cheap until something is compiled; call it after joining a process group."""
-    sys.modules.setdefault("torch._dynamo", _Dynamo("torch._dynamo"))
 
 
 def keep_freed_memory() -> bool:

@@ -49,12 +49,8 @@ settings.load_profile("steady")
 
 REPOSITORY = Path(__file__).parent.parent
 
-# Tests start a hundred processes. Where no bytecode is written, each compiles torch, DeepSpeed and MLflow again, which
-# takes longer than all else.
-BYTECODE = REPOSITORY / ".pytest_cache" / "bytecode"
+# Tests start a hundred processes. Where no bytecode is written, each compiles all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(BYTECODE)
-sys.dont_write_bytecode = False
 # Several workers share the cores, and threads of OpenBLAS that wait for one take the time of the others: seven times as
 # long for the products of a codec.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -86,7 +86,7 @@ def initialise_ranks(threads: int) -> Ranks:
     """
     import torch
 
-    from ssmttm.compat import keep_freed_memory, without_dynamo, without_mlflow
+    from ssmttm.compat import keep_freed_memory, without_mlflow
 
     on_cuda = torch.cuda.is_available()
     backend = "nccl" if on_cuda else "gloo"
@@ -106,7 +106,6 @@ def initialise_ranks(threads: int) -> Ranks:
             torch.cuda.set_per_process_memory_fraction(float(share))
     if not torch.distributed.is_initialized():
         _join(rank, world, backend)
-        without_dynamo()
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     with without_mlflow():

@@ -31,19 +31,21 @@ def ssd_scan(
     D: Tensor,
     *,
     chunk_size: int | None = None,
+    initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return outputs (batch, length, heads, head_dim) and the final state (batch, heads, d_state, head_dim).
 
     x: (batch, length, heads, head_dim). dt: (batch, length, heads), step sizes of 0 or more; a step of size 0 leaves
-    the state unchanged. A: (heads,), negative. B, C: (batch, length, groups, d_state). D: (heads,). PyTorch computes
-    the scan in float32 for all types of inputs; a kernel multiplies in the type of x, TF32 for float32, and adds in
-    float32. chunk_size changes speed and floating-point order only.
+    the state unchanged. A: (heads,), negative. B, C: (batch, length, groups, d_state). D: (heads,). initial_state: as
+    the final state; None for zeros. PyTorch computes the scan in float32 for all types of inputs; a kernel multiplies
+    in the type of x, TF32 for float32, and adds in float32. chunk_size changes speed and floating-point order only.
     """
     kernel = kernels.kernels_for(x).scan
     if kernel is not None:
         y, state = kernel(
             *(x, dt.float(), A.float(), B, C, chunk_size or kernels.CHUNK),
             D=D.float(),
+            initial_states=None if initial_state is None else initial_state.float().mT.contiguous(),
             return_final_states=True,
         )
         return y, state.mT  # the kernel's states are (batch, heads, head_dim, d_state)
@@ -58,23 +60,26 @@ def ssd_scan(
             t = F.pad(t, (0, 0) * (t.dim() - 2) + (0, padding))
         return t.reshape(batch * chunks, chunk, *t.shape[2:])
 
+    if initial_state is None:
+        initial_state = x.new_zeros(batch, heads, B.shape[-1], width)
     with torch.autocast(x.device.type, enabled=False):
         y, state = _ChunkedScan.apply(  # type: ignore[no-untyped-call]
-            *(chunked(x), chunked(dt), A.float(), chunked(B), chunked(C), D.float(), batch)
+            *(chunked(x), chunked(dt), A.float(), chunked(B), chunked(C), D.float(), initial_state.float())
         )
     y = y.reshape(batch, chunks * chunk, heads, width)
     return (y[:, :length] if padding else y).to(x.dtype), state
 
 
 class _ChunkedScan(torch.autograd.Function):
-    """The scan of chunked inputs: x (z, q, h, p), dt (z, q, h), B, C (z, q, g, n)."""
+    """The scan of chunked inputs: x (z, q, h, p), dt (z, q, h), B, C (z, q, g, n), state (batch, h, n, p)."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, batch: int
+        ctx: Any, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         z, q, h, p = x.shape
         g, n = B.shape[2:]
+        batch = state.shape[0]
         Bg, Cg = _by_group(B, g), _by_group(C, g)  # (zg, q, n)
         decay = (dt * A).cumsum(1)  # (z, q, h): log of the decay since the chunk began
         from_start, to_end = decay.exp(), (decay[:, -1:] - decay).exp_()
@@ -95,7 +100,7 @@ class _ChunkedScan(torch.autograd.Function):
         added = torch.bmm(Bg.mT, x_end).view(batch, -1, g, n, h // g, p)
         through = from_start[:, -1].reshape(batch, -1, g, 1, h // g, 1)
         entering = torch.empty_like(added)
-        entering[:, 0] = 0.0
+        entering[:, 0] = state.view(batch, g, -1, n, p).transpose(2, 3)
         for c in range(1, added.shape[1]):
             torch.addcmul(added[:, c - 1], entering[:, c - 1], through[:, c - 1], out=entering[:, c])
         final = torch.addcmul(added[:, -1], entering[:, -1], through[:, -1])
@@ -130,6 +135,8 @@ class _ChunkedScan(torch.autograd.Function):
             d_leaving[:, -1] = d_final.view(batch, g, -1, n, p).transpose(2, 3)
             for c in range(d_entering.shape[1] - 1, 0, -1):
                 torch.addcmul(d_entering[:, c], d_leaving[:, c], through[:, c], out=d_leaving[:, c - 1])
+            d_state = torch.addcmul(d_entering[:, 0], d_leaving[:, 0], through[:, 0])
+            d_state = d_state.transpose(2, 3).reshape(batch, h, n, p)
             d_leaving = d_leaving.view(z * g, n, -1)
 
             # Through the weights of a chunk.
@@ -162,7 +169,7 @@ class _ChunkedScan(torch.autograd.Function):
             dD = (dy * x).sum((0, 1, 3))
             dx = dxdt.mul_(dt[..., None]).addcmul_(dy, D[:, None])
         to_input = (z, q, g, n)
-        return dx, d_dt, dA, _by_position(dB, to_input), _by_position(dC, to_input), dD, None
+        return dx, d_dt, dA, _by_position(dB, to_input), _by_position(dC, to_input), dD, d_state
 
 
 def _by_group(t: Tensor, groups: int) -> Tensor:

@@ -193,7 +193,7 @@ def test_a_run_leaves_as_much_on_disk_as_planned_and_has_one_loss_on_any_number_
     else:
         submitted = ssmscale("submit", study, "--on", "local")
         assert submitted.status == 0, submitted.err
-        assert losses(root, study_fields) == pytest.approx(undisturbed(tmp_path, study_fields), abs=1e-4)
+        assert losses(root, study_fields) == pytest.approx(undisturbed(study_fields), abs=1e-4)
         layout = (read_progress(series_folder(root)).started or {})["layout"]
         assert (layout["ranks"], layout["zero_stage"]) == (ranks, stage)
     assert planned["totals"]["disk_gib"] * 2**30 == pytest.approx(bytes_below(root), rel=0.05)

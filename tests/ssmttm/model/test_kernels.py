@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ssmttm.errors import InputError
 from ssmttm.model import kernels
 from ssmttm.model.architecture import ARCHITECTURES
 from ssmttm.model.conv import causal_conv_silu
@@ -52,7 +53,7 @@ def test_the_scan_agrees_in_outputs_states_and_gradients(all_kernels, shape):
 
     def run(which):
         with using(which):
-            got = ssd_scan(*arguments, chunk_size=chunk)
+            got = ssd_scan(*arguments[:-1], chunk_size=chunk, initial_state=arguments[-1])
             torch.manual_seed(1)
             upstream = [torch.randn(tensor.shape).to(device) for tensor in got]
             return dict(enumerate([*got, *torch.autograd.grad(got, arguments, upstream)]))
@@ -123,6 +124,29 @@ def test_a_model_agrees_in_its_loss_and_gradients(all_kernels, architecture, hal
     assert_near(gradients, expected_gradients, 10 * within)
 
 
+@pytest.fixture
+def unchosen():
+    """Forget the choice of the process before and after the test."""
+    kernels.chosen.cache_clear()
+    yield
+    kernels.chosen.cache_clear()
+
+
+def test_without_a_gpu_pytorch_computes_mixers_with_a_reason(monkeypatch, unchosen):
+    monkeypatch.delenv("SSMSCALE_KERNELS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernels.chosen() == Kernels(name="torch", reason="no CUDA device")
+
+
+def test_the_choice_can_be_kept_to_pytorch(monkeypatch, unchosen):
+    monkeypatch.setenv("SSMSCALE_KERNELS", "torch")
+    assert kernels.chosen() == Kernels(reason="SSMSCALE_KERNELS is torch")
+    kernels.chosen.cache_clear()
+    monkeypatch.setenv("SSMSCALE_KERNELS", "fast")
+    with pytest.raises(InputError, match="SSMSCALE_KERNELS: 'fast': must be torch"):
+        kernels.chosen()
+
+
 def test_a_missing_package_is_named():
     if kernels.load("cuda").scan is not None:
         pytest.skip("mamba-ssm is installed")
@@ -147,7 +171,7 @@ def test_without_any_compiled_part_the_scan_is_found_and_the_convolution_missed(
 
 def test_tensors_of_another_device_are_left_to_pytorch():
     with using(Kernels(name="other", device="cuda", scan=lambda *_, **__: pytest.fail("called"))):
-        y, _ = ssd_scan(*inputs(1, 5, 2, 4, 1, 3))
+        y, _ = ssd_scan(*inputs(1, 5, 2, 4, 1, 3)[:-1])
     assert y.shape == (1, 5, 2, 4)
 
 
