@@ -97,6 +97,11 @@ def last_line(path: Path) -> str:
     return "nothing"
 
 
+def describe_end(path: Path) -> str:
+    """Describe how a log ends."""
+    return f"{path} ends: {last_line(path)}"
+
+
 def end_at_once(status: int) -> NoReturn:
     """Run the exit handlers and end this process, without the 2 s it takes to free what torch and DeepSpeed hold."""
     atexit._run_exitfuncs()
@@ -144,6 +149,20 @@ class PipeReader:
 def log_to_stderr() -> None:
     """Log to standard error, each line with its time."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+
+
+@contextlib.contextmanager
+def ignoring(*numbers: signal.Signals) -> Iterator[None]:
+    """Ignore signals during the block; in another thread than the main one, which they do not reach, do nothing."""
+    try:
+        previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+    except ValueError:
+        previous = []
+    try:
+        yield
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
 
 
 def stop_when_parent_ends(number: signal.Signals = signal.SIGTERM) -> None:

@@ -11,13 +11,14 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 from harness.common.process import PipeReader
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED
 
 GRACE_SECONDS = 60.0
 """Time a worker has for its last step and its checkpoint after it is asked to stop."""
@@ -125,3 +126,10 @@ def state_of(outcome: str) -> JobState:
     """Return the state of the job whose worker replied with this outcome."""
     known = {"busy": JobState.BUSY, "preempted": JobState.PREEMPTED, "no_space": JobState.NO_SPACE}
     return known.get(outcome, JobState.ENDED)
+
+
+def state_at_end(statuses: Collection[int | None]) -> JobState:
+    """Return the state of a job whose ranks ended with these exit statuses before they replied."""
+    if EXIT_NO_SPACE in statuses:
+        return JobState.NO_SPACE
+    return JobState.PREEMPTED if EXIT_PREEMPTED in statuses else JobState.LOST

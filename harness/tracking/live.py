@@ -61,14 +61,13 @@ class Rounds:
         uri: str,
         study_name: str,
         root: Root,
-        every_seconds: float = EVERY_SECONDS,
         tags_of: Tags = lambda _: {},
         *,
         with_study: bool = True,
     ) -> None:
         self._uri, self._arguments = redact(uri), (uri, study_name, root, tags_of)
-        self._study_name, self._every, self._with_study = study_name, every_seconds, with_study
-        self.pause = every_seconds
+        self._study_name, self._with_study = study_name, with_study
+        self.pause = EVERY_SECONDS
         """Seconds before the next round: more after each failure."""
         self.problem: str | None = None
         """Error of the newest round, if any."""
@@ -88,7 +87,7 @@ class Rounds:
                 log.warning("%s", note)
             if self.problem is not None:
                 log.info("MLflow answers again and has everything")
-            self.problem, self.pause = None, self._every
+            self.problem, self.pause = None, EVERY_SECONDS
         except Exception as error:  # training goes on without its tracker
             if self.problem is None:
                 log.warning("MLflow at %s: %s; the journals keep everything", self._uri, first_line(error))

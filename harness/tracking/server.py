@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from harness.common.process import stop_when_parent_ends
+from harness.common.process import ignoring, stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.auth import Credentials
 from harness.tracking.store import SQLITE, default_uri, prepare_database, redact
@@ -114,9 +114,7 @@ def stay(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Ask the server to end, wait for its open requests, then kill what is left of its session."""
-    # A second Ctrl-C must not leave orphans.
-    previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
+    with ignoring(signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave orphans
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -124,9 +122,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its session holds no other process
         process.wait()
-    finally:
-        for number, handler in previous:
-            signal.signal(number, handler)
 
 
 def describe(server: Server, study: str, *, show_password: bool) -> dict[str, object]:

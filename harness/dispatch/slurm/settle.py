@@ -70,15 +70,6 @@ class Ending(Enum):
 
 
 @dataclass(frozen=True)
-class Crash:
-    """The reason of a start that ended without progress, for control.jsonl and for the journals."""
-
-    reason: str
-    why: str
-    """Reason that its Runs' journals give if it was the last of several; the job's number is put before it."""
-
-
-@dataclass(frozen=True)
 class JobStart:
     """One start of a SLURM job and the tasks it trains."""
 
@@ -111,8 +102,12 @@ class JobStart:
         done = sum(read_progress(folder).state == Event.FINISHED for folder in self.run_dirs)
         return f"{done} finished, checkpoints {hashlib.sha256('|'.join(places).encode()).hexdigest()[:12]}"
 
-    def settle(self, ending: Ending, before: str, crash: Callable[[], Crash]) -> int:
-        """Requeue the job or let it end; returns its exit status. `before` is its `place` when it started."""
+    def settle(self, ending: Ending, before: str, may_start_again: Callable[[], bool]) -> int:
+        """Requeue the job or let it end; returns its exit status.
+
+        `before` is its `place` when it started. `may_start_again` is called if it made no progress since, and calls
+        the method of this name with the reason.
+        """
         if not (left := self.unfinished()):
             states = [read_progress(folder).state for folder in self.run_dirs]
             return 1 if Event.FAILED in states else 0
@@ -143,21 +138,24 @@ class JobStart:
         is_in_vain = ending is Ending.CRASHED or (
             ending is Ending.OUT_OF_TIME and not is_preempted and self.place() == before
         )
-        if is_in_vain and not self.may_start_again(crash()):
+        if is_in_vain and not may_start_again():
             return 1
         log.info("requeueing job %s", self.job_id)
         patiently("scontrol", "requeue", self.job_id)
         return EXIT_PREEMPTED
 
-    def may_start_again(self, crash: Crash) -> bool:
-        """Record a start without progress; after several in a row fail the unfinished Runs and return False."""
+    def may_start_again(self, reason: str, last: str) -> bool:
+        """Record a start without progress; after several in a row fail the unfinished Runs and return False.
+
+        Their journals then say that the job's last start `last`; `reason` is for control.jsonl.
+        """
         left, now = self.unfinished(), self.place()
         names = [folder.name for folder in left]
-        self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=crash.reason)
+        self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=reason)
         if not left or count_crashes(self.control, left, now) < MOST_ATTEMPTS:
             return True
         for task in self.tasks:
-            task.give_up(task.left(self.control), f"its job {self.job_id} {crash.why}")
+            task.give_up(task.left(self.control), f"its job {self.job_id} {last}")
         return False
 
 

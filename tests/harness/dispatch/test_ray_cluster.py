@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.dispatch.ray.cluster import read_address
+from harness.dispatch.ray.cluster import RayAddress
 from harness.dispatch.ray.host import LOOPBACK, RayDown, address_towards, offered_gpus, temporary_folder
+from harness.record.root import read_model_if_there
 from tests.harness.rays import Driver, Here
 from tests.waiting import PATIENCE, wait_until
 
@@ -69,7 +70,7 @@ def test_a_driver_with_the_token_of_another_ray_is_refused(rays: tuple[Here, Her
 
 def test_the_dashboard_is_on_the_loopback_at_the_address_in_ray_json(rays: tuple[Here, Here]) -> None:
     first, second = rays
-    told = read_address(first.folder / "ray.json")
+    told = read_model_if_there(first.folder / "ray.json", RayAddress)
     assert told == first.address
     assert told.dashboard is not None
     port = told.dashboard.rpartition(":")[2]
@@ -93,7 +94,7 @@ def test_ctrl_c_ends_one_ray_and_leaves_the_other_working(
     assert first.raylets()
     assert first.interrupt() == "stopped\n"
     wait_until(first.is_gone)
-    assert read_address(first.folder / "ray.json") is None
+    assert read_model_if_there(first.folder / "ray.json", RayAddress) is None
     assert not first.address.token_file.exists()
     assert drivers[1].devices(share=0.5) == [second.devices[0]] * 2
 

@@ -33,8 +33,9 @@ def test_an_unreachable_tracker_costs_one_warning_and_nothing_else(
     study: tracked.Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(live, "LAST_PAUSE", 0.0)
+    monkeypatch.setattr(live, "EVERY_SECONDS", 0.01)
     write_finished(study.root, study.points)
-    thread = MirrorThread("http://127.0.0.1:9", "tiny", study.root, every_seconds=0.01)
+    thread = MirrorThread("http://127.0.0.1:9", "tiny", study.root)
     thread.start()
     thread.finish(rows_of(study.root, study.fields))
     assert thread.problem is not None
@@ -43,12 +44,16 @@ def test_an_unreachable_tracker_costs_one_warning_and_nothing_else(
 
 
 def test_a_tracker_that_comes_back_gets_what_it_missed(
-    study: tracked.Study, trunk: Journal, caplog: pytest.LogCaptureFixture
+    study: tracked.Study,
+    trunk: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(live, "EVERY_SECONDS", 0.01)
     database = study.root.path / "mlflow.db"
     content = database.read_bytes()
     database.write_bytes(b"this is no database" * 100)
-    thread = MirrorThread(default_uri(study.root), "tiny", study.root, every_seconds=0.01)
+    thread = MirrorThread(default_uri(study.root), "tiny", study.root)
     thread.show(rows_of(study.root, study.fields))
     thread.start()
     wait_until(lambda: thread.problem)
