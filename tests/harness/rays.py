@@ -31,6 +31,16 @@ try:
 except KeyboardInterrupt:
     print("stopped", flush=True)
 """
+WITHOUT_MLFLOW = "import sys; sys.modules['mlflow'] = None\n"
+WITHOUT_DASHBOARD = """\
+from functools import partial
+from harness.cli.app import main
+from harness.dispatch.ray import here
+
+here.ray_here = partial(here.ray_here, dashboard=False)
+main()
+"""
+"""The command, with `--on ray` on a Ray without a dashboard, which is ten processes more."""
 SAVER = """\
 import signal, sys, time
 from pathlib import Path

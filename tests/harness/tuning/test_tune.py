@@ -18,19 +18,20 @@ from harness.record.root import Root
 from harness.tracking.store import default_uri
 from harness.tuning.storage import in_control
 from tests.conftest import Answer, Command
+from tests.harness.rays import WITHOUT_DASHBOARD
 from tests.harness.tracked import mlflow_runs
 from tests.harness.tuner import Fields
 from tests.studies import tiny_study
 from tests.waiting import PATIENCE, wait_until
 
-TRIALS = 3
+TRIALS = 2
 
 
 def tune_fields(corpus: Path) -> Fields:
     """A study that leaves its rate to tuning at one size of two, trained by one worker."""
     fields = tiny_study(corpus)
     fields["grid"] |= {
-        "iterations": [10],
+        "iterations": [5],
         "sizes": {"xs": {"n_blocks": 1, "d_model": 16}, "s": {"n_blocks": 1, "d_model": 24}},
     }
     fields["training"]["optimiser"]["lr"] = "tuned"
@@ -45,7 +46,7 @@ def tune_fields(corpus: Path) -> Fields:
 
 
 def tune(folder: Path, on: str, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "harness", "tune", "study.yaml", "--on", on, *options]
+    command = [sys.executable, "-c", WITHOUT_DASHBOARD, "tune", "study.yaml", "--on", on, *options]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -58,7 +59,7 @@ def journals_of(runs: set[Path]) -> dict[Path, bytes]:
 
 
 class Story(NamedTuple):
-    """A tuning that was killed after two trials, and restarted on a Ray of its own."""
+    """A tuning that was killed after a trial, and restarted on a Ray of its own."""
 
     root: Root
     before: dict[Path, bytes]
@@ -74,7 +75,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_sto
     (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
     first = tune(folder, "local")
     try:
-        wait_until(lambda: len(finished_runs(root)) >= 2, on=first)
+        wait_until(lambda: finished_runs(root), on=first)
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
@@ -94,7 +95,7 @@ def test_tuning_ends_with_a_result_of_every_trial_and_the_rates_kept(story: Stor
 
 
 def test_killed_and_restarted_it_repeats_no_finished_trial(story: Story) -> None:
-    assert len(story.before) >= 2
+    assert story.before
     assert {path: path.read_bytes() for path in story.before} == story.before
     assert journals_of({path.parent.parent for path in story.before}) == story.before
     runs = [*story.root.path.glob("runs/*/run.json")]
