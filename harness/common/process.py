@@ -14,9 +14,10 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -124,6 +125,17 @@ def sent_to(file: Path) -> Iterator[None]:
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)
+
+
+def start_logged(command: Sequence[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, with an empty input, and append its output to a log.
+
+    `more` are parameters of Popen, which take precedence.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    with log.open("ab") as output:
+        return subprocess.Popen(command, **(usual | {"stdout": output, "stderr": output} | more))
 
 
 class PipeReader:

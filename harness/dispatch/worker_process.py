@@ -13,9 +13,8 @@ import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
-from harness.common.process import PipeReader
+from harness.common.process import PipeReader, start_logged
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED
@@ -48,8 +47,7 @@ class RankProcess:
     def __init__(self, environment: Mapping[str, str], log: Path, server: str | None = None) -> None:
         """Start it, forked by the rank server at the address `server` if there is one."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self._process = _start({**os.environ, **environment}, output, server)
+        self._process = _start({**os.environ, **environment}, log, server)
         assert self._process.stdout is not None
         self._pipe = PipeReader(self._process.stdout.fileno())
         self.is_ready = False
@@ -106,20 +104,12 @@ class RankProcess:
             self._process.wait()
 
 
-def _start(environment: Mapping[str, str], log: IO[bytes], server: str | None) -> _Process:
+def _start(environment: Mapping[str, str], log: Path, server: str | None) -> _Process:
     if server is not None:
-        with contextlib.suppress(
-            OSError
-        ):  # the server has ended: a plain process starts more slowly, and serves
+        with contextlib.suppress(OSError):  # it has ended: a plain process starts more slowly, and serves
             return ForkedRank(server, environment, log)
-    return subprocess.Popen(
-        PLAIN,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env=environment,
-        start_new_session=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return start_logged(PLAIN, log, env=environment, **pipes)
 
 
 def state_of(outcome: str) -> JobState:

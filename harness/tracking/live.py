@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness.common.process import start_logged
 from harness.common.validation import first_line
 from harness.record.root import Launch, Root, read_launch
 from harness.record.status import RunState, RunStatus, StatusReader
@@ -161,16 +162,8 @@ def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     log_file = root.series(series_id) / "logs" / "mirror.log"
     try:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log_file.open("ab") as file:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # unlike a signal, its end cannot come before the sidecar is ready
-                stdout=file,
-                stderr=file,
-                env=environment,
-                start_new_session=True,
-            )
+        # Unlike a signal, the end of its input cannot come before the sidecar is ready.
+        return start_logged(command, log_file, env=environment, stdin=subprocess.PIPE)
     except OSError as error:  # no process or disk space left: training goes on
         log.warning("series %s is not mirrored while it trains: %s", series_id, error)
         return None

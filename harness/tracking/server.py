@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from harness.common.process import ignoring, stop_when_parent_ends
+from harness.common.process import ignoring, start_logged, stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.auth import Credentials
 from harness.tracking.store import SQLITE, default_uri, prepare_database, redact
@@ -87,17 +87,13 @@ def serving(
         uri = prepare_database(uri, where)
         credentials = None if is_loopback(host) else Credentials(root.path / "serve")
         server = Server(root, uri, host, port, tuple(allowed), log, credentials)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            begin = file.tell()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
-                env=_environment(server),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server
-            )
+        begin = log.stat().st_size if log.exists() else 0
+        process = start_logged(
+            # Ctrl-C reaches this process alone, which then ends the server.
+            [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
+            log,
+            env=_environment(server),
+        )
         try:
             _wait_until_it_answers(server, process, begin)
             yield server, process

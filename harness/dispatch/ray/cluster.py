@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
-from harness.common.process import PipeReader, describe_end, ignoring
+from harness.common.process import PipeReader, describe_end, ignoring, start_logged
 from harness.dispatch.ray.host import LOOPBACK, RayDown
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.plan.cluster import Cluster
@@ -135,15 +135,9 @@ class RayNodes:
         make_folder(plan.log_dir)
         self.log = plan.log_dir / "ray.log"
         agent = [sys.executable, "-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json()]
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [*command, *agent],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                env=environment,
-                start_new_session=True,  # keeps Ctrl-C from the agents, which this process ends in order
-            )
+        # In its own session: Ctrl-C does not reach the agents, which this process ends in order.
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = start_logged([*command, *agent], self.log, env=environment, **pipes)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout

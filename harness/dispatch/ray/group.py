@@ -142,6 +142,8 @@ class RankGroup:
 
     def poll(self) -> tuple[Handle, JobState] | None:
         """Return the job that ended since the last call, and its state."""
+        from ray.util.placement_group import placement_group_table
+
         self._listen()
         if self.is_leaving:
             if all(rank.is_gone for rank in self._ranks) or time.monotonic() > self._until:
@@ -151,7 +153,8 @@ class RankGroup:
             if all(rank.placement is not None for rank in self._ranks):
                 self._start()
             elif any(rank.is_gone for rank in self._ranks) or time.monotonic() - self.began > PLACE_SECONDS:
-                self._is_unplaced = not self._is_placed()
+                # Created groups count as placed, even if actors in them died.
+                self._is_unplaced = placement_group_table(self._placement_group)["state"] != "CREATED"
                 self.let_go(0.0)
         else:
             if not self.is_ready and all(rank.is_ready for rank in self._ranks):
@@ -167,12 +170,6 @@ class RankGroup:
     def _give_back(self, state: JobState) -> tuple[Handle, JobState] | None:
         handle, self.handle = self.handle, None
         return None if handle is None else (handle, state)
-
-    def _is_placed(self) -> bool:
-        """Return True if Ray has created the placement group, even if actors in it died."""
-        from ray.util.placement_group import placement_group_table
-
-        return bool(placement_group_table(self._placement_group)["state"] == "CREATED")
 
     def _state_at_end(self) -> JobState:
         """Return the state of the Series that the group was training when it ended."""

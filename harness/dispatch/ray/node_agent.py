@@ -16,7 +16,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from harness.common.process import (
     adopt_orphans,
     describe_end,
     log_to_stderr,
+    start_logged,
     stop_when_parent_ends,
 )
 from harness.dispatch.ray.cluster import NodeEvent, NodePlan, environment_of_ray
@@ -294,16 +294,12 @@ class RayProcess:
         self.began = time.monotonic()
         self._raylet: psutil.Process | None = None
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, f"--temp-dir={folder}"]
-        with log_file.open("ab") as said:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=_before_ray,  # noqa: PLW1509  this process has one thread
-            )
+        self.process = start_logged(
+            command,
+            log_file,
+            env=environment,
+            preexec_fn=_before_ray,  # this process has one thread
+        )
 
     @property
     def address(self) -> str | None:

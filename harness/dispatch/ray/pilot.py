@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.common.process import last_line, stop_when_parent_ends
+from harness.common.process import last_line, start_logged, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
 from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
 from harness.dispatch.ray.host import RayDown
@@ -150,16 +150,12 @@ class Pilot:
     def _run_controller(self, nodes: RayNodes) -> int:
         """Run a controller, and pass on the first signal of this job; returns its exit status."""
         assert nodes.address is not None
-        with self.log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-u", *self.controller, str(self.array_file)],
-                env={**os.environ, **nodes.address.environment()},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=stop_when_parent_ends,  # noqa: PLW1509  this process has one thread
-            )
+        process = start_logged(
+            [sys.executable, "-u", *self.controller, str(self.array_file)],
+            self.log,
+            env={**os.environ, **nodes.address.environment()},
+            preexec_fn=stop_when_parent_ends,  # this process has one thread
+        )
         deadline: float | None = None
         try:
             while process.poll() is None:

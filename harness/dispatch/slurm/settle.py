@@ -41,7 +41,7 @@ log = logging.getLogger("ssmscale.slurm")
 
 
 def run_job(arguments: Sequence[str] | None, train: Callable[[Path, Array], int]) -> int:
-    """Train the array whose file a batch script names; returns the job's exit status."""
+    """Train the array whose file a job's command names; returns the job's exit status."""
     log_to_stderr()
     (name,) = arguments if arguments is not None else sys.argv[1:]
     array_file = Path(name).absolute()
