@@ -18,7 +18,7 @@ from harness.record.root import Root
 from harness.tracking.store import default_uri
 from harness.tuning.storage import in_control
 from tests.conftest import Answer, Command
-from tests.harness.rays import WITHOUT_DASHBOARD
+from tests.harness.rays import WITHOUT_DASHBOARD, WITHOUT_MLFLOW
 from tests.harness.tracked import mlflow_runs
 from tests.harness.tuner import Fields
 from tests.studies import tiny_study
@@ -45,8 +45,8 @@ def tune_fields(corpus: Path) -> Fields:
     return fields
 
 
-def tune(folder: Path, on: str, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WITHOUT_DASHBOARD, "tune", "study.yaml", "--on", on, *options]
+def tune(folder: Path, program: str, on: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, "tune", "study.yaml", "--on", on, *options]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -59,28 +59,33 @@ def journals_of(runs: set[Path]) -> dict[Path, bytes]:
 
 
 class Story(NamedTuple):
-    """A tuning that was killed after a trial, and restarted on a Ray of its own."""
+    """A tuning that was killed after a trial, and restarted, with `make verify` also on a Ray of its own."""
 
     root: Root
     before: dict[Path, bytes]
     end: Answer
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_store: Path) -> Story:
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.verify)])
+def story(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_corpus: Path,
+    empty_store: Path,
+    request: pytest.FixtureRequest,
+) -> Story:
     folder = tmp_path_factory.mktemp("tune")
     root, fields = Root(folder / "runs"), tune_fields(tiny_corpus)
     root.path.mkdir()
     (root.path / "mlflow.db").write_bytes(empty_store.read_bytes())
     (folder / "study.yaml").write_text(yaml.safe_dump(fields), encoding="utf-8")
-    first = tune(folder, "local")
+    first = tune(folder, WITHOUT_MLFLOW + WITHOUT_DASHBOARD, "local")
     try:
         wait_until(lambda: finished_runs(root), on=first)
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
     before = journals_of(finished_runs(root))
-    last = tune(folder, "ray", "--json")
+    last = tune(folder, WITHOUT_DASHBOARD, request.param, "--json")
     out, err = last.communicate(timeout=PATIENCE)
     return Story(root, before, Answer(last.returncode, out, err))
 
