@@ -158,8 +158,7 @@ class Submission:
         planned = {run.status.run_id: run for run in self.plan.runs}
 
         def write(task: Task) -> None:
-            launch = self._launch(planned[task.run_dirs[0].name])
-            write_launch(self.root, task.series_id, launch)
+            write_launch(self.root, task.series_id, self._launch(planned[task.run_dirs[0].name]))
 
         side_by_side(write, tasks, DISK_THREADS)
 

@@ -13,7 +13,6 @@ means that the worker is about to end. The worker does not wait long for it: `ss
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -171,19 +170,14 @@ def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Mirror a Series of a study until standard input ends; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.tracking.live", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("study_dir", type=Path, metavar="STUDY_DIR", help="ROOT/studies/NAME")
-    parser.add_argument("series_id", metavar="SERIES_ID")
-    options = parser.parse_args(arguments)
+    study_dir, series_id = arguments if arguments is not None else sys.argv[1:]
     signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(10)  # it shares its cores with training
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        _go_along(options.study_dir.absolute(), options.series_id, signals)
+        _go_along(Path(study_dir).absolute(), series_id, signals)
     except InputError as error:
         log.error("%s", error)
         return 2

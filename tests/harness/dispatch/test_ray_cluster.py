@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,30 +112,20 @@ def test_sockets_go_where_their_paths_are_short_enough(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    """A folder of this test alone, with a path that is short enough for Ray's sockets."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as name:
-        yield Path(name)
-
-
-def test_folders_of_processes_that_were_killed_go_and_those_in_use_stay(short_folder: Path) -> None:
-    there = {"TMPDIR": str(short_folder)}
-    make = "import os, signal, harness.dispatch.ray.host as place; "
-    make += f"print(place.temporary_folder({there}), flush=True); "
-    killed = subprocess.run(
-        [sys.executable, "-c", f"{make} os.kill(os.getpid(), signal.SIGKILL)"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    left = Path(killed.stdout.strip())
-    assert left.is_dir()
-    first = temporary_folder(there)
-    assert not left.exists()
-    second = temporary_folder(there)
-    assert first.is_dir()
-    assert {first.parent, second.parent} == {short_folder}
+def test_folders_of_processes_that_were_killed_go_and_those_in_use_stay() -> None:
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as name:  # short enough for Ray's sockets
+        there = {"TMPDIR": name}
+        if (child := os.fork()) == 0:
+            try:
+                temporary_folder(there)
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        (left,) = Path(name).iterdir()
+        first = temporary_folder(there)
+        assert not left.exists()
+        second = temporary_folder(there)
+        assert {first, second} == set(Path(name).iterdir())
 
 
 def test_only_gpus_of_the_allocation_are_offered() -> None:
