@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from harness.common.validation import validate
 from harness.record.journal import Event, Progress, read_progress
 from harness.record.registry import resolve
 from harness.record.root import Launch, Root, write_launch, write_run, write_series
+from harness.study.run import Run
 from harness.study.schema import Study
 from harness.train.stopping import StopFlag
 from harness.train.worker import group_by_series, train_series
@@ -30,7 +32,15 @@ class StopAfter(StopFlag):
 
 def train(root: Root, fields: dict[str, Any], stop: StopFlag | None = None, **launch: Any) -> list[str]:
     """Write the files of a submission and train every Series; returns the outcomes."""
-    return [train_series(runs, place, stop or StopFlag()) for place, runs in prepared(root, fields, **launch)]
+    return [train_here(runs, place, stop) for place, runs in prepared(root, fields, **launch)]
+
+
+def train_here(runs: Sequence[Run], root: Root, stop: StopFlag | None = None) -> str:
+    """Train one Series; returns the outcome."""
+    outcome = train_series(runs, root, stop or StopFlag())
+    if not gc.get_freeze_count():
+        gc.freeze()  # a worker collects garbage after each Series, and would go through all that tests import
+    return outcome
 
 
 def prepared(root: Root, fields: dict[str, Any], **launch: Any) -> Any:

@@ -16,14 +16,13 @@ from harness.record.status import RunStatus, StatusReader
 from harness.study.grid import GridPoint
 from harness.study.schema import Study
 from harness.submit.submission import Submission
-from harness.train.stopping import StopFlag
-from harness.train.worker import group_by_series, train_series
+from harness.train.worker import group_by_series
 from harness.tuning.controller import Controller
 from harness.tuning.runner import TrialRunner
 from harness.tuning.space import SearchCase, Space
 from harness.tuning.storage import open_journal
 from harness.tuning.trials import TrialRecord
-from tests.harness.trainer import StopAfter
+from tests.harness.trainer import StopAfter, train_here
 from tests.studies import Fields
 
 
@@ -55,9 +54,7 @@ class InThisProcess(TrialRunner):
                 task.give_up(task.run_dirs, "its node was lost")
                 continue
             for root, runs in group_by_series(task.run_dirs):
-                train_series(
-                    runs, root, StopFlag() if self.stop_after is None else StopAfter(self.stop_after)
-                )
+                train_here(runs, root, None if self.stop_after is None else StopAfter(self.stop_after))
                 self.trained += [run.run_id for run in runs]
         return True
 

@@ -59,8 +59,8 @@ def command(here: Here, tmp_path: Path) -> Command:
 
 
 def test_the_dashboard_is_on_the_loopback_at_the_address_in_ray_json(here: Here) -> None:
-    told = read_model(here.folder / "ray.json", RayAddress)
-    assert told == here.address
+    told = here.address
+    assert told == read_model(here.folder / "ray.json", RayAddress)
     assert told.dashboard is not None
     port = told.dashboard.rpartition(":")[2]
     assert told.tunnel() == f"ssh -L {port}:127.0.0.1:{port} {told.user}@{told.node}"
