@@ -91,15 +91,12 @@ class RayJobs:
         with self._answering():
             self._client.stop_job(name)
 
-    def wait(self, name: str, seconds: float) -> tuple[str, str] | None:
-        """Return the status and the output of a job once it has ended; None if it takes longer than `seconds`.
-
-        Raises SchedulerUnavailable.
-        """
+    def wait(self, name: str, seconds: float) -> tuple[str, str]:
+        """Return the status and the output of the inspection job once it has ended. Raises SchedulerUnavailable."""
         deadline = time.monotonic() + seconds
         while (view := self.views().get(name)) is not None and view.state is not JobState.ENDED:
             if time.monotonic() > deadline:
-                return None
+                raise self.unavailable(f"the inspection job has not ended after {seconds:.0f} s")
             time.sleep(0.2)
         with self._answering():
             return view.slurm_state if view else "UNKNOWN", str(self._client.get_job_logs(name))
