@@ -101,28 +101,22 @@ def test_a_series_that_another_study_has_leased_keeps_its_launch_settings(here: 
     assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
 
 
-def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(here: Here) -> None:
+def test_a_series_that_a_job_holds_is_shown_as_queued_and_left_to_it_by_a_submission_here(here: Here) -> None:
     here.fields["grid"]["iterations"] = [5]
     here.submit()
     here.slurm_says("PENDING")
+    left = "1 series left to jobs of study tiny; see `ssmscale status tiny`"
+    said = here.submit("local")
+    assert "1 queued" in said.out
+    assert left in said.out
     (folder,) = (here.root.path / "series").iterdir()
     before = (folder / "launch.json").read_bytes()
     here.fields |= {"name": "other", "grid": {**here.fields["grid"], "seeds": [0, 1]}}
     said = here.submit("local")
     assert "1 done" in said.out
-    assert "1 series left to jobs of study tiny; see `ssmscale status tiny`" in said.out
+    assert left in said.out
     assert (folder / "launch.json").read_bytes() == before
     assert read_progress(folder).attempt == 0
-
-
-def test_a_study_that_is_queued_in_slurm_is_shown_as_queued_when_it_is_submitted_here(
-    here: Here,
-) -> None:
-    here.submit()
-    here.slurm_says("PENDING")
-    said = here.submit("local")
-    assert "2 queued" in said.out
-    assert "1 series left to jobs of study tiny" in said.out
 
 
 def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_here(here: Here) -> None:
@@ -156,29 +150,23 @@ def test_slurms_last_answer_about_leases_counts_while_it_is_silent_and_without_o
         late.leave_leased(tasks, Leases(here.root))
 
 
-def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
+def test_a_retry_waits_for_a_job_that_still_saves_and_forgets_nothing_if_it_does_not_end(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cancel, "LOOK_SECONDS", 0.01)
-    assert "2 runs in 1 series submitted" in here.submit().out
-    here.ask("cancel")
-    here.slurm_says(*["COMPLETING"] * 4, "CANCELLED")
-    said = here.ask("retry")
-    assert said.status == 0, said.err
-    assert "2 runs to be tried again" in said.out
-    assert "2 runs in 1 series submitted" in said.out
-
-
-def test_a_job_that_does_not_end_is_named_and_nothing_is_forgotten(
-    here: Here, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cancel, "SAVING_SECONDS", 0.0)
     here.submit()
     here.ask("cancel")
     control = here.root.study("tiny") / "control.jsonl"
     before = control.read_bytes()
     here.slurm_says("COMPLETING")
-    said = here.ask("retry")
+    with monkeypatch.context() as impatient:
+        impatient.setattr(cancel, "SAVING_SECONDS", 0.0)
+        said = here.ask("retry")
     assert said.status == 1
     assert "SLURM job 77_0 is still saving" in said.err
     assert control.read_bytes() == before
+    here.slurm_says(*["COMPLETING"] * 4, "CANCELLED")
+    said = here.ask("retry")
+    assert said.status == 0, said.err
+    assert "2 runs to be tried again" in said.out
+    assert "2 runs in 1 series submitted" in said.out
