@@ -30,8 +30,7 @@ from tests.conftest import Command
 from tests.harness.conftest import Answering
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered
 from tests.programs import write_program
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 RUNS, WAITS = "77_0|ssmscale-a|RUNNING|5:00|n[1-2]|None", "77_0|ssmscale-a|PENDING|0:00||Priority"
 OVER = "77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None"

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,16 +13,16 @@ import pytest
 from harness.common.process import process_is_alive
 from harness.record.journal import read_progress
 from harness.record.root import Root
+from tests.conftest import Write
 from tests.harness.journals import read_events
 from tests.harness.rays import WITHOUT_DASHBOARD, WITHOUT_MLFLOW
 from tests.harness.trainer import losses, undisturbed
+from tests.studies import Fields
 from tests.waiting import PATIENCE, paced, wait_until
-
-Fields = dict[str, Any]
 
 
 def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank_and_an_actor_are_killed(
-    study_fields: Fields, write_study: Callable[..., Path], tmp_path: Path
+    study_fields: Fields, write_study: Write, tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {"seeds": [0, 1, 2], "iterations": [5, 30]}
     study_fields["resources"] = {"checkpoint_every": 5}

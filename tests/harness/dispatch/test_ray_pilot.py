@@ -25,9 +25,8 @@ from harness.record.root import Root, read_run, write_run
 from harness.record.series import untrained
 from harness.train.stopping import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, STOP_SIGNALS
 from tests.harness.journals import begin_run, finish, registered
+from tests.studies import Fields
 from tests.waiting import wait_until
-
-Fields = dict[str, Any]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -26,8 +25,7 @@ from harness.submit.submission import Submission
 from tests.cluster.slurm_study import PROFILE
 from tests.conftest import Answer, Command
 from tests.programs import write_program
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 SQUEUE = """\
 state=$(head -n 1 {place}/states)

@@ -27,9 +27,9 @@ from tests.conftest import Write
 from tests.harness.journals import read_events
 from tests.harness.rays import Here
 from tests.harness.trainer import progress_of, series_folder
+from tests.studies import Fields
 from tests.waiting import PATIENCE, wait_until
 
-Fields = dict[str, Any]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
