@@ -105,8 +105,8 @@ class JobStart:
     def settle(self, ending: Ending, before: str, may_start_again: Callable[[], bool]) -> int:
         """Requeue the job or let it end; returns its exit status.
 
-        `before` is its `place` when it started. `may_start_again` is called if it made no progress since, and calls
-        the method of this name with the reason.
+        `before` is its `place` when it started. If it made no progress since, `may_start_again` is called, which is
+        the method of this name with its arguments.
         """
         if not (left := self.unfinished()):
             states = [read_progress(folder).state for folder in self.run_dirs]
@@ -144,10 +144,10 @@ class JobStart:
         patiently("scontrol", "requeue", self.job_id)
         return EXIT_PREEMPTED
 
-    def may_start_again(self, reason: str, last: str) -> bool:
+    def may_start_again(self, reason: str, how: str) -> bool:
         """Record a start without progress; after several in a row fail the unfinished Runs and return False.
 
-        Their journals then say that the job's last start `last`; `reason` is for control.jsonl.
+        control.jsonl gives the `reason`, and the journals of failed Runs say `how` the job ended.
         """
         left, now = self.unfinished(), self.place()
         names = [folder.name for folder in left]
@@ -155,7 +155,7 @@ class JobStart:
         if not left or count_crashes(self.control, left, now) < MOST_ATTEMPTS:
             return True
         for task in self.tasks:
-            task.give_up(task.left(self.control), f"its job {self.job_id} {last}")
+            task.give_up(task.left(self.control), f"its job {self.job_id} {how}")
         return False
 
 

@@ -78,7 +78,7 @@ def test_tasks_of_a_vanished_node_are_done_on_the_others(tasks: list[WaitingTask
     fitting = [each for each in tasks if each not in fits_nowhere(tasks, TWO_NODES[:1])]
     if not fitting:
         return
-    simulation = Simulation(fitting, TWO_NODES, 5.0, befalls={moment: lambda nodes: nodes[:1]})
+    simulation = Simulation(fitting, TWO_NODES, 5.0, vanishing=moment)
     simulation.run()
     assert set(simulation.done) == {each.key for each in fitting}
 
