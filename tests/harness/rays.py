@@ -40,7 +40,7 @@ from harness.dispatch.ray import here
 here.ray_here = partial(here.ray_here, dashboard=False)
 main()
 """
-"""The command, with `--on ray` on a Ray without a dashboard, which is ten processes more."""
+"""Programs that run the command without importing MLflow, and with no dashboard for a Ray of this machine."""
 SAVER = """\
 import signal, sys, time
 from pathlib import Path
