@@ -92,17 +92,14 @@ class _Group:
     def __init__(self, ranks: int, threads: int, devices: list[int], log_dir: Path, *, on_gpus: bool) -> None:
         self.ranks, self.threads, self.devices = ranks, threads, devices
         self.handle: Handle | None = None
+        self.is_gone = False
+        """True if a rank had ended at the last poll; the other ranks then end because of it."""
         log_dir.mkdir(parents=True, exist_ok=True)
         self._meeting = log_dir.absolute() / f".rendezvous-{uuid.uuid4().hex[:8]}"
         self._processes = [
             RankProcess(self._environment(rank, on_gpus=on_gpus), log_dir / "workers.log")
             for rank in range(ranks)
         ]
-
-    @property
-    def is_gone(self) -> bool:
-        """True if a rank has ended; the other ranks then end because of it."""
-        return any(process.status is not None for process in self._processes)
 
     def feed(self, handle: Handle) -> None:
         self.handle = handle
@@ -111,13 +108,15 @@ class _Group:
 
     def poll(self) -> tuple[Handle, JobState] | None:
         """Return the job that ended since the last call, and its state."""
+        statuses = {process.status for process in self._processes}
+        self.is_gone = statuses != {None}
         for process in self._processes:
             process.listen()
         if all(process.replies for process in self._processes):
             outcome, *_ = [process.replies.pop(0) for process in self._processes]
             state = state_of(outcome)
         elif self.is_gone:
-            state = state_at_end({process.status for process in self._processes})
+            state = state_at_end(statuses)
         else:
             return None
         handle, self.handle = self.handle, None
@@ -131,7 +130,7 @@ class _Group:
     def end(self) -> None:
         """Wait for its processes to end, and kill those that take too long."""
         seconds = GRACE_SECONDS
-        if self.is_gone:
+        if any(process.status is not None for process in self._processes):
             for process in self._processes:  # one rank has died, and the others may wait for it for ever
                 process.signal(signal.SIGTERM)
             seconds = ALONE_SECONDS
