@@ -14,9 +14,10 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -97,6 +98,11 @@ def last_line(path: Path) -> str:
     return "nothing"
 
 
+def describe_end(path: Path) -> str:
+    """Describe how a log ends."""
+    return f"{path} ends: {last_line(path)}"
+
+
 def end_at_once(status: int) -> NoReturn:
     """Run the exit handlers and end this process, without the 2 s it takes to free what torch and DeepSpeed hold."""
     atexit._run_exitfuncs()
@@ -119,6 +125,17 @@ def sent_to(file: Path) -> Iterator[None]:
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)
+
+
+def start_logged(command: Sequence[str], log: Path, **more: Any) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own, with an empty input, and append its output to a log.
+
+    `more` are parameters of Popen, which take precedence.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+    with log.open("ab") as output:
+        return subprocess.Popen(command, **(usual | {"stdout": output, "stderr": output} | more))
 
 
 class PipeReader:
@@ -144,6 +161,20 @@ class PipeReader:
 def log_to_stderr() -> None:
     """Log to standard error, each line with its time."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+
+
+@contextlib.contextmanager
+def ignoring(*numbers: signal.Signals) -> Iterator[None]:
+    """Ignore signals during the block; in another thread than the main one, which they do not reach, do nothing."""
+    try:
+        previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
+    except ValueError:
+        previous = []
+    try:
+        yield
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
 
 
 def stop_when_parent_ends(number: signal.Signals = signal.SIGTERM) -> None:

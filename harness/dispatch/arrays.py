@@ -27,6 +27,7 @@ class Array(Frozen):
     name: str
     """Unique name, also in SLURM."""
     shape: Shape
+    """Resources of each job."""
     tasks: tuple[Task, ...]
     packed: bool = False
     """True if one job trains all tasks, packed by Ray on its GPUs; False if each task is an element of the array."""

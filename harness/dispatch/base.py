@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -207,11 +207,3 @@ class Backend(ABC):
     def dashboard(self, batch: str) -> Dashboard | None:
         """Return the dashboard of a running packed job."""
         return None
-
-
-def views_of(
-    handles: Sequence[Handle], ended: Mapping[Handle, JobState], running: Collection[Handle | None]
-) -> dict[str, JobView]:
-    """Return the views of jobs that this process runs: those that neither ended nor run are queued."""
-    states = {handle: JobState.RUNNING if handle in running else JobState.QUEUED for handle in handles}
-    return {handle.job_id: handle.view(ended.get(handle, states[handle])) for handle in handles}

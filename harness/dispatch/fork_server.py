@@ -34,6 +34,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NoReturn
 
+from harness.common.process import end_at_once, print_traceback, start_logged, stop_when_parent_ends
+
 MESSAGE_BYTES = 1 << 17
 """Size of the longest message, an environment."""
 PLAIN = [sys.executable, "-m", "harness.train.worker", "--feed"]
@@ -42,8 +44,6 @@ PLAIN = [sys.executable, "-m", "harness.train.worker", "--feed"]
 
 def main() -> None:
     """Import what a rank needs, then fork a rank for each connection until the parent process ends."""
-    from harness.common.process import stop_when_parent_ends
-
     stop_when_parent_ends()
     for number in (signal.SIGINT, signal.SIGUSR2):  # meant for ranks at most
         signal.signal(number, signal.SIG_IGN)
@@ -152,13 +152,10 @@ class _Server:
             if not self._on_cuda:
                 os.environ.setdefault("DS_ACCELERATOR", "cpu")
             random.seed()
-            from harness.common.process import end_at_once
             from harness.train.worker import main as work
 
             end_at_once(work(["--feed"]))
         except BaseException:
-            from harness.common.process import print_traceback
-
             print_traceback()
         os._exit(1)
 
@@ -195,21 +192,17 @@ class RankServer:
     """
 
     def __init__(self, log: Path) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
         self.address = f"\0ssmscale-ranks-{uuid.uuid4()}"  # an abstract address of Linux, without a file
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all GPUs from actors that hold none
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, log.open("ab") as output:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(self.address)
             listener.listen(128)  # clients that connect before the imports are made wait
-            self._process = subprocess.Popen(
+            self._process = start_logged(
                 [sys.executable, "-m", "harness.dispatch.fork_server", str(listener.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                log,
                 env=environment,
                 pass_fds=[listener.fileno()],
-                start_new_session=True,
             )
 
     @property
@@ -227,7 +220,7 @@ class RankServer:
 class ForkedRank:
     """A rank forked by a rank server. Raises OSError if there is no server at the address."""
 
-    def __init__(self, address: str, environment: Mapping[str, str], log: IO[bytes]) -> None:
+    def __init__(self, address: str, environment: Mapping[str, str], log: Path) -> None:
         self.returncode: int | None = None
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server.connect(address)
@@ -236,8 +229,9 @@ class ForkedRank:
         theirs, child_writes = os.pipe()
         self.stdout: IO[bytes] = os.fdopen(theirs, "rb")
         try:
-            descriptors = [child_reads, child_writes, log.fileno()]
-            socket.send_fds(self._server, [json.dumps(dict(environment)).encode()], descriptors)
+            with log.open("ab") as output:
+                descriptors = [child_reads, child_writes, output.fileno()]
+                socket.send_fds(self._server, [json.dumps(dict(environment)).encode()], descriptors)
         finally:
             os.close(child_reads)
             os.close(child_writes)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,11 @@ def open_ledger(study_dir: Path) -> Ledger:
     store = ArrayStore(study_dir)
     arrays = store.read()
     backends = open_backends(study_dir, arrays)
-    groups = _by_scheduler([array for array in arrays.values() if not array.is_void], backends)
+    schedulers: dict[tuple[str, str | None], list[Array]] = {}
+    for array in arrays.values():
+        if not array.is_void:
+            schedulers.setdefault((backends[array.name].scheduler, array.ray_address), []).append(array)
+    groups = {backends[members[0].name]: members for members in schedulers.values()}
     elsewhere = _of_other_clusters(groups)
     asked = {
         backend: live
@@ -93,8 +98,7 @@ def open_ledger(study_dir: Path) -> Ledger:
     # If a submission ended before the scheduler is asked, the answer covers all that it submitted.
     gone = {
         array.name
-        for members in asked.values()
-        for array in members
+        for array in chain.from_iterable(asked.values())
         if array.job_id is None and is_given_up(array.process, array.t)
     }
     if gone:
@@ -110,14 +114,11 @@ def open_ledger(study_dir: Path) -> Ledger:
                 raise
             unheard |= {array.name: f"{silence.scheduler}: {silence}" for array in members}
     ids = {view.name: view.job_id.split("_")[0] for view in views.values()}
-    for array in (array for members in asked.values() for array in members):
-        if array.name in unheard or array.job_id is not None:
+    for array in chain.from_iterable(asked.values()):
+        if array.name in unheard or array.job_id is not None or array.name not in {*ids, *gone}:
             continue
-        if array.name not in ids and array.name not in gone:
-            continue
-        arrays[array.name] = read_model(
-            store.path_of(array), Array
-        )  # the submission may have recorded its number
+        # The submission may have recorded its number.
+        arrays[array.name] = read_model(store.path_of(array), Array)
         if arrays[array.name].job_id is None and not arrays[array.name].is_void:
             known = {"job_id": ids[array.name]} if array.name in ids else {"is_void": True}
             arrays[array.name] = array.model_copy(update=known)
@@ -134,17 +135,6 @@ def open_backends(study_dir: Path, arrays: Mapping[str, Array]) -> dict[str, Bac
             target = SubmitTarget(array.backend_name, ray_address=array.ray_address)
             opened[key] = open_backend(array.backend_name, study_dir, target)
     return {name: opened[array.backend_name, array.ray_address] for name, array in arrays.items()}
-
-
-def _by_scheduler(arrays: Sequence[Array], backends: Mapping[str, Backend]) -> dict[Backend, list[Array]]:
-    """Group arrays by scheduler; the key is one backend of each scheduler, to be asked about all of them."""
-    first: dict[tuple[str, str | None], Backend] = {}
-    groups: dict[Backend, list[Array]] = {}
-    for array in arrays:
-        backend = backends[array.name]
-        backend = first.setdefault((backend.scheduler, array.ray_address), backend)
-        groups.setdefault(backend, []).append(array)
-    return groups
 
 
 def _of_other_clusters(groups: Mapping[Backend, Sequence[Array]]) -> dict[str, str]:

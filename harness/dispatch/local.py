@@ -7,28 +7,27 @@ itself affects only its own Series.
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import time
 import uuid
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.dispatch.base import Backend, Handle, SubmitTarget, Task, views_of
+from harness.dispatch.base import Handle, SubmitTarget, Task
+from harness.dispatch.warm import WarmBackend
 from harness.dispatch.worker_process import (
     ALONE_SECONDS,
     GRACE_SECONDS,
     RankProcess,
     environment_of_rank,
+    state_at_end,
     state_of,
 )
 from harness.plan.cluster import this_machine
-from harness.record.jobs import JobState, JobView
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED
+from harness.record.jobs import JobState
 
 
-class LocalBackend(Backend):
+class LocalBackend(WarmBackend):
     """Runs tasks in child processes."""
 
     name = "local"
@@ -40,36 +39,7 @@ class LocalBackend(Backend):
         self.capacity = cluster.gpus or cluster.cores
         self.free_devices = list(range(self.capacity))
         self.most_groups = jobs or self.capacity
-        self.log_dir = study_dir / "logs"
         self.groups: list[_Group] = []
-        self.queue: list[Handle] = []
-        self.ended: dict[Handle, JobState] = {}
-        self._numbers = itertools.count(1)
-
-    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
-        """Queue tasks."""
-        handles = [Handle(task, f"local-{os.getpid()}-{next(self._numbers)}", name) for task in tasks]
-        self.queue += handles
-        return handles
-
-    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
-        """Read the workers' replies, start queued tasks that fit, and return the state of each job."""
-        for group in list(self.groups):
-            handle, state = group.poll()
-            if not group.is_alive:
-                self._drop(group)
-                if state is JobState.LOST and group.ended_with(EXIT_NO_SPACE):
-                    state = JobState.NO_SPACE
-                elif state is JobState.LOST and group.ended_with(EXIT_PREEMPTED):
-                    state = JobState.PREEMPTED
-            if handle is not None and state is not None:
-                self.ended[handle] = state
-        if JobState.NO_SPACE not in self.ended.values():  # on a full disk no task gets further
-            self._start_queued()
-        return views_of(handles, self.ended, {group.handle for group in self.groups})
-
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        """Do nothing: workers read control.jsonl at each step, leave the Run and stay warm for the next."""
 
     def logs(self, handle: Handle) -> list[Path]:
         """Return the log of the workers between tasks."""
@@ -77,19 +47,18 @@ class LocalBackend(Backend):
 
     def close(self) -> None:
         """Have busy workers save, and end all of them."""
-        self.queue.clear()
+        self.waiting.clear()
         for group in self.groups:
             group.stop()
         for group in list(self.groups):
             self._drop(group)
 
-    def _start_queued(self) -> None:
-        for handle in list(self.queue):
+    def _start_waiting(self) -> None:
+        for handle in list(self.waiting.values()):
             group = self._idle_group(handle.task)
             if group is None:
                 return  # in order: no task overtakes one that waits for devices
-            self.queue.remove(handle)
-            group.feed(handle)
+            group.feed(self.waiting.pop(handle.job_id))
 
     def _idle_group(self, task: Task) -> _Group | None:
         idle = [group for group in self.groups if group.handle is None]
@@ -113,7 +82,7 @@ class LocalBackend(Backend):
 
     def _drop(self, group: _Group) -> None:
         group.end()
-        self.groups.remove(group)
+        super()._drop(group)
         self.free_devices = sorted(self.free_devices + group.devices)
 
 
@@ -123,6 +92,8 @@ class _Group:
     def __init__(self, ranks: int, threads: int, devices: list[int], log_dir: Path, *, on_gpus: bool) -> None:
         self.ranks, self.threads, self.devices = ranks, threads, devices
         self.handle: Handle | None = None
+        self.is_gone = False
+        """True if a rank had ended at the last poll; the other ranks then end because of it."""
         log_dir.mkdir(parents=True, exist_ok=True)
         self._meeting = log_dir.absolute() / f".rendezvous-{uuid.uuid4().hex[:8]}"
         self._processes = [
@@ -130,32 +101,26 @@ class _Group:
             for rank in range(ranks)
         ]
 
-    @property
-    def is_alive(self) -> bool:
-        return all(process.status is None for process in self._processes)
-
-    def ended_with(self, status: int) -> bool:
-        """Return True if a rank ended with this status; the other ranks then ended because of it."""
-        return any(process.status == status for process in self._processes)
-
     def feed(self, handle: Handle) -> None:
         self.handle = handle
         for process in self._processes:
             process.feed(handle.task.run_dirs)
 
-    def poll(self) -> tuple[Handle | None, JobState | None]:
+    def poll(self) -> tuple[Handle, JobState] | None:
         """Return the job that ended since the last call, and its state."""
+        statuses = {process.status for process in self._processes}
+        self.is_gone = statuses != {None}
         for process in self._processes:
             process.listen()
         if all(process.replies for process in self._processes):
             outcome, *_ = [process.replies.pop(0) for process in self._processes]
             state = state_of(outcome)
-        elif not self.is_alive:
-            state = JobState.LOST
+        elif self.is_gone:
+            state = state_at_end(statuses)
         else:
-            return None, None
+            return None
         handle, self.handle = self.handle, None
-        return handle, state
+        return None if handle is None else (handle, state)
 
     def stop(self) -> None:
         """Ask its processes to end, after saving if they train."""
@@ -165,7 +130,7 @@ class _Group:
     def end(self) -> None:
         """Wait for its processes to end, and kill those that take too long."""
         seconds = GRACE_SECONDS
-        if not self.is_alive:
+        if any(process.status is not None for process in self._processes):
             for process in self._processes:  # one rank has died, and the others may wait for it for ever
                 process.signal(signal.SIGTERM)
             seconds = ALONE_SECONDS

@@ -49,15 +49,6 @@ class Request:
         return self.part / DEVICE if self.part else float(self.ranks * self.devices)
 
 
-class WaitingTask(NamedTuple):
-    """A task that waits for devices."""
-
-    key: str
-    request: Request
-    seconds: float
-    """Expected training time."""
-
-
 @dataclass(frozen=True)
 class Group:
     """A group of ranks that trains a task or is warm and idle."""
@@ -70,6 +61,15 @@ class Group:
     """Expected seconds until it is idle; None if it is."""
     device: str | None = None
     """Ray's number of the device it shares; None if it shares none, or if not yet known."""
+
+
+class WaitingTask(NamedTuple):
+    """A task that waits for devices."""
+
+    key: str
+    request: Request
+    seconds: float
+    """Expected training time."""
 
 
 class Node(NamedTuple):

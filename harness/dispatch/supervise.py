@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.common.disk import DiskFull, is_read_only
-from harness.common.process import last_line
+from harness.common.process import describe_end
 from harness.dispatch.base import Backend, Handle
 from harness.record.control import Control
 from harness.record.jobs import LIVE, JobState
@@ -101,6 +101,6 @@ class JobSupervisor:
             return
         rank_logs = [task.folder / "logs" / f"rank-{rank}.log" for rank in range(task.ranks)]
         logs = [log for log in (*rank_logs, *self.backend.logs(handle)) if log.exists()]
-        endings = "; ".join(f"{log} ends: {last_line(log)}" for log in logs)
+        endings = "; ".join(map(describe_end, logs))
         del self._losses[task.series_id]  # a retry starts counting anew
         task.give_up(left, f"its worker ended {count} times at the same place; {endings}")

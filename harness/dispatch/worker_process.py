@@ -11,13 +11,13 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
-from harness.common.process import PipeReader
+from harness.common.process import PipeReader, start_logged
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED
 
 GRACE_SECONDS = 60.0
 """Time a worker has for its last step and its checkpoint after it is asked to stop."""
@@ -47,8 +47,7 @@ class RankProcess:
     def __init__(self, environment: Mapping[str, str], log: Path, server: str | None = None) -> None:
         """Start it, forked by the rank server at the address `server` if there is one."""
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            self._process = _start({**os.environ, **environment}, output, server)
+        self._process = _start({**os.environ, **environment}, log, server)
         assert self._process.stdout is not None
         self._pipe = PipeReader(self._process.stdout.fileno())
         self.is_ready = False
@@ -105,23 +104,22 @@ class RankProcess:
             self._process.wait()
 
 
-def _start(environment: Mapping[str, str], log: IO[bytes], server: str | None) -> _Process:
+def _start(environment: Mapping[str, str], log: Path, server: str | None) -> _Process:
     if server is not None:
-        with contextlib.suppress(
-            OSError
-        ):  # the server has ended: a plain process starts more slowly, and serves
+        with contextlib.suppress(OSError):  # it has ended: a plain process starts more slowly, and serves
             return ForkedRank(server, environment, log)
-    return subprocess.Popen(
-        PLAIN,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        env=environment,
-        start_new_session=True,
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return start_logged(PLAIN, log, env=environment, **pipes)
 
 
 def state_of(outcome: str) -> JobState:
     """Return the state of the job whose worker replied with this outcome."""
     known = {"busy": JobState.BUSY, "preempted": JobState.PREEMPTED, "no_space": JobState.NO_SPACE}
     return known.get(outcome, JobState.ENDED)
+
+
+def state_at_end(statuses: Collection[int | None]) -> JobState:
+    """Return the state of a job whose ranks ended with these exit statuses before they replied."""
+    if EXIT_NO_SPACE in statuses:
+        return JobState.NO_SPACE
+    return JobState.PREEMPTED if EXIT_PREEMPTED in statuses else JobState.LOST

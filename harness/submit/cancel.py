@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from harness.dispatch.base import Backend, Handle
 from harness.dispatch.ledger import jobs_of_runs, open_ledger
-from harness.record.control import Control
 from harness.record.jobs import LIVE
 from harness.record.journal import read_progress
 from harness.record.registry import ResolvedStudy
@@ -24,8 +23,7 @@ def cancel(root: Root, study_name: str, rows: Sequence[RunStatus]) -> list[RunSt
     """Cancel the Runs that are not over, and return them; their workers leave them at the next step."""
     cancelled = [row for row in rows if row.state not in OVER]
     if cancelled:
-        control = Control(root.study(study_name) / "control.jsonl")
-        control.append("cancelled", runs=[row.run_id for row in cancelled])
+        root.control(study_name).append("cancelled", runs=[row.run_id for row in cancelled])
     return cancelled
 
 
@@ -33,7 +31,7 @@ def reset_attempts(root: Root, study_name: str, rows: Sequence[RunStatus]) -> li
     """Reset the failed and cancelled Runs, and return them; the next submission trains them."""
     reset = [row for row in rows if row.state in {RunState.FAILED, RunState.CANCELLED}]
     if reset:
-        Control(root.study(study_name) / "control.jsonl").append(
+        root.control(study_name).append(
             "retried",
             runs=[row.run_id for row in reset],
             attempts={row.run_id: read_progress(root.run(row.run_id)).attempt for row in reset},
@@ -50,7 +48,7 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict[s
     if not (folder / "arrays").is_dir():
         return {}
     over = {row.run_id for row in rows if row.state in {RunState.DONE, RunState.FAILED}}
-    over |= Control(folder / "control.jsonl").cancelled()
+    over |= resolved.root.control(resolved.study.name).cancelled()
     ledger = open_ledger(folder)
     tasks_of: dict[tuple[Backend, str], list[Handle]] = {}
     for array, handle, view in ledger.elements():
@@ -73,7 +71,7 @@ def wait_for_ending_jobs(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> 
     Such a job holds its Series until it has ended, and trains no other Run. Raises SchedulerUnavailable.
     """
     folder = resolved.root.study(resolved.study.name)
-    cancelled = Control(folder / "control.jsonl").cancelled()
+    cancelled = resolved.root.control(resolved.study.name).cancelled()
     given_up = {row.run_id for row in rows if row.state is RunState.FAILED or row.run_id in cancelled}
     deadline = time.monotonic() + SAVING_SECONDS
     while True:

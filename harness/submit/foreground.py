@@ -35,45 +35,38 @@ def train_here(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: 
     Raises Stopped after Ctrl-C or SIGTERM and DiskFull if the disk is full, both after all workers have saved and
     ended, and RayDown if Ray does not start.
     """
-    study = resolved.study
-    reader = StatusReader(resolved.root, study.name)
+    study, root = resolved.study, resolved.root
+    reader = StatusReader(root, study.name)
     rows = reader.read(resolved.points)
     if not plan.missing and not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
         known = [run.status for run in plan.runs]  # the schedulers were asked too
         waiting = {row.series_id for row in known if row.state in {RunState.RUNNING, RunState.QUEUED}}
         _print_left(dict.fromkeys(waiting, study.name))
         return known
-    with backend:
-        return _train(resolved, plan, backend, progress, reader)
-
-
-def _train(
-    resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: Progress, reader: StatusReader
-) -> list[RunStatus]:
-    study, root = resolved.study, resolved.root
     mirror = MirrorThread(tracking_uri(study, root), study.name, root)
     submission = Submission(resolved, plan, backend)
-    series = len({run.status.series_id for run in plan.missing})
-    if plan.missing:
-        console.print(
-            f"{counted(len(plan.missing), 'run')} to train in {counted(series, 'series')}; starting workers"
-        )
-    else:
-        console.print("another process trains all missing runs; waiting for it")
-    with stoppable() as poll_stop, progress:
-        mirror.start()
 
-        def on_progress(now: Sequence[RunStatus]) -> None:
-            poll_stop()
-            progress.show(now)
-            mirror.show(now)
+    def cut_short() -> None:
+        mirror.finish(reader.read(resolved.points, submitter=submission.process))
 
-        def cut_short() -> None:
-            mirror.finish(reader.read(resolved.points, submitter=submission.process))
+    with backend:
+        if plan.missing:
+            runs = counted(len(plan.missing), "run")
+            series = counted(len({run.status.series_id for run in plan.missing}), "series")
+            console.print(f"{runs} to train in {series}; starting workers")
+        else:
+            console.print("another process trains all missing runs; waiting for it")
+        with stoppable() as poll_stop, progress:
+            mirror.start()
 
-        with closing_in_order(backend.close, cut_short, progress.stop):
-            rows = submission.supervise(on_progress)
-        mirror.finish(rows)
+            def on_progress(now: Sequence[RunStatus]) -> None:
+                poll_stop()
+                progress.show(now)
+                mirror.show(now)
+
+            with closing_in_order(backend.close, cut_short, progress.stop):
+                rows = submission.supervise(on_progress)
+            mirror.finish(rows)
     _print_left(submission.left)
     return rows
 

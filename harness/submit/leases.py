@@ -63,12 +63,8 @@ def acquire(series_dir: Path, lease: Lease) -> bool:
     return True
 
 
-def read_lease(series_dir: Path) -> Lease | None:
-    """Return the lease of a Series, DAMAGED if it cannot be read, None if there is none."""
-    return _read(series_dir / "claim.json")
-
-
-def _read(path: Path) -> Lease | None:
+def read_lease(path: Path) -> Lease | None:
+    """Return the lease in a claim.json, DAMAGED if it cannot be read, None if there is none."""
     try:
         return Lease.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -86,7 +82,9 @@ def release(series_dir: Path, lease: Lease) -> None:
             path.rename(aside)
     except FileNotFoundError:
         return
-    if _read(aside) != lease:  # another process released it first, and leased the Series: restore its lease
+    if (
+        read_lease(aside) != lease
+    ):  # another process released it first, and leased the Series: restore its lease
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)
@@ -107,7 +105,7 @@ class Leases:
     def take(self, series_id: str, lease: Lease) -> bool:
         """Lease a Series, in place of a lease that is over; return False if its lease is not over."""
         folder = self.root.series(series_id)
-        held = read_lease(folder)
+        held = read_lease(folder / "claim.json")
         if held is not None:
             if self._holds(held, series_id):
                 return False
@@ -128,7 +126,7 @@ class Leases:
         """
 
         def holder(series_id: str) -> str | None:
-            lease = read_lease(self.root.series(series_id))
+            lease = read_lease(self.root.series(series_id) / "claim.json")
             if lease is None:
                 return None
             try:

@@ -25,7 +25,6 @@ from harness.plan.cluster import lasting_name
 from harness.plan.estimate import read_text_positions
 from harness.plan.plan import Plan, PlannedRun
 from harness.plan.speed import write_calibration
-from harness.record.control import Control
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.provenance import record_code
 from harness.record.registry import ResolvedStudy
@@ -83,7 +82,7 @@ class Submission:
         self.resolved, self.plan, self.backend = resolved, plan, backend
         self.sidecars = sidecars and backend.outlives
         self.root = resolved.root
-        self.control = Control(self.root.study(resolved.study.name) / "control.jsonl")
+        self.control = self.root.control(resolved.study.name)
         self.process = identify_process()
         self.left: dict[str, str] = {}
         """Study of each Series that this submission left to a scheduler's job."""
@@ -159,8 +158,7 @@ class Submission:
         planned = {run.status.run_id: run for run in self.plan.runs}
 
         def write(task: Task) -> None:
-            launch = self._launch(planned[task.run_dirs[0].name])
-            write_launch(self.root, task.series_id, launch)
+            write_launch(self.root, task.series_id, self._launch(planned[task.run_dirs[0].name]))
 
         side_by_side(write, tasks, DISK_THREADS)
 

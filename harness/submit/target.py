@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from harness.common.console import errors
 from harness.common.extras import missing_package
@@ -14,7 +14,6 @@ from harness.common.format import counted
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.dispatch.registry import BACKENDS, open_backend
 from harness.plan.cluster import lasting_name, load_profile, profile_names
-from harness.record.control import Control
 from harness.record.registry import ResolvedStudy
 from ssmttm.errors import InputError
 
@@ -87,8 +86,7 @@ def has_ray() -> bool:
     return importlib.util.find_spec("ray") is not None
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """The options that choose a target; None for those the user did not give."""
 
     on: str | None = None
@@ -99,8 +97,7 @@ class Options:
 
 def last_options(resolved: ResolvedStudy) -> Options | None:
     """Return the options of the study's last submission; None if there was none."""
-    control = Control(resolved.root.study(resolved.study.name) / "control.jsonl")
-    for event in reversed(control.read()):
+    for event in reversed(resolved.root.control(resolved.study.name).read()):
         if event["event"] == "submitted":
             cluster, nodes, address = (event.get(key) for key in ("cluster", "nodes", "ray_address"))
             return Options(
@@ -118,28 +115,28 @@ def as_before(given: Options, before: Options | None, default: str | None) -> tu
     `default` is the cluster of SSMSCALE_CLUSTER, which counts only if neither names one.
     """
     if given.ray_address is not None:
-        return replace(given, on=given.on or "ray"), ""
+        return given._replace(on=given.on or "ray"), ""
     if before is None:
         cluster = given.cluster or default
-        return replace(given, on=given.on or ("auto" if cluster else "local"), cluster=cluster), ""
+        return given._replace(on=given.on or ("auto" if cluster else "local"), cluster=cluster), ""
     on = given.on or ("auto" if before.on == "local" and given.cluster else before.on)
-    complete, kept = replace(given, on=on), []
+    complete, kept = given._replace(on=on), []
     if on == "local":
         return complete, ""
     if given.cluster is None and before.cluster is not None:
-        complete = replace(complete, cluster=before.cluster)
+        complete = complete._replace(cluster=before.cluster)
         kept.append(f"cluster {before.cluster}")
     elif given.cluster is None and on == "ray" and before.ray_address is not None:
-        complete = replace(complete, ray_address=before.ray_address)
+        complete = complete._replace(ray_address=before.ray_address)
         kept.append(f"Ray at {before.ray_address}")
     elif given.cluster is None and given.on is not None:
-        complete = replace(complete, cluster=default)
+        complete = complete._replace(cluster=default)
     is_packed_there = (
         on in {"ray", "auto"}
         and complete.cluster is not None
         and before.cluster in {complete.cluster, lasting_name(complete.cluster)}
     )
     if is_packed_there and given.nodes is None and before.nodes is not None:
-        complete = replace(complete, nodes=before.nodes)
+        complete = complete._replace(nodes=before.nodes)
         kept.append(f"up to {counted(before.nodes, 'node')}")
     return complete, f"on {on}, {', '.join(kept)}, as in the last submission" if kept else ""

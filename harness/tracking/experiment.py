@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -109,14 +109,6 @@ class Experiment:
             if not token:
                 return
 
-    def steps_of(self, held: Held, keys: Collection[str]) -> set[tuple[str, int]]:
-        """Return every (metric, step) that the store has of these metrics."""
-        return {
-            (key, int(metric.step))
-            for key in keys
-            for metric in self.client.get_metric_history(held.mlflow_id, key)
-        }
-
     def create(self, identity: str, kind: str, name: str, start: int, tags: Mapping[str, str]) -> Held:
         """Create a run with all its tags."""
         tags = {ID: identity, KIND: kind, **tags}
@@ -180,7 +172,11 @@ class Experiment:
 
     def _missing(self, held: Held, found: Sequence[Measured]) -> list[Measured]:
         """Query the store; return the metrics it lacks."""
-        there = self.steps_of(held, {one.key for one in found})
+        there = {
+            (key, int(metric.step))
+            for key in {one.key for one in found}
+            for metric in self.client.get_metric_history(held.mlflow_id, key)
+        }
         return [one for one in found if (one.key, one.step) not in there]
 
     def _log(

@@ -13,7 +13,6 @@ means that the worker is about to end. The worker does not wait long for it: `ss
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -27,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from harness.common.process import start_logged
 from harness.common.validation import first_line
 from harness.record.root import Launch, Root, read_launch
 from harness.record.status import RunState, RunStatus, StatusReader
@@ -61,14 +61,13 @@ class Rounds:
         uri: str,
         study_name: str,
         root: Root,
-        every_seconds: float = EVERY_SECONDS,
         tags_of: Tags = lambda _: {},
         *,
         with_study: bool = True,
     ) -> None:
         self._uri, self._arguments = redact(uri), (uri, study_name, root, tags_of)
-        self._study_name, self._every, self._with_study = study_name, every_seconds, with_study
-        self.pause = every_seconds
+        self._study_name, self._with_study = study_name, with_study
+        self.pause = EVERY_SECONDS
         """Seconds before the next round: more after each failure."""
         self.problem: str | None = None
         """Error of the newest round, if any."""
@@ -88,7 +87,7 @@ class Rounds:
                 log.warning("%s", note)
             if self.problem is not None:
                 log.info("MLflow answers again and has everything")
-            self.problem, self.pause = None, self._every
+            self.problem, self.pause = None, EVERY_SECONDS
         except Exception as error:  # training goes on without its tracker
             if self.problem is None:
                 log.warning("MLflow at %s: %s; the journals keep everything", self._uri, first_line(error))
@@ -162,16 +161,8 @@ def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     log_file = root.series(series_id) / "logs" / "mirror.log"
     try:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        with log_file.open("ab") as file:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,  # unlike a signal, its end cannot come before the sidecar is ready
-                stdout=file,
-                stderr=file,
-                env=environment,
-                start_new_session=True,
-            )
+        # Unlike a signal, the end of its input cannot come before the sidecar is ready.
+        return start_logged(command, log_file, env=environment, stdin=subprocess.PIPE)
     except OSError as error:  # no process or disk space left: training goes on
         log.warning("series %s is not mirrored while it trains: %s", series_id, error)
         return None
@@ -179,19 +170,14 @@ def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Mirror a Series of a study until standard input ends; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.tracking.live", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("study_dir", type=Path, metavar="STUDY_DIR", help="ROOT/studies/NAME")
-    parser.add_argument("series_id", metavar="SERIES_ID")
-    options = parser.parse_args(arguments)
+    study_dir, series_id = arguments if arguments is not None else sys.argv[1:]
     signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(10)  # it shares its cores with training
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        _go_along(options.study_dir.absolute(), options.series_id, signals)
+        _go_along(Path(study_dir).absolute(), series_id, signals)
     except InputError as error:
         log.error("%s", error)
         return 2

@@ -27,7 +27,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from harness.common.process import stop_when_parent_ends
+from harness.common.process import ignoring, start_logged, stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.auth import Credentials
 from harness.tracking.store import SQLITE, default_uri, prepare_database, redact
@@ -87,17 +87,13 @@ def serving(
         uri = prepare_database(uri, where)
         credentials = None if is_loopback(host) else Credentials(root.path / "serve")
         server = Server(root, uri, host, port, tuple(allowed), log, credentials)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            begin = file.tell()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
-                env=_environment(server),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the server
-            )
+        begin = log.stat().st_size if log.exists() else 0
+        process = start_logged(
+            # Ctrl-C reaches this process alone, which then ends the server.
+            [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
+            log,
+            env=_environment(server),
+        )
         try:
             _wait_until_it_answers(server, process, begin)
             yield server, process
@@ -114,9 +110,7 @@ def stay(server: Server, process: subprocess.Popen[bytes]) -> None:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Ask the server to end, wait for its open requests, then kill what is left of its session."""
-    # A second Ctrl-C must not leave orphans.
-    previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
+    with ignoring(signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave orphans
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -124,9 +118,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its session holds no other process
         process.wait()
-    finally:
-        for number, handler in previous:
-            signal.signal(number, handler)
 
 
 def describe(server: Server, study: str, *, show_password: bool) -> dict[str, object]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from harness.common.console import warn
 from harness.common.process import identify_process
@@ -18,7 +18,7 @@ from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.base import Backend
 from harness.dispatch.ledger import jobs_of_runs, open_ledger
 from harness.dispatch.supervise import JobSupervisor
-from harness.plan.cluster import Cluster, ranks_a_node
+from harness.plan.cluster import ranks_a_node
 from harness.record.jobs import JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy
 from harness.record.status import RunState, RunStatus, StatusReader
@@ -32,46 +32,53 @@ AT_ONCE = 8
 """Trials at once where neither study nor profile gives a number; with more, a search learns too little from each."""
 
 
-class TrialRunner(Protocol):
+class TrialRunner(ABC):
     """Trains Runs and reads their states."""
 
-    backend: Backend
-    cluster: Cluster
     pause: float
     """Seconds between two calls of `look`."""
 
+    def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
+        """Open a backend for a search, of which `resolved` is any trial."""
+        self.backend = backend.__enter__()
+        self.cluster = backend.offer(resolved)
+        self.reader = StatusReader(resolved.root, resolved.study.name)
+
+    @abstractmethod
     def capacity(self, series: int) -> int:
         """Return the number of trials, of so many Series each, to train at once."""
 
+    @abstractmethod
     def train(self, submission: Submission, missing: Sequence[RunStatus]) -> bool:
         """Submit Runs that no process trains; False if another process trains them or no job may be submitted now."""
 
-    def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
-        """End the jobs of Runs that control.jsonl lists as cancelled."""
-
+    @abstractmethod
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
         """Return the states of these Runs; raises DiskFull where the disk has no space left."""
 
+    @abstractmethod
+    def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
+        """End the jobs of Runs that control.jsonl lists as cancelled."""
+
     def close(self) -> None:
         """End the jobs that would not outlive this process; they save first."""
+        self.backend.close()
 
 
 def open_runner(backend: Backend, resolved: ResolvedStudy) -> TrialRunner:
-    """Return the runner of a search on a backend; `resolved` is any of its trials."""
+    """Return the runner of a search on a backend."""
     return (Scheduled if backend.outlives else Supervised)(backend, resolved)
 
 
-class Supervised:
+class Supervised(TrialRunner):
     """A backend of this process, whose workers stay warm from one trial to the next."""
 
     pause = 0.1
 
     def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
-        study, root = resolved.study, resolved.root
-        self.backend = backend.__enter__()
-        self.cluster, self.resources = backend.offer(resolved), study.resources
-        self.reader, self.process = StatusReader(root, study.name), identify_process()
-        self._supervisor = JobSupervisor(root.control(study.name), backend)
+        super().__init__(backend, resolved)
+        self.resources, self.process = resolved.study.resources, identify_process()
+        self._supervisor = JobSupervisor(resolved.root.control(resolved.study.name), backend)
 
     def capacity(self, series: int) -> int:
         """Return the fewest trials that keep all workers busy."""
@@ -98,21 +105,15 @@ class Supervised:
             for row in self.reader.read(points, submitter=self.process)
         ]
 
-    def close(self) -> None:
-        """End the workers, which save first, and the processes started for them."""
-        self.backend.close()
 
-
-class Scheduled:
+class Scheduled(TrialRunner):
     """A backend whose jobs outlive this process; the next controller finds them."""
 
     pause = 1.0
 
     def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
-        self.backend = backend.__enter__()
-        self.cluster, self.root = backend.offer(resolved), resolved.root
+        super().__init__(backend, resolved)
         self.folder = resolved.root.study(resolved.study.name)
-        self.reader = StatusReader(resolved.root, resolved.study.name)
         self._jobs: Mapping[str, JobView] = {}
         self._asked = self._refused = float("-inf")
         """Monotonic times when the scheduler was last asked, and when it last took no more jobs."""
@@ -164,6 +165,3 @@ class Scheduled:
         if self._problem != str(gone):
             warn(f"{gone}; {what_now}")
             self._problem = str(gone)
-
-    def close(self) -> None:
-        """Do nothing: the scheduler keeps the jobs."""

@@ -16,9 +16,9 @@ import psutil
 from harness.common.process import identify_process
 from harness.dispatch.arrays import Array, ArrayStore, new_name, packed_folder
 from harness.dispatch.base import Task
-from harness.dispatch.ray.cluster import RayAddress, read_address
+from harness.dispatch.ray.cluster import RayAddress
 from harness.plan.allocation import Shape
-from harness.record.root import Launch, Root, write_launch, write_run
+from harness.record.root import Launch, Root, read_model_if_there, write_launch, write_run
 from slurm.devcluster.cluster import DevCluster
 from tests.conftest import REPOSITORY
 from tests.harness.journals import registered
@@ -147,7 +147,7 @@ class PackedJob:
     @property
     def address(self) -> RayAddress | None:
         """Address of its Ray while that runs."""
-        return read_address(packed_folder(self.study_dir, self.array.name) / "ray.json")
+        return read_model_if_there(packed_folder(self.study_dir, self.array.name) / "ray.json", RayAddress)
 
     @property
     def out(self) -> str:

@@ -33,8 +33,8 @@ class Simulation:
     decide: Decide = decide
     actual: Mapping[str, float] = field(default_factory=dict)
     """Real seconds of a Series that takes longer or shorter than expected."""
-    befalls: dict[float, Callable[[list[Node]], list[Node]]] = field(default_factory=dict)
-    """Changes of the nodes by their time."""
+    vanishing: float = math.inf
+    """Time when all nodes but the first vanish."""
 
     now: float = 0.0
     starts: int = 0
@@ -52,11 +52,10 @@ class Simulation:
         self.waiting = {task.key: task for task in self.tasks}
         self._carry_out()
         while self.waiting or any(held.task for held in self.held.values()):
-            moments = [held.ends for held in self.held.values() if held.task] + sorted(self.befalls)[:1]
-            assert moments, f"nothing happens any more, and {sorted(self.waiting)} wait"
-            self.now = min(moments)
-            for when in [when for when in self.befalls if when <= self.now]:
-                self._befall(self.befalls.pop(when))
+            self.now = min([self.vanishing, *(held.ends for held in self.held.values())])
+            assert self.now < math.inf, f"nothing happens any more, and {sorted(self.waiting)} wait"
+            if self.now == self.vanishing:
+                self._lose_nodes()
             for held in self.held.values():
                 if held.task and held.ends <= self.now:
                     self.done[held.task.key] = self.now
@@ -132,8 +131,8 @@ class Simulation:
             )
         return groups
 
-    def _befall(self, change: Callable[[list[Node]], list[Node]]) -> None:
-        self.nodes = change(self.nodes)
+    def _lose_nodes(self) -> None:
+        self.nodes, self.vanishing = self.nodes[:1], math.inf
         for held in list(self.held.values()):
             if not set(held.group.nodes) <= {node.key for node in self.nodes}:
                 if held.task:

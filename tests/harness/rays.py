@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from harness.dispatch.ray.cluster import RayAddress
-from tests.waiting import PATIENCE, is_running, paced, wait_until
+from tests.waiting import PATIENCE, is_running, wait_until
 
 HERE = """\
 import sys
@@ -31,6 +31,16 @@ try:
 except KeyboardInterrupt:
     print("stopped", flush=True)
 """
+WITHOUT_MLFLOW = "import sys; sys.modules['mlflow'] = None\n"
+WITHOUT_DASHBOARD = """\
+from functools import partial
+from harness.cli.app import main
+from harness.dispatch.ray import here
+
+here.ray_here = partial(here.ray_here, dashboard=False)
+main()
+"""
+"""Programs that run the command without importing MLflow, and with no dashboard for a Ray of this machine."""
 SAVER = """\
 import signal, sys, time
 from pathlib import Path
@@ -86,10 +96,8 @@ for line in sys.stdin:
 class Here:
     """A process that runs a Ray."""
 
-    def __init__(
-        self, folder: Path, *, devices: str = "", dashboard: bool = False, step_seconds: float = 0.0
-    ) -> None:
-        """Start it; a step of training on it takes so many seconds at least."""
+    def __init__(self, folder: Path, *, devices: str = "", dashboard: bool = False) -> None:
+        """Start it."""
         self.folder, self.devices = folder, [name for name in devices.split(",") if name]
         arguments = [str(folder), str(len(self.devices)), str(int(dashboard))]
         self.process = subprocess.Popen(
@@ -97,7 +105,7 @@ class Here:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**paced(step_seconds), "CUDA_VISIBLE_DEVICES": devices},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": devices},
             start_new_session=True,  # as a shell gives a command a process group, to which Ctrl-C goes
         )
         self.started: list[psutil.Process] = []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,9 +15,6 @@ from harness.record.root import Launch, Root, write_launch, write_run, write_ser
 from harness.study.schema import Study
 from harness.train.stopping import StopFlag
 from harness.train.worker import group_by_series, train_series
-
-_modules = 0
-"""Number of modules whose objects the collector leaves out."""
 
 
 class StopAfter(StopFlag):
@@ -37,12 +32,6 @@ class StopAfter(StopFlag):
 
 def train(root: Root, fields: dict[str, Any], stop: StopFlag | None = None, **launch: Any) -> list[str]:
     """Write the files of a submission and train every Series; returns the outcomes."""
-    global _modules  # noqa: PLW0603
-    if (
-        len(sys.modules) > _modules + 100
-    ):  # every training ends with a collection, and imports make no garbage
-        _modules = len(sys.modules)
-        gc.freeze()
     return [train_series(runs, place, stop or StopFlag()) for place, runs in prepared(root, fields, **launch)]
 
 

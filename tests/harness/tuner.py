@@ -11,7 +11,6 @@ from harness.common.validation import validate
 from harness.dispatch.base import SubmitTarget
 from harness.dispatch.registry import open_backend
 from harness.plan.cluster import this_machine
-from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
 from harness.record.status import RunStatus, StatusReader
 from harness.study.grid import GridPoint
@@ -20,6 +19,7 @@ from harness.submit.submission import Submission
 from harness.train.stopping import StopFlag
 from harness.train.worker import group_by_series, train_series
 from harness.tuning.controller import Controller
+from harness.tuning.runner import TrialRunner
 from harness.tuning.space import SearchCase, Space
 from harness.tuning.storage import open_journal
 from harness.tuning.trials import TrialRecord
@@ -27,8 +27,8 @@ from tests.harness.trainer import StopAfter
 from tests.studies import Fields
 
 
-class InThisProcess:
-    """A TrialRunner whose `train` returns when the trial has been trained."""
+class InThisProcess(TrialRunner):
+    """A runner whose `train` returns when the trial has been trained."""
 
     pause = 0.0
 
@@ -61,14 +61,11 @@ class InThisProcess:
                 self.trained += [run.run_id for run in runs]
         return True
 
-    def cancel(self, resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None:
-        pass
+    def cancel(self, *_: object) -> None:
+        """Do nothing: no trial trains meanwhile."""
 
     def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
         return self.reader.read(points, submitter=self.process)
-
-    def close(self) -> None:
-        pass
 
 
 def with_rate(fields: Fields, rate: float | str, iterations: int | None = None, seed: int = 0) -> Fields:

@@ -20,13 +20,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
-from harness.common.process import PipeReader, last_line
+from harness.common.process import PipeReader, describe_end, ignoring, start_logged
 from harness.dispatch.ray.host import LOOPBACK, RayDown
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.plan.cluster import Cluster
@@ -117,14 +117,6 @@ def make_token(folder: Path) -> Path:
     return path
 
 
-def read_address(path: Path) -> RayAddress | None:
-    """Read the address of a running Ray from its ray.json; None if no Ray runs."""
-    try:
-        return RayAddress.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-
-
 class RayNodes:
     """The node agents of a Ray, started by one command: by srun, or directly if there is one node."""
 
@@ -133,27 +125,23 @@ class RayNodes:
         command: Sequence[str],
         plan: NodePlan,
         environment: Mapping[str, str],
-        on_signal: Callable[[str], object] = lambda _: None,
+        told: list[str] | None = None,
     ) -> None:
-        self.plan = plan
-        self._on_signal = on_signal
+        """Start the agents; names of signals that they receive are added to `told`."""
+        self.plan, self._told = plan, told
         self.address: RayAddress | None = None
         self._up: set[str] = set()
         self._head_failure: str | None = None
         make_folder(plan.log_dir)
         self.log = plan.log_dir / "ray.log"
         agent = [sys.executable, "-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json()]
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [*command, *agent],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                env=environment,
-                start_new_session=True,  # keeps Ctrl-C from the agents, which this process ends in order
-            )
+        # In its own session: Ctrl-C does not reach the agents, which this process ends in order.
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = start_logged([*command, *agent], self.log, env=environment, **pipes)
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._pipe = PipeReader(self._process.stdout.fileno())
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        self._pipe = PipeReader(self._stdout.fileno())
 
     @property
     def is_alive(self) -> bool:
@@ -163,7 +151,7 @@ class RayNodes:
     def check(self) -> None:
         """Raise RayDown if all nodes or the head have ended: no driver can continue without the head."""
         if not self.is_alive:
-            raise RayDown(f"Ray ended; {self._ending()}")
+            raise RayDown(f"Ray ended; {describe_end(self.log)}")
         if self._head_failure is not None:
             raise RayDown(f"Ray ended: {self._head_failure}")
 
@@ -177,41 +165,50 @@ class RayNodes:
             self._handle(event)
         return events
 
-    def wait_until_ready(
-        self, seconds: float = START_SECONDS, wanted: Callable[[], bool] = lambda: True
-    ) -> RayAddress:
-        """Wait until every node is registered; raises RayDown if one fails, or if Ray is not `wanted` any more."""
-        deadline = time.monotonic() + seconds
+    @contextmanager
+    def running(self) -> Iterator[RayAddress]:
+        """Have a Ray run during the block, with its address in ray.json; raises RayDown if it does not start."""
+        address_file = self.plan.log_dir / "ray.json"
+        try:
+            address = self.wait_until_ready()
+            write_atomically(address_file, address.model_dump_json(indent=1) + "\n")
+            yield address
+        finally:
+            address_file.unlink(missing_ok=True)
+            self.end()
+            self.plan.token_file.unlink(missing_ok=True)
+
+    def wait_until_ready(self) -> RayAddress:
+        """Wait until every node is registered; raises RayDown if one fails, or if a signal came meanwhile."""
+        deadline = time.monotonic() + START_SECONDS
         while self.address is None or not self._up.issuperset(self.plan.nodes):
             for event in self.listen(0.2):
                 if event.event == "failed":
                     raise RayDown(f"Ray did not start on {event.node}: {event.reason}")
             if not self.is_alive:
-                raise RayDown(f"Ray did not start; {self._ending()}")
-            if not wanted():
+                raise RayDown(f"Ray did not start; {describe_end(self.log)}")
+            if self._told:
                 raise RayDown("Ray was told to end before it had started")
             if time.monotonic() > deadline:
-                missing = [name for name in self.plan.nodes if name not in self._up]
+                missing = ", ".join(name for name in self.plan.nodes if name not in self._up)
                 raise RayDown(
-                    f"Ray has not started on {', '.join(missing)} within {seconds:.0f} s; {self._ending()}"
+                    f"Ray has not started on {missing} within {START_SECONDS:.0f} s; {describe_end(self.log)}"
                 )
         return self.address
 
     def end(self) -> None:
         """Have workers save, and end every process of Ray."""
-        with _ignoring(signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave orphans
-            assert self._process.stdin is not None
+        with ignoring(signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave orphans
             with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
+                self._stdin.close()
             try:
                 self._process.wait(GRACE_SECONDS + LAST_SECONDS)
             except subprocess.TimeoutExpired:
                 log.warning("Ray does not end by itself and is killed; see %s", self.log)
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            assert self._process.stdout is not None
             self.listen()  # an agent may have reported a signal
-            self._process.stdout.close()
+            self._stdout.close()
 
     def _handle(self, event: NodeEvent) -> None:
         if event.event == "head":
@@ -225,48 +222,20 @@ class RayNodes:
                 user=getpass.getuser(),
                 temp_dir=event.temp_dir,
             )
-            assert self._process.stdin is not None
-            with contextlib.suppress(
-                BrokenPipeError, ValueError
-            ):  # it has ended, or `end` has closed the pipe
-                self._process.stdin.write(json.dumps({"join": event.address}).encode() + b"\n")
-                self._process.stdin.flush()
+            # It may have ended, or `end` may have closed the pipe.
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                self._stdin.write(json.dumps({"join": event.address}).encode() + b"\n")
+                self._stdin.flush()
         elif event.event == "up":
             self._up.add(event.node)
         elif event.event == "signal":
-            self._on_signal(event.reason or "")
+            if self._told is not None:
+                self._told.append(event.reason or "")
         else:
             self._up.discard(event.node)
             if event.event == "failed" and self.address is not None and event.node == self.address.node:
                 self._head_failure = event.reason or "the reason is unknown"
             log.warning("Ray on %s: %s", event.node, event.reason)
-
-    def _ending(self) -> str:
-        return f"{self.log} ends: {last_line(self.log)}"
-
-
-@contextmanager
-def ray_on(
-    command: Sequence[str],
-    plan: NodePlan,
-    environment: Mapping[str, str],
-    on_signal: Callable[[str], object] = lambda _: None,
-    wanted: Callable[[], bool] = lambda: True,
-) -> Iterator[RayNodes]:
-    """Run a Ray on the nodes of a plan during the block, and write its address to ray.json in the plan's folder.
-
-    Raises RayDown if it does not start, or is not `wanted` any more before it has started.
-    """
-    address_file = plan.log_dir / "ray.json"
-    nodes = RayNodes(command, plan, environment, on_signal)
-    try:
-        address = nodes.wait_until_ready(wanted=wanted)
-        write_atomically(address_file, address.model_dump_json(indent=1) + "\n")
-        yield nodes
-    finally:
-        address_file.unlink(missing_ok=True)
-        nodes.end()
-        plan.token_file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -287,25 +256,12 @@ def ray_here(cluster: Cluster, folder: Path, *, dashboard: bool = True) -> Itera
         gpus=cluster.gpus,
         dashboard=dashboard,
     )
-    address = None
+    nodes = RayNodes([], plan, os.environ)
     try:
-        with ray_on([], plan, os.environ) as nodes:
-            address = nodes.address
-            assert address is not None
+        with nodes.running() as address:
             yield address
     finally:
-        if address is not None:
-            shutil.rmtree(address.temp_dir.parent, ignore_errors=True)  # remains if the agent was killed
-
-
-@contextmanager
-def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
-    try:
-        previous = [(number, signal.signal(number, signal.SIG_IGN)) for number in numbers]
-    except ValueError:  # not the main thread: signals do not reach this one
-        previous = []
-    try:
-        yield
-    finally:
-        for number, handler in previous:
-            signal.signal(number, handler)
+        if nodes.address is not None:
+            shutil.rmtree(
+                nodes.address.temp_dir.parent, ignore_errors=True
+            )  # remains if the agent was killed

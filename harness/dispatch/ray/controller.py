@@ -15,17 +15,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.common.process import log_to_stderr
 from harness.dispatch.arrays import Array
 from harness.dispatch.base import Backend, SubmitTarget, Task
 from harness.dispatch.ray.dispatcher import RayDispatcher, connected
 from harness.dispatch.ray.host import RayDown
+from harness.dispatch.slurm.settle import run_job
 from harness.dispatch.supervise import JobSupervisor
 from harness.record.control import Control
 from harness.record.journal import read_progress
-from harness.record.root import read_model, read_run
+from harness.record.root import read_run
 from harness.record.series import unfinished
-from harness.train.stopping import EXIT_NO_NODES, EXIT_PREEMPTED, StopFlag, exit_status
+from harness.train.stopping import EXIT_NO_NODES, EXIT_PREEMPTED, StopFlag
 
 log = logging.getLogger("ssmscale.ray")
 
@@ -38,14 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Otherwise returns 69 if Ray has no nodes, 74 if the disk is full, 75 if it was told to stop.
     """
-    log_to_stderr()
-    (name,) = arguments if arguments is not None else sys.argv[1:]
-    array_file = Path(name).absolute()
     stop = StopFlag()
     stop.install()
 
-    def run() -> int:
-        array = read_model(array_file, Array)
+    def train(array_file: Path, array: Array) -> int:
         study_dir = array_file.parent.parent
         with connected(os.environ["RAY_ADDRESS"]):
             stop.install()  # Ray has installed handlers of its own
@@ -53,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return train_tasks(array, study_dir, dispatcher, stop)
 
     try:
-        return exit_status(run, log)
+        return run_job(arguments, train)
     except RayDown as error:
         log.error("%s", error)
         return EXIT_NO_NODES

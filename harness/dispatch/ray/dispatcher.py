@@ -6,10 +6,8 @@ users may hold a part of them.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +16,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.dispatch import packing
-from harness.dispatch.base import Backend, Handle, SubmitTarget, Task, views_of
+from harness.dispatch.base import Handle, SubmitTarget, Task
 from harness.dispatch.packing import Node, WaitingTask
 from harness.dispatch.ray.cluster import START_SECONDS
 from harness.dispatch.ray.group import RankGroup, ServerActor
 from harness.dispatch.ray.host import RayDown
+from harness.dispatch.warm import WarmBackend
 from harness.dispatch.worker_process import GRACE_SECONDS
-from harness.record.jobs import JobState, JobView
+from harness.record.jobs import JobState
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.ray")
@@ -43,18 +42,14 @@ SETTLE_SECONDS = 10.0
 """Time after which devices that Ray reports as taken count as held by others: it reports releases a moment late."""
 
 
-class RayDispatcher(Backend):
+class RayDispatcher(WarmBackend):
     """Runs tasks on the Ray cluster to which this process is connected."""
 
     name = "ray"
 
     def __init__(self, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> None:
         super().__init__(study_dir, target, jobs)
-        self.log_dir = self.study_dir / "logs"
-        self.waiting: dict[str, Handle] = {}
-        self.ended: dict[Handle, JobState] = {}
         self.groups: list[RankGroup] = []
-        self._numbers = itertools.count(1)
         self._starts: list[float] = []
         self._decide_at = 0.0
         self._too_few_since: float | None = None
@@ -70,33 +65,24 @@ class RayDispatcher(Backend):
 
     def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
         """Queue tasks; those with the longest expected training begin first."""
-        handles = [Handle(task, f"ray-{os.getpid()}-{next(self._numbers)}", name) for task in tasks]
-        self.waiting |= {handle.job_id: handle for handle in handles}
         self._decide_at = 0.0
-        return handles
+        return super().submit(tasks, name)
 
-    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
-        """Read the ranks' replies, start tasks that fit, and return the state of each job."""
-        for group in list(self.groups):
-            was_ready = group.is_ready
-            handle, state = group.poll()
-            if group.is_ready and not was_ready:
-                self._starts.append(time.monotonic() - group.began)
-            if handle is not None and state is not None:
-                log.info("series %s: %s, on %s", handle.task.series_id, state, group.key)
-                self.ended[handle] = state
-                self._decide_at = 0.0
-            if group.is_gone:
-                self.groups.remove(group)
-                self._decide_at = 0.0
-        is_full = JobState.NO_SPACE in self.ended.values()  # on a full disk no task gets further
-        if self.waiting and not is_full and time.monotonic() >= self._decide_at:
+    def _poll(self, group: RankGroup) -> tuple[Handle, JobState] | None:
+        was_ready = group.is_ready
+        found = group.poll()
+        if group.is_ready and not was_ready:
+            self._starts.append(time.monotonic() - group.began)
+        if found is not None:
+            log.info("series %s: %s, on %s", found[0].task.series_id, found[1], group.key)
+        if found is not None or group.is_gone:
+            self._decide_at = 0.0
+        return found
+
+    def _start_waiting(self) -> None:
+        if time.monotonic() >= self._decide_at:
             self._decide_at = time.monotonic() + LOOK_SECONDS
             self._decide()
-        return views_of(handles, self.ended, {group.handle for group in self.groups})
-
-    def cancel(self, handles: Sequence[Handle]) -> None:
-        """Do nothing: workers read control.jsonl at each step."""
 
     def logs(self, handle: Handle) -> list[Path]:
         """Return the logs of the workers between tasks."""
@@ -108,10 +94,7 @@ class RayDispatcher(Backend):
         for group in self.groups:
             group.let_go(GRACE_SECONDS)
         while self.groups:
-            for group in list(self.groups):
-                group.poll()
-                if group.is_gone:
-                    self.groups.remove(group)
+            self.views(())
             time.sleep(0.05)
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.dispatch.arrays import Array, ArrayStore, new_array, new_name, packed_folder
 from harness.dispatch.base import Backend, Handle, Task
-from harness.dispatch.ray.job_server import MARK, RayJobs, Seen, python_there, ray_unavailable
+from harness.dispatch.ray.job_server import MARK, RayJobs, Seen, python_there
 from harness.plan.allocation import Shape, describe_packing
 from harness.plan.cluster import Cluster
 from harness.plan.plan import PlannedRun
@@ -141,24 +141,17 @@ def _inspect(jobs: RayJobs, root: Path, corpus: Path) -> Seen:
     try:
         mark.touch()
         jobs.submit(name, python_there("-m", "harness.dispatch.ray.job_server", str(mark), str(corpus)), {})
-        ended = jobs.wait(name, INSPECT_SECONDS)
+        status, output = jobs.wait(name, INSPECT_SECONDS)
     finally:
         mark.unlink(missing_ok=True)
-    if ended is None:
-        raise ray_unavailable(
-            f"{jobs.address}: the inspection job has not ended after {INSPECT_SECONDS:.0f} s"
-        )
-    status, output = ended
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
     for line in lines:
         if line.startswith(MARK):
             return Seen.model_validate_json(line.removeprefix(MARK))
     if "No module named" in output:
         package = output.rpartition("No module named")[2].split()[0].strip("'")
-        raise ray_unavailable(
-            f"{jobs.address}: its Python lacks {package}; install ssmscale[train,ray] on its nodes"
-        )
-    raise ray_unavailable(f"{jobs.address}: the inspection job ended {status}; its output ends: {lines[-1]}")
+        raise jobs.unavailable(f"its Python lacks {package}; install ssmscale[train,ray] on its nodes")
+    raise jobs.unavailable(f"the inspection job ended {status}; its output ends: {lines[-1]}")
 
 
 def check_seen(address: str, seen: Seen, root: Path, corpus: Path) -> None:

@@ -22,9 +22,15 @@ from typing import Any
 from harness.dispatch.base import Handle
 from harness.dispatch.fork_server import RankServer
 from harness.dispatch.packing import Request
-from harness.dispatch.worker_process import ALONE_SECONDS, RankProcess, environment_of_rank, state_of
+from harness.dispatch.worker_process import (
+    ALONE_SECONDS,
+    RankProcess,
+    environment_of_rank,
+    state_at_end,
+    state_of,
+)
 from harness.record.jobs import JobState
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, GPU_SHARE
+from harness.train.stopping import GPU_SHARE
 
 LISTEN_SECONDS = 1.0
 """Time that an actor waits for a reply of its rank: an order to stop may wait as long."""
@@ -134,40 +140,36 @@ class RankGroup:
             if not rank.is_gone:
                 rank.pending = rank.actor.end.remote(seconds)
 
-    def poll(self) -> tuple[Handle | None, JobState | None]:
+    def poll(self) -> tuple[Handle, JobState] | None:
         """Return the job that ended since the last call, and its state."""
+        from ray.util.placement_group import placement_group_table
+
         self._listen()
         if self.is_leaving:
             if all(rank.is_gone for rank in self._ranks) or time.monotonic() > self._until:
                 self._clear_away()
                 return self._give_back(self._state_at_end())
-            return None, None
-        if not self._is_started:
+        elif not self._is_started:
             if all(rank.placement is not None for rank in self._ranks):
                 self._start()
             elif any(rank.is_gone for rank in self._ranks) or time.monotonic() - self.began > PLACE_SECONDS:
-                self._is_unplaced = not self._is_placed()
+                # Created groups count as placed, even if actors in them died.
+                self._is_unplaced = placement_group_table(self._placement_group)["state"] != "CREATED"
                 self.let_go(0.0)
-            return None, None
-        if not self.is_ready and all(rank.is_ready for rank in self._ranks):
-            self.is_ready = True
-            self.fed = time.monotonic()
-        if all(rank.outcomes for rank in self._ranks):
-            outcome, *_ = [rank.outcomes.pop(0) for rank in self._ranks]
-            return self._give_back(state_of(outcome))
-        if any(rank.is_gone or rank.status is not None for rank in self._ranks):
-            self.let_go(ALONE_SECONDS)  # one rank has died, and the others may wait for it for ever
-        return None, None
+        else:
+            if not self.is_ready and all(rank.is_ready for rank in self._ranks):
+                self.is_ready = True
+                self.fed = time.monotonic()
+            if all(rank.outcomes for rank in self._ranks):
+                outcome, *_ = [rank.outcomes.pop(0) for rank in self._ranks]
+                return self._give_back(state_of(outcome))
+            if any(rank.is_gone or rank.status is not None for rank in self._ranks):
+                self.let_go(ALONE_SECONDS)  # one rank has died, and the others may wait for it for ever
+        return None
 
-    def _give_back(self, state: JobState) -> tuple[Handle | None, JobState | None]:
+    def _give_back(self, state: JobState) -> tuple[Handle, JobState] | None:
         handle, self.handle = self.handle, None
-        return (handle, state) if handle is not None else (None, None)
-
-    def _is_placed(self) -> bool:
-        """Return True if Ray has created the placement group, even if actors in it died."""
-        from ray.util.placement_group import placement_group_table
-
-        return bool(placement_group_table(self._placement_group)["state"] == "CREATED")
+        return None if handle is None else (handle, state)
 
     def _state_at_end(self) -> JobState:
         """Return the state of the Series that the group was training when it ended."""
@@ -176,9 +178,7 @@ class RankGroup:
         if self.handle is not None and all(rank.outcomes for rank in self._ranks):
             return state_of(self._ranks[0].outcomes.pop(0))
         statuses = {rank.status for rank in self._ranks}
-        if EXIT_NO_SPACE in statuses:
-            return JobState.NO_SPACE
-        return JobState.PREEMPTED if EXIT_PREEMPTED in statuses or statuses == {0} else JobState.LOST
+        return JobState.PREEMPTED if statuses == {0} else state_at_end(statuses)
 
     def _listen(self) -> None:
         """Read the replies that have arrived, and ask the ranks for further reports."""
@@ -288,8 +288,7 @@ class ServerActor:
 class RankActor:
     """The actor of one rank; Ray runs its methods one after another, so none may take long."""
 
-    def __init__(self) -> None:
-        self._process: RankProcess | None = None
+    _process: RankProcess
 
     def find_placement(self) -> Placement:
         """Return its node and its GPUs."""
@@ -305,23 +304,18 @@ class RankActor:
 
     def feed(self, run_dirs: Sequence[str]) -> None:
         """Have the rank train a Series."""
-        self._rank.feed([Path(folder) for folder in run_dirs])
+        self._process.feed([Path(folder) for folder in run_dirs])
 
     def report(self, seconds: float) -> RankReport:
         """Return the rank's state, waiting up to `seconds` for a change."""
-        rank = self._rank
+        rank = self._process
         rank.wait_for_reply(seconds)
         return RankReport(rank.is_ready, rank.replies.pop(0) if rank.replies else None, rank.status)
 
     def end(self, seconds: float) -> int | None:
-        """Have the rank save and end, kill it after `seconds`, and return its exit status."""
-        if self._process is None:
+        """Have the rank, if it was started, save and end; kill it after `seconds`, and return its exit status."""
+        if not hasattr(self, "_process"):
             return None
         self._process.ask_to_stop()
         self._process.end(seconds)
         return self._process.status
-
-    @property
-    def _rank(self) -> RankProcess:
-        assert self._process is not None
-        return self._process

@@ -47,24 +47,23 @@ MARK = "ssmscale sees "
 """Prefix of the line in which the inspection job prints its document."""
 
 
-def ray_unavailable(why: str) -> SchedulerUnavailable:
-    """Return the error that says why a Ray cluster does not answer; it may have ended for good."""
-    return SchedulerUnavailable("Ray", why, may_be_over=True)
-
-
 class RayJobs:
     """The jobs of the Ray cluster at http://HOST:8265, ray://HOST:10001 or HOST:6379."""
 
     def __init__(self, address: str) -> None:
         """Connect to the cluster. Raises SchedulerUnavailable."""
         self.address = address
-        _check_reachable(address)
+        self._check_reachable()
         with self._answering(), _without_addresses():
             from ray.job_submission import JobSubmissionClient
 
             self._client = JobSubmissionClient(address)
         self.server = str(self._client.get_address())
         """Address of its job server, http://HOST:PORT."""
+
+    def unavailable(self, why: str) -> SchedulerUnavailable:
+        """Return the error that says why the cluster does not answer; it may have ended for good."""
+        return SchedulerUnavailable("Ray", f"{self.address}: {why}", may_be_over=True)
 
     def submit(self, name: str, command: str, environment: Mapping[str, str]) -> None:
         """Run a shell line on the cluster. Raises SchedulerUnavailable."""
@@ -92,18 +91,28 @@ class RayJobs:
         with self._answering():
             self._client.stop_job(name)
 
-    def wait(self, name: str, seconds: float) -> tuple[str, str] | None:
-        """Return the status and the output of a job once it has ended; None if it takes longer than `seconds`.
-
-        Raises SchedulerUnavailable.
-        """
+    def wait(self, name: str, seconds: float) -> tuple[str, str]:
+        """Return the status and the output of the inspection job once it has ended. Raises SchedulerUnavailable."""
         deadline = time.monotonic() + seconds
         while (view := self.views().get(name)) is not None and view.state is not JobState.ENDED:
             if time.monotonic() > deadline:
-                return None
+                raise self.unavailable(f"the inspection job has not ended after {seconds:.0f} s")
             time.sleep(0.2)
         with self._answering():
             return view.slurm_state if view else "UNKNOWN", str(self._client.get_job_logs(name))
+
+    def _check_reachable(self) -> None:
+        """Raise SchedulerUnavailable if nothing listens at the address: Ray's clients take a minute to find out."""
+        found = ADDRESS.fullmatch(self.address)
+        if found is None:
+            raise self.unavailable(
+                "is not an address of a Ray cluster; give http://HOST:8265, ray://HOST:10001 or HOST:6379"
+            )
+        host, port = found["host"].strip("[]"), int(found["port"] or PORTS[found["kind"]])
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise self.unavailable(f"nothing answers there ({error})") from error
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -111,7 +120,7 @@ class RayJobs:
         try:
             yield
         except ModuleNotFoundError as error:
-            raise ray_unavailable(f"{self.address}: {missing_package(error)}") from error
+            raise self.unavailable(missing_package(error)) from error
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             if "uthentication" in f"{type(error).__name__} {said}" or "uthToken" in said:
@@ -121,7 +130,7 @@ class RayJobs:
                     said = (
                         f"refuses the token in {path}; set RAY_AUTH_TOKEN_PATH to the file of the right one"
                     )
-            raise ray_unavailable(f"{self.address}: {said}") from error
+            raise self.unavailable(said) from error
 
 
 def python_there(*arguments: str) -> str:
@@ -130,20 +139,6 @@ def python_there(*arguments: str) -> str:
     return (
         f'python={ours}; "$python" -c \'import harness\' 2>/dev/null || python=python; exec "$python" {line}'
     )
-
-
-def _check_reachable(address: str) -> None:
-    """Raise SchedulerUnavailable if nothing listens at an address: Ray's clients take a minute to find out."""
-    found = ADDRESS.fullmatch(address)
-    if found is None:
-        raise ray_unavailable(
-            f"{address}: is not an address of a Ray cluster; give http://HOST:8265, ray://HOST:10001 or HOST:6379"
-        )
-    host, port = found["host"].strip("[]"), int(found["port"] or PORTS[found["kind"]])
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise ray_unavailable(f"{address}: nothing answers there ({error})") from error
 
 
 @contextlib.contextmanager
@@ -160,13 +155,13 @@ class SeenNode(Frozen):
     """A node of an inspected cluster."""
 
     name: str
+    hidden: tuple[str, ...] = ()
+    """Files that it should see and does not."""
     cores: int
     gpus: int
     memory_gib: float
     gpu_type: str | None = None
     gpu_memory_gib: float | None = None
-    hidden: tuple[str, ...] = ()
-    """Files that it should see and does not."""
 
 
 class Seen(Frozen):

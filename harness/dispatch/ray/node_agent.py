@@ -16,7 +16,6 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -28,8 +27,9 @@ import psutil
 from harness.common.process import (
     PipeReader,
     adopt_orphans,
-    last_line,
+    describe_end,
     log_to_stderr,
+    start_logged,
     stop_when_parent_ends,
 )
 from harness.dispatch.ray.cluster import NodeEvent, NodePlan, environment_of_ray
@@ -119,7 +119,7 @@ class NodeAgent:
                 return
             if self.is_announced:
                 head.keep_logs(self.plan.log_dir / f"ray-{self.name}-head")
-                raise RayDown(f"its head ended; {self._ending()}")
+                raise RayDown(f"its head ended; {describe_end(self.log_file)}")
             head.end()
             self._count_failure(head)
             self.head = self._start_head()
@@ -128,7 +128,7 @@ class NodeAgent:
             dashboard = None
             if self.plan.dashboard and not (head.folder / NO_DASHBOARD).exists():
                 dashboard = f"http://{LOOPBACK}:{self._dashboard_port}"
-            self._report("head", address=address, dashboard=dashboard, temp_dir=head.folder)
+            report(self.plan, "head", address=address, dashboard=dashboard, temp_dir=head.folder)
 
     def _keep_worker(self, address: str) -> None:
         worker = self.worker
@@ -139,7 +139,7 @@ class NodeAgent:
                 return
             if self.is_up:
                 self.is_up = False
-                self._report("down", reason=f"its raylet ended; {self._ending()}")
+                report(self.plan, "down", reason=f"its raylet ended; {describe_end(self.log_file)}")
             if time.monotonic() - worker.began > STEADY_SECONDS:
                 self._failures = 0
             worker.end()
@@ -148,7 +148,7 @@ class NodeAgent:
             self.worker = self._start_worker(address)
         elif not self.is_up and worker.address is not None:
             self.is_up = True
-            self._report("up")
+            report(self.plan, "up")
 
     def _start_head(self) -> RayProcess:
         (self._dashboard_port,) = free_ports(1, LOOPBACK)
@@ -225,7 +225,7 @@ class NodeAgent:
         self._failures += 1
         process.keep_logs(self.plan.log_dir / f"ray-{self.name}-{self._starts}")
         if self._failures >= MOST_ATTEMPTS:
-            raise RayDown(f"ended {self._failures} times in a row; {self._ending()}")
+            raise RayDown(f"ended {self._failures} times in a row; {describe_end(self.log_file)}")
 
     def _clear(self, keep: RayProcess | None) -> None:
         """Wait for the workers of a raylet that has ended to save, and kill its other processes."""
@@ -249,13 +249,7 @@ class NodeAgent:
 
     def _report_signal(self, number: int, _frame: object) -> None:
         self.is_ending = self.is_ending or number == signal.SIGTERM
-        self._report("signal", reason=signal.Signals(number).name)
-
-    def _report(self, event: str, **facts: Any) -> None:
-        report(self.plan, event, **facts)
-
-    def _ending(self) -> str:
-        return f"{self.log_file} ends: {last_line(self.log_file)}"
+        report(self.plan, "signal", reason=signal.Signals(number).name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -300,16 +294,12 @@ class RayProcess:
         self.began = time.monotonic()
         self._raylet: psutil.Process | None = None
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, f"--temp-dir={folder}"]
-        with log_file.open("ab") as said:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                env=environment,
-                start_new_session=True,
-                preexec_fn=_before_ray,  # noqa: PLW1509  this process has one thread
-            )
+        self.process = start_logged(
+            command,
+            log_file,
+            env=environment,
+            preexec_fn=_before_ray,  # this process has one thread
+        )
 
     @property
     def address(self) -> str | None:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from harness.dispatch.arrays import new_name, packed_folder
 from harness.dispatch.base import Dashboard, Handle, Task
-from harness.dispatch.ray.cluster import read_address
+from harness.dispatch.ray.cluster import RayAddress
 from harness.dispatch.slurm.backend import SlurmBackend
 from harness.plan.allocation import Demand, allocate
 from harness.plan.cluster import ranks_a_node
+from harness.record.root import read_model_if_there
+from ssmttm.errors import InputError
 
 
 class PackedBackend(SlurmBackend):
@@ -55,7 +55,7 @@ class PackedBackend(SlurmBackend):
 
     def dashboard(self, batch: str) -> Dashboard | None:
         """Return the dashboard of the Ray that a packed array's job started."""
-        with contextlib.suppress(OSError, ValidationError):  # damaged, or of another user
-            if ray := read_address(packed_folder(self.study_dir, batch) / "ray.json"):
+        with contextlib.suppress(InputError):  # damaged, or of another user
+            if ray := read_model_if_there(packed_folder(self.study_dir, batch) / "ray.json", RayAddress):
                 return Dashboard(ray.dashboard, ray.tunnel(), ray.token_file)
         return None

@@ -23,11 +23,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.common.process import last_line, stop_when_parent_ends
+from harness.common.process import last_line, start_logged, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
-from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token, ray_on
+from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
 from harness.dispatch.ray.host import RayDown
-from harness.dispatch.slurm.settle import Crash, Ending, JobStart, job_number, patiently, run_job
+from harness.dispatch.slurm.settle import Ending, JobStart, job_number, patiently, run_job
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.record.control import Control
 from harness.record.root import Root
@@ -106,22 +106,25 @@ class Pilot:
             ending = Ending.DISK_FULL
         else:
             ending = Ending.OUT_OF_TIME if self.told else Ending.OTHERS_TRAIN
-        return self.start.settle(ending, before, lambda: _crash("its time was over"))
+        return self.start.settle(ending, before, lambda: self._may_start_again("its time was over"))
 
     def _count_retries(self) -> int:
         return sum(event["event"] == "retried" for event in self.control.read())
 
     def _may_start_again(self, reason: str) -> bool:
-        return self.start.may_start_again(_crash(reason))
+        log.error("%s", reason)
+        return self.start.may_start_again(
+            reason, f"stopped {MOST_ATTEMPTS} times at the same place: {reason}"
+        )
 
     @contextmanager
     def _ray(self) -> Iterator[RayNodes]:
         """Run a Ray on all nodes of the job during the block; raises RayDown if it does not start."""
         plan = self._plan()
         # The agents report signals: some, such as those of scancel, reach a job's steps and not its batch script.
-        with ray_on(self._srun(), plan, _for_srun(), self.told.append, wanted=lambda: not self.told) as nodes:
-            address = nodes.address
-            if address is not None and (line := address.tunnel()) is not None:
+        nodes = RayNodes(self._srun(), plan, _for_srun(), self.told)
+        with nodes.running() as address:
+            if (line := address.tunnel()) is not None:
                 log.info(
                     "dashboard: %s, then %s with the token in %s", line, address.dashboard, plan.token_file
                 )
@@ -147,16 +150,12 @@ class Pilot:
     def _run_controller(self, nodes: RayNodes) -> int:
         """Run a controller, and pass on the first signal of this job; returns its exit status."""
         assert nodes.address is not None
-        with self.log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-u", *self.controller, str(self.array_file)],
-                env={**os.environ, **nodes.address.environment()},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=stop_when_parent_ends,  # noqa: PLW1509  this process has one thread
-            )
+        process = start_logged(
+            [sys.executable, "-u", *self.controller, str(self.array_file)],
+            self.log,
+            env={**os.environ, **nodes.address.environment()},
+            preexec_fn=stop_when_parent_ends,  # this process has one thread
+        )
         deadline: float | None = None
         try:
             while process.poll() is None:
@@ -214,11 +213,6 @@ def _for_srun() -> dict[str, str]:
     """Return this environment without the batch file's options for tasks, which do not hold for the agents."""
     hidden = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPU_BIND", "SLURM_CPUS_PER_TASK")
     return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-
-
-def _crash(reason: str) -> Crash:
-    log.error("%s", reason)
-    return Crash(reason, f"stopped {MOST_ATTEMPTS} times at the same place: {reason}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from harness.common.disk import make_folder
 from harness.dispatch.arrays import Array, batch_logs
 from harness.dispatch.base import Task
-from harness.dispatch.slurm.settle import Crash, Ending, JobStart, job_number, run_job
+from harness.dispatch.slurm.settle import Ending, JobStart, job_number, run_job
 from harness.record.control import Control
 from harness.record.journal import Event, Progress
 from harness.record.kinds import Kind
@@ -59,15 +59,15 @@ def settle(start: JobStart, code: int, began: float, before: str) -> int:
     """
     ending = _ending(start.progress(), code, began)
 
-    def crash() -> Crash:
+    def may_start_again() -> bool:
         last = _last_output(start, began)
         if ending is Ending.OUT_OF_TIME:
             why = "at the same place, the last time because its time was over"
         else:
             why = f"at the same place; its log ends: {last}"
-        return Crash(last, f"ended {MOST_ATTEMPTS} times {why}")
+        return start.may_start_again(last, f"ended {MOST_ATTEMPTS} times {why}")
 
-    return start.settle(ending, before, crash)
+    return start.settle(ending, before, may_start_again)
 
 
 def _ending(told: Sequence[Progress], code: int, began: float) -> Ending:

@@ -119,20 +119,10 @@ def _from_squeue(line: str) -> JobView | None:
     if len(fields) < 6:  # a heading that the site adds, such as CLUSTER: c
         return None
     job_id, name, said, elapsed, nodes, reason = fields
-    state = state_of(said)
-    if state is None or PENDING_ELEMENTS.fullmatch(job_id):
-        return None
-    waits = state is JobState.QUEUED
-    return JobView(
-        job_id,
-        name,
-        state,
-        said,
-        seconds_of(elapsed),
-        nodes,
-        reason=reason if waits else None,
-        explained=explain(reason) if waits else None,
-    )
+    view = _view(job_id, name, said, seconds_of(elapsed), nodes)
+    if view is not None and view.state is JobState.QUEUED:
+        return replace(view, reason=reason, explained=explain(reason))
+    return view
 
 
 def _from_sacct(line: str) -> JobView | None:
@@ -140,10 +130,14 @@ def _from_sacct(line: str) -> JobView | None:
     if len(fields) < 5:
         return None
     job_id, name, said, elapsed, nodes = fields
+    return _view(job_id, name, said.partition(" ")[0], float(elapsed or 0), nodes)
+
+
+def _view(job_id: str, name: str, said: str, seconds: float, nodes: str) -> JobView | None:
     state = state_of(said)
     if state is None or PENDING_ELEMENTS.fullmatch(job_id):
         return None
-    return JobView(job_id, name, state, said.split()[0], float(elapsed or 0), nodes)
+    return JobView(job_id, name, state, said, seconds, nodes)
 
 
 def seconds_of(time: str) -> float:

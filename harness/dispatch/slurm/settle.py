@@ -41,7 +41,7 @@ log = logging.getLogger("ssmscale.slurm")
 
 
 def run_job(arguments: Sequence[str] | None, train: Callable[[Path, Array], int]) -> int:
-    """Train the array whose file a batch script names; returns the job's exit status."""
+    """Train the array whose file a job's command names; returns the job's exit status."""
     log_to_stderr()
     (name,) = arguments if arguments is not None else sys.argv[1:]
     array_file = Path(name).absolute()
@@ -67,15 +67,6 @@ class Ending(Enum):
     OUT_OF_TIME = auto()
     """Its time was over: to be requeued if it made progress."""
     CRASHED = auto()
-
-
-@dataclass(frozen=True)
-class Crash:
-    """The reason of a start that ended without progress, for control.jsonl and for the journals."""
-
-    reason: str
-    why: str
-    """Reason that its Runs' journals give if it was the last of several; the job's number is put before it."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +102,12 @@ class JobStart:
         done = sum(read_progress(folder).state == Event.FINISHED for folder in self.run_dirs)
         return f"{done} finished, checkpoints {hashlib.sha256('|'.join(places).encode()).hexdigest()[:12]}"
 
-    def settle(self, ending: Ending, before: str, crash: Callable[[], Crash]) -> int:
-        """Requeue the job or let it end; returns its exit status. `before` is its `place` when it started."""
+    def settle(self, ending: Ending, before: str, may_start_again: Callable[[], bool]) -> int:
+        """Requeue the job or let it end; returns its exit status.
+
+        `before` is its `place` when it started. If it made no progress since, `may_start_again` is called, which is
+        the method of this name with its arguments.
+        """
         if not (left := self.unfinished()):
             states = [read_progress(folder).state for folder in self.run_dirs]
             return 1 if Event.FAILED in states else 0
@@ -143,21 +138,24 @@ class JobStart:
         is_in_vain = ending is Ending.CRASHED or (
             ending is Ending.OUT_OF_TIME and not is_preempted and self.place() == before
         )
-        if is_in_vain and not self.may_start_again(crash()):
+        if is_in_vain and not may_start_again():
             return 1
         log.info("requeueing job %s", self.job_id)
         patiently("scontrol", "requeue", self.job_id)
         return EXIT_PREEMPTED
 
-    def may_start_again(self, crash: Crash) -> bool:
-        """Record a start without progress; after several in a row fail the unfinished Runs and return False."""
+    def may_start_again(self, reason: str, how: str) -> bool:
+        """Record a start without progress; after several in a row fail the unfinished Runs and return False.
+
+        control.jsonl gives the `reason`, and the journals of failed Runs say `how` the job ended.
+        """
         left, now = self.unfinished(), self.place()
         names = [folder.name for folder in left]
-        self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=crash.reason)
+        self.control.append("crashed", runs=names, job_id=self.job_id, kind=now, reason=reason)
         if not left or count_crashes(self.control, left, now) < MOST_ATTEMPTS:
             return True
         for task in self.tasks:
-            task.give_up(task.left(self.control), f"its job {self.job_id} {crash.why}")
+            task.give_up(task.left(self.control), f"its job {self.job_id} {how}")
         return False
 
 

@@ -26,33 +26,30 @@ from harness.submit.cancel import cancel, cancel_jobs_of
 from harness.submit.logs import find_logs
 from harness.submit.monitor import StudyMonitor, jobs_of, rows_of
 from tests.cluster.servers import free_port
-from tests.conftest import Answer
+from tests.conftest import Command
 from tests.harness.conftest import Answering
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered
 from tests.programs import write_program
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 RUNS, WAITS = "77_0|ssmscale-a|RUNNING|5:00|n[1-2]|None", "77_0|ssmscale-a|PENDING|0:00||Priority"
 OVER = "77_0|ssmscale-a|COMPLETED|5:00|n[1-2]|None"
 
 
 @pytest.fixture
-def study(tmp_path: Path, study_fields: Fields) -> ResolvedStudy:
-    """Three Series of one Run each, all trained by one job."""
+def study(tmp_path: Path, study_fields: Fields, answering: Answering) -> ResolvedStudy:
+    """Three Series of one Run each, all trained by one job, which runs."""
+    answering(RUNS)
     study_fields["grid"] |= {"iterations": [10], "seeds": [0, 1, 2]}
     resolved = registered(Root(tmp_path / "runs"), study_fields)
-    ArrayStore(resolved.root.study("tiny")).write(packed_array(resolved))
-    return resolved
-
-
-def packed_array(resolved: ResolvedStudy, cluster: str | None = None) -> Array:
-    shape = Shape(nodes=2, ranks=8, threads=1, memory_gib=1)
     tasks = [
         Task(series_id=point.series_id, run_dirs=(resolved.root.run(point.run_id),))
         for point in resolved.points
     ]
-    return new_array("ssmscale-a", shape, tasks, packed=True, job_id="77", slurm_cluster=cluster)
+    shape = Shape(nodes=2, ranks=8, threads=1, memory_gib=1)
+    array = new_array("ssmscale-a", shape, tasks, packed=True, job_id="77")
+    ArrayStore(resolved.root.study("tiny")).write(array)
+    return resolved
 
 
 def arrays_of(resolved: ResolvedStudy) -> list[Array]:
@@ -72,8 +69,7 @@ def test_one_job_holds_every_series_of_a_packed_array(study: ResolvedStudy, answ
     assert {row.reason for row in rows_of(study)} == {"Priority (jobs of higher priority go first)"}
 
 
-def test_only_the_runs_that_a_job_trains_now_are_running(study: ResolvedStudy, answering: Answering) -> None:
-    answering(RUNS)
+def test_only_the_runs_that_a_job_trains_now_are_running(study: ResolvedStudy) -> None:
     done, trained, waiting = study.points
     begin_series(study.root, done.run, job_id="77_0").append(Event.FINISHED)
     finish(begin_run(study.root, done.run, job_id="77_0"), done.run)
@@ -88,9 +84,8 @@ def test_only_the_runs_that_a_job_trains_now_are_running(study: ResolvedStudy, a
 
 @pytest.mark.parametrize("left_by", ["an earlier job", "a worker that has ended"])
 def test_a_run_that_another_attempt_left_open_waits_for_its_turn(
-    study: ResolvedStudy, answering: Answering, gone: dict[str, Any], left_by: str
+    study: ResolvedStudy, gone: dict[str, Any], left_by: str
 ) -> None:
-    answering(RUNS)
     begun = {"job_id": "12_3", "host": "n2"} if left_by == "an earlier job" else {"job_id": "77_0", **gone}
     begin_series(study.root, study.points[0].run, **begun)
     assert states(study)[0] is RunState.QUEUED
@@ -108,10 +103,7 @@ def test_runs_that_a_job_did_not_train_are_missing_when_it_is_over(
     assert rows[0].reason == "SIGUSR2; job 77_0 is over: TIMEOUT"
 
 
-def test_gpu_hours_of_packed_runs_are_those_of_their_journals(
-    study: ResolvedStudy, answering: Answering, tmp_path: Path
-) -> None:
-    answering(RUNS)
+def test_gpu_hours_of_packed_runs_are_those_of_their_journals(study: ResolvedStudy, tmp_path: Path) -> None:
     sacct = tmp_path / "bin" / "sacct"
     sacct.write_text("#!/bin/sh\necho '77_0|ssmscale-a|RUNNING|36000|n1'\n")  # on eight GPUs, for all of them
     begun = {"t": 1000.0, "job_id": "77_0", "layout": {"ranks": 2}}
@@ -158,9 +150,8 @@ def lines_of(study: ResolvedStudy) -> list[str]:
 
 
 def test_a_job_is_cancelled_when_all_of_its_runs_are_over_or_cancelled(
-    study: ResolvedStudy, answering: Answering, tmp_path: Path
+    study: ResolvedStudy, tmp_path: Path
 ) -> None:
-    answering(RUNS)
     told = tmp_path / "told"
     write_program(tmp_path / "bin" / "scancel", f'echo "$@" >>"{told}"')
     finish(begin_run(study.root, study.points[0].run), study.points[0].run)
@@ -174,7 +165,7 @@ def test_a_job_is_cancelled_when_all_of_its_runs_are_over_or_cancelled(
 
 
 def test_cancel_says_why_it_does_not_cancel_a_run_that_is_over(
-    study: ResolvedStudy, answering: Answering, ssmscale: Callable[..., Answer]
+    study: ResolvedStudy, answering: Answering, ssmscale: Command
 ) -> None:
     answering()
     done, failed, left = study.points
@@ -192,10 +183,7 @@ def test_cancel_says_why_it_does_not_cancel_a_run_that_is_over(
     )
 
 
-def test_every_run_of_a_packed_job_has_the_logs_of_the_job(
-    study: ResolvedStudy, answering: Answering
-) -> None:
-    answering(RUNS)
+def test_every_run_of_a_packed_job_has_the_logs_of_the_job(study: ResolvedStudy) -> None:
     folder = packed_folder(study.root.study("tiny"), "ssmscale-a")
     folder.mkdir(parents=True)
     names = ["77_0_0_log.out", "controller.log"]
@@ -206,12 +194,9 @@ def test_every_run_of_a_packed_job_has_the_logs_of_the_job(
 
 
 @pytest.fixture
-def at_slurm(
-    study: ResolvedStudy, answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Control:
+def at_slurm(study: ResolvedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Control:
     """Control of a study that was last packed on the devcluster, in a job that runs; SLURM accepts another."""
     monkeypatch.delenv("SSMSCALE_CLUSTER", raising=False)
-    answering(RUNS)
     for name, said in (("sinfo", "low"), ("sbatch", "Submitted batch job 78")):
         write_program(tmp_path / "bin" / name, f"echo {said}")
     control = Control(study.root.study("tiny") / "control.jsonl")
@@ -226,7 +211,7 @@ def give_up(study: ResolvedStudy, *points: GridPoint) -> None:
 
 
 def test_a_run_that_is_retried_while_its_job_runs_is_left_to_that_job(
-    study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
+    study: ResolvedStudy, at_slurm: Control, ssmscale: Command
 ) -> None:
     give_up(study, study.points[0])
     said = ssmscale("retry", "tiny")
@@ -237,42 +222,32 @@ def test_a_run_that_is_retried_while_its_job_runs_is_left_to_that_job(
     assert len(arrays_of(study)) == 1
 
 
-def test_a_submission_from_another_cluster_leaves_a_study_to_the_cluster_that_has_it(
+def test_a_submission_from_another_cluster_leaves_a_study_to_the_cluster_that_it_records(
     study: ResolvedStudy,
     at_slurm: Control,
+    answering: Answering,
     at_cluster: Callable[[str], None],
-    ssmscale: Callable[..., Answer],
+    ssmscale: Command,
 ) -> None:
+    answering(OVER)
     at_cluster("alpha")
-    ArrayStore(study.root.study("tiny")).write(packed_array(study, "alpha"))
-    assert ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster").err == ""
+    submit = ("submit", "tiny", "--on", "slurm", "--cluster", "devcluster")
+    assert "3 series submitted" in ssmscale(*submit).out
+    assert arrays_of(study)[-1].slurm_cluster == "alpha"
     at_cluster("beta")
-    said = ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster")
+    said = ssmscale(*submit)
     assert said.status == 0, said.err
     assert "nothing of tiny is left to submit" in said.out
     assert said.err.startswith(
-        "warning: 3 runs left to job 77 of SLURM cluster alpha, which cannot be asked from here: check it there; if "
+        "warning: 3 runs left to job 78 of SLURM cluster alpha, which cannot be asked from here: check it there; if "
     )
     assert {row.reason for row in rows_of(study)} == {
         "held by SLURM cluster alpha, which cannot be asked from here"
     }
 
 
-def test_a_submission_records_its_cluster(
-    study: ResolvedStudy,
-    at_slurm: Control,
-    answering: Answering,
-    at_cluster: Callable[[str], None],
-    ssmscale: Callable[..., Answer],
-) -> None:
-    answering(OVER)
-    at_cluster("alpha")
-    assert "3 series submitted" in ssmscale("submit", "tiny", "--on", "slurm", "--cluster", "devcluster").out
-    assert arrays_of(study)[-1].slurm_cluster == "alpha"
-
-
 def test_a_retry_that_does_not_fit_is_refused_before_any_attempt_is_reset(
-    study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
+    study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Command
 ) -> None:
     answering()
     give_up(study, *study.points)
@@ -293,7 +268,7 @@ def test_a_retry_that_does_not_fit_is_refused_before_any_attempt_is_reset(
 def test_a_ray_cluster_that_is_named_takes_precedence_over_a_cluster_that_is_not(
     study: ResolvedStudy,
     at_slurm: Control,
-    ssmscale: Callable[..., Answer],
+    ssmscale: Command,
     monkeypatch: pytest.MonkeyPatch,
     named: str,
 ) -> None:
@@ -306,45 +281,29 @@ def test_a_ray_cluster_that_is_named_takes_precedence_over_a_cluster_that_is_not
         assert said.err.startswith(f"error: --ray-address {address}: nothing answers there")
 
 
-def test_a_retry_is_packed_on_as_many_nodes_as_the_last_submission(
-    study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
+@pytest.mark.parametrize(
+    ("nodes", "retried", "packed"),
+    [
+        (2, 3, "on 2 nodes with 2 GPUs each submitted"),
+        (8, 1, "on 1 node with 1 GPU submitted"),  # the profile allows two now, and one Run fills one
+    ],
+)
+def test_a_retry_is_packed_on_as_many_nodes_as_the_last_submission_its_profile_and_its_runs_allow(
+    study: ResolvedStudy,
+    at_slurm: Control,
+    answering: Answering,
+    ssmscale: Command,
+    nodes: int,
+    retried: int,
+    packed: str,
 ) -> None:
     answering(OVER)
-    at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=2, job_id="77")
-    cancel(study.root, "tiny", rows_of(study))
-    said = ssmscale("retry", "tiny")
-    assert said.status == 0, said.err
-    assert "on ray, cluster devcluster, up to 2 nodes, as in the last submission" in said.out
-    assert "3 runs in 3 series packed on 2 nodes with 2 GPUs each" in said.out
-    assert at_slurm.read()[-1]["nodes"] == 2
-    assert arrays_of(study)[-1].shape.nodes == 2
-
-
-def test_a_retry_takes_no_more_nodes_than_its_profile_allows_now_and_its_runs_fill(
-    study: ResolvedStudy, at_slurm: Control, answering: Answering, ssmscale: Callable[..., Answer]
-) -> None:
-    answering(OVER)
-    at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=8, job_id="77")
+    at_slurm.append("submitted", runs=[], dispatcher="ray", cluster="devcluster", nodes=nodes, job_id="77")
     rows = rows_of(study)
     cancel(study.root, "tiny", rows)
-    said = ssmscale("retry", "tiny", rows[0].run_id)
+    said = ssmscale("retry", "tiny", *(row.run_id for row in rows[:retried]))
     assert said.status == 0, said.err
-    assert "1 run in 1 series packed on 1 node with 1 GPU submitted" in said.out
+    assert f"on ray, cluster devcluster, up to {nodes} nodes, as in the last submission" in said.out
+    assert f"in {retried} series packed {packed}" in said.out
     assert at_slurm.read()[-1]["nodes"] == 2
     assert ssmscale("submit", "tiny", "--on", "ray", "--cluster", "devcluster", "--nodes", "8").status == 2
-
-
-def test_a_retry_on_slurm_does_not_ask_the_ray_cluster_of_the_last_submission(
-    study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
-) -> None:
-    at_slurm.append("submitted", runs=[], dispatcher="ray", cluster=None, ray_address="http://h:8265")
-    said = ssmscale("retry", "tiny", "--on", "slurm")
-    assert said.status == 2
-    assert said.err.startswith("error: --on slurm: name the cluster with --cluster")
-
-
-def test_a_retry_on_auto_takes_the_cluster_of_the_last_submission(
-    study: ResolvedStudy, at_slurm: Control, ssmscale: Callable[..., Answer]
-) -> None:
-    said = ssmscale("retry", "tiny", "--on", "auto")
-    assert "on auto, cluster devcluster, as in the last submission" in said.out

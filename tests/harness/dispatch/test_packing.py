@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -79,7 +78,7 @@ def test_tasks_of_a_vanished_node_are_done_on_the_others(tasks: list[WaitingTask
     fitting = [each for each in tasks if each not in fits_nowhere(tasks, TWO_NODES[:1])]
     if not fitting:
         return
-    simulation = Simulation(fitting, TWO_NODES, 5.0, befalls={moment: lambda nodes: nodes[:1]})
+    simulation = Simulation(fitting, TWO_NODES, 5.0, vanishing=moment)
     simulation.run()
     assert set(simulation.done) == {each.key for each in fitting}
 
@@ -130,6 +129,7 @@ def test_a_warm_group_is_fed_the_longest_series_of_its_shape() -> None:
     waiting = [task("short", 2, 10.0), task("long", 2, 30.0), task("other", 1, 99.0)]
     actions = decide(waiting, idle, [Node("a", 2)], 5.0)
     assert actions == [Feed(idle[0], waiting[1])]
+    assert decide([], idle, [Node("a", 2)], 5.0) == []
 
 
 def test_an_idle_group_without_tasks_of_its_shape_is_stopped_for_others() -> None:
@@ -178,8 +178,3 @@ def test_estimates_that_are_wrong_by_architecture_cost_little(seed: int) -> None
     actual = {each.key: each.seconds * wrong[at % 3] for at, each in enumerate(tasks)}
     simulation = Simulation(tasks, TWO_NODES, 10.0, actual=actual)
     assert simulation.run() / lower_bound(tasks, TWO_NODES, actual) < 1.25
-
-
-def test_no_decision_is_needed_where_nothing_waits() -> None:
-    nothing: Sequence[WaitingTask] = []
-    assert decide(nothing, [group("g", 2, "a")], TWO_NODES, 5.0) == []

@@ -69,12 +69,12 @@ def processes_of(root: Root) -> list[dict[str, Any]]:
     return [event for event in found if event["event"] in {Event.STARTED, Event.RESUMED}]
 
 
-def test_forked_ranks_reach_the_losses_of_plain_ones_to_the_bit(
+def test_forked_ranks_reach_to_the_bit_the_losses_of_plain_ones_which_start_if_there_is_no_server(
     server: RankServer, tmp_path: Path, study_fields: dict[str, Any]
 ) -> None:
     study_fields["grid"]["sizes"]["xs"]["resources"] = {"ranks": 2}
     reached = []
-    for name, address in (("plain", None), ("forked", server.address)):
+    for name, address in (("plain", str(tmp_path / "no-server")), ("forked", server.address)):
         root = Root(tmp_path / name)
         ((_, runs),) = prepared(root, study_fields, micro_batch=4)
         ranks = start(address, 2, tmp_path / name)
@@ -88,32 +88,6 @@ def test_forked_ranks_reach_the_losses_of_plain_ones_to_the_bit(
     assert plain["pid"] != forked["pid"]
     assert plain["versions"] == forked["versions"]
     assert plain["code"] == forked["code"]
-
-
-@pytest.mark.parametrize("gone", ["client", "server"])
-def test_a_forked_rank_saves_and_ends_with_its_client_and_with_its_server(
-    tmp_path: Path, study_fields: dict[str, Any], gone: str
-) -> None:
-    study_fields["grid"]["iterations"] = [100_000]
-    root = Root(tmp_path)
-    ((_, runs),) = prepared(root, study_fields, checkpoint_every=1000)
-    server = RankServer(tmp_path / "server.log")
-    try:
-        (rank,) = start(server.address, 1, tmp_path)
-        rank.feed([root.run(run.run_id) for run in runs])
-        (series,) = root.path.glob("series/*")
-        wait_until(lambda: read_progress(series).step > 3)
-        (began,) = processes_of(root)
-        process = psutil.Process(began["pid"])
-        assert process.ppid() != 1
-        if gone == "client":
-            rank._process._server.close()  # as the kernel does when a process ends, however it ends
-            wait_until(lambda: not is_running(process))
-    finally:
-        server.close()
-    wait_until(lambda: not is_running(process))
-    assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
-    wait_until(lambda: gone == "client" or rank.status is not None)
 
 
 def test_a_forked_rank_has_the_exit_status_of_the_signal_that_ended_it(
@@ -140,7 +114,25 @@ def test_a_server_outlives_a_client_that_ends_together_with_its_rank() -> None:
         assert not server._ranks
 
 
-def test_without_a_server_at_the_address_a_rank_is_a_plain_process(tmp_path: Path) -> None:
-    ranks = start(str(tmp_path / "no-server"), 1, tmp_path)
-    wait_until(lambda: ranks[0].listen() is None and ranks[0].is_ready)
-    assert stop(ranks) == [0]
+@pytest.mark.parametrize("gone", ["client", "server"])
+def test_a_forked_rank_saves_and_ends_with_its_client_and_with_its_server(
+    server: RankServer, tmp_path: Path, study_fields: dict[str, Any], gone: str
+) -> None:
+    """The last test of the file, since it ends the server."""
+    study_fields["grid"]["iterations"] = [100_000]
+    root = Root(tmp_path)
+    ((_, runs),) = prepared(root, study_fields, checkpoint_every=1000)
+    (rank,) = start(server.address, 1, tmp_path)
+    rank.feed([root.run(run.run_id) for run in runs])
+    (series,) = root.path.glob("series/*")
+    wait_until(lambda: read_progress(series).step > 3)
+    (began,) = processes_of(root)
+    process = psutil.Process(began["pid"])
+    assert process.ppid() != 1
+    if gone == "client":
+        rank._process._server.close()  # as the kernel does when a process ends, however it ends
+    else:
+        server.close()
+    wait_until(lambda: not is_running(process))
+    assert any(event["event"] == Event.PREEMPTED for event in read_events(series))
+    wait_until(lambda: gone == "client" or rank.status is not None)

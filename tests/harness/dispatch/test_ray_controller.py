@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,8 +20,7 @@ from harness.submit.monitor import rows_of
 from harness.train.stopping import StopFlag
 from tests.harness.dispatch.fakes import SMALL, FakeBackend
 from tests.harness.journals import begin_run, finish, registered
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 
 def array_of(study: ResolvedStudy) -> Array:

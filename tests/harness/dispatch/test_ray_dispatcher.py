@@ -38,32 +38,32 @@ def opened(study_dir: Path) -> ray.RayDispatcher:
     return ray.RayDispatcher(study_dir, SubmitTarget("ray")).__enter__()
 
 
-def test_a_series_that_fits_on_no_node_is_refused_once_no_node_has_come_for_a_while(
-    tmp_path: Path, nodes: list[Node], now: list[float]
+@pytest.mark.parametrize(
+    ("ranks", "is_lost", "problem", "said"),
+    [
+        (8, False, InputError, "series s: takes 8 GPUs of one node, .* the nodes of this Ray have 4$"),
+        (1, True, RayDown, r"^Ray has had no node for \d+ s"),
+    ],
+    ids=["too-large", "lost"],
+)
+def test_a_series_without_a_node_is_refused_when_saving_and_a_slow_start_of_another_would_be_over(
+    tmp_path: Path,
+    nodes: list[Node],
+    now: list[float],
+    ranks: int,
+    is_lost: bool,
+    problem: type[Exception],
+    said: str,
 ) -> None:
     dispatcher = opened(tmp_path)
-    handles = dispatcher.submit([Task(series_id="large", run_dirs=(), ranks=8)])
-    for seconds in range(10, round(ray.NO_NODE_SECONDS), 10):
-        now[0] = float(seconds)
-        assert dispatcher.views(handles)[handles[0].job_id].state == "queued"
-    now[0] = 20 + ray.NO_NODE_SECONDS
-    with pytest.raises(
-        InputError, match=r"series large: takes 8 GPUs of one node, .* the nodes of this Ray have 4$"
-    ):
-        dispatcher.views(handles)
-
-
-def test_the_dispatcher_waits_for_a_replaced_node_as_long_as_saving_and_a_slow_start_take(
-    tmp_path: Path, nodes: list[Node], now: list[float]
-) -> None:
-    dispatcher = opened(tmp_path)
-    handles = dispatcher.submit([Task(series_id="small", run_dirs=())])
-    nodes.pop()
-    for seconds in (10.0, GRACE_SECONDS + START_SECONDS):
+    handles = dispatcher.submit([Task(series_id="s", run_dirs=(), ranks=ranks)])
+    if is_lost:
+        nodes.pop()
+    for seconds in (10.0, 20.0, GRACE_SECONDS + START_SECONDS):
         now[0] = seconds
         assert dispatcher.views(handles)[handles[0].job_id].state == "queued"
     now[0] = 20 + GRACE_SECONDS + START_SECONDS
-    with pytest.raises(RayDown, match=r"^Ray has had no node for \d+ s"):
+    with pytest.raises(problem, match=said):
         dispatcher.views(handles)
 
 

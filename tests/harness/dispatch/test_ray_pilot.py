@@ -25,9 +25,8 @@ from harness.record.root import Root, read_run, write_run
 from harness.record.series import untrained
 from harness.train.stopping import EXIT_NO_NODES, EXIT_NO_SPACE, EXIT_PREEMPTED, STOP_SIGNALS
 from tests.harness.journals import begin_run, finish, registered
+from tests.studies import Fields
 from tests.waiting import wait_until
-
-Fields = dict[str, Any]
 
 
 @pytest.fixture
@@ -182,7 +181,7 @@ def agents(pilot: Pilot) -> Iterator[Callable[..., RayNodes]]:
             cpus=1,
             gpus=0,
         )
-        made.append(RayNodes(say, plan, os.environ, pilot.told.append))
+        made.append(RayNodes(say, plan, os.environ, pilot.told))
         made[-1].wait_until_ready()
         return made[-1]
 
@@ -222,10 +221,11 @@ def test_a_controller_that_does_not_end_on_a_signal_is_killed_in_time(
 ) -> None:
     monkeypatch.setattr(pilot_module, "END_SECONDS", 0.0)
     pilot.controller = ("-c", "import time; time.sleep(60)")
+    nodes = agents()
     pilot.told = ["SIGUSR2"]
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the controller inherits
     try:
-        assert pilot._run_controller(agents()) == -signal.SIGKILL
+        assert pilot._run_controller(nodes) == -signal.SIGKILL
     finally:
         signal.signal(signal.SIGUSR2, before)
 

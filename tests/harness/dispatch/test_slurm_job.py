@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,8 +13,7 @@ from harness.record.journal import Event, read_progress
 from harness.record.root import Launch, Root, write_launch, write_run
 from harness.train.stopping import EXIT_PREEMPTED
 from tests.harness.journals import begin_series, registered
-
-Fields = dict[str, Any]
+from tests.studies import Fields
 
 
 class Stopped:

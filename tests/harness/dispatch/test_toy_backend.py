@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,10 +14,9 @@ from harness.dispatch.base import Backend, Handle, Task
 from harness.plan.allocation import Shape
 from harness.record.jobs import JobState, JobView
 from harness.record.root import Root
-from tests.conftest import Answer
+from tests.conftest import Answer, Command, Write
+from tests.studies import Fields
 from tests.waiting import wait_until
-
-Fields = dict[str, Any]
 
 
 class Toy(Backend):
@@ -79,8 +77,8 @@ def test_a_backend_of_one_class_is_submitted_to_shown_cancelled_retried_and_its_
     tmp_path: Path,
     toy: type[Toy],
     study_fields: Fields,
-    write_study: Callable[..., Path],
-    ssmscale: Callable[..., Answer],
+    write_study: Write,
+    ssmscale: Command,
 ) -> None:
     root = Root(tmp_path / "runs")
 

@@ -12,25 +12,25 @@ def lease(array: str) -> Lease:
 def test_the_first_lease_holds(tmp_path: Path) -> None:
     assert acquire(tmp_path, lease("a"))
     assert not acquire(tmp_path, lease("b"))
-    assert read_lease(tmp_path) == lease("a")
+    assert read_lease(tmp_path / "claim.json") == lease("a")
 
 
 def test_a_lease_that_is_over_makes_room_for_the_next(tmp_path: Path) -> None:
     acquire(tmp_path, lease("a"))
     release(tmp_path, lease("a"))
-    assert read_lease(tmp_path) is None
+    assert read_lease(tmp_path / "claim.json") is None
     assert acquire(tmp_path, lease("b"))
 
 
 def test_a_lease_made_meanwhile_is_given_back(tmp_path: Path) -> None:
     acquire(tmp_path, lease("b"))
     release(tmp_path, lease("a"))  # judged when a's was there
-    assert read_lease(tmp_path) == lease("b")
+    assert read_lease(tmp_path / "claim.json") == lease("b")
 
 
 def test_a_damaged_lease_holds_nothing_and_can_be_released(tmp_path: Path) -> None:
     (tmp_path / "claim.json").write_text('{"study": 5')
-    assert read_lease(tmp_path) == DAMAGED
+    assert read_lease(tmp_path / "claim.json") == DAMAGED
     release(tmp_path, DAMAGED)
     assert acquire(tmp_path, lease("a"))
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -25,10 +23,9 @@ from harness.submit.leases import Lease, Leases, acquire
 from harness.submit.monitor import planned
 from harness.submit.submission import Submission
 from tests.cluster.slurm_study import PROFILE
-from tests.conftest import Answer
-
-Fields = dict[str, Any]
-Command = Callable[..., Answer]
+from tests.conftest import Answer, Command
+from tests.programs import write_program
+from tests.studies import Fields
 
 SQUEUE = """\
 state=$(head -n 1 {place}/states)
@@ -43,17 +40,10 @@ done
 def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put programs of SLURM's names on PATH; squeue tells of every job the states in this file, one a call."""
     place = tmp_path / "bin"
-    place.mkdir()
-    programs = {
-        "squeue": SQUEUE.format(place=place, root=tmp_path / "runs"),
-        "sbatch": "echo Submitted batch job 77\n",
-        "sinfo": "echo low\n",
-        "scancel": "",
-        "sacct": "exit 1\n",
-    }
-    for name, body in programs.items():
-        (place / name).write_text(f"#!/bin/sh\n{body}", encoding="utf-8")
-        (place / name).chmod(0o755)
+    write_program(place / "squeue", SQUEUE.format(place=place, root=tmp_path / "runs"))
+    answers = {"sbatch": "echo Submitted batch job 77", "sinfo": "echo low", "scancel": "", "sacct": "exit 1"}
+    for name, script in answers.items():
+        write_program(place / name, script)
     monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
     (place / "states").write_text("RUNNING\n", encoding="utf-8")
     return place / "states"
@@ -62,16 +52,18 @@ def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Here:
     """A study that is handed to SLURM's programs and asked after, all from one machine."""
 
-    def __init__(self, folder: Path, fields: Fields, states: Path, ssmscale: Command) -> None:
-        self.root, self.fields = Root(folder / "runs"), fields
-        self._study, self._profile = folder / "study.yaml", folder / "dev.yaml"
+    def __init__(self, root: Root, fields: Fields, states: Path, ssmscale: Command) -> None:
+        self.root, self.fields = root, fields
+        self._study, self._profile = root.path.parent / "study.yaml", root.path.parent / "dev.yaml"
         self._states, self._ssmscale = states, ssmscale
         self._profile.write_text(yaml.safe_dump(PROFILE), encoding="utf-8")
 
     def submit(self, on: str = "slurm") -> Answer:
-        """Submit the study as its fields are by now."""
+        """Submit the study as its fields are by now; it must be accepted."""
         cluster = ("--cluster", str(self._profile)) if on == "slurm" else ()
-        return self.ask("submit", "--on", on, *cluster)
+        said = self.ask("submit", "--on", on, *cluster)
+        assert said.status == 0, said.err
+        return said
 
     def ask(self, verb: str, *options: str) -> Answer:
         return self._ssmscale(verb, self.study, *options, "--root", str(self.root.path))
@@ -86,13 +78,12 @@ class Here:
         self._states.write_text("".join(f"{state}\n" for state in states), encoding="utf-8")
 
     def slurm_is_silent(self) -> None:
-        program = self._states.parent / "squeue"
-        program.write_text("#!/bin/sh\necho no controller >&2; exit 1\n", encoding="utf-8")
+        write_program(self._states.parent / "squeue", "echo no controller >&2; exit 1")
 
 
 @pytest.fixture
-def here(tmp_path: Path, study_fields: Fields, states: Path, ssmscale: Command) -> Here:
-    return Here(tmp_path, study_fields, states, ssmscale)
+def here(tracked_root: Root, study_fields: Fields, states: Path, ssmscale: Command) -> Here:
+    return Here(tracked_root, study_fields, states, ssmscale)
 
 
 def test_a_series_that_another_study_has_leased_keeps_its_launch_settings(here: Here) -> None:
@@ -103,46 +94,36 @@ def test_a_series_that_another_study_has_leased_keeps_its_launch_settings(here: 
     theirs = Lease(study="theirs", array="ssmscale-a", process=identify_process(), t=time.time())
     acquire(folder, theirs)
     said = here.submit()
-    assert said.status == 0, said.err
     assert "1 series left to another submission" in said.out
     assert "nothing of tiny is left to submit" not in said.out
     assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
 
 
-def test_a_series_that_a_job_holds_is_left_to_it_by_a_submission_here(here: Here) -> None:
+def test_a_series_that_a_job_holds_is_shown_as_queued_and_left_to_it_by_a_submission_here(here: Here) -> None:
     here.fields["grid"]["iterations"] = [5]
-    assert here.submit().status == 0
+    here.submit()
     here.slurm_says("PENDING")
+    left = "1 series left to jobs of study tiny; see `ssmscale status tiny`"
+    said = here.submit("local")
+    assert "1 queued" in said.out
+    assert left in said.out
     (folder,) = (here.root.path / "series").iterdir()
     before = (folder / "launch.json").read_bytes()
     here.fields |= {"name": "other", "grid": {**here.fields["grid"], "seeds": [0, 1]}}
     said = here.submit("local")
-    assert said.status == 0, said.err
     assert "1 done" in said.out
-    assert "1 series left to jobs of study tiny; see `ssmscale status tiny`" in said.out
+    assert left in said.out
     assert (folder / "launch.json").read_bytes() == before
     assert read_progress(folder).attempt == 0
 
 
-def test_a_study_that_is_queued_in_slurm_is_shown_as_queued_when_it_is_submitted_here(
-    here: Here,
-) -> None:
-    assert here.submit().status == 0
-    here.slurm_says("PENDING")
-    said = here.submit("local")
-    assert said.status == 0, said.err
-    assert "2 queued" in said.out
-    assert "1 series left to jobs of study tiny" in said.out
-
-
 def test_a_series_whose_job_ends_untrained_while_it_is_left_to_it_is_trained_here(here: Here) -> None:
     here.fields["grid"]["iterations"] = [5]
-    assert here.submit().status == 0
+    here.submit()
     # Once for the lease; by the time all else is done, the job is over.
     here.slurm_says("PENDING", "CANCELLED")
     here.fields["name"] = "other"
     said = here.submit("local")
-    assert said.status == 0, said.err
     assert "1 done" in said.out
     assert "left to" not in said.out
 
@@ -151,7 +132,7 @@ def test_slurms_last_answer_about_leases_counts_while_it_is_silent_and_without_o
     here: Here, tmp_path: Path
 ) -> None:
     here.fields["grid"]["iterations"] = [5]
-    assert here.submit().status == 0
+    here.submit()
     resolved, made = planned(str(here.study), here.root.path, None, None)
     backend = open_backend("local", tmp_path, SubmitTarget("local"))
     begun, late = (Submission(resolved, made, backend) for _ in range(2))
@@ -167,29 +148,23 @@ def test_slurms_last_answer_about_leases_counts_while_it_is_silent_and_without_o
         late.leave_leased(tasks, Leases(here.root))
 
 
-def test_runs_whose_job_still_saves_are_submitted_again_when_it_has_ended(
+def test_a_retry_waits_for_a_job_that_still_saves_and_forgets_nothing_if_it_does_not_end(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cancel, "LOOK_SECONDS", 0.01)
-    assert "2 runs in 1 series submitted" in here.submit().out
-    here.ask("cancel")
-    here.slurm_says(*["COMPLETING"] * 4, "CANCELLED")
-    said = here.ask("retry")
-    assert said.status == 0, said.err
-    assert "2 runs to be tried again" in said.out
-    assert "2 runs in 1 series submitted" in said.out
-
-
-def test_a_job_that_does_not_end_is_named_and_nothing_is_forgotten(
-    here: Here, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cancel, "SAVING_SECONDS", 0.0)
     here.submit()
     here.ask("cancel")
     control = here.root.study("tiny") / "control.jsonl"
     before = control.read_bytes()
     here.slurm_says("COMPLETING")
-    said = here.ask("retry")
+    with monkeypatch.context() as impatient:
+        impatient.setattr(cancel, "SAVING_SECONDS", 0.0)
+        said = here.ask("retry")
     assert said.status == 1
     assert "SLURM job 77_0 is still saving" in said.err
     assert control.read_bytes() == before
+    here.slurm_says(*["COMPLETING"] * 4, "CANCELLED")
+    said = here.ask("retry")
+    assert said.status == 0, said.err
+    assert "2 runs to be tried again" in said.out
+    assert "2 runs in 1 series submitted" in said.out

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ from harness.record.control import Control
 from harness.record.registry import ResolvedStudy
 from harness.submit.target import Options, as_before, last_options, target_of
 from ssmttm.errors import InputError
-from tests.conftest import Answer
+from tests.conftest import Command, Write
 
 
 @pytest.mark.parametrize("on", ["slurm", "ray", "auto"])
@@ -62,9 +60,9 @@ def test_without_ray_its_extra_is_named_and_auto_submits_separate_jobs(
 
 def test_a_search_is_packed_here_unless_a_cluster_is_named_on_the_command_line(
     monkeypatch: pytest.MonkeyPatch,
-    ssmscale: Callable[..., Answer],
+    ssmscale: Command,
     study_fields: dict[str, Any],
-    write_study: Callable[..., Path],
+    write_study: Write,
 ) -> None:
     study = write_study(study_fields)  # without a search space
     named = ssmscale("tune", study, "--on", "ray", "--cluster", "h100x8")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from harness.record.journal import Event
+from harness.tracking.experiment import Experiment
 from tests.harness.journals import begin_series, log_steps, read_events, write_finished
 from tests.harness.tracked import Calls, Study
 from tests.harness.trainer import StopAfter, series_folder, train
@@ -119,7 +120,9 @@ def test_a_call_that_failed_after_it_took_effect_is_not_repeated(
         assert study.steps(run.run_id, "final.loss") == [run.iterations]
 
 
-def test_a_finished_run_costs_four_calls_and_afterwards_none(study: Study, calls: Calls) -> None:
+def test_a_finished_run_costs_four_calls_and_afterwards_none(
+    study: Study, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_finished(study.root, study.points)
     tracker = study.tracker()
     study.mirror(tracker)
@@ -133,6 +136,9 @@ def test_a_finished_run_costs_four_calls_and_afterwards_none(study: Study, calls
     study.mirror()
     study.mirror(thorough=True, settle=True)
     assert calls.made == []
+    for call in ("search", "send"):  # without `thorough`, a finished Series is not even looked for
+        monkeypatch.setattr(Experiment, call, None)
+    study.mirror(settle=True)
 
 
 def test_two_mirrors_at_once_create_one_run_of_each(study: Study) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.record.journal import Event
-from harness.tracking.experiment import Experiment, Held
+from harness.tracking.experiment import Held
 from harness.tracking.series import active
 from tests.harness.journals import begin_run, finish, log_steps, write_finished
 from tests.harness.tracked import Calls, Study
@@ -82,14 +82,6 @@ def test_a_run_never_ends_before_it_began_though_the_clock_was_set_back(study: S
     for held in study.tracker().experiment.search():
         assert held.end is not None
         assert held.end >= held.start
-
-
-def test_a_finished_series_causes_no_further_call(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_finished(study.root, study.points)
-    study.mirror(settle=True)
-    monkeypatch.setattr(Experiment, "search", None)
-    monkeypatch.setattr(Experiment, "send", None)
-    study.mirror(settle=True)
 
 
 def test_a_store_created_anew_gets_everything(study: Study, empty_store: Any) -> None:

@@ -9,12 +9,15 @@ import numpy.typing as npt
 import pytest
 
 from harness.record.root import Root
-from harness.tuning.transfer import find_optimum, fit_law, learn
+from harness.study.tune import Tuned
+from harness.tuning.space import Space
+from harness.tuning.transfer import Note, find_optimum, fit_law, learn
 from harness.tuning.trials import TrialOutcome, TrialRecord, TrialResult
 from tests.harness.tuner import space_of
 from tests.studies import Fields
 
 Rates = npt.NDArray[np.float64]
+NINE: Rates = np.geomspace(1e-3, 1e-1, 9)
 
 
 def made_losses(
@@ -35,11 +38,10 @@ def searched(best: float, chance: np.random.Generator, count: int = 12) -> Rates
 
 
 def test_the_optimum_is_found_between_the_trials() -> None:
-    rates = np.geomspace(1e-3, 1e-1, 9)
-    found = find_optimum(rates, made_losses(rates, 0.013))
+    found = find_optimum(NINE, made_losses(NINE, 0.013))
     assert found.is_vertex
     assert math.exp(found.log_rate) == pytest.approx(0.013, rel=0.1)
-    assert min(abs(rates - 0.013)) / 0.013 > 0.2  # no trial was as near
+    assert min(abs(NINE - 0.013)) / 0.013 > 0.2  # no trial was as near
 
 
 def test_intervals_of_the_optimum_hold_about_as_often_as_they_say(times: int) -> None:
@@ -81,8 +83,7 @@ def test_an_optimum_that_is_no_vertex_is_known_no_better_than_the_trials_beside_
 
 
 def test_one_size_tells_no_law() -> None:
-    rates = np.geomspace(1e-3, 1e-1, 9)
-    optimum = find_optimum(rates, made_losses(rates, 0.01))
+    optimum = find_optimum(NINE, made_losses(NINE, 0.01))
     assert fit_law([1e5], [optimum]) is None
     assert fit_law([1e5, 1e5], [optimum, optimum]) is None
 
@@ -108,14 +109,16 @@ def fields(study_fields: Fields) -> Fields:
 def records(
     rates: Rates, losses: list[float], outcome: TrialOutcome = TrialOutcome.FINISHED
 ) -> list[TrialRecord]:
-    return [
-        TrialRecord(
-            number,
-            {"training.optimiser.lr": float(rate)},
-            TrialResult(outcome, loss if outcome is TrialOutcome.FINISHED else None),
-        )
-        for number, (rate, loss) in enumerate(zip(rates, losses, strict=True))
-    ]
+    ended = [TrialResult(outcome, loss if outcome is TrialOutcome.FINISHED else None) for loss in losses]
+    values = [{"training.optimiser.lr": float(rate)} for rate in rates]
+    return list(map(TrialRecord, range(len(rates)), values, ended))
+
+
+def learned(space: Space, rates: Rates, best: float) -> tuple[Tuned, list[Note]]:
+    """Learn from trials of both sizes at these rates, of which `best` is the best one there could be."""
+    found, notes = learn(space, {case: records(rates, made_losses(rates, best)) for case in space.cases})
+    assert found is not None
+    return found, notes
 
 
 def test_the_law_is_carried_to_the_sizes_that_were_not_searched(fields: Fields, here: Root) -> None:
@@ -132,8 +135,7 @@ def test_the_law_is_carried_to_the_sizes_that_were_not_searched(fields: Fields, 
     assert found.law is not None
     assert found.law.slope == pytest.approx(-1.0, abs=0.1)
     assert notes == []
-    again, _ = learn(space, trials)
-    assert again == tuned
+    assert learn(space, trials) == (tuned, notes)
     one_more = {case: [*some, *records(np.array([0.05]), [3.0])] for case, some in trials.items()}
     other, _ = learn(space, one_more)
     assert other is not None
@@ -144,43 +146,35 @@ def test_the_law_is_carried_to_the_sizes_that_were_not_searched(fields: Fields, 
 def test_an_optimum_at_the_edge_of_its_range_is_named(
     best: float, end: str, fields: Fields, here: Root
 ) -> None:
-    space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
-    trials = {case: records(rates, made_losses(rates, best)) for case in space.cases}
-    _, notes = learn(space, trials)
+    _, notes = learned(space_of(here, fields), NINE, best)
     assert [note.code for note in notes] == ["optimum_at_edge"] * 2
     assert end in notes[0].text
 
 
 @pytest.mark.parametrize(
-    ("rates", "best"),
-    [(np.geomspace(1e-3, 3e-2, 9), 0.03), (np.array([0.003, 0.01, 0.03]), 0.01)],
+    ("rates", "best", "taken"),
+    [(np.geomspace(1e-3, 3e-2, 9), 0.1, 0.03), (np.array([0.003, 0.01, 0.03]), 0.01, 0.01)],
     ids=["outermost", "too-few"],
 )
 def test_without_a_vertex_among_the_trials_the_best_one_is_taken_with_a_note(
-    rates: Rates, best: float, fields: Fields, here: Root
+    rates: Rates, best: float, taken: float, fields: Fields, here: Root
 ) -> None:
-    space, losses = space_of(here, fields), made_losses(rates, 0.1 if best == 0.03 else best)
-    tuned, notes = learn(space, {case: records(rates, losses) for case in space.cases})
-    assert tuned is not None
-    assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {best}
+    tuned, notes = learned(space_of(here, fields), rates, best)
+    assert {size.lr for size in tuned.architectures["prefix_simba"].sizes} == {taken}
     assert [note.code for note in notes] == ["no_vertex"] * 2
 
 
 def test_other_searched_keys_are_noted_beside_the_optimum(fields: Fields, here: Root) -> None:
     fields["tune"]["search"]["schedule.warmup"] = {"low": 1, "high": 3}
-    space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
-    losses = made_losses(rates, 0.01)
-    _, notes = learn(space, {case: records(rates, losses) for case in space.cases})
-    (note,) = notes
+    _, (note,) = learned(space_of(here, fields), NINE, 0.01)
     assert note.code == "others_varied"
     assert note.text.endswith("trials in which training.schedule.warmup varied too")
 
 
 def test_a_size_no_trial_of_which_finished_is_named_and_left_out(fields: Fields, here: Root) -> None:
-    space, rates = space_of(here, fields), np.geomspace(1e-3, 1e-1, 9)
-    losses = made_losses(rates, 0.01)
+    space, losses = space_of(here, fields), made_losses(NINE, 0.01)
     xs, s = space.cases
-    tuned, notes = learn(space, {xs: records(rates, losses), s: records(rates, losses, TrialOutcome.FAILED)})
+    tuned, notes = learn(space, {xs: records(NINE, losses), s: records(NINE, losses, TrialOutcome.FAILED)})
     assert tuned is not None
     assert [size.size for size in tuned.architectures["prefix_simba"].sizes] == ["xs"]
     assert [note.code for note in notes] == ["no_trial", "one_size"]
