@@ -1,13 +1,18 @@
-"""The protocol of a backend and the tasks it runs: the same for a laptop, a scheduler and a Ray cluster."""
+"""The protocol of a backend and the tasks it runs: the same for a laptop, a scheduler and a Ray cluster.
+
+Backends whose ranks are children of this process, or actors that end with it, share WarmBackend.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ConfigDict, Field
 
@@ -207,3 +212,53 @@ class Backend(ABC):
     def dashboard(self, batch: str) -> Dashboard | None:
         """Return the dashboard of a running packed job."""
         return None
+
+
+class WarmBackend(Backend):
+    """Queues tasks and feeds them to groups of ranks, which stay warm from one to the next and end with this process."""
+
+    groups: list[Any]
+    """Groups that exist, each with the job it trains in `handle`."""
+
+    def __init__(self, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> None:
+        super().__init__(study_dir, target, jobs)
+        self.log_dir = self.study_dir / "logs"
+        self.waiting: dict[str, Handle] = {}
+        """Jobs that no group has trained yet, by id, in the order of their submission."""
+        self.ended: dict[Handle, JobState] = {}
+        self._numbers = itertools.count(1)
+
+    def submit(self, tasks: Sequence[Task], name: str = "") -> list[Handle]:
+        """Queue tasks."""
+        handles = [Handle(task, f"{self.name}-{os.getpid()}-{next(self._numbers)}", name) for task in tasks]
+        self.waiting |= {handle.job_id: handle for handle in handles}
+        return handles
+
+    def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
+        """Read the ranks' replies, start tasks that fit, and return the state of each job."""
+        for group in list(self.groups):
+            if (found := self._poll(group)) is not None:
+                handle, self.ended[handle] = found
+            if group.is_gone:
+                self._drop(group)
+        is_full = JobState.NO_SPACE in self.ended.values()
+        if self.waiting and not is_full:  # on a full disk no task gets further
+            self._start_waiting()
+        states = dict.fromkeys(self.waiting.values(), JobState.QUEUED) | self.ended
+        return {handle.job_id: handle.view(states.get(handle, JobState.RUNNING)) for handle in handles}
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Do nothing: workers read control.jsonl at each step, leave the Run and stay warm for the next."""
+
+    def _poll(self, group: Any) -> tuple[Handle, JobState] | None:
+        """Return the job of a group that ended since the last call, with its state."""
+        found: tuple[Handle, JobState] | None = group.poll()
+        return found
+
+    def _drop(self, group: Any) -> None:
+        """Take a group that is gone from the list."""
+        self.groups.remove(group)
+
+    @abstractmethod
+    def _start_waiting(self) -> None:
+        """Feed waiting tasks to groups, and start groups for those that fit."""

@@ -13,8 +13,7 @@ import time
 import uuid
 from pathlib import Path
 
-from harness.dispatch.base import Handle, SubmitTarget, Task
-from harness.dispatch.warm import WarmBackend
+from harness.dispatch.base import Handle, SubmitTarget, Task, WarmBackend
 from harness.dispatch.worker_process import (
     ALONE_SECONDS,
     GRACE_SECONDS,

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from harness.dispatch import packing
-from harness.dispatch.base import Handle, SubmitTarget, Task
+from harness.dispatch.base import Handle, SubmitTarget, Task, WarmBackend
 from harness.dispatch.packing import Node, WaitingTask
 from harness.dispatch.ray.cluster import START_SECONDS
 from harness.dispatch.ray.group import RankGroup, ServerActor
 from harness.dispatch.ray.host import RayDown
-from harness.dispatch.warm import WarmBackend
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.record.jobs import JobState
 from ssmttm.errors import InputError
