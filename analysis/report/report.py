@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import platform
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +89,7 @@ def write_report(
     )
     written = ("human", "number", "times", "between", "percent")
     environment.filters |= {name: getattr(wording, name) for name in written}
-    environment.filters |= {"arm": wording.architecture, "powers": _powers}
+    environment.filters |= {"arm": wording.architecture, "powers": _powers, "digest": _digest}
     page = environment.get_template("report.html").render(
         study=study,
         document=document,
@@ -106,6 +108,11 @@ def write_report(
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _digest(script: str) -> str:
+    """Return the source with which a Content-Security-Policy allows this script."""
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 
 def _powers(formula: str) -> Markup:

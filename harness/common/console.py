@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +11,41 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.measure import Measurement
+from rich.segment import Segment
 from rich.text import Text
+
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, change the terminal or reverse the order of letters, in names others may choose."""
+
+
+def without_steering(text: str) -> str:
+    """Return text without the characters that steer a terminal; newlines and tabs stay."""
+    return STEERING.sub("", text)
+
+
+class _Printed:
+    """Something to print, without the characters in its text that steer the terminal; its styles stay."""
+
+    def __init__(self, printed: ConsoleRenderable) -> None:
+        self._printed = printed
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self._printed, options):
+            yield segment if segment.control else Segment(without_steering(segment.text), segment.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._printed)
+
+
+class Harmless(RenderHook):
+    """Removes from all that a console prints the characters that steer the terminal."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Return what is to be printed, each made harmless."""
+        return [_Printed(printed) for printed in renderables]
+
 
 # A pipe has no width, so tables take what they need. Text from logs and files is printed as it is: neither :warning:
 # nor [red] is markup.
@@ -23,6 +57,8 @@ console = Console(
     soft_wrap=not sys.stdout.isatty(),
 )
 errors = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
+for terminal in (console, errors):
+    terminal.push_render_hook(Harmless())
 
 
 def warn(*notes: str) -> None:

@@ -9,7 +9,6 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,9 +37,6 @@ class DiskFull(Exception):
         why = "its file system is read-only" if is_read_only else f"its disk is full{wanted}"
         super().__init__(f"{path}: {why}")
         self.path, self.needed, self.is_read_only = Path(path), needed, is_read_only
-
-    def __reduce__(self) -> tuple[Callable[..., DiskFull], tuple[Path, int | None]]:
-        return partial(DiskFull, is_read_only=self.is_read_only), (self.path, self.needed)
 
     @property
     def remedy(self) -> str:

@@ -215,7 +215,7 @@ class Backend(ABC):
 
 
 class WarmBackend(Backend):
-    """Queues tasks and feeds them to groups of ranks, which stay warm from one to the next and end with this process."""
+    """Queues tasks for groups of ranks, which stay warm from one task to the next and end with this process."""
 
     groups: list[Any]
     """Groups that exist, each with the job it trains in `handle`."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.ledger import open_backends
@@ -93,5 +94,8 @@ class _Printer:
             self._console.print(f"==> {log.title}: {log.path} <==", style="bold", soft_wrap=True)
             self._last = log.path
         text = new.decode("utf-8", errors="replace")
-        self._console.print(text, end="" if text.endswith("\n") else "\n", soft_wrap=True)
+        shown = (
+            Text.from_ansi(text, end="\n") if "\x1b" in text else text
+        )  # keeps the colours and nothing else
+        self._console.print(shown, end="" if text.endswith("\n") else "\n", soft_wrap=True)
         self._offsets[log.path] = offset + len(new)

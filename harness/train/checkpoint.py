@@ -105,7 +105,7 @@ class Saver:
                     self._pass_over(wrong, journal)
             return None
 
-        found = self.ranks.run_on_first(look)
+        found = self.ranks.run_on_first(look, Checkpoint | None)
         if found is not None:
             self._verified = folder, found.marker.step
         return found
@@ -127,7 +127,7 @@ class Saver:
                 journal.sync()  # a checkpoint must not be ahead of its journal
                 journal.check_fence()
 
-        if self.ranks.run_on_first(exists):
+        if self.ranks.run_on_first(exists, bool):
             return
         save(engine, folder, marker, check_journal)
         self._verified = folder, step

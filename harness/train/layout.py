@@ -12,6 +12,7 @@ from typing import Any
 from harness.plan.cluster import choose_layout
 from harness.plan.resources import Refused
 from harness.record import checkpoints
+from harness.record.checkpoints import Marker
 from harness.record.journal import read_progress
 from harness.record.root import Launch, Layout, Root
 from harness.study.run import Run
@@ -33,7 +34,8 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     series = root.series(runs[0].series_id)
     folders = [series, *(root.run(run.run_id) for run in runs)]
     held = [found for folder in folders for found in checkpoints.marked(folder / "checkpoints")]
-    newest, started = ranks.broadcast((held[-1].marker if held else None, read_progress(series).started))
+    newest = ranks.broadcast(held[-1].marker if held else None, Marker | None)
+    started = ranks.broadcast(read_progress(series).started, dict[str, Any] | None)
     stage = launch.zero_stage if newest is None else newest.zero_stage
     earlier = {} if started is None else started.get("layout", {})
     micro_batch = launch.micro_batch
@@ -43,7 +45,7 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
     layout = layout.model_copy(
         update={"kernels": chosen().name, "activation_checkpointing": launch.activation_checkpointing}
     )
-    layout = ranks.broadcast(_within_memory(runs[0], layout, launch, ranks.device))
+    layout = ranks.broadcast(_within_memory(runs[0], layout, launch, ranks.device), Layout)
     return layout, _differences(started or {}, layout, ranks.device)
 
 

@@ -122,7 +122,7 @@ class SeriesTrainer:
     def _to_branch(self, run: Run) -> Outcome:
         """Bring the engine to the step where `run` leaves the trunk, or where its branch was interrupted."""
         branch = branch_step(run.schedule, run.iterations)
-        if self.ranks.broadcast(self.ranks.is_first and self._is_cancelled(run)):
+        if self.ranks.broadcast(self.ranks.is_first and self._is_cancelled(run), bool):
             return Outcome.CANCELLED
         if self._resume(self.root.run(run.run_id) / "checkpoints", branch + 1, run.iterations):
             self.on_trunk = False
@@ -143,7 +143,7 @@ class SeriesTrainer:
     def _branch(self, run: Run) -> Outcome:
         """Train a Run from its branch point to its end and write its result; its failure ends no other Run."""
         folder = self.root.run(run.run_id)
-        if self.ranks.broadcast(self.ranks.is_first and read_progress(folder).state == Event.FINISHED):
+        if self.ranks.broadcast(self.ranks.is_first and read_progress(folder).state == Event.FINISHED, bool):
             return Outcome.DONE  # by an older attempt, just before this one fenced it off
         start = Event.STARTED if self.on_trunk else Event.RESUMED
         self.on_trunk = False

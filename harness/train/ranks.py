@@ -18,10 +18,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
-from harness.common.disk import write_atomically
-from harness.train.stopping import GPU_SHARE
+from pydantic import TypeAdapter
+
+from harness.common.disk import DiskFull, write_atomically
+from harness.record.journal import Fenced
+from harness.study.run import Frozen
+from harness.train.stopping import GPU_SHARE, is_out_of_memory
+from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store, TCPStore
@@ -30,6 +35,8 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=10)
 """Longest wait of ranks for each other: nodes of one job may start minutes apart."""
+MOST_BYTES = 2**26
+"""Longest value that the first rank sends to the others."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +53,74 @@ class Ranks:
         """True if this process writes journals and checkpoint markers for all."""
         return self.rank == 0
 
-    def broadcast(self, value: Any) -> Any:
-        """Return the first rank's value on every rank; collective."""
+    def broadcast(self, value: T, kind: Any) -> T:
+        """Return the first rank's value on every rank, sent as JSON and read as the type `kind`; collective."""
         if self.world == 1:
             return value
+        adapter = TypeAdapter(kind)
+        sent = self._send(adapter.dump_json(value) if self.is_first else b"")
+        return value if self.is_first else cast("T", adapter.validate_json(sent))
+
+    def _send(self, content: bytes) -> bytes:
+        """Return the first rank's bytes on every rank: torch's own collectives of objects unpickle, and so run code."""
         import torch
 
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
+        size = torch.tensor([len(content)], device=self.device)
+        torch.distributed.broadcast(size, src=0)
+        if not 0 < (n_bytes := int(size)) <= MOST_BYTES:
+            raise RuntimeError(f"the first rank announces {n_bytes} bytes; {MOST_BYTES} are the most")
+        sent = torch.frombuffer(bytearray(content or bytes(n_bytes)), dtype=torch.uint8).to(self.device)
+        torch.distributed.broadcast(sent, src=0)
+        return sent.cpu().numpy().tobytes()
 
-    def run_on_first(self, action: Callable[[], T]) -> T:
-        """Run an action on the first rank alone; return its value or raise its exception on every rank. Collective."""
+    def run_on_first(self, action: Callable[[], T], kind: Any = None) -> T:
+        """Run an action on the first rank alone; return its value, of type `kind`, or raise its error, on every rank.
+
+        Collective. The other ranks raise an error of the same kind if the end of training depends on it, else
+        FirstRankFailed.
+        """
+        if self.world == 1:
+            return action()
         value, problem = None, None
         if self.is_first:
             try:
                 value = action()
             except Exception as error:
                 problem = error
-        value, problem = self.broadcast((value, problem))
-        if problem is not None:
-            raise problem
-        return cast("T", value)
+        told = self.broadcast(_Problem.of(problem) if problem else None, _Problem | None)
+        if told is not None:
+            raise problem or told.error()
+        return cast("T", self.broadcast(value, kind))
+
+
+class FirstRankFailed(RuntimeError):
+    """An action of the first rank for all ranks failed."""
+
+
+class _Problem(Frozen):
+    """An exception of the first rank, as it is sent to the others."""
+
+    kind: str
+    text: str
+    path: Path | None = None
+    needed: int | None = None
+    is_read_only: bool = False
+
+    @classmethod
+    def of(cls, error: Exception) -> Self:
+        if isinstance(error, DiskFull):
+            full = {"path": error.path, "needed": error.needed, "is_read_only": error.is_read_only}
+            return cls(kind="disk_full", text=str(error), **full)
+        kinds = {"fenced": isinstance(error, Fenced), "input": isinstance(error, InputError)}
+        kinds["memory"] = is_out_of_memory(error)
+        kind = next((kind for kind, is_it in kinds.items() if is_it), "other")
+        return cls(kind=kind, text=str(error) if kind != "other" else f"{type(error).__name__}: {error}")
+
+    def error(self) -> Exception:
+        if self.kind == "disk_full" and self.path is not None:
+            return DiskFull(self.path, self.needed, is_read_only=self.is_read_only)
+        kinds = {"fenced": Fenced, "input": InputError, "memory": MemoryError}
+        return kinds.get(self.kind, FirstRankFailed)(self.text)
 
 
 def device_name(device: str) -> str | None:

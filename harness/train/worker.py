@@ -178,12 +178,12 @@ class _SeriesWork:
         ranks, lock = self.ranks, SeriesLock(self.folder)
         make_folder(self.folder / "logs")
         with sent_to(self.folder / "logs" / f"rank-{ranks.rank}.log"):
-            if not ranks.broadcast(not ranks.is_first or lock.acquire()):
+            if not ranks.broadcast(not ranks.is_first or lock.acquire(), bool):
                 return "busy"
             try:
                 unfinished = [run for run in self.runs if self._progress_of(run).state != Event.FINISHED]
-                self.runs = ranks.broadcast(unfinished)
-                cancelled = ranks.broadcast(Control(self.launch.control).cancelled())
+                self.runs = ranks.broadcast(unfinished, list[Run])
+                cancelled = ranks.broadcast(Control(self.launch.control).cancelled(), set[str])
                 if cancelled.issuperset(run.run_id for run in self.runs):
                     return "finished"  # all were cancelled while they waited: no engine is built
                 with ExitStack() as stack:

@@ -107,3 +107,13 @@ def test_a_broken_script_would_be_seen(chromium: str, report: Path, tmp_path: Pa
     dom, console = browse(chromium, broken, tmp_path / "profile")
     assert console
     assert 'data-drawn="yes"' not in dom
+
+
+def test_a_script_that_is_not_the_pages_own_does_not_run(chromium: str, report: Path, tmp_path: Path) -> None:
+    planted = tmp_path / "planted.html"
+    script = "<script>document.body.dataset.planted = 'yes'</script></main>"
+    planted.write_text(report.read_text(encoding="utf-8").replace("</main>", script), encoding="utf-8")
+    dom, console = browse(chromium, planted, tmp_path / "profile")
+    assert "Content Security Policy" in "".join(console)
+    assert 'data-planted="yes"' not in dom
+    assert 'data-drawn="yes"' in dom
