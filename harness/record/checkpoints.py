@@ -11,13 +11,15 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from harness.common.disk import check_inside
 from harness.common.validation import first_line, first_mistake
 from harness.record.root import write_model
 from harness.study.run import Frozen
@@ -198,7 +200,20 @@ def load_safely(path: Path | str, device: Any) -> Any:
 
     allowed = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
     with torch.serialization.safe_globals(allowed):
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.serialization.load(path, map_location=device, weights_only=True)
+
+
+@contextmanager
+def loading_safely() -> Iterator[None]:
+    """Make torch.load, which DeepSpeed has unpickle whatever it finds, follow `load_safely` during the block."""
+    import torch
+
+    usual = torch.load
+    torch.load = lambda path, map_location=None, **_: load_safely(path, map_location)
+    try:
+        yield
+    finally:
+        torch.load = usual
 
 
 def keep(folder: Path, step: int, *, branch: bool, verified: bool = False) -> bool:
@@ -218,10 +233,16 @@ def condemn(checkpoint: Checkpoint) -> None:
 
 
 def remove(folder: Path, tag: str) -> None:
-    """Remove a checkpoint, its marker first: a marker must not outlive its files."""
+    """Remove a checkpoint, its marker first: a marker must not outlive its files. Raises InputError for a link."""
+    _check_folder(folder)
     for marker in _markers(folder, tag):
         marker.unlink(missing_ok=True)
     shutil.rmtree(folder / tag, ignore_errors=True)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise InputError if the checkpoints of a run or series are elsewhere, through a link of it or of its folder."""
+    check_inside(folder.parents[1], folder / "step")
 
 
 def _markers(folder: Path, tag: str) -> list[Path]:
@@ -251,7 +272,7 @@ def remove_partial(folder: Path) -> None:
     """Remove checkpoints whose saving was interrupted; call it only while holding the Series' lock."""
     for path in folder.glob("step-*"):
         if TAG.fullmatch(path.name) and not any(marker.exists() for marker in _markers(folder, path.name)):
-            shutil.rmtree(path, ignore_errors=True)
+            remove(folder, path.name)
 
 
 def best_first(held: Iterable[Checkpoint]) -> list[Checkpoint]:

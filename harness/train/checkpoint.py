@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.common.disk import DiskFull, drop_draft, make_folder, space_for, sync_to_disk
+from harness.common.disk import DiskFull, check_inside, drop_draft, make_folder, space_for, sync_to_disk
 from harness.record import checkpoints
 from harness.record.checkpoints import Checkpoint, FileFacts, Marker, Problem, retire, tag_of
 from harness.record.journal import Event, Journal
@@ -167,11 +167,15 @@ def _load_on_other_ranks(engine: Engine, checkpoint: Checkpoint) -> None:
     """Convert and load a checkpoint of another number of ranks; raises RuntimeError with the converter's last line."""
     target = checkpoint.folder / f"universal-{checkpoint.tag}"
 
-    def convert() -> None:
+    def remove_converted() -> None:
+        check_inside(target.parents[2], target)
         shutil.rmtree(target, ignore_errors=True)
+
+    def make() -> None:
+        remove_converted()
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"),
+                *(sys.executable, "-c", f"from {__name__} import convert; convert()"),
                 *("--inject_missing_state", "--num_extract_workers=1", "--num_merge_workers=1"),
                 *(f"--input_folder={checkpoint.path}", f"--output_folder={target}"),
             ],
@@ -183,7 +187,15 @@ def _load_on_other_ranks(engine: Engine, checkpoint: Checkpoint) -> None:
             raise RuntimeError(f"{checkpoint.path}: {done.stderr.strip().splitlines()[-1]}")
 
     try:
-        engine.ranks.run_on_first(convert)
+        engine.ranks.run_on_first(make)
         engine.load_universal(checkpoint.folder, target.name)
     finally:
-        engine.ranks.run_on_first(lambda: shutil.rmtree(target, ignore_errors=True))
+        engine.ranks.run_on_first(remove_converted)
+
+
+def convert() -> None:
+    """Run DeepSpeed's converter, with its options from the command line, without its unpickling."""
+    from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
+
+    with checkpoints.loading_safely():
+        main(parse_arguments())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from harness.common.format import GIB
-from harness.record.checkpoints import load_safely
+from harness.record.checkpoints import loading_safely
 from harness.record.root import Layout
 from harness.study.run import Precision, Run
 from harness.train.ranks import Ranks
@@ -80,10 +80,6 @@ class Engine:
         self._sizes = [parameter.numel() for parameter in model.parameters()]
         config = deepspeed_config(run, layout, sum(self._sizes))
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        # DeepSpeed's own loader would execute any pickle, in any file that fits its patterns.
-        self.deepspeed.checkpoint_engine.load = lambda path, map_location=None: load_safely(
-            path, map_location
-        )
 
     def step(self, losses: Sequence[Callable[[], torch.Tensor]], learning_rate: float) -> None:
         """Take one optimiser step over the micro-batches of this rank.
@@ -112,7 +108,8 @@ class Engine:
 
     def load(self, folder: Path, tag: str) -> None:
         """Load a checkpoint of as many ranks; collective."""
-        path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
+        with loading_safely():
+            path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise RuntimeError(f"{folder / tag}: DeepSpeed found nothing to load")
 

@@ -1,4 +1,4 @@
-"""What is printed cannot steer the terminal, and a signal ends a block in order."""
+"""Output that cannot steer the terminal, and signals that end a block in order."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from harness.record.root import Layout, Root, read_launch
 from harness.train.checkpoint import Saver, load, save
 from harness.train.engine import Engine
 from harness.train.ranks import initialise_ranks
-from tests.conftest import flip_a_byte
+from ssmttm.errors import InputError
+from tests.conftest import files_below, flip_a_byte
 from tests.harness.fuzzing import Planted
 from tests.harness.journals import read_events, registered
 from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps, undisturbed
@@ -99,6 +102,32 @@ def test_a_crafted_pickle_is_refused_whatever_its_file_is_called(
     (problem,) = problems(write(newest, {name: planted.pickled}))
     assert Path(name).name in problem
     planted.assert_not_executed()
+
+
+def test_deepspeeds_converter_executes_nothing_crafted(
+    tmp_path: Path, study_fields: Fields, planted: Planted
+) -> None:
+    root = Root(tmp_path / "runs")
+    train(root, study_fields, StopAfter(3), zero_stage=1)
+    (held,) = checkpoints.marked(series_folder(root) / "checkpoints")
+    write(held, dict.fromkeys(held.marker.files, planted.pickled))
+    options = [f"--input_folder={held.path}", f"--output_folder={tmp_path / 'out'}"]
+    program = "from harness.train.checkpoint import convert; convert()"
+    command = [sys.executable, "-c", program, *options, "--inject_missing_state"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "UnpicklingError" in done.stderr
+    planted.assert_not_executed()
+
+
+@pytest.mark.parametrize("linked", ["checkpoints", "."])
+def test_nothing_is_removed_through_a_link(newest: Checkpoint, tmp_path: Path, linked: str) -> None:
+    place, elsewhere = newest.folder.parent / linked, tmp_path / "elsewhere"
+    place.rename(elsewhere)
+    place.absolute().symlink_to(elsewhere)
+    before = files_below(elsewhere)
+    with pytest.raises(InputError, match="leads out of"):
+        retire(newest.folder, newest.marker.step + 1, keep_last=1, keep_best=False)
+    assert files_below(elsewhere) == before
 
 
 @pytest.fixture
