@@ -13,11 +13,11 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness.common.disk import size_of
+from harness.common.disk import check_inside, size_of
 from harness.common.format import GIB
 from harness.dispatch.ledger import open_ledger
 from harness.record import checkpoints
@@ -142,6 +142,12 @@ def _runs_of_all(resolved: ResolvedStudy, notes: list[str]) -> tuple[dict[str, d
 
 def _prune(items: Iterable[Item], needed: Set[Path], done: Pruned, *, dry_run: bool) -> None:
     for item in items:
+        try:
+            check_inside(item.path.parents[2], item.path)
+        except InputError as error:
+            done.notes.append(str(error))
+            done.kept.append(replace(item, why="a link leads to it"))
+            continue
         if item.path in needed:
             done.kept.append(item)
         else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ssmttm import files
+from ssmttm.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Error numbers of a full disk, of an exhausted quota and of a file system that is read-only."""
@@ -126,6 +127,32 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
     with naming_a_full_disk(path):
         files.write_atomically(path, content.encode() if isinstance(content, str) else content, mode)
         sync_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[int]:
+    """Open a file under ROOT to append to it during the block, and make it if it does not exist.
+
+    Raises InputError if it or its folder is a link: who else may write under ROOT could link to a file of this user.
+    """
+    linked = next((place for place in (path.parent, path) if place.is_symlink()), None)
+    if linked is not None:
+        raise InputError(
+            f"{linked}: is a link, through which nothing is written; replace it by a file or folder"
+        )
+    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Raise InputError unless a path is inside a folder, also after all links: check it before the path is removed."""
+    if not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{path}: leads out of {folder} through a link, and nothing is removed there; replace the link by a folder"
+        )
 
 
 def append_line(descriptor: int, line: bytes, path: Path, *, durable: bool) -> None:

@@ -23,6 +23,8 @@ from typing import Any, NoReturn
 
 import psutil
 
+from harness.common.disk import appending
+
 
 def identify_process() -> dict[str, Any]:
     """Describe this process uniquely: on any host, and across reboots."""
@@ -112,13 +114,13 @@ def end_at_once(status: int) -> NoReturn:
 
 @contextlib.contextmanager
 def sent_to(file: Path) -> Iterator[None]:
-    """Append standard output and error to a file during the block; raises OSError if the file cannot be opened."""
+    """Append standard output and error to a file during the block; raises OSError or InputError if it does not open."""
     flush_or_drop()
     kept = os.dup(1), os.dup(2)
     try:
-        with file.open("ab") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
+        with appending(file) as log:
+            os.dup2(log, 1)
+            os.dup2(log, 2)
         yield
     finally:
         flush_or_drop()
@@ -134,7 +136,7 @@ def start_logged(command: Sequence[str], log: Path, **more: Any) -> subprocess.P
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
-    with log.open("ab") as output:
+    with appending(log) as output:
         return subprocess.Popen(command, **(usual | {"stdout": output, "stderr": output} | more))
 
 

@@ -34,6 +34,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, NoReturn
 
+from harness.common.disk import appending
 from harness.common.process import end_at_once, print_traceback, start_logged, stop_when_parent_ends
 
 MESSAGE_BYTES = 1 << 17
@@ -229,8 +230,8 @@ class ForkedRank:
         theirs, child_writes = os.pipe()
         self.stdout: IO[bytes] = os.fdopen(theirs, "rb")
         try:
-            with log.open("ab") as output:
-                descriptors = [child_reads, child_writes, output.fileno()]
+            with appending(log) as output:
+                descriptors = [child_reads, child_writes, output]
                 socket.send_fds(self._server, [json.dumps(dict(environment)).encode()], descriptors)
         finally:
             os.close(child_reads)

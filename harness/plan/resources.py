@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from harness.common.disk import append_line, make_folder
+from harness.common.disk import append_line, appending, make_folder
 from harness.common.format import Estimate, counted
 from harness.common.jsonl import read_lines
 from harness.plan.cluster import Cluster, choose_layout, divisors, ranks_a_node
@@ -275,11 +274,8 @@ def remember(study_dir: Path, run: Run, layout: Layout, device: str, device_name
         "device_name": device_name,
     }
     path = study_dir / NAME
-    descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o644)
-    try:
+    with appending(path) as descriptor:
         append_line(descriptor, json.dumps(fields).encode() + b"\n", path, durable=True)
-    finally:
-        os.close(descriptor)
 
 
 def what_would_fit(run: Run, layout: Layout, *, on_cuda: bool) -> str:

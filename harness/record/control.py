@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from harness.common.disk import append_line, naming_a_full_disk
+from harness.common.disk import append_line, appending, naming_a_full_disk
 from harness.common.jsonl import read_lines
 
 RUNS_A_LINE = 10_000
@@ -30,13 +29,9 @@ class Control:
         lines = [json.dumps({"t": now, "event": event, **part}, allow_nan=False) for part in _parts(fields)]
         with naming_a_full_disk(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock"):
-                descriptor = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_RDWR, 0o644)
-                try:
-                    for line in lines:
-                        append_line(descriptor, line.encode() + b"\n", self.path, durable=line is lines[-1])
-                finally:
-                    os.close(descriptor)
+            with FileLock(f"{self.path}.lock"), appending(self.path) as descriptor:
+                for line in lines:
+                    append_line(descriptor, line.encode() + b"\n", self.path, durable=line is lines[-1])
 
     def read(self) -> list[dict[str, Any]]:
         """Return every valid line, oldest first."""

@@ -173,6 +173,20 @@ def test_checkpoints_that_no_trainer_resumes_from_go(
     assert {path.name for path in folder.iterdir()} == left
 
 
+@pytest.mark.parametrize("linked", ["checkpoints", "."])
+def test_checkpoints_that_a_link_leads_to_stay(
+    trained: Root, fields: Fields, tmp_path: Path, linked: str
+) -> None:
+    place, elsewhere = series_folder(trained) / linked, tmp_path / "elsewhere"
+    place.rename(elsewhere)
+    place.absolute().symlink_to(elsewhere)
+    before = files_below(elsewhere)
+    done = prune(trained, fields)
+    assert files_below(elsewhere) == before
+    assert any("leads out of" in note for note in done.notes)
+    assert not [item for item in done.removed if item.owner.startswith("series")]
+
+
 def test_of_a_link_only_the_link_goes(trained: Root, fields: Fields, tmp_path: Path) -> None:
     tag, elsewhere = series_folder(trained) / "checkpoints" / "step-000000004", tmp_path / "elsewhere"
     tag.rename(elsewhere)
