@@ -59,20 +59,15 @@ def journals_of(runs: set[Path]) -> dict[Path, bytes]:
 
 
 class Story(NamedTuple):
-    """A tuning that was killed after a trial, and restarted, with `make verify` also on a Ray of its own."""
+    """A tuning that was killed after a trial, and restarted on a Ray of its own."""
 
     root: Root
     before: dict[Path, bytes]
     end: Answer
 
 
-@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.verify)])
-def story(
-    tmp_path_factory: pytest.TempPathFactory,
-    tiny_corpus: Path,
-    empty_store: Path,
-    request: pytest.FixtureRequest,
-) -> Story:
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, empty_store: Path) -> Story:
     folder = tmp_path_factory.mktemp("tune")
     root, fields = Root(folder / "runs"), tune_fields(tiny_corpus)
     root.path.mkdir()
@@ -85,7 +80,7 @@ def story(
         first.send_signal(signal.SIGKILL)
         first.communicate()
     before = journals_of(finished_runs(root))
-    last = tune(folder, WITHOUT_DASHBOARD, request.param, "--json")
+    last = tune(folder, WITHOUT_DASHBOARD, "ray", "--json")
     out, err = last.communicate(timeout=PATIENCE)
     return Story(root, before, Answer(last.returncode, out, err))
 
