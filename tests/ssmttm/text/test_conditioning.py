@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssmttm.compat import _Dynamo, keep_freed_memory, tame_torchaudio
+from ssmttm.compat import keep_freed_memory, tame_torchaudio
 from ssmttm.errors import InputError
 from ssmttm.text.byte_encoder import ByteEncoder, collate_bytes
 from ssmttm.text.config import TextConfig
@@ -66,18 +66,6 @@ def test_the_encoder_sees_every_byte_of_a_caption(byte_encoder):
 
 def test_freed_memory_is_kept_where_glibc_is():
     assert keep_freed_memory() == (sys.platform == "linux")
-
-
-def test_torchs_compiler_is_imported_only_if_more_is_asked_of_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "colorsys", _Dynamo("colorsys"))  # any module that nothing here needs
-    import colorsys
-
-    assert colorsys.disable(len, recursive=False) is colorsys.disable()(len) is len
-    colorsys.graph_break()
-    assert not hasattr(colorsys, "__file__")
-    assert isinstance(sys.modules["colorsys"], _Dynamo)
-    assert colorsys.rgb_to_hls is sys.modules["colorsys"].rgb_to_hls
-    assert not isinstance(sys.modules["colorsys"], _Dynamo)
 
 
 @pytest.fixture(scope="module")
