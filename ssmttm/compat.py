@@ -56,6 +56,16 @@ def without_mlflow() -> AbstractContextManager[None]:
     return nullcontext() if "mlflow" in sys.modules else module_at_import("mlflow", None)
 
 
+def pickle_zero_stages_by_value() -> None:
+    """Have DeepSpeed's checkpoints hold a ZeRO stage as its number on every Python.
+
+    Python 3.11.0 to 3.11.3 pickle a member of an enumeration as a call of getattr, which no loader may allow.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    ZeroStageEnum.__reduce_ex__ = lambda self, _protocol: (ZeroStageEnum, (self.value,))
+
+
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for the next training step; return True if it accepts the settings.
 

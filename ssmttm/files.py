@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import from_json
 
 
 class Frozen(BaseModel):
@@ -38,6 +39,11 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a whole file under a temporary name, then rename it to `path`."""
     with replacing(path, mode) as file:
         file.write(data)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of any origin; raises ValueError, also for a document nested thousands of levels deep."""
+    return from_json(text)
 
 
 def canonical_json(value: Any) -> str:

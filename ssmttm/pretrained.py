@@ -3,12 +3,12 @@
 Weights must be safetensors, since other formats are pickles, which can run code.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ssmttm.errors import InputError
+from ssmttm.files import parse_json
 
 CONFIG = "config.json"
 
@@ -37,7 +37,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json in a model's folder; raises InputError if it is not a JSON object."""
     path = folder / CONFIG
     try:
-        fields = json.loads(path.read_bytes())
+        fields = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error})") from error
     if not isinstance(fields, dict):
@@ -75,7 +75,7 @@ def _whole(folder: Path) -> bool:
         return False
     if index.is_file():
         try:
-            parts = set(json.loads(index.read_bytes())["weight_map"].values())
+            parts = set(parse_json(index.read_bytes())["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError):
             return False
         return all((folder / str(part)).is_file() for part in parts)

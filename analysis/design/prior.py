@@ -6,7 +6,6 @@ grid: at the grid's geometric centre, the size term and the data term are as lar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,12 +133,12 @@ def fitted_prior(path: Path, law: Law | None, noise: Noise | None = None) -> Pri
     The noise is that between seeds or, if larger, the scatter around the fitted law, which includes errors of the law.
     """
     try:
-        document = _Fit.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        document = _Fit.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(
             f"--prior {path}: there is no such file; `ssmscale fit STUDY --json` prints one."
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, ValidationError):
+    except ValidationError:
         raise InputError(
             f"--prior {path}: is not a fit; give the output of `ssmscale fit STUDY --json`."
         ) from None

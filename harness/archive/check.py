@@ -8,7 +8,6 @@ whole result, an evaluation is named after its settings. No member is executed, 
 from __future__ import annotations
 
 import hashlib
-import json
 import stat
 import tempfile
 import zipfile
@@ -30,6 +29,7 @@ from harness.record.root import Root, read_model, read_model_if_there, read_run
 from harness.record.scores import evaluations_of
 from harness.study.run import Frozen, Run, WholeNumber
 from ssmttm.errors import InputError
+from ssmttm.files import parse_json
 
 MAX_BYTES = 8 * 2**30
 """Most bytes of an unpacked bundle: journals of a hundred thousand runs."""
@@ -170,10 +170,10 @@ def _check_contents(contents: Contents, unpacked: Root) -> tuple[Run, ...]:
 def _check_series(unpacked: Root, run: Run) -> None:
     path = unpacked.series(run.series_id) / "series.json"
     try:
-        held = json.loads(path.read_bytes())
+        held = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: is missing, though run {run.run_id} is of this series") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: is not JSON ({first_line(error)})") from error
     if held != run.series_canonical():
         raise InputError(f"{path}: is not the series of run {run.run_id}")

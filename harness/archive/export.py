@@ -29,7 +29,7 @@ from harness.record.scores import evaluations_of
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.run import Frozen, WholeNumber
 from ssmttm.errors import InputError
-from ssmttm.files import replacing
+from ssmttm.files import parse_json, replacing
 
 FORMAT = 1
 CONTENTS = "bundle.json"
@@ -150,7 +150,7 @@ def _journal(folder: str, directory: Path) -> Iterator[tuple[str, bytes]]:
 
 def without_tracker(registration: bytes) -> bytes:
     """Return a study.json without the address of a tracker."""
-    document = json.loads(registration)
+    document = parse_json(registration)
     if document["study"].get("tracking", {}).pop("uri", None) is None:
         return registration
     return json.dumps(document, indent=1).encode() + b"\n"

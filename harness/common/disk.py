@@ -133,13 +133,14 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
 def appending(path: Path) -> Iterator[int]:
     """Open a file under ROOT to append to it during the block, and make it if it does not exist.
 
-    Raises InputError if it or its folder is a link: who else may write under ROOT could link to a file of this user.
+    Raises InputError if it is a link, or its folder another user's link: who else may write under ROOT could link to a
+    file of this user.
     """
-    linked = next((place for place in (path.parent, path) if place.is_symlink()), None)
-    if linked is not None:
-        raise InputError(
-            f"{linked}: is a link, through which nothing is written; replace it by a file or folder"
-        )
+    folder = path.parent
+    is_foreign = folder.is_symlink() and folder.lstat().st_uid != os.geteuid()
+    if is_foreign or path.is_symlink():
+        linked, what = (folder, "folder") if is_foreign else (path, "file")
+        raise InputError(f"{linked}: is a link, through which nothing is written; replace it by a {what}")
     descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_NOFOLLOW, 0o666)
     try:
         yield descriptor

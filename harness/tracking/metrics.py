@@ -22,6 +22,7 @@ from harness.record.result import Result
 from harness.record.root import Root
 from harness.record.scores import evaluations_of
 from harness.record.status import OVER, RunState, RunStatus
+from ssmttm.files import parse_json
 
 METRICS: Mapping[str, Mapping[str, str]] = {
     "step": {
@@ -128,7 +129,7 @@ def dump_marks(marks: Marks) -> str:
 def load_marks(text: str | None) -> Marks:
     """Read marks from a tag's text; a missing or invalid text gives none, so that the store is queried."""
     try:
-        held: Any = json.loads(text or "{}")
+        held: Any = parse_json(text or "{}")
         return {str(kind): (int(newest), int(count)) for kind, (newest, count) in held.items()}
     except (ValueError, TypeError, AttributeError):
         return {}

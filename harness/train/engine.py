@@ -60,8 +60,10 @@ class Engine:
         import deepspeed
         import torch
 
+        from ssmttm.compat import pickle_zero_stages_by_value
         from ssmttm.model.music_lm import MusicLM, weight_decay_groups
 
+        pickle_zero_stages_by_value()
         self.run, self.layout, self.ranks = run, layout, ranks
         torch.manual_seed(run.seed)
         model = MusicLM(run.model).to(ranks.device)

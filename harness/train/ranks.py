@@ -27,6 +27,7 @@ from harness.record.journal import Fenced
 from harness.study.run import Frozen
 from harness.train.stopping import GPU_SHARE, is_out_of_memory
 from ssmttm.errors import InputError
+from ssmttm.files import parse_json
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store, TCPStore
@@ -204,7 +205,7 @@ def meet(folder: Path, rank: int, world: int) -> TCPStore:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{note}: the first rank has not written its address")
         time.sleep(0.05)
-    where = json.loads(note.read_text(encoding="utf-8"))
+    where = parse_json(note.read_bytes())
     host = _reachable(where["hosts"], where["port"])
     return TCPStore(host, where["port"], world, is_master=False, timeout=PATIENCE)
 

@@ -1,10 +1,10 @@
 """Open the codec that a folder describes."""
 
-import json
 from pathlib import Path
 
 from ssmttm.codec.base import CODEC_FILE, Codec
 from ssmttm.errors import InputError
+from ssmttm.files import parse_json
 
 
 def load_codec(folder: Path, device: str = "cpu") -> Codec:
@@ -15,7 +15,7 @@ def load_codec(folder: Path, device: str = "cpu") -> Codec:
     path = folder / CODEC_FILE
     codec: Codec
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = parse_json(path.read_bytes())
         kind = description["name"]
         if kind not in {"rvq", "encodec", "dac"}:
             raise InputError(f"{path}: name is {kind!r}; known codecs: rvq, encodec, dac")

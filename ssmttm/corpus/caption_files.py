@@ -5,13 +5,13 @@ that leaves the directory is refused, because caption files come from other peop
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ssmttm.errors import InputError
+from ssmttm.files import parse_json
 
 _NAME_KEYS = ("path", "file", "file_name", "filename", "audio", "location", "ytid", "track_id", "id")
 _CAPTION_KEYS = ("caption", "captions", "text", "description", "prompt")
@@ -93,7 +93,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        data = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
     if isinstance(data, dict):
@@ -109,7 +109,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, line in _lines(path):
         try:
-            yield where, json.loads(line)
+            yield where, parse_json(line)
         except ValueError as error:
             raise InputError(f"{path}, {where}: not valid JSON: {error}") from None
 

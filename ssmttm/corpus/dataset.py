@@ -5,7 +5,6 @@ starts, reads the same clips with the same captions dropped. The draws use Philo
 promises to keep, and not its Generator methods, which it may change.
 """
 
-import json
 import mmap
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from ssmttm.corpus.manifest import Clip, Manifest, ShardFacts, load_manifest
 from ssmttm.errors import InputError
+from ssmttm.files import parse_json
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -81,7 +81,7 @@ class TokenDataset:
     def clip(self, index: int) -> Clip:
         """Return the record of one clip; raises InputError if its line in the clips file is damaged."""
         try:
-            return Clip.model_validate(json.loads(self._lines[index]))
+            return Clip.model_validate(parse_json(self._lines[index]))
         except ValueError as error:
             file = self.manifest.splits[self.split].captions
             raise InputError(f"{self.corpus / file}: line {index + 1} is not a clip: {error}") from None

@@ -13,7 +13,6 @@ plans and training read manifests where no audio library is installed.
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +20,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.errors import InputError
-from ssmttm.files import Frozen, canonical_json, sha256_file
+from ssmttm.files import Frozen, canonical_json, parse_json, sha256_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -120,7 +119,7 @@ def load_manifest(corpus: Path) -> Manifest:
     """Read CORPUS/manifest.json; raises InputError if it is missing, not a manifest, or of another format."""
     path = corpus / MANIFEST
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise InputError(
             f"{corpus}: no corpus here ({MANIFEST} is missing); build one by `ssmscale data build`"

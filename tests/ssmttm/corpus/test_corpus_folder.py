@@ -195,6 +195,7 @@ def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
         ("c.csv", "song,caption\none.wav,x\n", "line 2: names no file"),
         ("c.csv", "path,caption\none.wav,café\n", "not UTF-8 text"),
         ("c.json", "{", "not valid JSON"),
+        ("c.json", "[" * 100_000, "not valid JSON"),
         ("c.json", "3", "mapping from file to caption"),
         ("c.jsonl", '{"path": "one.wav", "caption": "x"}\n{oops\n', "line 2: not valid JSON"),
         ("c.jsonl", '["one.wav"]\n', "line 1: should be a record"),

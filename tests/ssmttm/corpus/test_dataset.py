@@ -98,6 +98,7 @@ def test_verifying_names_the_file_that_changed(corpus: Path, file: str) -> None:
             "fingerprint is .* the manifest was edited",
         ),
         (lambda text: text[:-40], "not valid JSON"),
+        (lambda text: "[" * 100_000, "not valid JSON"),
         (lambda text: text.replace("shards/train-00000.npy", "../train-00000.npy"), "inside the corpus"),
         (lambda text: text.replace("shards/train-00000.npy", "/etc/passwd"), "inside the corpus"),
     ],
