@@ -197,5 +197,8 @@ def convert() -> None:
     """Run DeepSpeed's converter, with its options from the command line, without its unpickling."""
     from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
 
+    from ssmttm.compat import pickle_zero_stages_by_value
+
+    pickle_zero_stages_by_value()
     with checkpoints.loading_safely():
         main(parse_arguments())
