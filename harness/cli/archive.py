@@ -136,9 +136,9 @@ def points(
 
     The rows come from the journals. MLflow is brought up to date first.
     """
-    from harness.record.points import check_ending, points_of, write_table
+    from harness.record.points import check_output, points_of, write_table
 
-    check_ending(out)
+    check_output(out, ".csv", ".parquet")
     resolved = registered(study, root)
     rows = begun(resolved)
     with errors.status("bringing MLflow up to date"):

@@ -15,6 +15,7 @@ from harness.cli.terminal import Table, plain_text
 from harness.common.console import Stopped, console, errors, print_json, print_line, stoppable, warn
 from harness.common.disk import write_atomically
 from harness.common.format import counted
+from harness.record.points import check_output
 from harness.record.registry import registered
 from harness.record.root import Root
 from harness.record.scores import HELD_OUT, EvaluationRow, as_csv, evaluation_rows
@@ -107,8 +108,7 @@ def evaluate(
 
     The music is generated for captions and compared with recordings.
     """
-    if out is not None and out.suffix != ".csv":
-        raise InputError(f"--out {out}: does not end in .csv")
+    check_output(out, ".csv")
     resolved = registered(study, root)
     chosen = _finished(choose(begun(resolved), runs), named=bool(runs))
     from harness.evaluate.evaluator import Evaluator, Request

@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 
+from harness.common.disk import existing
 from harness.record.journal import read_progress
 from harness.record.result import Result
 from harness.record.root import Root
@@ -78,7 +80,7 @@ def cells(points: Sequence[Point]) -> list[tuple[int, tuple[object, ...]]]:
 
 
 def write_table(points: Iterator[Point], out: Path | None, standard_output: TextIO) -> None:
-    """Write CSV to standard output, or CSV or Parquet to a file by its suffix, which `check_ending` has checked."""
+    """Write CSV to standard output, or CSV or Parquet to a file by its suffix, which `check_output` has checked."""
     if out is None:
         write_csv(points, Point, standard_output)
     elif out.suffix == ".parquet":
@@ -90,10 +92,18 @@ def write_table(points: Iterator[Point], out: Path | None, standard_output: Text
             write_csv(points, Point, file)
 
 
-def check_ending(out: Path | None) -> None:
-    """Raise InputError for a file that is neither CSV nor Parquet."""
-    if out is not None and out.suffix not in {".csv", ".parquet"}:
-        raise InputError(f"--out {out}: the name must end in .csv or .parquet")
+def check_output(out: Path | None, *endings: str) -> None:
+    """Raise InputError unless the name of a file has one of these endings and it can be written: before long work."""
+    if out is None:
+        return
+    if out.suffix not in endings:
+        raise InputError(f"--out {out}: the name must end in {' or '.join(endings)}")
+    folder = existing(out.absolute().parent)
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--out {out}: nothing can be written in {folder} ({error.strerror})") from error
 
 
 def write_csv(rows: Iterable[Any], kind: type[Any], file: TextIO) -> None:

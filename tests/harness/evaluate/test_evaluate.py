@@ -312,7 +312,8 @@ def test_mistakes_are_named(tmp_path: Path, evaluate: Command) -> None:
         (["--prompts", tmp_path / "no.csv"], "no such captions file"),
         (["--reference", empty], "holds no sound file"),
         (["--temperature", 0], "temperature is 0"),
-        (["--out", "metrics.txt"], "does not end in .csv"),
+        (["--out", "metrics.txt"], "the name must end in .csv"),
+        (["--out", "/proc/metrics.csv"], "nothing can be written in /proc"),
         (["--device", "cuda:99"], "--device cuda:99: no such device here; torch can use cpu"),
         (["beef"], "no run id of this study starts with 'beef'"),
     ):
