@@ -119,6 +119,8 @@ def report(
 
     report.html is one file that needs no network.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
     from analysis.report.report import Provenance, write_report
     from harness.record.provenance import commit
     from harness.tracking.sync import keep_report

@@ -18,6 +18,7 @@ from harness.common.console import console, print_json
 from harness.common.format import Estimate, counted, duration, short, spread
 from harness.plan.plan import Plan, PlannedRun
 from harness.record.status import count_states
+from harness.study.run import by_series
 from harness.submit.monitor import planned
 from ssmttm.errors import InputError
 
@@ -124,9 +125,15 @@ def _iterations(runs: Sequence[PlannedRun]) -> str:
 def _print_totals(plan: Plan) -> None:
     totals = plan.totals()
     spent, alone = totals["gpu_hours"], totals["gpu_hours_independent"]
-    runs = f"{counted(totals['runs'], 'run')} in {counted(totals['series'], 'series')}"
+    left = f"{len(plan.left):,} of " if len(plan.left) < totals["runs"] else ""
+    runs = f"{left}{counted(totals['runs'], 'run')} in {counted(len(by_series(plan.left)), 'series')}"
     likely = f"{short(totals['gpu_hours_low'])} to {short(totals['gpu_hours_high'])}"
-    lines = [("to spend", f"{short(spent)} GPU-hours ({likely}) on {runs}")]
+    lines = [
+        (
+            "to spend",
+            f"{short(spent)} GPU-hours ({likely}) on {runs}" if plan.left else "nothing: all is over",
+        )
+    ]
     if totals["gpu_hours_reused"]:
         lines.append(("finished", f"{short(totals['gpu_hours_reused'])} GPU-hours"))
     if spent:

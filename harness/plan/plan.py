@@ -76,6 +76,11 @@ class Plan:
     notes: tuple[Note, ...]
 
     @property
+    def left(self) -> list[PlannedRun]:
+        """Runs that are not over: those to train, and those that train or wait already."""
+        return [run for run in self.runs if run.status.state not in OVER]
+
+    @property
     def missing(self) -> list[PlannedRun]:
         """Runs that `submit` would train."""
         return [run for run in self.runs if run.status.state in {RunState.NEW, RunState.INTERRUPTED}]
@@ -108,7 +113,7 @@ class Plan:
 
     def totals(self) -> dict[str, Any]:
         """Sum up the hours left to train, with and without shared trunks, the hours reused, and the disk."""
-        left = [run for run in self.runs if run.status.state not in OVER]
+        left = self.left
         kept = sum(run.disk_gib for run in self.runs)
         return {
             "runs": len(self.runs),
@@ -124,7 +129,7 @@ class Plan:
 
     def longest_path(self) -> Estimate:
         """Return the hours of the longest Series, its branches one after the other: no number of GPUs ends sooner."""
-        left = by_series(run for run in self.runs if run.status.state not in OVER)
+        left = by_series(self.left)
         series = (sum((run.hours for run in runs), Estimate()) for runs in left.values())
         return max(series, key=lambda hours: hours.expected, default=Estimate())
 
