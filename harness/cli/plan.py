@@ -125,15 +125,12 @@ def _iterations(runs: Sequence[PlannedRun]) -> str:
 def _print_totals(plan: Plan) -> None:
     totals = plan.totals()
     spent, alone = totals["gpu_hours"], totals["gpu_hours_independent"]
-    left = f"{len(plan.left):,} of " if len(plan.left) < totals["runs"] else ""
-    runs = f"{left}{counted(totals['runs'], 'run')} in {counted(len(by_series(plan.left)), 'series')}"
+    left = plan.left
+    some = f"{len(left):,} of " if len(left) < totals["runs"] else ""
+    runs = f"{some}{counted(totals['runs'], 'run')} in {counted(len(by_series(left)), 'series')}"
     likely = f"{short(totals['gpu_hours_low'])} to {short(totals['gpu_hours_high'])}"
-    lines = [
-        (
-            "to spend",
-            f"{short(spent)} GPU-hours ({likely}) on {runs}" if plan.left else "nothing: all is over",
-        )
-    ]
+    needed = f"{short(spent)} GPU-hours ({likely}) on {runs}" if left else "nothing: all is over"
+    lines = [("to spend", needed)]
     if totals["gpu_hours_reused"]:
         lines.append(("finished", f"{short(totals['gpu_hours_reused'])} GPU-hours"))
     if spent:

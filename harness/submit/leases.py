@@ -82,9 +82,8 @@ def release(series_dir: Path, lease: Lease) -> None:
             path.rename(aside)
     except FileNotFoundError:
         return
-    if (
-        read_lease(aside) != lease
-    ):  # another process released it first, and leased the Series: restore its lease
+    if read_lease(aside) != lease:
+        # Another process released it first, and leased the Series: restore its lease.
         with contextlib.suppress(FileExistsError):
             os.link(aside, path)
     aside.unlink(missing_ok=True)

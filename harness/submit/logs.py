@@ -94,8 +94,7 @@ class _Printer:
             self._console.print(f"==> {log.title}: {log.path} <==", style="bold", soft_wrap=True)
             self._last = log.path
         text = new.decode("utf-8", errors="replace")
-        shown = (
-            Text.from_ansi(text, end="\n") if "\x1b" in text else text
-        )  # keeps the colours and nothing else
+        # Of escape codes only colours are kept.
+        shown = Text.from_ansi(text, end="\n") if "\x1b" in text else text
         self._console.print(shown, end="" if text.endswith("\n") else "\n", soft_wrap=True)
         self._offsets[log.path] = offset + len(new)

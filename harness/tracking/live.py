@@ -163,7 +163,7 @@ def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes
     try:
         # Unlike a signal, the end of its input cannot come before the sidecar is ready.
         return start_logged(command, log_file, env=environment, stdin=subprocess.PIPE)
-    except OSError as error:  # no process or disk space left: training goes on
+    except (OSError, InputError) as error:  # no process or disk space left, or a link: training goes on
         log.warning("series %s is not mirrored while it trains: %s", series_id, error)
         return None
 

@@ -13,10 +13,10 @@ import pytest
 
 from harness.common.validation import validate
 from harness.record.journal import Journal, ProgressReader
-from harness.record.root import Root
+from harness.record.root import Launch, Root
 from harness.study.schema import Study
 from harness.tracking import live
-from harness.tracking.live import MirrorThread
+from harness.tracking.live import MirrorThread, mirrored_beside
 from harness.tracking.store import default_uri, sidecar_uri
 from harness.tracking.tracker import Tracker
 from tests.harness import tracked, trainer
@@ -192,3 +192,23 @@ def test_a_process_that_trains_imports_no_mlflow_though_deepspeed_would() -> Non
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_training_goes_on_without_a_sidecar_whose_log_is_a_link(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, mine = Root(tmp_path / "runs"), tmp_path / "mine"
+    mine.write_text("kept")
+    logs = root.series("aaaa") / "logs"
+    logs.mkdir(parents=True)
+    (logs / "mirror.log").symlink_to(mine)
+    facts = {
+        "corpus": tmp_path,
+        "control": tmp_path / "control.jsonl",
+        "dispatcher": "test",
+        "micro_batch": 1,
+    }
+    with mirrored_beside(Launch(**facts, tracking="sqlite:///none.db"), root, "aaaa"):
+        pass
+    assert "is not mirrored while it trains" in caplog.text
+    assert mine.read_text() == "kept"
