@@ -8,6 +8,7 @@ itself affects only its own Series.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import uuid
@@ -24,6 +25,7 @@ from harness.dispatch.worker_process import (
 )
 from harness.plan.cluster import this_machine
 from harness.record.jobs import JobState
+from harness.train.meeting import make_meeting
 
 
 class LocalBackend(WarmBackend):
@@ -94,7 +96,8 @@ class _Group:
         self.is_gone = False
         """True if a rank had ended at the last poll; the other ranks then end because of it."""
         log_dir.mkdir(parents=True, exist_ok=True)
-        self._meeting = log_dir.absolute() / f".rendezvous-{uuid.uuid4().hex[:8]}"
+        self._meeting = log_dir.absolute() / f".meeting-{uuid.uuid4().hex[:8]}"
+        make_meeting(self._meeting)
         self._processes = [
             RankProcess(self._environment(rank, on_gpus=on_gpus), log_dir / "workers.log")
             for rank in range(ranks)
@@ -136,7 +139,7 @@ class _Group:
         deadline = time.monotonic() + seconds
         for process in self._processes:
             process.end(max(0.0, deadline - time.monotonic()))
-        self._meeting.unlink(missing_ok=True)
+        shutil.rmtree(self._meeting, ignore_errors=True)
 
     def _environment(self, rank: int, *, on_gpus: bool) -> dict[str, str]:
         environment = environment_of_rank(
@@ -144,8 +147,7 @@ class _Group:
             self.ranks,
             self.threads,
             LOCAL_RANK=str(rank),
-            SSMSCALE_RENDEZVOUS=str(self._meeting),
-            GLOO_SOCKET_IFNAME="lo",
+            SSMSCALE_MEETING=str(self._meeting),
         )
         if on_gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

@@ -1,41 +1,32 @@
 """The ranks that train together, and the process group they join.
 
-Ranks on several nodes meet through a file in a directory all of them see: the first rank listens on a port the system
-chooses and writes its address there. So jobs that share a node never compete for a port, and no host name has to
-resolve unless the site itself relies on it.
+Ranks tell each other JSON alone: what torch's own collectives of objects receive is unpickled, and so executed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import json
 import logging
 import os
-import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from pydantic import TypeAdapter
 
-from harness.common.disk import DiskFull, write_atomically
+from harness.common.disk import DiskFull
 from harness.record.journal import Fenced
 from harness.study.run import Frozen
+from harness.train.meeting import bind_sockets, meet
 from harness.train.stopping import GPU_SHARE, is_out_of_memory
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store, TCPStore
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=10)
-"""Longest wait of ranks for each other: nodes of one job may start minutes apart."""
 MOST_BYTES = 2**26
 """Longest value that the first rank sends to the others."""
 
@@ -134,7 +125,7 @@ def device_name(device: str) -> str | None:
 
 
 def initialise_ranks(threads: int) -> Ranks:
-    """Join the process group described by RANK, WORLD_SIZE and MASTER_ADDR, or be a group of one.
+    """Join the process group described by RANK, WORLD_SIZE and SSMSCALE_MEETING, or be a group of one.
 
     The group is made once a process and kept: a DeepSpeed engine built after a group was destroyed fails.
     """
@@ -174,59 +165,22 @@ def initialise_ranks(threads: int) -> Ranks:
 
 def _join(rank: int, world: int, backend: str) -> None:
     import torch
-    from torch._C._distributed_c10d import FileStore, HashStore
+    from torch._C._distributed_c10d import HashStore
 
     # DeepSpeed reads these even where the group already exists.
     os.environ.setdefault("RANK", str(rank))
     os.environ.setdefault("WORLD_SIZE", str(world))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
-    store: Store | None = None  # torch then reads MASTER_ADDR and MASTER_PORT
-    if world == 1:
-        store = HashStore()  # takes no port
-    elif file := os.environ.get("SSMSCALE_RENDEZVOUS"):  # ranks of one machine
-        store = FileStore(file, world)
-    elif folder := os.environ.get("SSMSCALE_MEETING"):  # ranks of several
+    folder = os.environ.get("SSMSCALE_MEETING")
+    if world > 1 and not folder:
+        raise InputError(
+            f"WORLD_SIZE={world}: ranks meet in a folder that SSMSCALE_MEETING names, and it is not set; let "
+            "`ssmscale submit` start them"
+        )
+    store: Store = HashStore()
+    if folder and world > 1:
         store = meet(Path(folder), rank, world)
+    else:
+        bind_sockets(is_one_node=True)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
-
-
-def meet(folder: Path, rank: int, world: int) -> TCPStore:
-    """Return the store that all ranks share; raises TimeoutError if the first rank does not appear."""
-    from torch._C._distributed_c10d import TCPStore
-
-    note = folder / "address.json"
-    if rank == 0:
-        store = TCPStore("0.0.0.0", 0, world, is_master=True, timeout=PATIENCE, wait_for_workers=False)  # noqa: S104
-        write_atomically(note, json.dumps({"hosts": _own_addresses(), "port": store.port}))
-        return store
-    deadline = time.monotonic() + PATIENCE.total_seconds()
-    while not note.exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{note}: the first rank has not written its address")
-        time.sleep(0.05)
-    where = parse_json(note.read_bytes())
-    host = _reachable(where["hosts"], where["port"])
-    return TCPStore(host, where["port"], world, is_master=False, timeout=PATIENCE)
-
-
-def _own_addresses() -> list[str]:
-    """Return the names and addresses by which other nodes may reach this one, the likeliest first."""
-    names = [os.environ.get("SLURMD_NODENAME", ""), socket.gethostname(), socket.getfqdn()]
-    found = [name for name in dict.fromkeys(names) if name]
-    for name in list(found):
-        with contextlib.suppress(OSError):
-            found += [str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
-    # On another machine a loopback address leads to that machine: the last resort, for nodes that are one machine.
-    return sorted(
-        dict.fromkeys(found), key=lambda name: name.startswith("127.") or name in {"localhost", "::1"}
-    )
-
-
-def _reachable(hosts: list[str], port: int) -> str:
-    """Return the first host that accepts a connection; raises ConnectionError if none does."""
-    for host in hosts:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host, port), timeout=5).close()
-            return host
-    raise ConnectionError(f"the first rank does not answer on port {port} of any of {', '.join(hosts)}")

@@ -1,6 +1,6 @@
 """Train the Runs of some directories: the program that every backend starts.
 
-    python -m harness.train.worker RUN_DIR...         one process, or the ranks that torchrun or a scheduler starts
+    python -m harness.train.worker RUN_DIR...         one process, or the ranks that a scheduler starts
     python -m harness.train.worker --feed             one JSON list of run directories a line on standard input
     python -m harness.train.worker --supervised RUN_DIR...   under a supervisor that reads the journals (slurm.job)
 

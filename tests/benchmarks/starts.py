@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.dispatch.fork_server import RankServer
 from harness.dispatch.worker_process import RankProcess, environment_of_rank
+from harness.train.meeting import make_meeting
 from tests.benchmarks.measure import Row, times
 
 
@@ -35,8 +36,8 @@ def run(*, quick: bool) -> Iterator[Row]:
 
 def _start(folder: Path, count: int, address: str | None) -> float:
     """Start ranks; returns the seconds until the last is ready."""
-    folder.mkdir()
-    meeting = {"SSMSCALE_RENDEZVOUS": str(folder / "meeting"), "GLOO_SOCKET_IFNAME": "lo"}
+    make_meeting(folder / "meeting")
+    meeting = {"SSMSCALE_MEETING": str(folder / "meeting")}
     begun = time.perf_counter()
     ranks = [
         RankProcess(

@@ -30,6 +30,7 @@ from harness.dispatch.worker_process import (
     state_of,
 )
 from harness.record.jobs import JobState
+from harness.train.meeting import make_meeting
 from harness.train.stopping import GPU_SHARE
 
 LISTEN_SECONDS = 1.0
@@ -211,13 +212,7 @@ class RankGroup:
 
     def _start(self) -> None:
         placed = [rank.placement for rank in self._ranks if rank.placement is not None]
-        nodes = list(dict.fromkeys(placement.node for placement in placed))
-        if len(nodes) == 1:
-            self._meeting.parent.mkdir(parents=True, exist_ok=True)
-            meeting = {"SSMSCALE_RENDEZVOUS": str(self._meeting), "GLOO_SOCKET_IFNAME": "lo"}
-        else:
-            self._meeting.mkdir(parents=True)
-            meeting = {"SSMSCALE_MEETING": str(self._meeting)}
+        make_meeting(self._meeting)
         for number, (rank, placement) in enumerate(zip(self._ranks, placed, strict=True)):
             # Each rank sees all GPUs that the group has on its node, as NCCL recommends.
             beside = [other for other in placed if other.node == placement.node]
@@ -226,7 +221,7 @@ class RankGroup:
                 self.request.ranks,
                 self.request.threads,
                 LOCAL_RANK=str([id(other) for other in beside].index(id(placement))),
-                **meeting,
+                SSMSCALE_MEETING=str(self._meeting),
             )
             if self.request.share < 1:
                 environment[GPU_SHARE] = str(self.request.share)
@@ -250,10 +245,7 @@ class RankGroup:
         for rank in self._ranks:
             ray.kill(rank.actor)
         remove_placement_group(self._placement_group)
-        if self._meeting.is_dir():
-            shutil.rmtree(self._meeting, ignore_errors=True)
-        else:
-            self._meeting.unlink(missing_ok=True)
+        shutil.rmtree(self._meeting, ignore_errors=True)
         self.is_gone = True
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.common.disk import make_folder
 from harness.dispatch.arrays import Array, batch_logs
 from harness.dispatch.base import Task
 from harness.dispatch.slurm.settle import Ending, JobStart, job_number, run_job
@@ -25,6 +25,7 @@ from harness.record.control import Control
 from harness.record.journal import Event, Progress
 from harness.record.kinds import Kind
 from harness.record.root import read_launch
+from harness.train.meeting import make_meeting
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, STOP_SIGNALS
 
 log = logging.getLogger("ssmscale.slurm")
@@ -93,7 +94,7 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
     """Run the ranks with srun; returns its exit status."""
     shape = array.shape
     meeting = study_dir / "meetings" / f"{job_number()}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
-    make_folder(meeting)
+    make_meeting(meeting)
     command = [
         "srun",
         "--unbuffered",
@@ -113,7 +114,9 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> int:
     }
     log.info("series %s: %d ranks on %s", task.series_id, shape.ranks, os.environ.get("SLURM_JOB_NODELIST"))
     with subprocess.Popen(command, env=environment, start_new_session=True) as ranks:
-        return ranks.wait()
+        code = ranks.wait()
+    shutil.rmtree(meeting, ignore_errors=True)
+    return code
 
 
 def _last_output(start: JobStart, began: float) -> str:

@@ -17,6 +17,7 @@ from harness.dispatch.fork_server import RankServer, _Server
 from harness.dispatch.worker_process import RankProcess, environment_of_rank
 from harness.record.journal import Event, read_progress
 from harness.record.root import Root
+from harness.train.meeting import make_meeting
 from tests.harness.journals import read_events
 from tests.harness.trainer import losses, prepared
 from tests.waiting import PATIENCE, is_running, wait_until
@@ -31,10 +32,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
 
 def start(server: str | None, ranks: int, folder: Path) -> list[RankProcess]:
     """Start a group of ranks on this machine."""
+    make_meeting(folder / "meeting")
     return [
         RankProcess(
             environment_of_rank(
-                rank, ranks, 1, LOCAL_RANK=str(rank), SSMSCALE_RENDEZVOUS=str(folder / "meeting")
+                rank, ranks, 1, LOCAL_RANK=str(rank), SSMSCALE_MEETING=str(folder / "meeting")
             ),
             folder / "ranks.log",
             server,

@@ -19,6 +19,7 @@ import pytest
 
 from harness.plan.memory import Memory, memory
 from harness.record.root import Layout
+from harness.train.meeting import make_meeting
 from ssmttm.model.architecture import ARCHITECTURES
 from tests.conftest import REPOSITORY
 from tests.harness.plan.runs import made_run
@@ -62,7 +63,8 @@ def measured(specs: Sequence[Spec], tmp_path: Path) -> list[int]:
     """Bytes of the rank that takes most, for models that train on as many ranks each."""
     (ranks,) = {spec["layout"]["ranks"] for spec in specs}
     meeting = tmp_path / f"meeting-{uuid.uuid4().hex[:8]}"
-    shared = {"WORLD_SIZE": str(ranks), "SSMSCALE_RENDEZVOUS": str(meeting), "OMP_NUM_THREADS": "1"}
+    make_meeting(meeting)
+    shared = {"WORLD_SIZE": str(ranks), "SSMSCALE_MEETING": str(meeting), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.harness.rank_memory", json.dumps(specs)],

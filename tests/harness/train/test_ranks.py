@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.train.meeting import make_meeting
 from tests.harness.fuzzing import Planted
 from tests.waiting import PATIENCE
 
@@ -17,17 +19,21 @@ JOIN = """
 import json, sys
 from pathlib import Path
 import torch
-from torch._C._distributed_c10d import FileStore
 from harness.common.disk import DiskFull
+from harness.common.process import end_at_once
 from harness.record.checkpoints import Checkpoint, Marker
 from harness.record.journal import Fenced
+from harness.train.meeting import meet
 from harness.train.ranks import Ranks
 from ssmttm.errors import InputError
 rank = int(sys.argv[1])
-torch.distributed.init_process_group("gloo", store=FileStore(sys.argv[2], 2), rank=rank, world_size=2)
+torch.distributed.init_process_group("gloo", store=meet(Path(sys.argv[2]), rank, 2), rank=rank, world_size=2)
 ranks = Ranks(rank, 2, "cpu")
 """
 TELL = """
+import psutil
+open_to = {each.laddr.ip for each in psutil.Process().net_connections() if each.status == psutil.CONN_LISTEN}
+assert open_to == {"127.0.0.1"}, open_to
 marker = Marker(step=3, tokens=24, ranks=2, zero_stage=1, branch=True, loss=0.1, files={}).sealed()
 found = Checkpoint(Path("/a/b"), "step-000000003", marker)
 mine = lambda value, other: value if ranks.is_first else other
@@ -44,6 +50,7 @@ for error in errors:
         ranks.run_on_first(fail)
     except Exception as told:
         print(json.dumps([type(told).__name__, str(told)]))
+end_at_once(0)  # as workers end: a process group left to the interpreter's end aborts now and then
 """
 ATTACK = """
 from tests.harness.fuzzing import Planted
@@ -56,13 +63,15 @@ else:
 
 
 def run_two(program: str, tmp_path: Path, *arguments: str) -> Sequence[subprocess.CompletedProcess[str]]:
-    """Run a program on two ranks."""
+    """Run a program on two ranks, which meet as those of a job do."""
+    make_meeting(tmp_path / "meeting")
+    environment = {name: value for name, value in os.environ.items() if name != "GLOO_SOCKET_IFNAME"}
     commands = [
-        [sys.executable, "-c", JOIN + program, str(rank), str(tmp_path / "store"), *arguments]
+        [sys.executable, "-c", JOIN + program, str(rank), str(tmp_path / "meeting"), *arguments]
         for rank in range(2)
     ]
     started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for command in commands
     ]
     return [

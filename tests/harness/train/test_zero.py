@@ -10,6 +10,7 @@ import pytest
 
 from harness.record.journal import read_progress
 from harness.record.root import Root
+from harness.train.meeting import make_meeting
 from tests.harness.faults import start_worker
 from tests.harness.trainer import prepared, train
 from tests.studies import Fields, tiny_study
@@ -91,7 +92,8 @@ def test_one_rank_resumes_the_checkpoint_of_two(trained: Trained, stage: int) ->
 
 
 def train_on_two_ranks(run_dirs: Sequence[Path], folder: Path) -> None:
-    together = {"WORLD_SIZE": "2", "SSMSCALE_RENDEZVOUS": str(folder / "meeting")}
+    make_meeting(folder / "meeting")
+    together = {"WORLD_SIZE": "2", "SSMSCALE_MEETING": str(folder / "meeting")}
     ranks = [start_worker(run_dirs, RANK=rank, LOCAL_RANK=rank, **together) for rank in ("0", "1")]
     for rank in ranks:
         rank.join(PATIENCE)
