@@ -2,8 +2,8 @@
 
 It holds identities, journals and the scores of evaluations, from which points, fits and MLflow's runs can be made
 again, but no weights, logs or sound. bundle.json lists every member with size and SHA-256. It names no host, and the
-same Runs give the same bytes. The tracker's address is left out: it may hold a password, and an import must not send
-journals and the user's credentials to a server that another user chose. check.py reads a bundle, merge.py adds it to a
+same Runs give the same bytes. The addresses of tracker and database are left out: an import must not
+send journals and the user's logins to a server that another user chose. check.py reads a bundle, merge.py adds it to a
 ROOT.
 """
 
@@ -115,7 +115,7 @@ def count_members(names: Collection[str]) -> Counts:
 
 def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[str, bytes]]:
     root, study = resolved.root, resolved.root.study(resolved.study.name)
-    yield "study.json", without_tracker((study / "study.json").read_bytes())
+    yield "study.json", without_addresses((study / "study.json").read_bytes())
     if (study / "calibration.json").exists():
         yield "calibration.json", (study / "calibration.json").read_bytes()
     table = io.StringIO(newline="")
@@ -148,12 +148,12 @@ def _journal(folder: str, directory: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{folder}/journal/{path.name}", content
 
 
-def without_tracker(registration: bytes) -> bytes:
-    """Return a study.json without the address of a tracker."""
+def without_addresses(registration: bytes) -> bytes:
+    """Return a study.json without the addresses of its tracker and of Optuna's database."""
     document = parse_json(registration)
-    if document["study"].get("tracking", {}).pop("uri", None) is None:
-        return registration
-    return json.dumps(document, indent=1).encode() + b"\n"
+    tracking, tune = (document["study"].get(key) or {} for key in ("tracking", "tune"))
+    held = [tracking.pop("uri", None), tune.pop("storage", None)]
+    return registration if held == [None, None] else json.dumps(document, indent=1).encode() + b"\n"
 
 
 def whole_lines(path: Path) -> bytes:

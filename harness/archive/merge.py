@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harness.archive.check import OpenBundle
-from harness.archive.export import whole_lines, without_tracker
+from harness.archive.export import whole_lines, without_addresses
 from harness.common.disk import write_atomically
 from harness.record.journal import Event, attempt_file, attempts, read_progress
 from harness.record.registry import resolve_registered
@@ -78,7 +78,7 @@ def merge(bundle: OpenBundle, root: Root) -> Imported:
         here, there = root.study(bundle.contents.study), bundle.unpacked.path
         if (there / "calibration.json").exists():
             write_atomically(here / "calibration.json", (there / "calibration.json").read_bytes())
-        write_atomically(here / "study.json", without_tracker((there / "study.json").read_bytes()))
+        write_atomically(here / "study.json", without_addresses((there / "study.json").read_bytes()))
     if done.added:
         root.control(bundle.contents.study).append("imported", runs=done.added)
     return done

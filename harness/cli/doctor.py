@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -12,13 +13,20 @@ from harness.common.console import console, errors, print_json
 from harness.doctor.machine import Finding, examine_machine, try_program
 
 
-def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    root: RootOption = None,
+    cluster: ClusterOption = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Leave passwords out of the files of ROOT that hold one.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Check this machine, and a cluster if one is named.
 
     Prints what works, and what to do about the rest.
     """
     with errors.status("trying what is installed"):
-        findings = examine(root or Path("runs"), cluster)
+        findings = examine(root or Path("runs"), cluster, fix=fix)
     if as_json:
         print_json({"checks": [finding.model_dump() for finding in findings]})
     else:
@@ -31,9 +39,9 @@ def doctor(root: RootOption = None, cluster: ClusterOption = None, as_json: Json
         raise typer.Exit(1)
 
 
-def examine(root: Path, cluster: str | None = None) -> list[Finding]:
+def examine(root: Path, cluster: str | None = None, *, fix: bool = False) -> list[Finding]:
     """Try each part of this machine, and of a cluster if one is named; imports what it tries, which takes seconds."""
-    findings = [*examine_machine(root)]
+    findings = [*examine_machine(root, fix=fix)]
     if cluster is not None:
         from harness.doctor.cluster import examine_cluster
 

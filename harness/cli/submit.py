@@ -148,7 +148,7 @@ def _target_as_before(
     named: the cluster given with --cluster; `machines` may hold that of the environment.
     """
     given = Options(on, named, machines.nodes, machines.ray_address)
-    meant, kept = as_before(given, last_options(resolved), machines.cluster)
+    meant, kept = as_before(given, last_options(resolved, given), machines.cluster)
     if kept:
         console.print(kept)
     nodes = meant.nodes

@@ -16,6 +16,8 @@ from rich.measure import Measurement
 from rich.segment import Segment
 from rich.text import Text
 
+from harness.common.address import redact
+
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Characters that move the cursor, change the terminal or reverse the order of letters, in names others may choose."""
 
@@ -26,21 +28,23 @@ def without_steering(text: str) -> str:
 
 
 class _Printed:
-    """Something to print, without the characters in its text that steer the terminal; its styles stay."""
+    """Something to print, its text without passwords and characters that steer the terminal; its styles stay."""
 
     def __init__(self, printed: ConsoleRenderable) -> None:
         self._printed = printed
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
         for segment in console.render(self._printed, options):
-            yield segment if segment.control else Segment(without_steering(segment.text), segment.style)
+            yield (
+                segment if segment.control else Segment(redact(without_steering(segment.text)), segment.style)
+            )
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement.get(console, options, self._printed)
 
 
 class Harmless(RenderHook):
-    """Removes from all that a console prints the characters that steer the terminal."""
+    """Removes from all that a console prints the characters that steer the terminal, and passwords of addresses."""
 
     def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
         """Return what is to be printed, each made harmless."""

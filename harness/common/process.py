@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+from harness.common.address import redact
 from harness.common.disk import appending
 
 
@@ -160,9 +161,18 @@ class PipeReader:
         return lines
 
 
-def log_to_stderr() -> None:
-    """Log to standard error, each line with its time."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+class _Redacted(logging.Formatter):
+    """Formats lines without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Log to standard error without passwords, each line with its time."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacted("%(asctime)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 @contextlib.contextmanager

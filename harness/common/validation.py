@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from harness.common.address import redact
 from ssmttm.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,9 +38,9 @@ def usable_path(value: Path | str) -> Path | str:
 
 
 def first_line(error: BaseException, secret: str | None = None) -> str:
-    """Return the first line of an error's text, else the name of its class; `secret` is replaced by ***."""
+    """Return the first line of an error's text, else the name of its class; passwords and `secret` become ***."""
     text = str(error).strip()
-    lines = (text.replace(secret, "***") if secret else text).splitlines()
+    lines = redact(text.replace(secret, "***") if secret else text).splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 

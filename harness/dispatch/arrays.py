@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,7 +16,10 @@ from harness.dispatch.base import Handle, Task
 from harness.plan.allocation import Shape
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.root import read_model
+from harness.record.trust import believe
 from harness.study.run import Frozen
+from ssmttm.errors import InputError
+from ssmttm.files import canonical_json
 
 LOGS = Path("logs", "slurm")
 """Folder below a study's directory with a folder for each array: logs of submitit and of the batch scripts."""
@@ -59,6 +63,14 @@ class Array(Frozen):
     def elements(self) -> int:
         """Number of its jobs."""
         return 1 if self.packed else len(self.tasks)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what its jobs do, which their command lines hold: others may write ROOT, and not those."""
+        does = self.model_dump(
+            mode="json", include={"name", "shape", "tasks", "packed", "device", "ray_address"}
+        )
+        return hashlib.sha256(canonical_json(does).encode()).hexdigest()
 
     @property
     def allocation(self) -> str:
@@ -125,6 +137,21 @@ class ArrayStore:
         """Return every array by name, oldest first."""
         arrays = [read_model(path, Array) for path in self.folder.glob("ssmscale-*.json")]
         return {array.name: array for array in sorted(arrays, key=lambda array: (array.t, array.name))}
+
+
+def read_array(path: Path, digest: str | None) -> Array:
+    """Read the array that a job's command names; raises InputError if it is not what was submitted.
+
+    Without a digest, as in jobs of earlier versions, no other user may be able to write the file.
+    """
+    array = read_model(path, Array)
+    if digest is None:
+        believe(path, "what this job executes", "submit again")
+    elif array.digest != digest:
+        raise InputError(
+            f"{path}: was changed after this job was submitted, and is not executed; submit again"
+        )
+    return array
 
 
 def packed_folder(study_dir: Path, name: str) -> Path:

@@ -21,6 +21,7 @@ from harness.dispatch.registry import open_backend
 from harness.record.jobs import ELSEWHERE, LIVE, JobState, JobView, SchedulerUnavailable
 from harness.record.root import read_model
 from harness.record.status import JobTime
+from harness.record.trust import doubt, may_receive_logins
 
 UNSEEN_SECONDS = 300.0
 """Age at which an array without a job, recorded by a submission on another host, counts as lost."""
@@ -85,8 +86,9 @@ def open_ledger(study_dir: Path) -> Ledger:
     arrays = store.read()
     backends = open_backends(study_dir, arrays)
     schedulers: dict[tuple[str, str | None], list[Array]] = {}
+    unheard = {name: why for name, array in arrays.items() if (why := _doubt(store, array))}
     for array in arrays.values():
-        if not array.is_void:
+        if not array.is_void and array.name not in unheard:
             schedulers.setdefault((backends[array.name].scheduler, array.ray_address), []).append(array)
     groups = {backends[members[0].name]: members for members in schedulers.values()}
     elsewhere = _of_other_clusters(groups)
@@ -105,7 +107,6 @@ def open_ledger(study_dir: Path) -> Ledger:
         age = time.time() - max(arrays[name].t for name in gone)
         time.sleep(min(ORPHAN_SECONDS, max(0.0, ORPHAN_SECONDS - age)))
     views: dict[str, JobView] = {}
-    unheard: dict[str, str] = {}
     for backend, members in asked.items():
         try:
             views |= backend.views([handle for array in members for handle in array.handles()])
@@ -124,6 +125,14 @@ def open_ledger(study_dir: Path) -> Ledger:
             arrays[array.name] = array.model_copy(update=known)
             store.write(arrays[array.name])
     return Ledger(arrays, views, backends, unheard, elsewhere)
+
+
+def _doubt(store: ArrayStore, array: Array) -> str | None:
+    """Return why the Ray cluster of an array is not asked, which would get this user's token; None if it may be."""
+    address = array.ray_address
+    if address is None or may_receive_logins(address, path := store.path_of(array)):
+        return None
+    return f"Ray: {address}: not asked, since {path} {doubt(path)}"
 
 
 def open_backends(study_dir: Path, arrays: Mapping[str, Array]) -> dict[str, Backend]:

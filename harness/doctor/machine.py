@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
+import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
-from harness.common.disk import existing, free_bytes
+from harness.common.address import redact, without_passwords
+from harness.common.disk import existing, free_bytes, write_atomically
 from harness.common.extras import EXTRAS
 from harness.common.format import GIB
 from harness.plan.cluster import this_machine
@@ -19,6 +25,14 @@ from harness.record.provenance import installed_version
 from harness.study.run import Frozen
 from ssmttm.corpus.soundfont import soundfont
 from ssmttm.errors import InputError
+from ssmttm.files import parse_json
+
+WITH_ADDRESSES = (
+    *("studies/*/*.json", "studies/*/tune/*.json", "series/*/launch.json"),
+    "mlflow-artifacts/**/study.json",
+)
+"""Files of ROOT in which an address may stand."""
+CHANGE_THEM = "change them where others could read these files"
 
 
 class Finding(Frozen):
@@ -37,11 +51,12 @@ class Finding(Frozen):
         return cls(name=name, works=remedy is None, found=found, remedy=remedy, needed=needed)
 
 
-def examine_machine(root: Path) -> Iterator[Finding]:
-    """Make every check of this machine; takes seconds, since it imports the packages."""
+def examine_machine(root: Path, *, fix: bool = False) -> Iterator[Finding]:
+    """Make every check of this machine; takes seconds, since it imports the packages. `fix` as for `find_secrets`."""
     yield _python()
     yield _hardware()
     yield _writable(root)
+    yield find_secrets(root, fix=fix)
     yield from (_packages(name, extra.packages) for name, extra in EXTRAS.items() if extra.packages)
     if importlib.util.find_spec("torch") is not None:
         yield _tried("torch device", _torch_device, "install torch==2.13.0 for this machine")
@@ -85,6 +100,29 @@ def _writable(root: Path) -> Finding:
         remedy = "choose another folder with --root or SSMSCALE_ROOT"
         return Finding.of("root", f"{root}: {error.strerror}", remedy, needed=True)
     return Finding.of("root", f"{root} is writable, {free_bytes(root.absolute()) / GIB:.0f} GiB free")
+
+
+def find_secrets(root: Path, *, fix: bool) -> Finding:
+    """Look for passwords that earlier versions wrote into files of ROOT; with `fix` leave them out of these files."""
+    held = []
+    for path in chain.from_iterable(root.glob(pattern) for pattern in WITH_ADDRESSES):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if "://" not in text or redact(text) == text:
+            continue
+        with contextlib.suppress(ValueError):
+            document = parse_json(text)
+            if (kept := without_passwords(document)) != document:
+                held.append(path)
+                if fix:
+                    mode = stat.S_IMODE(path.stat().st_mode)
+                    write_atomically(path, json.dumps(kept, indent=1) + "\n", mode)
+    files = ", ".join(map(str, held[:3])) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
+    if not held:
+        return Finding.of("secrets", f"no file under {root} holds a password")
+    if fix:
+        return Finding.of("secrets", f"left the passwords out of {files}; {CHANGE_THEM}")
+    remedy = f"leave them out: ssmscale doctor --root {shlex.quote(str(root))} --fix; {CHANGE_THEM}"
+    return Finding.of("secrets", f"passwords in {files}", remedy)
 
 
 def _packages(name: str, packages: tuple[str, ...]) -> Finding:

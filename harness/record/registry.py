@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.common.disk import naming_a_full_disk, write_atomically
 from harness.record.root import Root, read_model_if_there
+from harness.record.trust import believe
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
 from harness.study.run import Digest, Frozen
 from harness.study.schema import Study, load_study
@@ -50,10 +51,14 @@ def _load(study: str, root: Path | None, changes: Sequence[str] | None = None) -
 
 
 def place_of(study: str, root: Path | None, changes: Sequence[str] | None = None) -> tuple[Study, Root]:
-    """Return a study and its ROOT; a YAML file needs neither its corpus nor a submission."""
+    """Return a study and its ROOT; a YAML file needs neither its corpus nor a submission.
+
+    Raises InputError if the study is opened by name and its record is not believed.
+    """
     if loaded := _load(study, root, changes):
         return loaded
     resolved = open_study(study, root, changes)
+    _believe_record(resolved)
     return resolved.study, resolved.root
 
 
@@ -92,6 +97,8 @@ class ResolvedStudy:
     """The file it was read from, for messages."""
     tuned: Tuned | None = None
     """Source of its tuned learning rates."""
+    record: Path | None = None
+    """The study.json it was read from; None if it was read from the user's YAML."""
 
 
 def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> ResolvedStudy:
@@ -124,7 +131,7 @@ def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
     if held is None:
         return None
     points, where = held.expand(str(path)), str(path)
-    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, where, held.tuned)
+    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, where, held.tuned, path)
 
 
 def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: bool = True) -> str | None:
@@ -153,7 +160,8 @@ def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: 
 
 
 def check_before_training(resolved: ResolvedStudy) -> None:
-    """Raise InputError unless the corpus is on this machine, whole and unchanged since the submission."""
+    """Raise InputError unless the study is believed, and its corpus here, whole and unchanged since the submission."""
+    _believe_record(resolved)
     path = resolved.study.corpus.path
     if not resolved.corpus.is_known:
         raise InputError(
@@ -170,6 +178,11 @@ def check_before_training(resolved: ResolvedStudy) -> None:
             raise InputError(f"{resolved.where}: corpus.path: {path}: its split {split!r} has no clips")
     if manifest.fingerprint != resolved.corpus.fingerprint:
         raise InputError(f"{resolved.where}: corpus.path: {path}: has changed since the study was submitted")
+
+
+def _believe_record(resolved: ResolvedStudy) -> None:
+    if resolved.record is not None:
+        believe(resolved.record, "what is trained, and by which programs", "submit the study's YAML file")
 
 
 def register(resolved: ResolvedStudy) -> None:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from harness.common.address import has_password, redact
 from harness.common.validation import read_yaml, read_yaml_value, usable_path, validate
 from harness.study.ladder import replace_ladders
 from harness.study.run import (
@@ -338,12 +339,24 @@ class Study(Frozen):
         return self
 
 
+LOGIN_ELSEWHERE = (
+    "holds a password, which everyone who reads the study would have; write the address without it, and give the "
+    "password in ~/.pgpass, by MLFLOW_TRACKING_PASSWORD, or with the whole address under `addresses` in "
+    "~/.config/ssmscale/settings.yaml"
+)
+
+
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read a study and apply `key=value` changes; raises one InputError with all its mistakes."""
     fields = read_yaml(path)
     for change in changes:
         _apply(fields, change)
-    return validate(Study, fields, str(path))
+    study = validate(Study, fields, str(path))
+    addresses = {"tracking.uri": study.tracking.uri, "tune.storage": study.tune and study.tune.storage}
+    for key, address in addresses.items():
+        if address and has_password(address):
+            raise InputError(f"{path}: {key}: {redact(address)}: {LOGIN_ELSEWHERE}")
+    return study
 
 
 def _apply(fields: dict[str, Any], change: str) -> None:

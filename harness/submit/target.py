@@ -15,6 +15,7 @@ from harness.dispatch.base import Backend, SubmitTarget
 from harness.dispatch.registry import BACKENDS, open_backend
 from harness.plan.cluster import lasting_name, load_profile, profile_names
 from harness.record.registry import ResolvedStudy
+from harness.record.trust import believe, doubt
 from ssmttm.errors import InputError
 
 OFFERED = ("local", "slurm", "ray")
@@ -95,10 +96,18 @@ class Options(NamedTuple):
     ray_address: str | None = None
 
 
-def last_options(resolved: ResolvedStudy) -> Options | None:
-    """Return the options of the study's last submission; None if there was none."""
-    for event in reversed(resolved.root.control(resolved.study.name).read()):
+def last_options(resolved: ResolvedStudy, given: Options) -> Options | None:
+    """Return the options of the study's last submission; None if there was none.
+
+    If other users can write their record, raise InputError unless the user has `given` the target, and return None if
+    so: a profile that it names has shell lines.
+    """
+    control = resolved.root.control(resolved.study.name)
+    if (given.on == "local" or given.cluster or given.ray_address) and doubt(control.path):
+        return None
+    for event in reversed(control.read()):
         if event["event"] == "submitted":
+            believe(control.path, "where and how runs are trained again", "say that with --on and --cluster")
             cluster, nodes, address = (event.get(key) for key in ("cluster", "nodes", "ray_address"))
             return Options(
                 on=str(event.get("on", event.get("dispatcher", "local"))),

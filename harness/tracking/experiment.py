@@ -19,10 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.common.address import without_passwords
 from harness.common.validation import first_line
 from harness.tracking.metrics import Marks, Measured, above, dump_marks, load_marks, marks_after
 from harness.tracking.store import connect
 from ssmttm.errors import InputError
+from ssmttm.files import parse_json
 
 if TYPE_CHECKING:
     from mlflow.entities import Param
@@ -205,8 +207,16 @@ class Experiment:
         for name in STUDY_FILES:
             path = folder / name
             if path.is_file():
-                send = partial(self.client.log_artifact, held.mlflow_id, str(path))
-                tags |= self._send_file(held, path.name, path.read_bytes(), send)
+                content, send = (
+                    path.read_bytes(),
+                    partial(self.client.log_artifact, held.mlflow_id, str(path)),
+                )
+                if path.suffix == ".json" and (kept := without_passwords(parse_json(content))) != parse_json(
+                    content
+                ):
+                    content = json.dumps(kept, indent=1).encode()
+                    send = partial(self.client.log_text, held.mlflow_id, content.decode(), path.name)
+                tags |= self._send_file(held, path.name, content, send)
         return tags
 
     def _send_file(self, held: Held, name: str, content: bytes, send: Callable[[], object]) -> dict[str, str]:

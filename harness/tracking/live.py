@@ -26,12 +26,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.common.process import start_logged
+from harness.common.address import redact
+from harness.common.process import log_to_stderr, start_logged
 from harness.common.validation import first_line
 from harness.record.root import Launch, Root, read_launch
 from harness.record.status import RunState, RunStatus, StatusReader
+from harness.record.trust import believe, may_receive_logins
 from harness.study.grid import GridPoint
-from harness.tracking.store import redact
 from harness.tracking.tracker import Tags, Tracker
 from ssmttm.errors import InputError
 
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(10)  # it shares its cores with training
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr)
+    log_to_stderr(logging.WARNING)
     try:
         _go_along(Path(study_dir).absolute(), series_id, signals)
     except InputError as error:
@@ -191,6 +192,9 @@ def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
     uri = read_launch(root, series_id).tracking
     if uri is None or uri.startswith("sqlite"):
         raise InputError(f"series {series_id}: its launch.json names no tracker for other machines")
+    path = root.series(series_id) / "launch.json"
+    if not may_receive_logins(uri, path):
+        believe(path, f"that logins are sent to {redact(uri)}", "run `ssmscale sync` afterwards")
     resolved = resolve_registered(root, study_dir.name)
     if resolved is None:
         raise InputError(f"{study_dir}: no study here; give ROOT/studies/NAME")

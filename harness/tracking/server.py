@@ -27,10 +27,11 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from harness.common.address import redact
 from harness.common.process import ignoring, start_logged, stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.auth import Credentials
-from harness.tracking.store import SQLITE, default_uri, prepare_database, redact
+from harness.tracking.store import SQLITE, default_uri, prepare_database
 from ssmttm.errors import InputError
 
 START_SECONDS = 300.0

@@ -1,13 +1,9 @@
-"""The address of MLflow's store, and opening it so that its tables are created once and completely.
-
-The address of a database may hold a password: every message shows it through `redact`.
-"""
+"""The address of MLflow's store, and opening it so that its tables are created once and completely."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import uuid
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from harness.common.address import has_password, login_of, redact, without_login
 from harness.common.validation import first_line
 from harness.record.root import Root
+from harness.record.trust import with_login
 from harness.study.schema import Study
 from ssmttm.errors import InputError
 
@@ -39,6 +37,13 @@ def connect(uri: str) -> MlflowClient:
     be_quiet()
     from mlflow import MlflowClient
 
+    uri = with_login(uri)
+    if uri.startswith("http") and has_password(
+        uri
+    ):  # else MLflow's messages and links would hold the password
+        user, password = login_of(uri)
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": user or "", "MLFLOW_TRACKING_PASSWORD": password or ""}
+        uri = without_login(uri)
     if not uri.startswith("sqlite:"):
         return MlflowClient(tracking_uri=with_driver(uri))
     database = Path(uri.removeprefix(SQLITE))
@@ -77,12 +82,6 @@ def with_driver(uri: str) -> str:
     return uri
 
 
-def redact(uri: str) -> str:
-    """Return a database's address without its password, wherever that stands."""
-    hidden = re.sub(r"^((?:\w[\w+]*://)?[^:@/]*):.*@", r"\1:***@", uri)
-    return re.sub(r"(?i)((?:password|passwd|pwd)=)[^&]*", r"\1***", hidden)
-
-
 def prepare_database(uri: str, where: str) -> str:
     """Create MLflow's tables in a database if they are missing; return its address with absolute paths.
 
@@ -90,7 +89,7 @@ def prepare_database(uri: str, where: str) -> str:
     cannot be reached, and tables of another version of MLflow.
     """
     shown = f"{where} {redact(uri)}"
-    uri = with_driver(uri)
+    uri = with_driver(with_login(uri))
     url = _parse(uri, shown)
     if url.get_backend_name() == "sqlite":
         uri = f"{SQLITE}{Path(str(url.database)).absolute()}"
@@ -166,4 +165,4 @@ def sidecar_uri(study: Study, root: Root) -> str | None:
     shared ROOT may read launch.json. `ssmscale sync` mirrors in both cases.
     """
     uri = tracking_uri(study, root)
-    return None if uri.startswith("sqlite") or redact(uri) != uri else uri
+    return None if uri.startswith("sqlite") or has_password(uri) else uri

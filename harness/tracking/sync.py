@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.common.address import redact
 from harness.common.console import warn
 from harness.common.disk import write_atomically
 from harness.common.validation import first_line
 from harness.record.registry import ResolvedStudy
 from harness.record.status import RunState, RunStatus
-from harness.tracking.store import redact, tracking_uri
+from harness.record.trust import believe, may_receive_logins
+from harness.tracking.store import SQLITE, tracking_uri
 from harness.tracking.tracker import Mirrored, Tracker
 from ssmttm.errors import InputError
 
@@ -21,7 +23,7 @@ class TrackerProblem(OSError):
 
 def replay(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> tuple[Tracker, Mirrored]:
     """Check and settle the whole experiment by the journals; raises TrackerProblem if MLflow fails."""
-    uri = tracking_uri(resolved.study, resolved.root)
+    uri = _tracker_of(resolved)
     try:
         return _mirrored(resolved, uri, rows, thorough=True)
     except (InputError, ModuleNotFoundError):
@@ -44,12 +46,21 @@ def bring_up_to_date(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> Trac
     """Mirror new events and return the tracker; after an error warn and return None, since the journals suffice."""
     uri = tracking_uri(resolved.study, resolved.root)
     try:
-        tracker, done = _mirrored(resolved, uri, rows, thorough=False)
+        tracker, done = _mirrored(resolved, _tracker_of(resolved), rows, thorough=False)
     except Exception as error:  # MLflow's exceptions have no common base
         warn(f"MLflow at {redact(uri)}: {first_line(error)}; reading the journals instead")
         return None
     warn(*done.notes)
     return tracker
+
+
+def _tracker_of(resolved: ResolvedStudy) -> str:
+    """Return a study's tracking address; raises InputError if another user's file names it."""
+    uri = tracking_uri(resolved.study, resolved.root)
+    source = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else resolved.record
+    if source is not None and not may_receive_logins(uri, source):
+        believe(source, f"that runs are sent to {redact(uri)}", "set MLFLOW_TRACKING_URI to that address")
+    return uri
 
 
 def _mirrored(

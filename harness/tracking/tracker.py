@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from harness.common.address import without_login
 from harness.common.disk import side_by_side, write_atomically
 from harness.common.validation import first_line
 from harness.record.journal import read_progress
@@ -130,7 +131,7 @@ class Tracker:
         """Return the pages of the mirrored runs by run id; empty unless the store is a server."""
         if not self.experiment.is_server:
             return {}
-        base = f"{self.uri.rstrip('/')}/#/experiments/{self.experiment.id}/runs"
+        base = f"{without_login(self.uri).rstrip('/')}/#/experiments/{self.experiment.id}/runs"
         return {identity: f"{base}/{mlflow_id}" for identity, mlflow_id in self.mlflow_ids().items()}
 
     def mlflow_ids(self) -> dict[str, str]:

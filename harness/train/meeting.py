@@ -1,4 +1,4 @@
-"""Where the ranks of one group meet: in a folder that only their user can enter, so that no stranger joins them.
+"""The meeting of one group's ranks, in a folder that only their user can enter, so that no stranger joins them.
 
 They find each other through a file there and open no socket for it. Where the file system's locks do not reach from
 node to node such a file would be torn, and the first rank listens instead: on the job's network interface alone, and
@@ -35,20 +35,20 @@ NOWHERE = ("192.0.2.1", 9)
 
 
 class _Lock(Frozen):
-    """What the first rank did with the lock file."""
+    """The first rank's note: the result of locking the lock file."""
 
     is_held: bool
 
 
 class _Arrival(Frozen):
-    """What another rank found."""
+    """The note of another rank."""
 
     node: str
     sees_lock: bool
 
 
 class _Place(Frozen):
-    """Where the ranks meet: in a file of the folder, or at an address."""
+    """The first rank's decision: to meet in a file of the folder, or at an address."""
 
     is_one_node: bool
     host: str | None = None

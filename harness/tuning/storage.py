@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from harness.common.address import redact
 from harness.common.disk import make_folder, write_atomically
 from harness.common.process import identify_process
 from harness.common.validation import first_line
+from harness.record.trust import with_login
 from harness.study.tune import Tune
-from harness.tracking.store import redact, with_driver
+from harness.tracking.store import with_driver
 from harness.tuning.space import SearchCase
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json
@@ -97,7 +99,7 @@ def open_database(uri: str, where: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        return RDBStorage(with_driver(uri))
+        return RDBStorage(with_driver(with_login(uri)))
     except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
         problem = f"tune.storage: {redact(uri)}: cannot be opened: {first_line(error)}"
         raise InputError(f"{where}: {problem}; write it as postgresql://USER@HOST:PORT/NAME") from error

@@ -1,6 +1,6 @@
 """Train the Series of a packed array on the Ray cluster at RAY_ADDRESS until none of their Runs is left.
 
-    python -m harness.dispatch.ray.controller ARRAY_FILE      with RAY_ADDRESS set
+    python -m harness.dispatch.ray.controller ARRAY_FILE DIGEST      with RAY_ADDRESS set
 
 The controller reads all its state from ROOT, so it may be killed and started again at any time, here or in another
 allocation: finished Runs stay finished, and others continue from their last checkpoint.

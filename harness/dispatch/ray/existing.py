@@ -94,7 +94,7 @@ class RayCluster(Backend):
         folder.mkdir(parents=True, exist_ok=True)
         file, log = ArrayStore(self.study_dir).path_of(array), folder / "controller.log"
         command = f"exec >>{shlex.quote(str(log))} 2>&1; " + python_there(
-            "-u", "-m", "harness.dispatch.ray.controller", str(file)
+            *("-u", "-m", "harness.dispatch.ray.controller", str(file), array.digest)
         )
         environment = {RAY_JOB: array.name, "RAY_JOB_STOP_WAIT_TIME_S": str(SAVE_SECONDS)}
         self.server.submit(array.name, command, environment)

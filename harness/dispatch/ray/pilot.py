@@ -1,6 +1,6 @@
 """The command of a packed array's batch script: run a Ray on the nodes of one SLURM job, and a controller on it.
 
-    python -m harness.dispatch.ray.pilot ARRAY_FILE      inside the array's only job
+    python -m harness.dispatch.ray.pilot ARRAY_FILE DIGEST      inside the array's only job
 
 srun starts an agent on each node (harness.dispatch.ray.node_agent), which starts Ray. The controller
 (harness.dispatch.ray.controller), a child of this process, trains the tasks. A controller that dies is started again,
@@ -151,7 +151,7 @@ class Pilot:
         """Run a controller, and pass on the first signal of this job; returns its exit status."""
         assert nodes.address is not None
         process = start_logged(
-            [sys.executable, "-u", *self.controller, str(self.array_file)],
+            [sys.executable, "-u", *self.controller, str(self.array_file), self.array.digest],
             self.log,
             env={**os.environ, **nodes.address.environment()},
             preexec_fn=stop_when_parent_ends,  # this process has one thread

@@ -164,9 +164,9 @@ class SlurmBackend(Backend):
     def _sbatch(self, array: Array, hours: float) -> str:
         """Submit an array whose jobs have `hours` until they are told to save; returns its number."""
         file = str(self.store.path_of(array))
-        command = [sys.executable, "-u", "-m", "harness.dispatch.slurm.job", file]
+        command = [sys.executable, "-u", "-m", "harness.dispatch.slurm.job", file, array.digest]
         if array.packed:  # `exec`, so that SLURM's signals reach the pilot and not a shell
-            command = ["exec", sys.executable, "-u", "-m", "harness.dispatch.ray.pilot", file]
+            command = ["exec", sys.executable, "-u", "-m", "harness.dispatch.ray.pilot", file, array.digest]
         line = running_from(self.copy, command) if self.copy else shlex.join(command)
         return sbatch(
             line, array.elements, self.study_dir / LOGS / array.name, self._parameters(array, hours)

@@ -1,6 +1,6 @@
 """The command of a SLURM job's batch script: start the ranks, wait for them, and requeue the job if Runs are left.
 
-    python -m harness.dispatch.slurm.job ARRAY_FILE      inside a job, whose array index selects the Series
+    python -m harness.dispatch.slurm.job ARRAY_FILE DIGEST      inside a job, whose array index selects the Series
 
 The ranks save by themselves when they are told to stop. The journals, never exit codes alone, tell how their Runs
 ended; harness.dispatch.slurm.settle decides whether the job is requeued.

@@ -26,14 +26,14 @@ from tenacity import (
 )
 
 from harness.common.process import log_to_stderr
-from harness.dispatch.arrays import Array
+from harness.dispatch.arrays import Array, read_array
 from harness.dispatch.base import Task
 from harness.dispatch.slurm.queue import call
 from harness.record.control import Control
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Progress, read_progress
 from harness.record.kinds import Kind
-from harness.record.root import Root, read_model
+from harness.record.root import Root
 from harness.record.series import count_crashes, unfinished
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, exit_status
 
@@ -43,11 +43,11 @@ log = logging.getLogger("ssmscale.slurm")
 def run_job(arguments: Sequence[str] | None, train: Callable[[Path, Array], int]) -> int:
     """Train the array whose file a job's command names; returns the job's exit status."""
     log_to_stderr()
-    (name,) = arguments if arguments is not None else sys.argv[1:]
+    name, *digest = arguments if arguments is not None else sys.argv[1:]
     array_file = Path(name).absolute()
 
     def run() -> int:
-        array = read_model(array_file, Array)
+        array = read_array(array_file, digest[0] if digest else None)
         if array.is_void:
             log.info("the submission of this job was given up; other jobs train its series")
             return 0

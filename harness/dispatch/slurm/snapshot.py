@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.record.provenance import HOME, code_state, git, index_of_everything, is_checkout, source_files
+from harness.record.trust import believe
 from ssmttm.errors import InputError
 
 
@@ -45,6 +46,9 @@ def copy_code(study_dir: Path, state: str) -> Path:
         try:
             _take(draft)
             _check(draft, state, "the code changed while it was copied; submit again")
+            for path in (draft, *draft.rglob("*")):
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode & ~0o022)
             draft.rename(copy)
         except subprocess.CalledProcessError as error:
             raise InputError(
@@ -55,6 +59,8 @@ def copy_code(study_dir: Path, state: str) -> Path:
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+    for path in (copy, *copy.rglob("*.py"), *(path for path in copy.rglob("*") if path.is_dir())):
+        believe(path, "the code that jobs run", "move the copy away, and submit again")
     _check(
         copy, state, "the files differ from the code they are named after; move them away, and submit again"
     )

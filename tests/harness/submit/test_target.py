@@ -80,15 +80,15 @@ HERE = Options("local")
 
 def test_the_options_of_the_last_submission_are_read(resolved: ResolvedStudy) -> None:
     control = Control(resolved.root.study("tiny") / "control.jsonl")
-    assert last_options(resolved) is None
+    assert last_options(resolved, Options()) is None
     control.append("submitted", runs=[], dispatcher="ray", cluster="h100x8", job_id="77")
-    assert last_options(resolved) == Options("ray", "h100x8")
+    assert last_options(resolved, Options()) == Options("ray", "h100x8")
     control.append(
         "submitted", runs=[], dispatcher="slurm", on="auto", cluster="h100x8", nodes=4, job_id="78"
     )
-    assert last_options(resolved) == Options("auto", "h100x8", 4)
+    assert last_options(resolved, Options()) == Options("auto", "h100x8", 4)
     control.append("submitted", runs=[], dispatcher="ray", on="ray", ray_address="http://h:8265", job_id="r")
-    assert last_options(resolved) == ON_RAY
+    assert last_options(resolved, Options()) == ON_RAY
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +74,17 @@ def test_the_studys_files_are_sent_once_and_again_when_they_change(study: Study,
     client = study.tracker().experiment.client
     assert {file.path for file in client.list_artifacts(held.mlflow_id)} == {"study.json", "report.html"}
     assert held.status == "FINISHED"
+
+
+def test_a_password_in_an_older_studys_file_is_not_sent(study: Study) -> None:
+    write_finished(study.root, study.points)
+    path = study.root.study("tiny") / "study.json"
+    document = json.loads(path.read_text()) | {"tracking": {"uri": "http://me:s3cret@tracker.example.org"}}
+    path.write_text(json.dumps(document))
+    study.mirror(settle=True)
+    held, client = study.the("tiny"), study.tracker().experiment.client
+    sent = Path(client.download_artifacts(held.mlflow_id, "study.json")).read_text()
+    assert json.loads(sent)["tracking"] == {"uri": "http://me@tracker.example.org"}
 
 
 def test_a_run_never_ends_before_it_began_though_the_clock_was_set_back(study: Study) -> None:

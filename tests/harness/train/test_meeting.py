@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 WORLD = 3
+STRANGER = 65534
+"""A user without files."""
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_another_user_cannot_read_what_ranks_tell_each_other() -> None:
         make_meeting(folder := Path(root) / "meeting")
         stores_of_all(folder)
         stranger = subprocess.run(  # noqa: PLW1510
-            ["cat", root, folder / "store"], user="nobody", extra_groups=[], capture_output=True, text=True
+            ["cat", root, folder / "store"], user=STRANGER, extra_groups=[], capture_output=True, text=True
         )
     assert f"{root}: Is a directory" in stranger.stderr
     assert f"{folder / 'store'}: Permission denied" in stranger.stderr
