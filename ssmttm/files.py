@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,8 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 
+from ssmttm.errors import InputError
+
 
 class Frozen(BaseModel):
     """A record that never changes and has no keys but its own."""
@@ -19,9 +22,23 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def check_links(path: Path) -> None:
+    """Raise InputError if another user's link on the way to a path leads to what is not that user's.
+
+    Who else may write under a ROOT could make this process write where only its user can.
+    """
+    for place in (path, *path.absolute().parents):
+        with suppress(FileNotFoundError):
+            facts = place.lstat()
+            is_foreign = stat.S_ISLNK(facts.st_mode) and facts.st_uid not in {os.geteuid(), 0}
+            if is_foreign and place.stat().st_uid != facts.st_uid:
+                raise InputError(f"{place}: is another user's link, through which nothing is written; remove it")
+
+
 @contextmanager
 def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a temporary file for writing, and rename it to `path` if the block succeeds."""
+    check_links(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

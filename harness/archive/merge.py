@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from harness.archive.check import OpenBundle
 from harness.archive.export import whole_lines, without_addresses
-from harness.common.disk import write_atomically
+from harness.common.disk import make_folder, write_atomically
 from harness.record.journal import Event, attempt_file, attempts, read_progress
 from harness.record.registry import resolve_registered
 from harness.record.root import Root, read_run, write_run, write_series
@@ -91,7 +91,7 @@ def _is_finished(root: Root, run: Run) -> bool:
 def _merge_series(
     bundle: OpenBundle, root: Root, series_id: str, runs: Sequence[Run], done: Imported
 ) -> None:
-    root.series(series_id).mkdir(parents=True, exist_ok=True)
+    make_folder(root.series(series_id))
     with untrained(root.series(series_id)) as is_free:
         if not is_free:
             done.busy.append(series_id)
@@ -132,7 +132,7 @@ def _merge_evaluations(bundle: OpenBundle, root: Root, run_id: str, done: Import
     if all(_joined(root, run_id, found) is None for found in there):
         return
     folder = evaluation_folder(root, run_id)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         with FileLock(folder / "lock", blocking=False):
             for found in there:

@@ -133,14 +133,12 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
 def appending(path: Path) -> Iterator[int]:
     """Open a file under ROOT to append to it during the block, and make it if it does not exist.
 
-    Raises InputError if it is a link, or its folder another user's link: who else may write under ROOT could link to a
+    Raises InputError if it is a link, or another user's link leads there: who else may write under ROOT could link to a
     file of this user.
     """
-    folder = path.parent
-    is_foreign = folder.is_symlink() and folder.lstat().st_uid != os.geteuid()
-    if is_foreign or path.is_symlink():
-        linked, what = (folder, "folder") if is_foreign else (path, "file")
-        raise InputError(f"{linked}: is a link, through which nothing is written; replace it by a {what}")
+    files.check_links(path.parent)
+    if path.is_symlink():
+        raise InputError(f"{path}: is a link, through which nothing is written; replace it by a file")
     descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_NOFOLLOW, 0o666)
     try:
         yield descriptor
@@ -179,6 +177,7 @@ def append_line(descriptor: int, line: bytes, path: Path, *, durable: bool) -> N
 
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, and flush them so that a power failure removes none; raises DiskFull."""
+    files.check_links(folder)
     if folder.is_dir():
         return
     make_folder(folder.parent)

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import psutil
 
 from harness.common.address import redact
-from harness.common.disk import appending
+from harness.common.disk import appending, make_folder
 
 
 def identify_process() -> dict[str, Any]:
@@ -135,7 +135,7 @@ def start_logged(command: Sequence[str], log: Path, **more: Any) -> subprocess.P
 
     `more` are parameters of Popen, which take precedence.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(log.parent)
     usual: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
     with appending(log) as output:
         return subprocess.Popen(command, **(usual | {"stdout": output, "stderr": output} | more))

@@ -14,6 +14,7 @@ import time
 import uuid
 from pathlib import Path
 
+from harness.common.disk import make_folder
 from harness.dispatch.base import Handle, SubmitTarget, Task, WarmBackend
 from harness.dispatch.worker_process import (
     ALONE_SECONDS,
@@ -95,7 +96,7 @@ class _Group:
         self.handle: Handle | None = None
         self.is_gone = False
         """True if a rank had ended at the last poll; the other ranks then end because of it."""
-        log_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(log_dir)
         self._meeting = log_dir.absolute() / f".meeting-{uuid.uuid4().hex[:8]}"
         make_meeting(self._meeting)
         self._processes = [

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from harness.common.disk import make_folder
 from harness.common.process import PipeReader, start_logged
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
@@ -46,7 +47,7 @@ class RankProcess:
 
     def __init__(self, environment: Mapping[str, str], log: Path, server: str | None = None) -> None:
         """Start it, forked by the rank server at the address `server` if there is one."""
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(log.parent)
         self._process = _start({**os.environ, **environment}, log, server)
         assert self._process.stdout is not None
         self._pipe = PipeReader(self._process.stdout.fileno())

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
-from harness.common.disk import naming_a_full_disk
+from harness.common.disk import make_folder, naming_a_full_disk
 from harness.common.format import counted
 from harness.evaluate.model import Trained, load_trained
 from harness.record.registry import ResolvedStudy
@@ -156,7 +156,7 @@ class Evaluator:
     def evaluate(self, run_id: str) -> Evaluated:
         """Compute the missing scores of one Run; raises DiskFull."""
         folder = evaluation_folder(self.root, run_id)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             lock = FileLock(folder / "lock").acquire(blocking=False)
         except Timeout:
@@ -227,7 +227,7 @@ class Evaluator:
         """Yield the measures' arrays of the reference; one process at a time computes missing ones."""
         reference = self.prompts.reference
         folder = self.root.path / "evaluation" / self.settings.reference_digest[:16]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with FileLock(folder / "lock"):
             theirs = {one: RowStore(folder / one.key, self.warn) for one in wanted}
             self._measure(

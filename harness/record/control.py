@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from harness.common.disk import append_line, appending, naming_a_full_disk
+from harness.common.disk import append_line, appending, make_folder, naming_a_full_disk
 from harness.common.jsonl import read_lines
 
 RUNS_A_LINE = 10_000
@@ -28,7 +28,7 @@ class Control:
         now = round(time.time(), 3)
         lines = [json.dumps({"t": now, "event": event, **part}, allow_nan=False) for part in _parts(fields)]
         with naming_a_full_disk(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             with FileLock(f"{self.path}.lock"), appending(self.path) as descriptor:
                 for line in lines:
                     append_line(descriptor, line.encode() + b"\n", self.path, durable=line is lines[-1])

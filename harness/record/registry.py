@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
-from harness.common.disk import naming_a_full_disk, write_atomically
+from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
 from harness.record.root import Root, read_model_if_there
 from harness.record.trust import believe
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
@@ -227,7 +227,7 @@ def add_record(root: Root, study: str, proposed: Mapping[str, Any]) -> None:
     """Append a proposal under a lock, unless it equals the newest; raises DiskFull."""
     path = record_path(root, study)
     with naming_a_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with FileLock(f"{path}.lock"):
             records = read_records(root, study)
             if records and {key: value for key, value in records[-1].items() if key != "made"} == proposed:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from harness.common.address import has_password, login_of, redact, without_login
+from harness.common.disk import make_folder
 from harness.common.validation import first_line
 from harness.record.root import Root
 from harness.record.trust import with_login
@@ -47,7 +48,7 @@ def connect(uri: str) -> MlflowClient:
     if not uri.startswith("sqlite:"):
         return MlflowClient(tracking_uri=with_driver(uri))
     database = Path(uri.removeprefix(SQLITE))
-    database.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(database.parent)
     # Two processes that create a store at once break it, and so does one that is killed meanwhile.
     with FileLock(database.with_suffix(".lock")):
         if not database.exists():

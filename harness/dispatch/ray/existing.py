@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from harness.common.disk import make_folder
 from harness.dispatch.arrays import Array, ArrayStore, new_array, new_name, packed_folder
 from harness.dispatch.base import Backend, Handle, Task
 from harness.dispatch.ray.job_server import MARK, RayJobs, Seen, python_there
@@ -91,7 +92,7 @@ class RayCluster(Backend):
 
     def _start(self, array: Array) -> str:
         folder = packed_folder(self.study_dir, array.name)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         file, log = ArrayStore(self.study_dir).path_of(array), folder / "controller.log"
         command = f"exec >>{shlex.quote(str(log))} 2>&1; " + python_there(
             *("-u", "-m", "harness.dispatch.ray.controller", str(file), array.digest)

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from harness.common.disk import make_folder
 from harness.dispatch.arrays import LOGS, Array, ArrayStore, batch_logs, new_array, new_name
 from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.slurm.queue import call, cluster_name, read_jobs, steering, unavailable
@@ -232,7 +233,7 @@ def sbatch(line: str, elements: int, folder: Path, parameters: Mapping[str, Any]
             # sbatch prefers variables such as SBATCH_PARTITION to the options in the batch file.
             return ["env", *(f"--unset={name}" for name in steering()), *command]
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         executor = Executor(folder)
         executor.update_parameters(**parameters)

@@ -12,10 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from harness.common.disk import SLACK, DiskFull, append_line, free_bytes, is_full, space_for, write_atomically
+from harness.common.disk import (
+    SLACK,
+    DiskFull,
+    append_line,
+    appending,
+    free_bytes,
+    is_full,
+    make_folder,
+    space_for,
+    write_atomically,
+)
 from harness.dispatch.ray.cluster import make_token
+from ssmttm.errors import InputError
 from tests.conftest import fill
 
+STRANGER = 65534
+"""A user without files."""
 BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
 
@@ -132,3 +145,26 @@ def test_a_file_system_that_is_read_only_is_named_as_such(disk: Path) -> None:
     with pytest.raises(DiskFull, match="is read-only"), space_for(10, disk / "folder"):
         pass
     assert (disk / "old").read_text() == "kept"
+
+
+def append(path: Path, text: str) -> None:
+    make_folder(path.parent)
+    with appending(path) as descriptor:
+        os.write(descriptor, text.encode())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to another user")
+@pytest.mark.parametrize("write", [write_atomically, lambda path, text: make_folder(path / text), append])
+def test_nothing_is_written_through_another_users_link(
+    tmp_path: Path, write: Callable[[Path, str], None]
+) -> None:
+    mine, link = tmp_path / "mine", tmp_path / "link"
+    mine.mkdir()
+    link.symlink_to(mine)
+    os.chown(link, STRANGER, -1, follow_symlinks=False)
+    with pytest.raises(InputError, match=f"{link}: is another user's link"):
+        write(link / "deep" / "file", "text")
+    assert not any(mine.iterdir())
+    os.chown(mine, STRANGER, -1)  # who could have had a folder of that name there
+    write(link / "deep" / "file", "text")
+    assert any(mine.iterdir())

@@ -42,10 +42,10 @@ def test_nothing_is_appended_through_a_link(tmp_path: Path, linked: str) -> None
         folder.mkdir()
         (folder / "rank-0.log").symlink_to(mine)
     log = folder / "rank-0.log"
-    with pytest.raises(InputError, match=f"{linked}: is a link"), sent_to(log):
+    with pytest.raises(InputError, match=f"{linked}: is .* link, through which"), sent_to(log):
         pass
-    with pytest.raises(InputError, match="is a link"):
+    with pytest.raises(InputError, match="link, through which"):
         start_logged(["true"], log)
-    with pytest.raises(InputError, match="is a link"):
+    with pytest.raises(InputError, match="link, through which"):
         Control(log).append("cancelled", runs=[])
     assert mine.read_text() == "kept"
