@@ -26,9 +26,15 @@ Moment = Callable[[], bool]
 
 
 def work(run_dirs: Sequence[str], environment: dict[str, str]) -> None:
-    """Do in a forked process what `python -m harness.train.worker` does."""
+    """Do in a forked process what `python -m harness.train.worker` does, but never unpickle what another rank sent."""
+    from torch.distributed import distributed_c10d
+
     from harness.train.worker import main
 
+    def refuse(*_: object) -> None:
+        raise AssertionError("a rank would have unpickled what another sent")
+
+    distributed_c10d._tensor_to_object = refuse
     os.environ.update(environment)
     sys.exit(main(run_dirs))
 
