@@ -32,7 +32,31 @@ def check_links(path: Path) -> None:
             facts = place.lstat()
             is_foreign = stat.S_ISLNK(facts.st_mode) and facts.st_uid not in {os.geteuid(), 0}
             if is_foreign and place.stat().st_uid != facts.st_uid:
-                raise InputError(f"{place}: is another user's link, through which nothing is written; remove it")
+                raise InputError(
+                    f"{place}: is another user's link, through which nothing is written; remove it"
+                )
+
+
+def share_with_group(folder: Path) -> None:
+    """Let the group write what this process makes, if a folder is a group's: set-group-ID and writable by the group.
+
+    The kernel gives what is new there that group, but a umask of 022 would keep its members from writing it.
+    """
+    with suppress(OSError):
+        mode = folder.stat().st_mode
+        if mode & stat.S_ISGID and mode & stat.S_IWGRP:
+            os.umask(os.umask(0o077) & ~0o070)
+
+
+def new_mode(folder: Path) -> int:
+    """Return the mode that a new file in a folder has, by the umask and the folder's default access control list."""
+    trial = folder / f".{uuid.uuid4().hex}"
+    descriptor = os.open(trial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        trial.unlink()
 
 
 @contextmanager

@@ -284,7 +284,8 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, DiskFull):
         return f"{error}; {error.remedy}, then the same command goes on from here", 1
     if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError):
-        return f"{error.filename}: {error.strerror}", 2
+        named = error.filename is not None and error.strerror is not None
+        return f"{error.filename}: {error.strerror}" if named else str(error) or type(error).__name__, 2
     if isinstance(error, OSError):
         return str(error), 1
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1

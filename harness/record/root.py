@@ -13,6 +13,7 @@ from harness.common.validation import first_mistake
 from harness.record.control import Control
 from harness.study.run import Count, Frozen, Positive, Run
 from ssmttm.errors import InputError
+from ssmttm.files import share_with_group
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -67,6 +68,7 @@ class Root:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        share_with_group(path)
 
     def run(self, run_id: str) -> Path:
         """Directory of one Run: run.json, journal/, checkpoints/, logs/."""

@@ -9,15 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from harness.common.address import has_password, login_of, redact, without_login
-from harness.common.disk import make_folder
+from harness.common.disk import make_folder, write_atomically
 from harness.common.validation import first_line
 from harness.record.root import Root
 from harness.record.trust import with_login
 from harness.study.schema import Study
 from ssmttm.errors import InputError
+from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,11 +49,12 @@ def connect(uri: str) -> MlflowClient:
     database = Path(uri.removeprefix(SQLITE))
     make_folder(database.parent)
     # Two processes that create a store at once break it, and so does one that is killed meanwhile.
-    with FileLock(database.with_suffix(".lock")):
+    with file_lock(database.with_suffix(".lock")):
         if not database.exists():
             for left in database.parent.glob(f".{database.name}.*"):
                 left.unlink()  # of a process that was killed while it created the store
             draft = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}")
+            write_atomically(draft, b"")  # SQLite itself would make a file that its group cannot write
             MlflowClient(tracking_uri=f"{SQLITE}{draft}").search_experiments(max_results=1)
             draft.replace(database)
         client = MlflowClient(tracking_uri=uri)

@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from harness.common.address import without_login
 from harness.common.disk import side_by_side, write_atomically
 from harness.common.validation import first_line
@@ -40,6 +38,7 @@ from harness.tracking.metrics import (
 )
 from harness.tracking.series import SeriesMirror, send_journal, survivor
 from ssmttm.files import parse_json
+from ssmttm.locks import file_lock
 
 SERVER_THREADS = 4
 """Series sent to a server at once. An SQLite file takes one writer at a time."""
@@ -237,7 +236,7 @@ class Tracker:
     def _study_run(self) -> Held | None:
         """Return the run of kind study, created if there is none; None if it was deleted."""
         if not self._study:
-            with FileLock(self.folder / "mlflow.lock"):
+            with file_lock(self.folder / "mlflow.lock"):
                 self._study = list(self.experiment.search(KIND, STUDY))
                 if not self._study:
                     events = self.root.control(self.study_name).read()

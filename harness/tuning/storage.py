@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from harness.common.address import redact
 from harness.common.disk import make_folder, write_atomically
@@ -30,6 +30,7 @@ from harness.tracking.store import with_driver
 from harness.tuning.space import SearchCase
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json
+from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -49,9 +50,9 @@ ASKING_SECONDS = 2 * 24 * 3600.0
 def in_control(folder: Path, name: str) -> Iterator[None]:
     """Make this the one process that tunes a study while the block runs; raises InputError if another process does."""
     make_folder(folder)
-    lock, holder = FileLock(folder / "lock"), folder / "holder.json"
+    lock, holder = file_lock(folder / "lock", wait=False), folder / "holder.json"
     try:
-        lock.acquire(blocking=False)
+        lock.acquire()
     except Timeout:
         raise InputError(f"{name}: is being tuned by {_who(holder)}; wait for its end, or stop it") from None
     try:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import JsonValue
 
 from ssmttm.codec.base import CODEC_FILE
@@ -31,6 +31,7 @@ from ssmttm.corpus.tracks import make_source, start_worker
 from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json, write_atomically
+from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
     from ssmttm.codec.neural import NeuralCodec
@@ -67,7 +68,7 @@ def build_corpus(
         raise InputError(f"{out}: exists and is not a corpus; choose another folder or empty it")
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(work / "lock", timeout=0):
+        with file_lock(work / "lock", wait=False):
             if (out / MANIFEST).exists():  # another build finished it just before this one took the lock
                 return _finished(recipe, out)
             recipe["made_with"] = _made_with(source, codec)

@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock
 from pydantic import ValidationError
 
 from ssmttm.compat import tame_torchaudio
 from ssmttm.errors import InputError
 from ssmttm.files import Frozen, replacing, write_atomically
+from ssmttm.locks import file_lock
 from ssmttm.text.encoder_files import encoder_fingerprint, encoder_folder
 from ssmttm.text.text_batch import TextBatch
 
@@ -89,7 +89,7 @@ class EmbeddingCache:
         fingerprint = encoder_fingerprint(root, encoder)
         folder = root / f"{fingerprint[:16]}-{max_positions}-{dtype}"
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):
+        with file_lock(folder / "lock"):
             cache = cls(folder) if (folder / "cache.json").exists() else None
             missing = sorted({caption for caption in captions if cache is None or caption not in cache})
             if missing or cache is None:
