@@ -34,7 +34,10 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 HEALTH = "/health"
 """The only path without a login: it tells that the server runs, and nothing else."""
+CHALLENGE = (b"www-authenticate", b'Basic realm="ssmscale", charset="UTF-8"')
 CREATE_EXPERIMENT, GRAPHQL = "experiments/create", "/graphql"
+OUTSIDE = "artifact_location: experiments keep their artefacts below"
+"""Beginning of the answer to an experiment with artefacts elsewhere."""
 MOST_BYTES = 2**20
 """Size of a request whose body is checked; MLflow's page and clients send a few kilobytes."""
 
@@ -176,9 +179,7 @@ class Guard:
         elif self._is_cross_site(method, headers):
             await _refuse(send, 403, "PERMISSION_DENIED", "another site's page may not use this server")
         elif self._password is not None and not is_login(headers.get(b"authorization", b""), self._password):
-            await _refuse(
-                send, 401, "UNAUTHENTICATED", "this server asks for a user and a password", CHALLENGE
-            )
+            await _refuse(send, 401, "UNAUTHENTICATED", "this server needs a user and a password", CHALLENGE)
         elif not is_allowed(method, path):
             await _refuse(send, 404, "ENDPOINT_NOT_FOUND", f"this server has no {method} {path}")
         elif path == GRAPHQL or path.endswith(f"/{CREATE_EXPERIMENT}"):
@@ -205,9 +206,7 @@ class Guard:
         while more and len(body) <= MOST_BYTES:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        too_long = len(body) > MOST_BYTES
-        problem = f"it is longer than {MOST_BYTES} bytes" if too_long else self._problem(scope["path"], body)
-        if problem is not None:
+        if (problem := self._problem(scope["path"], body)) is not None:
             await _refuse(send, 400, "INVALID_PARAMETER_VALUE", problem)
             return
         pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -218,27 +217,24 @@ class Guard:
         await self._app(scope, again, send)
 
     def _problem(self, path: str, body: bytes) -> str | None:
+        """Return why a request is refused, as a sentence; None if it is not."""
+        if len(body) > MOST_BYTES:
+            return f"the request is longer than {MOST_BYTES} bytes"
         try:
             document = json.loads(body)  # as MLflow reads it, which names keys in two ways
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            return "it is not a JSON object"
+            return "the request is not a JSON object"
         if path == GRAPHQL:
-            return (
-                None if reads_only(document) else f"GraphQL here has only {', '.join(sorted(GRAPHQL_READS))}"
-            )
+            known = ", ".join(sorted(GRAPHQL_READS))
+            return None if reads_only(document) else f"GraphQL here has only queries of {known}"
         for key, value in document.items():
             if key.replace("_", "").lower() != "artifactlocation" or value in (None, ""):
                 continue
             if not isinstance(value, str) or not is_inside(value, self._artefacts):
                 return f"{OUTSIDE} {self._artefacts}; leave artifact_location out, and the server chooses"
         return None
-
-
-OUTSIDE = "artifact_location: experiments keep their artefacts below"
-"""Beginning of the answer to an experiment with artefacts elsewhere."""
-CHALLENGE = (b"www-authenticate", b'Basic realm="ssmscale", charset="UTF-8"')
 
 
 def _mistake(code: str, message: str) -> dict[str, str]:

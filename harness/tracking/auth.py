@@ -32,7 +32,7 @@ class Credentials:
     def __init__(self, folder: Path) -> None:
         folder = folder.absolute()
         self.password_file = folder / "password"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(folder, 0o700)
         with FileLock(folder / "lock"):
             if not os.path.lexists(self.password_file):

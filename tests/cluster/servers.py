@@ -31,6 +31,14 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
+def addresses() -> list[str]:
+    """Return the loopback's address and the first of this machine's own."""
+    found = [
+        one.address for of in psutil.net_if_addrs().values() for one in of if one.family.name == "AF_INET"
+    ]
+    return ["127.0.0.1", *[address for address in found if not address.startswith("127.")][:1]]
+
+
 def postgres_binaries() -> Path | None:
     """Return the folder of PostgreSQL's programs, if this machine has them."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))

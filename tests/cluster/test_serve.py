@@ -16,7 +16,7 @@ import pytest
 from harness.doctor.cluster import tracker
 from harness.record.root import Root
 from harness.tracking.tracker import Tracker
-from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
+from tests.cluster.servers import PASSWORD, Postgres, Served, addresses, free_port
 from tests.conftest import Command
 from tests.harness.journals import rows_of
 from tests.harness.tracked import mlflow_runs
@@ -165,7 +165,7 @@ def test_a_tracker_with_the_printed_environment_is_let_in(
     root = Root(tmp_path / "runs")
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
-    with pytest.raises(MlflowException, match="asks for a user and a password"):
+    with pytest.raises(MlflowException, match="needs a user and a password"):
         Tracker(address, "guarded", root)
     for name, value in guarded.clients_environment.items():
         monkeypatch.setenv(name, value)
@@ -185,7 +185,12 @@ def test_the_doctor_finds_out_whether_jobs_could_reach_a_tracker(
     monkeypatch.setenv("NO_PROXY", "*")
     alone = tracker(sqlite_server.address)
     assert (alone.works, "--host" in str(alone.remedy)) == (False, True)
-    assert tracker(f"http://127.0.0.2:{guarded.port}").works
+    own = f"http://{addresses()[-1]}:{guarded.port}"
+    refused = tracker(own)  # with the login of the other server
+    assert (refused.works, "export MLFLOW_TRACKING_USERNAME" in str(refused.remedy)) == (False, True)
+    for name, value in guarded.clients_environment.items():
+        monkeypatch.setenv(name, value)
+    assert tracker(own).works
     gone = tracker("http://ssmscale:hunter2@127.0.0.2:9/")
     assert not gone.works
     assert "hunter2" not in str(gone)

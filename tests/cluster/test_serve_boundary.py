@@ -7,18 +7,16 @@ import http.client
 import json
 import multiprocessing
 import os
-import pwd
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-import psutil
 import pytest
 
 from tests.cluster.browser import Browser
 from tests.cluster.conftest import missing, served
-from tests.cluster.servers import Served
+from tests.cluster.servers import Served, addresses
 
 pytestmark = pytest.mark.cluster
 
@@ -117,14 +115,6 @@ NEEDS_THE_LOGIN: tuple[Request, ...] = (
 )
 
 
-def addresses() -> list[str]:
-    """Return the loopback's address and the first of this machine's own."""
-    found = [
-        one.address for of in psutil.net_if_addrs().values() for one in of if one.family.name == "AF_INET"
-    ]
-    return ["127.0.0.1", *[address for address in found if not address.startswith("127.")][:1]]
-
-
 def statuses(host: str, port: int, requests: Sequence[Request]) -> list[int]:
     """Send requests without a login; return the status of each answer."""
     found = []
@@ -141,7 +131,7 @@ def stranger() -> Iterator[ProcessPoolExecutor]:
     """A process of another user."""
     if os.geteuid() != 0:
         missing("only root can run a process as another user")
-    uid = pwd.getpwnam("nobody").pw_uid
+    uid = 65534  # the user of no file
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, mp_context=fork, initializer=os.setuid, initargs=(uid,)) as pool:
         assert pool.submit(os.geteuid).result() == uid
