@@ -130,7 +130,7 @@ VERBS = {
     ),
     "serve": Verb(
         "harness.cli.serve:serve",
-        "Run MLflow's server for a study's database until Ctrl-C.",
+        "Run MLflow's tracking server, behind a login, until Ctrl-C.",
         ("demo", "demo --host 0.0.0.0 --database postgresql://mlflow@db.example.org/mlflow"),
     ),
     "doctor": Verb(
