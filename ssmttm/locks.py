@@ -20,7 +20,7 @@ LEASE_SECONDS = 30.0
 INSTANT = 0.2
 """Time in which a lock counts as free in spite of a process that only looks whether it is held."""
 _KNOWN: dict[int, bool] = {}
-"""Whether the file system of a device has locks."""
+"""True for each device whose file system has locks."""
 
 
 def file_lock(path: Path, *, wait: bool = True) -> BaseFileLock:

@@ -10,10 +10,9 @@ import secrets
 import stat
 from pathlib import Path
 
-from filelock import FileLock
-
 from harness.common.disk import write_atomically
 from ssmttm.errors import InputError
+from ssmttm.locks import file_lock
 
 USER = "ssmscale"
 SHORTEST = 12
@@ -34,7 +33,7 @@ class Credentials:
         self.password_file = folder / "password"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(folder, 0o700)
-        with FileLock(folder / "lock"):
+        with file_lock(folder / "lock"):
             if not os.path.lexists(self.password_file):
                 write_atomically(self.password_file, secrets.token_urlsafe(24) + "\n", mode=0o600)
             _make_private(self.password_file, 0o600)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from harness.common.address import redact
 from harness.common.process import ignoring, start_logged, stop_when_parent_ends
@@ -36,6 +36,7 @@ from harness.tracking.app import CREATE_EXPERIMENT, FORBIDDEN, HEALTH, OUTSIDE, 
 from harness.tracking.auth import Credentials
 from harness.tracking.store import SQLITE, default_uri, prepare_database
 from ssmttm.errors import InputError
+from ssmttm.locks import file_lock
 
 START_SECONDS = 300.0
 """Time for the server to answer; its imports take 5 s on an idle core."""
@@ -221,7 +222,7 @@ def _lock(uri: str) -> AbstractContextManager[object]:
     database = Path(uri.removeprefix(SQLITE)).absolute()
     database.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(database.with_suffix(".serve.lock")).acquire(blocking=False)
+        return file_lock(database.with_suffix(".serve.lock"), wait=False).acquire()
     except Timeout as error:
         raise InputError(
             f"{database}: another `ssmscale serve` serves it; use that one or stop it"
