@@ -19,7 +19,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import psutil
 
@@ -83,14 +83,20 @@ def print_traceback() -> None:
 
 def flush_or_drop() -> None:
     """Flush standard output and error; if that fails, drop all output, for which Python would end with status 120."""
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+    for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, number)
-            os.close(null)
+            drop_output(stream)
             stream.flush()
+
+
+def drop_output(stream: TextIO) -> None:
+    """Send what is still written to a standard stream to the null device."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def last_line(path: Path) -> str:

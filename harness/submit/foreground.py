@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from harness.common.console import Stopped, console, errors, stoppable
+from harness.common.console import Stopped, console, errors, outlasting_output, stoppable
 from harness.common.disk import DiskFull
 from harness.common.format import counted
 from harness.dispatch.base import Backend
@@ -49,7 +49,7 @@ def train_here(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: 
     def cut_short() -> None:
         mirror.finish(reader.read(resolved.points, submitter=submission.process))
 
-    with backend:
+    with outlasting_output(), backend:
         if plan.missing:
             runs = counted(len(plan.missing), "run")
             series = counted(len({run.status.series_id for run in plan.missing}), "series")
