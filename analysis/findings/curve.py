@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -100,8 +100,8 @@ class Curve:
         values = (on_axes[one.axis] if one.axis else self._held[one.column] for one in self.law.inputs)
         return [np.broadcast_to(value, count) for value in values]
 
-    def log_rate(self, flops: Array, at: Array) -> Array:
-        """Return log FLOPs a token at log sizes `at`, by the FLOPs of the points (points).
+    def log_rate(self, flops: Array) -> Callable[[Array], Array]:
+        """Return the function of log sizes that gives log FLOPs a token, by the FLOPs of the points (points).
 
         Linear between the medians of trained sizes, and beyond them with the slope at the end.
         """
@@ -109,9 +109,13 @@ class Curve:
         medians = rate.groupby("n_params")["rate"].median()
         sizes, rates = np.log(medians.index.to_numpy(dtype=np.float64)), np.log(medians.to_numpy())
         slope = np.diff(rates) / np.diff(sizes)
-        piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
-        out: Array = rates[piece] + slope[piece] * (at - sizes[piece])
-        return out
+
+        def along(at: Array) -> Array:
+            piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
+            out: Array = rates[piece] + slope[piece] * (at - sizes[piece])
+            return out
+
+        return along
 
 
 def reference_of(architectures: Sequence[str], named: str | None) -> str:
@@ -184,9 +188,12 @@ def lengths_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | N
     return [(None, float(value)) for value in tokens]
 
 
-def thinned(values: Array, most: int) -> Array:
+Many = TypeVar("Many", Array, list[Any])
+
+
+def thinned(values: Many, most: int) -> Many:
     """Return at most so many of the values, evenly spaced, with both ends."""
     if len(values) <= most:
         return values
-    kept: Array = values[np.linspace(0, len(values) - 1, most).round().astype(int)]
-    return kept
+    kept = np.linspace(0, len(values) - 1, most).round().astype(int)
+    return [values[i] for i in kept] if isinstance(values, list) else values[kept]
