@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ISOFLOP_RESAMPLES = 400
+MAX_ARCHITECTURES = 200
 
 
 def fit_points(
@@ -134,6 +135,11 @@ def refuse(points: CheckedPoints, law: Law, delta: float) -> None:
     if not 0 < delta < float("inf"):
         raise InputError(
             f"--delta {delta}: Huber's delta must be above 0, in units of log loss; the usual value is 0.001."
+        )
+    if len(points.architectures) > MAX_ARCHITECTURES:
+        raise InputError(
+            f"the table has {len(points.architectures):,} architectures, and at most {MAX_ARCHITECTURES} are fitted; "
+            "give the column that names them by --column architecture=NAME."
         )
     for column in law.columns:
         missing = points.frame[points.frame[column].isna()]

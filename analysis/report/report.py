@@ -17,7 +17,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from analysis import text as wording
+from analysis.findings.curve import thinned
 from analysis.findings.document import installed
 from analysis.report.convergence import convergence_figures, together
 from analysis.report.figures import fit_figures
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from analysis.findings.results import FitDocument
     from analysis.points.table import CheckedPoints
 
+LISTED = 2000
+"""Most rows of a table of the page."""
 PACKAGES = ("ssmscale", "numpy", "pandas", "matplotlib", "plotly", "torch", "deepspeed", "mlflow")
 
 
@@ -89,6 +94,7 @@ def write_report(
     )
     written = ("human", "number", "times", "between", "percent")
     environment.filters |= {name: getattr(wording, name) for name in written}
+    environment.filters |= {"few": lambda rows: thinned(list(rows), LISTED)}
     environment.filters |= {"arm": wording.architecture, "powers": _powers, "digest": _digest}
     page = environment.get_template("report.html").render(
         study=study,
@@ -99,7 +105,10 @@ def write_report(
         evaluations=[] if evaluations is None else evaluations.to_dict("records"),
         payload=payload.replace("<", "\\u003c"),  # which could end the script element
         plotly=get_plotlyjs(),
-        points=[row | {"link": links.get(row["run_id"])} for row in rows.to_dict("records")],
+        links=links,
+        points=rows.iloc[thinned(np.arange(len(rows)), LISTED)].to_dict("records"),
+        n_points=len(rows),
+        listed=LISTED,
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,

@@ -50,7 +50,7 @@ def test_a_dataset_travels_to_another_process_as_its_path(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda shard: shard.write_bytes(shard.read_bytes()[:-100]), "not a whole shard"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-100]), "not a whole array"),
         (lambda shard: shard.unlink(), "missing"),
         (
             lambda shard: np.save(shard, np.zeros((8, 2, 29), np.uint16)),
@@ -60,7 +60,7 @@ def test_a_dataset_travels_to_another_process_as_its_path(corpus: Path) -> None:
             lambda shard: np.save(shard, np.zeros((8, 2, 30), np.int32)),
             r"the manifest says uint16 \(8, 2, 30\)",
         ),
-        (lambda shard: np.save(shard, np.array([{"a": 1}])), "not a whole shard .*Python objects in dtype"),
+        (lambda shard: np.save(shard, np.array([{"a": 1}])), r"holds object \(1,\); the manifest says"),
     ],
     ids=["truncated", "missing", "shape", "type", "pickled"],
 )
