@@ -3,6 +3,7 @@
 Arrays may come from other people: what a header says is compared with the file's size before memory is taken.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+MAX_DOCUMENT_BYTES = 2**26
+"""Most bytes of a JSON file, which parsing may multiply by twenty."""
+MAX_LINE_BYTES = 2**20
 MAX_ARRAY_BYTES = 2**30
 """Most bytes of arrays that are read whole."""
 
@@ -54,6 +58,26 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a whole file under a temporary name, then rename it to `path`."""
     with replacing(path, mode) as file:
         file.write(data)
+
+
+def read_document(path: Path) -> bytes:
+    """Read a JSON file whole; raises OSError, also for one of more than MAX_DOCUMENT_BYTES."""
+    with path.open("rb") as file:
+        content = file.read(MAX_DOCUMENT_BYTES + 1)
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise OSError(errno.EFBIG, f"holds more than {MAX_DOCUMENT_BYTES:,} bytes", str(path))
+    return content
+
+
+def read_lines(path: Path, most: int = MAX_LINE_BYTES) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends; raises OSError, and InputError for one of more than `most` bytes."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(most + 1):
+            number += 1
+            if len(line) > most:
+                raise InputError(f"{path}, line {number}: is longer than {most:,} bytes")
+            yield line
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -102,37 +126,35 @@ def open_array(path: Path, dtype: str, shape: Sequence[int], says: str) -> "npt.
 def read_arrays(path: Path) -> "dict[str, npt.NDArray[Any]]":
     """Read every array of an .npz file.
 
-    Raises OSError, and InputError with the file and the member: if a header does not agree with its member's size, or if
-    the file or its arrays have more than MAX_ARRAY_BYTES.
+    Raises OSError, and InputError with the file and the member: if a header does not agree with its member's size, or
+    if the file or its arrays have more than MAX_ARRAY_BYTES.
     """
-    import numpy as np
-
     if path.stat().st_size > MAX_ARRAY_BYTES:
         raise InputError(f"{path}: has more than {MAX_ARRAY_BYTES:,} bytes")
-    content = io.BytesIO(path.read_bytes())
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    content = path.read_bytes()
     try:
-        with zipfile.ZipFile(content) as archive:
-            infos = archive.infolist()
-            if (total := sum(info.file_size for info in infos)) > MAX_ARRAY_BYTES:
-                raise InputError(f"{path}: would unpack to {total:,} bytes, and at most {MAX_ARRAY_BYTES:,} are read")
-            for info in infos:
-                where = f"{path}: {info.filename}"
-                with archive.open(info) as file:
-                    try:
-                        dtype, shape, by_column = _read_header(file)
-                    except ValueError as error:
-                        raise InputError(f"{where}: not a whole array ({error})") from None
-                    size, wanted = info.file_size - file.tell(), math.prod(shape) * dtype.itemsize
-                    held = f"holds {dtype} {_short(shape)}"
-                    if dtype.hasobject or size != wanted or len(data := file.read()) != wanted:
-                        raise InputError(f"{where}: {held}, and {size:,} bytes in place of {wanted:,}")
-                array = np.frombuffer(bytearray(data), dtype)
-                arrays[info.filename.removesuffix(".npy")] = array.reshape(shape, order="F" if by_column else "C")
-    except InputError:
-        raise
+        return _unpack(content)
     except Exception as error:  # a flipped bit makes zipfile raise many kinds, RuntimeError among them
         raise InputError(f"{path}: not a whole file of arrays ({error})") from None
+
+
+def _unpack(content: bytes) -> "dict[str, npt.NDArray[Any]]":
+    import numpy as np
+
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        infos = archive.infolist()
+        if (total := sum(info.file_size for info in infos)) > MAX_ARRAY_BYTES:
+            raise ValueError(f"it would unpack to {total:,} bytes, and at most {MAX_ARRAY_BYTES:,} are read")
+        for info in infos:
+            with archive.open(info) as file:
+                dtype, shape, by_column = _read_header(file)
+                size, wanted = info.file_size - file.tell(), math.prod(shape) * dtype.itemsize
+                if dtype.hasobject or size != wanted or len(data := file.read()) != wanted:
+                    held = f"{dtype} {_short(shape)}, and {size:,} bytes in place of {wanted:,}"
+                    raise ValueError(f"{info.filename} holds {held}")
+            array = np.frombuffer(bytearray(data), dtype)
+            arrays[info.filename.removesuffix(".npy")] = array.reshape(shape, order="F" if by_column else "C")
     return arrays
 
 

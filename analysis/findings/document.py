@@ -72,9 +72,9 @@ def fit_points(
     """Fit the law to each architecture, resample clusters, compare at equal loss and predict the `asks`.
 
     `about` holds notes on the origin of the points. Without `asks` twice and four times the largest trained size are
-    predicted. `progress` is called with what begins. Raises InputError for an unknown law or reference, a delta that is not positive, points that lack an
-    input of the law, an architecture with too few points or one size, and fewer than 100 resamples. The default is 1000
-    resamples, or fewer of more than 20,000 points.
+    predicted. `resamples` are by default 1000, fewer of more than 20,000 points. `progress` is called with what begins.
+    Raises InputError for an unknown law or reference, a delta that is not positive, points that lack an input of the
+    law, an architecture with too few points or one size, very many architectures, and fewer than 100 resamples.
     """
     form = law_named(law)
     base = reference_of(points.architectures, reference)
@@ -91,7 +91,9 @@ def fit_points(
     fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
     notes = [*about, *exclusion_notes(points.exclusions)]
     if usual and resamples < RESAMPLES:
-        text = f"{len(points.frame):,} points are many: {resamples} resamples were made in place of {RESAMPLES}."
+        text = (
+            f"{len(points.frame):,} points are many: {resamples} resamples were made in place of {RESAMPLES}."
+        )
         notes.append(Note("fewer_resamples", text))
     if reference is None and len(fits) > 1:
         notes.append(Note("default_reference", f"no reference was named; {base} was taken."))

@@ -132,13 +132,13 @@ def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | Non
     drawn = [_drawn(fit, count, seed, scheme) for fit in fits]
     joint = fits[0].joint
     if joint is None:
-        solver = {
-            fit.architecture: refit(fit, count, own) for fit, own in zip(fits, drawn, strict=True)
-        }
+        solver = {fit.architecture: refit(fit, count, own) for fit, own in zip(fits, drawn, strict=True)}
     else:
 
         def together(rows: NDArray[np.int64]) -> tuple[Array, Array]:
-            y, w = (np.concatenate(columns, axis=1) for columns in zip(*(own(rows) for own in drawn), strict=True))
+            y, w = (
+                np.concatenate(columns, axis=1) for columns in zip(*(own(rows) for own in drawn), strict=True)
+            )
             return y, w
 
         whole = _sliced(partial(refit_shared, joint), together, np.arange(count))

@@ -113,7 +113,9 @@ def pattern(fit: Fitted, seed: int) -> Pattern | None:
         return None
     basis, _ = np.linalg.qr(np.stack(list(columns.values()), axis=1))
     rng, size = np.random.default_rng([seed, 4]), max(1, FLIPPED // len(residual))
-    flips = (rng.choice([-1.0, 1.0], (min(size, FLIPS - done), len(fit.keys))) for done in range(0, FLIPS, size))
+    flips = (
+        rng.choice([-1.0, 1.0], (min(size, FLIPS - done), len(fit.keys))) for done in range(0, FLIPS, size)
+    )
     chance = np.concatenate(
         [(((signs[:, fit.cluster] * residual) @ basis) ** 2).sum(axis=1) for signs in flips]
     )

@@ -64,7 +64,9 @@ def seed_noise(frame: pd.DataFrame) -> list[SeedNoise]:
     for losses, first in zip(np.split(series.to_numpy()[order], starts), [0, *starts], strict=True):
         if len(losses) >= 2:
             sd = float(np.std(losses, ddof=1))
-            out.append(SeedNoise(float(sizes[first]), float(data[first]), len(losses), float(np.mean(losses)), sd))
+            out.append(
+                SeedNoise(float(sizes[first]), float(data[first]), len(losses), float(np.mean(losses)), sd)
+            )
     return out
 
 

@@ -190,7 +190,9 @@ def _json(path: Path, wanted: Collection[str]) -> Table:
         refuse_rows(len(found), path)
         _refuse_columns(len(header), path)
     columns = [name for name in header if name in wanted]
-    return Table(list(header), columns, [(number, [row.get(name) for name in columns]) for number, row in found])
+    return Table(
+        list(header), columns, [(number, [row.get(name) for name in columns]) for number, row in found]
+    )
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:

@@ -289,7 +289,7 @@ def _refuse_contradictions(frame: pd.DataFrame, source: str) -> None:
         for name, one, other in zip(compared, former, values, strict=True):
             if one != other:
                 raise InputError(
-                    f"{source}: row {row}, column {name}: run {run_id} at {tokens:.15g} tokens has {one} in row {first} "
-                    f"and {other} in row {row}; "
+                    f"{source}: row {row}, column {name}: run {run_id} at {tokens:.15g} tokens has {one} in row "
+                    f"{first} and {other} in row {row}; "
                     + ("keep one of them." if name == "loss" else "give each run its own run_id.")
                 )

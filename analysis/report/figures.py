@@ -128,7 +128,8 @@ def _families(scene: Scene, *, by_size: bool) -> Figure:
         name="loss_vs_parameters" if by_size else "loss_vs_budget",
         title="Loss against parameters" if by_size else f"Loss against {budget_label(unit)}",
         caption=f"All points and seeds. Lines: the fitted law, one for each of the {kept}; ribbons: its 95 % "
-        f"interval. Rings: {where}, held out once; crosses: the predictions of the law fitted without it.{scene.left_out}",
+        f"interval. Rings: {where}, held out once; crosses: the predictions of the law fitted without it."
+        + scene.left_out,
         panels=tuple(panels),
         inches=scene.inches,
     )

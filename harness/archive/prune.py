@@ -90,7 +90,8 @@ def prune(
     """Remove what no Run needs of every Series of a study and its trials, each under its lock.
 
     control.jsonl lists the removed items. With `dry_run` nothing is removed. `progress` is called with the numbers of
-    files of studies and runs read and to read. Raises OSError where an item cannot be removed, after listing the others.
+    files of studies and runs read and to read. Raises OSError where an item cannot be removed, after listing the
+    others.
     """
     root, done = resolved.root, Pruned()
     searched = trials_name(resolved.study.name)
@@ -145,7 +146,9 @@ def _runs_of(
 
     searched = [run for run in begun() if run.run_id in trials]
     wanted = {point.series_id for point in resolved.points} | {run.series_id for run in searched}
-    data = {(run.corpus, run.text_encoder) for run in (*(point.run for point in resolved.points[:1]), *searched)}
+    data = {
+        (run.corpus, run.text_encoder) for run in (*(point.run for point in resolved.points[:1]), *searched)
+    }
     runs: dict[str, dict[str, Run]] = {}
     best: set[str] = set()
 
@@ -161,7 +164,10 @@ def _runs_of(
         progress(next(done), total)
         try:
             held = read_model(path, Registration)
-            if (held.corpus.fingerprint, held.text_encoder) in data:  # a Series has one corpus and one encoder
+            if (
+                held.corpus.fingerprint,
+                held.text_encoder,
+            ) in data:  # a Series has one corpus and one encoder
                 add(held.expand(str(path)), held.study)
         except InputError as error:
             notes.append(f"{error}; those of its runs that have begun keep their checkpoints")

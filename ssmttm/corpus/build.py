@@ -30,7 +30,7 @@ from ssmttm.corpus.stages import clip_lines, encode, fit_codec, pretrained_codec
 from ssmttm.corpus.tracks import make_source, start_worker
 from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json, write_atomically
+from ssmttm.files import parse_json, read_document, write_atomically
 
 if TYPE_CHECKING:
     from ssmttm.codec.neural import NeuralCodec
@@ -146,7 +146,7 @@ def _claim(recipe: dict[str, JsonValue], out: Path) -> None:
     """Record the recipe of this build, or check that an earlier, unfinished build had the same."""
     path = out / _WORK / "recipe.json"
     if path.exists():
-        found = differences(parse_json(path.read_bytes()), recipe)
+        found = differences(parse_json(read_document(path)), recipe)
         if found:
             raise InputError(
                 f"{out}: holds an unfinished build from another specification ({'; '.join(found)}); finish that one, "

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ssmttm.corpus.manifest import Clip, Manifest, ShardFacts, load_manifest
 from ssmttm.errors import InputError
-from ssmttm.files import open_array, parse_json
+from ssmttm.files import MAX_LINE_BYTES, open_array, parse_json
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -167,4 +167,7 @@ class _Lines:
         return len(self._starts) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        return bytes(self._data[self._starts[index] : self._starts[index + 1]])
+        start, end = self._starts[index : index + 2]
+        if end - start > MAX_LINE_BYTES:
+            raise ValueError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
+        return bytes(self._data[start:end])

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ssmttm.compat import tame_torchaudio
 from ssmttm.errors import InputError
-from ssmttm.files import Frozen, open_array, replacing, write_atomically
+from ssmttm.files import Frozen, open_array, read_document, replacing, write_atomically
 from ssmttm.text.encoder_files import encoder_fingerprint, encoder_folder
 from ssmttm.text.text_batch import TextBatch
 
@@ -125,9 +125,13 @@ class EmbeddingCache:
         if place.shard not in self._shards:
             shape = place.shard_rows, self._facts.dim
             try:
-                self._shards[place.shard] = open_array(place.shard, self._facts.dtype, shape, "the cache says")
+                self._shards[place.shard] = open_array(
+                    place.shard, self._facts.dtype, shape, "the cache says"
+                )
             except FileNotFoundError:
-                raise InputError(f"{place.shard}: missing; delete {self.folder} and repeat the command") from None
+                raise InputError(
+                    f"{place.shard}: missing; delete {self.folder} and repeat the command"
+                ) from None
         return self._shards[place.shard][place.start : place.start + place.rows]
 
     def batch(self, captions: Sequence[str], dropped: np.ndarray | Sequence[bool]) -> TextBatch:
@@ -201,7 +205,7 @@ def _key(caption: str) -> str:
 
 def _read(path: Path, kind: type[Facts]) -> Facts:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_document(path))
     except (OSError, ValidationError) as error:
         raise InputError(
             f"{path}: not a readable part of an embedding cache; delete {path.parent} and repeat the command"
