@@ -168,8 +168,8 @@ def _read_header(file: IO[bytes]) -> "tuple[np.dtype[Any], tuple[int, ...], bool
         shape, by_column, dtype = readers[version](file)
     except KeyError:
         raise ValueError(f"its format has the unknown version {version}") from None
-    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:  # of Python's parser
-        raise ValueError(f"its header is damaged: {type(error).__name__}") from None
+    except Exception as error:  # of NumPy, or of Python's own parser, which reads the header
+        raise ValueError(f"its header is damaged ({type(error).__name__})") from None
     if any(type(length) is not int or length < 0 for length in shape):
         raise ValueError(f"its header has the shape {_short(shape)}")
     return dtype, shape, by_column and len(shape) > 1

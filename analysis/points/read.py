@@ -89,14 +89,16 @@ def _refuse_columns(count: int, path: Path) -> None:
         )
 
 
-def _text(path: Path, most: int = MAX_BYTES) -> str:
+def read_whole(path: Path, most: int, remedy: str) -> bytes:
+    """Read a file whole; raises OSError, and InputError with the remedy for one of more than `most` bytes."""
     size = path.stat().st_size
     if size > most:
-        raise InputError(
-            f"{path}: the file has {size:,} bytes, and at most {most:,} are read; keep one row for each run, or save "
-            "the table as Parquet."
-        )
-    raw = path.read_bytes()
+        raise InputError(f"{path}: the file has {size:,} bytes, and at most {most:,} are read; {remedy}.")
+    return path.read_bytes()
+
+
+def _text(path: Path, most: int = MAX_BYTES) -> str:
+    raw = read_whole(path, most, "keep one row for each run, or save the table as Parquet")
     utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return raw.decode("utf-16" if utf16 else "utf-8-sig")
