@@ -93,7 +93,9 @@ def _build(
     seconds: dict[str, float] = {}  # wall seconds of each stage
     device = pretrained.device if pretrained else "cpu"
     with _timed(seconds, "all"):
+        progress.stage("find tracks", 1, 0)  # captions of a million tracks take half a minute
         refs, unused = source.tracks()
+        progress.advance()
         if pretrained and not (out / "codec" / CODEC_FILE).exists():
             pretrained.save(out / "codec")
         with Pool(workers, start_worker, (spec, out, work, device)) as pool:
