@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -188,12 +188,14 @@ def lengths_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | N
     return [(None, float(value)) for value in tokens]
 
 
-Many = TypeVar("Many", Array, list[Any])
-
-
-def thinned(values: Many, most: int) -> Many:
+def thinned(values: Array, most: int) -> Array:
     """Return at most so many of the values, evenly spaced, with both ends."""
-    if len(values) <= most:
-        return values
-    kept = np.linspace(0, len(values) - 1, most).round().astype(int)
-    return [values[i] for i in kept] if isinstance(values, list) else values[kept]
+    return values if len(values) <= most else values[spaced(len(values), most)]
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """Return the places of at most so many of `count` things, evenly spaced, with both ends."""
+    if count <= most:
+        return list(range(count))
+    places: list[int] = np.linspace(0, count - 1, most).round().astype(int).tolist()
+    return places

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.findings.curve import Curve, thinned
+from analysis.findings.curve import Curve, spaced
 from analysis.fitting.bootstrap import interval
 from analysis.laws.law import Array, Interval
 
@@ -123,7 +123,7 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
     counts = frame["flops"] if counted else 6.0 * frame["n_params"] * frame["tokens"]
     flops = counts.to_numpy(dtype=np.float64)
     rungs, method = rungs_of(frame, flops)
-    rungs = thinned(rungs, MAX_BUDGETS)
+    rungs = [rungs[place] for place in spaced(len(rungs), MAX_BUDGETS)]
     reason = ""
     if curve.law.size is None or curve.law.data is None:
         reason = "the law has no trade-off between size and data"
@@ -175,8 +175,8 @@ def _interpolated(size: Array, flops: Array) -> list[Rung]:
     for level in np.geomspace(covered[0], covered[-1], 10):
         there = {value: span for value, span in spans.items() if span[0] <= level <= span[1]}
         if len(there) >= FEWEST:
-            rows = [_between(levels, own, float(level)) for _, _, levels, own in there.values()]
-            rungs.append(Rung(float(level), np.array(list(there)), _matrix(rows, len(size))))
+            weights = [_between(levels, own, float(level)) for _, _, levels, own in there.values()]
+            rungs.append(Rung(float(level), np.array(list(there)), _matrix(weights, len(size))))
     return rungs
 
 

@@ -267,4 +267,5 @@ def _unlevered(residual: Array, slope: Array, inverse: Array) -> Array:
     share, axes = np.linalg.eigh(triangle @ (inverse @ basis))
     axes = basis @ axes
     gain = 1.0 / np.maximum(1.0 - share, LEVERAGE_FLOOR) - 1.0
-    return residual + axes @ (gain * (axes.T @ residual))
+    more: Array = axes @ (gain * (axes.T @ residual))
+    return residual + more

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import text as wording
-from analysis.findings.curve import Curve, thinned
+from analysis.findings.curve import Curve, spaced, thinned
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import Array
 from analysis.points.checks import data_column
@@ -134,7 +134,7 @@ class Scene:
 
 def drawn(rows: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that a figure draws: all, or evenly spaced ones of very many."""
-    return rows.iloc[thinned(np.arange(len(rows)), DRAWN)]
+    return rows.iloc[spaced(len(rows), DRAWN)]
 
 
 def budget_axis(unit: str, budgets: Iterable[float], *, pad: float, at: Sequence[float]) -> Axis:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis import text as wording
-from analysis.findings.curve import thinned
+from analysis.findings.curve import spaced
 from analysis.laws.catalogue import law_named
 from analysis.report.curves import DRAWN, Scene, budget_axis, counted, dots, drawn, floats, key, level, marks
 from analysis.report.description import Arrow, Axis, Band, Figure, Marker, Panel, Series
@@ -18,7 +18,7 @@ from analysis.report.style import GREY, INK, MARKERS, budget_label, log_axis, sh
 
 if TYPE_CHECKING:
     from analysis.findings.isoflop import Optimum
-    from analysis.findings.results import FitDocument, HeldOutSplit
+    from analysis.findings.results import FitDocument, HeldOutPoint, HeldOutSplit
     from analysis.points.table import CheckedPoints
 
 GREEK = {"alpha": "α", "beta": "β"}
@@ -139,7 +139,7 @@ def _left_out(split: HeldOutSplit | None, column: str) -> list[Series]:
     """Draw rings around the points held out of a fit, and crosses at its predictions for them."""
     if split is None:
         return []
-    points = thinned(list(split.points), DRAWN)
+    points = _few(split.points)
     x = [getattr(point, column) for point in points]
     hover = [f"{one.run_id}: {wording.percent(one.relative_error)} predicted without it" for one in points]
     predicted, seen = [point.predicted for point in points], [point.loss for point in points]
@@ -147,6 +147,10 @@ def _left_out(split: HeldOutSplit | None, column: str) -> list[Series]:
         marks(x, predicted, "predicted without them", "thin-x", size=6, hover=hover),
         marks(x, seen, "left out for the held-out error", "circle", size=9),
     ]
+
+
+def _few(points: Sequence[HeldOutPoint]) -> list[HeldOutPoint]:
+    return [points[place] for place in spaced(len(points), DRAWN)]
 
 
 def _ratio(scene: Scene) -> Figure:
@@ -293,7 +297,7 @@ def _residuals(scene: Scene) -> Figure:
         )
         for split, marker, label in left_out:
             if split is not None:
-                held = thinned(list(split.points), DRAWN)
+                held = _few(split.points)
                 sizes = [point.n_params for point in held]
                 y = [100 * (point.loss / point.predicted - 1) for point in held]
                 hover = [f"{point.run_id}\n{label}" for point in held]

@@ -10,17 +10,15 @@ import json
 import platform
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from analysis import text as wording
-from analysis.findings.curve import thinned
+from analysis.findings.curve import spaced
 from analysis.findings.document import installed
 from analysis.report.convergence import convergence_figures, together
 from analysis.report.figures import fit_figures
@@ -94,7 +92,7 @@ def write_report(
     )
     written = ("human", "number", "times", "between", "percent")
     environment.filters |= {name: getattr(wording, name) for name in written}
-    environment.filters |= {"few": lambda rows: thinned(list(rows), LISTED)}
+    environment.filters |= {"few": _few}
     environment.filters |= {"arm": wording.architecture, "powers": _powers, "digest": _digest}
     page = environment.get_template("report.html").render(
         study=study,
@@ -106,7 +104,7 @@ def write_report(
         payload=payload.replace("<", "\\u003c"),  # which could end the script element
         plotly=get_plotlyjs(),
         links=links,
-        points=rows.iloc[thinned(np.arange(len(rows)), LISTED)].to_dict("records"),
+        points=rows.iloc[spaced(len(rows), LISTED)].to_dict("records"),
         n_points=len(rows),
         listed=LISTED,
         exclusions=points.exclusions,
@@ -117,6 +115,11 @@ def write_report(
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _few(rows: Sequence[Any]) -> list[Any]:
+    """Return the rows that a table lists: all, or evenly spaced ones of very many."""
+    return [rows[place] for place in spaced(len(rows), LISTED)]
 
 
 def _digest(script: str) -> str:
