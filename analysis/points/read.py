@@ -20,6 +20,8 @@ MAX_ROWS = 200_000
 MAX_COLUMNS = 10_000
 MAX_BYTES, MAX_JSON_BYTES = 2**28, 2**26
 """Most bytes of a file, and of a JSON document, which is held whole in memory."""
+MAX_CELL = 1000
+"""Most characters of a cell."""
 MAX_LINE = 2**20
 """Most characters of a line."""
 NAMED = 20
@@ -69,7 +71,7 @@ def read_rows(path: Path, wanted: Collection[str]) -> Table:
 def listed(header: Sequence[str]) -> str:
     """Write the names of a table's columns, the first of very many."""
     more = f" and {len(header) - NAMED:,} more" if len(header) > NAMED else ""
-    return f"{', '.join(header[:NAMED])}{more}" or "no columns"
+    return f"{', '.join(name[:100] for name in header[:NAMED])}{more}" or "no columns"
 
 
 def refuse_rows(count: int, source: object) -> None:
@@ -95,6 +97,13 @@ def read_whole(path: Path, most: int, remedy: str) -> bytes:
     if size > most:
         raise InputError(f"{path}: the file has {size:,} bytes, and at most {most:,} are read; {remedy}.")
     return path.read_bytes()
+
+
+def _refuse_texts(longest: int, name: str, path: Path) -> None:
+    if longest > MAX_CELL:
+        raise InputError(
+            f"{path}: column {name} has a text of {longest:,} bytes, and at most {MAX_CELL:,} are read."
+        )
 
 
 def _text(path: Path, most: int = MAX_BYTES) -> str:
@@ -160,8 +169,7 @@ def _csv(path: Path, wanted: Collection[str]) -> Table:
 
 
 def _parquet(path: Path, wanted: Collection[str]) -> Table:
-    import pandas as pd
-    from pyarrow import parquet
+    from pyarrow import compute, parquet, types
 
     try:
         facts = parquet.read_metadata(path)
@@ -169,8 +177,15 @@ def _parquet(path: Path, wanted: Collection[str]) -> Table:
         _refuse_columns(facts.num_columns, path)
         header = [str(name) for name in parquet.read_schema(path).names]
         kept = [name for name in header if name in wanted]
-        # A dictionary stays one: a long text that every row repeats is held once.
-        table = pd.read_parquet(path, engine="pyarrow", columns=kept, read_dictionary=kept)
+        # A dictionary holds a long text that every row repeats once; pandas would hold it for each row.
+        held = parquet.read_table(path, columns=kept, read_dictionary=kept)
+        for name, column in zip(held.column_names, held.columns, strict=True):
+            if types.is_dictionary(column.type):
+                for chunk in column.chunks:
+                    _refuse_texts(
+                        compute.max(compute.binary_length(chunk.dictionary)).as_py() or 0, name, path
+                    )
+        table = held.to_pandas()
     except InputError:
         raise
     except Exception as error:  # pyarrow raises several unrelated errors for a broken file

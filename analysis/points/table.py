@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import InputError
 from analysis.laws.catalogue import registered_inputs
 from analysis.laws.law import SIZE, Law
-from analysis.points.read import listed, read_rows, refuse_rows
+from analysis.points.read import MAX_CELL, listed, read_rows, refuse_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,6 +237,8 @@ def too_few(frame: pd.DataFrame, law: Law) -> str:
 def _cell(value: object, name: str, ceiling: float, row: int, source: str) -> object:
     place = f"{source}: row {row}, column {name}:"
     text = "" if value is None else str(value).strip()
+    if len(text) > MAX_CELL:
+        raise InputError(f"{place} has {len(text):,} characters, and at most {MAX_CELL:,} are read.")
     empty = text == "" or (name not in TEXT and text.lower() in {"nan", "none", "null", "na", "<na>"})
     if name in TEXT:
         if empty or text in {"nan", "None", "<NA>"}:

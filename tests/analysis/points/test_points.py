@@ -245,6 +245,17 @@ def test_a_parquet_table_of_absurd_size_is_refused_by_its_facts(tmp_path: Path) 
         read_table(tmp_path / "p.parquet")
 
 
+def test_a_long_name_that_every_row_of_parquet_repeats_is_refused(tmp_path: Path) -> None:
+    table = pd.DataFrame({"architecture": ["a" * 5000] * 1000, "n_params": 1e5, "tokens": 1e6, "loss": 3.0})
+    table.to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="column architecture has a text of 5,000 bytes, and at most 1,000"):
+        read_table(tmp_path / "p.parquet")
+    with pytest.raises(
+        InputError, match="row 2, column architecture: has 5,000 characters, and at most 1,000"
+    ):
+        read_table(write(tmp_path / "p.csv", f"{HEADER}\n{'a' * 5000},1e5,1e6,3\n"))
+
+
 def test_a_file_is_refused_by_its_size_before_it_is_read(tmp_path: Path) -> None:
     for name in ("p.csv", "p.jsonl", "p.json"):
         with (tmp_path / name).open("wb") as file:
