@@ -21,6 +21,7 @@ from harness.record.journal import Event, Journal, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root
 from harness.study.run import Frozen, WholeNumber
+from ssmttm.files import read_document
 from ssmttm.locks import file_lock, is_held
 
 
@@ -94,7 +95,7 @@ class SeriesLock:
 
     def _is_replaced_by(self, mine: Holder) -> bool:
         with contextlib.suppress(OSError, ValidationError):
-            held = Holder.model_validate_json(self._holder.read_bytes())
+            held = Holder.model_validate_json(read_document(self._holder))
             return held.job_id == mine.job_id and held.start < mine.start
         return False
 
