@@ -106,7 +106,7 @@ class _Outlasted:
 
 @contextmanager
 def outlasting_output() -> Iterator[None]:
-    """Go on during the block though nobody reads the output, or it cannot be written: training never ends for that."""
+    """Go on during the block though the output is not read, or cannot be written: training never ends for that."""
     kept = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("TextIO", _Outlasted(stream)) for stream in kept)
     try:
