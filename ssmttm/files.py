@@ -39,19 +39,29 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_PLAIN: set[str] = set()
+"""Folders that this process found to be no other user's links."""
+
+
 def check_links(path: Path) -> None:
     """Raise InputError if another user's link on the way to a path leads to what is not that user's.
 
-    Who else may write under a ROOT could make this process write where only its user can.
+    Who else may write under a ROOT could make this process write where only its user can. The path and its folder are
+    looked at each time, the folders above once.
     """
-    for place in (path, *path.absolute().parents):
+    place = os.path.abspath(path)  # noqa: PTH100 paths as words: a thousand runs make many
+    for depth in range(place.count(os.sep) + 1):
+        if depth > 1 and place in _PLAIN:
+            return
         with suppress(FileNotFoundError):
-            facts = place.lstat()
+            facts = os.lstat(place)
             is_foreign = stat.S_ISLNK(facts.st_mode) and facts.st_uid not in {os.geteuid(), 0}
-            if is_foreign and place.stat().st_uid != facts.st_uid:
+            if is_foreign and os.stat(place).st_uid != facts.st_uid:  # noqa: PTH116
                 raise InputError(
                     f"{place}: is another user's link, through which nothing is written; remove it"
                 )
+            _PLAIN.add(place)
+        place = os.path.dirname(place)  # noqa: PTH120
 
 
 def share_with_group(folder: Path) -> None:

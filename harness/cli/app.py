@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from harness.common.console import Stopped, console, errors
-from harness.common.process import flush_or_drop
+from harness.common.streams import flush_or_drop
 
 
 class Verb(NamedTuple):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TextIO, cast
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.measure import Measurement
@@ -18,7 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from harness.common.address import redact
-from harness.common.process import drop_output
+from harness.common.streams import open_streams
 
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Characters that move the cursor, change the terminal or reverse the order of letters, in names others may choose."""
@@ -53,18 +52,7 @@ class Harmless(RenderHook):
         return [_Printed(printed) for printed in renderables]
 
 
-def _open_streams() -> None:
-    """Open the null device for standard streams that are closed: else the next file opened would receive the output."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
-
-
-_open_streams()
+open_streams()
 # A pipe has no width, so tables take what they need. Text from logs and files is printed as it is: neither :warning:
 # nor [red] is markup.
 console = Console(
@@ -77,44 +65,6 @@ console = Console(
 errors = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
 for terminal in (console, errors):
     terminal.push_render_hook(Harmless())
-
-
-class _Outlasted:
-    """A standard stream whose reader may end, or whose disk may fill, while the command goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Write, or drop this and all that follows."""
-        return self._try(lambda: self._stream.write(text)) or len(text)
-
-    def flush(self) -> None:
-        """Flush, or drop what is left."""
-        self._try(self._stream.flush)
-
-    def _try(self, action: Callable[[], Any]) -> Any:
-        try:
-            return action()
-        except (OSError, ValueError):
-            drop_output(self._stream)
-            return None
-
-
-@contextmanager
-def outlasting_output() -> Iterator[None]:
-    """Go on during the block though the output is not read, or cannot be written: training never ends for that."""
-    kept = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast("TextIO", _Outlasted(stream)) for stream in kept)
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        sys.stdout, sys.stderr = kept
 
 
 def warn(*notes: str) -> None:

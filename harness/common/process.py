@@ -19,12 +19,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import psutil
 
 from harness.common.address import redact
 from harness.common.disk import appending, make_folder
+from harness.common.streams import flush_or_drop
 
 
 def identify_process() -> dict[str, Any]:
@@ -79,24 +80,6 @@ def print_traceback() -> None:
     with contextlib.suppress(OSError):
         traceback.print_exc()
         sys.stderr.flush()
-
-
-def flush_or_drop() -> None:
-    """Flush standard output and error; if that fails, drop all output, for which Python would end with status 120."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            drop_output(stream)
-            stream.flush()
-
-
-def drop_output(stream: TextIO) -> None:
-    """Send what is still written to a standard stream to the null device."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
 
 
 def last_line(path: Path) -> str:

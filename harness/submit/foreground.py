@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from harness.common.console import Stopped, console, errors, outlasting_output, stoppable
+from harness.common.console import Stopped, console, errors, stoppable
 from harness.common.disk import DiskFull
 from harness.common.format import counted
+from harness.common.streams import outlasting_output
 from harness.dispatch.base import Backend
 from harness.plan.plan import Plan
 from harness.record.registry import ResolvedStudy

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.common.console import outlasting_output, stoppable
+from harness.common.console import stoppable
 from harness.common.disk import naming_a_full_disk, write_atomically
 from harness.common.format import counted
+from harness.common.streams import outlasting_output
 from harness.record.registry import submitted_with, trials_name
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.grid import GridPoint
