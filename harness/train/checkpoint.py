@@ -135,6 +135,11 @@ class Saver:
             retire(folder, step, keep_last=self.launch.keep_last, keep_best=self.launch.keep_best)
             journal.append(Event.CHECKPOINT, step=step, seconds=round(time.monotonic() - begun, 3))
 
+    def refuse(self, loaded: Checkpoint, journal: Journal | None) -> None:
+        """Invalidate a checkpoint that was loaded and holds values that are not finite; report it in the journal."""
+        problem = Problem(f"{loaded.path}: holds a weight or a moment that is not finite", loaded)
+        self.ranks.run_on_first(lambda: self._pass_over(problem, journal))
+
     def _pass_over(self, problem: Problem, journal: Journal | None) -> None:
         """Report a problem once an attempt, and invalidate the marker if the checkpoint is damaged."""
         if problem.damaged is not None:

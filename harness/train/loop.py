@@ -53,7 +53,7 @@ class Outcome(IntEnum):
 
 
 class Diverged(RuntimeError):
-    """The loss is not finite, or far above that of a uniform guess."""
+    """The loss, a gradient or a weight is not finite, or the loss is far above that of a uniform guess."""
 
 
 class SeriesTrainer:
@@ -127,8 +127,7 @@ class SeriesTrainer:
         if self._resume(self.root.run(run.run_id) / "checkpoints", branch + 1, run.iterations):
             self.on_trunk = False
             return Outcome.DONE
-        here = self.step if self.on_trunk else -1
-        if self._resume(self.checkpoint_folder, max(here + 1, 1), branch):
+        if self._resume(self.checkpoint_folder, 1, branch):
             self.on_trunk = True
         elif not self.on_trunk:
             self.engine = Engine(self.first, self.layout, self.ranks)
@@ -184,6 +183,7 @@ class SeriesTrainer:
 
     def _finish(self, run: Run) -> None:
         loss, by_codebook = self.evaluate()
+        self._check_state()
         weights = self.engine.state_dict()
         if self.journal is not None and weights is not None:
             self._check_fences()
@@ -246,13 +246,16 @@ class SeriesTrainer:
         self.engine.step([share_of(batch) for batch in micro_batches], lr)
         self.step += 1
         self.tokens += n_targets
-        if must_log or self.step == 1 or self.step % self.launch.log_every == 0:
+        is_logged = must_log or self.step == 1 or self.step % self.launch.log_every == 0
+        if is_logged:
             loss = float(self._sum_over_ranks(torch.stack(shares).sum()))
             uniform = math.log(self.first.model.vocabulary)
             if not math.isfinite(loss) or loss > 3 * uniform:
-                raise Diverged(
-                    f"training loss is {loss:.4g} after {self.step} steps (a uniform guess has {uniform:.4g})"
-                )
+                raise self._diverged(f"training loss is {loss:.4g} (a uniform guess has {uniform:.4g})")
+        # Several ranks wait for each other at each step; a single GPU would have to be waited for.
+        if is_logged or self.ranks.world > 1 or self.ranks.device == "cpu":
+            self._check_gradients()
+        if is_logged:
             self._log(loss, lr)
 
     def _log(self, loss: float, lr: float) -> None:
@@ -261,8 +264,7 @@ class SeriesTrainer:
         self._restart_clock()
         fields: dict[str, Any] = {"step": self.step, "loss": loss, "lr": lr, "tokens": self.tokens}
         fields["tokens_per_second"] = round(speed, 1)
-        if (norm := self.engine.grad_norm()) is not None and math.isfinite(norm):
-            fields["grad_norm"] = norm
+        fields["grad_norm"] = self.engine.grad_norm()
         if self.launch.peak_flops is not None:
             flops = self.batches.flops_per_token * speed / self.ranks.world
             fields["mfu"] = round(flops / self.launch.peak_flops, 4)
@@ -287,8 +289,25 @@ class SeriesTrainer:
         self.engine.deepspeed.train()
         loss, by_codebook = mean_losses(self._sum_over_ranks(totals))
         if not math.isfinite(loss):
-            raise Diverged(f"held-out loss is {loss} after {self.step} steps")
+            raise self._diverged(f"held-out loss is {loss}")
         return loss, by_codebook
+
+    def _check_gradients(self) -> None:
+        """Raise Diverged if the gradient norm of a step since the last check was not finite."""
+        if not math.isfinite(norm := self.engine.worst_grad_norm()):
+            raise self._diverged(f"gradient norm is {norm}")
+
+    def _check_state(self) -> None:
+        """Raise Diverged if a weight or a moment is not finite; collective. Nothing that is not is saved."""
+        if not self.engine.is_finite():
+            raise self._diverged("a weight or a moment of the optimiser is not finite")
+
+    def _diverged(self, what: str) -> Diverged:
+        """Return the error to raise for what was seen after this step."""
+        folders = dict.fromkeys((self.checkpoint_folder, self.folder / "checkpoints"))
+        steps = [held.marker.step for folder in folders for held in checkpoints.marked(folder)]
+        newest = max((step for step in steps if step <= self.step), default=0)
+        return Diverged(f"{what} after {self.step} steps; `ssmscale retry` goes on from step {newest}")
 
     # -- between steps
 
@@ -329,18 +348,25 @@ class SeriesTrainer:
             self._cancelled = {one.iterations for one in self.runs if one.run_id in cancelled}
         return run.iterations in self._cancelled
 
-    def _resume(self, folder: Path, lowest: int, highest: int) -> bool:
-        """Load the newest good checkpoint with lowest <= step <= highest; False if there is none."""
-        found = self._saver.find(folder, lowest, highest, self.journal)
-        if found is None:
-            return False
-        load(self.engine, found)
+    def _resume(self, folder: Path, first: int, last: int) -> bool:
+        """Load the newest good checkpoint of steps from `first` to `last`; False if the trunk's engine has come as far."""
+        while True:
+            lowest = max(first, self.step + 1) if self.on_trunk else first
+            found = self._saver.find(folder, lowest, last, self.journal)
+            if found is None:
+                return False
+            load(self.engine, found)
+            if self.engine.is_finite():
+                break
+            self._saver.refuse(found, self.journal)
+            self.on_trunk = False  # the engine holds what was refused
         self.step, self.tokens = found.marker.step, found.marker.tokens
         log.info("resumed from %s", found.path)
         return True
 
     def _save(self, *, branch: bool = False) -> None:
         if self.step:
+            self._check_state()
             marker = Marker(
                 step=self.step,
                 tokens=self.tokens,

@@ -33,11 +33,13 @@ def work(run_dirs: Sequence[str], environment: dict[str, str]) -> None:
     sys.exit(main(run_dirs))
 
 
-def start_worker(run_dirs: Sequence[Path], **environment: str) -> BaseProcess:
+def start_worker(
+    run_dirs: Sequence[Path], doing: Callable[..., None] = work, **environment: str
+) -> BaseProcess:
     """Start a worker, forked from a process that has made its imports."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.harness.preloaded"])
-    process = server.Process(target=work, args=([str(path) for path in run_dirs], environment))
+    process = server.Process(target=doing, args=([str(path) for path in run_dirs], environment))
     process.start()
     return process
 
