@@ -23,7 +23,9 @@ from harness.dispatch.worker_process import (
     state_of,
 )
 from harness.plan.cluster import this_machine
+from harness.record.heartbeat import Watch, read_beats
 from harness.record.jobs import JobState
+from harness.train.stopping import STACK_SECONDS
 
 
 class LocalBackend(WarmBackend):
@@ -93,6 +95,7 @@ class _Group:
         self.handle: Handle | None = None
         self.is_gone = False
         """True if a rank had ended at the last poll; the other ranks then end because of it."""
+        self.stall: str | None = None
         log_dir.mkdir(parents=True, exist_ok=True)
         self._meeting = log_dir.absolute() / f".rendezvous-{uuid.uuid4().hex[:8]}"
         self._processes = [
@@ -102,6 +105,7 @@ class _Group:
 
     def feed(self, handle: Handle) -> None:
         self.handle = handle
+        self._watch = Watch(handle.task.stall_seconds, read_beats(handle.task.folder))
         for process in self._processes:
             process.feed(handle.task.run_dirs)
 
@@ -117,9 +121,23 @@ class _Group:
         elif self.is_gone:
             state = state_at_end(statuses)
         else:
+            self._end_if_stalled()
             return None
         handle, self.handle = self.handle, None
         return None if handle is None else (handle, state)
+
+    def _end_if_stalled(self) -> None:
+        """Kill the processes if nothing has moved for long, after they have written their stacks."""
+        if self.handle is None or self.stall is not None:
+            return
+        signs = [process.is_ready for process in self._processes]
+        self.stall = self._watch.look(read_beats(self.handle.task.folder), *signs)
+        if self.stall is not None:
+            for process in self._processes:
+                process.show_stack()
+            time.sleep(STACK_SECONDS)
+            for process in self._processes:
+                process.signal(signal.SIGKILL)
 
     def stop(self) -> None:
         """Ask its processes to end, after saving if they train."""

@@ -86,7 +86,7 @@ class Engine:
         config = deepspeed_config(run, layout, sum(self._sizes))
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._worst = torch.zeros(1, device=ranks.device)
-        """Largest gradient norm since it was last read; it is read rarely, since a GPU's queue would have to be empty."""
+        """Largest gradient norm since it was last read: reading it waits until a GPU has done all that it was given."""
 
         def clip() -> None:
             self.deepspeed._global_grad_norm = clip_grad_norm_(

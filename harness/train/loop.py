@@ -11,17 +11,18 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.common.disk import is_full
+from harness.common.disk import is_full, size_of
 from harness.common.process import print_traceback
 from harness.record import checkpoints
 from harness.record.checkpoints import Marker, remove_partial
 from harness.record.control import Control
+from harness.record.heartbeat import Activity, Heartbeat, written_bytes
 from harness.record.journal import Event, Fenced, Journal, read_progress
 from harness.record.kinds import ANOTHER_RANKS_SIGNAL, OUT_OF_MEMORY, Kind
 from harness.record.result import Result, describe_result
@@ -67,9 +68,11 @@ class SeriesTrainer:
         ranks: Ranks,
         layout: Layout,
         stop: StopFlag,
+        heartbeat: Heartbeat,
         facts: Mapping[str, Any],
     ) -> None:
         self.root, self.launch, self.ranks, self.layout, self.stop = root, launch, ranks, layout, stop
+        self.heartbeat = heartbeat
         self.facts = facts  # of a journal's first event: process, layout and device
         self.runs = sorted(runs, key=lambda run: run.iterations)
         self.first = self.runs[0]
@@ -78,7 +81,9 @@ class SeriesTrainer:
         """Journal of the trunk, or of the Run whose branch is in training; None on all ranks but the first."""
         self.checkpoint_folder = self.folder / "checkpoints"
         """Checkpoints of the trunk, or of that Run."""
-        self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
+        # Another process may be embedding the same captions.
+        with heartbeat.counting(lambda: (written_bytes(), size_of(root.text))):
+            self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
         self.engine = Engine(self.first, self.layout, ranks)
         self.control = Control(launch.control)
         self._control_size = -1
@@ -88,7 +93,7 @@ class SeriesTrainer:
         self._usage = Usage(ranks.device)
         self._measured: tuple[int, float] | None = None
         """Step and held-out loss of the trunk's newest evaluation."""
-        self._saver = Saver(ranks, launch)
+        self._saver = Saver(ranks, launch, heartbeat)
         self._trunk_journal: Journal | None = None  # of the first rank
         self.step = 0
         """Steps that led to the engine's state."""
@@ -183,11 +188,13 @@ class SeriesTrainer:
 
     def _finish(self, run: Run) -> None:
         loss, by_codebook = self.evaluate()
+        self.heartbeat.move(Activity.SAVE, self.step)
         self._check_state()
         weights = self.engine.state_dict()
         if self.journal is not None and weights is not None:
             self._check_fences()
-            save_weights(weights, self.checkpoint_folder / "model.safetensors")
+            with self.heartbeat.counting(written_bytes):
+                save_weights(weights, self.checkpoint_folder / "model.safetensors")
             measured = {"loss": loss, "loss_codebooks": by_codebook, "step": self.step, "tokens": self.tokens}
             derived = describe_result(run, self.tokens, self.batches.flops_per_token)
             result = Result.model_validate({**measured, **derived})
@@ -235,10 +242,12 @@ class SeriesTrainer:
 
         def share_of(batch: MicroBatch) -> Callable[[], torch.Tensor]:
             def compute() -> torch.Tensor:
+                self.heartbeat.move(Activity.STEP, self.step + 1)
                 logits = self.engine.deepspeed(batch.inputs, batch.text)
                 sums, _ = codebook_cross_entropy(logits, batch.targets, smoothing)
                 share: torch.Tensor = sums.sum() / n_targets
                 shares.append(share.detach())
+                self.heartbeat.move(Activity.STEP, self.step + 1)
                 return share
 
             return compute
@@ -284,8 +293,13 @@ class SeriesTrainer:
         """
         from ssmttm.evaluation.likelihood import cross_entropy_sums, mean_losses
 
+        def held_out() -> Iterator[MicroBatch]:
+            for batch in self.batches.held_out():
+                self.heartbeat.move(Activity.EVALUATION, self.step)
+                yield batch
+
         self.engine.deepspeed.eval()
-        totals = cross_entropy_sums(self.engine.deepspeed, self.batches.held_out())
+        totals = cross_entropy_sums(self.engine.deepspeed, held_out())
         self.engine.deepspeed.train()
         loss, by_codebook = mean_losses(self._sum_over_ranks(totals))
         if not math.isfinite(loss):
@@ -349,13 +363,17 @@ class SeriesTrainer:
         return run.iterations in self._cancelled
 
     def _resume(self, folder: Path, first: int, last: int) -> bool:
-        """Load the newest good checkpoint of steps from `first` to `last`; False if the trunk's engine has come as far."""
+        """Load the newest good checkpoint of steps from `first` to `last`; False if there is none.
+
+        On the trunk it must be of a later step than the engine's.
+        """
+        self.heartbeat.move(Activity.START, self.step)
         while True:
             lowest = max(first, self.step + 1) if self.on_trunk else first
             found = self._saver.find(folder, lowest, last, self.journal)
             if found is None:
                 return False
-            load(self.engine, found)
+            load(self.engine, found, self.heartbeat)
             if self.engine.is_finite():
                 break
             self._saver.refuse(found, self.journal)
@@ -366,6 +384,7 @@ class SeriesTrainer:
 
     def _save(self, *, branch: bool = False) -> None:
         if self.step:
+            self.heartbeat.move(Activity.SAVE, self.step)
             self._check_state()
             marker = Marker(
                 step=self.step,

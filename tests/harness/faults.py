@@ -44,6 +44,16 @@ def start_worker(
     return process
 
 
+def train_on_two_ranks(
+    run_dirs: Sequence[Path], meeting: Path, doing: Callable[..., None] = work, status: int = 0
+) -> None:
+    together = {"WORLD_SIZE": "2", "SSMSCALE_RENDEZVOUS": str(meeting)}
+    ranks = [start_worker(run_dirs, doing, RANK=rank, LOCAL_RANK=rank, **together) for rank in ("0", "1")]
+    for rank in ranks:
+        rank.join(PATIENCE)
+    assert [rank.exitcode for rank in ranks] == [status, status]
+
+
 class Story:
     """One study under one ROOT, from its first attempt to its last."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from harness.record import checkpoints
 from harness.record.journal import Event, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root
-from tests.harness.faults import start_worker, work
+from tests.harness.faults import train_on_two_ranks, work
 from tests.harness.trainer import prepared, spoiling, train
 from tests.studies import Fields, tiny_study
-from tests.waiting import PATIENCE
 
 STEPS, SHORT = 10, 5
 STAGES = (1, 2, 3)
@@ -145,13 +144,3 @@ def work_spoiled(run_dirs: Sequence[str], environment: dict[str, str]) -> None:
 
     Engine.__init__ = build_and_spoil
     work(run_dirs, environment)
-
-
-def train_on_two_ranks(
-    run_dirs: Sequence[Path], meeting: Path, doing: Callable[..., None] = work, status: int = 0
-) -> None:
-    together = {"WORLD_SIZE": "2", "SSMSCALE_RENDEZVOUS": str(meeting)}
-    ranks = [start_worker(run_dirs, doing, RANK=rank, LOCAL_RANK=rank, **together) for rank in ("0", "1")]
-    for rank in ranks:
-        rank.join(PATIENCE)
-    assert [rank.exitcode for rank in ranks] == [status, status]
