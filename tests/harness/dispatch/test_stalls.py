@@ -174,6 +174,11 @@ class Here:
         ]
         return found
 
+    def pause(self) -> float:
+        """Return the seconds since the first rank has moved."""
+        beat = read_beat(beat_file(self.series, 0))
+        return 0.0 if beat is None else time.time() - beat.t
+
     def stalls(self) -> list[dict[str, Any]]:
         """Return the events of stalls in the journal of the Series."""
         return [event for event in read_events(self.series) if event.get("kind") == Kind.STALLED]
@@ -200,7 +205,7 @@ def test_stopped_ranks_and_one_that_reads_for_ever_are_ended_and_go_on_from_what
     here.stop(1, Activity.EVALUATION)
     here.wait_for_stalls(4)
     slow = here.stop(1, Activity.STEP)
-    time.sleep(1.0)  # twenty usual steps
+    wait_until(lambda: here.pause() > 1.0)  # twenty usual steps
     slow.resume()
     said, _ = here.process.communicate(timeout=PATIENCE)
     assert here.process.returncode == 0, said
