@@ -171,7 +171,7 @@ def describe_pause(series_dir: Path, most: float = math.inf) -> tuple[float, str
     beat = read_beat(beat_file(series_dir, 0))
     if beat is None:
         return None
-    pause = min(time.time() - beat.t, most)
+    pause = min(time.time() - beat.t, most) // 1
     if pause < max(SHOWN_SECONDS, 2 * beat.usual.get(beat.doing, 0.0)):
         return None
     return pause, f"nothing moved for {_whole(pause)} {beat.place}"

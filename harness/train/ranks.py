@@ -210,6 +210,14 @@ def meet(folder: Path, rank: int, world: int) -> TCPStore:
     return TCPStore(host, where["port"], world, is_master=False, timeout=PATIENCE)
 
 
+def leave_time_outs_to_supervisor() -> None:
+    """Let collectives wait for a day: the supervisor ends ranks that stall, and knows which pauses are usual."""
+    from torch.distributed import distributed_c10d
+
+    # Also for DeepSpeed's own groups, which take no time-out.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timedelta(days=1)
+
+
 def _own_addresses() -> list[str]:
     """Return the names and addresses by which other nodes may reach this one, the likeliest first."""
     names = [os.environ.get("SLURMD_NODENAME", ""), socket.gethostname(), socket.getfqdn()]

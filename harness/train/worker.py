@@ -48,7 +48,12 @@ from harness.study.run import Run
 from harness.tracking.live import mirrored_beside
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
-from harness.train.ranks import Ranks, device_name, initialise_ranks
+from harness.train.ranks import (
+    Ranks,
+    device_name,
+    initialise_ranks,
+    leave_time_outs_to_supervisor,
+)
 from harness.train.stopping import (
     EXIT_NO_SPACE,
     EXIT_PREEMPTED,
@@ -84,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     running_code()  # cached now: the files may be edited while this process waits for its next Series
     stop = StopFlag()
+    if options.feed or options.supervised:
+        leave_time_outs_to_supervisor()
 
     def run() -> int:
         if options.feed:
