@@ -21,9 +21,10 @@ from harness.plan.cluster import CONFIRM_GPU_HOURS, Cluster, Profile, this_machi
 from harness.record.control import Control
 from harness.record.jobs import JobState, JobView
 from harness.record.registry import ResolvedStudy
-from harness.record.root import Root, read_launch
+from harness.record.root import Launch, Root, read_launch
 from harness.record.series import give_up, note_stall, place, unfinished
 from harness.study.run import Count, Frozen, Positive
+from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from harness.plan.plan import PlannedRun
@@ -79,7 +80,10 @@ class Task(Frozen):
     @property
     def stall_seconds(self) -> float:
         """Shortest time without a move after which its ranks count as stalled."""
-        return read_launch(self.root, self.series_id).stall_seconds
+        try:
+            return read_launch(self.root, self.series_id).stall_seconds
+        except InputError:  # its worker says so
+            return float(Launch.model_fields["stall_seconds"].default)
 
     def note_stall(self, reason: str) -> None:
         """Record in the open journals that its ranks stalled and were ended."""
@@ -250,8 +254,9 @@ class WarmBackend(Backend):
             if group.is_gone:
                 self._drop(group)
             if found is not None:
-                handle, self.ended[handle] = found
-                if group.stall is not None:
+                handle, state = found
+                self.ended[handle] = state
+                if group.stall is not None and state is JobState.LOST:
                     handle.task.note_stall(group.stall)
         is_full = JobState.NO_SPACE in self.ended.values()
         if self.waiting and not is_full:  # on a full disk no task gets further

@@ -94,7 +94,7 @@ class _Group:
         self.ranks, self.threads, self.devices = ranks, threads, devices
         self.handle: Handle | None = None
         self.is_gone = False
-        """True if a rank had ended at the last poll; the other ranks then end because of it."""
+        """True if a rank had ended at the last poll, or nothing moved; all ranks then end because of it."""
         self.stall: str | None = None
         log_dir.mkdir(parents=True, exist_ok=True)
         self._meeting = log_dir.absolute() / f".rendezvous-{uuid.uuid4().hex[:8]}"
@@ -112,7 +112,7 @@ class _Group:
     def poll(self) -> tuple[Handle, JobState] | None:
         """Return the job that ended since the last call, and its state."""
         statuses = {process.status for process in self._processes}
-        self.is_gone = statuses != {None}
+        self.is_gone = statuses != {None} or self.stall is not None
         for process in self._processes:
             process.listen()
         if all(process.replies for process in self._processes):
@@ -147,7 +147,9 @@ class _Group:
     def end(self) -> None:
         """Wait for its processes to end, and kill those that take too long."""
         seconds = GRACE_SECONDS
-        if any(process.status is not None for process in self._processes):
+        if self.stall is not None:
+            seconds = 0.0
+        elif any(process.status is not None for process in self._processes):
             for process in self._processes:  # one rank has died, and the others may wait for it for ever
                 process.signal(signal.SIGTERM)
             seconds = ALONE_SECONDS

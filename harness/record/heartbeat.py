@@ -112,6 +112,10 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
             with contextlib.suppress(OSError):  # what writes more will find the disk full
                 os.pwrite(self._descriptor, line.ljust(LENGTH - 1).encode() + b"\n", 0)
 
+    def go_on(self) -> None:
+        """Note that the rank has moved within its activity."""
+        self.move(self._doing, self._step)
+
     @contextlib.contextmanager
     def counting(self, measure: Callable[[], object]) -> Iterator[None]:
         """Take each change of a measure for a move during the block, which has no steps of its own to report."""
@@ -121,7 +125,7 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
             last = measure()
             while not over.wait(COUNT_SECONDS):
                 if measure() != last:
-                    self.move(self._doing, self._step)
+                    self.go_on()
                     last = measure()  # a move writes too
 
         thread = threading.Thread(target=look, name="heartbeat", daemon=True)

@@ -29,7 +29,7 @@ from harness.common.disk import (
 )
 from harness.record import checkpoints
 from harness.record.checkpoints import Checkpoint, FileFacts, Marker, Problem, retire, tag_of
-from harness.record.heartbeat import Activity, Heartbeat, written_bytes
+from harness.record.heartbeat import Heartbeat, written_bytes
 from harness.record.journal import Event, Journal
 from harness.record.root import Launch, write_model
 from harness.train.engine import Engine
@@ -62,10 +62,10 @@ def save(
         for path in sorted((folder / tag).rglob("*")):
             if path.is_file():
                 sync_to_disk(path)
-                heartbeat.move(Activity.SAVE, marker.step)
+                heartbeat.go_on()
                 facts = FileFacts(bytes=path.stat().st_size, sha256=sha256_file(path))
                 files[path.relative_to(folder / tag).as_posix()] = facts
-                heartbeat.move(Activity.SAVE, marker.step)
+                heartbeat.go_on()
         sync_to_disk(folder / tag)
         sync_to_disk(folder)
         before_marking()
@@ -113,7 +113,7 @@ class Saver:
                 self._pass_over(problem, journal)
             for found in reversed(held):
                 if lowest <= found.marker.step <= highest:
-                    if (wrong := checkpoints.inspect(found)) is None:
+                    if (wrong := checkpoints.inspect(found, self.heartbeat.go_on)) is None:
                         return found
                     self._pass_over(wrong, journal)
             return None

@@ -247,7 +247,7 @@ class SeriesTrainer:
                 sums, _ = codebook_cross_entropy(logits, batch.targets, smoothing)
                 share: torch.Tensor = sums.sum() / n_targets
                 shares.append(share.detach())
-                self.heartbeat.move(Activity.STEP, self.step + 1)
+                self.heartbeat.go_on()
                 return share
 
             return compute

@@ -214,8 +214,8 @@ def leave_time_outs_to_supervisor() -> None:
     """Let collectives wait for a day: the supervisor ends ranks that stall, and knows which pauses are usual."""
     from torch.distributed import distributed_c10d
 
-    # Also for DeepSpeed's own groups, which take no time-out.
-    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = timedelta(days=1)
+    names = "default_pg_timeout", "default_pg_nccl_timeout"  # DeepSpeed's own groups take no other
+    vars(distributed_c10d).update(dict.fromkeys(names, timedelta(days=1)))
 
 
 def _own_addresses() -> list[str]:
