@@ -16,16 +16,18 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import psutil
 from pydantic import TypeAdapter, ValidationError
 
 from harness.common.disk import naming_a_full_disk
+
+T = TypeVar("T")
 
 FILE = "rank-{}.heartbeat"
 LENGTH = 512
@@ -115,6 +117,12 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
     def go_on(self) -> None:
         """Note that the rank has moved within its activity."""
         self.move(self._doing, self._step)
+
+    def along(self, parts: Iterable[T]) -> Iterator[T]:
+        """Yield the parts of a piece of work, each of which is a move."""
+        for part in parts:
+            self.go_on()
+            yield part
 
     @contextlib.contextmanager
     def counting(self, measure: Callable[[], object]) -> Iterator[None]:

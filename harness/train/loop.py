@@ -7,11 +7,10 @@ differently (where to resume, when to stop), one decides for all.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from harness.record.kinds import ANOTHER_RANKS_SIGNAL, OUT_OF_MEMORY, Kind
 from harness.record.result import Result, describe_result
 from harness.record.root import Launch, Layout, Root
 from harness.study.run import Run, branch_step, learning_rate, trunk_learning_rate
-from harness.train.batches import Batches, MicroBatch
+from harness.train.batches import Batches, MicroBatch, dropout_seed
 from harness.train.checkpoint import Saver, load, save_weights
 from harness.train.engine import Engine, Usage
 from harness.train.ranks import Ranks
@@ -72,8 +71,10 @@ class SeriesTrainer:
         facts: Mapping[str, Any],
     ) -> None:
         self.root, self.launch, self.ranks, self.layout, self.stop = root, launch, ranks, layout, stop
-        self.heartbeat = heartbeat
-        self.facts = facts  # of a journal's first event: process, layout and device
+        self.heartbeat, self.facts = (
+            heartbeat,
+            facts,
+        )  # facts of a journal's first event: process, layout and device
         self.runs = sorted(runs, key=lambda run: run.iterations)
         self.first = self.runs[0]
         self.folder = root.series(self.first.series_id)
@@ -236,23 +237,20 @@ class SeriesTrainer:
         from ssmttm.model.loss import codebook_cross_entropy
 
         micro_batches, n_targets = self.batches.training_step(self.step)
-        torch.manual_seed(_dropout_seed(self.first.seed, self.step, self.ranks.rank))
+        torch.manual_seed(dropout_seed(self.first.seed, self.step, self.ranks.rank))
         smoothing = self.first.regularisation.label_smoothing
         shares: list[torch.Tensor] = []
 
-        def share_of(batch: MicroBatch) -> Callable[[], torch.Tensor]:
-            def compute() -> torch.Tensor:
-                self.heartbeat.move(Activity.STEP, self.step + 1)
-                logits = self.engine.deepspeed(batch.inputs, batch.text)
-                sums, _ = codebook_cross_entropy(logits, batch.targets, smoothing)
-                share: torch.Tensor = sums.sum() / n_targets
-                shares.append(share.detach())
-                self.heartbeat.go_on()
-                return share
+        def share_of(batch: MicroBatch) -> torch.Tensor:
+            self.heartbeat.move(Activity.STEP, self.step + 1)
+            logits = self.engine.deepspeed(batch.inputs, batch.text)
+            sums, _ = codebook_cross_entropy(logits, batch.targets, smoothing)
+            share: torch.Tensor = sums.sum() / n_targets
+            shares.append(share.detach())
+            self.heartbeat.go_on()
+            return share
 
-            return compute
-
-        self.engine.step([share_of(batch) for batch in micro_batches], lr)
+        self.engine.step([partial(share_of, batch) for batch in micro_batches], lr)
         self.step += 1
         self.tokens += n_targets
         is_logged = must_log or self.step == 1 or self.step % self.launch.log_every == 0
@@ -261,9 +259,10 @@ class SeriesTrainer:
             uniform = math.log(self.first.model.vocabulary)
             if not math.isfinite(loss) or loss > 3 * uniform:
                 raise self._diverged(f"training loss is {loss:.4g} (a uniform guess has {uniform:.4g})")
-        # Several ranks wait for each other at each step; a single GPU would have to be waited for.
-        if is_logged or self.ranks.world > 1 or self.ranks.device == "cpu":
-            self._check_gradients()
+        # A single GPU would have to be waited for; several ranks wait for each other at each step in any case.
+        looks = is_logged or self.ranks.world > 1 or self.ranks.device == "cpu"
+        if looks and not math.isfinite(norm := self.engine.worst_grad_norm()):
+            raise self._diverged(f"gradient norm is {norm}")
         if is_logged:
             self._log(loss, lr)
 
@@ -293,23 +292,14 @@ class SeriesTrainer:
         """
         from ssmttm.evaluation.likelihood import cross_entropy_sums, mean_losses
 
-        def held_out() -> Iterator[MicroBatch]:
-            for batch in self.batches.held_out():
-                self.heartbeat.move(Activity.EVALUATION, self.step)
-                yield batch
-
-        self.engine.deepspeed.eval()
-        totals = cross_entropy_sums(self.engine.deepspeed, held_out())
-        self.engine.deepspeed.train()
+        self.heartbeat.move(Activity.EVALUATION, self.step)
+        model = self.engine.deepspeed.eval()
+        totals = cross_entropy_sums(model, self.heartbeat.along(self.batches.held_out()))
+        model.train()
         loss, by_codebook = mean_losses(self._sum_over_ranks(totals))
         if not math.isfinite(loss):
             raise self._diverged(f"held-out loss is {loss}")
         return loss, by_codebook
-
-    def _check_gradients(self) -> None:
-        """Raise Diverged if the gradient norm of a step since the last check was not finite."""
-        if not math.isfinite(norm := self.engine.worst_grad_norm()):
-            raise self._diverged(f"gradient norm is {norm}")
 
     def _check_state(self) -> None:
         """Raise Diverged if a weight or a moment is not finite; collective. Nothing that is not is saved."""
@@ -410,11 +400,3 @@ class SeriesTrainer:
         """Write an event into the journal, on the first rank."""
         if self.journal is not None:
             self.journal.append(event, **fields)
-
-
-def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of a step's dropout: a function of the step, so that resuming needs no random state.
-
-    Dropout also depends on the layout, since the micro-batches of a rank draw one after the other.
-    """
-    return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "big")
