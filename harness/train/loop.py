@@ -71,10 +71,8 @@ class SeriesTrainer:
         facts: Mapping[str, Any],
     ) -> None:
         self.root, self.launch, self.ranks, self.layout, self.stop = root, launch, ranks, layout, stop
-        self.heartbeat, self.facts = (
-            heartbeat,
-            facts,
-        )  # facts of a journal's first event: process, layout and device
+        self.heartbeat = heartbeat
+        self.facts = facts  # of a journal's first event: process, layout and device
         self.runs = sorted(runs, key=lambda run: run.iterations)
         self.first = self.runs[0]
         self.folder = root.series(self.first.series_id)
@@ -293,9 +291,9 @@ class SeriesTrainer:
         from ssmttm.evaluation.likelihood import cross_entropy_sums, mean_losses
 
         self.heartbeat.move(Activity.EVALUATION, self.step)
-        model = self.engine.deepspeed.eval()
-        totals = cross_entropy_sums(model, self.heartbeat.along(self.batches.held_out()))
-        model.train()
+        self.engine.deepspeed.eval()
+        totals = cross_entropy_sums(self.engine.deepspeed, self.heartbeat.along(self.batches.held_out()))
+        self.engine.deepspeed.train()
         loss, by_codebook = mean_losses(self._sum_over_ranks(totals))
         if not math.isfinite(loss):
             raise self._diverged(f"held-out loss is {loss}")
@@ -353,10 +351,7 @@ class SeriesTrainer:
         return run.iterations in self._cancelled
 
     def _resume(self, folder: Path, first: int, last: int) -> bool:
-        """Load the newest good checkpoint of steps from `first` to `last`; False if there is none.
-
-        On the trunk it must be of a later step than the engine's.
-        """
+        """Load the newest good checkpoint of these steps, on the trunk one that is further on; False if there is none."""
         self.heartbeat.move(Activity.START, self.step)
         while True:
             lowest = max(first, self.step + 1) if self.on_trunk else first
