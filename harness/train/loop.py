@@ -351,7 +351,7 @@ class SeriesTrainer:
         return run.iterations in self._cancelled
 
     def _resume(self, folder: Path, first: int, last: int) -> bool:
-        """Load the newest good checkpoint of these steps, on the trunk one that is further on; False if there is none."""
+        """Load the newest good checkpoint of these steps, on the trunk a later one; False if there is none."""
         self.heartbeat.move(Activity.START, self.step)
         while True:
             lowest = max(first, self.step + 1) if self.on_trunk else first
