@@ -44,6 +44,7 @@ FIRST = 4.0
 """Shortest stall in an activity not finished before, as a multiple of the minimum: kernels are compiled in it."""
 LONGEST_LOOK = 5.0
 """Longest time between two looks that counts: a supervisor may be suspended together with its ranks."""
+IN_ITS_START = "in its start"
 SHOWN_SECONDS = 60.0
 """Time without a move from which `status` mentions it."""
 
@@ -74,7 +75,7 @@ class Beat(NamedTuple):
     def place(self) -> str:
         """Describe the activity and its step."""
         after = f"after step {self.step}"
-        places = {Activity.STEP: f"in step {self.step}", Activity.START: "in its start"}
+        places = {Activity.STEP: f"in step {self.step}", Activity.START: IN_ITS_START}
         return places.get(self.doing, f"in the {self.doing} {after}")
 
 
@@ -175,18 +176,19 @@ def read_beats(series_dir: Path) -> dict[str, Beat]:
     return {name: beat for name, beat in found.items() if beat is not None}
 
 
-def describe_pause(series_dir: Path, most: float = math.inf) -> tuple[float, str] | None:
+def describe_pause(series_dir: Path, job_seconds: float = math.inf) -> tuple[float, str] | None:
     """Return for how many seconds no rank of a Series has moved, and in words; None if that is no longer than usual.
 
-    The first rank waits for all others. A pause is not longer than `most`, the time since its job started.
+    The first rank waits for all others. A beat of before its job started, `job_seconds` ago, is not the job's.
     """
     beat = read_beat(beat_file(series_dir, 0))
-    if beat is None:
+    pause = math.inf if beat is None else time.time() - beat.t
+    if pause > job_seconds:
+        beat, pause = None, job_seconds
+    usual = 0.0 if beat is None else beat.usual.get(beat.doing, 0.0)
+    if pause == math.inf or pause < max(SHOWN_SECONDS, 2 * usual):
         return None
-    pause = min(time.time() - beat.t, most) // 1
-    if pause < max(SHOWN_SECONDS, 2 * beat.usual.get(beat.doing, 0.0)):
-        return None
-    return pause, f"nothing moved for {_whole(pause)} {beat.place}"
+    return pause // 1, f"nothing moved for {_whole(pause)} {beat.place if beat else IN_ITS_START}"
 
 
 def _whole(seconds: float) -> str:
@@ -214,7 +216,7 @@ class Watch:
         limit = max((self._limit(beat) for beat in own), default=FIRST * self._minimum)
         if self._idle < limit:
             return None
-        place = max(own, key=lambda beat: beat.t).place if own else "in its start"
+        place = max(own, key=lambda beat: beat.t).place if own else IN_ITS_START
         return f"nothing moved for {_whole(self._idle)} {place}"
 
     def _limit(self, beat: Beat) -> float:

@@ -279,7 +279,8 @@ def _row(point: GridPoint, state: RunState, own: Progress, trunk: Progress, job:
 
 def _with_pause(row: RunStatus, root: Root, job: JobView | None) -> RunStatus:
     """Return the row of a running Run; if nothing moves, it says for how long and gives no speed."""
-    found = describe_pause(root.series(row.series_id), math.inf if job is None else job.seconds)
+    job_seconds = math.inf if job is None or job.packed else job.seconds
+    found = describe_pause(root.series(row.series_id), job_seconds)
     if found is None:
         return row
     return replace(row, still_seconds=found[0], reason=row.reason or found[1], tokens_per_second=None)

@@ -18,7 +18,7 @@ from harness.common.validation import validate
 from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Task
 from harness.plan.allocation import Shape
-from harness.record.heartbeat import Activity, Heartbeat
+from harness.record.heartbeat import Activity, Heartbeat, describe_pause
 from harness.record.journal import Event, Progress, Span, read_progress
 from harness.record.kinds import Kind
 from harness.record.registry import resolve
@@ -150,6 +150,7 @@ def test_status_says_for_how_long_nothing_moved_and_shows_no_speed(
         running = snapshot.rows[0]
         assert (running.state, running.tokens_per_second) == (RunState.RUNNING, None)
         assert running.reason == "nothing moved for 7 min in the evaluation after step 3"
+        assert describe_pause(series, job_seconds=200) == (200, "nothing moved for 3 min in its start")
         screen = io.StringIO()
         print_status(Console(file=screen, width=120), snapshot)
         assert f"nothing moves in 1 series: run {running.run_id}, {running.reason}" in screen.getvalue()
