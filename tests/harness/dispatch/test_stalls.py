@@ -215,8 +215,7 @@ def test_stopped_ranks_and_one_that_reads_for_ever_are_ended_and_go_on_from_what
     assert here.process.returncode == 0, said
 
     log = (here.series / "logs" / "rank-1.log").read_text()
-    for function in ("_take_step", "in save", "in evaluate"):
-        assert function in log, log
+    assert log.count(" in _train_locked\n") >= 3, log  # a stack for each stop
     saved = step = 0
     for event in read_events(here.series):
         if event["event"] == Event.CHECKPOINT:
