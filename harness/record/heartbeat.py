@@ -131,11 +131,12 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
         over = threading.Event()
 
         def look() -> None:
-            last = measure()
+            last: object = None
             while not over.wait(COUNT_SECONDS):
-                if measure() != last:
-                    self.go_on()
-                    last = measure()  # a move writes too
+                with contextlib.suppress(OSError):  # files come and go
+                    if measure() != last:
+                        self.go_on()
+                        last = measure()  # a move writes too
 
         thread = threading.Thread(target=look, name="heartbeat", daemon=True)
         thread.start()
