@@ -32,7 +32,9 @@ def check_links(path: Path) -> None:
             facts = place.lstat()
             is_foreign = stat.S_ISLNK(facts.st_mode) and facts.st_uid not in {os.geteuid(), 0}
             if is_foreign and place.stat().st_uid != facts.st_uid:
-                raise InputError(f"{place}: is another user's link, through which nothing is written; remove it")
+                raise InputError(
+                    f"{place}: is another user's link, through which nothing is written; remove it"
+                )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from harness.cli.terminal import COLOURS, Table, coloured, listed
 from harness.common.console import console, errors, print_json, warn
 from harness.common.format import counted, short
 from harness.record.registry import registered
-from harness.record.status import RunState, RunStatus, StatusReader, count_states
+from harness.record.status import RunState, RunStatus, StatusReader, count_states, to_rounding
 from harness.submit.cancel import cancel as cancel_runs
 from harness.submit.cancel import cancel_jobs_of
 from harness.submit.logs import find_logs, follow_logs, print_logs
@@ -138,6 +138,8 @@ def print_status(console: Console, snapshot: StudySnapshot, *, every_run: bool =
         _print_needs(console, snapshot)
     for line in summary(snapshot):
         console.print(line, soft_wrap=not console.is_terminal)
+    if said := to_rounding(snapshot.rows):
+        console.print(said, soft_wrap=not console.is_terminal)
 
 
 def _size_table(snapshot: StudySnapshot) -> Table:

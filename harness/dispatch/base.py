@@ -56,7 +56,8 @@ class Task(Frozen):
     @property
     def command(self) -> list[str]:
         """Command line of each rank."""
-        return [sys.executable, "-u", "-m", "harness.train.worker", *map(str, self.run_dirs)]
+        ranks = ("--ranks", str(self.ranks))
+        return [sys.executable, "-u", "-m", "harness.train.worker", *ranks, *map(str, self.run_dirs)]
 
     @property
     def root(self) -> Root:

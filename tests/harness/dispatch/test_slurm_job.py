@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -29,17 +30,22 @@ class Stopped:
         launch = Launch(corpus=Path("corpus"), control=control, dispatcher="slurm", micro_batch=1)
         write_launch(root, point.series_id, launch)
 
-    def by(self, signal: str, code: int = 0) -> int:
+    def by(self, name: str, code: int = 0) -> int:
         start, began = start_of(self.task), time.time() - 1
         before = start.place()
         with begin_series(self.root, self.run) as journal:
-            journal.append(Event.PREEMPTED, reason=signal)
+            journal.append(Event.PREEMPTED, reason=name)
         return settle(start, code, began, before)
 
-    def dies(self) -> int:
+    def dies(self, code: int = 1) -> int:
         """The ranks of a later start end before they write anything."""
         start = start_of(self.task)
-        return settle(start, 1, time.time() + 1, start.place())
+        return settle(start, code, time.time() + 1, start.place())
+
+    @property
+    def reason(self) -> str:
+        """The reason why its Run failed."""
+        return str((read_progress(self.task.run_dirs[0]).result or {})["reason"])
 
     @property
     def state(self) -> str | None:
@@ -54,20 +60,74 @@ def test_a_job_whose_time_ends_without_progress_is_started_three_times(
     assert scontrol.read_text().split() == ["7_0", "7_0"]
     result = read_progress(stopped.task.run_dirs[0]).result
     assert result is not None
-    assert "because its time was over" in result["reason"]
+    assert "because its time limit was reached" in result["reason"]
+
+
+@pytest.mark.parametrize("code", [128 + signal.SIGUSR2, 128 + signal.SIGKILL], ids=["told", "killed"])
+def test_a_job_whose_start_outlasts_its_time_limit_fails_for_that_limit(
+    scontrol: Path, tmp_path: Path, study_fields: Fields, code: int
+) -> None:
+    """A rank that still makes its imports dies of the signal, and writes nothing."""
+    if code == 128 + signal.SIGKILL:
+        (tmp_path / "more").write_text("JobState=COMPLETING Reason=TimeLimit")
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    assert [stopped.dies(code=code) for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert "its time limit was reached; raise limits.hours" in stopped.reason
 
 
 @pytest.mark.parametrize(
-    ("signal", "more"),
+    ("said", "reason"),
+    [
+        (
+            [
+                "srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU, and SLURM_MEM_PER_NODE are mutually exclusive.",
+            ],
+            "SLURM said: srun: fatal: SLURM_MEM_PER_CPU, SLURM_MEM_PER_GPU",
+        ),
+        (
+            [
+                "2026-01-01 00:00:00 series s: step 3",
+                "slurmstepd: error: StepId=7.0 exceeded memory limit (600 > 500), being killed",
+                "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***",
+                "srun: error: n1: task 0: Killed",
+            ],
+            "SLURM said: slurmstepd: error: StepId=7.0 exceeded memory limit (600 > 500), being killed",
+        ),
+        (
+            ["ImportError: no torch", "srun: error: n1: task 0: Exited with exit code 1"],
+            "its log ends: ImportError: no torch",
+        ),
+        (
+            ["srun: error: n1: task 0: Segmentation fault"],
+            "its log ends: srun: error: n1: task 0: Segmentation fault",
+        ),
+        ([], "its log ends: nothing"),
+    ],
+    ids=["srun", "memory", "rank", "signal", "nothing"],
+)
+def test_a_job_fails_for_the_error_that_slurm_or_a_rank_said_last_and_for_none_of_its_consequences(
+    scontrol: Path, tmp_path: Path, study_fields: Fields, said: list[str], reason: str
+) -> None:
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    log = stopped.task.root.study(study_fields["name"]) / "logs" / "slurm" / "ssmscale-a" / "7_0_log.out"
+    log.parent.mkdir(parents=True)
+    before = ["srun: error: said before an earlier start", "series s: srun starts 1 ranks on n1"]
+    log.write_text("\n".join([*before, *said]))
+    assert [stopped.dies() for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert reason in stopped.reason
+
+
+@pytest.mark.parametrize(
+    ("told", "more"),
     [("SIGTERM", ""), ("SIGUSR2", "PreemptTime=2026-01-01T00:00:00")],
     ids=["told-to-end", "preempted"],
 )
 def test_a_preempted_job_is_requeued_any_number_of_times(
-    scontrol: Path, tmp_path: Path, study_fields: Fields, signal: str, more: str
+    scontrol: Path, tmp_path: Path, study_fields: Fields, told: str, more: str
 ) -> None:
     (tmp_path / "more").write_text(more)
     stopped = Stopped(Root(tmp_path / "runs"), study_fields)
-    assert [stopped.by(signal) for _ in range(4)] == [EXIT_PREEMPTED] * 4
+    assert [stopped.by(told) for _ in range(4)] == [EXIT_PREEMPTED] * 4
     assert scontrol.read_text().split() == ["7_0"] * 4
     assert stopped.state is None
 
