@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from harness.common.console import Stopped, console, errors
+from harness.common.process import leave_folder_out
 
 
 class Verb(NamedTuple):
@@ -158,6 +159,7 @@ ssmscale trains scaling studies of state-space models against the Transformer.
 
 def main() -> None:
     """Run `ssmscale` with the arguments of this process."""
+    leave_folder_out()
     gc.set_threshold(100_000)  # reading ten thousand journals makes many objects and no garbage
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]

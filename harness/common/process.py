@@ -26,6 +26,29 @@ import psutil
 from harness.common.address import redact
 from harness.common.disk import appending, make_folder
 
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Environment in which interpreters that others start import nothing from the folder where they are started."""
+
+
+def interpreter(*arguments: str) -> list[str]:
+    """Return the command of a Python like this one that imports nothing from the folder where it is started.
+
+    With -m and -c Python searches that folder before its own modules, and users keep a profile.py or a random.py there.
+    """
+    return [sys.executable, "-P", *arguments]
+
+
+def leave_folder_out() -> None:
+    """Have no interpreter below this process import from the folder where the command was called.
+
+    An empty part of PYTHONPATH, as `PYTHONPATH=$PYTHONPATH:more` often makes, stands for that folder.
+    """
+    os.environ |= SAFE_PATH
+    parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [part for part in parts if part]
+    if kept != parts:
+        os.environ["PYTHONPATH"] = os.pathsep.join(kept)
+
 
 def identify_process() -> dict[str, Any]:
     """Describe this process uniquely: on any host, and across reboots."""

@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.common.address import redact
-from harness.common.process import log_to_stderr, start_logged
+from harness.common.process import interpreter, log_to_stderr, start_logged
 from harness.common.validation import first_line
 from harness.record.root import Launch, Root, read_launch
 from harness.record.status import RunState, RunStatus, StatusReader
@@ -157,7 +157,7 @@ def mirrored_beside(launch: Launch, root: Root, series_id: str) -> Iterator[None
 
 
 def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes] | None:
-    command = [sys.executable, "-m", "harness.tracking.live", str(launch.control.parent), series_id]
+    command = interpreter("-m", "harness.tracking.live", str(launch.control.parent), series_id)
     hidden = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     log_file = root.series(series_id) / "logs" / "mirror.log"

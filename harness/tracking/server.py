@@ -28,7 +28,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from harness.common.address import redact
-from harness.common.process import ignoring, start_logged, stop_when_parent_ends
+from harness.common.process import SAFE_PATH, ignoring, interpreter, start_logged, stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.auth import Credentials
 from harness.tracking.store import SQLITE, default_uri, prepare_database
@@ -91,7 +91,7 @@ def serving(
         begin = log.stat().st_size if log.exists() else 0
         process = start_logged(
             # Ctrl-C reaches this process alone, which then ends the server.
-            [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
+            interpreter("-m", "harness.tracking.server", *_arguments(server)),
             log,
             env=_environment(server),
         )
@@ -301,6 +301,7 @@ def _environment(server: Server) -> dict[str, str]:
         if not name.lstrip("_").startswith("MLFLOW_") or name.startswith(KEPT_SETTINGS)
     }
     ours = {
+        **SAFE_PATH,
         "MLFLOW_BACKEND_STORE_URI": server.database,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.common.process import last_line, start_logged, stop_when_parent_ends
+from harness.common.process import interpreter, last_line, start_logged, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
 from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
 from harness.dispatch.ray.host import RayDown
@@ -152,7 +152,7 @@ class Pilot:
         """Run a controller, and pass on the first signal of this job; returns its exit status."""
         assert nodes.address is not None
         process = start_logged(
-            [sys.executable, "-u", *self.controller, str(self.array_file), self.array.digest],
+            interpreter("-u", *self.controller, str(self.array_file), self.array.digest),
             self.log,
             env={**os.environ, **nodes.address.environment()},
             preexec_fn=stop_when_parent_ends,  # this process has one thread
