@@ -88,7 +88,7 @@ def _python() -> Finding:
 
 def _hardware() -> Finding:
     here = this_machine()
-    return Finding.of("hardware", f"{here.cores} cores, {here.memory_gib:.0f} GiB, {here.gpus} GPUs")
+    return Finding.of("hardware", f"{here.cores} cores, {here.memory_gib:.3g} GiB, {here.gpus} GPUs")
 
 
 def _writable(root: Path) -> Finding:

@@ -19,22 +19,34 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.common.limits import oom_kills
 from harness.dispatch.arrays import Array, batch_logs
 from harness.dispatch.base import Task
 from harness.dispatch.slurm.queue import environment_of_srun
 from harness.dispatch.slurm.settle import OUT_OF_TIME, Ending, JobStart, job_number, run_job
+from harness.dispatch.supervise import KILLED, begin_smaller
 from harness.record.control import Control
 from harness.record.journal import Event, Progress
 from harness.record.kinds import TIME_LIMIT_SIGNAL, Kind
 from harness.record.root import read_launch
 from harness.train.meeting import make_meeting
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, STOP_SIGNALS
+from harness.train.stopping import (
+    EXIT_NO_SPACE,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_PREEMPTED,
+    MOST_ATTEMPTS,
+    STOP_SIGNALS,
+)
 
 log = logging.getLogger("ssmscale.slurm")
 
 STARTS = "srun starts"
 """Words of the line after which a job's log belongs to its newest start."""
 SCHEDULER_ERROR = re.compile(r"(srun|slurmstepd)[^:]*: (error|fatal): ")
+OUT_OF_MEMORY = re.compile(
+    r"(srun|slurmstepd).*(oom.kill|Out Of Memory|exceeded .*memory limit)", re.IGNORECASE
+)
+"""SLURM's errors that report the end of a rank for memory."""
 CONSEQUENCE = re.compile(
     r"[Ee]xited with exit code|task \S+: ([A-Z][a-z]+|User defined signal \d|Segmentation fault)( \(core dumped\))?$"
     r"|\*\*\* (STEP|JOB) (?!.*DUE TO)|Timed out waiting for job step"
@@ -53,8 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(array_file: Path, array: Array) -> int:
     task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
     start = start_of(task)
-    before, began = start.place(), time.time()
+    before, began, kills = start.place(), time.time(), oom_kills()
     code = _run_ranks(array, task, array_file.parent.parent)
+    if code == 128 + signal.SIGKILL and oom_kills() > kills:
+        code = EXIT_OUT_OF_MEMORY
     return settle(start, code, began, before)
 
 
@@ -70,6 +84,12 @@ def settle(start: JobStart, code: int, began: float, before: str) -> int:
     `began` is the time when the ranks were started, in seconds since 1970, and `before` the place of the Series then.
     """
     ending = _ending(start.progress(), code, began)
+    if ending is Ending.CRASHED:
+        reason, _ = _why(start, began)
+        if OUT_OF_MEMORY.search(reason) or code == EXIT_OUT_OF_MEMORY:
+            how = reason if OUT_OF_MEMORY.search(reason) else KILLED
+            if begin_smaller(start.tasks[0], start.control, began, how):
+                ending = Ending.STOPPED
 
     def may_start_again(ending: Ending) -> bool:
         reason, why = _why(start, began)

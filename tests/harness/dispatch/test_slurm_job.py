@@ -11,6 +11,7 @@ import pytest
 from harness.dispatch.base import Task
 from harness.dispatch.slurm.job import settle, start_of
 from harness.record.journal import Event, read_progress
+from harness.record.kinds import Kind
 from harness.record.root import Launch, Root, write_launch, write_run
 from harness.train.stopping import EXIT_PREEMPTED
 from tests.harness.journals import begin_series, registered
@@ -37,10 +38,17 @@ class Stopped:
             journal.append(Event.PREEMPTED, reason=name)
         return settle(start, code, began, before)
 
-    def dies(self, code: int = 1) -> int:
-        """The ranks of a later start end before they write anything."""
+    def dies(self, code: int = 1, began: float | None = None) -> int:
+        """The ranks of a start end: of a later one, before they write anything, unless it `began` earlier."""
         start = start_of(self.task)
-        return settle(start, code, time.time() + 1, start.place())
+        return settle(start, code, began or time.time() + 1, start.place())
+
+    def logs(self, *said: str) -> None:
+        """The log of its job has these lines since its newest start."""
+        log = self.root.study("tiny") / "logs" / "slurm" / "ssmscale-a" / "7_0_log.out"
+        log.parent.mkdir(parents=True)
+        before = ["srun: error: said before an earlier start", "series s: srun starts 1 ranks on n1"]
+        log.write_text("\n".join([*before, *said]))
 
     @property
     def reason(self) -> str:
@@ -73,6 +81,23 @@ def test_a_job_whose_start_outlasts_its_time_limit_fails_for_that_limit(
     stopped = Stopped(Root(tmp_path / "runs"), study_fields)
     assert [stopped.dies(code=code) for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
     assert "its time limit was reached; raise limits.hours" in stopped.reason
+
+
+def test_a_job_that_slurm_kills_for_memory_is_requeued_with_half_the_micro_batch(
+    scontrol: Path, tmp_path: Path, study_fields: Fields
+) -> None:
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    said = "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed"
+    stopped.logs(said, "srun: error: n1: task 0: Out Of Memory")
+    for micro_batch in (16, 8, 4, 2):
+        with begin_series(stopped.root, stopped.run, layout={"micro_batch": micro_batch}, device="cpu"):
+            assert stopped.dies(code=137, began=1.0) == EXIT_PREEMPTED
+        told = read_progress(stopped.task.folder)
+        assert told.kind is Kind.OUT_OF_MEMORY
+        assert str(told.stopped_by).startswith(
+            f"out of memory with micro-batch {micro_batch}: srun: error: n1: task 0"
+        )
+    assert scontrol.read_text().split() == ["7_0"] * 4
 
 
 @pytest.mark.parametrize(
@@ -109,10 +134,7 @@ def test_a_job_fails_for_the_error_that_slurm_or_a_rank_said_last_and_for_none_o
     scontrol: Path, tmp_path: Path, study_fields: Fields, said: list[str], reason: str
 ) -> None:
     stopped = Stopped(Root(tmp_path / "runs"), study_fields)
-    log = stopped.task.root.study(study_fields["name"]) / "logs" / "slurm" / "ssmscale-a" / "7_0_log.out"
-    log.parent.mkdir(parents=True)
-    before = ["srun: error: said before an earlier start", "series s: srun starts 1 ranks on n1"]
-    log.write_text("\n".join([*before, *said]))
+    stopped.logs(*said)
     assert [stopped.dies() for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
     assert reason in stopped.reason
 
