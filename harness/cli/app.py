@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -160,6 +161,9 @@ ssmscale trains scaling studies of state-space models against the Transformer.
 def main() -> None:
     """Run `ssmscale` with the arguments of this process."""
     leave_folder_out()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is printed escaped
+            stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000)  # reading ten thousand journals makes many objects and no garbage
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]

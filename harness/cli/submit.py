@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,7 +25,7 @@ from harness.cli.options import (
 from harness.cli.plan import print_plan
 from harness.common.console import console, errors
 from harness.common.disk import DiskFull
-from harness.common.format import counted
+from harness.common.format import counted, hint
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
 from harness.plan.plan import Plan
@@ -191,9 +189,7 @@ def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) ->
     if not done:
         console.print(f"nothing of {name} is left to submit")
     place = resolved.root.path
-    usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
-    root = "" if place in usual else f" --root {shlex.quote(str(place))}"
-    console.print(f"`ssmscale status {name}{root} --watch` shows their progress")
+    console.print(f"{hint('status', name, '--watch', root=place)} shows their progress")
 
 
 def _print_handed_over(done: HandedOver) -> None:
@@ -222,10 +218,12 @@ def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
     try:
         rows = train_here(resolved, made, backend, StudyProgress(console))
     except DiskFull as full:
-        prune = f" (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs)"
+        prune = (
+            f" ({hint('prune', resolved.study.name, root=resolved.root.path)} drops checkpoints no run needs)"
+        )
         remedy = full.remedy if full.is_read_only else full.remedy + prune
         errors.print(f"error: {full}; {remedy}, then the same command goes on from here")
         raise typer.Exit(1) from full
-    print_summary(console, resolved.study.name, rows)
+    print_summary(console, resolved.study.name, rows, resolved.root.path)
     if any(row.state is RunState.FAILED for row in rows):
         raise typer.Exit(1)

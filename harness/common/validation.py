@@ -114,7 +114,28 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Return a number that YAML and its reader take for the same; `010` is 8 to YAML, and `1:40` is 100."""
+        text, kind = str(node.value), node.tag.rpartition(":")[2]
+        read = super().construct_yaml_int if kind == "int" else super().construct_yaml_float
+        value: int | float = read(node)
+        if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):
+            plain = text[: text[0] == "-"] + (text.lstrip("+-0_").replace("_", "") or "0")
+            meant = "a number without colons" if ":" in text else plain
+            problem = f"{text}: is {value:g} in YAML; write {meant}, or {text!r} with its quotes for a text"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
 
+
+_BOOL, _TIME = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
+# `no`, `on` and dates are text: a key that takes true or false also takes yes, no, on and off.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in {_BOOL, _TIME}]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),

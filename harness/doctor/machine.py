@@ -21,7 +21,7 @@ from harness.common.disk import existing, free_bytes, write_atomically
 from harness.common.extras import EXTRAS
 from harness.common.format import GIB
 from harness.plan.cluster import this_machine
-from harness.record.provenance import installed_version
+from harness.record.provenance import HOME, commit, installed_version
 from harness.study.run import Frozen
 from ssmttm.corpus.soundfont import soundfont
 from ssmttm.errors import InputError
@@ -64,7 +64,7 @@ def examine_machine(root: Path, *, fix: bool = False) -> Iterator[Finding]:
     if importlib.util.find_spec("ray") is not None:
         yield _tried("Ray's dashboard", _ray_dashboard, "pip install 'ssmscale[ray]'")
     yield _tried("soundfont", _soundfont, "pip install 'ssmscale[audio]'")
-    yield try_program("git", "the commit of the code is recorded", "install git")
+    yield try_program("git", _what_git_records(), "install git")
 
 
 def try_program(name: str, meaning: str, remedy: str) -> Finding:
@@ -78,6 +78,16 @@ def try_program(name: str, meaning: str, remedy: str) -> Finding:
     first = (done.stdout or done.stderr).splitlines()
     found = f"{first[0] if first else path}: {meaning}"
     return Finding(name=name, works=done.returncode == 0, found=found)
+
+
+def _what_git_records() -> str:
+    """Describe what is recorded of the code, and whether git itself refuses its checkout, as another user's."""
+    said = ""
+    with contextlib.suppress(OSError):
+        own = subprocess.run(["git", "-C", str(HOME), "status"], capture_output=True, text=True, check=False)
+        said = next((line for line in own.stderr.splitlines() if "dubious ownership" in line), "")
+    recorded = "the commit of the code is recorded" if commit() else "the code is recorded without a commit"
+    return f"{recorded}, though git refuses its checkout ({said})" if said else recorded
 
 
 def _python() -> Finding:

@@ -283,6 +283,6 @@ def _on_disk(root: Root, needed: float, passing: float) -> list[Note]:
         return []
     text = (
         f"{root.path} has {free:.4g} GiB free, and training what is left takes about {needed:.4g} GiB, "
-        f"{passing:.4g} GiB of them in passing; `ssmscale prune` frees what finished studies no longer need"
+        f"{passing:.4g} GiB of them in passing; pruning finished studies frees what they no longer need"
     )
     return [("disk_short", text)]

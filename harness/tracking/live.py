@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.common.address import redact
+from harness.common.format import hint
 from harness.common.process import interpreter, log_to_stderr, start_logged
 from harness.common.validation import first_line
 from harness.record.root import Launch, Root, read_launch
@@ -133,7 +134,8 @@ class MirrorThread(Rounds):
                 seen, since = visits, time.monotonic()
             elif time.monotonic() - since > STUCK_SECONDS:
                 self.is_stopped = True
-                log.warning("MLflow makes no progress; `ssmscale sync %s` sends the rest", self._study_name)
+                again = hint("sync", self._study_name, root=self._arguments[2].path)
+                log.warning("MLflow makes no progress; %s sends the rest", again)
                 return
 
     def _work(self) -> None:
@@ -194,7 +196,8 @@ def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
         raise InputError(f"series {series_id}: its launch.json names no tracker for other machines")
     path = root.series(series_id) / "launch.json"
     if not may_receive_logins(uri, path):
-        believe(path, f"that logins are sent to {redact(uri)}", "run `ssmscale sync` afterwards")
+        later = f"run {hint('sync', study_dir.name, root=root.path)} afterwards"
+        believe(path, f"that logins are sent to {redact(uri)}", later)
     resolved = resolve_registered(root, study_dir.name)
     if resolved is None:
         raise InputError(f"{study_dir}: no study here; give ROOT/studies/NAME")

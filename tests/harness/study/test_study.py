@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from harness.common.validation import read_yaml
 from harness.record.registry import register, resolve, resolve_registered
 from harness.record.root import Root
 from harness.study.grid import GridPoint
-from harness.study.schema import load_study
+from harness.study.schema import ResourceChoice, load_study
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
 from tests.conftest import Command, Write, files_below, flip_a_byte
@@ -247,6 +248,8 @@ def test_a_mistake_is_reported_in_a_sentence_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("a: 010", ["line 1", "010: is 8 in YAML; write 10, or '010' with its quotes for a text"]),
+        ("a: [1, 1:40]", ["line 1", "1:40: is 100 in YAML; write a number without colons, or '1:40'"]),
         ("a: &a [x, x]\nb: [*a, *a]\n", ["line 2", "alias *a"]),
         ("name: x\nname: y\n", ["line 2", "'name'", "twice"]),
         ("name: [\n", ["study.yaml"]),
@@ -293,3 +296,22 @@ def test_a_damaged_shard_is_named_and_nothing_is_trained(
 
 def test_an_unknown_study_is_named(ssmscale: Command) -> None:
     ssmscale("status", "no-such-study").assert_refused("no-such-study")
+
+
+def test_words_and_numbers_are_read_as_they_look(tmp_path: Path) -> None:
+    """YAML 1.1 takes no and on for false and true, a date for no text, and 1e3 for no number."""
+    path = tmp_path / "any.yaml"
+    path.write_text("{name: no, on: 2026-01-01, count: 1_000, rate: 1e3, small: 1.0e-3, hex: 0x10, is: true}")
+    read = {
+        "name": "no",
+        "on": "2026-01-01",
+        "count": 1000,
+        "rate": 1e3,
+        "small": 1e-3,
+        "hex": 16,
+        "is": True,
+    }
+    assert read_yaml(path) == read
+    assert ResourceChoice.model_validate(
+        {"keep_best": "yes", "activation_checkpointing": "off"}
+    ) == ResourceChoice(keep_best=True, activation_checkpointing=False)
