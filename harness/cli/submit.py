@@ -23,12 +23,12 @@ from harness.cli.options import (
     named_cluster,
 )
 from harness.cli.plan import print_plan
-from harness.common.console import console, errors
+from harness.common.console import console, errors, warn
 from harness.common.disk import DiskFull
 from harness.common.format import counted, hint
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
-from harness.plan.plan import Plan
+from harness.plan.plan import OTHER_EVALUATIONS, Plan
 from harness.record.jobs import LIVE, JobView
 from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, registered
 from harness.record.status import RunState, RunStatus
@@ -73,6 +73,7 @@ def submit(
         return
     if backend.outlives:
         confirm(made.totals()["gpu_hours"], backend.where, backend.confirm_gpu_hours, yes=yes)
+    warn(*(text for code, text in made.notes if code == OTHER_EVALUATIONS))
     register(resolved)
     keep_plan(resolved.root, made)
     _submit(resolved, made, backends)
