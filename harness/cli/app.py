@@ -17,7 +17,6 @@ import typer
 from typer.core import TyperGroup
 
 from harness.common.console import Stopped, console, errors
-from harness.common.process import leave_folder_out
 
 
 class Verb(NamedTuple):
@@ -160,7 +159,7 @@ ssmscale trains scaling studies of state-space models against the Transformer.
 
 def main() -> None:
     """Run `ssmscale` with the arguments of this process."""
-    leave_folder_out()
+    _leave_folder_out()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is printed escaped
             stream.reconfigure(errors="backslashreplace")
@@ -182,6 +181,18 @@ def main() -> None:
         for line in problem.splitlines() or [type(error).__name__]:
             errors.print(f"error: {line}")
         sys.exit(status)
+
+
+def _leave_folder_out() -> None:
+    """Have no interpreter below this process import from the folder where the command was called.
+
+    An empty part of PYTHONPATH, as `PYTHONPATH=$PYTHONPATH:more` often makes, stands for that folder.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [part for part in parts if part]
+    if kept != parts:
+        os.environ["PYTHONPATH"] = os.pathsep.join(kept)
 
 
 class _LazyGroup(TyperGroup):

@@ -38,18 +38,6 @@ def interpreter(*arguments: str) -> list[str]:
     return [sys.executable, "-P", *arguments]
 
 
-def leave_folder_out() -> None:
-    """Have no interpreter below this process import from the folder where the command was called.
-
-    An empty part of PYTHONPATH, as `PYTHONPATH=$PYTHONPATH:more` often makes, stands for that folder.
-    """
-    os.environ |= SAFE_PATH
-    parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    kept = [part for part in parts if part]
-    if kept != parts:
-        os.environ["PYTHONPATH"] = os.pathsep.join(kept)
-
-
 def identify_process() -> dict[str, Any]:
     """Describe this process uniquely: on any host, and across reboots."""
     identity: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}

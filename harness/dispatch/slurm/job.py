@@ -49,7 +49,7 @@ OUT_OF_MEMORY = re.compile(
 """SLURM's errors that report the end of a rank for memory."""
 CONSEQUENCE = re.compile(
     r"[Ee]xited with exit code|task \S+: ([A-Z][a-z]+|User defined signal \d|Segmentation fault)( \(core dumped\))?$"
-    r"|\*\*\* (STEP|JOB) (?!.*DUE TO)|Timed out waiting for job step"
+    r"|\*\*\* (STEP|JOB) (?!.*DUE TO (TIME|NODE))|Timed out waiting for job step"
 )
 """Errors by which SLURM reports that a rank has ended, or that it ends the others."""
 

@@ -114,6 +114,7 @@ def test_a_job_that_slurm_kills_for_memory_is_requeued_with_half_the_micro_batch
                 "2026-01-01 00:00:00 series s: step 3",
                 "slurmstepd: error: StepId=7.0 exceeded memory limit (600 > 500), being killed",
                 "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***",
+                "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***",
                 "srun: error: n1: task 0: Killed",
             ],
             "SLURM said: slurmstepd: error: StepId=7.0 exceeded memory limit (600 > 500), being killed",
