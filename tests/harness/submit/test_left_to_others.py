@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_series_that_another_study_has_leased_keeps_its_launch_settings(here: 
 
 
 def test_a_series_that_a_job_holds_is_shown_as_queued_and_left_to_it_by_a_submission_here(
-    here: Here, ssmscale: Command
+    here: Here, ssmscale: Command, tmp_path: Path
 ) -> None:
     here.fields["grid"]["iterations"] = [5]
     here.submit()
@@ -111,7 +112,9 @@ def test_a_series_that_a_job_holds_is_shown_as_queued_and_left_to_it_by_a_submis
     said = here.submit("local")
     assert "1 queued" in said.out
     (command,) = re.findall(left, said.out)
-    assert "1 queued" in ssmscale(*shlex.split(command)).out  # typed as it is printed
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    with chdir(elsewhere):
+        assert "1 queued" in ssmscale(*shlex.split(command)).out  # typed as it is printed
     (folder,) = (here.root.path / "series").iterdir()
     before = (folder / "launch.json").read_bytes()
     here.fields |= {"name": "other", "grid": {**here.fields["grid"], "seeds": [0, 1]}}
