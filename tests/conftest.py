@@ -223,6 +223,7 @@ def ssmscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SSMSCALE_ROOT", raising=False)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # as the command does, and undone after the test
 
     def call(*arguments: object) -> Answer:
         capsys.readouterr()
@@ -237,6 +238,16 @@ def ssmscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Answer(code, said.out, said.err)
 
     return call
+
+
+def poison(folder: Path) -> Path:
+    """Put modules of Python's and of the harness's names into a folder that a command is called from."""
+    trap = "raise SystemExit('imported from the folder where the command was called')"
+    for name in ("profile", "random", "tempfile", "socket", "torch", "ray"):
+        (folder / f"{name}.py").write_text(trap, encoding="utf-8")
+    for name in ("harness", "ssmttm"):
+        (folder / name).mkdir()
+    return folder
 
 
 def flip_a_byte(path: Path, place: int | None = None) -> None:

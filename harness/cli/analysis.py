@@ -287,7 +287,7 @@ def _fit(options: FitOptions) -> _Fitted:
     from analysis.points.read import column_names
     from analysis.points.table import check_points, read_table
     from harness.record.points import without_points
-    from harness.record.status import RunStatus
+    from harness.record.status import RunStatus, to_rounding
 
     study, points_file, law, delta = options.study, options.points_file, options.law, options.delta
     if (study is None) == (points_file is None):
@@ -302,8 +302,8 @@ def _fit(options: FitOptions) -> _Fitted:
     checked = check_points(frame, form, annealed=not options.unannealed)
     if options.drop_outliers:
         checked = drop_outliers(checked, law=law, delta=delta)
-    missing = without_points(rows)
-    about = [Note(code="runs_without_points", text=missing)] if missing else []
+    said = {"runs_without_points": without_points(rows), "runs_met_to_rounding": to_rounding(rows)}
+    about = [Note(code=code, text=text) for code, text in said.items() if text]
     with errors.status("fitting and resampling") as shown:
         document = fit_points(
             checked,

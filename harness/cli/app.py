@@ -7,8 +7,10 @@ traceback. With --json standard output holds one JSON document and nothing else.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -158,6 +160,10 @@ ssmscale trains scaling studies of state-space models against the Transformer.
 
 def main() -> None:
     """Run `ssmscale` with the arguments of this process."""
+    _leave_folder_out()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is printed escaped
+            stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(100_000)  # reading ten thousand journals makes many objects and no garbage
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
@@ -180,6 +186,18 @@ def main() -> None:
             errors.print(f"error: {line}")
         flush_or_drop()
         sys.exit(status)
+
+
+def _leave_folder_out() -> None:
+    """Have no interpreter below this process import from the folder where the command was called.
+
+    An empty part of PYTHONPATH, as `PYTHONPATH=$PYTHONPATH:more` often makes, stands for that folder.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    parts = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    kept = [part for part in parts if part]
+    if kept != parts:
+        os.environ["PYTHONPATH"] = os.pathsep.join(kept)
 
 
 class _LazyGroup(TyperGroup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from harness.cli.terminal import listed
-from harness.common.format import counted
+from harness.common.format import counted, hint
 from harness.record.status import OVER, RunState, RunStatus, count_states
 from ssmttm.corpus import progress
 
@@ -116,14 +117,14 @@ class StageProgress(_Display, progress.Progress):
         self._console.print(f"{self._name}: {self._done}/{self._total}", highlight=False)
 
 
-def print_summary(console: Console, name: str, rows: Sequence[RunStatus]) -> None:
+def print_summary(console: Console, name: str, rows: Sequence[RunStatus], root: Path) -> None:
     """Print a line about a study, and one about each Run that failed."""
     console.print(f"study {name}: {counted(len(rows), 'run')}, {listed(count_states(rows))}")
     for row in rows:
         if row.state is RunState.FAILED:
             console.print(f"  {row.run_id} {describe(row)}")
     if any(row.state in {RunState.FAILED, RunState.CANCELLED} for row in rows):
-        console.print(f"`ssmscale retry {name}` trains failed and cancelled runs again")
+        console.print(f"{hint('retry', name, root=root)} trains failed and cancelled runs again")
 
 
 def describe(row: RunStatus) -> str:

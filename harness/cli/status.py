@@ -21,10 +21,10 @@ from harness.cli.options import (
 )
 from harness.cli.terminal import COLOURS, Table, coloured, listed
 from harness.common.console import console, errors, print_json, warn
-from harness.common.format import counted, short
+from harness.common.format import counted, hint, short
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.registry import registered
-from harness.record.status import RunState, RunStatus, StatusReader, count_states
+from harness.record.status import RunState, RunStatus, StatusReader, count_states, to_rounding
 from harness.submit.cancel import cancel as cancel_runs
 from harness.submit.cancel import cancel_jobs_of
 from harness.submit.logs import find_logs, follow_logs, print_logs
@@ -33,7 +33,7 @@ from ssmttm.errors import InputError
 
 ENDED = {
     RunState.DONE: "it has finished, and its result stays",
-    RunState.FAILED: "it has failed, and is not trained again before `ssmscale retry`",
+    RunState.FAILED: "it has failed, and is not trained again before it is retried",
     RunState.CANCELLED: "it was cancelled before",
 }
 """Reason why a Run cannot be cancelled, by its state."""
@@ -145,6 +145,8 @@ def print_status(console: Console, snapshot: StudySnapshot, *, every_run: bool =
         _print_needs(console, snapshot)
     for line in summary(snapshot):
         console.print(line, soft_wrap=not console.is_terminal)
+    if said := to_rounding(snapshot.rows):
+        console.print(said, soft_wrap=not console.is_terminal)
 
 
 def _size_table(snapshot: StudySnapshot) -> Table:
@@ -191,12 +193,15 @@ def _print_needs(console: Console, snapshot: StudySnapshot) -> None:
     if len(rows) > MOST_NAMED:
         console.print(f"and {len(rows) - MOST_NAMED:,} more: {listed(count_states(rows[MOST_NAMED:]))}")
     name = snapshot.study
+    again = hint("submit", name, *snapshot.options, root=snapshot.root)
     remedies = {
-        RunState.FAILED: f"`ssmscale retry {name}` trains failed runs again",
-        RunState.INTERRUPTED: "`ssmscale submit` goes on with interrupted runs",
+        RunState.FAILED: f"{hint('retry', name, root=snapshot.root)} trains failed runs again",
+        RunState.INTERRUPTED: f"{again} goes on with interrupted runs",
     }
     states = {row.state for row in rows}
-    console.print("; ".join(remedy for state, remedy in remedies.items() if state in states))
+    for state, remedy in remedies.items():
+        if state in states:
+            console.print(remedy, soft_wrap=True)  # the terminal breaks a command so that it can be copied
 
 
 def summary(snapshot: StudySnapshot) -> Iterator[Text]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,12 +24,12 @@ from harness.cli.options import (
 )
 from harness.cli.plan import print_plan
 from harness.cli.terminal import listed
-from harness.common.console import console, errors
+from harness.common.console import console, errors, warn
 from harness.common.disk import DiskFull
-from harness.common.format import counted
+from harness.common.format import counted, hint
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
-from harness.plan.plan import Plan
+from harness.plan.plan import OTHER_EVALUATIONS, Plan
 from harness.record.jobs import LIVE, JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, registered
 from harness.record.status import RunState, RunStatus
@@ -76,6 +74,7 @@ def submit(
         return
     if backend.outlives:
         confirm(made.totals()["gpu_hours"], backend.where, backend.confirm_gpu_hours, yes=yes)
+    warn(*(text for code, text in made.notes if code == OTHER_EVALUATIONS))
     register(resolved)
     keep_plan(resolved.root, made)
     _submit(resolved, made, backends)
@@ -196,9 +195,7 @@ def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) ->
     if not done:
         console.print(f"nothing of {name} is left to submit{_left_out(made)}")
     place = resolved.root.path
-    usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
-    root = "" if place in usual else f" --root {shlex.quote(str(place))}"
-    console.print(f"`ssmscale status {name}{root} --watch` shows their progress")
+    console.print(f"{hint('status', name, '--watch', root=place)} shows their progress")
 
 
 def _left_out(made: Plan) -> str:
@@ -236,10 +233,12 @@ def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
     try:
         rows = train_here(resolved, made, backend, StudyProgress(console))
     except DiskFull as full:
-        prune = f" (`ssmscale prune {resolved.study.name}` drops checkpoints no run needs)"
+        prune = (
+            f" ({hint('prune', resolved.study.name, root=resolved.root.path)} drops checkpoints no run needs)"
+        )
         remedy = full.remedy if full.is_read_only else full.remedy + prune
         errors.print(f"error: {full}; {remedy}, then the same command goes on from here")
         raise typer.Exit(1) from full
-    print_summary(console, resolved.study.name, rows)
+    print_summary(console, resolved.study.name, rows, resolved.root.path)
     if any(row.state is RunState.FAILED for row in rows):
         raise typer.Exit(1)

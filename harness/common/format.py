@@ -1,8 +1,18 @@
-"""Numbers as text: counts, durations, sizes and ranges."""
+"""Text of counts, durations, sizes and ranges, and of commands to type."""
 
 from __future__ import annotations
 
+import os
+import shlex
 from dataclasses import dataclass
+from pathlib import Path
+
+
+def hint(*words: str, root: Path | None = None) -> str:
+    """Return a command that the user can type as it is printed; `root` is that of the study it names."""
+    usual = Path(os.environ.get("SSMSCALE_ROOT") or "runs")
+    place = ("--root", str(root)) if root is not None and root != usual else ()
+    return f"`{shlex.join(['ssmscale', *words, *place])}`"
 
 
 def duration(hours: float) -> str:

@@ -27,6 +27,17 @@ from harness.common.address import redact
 from harness.common.disk import appending, make_folder
 from harness.common.streams import flush_or_drop
 
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""Environment in which interpreters that others start import nothing from the folder where they are started."""
+
+
+def interpreter(*arguments: str) -> list[str]:
+    """Return the command of a Python like this one that imports nothing from the folder where it is started.
+
+    With -m and -c Python searches that folder before its own modules, and users keep a profile.py or a random.py there.
+    """
+    return [sys.executable, "-P", *arguments]
+
 
 def identify_process() -> dict[str, Any]:
     """Describe this process uniquely: on any host, and across reboots."""

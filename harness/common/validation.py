@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -19,12 +19,23 @@ from ssmttm.errors import InputError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validate(kind: type[Model], value: Mapping[str, Any], where: str) -> Model:
-    """Read `value` as `kind`; raises InputError with a line for every mistake, each beginning with `where`."""
+def validate(
+    kind: type[Model], value: Mapping[str, Any], where: str, changes: Mapping[str, str] | None = None
+) -> Model:
+    """Read `value` as `kind`; raises InputError with a line for every mistake, each beginning with `where`.
+
+    `changes` has the options that set a key in place of `where`: a mistake in or below such a key begins with its
+    option.
+    """
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        lines = [f"{where}: {_sentence(detail, kind)}" for detail in error.errors()]
+        found = error.errors()
+        lines = [
+            f"{_origin(detail['loc'], where, changes or {})}: {_sentence(detail, kind)}"
+            for detail in found
+            if not _follows(detail, found)
+        ]
         raise InputError("\n".join(lines)) from error
 
 
@@ -51,6 +62,24 @@ def first_mistake(error: ValidationError, whole: str = "the document") -> str:
     return f"{key}: {first['msg']}" if key else first["msg"]
 
 
+def _origin(place: tuple[int | str, ...], where: str, changes: Mapping[str, str]) -> str:
+    key = ".".join(map(str, place))
+    within = [option for changed, option in changes.items() if f"{key}.".startswith(f"{changed}.")]
+    return within[-1] if within else where
+
+
+def _follows(detail: ErrorDetails, found: Sequence[ErrorDetails]) -> bool:
+    """True if a list or mapping counts as empty because its entries were refused, for reasons of their own."""
+    place = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        other["loc"][: len(place)] == place and len(other["loc"]) > len(place) for other in found
+    )
+
+
+KINDS = {"tuple": "a list", "dictionary": "a mapping of keys to values"}
+"""Words of YAML for pydantic's."""
+
+
 def _sentence(detail: ErrorDetails, kind: type[BaseModel]) -> str:
     path = [str(part) for part in detail["loc"]]
     key = ".".join(path) or "the document"
@@ -64,6 +93,19 @@ def _sentence(detail: ErrorDetails, kind: type[BaseModel]) -> str:
         return f"{key}: is missing"
     message = detail["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    for word, plain in KINDS.items():
+        message = re.sub(rf"a valid {word}( or instance of \w+)?", plain, message)
+    if detail["type"] in {"enum", "literal_error"}:
+        allowed = re.findall(r"'([^']*)'", message)
+        near = difflib.get_close_matches(str(detail["input"]), allowed, n=1)
+        message += f"; did you mean {near[0]!r}?" if near else ""
+    if (
+        detail["type"].startswith("int")
+        and isinstance(detail["input"], float)
+        and detail["input"].is_integer()
+    ):
+        message += f"; write {int(detail['input'])}"
+    key = key.removesuffix(".[key]")
     if not path:
         return message
     return f"{key}: {_short(detail['input'])}: {message}"
@@ -115,7 +157,28 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """Return a number that YAML and its reader take for the same; `010` is 8 to YAML, and `1:40` is 100."""
+        text, kind = str(node.value), node.tag.rpartition(":")[2]
+        read = super().construct_yaml_int if kind == "int" else super().construct_yaml_float
+        value: int | float = read(node)
+        if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):
+            plain = text[: text[0] == "-"] + (text.lstrip("+-0_").replace("_", "") or "0")
+            meant = "a number without colons" if ":" in text else plain
+            problem = f"{text}: is {value:g} in YAML; write {meant}, or {text!r} with its quotes for a text"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
 
+
+_BOOL, _TIME = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp"
+# `no`, `on` and dates are text: a key that takes true or false also takes yes, no, on and off.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in {_BOOL, _TIME}]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import ConfigDict, Field
 
 from harness.common.format import Estimate
+from harness.common.process import interpreter
 from harness.plan.cluster import CONFIRM_GPU_HOURS, Cluster, Profile, this_machine
 from harness.record.control import Control
 from harness.record.jobs import JobState, JobView
@@ -57,7 +57,8 @@ class Task(Frozen):
     @property
     def command(self) -> list[str]:
         """Command line of each rank."""
-        return [sys.executable, "-u", "-m", "harness.train.worker", *map(str, self.run_dirs)]
+        ranks = ("--ranks", str(self.ranks))
+        return interpreter("-u", "-m", "harness.train.worker", *ranks, *map(str, self.run_dirs))
 
     @property
     def root(self) -> Root:

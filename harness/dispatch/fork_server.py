@@ -35,11 +35,17 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from harness.common.disk import appending
-from harness.common.process import end_at_once, print_traceback, start_logged, stop_when_parent_ends
+from harness.common.process import (
+    end_at_once,
+    interpreter,
+    print_traceback,
+    start_logged,
+    stop_when_parent_ends,
+)
 
 MESSAGE_BYTES = 1 << 17
 """Size of the longest message, an environment."""
-PLAIN = [sys.executable, "-m", "harness.train.worker", "--feed"]
+PLAIN = interpreter("-m", "harness.train.worker", "--feed")
 """Command of a rank that is started as a plain process."""
 
 
@@ -200,7 +206,7 @@ class RankServer:
             listener.bind(self.address)
             listener.listen(128)  # clients that connect before the imports are made wait
             self._process = start_logged(
-                [sys.executable, "-m", "harness.dispatch.fork_server", str(listener.fileno())],
+                interpreter("-m", "harness.dispatch.fork_server", str(listener.fileno())),
                 log,
                 env=environment,
                 pass_fds=[listener.fileno()],

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from harness.common.disk import DiskFull, is_read_only
 from harness.common.process import describe_end
-from harness.dispatch.base import Backend, Handle
+from harness.dispatch.base import Backend, Handle, Task
+from harness.plan.resources import remember, what_would_fit
 from harness.record.control import Control
 from harness.record.jobs import LIVE, JobState
-from harness.record.journal import read_progress
-from harness.record.kinds import Kind
+from harness.record.journal import Journal, read_progress
+from harness.record.kinds import OUT_OF_MEMORY, Kind
+from harness.record.root import Layout, read_run
+from harness.record.series import untrained
 from harness.train.stopping import MOST_ATTEMPTS
+
+log = logging.getLogger("ssmscale.dispatch")
 
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 1.0
@@ -21,12 +27,17 @@ BUSY_SECONDS = 5.0
 """Pause before a Series that another process trains is submitted again."""
 
 
+KILLED = "the system killed it for memory"
+
+
 class JobSupervisor:
     """The tasks that this process has submitted to a backend and supervises."""
 
     def __init__(self, control: Control, backend: Backend) -> None:
         self.control, self.backend = control, backend
         self._open: dict[str, Handle] = {}
+        self._since: dict[str, float] = {}
+        """Time at which each Series was last submitted, in seconds since 1970."""
         self._busy_until: dict[str, float] = {}
         self._losses: dict[str, tuple[str, int]] = {}
         """By Series, its checkpoints when it was last lost, and the number of losses in a row with these."""
@@ -57,6 +68,7 @@ class JobSupervisor:
     def watch_over(self, handles: Sequence[Handle]) -> None:
         """Supervise these submitted tasks."""
         self._open |= {handle.task.series_id: handle for handle in handles}
+        self._since |= dict.fromkeys((handle.task.series_id for handle in handles), time.time())
 
     def watch(self) -> None:
         """Wait until a task ends or the journals are due for reading. Raises DiskFull."""
@@ -64,6 +76,11 @@ class JobSupervisor:
         while True:
             ended = self.take_back()
             for handle, state in ended.items():
+                since = self._since[handle.task.series_id]
+                if state is JobState.OUT_OF_MEMORY and begin_smaller(
+                    handle.task, self.control, since, KILLED
+                ):
+                    continue
                 if state not in {JobState.BUSY, JobState.PREEMPTED}:
                     self._count_loss(handle)
             if ended or time.monotonic() >= deadline:
@@ -110,3 +127,27 @@ class JobSupervisor:
             endings = "; ".join(map(describe_end, logs))
         del self._losses[task.series_id]  # a retry starts counting anew
         task.give_up(left, f"its worker ended {count} times at the same place; {endings}")
+
+
+def begin_smaller(task: Task, control: Control, since: float, how: str) -> bool:
+    """Have the next start of a Series whose worker was killed for memory take half the micro-batch.
+
+    If there is no smaller one its unfinished Runs fail. Returns False if no worker has begun to train it since that
+    time, or another process trains it. `how` says how the worker ended.
+    """
+    progress = read_progress(task.folder)
+    if not progress.is_open or progress.started is None or progress.started["t"] < round(since, 3):
+        return False
+    run, started = read_run(task.run_dirs[0]), progress.started
+    layout, device = Layout.model_validate(started["layout"]), str(started.get("device", "cpu"))
+    remember(control.path.parent, run, layout, device, started.get("device_name"))
+    said = f"{OUT_OF_MEMORY} with micro-batch {layout.micro_batch}: {how}"
+    if layout.micro_batch == 1:
+        remedy = what_would_fit(run, layout, on_cuda=device.startswith("cuda"))
+        task.give_up(task.left(control), f"{said}; {remedy}")
+        return True
+    with untrained(task.folder) as is_free:
+        if is_free:
+            log.warning("series %s: %s; it begins again with a smaller one", task.series_id, said)
+            Journal.open(task.folder).leave(Kind.OUT_OF_MEMORY, said)
+        return is_free

@@ -15,10 +15,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from harness.common.disk import make_folder
+from harness.common.limits import oom_kills
 from harness.common.process import PipeReader, start_logged
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, STACK_SIGNAL
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_OUT_OF_MEMORY, EXIT_PREEMPTED, STACK_SIGNAL
 
 GRACE_SECONDS = 60.0
 """Time a worker has for its last step and its checkpoint after it is asked to stop."""
@@ -55,17 +56,22 @@ class RankProcess:
         self._pipe = PipeReader(self._process.stdout.fileno())
         self.is_ready = False
         """True once it has made its imports and found the other ranks."""
+        self._oom_kills = oom_kills()
         self.replies: list[str] = []
         """Outcomes of the Series it was fed, oldest first, until the caller removes them."""
 
     @property
     def status(self) -> int | None:
-        """Its exit status; None while it runs."""
-        return self._process.poll()
+        """Its exit status, 71 if the system killed it for memory; None while it runs."""
+        status = self._process.poll()
+        if status == -signal.SIGKILL and oom_kills() > self._oom_kills:
+            return EXIT_OUT_OF_MEMORY
+        return status
 
     def feed(self, run_dirs: Sequence[Path]) -> None:
         """Have it train a Series."""
         assert self._process.stdin is not None
+        self._oom_kills = oom_kills()
         with contextlib.suppress(BrokenPipeError):  # it has died; `status` tells
             self._process.stdin.write(json.dumps([str(path) for path in run_dirs]).encode() + b"\n")
             self._process.stdin.flush()
@@ -131,4 +137,6 @@ def state_at_end(statuses: Collection[int | None]) -> JobState:
     """Return the state of a job whose ranks ended with these exit statuses before they replied."""
     if EXIT_NO_SPACE in statuses:
         return JobState.NO_SPACE
+    if EXIT_OUT_OF_MEMORY in statuses:
+        return JobState.OUT_OF_MEMORY
     return JobState.PREEMPTED if EXIT_PREEMPTED in statuses else JobState.LOST

@@ -102,12 +102,14 @@ def tracker(uri: str | None) -> Finding:
     name = "tracker for jobs"
     parts = urlsplit(uri or "")
     if parts.scheme not in {"http", "https"}:
-        found = "none on a server: jobs write journals, and `ssmscale sync` brings them to MLflow"
+        found = "none on a server: jobs write journals, and `ssmscale sync STUDY` brings them to MLflow"
         return Finding.of(name, found)
     address = f"{parts.scheme}://{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
     if parts.hostname in {"localhost", "127.0.0.1", "::1"}:
         found = f"{address} is visible on this machine only"
-        remedy = "start `ssmscale serve` with --host 0.0.0.0 and export the lines it prints, unless all nodes are here"
+        remedy = (
+            "`ssmscale serve STUDY --host 0.0.0.0`, and export the lines it prints, unless all nodes are here"
+        )
         return Finding.of(name, found, remedy)
     problem = _problem(f"{address}{parts.path.rstrip('/')}/health")
     if problem is None and (refusal := _refusal(str(uri))) is None:
@@ -117,7 +119,7 @@ def tracker(uri: str | None) -> Finding:
             "export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, as `ssmscale serve` prints them"
         )
         return Finding.of(name, f"{address} refuses what jobs send: {refusal}", remedy)
-    remedy = "start `ssmscale serve`, or correct MLFLOW_TRACKING_URI; jobs write journals, which `ssmscale sync` sends"
+    remedy = "`ssmscale serve STUDY`, or correct MLFLOW_TRACKING_URI; `ssmscale sync STUDY` sends the jobs' journals"
     return Finding.of(name, f"{address} does not answer: {problem}", remedy)
 
 

@@ -21,7 +21,7 @@ from harness.common.disk import existing, free_bytes, write_atomically
 from harness.common.extras import EXTRAS
 from harness.common.format import GIB
 from harness.plan.cluster import this_machine
-from harness.record.provenance import installed_version
+from harness.record.provenance import HOME, commit, installed_version
 from harness.study.run import Frozen
 from ssmttm.corpus.soundfont import soundfont
 from ssmttm.errors import InputError
@@ -66,7 +66,7 @@ def examine_machine(root: Path, *, fix: bool = False) -> Iterator[Finding]:
     if importlib.util.find_spec("ray") is not None:
         yield _tried("Ray's dashboard", _ray_dashboard, "pip install 'ssmscale[ray]'")
     yield _tried("soundfont", _soundfont, "pip install 'ssmscale[audio]'")
-    yield try_program("git", "the commit of the code is recorded", "install git")
+    yield try_program("git", _what_git_records(), "install git")
 
 
 def try_program(name: str, meaning: str, remedy: str) -> Finding:
@@ -82,6 +82,16 @@ def try_program(name: str, meaning: str, remedy: str) -> Finding:
     return Finding(name=name, works=done.returncode == 0, found=found)
 
 
+def _what_git_records() -> str:
+    """Describe what is recorded of the code, and whether git itself refuses its checkout, as another user's."""
+    said = ""
+    with contextlib.suppress(OSError):
+        own = subprocess.run(["git", "-C", str(HOME), "status"], capture_output=True, text=True, check=False)
+        said = next((line for line in own.stderr.splitlines() if "dubious ownership" in line), "")
+    recorded = "the commit of the code is recorded" if commit() else "the code is recorded without a commit"
+    return f"{recorded}, though git refuses its checkout ({said})" if said else recorded
+
+
 def _python() -> Finding:
     fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
     remedy = None if fits else "use Python 3.11, 3.12 or 3.13"
@@ -90,7 +100,7 @@ def _python() -> Finding:
 
 def _hardware() -> Finding:
     here = this_machine()
-    return Finding.of("hardware", f"{here.cores} cores, {here.memory_gib:.0f} GiB, {here.gpus} GPUs")
+    return Finding.of("hardware", f"{here.cores} cores, {here.memory_gib:.3g} GiB, {here.gpus} GPUs")
 
 
 def _writable(root: Path) -> Finding:

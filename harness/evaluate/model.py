@@ -66,7 +66,7 @@ def load_trained(root: Root, name: str, device: str = "cpu") -> Trained:
     run, place = read_run(folder), Root(folder.parent.parent)
     if (state := read_progress(folder).state) != Event.FINISHED:
         now = f"its state is {state}" if state else "it has not started"
-        raise InputError(f"run {run.run_id} has not finished ({now}); train it with `ssmscale submit`")
+        raise InputError(f"run {run.run_id} has not finished ({now}); submit its study again")
     launch = read_launch(place, run.series_id)
     manifest = load_manifest(launch.corpus)
     if manifest.fingerprint != run.corpus:

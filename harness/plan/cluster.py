@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 from pydantic import Field, field_validator, model_validator
 
 from harness.common.format import GIB
+from harness.common.limits import usable_cores, usable_memory
 from harness.common.validation import read_yaml, validate
 from harness.plan.speed import Device
 from harness.record.root import Layout
@@ -75,7 +75,7 @@ class Cluster:
 
 
 def this_machine() -> Cluster:
-    """Describe the machine this process runs on, without importing torch."""
+    """Describe what this process may use of the machine it runs on, without importing torch."""
     drivers = Path("/proc/driver/nvidia/gpus")
     gpus = len(list(drivers.iterdir())) if drivers.is_dir() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -85,8 +85,8 @@ def this_machine() -> Cluster:
         name="local",
         nodes=1,
         gpus=gpus,
-        cores=len(os.sched_getaffinity(0)),
-        memory_gib=psutil.virtual_memory().total / GIB,
+        cores=usable_cores(),
+        memory_gib=usable_memory() / GIB,
         gpu_type=_gpu_model(drivers) if gpus else None,
     )
 

@@ -6,23 +6,30 @@ from the branch point before its own, and its decay. Runs that share no trunk wo
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from harness.common.disk import free_bytes
-from harness.common.format import GIB, Estimate
+from harness.common.format import GIB, Estimate, counted
 from harness.plan.cluster import Cluster
 from harness.plan.estimate import Cost, Estimator, SizeEstimate, checkpoint_bytes, weights_bytes
 from harness.record.jobs import JobView
-from harness.record.root import Layout, Root
+from harness.record.root import Launch, Layout, Root, read_model_if_there
 from harness.record.status import OVER, RunState, RunStatus, StatusReader
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint
 from harness.study.run import branch_step, by_series
 from harness.study.schema import Study
+from ssmttm.errors import InputError
 
 Note = tuple[str, str]
 """Code and text of a note on the figures."""
+
+
+OTHER_EVALUATIONS = "eval_every_differs"
+"""Code of the note that finished Runs have other evaluations on the way than the study asks for."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,7 @@ def make_plan(
     notes = _on_corpus(study, corpus, text_is_known=text_is_known)
     notes += _on_speed(cluster, {run.size.duration.source for run in runs})
     notes += _on_disk(root, needed, passing)
+    notes += _on_evaluations(study, runs, root)
     return Plan(study, corpus.is_known and text_is_known, runs, passing, tuple(notes))
 
 
@@ -277,12 +285,36 @@ def _on_speed(cluster: Cluster, sources: Collection[str]) -> list[Note]:
     return notes
 
 
+def _on_evaluations(study: Study, runs: Sequence[PlannedRun], root: Root) -> list[Note]:
+    """Describe finished Runs that are reused though they were evaluated on the way as another study asked."""
+    asked = study.tracking.eval_every
+    if asked is None:
+        return []
+    done = Counter(run.status.series_id for run in runs if run.status.state is RunState.DONE)
+    others: dict[str, int] = {}
+    for series_id, count in done.items():
+        launch = None
+        with contextlib.suppress(InputError):  # a damaged file is reported where it is needed
+            launch = read_model_if_there(root.series(series_id) / "launch.json", Launch)
+        if launch is not None and launch.eval_every != asked:
+            every = "null" if launch.eval_every is None else str(launch.eval_every)
+            others[every] = others.get(every, 0) + count
+    if not others:
+        return []
+    reused = counted(sum(others.values()), "finished run")
+    text = (
+        f"{reused} reused that were trained with tracking.eval_every: {' or '.join(others)}, not {asked}: they are "
+        "not trained again, and have no other evaluations on the way"
+    )
+    return [(OTHER_EVALUATIONS, text)]
+
+
 def _on_disk(root: Root, needed: float, passing: float) -> list[Note]:
     free = free_bytes(root.path.absolute()) / GIB
     if free >= needed:
         return []
     text = (
         f"{root.path} has {free:.4g} GiB free, and training what is left takes about {needed:.4g} GiB, "
-        f"{passing:.4g} GiB of them in passing; `ssmscale prune` frees what finished studies no longer need"
+        f"{passing:.4g} GiB of them in passing; pruning finished studies frees what they no longer need"
     )
     return [("disk_short", text)]

@@ -19,6 +19,8 @@ class JobState(StrEnum):
     """It was stopped and has saved; it must be submitted again."""
     NO_SPACE = "no_space"
     """Its disk is full; its checkpoints are kept, and it cannot continue until space is freed."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """The system killed one of its ranks for memory."""
     LOST = "lost"
     """Its process disappeared without a journal event."""
 

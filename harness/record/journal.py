@@ -26,6 +26,7 @@ from harness.common.process import process_is_alive
 from harness.common.validation import first_mistake
 from harness.record.kinds import Kind, kind_of
 from harness.record.result import Result
+from harness.record.root import layout_differences
 
 FORMAT = "{:04d}.jsonl"
 ATTEMPT = re.compile(r"([0-9]{4}|[1-9][0-9]{4,8})\.jsonl")
@@ -136,6 +137,14 @@ class Span(NamedTuple):
     """Share of a GPU that each rank had."""
 
 
+class LayoutChange(NamedTuple):
+    """A difference of layout between two attempts: losses agree with an undisturbed training to rounding alone."""
+
+    step: int
+    """Newest step of the earlier layout."""
+    text: str
+
+
 @dataclass(frozen=True)
 class Progress:
     """State of a run or series by its journal."""
@@ -161,6 +170,8 @@ class Progress:
     """Kind of that reason, or of its failure."""
     spans: tuple[Span, ...] = ()
     """Time of every attempt, oldest first."""
+    changes: tuple[LayoutChange, ...] = ()
+    """Changes of layout between its attempts, oldest first."""
     damaged: tuple[str, ...] = ()
     """A sentence for each skipped line, with file, line and reason."""
 
@@ -234,6 +245,7 @@ class _Fold:
         self.state: dict[str, Any] = {}
         """Fields of the progress that follow from events that change the state."""
         self.spans: list[Span] = []
+        self.changes: list[LayoutChange] = []
         self.notes: list[str] = []
         self.unnamed = 0
         self.is_partial = False
@@ -302,6 +314,9 @@ class _Fold:
                 held.clear()
             held[self.step] = event
         elif name in OPEN:
+            if self.step > 0:
+                found = layout_differences(self.state.get("started", {}), event)
+                self.changes += [LayoutChange(self.step, text) for text in found]
             self.state = {"state": name, "started": event}
         elif name in {Event.FINISHED, Event.FAILED}:
             self.state |= {"state": name, "result": event, "kind": kind_of(event)}
@@ -322,6 +337,7 @@ class _Fold:
             evals=dict(self.held[Event.EVAL]),
             systems=dict(self.held[Event.SYSTEM]),
             spans=tuple(self.spans),
+            changes=tuple(self.changes),
             damaged=tuple(notes),
         )
 

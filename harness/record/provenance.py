@@ -87,10 +87,13 @@ def installed_version(package: str) -> str | None:
 
 
 def git(*arguments: str, **environment: str) -> str | None:
-    """Run git in the code's folder and return its output; None if git is missing or fails."""
+    """Run git in the code's folder and return its output; None if git is missing or fails.
+
+    The folder may be another user's: its code runs already.
+    """
     try:
         done = subprocess.run(
-            ["git", "-C", str(HOME), *arguments],
+            ["git", "-c", f"safe.directory={HOME}", "-C", str(HOME), *arguments],
             capture_output=True,
             check=True,
             env={**os.environ, **environment},

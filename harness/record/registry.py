@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
+from harness.common.format import hint
 from harness.record.root import Root, read_model_if_there
 from harness.record.trust import believe
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
@@ -167,7 +168,7 @@ def check_before_training(resolved: ResolvedStudy) -> None:
     if not resolved.corpus.is_known:
         raise InputError(
             f"{resolved.where}: corpus.path: {path}: does not exist; correct it, or build the corpus with "
-            "`ssmscale data build`"
+            f"{hint('data', 'build', '--out', str(path))}"
         )
     try:
         manifest = load_manifest(path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -30,6 +31,26 @@ class Layout(Frozen):
     activation_checkpointing: bool = False
     kernels: str = "torch"
     """Kernels of the mixers: ssmttm.model.kernels.chosen().name."""
+
+
+EXACT = frozenset({"ranks", "micro_batch", "zero_stage", "threads", "kernels"})
+"""Keys of a layout whose values change floating-point order."""
+
+
+def layout_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Describe the differences of two attempts' first events after which losses agree to rounding alone."""
+
+    def facts(started: Mapping[str, Any]) -> dict[str, Any]:
+        layout = {key: value for key, value in started.get("layout", {}).items() if key in EXACT}
+        device = started.get("device")
+        return layout | ({"device": str(device).split(":", maxsplit=1)[0]} if device else {})
+
+    earlier = facts(before)
+    return [
+        f"{key} is {value} and was {earlier[key]}"
+        for key, value in facts(now).items()
+        if earlier.get(key, value) != value
+    ]
 
 
 class Launch(Frozen):

@@ -67,6 +67,8 @@ class RunStatus:
     """The `finished` event of its journal."""
     still_seconds: float | None = None
     """Time for which none of its ranks has moved, if that is longer than usual."""
+    layout_changes: tuple[str, ...] = ()
+    """Changes of layout while it was trained: its loss agrees with an undisturbed one to rounding alone."""
 
     def as_json(self) -> dict[str, Any]:
         """Return its row of `ssmscale status --json`."""
@@ -85,6 +87,7 @@ class RunStatus:
             "job_id": self.job_id,
             "reason": self.reason,
             "slurm_state": self.slurm_state,
+            "layout_changes": list(self.layout_changes),
         }
 
 
@@ -202,6 +205,18 @@ def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:
     return dict(Counter(row.state for row in rows))
 
 
+def to_rounding(rows: Sequence[RunStatus]) -> str:
+    """Return a sentence on the Runs whose layout changed while they were trained; empty if there are none."""
+    changed = [row for row in rows if row.layout_changes]
+    if not changed:
+        return ""
+    texts = list(dict.fromkeys(text for row in changed for text in row.layout_changes))
+    return (
+        f"{len(changed)} of the study's {len(rows)} runs went on with another layout, so their losses agree with an "
+        f"undisturbed training to rounding, not to the bit: {', '.join(texts[:3])}."
+    )
+
+
 def count_hours(
     points: Sequence[GridPoint],
     trunks: Mapping[str, Progress],
@@ -274,6 +289,9 @@ def _row(point: GridPoint, state: RunState, own: Progress, trunk: Progress, job:
     elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
         over = f"job {job.job_id} is over: {job.slurm_state}"  # the journals may not know it
         reason = f"{reason}; {over}" if reason else over
+    # The trunk may go on for longer Runs after this one has left it.
+    before = [change for change in trunk.changes if change.step < branch]
+    changes = dict.fromkeys(change.text for change in (*before, *own.changes))
     return RunStatus(
         point=point,
         run_id=point.run_id,
@@ -286,6 +304,7 @@ def _row(point: GridPoint, state: RunState, own: Progress, trunk: Progress, job:
         job_id=(job.job_id if job else None) or (own.started or trunk.started or {}).get("job_id"),
         reason=reason,
         result=result,
+        layout_changes=tuple(changes) if state is not RunState.NEW else (),
         slurm_state=job.slurm_state if job else None,
     )
 

@@ -351,17 +351,20 @@ LOGIN_ELSEWHERE = (
 def load_study(path: Path, changes: Sequence[str] = ()) -> Study:
     """Read a study and apply `key=value` changes; raises one InputError with all its mistakes."""
     fields = read_yaml(path)
+    options = {}
     for change in changes:
-        _apply(fields, change)
-    study = validate(Study, fields, str(path))
+        options[_apply(fields, change)] = f"--set {change}"
+    study = validate(Study, fields, str(path), options)
     addresses = {"tracking.uri": study.tracking.uri, "tune.storage": study.tune and study.tune.storage}
     for key, address in addresses.items():
         if address and has_password(address):
-            raise InputError(f"{path}: {key}: {redact(address)}: {LOGIN_ELSEWHERE}")
+            where = "--set" if key in options else path
+            raise InputError(f"{where}: {key}: {redact(address)}: {LOGIN_ELSEWHERE}")
     return study
 
 
-def _apply(fields: dict[str, Any], change: str) -> None:
+def _apply(fields: dict[str, Any], change: str) -> str:
+    """Apply a change and return the key that it sets."""
     key, equals, text = change.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -374,6 +377,7 @@ def _apply(fields: dict[str, Any], change: str) -> None:
     if not isinstance(here, dict):
         raise InputError(f"--set {change}: {parts[-2]!r} has no keys")
     here[parts[-1]] = read_yaml_value(text, f"--set {change}")
+    return ".".join(parts)
 
 
 def merged(*patches: Any) -> dict[str, Any]:

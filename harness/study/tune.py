@@ -157,9 +157,7 @@ class Tuned(Frozen):
 def tuned_rate(tuned: Tuned | None, model: ModelConfig, where: str) -> float:
     """Return the learning rate of a model: its searched size's, else the law's; raises InputError without either."""
     if tuned is None:
-        raise InputError(
-            f"{where}: lr: tuned: the study has not been tuned; run `ssmscale tune`, or give a number"
-        )
+        raise InputError(f"{where}: lr: tuned: the study has not been tuned; tune it first, or give a number")
     facts = {"n_params": parameter_count(model).n_params, "d_model": model.d_model}
     if found := tuned.architectures.get(str(model.architecture)):
         for size in found.sizes:

@@ -9,11 +9,12 @@ from typing import Protocol
 
 from harness.common.console import Stopped, console, errors, stoppable
 from harness.common.disk import DiskFull
-from harness.common.format import counted
+from harness.common.format import counted, hint
 from harness.common.streams import outlasting_output
 from harness.dispatch.base import Backend
 from harness.plan.plan import Plan
 from harness.record.registry import ResolvedStudy
+from harness.record.root import Root
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.submit.submission import Submission
 from harness.tracking.live import MirrorThread
@@ -42,7 +43,7 @@ def train_here(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: 
     if not plan.missing and not any(row.state in {RunState.RUNNING, RunState.QUEUED} for row in rows):
         known = [run.status for run in plan.runs]  # the schedulers were asked too
         waiting = {row.series_id for row in known if row.state in {RunState.RUNNING, RunState.QUEUED}}
-        _print_left(dict.fromkeys(waiting, study.name))
+        _print_left(dict.fromkeys(waiting, study.name), root)
         return known
     mirror = MirrorThread(tracking_uri(study, root), study.name, root)
     submission = Submission(resolved, plan, backend)
@@ -68,7 +69,7 @@ def train_here(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: 
             with closing_in_order(backend.close, cut_short, progress.stop):
                 rows = submission.supervise(on_progress)
             mirror.finish(rows)
-    _print_left(submission.left)
+    _print_left(submission.left, root)
     return rows
 
 
@@ -96,9 +97,8 @@ def closing_in_order(
         close()
 
 
-def _print_left(left: Mapping[str, str]) -> None:
+def _print_left(left: Mapping[str, str], root: Root) -> None:
     """Print the studies to whose jobs Series were left."""
     for study, series in sorted(Counter(left.values()).items()):
-        console.print(
-            f"{counted(series, 'series')} left to jobs of study {study}; see `ssmscale status {study}`"
-        )
+        where = hint("status", study, root=root.path)
+        console.print(f"{counted(series, 'series')} left to jobs of study {study}; see {where}")

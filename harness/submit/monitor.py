@@ -7,6 +7,7 @@ answer is used.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from harness.record.jobs import LIVE, JobState, JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy, open_study
 from harness.record.series import unfinished
 from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
+from harness.submit.target import Options, last_options
 from ssmttm.errors import InputError
 
 SCHEDULER_SECONDS = 20.0
@@ -89,6 +91,9 @@ class StudySnapshot:
     """True if the scheduler was asked and has never answered."""
     packed_jobs: tuple[PackedJob, ...] = ()
     """Packed jobs of the study that wait or run."""
+    root: Path = Path("runs")
+    options: tuple[str, ...] = ()
+    """Options of its last submission, as they are typed."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -140,7 +145,16 @@ class StudyMonitor:
             self._problem,
             is_unheard=self._problem is not None and (self._ledger is None or bool(ledger.unheard)),
             packed_jobs=packed_jobs_of(ledger),
+            root=self.resolved.root.path,
+            options=self._options(),
         )
+
+    def _options(self) -> tuple[str, ...]:
+        """Return the options of the last submission, as they are typed; none if others may have written them."""
+        with contextlib.suppress(InputError):
+            if last := last_options(self.resolved, Options()):
+                return last.words()
+        return ()
 
     def _ask(self) -> None:
         begun = time.monotonic()
@@ -224,7 +238,8 @@ def choose(rows: list[RunStatus], prefixes: Sequence[str] | None) -> list[RunSta
     for prefix in prefixes:
         found = [row for row in rows if row.run_id.startswith(prefix)]
         if not found:
-            raise InputError(f"no run id of this study starts with {prefix!r}; see `ssmscale status`")
+            known = ", ".join(row.run_id for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+            raise InputError(f"no run id of this study starts with {prefix!r}; its runs are {known}")
         if len(found) > 1:
             raise InputError(f"{len(found)} run ids of this study start with {prefix!r}; give more of the id")
         chosen += found

@@ -95,6 +95,13 @@ class Options(NamedTuple):
     nodes: int | None = None
     ray_address: str | None = None
 
+    def words(self) -> tuple[str, ...]:
+        """Return them as they are typed."""
+        given = {"--" + name.replace("_", "-"): value for name, value in self._asdict().items()}
+        return tuple(
+            word for name, value in given.items() if value is not None for word in (name, str(value))
+        )
+
 
 def last_options(resolved: ResolvedStudy, given: Options) -> Options | None:
     """Return the options of the study's last submission; None if there was none.

@@ -27,7 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.common.address import redact
-from harness.common.process import log_to_stderr, start_logged
+from harness.common.format import hint
+from harness.common.process import interpreter, log_to_stderr, start_logged
 from harness.common.validation import first_line
 from harness.record.root import Launch, Root, read_launch
 from harness.record.status import RunState, RunStatus, StatusReader
@@ -133,7 +134,8 @@ class MirrorThread(Rounds):
                 seen, since = visits, time.monotonic()
             elif time.monotonic() - since > STUCK_SECONDS:
                 self.is_stopped = True
-                log.warning("MLflow makes no progress; `ssmscale sync %s` sends the rest", self._study_name)
+                again = hint("sync", self._study_name, root=self._arguments[2].path)
+                log.warning("MLflow makes no progress; %s sends the rest", again)
                 return
 
     def _work(self) -> None:
@@ -157,7 +159,7 @@ def mirrored_beside(launch: Launch, root: Root, series_id: str) -> Iterator[None
 
 
 def _start(launch: Launch, root: Root, series_id: str) -> subprocess.Popen[bytes] | None:
-    command = [sys.executable, "-m", "harness.tracking.live", str(launch.control.parent), series_id]
+    command = interpreter("-m", "harness.tracking.live", str(launch.control.parent), series_id)
     hidden = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "CUDA_VISIBLE_DEVICES"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     log_file = root.series(series_id) / "logs" / "mirror.log"
@@ -194,7 +196,8 @@ def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
         raise InputError(f"series {series_id}: its launch.json names no tracker for other machines")
     path = root.series(series_id) / "launch.json"
     if not may_receive_logins(uri, path):
-        believe(path, f"that logins are sent to {redact(uri)}", "run `ssmscale sync` afterwards")
+        later = f"run {hint('sync', study_dir.name, root=root.path)} afterwards"
+        believe(path, f"that logins are sent to {redact(uri)}", later)
     resolved = resolve_registered(root, study_dir.name)
     if resolved is None:
         raise InputError(f"{study_dir}: no study here; give ROOT/studies/NAME")

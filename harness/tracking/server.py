@@ -30,7 +30,7 @@ import psutil
 from filelock import Timeout
 
 from harness.common.address import redact
-from harness.common.process import ignoring, start_logged, stop_when_parent_ends
+from harness.common.process import SAFE_PATH, ignoring, interpreter, start_logged, stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.app import CREATE_EXPERIMENT, FORBIDDEN, HEALTH, OUTSIDE, SETTINGS, Settings
 from harness.tracking.auth import Credentials
@@ -104,7 +104,7 @@ def serving(
         begin = log.stat().st_size if log.exists() else 0
         process = start_logged(
             # Ctrl-C reaches this process alone, which then ends the server.
-            [sys.executable, "-m", "harness.tracking.server", *_arguments(server)],
+            interpreter("-m", "harness.tracking.server", *_arguments(server)),
             log,
             env=_environment(server),
         )
@@ -337,6 +337,7 @@ def _environment(server: Server) -> dict[str, str]:
     )
     ours = {
         SETTINGS: json.dumps(asdict(settings)),
+        **SAFE_PATH,
         "MLFLOW_BACKEND_STORE_URI": server.database,
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join([*names, *(f"{name}:*" for name in names)]),
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from harness.common.disk import (
     space_for,
     sync_to_disk,
 )
+from harness.common.process import interpreter
 from harness.record import checkpoints
 from harness.record.checkpoints import Checkpoint, FileFacts, Marker, Problem, retire, tag_of
 from harness.record.heartbeat import Heartbeat, written_bytes
@@ -194,7 +194,7 @@ def _load_on_other_ranks(engine: Engine, checkpoint: Checkpoint, heartbeat: Hear
         remove_converted()
         done = subprocess.run(
             [
-                *(sys.executable, "-c", f"from {__name__} import convert; convert()"),
+                *interpreter("-c", f"from {__name__} import convert; convert()"),
                 *("--inject_missing_state", "--num_extract_workers=1", "--num_merge_workers=1"),
                 *(f"--input_folder={checkpoint.path}", f"--output_folder={target}"),
             ],

@@ -6,7 +6,7 @@ would allow a larger one; every other difference becomes a warning in the journa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from harness.plan.cluster import choose_layout
@@ -14,12 +14,9 @@ from harness.plan.resources import Refused
 from harness.record import checkpoints
 from harness.record.checkpoints import Marker
 from harness.record.journal import read_progress
-from harness.record.root import Launch, Layout, Root
+from harness.record.root import Launch, Layout, Root, layout_differences
 from harness.study.run import Run
 from harness.train.ranks import Ranks, device_name
-
-EXACT = {"ranks", "micro_batch", "zero_stage", "threads", "kernels"}
-"""Keys of a layout whose values change floating-point order."""
 
 
 def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks) -> tuple[Layout, list[str]]:
@@ -46,7 +43,11 @@ def series_layout(root: Root, runs: Sequence[Run], launch: Launch, ranks: Ranks)
         update={"kernels": chosen().name, "activation_checkpointing": launch.activation_checkpointing}
     )
     layout = ranks.broadcast(_within_memory(runs[0], layout, launch, ranks.device), Layout)
-    return layout, _differences(started or {}, layout, ranks.device)
+    now = {"layout": layout.model_dump(), "device": ranks.device}
+    return layout, [
+        f"{text} in the attempt before: losses agree to rounding, not to the bit"
+        for text in layout_differences(started or {}, now)
+    ]
 
 
 def _within_memory(run: Run, layout: Layout, launch: Launch, device: str) -> Layout:
@@ -56,13 +57,3 @@ def _within_memory(run: Run, layout: Layout, launch: Launch, device: str) -> Lay
         return layout
     micro = choose_layout(run.batch, layout.ranks, max(1, min(most, layout.micro_batch)), 0, 1)
     return layout.model_copy(update={"micro_batch": micro.micro_batch, "accumulation": micro.accumulation})
-
-
-def _differences(started: Mapping[str, Any], layout: Layout, device: str) -> list[str]:
-    before = {**started.get("layout", {}), "device": started.get("device", device).split(":")[0]}
-    now = {**layout.model_dump(include=EXACT), "device": device.split(":", maxsplit=1)[0]}
-    return [
-        f"{key} is {value} and was {before[key]} in the attempt before: losses agree to rounding, not to the bit"
-        for key, value in now.items()
-        if before.get(key, value) != value
-    ]

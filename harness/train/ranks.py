@@ -125,10 +125,11 @@ def device_name(device: str) -> str | None:
     return str(torch.cuda.get_device_name(device))
 
 
-def initialise_ranks(threads: int) -> Ranks:
+def initialise_ranks(threads: int, wanted: int | None = None) -> Ranks:
     """Join the process group described by RANK, WORLD_SIZE and SSMSCALE_MEETING, or be a group of one.
 
-    The group is made once a process and kept: a DeepSpeed engine built after a group was destroyed fails.
+    The group is made once a process and kept: a DeepSpeed engine built after a group was destroyed fails. Raises
+    InputError if `wanted` ranks were to be started, and the launcher started another number.
     """
     import torch
 
@@ -145,6 +146,11 @@ def initialise_ranks(threads: int) -> Ranks:
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted not in {None, world}:
+        raise InputError(
+            f"this worker was started as rank {rank} of {world}, and the study's plan has {wanted}: the launcher hides "
+            "its variables (such as SLURM_PROCID and SLURM_NTASKS) from its tasks, or starts another number of them"
+        )
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     if on_cuda:
         torch.cuda.set_device(local_rank)

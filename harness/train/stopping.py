@@ -16,6 +16,8 @@ from ssmttm.errors import InputError
 
 EXIT_NO_NODES = 69
 """EX_UNAVAILABLE: the Ray cluster has had no node for long; another cluster may have one."""
+EXIT_OUT_OF_MEMORY = 71
+"""EX_OSERR: stands for the end of a worker that the system killed for memory."""
 EXIT_NO_SPACE = 74
 """EX_IOERR: the disk is full; everything saved before is kept."""
 EXIT_PREEMPTED = 75

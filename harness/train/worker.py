@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--supervised", action="store_true", help="exit with 0 if the journals hold the outcome"
     )
+    parser.add_argument("--ranks", type=int, help="number of ranks that were started for these Runs")
     options = parser.parse_args(arguments)
     if not options.feed and not options.run_dirs:
         parser.error("give RUN_DIRs, or --feed")
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop_when_parent_ends()
             return _serve(stop)
         stop.install()
-        status = _run_all(options.run_dirs, stop)
+        status = _run_all(options.run_dirs, stop, options.ranks)
         # A rank that ends with another status has the rest killed, before they have closed what they hold.
         return 0 if options.supervised and status in {1, EXIT_PREEMPTED} else status
 
@@ -107,10 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flush_or_drop()
 
 
-def _run_all(run_dirs: Sequence[Path], stop: StopFlag) -> int:
+def _run_all(run_dirs: Sequence[Path], stop: StopFlag, ranks: int | None) -> int:
     outcomes = []
     for root, runs in group_by_series(run_dirs):
-        outcomes.append(train_series(runs, root, stop))
+        outcomes.append(train_series(runs, root, stop, ranks))
         log.info("series %s: %s", runs[0].series_id, outcomes[-1])
     if {"preempted", "busy"} & set(outcomes):
         return EXIT_PREEMPTED
@@ -155,13 +156,14 @@ def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
     return [(Root(path), runs) for (path, _), runs in groups.items()]
 
 
-def train_series(runs: Sequence[Run], root: Root, stop: StopFlag) -> str:
+def train_series(runs: Sequence[Run], root: Root, stop: StopFlag, wanted: int | None = None) -> str:
     """Train the unfinished Runs of one Series; return finished, failed, preempted, or busy (another process trains it).
 
-    Raises DiskFull if the disk is full; earlier checkpoints stay, and no Run counts as failed.
+    Raises DiskFull if the disk is full; earlier checkpoints stay, and no Run counts as failed. Raises InputError if
+    this is not one of the `wanted` ranks.
     """
     launch = read_launch(root, runs[0].series_id)
-    ranks = initialise_ranks(launch.threads)
+    ranks = initialise_ranks(launch.threads, wanted)
     work = _SeriesWork(runs, root, launch, ranks, stop)
     try:
         with naming_a_full_disk(work.folder):

@@ -16,9 +16,24 @@ from tests.studies import Fields
 pytestmark = pytest.mark.cluster
 
 
-def test_two_ranks_go_on_from_what_four_ranks_on_two_nodes_saved(
-    make: Make, study_fields: Fields, tmp_path: Path
+OF_A_SESSION = {
+    "SLURM_MEM_PER_CPU": "500",
+    "SLURM_EXPORT_ENV": "NONE",
+    "SLURM_CPU_BIND": "map_cpu:99",
+    "SRUN_CPUS_PER_TASK": "3",
+    "SLURM_NTASKS": "1",
+    "SBATCH_PARTITION": "nowhere",
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+}
+"""Variables of the shell that submits, as of a salloc or a torchrun, each of which ends or misleads an srun."""
+
+
+def test_two_ranks_go_on_from_what_four_ranks_on_two_nodes_saved_whatever_the_shell_holds(
+    make: Make, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in OF_A_SESSION.items():
+        monkeypatch.setenv(name, value)
     study_fields["grid"]["iterations"] = [10, 20]  # they leave the trunk at steps 8 and 16
     study_fields["resources"] = {"ranks": 4, "zero_stage": 3}
     study = make(study_fields)

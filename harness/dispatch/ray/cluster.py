@@ -18,7 +18,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
-from harness.common.process import PipeReader, describe_end, ignoring, start_logged
+from harness.common.process import PipeReader, describe_end, ignoring, interpreter, start_logged
 from harness.dispatch.ray.host import LOOPBACK, RayDown
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.plan.cluster import Cluster
@@ -134,7 +133,7 @@ class RayNodes:
         self._head_failure: str | None = None
         make_folder(plan.log_dir)
         self.log = plan.log_dir / "ray.log"
-        agent = [sys.executable, "-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json()]
+        agent = interpreter("-u", "-m", "harness.dispatch.ray.node_agent", plan.model_dump_json())
         # In its own session: Ctrl-C does not reach the agents, which this process ends in order.
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = start_logged([*command, *agent], self.log, env=environment, **pipes)

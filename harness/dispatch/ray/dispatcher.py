@@ -11,7 +11,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -236,7 +236,8 @@ def connected(address: str) -> Iterator[None]:
     """Be a driver of the Ray cluster at HOST:PORT during the block; Ray ends the driver's actors with it."""
     import ray
 
-    ray.init(address, namespace="ssmscale", log_to_driver=False, logging_level="WARNING")
+    with chdir("/"):  # Ray has its workers import from the driver's folder
+        ray.init(address, namespace="ssmscale", log_to_driver=False, logging_level="WARNING")
     try:
         yield
     finally:

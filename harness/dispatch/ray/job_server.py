@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from harness.common.extras import missing_package
 from harness.common.format import GIB
+from harness.common.process import SAFE_PATH, interpreter
 from harness.record.jobs import JobState, JobView, SchedulerUnavailable
 from harness.record.provenance import installed_version
 from harness.study.run import Frozen
@@ -69,7 +70,9 @@ class RayJobs:
         """Run a shell line on the cluster. Raises SchedulerUnavailable."""
         with self._answering():
             self._client.submit_job(
-                entrypoint=command, submission_id=name, runtime_env={"env_vars": dict(environment)}
+                entrypoint=command,
+                submission_id=name,
+                runtime_env={"env_vars": SAFE_PATH | dict(environment)},
             )
 
     def views(self) -> dict[str, JobView]:
@@ -135,10 +138,10 @@ class RayJobs:
 
 def python_there(*arguments: str) -> str:
     """Return a shell line that runs this Python if the node has it with the harness, otherwise the node's own."""
-    ours, line = shlex.quote(sys.executable), shlex.join(arguments)
-    return (
-        f'python={ours}; "$python" -c \'import harness\' 2>/dev/null || python=python; exec "$python" {line}'
-    )
+    ours, *options = map(shlex.quote, interpreter())
+    python = f'"$python" {" ".join(options)}'
+    tried = f"python={ours}; {python} -c 'import harness' 2>/dev/null || python=python"
+    return f"{tried}; exec {python} {shlex.join(arguments)}"
 
 
 @contextlib.contextmanager
@@ -224,7 +227,8 @@ def main() -> None:
     """Print the result of the inspection."""
     import ray
 
-    ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
+    with contextlib.chdir("/"):  # Ray has its workers import from the driver's folder
+        ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
     sys.stdout.write(f"{MARK}{look(sys.argv[1:]).model_dump_json()}\n")
 
 

@@ -25,9 +25,11 @@ from typing import Any
 import psutil
 
 from harness.common.process import (
+    SAFE_PATH,
     PipeReader,
     adopt_orphans,
     describe_end,
+    interpreter,
     log_to_stderr,
     start_logged,
     stop_when_parent_ends,
@@ -204,6 +206,7 @@ class NodeAgent:
         return {
             **own,
             **environment_of_ray(self.ip, self.plan.token_file),
+            **SAFE_PATH,
             "RAY_START_HOOK": "harness.dispatch.ray.start_hook.adjust",
             NODE_ADDRESS: self.ip,
             # When a Ray worker ends, its children, the ranks, save and end by themselves.
@@ -293,7 +296,7 @@ class RayProcess:
         self.folder = folder
         self.began = time.monotonic()
         self._raylet: psutil.Process | None = None
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, f"--temp-dir={folder}"]
+        command = interpreter("-m", "ray.scripts.scripts", "start", *arguments, f"--temp-dir={folder}")
         self.process = start_logged(
             command,
             log_file,

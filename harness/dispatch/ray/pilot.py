@@ -23,11 +23,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.common.process import last_line, start_logged, stop_when_parent_ends
+from harness.common.process import interpreter, last_line, start_logged, stop_when_parent_ends
 from harness.dispatch.arrays import Array, packed_folder
 from harness.dispatch.ray.cluster import NodePlan, RayNodes, make_token
 from harness.dispatch.ray.host import RayDown
-from harness.dispatch.slurm.settle import Ending, JobStart, job_number, patiently, run_job
+from harness.dispatch.slurm.queue import environment_of_srun
+from harness.dispatch.slurm.settle import OUT_OF_TIME, Ending, JobStart, job_number, patiently, run_job
 from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.record.control import Control
 from harness.record.root import Root
@@ -106,7 +107,7 @@ class Pilot:
             ending = Ending.DISK_FULL
         else:
             ending = Ending.OUT_OF_TIME if self.told else Ending.OTHERS_TRAIN
-        return self.start.settle(ending, before, lambda: self._may_start_again("its time was over"))
+        return self.start.settle(ending, before, lambda _: self._may_start_again(OUT_OF_TIME))
 
     def _count_retries(self) -> int:
         return sum(event["event"] == "retried" for event in self.control.read())
@@ -122,7 +123,7 @@ class Pilot:
         """Run a Ray on all nodes of the job during the block; raises RayDown if it does not start."""
         plan = self._plan()
         # The agents report signals: some, such as those of scancel, reach a job's steps and not its batch script.
-        nodes = RayNodes(self._srun(), plan, _for_srun(), self.told)
+        nodes = RayNodes(self._srun(), plan, environment_of_srun(), self.told)
         with nodes.running() as address:
             if (line := address.tunnel()) is not None:
                 log.info(
@@ -151,7 +152,7 @@ class Pilot:
         """Run a controller, and pass on the first signal of this job; returns its exit status."""
         assert nodes.address is not None
         process = start_logged(
-            [sys.executable, "-u", *self.controller, str(self.array_file), self.array.digest],
+            interpreter("-u", *self.controller, str(self.array_file), self.array.digest),
             self.log,
             env={**os.environ, **nodes.address.environment()},
             preexec_fn=stop_when_parent_ends,  # this process has one thread
@@ -206,13 +207,8 @@ class Pilot:
             f"--ntasks={shape.nodes}",
             "--ntasks-per-node=1",
             f"--cpus-per-task={shape.ranks_a_node * shape.threads}",
+            "--export=ALL",
         ]
-
-
-def _for_srun() -> dict[str, str]:
-    """Return this environment without the batch file's options for tasks, which do not hold for the agents."""
-    hidden = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_CPU_BIND", "SLURM_CPUS_PER_TASK")
-    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import getpass
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from harness.common.disk import make_folder
+from harness.common.process import interpreter
 from harness.dispatch.arrays import LOGS, Array, ArrayStore, batch_logs, new_array, new_name
 from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.slurm.queue import call, cluster_name, read_jobs, steering, unavailable
@@ -165,9 +165,9 @@ class SlurmBackend(Backend):
     def _sbatch(self, array: Array, hours: float) -> str:
         """Submit an array whose jobs have `hours` until they are told to save; returns its number."""
         file = str(self.store.path_of(array))
-        command = [sys.executable, "-u", "-m", "harness.dispatch.slurm.job", file, array.digest]
+        command = interpreter("-u", "-m", "harness.dispatch.slurm.job", file, array.digest)
         if array.packed:  # `exec`, so that SLURM's signals reach the pilot and not a shell
-            command = ["exec", sys.executable, "-u", "-m", "harness.dispatch.ray.pilot", file, array.digest]
+            command = ["exec", *interpreter("-u", "-m", "harness.dispatch.ray.pilot", file, array.digest)]
         line = running_from(self.copy, command) if self.copy else shlex.join(command)
         return sbatch(
             line, array.elements, self.study_dir / LOGS / array.name, self._parameters(array, hours)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,19 +20,22 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.common.limits import oom_kills
 from harness.dispatch.arrays import Array, batch_logs
 from harness.dispatch.base import Task
-from harness.dispatch.slurm.queue import call
-from harness.dispatch.slurm.settle import Ending, JobStart, job_number, run_job
+from harness.dispatch.slurm.queue import call, environment_of_srun
+from harness.dispatch.slurm.settle import OUT_OF_TIME, Ending, JobStart, job_number, run_job
+from harness.dispatch.supervise import KILLED, begin_smaller
 from harness.record.control import Control
 from harness.record.heartbeat import Watch, read_beats
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Progress
-from harness.record.kinds import Kind
+from harness.record.kinds import TIME_LIMIT_SIGNAL, Kind
 from harness.record.root import read_launch
 from harness.train.meeting import make_meeting
 from harness.train.stopping import (
     EXIT_NO_SPACE,
+    EXIT_OUT_OF_MEMORY,
     EXIT_PREEMPTED,
     MOST_ATTEMPTS,
     STACK_SECONDS,
@@ -47,6 +51,18 @@ END_SECONDS = 60.0
 """Time for killed ranks to end before they are killed again."""
 TAIL = 2**16
 """Bytes read of the end of a log."""
+STARTS = "srun starts"
+"""Words of the line after which a job's log belongs to its newest start."""
+SCHEDULER_ERROR = re.compile(r"(srun|slurmstepd)[^:]*: (error|fatal): ")
+OUT_OF_MEMORY = re.compile(
+    r"(srun|slurmstepd).*(oom.kill|Out Of Memory|exceeded .*memory limit)", re.IGNORECASE
+)
+"""SLURM's errors that report the end of a rank for memory."""
+CONSEQUENCE = re.compile(
+    r"[Ee]xited with exit code|task \S+: ([A-Z][a-z]+|User defined signal \d|Segmentation fault)( \(core dumped\))?$"
+    r"|\*\*\* (STEP|JOB) (?!.*DUE TO (TIME|NODE))|Timed out waiting for job step"
+)
+"""Errors by which SLURM reports that a rank has ended, or that it ends the others."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(array_file: Path, array: Array) -> int:
     task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
     start = start_of(task)
-    before, began = start.place(), time.time()
+    before, began, kills = start.place(), time.time(), oom_kills()
     code, stall = _run_ranks(array, task, array_file.parent.parent)
+    if code == 128 + signal.SIGKILL and stall is None and oom_kills() > kills:
+        code = EXIT_OUT_OF_MEMORY
     if stall is not None:
         task.note_stall(stall)
     return settle(start, code, began, before, stall)
@@ -80,14 +98,18 @@ def settle(start: JobStart, code: int, began: float, before: str, stall: str | N
     `stall` describes where they stood still, if they were ended for that.
     """
     ending = _ending(start.progress(), code, began)
+    if ending is Ending.CRASHED:
+        reason, _ = _why(start, began)
+        if OUT_OF_MEMORY.search(reason) or code == EXIT_OUT_OF_MEMORY:
+            how = reason if OUT_OF_MEMORY.search(reason) else KILLED
+            if begin_smaller(start.tasks[0], start.control, began, how):
+                ending = Ending.STOPPED
 
-    def may_start_again() -> bool:
-        last = stall or _last_output(start, began)
+    def may_start_again(ending: Ending) -> bool:
+        reason, why = (stall, f"; {stall}") if stall else _why(start, began)
         if ending is Ending.OUT_OF_TIME:
-            why = "at the same place, the last time because its time was over"
-        else:
-            why = f"at the same place; {last if stall else f'its log ends: {last}'}"
-        return start.may_start_again(last, f"ended {MOST_ATTEMPTS} times {why}")
+            reason, why = OUT_OF_TIME, f", the last time because {OUT_OF_TIME}"
+        return start.may_start_again(reason, f"ended {MOST_ATTEMPTS} times at the same place{why}")
 
     return start.settle(ending, before, may_start_again)
 
@@ -104,6 +126,8 @@ def _ending(told: Sequence[Progress], code: int, began: float) -> Ending:
     now = {progress.kind for progress in stopped if progress.spans and progress.spans[-1].ended >= began}
     if Kind.OUT_OF_MEMORY in now:  # the next start has a smaller micro-batch
         return Ending.STOPPED
+    if code - 128 == signal.Signals[TIME_LIMIT_SIGNAL]:  # a rank that is still starting does not handle it
+        return Ending.OUT_OF_TIME
     if not is_in_order:
         return Ending.CRASHED
     if not stopped:
@@ -124,16 +148,21 @@ def _run_ranks(array: Array, task: Task, study_dir: Path) -> tuple[int, str | No
         f"--ntasks={shape.ranks}",
         f"--ntasks-per-node={shape.ranks_a_node}",
         f"--cpus-per-task={shape.threads}",
+        "--export=ALL",
         *task.command,
         "--supervised",
     ]
-    environment = {
-        **os.environ,
-        "SSMSCALE_MEETING": str(meeting),
-        "OMP_NUM_THREADS": str(shape.threads),
-        "MKL_NUM_THREADS": str(shape.threads),
-    }
-    log.info("series %s: %d ranks on %s", task.series_id, shape.ranks, os.environ.get("SLURM_JOB_NODELIST"))
+    threads = str(shape.threads)
+    environment = environment_of_srun(
+        SSMSCALE_MEETING=str(meeting), OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads
+    )
+    log.info(
+        "series %s: %s %d ranks on %s",
+        task.series_id,
+        STARTS,
+        shape.ranks,
+        os.environ.get("SLURM_JOB_NODELIST"),
+    )
     try:
         return _watch_over(command, environment, task)
     finally:
@@ -167,19 +196,33 @@ def _end_ranks() -> bool:
     return True
 
 
-def _last_output(start: JobStart, began: float) -> str:
-    """Return the last line that a rank logged since `began`, or without one the last line of the job's log."""
+def _why(start: JobStart, began: float) -> tuple[str, str]:
+    """Return why the ranks that were started at `began` have ended, alone and as the end of a sentence.
+
+    An error of SLURM's is the reason unless it follows from a rank's end, else the last line that a rank logged or
+    printed.
+    """
+    said = [line for path in batch_logs(start.control.path.parent, start.job_id) for line in _lines(path)]
+    begins = [number for number, line in enumerate(said) if STARTS in line]
+    said = said[begins[-1] + 1 :] if begins else said
+    errors = [line for line in said if SCHEDULER_ERROR.match(line)]
+    causes = [line for line in errors if not CONSEQUENCE.search(line)]
+    if causes:
+        return causes[-1], f"; SLURM said: {causes[-1]}"
     logs = (start.tasks[0].folder / "logs").glob("rank-*.log")
     recent = [path for path in logs if path.stat().st_mtime >= began]
-    newest = max(recent, key=lambda path: path.stat().st_mtime, default=None)
-    for path in [newest] if newest else batch_logs(start.control.path.parent, start.job_id):
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
-        own = [line for line in lines if line and not line.startswith(("srun: ", "slurmstepd"))]
-        if own or lines:
-            return (own or lines)[-1][:300]
-    return "nothing"
+    printed = _lines(max(recent, key=lambda path: path.stat().st_mtime)) if recent else []
+    own = printed or [line for line in said if not line.startswith(("srun: ", "slurmstepd"))]
+    last = next(reversed(own or errors), "nothing")
+    return last, f"; its log ends: {last}"
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the last lines of a log that are not blank, each cut at 300 characters."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        text = file.read().decode(errors="replace")
+    return [line.strip()[:300] for line in text.splitlines() if line.strip()]
 
 
 if __name__ == "__main__":

@@ -21,8 +21,19 @@ from harness.record.jobs import LIVE, NOT_LOOKED_AT, JobState, JobView, Schedule
 PENDING_ELEMENTS = re.compile(r"(\d+)_\[.*\]")
 SQUEUE = "%i|%j|%T|%M|%N|%r"
 SACCT = "JobID,JobName,State,ElapsedRaw,NodeList"
-STEERING = ("SQUEUE_", "SACCT_", "SINFO_", "SBATCH_", "SCANCEL_")
-"""Prefixes of variables that change what SLURM's programs list or request."""
+STEERING = re.compile(
+    "(SLURM|SLURMD|SALLOC|SBATCH|SRUN|SACCT|SCANCEL|SCONTROL|SINFO|SQUEUE|PMI|PMI2|PMIX|OMPI|PRTE|TORCHELASTIC)_.*"
+    "|SUBMITIT_.*|SSMSCALE_MEETING|((LOCAL|GROUP|NODE|ROLE)_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)"
+    "|(CUDA|ROCR|HIP)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|ZE_AFFINITY_MASK"
+)
+"""Variables that change what SLURM's programs list or request, or that describe the job and ranks of a shell."""
+ACCESS = re.compile("SLURM_(CONF|JWT|SACK).*")
+"""Those by which SLURM's programs find their cluster and log in."""
+OF_A_JOB = re.compile(
+    "SLURM_(JOB|ARRAY_|RESTART_COUNT|CLUSTER_NAME|SUBMIT_|NODELIST|TOPOLOGY_|WORKING_|MEM_PER_NODE|GPUS_(PER|ON)_NODE).*"
+    "|SUBMITIT_.*|.*_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|ZE_AFFINITY_MASK"
+)
+"""Those that SLURM sets for a job and that hold for its steps too."""
 ACTS = ("sbatch", "scancel", "requeue")
 """Words of calls that change something; all others are questions."""
 SECONDS, ACT_SECONDS = 10.0, 60.0
@@ -77,9 +88,23 @@ def put_together(queue: Mapping[str, JobView], accounts: Mapping[str, JobView]) 
     return views
 
 
-def steering() -> list[str]:
-    """Return the variables of this process's environment that SLURM's programs must not see."""
-    return sorted(name for name in os.environ if name.startswith(STEERING))
+def steering(*, in_job: bool = False) -> list[str]:
+    """Return the variables of this process's environment that SLURM's programs must not see.
+
+    Jobs inherit them from the shell that submits, and srun prefers several of them to its job's resources. In a job,
+    srun may see what SLURM has set for that job.
+    """
+
+    def may_be_seen(name: str) -> bool:
+        return bool(ACCESS.fullmatch(name) or (in_job and OF_A_JOB.fullmatch(name)))
+
+    return sorted(name for name in os.environ if STEERING.fullmatch(name) and not may_be_seen(name))
+
+
+def environment_of_srun(**more: str) -> dict[str, str]:
+    """Return the environment of an srun in this job: the job's own, and `more`."""
+    hidden = steering(in_job=True)
+    return {name: value for name, value in os.environ.items() if name not in hidden} | more
 
 
 def unavailable(why: str, *, is_here: bool = True) -> SchedulerUnavailable:
@@ -217,8 +242,8 @@ REASONS = {
     "BadConstraints": "no node meets its constraints: see constraint and gpu_type",
     "InvalidAccount": "the account is unknown",
     "InvalidQOS": "the QOS is unknown",
-    "JobLaunchFailure": "it could not be started: see ssmscale logs",
-    "launch": "it could not be started and is held: see ssmscale logs, then scontrol release",
+    "JobLaunchFailure": "it could not be started: its log says why",
+    "launch": "it could not be started and is held: its log says why; then scontrol release",
     "QOSJobLimit": "the QOS allows no more running jobs",
     "QOSTimeLimit": "the QOS's time is used up",
     "AssociationJobLimit": "the account allows no more running jobs",

@@ -56,6 +56,10 @@ def run_job(arguments: Sequence[str] | None, train: Callable[[Path, Array], int]
     return exit_status(run, log)
 
 
+OUT_OF_TIME = "its time limit was reached; raise limits.hours or the partition's hours in the profile"
+"""Reason why a job failed whose time is too short for any progress."""
+
+
 class Ending(Enum):
     """The end of a job's start that has unfinished Runs."""
 
@@ -102,11 +106,11 @@ class JobStart:
         done = sum(read_progress(folder).state == Event.FINISHED for folder in self.run_dirs)
         return f"{done} finished, checkpoints {hashlib.sha256('|'.join(places).encode()).hexdigest()[:12]}"
 
-    def settle(self, ending: Ending, before: str, may_start_again: Callable[[], bool]) -> int:
+    def settle(self, ending: Ending, before: str, may_start_again: Callable[[Ending], bool]) -> int:
         """Requeue the job or let it end; returns its exit status.
 
-        `before` is its `place` when it started. If it made no progress since, `may_start_again` is called, which is
-        the method of this name with its arguments.
+        `before` is its `place` when it started. If it made no progress since, `may_start_again` is called with the
+        ending that SLURM confirms: it is the method of this name with its arguments.
         """
         if not (left := self.unfinished()):
             states = [read_progress(folder).state for folder in self.run_dirs]
@@ -135,10 +139,12 @@ class JobStart:
         if is_preempted and self.is_packed:
             log.info("SLURM preempts job %s and starts it again", self.job_id)
             return EXIT_PREEMPTED
+        if ending is Ending.CRASHED and is_out_of_time:  # SLURM killed its ranks before they could save
+            ending = Ending.OUT_OF_TIME
         is_in_vain = ending is Ending.CRASHED or (
             ending is Ending.OUT_OF_TIME and not is_preempted and self.place() == before
         )
-        if is_in_vain and not may_start_again():
+        if is_in_vain and not may_start_again(ending):
             return 1
         log.info("requeueing job %s", self.job_id)
         patiently("scontrol", "requeue", self.job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from harness.cli.app import VERBS, load_verb
 from harness.record.journal import read_progress
 from harness.record.root import Root
-from tests.conftest import Command, Write, files_below
+from tests.conftest import REPOSITORY, Command, Write, files_below, poison
 from tests.harness.fuzzing import refused
 from tests.harness.trainer import losses, undisturbed
 from tests.studies import Fields
@@ -141,6 +142,25 @@ def metric_steps(root: Root, run: Any, key: str) -> list[int]:
 
 def status_of(ssmscale: Command, study: object = "tiny") -> Any:
     return ssmscale("status", study, "--json").document
+
+
+def test_the_folder_in_which_the_command_is_called_is_imported_by_none_of_its_processes(
+    ssmscale: Command, study: Path, tmp_path: Path
+) -> None:
+    poison(tmp_path)
+    said = ssmscale("submit", study, "--on", "local")
+    assert said.status == 0, said.err
+    module = [sys.executable, "-m", "harness", "status", "tiny", "--json"]
+    path = os.pathsep.join(["", str(REPOSITORY)])  # an empty part stands for the folder
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": ""}
+    done = subprocess.run(module, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["counts"] == {"done": 2}
+    for name in ("harness", "ssmttm"):
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('imported from the wrong folder')")
+    build = ("--limit", 4, "--segment-seconds", 0.64, "--codebooks", 1, "--codebook-size", 8, "--workers", 2)
+    said = ssmscale("data", "build", "--out", tmp_path / "corpus", *build)
+    assert said.status == 0, said.err
 
 
 def test_a_study_from_submission_to_points(

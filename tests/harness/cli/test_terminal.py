@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -85,8 +86,9 @@ def troubled(tmp_path: Path, study_fields: Fields) -> Root:
 
 def test_the_status_of_a_study_counts_runs_and_names_those_that_need_the_user(troubled: Root) -> None:
     lines = lines_of(in_terminal(80, "status", "tiny", "--root", troubled.path))
-    assert len(lines) <= 40
-    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 45
+    rest = lines[: next(number for number, line in enumerate(lines) if line.startswith("`ssmscale "))]
+    assert max(map(len, rest)) <= 80
     text = " ".join(" ".join(lines).split())
     assert lines[2].startswith("xs ")
     assert "2.5000" in lines[2]
@@ -95,8 +97,10 @@ def test_the_status_of_a_study_counts_runs_and_names_those_that_need_the_user(tr
     assert len(shown) == 10
     assert all(" failed " in line for line in shown)
     assert "and 3 more: 2 failed, 1 interrupted" in text
-    assert "`ssmscale retry tiny` trains failed runs again" in text
-    assert "`ssmscale submit` goes on with interrupted runs" in text
+    place = shlex.quote(str(troubled.path))
+    joined = "".join(lines)  # the terminal breaks the lines of commands
+    assert f"`ssmscale retry tiny --root {place}` trains failed runs again" in joined
+    assert f"`ssmscale submit tiny --root {place}` goes on with interrupted runs" in joined
     assert re.search(r"1 done, 1 interrupted, 12 failed, 26 new GPU-hours: ", text)
 
 
@@ -160,3 +164,15 @@ def test_long_work_shows_progress_in_a_terminal_and_none_in_a_pipe(
     piped = ssmscale("export", "tiny", "--out", "piped.zip")
     assert (piped.status, piped.err) == (0, "")
     assert "reading finished runs" not in piped.out
+
+
+def test_a_terminal_without_a_letter_gets_it_escaped_and_no_traceback(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(REPOSITORY), "LC_ALL": "C"}
+    command = [sys.executable, "-m", "harness", "status", "größe", "--root", str(tmp_path / "wurzel-ü")]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode("ascii").startswith(r"error: gr\xf6\xdfe: there is no such file")
+    program = "import sys; sys.argv[1:] = ['--version']; from harness.common.console import console; "
+    program += "from harness.cli.app import main\ntry: main()\nexcept SystemExit: console.print('größe')"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+    assert done.stdout.decode("ascii").splitlines()[-1] == r"gr\xf6\xdfe"

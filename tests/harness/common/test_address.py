@@ -63,7 +63,7 @@ def test_a_password_in_a_study_is_refused_with_a_place_for_it(
     study = write_study(study_fields)
     refused = ssmscale("plan", study, "--set", f"{key}=postgresql://me:s3cret@db/x")
     assert refused.status == 2
-    assert f"{study}: {key}: postgresql://me:***@db/x: holds a password" in refused.err
+    assert f"--set: {key}: postgresql://me:***@db/x: holds a password" in refused.err
     assert "~/.pgpass" in refused.err
 
 

@@ -174,7 +174,7 @@ def test_cancel_says_why_it_does_not_cancel_a_run_that_is_over(
     said = ssmscale("cancel", "tiny", done.run_id, failed.run_id)
     assert said.out.splitlines() == [
         f"run {done.run_id} is not cancelled: it has finished, and its result stays",
-        f"run {failed.run_id} is not cancelled: it has failed, and is not trained again before `ssmscale retry`",
+        f"run {failed.run_id} is not cancelled: it has failed, and is not trained again before it is retried",
         "0 runs cancelled",
     ]
     assert ssmscale("cancel", "tiny").out == ("1 run cancelled; not cancelled: 1 done, 1 failed\n")

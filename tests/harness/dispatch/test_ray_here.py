@@ -13,7 +13,7 @@ import pytest
 from harness.common.process import process_is_alive
 from harness.record.journal import read_progress
 from harness.record.root import Root
-from tests.conftest import Write
+from tests.conftest import Write, poison
 from tests.harness.journals import read_events
 from tests.harness.rays import WITHOUT_DASHBOARD, WITHOUT_MLFLOW
 from tests.harness.trainer import losses, undisturbed
@@ -30,12 +30,13 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_ranks_
     # In a session of its own, so that all that it leaves behind can be found.
     submission = subprocess.Popen(
         [sys.executable, "-c", WITHOUT_MLFLOW + WITHOUT_DASHBOARD, "submit", str(study), "--on", "ray"],
-        cwd=tmp_path,
+        cwd=poison(tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={**paced(0.06), "SSMSCALE_TEST_MARK": str(tmp_path)},
+        # `-c` itself imports from its folder; an installed command does not.
+        env={**paced(0.06), "PYTHONSAFEPATH": "1", "SSMSCALE_TEST_MARK": str(tmp_path)},
     )
     hit: dict[Path, psutil.Process] = {}
 

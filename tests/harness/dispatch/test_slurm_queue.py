@@ -11,6 +11,7 @@ from harness.dispatch.base import SubmitTarget, Task
 from harness.dispatch.ray.packed import PackedBackend
 from harness.dispatch.slurm import queue
 from harness.dispatch.slurm.backend import SlurmBackend
+from harness.dispatch.slurm.job import _run_ranks
 from harness.dispatch.slurm.queue import (
     STATES,
     _from_sacct,
@@ -29,11 +30,19 @@ from tests.conftest import Command
 
 SHAPE = Shape(nodes=1, ranks=1, threads=1, memory_gib=1.0)
 
+OF_A_SHELL = (
+    *("SQUEUE_PARTITION", "SACCT_FORMAT", "SBATCH_PARTITION", "SBATCH_TIMELIMIT", "SALLOC_QOS"),
+    *("SLURM_MEM_PER_CPU", "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV", "SLURM_CPU_BIND", "SLURM_CPU_BIND_TYPE"),
+    *("SRUN_CPUS_PER_TASK", "SLURM_EXACT", "SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_CPUS_PER_TASK"),
+    *("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"),
+)
+"""Variables of an interactive session, and of torchrun and mpirun in it."""
+
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of programs with SLURM's names that print PROGRAM.says, and keep their arguments and environment."""
-    for name in ("squeue", "sacct", "sbatch", "srun"):
+    for name in ("squeue", "sacct", "sbatch", "srun", "scontrol"):
         program = tmp_path / name
         program.write_text(
             f'#!/bin/sh\n/usr/bin/env > "$0.environment"\necho "$@" > "$0.arguments"\n'
@@ -41,8 +50,10 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    for name in ("SQUEUE_PARTITION", "SACCT_FORMAT", "SBATCH_PARTITION", "SBATCH_TIMELIMIT"):
+    for name in OF_A_SHELL:
         monkeypatch.setenv(name, "hidden")
+    for name in ("SLURM_CONF", "SLURM_JWT", "CUDA_HOME", "WORLD_SIZES"):
+        monkeypatch.setenv(name, "seen")
     return tmp_path
 
 
@@ -83,11 +94,42 @@ def test_a_job_is_submitted_as_its_profile_says_and_nothing_else(programs: Path,
     backend = SlurmBackend(tmp_path / "study", SubmitTarget("slurm", profile))
     (handle,) = backend.submit([Task(series_id="s", run_dirs=(tmp_path / "runs" / "r",))])
     assert handle.job_id == "77_0"
-    assert "hidden" not in (programs / "sbatch.environment").read_text()
+    environment = (programs / "sbatch.environment").read_text()
+    assert "hidden" not in environment
+    assert environment.count("=seen") == 4
     (script,) = (tmp_path / "study" / "logs").rglob("77_submission.sh")
     assert "#SBATCH --partition=low\n" in script.read_text()
     assert "#SBATCH --time=35\n" in script.read_text()  # what it trains, and what it needs to save
     assert "wckey" not in script.read_text()
+
+
+def test_ranks_start_as_their_job_says_whatever_its_shell_says(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {
+        "SLURM_ARRAY_JOB_ID": "77",
+        "SLURM_ARRAY_TASK_ID": "0",
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_MEM_PER_NODE": "500",
+        "SLURM_GPUS_PER_NODE": "2",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "SUBMITIT_EXECUTOR": "slurm",
+    }
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    task = Task(series_id="s", run_dirs=(tmp_path / "runs" / "r",), ranks=4, nodes=2)
+    shape = Shape(nodes=2, ranks=4, threads=1, memory_gib=1.0)
+    (programs / "srun.says").write_text("")
+    assert _run_ranks(new_array("ssmscale-a", shape, [task]), task, tmp_path) == 0
+    environment = (programs / "srun.environment").read_text()
+    assert "hidden" not in environment
+    assert {f"{name}={value}" for name, value in own.items()} <= set(environment.split())
+    words = (programs / "srun.arguments").read_text().split()
+    assert {"--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=1", "--export=ALL"} <= set(
+        words
+    )
+    assert words[words.index("--ranks") + 1] == "4"
 
 
 def test_slurm_signals_a_packed_jobs_script_before_its_time_is_over(programs: Path, tmp_path: Path) -> None:

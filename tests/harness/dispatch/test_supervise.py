@@ -6,15 +6,19 @@ import pytest
 
 from harness.dispatch.base import Handle, Task
 from harness.dispatch.supervise import JobSupervisor
+from harness.plan.resources import Refused
 from harness.record.control import Control
 from harness.record.jobs import JobState
 from harness.record.journal import read_progress
+from harness.record.kinds import Kind
 from harness.record.registry import ResolvedStudy
+from harness.record.root import Layout, write_run
 from harness.record.series import unfinished
 from harness.submit.cancel import reset_attempts
 from harness.submit.monitor import rows_of
 from harness.train.stopping import MOST_ATTEMPTS
 from tests.harness.dispatch.fakes import FakeBackend
+from tests.harness.journals import begin_series
 
 
 @pytest.mark.parametrize("stalls", [False, True], ids=["killed", "stalled"])
@@ -47,3 +51,27 @@ def test_a_retry_has_as_many_attempts_as_the_first_submission(resolved: Resolved
     assert ("nothing moved for 5 min in step 7; the stacks are in" in reason) is stalls
     assert len(reset_attempts(root, name, rows_of(resolved))) == len(run_dirs)
     assert count_submissions() == MOST_ATTEMPTS
+
+
+def test_a_series_whose_worker_is_killed_for_memory_begins_again_with_half_the_micro_batch(
+    resolved: ResolvedStudy,
+) -> None:
+    root, name, point = resolved.root, resolved.study.name, resolved.points[0]
+    control = Control(root.study(name) / "control.jsonl")
+    backend = FakeBackend(root.study(name), lambda _: JobState.OUT_OF_MEMORY)
+    supervisor = JobSupervisor(control, backend)
+    run_dirs = tuple(write_run(root, each.run) for each in resolved.points)
+    task = Task(series_id=point.series_id, run_dirs=run_dirs)
+    tried = []
+    for micro_batch in (8, 4, 2, 1):
+        supervisor.watch_over(backend.submit([task]))
+        begin_series(root, point.run, layout={"micro_batch": micro_batch}, device="cpu", pid=0).close()
+        supervisor.watch()
+        told = read_progress(root.series(point.series_id))
+        most = Refused(root.study(name)).most(point.run, Layout(), "cpu", None)
+        tried.append((most, told.kind, told.stopped_by))
+    said = "out of memory with micro-batch {}: the system killed it for memory"
+    assert tried[:3] == [(n // 2, Kind.OUT_OF_MEMORY, said.format(n)) for n in (8, 4, 2)]
+    reason = str((read_progress(run_dirs[0]).result or {})["reason"])
+    assert reason.startswith(f"{said.format(1)}; no memory for a micro-batch of 1, which takes about ")
+    assert not unfinished(run_dirs, control)

@@ -15,7 +15,7 @@ import pytest
 from harness.plan.cluster import choose_layout
 from harness.record.journal import read_progress
 from harness.record.registry import resolve
-from harness.record.root import Root
+from harness.record.root import Launch, Root, write_launch
 from harness.study.run import Run
 from harness.study.schema import load_study
 from harness.submit.monitor import planned
@@ -300,3 +300,24 @@ def test_the_studies_of_one_paper_share_the_runs_they_have_in_common_and_the_nex
     small, large = runs("scaling_down"), runs("scale_up")
     assert small < large
     assert min(parameter_count(run.model).n_params for run in large - small) > 5e8
+
+
+def test_finished_runs_that_were_evaluated_otherwise_on_the_way_are_reused_and_that_is_said(
+    here: Root, study_fields: Fields, write_study: Write, ssmscale: Command
+) -> None:
+    resolved = registered(here, study_fields)
+    write_finished(here, resolved.points)
+    launch = {
+        "corpus": Path("corpus"),
+        "control": Path("control.jsonl"),
+        "dispatcher": "local",
+        "micro_batch": 1,
+    }
+    write_launch(here, resolved.points[0].series_id, Launch.model_validate(launch))
+    study_fields["tracking"]["eval_every"] = 5
+    said = "2 finished runs reused that were trained with tracking.eval_every: null, not 5"
+    study = write_study(study_fields)
+    assert said in " ".join(ssmscale("plan", study, "--root", here.path).out.split())
+    assert said in ssmscale("submit", study, "--root", here.path, "--on", "local").err
+    study_fields["tracking"]["eval_every"] = None
+    assert "reused" not in ssmscale("plan", write_study(study_fields), "--root", here.path).out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,17 @@ def test_a_process_whose_code_cannot_be_read_does_not_know_its_state(monkeypatch
     monkeypatch.setattr(Path, "open", refused)
     assert running_code() is None
     running_code.cache_clear()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+def test_the_commit_of_another_users_checkout_is_recorded_and_git_refusing_it_is_said(checkout: Path) -> None:
+    head = git(checkout, "rev-parse", "HEAD")
+    for path in (checkout, checkout / ".git"):
+        os.chown(path, 4242, 4242)
+    program = (
+        "from harness.record.provenance import commit; from harness.doctor.machine import _what_git_records; "
+    )
+    said = python(checkout, program + "print(commit()); print(_what_git_records())").splitlines()
+    assert said[0] == head
+    assert "the commit of the code is recorded, though git refuses its checkout" in said[1]
+    assert "dubious ownership" in said[1]

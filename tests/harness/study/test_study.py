@@ -1,5 +1,6 @@
 """A valid study becomes a grid; a mistake becomes a sentence with file, key and value."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from harness.common.validation import read_yaml
 from harness.record.registry import register, resolve, resolve_registered
 from harness.record.root import Root
 from harness.study.grid import GridPoint
-from harness.study.schema import load_study
+from harness.study.schema import ResourceChoice, load_study
+from ssmttm.errors import InputError
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count
 from tests.conftest import Command, Write, files_below, flip_a_byte
@@ -189,6 +192,10 @@ def test_set_changes_a_key_of_the_study_even_below_an_empty_one(
         ("grid.sizes", {}, ["grid.sizes", "{}"]),
         ("grid.architectures", {}, ["grid.architectures", "{}"]),
         ("grid.architectures", {"transformer": None}, ["grid.architectures", "transformer"]),
+        ("grid.architectures", {"cross_transfomer": None}, ["did you mean 'cross_transformer'?"]),
+        ("grid.architectures", {"cross_transfomer": 5}, ["a mapping of keys to values"]),
+        ("grid.iterations", 5, ["grid.iterations: 5: input should be a list"]),
+        ("training.batch", 1e3, ["training.batch: 1000.0", "; write 1000"]),
         ("grid.iterations", [10, 5], ["grid.iterations", "rise", "[10, 5]"]),
         ("grid.sizes.xs.d_model", 20, ["grid.sizes.xs", "d_model", "heads of 16"]),
         ("grid.replicates", [{"sizes": ["xl"], "seeds": [1]}], ["replicates", "'xl'", "xs"]),
@@ -247,6 +254,8 @@ def test_a_mistake_is_reported_in_a_sentence_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("a: 010", ["line 1", "010: is 8 in YAML; write 10, or '010' with its quotes for a text"]),
+        ("a: [1, 1:40]", ["line 1", "1:40: is 100 in YAML; write a number without colons, or '1:40'"]),
         ("a: &a [x, x]\nb: [*a, *a]\n", ["line 2", "alias *a"]),
         ("name: x\nname: y\n", ["line 2", "'name'", "twice"]),
         ("name: [\n", ["study.yaml"]),
@@ -293,3 +302,46 @@ def test_a_damaged_shard_is_named_and_nothing_is_trained(
 
 def test_an_unknown_study_is_named(ssmscale: Command) -> None:
     ssmscale("status", "no-such-study").assert_refused("no-such-study")
+
+
+def test_words_and_numbers_are_read_as_they_look(tmp_path: Path) -> None:
+    """YAML 1.1 takes no and on for false and true, a date for no text, and 1e3 for no number."""
+    path = tmp_path / "any.yaml"
+    path.write_text("{name: no, on: 2026-01-01, count: 1_000, rate: 1e3, small: 1.0e-3, hex: 0x10, is: true}")
+    read = {
+        "name": "no",
+        "on": "2026-01-01",
+        "count": 1000,
+        "rate": 1e3,
+        "small": 1e-3,
+        "hex": 16,
+        "is": True,
+    }
+    assert read_yaml(path) == read
+    assert ResourceChoice.model_validate(
+        {"keep_best": "yes", "activation_checkpointing": "off"}
+    ) == ResourceChoice(keep_best=True, activation_checkpointing=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("training.batch=many", "'many': input should be a valid integer"),
+        ("training={batch: many}", "'many': input should be a valid integer"),
+        ("grid.iterations=[x]", "'x': input should be a valid integer"),
+        ("grid.architectures={cross_transfomer: }", "did you mean 'cross_transformer'?"),
+    ],
+)
+def test_a_mistake_of_an_option_is_reported_once_and_names_the_option(
+    study_fields: Fields, write_study: Write, change: str, said: str
+) -> None:
+    path = write_study(study_fields)
+    with pytest.raises(InputError) as refused:
+        load_study(path, ["grid.seeds=[1]", change])
+    lines = str(refused.value).splitlines()
+    own = [line for line in lines if line.startswith(f"--set {change}: ")]
+    assert any(said in line for line in own)
+    assert "is empty" not in str(refused.value)
+    put(study_fields, "training.batch", "few")
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}: training.batch: 'few'"):
+        load_study(write_study(study_fields), ["grid.seeds=[1]"])

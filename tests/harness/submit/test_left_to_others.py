@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import time
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -99,20 +102,25 @@ def test_a_series_that_another_study_has_leased_keeps_its_launch_settings(here: 
     assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
 
 
-def test_a_series_that_a_job_holds_is_shown_as_queued_and_left_to_it_by_a_submission_here(here: Here) -> None:
+def test_a_series_that_a_job_holds_is_shown_as_queued_and_left_to_it_by_a_submission_here(
+    here: Here, ssmscale: Command, tmp_path: Path
+) -> None:
     here.fields["grid"]["iterations"] = [5]
     here.submit()
     here.slurm_says("PENDING")
-    left = "1 series left to jobs of study tiny; see `ssmscale status tiny`"
+    left = r"1 series left to jobs of study tiny; see `ssmscale (.*)`"
     said = here.submit("local")
     assert "1 queued" in said.out
-    assert left in said.out
+    (command,) = re.findall(left, said.out)
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    with chdir(elsewhere):
+        assert "1 queued" in ssmscale(*shlex.split(command)).out  # typed as it is printed
     (folder,) = (here.root.path / "series").iterdir()
     before = (folder / "launch.json").read_bytes()
     here.fields |= {"name": "other", "grid": {**here.fields["grid"], "seeds": [0, 1]}}
     said = here.submit("local")
     assert "1 done" in said.out
-    assert left in said.out
+    assert re.search(left, said.out)
     assert (folder / "launch.json").read_bytes() == before
     assert read_progress(folder).attempt == 0
 

@@ -9,9 +9,13 @@ import torch
 
 from harness.record.journal import read_progress
 from harness.record.root import Root
+from harness.record.status import StatusReader, to_rounding
 from harness.train import engine
-from tests.harness.journals import read_events
-from tests.harness.trainer import StopAfter, losses, series_folder, train, undisturbed
+from harness.train.stopping import StopFlag
+from harness.train.worker import train_series
+from ssmttm.errors import InputError
+from tests.harness.journals import read_events, registered
+from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, undisturbed
 from tests.studies import Fields
 
 
@@ -58,6 +62,25 @@ def test_a_difference_that_moves_losses_is_reported(
         torch.set_num_threads(before)
     (reported,) = warnings(interrupted)
     assert reported.startswith(warning)
+    resolved = registered(interrupted, study_fields)
+    rows = StatusReader(interrupted, resolved.study.name).read(resolved.points)
+    said = warning.removesuffix(" in the attempt before")
+    assert rows[0].layout_changes == (said,)
+    assert to_rounding(rows) == (
+        "1 of the study's 1 runs went on with another layout, so their losses agree with an undisturbed training to "
+        f"rounding, not to the bit: {said}."
+    )
+
+
+def test_a_worker_refuses_to_train_on_another_number_of_ranks_than_was_asked_for(
+    here: Root, study_fields: Fields
+) -> None:
+    ((place, runs), *_) = prepared(here, study_fields)
+    with pytest.raises(
+        InputError, match=r"started as rank 0 of 1, and the study's plan has 2: the launcher hides"
+    ):
+        train_series(runs, place, StopFlag(), 2)
+    assert read_progress(series_folder(here)).attempt == 0
 
 
 def test_the_journal_holds_samples_of_the_resources_that_the_first_rank_uses(interrupted: Root) -> None:
