@@ -186,7 +186,8 @@ def _believe_record(resolved: ResolvedStudy) -> None:
 
 
 def register(resolved: ResolvedStudy) -> None:
-    """Write study.json of a study, from which later verbs open it."""
+    """Write study.json of a study, from which later verbs open it, and the identity of a new ROOT."""
+    resolved.root.identity()
     study = resolved.study
     fields = study.model_dump(mode="json", exclude_unset=True)
     fields["corpus"]["path"] = str(study.corpus.path.absolute())

@@ -149,6 +149,16 @@ def _reach(url: URL, shown: str) -> None:
         raise InputError(f"{shown}: cannot be opened: {first_line(cause, url.password)}") from error
 
 
+def is_server(uri: str) -> bool:
+    """True if a store is a server, False if this process opens the database."""
+    return uri.startswith(("http://", "https://"))
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the file of an SQLite address; None for other addresses."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
 def default_uri(root: Root) -> str:
     """Return the address of ROOT's own SQLite store."""
     return f"{SQLITE}{(root.path / 'mlflow.db').absolute()}"

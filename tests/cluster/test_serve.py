@@ -130,7 +130,7 @@ def test_a_tracker_with_the_printed_environment_is_let_in(
     address = f"http://127.0.0.1:{guarded.port}"
     root = Root(tmp_path / "runs")
     with pytest.raises(MlflowException, match="401"):
-        Tracker(address, "guarded", root)
+        assert Tracker(address, "guarded", root).experiment
     for name, value in zip(("USERNAME", "PASSWORD"), login(guarded), strict=True):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     assert Tracker(address, "guarded", root).experiment.id

@@ -31,8 +31,8 @@ def mlflow_runs(uri: str, study: str) -> list[Any]:
 class Study:
     """The tiny study of one Series and two Runs, its journals and its experiment."""
 
-    def __init__(self, root: Root, fields: Fields) -> None:
-        self.root, self.fields = root, fields
+    def __init__(self, root: Root, fields: Fields, uri: str | None = None) -> None:
+        self.root, self.fields, self.uri = root, fields, uri or default_uri(root)
         self.points: tuple[GridPoint, ...] = registered(root, fields).points
 
     @property
@@ -40,7 +40,7 @@ class Study:
         return self.points[0].run.series_id
 
     def tracker(self) -> Tracker:
-        return Tracker(default_uri(self.root), "tiny", self.root)
+        return Tracker(self.uri, "tiny", self.root)
 
     def mirror(self, tracker: Tracker | None = None, **how: Any) -> Mirrored:
         return (tracker or self.tracker()).mirror(rows_of(self.root, self.fields), **how)
