@@ -29,6 +29,7 @@ from harness.common.validation import first_line
 from harness.record.root import Root
 from harness.tracking.metrics import Marks, Measured, above, dump_marks, load_marks, marks_after
 from harness.tracking.store import connect, is_server
+from harness.tracking.watch import Watch
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json
 
@@ -73,9 +74,9 @@ class Held:
 class Experiment:
     """A study's experiment; raises MLflow's exceptions, and InputError if the experiment was deleted."""
 
-    def __init__(self, uri: str, name: str, root: Root, note: str = "") -> None:
+    def __init__(self, uri: str, name: str, root: Root, note: str = "", watch: Watch | None = None) -> None:
         self.uri, self.name, self.root, self.identity = uri, name, root, root.identity()
-        self.client = connect(uri)
+        self.client = connect(uri, watch)
         found = self.client.get_experiment_by_name(name) or self._create(note)
         if found.lifecycle_stage != "active":
             raise InputError(

@@ -7,7 +7,7 @@ import os
 import uuid
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from filelock import FileLock
 
@@ -17,6 +17,8 @@ from harness.common.validation import first_line
 from harness.record.root import Root
 from harness.record.trust import with_login
 from harness.study.schema import Study
+from harness.tracking import watch as patience
+from harness.tracking.watch import TABLES_SECONDS, TrackerSilent, Watch, WatchedClient
 from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,31 +28,44 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "sqlite", "mysql", "mssql")
 """Databases in which MLflow keeps runs."""
-CONNECT_SECONDS = 10
-"""Time for a database's host to accept a connection."""
+REQUEST_SECONDS = 20
+"""Longest pause of a server within one answer."""
 
 
-def connect(uri: str) -> MlflowClient:
-    """Return a client of the store at `uri`; create an SQLite store that does not exist.
+def connect(uri: str, watch: Watch | None = None) -> MlflowClient:
+    """Return a client of the store at `uri` whose calls are watched; create an SQLite store that does not exist.
 
-    Raises MLflow's exceptions if a database cannot be opened; a server gets no request before the first call.
+    Raises MLflow's and SQLAlchemy's exceptions if a database cannot be opened; a server gets no request before the
+    first call.
     """
+    watch = watch or Watch()
+    return cast("MlflowClient", WatchedClient(_connect(with_login(uri), watch), watch))
+
+
+def _connect(uri: str, watch: Watch) -> MlflowClient:
+    with watch.waiting(
+        patience.FIRST_SECONDS
+    ):  # MLflow takes seconds to import, and would try a database for minutes
+        _reach_server(uri) if is_server(uri) else _reach_database(with_driver(uri))
     be_quiet()
     from mlflow import MlflowClient
 
-    uri = with_login(uri)
     if uri.startswith("http") and has_password(
         uri
     ):  # else MLflow's messages and links would hold the password
         user, password = login_of(uri)
         os.environ |= {"MLFLOW_TRACKING_USERNAME": user or "", "MLFLOW_TRACKING_PASSWORD": password or ""}
         uri = without_login(uri)
-    if not uri.startswith("sqlite:"):
-        return MlflowClient(tracking_uri=with_driver(uri))
-    database = Path(uri.removeprefix(SQLITE))
+    database = sqlite_path(uri)
+    if database is None:
+        client = MlflowClient(tracking_uri=with_driver(uri))
+        if not is_server(uri):
+            with watch.waiting(TABLES_SECONDS):
+                client.search_experiments(max_results=1)
+        return client
     make_folder(database.parent)
     # Two processes that create a store at once break it, and so does one that is killed meanwhile.
-    with FileLock(database.with_suffix(".lock")):
+    with watch.waiting(TABLES_SECONDS), FileLock(database.with_suffix(".lock")):
         if not database.exists():
             for left in database.parent.glob(f".{database.name}.*"):
                 left.unlink()  # of a process that was killed while it created the store
@@ -71,9 +86,10 @@ def be_quiet() -> None:
     # The next mirroring tries an unreachable tracker again, so no call repeats its request for minutes. A failed
     # request may have taken effect, and repeating it blindly would create a run twice.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
+    # Errors are raised too; the log would repeat each with its traceback.
+    for noisy in ("alembic", "mlflow.store", "mlflow.tracking"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 def with_driver(uri: str) -> str:
@@ -94,12 +110,18 @@ def prepare_database(uri: str, where: str) -> str:
     url = _parse(uri, shown)
     if url.get_backend_name() == "sqlite":
         uri = f"{SQLITE}{Path(str(url.database)).absolute()}"
-    _reach(url, shown)
     be_quiet()
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+    watch = Watch()
     try:
-        connect(uri).search_experiments(max_results=1)
+        watch.call(lambda: connect(uri, watch))
+    except NoSuchModuleError as error:
+        raise InputError(f"{shown}: SQLAlchemy has no driver {url.drivername}") from error
+    except (SQLAlchemyError, TrackerSilent) as error:
+        cause = (error.orig if isinstance(error, DBAPIError) else None) or error
+        raise InputError(f"{shown}: cannot be opened: {first_line(cause, url.password)}") from error
     except MlflowException as error:
         if "out-of-date database schema" in str(error):
             raise InputError(
@@ -127,26 +149,37 @@ def _parse(uri: str, shown: str) -> URL:
     return url
 
 
-def _reach(url: URL, shown: str) -> None:
-    """Raise InputError if the database does not answer; MLflow itself would try for minutes."""
-    from sqlalchemy import create_engine, inspect
-    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+def _reach_server(uri: str) -> None:
+    """Raise OSError unless a server accepts a request through the proxies that MLflow uses, whatever it answers."""
+    from requests import RequestException, get
+    from requests.exceptions import ConnectionError as NotConnected
+    from requests.exceptions import SSLError
 
-    kind = url.get_backend_name()
-    if kind == "sqlite" and not Path(str(url.database)).exists():
-        return
-    patience = {"connect_timeout": CONNECT_SECONDS} if kind in {"postgresql", "mysql"} else {}
     try:
-        engine = create_engine(url, connect_args=patience)
+        address = f"{without_login(uri).rstrip('/')}/health"
+        get(address, timeout=REQUEST_SECONDS, stream=True, allow_redirects=False).close()
+    except SSLError:
+        pass  # MLflow has settings for certificates
+    except NotConnected as error:
+        cause = getattr(error.args[0] if error.args else None, "reason", None) or error
+        raise OSError(
+            str(cause).rpartition(" object at ")[2].partition(": ")[2] or first_line(error)
+        ) from error
+    except RequestException:
+        pass  # MLflow's own request says what is wrong
+
+
+def _reach_database(uri: str) -> None:
+    """Raise SQLAlchemy's exception if a database does not answer."""
+    from sqlalchemy import create_engine, inspect
+
+    file = sqlite_path(uri)
+    if file is None or file.exists():
+        engine = create_engine(uri)
         try:
             inspect(engine).get_table_names()
         finally:
             engine.dispose()
-    except NoSuchModuleError as error:
-        raise InputError(f"{shown}: SQLAlchemy has no driver {url.drivername}") from error
-    except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        raise InputError(f"{shown}: cannot be opened: {first_line(cause, url.password)}") from error
 
 
 def is_server(uri: str) -> bool:

@@ -14,7 +14,11 @@ from harness.record.status import RunState, RunStatus
 from harness.record.trust import believe, may_receive_logins
 from harness.tracking.store import SQLITE, tracking_uri
 from harness.tracking.tracker import Mirrored, Tracker
+from harness.tracking.watch import TrackerSilent, Watch
 from ssmttm.errors import InputError
+
+MOST_SILENCE = 4.0
+"""Time since the last answer (s) after which a failed mirroring is not repeated: a locked SQLite file takes five."""
 
 
 class TrackerProblem(OSError):
@@ -66,19 +70,23 @@ def _tracker_of(resolved: ResolvedStudy) -> str:
 def _mirrored(
     resolved: ResolvedStudy, uri: str, rows: Sequence[RunStatus], *, thorough: bool
 ) -> tuple[Tracker, Mirrored]:
-    """Mirror, and try again after an error: a server whose database was restarted fails its first request."""
-    from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_fixed
+    """Mirror, and try again after an error: a server whose database was restarted fails its first request.
 
+    Raises TrackerSilent if the tracker does not answer.
+    """
+    from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_any, wait_fixed
+
+    watch = Watch()
     again = Retrying(
-        stop=stop_after_attempt(4 if thorough else 2),
+        stop=stop_any(stop_after_attempt(4 if thorough else 2), lambda _: watch.silence > MOST_SILENCE),
         wait=wait_fixed(0.5),
-        retry=retry_if_not_exception_type((InputError, ModuleNotFoundError)),
+        retry=retry_if_not_exception_type((InputError, ModuleNotFoundError, TrackerSilent)),
         reraise=True,
     )
 
     def mirror() -> tuple[Tracker, Mirrored]:
-        tracker = Tracker(uri, resolved.study.name, resolved.root)
-        return tracker, tracker.mirror(rows, settle=True, thorough=thorough)
+        tracker = Tracker(uri, resolved.study.name, resolved.root, watch=watch)
+        return tracker, watch.call(lambda: tracker.mirror(rows, settle=True, thorough=thorough))
 
     return again(mirror)
 
@@ -93,6 +101,6 @@ def keep_report(
             write_atomically(folder / name, (out / name).read_bytes())
     if tracker is not None:
         try:
-            warn(*tracker.mirror(rows, settle=True).notes)
+            warn(*tracker.watch.call(lambda: tracker.mirror(rows, settle=True)).notes)
         except Exception as error:  # MLflow's exceptions have no common base
             warn(f"MLflow at {redact(tracker.uri)} has no copy of the report: {first_line(error)}")

@@ -19,16 +19,17 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from filelock import FileLock
 
 from harness.common.address import without_login
-from harness.common.disk import side_by_side, write_atomically
+from harness.common.disk import write_atomically
 from harness.common.validation import first_line
 from harness.record.journal import read_progress
 from harness.record.root import Root
@@ -45,6 +46,7 @@ from harness.tracking.metrics import (
 )
 from harness.tracking.series import SeriesMirror, send_journal, survivor
 from harness.tracking.store import is_server, sqlite_path
+from harness.tracking.watch import Watch, in_thread
 from ssmttm.files import parse_json
 
 SERVER_THREADS = 4
@@ -73,16 +75,23 @@ class Mirrored:
 class Tracker:
     """One study's experiment in an MLflow store; its methods raise MLflow's exceptions."""
 
-    def __init__(self, uri: str, study_name: str, root: Root, tags_of: Tags = lambda _: {}) -> None:
+    def __init__(
+        self,
+        uri: str,
+        study_name: str,
+        root: Root,
+        tags_of: Tags = lambda _: {},
+        watch: Watch | None = None,
+    ) -> None:
         self.uri, self.study_name, self.root, self.tags_of = uri, study_name, root, tags_of
+        self.watch = watch or Watch()
+        """Knows how long the store has not answered."""
         self.folder = root.study(study_name)
         self.ledger = MirrorLedger(self.folder / "mirrored.json", uri, root)
         self._opened: Experiment | None = None
         self._opening = Lock()
         self._is_void = False
         """True if the ledger turned out to be that of another store, after it had been relied on."""
-        self.visits = 0
-        """Series visited so far."""
         self._series: dict[str, SeriesMirror] = {}
         self._closed: set[str] = set()
         """Series of the ledger whose Runs have all finished: they cannot change any more."""
@@ -100,7 +109,7 @@ class Tracker:
                     "run one run (its decay and its result); a run of kind study holds the study, its plan and its "
                     "newest report."
                 )
-                self._opened = Experiment(self.uri, self.study_name, self.root, note)
+                self._opened = Experiment(self.uri, self.study_name, self.root, note, self.watch)
                 if not self.ledger.is_of(self._opened):
                     self._is_void = True
                     self._closed.clear()
@@ -125,20 +134,31 @@ class Tracker:
         series_rows = by_series(rows)
         others = self._ask_for_everything(series_rows, rows) if thorough else []
 
-        def visit(series: tuple[str, list[RunStatus]]) -> None:
-            if not stopped():
-                self._visit(*series, done, settle=settle, thorough=thorough)
-                self.visits += 1
+        def visit_all(pending: Iterator[tuple[str, list[RunStatus]]], threads: int) -> None:
+            taking, failed = Lock(), Event()
+
+            def visit_some() -> None:
+                try:
+                    while not stopped() and not failed.is_set():
+                        with taking:
+                            series = next(pending, None)
+                        if series is None:
+                            return
+                        self._visit(*series, done, settle=settle, thorough=thorough)
+                except BaseException:
+                    failed.set()
+                    raise
+
+            visits = [in_thread(visit_some) for _ in range(threads)]
+            wait(visits)
+            for visit in visits:
+                visit.result()
 
         try:
             while True:
                 self._is_void = False
                 pending = (item for item in series_rows.items() if self._is_open(*item, settle=settle))
-                if is_server(self.uri):
-                    side_by_side(visit, pending, SERVER_THREADS)
-                else:
-                    for item in pending:
-                        visit(item)
+                visit_all(pending, SERVER_THREADS if is_server(self.uri) else 1)
                 if with_study and not stopped():
                     self._visit_study(rows, done, settle=settle)
                 if not self._is_void:

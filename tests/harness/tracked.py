@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +72,8 @@ class Calls:
 
         self.made: list[str] = []
         self.failing: set[str] = set()
+        self.seconds = 0.0
+        """Time that each call takes besides (s)."""
         for name in ("create_run", "log_batch", "set_terminated", "set_tag", "log_artifact"):
             monkeypatch.setattr(MlflowClient, name, self._counted(name, getattr(MlflowClient, name)))
 
@@ -79,6 +82,7 @@ class Calls:
             from mlflow.exceptions import MlflowException
 
             self.made.append(name)
+            time.sleep(self.seconds)
             answer = call(*arguments, **named)
             if name in self.failing:
                 self.failing.remove(name)
