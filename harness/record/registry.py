@@ -13,6 +13,7 @@ from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
+from harness.common.validation import with_home
 from harness.record.root import Root, read_model_if_there
 from harness.record.trust import believe
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
@@ -43,7 +44,7 @@ def open_study(
 
 def _load(study: str, root: Path | None, changes: Sequence[str] | None = None) -> tuple[Study, Root] | None:
     """Load a study and its ROOT from its YAML; None if `study` is a name."""
-    path = Path(study)
+    path = with_home(Path(study))
     if path.suffix not in {".yaml", ".yml"} and not path.is_file():
         return None
     loaded = load_study(path, changes or ())

@@ -28,7 +28,7 @@ from harness.common.format import counted
 from harness.common.validation import first_line
 from harness.record.root import Root
 from harness.tracking.metrics import Marks, Measured, above, dump_marks, load_marks, marks_after
-from harness.tracking.store import connect, is_server
+from harness.tracking.store import ARTEFACTS, connect, is_server
 from harness.tracking.watch import Watch
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json
@@ -110,7 +110,7 @@ class Experiment:
         from mlflow.exceptions import MlflowException
 
         # A server keeps artefacts itself, so that readers on other machines need no path of this one.
-        where = None if is_server(self.uri) else (self.root.path / "mlflow-artifacts").absolute().as_uri()
+        where = None if is_server(self.uri) else (self.root.path / ARTEFACTS).absolute().as_uri()
         try:
             tags = {"mlflow.note.content": note}
             self.client.create_experiment(self.name, artifact_location=where, tags=tags)

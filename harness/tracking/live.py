@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.common.address import redact
+from harness.common.address import is_sqlite, redact
 from harness.common.process import log_to_stderr, start_logged
 from harness.common.validation import first_line
 from harness.record.root import Launch, Root, read_launch
@@ -189,7 +189,7 @@ def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
 
     root = Root(study_dir.parent.parent)
     uri = read_launch(root, series_id).tracking
-    if uri is None or uri.startswith("sqlite"):
+    if uri is None or is_sqlite(uri):
         raise InputError(f"series {series_id}: its launch.json names no tracker for other machines")
     path = root.series(series_id) / "launch.json"
     if not may_receive_logins(uri, path):

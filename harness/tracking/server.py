@@ -27,11 +27,11 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from harness.common.address import redact
+from harness.common.address import is_sqlite, lasting, redact, sqlite_file
 from harness.common.process import ignoring, start_logged, stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.auth import Credentials
-from harness.tracking.store import SQLITE, default_uri, prepare_database
+from harness.tracking.store import default_uri, prepare_database
 from ssmttm.errors import InputError
 
 START_SECONDS = 300.0
@@ -80,7 +80,7 @@ def serving(
 
     `database` is SQLAlchemy's address (None: ROOT's SQLite store); `port` 0 takes a free one.
     """
-    uri = database or default_uri(root)
+    uri = lasting(database) if database else default_uri(root)
     where = "--database" if database else "the store"
     root.path.mkdir(parents=True, exist_ok=True)
     with _lock(uri):
@@ -189,9 +189,9 @@ def is_loopback(host: str) -> bool:
 
 def _lock(uri: str) -> AbstractContextManager[object]:
     """Lock an SQLite file for one server, since two would wait for each other's transactions."""
-    if not uri.startswith(SQLITE):
+    database = sqlite_file(uri)
+    if database is None:
         return nullcontext()
-    database = Path(uri.removeprefix(SQLITE)).absolute()
     database.parent.mkdir(parents=True, exist_ok=True)
     try:
         return FileLock(database.with_suffix(".serve.lock")).acquire(blocking=False)
@@ -256,7 +256,7 @@ def _tail(log: Path, begin: int) -> str:
 
 
 def _arguments(server: Server) -> list[str]:
-    many = not server.database.startswith(SQLITE)
+    many = not is_sqlite(server.database)
     workers = max(1, min(4, psutil.cpu_count() or 1)) if many else 1
     names = _names(server)
     # Requests come every few seconds for weeks: the log is for errors.

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import uuid
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
-from harness.common.address import has_password, login_of, redact, without_login
+from harness.common.address import (
+    has_password,
+    is_sqlite,
+    lasting,
+    login_of,
+    redact,
+    sqlite_address,
+    sqlite_file,
+    without_login,
+)
 from harness.common.disk import make_folder
 from harness.common.validation import first_line
 from harness.record.root import Root
@@ -25,7 +37,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from sqlalchemy import URL
 
-SQLITE = "sqlite:///"
+ARTEFACTS = "mlflow-artifacts"
+"""Folder of ROOT with the files of MLflow's runs, beside the store."""
+OWN_STORE = "mlflow.db"
+"""ROOT's own store."""
 DATABASES = ("postgresql", "sqlite", "mysql", "mssql")
 """Databases in which MLflow keeps runs."""
 REQUEST_SECONDS = 20
@@ -43,23 +58,23 @@ def connect(uri: str, watch: Watch | None = None) -> MlflowClient:
 
 
 def _connect(uri: str, watch: Watch) -> MlflowClient:
-    with watch.waiting(
-        patience.FIRST_SECONDS
-    ):  # MLflow takes seconds to import, and would try a database for minutes
-        _reach_server(uri) if is_server(uri) else _reach_database(with_driver(uri))
+    # Before MLflow, which takes seconds to import, and would try a database for minutes.
+    with watch.waiting(patience.FIRST_SECONDS):
+        if is_server(uri):
+            _reach_server(uri)
+        elif uri.startswith(DATABASES):
+            _reach_database(with_driver(uri))
     be_quiet()
     from mlflow import MlflowClient
 
-    if uri.startswith("http") and has_password(
-        uri
-    ):  # else MLflow's messages and links would hold the password
+    if is_server(uri) and has_password(uri):  # else MLflow's messages and links would hold the password
         user, password = login_of(uri)
         os.environ |= {"MLFLOW_TRACKING_USERNAME": user or "", "MLFLOW_TRACKING_PASSWORD": password or ""}
         uri = without_login(uri)
-    database = sqlite_path(uri)
+    database = sqlite_file(uri)
     if database is None:
         client = MlflowClient(tracking_uri=with_driver(uri))
-        if not is_server(uri):
+        if uri.startswith(DATABASES):
             with watch.waiting(TABLES_SECONDS):
                 client.search_experiments(max_results=1)
         return client
@@ -70,11 +85,41 @@ def _connect(uri: str, watch: Watch) -> MlflowClient:
             for left in database.parent.glob(f".{database.name}.*"):
                 left.unlink()  # of a process that was killed while it created the store
             draft = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}")
-            MlflowClient(tracking_uri=f"{SQLITE}{draft}").search_experiments(max_results=1)
+            MlflowClient(tracking_uri=sqlite_address(draft)).search_experiments(max_results=1)
             draft.replace(database)
-        client = MlflowClient(tracking_uri=uri)
+        client = MlflowClient(tracking_uri=lasting(uri))
         client.search_experiments(max_results=1)
+        if database.name == OWN_STORE and (database.parent / "studies").is_dir():
+            _follow_root(database)
         return client
+
+
+def _follow_root(database: Path) -> None:
+    """Correct the places of files in a ROOT's own store that was moved or copied with it: MLflow keeps absolute paths.
+
+    Another ROOT may use the store too: the files of an experiment stay at a place that has them, if this one does not.
+    """
+    own = database.parent / ARTEFACTS
+    with closing(sqlite3.connect(database)) as store, store:
+        rows = store.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()
+        for experiment, location in rows:
+            old = Path(unquote(urlsplit(location or "").path))
+            if not str(location).startswith("file:") or old.name != ARTEFACTS:
+                continue
+            if old.resolve() == own.resolve():
+                continue
+            runs = store.execute("SELECT run_uuid FROM runs WHERE experiment_id = ?", (experiment,))
+            if any((old / run).exists() and not (own / run).exists() for (run,) in runs.fetchall()):
+                continue
+            store.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+                (own.as_uri(), experiment),
+            )
+            store.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (own.as_uri(), len(location) + 1, experiment, len(location), location),
+            )
 
 
 def be_quiet() -> None:
@@ -94,9 +139,9 @@ def be_quiet() -> None:
 
 def with_driver(uri: str) -> str:
     """Name the installed driver in an address: SQLAlchemy 2.1 takes plain postgresql:// for psycopg 3."""
-    if uri.startswith("postgresql://") and find_spec("psycopg") is None:
-        return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
-    return uri
+    kind, mark, rest = uri.partition("://")
+    driver = "+psycopg2" if kind == "postgresql" and find_spec("psycopg") is None else ""
+    return f"{kind}{driver}{mark}{rest}"
 
 
 def prepare_database(uri: str, where: str) -> str:
@@ -108,8 +153,7 @@ def prepare_database(uri: str, where: str) -> str:
     shown = f"{where} {redact(uri)}"
     uri = with_driver(with_login(uri))
     url = _parse(uri, shown)
-    if url.get_backend_name() == "sqlite":
-        uri = f"{SQLITE}{Path(str(url.database)).absolute()}"
+    uri = lasting(uri)
     be_quiet()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -173,7 +217,7 @@ def _reach_database(uri: str) -> None:
     """Raise SQLAlchemy's exception if a database does not answer."""
     from sqlalchemy import create_engine, inspect
 
-    file = sqlite_path(uri)
+    file = sqlite_file(uri)
     if file is None or file.exists():
         engine = create_engine(uri)
         try:
@@ -187,19 +231,14 @@ def is_server(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of an SQLite address; None for other addresses."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-
-
 def default_uri(root: Root) -> str:
     """Return the address of ROOT's own SQLite store."""
-    return f"{SQLITE}{(root.path / 'mlflow.db').absolute()}"
+    return sqlite_address(root.path / OWN_STORE)
 
 
 def tracking_uri(study: Study, root: Root) -> str:
     """Return a study's tracking address: its `tracking.uri`, else MLFLOW_TRACKING_URI, else ROOT's SQLite store."""
-    return study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
+    return study.tracking.uri or lasting(os.environ.get("MLFLOW_TRACKING_URI", "")) or default_uri(root)
 
 
 def sidecar_uri(study: Study, root: Root) -> str | None:
@@ -209,4 +248,4 @@ def sidecar_uri(study: Study, root: Root) -> str | None:
     shared ROOT may read launch.json. `ssmscale sync` mirrors in both cases.
     """
     uri = tracking_uri(study, root)
-    return None if uri.startswith("sqlite") or has_password(uri) else uri
+    return None if is_sqlite(uri) or has_password(uri) else uri

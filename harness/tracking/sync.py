@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.common.address import redact
+from harness.common.address import redact, sqlite_file
 from harness.common.console import warn
 from harness.common.disk import write_atomically
 from harness.common.validation import first_line
 from harness.record.registry import ResolvedStudy
 from harness.record.status import RunState, RunStatus
 from harness.record.trust import believe, may_receive_logins
-from harness.tracking.store import SQLITE, tracking_uri
+from harness.tracking.store import tracking_uri
 from harness.tracking.tracker import Mirrored, Tracker
 from harness.tracking.watch import TrackerSilent, Watch
 from ssmttm.errors import InputError
@@ -61,7 +61,7 @@ def bring_up_to_date(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> Trac
 def _tracker_of(resolved: ResolvedStudy) -> str:
     """Return a study's tracking address; raises InputError if another user's file names it."""
     uri = tracking_uri(resolved.study, resolved.root)
-    source = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else resolved.record
+    source = sqlite_file(uri) or resolved.record
     if source is not None and not may_receive_logins(uri, source):
         believe(source, f"that runs are sent to {redact(uri)}", "set MLFLOW_TRACKING_URI to that address")
     return uri
@@ -74,11 +74,11 @@ def _mirrored(
 
     Raises TrackerSilent if the tracker does not answer.
     """
-    from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, stop_any, wait_fixed
+    from tenacity import Retrying, retry_if_not_exception_type, wait_fixed
 
-    watch = Watch()
+    watch, most = Watch(), 4 if thorough else 2
     again = Retrying(
-        stop=stop_any(stop_after_attempt(4 if thorough else 2), lambda _: watch.silence > MOST_SILENCE),
+        stop=lambda state: state.attempt_number >= most or watch.silence > MOST_SILENCE,
         wait=wait_fixed(0.5),
         retry=retry_if_not_exception_type((InputError, ModuleNotFoundError, TrackerSilent)),
         reraise=True,

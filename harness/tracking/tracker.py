@@ -28,7 +28,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from harness.common.address import without_login
+from harness.common.address import sqlite_file, without_login
 from harness.common.disk import write_atomically
 from harness.common.validation import first_line
 from harness.record.journal import read_progress
@@ -45,7 +45,7 @@ from harness.tracking.metrics import (
     status_of_unlisted,
 )
 from harness.tracking.series import SeriesMirror, send_journal, survivor
-from harness.tracking.store import is_server, sqlite_path
+from harness.tracking.store import is_server
 from harness.tracking.watch import Watch, in_thread
 from ssmttm.files import parse_json
 
@@ -340,7 +340,7 @@ class MirrorLedger:
         self._experiment: tuple[str, int] | None = None
         self._closed: dict[str, tuple[str, dict[str, str]]] = {}
         self._changed = False
-        file = sqlite_path(store)
+        file = sqlite_file(store)
         try:
             held: Any = parse_json(path.read_bytes())
             of_store, experiment, made = held["store"]
