@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 from filelock import FileLock, Timeout
@@ -146,6 +147,11 @@ def lines(server: Server, *, show_password: bool) -> list[str]:
         if show_password:
             password = shlex.quote(login.password)
         shown.append(f"export MLFLOW_TRACKING_USERNAME={login.user} MLFLOW_TRACKING_PASSWORD={password}")
+    host, proxies = urlsplit(server.address).hostname or "", urllib.request.getproxies()
+    if {"http", "all"} & proxies.keys() and not urllib.request.proxy_bypass(host):
+        shown.append(
+            f'export no_proxy="{host},${{no_proxy:-$NO_PROXY}}"'
+        )  # a proxy does not reach the server
     return shown
 
 
