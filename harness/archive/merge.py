@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from harness.archive.check import OpenBundle
 from harness.archive.export import whole_lines, without_addresses
@@ -31,6 +31,7 @@ from harness.record.scores import (
 )
 from harness.record.series import untrained
 from harness.study.run import Run, by_series
+from ssmttm.locks import file_lock
 
 
 @dataclass
@@ -134,7 +135,7 @@ def _merge_evaluations(bundle: OpenBundle, root: Root, run_id: str, done: Import
     folder = evaluation_folder(root, run_id)
     make_folder(folder)
     try:
-        with FileLock(folder / "lock", blocking=False):
+        with file_lock(folder / "lock", wait=False):
             for found in there:
                 if (joined := _joined(root, run_id, found)) is not None:
                     keep_evaluation(root, run_id, joined)

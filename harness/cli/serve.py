@@ -1,4 +1,4 @@
-"""`ssmscale serve`: MLflow's server on a database, as long as the command runs."""
+"""`ssmscale serve`: MLflow's tracking and page on a database, as long as the command runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; other machines need the password.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 listens on all of this machine.")
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
@@ -36,11 +36,16 @@ def serve(
         typer.Option(metavar="NAME", help="Another name of the server, such as a proxy's; repeatable."),
     ] = None,
     show_password: Annotated[bool, typer.Option("--show-password", help="Print the password too.")] = False,
+    without_login: Annotated[
+        bool,
+        typer.Option("--open", help="Ask for no login: for a container that its own network shields."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run MLflow's server for a study's database until Ctrl-C.
+    """Run MLflow's tracking server, behind a login, until Ctrl-C.
 
-    Prints the address, and the environment variables that jobs need to find it.
+    Prints the page's address, and the environment variables that jobs need. Page and jobs need the login, also on this
+    machine: its user is ssmscale, its password is in ROOT/serve/password.
     """
     loaded, place = place_of(study, root)
     log = place.study(loaded.name) / "logs" / "mlflow-server.log"
@@ -51,8 +56,15 @@ def serve(
     try:
         with (
             stoppable(),
-            serving.serving(place, database, host, port, allow_host or (), log) as (server, process),
+            serving.serving(
+                place, database, host, port, allow_host or (), log, without_login=without_login
+            ) as (server, process),
         ):
+            if without_login:
+                errors.print(
+                    "--open: NO LOGIN. Every user and program that reaches this server can read, change and delete "
+                    "its runs and their files"
+                )
             if as_json:
                 print_json(serving.describe(server, loaded.name, show_password=show_password))
             else:

@@ -22,6 +22,7 @@ from harness.cli.options import (
 from harness.cli.terminal import COLOURS, Table, coloured, listed
 from harness.common.console import console, errors, print_json, warn
 from harness.common.format import counted, short
+from harness.record.jobs import SchedulerUnavailable
 from harness.record.registry import registered
 from harness.record.status import RunState, RunStatus, StatusReader, count_states
 from harness.submit.cancel import cancel as cancel_runs
@@ -101,8 +102,14 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     rows = rows_of(resolved)
     chosen = choose(rows, runs)
     concerned = cancel_runs(resolved.root, resolved.study.name, chosen)
-    for scheduler, jobs in cancel_jobs_of(resolved, rows).items():
-        console.print(f"{counted(len(jobs), 'job')} taken from {scheduler}: {', '.join(jobs)}")
+    try:
+        for scheduler, jobs in cancel_jobs_of(resolved, rows).items():
+            console.print(f"{counted(len(jobs), 'job')} taken from {scheduler}: {', '.join(jobs)}")
+    except SchedulerUnavailable as gone:
+        warn(
+            f"{gone.scheduler}: {gone}; jobs of cancelled runs are not taken from it: running ones leave these runs at "
+            "their next step, and waiting ones end when they start; repeat the command to take them away"
+        )
     cancelled = {row.run_id for row in concerned}
     over = [row for row in chosen if row.run_id not in cancelled]
     for row in over if runs else ():

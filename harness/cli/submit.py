@@ -25,13 +25,14 @@ from harness.cli.options import (
     named_cluster,
 )
 from harness.cli.plan import print_plan
+from harness.cli.terminal import listed
 from harness.common.console import console, errors
 from harness.common.disk import DiskFull
 from harness.common.format import counted
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
 from harness.plan.plan import Plan
-from harness.record.jobs import LIVE, JobView
+from harness.record.jobs import LIVE, JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, registered
 from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
@@ -184,16 +185,29 @@ def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) ->
     if not backends[0].outlives:
         _train(resolved, made, backends[0])
         return
-    done = hand_over(resolved, made, backends)
+    name = resolved.study.name
+    try:
+        done = hand_over(resolved, made, backends)
+    except SchedulerUnavailable as gone:
+        safe = "repeat the command when it answers: what it has taken stays, and no run is submitted twice"
+        raise SchedulerUnavailable(gone.scheduler, f"{gone}; {safe}") from gone
     for part in done:
         _print_handed_over(part)
-    name = resolved.study.name
     if not done:
-        console.print(f"nothing of {name} is left to submit")
+        console.print(f"nothing of {name} is left to submit{_left_out(made)}")
     place = resolved.root.path
     usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
     root = "" if place in usual else f" --root {shlex.quote(str(place))}"
     console.print(f"`ssmscale status {name}{root} --watch` shows their progress")
+
+
+def _left_out(made: Plan) -> str:
+    """Return a clause about the runs that `submit` leaves out and `retry` trains; empty without any."""
+    ended = [run.status.state for run in made.runs]
+    counts = {
+        str(state): ended.count(state) for state in (RunState.FAILED, RunState.CANCELLED) if state in ended
+    }
+    return f"; {listed(counts)}: `ssmscale retry {made.study.name}` trains them" if counts else ""
 
 
 def _print_handed_over(done: HandedOver) -> None:

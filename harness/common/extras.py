@@ -20,7 +20,7 @@ EXTRAS = {
     "audio": Extra(("music21", "symusic", "pretty_midi", "scikit-learn", "soundfile"), ("sklearn", "soxr")),
     "slurm": Extra(("submitit",)),
     "ray": Extra(("ray",)),
-    "serve": Extra(modules=("flask_wtf", "psycopg", "psycopg2")),
+    "serve": Extra(modules=("psycopg", "psycopg2")),
     "codecs": Extra(modules=("encodec", "torchaudio")),
     "tune": Extra(modules=("optuna",)),
 }

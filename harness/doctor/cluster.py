@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from harness.common.validation import first_line
 from harness.doctor.machine import Finding
 from harness.doctor.slurm import examine_slurm
 from harness.plan.cluster import Profile, load_profile
 from harness.record.provenance import HOME
+from harness.tracking.store import connect
 from ssmttm.errors import InputError
 
 PROGRAMS = {
@@ -108,8 +110,13 @@ def tracker(uri: str | None) -> Finding:
         remedy = "start `ssmscale serve` with --host 0.0.0.0 and export the lines it prints, unless all nodes are here"
         return Finding.of(name, found, remedy)
     problem = _problem(f"{address}{parts.path.rstrip('/')}/health")
-    if problem is None:
+    if problem is None and (refusal := _refusal(str(uri))) is None:
         return Finding.of(name, f"{address} answers")
+    if problem is None:
+        remedy = (
+            "export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, as `ssmscale serve` prints them"
+        )
+        return Finding.of(name, f"{address} refuses what jobs send: {refusal}", remedy)
     remedy = "start `ssmscale serve`, or correct MLFLOW_TRACKING_URI; jobs write journals, which `ssmscale sync` sends"
     return Finding.of(name, f"{address} does not answer: {problem}", remedy)
 
@@ -120,10 +127,21 @@ def _problem(url: str) -> str | None:
     try:
         with urlopen(url, timeout=20):  # noqa: S310 - the scheme is http or https
             return None
-    except HTTPError as error:  # a server that asks for a password works
+    except HTTPError as error:  # a proxy may ask for a login here too
         return None if error.code == 401 else str(error)
     except (URLError, OSError, ValueError) as error:
         return str(getattr(error, "reason", error))
+
+
+def _refusal(uri: str) -> str | None:
+    """Return what a tracker answers to a client with this environment's login, if that is a refusal."""
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except ModuleNotFoundError:  # MLflow's client is found missing elsewhere
+        return None
+    except Exception as error:  # each kind of transport has its own exceptions
+        return first_line(error, urlsplit(uri).password)
+    return None
 
 
 def _program(name: str, meaning: str, *, needed: bool) -> Finding:

@@ -26,6 +26,7 @@ from harness.study.run import Frozen
 from ssmttm.corpus.soundfont import soundfont
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json
+from ssmttm.locks import LEASE_SECONDS, has_locks
 
 WITH_ADDRESSES = (
     *("studies/*/*.json", "studies/*/tune/*.json", "series/*/launch.json"),
@@ -56,6 +57,7 @@ def examine_machine(root: Path, *, fix: bool = False) -> Iterator[Finding]:
     yield _python()
     yield _hardware()
     yield _writable(root)
+    yield _locks(root)
     yield find_secrets(root, fix=fix)
     yield from (_packages(name, extra.packages) for name, extra in EXTRAS.items() if extra.packages)
     if importlib.util.find_spec("torch") is not None:
@@ -100,6 +102,19 @@ def _writable(root: Path) -> Finding:
         remedy = "choose another folder with --root or SSMSCALE_ROOT"
         return Finding.of("root", f"{root}: {error.strerror}", remedy, needed=True)
     return Finding.of("root", f"{root} is writable, {free_bytes(root.absolute()) / GIB:.0f} GiB free")
+
+
+def _locks(root: Path) -> Finding:
+    if has_locks(existing(root.absolute())):
+        return Finding.of("locks", f"the file system of {root} locks files between processes")
+    found = (
+        f"the file system of {root} has no locks; leases replace them, and a dead host's run is free after "
+    )
+    return Finding.of(
+        "locks",
+        f"{found}{LEASE_SECONDS:.0f} s",
+        "mount it with locks (Lustre: -o flock), or choose another --root",
+    )
 
 
 def find_secrets(root: Path, *, fix: bool) -> Finding:

@@ -22,6 +22,9 @@ GPU = re.compile(r"gpu:(?:([^:,()]+):)?(\d+)")
 """Name and number of one kind of GPU in a node's generic resources, such as gpu:h100:8(S:0-1)."""
 
 
+NONE_UP = "no such node is up"
+
+
 @dataclass(frozen=True)
 class Nodes:
     """Equal nodes of a partition."""
@@ -50,8 +53,8 @@ def examine_slurm(profile: Profile) -> Iterator[Finding]:
         yield Finding.of("slurmctld", str(answer), remedy, needed=True)
         return
     yield Finding.of("slurmctld", answer.splitlines()[0])
-    for name in profile.partitions:
-        yield partition(profile, name)
+    partitions = [partition(profile, name) for name in profile.partitions]
+    yield from partitions
     answer = _asked("scontrol", "show", "config")
     if isinstance(answer, SchedulerUnavailable):
         remedy = "run this again; array size, requeueing, accounting and a whole job were not checked"
@@ -61,7 +64,7 @@ def examine_slurm(profile: Profile) -> Iterator[Finding]:
     yield array_limit(profile, config)
     yield requeueing(config)
     yield from accounting(profile, config)
-    yield trial(profile)
+    yield trial(profile, are_away=any(NONE_UP in found.found for found in partitions))
 
 
 def partition(profile: Profile, name: str) -> Finding:
@@ -95,7 +98,7 @@ def partition(profile: Profile, name: str) -> Finding:
     elif sum(group.count for group in fitting) < wanted:
         problems.append((f"fewer than {wanted} nodes have {_described(profile)}", "correct nodes"))
     elif not any(AWAY.search(group.state) is None for group in fitting):
-        problems.append(("no such node is up", "ask the site; until then jobs wait"))
+        problems.append((NONE_UP, "ask the site; until then jobs wait"))
     if too_long:
         too_much = f"its jobs end after {hours:g} h, and jobs ask for {asked:g}"
         problems.append((too_much, f"set limits.hours, or hours of partitions.{name}, to {hours:g}"))
@@ -150,8 +153,11 @@ def accounting(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
         yield Finding.of(f"QOS {name}", found, remedy, needed=True)
 
 
-def trial(profile: Profile) -> Finding:
-    """Check that SLURM accepts a job of one whole node, without queueing it."""
+def trial(profile: Profile, *, are_away: bool = False) -> Finding:
+    """Check that SLURM accepts a job of one whole node, without queueing it.
+
+    If all nodes of a partition `are_away`, its refusal says nothing of the profile.
+    """
     names = profile.partitions_for(1)
     kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
     asked = {
@@ -172,6 +178,8 @@ def trial(profile: Profile) -> Finding:
     answer = _asked("sbatch", "--test-only", *options, "--wrap=true")
     if isinstance(answer, SchedulerUnavailable):
         remedy = "correct the values it names in the profile"
+        if are_away:
+            remedy = "nothing to correct before nodes are up again: see the partition above"
         return Finding.of("a job", str(answer), remedy, needed=True)
     return Finding.of("a job", f"SLURM accepts one of {_described(profile)}")
 

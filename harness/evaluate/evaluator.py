@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from harness.common.disk import make_folder, naming_a_full_disk
 from harness.common.format import counted
@@ -45,6 +45,7 @@ from ssmttm.evaluation.measure import Measure, Scores
 from ssmttm.evaluation.mel_proxy import MelProxy
 from ssmttm.evaluation.row_store import RowStore
 from ssmttm.evaluation.sets import PromptSet, choose_prompts
+from ssmttm.locks import file_lock
 
 Say = Callable[[str], None]
 ClipsOf = Callable[[Sequence[int]], tuple[list[Audio], int]]
@@ -158,7 +159,7 @@ class Evaluator:
         folder = evaluation_folder(self.root, run_id)
         make_folder(folder)
         try:
-            lock = FileLock(folder / "lock").acquire(blocking=False)
+            lock = file_lock(folder / "lock", wait=False).acquire()
         except Timeout:
             return Evaluated(run_id, "busy", "another process evaluates it")
         with lock, naming_a_full_disk(folder):
@@ -228,7 +229,7 @@ class Evaluator:
         reference = self.prompts.reference
         folder = self.root.path / "evaluation" / self.settings.reference_digest[:16]
         make_folder(folder)
-        with FileLock(folder / "lock"):
+        with file_lock(folder / "lock"):
             theirs = {one: RowStore(folder / one.key, self.warn) for one in wanted}
             self._measure(
                 theirs, len(reference), lambda items: reference.clips(items, codec), "the reference"

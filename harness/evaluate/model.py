@@ -104,6 +104,8 @@ def _load_model(run: Run, path: Path, device: str) -> MusicLM:
         with torch.device("meta"):
             model = MusicLM(run.model)
         model.load_state_dict(weights, assign=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
     except (SafetensorError, RuntimeError) as error:
         raise InputError(f"{path}: not the weights of run {run.run_id} ({first_line(error)})") from None
     return model.to(place).eval()

@@ -23,7 +23,7 @@ from harness.common.disk import check_inside
 from harness.common.validation import first_line, first_mistake
 from harness.record.root import write_model
 from harness.study.run import Frozen
-from ssmttm.files import sha256_file
+from ssmttm.files import read_document, sha256_file
 
 TAG = re.compile(r"step-([0-9]{9})")
 
@@ -127,7 +127,7 @@ def _read_marker(path: Path) -> Checkpoint | Problem:
     if not TAG.fullmatch(path.stem):
         return Problem(f"{path}: its name is not that of a step")
     try:
-        marker = Marker.model_validate_json(path.read_bytes())
+        marker = Marker.model_validate_json(read_document(path))
     except ValidationError as error:
         return Problem(f"{path}: {first_mistake(error)}", tag=path.stem)
     except OSError as error:

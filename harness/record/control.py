@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from harness.common.disk import append_line, appending, make_folder, naming_a_full_disk
 from harness.common.jsonl import read_lines
+from ssmttm.locks import file_lock
 
 RUNS_A_LINE = 10_000
 """Largest number of Runs in one line: a line with a study's hundred thousand would be too long to read."""
@@ -29,7 +28,7 @@ class Control:
         lines = [json.dumps({"t": now, "event": event, **part}, allow_nan=False) for part in _parts(fields)]
         with naming_a_full_disk(self.path):
             make_folder(self.path.parent)
-            with FileLock(f"{self.path}.lock"), appending(self.path) as descriptor:
+            with file_lock(Path(f"{self.path}.lock")), appending(self.path) as descriptor:
                 for line in lines:
                     append_line(descriptor, line.encode() + b"\n", self.path, durable=line is lines[-1])
 

@@ -67,7 +67,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
         self.attempt = attempt
         self._next = path.with_name(FORMAT.format(attempt + 1))
         with naming_a_full_disk(path):
-            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR, 0o644)
+            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_RDWR, 0o666)
             sync_to_disk(path.parent)
 
     @classmethod
@@ -172,11 +172,16 @@ class Progress:
         """True if the newest attempt has no final event: it trains, or its process died."""
         return self.state in {Event.STARTED, Event.RESUMED}
 
+    @property
+    def is_of_another_host(self) -> bool:
+        """True if the newest attempt is open and its process was on another host, where it may run or have died."""
+        return self.started is not None and self.is_open and self.started.get("host") != socket.gethostname()
+
     def is_trained_by(self, job_id: str) -> bool:
         """True if a running job's process is that of the newest attempt, as far as this host can know."""
         if self.started is None or not self.is_open or self.started.get("job_id") != job_id:
             return False
-        return self.is_alive or self.started.get("host") != socket.gethostname()
+        return self.is_alive or self.is_of_another_host
 
 
 def read_progress(directory: Path) -> Progress:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
@@ -22,6 +21,8 @@ from harness.study.schema import Study, load_study
 from harness.study.tune import Tuned
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
+from ssmttm.files import read_document
+from ssmttm.locks import file_lock
 
 
 def open_study(
@@ -218,7 +219,7 @@ def read_records(root: Root, study: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return TypeAdapter(list[dict[str, Any]]).validate_json(path.read_bytes())
+        return TypeAdapter(list[dict[str, Any]]).validate_json(read_document(path))
     except ValidationError as error:
         raise InputError(
             f"{path}: is not the list of proposals that `ssmscale scale-up` writes; move it away"
@@ -230,7 +231,7 @@ def add_record(root: Root, study: str, proposed: Mapping[str, Any]) -> None:
     path = record_path(root, study)
     with naming_a_full_disk(path):
         make_folder(path.parent)
-        with FileLock(f"{path}.lock"):
+        with file_lock(Path(f"{path}.lock")):
             records = read_records(root, study)
             if records and {key: value for key, value in records[-1].items() if key != "made"} == proposed:
                 return

@@ -14,6 +14,7 @@ from harness.common.validation import first_mistake
 from harness.record.control import Control
 from harness.study.run import Count, Frozen, Positive, Run
 from ssmttm.errors import InputError
+from ssmttm.files import read_document, share_with_group
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -78,6 +79,7 @@ class Root:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        share_with_group(path)
 
     def run(self, run_id: str) -> Path:
         """Directory of one Run: run.json, journal/, checkpoints/, logs/."""
@@ -112,7 +114,7 @@ class Root:
 def read_model(path: Path, kind: type[Model]) -> Model:
     """Read a JSON file of ROOT as `kind`; raises InputError naming the file and the wrong key."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_document(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:

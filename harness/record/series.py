@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import ValidationError
 
 from harness.common.disk import write_atomically
@@ -21,6 +21,8 @@ from harness.record.journal import Event, Journal, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root
 from harness.study.run import Frozen, WholeNumber
+from ssmttm.files import read_document
+from ssmttm.locks import file_lock, is_held
 
 
 class Holder(Frozen):
@@ -51,11 +53,14 @@ def scheduler_job() -> Holder | None:
 @contextlib.contextmanager
 def untrained(series_dir: Path) -> Iterator[bool]:
     """Hold the lock of a Series during the block and yield True; yield False if another process holds it."""
-    lock = FileLock(series_dir / "lock")
+    lock = file_lock(series_dir / "lock", wait=False)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire()
     except Timeout:
         yield False
+        return
+    except PermissionError:  # of a reader, who changes nothing
+        yield not is_held(series_dir / "lock")
         return
     try:
         yield True
@@ -67,14 +72,14 @@ class SeriesLock:
     """Lock of a Series for the process that trains it."""
 
     def __init__(self, series_dir: Path) -> None:
-        self._lock = FileLock(series_dir / "lock")
+        self._lock = file_lock(series_dir / "lock", wait=False)
         self._holder = series_dir / "holder.json"
 
     def acquire(self) -> bool:
         """Lock the Series and return True; False if a process trains it that this one may not replace."""
         mine = scheduler_job()
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire()
         except Timeout:
             if mine is None or not self._is_replaced_by(mine):
                 return False
@@ -90,7 +95,7 @@ class SeriesLock:
 
     def _is_replaced_by(self, mine: Holder) -> bool:
         with contextlib.suppress(OSError, ValidationError):
-            held = Holder.model_validate_json(self._holder.read_bytes())
+            held = Holder.model_validate_json(read_document(self._holder))
             return held.job_id == mine.job_id and held.start < mine.start
         return False
 

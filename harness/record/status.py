@@ -22,6 +22,7 @@ from harness.record.journal import Event, Progress, ProgressReader, Span
 from harness.record.root import Root
 from harness.study.grid import GridPoint
 from harness.study.run import Run, branch_step, by_series
+from ssmttm.locks import is_held
 
 
 class RunState(StrEnum):
@@ -163,7 +164,10 @@ class StatusReader:
             own = runs[run_id] = self._journals.read(self.root.run(run_id))
             notes += own.damaged
             job = (jobs or {}).get(run_id)
-            state = _by_scheduler(_state(point.run, own, trunk, reset.get(run_id, 0)), job, own, trunk)
+            state = _state(point.run, own, trunk, reset.get(run_id, 0))
+            if state is RunState.INTERRUPTED and self._is_trained_elsewhere(series_id, own, trunk):
+                state = RunState.RUNNING
+            state = _by_scheduler(state, job, own, trunk)
             if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
                 state = RunState.CANCELLED
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
@@ -171,6 +175,15 @@ class StatusReader:
             found.append(_row(point, state, own, trunk, job))
         self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
         return found
+
+    def _is_trained_elsewhere(self, series_id: str, *journals: Progress) -> bool:
+        """True if a process of another host holds the lock of a Series whose journals are open."""
+        if not any(journal.is_of_another_host for journal in journals):
+            return False
+        try:
+            return is_held(self.root.series(series_id) / "lock")
+        except OSError:  # of a reader who may not open it
+            return False
 
     def hours(self, rows: Sequence[RunStatus], jobs: Mapping[str, JobTime]) -> Hours:
         """Return the GPU-hours as of the newest reading, whose rows these are; `jobs` as for `count_hours`."""

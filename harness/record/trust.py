@@ -1,4 +1,4 @@
-"""What other users' files may decide: neither what is executed nor where logins are sent, unless they are trusted.
+"""Trust in other users' files: unless they are trusted, they decide neither what is executed nor where logins go.
 
 A file is believed if this user or root owns it and no one else may write it. The user's own settings,
 ~/.config/ssmscale/settings.yaml of mode 600, name further users and groups, and addresses with their logins:

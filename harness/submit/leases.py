@@ -26,6 +26,7 @@ from harness.dispatch.ledger import Ledger, is_given_up, open_ledger
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.root import Root
 from harness.study.run import Frozen
+from ssmttm.files import read_document
 
 
 class Lease(Frozen):
@@ -53,7 +54,7 @@ def acquire(series_dir: Path, lease: Lease) -> bool:
 def read_lease(path: Path) -> Lease | None:
     """Return the lease in a claim.json, DAMAGED if it cannot be read, None if there is none."""
     try:
-        return Lease.model_validate_json(path.read_bytes())
+        return Lease.model_validate_json(read_document(path))
     except FileNotFoundError:
         return None
     except ValidationError:

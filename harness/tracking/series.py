@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from filelock import FileLock
-
 from harness.record.journal import Progress, ProgressReader
 from harness.record.root import Root
 from harness.record.status import RunStatus
@@ -25,6 +23,7 @@ from harness.tracking.metrics import (
     status_of_run,
     status_of_series,
 )
+from ssmttm.locks import file_lock
 
 
 class SeriesMirror:
@@ -119,7 +118,7 @@ class SeriesMirror:
     def _find_or_create(self) -> dict[str, list[Held]]:
         held = self.know(self._search()) if self.held is None else self.held
         if any(identity not in held for identity, _ in self.begun):
-            with FileLock(self.root.series(self.series_id) / "mlflow.lock"):
+            with file_lock(self.root.series(self.series_id) / "mlflow.lock"):
                 held = self.know(self._search())
                 for identity, kind in self.begun:
                     if identity not in held:

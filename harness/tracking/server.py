@@ -1,7 +1,7 @@
-"""MLflow's server on a database, as a process of `ssmscale serve`.
+"""The process of `ssmscale serve`: MLflow's tracking and page on a database, behind a login.
 
-A server on a loopback address asks for no password; any other asks for a generated one. Secrets are passed through the
-environment and files of mode 0600, never on a command line, in a log or on the terminal.
+Every user of a machine reaches its loopback addresses, so that a server there has the login too. Secrets are passed
+through the environment and files of mode 0600, never on a command line, in a log or on the terminal.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import contextlib
 import errno
 import ipaddress
+import json
 import os
 import runpy
 import shlex
@@ -19,21 +20,24 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from harness.common.address import is_sqlite, lasting, redact, sqlite_file
 from harness.common.process import ignoring, start_logged, stop_when_parent_ends
 from harness.record.root import Root
+from harness.tracking.app import CREATE_EXPERIMENT, FORBIDDEN, HEALTH, OUTSIDE, SETTINGS, Settings
 from harness.tracking.auth import Credentials
 from harness.tracking.store import default_uri, prepare_database
 from ssmttm.errors import InputError
+from ssmttm.locks import file_lock
 
 START_SECONDS = 300.0
 """Time for the server to answer; its imports take 5 s on an idle core."""
@@ -41,6 +45,7 @@ ANSWER_SECONDS = 60.0
 """Time for one answer: before the first, the server inspects its database."""
 GRACE_SECONDS = 30.0
 LOG_LINES = 8
+EXPERIMENTS = "/api/2.0/mlflow/experiments/search?max_results=1"
 KEPT_SETTINGS = ("MLFLOW_SQLALCHEMYSTORE_", "MLFLOW_UVICORN_OPTS")
 """The caller's MLFLOW_ variables that are passed on; the others configure clients or contradict this file's options."""
 
@@ -62,6 +67,7 @@ class Server:
     """Further host names that clients use."""
     log: Path
     credentials: Credentials | None
+    """None for a server without a login."""
 
     @property
     def address(self) -> str:
@@ -75,7 +81,14 @@ class Server:
 
 @contextmanager
 def serving(
-    root: Root, database: str | None, host: str, port: int, allowed: Sequence[str], log: Path
+    root: Root,
+    database: str | None,
+    host: str,
+    port: int,
+    allowed: Sequence[str],
+    log: Path,
+    *,
+    without_login: bool = False,
 ) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
     """Run a server during the block and yield it once it answers; raises InputError if it cannot answer.
 
@@ -87,7 +100,7 @@ def serving(
     with _lock(uri):
         port = choose_port(host, port)
         uri = prepare_database(uri, where)
-        credentials = None if is_loopback(host) else Credentials(root.path / "serve")
+        credentials = None if without_login else Credentials(root.path / "serve")
         server = Server(root, uri, host, port, tuple(allowed), log, credentials)
         begin = log.stat().st_size if log.exists() else 0
         process = start_logged(
@@ -185,6 +198,21 @@ def choose_port(host: str, port: int) -> int:
         return int(trial.getsockname()[1])
 
 
+def check_refusals(server: Server) -> None:
+    """Raise InputError if the server answers without a login, has a part that it must not have, or writes elsewhere."""
+    outside = "/api/2.0/mlflow/" + CREATE_EXPERIMENT
+    if server.credentials is not None:
+        for method, path in (("GET", EXPERIMENTS), ("GET", "/"), ("POST", outside), *FORBIDDEN):
+            if (status := _ask(server, method, path).status) != 401:
+                raise InputError(f"stopped: the server answers {method} {path} without a login ({status})")
+    for method, path in FORBIDDEN:
+        if (status := _ask(server, method, path, login=True).status) != 404:
+            raise InputError(f"stopped: the server has {method} {path}, which it must not have ({status})")
+    answer = _ask(server, "POST", outside, login=True, document={"artifact_location": "/"})
+    if answer.status != 400 or OUTSIDE not in answer.text:
+        raise InputError(f"stopped: the server keeps artefacts in any folder ({answer.status})")
+
+
 def is_loopback(host: str) -> bool:
     """True if only this machine can reach that address; of names, localhost alone."""
     try:
@@ -200,7 +228,7 @@ def _lock(uri: str) -> AbstractContextManager[object]:
         return nullcontext()
     database.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(database.with_suffix(".serve.lock")).acquire(blocking=False)
+        return file_lock(database.with_suffix(".serve.lock"), wait=False).acquire()
     except Timeout as error:
         raise InputError(
             f"{database}: another `ssmscale serve` serves it; use that one or stop it"
@@ -208,9 +236,9 @@ def _lock(uri: str) -> AbstractContextManager[object]:
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], begin: int) -> None:
-    """Return once the server answers, reads its database and refuses requests without the password."""
+    """Return once the server answers, reads its database and refuses what it must refuse."""
     deadline = time.monotonic() + START_SECONDS
-    while (health := _ask(server, "/health")) != 200:
+    while (health := _ask(server, "GET", HEALTH).status) != 200:
         if process.poll() is not None:
             raise InputError(
                 f"MLflow's server did not start (status {process.returncode}); {_tail(server.log, begin)}"
@@ -218,39 +246,49 @@ def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], beg
         if time.monotonic() > deadline:
             raise InputError(
                 f"MLflow's server at {server.address} did not answer within {START_SECONDS:.0f} s "
-                f"(/health: {health or 'no answer'}); {_tail(server.log, begin)}"
+                f"({HEALTH}: {health or 'no answer'}); {_tail(server.log, begin)}"
             )
         time.sleep(0.1)
-    experiments = "/api/2.0/mlflow/experiments/search?max_results=1"
-    login = server.credentials
-    if login is not None and _ask(server, experiments) != 401:
-        raise InputError("MLflow's server answers without a password, so it was stopped")
-    status = _ask(server, experiments, (login.user, login.password) if login else None)
-    if login is not None and status == 401:
-        raise InputError(
-            f"{login.password_file}: MLflow refuses this password; {login.users_file} holds another: delete both"
-        )
-    if status != 200:
+    check_refusals(server)
+    if (status := _ask(server, "GET", EXPERIMENTS, login=True).status) != 200:
         raise InputError(
             f"MLflow's server does not read {redact(server.database)} (status {status}); "
             f"{_tail(server.log, begin)}"
         )
 
 
-def _ask(server: Server, path: str, login: tuple[str, str] | None = None) -> int:
-    """Send a request from this machine, without a proxy; return its status, 0 if there is no answer."""
+class Answer(NamedTuple):
+    """The answer to one request."""
+
+    status: int
+    """0 if there is none."""
+    text: str = ""
+
+
+def _ask(
+    server: Server,
+    method: str,
+    path: str,
+    *,
+    login: bool = False,
+    document: Mapping[str, str] | None = None,
+) -> Answer:
+    """Send a request from this machine, without a proxy and, if the server has one, with the `login`."""
     host = "localhost" if _is_wildcard(server.host) else server.host
-    request = urllib.request.Request(f"http://{_bracketed(host)}:{server.port}{path}")
-    if login is not None:
-        request.add_header("Authorization", "Basic " + base64.b64encode(":".join(login).encode()).decode())
+    body = json.dumps(document or {}).encode() if method != "GET" else None
+    request = urllib.request.Request(f"http://{_bracketed(host)}:{server.port}{path}", body, method=method)
+    request.add_header("Content-Type", "application/json")
+    if login and server.credentials is not None:
+        pair = f"{server.credentials.user}:{server.credentials.password}"
+        request.add_header("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=ANSWER_SECONDS) as answer:
-            return int(answer.status)
+            return Answer(int(answer.status))
     except urllib.error.HTTPError as error:
-        return int(error.code)
+        return Answer(int(error.code), error.read().decode(errors="replace"))
     except OSError:
-        return 0
+        return Answer(0)
 
 
 def _tail(log: Path, begin: int) -> str:
@@ -262,33 +300,22 @@ def _tail(log: Path, begin: int) -> str:
 
 
 def _arguments(server: Server) -> list[str]:
+    """Return the arguments of uvicorn."""
     many = not is_sqlite(server.database)
     workers = max(1, min(4, psutil.cpu_count() or 1)) if many else 1
-    names = _names(server)
-    # Requests come every few seconds for weeks: the log is for errors.
-    quiet = f"--no-access-log --timeout-graceful-shutdown 5 {os.environ.get('MLFLOW_UVICORN_OPTS', '')}"
-    arguments = {
-        "--host": server.host,
-        "--port": str(server.port),
-        "--workers": str(workers),
-        "--artifacts-destination": (server.root.path / "mlflow-artifacts").absolute().as_uri(),
-        "--default-artifact-root": "mlflow-artifacts:/",
-        "--allowed-hosts": ",".join([*names, *(f"{name}:*" for name in names)]),
-        # The page's requests name its own address as their origin.
-        "--cors-allowed-origins": ",".join(
-            origin for name in names for origin in (f"http://{name}:{server.port}", f"https://{name}")
-        ),
-        "--uvicorn-opts": quiet.strip(),
-    }
-    if server.credentials is not None:
-        arguments["--app-name"] = "basic-auth"
-    return ["server", "--serve-artifacts", *(word for pair in arguments.items() for word in pair)]
+    return [
+        *("--factory", "harness.tracking.app:create_app"),
+        # Requests come every few seconds for weeks: the log is for errors.
+        *("--no-access-log", "--timeout-graceful-shutdown", "5"),
+        *shlex.split(os.environ.get("MLFLOW_UVICORN_OPTS", "")),
+        *("--host", server.host, "--port", str(server.port), "--workers", str(workers)),
+    ]
 
 
 def _names(server: Server) -> list[str]:
     """Return the host names that requests may carry; any other name that resolves to this server is an attack."""
     names = ["localhost", "127.0.0.1", "[::1]"]
-    if server.credentials is not None:
+    if not is_loopback(server.host):
         names += [_bracketed(server.host), socket.gethostname(), socket.getfqdn()]
         if _is_wildcard(server.host):
             names += [
@@ -306,13 +333,24 @@ def _environment(server: Server) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.lstrip("_").startswith("MLFLOW_") or name.startswith(KEPT_SETTINGS)
     }
+    names = _names(server)
+    # The page's requests name its own address as their origin.
+    origins = [origin for name in names for origin in (f"http://{name}:{server.port}", f"https://{name}")]
+    settings = Settings(
+        artefacts=str((server.root.path / "mlflow-artifacts").absolute()),
+        origins=tuple(origins),
+        password_file=str(server.credentials.password_file) if server.credentials else None,
+    )
     ours = {
+        SETTINGS: json.dumps(asdict(settings)),
         "MLFLOW_BACKEND_STORE_URI": server.database,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join([*names, *(f"{name}:*" for name in names)]),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # evaluates language models
     }
-    return kept | ours | (server.credentials.server_environment() if server.credentials else {})
+    return kept | ours
 
 
 def _is_wildcard(host: str) -> bool:
@@ -326,6 +364,6 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-if __name__ == "__main__":  # MLflow's command, in a process that ends with its parent
+if __name__ == "__main__":  # uvicorn's command, in a process that ends with its parent
     stop_when_parent_ends()
-    runpy.run_module("mlflow", run_name="__main__", alter_sys=True)
+    runpy.run_module("uvicorn", run_name="__main__", alter_sys=True)

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock
-
 from harness.common.address import (
     has_password,
     is_sqlite,
@@ -24,7 +22,7 @@ from harness.common.address import (
     sqlite_file,
     without_login,
 )
-from harness.common.disk import make_folder
+from harness.common.disk import make_folder, write_atomically
 from harness.common.validation import first_line
 from harness.record.root import Root
 from harness.record.trust import with_login
@@ -32,6 +30,7 @@ from harness.study.schema import Study
 from harness.tracking import watch as patience
 from harness.tracking.watch import TABLES_SECONDS, TrackerSilent, Watch, WatchedClient
 from ssmttm.errors import InputError
+from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,11 +79,12 @@ def _connect(uri: str, watch: Watch) -> MlflowClient:
         return client
     make_folder(database.parent)
     # Two processes that create a store at once break it, and so does one that is killed meanwhile.
-    with watch.waiting(TABLES_SECONDS), FileLock(database.with_suffix(".lock")):
+    with watch.waiting(TABLES_SECONDS), file_lock(database.with_suffix(".lock")):
         if not database.exists():
             for left in database.parent.glob(f".{database.name}.*"):
                 left.unlink()  # of a process that was killed while it created the store
             draft = database.with_name(f".{database.name}.{uuid.uuid4().hex[:8]}")
+            write_atomically(draft, b"")  # SQLite itself would make a file that its group cannot write
             MlflowClient(tracking_uri=sqlite_address(draft)).search_experiments(max_results=1)
             draft.replace(database)
         client = MlflowClient(tracking_uri=lasting(uri))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.common.address import redact, sqlite_file
 from harness.common.console import warn
-from harness.common.disk import write_atomically
+from harness.common.disk import DiskFull, write_atomically
 from harness.common.validation import first_line
 from harness.record.registry import ResolvedStudy
 from harness.record.status import RunState, RunStatus
@@ -96,9 +96,12 @@ def keep_report(
 ) -> None:
     """Keep a copy of the newest report with the study, and with its run in MLflow."""
     folder = resolved.root.study(resolved.study.name) / "report"
-    for name in ("report.html", "fit.json"):
-        if (out / name).is_file():
-            write_atomically(folder / name, (out / name).read_bytes())
+    try:
+        for name in ("report.html", "fit.json"):
+            if (out / name).is_file():
+                write_atomically(folder / name, (out / name).read_bytes())
+    except (OSError, DiskFull) as error:
+        warn(f"{resolved.root.path} keeps no copy of the report: {first_line(error)}")
     if tracker is not None:
         try:
             warn(*tracker.watch.call(lambda: tracker.mirror(rows, settle=True)).notes)

@@ -26,8 +26,6 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
-from filelock import FileLock
-
 from harness.common.address import sqlite_file, without_login
 from harness.common.disk import write_atomically
 from harness.common.validation import first_line
@@ -47,7 +45,8 @@ from harness.tracking.metrics import (
 from harness.tracking.series import SeriesMirror, send_journal, survivor
 from harness.tracking.store import is_server
 from harness.tracking.watch import Watch, in_thread
-from ssmttm.files import parse_json
+from ssmttm.files import parse_json, read_document
+from ssmttm.locks import file_lock
 
 SERVER_THREADS = 4
 """Series sent to a server at once. An SQLite file takes one writer at a time."""
@@ -281,7 +280,7 @@ class Tracker:
     def _study_run(self) -> Held | None:
         """Return the run of kind study, created if there is none; None if it was deleted."""
         if not self._study:
-            with FileLock(self.folder / "mlflow.lock"):
+            with file_lock(self.folder / "mlflow.lock"):
                 self._study = list(self.experiment.search(KIND, STUDY))
                 if not self._study:
                     events = self.root.control(self.study_name).read()
@@ -342,7 +341,7 @@ class MirrorLedger:
         self._changed = False
         file = sqlite_file(store)
         try:
-            held: Any = parse_json(path.read_bytes())
+            held: Any = parse_json(read_document(path))
             of_store, experiment, made = held["store"]
             is_own = held.get("root", self._root) == self._root  # older versions wrote no identity
             if of_store == self._store and is_own and (file is None or file.exists()):

@@ -25,7 +25,7 @@ from harness.record.journal import Event, Journal
 from harness.record.root import Launch, write_model
 from harness.train.engine import Engine
 from harness.train.ranks import Ranks
-from ssmttm.files import sha256_file
+from ssmttm.files import new_mode, sha256_file
 
 log = logging.getLogger("ssmscale.worker")
 
@@ -156,6 +156,7 @@ def save_weights(weights: dict[str, Any], path: Path) -> None:
     try:
         with space_for(size, path):
             save_file(weights, draft)
+            draft.chmod(new_mode(path.parent))  # safetensors makes a file for its owner alone
             sync_to_disk(draft)
             draft.replace(path)
             sync_to_disk(path.parent)

@@ -28,13 +28,13 @@ from harness.common.disk import DiskFull, disk_full, is_full, make_folder, namin
 from harness.common.process import (
     PipeReader,
     end_at_once,
-    flush_or_drop,
     identify_process,
     log_to_stderr,
     print_traceback,
     sent_to,
     stop_when_parent_ends,
 )
+from harness.common.streams import flush_or_drop
 from harness.plan.resources import remember, what_would_fit
 from harness.record.control import Control
 from harness.record.journal import Event, Fenced, Journal, Progress, read_progress

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from harness.common.address import redact
 from harness.common.disk import make_folder, write_atomically
@@ -29,7 +29,8 @@ from harness.study.tune import Tune
 from harness.tracking.store import with_driver
 from harness.tuning.space import SearchCase
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json
+from ssmttm.files import parse_json, read_document
+from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
@@ -49,9 +50,9 @@ ASKING_SECONDS = 2 * 24 * 3600.0
 def in_control(folder: Path, name: str) -> Iterator[None]:
     """Make this the one process that tunes a study while the block runs; raises InputError if another process does."""
     make_folder(folder)
-    lock, holder = FileLock(folder / "lock"), folder / "holder.json"
+    lock, holder = file_lock(folder / "lock", wait=False), folder / "holder.json"
     try:
-        lock.acquire(blocking=False)
+        lock.acquire()
     except Timeout:
         raise InputError(f"{name}: is being tuned by {_who(holder)}; wait for its end, or stop it") from None
     try:
@@ -158,7 +159,7 @@ def _mend(path: Path) -> None:
 
 def _who(holder: Path) -> str:
     try:
-        held: dict[str, Any] = parse_json(holder.read_bytes())
+        held: dict[str, Any] = parse_json(read_document(holder))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(held["t"]))
         return f"process {held['pid']} on {held['host']} since {since}"
     except (OSError, ValueError, KeyError):

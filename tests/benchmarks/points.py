@@ -130,6 +130,7 @@ def _served(stack: ExitStack, folder: Path) -> tuple[str, str] | None:
     server = Served(folder / "served", folder / "study.yaml", environment=environment)
     stack.callback(server.stop)
     server.start()
+    os.environ |= server.clients_environment
     return server.address, postgres.uri
 
 

@@ -72,6 +72,16 @@ def on_postgres(
     yield from served(Served(root, served_study, environment={"SSMSCALE_DATABASE": postgres.uri}))
 
 
+@pytest.fixture(scope="session")
+def on_all_addresses(
+    served_study: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    root, home = tmp_path_factory.mktemp("guarded-root"), tmp_path_factory.mktemp("home")
+    shutil.copy(empty_store, root)
+    options = ("--host", "0.0.0.0", "--allow-host", "proxy.example.org")
+    yield from served(Served(root, served_study, *options, environment={"HOME": str(home)}))
+
+
 def served(server: Served) -> Iterator[Served]:
     """Start a server, and stop it in the end."""
     try:
@@ -89,16 +99,38 @@ def running(server: Served) -> Served:
     return server
 
 
-@pytest.fixture
-def sqlite_server(on_sqlite: Served) -> Served:
-    """`ssmscale serve` on SQLite."""
-    return running(on_sqlite)
+def logged_in(server: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """Return the server, with its login in the environment of this process and of those that it starts."""
+    for name, value in running(server).clients_environment.items():
+        monkeypatch.setenv(name, value)
+    return server
 
 
 @pytest.fixture
-def postgres_server(on_postgres: Served) -> Served:
-    """`ssmscale serve` on PostgreSQL."""
-    return running(on_postgres)
+def sqlite_server(on_sqlite: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """`ssmscale serve` on SQLite, with its login in the environment."""
+    return logged_in(on_sqlite, monkeypatch)
+
+
+@pytest.fixture
+def postgres_server(on_postgres: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """`ssmscale serve` on PostgreSQL, with its login in the environment."""
+    return logged_in(on_postgres, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The command of a browser."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        missing("no chromium on this machine (Debian: apt-get install chromium)")
+    return found
+
+
+@pytest.fixture
+def guarded(on_all_addresses: Served) -> Served:
+    """`ssmscale serve` on SQLite for other machines, in a home of its own."""
+    return running(on_all_addresses)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -18,9 +18,12 @@ ANSWERS = (
 
 
 class Misbehaving:
-    """Context in which the server listens on a port of this machine; `asked` counts the requests."""
+    """Context in which the server listens on a port of this machine; `asked` counts the requests.
 
-    def __init__(self, port: int) -> None:
+    Another handler of requests may give other answers.
+    """
+
+    def __init__(self, port: int, handler: type[BaseHTTPRequestHandler] | None = None) -> None:
         self.asked = 0
         answers = itertools.cycle(ANSWERS)
         outer = self
@@ -39,7 +42,7 @@ class Misbehaving:
 
             def log_message(self, *_: object) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler or Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     def __enter__(self) -> Self:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import json
 import os
 import pwd
@@ -11,9 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ PASSWORD = "a/secret%word"
 def free_port() -> int:
     """Return a port of the loopback that neither another test nor the kernel gives to another process."""
     return free_ports(1)[0]
+
+
+def addresses() -> list[str]:
+    """Return the loopback's address and the first of this machine's own."""
+    found = [
+        one.address for of in psutil.net_if_addrs().values() for one in of if one.family.name == "AF_INET"
+    ]
+    return ["127.0.0.1", *[address for address in found if not address.startswith("127.")][:1]]
 
 
 def postgres_binaries() -> Path | None:
@@ -121,6 +129,18 @@ class Served:
         return str(self.told["address"])
 
     @property
+    def login(self) -> tuple[str, str]:
+        """The user and the password, from what it printed for its clients."""
+        user = self.told["environment"]["MLFLOW_TRACKING_USERNAME"]
+        return user, Path(self.told["password_file"]).read_text(encoding="utf-8").strip()
+
+    @property
+    def clients_environment(self) -> dict[str, str]:
+        """The login as jobs and MLflow's clients get it."""
+        user, password = self.login
+        return {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+
+    @property
     def process(self) -> subprocess.Popen[str]:
         assert self._process is not None, "not started"
         return self._process
@@ -176,15 +196,24 @@ class Served:
         host: str | None = None,
     ) -> int:
         """Return the HTTP status of a request made over the loopback."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}")
+        headers = {} if host is None else {"Host": host}
+        return self.request("GET", path, login=login, headers=headers)[0]
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        login: Sequence[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        """Send a request over the loopback, its path as it is written; return the answer's status and text."""
+        sent = {"Content-Type": "application/json", **(headers or {})}
         if login is not None:
-            credentials = base64.b64encode(":".join(login).encode()).decode()
-            request.add_header("Authorization", f"Basic {credentials}")
-        if host is not None:
-            request.add_header("Host", host)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=PATIENCE) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
+            sent["Authorization"] = f"Basic {base64.b64encode(':'.join(login).encode()).decode()}"
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, sent)
+            answer = connection.getresponse()
+            return answer.status, answer.read()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from analysis.report.report import Provenance, write_report
 from tests.analysis.conftest import checked
 from tests.analysis.report.test_convergence import evaluations
 from tests.analysis.synthetic import SyntheticStudy
-from tests.cluster.conftest import missing
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.cluster
@@ -29,14 +27,6 @@ OPTIONS = (
     "--virtual-time-budget=20000",
     "--window-size=1200,6000",
 )
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        missing("no chromium on this machine (Debian: apt-get install chromium)")
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""`ssmscale serve`: MLflow's own server on real databases, for this machine alone or for users with the password."""
+"""`ssmscale serve` on real databases: what it prints, who gets in, and how it ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import socket
 import sqlite3
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,8 +16,7 @@ import pytest
 from harness.doctor.cluster import tracker
 from harness.record.root import Root
 from harness.tracking.tracker import Tracker
-from tests.cluster.conftest import served
-from tests.cluster.servers import PASSWORD, Postgres, Served, free_port
+from tests.cluster.servers import PASSWORD, Postgres, Served, addresses, free_port
 from tests.conftest import Command
 from tests.harness.journals import rows_of
 from tests.harness.tracked import mlflow_runs
@@ -27,16 +25,6 @@ from tests.studies import Fields
 from tests.waiting import PATIENCE, is_running, wait_until
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def guarded(
-    served_study: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    """A server that other machines can reach."""
-    root = tmp_path_factory.mktemp("guarded-root")
-    shutil.copy(empty_store, root)
-    yield from served(Served(root, served_study, "--host", "0.0.0.0", "--allow-host", "proxy.example.org"))
 
 
 def test_a_study_is_tracked_through_the_server_and_its_artefacts_are_read_from_there(
@@ -63,10 +51,63 @@ def test_a_study_is_tracked_through_the_server_and_its_artefacts_are_read_from_t
         assert [*kept.rglob(f"{run.info.run_id}/artifacts/run.json")]
 
 
-def test_it_listens_on_the_loopback_alone_and_asks_this_machine_for_no_password(
+def test_mlflows_clients_write_search_delete_restore_and_download_through_it(
+    mlflow_server: Served, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag, ViewType
+
+    client = MlflowClient(tracking_uri=mlflow_server.address)
+    experiment = client.create_experiment("by-hand", tags={"mlflow.note.content": "a note"})
+    runs = [client.create_run(experiment, run_name=f"run {number}").info.run_id for number in range(5)]
+    metrics = [Metric("loss", 1 / step, step, step) for step in range(1, 1001)]
+    for part in (metrics[:800], metrics[800:]):
+        client.log_batch(runs[0], part, [Param("lr", "1e-3")], [RunTag("kind", "trunk")])
+    client.log_metric(runs[0], "final", 1.0)
+    client.log_param(runs[0], "width", 16)
+    assert [metric.step for metric in client.get_metric_history(runs[0], "loss")] == [*range(1, 1001)]
+    client.delete_tag(runs[0], "kind")
+    client.set_tag(runs[0], "other", "x")
+    client.set_terminated(runs[0], "KILLED")
+    found = client.get_run(runs[0])
+    assert (found.info.status, found.data.params) == ("KILLED", {"lr": "1e-3", "width": "16"})
+    assert ("kind" in found.data.tags, found.data.tags["other"]) == (False, "x")
+
+    client.delete_run(runs[1])
+    pages, token = [], None
+    while token is not None or not pages:
+        pages.append(client.search_runs([experiment], "", ViewType.ALL, max_results=2, page_token=token))
+        token = pages[-1].token or None
+    assert sorted(run.info.run_id for page in pages for run in page) == sorted(runs)
+    assert [len(page) for page in pages] == [2, 2, 1]
+    client.restore_run(runs[1])
+    assert len(client.search_runs([experiment])) == 5
+
+    folder = tmp_path / "files" / "of a run"
+    folder.mkdir(parents=True)
+    (folder / "ünïcode & 50%.bin").write_bytes(bytes(range(256)) * 40_000)  # in several pieces
+    client.log_artifacts(runs[0], str(tmp_path / "files"), "sent")
+    client.log_text(runs[0], "text", "note.txt")
+    assert {file.path for file in client.list_artifacts(runs[0])} == {"note.txt", "sent"}
+    there = Path(client.download_artifacts(runs[0], "sent", str(tmp_path)))
+    sent, got = ([path.read_bytes() for path in at.rglob("*.bin")] for at in (folder, there))
+    assert got == sent
+
+    client.rename_experiment(experiment, "renamed")
+    client.set_experiment_tag(experiment, "a", "b")
+    client.delete_experiment(experiment)
+    client.restore_experiment(experiment)
+    restored = client.get_experiment_by_name("renamed")
+    assert restored is not None
+    assert (restored.lifecycle_stage, restored.tags["a"]) == ("active", "b")
+    client.delete_experiment(experiment)
+
+
+def test_it_listens_on_the_loopback_alone_and_asks_this_machine_for_the_password_too(
     mlflow_server: Served,
 ) -> None:
-    assert mlflow_server.ask() == 200
+    assert mlflow_server.ask() == 401
+    assert mlflow_server.ask(login=mlflow_server.login) == 200
     listening = {
         connection.laddr.ip
         for process in mlflow_server.processes()
@@ -74,7 +115,7 @@ def test_it_listens_on_the_loopback_alone_and_asks_this_machine_for_no_password(
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
-    assert mlflow_server.ask(host="attacker.example.org") == 403
+    assert mlflow_server.ask(login=mlflow_server.login, host="attacker.example.org") == 403
 
 
 def test_a_databases_password_is_shown_nowhere(postgres_server: Served) -> None:
@@ -82,20 +123,14 @@ def test_a_databases_password_is_shown_nowhere(postgres_server: Served) -> None:
     processes = [*postgres_server.processes(), psutil.Process(postgres_server.process.pid)]
     lines = [" ".join(process.cmdline()) for process in processes]
     lines += [Path(postgres_server.told["log"]).read_text(encoding="utf-8"), json.dumps(postgres_server.told)]
-    assert "uvicorn" in lines[1]
+    assert "harness.tracking.app:create_app" in lines[0]
     for line in lines:
         assert PASSWORD not in line
         assert "a%2Fsecret" not in line
 
 
-def login(server: Served) -> tuple[str, str]:
-    """Return the user and the password that a server printed for its clients."""
-    password = Path(server.told["password_file"]).read_text(encoding="utf-8").strip()
-    return server.told["environment"]["MLFLOW_TRACKING_USERNAME"], password
-
-
 def test_other_machines_must_know_the_password_and_call_the_server_by_its_name(guarded: Served) -> None:
-    user, password = login(guarded)
+    user, password = guarded.login
     assert guarded.ask() == 401
     assert guarded.ask("/") == 401
     assert guarded.ask("/api/2.0/mlflow-artifacts/artifacts") == 401
@@ -112,27 +147,28 @@ def test_the_password_is_long_and_random_and_its_files_have_one_reader(guarded: 
     folder = guarded.root / "serve"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir() if path.name != "lock"}
-    assert files == dict.fromkeys(("auth.db", "auth.ini", "password", "secret-key"), 0o600)
+    assert files == {"password": 0o600}
     password = (folder / "password").read_text(encoding="utf-8").strip()
     assert len(password) >= 32
     assert len(set(password)) > 10
-    assert password != (folder / "secret-key").read_text(encoding="utf-8").strip()
     shown = json.dumps(guarded.told) + Path(guarded.told["log"]).read_text(encoding="utf-8")
     shown += "".join(" ".join(process.cmdline()) for process in guarded.processes())
     assert password not in shown
 
 
 def test_a_tracker_with_the_printed_environment_is_let_in(
-    guarded: Served, study_fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guarded: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from mlflow.exceptions import MlflowException
 
     address = f"http://127.0.0.1:{guarded.port}"
     root = Root(tmp_path / "runs")
-    with pytest.raises(MlflowException, match="401"):
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
+    with pytest.raises(MlflowException, match="needs a user and a password"):
         assert Tracker(address, "guarded", root).experiment
-    for name, value in zip(("USERNAME", "PASSWORD"), login(guarded), strict=True):
-        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    for name, value in guarded.clients_environment.items():
+        monkeypatch.setenv(name, value)
     assert Tracker(address, "guarded", root).experiment.id
 
 
@@ -149,7 +185,12 @@ def test_the_doctor_finds_out_whether_jobs_could_reach_a_tracker(
     monkeypatch.setenv("NO_PROXY", "*")
     alone = tracker(sqlite_server.address)
     assert (alone.works, "--host" in str(alone.remedy)) == (False, True)
-    assert tracker(f"http://127.0.0.2:{guarded.port}").works
+    own = f"http://{addresses()[-1]}:{guarded.port}"
+    refused = tracker(own)  # with the login of the other server
+    assert (refused.works, "export MLFLOW_TRACKING_USERNAME" in str(refused.remedy)) == (False, True)
+    for name, value in guarded.clients_environment.items():
+        monkeypatch.setenv(name, value)
+    assert tracker(own).works
     gone = tracker("http://ssmscale:hunter2@127.0.0.2:9/")
     assert not gone.works
     assert "hunter2" not in str(gone)
@@ -158,7 +199,7 @@ def test_the_doctor_finds_out_whether_jobs_could_reach_a_tracker(
 
 def test_ctrl_c_ends_it_in_order(guarded: Served) -> None:
     held = guarded.processes()
-    assert len(held) == 2
+    assert held
     assert guarded.stop(signal.SIGINT) == (0, "stopped\n")
     wait_until(lambda: not any(map(is_running, held)))
 
@@ -245,8 +286,8 @@ def test_a_server_that_dies_is_reported_with_the_end_of_its_log(postgres_server:
     assert "mlflow-server.log ends:" in said
 
 
-def test_a_server_whose_command_is_killed_does_not_stay_behind(sqlite_server: Served) -> None:
-    held = sqlite_server.processes()
-    assert len(held) == 2  # MLflow's own command, and uvicorn
-    sqlite_server.stop(signal.SIGKILL)
+def test_a_server_whose_command_is_killed_does_not_stay_behind(mlflow_server: Served) -> None:
+    held = mlflow_server.processes()  # on PostgreSQL a supervisor and its workers
+    assert held
+    mlflow_server.stop(signal.SIGKILL)
     wait_until(lambda: not any(map(is_running, held)))

@@ -34,14 +34,14 @@ Start = Callable[[Fields, str], "Training"]
 Sync = Callable[[str, str], None]
 FURTHER = 50
 """Steps by which training goes on while its tracker is away."""
-STEPS = 400
+STEPS, LOG_EVERY = 400, 10
 
 
 @pytest.fixture
 def long_study(study_fields: Fields) -> Fields:
     """Two runs on one trunk that train for some seconds."""
     study_fields["grid"]["iterations"] = [20, STEPS]
-    study_fields["tracking"]["log_every"] = 10
+    study_fields["tracking"]["log_every"] = LOG_EVERY
     study_fields["resources"] = {"checkpoint_every": 10_000}
     return study_fields
 
@@ -87,6 +87,7 @@ class Training:
 
     def wait_in_vain_for_its_tracker(self) -> None:
         """Return when it has warned that the tracker is gone."""
+        self.wait_for_step(min(self.step() + LOG_EVERY, STEPS))  # otherwise it may have nothing to send
         with self.held():
             wait_until(lambda: self.warnings() or self.is_over())
 

@@ -30,6 +30,9 @@ from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS,
 
 log = logging.getLogger("ssmscale.slurm")
 
+TAIL = 2**16
+"""Bytes read of the end of a log."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one element of an array; returns the job's exit status."""
@@ -125,7 +128,9 @@ def _last_output(start: JobStart, began: float) -> str:
     recent = [path for path in logs if path.stat().st_mtime >= began]
     newest = max(recent, key=lambda path: path.stat().st_mtime, default=None)
     for path in [newest] if newest else batch_logs(start.control.path.parent, start.job_id):
-        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines()]
         own = [line for line in lines if line and not line.startswith(("srun: ", "slurmstepd"))]
         if own or lines:
             return (own or lines)[-1][:300]

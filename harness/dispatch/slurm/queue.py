@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from harness.record.jobs import LIVE, NOT_LOOKED_AT, JobState, JobView, SchedulerUnavailable
@@ -22,8 +23,12 @@ SQUEUE = "%i|%j|%T|%M|%N|%r"
 SACCT = "JobID,JobName,State,ElapsedRaw,NodeList"
 STEERING = ("SQUEUE_", "SACCT_", "SINFO_", "SBATCH_", "SCANCEL_")
 """Prefixes of variables that change what SLURM's programs list or request."""
-SECONDS = 60.0
-"""Time limit of a call: a busy slurmctld answers late."""
+ACTS = ("sbatch", "scancel", "requeue")
+"""Words of calls that change something; all others are questions."""
+SECONDS, ACT_SECONDS = 10.0, 60.0
+"""Time limits of a question and of a call that acts; a busy slurmctld answers late."""
+_silent: dict[str, tuple[float, SchedulerUnavailable]] = {}
+"""By program, the time of the newest question without an answer, by the monotonic clock: the next do not wait again."""
 
 
 def read_jobs(names: Sequence[str], since: float) -> dict[str, JobView]:
@@ -36,16 +41,24 @@ def read_jobs(names: Sequence[str], since: float) -> dict[str, JobView]:
     wanted = ",".join(names)
     found: dict[str, JobView] = {}
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 86400))
-    for line in _accounting(wanted, start):
+    # Without --all squeue leaves out hidden partitions.
+    squeue = (
+        "squeue",
+        "--all",
+        "--noheader",
+        "--array",
+        "--states=all",
+        f"--name={wanted}",
+        f"--format={SQUEUE}",
+    )
+    with ThreadPoolExecutor(2) as pool:
+        accounts = pool.submit(_accounting, wanted, start)
+        answer = pool.submit(call, *squeue).result()
+    for line in accounts.result():
         if (view := _from_sacct(line)) is not None:  # one line for each start, oldest first
             before = found.get(view.job_id)
             in_all = view.seconds + ((before.accounted_seconds if before else None) or 0.0)
             found[view.job_id] = replace(view, accounted_seconds=in_all)
-    # Without --all squeue leaves out hidden partitions.
-    answer = call(
-        *("squeue", "--all", "--noheader", "--array", "--states=all"),
-        *(f"--name={wanted}", f"--format={SQUEUE}"),
-    )
     queue = {view.job_id: view for line in answer.splitlines() if (view := _from_squeue(line)) is not None}
     return put_together(queue, found)
 
@@ -77,19 +90,27 @@ def unavailable(why: str, *, is_here: bool = True) -> SchedulerUnavailable:
 def call(*command: str) -> str:
     """Return the output of one of SLURM's programs; raises SchedulerUnavailable with its last error line if it fails.
 
-    Variables of the user's that would change the answer are hidden from the program.
+    Variables of the user's that would change the answer are hidden from the program. After a question without an answer
+    the next ones fail at once for a while.
     """
+    acts = any(word in ACTS for word in command[:2])
+    seconds = ACT_SECONDS if acts else SECONDS
+    since, silence = _silent.get(command[0], (float("-inf"), None))
+    if silence is not None and not acts and time.monotonic() - since < SECONDS:
+        raise silence
     hidden = steering()
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+            command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
         )
     except FileNotFoundError as error:
         why = f"{command[0]} is not installed here; run the command on a login node of the SLURM cluster"
         raise unavailable(why, is_here=shutil.which("squeue") is not None) from error
     except subprocess.TimeoutExpired as error:
-        raise unavailable(f"{command[0]} has not answered for {SECONDS:.0f} s") from error
+        silence = unavailable(f"{command[0]} has not answered for {seconds:.0f} s")
+        _silent[command[0]] = (time.monotonic(), silence)
+        raise silence from error
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise unavailable(said[-1].strip() if said else f"{command[0]} ended with {done.returncode}")

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from harness.common.format import Estimate
+from harness.dispatch.arrays import ArrayStore, new_array
 from harness.dispatch.base import SubmitTarget, Task
 from harness.dispatch.ray.packed import PackedBackend
+from harness.dispatch.slurm import queue
 from harness.dispatch.slurm.backend import SlurmBackend
 from harness.dispatch.slurm.queue import (
     STATES,
@@ -19,8 +21,13 @@ from harness.dispatch.slurm.queue import (
     seconds_of,
     state_of,
 )
+from harness.plan.allocation import Shape
 from harness.plan.cluster import Partition, Profile
 from harness.record.jobs import JobState
+from harness.record.registry import ResolvedStudy
+from tests.conftest import Command
+
+SHAPE = Shape(nodes=1, ranks=1, threads=1, memory_gib=1.0)
 
 
 @pytest.fixture
@@ -48,6 +55,24 @@ def test_the_users_environment_hides_no_job_and_odd_lines_are_skipped(programs: 
     assert "hidden" not in (programs / "squeue.environment").read_text()
     assert "hidden" not in (programs / "sacct.environment").read_text()
     assert "--all" in (programs / "squeue.arguments").read_text().split()
+
+
+def test_a_scheduler_that_does_not_answer_is_waited_for_once(
+    resolved: ResolvedStudy, programs: Path, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("squeue", "sacct"):
+        (programs / name).write_text('#!/bin/sh\necho asked >> "$0.asked"\nexec sleep 60\n')
+    monkeypatch.setattr(queue, "SECONDS", 1.0)
+    monkeypatch.setattr(queue, "_silent", {})
+    root, name = resolved.root, resolved.study.name
+    run_dirs = tuple(root.run(point.run_id) for point in resolved.points)
+    array = new_array("ssmscale-1", SHAPE, [Task(series_id="s", run_dirs=run_dirs)])
+    ArrayStore(root.study(name)).write(array.model_copy(update={"job_id": "7"}))
+    cancelled = ssmscale("cancel", name, "--root", root.path)
+    assert cancelled.status == 0
+    assert "2 runs cancelled" in cancelled.out
+    assert "has not answered for 1 s; jobs of cancelled runs are not taken from it" in cancelled.err
+    assert (programs / "squeue.asked").read_text() == "asked\n"
 
 
 def test_a_job_is_submitted_as_its_profile_says_and_nothing_else(programs: Path, tmp_path: Path) -> None:

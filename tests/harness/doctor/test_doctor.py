@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.doctor.machine import Finding, _kernels, _writable
+from harness.doctor.machine import Finding, _kernels, _locks, _writable
+from ssmttm import locks
 from ssmttm.model import kernels
 from tests.conftest import Command
 
@@ -63,3 +64,12 @@ def test_only_a_wrong_choice_of_kernels_needs_a_remedy(
     finding = kernels_line()
     assert (finding.works, finding.remedy) == (works, remedy)
     assert finding.found.startswith(found)
+
+
+def test_a_root_without_locks_is_said_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _locks(tmp_path / "runs").works
+    monkeypatch.setattr(locks, "_KNOWN", {tmp_path.stat().st_dev: False})
+    finding = _locks(tmp_path / "runs")
+    assert not finding.works
+    assert "leases replace them" in finding.found
+    assert "-o flock" in str(finding.remedy)
