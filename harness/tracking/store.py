@@ -62,7 +62,7 @@ def _connect(uri: str, watch: Watch) -> MlflowClient:
         if is_server(uri):
             _reach_server(uri)
         elif uri.startswith(DATABASES):
-            _reach_database(with_driver(uri))
+            reach_database(with_driver(uri))
     be_quiet()
     from mlflow import MlflowClient
 
@@ -213,7 +213,7 @@ def _reach_server(uri: str) -> None:
         pass  # MLflow's own request says what is wrong
 
 
-def _reach_database(uri: str) -> None:
+def reach_database(uri: str) -> None:
     """Raise SQLAlchemy's exception if a database does not answer."""
     from sqlalchemy import create_engine, inspect
 

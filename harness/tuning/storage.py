@@ -26,7 +26,8 @@ from harness.common.validation import first_line
 from harness.record.root import Root
 from harness.record.trust import with_login
 from harness.study.tune import Tune
-from harness.tracking.store import with_driver
+from harness.tracking.store import reach_database, with_driver
+from harness.tracking.watch import TrackerSilent, Watch
 from harness.tuning.space import SearchCase
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json, read_document
@@ -97,9 +98,16 @@ def open_database(uri: str, where: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
+    address, watch = with_driver(with_login(uri)), Watch()
+
+    def reach() -> None:
+        with watch.waiting():
+            reach_database(address)
+
     try:
-        return RDBStorage(with_driver(with_login(uri)))
-    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+        watch.call(reach)
+        return RDBStorage(address)
+    except (SQLAlchemyError, TrackerSilent, ImportError, RuntimeError, ValueError) as error:
         problem = f"tune.storage: {redact(uri)}: cannot be opened: {first_line(error)}"
         raise InputError(f"{where}: {problem}; write it as postgresql://USER@HOST:PORT/NAME") from error
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -11,15 +13,20 @@ from threading import Event, Thread
 
 import pytest
 
+from harness.record.root import Root
 from harness.tracking import live, watch
 from harness.tracking.live import MirrorThread
 from harness.tracking.store import prepare_database
 from harness.tracking.watch import TrackerSilent, Watch
+from harness.tuning.storage import open_database
 from ssmttm.errors import InputError
 from tests.cluster.servers import free_port
 from tests.conftest import Command
-from tests.harness.journals import rows_of, write_finished
+from tests.harness import trainer
+from tests.harness.journals import begin_series, registered, rows_of, write_finished
 from tests.harness.tracked import Calls, Study
+from tests.studies import Fields
+from tests.waiting import PATIENCE
 
 
 @contextmanager
@@ -130,8 +137,9 @@ def test_a_tracker_that_does_not_answer_costs_one_line(
         thread.start()
         thread.finish(rows_of(study.root, study.fields))
         if kind.startswith("postgresql"):
-            with pytest.raises(InputError, match="cannot be opened"):
-                prepare_database(address, "--database")
+            for opened in (prepare_database, open_database):
+                with pytest.raises(InputError, match="cannot be opened"):
+                    opened(address, "--database")
 
 
 def test_a_slow_tracker_that_goes_on_answering_gets_everything(
@@ -145,6 +153,21 @@ def test_a_slow_tracker_that_goes_on_answering_gets_everything(
     tracker.watch.call(lambda: tracker.mirror(rows_of(study.root, study.fields), settle=True))
     assert len(calls.made) * calls.seconds > 2 * watch.NEXT_SECONDS
     assert len(study.tracker().mlflow_ids()) == 4
+
+
+def test_a_sidecar_ends_with_its_worker_though_its_tracker_drips(here: Root, study_fields: Fields) -> None:
+    registered(here, study_fields)
+    with listening(answer_drop_by_drop) as port:
+        ((_, runs),) = trainer.prepared(here, study_fields, tracking=f"http://127.0.0.1:{port}")
+        begin_series(here, runs[0])
+        program = (
+            "import sys; from harness.tracking import live, watch; watch.FIRST_SECONDS = 0.5; live.main()"
+        )
+        command = [sys.executable, "-c", program, str(here.study("tiny")), str(runs[0].series_id)]
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+    assert "`ssmscale sync` sends the rest" in done.stderr
 
 
 def test_a_mirroring_that_was_given_up_sends_nothing_later(study: Study) -> None:
