@@ -36,10 +36,10 @@ class Watch:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._asked = 0
-        """Calls that have not returned."""
+        self._asked: list[float] = []
+        """Time allowed to each call that has not returned."""
         self._since = 0.0
-        self._seconds = FIRST_SECONDS
+        """When the first of them began, or another one returned."""
         self._has_answered = False
         self._answered = time.monotonic()
         self._is_given_up = False
@@ -55,21 +55,22 @@ class Watch:
                 raise TrackerSilent("given up")
             if not self._asked:
                 self._since = time.monotonic()
-            self._asked += 1
-            self._seconds = seconds or (NEXT_SECONDS if self._has_answered else FIRST_SECONDS)
+            allowed = seconds or (NEXT_SECONDS if self._has_answered else FIRST_SECONDS)
+            self._asked.append(allowed)
         try:
             yield
             self._has_answered |= seconds is None
             self._answered = time.monotonic()
         finally:
             with self._lock:
-                self._asked, self._since = self._asked - 1, time.monotonic()
+                self._asked.remove(allowed)
+                self._since = time.monotonic()
 
     @property
     def is_silent(self) -> bool:
         """True if the tracker should have answered by now."""
         with self._lock:
-            return self._asked > 0 and time.monotonic() - self._since > self._seconds
+            return bool(self._asked) and time.monotonic() - self._since > max(self._asked)
 
     @property
     def silence(self) -> float:
@@ -82,7 +83,7 @@ class Watch:
         while not wait([future], timeout=0.1).done:
             if self.is_silent:
                 self._is_given_up = True
-                raise TrackerSilent(f"no answer within {self._seconds:.0f} s")
+                raise TrackerSilent(f"no answer within {max(self._asked, default=0.0):.0f} s")
         return future.result()
 
 
