@@ -201,7 +201,7 @@ def _reach_server(uri: str) -> None:
 
     try:
         address = f"{without_login(uri).rstrip('/')}/health"
-        get(address, timeout=REQUEST_SECONDS, stream=True, allow_redirects=False).close()
+        get(address, timeout=REQUEST_SECONDS, allow_redirects=False)
     except SSLError:
         pass  # MLflow has settings for certificates
     except NotConnected as error:
