@@ -47,21 +47,25 @@ def check_links(path: Path) -> None:
     """Raise InputError if another user's link on the way to a path leads to what is not that user's.
 
     Who else may write under a ROOT could make this process write where only its user can. The path and its folder are
-    looked at each time, the folders above once.
+    looked at each time, those above once.
     """
-    place = os.path.abspath(path)  # noqa: PTH100 paths as words: a thousand runs make many
-    for depth in range(place.count(os.sep) + 1):
-        if depth > 1 and place in _PLAIN:
-            return
-        with suppress(FileNotFoundError):
-            facts = os.lstat(place)
-            is_foreign = stat.S_ISLNK(facts.st_mode) and facts.st_uid not in {os.geteuid(), 0}
-            if is_foreign and os.stat(place).st_uid != facts.st_uid:  # noqa: PTH116
-                raise InputError(
-                    f"{place}: is another user's link, through which nothing is written; remove it"
-                )
+    place = os.path.abspath(path)  # noqa: PTH100 words, since a thousand runs make many paths
+    near = (place, place.rpartition("/")[0])
+    while place and (place in near or place not in _PLAIN):
+        if _is_foreign_link(place):
+            raise InputError(f"{place}: is another user's link, through which nothing is written; remove it")
+        if place not in near:
             _PLAIN.add(place)
-        place = os.path.dirname(place)  # noqa: PTH120
+        place = place.rpartition("/")[0]
+
+
+def _is_foreign_link(place: str) -> bool:
+    try:
+        facts = os.lstat(place)
+    except FileNotFoundError:
+        return False
+    is_others = stat.S_ISLNK(facts.st_mode) and facts.st_uid not in {os.geteuid(), 0}
+    return is_others and os.stat(place).st_uid != facts.st_uid  # noqa: PTH116
 
 
 def share_with_group(folder: Path) -> None:
@@ -90,7 +94,8 @@ def new_mode(folder: Path) -> int:
 def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Open a temporary file for writing, and rename it to `path` if the block succeeds."""
     check_links(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:

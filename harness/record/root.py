@@ -55,6 +55,8 @@ class Launch(Frozen):
     """True if the checkpoint with the lowest held-out loss is kept too."""
     eval_every: Count | None = None
     """Trunk steps between two evaluations; null evaluates only finished Runs."""
+    stall_seconds: Positive = 300.0
+    """Shortest time without a move of any rank after which the supervisor ends the ranks, to start them again."""
     peak_flops: Positive | None = None
     """Peak FLOP/s of a rank's device, for the MFU."""
     code: str | None = None

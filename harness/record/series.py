@@ -138,6 +138,16 @@ def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
     return count
 
 
+def note_stall(root: Root, series_id: str, run_dirs: Iterable[Path], reason: str) -> None:
+    """Journal that the ranks of a Series were ended because nothing moved, unless another process trains it."""
+    folders = [root.series(series_id), *run_dirs]
+    with untrained(folders[0]) as is_free:
+        for folder in folders if is_free else ():
+            if folder == folders[0] or read_progress(folder).is_open:
+                with Journal.open(folder) as journal:
+                    journal.append(Event.PREEMPTED, reason=reason, kind=Kind.STALLED)
+
+
 def give_up(root: Root, series_id: str, left: Iterable[Path], reason: str) -> None:
     """Journal these Runs of a Series as failed with kind LOST, unless a process trains the Series."""
     with untrained(root.series(series_id)) as is_free:

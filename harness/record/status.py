@@ -8,15 +8,17 @@ there are no GPUs; a Series that shares a device is charged its share.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
 from typing import Any, NamedTuple
 
 from harness.common.process import process_is_alive
 from harness.record.control import attempts_reset_in, cancelled_in
+from harness.record.heartbeat import describe_pause
 from harness.record.jobs import ELSEWHERE, JobState, JobView
 from harness.record.journal import Event, Progress, ProgressReader, Span
 from harness.record.root import Root
@@ -63,6 +65,8 @@ class RunStatus:
     """SLURM's state of its newest job."""
     result: Mapping[str, Any] | None = None
     """The `finished` event of its journal."""
+    still_seconds: float | None = None
+    """Time for which none of its ranks has moved, if that is longer than usual."""
 
     def as_json(self) -> dict[str, Any]:
         """Return its row of `ssmscale status --json`."""
@@ -172,7 +176,8 @@ class StatusReader:
                 state = RunState.CANCELLED
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
                 state = RunState.QUEUED
-            found.append(_row(point, state, own, trunk, job))
+            row = _row(point, state, own, trunk, job)
+            found.append(_with_pause(row, self.root, job) if state is RunState.RUNNING else row)
         self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
         return found
 
@@ -283,6 +288,15 @@ def _row(point: GridPoint, state: RunState, own: Progress, trunk: Progress, job:
         result=result,
         slurm_state=job.slurm_state if job else None,
     )
+
+
+def _with_pause(row: RunStatus, root: Root, job: JobView | None) -> RunStatus:
+    """Return the row of a running Run; if nothing moves, it says for how long and gives no speed."""
+    job_seconds = math.inf if job is None or job.packed else job.seconds
+    found = describe_pause(root.series(row.series_id), job_seconds)
+    if found is None:
+        return row
+    return replace(row, still_seconds=found[0], reason=row.reason or found[1], tokens_per_second=None)
 
 
 def _why(job: JobView) -> str | None:
