@@ -125,6 +125,7 @@ def data_build(
 
 
 @data_app.command("inspect", epilog="Examples:\n\nssmscale data inspect corpora/bach")
+@expand_options
 def data_inspect(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder of a corpus.")],
     as_json: JsonOption = False,

@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from harness.cli.names import complete_run, complete_study
+from harness.common.validation import with_home
 
 STUDY_HELP = "A study's YAML file, or the name of a submitted study."
 StudyArgument = Annotated[
@@ -192,6 +193,9 @@ def expand_options(verb: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(verb)
     def expanded(**given: Any) -> None:
+        for name, value in given.items():
+            if isinstance(value, Path):  # no shell expands --root=~/runs, or a value of the environment
+                given[name] = with_home(value)
         options = {
             name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
             for name, kind in kinds.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -47,6 +47,14 @@ def tune(
     changes: SetOption = None,
     cluster: ClusterOption = None,
     yes: YesOption = False,
+    lost: Annotated[
+        str | None,
+        typer.Option(
+            "--release-lost",
+            metavar="ID",
+            help="Give up the trials that run under another ROOT, by the first digits of its root.json.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tune small sizes and carry the learning rate to the large ones.
@@ -77,6 +85,7 @@ def tune(
         space,
         lambda: open_runner(backend, trials[0]),
         lambda case, trial: out.print(_described(case, trial)),
+        lost,
     )
     if as_json:
         print_json(_document(done))

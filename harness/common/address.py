@@ -1,10 +1,11 @@
-"""Addresses of trackers and databases: shown without their passwords, and stored without them."""
+"""Addresses of trackers and databases: shown and stored without their passwords, and the files of SQLite's."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote_plus, unquote_plus, urlsplit
+from urllib.parse import quote_plus, unquote, unquote_plus, urlsplit
 
 KEYS = "password|passwd|pwd|sslpassword|access_token"
 LOGIN = re.compile(r"([a-zA-Z][\w+.-]*://[^\s:@/\"'<>]*):(?!\d+(?:[/?#]|$))[^\s\"'<>]+@")
@@ -59,6 +60,38 @@ def without_passwords(document: Any) -> Any:
 def without_login(address: str) -> str:
     """Return an address without user and password."""
     return re.sub(r"(://)[^@/?]*@", r"\1", without_password(address))
+
+
+def is_sqlite(address: str) -> bool:
+    """True if an address is that of an SQLite database, which only this machine should open."""
+    return address.startswith(("sqlite:", "sqlite+"))
+
+
+def sqlite_file(address: str) -> Path | None:
+    """Return the file of an SQLite address, absolute and with ~ expanded; None for every other address.
+
+    As SQLAlchemy reads it, %XX is the character of that code, and parameters follow the first question mark.
+    """
+    kind, _, rest = address.partition(":///")
+    name = unquote(rest.partition("?")[0])
+    if not is_sqlite(f"{kind}:") or not name or name.startswith((":memory:", "file:")):
+        return None
+    return Path(name).expanduser().absolute()
+
+
+def sqlite_address(file: Path) -> str:
+    """Return the address of an SQLite file."""
+    name = str(file.absolute())
+    quoted = name.replace("%", "%25").replace("?", "%3F")
+    # MLflow makes the folder of a plain address, without reading %XX.
+    return f"{'sqlite' if quoted == name else 'sqlite+pysqlite'}:///{quoted}"
+
+
+def lasting(address: str) -> str:
+    """Return an address that holds in every working directory."""
+    address = address.strip()
+    file, (_, mark, parameters) = sqlite_file(address), address.partition("?")
+    return address if file is None else sqlite_address(file) + mark + parameters
 
 
 def login_of(address: str) -> tuple[str | None, str | None]:

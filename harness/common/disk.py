@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import stat
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +129,23 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
     with naming_a_full_disk(path):
         files.write_atomically(path, content.encode() if isinstance(content, str) else content, mode)
         sync_to_disk(path.parent)
+
+
+def write_new(path: Path, content: str) -> bool:
+    """Write a small file that appears complete; return False, and write nothing, if it exists. Raises DiskFull."""
+    draft = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}")
+    try:
+        with naming_a_full_disk(path), draft.open("x", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+        sync_to_disk(path.parent)
+    except FileExistsError:
+        return False
+    finally:
+        drop_draft(draft)
+    return True
 
 
 @contextlib.contextmanager

@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from harness.common.address import redact
+from harness.common.address import lasting, redact
 from ssmttm.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -39,13 +39,30 @@ def validate(
         raise InputError("\n".join(lines)) from error
 
 
-def usable_path(value: Path | str) -> Path | str:
-    """Return the path; raises ValueError for one that the system would refuse."""
+AnyPath = TypeVar("AnyPath", Path, str)
+
+
+def with_home(value: AnyPath) -> AnyPath:
+    """Return the path with ~ expanded; one of a user that this machine does not know stays as it is."""
+    try:
+        return type(value)(Path(value).expanduser()) if str(value).startswith("~") else value
+    except RuntimeError:
+        return value
+
+
+def usable_path(value: AnyPath) -> AnyPath:
+    """Return the path with ~ expanded; raises ValueError for one that the system would refuse."""
+    value = with_home(value)
     if "\0" in str(value):
         raise ValueError("holds a NUL character, which no path may")
     if len(os.fsencode(value)) > 4000 or any(len(os.fsencode(part)) > 255 for part in Path(value).parts):
         raise ValueError("is longer than a path may be")
     return value
+
+
+PlainPath = Annotated[Path, AfterValidator(usable_path)]
+Address = Annotated[str, AfterValidator(lasting)]
+"""Address of a tracker or a database."""
 
 
 def first_line(error: BaseException, secret: str | None = None) -> str:

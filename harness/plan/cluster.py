@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.common.format import GIB
 from harness.common.limits import usable_cores, usable_memory
-from harness.common.validation import read_yaml, validate
+from harness.common.validation import PlainPath, read_yaml, validate, with_home
 from harness.plan.speed import Device
 from harness.record.root import Layout
 from harness.study.run import Count, Frozen, Positive, Precision
@@ -187,7 +187,7 @@ class Profile(Frozen):
     signal_seconds: Count = 90
     """Seconds before its end at which a job receives the signal to save."""
     limits: Limits = Limits()
-    shared: tuple[Path, ...] = ()
+    shared: tuple[PlainPath, ...] = ()
     """Directories that every node sees; if any is given, ROOT and corpus must lie in one of them."""
     confirm_gpu_hours: Positive = CONFIRM_GPU_HOURS
     """GPU-hours above which `submit` asks first."""
@@ -284,7 +284,7 @@ def profile_names() -> list[str]:
 
 
 def _find(name_or_path: str) -> Path:
-    path = Path(name_or_path)
+    path = with_home(Path(name_or_path))
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         return path
     for folder in FOLDERS:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
 from harness.common.format import hint
+from harness.common.validation import with_home
 from harness.record.root import Root, read_model_if_there
 from harness.record.trust import believe
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
@@ -45,7 +46,7 @@ def open_study(
 
 def _load(study: str, root: Path | None, changes: Sequence[str] | None = None) -> tuple[Study, Root] | None:
     """Load a study and its ROOT from its YAML; None if `study` is a name."""
-    path = Path(study)
+    path = with_home(Path(study))
     if path.suffix not in {".yaml", ".yml"} and not path.is_file():
         return None
     loaded = load_study(path, changes or ())
@@ -188,7 +189,8 @@ def _believe_record(resolved: ResolvedStudy) -> None:
 
 
 def register(resolved: ResolvedStudy) -> None:
-    """Write study.json of a study, from which later verbs open it."""
+    """Write study.json of a study, from which later verbs open it, and the identity of a new ROOT."""
+    resolved.root.identity()
     study = resolved.study
     fields = study.model_dump(mode="json", exclude_unset=True)
     fields["corpus"]["path"] = str(study.corpus.path.absolute())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from harness.common.disk import write_atomically
+from harness.common.disk import make_folder, write_atomically, write_new
 from harness.common.validation import first_mistake
 from harness.record.control import Control
 from harness.study.run import Count, Frozen, Positive, Run
@@ -86,6 +87,16 @@ class Launch(Frozen):
     with a password."""
 
 
+class Identity(Frozen):
+    """ROOT/root.json: tells a ROOT from others that use the same tracker or database.
+
+    A ROOT that is moved or copied keeps it: to a tracker, a copy and its original are one ROOT, and each ends the runs
+    that only the other one trains. Remove the copy's root.json before its first use to make it a ROOT of its own.
+    """
+
+    identity: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
 class Root:
     """A directory of runs by their identity, shared by any number of studies."""
 
@@ -108,6 +119,14 @@ class Root:
     def control(self, study: str) -> Control:
         """Log of what the command line did to a study."""
         return Control(self.study(study) / "control.jsonl")
+
+    def identity(self) -> str:
+        """Return the ROOT's identity, made at the first call; raises DiskFull, and InputError for a damaged file."""
+        path = self.path / "root.json"
+        if not path.exists():
+            make_folder(self.path)
+            write_new(path, Identity(identity=uuid.uuid4().hex).model_dump_json() + "\n")
+        return read_model(path, Identity).identity
 
     @property
     def text(self) -> Path:

@@ -16,7 +16,7 @@ import stat
 import sys
 from pathlib import Path
 
-from harness.common.address import has_password, without_login
+from harness.common.address import has_password, lasting, without_login
 from harness.common.disk import write_atomically
 from harness.common.validation import read_yaml, validate, yaml_text
 from harness.study.run import Frozen
@@ -93,8 +93,8 @@ def may_receive_logins(address: str, source: Path) -> bool:
 
     The file must be believed, or the address be in the environment or in the user's settings.
     """
-    own = {os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("RAY_ADDRESS")}
-    return address in own or doubt(source) is None or is_listed(address)
+    own = (os.environ.get("MLFLOW_TRACKING_URI", ""), os.environ.get("RAY_ADDRESS", ""))
+    return lasting(address) in map(lasting, own) or doubt(source) is None or is_listed(address)
 
 
 def is_listed(address: str) -> bool:

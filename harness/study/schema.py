@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from harness.common.address import has_password, redact
-from harness.common.validation import read_yaml, read_yaml_value, usable_path, validate
+from harness.common.validation import Address, PlainPath, read_yaml, read_yaml_value, usable_path, validate
 from harness.study.ladder import replace_ladders
 from harness.study.run import (
     Count,
@@ -191,9 +191,6 @@ class Grid(Frozen):
         return list(dict.fromkeys([*self.seeds, *extra]))
 
 
-PlainPath = Annotated[Path, AfterValidator(usable_path)]
-
-
 class CorpusFacts(Frozen):
     """Facts for planning with a corpus that is not on this machine; the corpus must agree with all but `clips`."""
 
@@ -236,7 +233,7 @@ class StudyTraining(Training):
 class Tracking(Frozen):
     """Address and frequency of progress reports; no part of identity."""
 
-    uri: str | None = None
+    uri: Address | None = None
     """MLflow tracking URI; null is a SQLite database in ROOT."""
     log_every: Count = 10
     eval_every: Count | None = None

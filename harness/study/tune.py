@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
+from harness.common.validation import Address
 from harness.study.run import Count, Digest, Frozen, Positive, WholeNumber
 from ssmttm.errors import InputError
 from ssmttm.model.config import ModelConfig
@@ -81,7 +82,7 @@ class Tune(Frozen):
     pruner: Literal["none", "median", "hyperband"] = "none"
     parallel: Count | None = None
     """Trials trained at once; null takes as many as fit."""
-    storage: str | None = None
+    storage: Address | None = None
     """Address of Optuna's database, which several ROOTs may share; null is a file under ROOT."""
     scale_by: Literal["n_params", "d_model"] = "n_params"
     """Quantity that the best learning rate depends on by a power law."""

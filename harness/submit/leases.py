@@ -19,7 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.common.disk import DISK_THREADS, drop_draft, naming_a_full_disk, side_by_side, sync_to_disk
+from harness.common.disk import DISK_THREADS, naming_a_full_disk, side_by_side, write_new
 from harness.common.process import identify_process
 from harness.dispatch.base import Task
 from harness.dispatch.ledger import Ledger, is_given_up, open_ledger
@@ -48,20 +48,7 @@ DAMAGED = Lease(study="", array="", process={}, t=0.0)
 
 def acquire(series_dir: Path, lease: Lease) -> bool:
     """Lease a Series; return False if it has a lease. Raises DiskFull."""
-    path = series_dir / "claim.json"
-    draft = path.with_name(f".claim.{uuid.uuid4().hex[:8]}")
-    try:
-        with naming_a_full_disk(path), draft.open("x", encoding="utf-8") as file:
-            file.write(lease.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(draft, path)  # appears complete, and fails if there is a lease
-        sync_to_disk(series_dir)
-    except FileExistsError:
-        return False
-    finally:
-        drop_draft(draft)
-    return True
+    return write_new(series_dir / "claim.json", lease.model_dump_json() + "\n")
 
 
 def read_lease(path: Path) -> Lease | None:

@@ -5,6 +5,10 @@ and tags in this order. The mark may lag behind after a run was found rather tha
 a newer attempt may repeat steps that another mirror has sent. Then the store is queried, and only missing metrics are
 sent: a call that failed may have taken effect. For the same reason MLflow's own repetition of requests is off.
 
+Several ROOTs may keep a study of the same name in one store, in one experiment. A tag names the ROOT of each run, tags
+of the experiment name all its ROOTs, and a ROOT finds its own runs alone. A run without that tag was made by an older
+version: it is a ROOT's own if that ROOT holds the Series or Run, and gets the tag when something is sent.
+
 A file is sent again only when its SHA-256, a tag of the run, has changed. The server's store of files may fail alone (a
 bucket without keys, a full disk); metrics do not wait for it.
 """
@@ -19,10 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.common.address import without_passwords
+from harness.common.address import redact, without_passwords
+from harness.common.format import counted
 from harness.common.validation import first_line
+from harness.record.root import Root
 from harness.tracking.metrics import Marks, Measured, above, dump_marks, load_marks, marks_after
-from harness.tracking.store import connect
+from harness.tracking.store import ARTEFACTS, connect, is_server
+from harness.tracking.watch import Watch
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json
 
@@ -32,6 +39,10 @@ if TYPE_CHECKING:
 ID, KIND, SERIES = "ssmscale.id", "ssmscale.kind", "ssmscale.series"
 MIRRORED, REASON, MERGED = "ssmscale.mirrored", "ssmscale.reason", "ssmscale.merged_into"
 PARENT = "mlflow.parentRunId"
+ROOT = "ssmscale.root"
+"""Tag of a run: its ROOT's identity. An experiment has a tag `ssmscale.root.IDENTITY` with the path of each ROOT."""
+STUDY = "study"
+"""Kind of the run that holds the study's files."""
 MOST_METRICS = 800
 """Metrics of one call: MLflow takes 1000 items in all, parameters and tags included."""
 SHA256 = "ssmscale.sha256."
@@ -63,31 +74,43 @@ class Held:
 class Experiment:
     """A study's experiment; raises MLflow's exceptions, and InputError if the experiment was deleted."""
 
-    def __init__(self, uri: str, name: str, artefacts: Path, note: str = "") -> None:
-        self.uri, self.name = uri, name
-        self.client = connect(uri)
-        found = self.client.get_experiment_by_name(name) or self._create(artefacts, note)
+    def __init__(self, uri: str, name: str, root: Root, note: str = "", watch: Watch | None = None) -> None:
+        self.uri, self.name, self.root, self.identity = uri, name, root, root.identity()
+        self.client = connect(uri, watch)
+        found = self.client.get_experiment_by_name(name) or self._create(note)
         if found.lifecycle_stage != "active":
             raise InputError(
                 f"study {name}: its experiment was deleted in MLflow; restore experiment {found.experiment_id} "
                 f"(`mlflow experiments restore -x {found.experiment_id}`) or rename the study"
             )
         self.id = str(found.experiment_id)
+        place, own = str(root.path.absolute()), f"{ROOT}.{self.identity}"
+        self.is_first_visit = own not in found.tags
+        """True if this ROOT has not mirrored the study to this store before."""
+        if found.tags.get(own) != place:
+            self.client.set_experiment_tag(self.id, own, place)
+        self.others = [key for key in found.tags if key.startswith(f"{ROOT}.") and key != own]
+        """Tags of other ROOTs with a study of this name."""
         self.files_problem: str | None = None
         """The first refusal of a file; none is sent after it."""
         self.made = int(found.creation_time or 0)
         """Creation time (ms): with the id, it identifies the experiment even if the store was created anew."""
 
-    @property
-    def is_server(self) -> bool:
-        """True if the store is a server, False if this process opens the database."""
-        return self.uri.startswith(("http://", "https://"))
+    def notes(self, *, is_thorough: bool) -> list[str]:
+        """Return sentences for the user; other ROOTs are named at the first visit and in a thorough mirroring."""
+        found = [self.files_problem] if self.files_problem is not None else []
+        if self.others and (is_thorough or self.is_first_visit):
+            found.append(
+                f"{counted(len(self.others), 'other ROOT')} with a study named {self.name} in MLflow at "
+                f"{redact(self.uri)}; runs of other ROOTs are left alone"
+            )
+        return found
 
-    def _create(self, artefacts: Path, note: str) -> Any:
+    def _create(self, note: str) -> Any:
         from mlflow.exceptions import MlflowException
 
         # A server keeps artefacts itself, so that readers on other machines need no path of this one.
-        where = None if self.is_server else artefacts.absolute().as_uri()
+        where = None if is_server(self.uri) else (self.root.path / ARTEFACTS).absolute().as_uri()
         try:
             tags = {"mlflow.note.content": note}
             self.client.create_experiment(self.name, artifact_location=where, tags=tags)
@@ -97,7 +120,12 @@ class Experiment:
         return self.client.get_experiment_by_name(self.name)  # another process may have created it
 
     def search(self, tag: str = "", value: str = "") -> Iterator[Held]:
-        """Yield the experiment's mirrored runs, deleted ones too: all, or those with that value of a tag."""
+        """Yield the ROOT's runs in the experiment, deleted ones too: all, or those with that value of a tag."""
+        for held in self._search(tag, value):
+            if held.tags.get(ROOT) == self.identity or (ROOT not in held.tags and self._adopts(held)):
+                yield held
+
+    def _search(self, tag: str, value: str) -> Iterator[Held]:
         from mlflow.entities import ViewType
 
         wanted = f"tags.`{tag}` = '{value}'" if tag else ""
@@ -111,9 +139,26 @@ class Experiment:
             if not token:
                 return
 
+    def _adopts(self, held: Held) -> bool:
+        """True if a run that an older version made is this ROOT's: nothing says that it is another one's."""
+        if held.kind != STUDY:
+            return self._holds(held) or not self.others
+        series = [one for one in self._search(KIND, "series") if ROOT not in one.tags]
+        return any(map(self._holds, series)) if series else not self.others
+
+    def _holds(self, held: Held) -> bool:
+        place = self.root.series if held.kind == "series" else self.root.run
+        return place(held.identity).is_dir()
+
+    def last_sign(self, held: Held) -> int:
+        """Return the time (ms) of a run's newest metric, or of its start."""
+        keys = self.client.get_run(held.mlflow_id).data.metrics
+        sent = (metric for key in keys for metric in self.client.get_metric_history(held.mlflow_id, key))
+        return max((int(metric.timestamp) for metric in sent), default=held.start)
+
     def create(self, identity: str, kind: str, name: str, start: int, tags: Mapping[str, str]) -> Held:
         """Create a run with all its tags."""
-        tags = {ID: identity, KIND: kind, **tags}
+        tags = {ID: identity, KIND: kind, ROOT: self.identity, **tags}
         made = self.client.create_run(self.id, start_time=start, tags=tags, run_name=name)
         held = _held(made)
         held.marks_are_complete = True
@@ -136,7 +181,8 @@ class Experiment:
         if disagree or not held.marks_are_complete:
             pending = self._missing(held, pending)
         marks = marks_after(found, held.marks)
-        fresh = {key: value for key, value in (tags or {}).items() if held.tags.get(key) != value}
+        wanted_tags = {ROOT: self.identity, **(tags or {})}
+        fresh = {key: value for key, value in wanted_tags.items() if held.tags.get(key) != value}
         if marks != held.marks:
             fresh[MIRRORED] = dump_marks(marks)
         wanted = [] if held.has_params else [Param(key, value) for key, value in (params or {}).items()]

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.common.address import redact
+from harness.common.address import is_sqlite, redact
 from harness.common.format import hint
 from harness.common.process import interpreter, log_to_stderr, start_logged
 from harness.common.validation import first_line
@@ -35,6 +35,7 @@ from harness.record.status import RunState, RunStatus, StatusReader
 from harness.record.trust import believe, may_receive_logins
 from harness.study.grid import GridPoint
 from harness.tracking.tracker import Tags, Tracker
+from harness.tracking.watch import Watch, in_thread
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.tracking")
@@ -44,7 +45,7 @@ EVERY_SECONDS = 3.0
 LONGEST_PAUSE = 60.0
 """Longest time between two attempts at an unreachable tracker."""
 STUCK_SECONDS = 120.0
-"""Wait at the end of a submission for a tracker that makes no progress."""
+"""Wait at the end of a submission for a tracker that fails again and again."""
 LAST_TRIES, LAST_PAUSE = 4, 1.0
 """Repetitions of a failed last round, and the seconds before each."""
 ENDING_SECONDS = 5.0
@@ -67,7 +68,8 @@ class Rounds:
         *,
         with_study: bool = True,
     ) -> None:
-        self._uri, self._arguments = redact(uri), (uri, study_name, root, tags_of)
+        self.watch = Watch()
+        self._uri, self._arguments = redact(uri), (uri, study_name, root, tags_of, self.watch)
         self._study_name, self._with_study = study_name, with_study
         self.pause = EVERY_SECONDS
         """Seconds before the next round: more after each failure."""
@@ -125,14 +127,11 @@ class MirrorThread(Rounds):
         """Mirror the end of the study and settle its runs; give up on a tracker that makes no progress."""
         self._rows = rows
         self._over.set()
-        seen, since = -1, time.monotonic()
+        begun = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.2)
-            tracker = self.tracker
-            visits = tracker.visits if tracker else 0
-            if visits != seen:
-                seen, since = visits, time.monotonic()
-            elif time.monotonic() - since > STUCK_SECONDS:
+            waited = min(time.monotonic() - begun, self.watch.silence)
+            if self.watch.is_silent or waited > STUCK_SECONDS:
                 self.is_stopped = True
                 again = hint("sync", self._study_name, root=self._arguments[2].path)
                 log.warning("MLflow makes no progress; %s sends the rest", again)
@@ -192,7 +191,7 @@ def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
 
     root = Root(study_dir.parent.parent)
     uri = read_launch(root, series_id).tracking
-    if uri is None or uri.startswith("sqlite"):
+    if uri is None or is_sqlite(uri):
         raise InputError(f"series {series_id}: its launch.json names no tracker for other machines")
     path = root.series(series_id) / "launch.json"
     if not may_receive_logins(uri, path):
@@ -204,6 +203,7 @@ def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
     points = [point for point in resolved.points if point.run.series_id == series_id]
     reader = StatusReader(root, study_dir.name)
     rounds = Rounds(uri, study_dir.name, root, with_study=False)
+    in_thread(lambda: _end_if_silent(rounds.watch))
     deadline = float("inf")
     while not _input_has_ended() and time.monotonic() < deadline:
         rounds.mirror(reader.read(points))
@@ -212,6 +212,14 @@ def _go_along(study_dir: Path, series_id: str, signals: Sequence[int]) -> None:
             if signals and deadline == float("inf"):
                 deadline = time.monotonic() + PARENT_SECONDS
     rounds.mirror_end(_read_at_rest(reader, points))
+
+
+def _end_if_silent(watch: Watch) -> None:
+    """End the process once its input has ended while the tracker does not answer."""
+    while not (_input_has_ended(seconds=1.0) and watch.is_silent):
+        time.sleep(1.0)
+    log.warning("MLflow does not answer; `ssmscale sync` sends the rest")
+    os._exit(0)
 
 
 def _read_at_rest(reader: StatusReader, points: Sequence[GridPoint]) -> list[RunStatus]:

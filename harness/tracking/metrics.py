@@ -205,7 +205,12 @@ def may_live_elsewhere(progress: Progress) -> bool:
         return False
     if progress.started.get("host") == socket.gethostname():
         return False
-    return time.time() - (last_sign(progress) or 0.0) < STILL_SECONDS
+    return is_recent(last_sign(progress) or 0.0)
+
+
+def is_recent(seconds: float) -> bool:
+    """True if a process that wrote at that time may live, wherever it is."""
+    return time.time() - seconds < STILL_SECONDS
 
 
 def _unfinished(state: RunState, progress: Progress, *, settle: bool) -> MlflowStatus | None:

@@ -25,16 +25,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import psutil
 from filelock import Timeout
 
-from harness.common.address import redact
+from harness.common.address import is_sqlite, lasting, redact, sqlite_file
 from harness.common.process import SAFE_PATH, ignoring, interpreter, start_logged, stop_when_parent_ends
 from harness.record.root import Root
 from harness.tracking.app import CREATE_EXPERIMENT, FORBIDDEN, HEALTH, OUTSIDE, SETTINGS, Settings
 from harness.tracking.auth import Credentials
-from harness.tracking.store import SQLITE, default_uri, prepare_database
+from harness.tracking.store import default_uri, prepare_database
 from ssmttm.errors import InputError
 from ssmttm.locks import file_lock
 
@@ -93,7 +94,7 @@ def serving(
 
     `database` is SQLAlchemy's address (None: ROOT's SQLite store); `port` 0 takes a free one.
     """
-    uri = database or default_uri(root)
+    uri = lasting(database) if database else default_uri(root)
     where = "--database" if database else "the store"
     root.path.mkdir(parents=True, exist_ok=True)
     with _lock(uri):
@@ -159,6 +160,11 @@ def lines(server: Server, *, show_password: bool) -> list[str]:
         if show_password:
             password = shlex.quote(login.password)
         shown.append(f"export MLFLOW_TRACKING_USERNAME={login.user} MLFLOW_TRACKING_PASSWORD={password}")
+    host, proxies = urlsplit(server.address).hostname or "", urllib.request.getproxies()
+    if {"http", "all"} & proxies.keys() and not urllib.request.proxy_bypass(host):
+        shown.append(
+            f'export no_proxy="{host},${{no_proxy:-$NO_PROXY}}"'
+        )  # a proxy does not reach the server
     return shown
 
 
@@ -217,9 +223,9 @@ def is_loopback(host: str) -> bool:
 
 def _lock(uri: str) -> AbstractContextManager[object]:
     """Lock an SQLite file for one server, since two would wait for each other's transactions."""
-    if not uri.startswith(SQLITE):
+    database = sqlite_file(uri)
+    if database is None:
         return nullcontext()
-    database = Path(uri.removeprefix(SQLITE)).absolute()
     database.parent.mkdir(parents=True, exist_ok=True)
     try:
         return file_lock(database.with_suffix(".serve.lock"), wait=False).acquire()
@@ -295,7 +301,7 @@ def _tail(log: Path, begin: int) -> str:
 
 def _arguments(server: Server) -> list[str]:
     """Return the arguments of uvicorn."""
-    many = not server.database.startswith(SQLITE)
+    many = not is_sqlite(server.database)
     workers = max(1, min(4, psutil.cpu_count() or 1)) if many else 1
     return [
         *("--factory", "harness.tracking.app:create_app"),

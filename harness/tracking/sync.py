@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.common.address import redact
+from harness.common.address import redact, sqlite_file
 from harness.common.console import warn
 from harness.common.disk import DiskFull, write_atomically
 from harness.common.validation import first_line
 from harness.record.registry import ResolvedStudy
 from harness.record.status import RunState, RunStatus
 from harness.record.trust import believe, may_receive_logins
-from harness.tracking.store import SQLITE, tracking_uri
+from harness.tracking.store import tracking_uri
 from harness.tracking.tracker import Mirrored, Tracker
+from harness.tracking.watch import TrackerSilent, Watch
 from ssmttm.errors import InputError
+
+MOST_SILENCE = 4.0
+"""Time since the last answer (s) after which a failed mirroring is not repeated: a locked SQLite file takes five."""
 
 
 class TrackerProblem(OSError):
@@ -57,7 +61,7 @@ def bring_up_to_date(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> Trac
 def _tracker_of(resolved: ResolvedStudy) -> str:
     """Return a study's tracking address; raises InputError if another user's file names it."""
     uri = tracking_uri(resolved.study, resolved.root)
-    source = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else resolved.record
+    source = sqlite_file(uri) or resolved.record
     if source is not None and not may_receive_logins(uri, source):
         believe(source, f"that runs are sent to {redact(uri)}", "set MLFLOW_TRACKING_URI to that address")
     return uri
@@ -66,19 +70,23 @@ def _tracker_of(resolved: ResolvedStudy) -> str:
 def _mirrored(
     resolved: ResolvedStudy, uri: str, rows: Sequence[RunStatus], *, thorough: bool
 ) -> tuple[Tracker, Mirrored]:
-    """Mirror, and try again after an error: a server whose database was restarted fails its first request."""
-    from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_fixed
+    """Mirror, and try again after an error: a server whose database was restarted fails its first request.
 
+    Raises TrackerSilent if the tracker does not answer.
+    """
+    from tenacity import Retrying, retry_if_not_exception_type, wait_fixed
+
+    watch, most = Watch(), 4 if thorough else 2
     again = Retrying(
-        stop=stop_after_attempt(4 if thorough else 2),
+        stop=lambda state: state.attempt_number >= most or watch.silence > MOST_SILENCE,
         wait=wait_fixed(0.5),
-        retry=retry_if_not_exception_type((InputError, ModuleNotFoundError)),
+        retry=retry_if_not_exception_type((InputError, ModuleNotFoundError, TrackerSilent)),
         reraise=True,
     )
 
     def mirror() -> tuple[Tracker, Mirrored]:
-        tracker = Tracker(uri, resolved.study.name, resolved.root)
-        return tracker, tracker.mirror(rows, settle=True, thorough=thorough)
+        tracker = Tracker(uri, resolved.study.name, resolved.root, watch=watch)
+        return tracker, watch.call(lambda: tracker.mirror(rows, settle=True, thorough=thorough))
 
     return again(mirror)
 
@@ -96,6 +104,6 @@ def keep_report(
         warn(f"{resolved.root.path} keeps no copy of the report: {first_line(error)}")
     if tracker is not None:
         try:
-            warn(*tracker.mirror(rows, settle=True).notes)
+            warn(*tracker.watch.call(lambda: tracker.mirror(rows, settle=True)).notes)
         except Exception as error:  # MLflow's exceptions have no common base
             warn(f"MLflow at {redact(tracker.uri)} has no copy of the report: {first_line(error)}")

@@ -3,11 +3,14 @@
 A parent run is a Series with the trunk's metrics, a child run a Run with its decay and its result, and a run of kind
 study holds the study's files. There is no queue: the journals hold whatever a slow tracker still lacks.
 
+Other ROOTs may have a study of the same name in the same store: all its runs are then in one experiment, and a ROOT
+sends, merges and settles its own alone.
+
 A ledger, mirrored.json, names the Series that are finished and mirrored, with a digest of their journals' names and
 sizes: reading ten thousand runs back from MLflow would take longer than the rest of a table of points. It is valid for
-one experiment in one store. `ssmscale sync` ignores it: it reads the whole experiment, merges runs created twice,
-settles RUNNING runs that the study no longer lists, and writes the ledger anew. A run that a user deleted in MLflow
-stays deleted and is named in a note.
+one experiment in one store, and the store is opened only if the ledger lacks something. `ssmscale sync` ignores it: it
+reads the whole experiment, merges runs created twice, settles RUNNING runs that the study no longer lists, and writes
+the ledger anew. A run that a user deleted in MLflow stays deleted and is named in a note.
 """
 
 from __future__ import annotations
@@ -16,27 +19,32 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
-from harness.common.address import without_login
-from harness.common.disk import side_by_side, write_atomically
+from harness.common.address import sqlite_file, without_login
+from harness.common.disk import write_atomically
 from harness.common.validation import first_line
 from harness.record.journal import read_progress
 from harness.record.root import Root
 from harness.record.status import RunState, RunStatus
 from harness.study.run import by_series
-from harness.tracking.experiment import KIND, REASON, SERIES, Experiment, Held, study_facts
+from harness.tracking.experiment import KIND, REASON, ROOT, SERIES, STUDY, Experiment, Held, study_facts
 from harness.tracking.metrics import (
     WAITING,
+    is_recent,
     may_live_elsewhere,
     milliseconds,
     status_of_study,
     status_of_unlisted,
 )
 from harness.tracking.series import SeriesMirror, send_journal, survivor
+from harness.tracking.store import is_server
+from harness.tracking.watch import Watch, in_thread
 from ssmttm.files import parse_json, read_document
 from ssmttm.locks import file_lock
 
@@ -44,8 +52,6 @@ SERVER_THREADS = 4
 """Series sent to a server at once. An SQLite file takes one writer at a time."""
 MOST_REFUSED = 3
 """Refused Series after which a mirroring gives up."""
-STUDY = "study"
-"""Kind of the run that holds the study's files."""
 
 Tags = Callable[[RunStatus], Mapping[str, str]]
 """Gives the additional tags of a Run and of its Series."""
@@ -68,23 +74,46 @@ class Mirrored:
 class Tracker:
     """One study's experiment in an MLflow store; its methods raise MLflow's exceptions."""
 
-    def __init__(self, uri: str, study_name: str, root: Root, tags_of: Tags = lambda _: {}) -> None:
+    def __init__(
+        self,
+        uri: str,
+        study_name: str,
+        root: Root,
+        tags_of: Tags = lambda _: {},
+        watch: Watch | None = None,
+    ) -> None:
         self.uri, self.study_name, self.root, self.tags_of = uri, study_name, root, tags_of
-        note = (
-            f"Scaling study {study_name}. A parent run is a series (the trunk its runs share), a child run one "
-            "run (its decay and its result); the run of kind study holds the study, its plan and its newest report."
-        )
-        self.experiment = Experiment(uri, study_name, root.path / "mlflow-artifacts", note)
+        self.watch = watch or Watch()
+        """Knows how long the store has not answered."""
         self.folder = root.study(study_name)
-        self.ledger = MirrorLedger(self.folder / "mirrored.json", uri, self.experiment)
-        self.visits = 0
-        """Series visited so far."""
+        self.ledger = MirrorLedger(self.folder / "mirrored.json", uri, root)
+        self._opened: Experiment | None = None
+        self._opening = Lock()
+        self._is_void = False
+        """True if the ledger turned out to be that of another store, after it had been relied on."""
         self._series: dict[str, SeriesMirror] = {}
         self._closed: set[str] = set()
         """Series of the ledger whose Runs have all finished: they cannot change any more."""
         self._study: list[Held] = []
         self._study_state = ""
         self._noted: set[str] = set()
+
+    @property
+    def experiment(self) -> Experiment:
+        """The study's experiment, opened at the first use."""
+        with self._opening:
+            if self._opened is None:
+                note = (
+                    f"Scaling study {self.study_name}. A parent run is a series (the trunk its runs share), a child "
+                    "run one run (its decay and its result); a run of kind study holds the study, its plan and its "
+                    "newest report."
+                )
+                self._opened = Experiment(self.uri, self.study_name, self.root, note, self.watch)
+                if not self.ledger.is_of(self._opened):
+                    self._is_void = True
+                    self._closed.clear()
+                    self._study_state = ""
+            return self._opened
 
     def mirror(
         self,
@@ -104,33 +133,48 @@ class Tracker:
         series_rows = by_series(rows)
         others = self._ask_for_everything(series_rows, rows) if thorough else []
 
-        def visit(series: tuple[str, list[RunStatus]]) -> None:
-            if not stopped():
-                self._visit(*series, done, settle=settle, thorough=thorough)
-                self.visits += 1
+        def visit_all(pending: Iterator[tuple[str, list[RunStatus]]], threads: int) -> None:
+            taking, failed = Lock(), Event()
+
+            def visit_some() -> None:
+                try:
+                    while not stopped() and not failed.is_set():
+                        with taking:
+                            series = next(pending, None)
+                        if series is None:
+                            return
+                        self._visit(*series, done, settle=settle, thorough=thorough)
+                except BaseException:
+                    failed.set()
+                    raise
+
+            visits = [in_thread(visit_some) for _ in range(threads)]
+            wait(visits)
+            for visit in visits:
+                visit.result()
 
         try:
-            pending = (item for item in series_rows.items() if self._is_open(*item, settle=settle))
-            if self.experiment.is_server:
-                side_by_side(visit, pending, SERVER_THREADS)
-            else:
-                for item in pending:
-                    visit(item)
-            if with_study and not stopped():
-                self._visit_study(rows, done, settle=settle)
+            while True:
+                self._is_void = False
+                pending = (item for item in series_rows.items() if self._is_open(*item, settle=settle))
+                visit_all(pending, SERVER_THREADS if is_server(self.uri) else 1)
+                if with_study and not stopped():
+                    self._visit_study(rows, done, settle=settle)
+                if not self._is_void:
+                    break
             if not stopped():
                 self._settle_unlisted(others, done)
         finally:
             self.ledger.save()
-        if self.experiment.files_problem is not None:
-            self._note([self.experiment.files_problem], done)
+        if self._opened is not None:
+            self._note(self._opened.notes(is_thorough=thorough), done)
         return done
 
     def links(self) -> dict[str, str]:
         """Return the pages of the mirrored runs by run id; empty unless the store is a server."""
-        if not self.experiment.is_server:
+        if not is_server(self.uri):
             return {}
-        base = f"{without_login(self.uri).rstrip('/')}/#/experiments/{self.experiment.id}/runs"
+        base = f"{without_login(self.uri).rstrip('/')}/#/experiments/{self.ledger.experiment_id}/runs"
         return {identity: f"{base}/{mlflow_id}" for identity, mlflow_id in self.mlflow_ids().items()}
 
     def mlflow_ids(self) -> dict[str, str]:
@@ -269,6 +313,9 @@ class Tracker:
                 continue
             place = self.root.series if held.kind == "series" else self.root.run
             progress = read_progress(place(held.identity))
+            is_claimed = ROOT in held.tags or progress.attempt > 0
+            if not is_claimed and is_recent(self.experiment.last_sign(held) / 1000):
+                continue  # an older version may train it in another ROOT
             status = status_of_unlisted(progress)
             send_journal(self.experiment, held, progress, status, {}, {})
             done.settled += status is not None and status.status != "RUNNING"
@@ -285,21 +332,39 @@ def _is_refusal(error: Exception) -> bool:
 class MirrorLedger:
     """ROOT/studies/NAME/mirrored.json: the finished Series that MLflow holds completely."""
 
-    def __init__(self, path: Path, store: str, experiment: Experiment) -> None:
+    def __init__(self, path: Path, store: str, root: Root) -> None:
         self.path = path
         # A digest, since the address may hold a password.
-        self._key = [hashlib.sha256(store.encode()).hexdigest(), experiment.id, experiment.made]
+        self._store, self._root = hashlib.sha256(store.encode()).hexdigest(), root.identity()
+        self._experiment: tuple[str, int] | None = None
         self._closed: dict[str, tuple[str, dict[str, str]]] = {}
         self._changed = False
+        file = sqlite_file(store)
         try:
             held: Any = parse_json(read_document(path))
-            if held["store"] == self._key:
+            of_store, experiment, made = held["store"]
+            is_own = held.get("root", self._root) == self._root  # older versions wrote no identity
+            if of_store == self._store and is_own and (file is None or file.exists()):
+                self._experiment = str(experiment), int(made)
                 self._closed = {
                     str(identity): (str(state), {str(key): str(value) for key, value in ids.items()})
                     for identity, (state, ids) in held["closed"].items()
                 }
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass  # no ledger, or a damaged one: every Series is checked
+
+    @property
+    def experiment_id(self) -> str:
+        """Id of the study's experiment in the store; empty before it was opened."""
+        return self._experiment[0] if self._experiment else ""
+
+    def is_of(self, experiment: Experiment) -> bool:
+        """True if nothing in the ledger belongs to another experiment, as after a store was made anew; forget that."""
+        found, held = (experiment.id, experiment.made), self._closed
+        if self._experiment == found:
+            return True
+        self._experiment, self._closed = found, {}
+        return not held
 
     def holds(self, identity: str, state: str) -> bool:
         """True if that Series, or the study, was closed with its journals in that state."""
@@ -324,6 +389,10 @@ class MirrorLedger:
     def save(self) -> None:
         """Write the file if something has changed."""
         if self._changed:
-            document = {"store": self._key, "closed": self._closed}
+            document = {
+                "store": [self._store, *(self._experiment or ())],
+                "root": self._root,
+                "closed": self._closed,
+            }
             write_atomically(self.path, json.dumps(document, separators=(",", ":")) + "\n")
             self._changed = False

@@ -7,7 +7,9 @@ journals, so the next controller tells Optuna the results of trials that ended m
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from harness.common.process import identify_process
@@ -18,7 +20,7 @@ from harness.submit.submission import Submission
 from harness.train.stopping import MOST_ATTEMPTS
 from harness.tuning.runner import TrialRunner
 from harness.tuning.space import SearchCase, Space, Values
-from harness.tuning.storage import OWNER, is_ours, open_search, owner_of, startup_trials
+from harness.tuning.storage import OWNER, is_ours, open_search, owners_of, startup_trials
 from harness.tuning.trials import (
     OUTCOME,
     REASON,
@@ -47,7 +49,7 @@ class Controller:
 
     def __init__(self, space: Space, storage: BaseStorage, runner: TrialRunner, on_record: Listener) -> None:
         self.space, self.tune, self.runner, self.on_record = space, space.tune, runner, on_record
-        self.owner = owner_of(space.root.study(space.study.name) / "tune")
+        self.owners = owners_of(space.root, space.root.study(space.study.name) / "tune")
         every = space.study.tracking.eval_every
         self.searches: dict[SearchCase, Search] = {
             case: open_search(storage, case, self.tune, space.iterations, every) for case in space.cases
@@ -112,7 +114,7 @@ class Controller:
         if len(trials) < startup and all(trial.state is not TrialState.WAITING for trial in trials):
             search.enqueue_trial(self.space.design(startup, case.name)[len(trials)])
         trial = search.ask(fixed_distributions=self.space.distributions())
-        trial.set_user_attr(OWNER, self.owner)
+        trial.set_user_attr(OWNER, self.owners[0])
         self._begin(case, trial, self.space.values(trial.params))
 
     def _adopt(self, case: SearchCase, search: Search) -> None:
@@ -128,18 +130,39 @@ class Controller:
             self._begin(case, Trial(search, frozen._trial_id), self.space.values(frozen.params))
 
     def _is_ours(self, frozen: FrozenTrial) -> bool:
-        return is_ours(frozen, self.owner, shared=self.tune.storage is not None)
+        return is_ours(frozen, self.owners, shared=self.tune.storage is not None)
 
-    def elsewhere(self) -> int:
-        """Count the trials that run under another ROOT on the same storage."""
+    def elsewhere(self) -> Counter[str]:
+        """Count the trials that run under other ROOTs on the same storage, by the ROOT's identity."""
+        return Counter(frozen.user_attrs.get(OWNER, "") for _, frozen in self._elsewhere())
+
+    def _elsewhere(self) -> Iterator[tuple[Search, FrozenTrial]]:
         from optuna.trial import TrialState
 
-        running = (TrialState.RUNNING,)
-        return sum(
-            not self._is_ours(frozen)
-            for search in self.searches.values()
-            for frozen in search.get_trials(deepcopy=False, states=running)
-        )
+        for search in self.searches.values():
+            for frozen in search.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if not self._is_ours(frozen):
+                    yield search, frozen
+
+    def release(self, root: str) -> None:
+        """Give up the trials that run under a lost ROOT, named by the first digits of its identity.
+
+        Raises InputError if these digits do not name one ROOT with running trials.
+        """
+        from optuna.trial import Trial
+
+        named = {owner for owner in self.elsewhere() if owner and owner.startswith(root)}
+        if len(named) != 1:
+            others = ", ".join(sorted(owner[:8] for owner in self.elsewhere() if owner)) or "none"
+            raise InputError(
+                f"--release-lost {root}: does not name one other ROOT whose trials run; they are {others}"
+            )
+        lost = [
+            (search, frozen) for search, frozen in self._elsewhere() if frozen.user_attrs.get(OWNER) in named
+        ]
+        for search, frozen in lost:
+            result = TrialResult(TrialOutcome.FAILED, reason=f"its ROOT {root} was given up as lost")
+            _store(search, Trial(search, frozen._trial_id), result)
 
     def _is_whole(self, params: object) -> bool:
         return isinstance(params, dict) and set(params) == set(self.space.dimensions)
@@ -203,14 +226,7 @@ class Controller:
         return None
 
     def _tell(self, case: SearchCase, trial: Trial, values: Values, result: TrialResult) -> None:
-        from optuna.trial import TrialState
-
-        trial.set_user_attr(OUTCOME, str(result.outcome))
-        if result.reason is not None:
-            trial.set_user_attr(REASON, result.reason)
-        # Optuna takes a diverged trial as a pruned one: its values are bad, and it has no loss.
-        states = {TrialOutcome.FINISHED: TrialState.COMPLETE, TrialOutcome.FAILED: TrialState.FAIL}
-        self.searches[case].tell(trial, result.loss, states.get(result.outcome, TrialState.PRUNED))
+        _store(self.searches[case], trial, result)
         record = TrialRecord(trial.number, values, result)
         if record.has_failed:
             self._failed[case].append(record)
@@ -223,3 +239,17 @@ class Controller:
                 yield case, record.number, record
         for live in self.live:
             yield live.case, live.trial.number, live
+
+
+def _store(search: Search, trial: Trial, result: TrialResult) -> None:
+    """Store the result of a trial that has ended."""
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
+
+    # Optuna takes a diverged trial as a pruned one: its values are bad, and it has no loss.
+    states = {TrialOutcome.FINISHED: TrialState.COMPLETE, TrialOutcome.FAILED: TrialState.FAIL}
+    with suppress(UpdateFinishedTrialError):  # another ROOT gave it up, as if this one were lost
+        trial.set_user_attr(OUTCOME, str(result.outcome))
+        if result.reason is not None:
+            trial.set_user_attr(REASON, result.reason)
+        search.tell(trial, result.loss, states.get(result.outcome, TrialState.PRUNED))

@@ -44,10 +44,13 @@ class Tuning:
     """True if tuned.json holds `tuned`."""
 
 
-def tune_study(space: Space, runner: Callable[[], TrialRunner], on_record: Listener) -> Tuning:
+def tune_study(
+    space: Space, runner: Callable[[], TrialRunner], on_record: Listener, lost: str | None = None
+) -> Tuning:
     """Run the missing trials of every search, fit the learning rates, and write tuned.json.
 
-    Raises InputError where another process tunes the study, Stopped after Ctrl-C or SIGTERM, and DiskFull.
+    `lost` names a ROOT whose running trials are given up first. Raises InputError where another process tunes the
+    study, Stopped after Ctrl-C or SIGTERM, and DiskFull.
     """
     import optuna
 
@@ -58,6 +61,8 @@ def tune_study(space: Space, runner: Callable[[], TrialRunner], on_record: Liste
     with in_control(folder, f"study {space.study.name}"):
         trainer = runner()
         controller = Controller(space, database or open_journal(folder), trainer, on_record)
+        if lost is not None:
+            controller.release(lost)
         trials = _Trials(space, controller)
         address = tracking_uri(space.study, space.root)
         mirror = MirrorThread(address, trials.name, space.root, tags_of=trials.tags_of)
@@ -78,7 +83,11 @@ def tune_study(space: Space, runner: Callable[[], TrialRunner], on_record: Liste
         records = {case: controller.records(case) for case in space.cases}
         tuned, notes = learn(space, records)
         if elsewhere := controller.elsewhere():
-            text = f"{counted(elsewhere, 'trial')} asked for under another ROOT run there, and count as asked for here"
+            places = ", ".join(sorted(owner[:8] or "not yet known" for owner in elsewhere))
+            text = (
+                f"{counted(elsewhere.total(), 'trial')} asked for under another ROOT ({places}) run there, and count "
+                "as asked for here; --release-lost gives up those of a ROOT that is lost"
+            )
             notes.append(Note("trials_elsewhere", text))
         is_kept = keep(space, tuned, notes)
     return Tuning(space, records, trials.steps(rows), tuned, notes, controller.failed(), is_kept)

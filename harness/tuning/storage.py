@@ -11,9 +11,8 @@ import contextlib
 import json
 import os
 import time
-import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,11 @@ from harness.common.address import redact
 from harness.common.disk import make_folder, write_atomically
 from harness.common.process import identify_process
 from harness.common.validation import first_line
+from harness.record.root import Root
 from harness.record.trust import with_login
 from harness.study.tune import Tune
-from harness.tracking.store import with_driver
+from harness.tracking.store import reach_database, with_driver
+from harness.tracking.watch import TrackerSilent, Watch
 from harness.tuning.space import SearchCase
 from ssmttm.errors import InputError
 from ssmttm.files import parse_json, read_document
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "optuna.log"
 OWNER = "ssmscale.owner"
-"""Attribute of a trial: the ROOT that trains it, since several ROOTs may share a database."""
+"""Attribute of a trial: the identity of the ROOT that trains it, since several ROOTs may share a database."""
 ASKING_SECONDS = 2 * 24 * 3600.0
 """Age above which a trial without an owner is abandoned; it spans time zones, which some databases do not store."""
 
@@ -63,15 +64,13 @@ def in_control(folder: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def owner_of(folder: Path) -> str:
-    """Return the id that marks this ROOT's trials of a study, made at the first call; call it under `in_control`."""
-    path = folder / "owner"
-    if not path.exists():
-        write_atomically(path, f"{uuid.uuid4().hex}\n")
-    return path.read_text(encoding="utf-8").strip()
+def owners_of(root: Root, folder: Path) -> tuple[str, ...]:
+    """Return the ids that mark this ROOT's trials of a study: its identity, and the id that older versions made."""
+    older = folder / "owner"
+    return root.identity(), *(older.read_text(encoding="utf-8").split() if older.exists() else ())
 
 
-def is_ours(trial: FrozenTrial, owner: str, *, shared: bool) -> bool:
+def is_ours(trial: FrozenTrial, owners: Sequence[str], *, shared: bool) -> bool:
     """True if this ROOT may take over a running trial from a controller that was killed.
 
     All trials of a journal file belong to its ROOT. A trial without an owner in a database belongs to the controller
@@ -80,7 +79,7 @@ def is_ours(trial: FrozenTrial, owner: str, *, shared: bool) -> bool:
     if not shared:
         return True
     if OWNER in trial.user_attrs:
-        return bool(trial.user_attrs[OWNER] == owner)
+        return trial.user_attrs[OWNER] in owners
     began = trial.datetime_start
     return began is not None and (datetime.now(began.tzinfo) - began).total_seconds() > ASKING_SECONDS
 
@@ -99,9 +98,16 @@ def open_database(uri: str, where: str) -> BaseStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import SQLAlchemyError
 
+    address, watch = with_driver(with_login(uri)), Watch()
+
+    def reach() -> None:
+        with watch.waiting():
+            reach_database(address)
+
     try:
-        return RDBStorage(with_driver(with_login(uri)))
-    except (SQLAlchemyError, ImportError, RuntimeError, ValueError) as error:
+        watch.call(reach)
+        return RDBStorage(address)
+    except (SQLAlchemyError, TrackerSilent, ImportError, RuntimeError, ValueError) as error:
         problem = f"tune.storage: {redact(uri)}: cannot be opened: {first_line(error)}"
         raise InputError(f"{where}: {problem}; write it as postgresql://USER@HOST:PORT/NAME") from error
 

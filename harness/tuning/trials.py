@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean
@@ -70,10 +71,13 @@ class LiveTrial:
 
     def report(self) -> bool:
         """Report new losses, averaged over seeds, to Optuna; True if Optuna prunes the trial."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
         for step, loss in sorted(self._losses_on_the_way().items()):
             if step > self._reported:
                 # Of a step that an earlier controller reported, Optuna keeps the first value.
-                self.trial.report(loss, step)
+                with suppress(UpdateFinishedTrialError):  # another ROOT gave it up, as if this one were lost
+                    self.trial.report(loss, step)
                 self._reported = step
                 if self.trial.should_prune():
                     return True

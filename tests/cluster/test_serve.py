@@ -166,7 +166,7 @@ def test_a_tracker_with_the_printed_environment_is_let_in(
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD", raising=False)
     with pytest.raises(MlflowException, match="needs a user and a password"):
-        Tracker(address, "guarded", root)
+        assert Tracker(address, "guarded", root).experiment
     for name, value in guarded.clients_environment.items():
         monkeypatch.setenv(name, value)
     assert Tracker(address, "guarded", root).experiment.id

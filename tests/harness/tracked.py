@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,8 @@ def mlflow_runs(uri: str, study: str) -> list[Any]:
 class Study:
     """The tiny study of one Series and two Runs, its journals and its experiment."""
 
-    def __init__(self, root: Root, fields: Fields) -> None:
-        self.root, self.fields = root, fields
+    def __init__(self, root: Root, fields: Fields, uri: str | None = None) -> None:
+        self.root, self.fields, self.uri = root, fields, uri or default_uri(root)
         self.points: tuple[GridPoint, ...] = registered(root, fields).points
 
     @property
@@ -40,7 +41,7 @@ class Study:
         return self.points[0].run.series_id
 
     def tracker(self) -> Tracker:
-        return Tracker(default_uri(self.root), "tiny", self.root)
+        return Tracker(self.uri, "tiny", self.root)
 
     def mirror(self, tracker: Tracker | None = None, **how: Any) -> Mirrored:
         return (tracker or self.tracker()).mirror(rows_of(self.root, self.fields), **how)
@@ -71,6 +72,8 @@ class Calls:
 
         self.made: list[str] = []
         self.failing: set[str] = set()
+        self.seconds = 0.0
+        """Time that each call takes besides (s)."""
         for name in ("create_run", "log_batch", "set_terminated", "set_tag", "log_artifact"):
             monkeypatch.setattr(MlflowClient, name, self._counted(name, getattr(MlflowClient, name)))
 
@@ -79,6 +82,7 @@ class Calls:
             from mlflow.exceptions import MlflowException
 
             self.made.append(name)
+            time.sleep(self.seconds)
             answer = call(*arguments, **named)
             if name in self.failing:
                 self.failing.remove(name)

@@ -17,6 +17,7 @@ from harness.record.root import Launch, Root
 from harness.study.schema import Study
 from harness.tracking import live
 from harness.tracking.live import MirrorThread, mirrored_beside
+from harness.tracking.server import Server, lines
 from harness.tracking.store import default_uri, sidecar_uri
 from harness.tracking.tracker import Tracker
 from tests.harness import tracked, trainer
@@ -212,3 +213,27 @@ def test_training_goes_on_without_a_sidecar_whose_log_is_a_link(
         pass
     assert "is not mirrored while it trains" in caplog.text
     assert mine.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("proxies", "line"),
+    [
+        ({}, None),
+        ({"http_proxy": "http://proxy:3128"}, 'export no_proxy="127.0.0.1,${no_proxy:-$NO_PROXY}"'),
+        ({"ALL_PROXY": "http://proxy:3128"}, 'export no_proxy="127.0.0.1,${no_proxy:-$NO_PROXY}"'),
+        ({"http_proxy": "http://proxy:3128", "no_proxy": "127.0.0.1"}, None),
+        ({"https_proxy": "http://proxy:3128"}, None),
+    ],
+)
+def test_the_environment_of_a_server_leads_around_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], line: str | None
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    server = Server(Root(tmp_path), "sqlite:///x.db", "127.0.0.1", 5000, (), tmp_path / "log", None)
+    address = "http://127.0.0.1:5000"
+    exports = [f"export MLFLOW_TRACKING_URI={address}", *([line] if line else [])]
+    assert lines(server, show_password=False) == [address, *exports]

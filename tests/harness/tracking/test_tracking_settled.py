@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sqlite3
 import time
+from contextlib import closing
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.common.disk import side_by_side
+from harness.record.root import Root
 from harness.tracking.metrics import Measured
 from ssmttm.errors import InputError
 from tests.conftest import Command
@@ -112,4 +120,116 @@ def test_a_deleted_experiment_is_named_with_what_to_do(study: Study) -> None:
     experiment = study.tracker().experiment
     experiment.client.delete_experiment(experiment.id)
     with pytest.raises(InputError, match=f"restore experiment {experiment.id}"):
-        study.tracker()
+        study.mirror(thorough=True)
+
+
+# -- several ROOTs with a study of one name in one store
+
+
+def beside(study: Study, tmp_path: Path, **grid: Any) -> Study:
+    """Register a study of the same name in another ROOT that mirrors to the same store."""
+    fields = deepcopy(study.fields)
+    fields["grid"].update(grid)
+    return Study(Root(tmp_path / "beside"), fields, study.uri)
+
+
+def every_run(study: Study) -> dict[str, Any]:
+    """Return all runs of the experiment by MLflow's id, of whatever ROOT."""
+    experiment = study.tracker().experiment
+    return {run.info.run_id: run for run in experiment.client.search_runs([experiment.id])}
+
+
+def forget_roots(study: Study) -> None:
+    """Leave in the store and in the ledger what an older version writes: nothing of ROOTs."""
+    with closing(sqlite3.connect(study.uri.removeprefix("sqlite:///"))) as database, database:
+        database.execute("DELETE FROM experiment_tags WHERE key LIKE 'ssmscale.root.%'")
+        database.execute("DELETE FROM tags WHERE key = 'ssmscale.root'")
+    ledger = study.root.study("tiny") / "mirrored.json"
+    held = json.loads(ledger.read_text())
+    ledger.write_text(json.dumps({key: held[key] for key in ("store", "closed")}))
+
+
+def test_a_sync_leaves_the_runs_of_another_root_alone(study: Study, tmp_path: Path) -> None:
+    write_finished(study.root, study.points)
+    assert not study.mirror(settle=True).notes
+    other = beside(study, tmp_path, seeds=[7])
+    log_steps(begin_series(other.root, other.points[0].run), [1])
+    assert "1 other ROOT with a study named tiny" in " ".join(other.mirror().notes)
+    assert not other.mirror().notes  # it is said once, and at each sync
+    done = study.mirror(settle=True, thorough=True)
+    assert (done.settled, done.merged) == (0, 0)
+    assert "1 other ROOT with a study named tiny" in " ".join(done.notes)
+    assert (other.the().status, other.steps()) == ("RUNNING", [1])
+    assert {study.the("tiny").status, other.the("tiny").status} == {"FINISHED", "RUNNING"}
+    for one in (study, other):
+        client, held = one.tracker().experiment.client, one.the("tiny")
+        sent = json.loads(Path(client.download_artifacts(held.mlflow_id, "study.json")).read_text())
+        assert sent["study"]["grid"].get("seeds") == one.fields["grid"].get("seeds")
+
+
+def test_the_same_run_in_two_roots_is_two_runs_that_are_never_merged(study: Study, tmp_path: Path) -> None:
+    other = beside(study, tmp_path)
+    for one, steps in ((study, [1, 2]), (other, [1, 2, 3])):
+        log_steps(begin_series(one.root, one.points[0].run), steps)
+        one.mirror()
+    for one, steps in ((study, [1, 2]), (other, [1, 2, 3])):
+        assert one.mirror(settle=True, thorough=True).merged == 0
+        assert one.steps() == steps
+    assert study.the().mlflow_id != other.the().mlflow_id
+
+
+def test_a_root_adopts_the_runs_that_its_older_version_mirrored(study: Study, tmp_path: Path) -> None:
+    write_finished(study.root, study.points)
+    study.mirror(settle=True)
+    before = set(every_run(study))
+    forget_roots(study)
+    assert study.tracker().mlflow_ids()  # the older ledger is still good
+    done = study.mirror(settle=True, thorough=True)
+    assert (done.notes, done.settled, set(every_run(study))) == ([], 0, before)
+    assert {run.data.tags["ssmscale.root"] for run in every_run(study).values()} == {study.root.identity()}
+    other = beside(study, tmp_path)
+    write_finished(other.root, other.points)
+    other.mirror(settle=True)
+    assert len(every_run(study)) == 2 * len(before)
+
+
+@pytest.mark.parametrize("age", [0.0, 9000.0])
+def test_a_run_of_an_older_version_that_another_root_may_train_is_not_ended(
+    study: Study, tmp_path: Path, age: float
+) -> None:
+    other = beside(study, tmp_path, seeds=[7])
+    log_steps(begin_series(other.root, other.points[0].run), [1], t=time.time() - age)
+    other.mirror()
+    other.mirror(settle=True, thorough=True)
+    held, theirs = other.the(), other.the("tiny")
+    forget_roots(other)
+    with closing(sqlite3.connect(study.root.path / "mlflow.db")) as database, database:
+        database.execute("UPDATE runs SET start_time = start_time - ?", (int(age * 1000),))
+    write_finished(study.root, study.points)
+    study.mirror(settle=True, thorough=True)
+    runs = every_run(study)
+    assert runs[held.mlflow_id].info.status == ("KILLED" if age else "RUNNING")
+    assert "ssmscale.root" not in runs[theirs.mlflow_id].data.tags
+
+
+def test_a_copied_root_is_the_same_to_a_tracker_until_it_is_given_an_identity_of_its_own(
+    study: Study, tmp_path: Path
+) -> None:
+    write_finished(study.root, study.points)
+    study.mirror(settle=True)
+    copied = Root(Path(shutil.copytree(study.root.path, tmp_path / "copy")))
+    copy = Study(copied, study.fields, study.uri)
+    copy.mirror(settle=True, thorough=True)
+    assert len(every_run(study)) == 4
+    (copied.path / "root.json").unlink()
+    copy.mirror(settle=True)
+    assert len(every_run(study)) == 8
+
+
+def test_processes_that_make_an_identity_at_once_agree(tmp_path: Path) -> None:
+    root = Root(tmp_path / "runs")
+    found = side_by_side(lambda _: Root(root.path).identity(), range(16), 16)
+    assert len(set(found)) == 1
+    (root.path / "root.json").write_text("{}")
+    with pytest.raises(InputError, match=r"root\.json: identity"):
+        root.identity()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.record.journal import Event
+from harness.record.root import Root
 from harness.tracking.experiment import Held
 from harness.tracking.series import active
+from tests.conftest import files_below
 from tests.harness.journals import begin_run, finish, log_steps, write_finished
 from tests.harness.tracked import Calls, Study
 
@@ -123,3 +126,48 @@ def test_the_oldest_of_several_is_the_same_on_every_host() -> None:
 
     found = [held("c", 5), held("b", 5), held("a", 7), held("d", 1, deleted=True)]
     assert [one.mlflow_id for one in active(found)] == ["b", "c", "a"]
+
+
+# -- a ROOT that is moved
+
+
+def files_of(study: Study) -> list[list[str]]:
+    """Return the names of the files of every run in the experiment, in the order of the runs' ids."""
+    experiment = study.tracker().experiment
+    held = sorted(experiment.search(), key=lambda one: one.mlflow_id)
+    return [[file.path for file in experiment.client.list_artifacts(one.mlflow_id)] for one in held]
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+@pytest.mark.parametrize("name", ["elsewhere", "a b", "a?b%20c"])
+def test_the_files_of_runs_follow_a_root_that_is_moved_or_copied(
+    study: Study, tmp_path: Path, how: str, name: str
+) -> None:
+    write_finished(study.root, study.points[:1])
+    study.mirror(settle=True)
+    files = files_of(study)
+    assert sorted(files) == [["run.json"], ["series.json"], ["study.json"]]
+    before, place = study.root.path, tmp_path / name
+    (shutil.move if how == "moved" else shutil.copytree)(before, place)
+    kept = files_below(before)
+    new = Study(Root(place), study.fields)
+    assert files_of(new) == files
+    write_finished(new.root, new.points[1:])
+    new.mirror(settle=True, thorough=True)
+    assert all(files_of(new))
+    assert len(files_of(new)) == 4
+    assert files_below(before) == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        {name, "runs"} if how == "copied" else {name}
+    )
+
+
+def test_the_files_of_another_root_stay_where_they_are(study: Study, tmp_path: Path) -> None:
+    other = Study(Root(tmp_path / "other"), study.fields, study.uri)
+    write_finished(other.root, other.points)
+    other.mirror(settle=True)
+    files = files_of(other)
+    assert all(files)
+    write_finished(study.root, study.points)
+    study.mirror(settle=True, thorough=True)
+    assert files_of(other) == files

@@ -9,18 +9,19 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState, create_trial
+from optuna.trial import Trial, TrialState, create_trial
 
 from harness.common.disk import DiskFull
 from harness.record.control import Control
 from harness.record.journal import read_progress
 from harness.record.root import Root
 from harness.record.status import RunState
-from harness.tuning.controller import Controller
+from harness.tuning.controller import Controller, _store
 from harness.tuning.session import tune_study
 from harness.tuning.space import SearchCase, Space
 from harness.tuning.storage import JOURNAL, open_database, open_journal, open_search
-from harness.tuning.trials import TrialRecord
+from harness.tuning.trials import TrialOutcome, TrialRecord, TrialResult
+from ssmttm.errors import InputError
 from tests.harness.journals import rows_of
 from tests.harness.trainer import losses, train
 from tests.harness.tuner import InThisProcess, space_of, tuned_here, with_rate
@@ -262,10 +263,45 @@ def test_trials_of_another_root_are_left_to_it_and_their_results_known(
     controller, place = tuned_here(ours, fields, storage=open_database(database, "test"))
     assert place.trained == []  # two are finished and one is theirs: no fourth was asked for
     assert [one.number for one in records_of(controller)] == [0, 1]
-    assert controller.elsewhere() == 1
+    assert controller.elsewhere() == {theirs.identity(): 1}
     again, place = tuned_here(theirs, fields, storage=open_database(database, "test"))
     assert [one.number for one in records_of(again)] == [0, 1, 2]
-    assert again.elsewhere() == 0
+    assert not again.elsewhere()
+
+
+def test_trials_of_a_lost_root_are_given_up_by_name_and_replaced(
+    fields: Fields, database: str, tmp_path: Path
+) -> None:
+    fields["tune"] |= {"storage": database, "trials": 2}
+    ours, lost = Root(tmp_path / "ours"), Root(tmp_path / "lost")
+    with pytest.raises(Killed):
+        tuned_here(lost, changed(fields, parallel=2), kill_at(), open_database(database, "test"))
+    controller, place = tuned_here(ours, fields, storage=open_database(database, "test"))
+    assert (place.trained, controller.elsewhere()) == ([], {lost.identity(): 1})
+    with pytest.raises(InputError, match=f"they are {lost.identity()[:8]}"):
+        controller.release(ours.identity()[:8])
+    search, frozen = next(iter(controller._elsewhere()))
+    controller.release(lost.identity()[:8])
+    assert not controller.elsewhere()
+    again, place = tuned_here(ours, fields, storage=open_database(database, "test"))
+    assert sorted(outcomes(records_of(again))) == ["failed", "finished", "finished"]
+    assert any("given up as lost" in str(one.result.reason) for one in records_of(again))
+    # The other ROOT was not lost: what it says of such a trial changes nothing, and does not end its search.
+    _store(search, Trial(search, frozen._trial_id), TrialResult(TrialOutcome.FINISHED, 1.0))
+    assert sorted(outcomes(records_of(again))) == ["failed", "finished", "finished"]
+
+
+def test_trials_marked_with_the_id_of_an_older_version_are_still_this_roots(
+    fields: Fields, here: Root, database: str
+) -> None:
+    fields["tune"] |= {"storage": database, "trials": 1}
+    space, storage = space_of(here, fields), open_database(database, "test")
+    search = open_search(storage, the_case(space), space.tune, space.iterations, None)
+    search.ask(fixed_distributions=space.distributions()).set_user_attr("ssmscale.owner", "ab" * 16)
+    (here.study("tiny") / "tune").mkdir(parents=True)
+    (here.study("tiny") / "tune" / "owner").write_text("ab" * 16 + "\n")
+    controller, place = tuned_here(here, fields, storage=storage)
+    assert (len(place.trained), controller.elsewhere()) == (1, {})
 
 
 def test_a_trial_without_an_owner_is_taken_over_only_when_it_is_old(
@@ -276,19 +312,19 @@ def test_a_trial_without_an_owner_is_taken_over_only_when_it_is_old(
     search = open_search(storage, the_case(space), space.tune, space.iterations, None)
     search.ask(fixed_distributions=space.distributions())  # another ROOT's, which is about to say so
     controller, place = tuned_here(here, fields, storage=storage)
-    assert (place.trained, controller.elsewhere()) == ([], 1)
+    assert (place.trained, controller.elsewhere()) == ([], {"": 1})
     monkeypatch.setattr("harness.tuning.storage.ASKING_SECONDS", -1.0)
     controller, place = tuned_here(here, fields, storage=storage)
-    assert (len(place.trained), controller.elsewhere()) == (1, 0)
+    assert (len(place.trained), controller.elsewhere()) == (1, {})
 
 
-def test_a_search_in_a_file_goes_on_without_the_file_of_its_owner(fields: Fields, here: Root) -> None:
+def test_a_search_in_a_file_goes_on_without_the_identity_of_its_root(fields: Fields, here: Root) -> None:
     with pytest.raises(Killed):
         tuned_here(here, changed(fields, parallel=2), kill_at())
-    (here.study("tiny") / "tune" / "owner").unlink()
+    (here.path / "root.json").unlink()
     controller, _ = tuned_here(here, fields)
     assert outcomes(records_of(controller)) == ["finished"] * 2
-    assert controller.elsewhere() == 0
+    assert not controller.elsewhere()
 
 
 def test_runs_of_an_ended_trial_are_cancelled_before_its_result_is_stored(fields: Fields, here: Root) -> None:
