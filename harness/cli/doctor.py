@@ -11,6 +11,8 @@ from rich.text import Text
 from harness.cli.options import ClusterOption, JsonOption, RootOption
 from harness.common.console import console, errors, print_json
 from harness.doctor.machine import Finding, examine_machine, try_program
+from harness.record.nodes import forget_node
+from harness.record.root import Root
 
 
 def doctor(
@@ -19,12 +21,23 @@ def doctor(
     fix: Annotated[
         bool, typer.Option("--fix", help="Leave passwords out of the files of ROOT that hold one.")
     ] = False,
+    forget: Annotated[
+        str | None,
+        typer.Option(
+            "--forget-node", metavar="NODE", help="Have the studies under ROOT use a repaired node again."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine, and a cluster if one is named.
 
     Prints what works, and what to do about the rest.
     """
+    if forget is not None:
+        place = root or Path("runs")
+        studies = forget_node(Root(place), forget)
+        console.print(f"{forget} is used again by {', '.join(studies)}")
+        return
     with errors.status("trying what is installed"):
         findings = examine(root or Path("runs"), cluster, fix=fix)
     if as_json:

@@ -18,7 +18,7 @@ from harness.common.disk import make_folder
 from harness.common.process import PipeReader, start_logged
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED
+from harness.train.stopping import EXIT_BAD_NODE, EXIT_NO_SPACE, EXIT_PREEMPTED
 
 GRACE_SECONDS = 60.0
 """Time a worker has for its last step and its checkpoint after it is asked to stop."""
@@ -123,4 +123,5 @@ def state_at_end(statuses: Collection[int | None]) -> JobState:
     """Return the state of a job whose ranks ended with these exit statuses before they replied."""
     if EXIT_NO_SPACE in statuses:
         return JobState.NO_SPACE
-    return JobState.PREEMPTED if EXIT_PREEMPTED in statuses else JobState.LOST
+    is_lost = EXIT_BAD_NODE in statuses or EXIT_PREEMPTED not in statuses
+    return JobState.LOST if is_lost else JobState.PREEMPTED

@@ -23,6 +23,7 @@ from harness.plan.cluster import Cluster, load_profile, this_machine
 from harness.plan.plan import Plan, make_plan
 from harness.record.control import Control
 from harness.record.jobs import LIVE, JobState, JobView, SchedulerUnavailable
+from harness.record.nodes import BadNode
 from harness.record.registry import ResolvedStudy, open_study
 from harness.record.series import unfinished
 from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
@@ -89,6 +90,8 @@ class StudySnapshot:
     """True if the scheduler was asked and has never answered."""
     packed_jobs: tuple[PackedJob, ...] = ()
     """Packed jobs of the study that wait or run."""
+    bad_nodes: tuple[BadNode, ...] = ()
+    """Nodes that failed under its Runs, which it avoids."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -140,6 +143,7 @@ class StudyMonitor:
             self._problem,
             is_unheard=self._problem is not None and (self._ledger is None or bool(ledger.unheard)),
             packed_jobs=packed_jobs_of(ledger),
+            bad_nodes=self._journals.bad_nodes,
         )
 
     def _ask(self) -> None:
