@@ -33,12 +33,12 @@ from harness.dispatch.base import Backend, SubmitTarget
 from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
 from harness.plan.plan import Plan
 from harness.record.jobs import LIVE, JobView, SchedulerUnavailable
-from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, registered
+from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, to_retry
 from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
 from harness.submit.foreground import train_here
 from harness.submit.monitor import choose, jobs_of, plan_for, rows_of
-from harness.submit.submission import HandedOver, hand_over, keep_plan
+from harness.submit.submission import HandedOver, hand_over, keep_plan, kept_by_jobs
 from harness.submit.target import Options, as_before, backends_of, last_options, target_of
 from ssmttm.errors import InputError
 
@@ -79,6 +79,14 @@ def submit(
     register(resolved)
     keep_plan(resolved.root, made)
     _submit(resolved, made, backends)
+    runs, differing = kept_by_jobs(resolved, made)
+    if runs:
+        name, place = resolved.study.name, _root_option(resolved.root.path)
+        errors.print(
+            f"warning: {counted(runs, 'run')} with jobs of other resources, which they keep ({'; '.join(differing)}); "
+            f"`ssmscale cancel {name}{place}`, then `ssmscale retry {shlex.quote(study)}{place}` submits them with "
+            "those of the file"
+        )
 
 
 def retry(
@@ -98,8 +106,11 @@ def retry(
     *,
     machines: TargetOptions,
 ) -> None:
-    """Reset failed and cancelled runs, then submit what is missing."""
-    resolved = registered(study, root, fetch=True)
+    """Reset failed and cancelled runs, then submit what is missing.
+
+    A YAML file with the same runs gives the resources; else they are as last submitted.
+    """
+    resolved = to_retry(study, root)
     target = _target_as_before(resolved, on, machines, named_cluster(context, machines.cluster))
     check_before_training(resolved)
     backends = backends_of(target, resolved)
@@ -119,6 +130,8 @@ def retry(
                 "ended"
             )
             raise typer.Exit(1)
+    if resolved.record is None:
+        register(resolved)
     concerned = reset_attempts(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if not concerned:
@@ -195,10 +208,14 @@ def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) ->
         _print_handed_over(part)
     if not done:
         console.print(f"nothing of {name} is left to submit{_left_out(made)}")
-    place = resolved.root.path
-    usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
-    root = "" if place in usual else f" --root {shlex.quote(str(place))}"
+    root = _root_option(resolved.root.path)
     console.print(f"`ssmscale status {name}{root} --watch` shows their progress")
+
+
+def _root_option(place: Path) -> str:
+    """Return the --root that a command needs to find a study there; empty if it finds it without."""
+    usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
+    return "" if place in usual else f" --root {shlex.quote(str(place))}"
 
 
 def _left_out(made: Plan) -> str:

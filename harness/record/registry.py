@@ -70,6 +70,17 @@ def registered(study: str, root: Path | None, *, fetch: bool = False) -> Resolve
     return open_study(study, root, None)
 
 
+def to_retry(study: str, root: Path | None) -> ResolvedStudy:
+    """Open a study as it was submitted; a YAML with the same Runs gives its resources, tracking and root."""
+    held = registered(study, root, fetch=True)
+    loaded = _load(study, root)
+    if loaded is None or held.record is None:
+        return held
+    written = resolve(*loaded, study)
+    same = {point.run_id for point in written.points} == {point.run_id for point in held.points}
+    return written if same else held
+
+
 class Registration(Frozen):
     """ROOT/studies/NAME/study.json: a study as it was submitted, with its corpus and encoder at that time."""
 
