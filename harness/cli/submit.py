@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,7 +30,7 @@ from harness.common.disk import DiskFull
 from harness.common.format import counted
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
-from harness.plan.plan import Plan
+from harness.plan.plan import Plan, check_room
 from harness.record.jobs import LIVE, JobView, SchedulerUnavailable
 from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, to_retry
 from harness.record.status import RunState, RunStatus
@@ -74,6 +73,7 @@ def submit(
         for line in shares:
             console.print(line)
         return
+    _warn_of_room(resolved, made, backend)
     if backend.outlives:
         confirm(made.totals()["gpu_hours"], backend.where, backend.confirm_gpu_hours, yes=yes)
     register(resolved)
@@ -81,7 +81,7 @@ def submit(
     _submit(resolved, made, backends)
     runs, differing = kept_by_jobs(resolved, made)
     if runs:
-        name, place = resolved.study.name, _root_option(resolved.root.path)
+        name, place = resolved.study.name, resolved.root.option
         errors.print(
             f"warning: {counted(runs, 'run')} with jobs of other resources, which they keep ({'; '.join(differing)}); "
             f"`ssmscale cancel {name}{place}`, then `ssmscale retry {shlex.quote(study)}{place}` submits them with "
@@ -141,6 +141,7 @@ def retry(
     if taken_up := _taken_up(concerned, jobs):
         console.print(taken_up)
     if made.missing or not taken_up:
+        _warn_of_room(resolved, made, backend)
         _submit(resolved, made, backends)
 
 
@@ -193,6 +194,13 @@ def confirm(hours: float, where: str, limit: float = CONFIRM_GPU_HOURS, *, yes: 
     typer.confirm(f"{question}?", abort=True)
 
 
+def _warn_of_room(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
+    """Warn if ROOT has too little room for the missing Runs; raises DiskFull if it has none for a checkpoint."""
+    series = len({run.series_id for run in made.missing})
+    if (short := check_room(made, resolved.root, backend.count_at_once(series))) is not None:
+        errors.print(f"warning: {short}", soft_wrap=True)
+
+
 def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) -> None:
     """Train here, or hand what is missing to backends that outlive this process and print what was handed over."""
     if not backends[0].outlives:
@@ -208,14 +216,8 @@ def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) ->
         _print_handed_over(part)
     if not done:
         console.print(f"nothing of {name} is left to submit{_left_out(made)}")
-    root = _root_option(resolved.root.path)
+    root = resolved.root.option
     console.print(f"`ssmscale status {name}{root} --watch` shows their progress")
-
-
-def _root_option(place: Path) -> str:
-    """Return the --root that a command needs to find a study there; empty if it finds it without."""
-    usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
-    return "" if place in usual else f" --root {shlex.quote(str(place))}"
 
 
 def _left_out(made: Plan) -> str:

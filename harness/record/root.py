@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -85,6 +87,12 @@ class Root:
     def control(self, study: str) -> Control:
         """Log of what the command line did to a study."""
         return Control(self.study(study) / "control.jsonl")
+
+    @property
+    def option(self) -> str:
+        """The words by which a command finds this ROOT, after a space; empty if it finds it without."""
+        usual = {Path("runs"), Path(os.environ.get("SSMSCALE_ROOT", "runs"))}
+        return "" if self.path in usual else f" --root {shlex.quote(str(self.path))}"
 
     @property
     def text(self) -> Path:

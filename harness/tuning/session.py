@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from harness.common.console import outlasting_output, stoppable
 from harness.common.disk import naming_a_full_disk, write_atomically
 from harness.common.format import counted
-from harness.record.registry import submitted_with, trials_name
+from harness.record.registry import ResolvedStudy, register, submitted_with, trials_name
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.grid import GridPoint
 from harness.study.tune import Tuned
@@ -55,6 +55,10 @@ def tune_study(space: Space, runner: Callable[[], TrialRunner], on_record: Liste
     database = open_database(uri, space.where) if uri else None  # before anything is written
     folder = space.root.study(space.study.name) / "tune"
     with in_control(folder, f"study {space.study.name}"):
+        register(
+            ResolvedStudy(space.study, space.root, space.corpus, space.text, (), space.where),
+            trials_name(space.study.name),
+        )
         trainer = runner()
         controller = Controller(space, database or open_journal(folder), trainer, on_record)
         trials = _Trials(space, controller)
@@ -68,7 +72,9 @@ def tune_study(space: Space, runner: Callable[[], TrialRunner], on_record: Liste
                 trials.show(mirror)
 
             with (
-                closing_in_order(trainer.close, lambda: mirror.finish(trials.rows())),
+                closing_in_order(
+                    trainer.close, lambda: mirror.finish(trials.rows()), stopping=trainer.stopping
+                ),
                 naming_a_full_disk(folder / JOURNAL),
             ):
                 controller.run(on_look)

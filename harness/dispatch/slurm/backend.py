@@ -83,6 +83,13 @@ class SlurmBackend(Backend):
         """Describe which planned Runs are packed; raises InputError if a Series does not fit."""
         return describe_shares(runs, self.profile, self.target.on, self.target.nodes)
 
+    def count_at_once(self, series: int) -> int | None:
+        """Return the number of jobs that the profile's `limits` let run at once."""
+        limits = [
+            most for most in (self.profile.limits.parallel, self.profile.limits.jobs) if most is not None
+        ]
+        return min([series, *limits])
+
     def count_admitted(self, tasks: int) -> int:
         """Return how many of this number of tasks the user may submit under the profile's `limits.jobs`."""
         most = self.profile.limits.jobs
