@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -54,10 +55,12 @@ def doctor(
 
 def examine(root: Path, cluster: str | None = None, *, fix: bool = False) -> list[Finding]:
     """Try each part of this machine, and of a cluster if one is named; imports what it tries, which takes seconds."""
-    findings = [*examine_machine(root, fix=fix)]
     if cluster is not None:
         from harness.doctor.cluster import examine_cluster
 
-        return [*findings, *examine_cluster(cluster, root)]
+        with ThreadPoolExecutor(1) as beside:  # SLURM's programs answer while torch is imported
+            of_cluster = beside.submit(lambda: [*examine_cluster(cluster, root)])
+            return [*examine_machine(root, fix=fix), *of_cluster.result()]
+    findings = [*examine_machine(root, fix=fix)]
     remedy = "nothing to do unless this is a SLURM login node"
     return [*findings, try_program("sbatch", "SLURM commands are here; --cluster C examines them", remedy)]
