@@ -65,6 +65,8 @@ class RayDispatcher(WarmBackend):
         self._decide_at = 0.0
         self._too_few_since: float | None = None
         self._control = Control(self.study_dir / "control.jsonl")
+        self._control_size = 0
+        """Length of control.jsonl when the bad nodes were last read from it."""
         self._bad: dict[str, BadNode] = {}
         """The nodes that the study avoids, by name."""
         self._servers: dict[str, Any] = {}
@@ -166,7 +168,9 @@ class RayDispatcher(WarmBackend):
 
     def _avoided(self) -> set[str]:
         """Return the Ray ids of the nodes that the study avoids."""
-        self._bad = {} if self.has_one_machine else bad_nodes_in(self._control.read())
+        size = self._control.path.stat().st_size if self._control.path.exists() else 0
+        if size != self._control_size and not self.has_one_machine:
+            self._bad, self._control_size = bad_nodes_in(self._control.read()), size
         return {key for key, name in _names().items() if name in self._bad} if self._bad else set()
 
     def _leave_cluster(self, is_all: bool) -> None:

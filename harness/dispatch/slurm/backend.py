@@ -75,6 +75,16 @@ class SlurmBackend(Backend):
                     f"--cluster {profile.name}: partitions: {name}: SLURM here has {', '.join(sorted(known))}"
                 )
 
+        bad = self._bad_nodes()
+        names = ",".join(profile.partitions)
+        of_nodes = ("sinfo", "--noheader", "--Node", f"--partition={names}", "--format=%N")
+        if bad and set(call(*of_nodes).split()) <= set(bad):
+            raise InputError(
+                f"--cluster {profile.name}: every node of {names} has failed under this study: "
+                f"{'; '.join(map(str, bad.values()))}; once one is repaired: ssmscale doctor "
+                f"--root {shlex.quote(str(resolved.root.path))} --forget-node NODE"
+            )
+
     def offer(self, resolved: ResolvedStudy) -> Cluster:
         """Return the profile's cluster."""
         return self.profile.cluster()

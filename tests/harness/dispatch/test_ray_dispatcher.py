@@ -12,6 +12,7 @@ from harness.dispatch.base import Handle, SubmitTarget, Task
 from harness.dispatch.packing import Node, Start, WaitingTask
 from harness.dispatch.ray import dispatcher as ray
 from harness.dispatch.ray.cluster import START_SECONDS
+from harness.dispatch.ray.group import Placement, RankGroup, _Rank
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.supervise import JobSupervisor
 from harness.dispatch.worker_process import GRACE_SECONDS
@@ -19,6 +20,7 @@ from harness.record.jobs import JobState
 from harness.record.journal import read_progress
 from harness.record.root import Root, write_run
 from harness.record.status import StatusReader
+from harness.train.stopping import EXIT_BAD_NODE, EXIT_PREEMPTED
 from ssmttm.errors import InputError
 from tests.harness.journals import begin_series, registered
 from tests.studies import Fields
@@ -191,3 +193,34 @@ def test_no_further_group_is_placed_on_a_bad_node_and_the_run_is_not_blamed(
     assert (result is None) == (end is None)
     assert end is None or str(result and result["reason"]).startswith(end)
     assert set(StatusReader(root, study.study.name).control.read()[-1]) >= {"node", "reason", "t"}
+
+
+@pytest.mark.parametrize(
+    ("log", "is_new", "statuses", "failed"),
+    [
+        ("rank-1.log", True, (EXIT_PREEMPTED, EXIT_BAD_NODE), "b"),
+        ("workers-a.log", True, (-6, None), "a"),
+        ("rank-1.log", False, (-6, -9), None),
+        ("rank-1.log", True, (EXIT_PREEMPTED, EXIT_PREEMPTED), None),
+    ],
+    ids=["its-own-words", "aborted", "an-earlier-failure", "told-to-stop"],
+)
+def test_a_group_blames_the_node_whose_rank_logged_its_failure_since_it_was_fed(
+    tmp_path: Path, log: str, is_new: bool, statuses: tuple[int | None, ...], failed: str | None
+) -> None:
+    line = "CUDA error: uncorrectable ECC error encountered"
+    task = Task(series_id="s", run_dirs=(tmp_path / "runs" / "r",))
+    group = RankGroup.__new__(RankGroup)
+    group.handle, group.log_dir, group.node_failure = Handle(task, "1"), tmp_path, None
+    group._is_unplaced, group._lengths = False, {}
+    group._ranks = [
+        _Rank(None, Placement(node, ()), status=status) for node, status in zip("ab", statuses, strict=True)
+    ]
+    paths = {path.name: path for path, _ in group._logs()}
+    paths[log].parent.mkdir(parents=True, exist_ok=True)
+    paths[log].write_text(f"Traceback\n{line}\n")
+    if not is_new:
+        group._lengths = {paths[log]: paths[log].stat().st_size}
+    state = group._state_at_end()
+    assert group.node_failure == (None if failed is None else (failed, line))
+    assert (state is JobState.PREEMPTED) == (set(statuses) == {EXIT_PREEMPTED})

@@ -174,6 +174,23 @@ def test_other_resources_of_a_submitted_study_are_taken_by_the_way_that_submit_n
     assert "other resources" not in here.submit().err
 
 
+def test_a_study_whose_nodes_all_failed_is_refused_until_one_is_forgotten(
+    here: Here, ssmscale: Command
+) -> None:
+    for node in ("n9", "low"):  # sinfo here says `low` to every question
+        here.root.control("tiny").append("bad_node", node=node, reason="Xid 79", runs=[])
+    cluster = ("--on", "slurm", "--cluster", str(here.root.path.parent / "dev.yaml"))
+    said = here.ask("submit", *cluster)
+    assert said.status == 2
+    assert "every node of low has failed under this study: n9 (" in said.err
+    forget = ("doctor", "--root", str(here.root.path), "--forget-node")
+    assert "no study under" in ssmscale(*forget, "n1").err
+    assert ssmscale(*forget, "low").status == 0
+    assert here.ask("submit", *cluster).status == 0
+    (script,) = (here.root.study("tiny") / "logs" / "slurm").glob("*/77_submission.sh")
+    assert "#SBATCH --exclude=n9" in script.read_text().splitlines()
+
+
 def test_a_retry_with_a_yaml_of_other_runs_trains_the_study_as_submitted(here: Here) -> None:
     here.submit()
     here.ask("cancel")
