@@ -56,10 +56,13 @@ class BadNode(NamedTuple):
 
 
 def node_failure_in(text: str) -> str | None:
-    """Return the first line of a text that tells of a node's failure, at most 300 characters; None without one."""
+    """Return the last line of a text that tells of a node's failure, at most 300 characters; None without one.
+
+    The last line of a traceback is the error itself.
+    """
     own = json.loads(os.environ.get(NODE_FAILURES, "[]"))
     pattern = re.compile("|".join(f"(?:{one})" for one in (*PATTERNS, *own)))
-    return next((line.strip()[:300] for line in text.splitlines() if pattern.search(line)), None)
+    return next((line.strip()[:300] for line in reversed(text.splitlines()) if pattern.search(line)), None)
 
 
 def need_on_node(path: Path) -> None:

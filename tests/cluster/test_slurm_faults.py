@@ -92,6 +92,33 @@ def test_a_bad_node_is_left_remembered_and_avoided_until_it_is_forgotten(
     assert "avoided" not in study.run("status")
 
 
+TORCH = f"""
+import os, sys
+if os.environ.get("SLURMD_NODENAME") == "n2":
+    raise RuntimeError({ECC!r})
+sys.path.remove(os.path.dirname(os.path.dirname(__file__)))
+del sys.modules["torch"]
+import torch
+sys.modules["torch"] = torch
+"""
+
+
+@pytest.mark.verify
+def test_a_packed_job_trains_on_its_other_node_what_a_bad_one_fails(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    broken = tmp_path / "module" / "torch"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(TORCH)
+    study_fields["grid"] |= {"seeds": list(range(4)), "iterations": [10]}
+    study = make(study_fields, setup=[f'export PYTHONPATH="{broken.parent}:$PYTHONPATH"'])
+    study.submit("--nodes", "2", on="ray")
+    study.wait_until_over()
+    assert study.status()["counts"] == {"done": 4}
+    told = [event for event in study.root.control("tiny").read() if event["event"] != "submitted"]
+    assert {(event["event"], event["node"]) for event in told} == {("bad_node", "n2")}
+
+
 def test_a_job_that_its_user_cancels_in_slurm_saves_and_stays_out_of_the_queue(
     make: Make, study_fields: Fields
 ) -> None:

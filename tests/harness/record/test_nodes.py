@@ -30,4 +30,4 @@ def test_a_line_tells_of_a_nodes_failure_or_of_a_runs(
     monkeypatch: pytest.MonkeyPatch, line: str, is_the_nodes: bool
 ) -> None:
     monkeypatch.setenv(NODE_FAILURES, '["lab-disk . is sick"]')
-    assert node_failure_in(f"Traceback\n  {line}\nlast\n") == (line if is_the_nodes else None)
+    assert node_failure_in(f"raise Error({line!r})\n  {line}\nlast\n") == (line if is_the_nodes else None)
