@@ -70,7 +70,7 @@ VERBS = {
     "retry": Verb(
         "harness.cli.submit:retry",
         "Reset failed and cancelled runs, then submit what is missing.",
-        ("demo", "demo 9a19", "demo --on local"),
+        ("demo", "demo 9a19", "sweeps/demo.yaml", "demo --on local"),
     ),
     "sync": Verb("harness.cli.archive:sync", "Correct MLflow by the journals.", ("demo",)),
     "prune": Verb(

@@ -216,6 +216,9 @@ def summary(snapshot: StudySnapshot) -> Iterator[Text]:
         yield Text(f"nothing moves in {series}: run {longest.run_id}, {longest.reason}", "red")
     for job in snapshot.packed_jobs:
         yield from map(Text, job.lines())
+    if bad := snapshot.bad_nodes:
+        yield Text(f"{counted(len(bad), 'bad node')} avoided: {'; '.join(map(str, bad))}")
+        yield Text("`ssmscale doctor --forget-node NODE` uses a repaired node again")
     hours, unknown = snapshot.hours, snapshot.hours.unknown
     left = f"{hours.left_as_far_as_known:.3g} left"
     if unknown and unknown == sum(left != 0.0 for left in hours.left.values()):

@@ -29,14 +29,14 @@ from harness.common.disk import DiskFull
 from harness.common.format import counted, hint
 from harness.dispatch.base import Backend, SubmitTarget
 from harness.plan.cluster import CONFIRM_GPU_HOURS, load_profile
-from harness.plan.plan import OTHER_EVALUATIONS, Plan
+from harness.plan.plan import OTHER_EVALUATIONS, Plan, check_room
 from harness.record.jobs import LIVE, JobView, SchedulerUnavailable
-from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, registered
+from harness.record.registry import ResolvedStudy, check_before_training, open_study, register, to_retry
 from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
 from harness.submit.foreground import train_here
 from harness.submit.monitor import choose, jobs_of, plan_for, rows_of
-from harness.submit.submission import HandedOver, hand_over, keep_plan
+from harness.submit.submission import HandedOver, hand_over, keep_plan, kept_by_jobs
 from harness.submit.target import Options, as_before, backends_of, last_options, target_of
 from ssmttm.errors import InputError
 
@@ -72,12 +72,21 @@ def submit(
         for line in shares:
             console.print(line)
         return
+    _warn_of_room(resolved, made, backend)
     if backend.outlives:
         confirm(made.totals()["gpu_hours"], backend.where, backend.confirm_gpu_hours, yes=yes)
     warn(*(text for code, text in made.notes if code == OTHER_EVALUATIONS))
     register(resolved)
     keep_plan(resolved.root, made)
     _submit(resolved, made, backends)
+    runs, differing = kept_by_jobs(resolved, made)
+    if runs:
+        name, root = resolved.study.name, resolved.root.path
+        errors.print(
+            f"warning: {counted(runs, 'run')} with jobs of other resources, which they keep ({'; '.join(differing)}); "
+            f"{hint('cancel', name, root=root)}, then {hint('retry', study, root=root)} submits them with those of the "
+            "file"
+        )
 
 
 def retry(
@@ -97,8 +106,11 @@ def retry(
     *,
     machines: TargetOptions,
 ) -> None:
-    """Reset failed and cancelled runs, then submit what is missing."""
-    resolved = registered(study, root, fetch=True)
+    """Reset failed and cancelled runs, then submit what is missing.
+
+    A YAML file with the same runs gives the resources; else they are as last submitted.
+    """
+    resolved = to_retry(study, root)
     target = _target_as_before(resolved, on, machines, named_cluster(context, machines.cluster))
     check_before_training(resolved)
     backends = backends_of(target, resolved)
@@ -118,6 +130,8 @@ def retry(
                 "ended"
             )
             raise typer.Exit(1)
+    if resolved.record is None:
+        register(resolved)
     concerned = reset_attempts(resolved.root, resolved.study.name, choose(rows_of(resolved), runs))
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if not concerned:
@@ -127,6 +141,7 @@ def retry(
     if taken_up := _taken_up(concerned, jobs):
         console.print(taken_up)
     if made.missing or not taken_up:
+        _warn_of_room(resolved, made, backend)
         _submit(resolved, made, backends)
 
 
@@ -177,6 +192,13 @@ def confirm(hours: float, where: str, limit: float = CONFIRM_GPU_HOURS, *, yes: 
             f"{question}: more than confirm_gpu_hours, {limit:g}; give --yes to submit them without a question"
         )
     typer.confirm(f"{question}?", abort=True)
+
+
+def _warn_of_room(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:
+    """Warn if ROOT has too little room for the missing Runs; raises DiskFull if it has none for a checkpoint."""
+    series = len({run.series_id for run in made.missing})
+    if (short := check_room(made, resolved.root, backend.count_at_once(series))) is not None:
+        errors.print(f"warning: {short}", soft_wrap=True)
 
 
 def _submit(resolved: ResolvedStudy, made: Plan, backends: Sequence[Backend]) -> None:

@@ -93,6 +93,18 @@ def print_traceback() -> None:
         sys.stderr.flush()
 
 
+TAIL = 2**16
+"""Bytes read of the end of a log."""
+
+
+def read_end(path: Path, since: int = 0) -> str:
+    """Return the end of a log, at most 64 KiB, from the byte `since` on; empty if it cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(since, file.seek(0, os.SEEK_END) - TAIL))
+        return file.read().decode(errors="replace")
+    return ""
+
+
 def last_line(path: Path) -> str:
     """Return the last line of a log that is not blank; "nothing" if there is none."""
     with contextlib.suppress(OSError):

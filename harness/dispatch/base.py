@@ -191,6 +191,10 @@ class Backend(ABC):
         """Describe how planned Runs would be submitted; raises InputError if a Series does not fit."""
         return []
 
+    def count_at_once(self, series: int) -> int | None:
+        """Return how many of this number of Series may train at once; None for as many as fit on a node."""
+        return None
+
     def count_admitted(self, tasks: int) -> int:
         """Return how many of this number of tasks may be submitted now."""
         return tasks

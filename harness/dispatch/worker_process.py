@@ -19,7 +19,13 @@ from harness.common.limits import oom_kills
 from harness.common.process import PipeReader, start_logged
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_OUT_OF_MEMORY, EXIT_PREEMPTED, STACK_SIGNAL
+from harness.train.stopping import (
+    EXIT_BAD_NODE,
+    EXIT_NO_SPACE,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_PREEMPTED,
+    STACK_SIGNAL,
+)
 
 GRACE_SECONDS = 60.0
 """Time a worker has for its last step and its checkpoint after it is asked to stop."""
@@ -139,4 +145,5 @@ def state_at_end(statuses: Collection[int | None]) -> JobState:
         return JobState.NO_SPACE
     if EXIT_OUT_OF_MEMORY in statuses:
         return JobState.OUT_OF_MEMORY
-    return JobState.PREEMPTED if EXIT_PREEMPTED in statuses else JobState.LOST
+    is_lost = EXIT_BAD_NODE in statuses or EXIT_PREEMPTED not in statuses
+    return JobState.LOST if is_lost else JobState.PREEMPTED

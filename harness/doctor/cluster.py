@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from harness.common.validation import first_line
 from harness.doctor.machine import Finding
 from harness.doctor.slurm import examine_slurm
 from harness.plan.cluster import Profile, load_profile
+from harness.record.nodes import remembered
 from harness.record.provenance import HOME
+from harness.record.root import Root
 from harness.tracking.store import connect
 from ssmttm.errors import InputError
 
@@ -54,11 +57,22 @@ def examine_cluster(cluster: str, root: Path) -> Iterator[Finding]:
     yield Finding.of("profile", f"{cluster} is {profile.name}")
     yield setup_lines(profile)
     yield from examine_slurm(profile)
+    yield bad_nodes(root)
     yield location("root on the nodes", root, profile, "choose --root on a file system that all nodes see")
     remedy = "install the harness and its environment on a file system that all nodes see"
     yield location("python of the jobs", Path(sys.executable), profile, remedy)
     yield location("code of the jobs", HOME, profile, remedy)
     yield tracker(os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def bad_nodes(root: Path) -> Finding:
+    """Look for nodes that failed under a study's Runs, which its jobs avoid."""
+    name, held = "bad nodes", remembered(Root(root))
+    if not held:
+        return Finding.of(name, f"no study under {root} avoids a node")
+    found = "; ".join(f"{study}: {', '.join(map(str, nodes.values()))}" for study, nodes in held.items())
+    remedy = f"once one is repaired: ssmscale doctor --root {shlex.quote(str(root))} --forget-node NODE"
+    return Finding.of(name, found, remedy)
 
 
 def setup_lines(profile: Profile) -> Finding:

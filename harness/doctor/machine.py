@@ -53,7 +53,12 @@ class Finding(Frozen):
 
 
 def examine_machine(root: Path, *, fix: bool = False) -> Iterator[Finding]:
-    """Make every check of this machine; takes seconds, since it imports the packages. `fix` as for `find_secrets`."""
+    """Make every check of this machine; takes seconds, since it imports the packages. `fix` as for `find_secrets`.
+
+    Ray is imported by a process of its own while this one imports torch.
+    """
+    has_ray = importlib.util.find_spec("ray") is not None
+    trying = _start_import("ray.dashboard.optional_deps") if has_ray else None
     yield _python()
     yield _hardware()
     yield _writable(root)
@@ -63,8 +68,8 @@ def examine_machine(root: Path, *, fix: bool = False) -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is not None:
         yield _tried("torch device", _torch_device, "install torch==2.13.0 for this machine")
         yield _kernels()
-    if importlib.util.find_spec("ray") is not None:
-        yield _tried("Ray's dashboard", _ray_dashboard, "pip install 'ssmscale[ray]'")
+    if trying is not None:
+        yield _ray_dashboard(trying)
     yield _tried("soundfont", _soundfont, "pip install 'ssmscale[audio]'")
     yield try_program("git", _what_git_records(), "install git")
 
@@ -176,9 +181,25 @@ def _kernels() -> Finding:
     return Finding.of("kernels", found, remedy if kernels.misses_package else None)
 
 
-def _ray_dashboard() -> str:
-    importlib.import_module("ray.dashboard.optional_deps")
-    return "its packages are installed; `status` shows its address while packed series train"
+def _start_import(module: str) -> subprocess.Popen[str]:
+    """Start a Python that imports a module."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", f"import {module}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _ray_dashboard(trying: subprocess.Popen[str]) -> Finding:
+    _, said = trying.communicate()
+    name = "Ray's dashboard"
+    if trying.returncode == 0:
+        found = "its packages are installed; `status` shows its address while packed series train"
+        return Finding.of(name, found)
+    last = next((line for line in reversed(said.splitlines()) if line.strip()), "its import failed")
+    return Finding.of(name, last, "pip install 'ssmscale[ray]'")
 
 
 def _soundfont() -> str:

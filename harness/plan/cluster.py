@@ -182,6 +182,8 @@ class Profile(Frozen):
     reservation: Name | None = None
     setup: tuple[str, ...] = ()
     """Shell lines a job begins with, such as `module load cuda/12.8`; each job runs them unchanged."""
+    node_failures: tuple[str, ...] = ()
+    """Patterns (Python's re) of further lines in a job's logs by which a node has failed, and not a run."""
     snapshot: bool = False
     """True if jobs run from a copy of the code made when they were submitted."""
     signal_seconds: Count = 90
@@ -209,6 +211,18 @@ class Profile(Frozen):
         for line in value:
             if "\n" in line or line.startswith("#SBATCH"):
                 raise ValueError("a setup line must be one line of shell and no #SBATCH option")
+        return value
+
+    @field_validator("node_failures")
+    @classmethod
+    def _patterns_tell_lines_apart(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                matches_all = re.compile(pattern).search("") is not None
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+            if matches_all:
+                raise ValueError(f"{pattern!r} matches every line: a failed run would always blame its node")
         return value
 
     @model_validator(mode="after")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.common.disk import free_bytes
+from harness.common.disk import DiskFull, free_bytes
 from harness.common.format import GIB, Estimate, counted
 from harness.plan.cluster import Cluster
 from harness.plan.estimate import Cost, Estimator, SizeEstimate, checkpoint_bytes, weights_bytes
@@ -194,7 +194,7 @@ def make_plan(
     series = [_series(members, estimator) for members in by_series(rows).values()]
     planned = {run.status.run_id: run for runs in series for run in runs}
     runs = tuple(planned[row.run_id] for row in rows)
-    passing = _passing_gib(study, runs, cluster)
+    passing = _passing_gib(study, runs, _at_once(study, runs, cluster))
     needed = passing + sum(run.disk_gib for run in runs if run.status.state not in OVER)
     text_is_known = points[0].run.text_encoder != UNKNOWN_FINGERPRINT
     notes = _on_corpus(study, corpus, text_is_known=text_is_known)
@@ -238,14 +238,36 @@ def _series(members: Sequence[RunStatus], estimator: Estimator) -> list[PlannedR
     return found
 
 
-def _passing_gib(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> float:
+def check_room(plan: Plan, root: Root, at_once: int | None = None) -> str | None:
+    """Return a warning if ROOT has too little room for what the missing Runs keep there at once; None if it has enough.
+
+    `at_once` is the number of Series that train side by side; None takes as many as fit on a node. Raises DiskFull if
+    not even one checkpoint fits.
+    """
+    missing = plan.missing
+    if not missing:
+        return None
+    smallest = min(checkpoint_bytes(run.status.point.run.model, run.layout.zero_stage) for run in missing)
+    if free_bytes(root.path.absolute()) < smallest:
+        raise DiskFull(root.path, smallest)
+    passing = plan.disk_passing_gib if at_once is None else _passing_gib(plan.study, missing, at_once)
+    notes = _on_disk(root, passing + sum(run.disk_gib for run in missing), passing)
+    return notes[0][1] if notes else None
+
+
+def _at_once(study: Study, runs: Sequence[PlannedRun], cluster: Cluster) -> int:
+    """Return the number of Series that one node trains at once."""
+    left, capacity = [run for run in runs if run.status.state not in OVER], cluster.devices_a_node
+    needs = (run.layout.ranks * (1 if cluster.gpus else run.layout.threads) for run in left)
+    need = min(capacity, min(needs, default=1))
+    return min(study.resources.jobs or capacity, max(1, capacity // need))
+
+
+def _passing_gib(study: Study, runs: Sequence[PlannedRun], at_once: int) -> float:
     """Return the GiB of files that training later removes: `keep_last` periodic checkpoints and a decay's a Series."""
     series = {run.status.series_id: run for run in runs if run.status.state not in OVER}
-    choice, capacity = study.resources, cluster.devices_a_node
+    choice = study.resources
     each = choice.keep_last + choice.keep_best + 1
-    needs = (r.layout.ranks * (1 if cluster.gpus else r.layout.threads) for r in series.values())
-    need = min(capacity, min(needs, default=1))
-    at_once = min(choice.jobs or capacity, max(1, capacity // need))
     sizes = [checkpoint_bytes(r.status.point.run.model, r.layout.zero_stage) for r in series.values()]
     return each * sum(sorted(sizes, reverse=True)[:at_once]) / GIB
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from harness.common.disk import make_folder, naming_a_full_disk, write_atomically
 from harness.common.format import hint
 from harness.common.validation import with_home
-from harness.record.root import Root, read_model_if_there
+from harness.record.root import Root, read_model_if_there, read_run
 from harness.record.trust import believe
 from harness.study.grid import UNKNOWN_FINGERPRINT, CorpusView, GridPoint, expand, view_corpus
 from harness.study.run import Digest, Frozen
@@ -32,7 +32,7 @@ def open_study(
     """Open a study from its YAML, or by the name it was submitted under; `fetch` as for `resolve`."""
     if loaded := _load(study, root, changes):
         return resolve(*loaded, study, fetch=fetch)
-    is_name = "/" not in study and not study.startswith(".")
+    is_name = study.removesuffix(TRIALS).count("/") == 0 and not study.startswith(".")
     place = root or Path("runs")
     found = resolve_registered(Root(place), study) if is_name else None
     if found is None:
@@ -70,6 +70,17 @@ def registered(study: str, root: Path | None, *, fetch: bool = False) -> Resolve
     if loaded := _load(study, root):
         return resolve_registered(loaded[1], loaded[0].name) or resolve(*loaded, study, fetch=fetch)
     return open_study(study, root, None)
+
+
+def to_retry(study: str, root: Path | None) -> ResolvedStudy:
+    """Open a study as it was submitted; a YAML with the same Runs gives its resources, tracking and root."""
+    held = registered(study, root, fetch=True)
+    loaded = _load(study, root)
+    if loaded is None or held.record is None:
+        return held
+    written = resolve(*loaded, study)
+    same = {point.run_id for point in written.points} == {point.run_id for point in held.points}
+    return written if same else held
 
 
 class Registration(Frozen):
@@ -116,9 +127,31 @@ def resolve(study: Study, root: Root, where: str, *, fetch: bool = True) -> Reso
     return ResolvedStudy(study, root, corpus, text, points, where, tuned)
 
 
+TRIALS = "/tune"
+
+
 def trials_name(study_name: str) -> str:
     """Return the name of the trials of a study's tuning: a folder within the study's, which no study can be called."""
-    return f"{study_name}/tune"
+    return f"{study_name}{TRIALS}"
+
+
+def record_trial(root: Root, study_name: str, number: int, points: Sequence[GridPoint]) -> None:
+    """Record a trial of a study's tuning, from which `resolve_registered` finds its Runs."""
+    architecture, size = points[0].architecture, points[0].size
+    runs = [point.run_id for point in points]
+    control = root.control(trials_name(study_name))
+    control.append("trial", trial=number, architecture=architecture, size=size, runs=runs)
+
+
+def _points_of_trials(root: Root, name: str) -> tuple[GridPoint, ...]:
+    """Return the Runs of all trials that were submitted, each once."""
+    found: dict[str, GridPoint] = {}
+    for event in root.control(name).read():
+        for run_id in event.get("runs", ()) if event["event"] == "trial" else ():
+            if run_id not in found and (root.run(run_id) / "run.json").exists():
+                run = read_run(root.run(run_id))
+                found[run_id] = GridPoint(event["architecture"], event["size"], run, run_id, run.series_id)
+    return tuple(found.values())
 
 
 def submitted_with(root: Root, name: str) -> Tuned | None:
@@ -128,13 +161,20 @@ def submitted_with(root: Root, name: str) -> Tuned | None:
 
 
 def resolve_registered(root: Root, name: str) -> ResolvedStudy | None:
-    """Return the study of that name as it was last submitted, or None; its corpus may be gone."""
+    """Return the study of that name, or of a study's trials, as it was last submitted, or None.
+
+    Its corpus may be gone.
+    """
     path = root.study(name) / "study.json"
     held = read_model_if_there(path, Registration)
     if held is None:
         return None
-    points, where = held.expand(str(path)), str(path)
-    return ResolvedStudy(held.study, root, held.corpus, held.text_encoder, points, where, held.tuned, path)
+    where, study = str(path), held.study
+    if name.endswith(TRIALS):
+        study, points = study.model_copy(update={"name": name}), _points_of_trials(root, name)
+    else:
+        points = held.expand(where)
+    return ResolvedStudy(study, root, held.corpus, held.text_encoder, points, where, held.tuned, path)
 
 
 def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: bool = True) -> str | None:
@@ -165,6 +205,8 @@ def text_of(study: Study, root: Root, corpus: CorpusView, where: str, *, fetch: 
 def check_before_training(resolved: ResolvedStudy) -> None:
     """Raise InputError unless the study is believed, and its corpus here, whole and unchanged since the submission."""
     _believe_record(resolved)
+    if resolved.record is not None and resolved.study.name.endswith(TRIALS):
+        raise InputError(f"{resolved.study.name}: `ssmscale tune` alone trains these trials")
     path = resolved.study.corpus.path
     if not resolved.corpus.is_known:
         raise InputError(
@@ -188,8 +230,8 @@ def _believe_record(resolved: ResolvedStudy) -> None:
         believe(resolved.record, "what is trained, and by which programs", "submit the study's YAML file")
 
 
-def register(resolved: ResolvedStudy) -> None:
-    """Write study.json of a study, from which later verbs open it, and the identity of a new ROOT."""
+def register(resolved: ResolvedStudy, name: str | None = None) -> None:
+    """Write study.json, from which later verbs open the study, under its own name or another; identify a new ROOT."""
     resolved.root.identity()
     study = resolved.study
     fields = study.model_dump(mode="json", exclude_unset=True)
@@ -203,7 +245,7 @@ def register(resolved: ResolvedStudy) -> None:
     }
     if resolved.tuned is not None:
         document["tuned"] = resolved.tuned.model_dump(mode="json")
-    path = resolved.root.study(study.name) / "study.json"
+    path = resolved.root.study(name or study.name) / "study.json"
     text = json.dumps(document, indent=1) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)

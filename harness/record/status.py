@@ -21,6 +21,7 @@ from harness.record.control import attempts_reset_in, cancelled_in
 from harness.record.heartbeat import describe_pause
 from harness.record.jobs import ELSEWHERE, JobState, JobView
 from harness.record.journal import Event, Progress, ProgressReader, Span
+from harness.record.nodes import BadNode, bad_nodes_in
 from harness.record.root import Root
 from harness.study.grid import GridPoint
 from harness.study.run import Run, branch_step, by_series
@@ -139,6 +140,8 @@ class StatusReader:
         self.root = root
         self.notes: tuple[str, ...] = ()
         """A sentence for each line of a journal that the newest reading skipped."""
+        self.bad_nodes: tuple[BadNode, ...] = ()
+        """Nodes that the study avoids."""
         self._journals = ProgressReader(newest_only=True)
         self._trunks: dict[str, Progress] = {}
         self._runs: dict[str, Progress] = {}
@@ -158,6 +161,7 @@ class StatusReader:
         events = self.control.read()
         cancelled, reset = cancelled_in(events), attempts_reset_in(events)
         waiting = _waiting(events, submitter)
+        self.bad_nodes = tuple(bad_nodes_in(events).values())
         trunks: dict[str, Progress] = {}
         runs: dict[str, Progress] = {}
         found = []

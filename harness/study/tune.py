@@ -81,7 +81,8 @@ class Tune(Frozen):
     sampler: Literal["tpe", "gp", "random"] = "tpe"
     pruner: Literal["none", "median", "hyperband"] = "none"
     parallel: Count | None = None
-    """Trials trained at once; null takes as many as fit."""
+    """Trials trained at once; null takes as many as fit here. On a scheduler null takes eight, or the profile's
+    limits.parallel; of each architecture and size four, once the first trials have filled the space."""
     storage: Address | None = None
     """Address of Optuna's database, which several ROOTs may share; null is a file under ROOT."""
     scale_by: Literal["n_params", "d_model"] = "n_params"

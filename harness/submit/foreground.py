@@ -75,9 +75,12 @@ def train_here(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: 
 
 @contextmanager
 def closing_in_order(
-    close: Callable[[], None], cut_short: Callable[[], None], quieten: Callable[[], None] = lambda: None
+    close: Callable[[], None],
+    cut_short: Callable[[], None],
+    quieten: Callable[[], None] = lambda: None,
+    stopping: str = "stopping: workers save what they have",
 ) -> Iterator[None]:
-    """Call `close`, which ends the workers, whenever the block ends; after Ctrl-C raise Stopped.
+    """Call `close`, which ends the workers, whenever the block ends; after Ctrl-C print `stopping` and raise Stopped.
 
     After Ctrl-C or on a full disk call `quieten` first, so that messages can be printed, and `cut_short` after `close`.
     """
@@ -87,7 +90,7 @@ def closing_in_order(
         quieten()
         is_stopped = isinstance(cause, KeyboardInterrupt)
         if is_stopped:
-            errors.print("stopping: workers save what they have")
+            errors.print(stopping, soft_wrap=True)
         close()
         cut_short()
         if is_stopped:

@@ -24,6 +24,7 @@ from harness.plan.cluster import Cluster, load_profile, this_machine
 from harness.plan.plan import Plan, make_plan
 from harness.record.control import Control
 from harness.record.jobs import LIVE, JobState, JobView, SchedulerUnavailable
+from harness.record.nodes import BadNode
 from harness.record.registry import ResolvedStudy, open_study
 from harness.record.series import unfinished
 from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
@@ -91,6 +92,8 @@ class StudySnapshot:
     """True if the scheduler was asked and has never answered."""
     packed_jobs: tuple[PackedJob, ...] = ()
     """Packed jobs of the study that wait or run."""
+    bad_nodes: tuple[BadNode, ...] = ()
+    """Nodes that failed under its Runs, which it avoids."""
     root: Path = Path("runs")
     options: tuple[str, ...] = ()
     """Options of its last submission, as they are typed."""
@@ -147,6 +150,7 @@ class StudyMonitor:
             packed_jobs=packed_jobs_of(ledger),
             root=self.resolved.root.path,
             options=self._options(),
+            bad_nodes=self._journals.bad_nodes,
         )
 
     def _options(self) -> tuple[str, ...]:

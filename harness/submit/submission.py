@@ -17,7 +17,7 @@ from functools import cached_property
 from harness.common.disk import DISK_THREADS, side_by_side, write_atomically
 from harness.common.format import Estimate
 from harness.common.process import identify_process
-from harness.dispatch.arrays import new_name
+from harness.dispatch.arrays import ArrayStore, new_name
 from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.supervise import JobSupervisor
 from harness.plan.allocation import share_out
@@ -28,7 +28,7 @@ from harness.plan.speed import write_calibration
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.provenance import record_code
 from harness.record.registry import ResolvedStudy
-from harness.record.root import Launch, Root, write_launch, write_run, write_series
+from harness.record.root import Launch, Root, read_launch, write_launch, write_run, write_series
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.submit.leases import Leases
 from harness.tracking.store import sidecar_uri
@@ -255,6 +255,35 @@ def keep_calibration(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None
     study, text = resolved.study, resolved.points[0].run.model.text
     positions = read_text_positions(study, text, resolved.corpus)
     write_calibration(resolved.root, study.name, rows, positions)
+
+
+def kept_by_jobs(resolved: ResolvedStudy, plan: Plan) -> tuple[int, list[str]]:
+    """Return the number of Runs that wait or train with other resources than the study now gives, and which differ.
+
+    Resources that the study leaves to the harness do not count.
+    """
+    folder = resolved.root.study(resolved.study.name)
+    tasks = {task.series_id: task for array in ArrayStore(folder).read().values() for task in array.tasks}
+    differing: set[str] = set()
+    runs = 0
+    for run in plan.runs:
+        status, task = run.status, tasks.get(run.series_id)
+        if status.state not in {RunState.QUEUED, RunState.RUNNING} or task is None:
+            continue
+        launch = read_launch(resolved.root, run.series_id)
+        if launch.control.parent != folder.absolute():
+            continue
+        choice = resolved.study.resources_of(status.point.architecture, status.point.size)
+        now = choice.model_dump() | run.layout.model_dump()
+        held = {"ranks": task.ranks, **launch.model_dump(include=set(type(choice).model_fields))}
+        changed = [
+            f"{key} {held[key]}, now {now[key]}"
+            for key in type(choice).model_fields
+            if key in held and getattr(choice, key) is not None and held[key] != now[key]
+        ]
+        differing |= set(changed)
+        runs += bool(changed)
+    return runs, sorted(differing)
 
 
 def names_of(tasks: Sequence[Task]) -> list[str]:

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from types import FrameType
 
 from harness.common.disk import DiskFull
+from harness.record.nodes import NodeFailure
 from ssmttm.errors import InputError
 
 EXIT_NO_NODES = 69
 """EX_UNAVAILABLE: the Ray cluster has had no node for long; another cluster may have one."""
 EXIT_OUT_OF_MEMORY = 71
 """EX_OSERR: stands for the end of a worker that the system killed for memory."""
+EXIT_BAD_NODE = 72
+"""EX_OSFILE: this node has failed, and not the Run; another node may train it."""
 EXIT_NO_SPACE = 74
 """EX_IOERR: the disk is full; everything saved before is kept."""
 EXIT_PREEMPTED = 75
@@ -49,12 +52,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def exit_status(run: Callable[[], int], log: logging.Logger) -> int:
-    """Return the exit status that `run` returns; log wrong input and a full disk, and return 2 or 74 for them."""
+    """Return the exit status that `run` returns.
+
+    Log wrong input, a bad node and a full disk, and return 2, 71 or 74 for them.
+    """
     try:
         return run()
     except InputError as error:
         log.error("%s", error)
         return 2
+    except NodeFailure as error:
+        log.error("%s", error)
+        return EXIT_BAD_NODE
     except DiskFull as error:
         log.error("%s; %s", error, error.remedy)
         return EXIT_NO_SPACE

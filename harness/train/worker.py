@@ -41,6 +41,7 @@ from harness.record.control import Control
 from harness.record.heartbeat import Heartbeat
 from harness.record.journal import Event, Fenced, Journal, Progress, read_progress
 from harness.record.kinds import OUT_OF_MEMORY, Kind
+from harness.record.nodes import NodeFailure, need_on_node, node_failure_in
 from harness.record.provenance import commit, installed_version, running_code
 from harness.record.root import Launch, Layout, Root, read_launch, read_run
 from harness.record.series import SeriesLock, scheduler_job
@@ -72,7 +73,10 @@ LISTEN_SECONDS = 0.2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the worker; return its exit status: 0 done, 1 some Run failed, 2 bad input, 74 disk full, 75 preempted."""
+    """Run the worker; return its exit status.
+
+    It is 0 when done, 1 if some Run failed, 2 for bad input, 71 on a bad node, 74 if the disk is full, 75 if preempted.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m harness.train.worker", description=__doc__.splitlines()[0]
     )
@@ -151,6 +155,8 @@ def group_by_series(run_dirs: Iterable[Path]) -> list[tuple[Root, list[Run]]]:
     """Read the Runs of the directories and group them by Series, in the order given."""
     groups: dict[tuple[Path, str], list[Run]] = {}
     for folder in run_dirs:
+        if scheduler_job() is not None:
+            need_on_node(folder)
         run = read_run(folder.absolute())
         groups.setdefault((folder.absolute().parent.parent, run.series_id), []).append(run)
     return [(Root(path), runs) for (path, _), runs in groups.items()]
@@ -163,6 +169,8 @@ def train_series(runs: Sequence[Run], root: Root, stop: StopFlag, wanted: int | 
     this is not one of the `wanted` ranks.
     """
     launch = read_launch(root, runs[0].series_id)
+    if scheduler_job() is not None:  # else the Runs fail, and say so
+        need_on_node(launch.corpus)
     ranks = initialise_ranks(launch.threads, wanted)
     work = _SeriesWork(runs, root, launch, ranks, stop)
     try:
@@ -263,6 +271,10 @@ class _SeriesWork:
             if not isinstance(error, InputError | Fenced):
                 print_traceback()
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            if (failure := node_failure_in(reason)) is not None:
+                if scheduler_job() is not None:
+                    raise NodeFailure(f"series {self.series_id}: {failure}") from error
+                reason = f"{reason}; this machine has failed, and not the run"
             log.error("series %s: %s", self.series_id, reason)
             if self.ranks.world > 1:
                 # The other ranks are at another step by now, and this error may be a consequence of their end and

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.common.process import identify_process
 from harness.plan.plan import make_plan
+from harness.record.registry import record_trial
 from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts
 from harness.submit.submission import Submission
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 MOST_FAILURES = 3
 """Failed trials of a case, not counting those that diverged, after which it gets no more trials."""
+
+FEW = 4
+"""Trials of a case at once on a scheduler, where `parallel` is null, once the sampler chooses their values."""
 
 Listener = Callable[[SearchCase, TrialRecord], None]
 
@@ -100,10 +104,21 @@ class Controller:
         counts = {
             case: len(search.get_trials(deepcopy=False, states=states))
             for case, search in self.searches.items()
-            if len(self._failed[case]) < MOST_FAILURES
+            if len(self._failed[case]) < MOST_FAILURES and self._may_ask(case)
         }
         fewest = min(counts, key=lambda case: counts[case], default=None)
         return None if fewest is None or counts[fewest] >= self.tune.trials else fewest
+
+    def _may_ask(self, case: SearchCase) -> bool:
+        """Return False if a case has as many trials at once as a search may have that learns from each.
+
+        The first ones fill the space evenly and need no results; the later ones start a few at a time.
+        """
+        if self.tune.parallel is not None or not self.runner.is_crowded or not startup_trials(self.tune):
+            return True
+        asked = len(self.searches[case].get_trials(deepcopy=False))
+        live = sum(1 + len(one.twins) for one in self.live if one.case == case)
+        return asked < startup_trials(self.tune) or live < FEW
 
     def _ask(self, case: SearchCase) -> None:
         from optuna.trial import TrialState
@@ -194,6 +209,7 @@ class Controller:
         ]
         if again:  # another search pruned it, or the reason of its failure may be gone
             reset_attempts(resolved.root, resolved.study.name, again)
+        record_trial(self.space.root, self.space.study.name, trial.number, resolved.points)
         self.live.append(LiveTrial(case, trial, values, resolved, submission))
 
     def _follow(self, live: LiveTrial, rows: Sequence[RunStatus]) -> None:

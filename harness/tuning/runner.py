@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from harness.common.console import warn
+from harness.common.format import hint
 from harness.common.process import identify_process
 from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.base import Backend
@@ -37,6 +38,10 @@ class TrialRunner(ABC):
 
     pause: float
     """Seconds between two calls of `look`."""
+    stopping = "stopping: workers save what they have"
+    """Text to print after Ctrl-C, before `close`."""
+    is_crowded = False
+    """True if it may train more trials at once than a search learns from."""
 
     def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
         """Open a backend for a search, of which `resolved` is any trial."""
@@ -110,10 +115,16 @@ class Scheduled(TrialRunner):
     """A backend whose jobs outlive this process; the next controller finds them."""
 
     pause = 1.0
+    is_crowded = True
 
     def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
         super().__init__(backend, resolved)
-        self.folder = resolved.root.study(resolved.study.name)
+        name, root = resolved.study.name, resolved.root.path
+        self.stopping = (
+            f"stopping the search; its jobs in {backend.scheduler} go on: {hint('status', name, root=root)} shows "
+            f"them, {hint('logs', name, 'RUN', root=root)} prints their logs, {hint('cancel', name, root=root)} ends them"
+        )
+        self.folder = resolved.root.study(name)
         self._jobs: Mapping[str, JobView] = {}
         self._asked = self._refused = float("-inf")
         """Monotonic times when the scheduler was last asked, and when it last took no more jobs."""

@@ -10,7 +10,7 @@ from harness.common.console import stoppable
 from harness.common.disk import naming_a_full_disk, write_atomically
 from harness.common.format import counted
 from harness.common.streams import outlasting_output
-from harness.record.registry import submitted_with, trials_name
+from harness.record.registry import ResolvedStudy, register, submitted_with, trials_name
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.grid import GridPoint
 from harness.study.tune import Tuned
@@ -59,6 +59,10 @@ def tune_study(
     database = open_database(uri, space.where) if uri else None  # before anything is written
     folder = space.root.study(space.study.name) / "tune"
     with in_control(folder, f"study {space.study.name}"):
+        register(
+            ResolvedStudy(space.study, space.root, space.corpus, space.text, (), space.where),
+            trials_name(space.study.name),
+        )
         trainer = runner()
         controller = Controller(space, database or open_journal(folder), trainer, on_record)
         if lost is not None:
@@ -74,7 +78,9 @@ def tune_study(
                 trials.show(mirror)
 
             with (
-                closing_in_order(trainer.close, lambda: mirror.finish(trials.rows())),
+                closing_in_order(
+                    trainer.close, lambda: mirror.finish(trials.rows()), stopping=trainer.stopping
+                ),
                 naming_a_full_disk(folder / JOURNAL),
             ):
                 controller.run(on_look)

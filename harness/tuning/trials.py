@@ -98,6 +98,8 @@ class LiveTrial:
                 diverged = has_diverged(self.resolved.root, row.run_id)
                 outcome = TrialOutcome.DIVERGED if diverged else TrialOutcome.FAILED
                 return TrialResult(outcome, reason=row.reason)
+            if row.state is RunState.CANCELLED:
+                return TrialResult(TrialOutcome.FAILED, reason=f"run {row.run_id} was cancelled")
         losses = [row.loss for row in rows if row.state is RunState.DONE and row.loss is not None]
         return TrialResult(TrialOutcome.FINISHED, fmean(losses)) if len(losses) == len(rows) else None
 

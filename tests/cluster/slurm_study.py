@@ -93,9 +93,13 @@ class SlurmStudy:
             process = self.start(verb, *options)
             out, err = process.communicate(timeout=PATIENCE)
             return Answer(process.returncode, out, err)
+        return self.call_words(*self._words(verb, options))
+
+    def call_words(self, *words: str) -> Answer:
+        """Call the command with these words in this process."""
         status: Any = 0
         with (
-            patch.object(sys, "argv", ["ssmscale", *self._words(verb, options)]),
+            patch.object(sys, "argv", ["ssmscale", *words]),
             patch.dict(os.environ, self.environment),
             chdir(self.code),
             redirect_stdout(StringIO()) as out_text,

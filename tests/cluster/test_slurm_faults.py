@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from harness.record.journal import Event, read_progress
-from tests.cluster.slurm_study import Make, SlurmStudy, wake
+from tests.cluster.slurm_study import Make, SlurmStudy, held_back, wake
 from tests.harness.trainer import losses, undisturbed
 from tests.studies import Fields
 from tests.waiting import wait_until
@@ -47,6 +47,77 @@ def test_a_job_that_ends_three_times_at_the_same_place_stays_failed_until_it_is_
     assert "2 runs to be tried again" in study.run("retry", "--cluster", str(study.profile_path))
     study.wait_until_over()
     assert study.status()["counts"] == {"done": 2}
+
+
+ECC = "CUDA error: uncorrectable ECC error encountered"
+XID = "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
+OWN = "health check: lab-disk is sick"
+
+
+@pytest.mark.parametrize(
+    ("where", "on"),
+    [("setup", "slurm"), ("ranks", "slurm"), pytest.param("setup", "ray", marks=pytest.mark.verify)],
+)
+def test_a_bad_node_is_left_remembered_and_avoided_until_it_is_forgotten(
+    make: Make, study_fields: Fields, tmp_path: Path, where: str, on: str
+) -> None:
+    broken = tmp_path / "module" / "torch"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(f"raise RuntimeError({ECC!r})\n")
+    own = {"setup": {"node_failures": ["lab-disk .* sick"]}, "ranks": {}}[where]
+    check = {
+        "setup": f'if [ "$SLURMD_NODENAME" = n1 ]; then echo "{OWN}"; exit 1; fi',
+        "ranks": f'if [ "$SLURMD_NODENAME" = n1 ]; then export PYTHONPATH="{broken.parent}:$PYTHONPATH"; fi',
+    }[where]
+    study = make(study_fields, setup=[check], **own)
+    study.submit(on=on)
+    study.wait_until_over()
+    assert study.status()["counts"] == {"done": 2}
+    told = [event for event in study.root.control("tiny").read() if event["event"] != "submitted"]
+    assert {(event["event"], event["node"]) for event in told} == {
+        ("bad_node", "n1")
+    }  # nothing counts as a crash
+    shown = study.run("status")
+    assert "1 bad node avoided: n1 (" in shown
+    assert {"setup": OWN, "ranks": ECC}[where] in " ".join(shown.split())
+
+    study.fields["grid"]["seeds"] = [5]
+    study.study.write_text(yaml.safe_dump(study.fields), encoding="utf-8")
+    with held_back(study.slurm):
+        study.submit()
+        (job, *_) = [line.split()[0] for line in study.queue()]
+        assert "ExcNodeList=n1" in study.asked(job)
+        study.slurm("scancel", "--user=root")
+    root = ("--root", str(study.root.path))
+    assert "n1 is used again by tiny" in study.call_words("doctor", "--forget-node", "n1", *root).out
+    assert "avoided" not in study.run("status")
+
+
+TORCH = f"""
+import os, sys
+if os.environ.get("SLURMD_NODENAME") == "n2":
+    raise RuntimeError({ECC!r})
+sys.path.remove(os.path.dirname(os.path.dirname(__file__)))
+del sys.modules["torch"]
+import torch
+sys.modules["torch"] = torch
+"""
+
+
+@pytest.mark.verify
+def test_a_packed_job_trains_on_its_other_node_what_a_bad_one_fails(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    broken = tmp_path / "module" / "torch"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text(TORCH)
+    study_fields["grid"] |= {"seeds": list(range(4)), "iterations": [10]}
+    study = make(study_fields, setup=[f'export PYTHONPATH="{broken.parent}:$PYTHONPATH"'])
+    study.submit("--nodes", "2", on="ray")
+    study.wait_until_over()
+    assert study.status()["counts"] == {"done": 4}
+    told = [event for event in study.root.control("tiny").read() if event["event"] != "submitted"]
+    assert {(event["event"], event["node"]) for event in told} == {("bad_node", "n2")}
 
 
 def test_a_job_that_its_user_cancels_in_slurm_saves_and_stays_out_of_the_queue(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from harness.plan.cluster import Profile
+from harness.record.nodes import NODE_FAILURES
 from slurm.devcluster.cluster import DevCluster
 from tests.cluster.slurm_study import PROFILE, Make, SlurmStudy
 
@@ -55,6 +56,7 @@ def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: s
         "exclude": "n2",
         "reservation": "ours",
         "setup": ["export FROM_SETUP=1", "ulimit -c 0"],
+        "node_failures": ["lab disk: .* sick"],
         "snapshot": False,
         "signal_seconds": 33,
         "limits": {"array_size": 40, "jobs": 100, "parallel": 2, "hours": 1},
@@ -85,7 +87,9 @@ def test_every_key_of_a_profile_reaches_the_job(reserved: SlurmStudy, account: s
     lines = script.splitlines()
     assert "#SBATCH --signal=USR2@33" in lines
     assert "#SBATCH --array=0-5%2" in lines
-    command = next(number for number, line in enumerate(lines) if "harness.dispatch.slurm.job" in line)
+    assert f"export {NODE_FAILURES}='[\"lab disk: .* sick\"]'" in lines
+    commands = [number for number, line in enumerate(lines) if "harness.dispatch.slurm.job" in line]
+    command = commands[-1]  # the first says what to do once a setup line ends the job
     assert lines.index("export FROM_SETUP=1") < lines.index("ulimit -c 0") < command
 
 

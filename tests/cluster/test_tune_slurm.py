@@ -61,3 +61,35 @@ def test_a_search_whose_controller_was_killed_finds_its_jobs_again_and_waits_for
     assert [attempts(run) for run in runs.glob("*")] == [[1]] * 3  # no trial was begun twice
     arrays = [json.loads(path.read_text()) for path in study.root.study("tiny/tune").glob("arrays/*.json")]
     assert sorted(array["is_void"] for array in arrays) == [False] * 3 + [True]
+
+
+def test_a_search_that_is_stopped_names_the_verbs_that_reach_the_trials_which_go_on(
+    make: Make, study_fields: Fields
+) -> None:
+    study_fields["grid"]["iterations"] = [3000]
+    study_fields["tune"] = {
+        "sizes": ["xs"],
+        "trials": 2,
+        "search": {"optimiser.lr": {"low": 1e-3, "high": 1e-1, "log": True}},
+    }
+    study = make(study_fields)
+    study.step_seconds = 0.02
+    search = start_tune(study)
+    wait_until(lambda: any(read_progress(folder).step > 5 for folder in study.root.path.glob("series/*")))
+    search.send_signal(signal.SIGINT)
+    _, err = search.communicate(timeout=PATIENCE)
+    place = ["--root", str(study.root.path)]
+    said = [
+        ["ssmscale", *words] for words in (["status", "tiny/tune", *place], ["cancel", "tiny/tune", *place])
+    ]
+    assert all(f"`{' '.join(words)}`" in err for words in said), err
+    assert "workers save" not in err
+    shown = json.loads(study.call_words(*said[0][1:], "--json").out)
+    assert set(shown["counts"]) <= {"running", "queued"}
+    running = next(row["run_id"] for row in shown["runs"] if row["state"] == "running")
+    assert "SLURM's log of job" in study.call_words("logs", "tiny/tune", running, *place).out
+    assert "cancelled" in study.call_words(*said[1][1:]).out
+    study.wait_until_over()
+    shown = json.loads(study.call_words(*said[0][1:], "--json").out)
+    assert set(shown["counts"]) == {"cancelled"}
+    assert "`ssmscale tune` alone" in study.call_words("retry", "tiny/tune", *place).err

@@ -36,7 +36,8 @@ OTHERS_SECONDS = 120.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train an array's tasks; returns 0 if none is left.
 
-    Otherwise returns 69 if Ray has no nodes, 74 if the disk is full, 75 if it was told to stop.
+    Otherwise returns 69 if Ray has no nodes, 71 if too few of its nodes are not bad, 74 if the disk is full, 75 if it
+    was told to stop.
     """
     stop = StopFlag()
     stop.install()

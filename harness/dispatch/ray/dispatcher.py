@@ -22,7 +22,17 @@ from harness.dispatch.ray.cluster import START_SECONDS
 from harness.dispatch.ray.group import RankGroup, ServerActor
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.worker_process import GRACE_SECONDS
+from harness.record.control import Control
 from harness.record.jobs import JobState
+from harness.record.nodes import (
+    MOST_BAD_NODES,
+    BadNode,
+    NodeFailure,
+    bad_nodes_in,
+    nodes_met_in,
+    remember_node,
+)
+from harness.record.series import scheduler_job
 from ssmttm.errors import InputError
 
 log = logging.getLogger("ssmscale.ray")
@@ -45,6 +55,8 @@ class RayDispatcher(WarmBackend):
     """Runs tasks on the Ray cluster to which this process is connected."""
 
     name = "ray"
+    has_one_machine = False
+    """True if its nodes are this machine, which no task can avoid."""
 
     def __init__(self, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> None:
         super().__init__(study_dir, target, jobs)
@@ -52,6 +64,11 @@ class RayDispatcher(WarmBackend):
         self._starts: list[float] = []
         self._decide_at = 0.0
         self._too_few_since: float | None = None
+        self._control = Control(self.study_dir / "control.jsonl")
+        self._control_size = 0
+        """Length of control.jsonl when the bad nodes were last read from it."""
+        self._bad: dict[str, BadNode] = {}
+        """The nodes that the study avoids, by name."""
         self._servers: dict[str, Any] = {}
         """The ServerActor of each node."""
 
@@ -76,7 +93,23 @@ class RayDispatcher(WarmBackend):
             log.info("series %s: %s, on %s", found[0].task.series_id, found[1], group.key)
         if found is not None or group.is_gone:
             self._decide_at = 0.0
+        if found is not None and group.node_failure is not None and not self.has_one_machine:
+            return found[0], self._leave_node(found[0].task, *group.node_failure)
         return found
+
+    def _leave_node(self, task: Task, node: str, reason: str) -> JobState:
+        """Remember a bad node, and have the task run elsewhere unless it met several; returns the task's state."""
+        name, job = _names().get(node, node), scheduler_job()
+        runs = [folder.name for folder in task.left(self._control)]
+        log.error("node %s has failed, and not series %s: %s", name, task.series_id, reason)
+        remember_node(self._control, name, reason, runs, job.job_id if job else "")
+        events = self._control.read()
+        if len(met := nodes_met_in(events, runs)) < MOST_BAD_NODES:
+            return JobState.PREEMPTED
+        bad = bad_nodes_in(events)
+        named = "; ".join(str(bad[name]) for name in dict.fromkeys(met) if name in bad)
+        task.give_up(task.left(self._control), f"it met {len(met)} bad nodes: {named}")
+        return JobState.ENDED
 
     def _start_waiting(self) -> None:
         if time.monotonic() >= self._decide_at:
@@ -103,8 +136,12 @@ class RayDispatcher(WarmBackend):
         return min(self._starts[-3:], default=STARTUP_SECONDS)
 
     def _decide(self) -> None:
-        nodes = self._look_after_nodes()
-        now = time.monotonic()
+        every, now = self._look_after_nodes(), time.monotonic()
+        avoided = self._avoided()
+        nodes = [node for node in every if node.key not in avoided]
+        for ours in self.groups:
+            if ours.handle is None and avoided & set(ours.nodes):
+                ours.let_go(GRACE_SECONDS)
         held = {group.key: group for group in self.groups if not group.is_leaving}
         groups = [
             packing.Group(key, group.request, group.nodes, self._busy(group, now), group.device)
@@ -115,6 +152,8 @@ class RayDispatcher(WarmBackend):
             WaitingTask(key, self._request(handle.task, largest), handle.task.seconds)
             for key, handle in self.waiting.items()
         ]
+        if len(fits_nowhere := packing.fits_nowhere(tasks, nodes)) > len(packing.fits_nowhere(tasks, every)):
+            self._leave_cluster(len(fits_nowhere) == len(tasks))
         self._refuse_what_fits_nowhere(tasks, nodes)
         free = self._others.remaining(nodes, self._ours())
         for action in packing.decide(tasks, groups, free, self.startup):
@@ -126,6 +165,18 @@ class RayDispatcher(WarmBackend):
                     held[group.key].feed(self.waiting.pop(task.key))
                 case packing.Start(task, places) if self._may_start():
                     self._start(self.waiting.pop(task.key), task.request, places)
+
+    def _avoided(self) -> set[str]:
+        """Return the Ray ids of the nodes that the study avoids."""
+        size = self._control.path.stat().st_size if self._control.path.exists() else 0
+        if size != self._control_size and not self.has_one_machine:
+            self._bad, self._control_size = bad_nodes_in(self._control.read()), size
+        return {key for key, name in _names().items() if name in self._bad} if self._bad else set()
+
+    def _leave_cluster(self, is_all: bool) -> None:
+        """Raise NodeFailure if all that is left fits on no node besides bad ones, and nothing trains."""
+        if is_all and not self.groups:
+            raise NodeFailure(f"too few nodes besides bad ones: {'; '.join(map(str, self._bad.values()))}")
 
     def _start(self, handle: Handle, request: packing.Request, nodes: tuple[str, ...]) -> None:
         new = RankGroup(request, nodes, self.log_dir, servers=self._servers, on_gpus=self.on_gpus)
@@ -219,6 +270,13 @@ def _nodes(kind: str) -> list[Node]:
         for node in sorted(ray.nodes(), key=lambda node: str(node["NodeID"]))
         if node["Alive"]
     ]
+
+
+def _names() -> dict[str, str]:
+    """Return the name of each node by Ray's id."""
+    import ray
+
+    return {str(node["NodeID"]): str(node["NodeName"]) for node in ray.nodes()}
 
 
 def _offer_gpus() -> bool:

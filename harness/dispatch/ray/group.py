@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.common.process import read_end
 from harness.dispatch.base import Handle
 from harness.dispatch.fork_server import RankServer
 from harness.dispatch.packing import Request
@@ -31,6 +32,7 @@ from harness.dispatch.worker_process import (
 )
 from harness.record.heartbeat import Beat, Watch, beat_file, read_beat
 from harness.record.jobs import JobState
+from harness.record.nodes import node_failure_in
 from harness.train.meeting import make_meeting
 from harness.train.stopping import GPU_SHARE, STACK_SECONDS
 
@@ -94,6 +96,9 @@ class RankGroup:
         self.is_ready = self.is_leaving = self.is_gone = False
         self.stall: str | None = None
         self._is_started = self._is_unplaced = False
+        self.node_failure: tuple[str, str] | None = None
+        """Node whose failure ended the group, and the line of a log that tells of it."""
+        self._lengths: dict[Path, int] = {}
         self.fed = 0.0
         """Time since which it trains its task, by the monotonic clock."""
         self._meeting = log_dir / "meetings" / f"{os.getpid()}-{time.time_ns()}"
@@ -194,7 +199,23 @@ class RankGroup:
         if self.handle is not None and all(rank.outcomes for rank in self._ranks):
             return state_of(self._ranks[0].outcomes.pop(0))
         statuses = {rank.status for rank in self._ranks}
-        return JobState.PREEMPTED if statuses == {0} else state_at_end(statuses)
+        state = JobState.PREEMPTED if statuses == {0} else state_at_end(statuses)
+        if state is JobState.LOST and self.handle is not None:
+            for path, node in self._logs():
+                if (line := node_failure_in(read_end(path, self._lengths.get(path, 0)))) is not None:
+                    self.node_failure = node, line
+                    break
+        return state
+
+    def _logs(self) -> list[tuple[Path, str]]:
+        """Return the logs of its ranks, each with its node: that of the Series, and that of the worker."""
+        assert self.handle is not None
+        placed = [(number, rank.placement) for number, rank in enumerate(self._ranks) if rank.placement]
+        own = [(self.handle.task.folder / "logs" / f"rank-{number}.log", at.node) for number, at in placed]
+        return [*own, *((self._log_of(at.node), at.node) for _, at in placed)]
+
+    def _log_of(self, node: str) -> Path:
+        return self.log_dir / f"workers-{node[:12]}.log"
 
     def _listen(self) -> None:
         """Read the replies that have arrived, and ask the ranks for further reports."""
@@ -242,7 +263,7 @@ class RankGroup:
                 environment[GPU_SHARE] = str(self.request.share)
             if self.on_gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for other in beside for gpu in other.gpus)
-            log = self.log_dir / f"workers-{placement.node[:12]}.log"
+            log = self._log_of(placement.node)
             rank.actor.start.remote(environment, str(log), self._servers[placement.node].address.remote())
             rank.pending = rank.actor.report.remote(LISTEN_SECONDS)
         self._is_started = True
@@ -250,6 +271,7 @@ class RankGroup:
 
     def _feed_ranks(self) -> None:
         assert self.handle is not None
+        self._lengths = {path: path.stat().st_size for path, _ in self._logs() if path.exists()}
         task = self.handle.task
         self._watch = Watch(task.stall_seconds)
         for number, rank in enumerate(self._ranks):

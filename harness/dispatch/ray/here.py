@@ -18,6 +18,8 @@ from harness.plan.plan import PlannedRun
 class RayHere(RayDispatcher):
     """Runs tasks on a Ray of this machine."""
 
+    has_one_machine = True
+
     def __enter__(self) -> Self:
         """Start the Ray. Raises RayDown if it does not start."""
         with ExitStack() as stack:

@@ -22,6 +22,11 @@ class PackedBackend(SlurmBackend):
 
     name, is_packed = "ray", True
 
+    def count_at_once(self, series: int) -> int | None:
+        """Return the number of Series of one device that the nodes of the job take."""
+        cluster = self.profile.cluster()
+        return min(series, cluster.devices_a_node * (self.target.nodes or self.profile.most_nodes))
+
     def count_admitted(self, tasks: int) -> int:
         """Return the number of tasks if the user may submit one more job, otherwise 0."""
         return tasks if super().count_admitted(1) else 0

@@ -33,6 +33,7 @@ from harness.dispatch.worker_process import GRACE_SECONDS
 from harness.record.control import Control
 from harness.record.root import Root
 from harness.train.stopping import (
+    EXIT_BAD_NODE,
     EXIT_NO_NODES,
     EXIT_NO_SPACE,
     EXIT_PREEMPTED,
@@ -105,6 +106,8 @@ class Pilot:
         """Requeue the job whose controller ended with `code`, or let it end; returns the job's exit status."""
         if code == EXIT_NO_SPACE:
             ending = Ending.DISK_FULL
+        elif code == EXIT_BAD_NODE and not self.told:
+            ending = Ending.BAD_NODE
         else:
             ending = Ending.OUT_OF_TIME if self.told else Ending.OTHERS_TRAIN
         return self.start.settle(ending, before, lambda _: self._may_start_again(OUT_OF_TIME))
@@ -138,7 +141,7 @@ class Pilot:
         """
         while True:
             code = self._run_controller(nodes)
-            if self.told or code in {0, EXIT_NO_SPACE, EXIT_PREEMPTED}:
+            if self.told or code in {0, EXIT_BAD_NODE, EXIT_NO_SPACE, EXIT_PREEMPTED}:
                 return code
             nodes.listen(NEWS_SECONDS)
             nodes.check()

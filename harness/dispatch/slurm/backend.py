@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,12 +20,15 @@ from harness.common.disk import make_folder
 from harness.common.process import interpreter
 from harness.dispatch.arrays import LOGS, Array, ArrayStore, batch_logs, new_array, new_name
 from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
+from harness.dispatch.slurm.job import RANKS_MARK, SETUP_ENDED, START_MARK
 from harness.dispatch.slurm.queue import call, cluster_name, read_jobs, steering, unavailable
 from harness.dispatch.slurm.snapshot import check_copying, copy_code, running_from
 from harness.plan.allocation import Shape, describe_shares
 from harness.plan.cluster import Cluster, Profile
 from harness.plan.plan import PlannedRun
+from harness.record.control import Control
 from harness.record.jobs import JobView, SchedulerUnavailable
+from harness.record.nodes import NODE_FAILURES, BadNode, bad_nodes_in
 from harness.record.provenance import record_code
 from harness.record.registry import ResolvedStudy
 from ssmttm.errors import InputError
@@ -71,6 +75,16 @@ class SlurmBackend(Backend):
                     f"--cluster {profile.name}: partitions: {name}: SLURM here has {', '.join(sorted(known))}"
                 )
 
+        bad = self._bad_nodes()
+        names = ",".join(profile.partitions)
+        of_nodes = ("sinfo", "--noheader", "--Node", f"--partition={names}", "--format=%N")
+        if bad and set(call(*of_nodes).split()) <= set(bad):
+            raise InputError(
+                f"--cluster {profile.name}: every node of {names} has failed under this study: "
+                f"{'; '.join(map(str, bad.values()))}; once one is repaired: ssmscale doctor "
+                f"--root {shlex.quote(str(resolved.root.path))} --forget-node NODE"
+            )
+
     def offer(self, resolved: ResolvedStudy) -> Cluster:
         """Return the profile's cluster."""
         return self.profile.cluster()
@@ -78,6 +92,13 @@ class SlurmBackend(Backend):
     def describe(self, runs: Sequence[PlannedRun]) -> list[str]:
         """Describe which planned Runs are packed; raises InputError if a Series does not fit."""
         return describe_shares(runs, self.profile, self.target.on, self.target.nodes)
+
+    def count_at_once(self, series: int) -> int | None:
+        """Return the number of jobs that the profile's `limits` let run at once."""
+        limits = [
+            most for most in (self.profile.limits.parallel, self.profile.limits.jobs) if most is not None
+        ]
+        return min([series, *limits])
 
     def count_admitted(self, tasks: int) -> int:
         """Return how many of this number of tasks the user may submit under the profile's `limits.jobs`."""
@@ -165,13 +186,39 @@ class SlurmBackend(Backend):
     def _sbatch(self, array: Array, hours: float) -> str:
         """Submit an array whose jobs have `hours` until they are told to save; returns its number."""
         file = str(self.store.path_of(array))
-        command = interpreter("-u", "-m", "harness.dispatch.slurm.job", file, array.digest)
-        if array.packed:  # `exec`, so that SLURM's signals reach the pilot and not a shell
-            command = ["exec", *interpreter("-u", "-m", "harness.dispatch.ray.pilot", file, array.digest)]
-        line = running_from(self.copy, command) if self.copy else shlex.join(command)
+        module = "harness.dispatch.ray.pilot" if array.packed else "harness.dispatch.slurm.job"
+        # In the shell's place, SLURM's signals reach the pilot.
+        line = self._line(module, file, array.digest, takes_over=array.packed)
         return sbatch(
             line, array.elements, self.study_dir / LOGS / array.name, self._parameters(array, hours)
         )
+
+    def _bad_nodes(self) -> dict[str, BadNode]:
+        """Return the nodes that the study avoids."""
+        return bad_nodes_in(Control(self.study_dir / "control.jsonl").read())
+
+    def _line(self, module: str, *arguments: str, takes_over: bool = False) -> str:
+        """Return the shell line of a job that runs a module; with `takes_over` in the shell's place."""
+        command = [*(["exec"] if takes_over else []), *interpreter("-u", "-m", module, *arguments)]
+        return running_from(self.copy, command) if self.copy else shlex.join(command)
+
+    def _setup(self, array: Array) -> list[str]:
+        """Return the lines of the batch script before the command: the profile's, and what notes their end.
+
+        If a line ends the script, the job is requeued elsewhere if the line blames the node.
+        """
+        file = str(self.store.path_of(array))
+        ended = self._line("harness.dispatch.slurm.job", SETUP_ENDED, file, array.digest)
+        on_end = f'test -n "$SSMSCALE_SET_UP" || {ended}'
+        own = self.profile.node_failures
+        return [
+            f'echo "{START_MARK} ${{SLURM_RESTART_COUNT:-0}} on $SLURMD_NODENAME"',
+            *([f"export {NODE_FAILURES}={shlex.quote(json.dumps(own))}"] if own else []),
+            f"trap {shlex.quote(on_end)} EXIT",
+            *self.profile.setup,
+            "SSMSCALE_SET_UP=1",
+            f'echo "{RANKS_MARK}"',
+        ]
 
     def _parameters(self, array: Array, hours: float) -> dict[str, Any]:
         profile, shape = self.profile, array.shape
@@ -179,11 +226,12 @@ class SlurmBackend(Backend):
         if not names:
             raise InputError(f"{profile.name}: no partition takes a job of {shape.nodes} nodes")
         hours = min(profile.hours_in(names), hours + profile.signal_seconds / 3600)
+        avoided = [*([profile.exclude] if profile.exclude else []), *self._bad_nodes()]
         optional = {
             "account": profile.account,
             "qos": profile.qos_in(names),
             "constraint": profile.constraint,
-            "exclude": profile.exclude,
+            "exclude": ",".join(dict.fromkeys(avoided)) or None,
         }
         if profile.gpus:
             kind = f"{profile.gpu_type}:" if profile.gpu_type else ""
@@ -198,7 +246,7 @@ class SlurmBackend(Backend):
             "mem": f"{max(1, round(1024 * shape.memory_gib))}MB",
             "signal_delay_s": profile.signal_seconds,
             "array_parallelism": profile.limits.parallel or array.elements,
-            "setup": list(profile.setup),
+            "setup": self._setup(array),
             "stderr_to_stdout": True,
             "wckey": None,  # sites that check the key refuse submitit's
             "use_srun": False,  # the harness's command starts the ranks, and outlives them

@@ -1,9 +1,11 @@
 """The command of a SLURM job's batch script: start the ranks, wait for them, and requeue the job if Runs are left.
 
     python -m harness.dispatch.slurm.job ARRAY_FILE DIGEST      inside a job, whose array index selects the Series
+    python -m harness.dispatch.slurm.job --setup-ended ARRAY_FILE DIGEST      if a setup line ends the batch script
 
 The ranks save by themselves when they are told to stop. The journals, never exit codes alone, tell how their Runs
-ended; harness.dispatch.slurm.settle decides whether the job is requeued.
+ended; harness.dispatch.slurm.settle decides whether the job is requeued. If a line of the logs tells of a
+node's failure, the node is remembered, and the job goes elsewhere.
 """
 
 from __future__ import annotations
@@ -21,16 +23,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.common.limits import oom_kills
+from harness.common.process import read_end
 from harness.dispatch.arrays import Array, batch_logs
 from harness.dispatch.base import Task
 from harness.dispatch.slurm.queue import call, environment_of_srun
-from harness.dispatch.slurm.settle import OUT_OF_TIME, Ending, JobStart, job_number, run_job
+from harness.dispatch.slurm.settle import OUT_OF_TIME, Ending, JobStart, hostnames, job_number, run_job
 from harness.dispatch.supervise import KILLED, begin_smaller
 from harness.record.control import Control
 from harness.record.heartbeat import Watch, read_beats
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Progress
 from harness.record.kinds import TIME_LIMIT_SIGNAL, Kind
+from harness.record.nodes import node_failure_in, remember_node
 from harness.record.root import read_launch
 from harness.train.meeting import make_meeting
 from harness.train.stopping import (
@@ -49,8 +53,6 @@ LOOK_SECONDS = 1.0
 """Interval between two looks at the ranks' heartbeats."""
 END_SECONDS = 60.0
 """Time for killed ranks to end before they are killed again."""
-TAIL = 2**16
-"""Bytes read of the end of a log."""
 STARTS = "srun starts"
 """Words of the line after which a job's log belongs to its newest start."""
 SCHEDULER_ERROR = re.compile(r"(srun|slurmstepd)[^:]*: (error|fatal): ")
@@ -63,6 +65,9 @@ CONSEQUENCE = re.compile(
     r"|\*\*\* (STEP|JOB) (?!.*DUE TO (TIME|NODE))|Timed out waiting for job step"
 )
 """Errors by which SLURM reports that a rank has ended, or that it ends the others."""
+SETUP_ENDED = "--setup-ended"
+START_MARK, RANKS_MARK = "ssmscale: start", "ssmscale: setup done"
+"""Beginning of the lines that the batch script prints before its setup lines, and after them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,19 +75,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # SLURM's signals are for the ranks: this process has to outlive them.
     for number in (*STOP_SIGNALS, signal.SIGCONT):
         signal.signal(number, lambda number, _: log.info("%s", signal.Signals(number).name))
-    return run_job(arguments, _train)
+    words = list(arguments if arguments is not None else sys.argv[1:])
+    if words[0] == SETUP_ENDED:
+        return run_job(words[1:], _after_setup)
+    return run_job(words, _train)
+
+
+def _after_setup(array_file: Path, array: Array) -> int:
+    """Have a job whose setup lines ended it go elsewhere if they tell of a bad node; returns an exit status."""
+    tasks = array.tasks if array.packed else (array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])],)
+    control = Control(array_file.parent.parent / "control.jsonl")
+    start = JobStart(job_number(), tasks[0].root, control, tasks, is_packed=array.packed)
+    if not start.unfinished() or not _remember_bad_node(start, None):
+        return 1
+    return start.settle(Ending.BAD_NODE, start.place(), lambda _: False)
 
 
 def _train(array_file: Path, array: Array) -> int:
     task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
     start = start_of(task)
-    before, began, kills = start.place(), time.time(), oom_kills()
+    before, began, kills, logs = start.place(), time.time(), oom_kills(), rank_logs(task)
     code, stall = _run_ranks(array, task, array_file.parent.parent)
     if code == 128 + signal.SIGKILL and stall is None and oom_kills() > kills:
         code = EXIT_OUT_OF_MEMORY
     if stall is not None:
         task.note_stall(stall)
-    return settle(start, code, began, before, stall)
+    return settle(start, code, began, before, stall, logs=logs, ranks_a_node=array.shape.ranks_a_node)
 
 
 def start_of(task: Task) -> JobStart:
@@ -91,11 +109,25 @@ def start_of(task: Task) -> JobStart:
     return JobStart(job_number(), task.root, control, (task,))
 
 
-def settle(start: JobStart, code: int, began: float, before: str, stall: str | None = None) -> int:
+def rank_logs(task: Task) -> dict[Path, int]:
+    """Return the length of each log of the ranks of a task's Series."""
+    return {path: path.stat().st_size for path in (task.folder / "logs").glob("rank-*.log")}
+
+
+def settle(
+    start: JobStart,
+    code: int,
+    began: float,
+    before: str,
+    stall: str | None = None,
+    *,
+    logs: Mapping[Path, int] | None = None,
+    ranks_a_node: int = 1,
+) -> int:
     """Requeue the job whose ranks ended with `code`, or let it end; returns its exit status.
 
-    `began` is the time when the ranks were started, in seconds since 1970, and `before` the place of the Series then.
-    `stall` describes where they stood still, if they were ended for that.
+    `began` is the time when the ranks were started, in seconds since 1970, `before` the place of the Series then, and
+    `logs` are the lengths of its logs. `stall` describes where the ranks stood still, if they were ended for that.
     """
     ending = _ending(start.progress(), code, began)
     if ending is Ending.CRASHED:
@@ -104,6 +136,8 @@ def settle(start: JobStart, code: int, began: float, before: str, stall: str | N
             how = reason if OUT_OF_MEMORY.search(reason) else KILLED
             if begin_smaller(start.tasks[0], start.control, began, how):
                 ending = Ending.STOPPED
+        elif stall is None and _remember_bad_node(start, logs, ranks_a_node):
+            ending = Ending.BAD_NODE
 
     def may_start_again(ending: Ending) -> bool:
         reason, why = (stall, f"; {stall}") if stall else _why(start, began)
@@ -217,12 +251,57 @@ def _why(start: JobStart, began: float) -> tuple[str, str]:
     return last, f"; its log ends: {last}"
 
 
+def _remember_bad_node(start: JobStart, logs: Mapping[Path, int] | None, ranks_a_node: int = 1) -> bool:
+    """Remember the node of whose failure the logs of this start tell; False if they tell of none.
+
+    `logs` are the lengths of the ranks' logs when the ranks were started; None if none was.
+    """
+    nodes = hostnames(os.environ.get("SLURM_JOB_NODELIST", ""))
+    found = None if logs is None else _told_by_ranks(start.tasks[0], logs, nodes, ranks_a_node)
+    found = found or _told_by_job(start, nodes)
+    if found is None:
+        return False
+    node, line = found
+    log.error("node %s has failed, and not the run: %s", node, line)
+    remember_node(start.control, node, line, [folder.name for folder in start.unfinished()], start.job_id)
+    return True
+
+
+def _told_by_ranks(
+    task: Task, logs: Mapping[Path, int], nodes: Sequence[str], ranks_a_node: int
+) -> tuple[str, str] | None:
+    """Return the node on which a rank logged a failure of its node, and the line."""
+    for path in sorted((task.folder / "logs").glob("rank-*.log")):
+        place = int(path.stem.partition("-")[2]) // ranks_a_node
+        line = node_failure_in(read_end(path, logs.get(path, 0)))
+        if line is not None and place < len(nodes):
+            return _named_in(line, nodes) or nodes[place], line
+    return None
+
+
+def _told_by_job(start: JobStart, nodes: Sequence[str]) -> tuple[str, str] | None:
+    """Return the node of whose failure the batch script's log tells since this start, and the line."""
+    text = "".join(read_end(path) for path in batch_logs(start.control.path.parent, start.job_id))
+    setup, _, later = text.rpartition(START_MARK)[2].partition(RANKS_MARK)
+    if (line := node_failure_in(setup)) is not None:
+        return _named_in(line, nodes) or os.environ.get("SLURMD_NODENAME", nodes[0]), line
+    if (line := node_failure_in(later)) is None:
+        return None
+    # Of several nodes srun names the one whose rank ended.
+    ended = re.findall(r"^srun: error: (\S+?): tasks? ", later, re.MULTILINE)
+    named = _named_in(line, nodes) or next((node for node in ended if node in nodes), None)
+    if named is None and len(nodes) > 1:
+        return None
+    return named or nodes[0], line
+
+
+def _named_in(line: str, nodes: Sequence[str]) -> str | None:
+    return next((node for node in nodes if re.search(rf"(?<![\w.-]){re.escape(node)}(?![\w-])", line)), None)
+
+
 def _lines(path: Path) -> list[str]:
     """Return the last lines of a log that are not blank, each cut at 300 characters."""
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-        text = file.read().decode(errors="replace")
-    return [line.strip()[:300] for line in text.splitlines() if line.strip()]
+    return [line.strip()[:300] for line in read_end(path).splitlines() if line.strip()]
 
 
 if __name__ == "__main__":

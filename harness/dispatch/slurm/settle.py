@@ -7,12 +7,13 @@ progress, until that has happened several times at the same place.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
@@ -33,11 +34,15 @@ from harness.record.control import Control
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Progress, read_progress
 from harness.record.kinds import Kind
+from harness.record.nodes import MOST_BAD_NODES, bad_nodes_in, nodes_met_in
 from harness.record.root import Root
 from harness.record.series import count_crashes, unfinished
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, exit_status
 
 log = logging.getLogger("ssmscale.slurm")
+
+FACTS = r"\b(JobState|Reason|PreemptTime|Restarts|Partition|NumNodes|ExcNodeList)=(\S+)"
+"""Facts of `scontrol show job` that decide on another start."""
 
 
 def run_job(arguments: Sequence[str] | None, train: Callable[[Path, Array], int]) -> int:
@@ -71,6 +76,8 @@ class Ending(Enum):
     OUT_OF_TIME = auto()
     """Its time was over: to be requeued if it made progress."""
     CRASHED = auto()
+    BAD_NODE = auto()
+    """A node failed, which control.jsonl remembers: to be requeued on others."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class JobStart:
             log.info("%d runs are left: other processes train them", len(left))
             return EXIT_PREEMPTED
         answer = patiently("scontrol", "--oneliner", "show", "job", self.job_id)
-        facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", answer))
+        facts = dict(re.findall(FACTS, answer))
         # SLURM may have taken this node for dead.
         if int(facts.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", "0")):
             log.info("job %s was started again elsewhere", self.job_id)
@@ -141,6 +148,8 @@ class JobStart:
             return EXIT_PREEMPTED
         if ending is Ending.CRASHED and is_out_of_time:  # SLURM killed its ranks before they could save
             ending = Ending.OUT_OF_TIME
+        if ending is Ending.BAD_NODE and not is_preempted:
+            return self._go_elsewhere(facts)
         is_in_vain = ending is Ending.CRASHED or (
             ending is Ending.OUT_OF_TIME and not is_preempted and self.place() == before
         )
@@ -148,6 +157,41 @@ class JobStart:
             return 1
         log.info("requeueing job %s", self.job_id)
         patiently("scontrol", "requeue", self.job_id)
+        return EXIT_PREEMPTED
+
+    def _go_elsewhere(self, facts: Mapping[str, str]) -> int:
+        """Requeue the job on other nodes than those remembered as bad, or fail its Runs; returns its exit status."""
+        events = self.control.read()
+        bad = bad_nodes_in(events)
+        held = hostnames(facts["ExcNodeList"]) if facts.get("ExcNodeList", "(null)") != "(null)" else []
+        excluded = list(dict.fromkeys([*held, *bad]))
+        partitions = facts["Partition"]
+        answer = patiently("sinfo", "--noheader", "--Node", f"--partition={partitions}", "--format=%N")
+        others = set(answer.split()) - set(excluded)
+        wanted = int(facts["NumNodes"].partition("-")[0])
+        for task in self.tasks:
+            if not (left := task.left(self.control)):
+                continue
+            met = nodes_met_in(events, [folder.name for folder in left])
+            named = "; ".join(str(bad[name]) for name in dict.fromkeys(met) if name in bad)
+            if len(met) >= MOST_BAD_NODES:
+                task.give_up(left, f"its job {self.job_id} met {len(met)} bad nodes: {named}")
+            elif len(others) < wanted:
+                why = f"partition {partitions} has too few nodes besides the bad ones"
+                task.give_up(
+                    left,
+                    f"its job {self.job_id} met a bad node, and {why}: {', '.join(map(str, bad.values()))}",
+                )
+        if not self.unfinished():
+            return 1
+        avoiding = f"ExcNodeList={','.join(excluded)}"
+        log.info("requeueing job %s on other nodes than %s", self.job_id, ", ".join(excluded))
+        patiently("scontrol", "requeue", self.job_id)
+        patiently(
+            "scontrol", "update", f"JobId={self.job_id}", avoiding
+        )  # SLURM takes it from waiting jobs alone
+        with contextlib.suppress(SchedulerUnavailable):  # the elements of its array that wait
+            call("scontrol", "update", f"JobId={self.job_id.partition('_')[0]}", avoiding)
         return EXIT_PREEMPTED
 
     def may_start_again(self, reason: str, how: str) -> bool:
@@ -163,6 +207,11 @@ class JobStart:
         for task in self.tasks:
             task.give_up(task.left(self.control), f"its job {self.job_id} {how}")
         return False
+
+
+def hostnames(nodes: str) -> list[str]:
+    """Return the names in SLURM's list of nodes, such as n[1-3]."""
+    return patiently("scontrol", "show", "hostnames", nodes).split() if set(nodes) & set("[,") else [nodes]
 
 
 def job_number() -> str:

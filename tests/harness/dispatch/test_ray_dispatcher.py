@@ -7,13 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from harness.dispatch.base import SubmitTarget, Task
+from harness.dispatch import packing
+from harness.dispatch.base import Handle, SubmitTarget, Task
 from harness.dispatch.packing import Node, Start, WaitingTask
 from harness.dispatch.ray import dispatcher as ray
 from harness.dispatch.ray.cluster import START_SECONDS
+from harness.dispatch.ray.group import Placement, RankGroup, _Rank
 from harness.dispatch.ray.host import RayDown
+from harness.dispatch.supervise import JobSupervisor
 from harness.dispatch.worker_process import GRACE_SECONDS
+from harness.record.jobs import JobState
+from harness.record.journal import read_progress
+from harness.record.root import Root, write_run
+from harness.record.status import StatusReader
+from harness.train.stopping import EXIT_BAD_NODE, EXIT_PREEMPTED
 from ssmttm.errors import InputError
+from tests.harness.journals import begin_series, registered
+from tests.studies import Fields
 
 
 @pytest.fixture
@@ -116,3 +126,101 @@ def test_devices_of_others_are_left_out_and_devices_just_released_are_not(
     assert left(a=0.0) == [4.0, 2.0, 4.0]
     now[0] += 2 * ray.SETTLE_SECONDS
     assert left(a=0.0) == [3.0, 2.0, 4.0]
+
+
+class FailingOn:
+    """A group whose ranks end at once, on these nodes because their node failed."""
+
+    is_ready = is_leaving = False
+    key, device, began, fed = "group", None, 0.0, 0.0
+
+    def __init__(self, bad: set[str], log: list[str]) -> None:
+        self.bad, self.log = bad, log
+        self.handle: Handle | None = None
+        self.node_failure: tuple[str, str] | None = None
+        self.is_gone = False
+
+    def __call__(
+        self, request: packing.Request, nodes: tuple[str, ...], *_: object, **__: object
+    ) -> FailingOn:
+        made = FailingOn(self.bad, self.log)
+        made.request, made.nodes = request, nodes  # type: ignore[attr-defined]
+        self.log.append(nodes[0])
+        return made
+
+    def feed(self, handle: Handle) -> None:
+        self.handle = handle
+
+    def poll(self) -> tuple[Handle, JobState]:
+        assert self.handle is not None
+        (node,) = self.nodes  # type: ignore[attr-defined]
+        is_bad = node in self.bad
+        self.node_failure, self.is_gone = ((node, "Xid 79") if is_bad else None), True
+        return self.handle, JobState.LOST if is_bad else JobState.ENDED
+
+
+@pytest.mark.parametrize(
+    ("bad", "tried", "end"),
+    [({"a"}, ["a", "b"], None), ({"a", "b", "c"}, ["a", "b", "c"], "it met 3 bad nodes: node-a (")],
+    ids=["one", "three"],
+)
+def test_no_further_group_is_placed_on_a_bad_node_and_the_run_is_not_blamed(
+    tmp_path: Path,
+    study_fields: Fields,
+    nodes: list[Node],
+    monkeypatch: pytest.MonkeyPatch,
+    bad: set[str],
+    tried: list[str],
+    end: str | None,
+) -> None:
+    nodes[:] = [Node(name, 1.0) for name in "abcd"]
+    log: list[str] = []
+    monkeypatch.setattr(ray, "RankGroup", FailingOn(bad, log))
+    monkeypatch.setattr(ray, "_names", lambda: {name: f"node-{name}" for name in "abcd"})
+    root = Root(tmp_path / "runs")
+    study = registered(root, study_fields)
+    point = study.points[0]
+    begin_series(root, point.run).close()
+    task = Task(series_id=point.series_id, run_dirs=(write_run(root, point.run),))
+    dispatcher = opened(root.study(study.study.name))
+    supervisor = JobSupervisor(root.control(study.study.name), dispatcher)
+    for _ in tried:
+        supervisor.watch_over(dispatcher.submit([task]))
+        while not supervisor.is_empty:
+            supervisor.watch()
+    assert log == tried
+    result = read_progress(task.run_dirs[0]).result
+    assert (result is None) == (end is None)
+    assert end is None or str(result and result["reason"]).startswith(end)
+    assert set(StatusReader(root, study.study.name).control.read()[-1]) >= {"node", "reason", "t"}
+
+
+@pytest.mark.parametrize(
+    ("log", "is_new", "statuses", "failed"),
+    [
+        ("rank-1.log", True, (EXIT_PREEMPTED, EXIT_BAD_NODE), "b"),
+        ("workers-a.log", True, (-6, None), "a"),
+        ("rank-1.log", False, (-6, -9), None),
+        ("rank-1.log", True, (EXIT_PREEMPTED, EXIT_PREEMPTED), None),
+    ],
+    ids=["its-own-words", "aborted", "an-earlier-failure", "told-to-stop"],
+)
+def test_a_group_blames_the_node_whose_rank_logged_its_failure_since_it_was_fed(
+    tmp_path: Path, log: str, is_new: bool, statuses: tuple[int | None, ...], failed: str | None
+) -> None:
+    line = "CUDA error: uncorrectable ECC error encountered"
+    task = Task(series_id="s", run_dirs=(tmp_path / "runs" / "r",))
+    group = RankGroup.__new__(RankGroup)
+    group.handle, group.log_dir, group.node_failure = Handle(task, "1"), tmp_path, None
+    group._is_unplaced, group._lengths = False, {}
+    group._ranks = [
+        _Rank(None, Placement(node, ()), status=status) for node, status in zip("ab", statuses, strict=True)
+    ]
+    paths = {path.name: path for path, _ in group._logs()}
+    paths[log].parent.mkdir(parents=True, exist_ok=True)
+    paths[log].write_text(f"Traceback\n{line}\n")
+    if not is_new:
+        group._lengths = {paths[log]: paths[log].stat().st_size}
+    state = group._state_at_end()
+    assert group.node_failure == (None if failed is None else (failed, line))
+    assert (state is JobState.PREEMPTED) == (set(statuses) == {EXIT_PREEMPTED})

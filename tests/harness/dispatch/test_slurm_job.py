@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from harness.common.disk import make_folder
 from harness.dispatch.base import Task
-from harness.dispatch.slurm.job import settle, start_of
+from harness.dispatch.slurm.job import rank_logs, settle, start_of
 from harness.record.journal import Event, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Launch, Root, write_launch, write_run
 from harness.train.stopping import EXIT_PREEMPTED
 from tests.harness.journals import begin_series, registered
+from tests.programs import write_program
 from tests.studies import Fields
 
 
@@ -37,6 +39,14 @@ class Stopped:
         with begin_series(self.root, self.run) as journal:
             journal.append(Event.PREEMPTED, reason=name)
         return settle(start, code, began, before)
+
+    def meets(self, line: str) -> int:
+        """A rank logs a line, and its node ends all ranks."""
+        start, logs = start_of(self.task), rank_logs(self.task)
+        make_folder(self.task.folder / "logs")
+        with (self.task.folder / "logs" / "rank-0.log").open("a") as log:
+            log.write(f"Traceback\n{line}\n")
+        return settle(start, 1, time.time() + 1, start.place(), logs)
 
     def dies(self, code: int = 1, began: float | None = None, stall: str | None = None) -> int:
         """The ranks of a start end: of a later one, before they write anything, unless it `began` earlier."""
@@ -178,3 +188,41 @@ def test_a_job_that_ran_out_of_memory_and_then_does_not_begin_is_started_three_t
     ] * 4
     assert [stopped.dies() for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
     assert scontrol.read_text().split() == ["7_0"] * 6
+
+
+ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        (("n1", "n2", "n3", "n4"), "its job 7_0 met 3 bad nodes: n1 ("),
+        (
+            ("n1", "n2"),
+            "its job 7_0 met a bad node, and partition p has too few nodes besides the bad ones: n1 (",
+        ),
+    ],
+    ids=["three-bad-nodes", "no-node-left"],
+)
+def test_a_task_that_bad_nodes_fail_ends_with_their_names_and_only_then(
+    scontrol: Path,
+    tmp_path: Path,
+    study_fields: Fields,
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: tuple[str, ...],
+    said: str,
+) -> None:
+    (tmp_path / "more").write_text("Partition=p NumNodes=1-1 ExcNodeList=(null)")
+    write_program(tmp_path / "bin" / "sinfo", f"printf '%s\\n' {' '.join(nodes)}")
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    assert [stopped.dies(), stopped.dies()] == [EXIT_PREEMPTED] * 2
+    codes = []
+    for node in nodes[: min(3, len(nodes))]:
+        monkeypatch.setenv("SLURM_JOB_NODELIST", node)
+        codes.append(stopped.meets(ECC))
+        assert (stopped.state == Event.FAILED) == (codes[-1] == 1)
+    assert codes == [EXIT_PREEMPTED] * (len(codes) - 1) + [1]
+    result = read_progress(stopped.task.run_dirs[0]).result
+    assert result is not None
+    assert result["reason"].startswith(said)
+    assert ECC in result["reason"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from harness.doctor import machine
 from harness.doctor.machine import Finding, _kernels, _locks, _writable
 from ssmttm import locks
 from ssmttm.model import kernels
@@ -73,3 +76,21 @@ def test_a_root_without_locks_is_said_with_a_remedy(tmp_path: Path, monkeypatch:
     assert not finding.works
     assert "leases replace them" in finding.found
     assert "-o flock" in str(finding.remedy)
+
+
+def test_a_package_that_ray_lacks_is_named_by_the_process_that_tries_it_beside_torch() -> None:
+    finding = machine._ray_dashboard(machine._start_import("no_such_package"))
+    assert finding.found == "ModuleNotFoundError: No module named 'no_such_package'"
+    assert finding.remedy is not None
+
+
+def test_the_doctor_waits_for_no_second_import_in_its_own_process(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from harness.doctor.machine import examine_machine
+assert all(finding.works for finding in examine_machine(Path({str(tmp_path)!r})) if "Ray" in finding.name)
+print("torch" in sys.modules, "ray" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -6,19 +6,23 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.plan.cluster import choose_layout
+from harness.cli import submit as submit_verb
+from harness.plan.cluster import Limits, choose_layout
+from harness.plan.plan import check_room
 from harness.record.journal import read_progress
 from harness.record.registry import resolve
 from harness.record.root import Launch, Root, write_launch
 from harness.study.run import Run
 from harness.study.schema import load_study
 from harness.submit.monitor import planned
+from harness.submit.target import backends_of, target_of
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.errors import InputError
@@ -215,6 +219,50 @@ def test_a_disk_too_small_for_the_study_is_noted_with_its_figures(
     notes = ssmscale("plan", study, "--json").document["design"]["notes"]
     (note,) = [note["text"] for note in notes if note["code"] == "disk_short"]
     assert "runs has 6.104e-05 GiB free" in note
+
+
+def test_submit_warns_of_too_little_room_with_both_figures_and_refuses_what_holds_no_checkpoint(
+    study_fields: Fields, write_study: Write, ssmscale: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = write_study(study_fields)
+    totals = ssmscale("plan", study, "--json").document["totals"]
+    free, whole = 2**30 * totals["disk_peak_gib"], shutil.disk_usage("/")
+    room = {"free": free * 1.01}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: whole._replace(**room))
+    monkeypatch.setattr(submit_verb, "_train", lambda *_: None)
+    said = ssmscale("submit", study, "--on", "local")
+    assert (said.status, "GiB free" in said.err) == (0, False)
+    room["free"] = free * 0.9
+    said = ssmscale("submit", study, "--on", "local")
+    assert said.status == 0
+    assert (
+        f"warning: runs has {0.9 * totals['disk_peak_gib']:.4g} GiB free, and training what is left"
+        in said.err
+    )
+    assert f"takes about {totals['disk_peak_gib']:.4g} GiB" in said.err
+    room["free"] = 2**10
+    shutil.rmtree("runs")
+    said = ssmscale("submit", study, "--on", "local")
+    assert said.status == 1
+    assert "error: runs: its disk is full, and 0." in said.err
+    assert "free some space, then the same command goes on from here" in said.err
+    assert not Path("runs").exists()
+
+
+def test_on_a_cluster_every_series_that_trains_at_once_needs_room(
+    study_fields: Fields, write_study: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study_fields["grid"]["seeds"] = list(range(40))
+    resolved, made = planned(str(write_study(study_fields)), None, None, "devcluster")
+    target = target_of("slurm", "devcluster")
+    assert target.profile is not None
+    few = replace(target, profile=target.profile.model_copy(update={"limits": Limits(parallel=2)}))
+    counts = [backends_of(one, resolved)[0].count_at_once(40) for one in (target, few)]
+    assert counts == [40, 2]
+    enough_for_a_node = 2**30 * made.totals()["disk_peak_gib"] * 1.01
+    whole = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: whole._replace(free=enough_for_a_node))
+    assert [check_room(made, resolved.root, count) is None for count in counts] == [False, True]
 
 
 def test_more_checkpoints_kept_and_more_series_at_once_need_more_disk(

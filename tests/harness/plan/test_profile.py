@@ -55,6 +55,8 @@ def test_partitions_without_limits_are_named_in_any_way(tmp_path: Path, partitio
         ("gpu_memory_gib", None),
         ("limits", {"array": 5}),
         ("name", "a b"),
+        ("node_failures", ["Xid ("]),
+        ("node_failures", [".*"]),
         ("x", 1),
     ],
 )

@@ -14,12 +14,13 @@ import yaml
 
 from harness.common.process import identify_process
 from harness.common.validation import validate
+from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.base import SubmitTarget
 from harness.dispatch.registry import open_backend
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import read_progress
 from harness.record.registry import resolve
-from harness.record.root import Root
+from harness.record.root import Root, read_launch
 from harness.study.schema import Study
 from harness.submit import cancel
 from harness.submit.leases import Lease, Leases, acquire
@@ -154,6 +155,59 @@ def test_slurms_last_answer_about_leases_counts_while_it_is_silent_and_without_o
         SchedulerUnavailable, match=rf"no controller; a job of study tiny .* or remove {arrays} if"
     ):
         late.leave_leased(tasks, Leases(here.root))
+
+
+def test_other_resources_of_a_submitted_study_are_taken_by_the_way_that_submit_names(
+    here: Here,
+) -> None:
+    here.submit()
+    here.slurm_says("PENDING")
+    assert "other resources" not in here.submit().err
+    here.fields["resources"] = {"ranks": 2, "micro_batch": 4}
+    for _ in range(2):  # the registered study has them after the first
+        said = here.submit().err
+        assert "2 runs with jobs of other resources, which they keep (" in said
+        assert "micro_batch 8, now 4; ranks 1, now 2" in said
+        assert (
+            f"`ssmscale cancel tiny --root {here.root.path}`, then `ssmscale retry {here.study} --root"
+            in said
+        )
+    assert here.ask("cancel").status == 0
+    here.slurm_says("CANCELLED")
+    assert "2 runs in 1 series submitted" in here.ask("retry").out
+    newest = list(ArrayStore(here.root.study("tiny")).read().values())[-1]
+    assert [task.ranks for task in newest.tasks] == [2]
+    assert read_launch(here.root, newest.tasks[0].series_id).micro_batch == 4
+    here.slurm_says("PENDING")
+    assert "other resources" not in here.submit().err
+
+
+def test_a_study_whose_nodes_all_failed_is_refused_until_one_is_forgotten(
+    here: Here, ssmscale: Command
+) -> None:
+    for node in ("n9", "low"):  # sinfo here says `low` to every question
+        here.root.control("tiny").append("bad_node", node=node, reason="Xid 79", runs=[])
+    cluster = ("--on", "slurm", "--cluster", str(here.root.path.parent / "dev.yaml"))
+    said = here.ask("submit", *cluster)
+    assert said.status == 2
+    assert "every node of low has failed under this study: n9 (" in said.err
+    forget = ("doctor", "--root", str(here.root.path), "--forget-node")
+    assert "no study under" in ssmscale(*forget, "n1").err
+    assert ssmscale(*forget, "low").status == 0
+    assert here.ask("submit", *cluster).status == 0
+    (script,) = (here.root.study("tiny") / "logs" / "slurm").glob("*/77_submission.sh")
+    assert "#SBATCH --exclude=n9" in script.read_text().splitlines()
+
+
+def test_a_retry_with_a_yaml_of_other_runs_trains_the_study_as_submitted(here: Here) -> None:
+    here.submit()
+    here.ask("cancel")
+    here.slurm_says("CANCELLED")
+    here.fields["resources"] = {"ranks": 2}
+    here.fields["grid"]["seeds"] = [3, 4, 5]
+    assert "2 runs in 1 series submitted" in here.ask("retry").out
+    newest = list(ArrayStore(here.root.study("tiny")).read().values())[-1]
+    assert [task.ranks for task in newest.tasks] == [1]
 
 
 def test_a_retry_waits_for_a_job_that_still_saves_and_forgets_nothing_if_it_does_not_end(

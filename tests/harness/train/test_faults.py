@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -19,15 +20,17 @@ import pytest
 from harness.common.validation import validate
 from harness.record import checkpoints
 from harness.record.journal import read_progress
+from harness.record.nodes import NodeFailure
 from harness.record.registry import resolve
 from harness.record.root import Root
 from harness.record.status import RunState, StatusReader
 from harness.study.schema import Study
+from harness.train.loop import SeriesTrainer
 from harness.train.stopping import EXIT_NO_SPACE
 from tests.conftest import Command, Write, fill, flip_a_byte
 from tests.harness.faults import Story, step_files
 from tests.harness.journals import read_events, rows_of
-from tests.harness.trainer import losses
+from tests.harness.trainer import losses, progress_of, train
 from tests.studies import Fields, tiny_study, with_iterations
 from tests.waiting import PATIENCE
 
@@ -253,3 +256,33 @@ def test_submit_names_the_full_disk_and_the_remedy(
     again = ssmscale("submit", study, "--on", "local", "--root", disk / "runs")
     assert again.status == 0, again.out + again.err
     assert losses(Root(disk / "runs"), fields) == pytest.approx(undisturbed, abs=1e-4 if ranks else 0.0)
+
+
+@pytest.mark.parametrize("failure", ["memory", "corpus"])
+def test_a_failure_of_the_node_fails_no_run_of_a_job_and_is_said_of_this_machine(
+    tmp_path: Path, fields: Fields, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    if failure == "memory":
+        text = "CUDA error: uncorrectable ECC error encountered"
+
+        def fail(*_: object) -> None:
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(SeriesTrainer, "train", fail)
+        changes = {}
+    else:
+        changes = {"corpus": tmp_path / "unmounted"}
+        text = f"{changes['corpus']}: is not there on this node"
+
+    def failed(root: Root) -> list[str]:
+        return [str(one.result["reason"]) for one in progress_of(root, fields) if one.result is not None]
+
+    with monkeypatch.context() as job:
+        job.setenv("SLURM_JOB_ID", "7")
+        with pytest.raises(NodeFailure, match=re.escape(text)):
+            train(Root(tmp_path / "job"), fields, **changes)
+    assert failed(Root(tmp_path / "job")) == []
+    train(Root(tmp_path / "here"), fields, **changes)
+    reasons = failed(Root(tmp_path / "here"))
+    assert len(reasons) == len(LENGTHS)
+    assert failure == "corpus" or reasons[0].endswith("this machine has failed, and not the run")

@@ -15,7 +15,8 @@ from harness.common.disk import DiskFull
 from harness.record.control import Control
 from harness.record.journal import read_progress
 from harness.record.root import Root
-from harness.record.status import RunState
+from harness.record.status import RunState, RunStatus
+from harness.study.grid import GridPoint
 from harness.tuning.controller import Controller, _store
 from harness.tuning.session import tune_study
 from harness.tuning.space import SearchCase, Space
@@ -361,3 +362,30 @@ def test_another_length_or_other_seeds_begin_a_search_of_their_own(fields: Field
         assert name_with(**change) != name_with()
     for change in ({"trials": 9}, {"search": {"optimiser.lr": {"low": 1e-4, "high": 1.0, "log": True}}}):
         assert name_with(**change) == name_with()
+
+
+class Crowded(InThisProcess):
+    """A runner that would train all trials at once."""
+
+    is_crowded = True
+    most = 0
+
+    def capacity(self, series: int) -> int:
+        return 100
+
+    def look(self, points: Sequence[GridPoint]) -> list[RunStatus]:
+        self.most = max(self.most, len(points))
+        return super().look(points)
+
+
+@pytest.mark.parametrize(("parallel", "most"), [(None, 4), (6, 6)])
+def test_where_many_fit_trials_start_a_few_at_a_time_unless_the_study_says_otherwise(
+    fields: Fields, here: Root, parallel: int | None, most: int
+) -> None:
+    fields["tune"] |= {"trials": 6, "parallel": parallel}
+    space, place = space_of(here, fields), Crowded(here, "tiny/tune")
+    folder = here.study("tiny") / "tune"
+    folder.mkdir(parents=True)
+    controller = Controller(space, open_journal(folder), place, say_nothing)
+    controller.run()
+    assert (len(records_of(controller)), place.most) == (6, most)
