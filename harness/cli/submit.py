@@ -123,11 +123,12 @@ def retry(
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if not concerned:
         return
-    jobs = jobs_of(resolved)
+    # A Run that joined another submission joins again: the work on its Series may be ending.
+    jobs = {run_id: job for run_id, job in jobs_of(resolved).items() if not job.study}
     made = plan_for(resolved, offered, jobs)
     if taken_up := _taken_up(concerned, jobs):
         console.print(taken_up)
-    if made.missing or not taken_up:
+    if made.missing or made.shared or not taken_up:
         _submit(resolved, made, backends)
 
 
@@ -227,8 +228,14 @@ def _print_handed_over(done: HandedOver) -> None:
             f"{counted(len(done.runs), 'run')} in {counted(len(done.handles), 'series')}{packed} submitted to {whose} "
             f"{jobs} {', '.join(done.jobs)}"
         )
+    for trainer, runs in done.joined.items():
+        join, their = ("joins", "its") if len(runs) == 1 else ("join", "their")
+        console.print(f"{counted(len(runs), 'run')} {join} {trainer}, which trains {their} trunk")
     if done.taken:
-        console.print(f"{counted(done.taken, 'series')} left to another submission")
+        errors.print(
+            f"warning: {counted(done.taken, 'series')} not submitted: a job that trained it is ending; repeat the "
+            "command when it has ended"
+        )
 
 
 def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:

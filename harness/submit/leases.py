@@ -1,5 +1,8 @@
 """Leases on Series, as files created exclusively, so that two submissions never submit the same Series.
 
+A submission that finds a Series leased, or trained by a process, adds its Runs to the work list of the Series
+(harness.record.series): the job or process that holds it trains them too.
+
 A lease names the array of jobs for which it was made. It is over when these jobs have ended, or turn out never to have
 been submitted. The next submission then removes the file by renaming it, in which only one process can succeed.
 """
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -24,8 +27,11 @@ from harness.common.process import identify_process
 from harness.dispatch.base import Task
 from harness.dispatch.ledger import Ledger, is_given_up, open_ledger
 from harness.record.jobs import SchedulerUnavailable
+from harness.record.journal import read_progress
 from harness.record.root import Root
+from harness.record.series import WorkList
 from harness.study.run import Frozen
+from ssmttm.locks import is_held
 
 
 class Lease(Frozen):
@@ -89,6 +95,21 @@ def release(series_dir: Path, lease: Lease) -> None:
     aside.unlink(missing_ok=True)
 
 
+class Trainer(NamedTuple):
+    """The job or process that trains a Series, whose work Runs of a submission have joined."""
+
+    study: str
+    """Name of the study that submitted the job; empty for a process that no scheduler started."""
+    array: str
+    job_id: str
+    """Empty if the job is still being submitted."""
+
+    def __str__(self) -> str:
+        if not self.array:
+            return "the process"
+        return f"{f'job {self.job_id}' if self.job_id else 'a job'} of study {self.study}"
+
+
 @dataclass
 class Leases:
     """The leases on a ROOT's Series, checked against the ledgers of the studies that made them."""
@@ -118,6 +139,34 @@ class Leases:
         taken = side_by_side(partial(self.take, lease=lease), series_ids, DISK_THREADS)
         return [task for task, is_ours in zip(tasks, taken, strict=True) if is_ours]
 
+    def join(
+        self, series_id: str, study_name: str, run_ids: Sequence[str], *, leased_only: bool = False
+    ) -> Trainer | None:
+        """Add Runs to the work list of the job that leases their Series, or of the process that trains it.
+
+        Return None if there is neither, or if its work has ended or is being cancelled: the Runs are not added then.
+        With `leased_only` no process counts. Raises SchedulerUnavailable and DiskFull.
+        """
+        folder, work = self.root.series(series_id), WorkList(self.root, series_id)
+        lease = read_lease(folder / "claim.json")
+        if lease is not None and self._holds(lease, series_id):
+            with work.locked():
+                if work.is_closed(lease.array):
+                    return None
+                work.add(study_name, run_ids, lease.array)
+            array = self._ledger(lease.study).arrays.get(lease.array)
+            ids = (
+                {} if array is None else {handle.task.series_id: handle.job_id for handle in array.handles()}
+            )
+            return Trainer(lease.study, lease.array, ids.get(series_id, ""))
+        if leased_only or not is_held(folder / "lock") or not read_progress(folder).is_open:
+            return None  # a lock without an open journal is that of a process that removes or adds files
+        with work.locked():
+            if not is_held(folder / "lock"):
+                return None
+            work.add(study_name, run_ids)
+        return Trainer("", "", "")
+
     def held(self, series_ids: Sequence[str]) -> dict[str, str]:
         """Return those of these Series whose lease is not over, with the name of the study that leases them.
 
@@ -146,7 +195,7 @@ class Leases:
         }
 
     def _holds(self, lease: Lease, series_id: str) -> bool:
-        if not lease.study:
+        if not lease.study or WorkList(self.root, series_id).is_over(lease.array):
             return False
         if lease.array in (ledger := self._ledger(lease.study)).arrays:
             return ledger.holds(lease.array, series_id)

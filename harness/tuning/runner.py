@@ -16,7 +16,7 @@ from harness.common.console import warn
 from harness.common.process import identify_process
 from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.base import Backend
-from harness.dispatch.ledger import jobs_of_runs, open_ledger
+from harness.dispatch.ledger import jobs_of_runs, open_with_joined
 from harness.dispatch.supervise import JobSupervisor
 from harness.plan.cluster import ranks_a_node
 from harness.record.jobs import JobView, SchedulerUnavailable
@@ -113,7 +113,8 @@ class Scheduled(TrialRunner):
 
     def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
         super().__init__(backend, resolved)
-        self.folder = resolved.root.study(resolved.study.name)
+        self.root, self.name = resolved.root, resolved.study.name
+        self.folder = self.root.study(self.name)
         self._jobs: Mapping[str, JobView] = {}
         self._asked = self._refused = float("-inf")
         """Monotonic times when the scheduler was last asked, and when it last took no more jobs."""
@@ -156,7 +157,7 @@ class Scheduled(TrialRunner):
         if time.monotonic() - self._asked > ASK_SECONDS:
             self._asked = time.monotonic()
             try:
-                self._jobs = jobs_of_runs(open_ledger(self.folder))
+                self._jobs = jobs_of_runs(open_with_joined(self.root, self.name))
             except SchedulerUnavailable as gone:
                 self._warn(gone, "its last answer holds")
         return self.reader.read(points, jobs=self._jobs)

@@ -25,6 +25,7 @@ from harness.record.control import Control
 from harness.record.journal import Event, Progress
 from harness.record.kinds import Kind
 from harness.record.root import read_launch
+from harness.record.series import Wish
 from harness.train.meeting import make_meeting
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, STOP_SIGNALS
 
@@ -41,16 +42,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(array_file: Path, array: Array) -> int:
     task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
-    start = start_of(task)
-    before, began = start.place(), time.time()
-    code = _run_ranks(array, task, array_file.parent.parent)
-    return settle(start, code, began, before)
+    start = start_of(task, array.name)
+    while True:
+        before, began, known = start.place(), time.time(), task.work().wishes()
+        code = _run_ranks(array, task, array_file.parent.parent)
+        if not has_more(start, code, began, known):
+            return settle(start, code, began, before)
 
 
-def start_of(task: Task) -> JobStart:
-    """Return this start of the job, which trains one task."""
+def start_of(task: Task, array: str = "") -> JobStart:
+    """Return this start of the job, which trains one task of an array."""
     control = Control(read_launch(task.root, task.series_id).control)
-    return JobStart(job_number(), task.root, control, (task,))
+    return JobStart(job_number(), task.root, control, (task,), array=array)
+
+
+def has_more(start: JobStart, code: int, began: float, known: Sequence[Wish]) -> bool:
+    """True if the ranks ended in order and Runs have joined since, which this start trains too.
+
+    `known` are the Runs that had joined when the ranks were started. Without others the work on the Series is closed.
+    """
+    if _ending(start.progress(), code, began) is not Ending.OTHERS_TRAIN:
+        return False
+    if not start.unfinished():
+        return not start.close()
+    return start.tasks[0].work().wishes() != known
 
 
 def settle(start: JobStart, code: int, began: float, before: str) -> int:

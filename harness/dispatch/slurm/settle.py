@@ -7,6 +7,7 @@ progress, until that has happened several times at the same place.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import chain
 from pathlib import Path
 
 from tenacity import (
@@ -25,9 +27,10 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from harness.common.disk import DiskFull
 from harness.common.process import log_to_stderr
 from harness.dispatch.arrays import Array, read_array
-from harness.dispatch.base import Task
+from harness.dispatch.base import Task, close_work
 from harness.dispatch.slurm.queue import call
 from harness.record.control import Control
 from harness.record.jobs import SchedulerUnavailable
@@ -79,6 +82,8 @@ class JobStart:
     tasks: Sequence[Task]
     is_packed: bool = False
     """True if it packs all tasks on a Ray of its own."""
+    array: str = ""
+    """Name of its array."""
 
     @property
     def run_dirs(self) -> list[Path]:
@@ -86,8 +91,13 @@ class JobStart:
         return [folder for task in self.tasks for folder in task.run_dirs]
 
     def unfinished(self) -> list[Path]:
-        """Return the folders of the unfinished Runs."""
-        return unfinished(self.run_dirs, self.control)
+        """Return the folders of the unfinished Runs, with those that joined."""
+        joined = chain.from_iterable(task.work().joined() for task in self.tasks)
+        return list(dict.fromkeys([*unfinished(self.run_dirs, self.control), *joined]))
+
+    def close(self, *, by_force: bool = False) -> bool:
+        """End its work on its Series; return False if Runs that joined are left, unless `by_force`."""
+        return close_work(self.array, self.tasks, by_force=by_force)
 
     def progress(self) -> list[Progress]:
         """Read the journals of the Series and of the unfinished Runs."""
@@ -103,21 +113,27 @@ class JobStart:
         return f"{done} finished, checkpoints {hashlib.sha256('|'.join(places).encode()).hexdigest()[:12]}"
 
     def settle(self, ending: Ending, before: str, may_start_again: Callable[[], bool]) -> int:
-        """Requeue the job or let it end; returns its exit status.
+        """Requeue the job, or let it end and close the work lists of its Series; returns its exit status.
 
         `before` is its `place` when it started. If it made no progress since, `may_start_again` is called, which is
         the method of this name with its arguments.
         """
-        if not (left := self.unfinished()):
+        left = self.unfinished()
+        if not left and not self.close():  # a Run has joined just now
+            left, ending = self.unfinished(), Ending.STOPPED
+        if not left:
             states = [read_progress(folder).state for folder in self.run_dirs]
             return 1 if Event.FAILED in states else 0
         if ending is Ending.DISK_FULL:
             told = [found.stopped_by for found in self.progress() if found.kind is Kind.DISK_FULL]
             problem = told[0] if told else f"{self.root.path}: the disk is full"
             log.error("%s; submit again when there is room", problem)
+            with contextlib.suppress(DiskFull):
+                self.close(by_force=True)
             return EXIT_NO_SPACE
         if ending is Ending.OTHERS_TRAIN:
             log.info("%d runs are left: other processes train them", len(left))
+            self.close(by_force=True)
             return EXIT_PREEMPTED
         answer = patiently("scontrol", "--oneliner", "show", "job", self.job_id)
         facts = dict(re.findall(r"\b(JobState|Reason|PreemptTime|Restarts)=(\S+)", answer))
@@ -131,6 +147,7 @@ class JobStart:
         is_out_of_time = facts.get("Reason") == "TimeLimit"
         if not (is_preempted or is_out_of_time or facts.get("JobState") == "RUNNING"):
             log.info("job %s was cancelled", self.job_id)
+            self.close(by_force=True)
             return EXIT_PREEMPTED
         if is_preempted and self.is_packed:
             log.info("SLURM preempts job %s and starts it again", self.job_id)
@@ -139,6 +156,7 @@ class JobStart:
             ending is Ending.OUT_OF_TIME and not is_preempted and self.place() == before
         )
         if is_in_vain and not may_start_again():
+            self.close(by_force=True)
             return 1
         log.info("requeueing job %s", self.job_id)
         patiently("scontrol", "requeue", self.job_id)

@@ -94,7 +94,7 @@ def test_a_series_that_another_study_has_leased_keeps_its_launch_settings(here: 
     theirs = Lease(study="theirs", array="ssmscale-a", process=identify_process(), t=time.time())
     acquire(folder, theirs)
     said = here.submit()
-    assert "1 series left to another submission" in said.out
+    assert "2 runs join a job of study theirs, which trains their trunk" in said.out
     assert "nothing of tiny is left to submit" not in said.out
     assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
 
