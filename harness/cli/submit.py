@@ -38,7 +38,7 @@ from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
 from harness.submit.foreground import train_here
 from harness.submit.monitor import choose, jobs_of, plan_for, rows_of
-from harness.submit.submission import HandedOver, hand_over, keep_plan
+from harness.submit.submission import HandedOver, by_array, hand_over, keep_plan
 from harness.submit.target import Options, as_before, backends_of, last_options, target_of
 from ssmttm.errors import InputError
 
@@ -228,9 +228,13 @@ def _print_handed_over(done: HandedOver) -> None:
             f"{counted(len(done.runs), 'run')} in {counted(len(done.handles), 'series')}{packed} submitted to {whose} "
             f"{jobs} {', '.join(done.jobs)}"
         )
-    for trainer, runs in done.joined.items():
-        join, their = ("joins", "its") if len(runs) == 1 else ("join", "their")
-        console.print(f"{counted(len(runs), 'run')} {join} {trainer}, which trains {their} trunk")
+    for (study, array), trainers in by_array(done.joined).items():
+        if count := sum(len(trainer.runs) for trainer in trainers):
+            join, their = ("joins", "its") if count == 1 else ("join", "their")
+            ids = {trainer.job_id for trainer in trainers}
+            jobs = f"job {ids.pop()}" if len(ids) == 1 and "" not in ids else counted(len(ids), "job")
+            whose = f"{jobs} of study {study}" if array else "the process"
+            console.print(f"{counted(count, 'run')} {join} {whose}, which trains {their} trunk")
     if done.taken:
         errors.print(
             f"warning: {counted(done.taken, 'series')} not submitted: a job that trained it is ending; repeat the "

@@ -65,16 +65,14 @@ def joined_in(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]
     """Return the study and the array that each Run joined, by run id, unless it was submitted by itself since."""
     found: dict[str, tuple[str, str]] = {}
     for event in events:
-        if event["event"] != "submitted":
-            continue
-        with_whom = event.get("joined")
-        study, array = (
-            with_whom.get(key) if isinstance(with_whom, dict) else None for key in ("study", "array")
-        )
-        for run_id in event.get("runs", ()):
-            found.pop(run_id, None)
-            if isinstance(study, str) and isinstance(array, str):
-                found[run_id] = study, array
+        if event["event"] == "submitted":
+            with_whom = event.get("joined")
+            held = with_whom if isinstance(with_whom, dict) else {}
+            study, array = held.get("study"), held.get("array")
+            for run_id in event.get("runs", ()):
+                found.pop(run_id, None)
+                if isinstance(study, str) and isinstance(array, str):
+                    found[run_id] = study, array
     return found
 
 

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from harness.common.disk import DISK_THREADS, drop_draft, naming_a_full_disk, side_by_side, sync_to_disk
 from harness.common.process import identify_process
-from harness.dispatch.base import Task
+from harness.dispatch.base import Handle, Task
 from harness.dispatch.ledger import Ledger, is_given_up, open_ledger
 from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import read_progress
@@ -103,11 +103,8 @@ class Trainer(NamedTuple):
     array: str
     job_id: str
     """Empty if the job is still being submitted."""
-
-    def __str__(self) -> str:
-        if not self.array:
-            return "the process"
-        return f"{f'job {self.job_id}' if self.job_id else 'a job'} of study {self.study}"
+    runs: tuple[str, ...]
+    """Ids of the Runs that joined: not those that the study itself has submitted with the job."""
 
 
 @dataclass
@@ -116,6 +113,8 @@ class Leases:
 
     root: Root
     ledgers: dict[str, Ledger] = field(default_factory=dict)
+    handles: dict[str, dict[str, Handle]] = field(default_factory=dict)
+    """By array, the job of each Series."""
     lock: Lock = field(default_factory=Lock)
     reread: set[str] = field(default_factory=set)
     """Arrays for which their study's ledger was read again."""
@@ -150,22 +149,22 @@ class Leases:
         folder, work = self.root.series(series_id), WorkList(self.root, series_id)
         lease = read_lease(folder / "claim.json")
         if lease is not None and self._holds(lease, series_id):
+            handle = self._handle(lease, series_id)
+            own = handle.task.run_dirs if handle is not None and lease.study == study_name else ()
+            given = {folder.name for folder in own}
+            new = tuple(run_id for run_id in run_ids if run_id not in given)
             with work.locked():
                 if work.is_closed(lease.array):
                     return None
-                work.add(study_name, run_ids, lease.array)
-            array = self._ledger(lease.study).arrays.get(lease.array)
-            ids = (
-                {} if array is None else {handle.task.series_id: handle.job_id for handle in array.handles()}
-            )
-            return Trainer(lease.study, lease.array, ids.get(series_id, ""))
+                work.add(study_name, new, lease.array)
+            return Trainer(lease.study, lease.array, handle.job_id if handle is not None else "", new)
         if leased_only or not is_held(folder / "lock") or not read_progress(folder).is_open:
             return None  # a lock without an open journal is that of a process that removes or adds files
         with work.locked():
             if not is_held(folder / "lock"):
                 return None
             work.add(study_name, run_ids)
-        return Trainer("", "", "")
+        return Trainer("", "", "", tuple(run_ids))
 
     def held(self, series_ids: Sequence[str]) -> dict[str, str]:
         """Return those of these Series whose lease is not over, with the name of the study that leases them.
@@ -193,6 +192,15 @@ class Leases:
             for series_id, study in zip(series_ids, holders, strict=True)
             if study is not None
         }
+
+    def _handle(self, lease: Lease, series_id: str) -> Handle | None:
+        """Return the job of a lease; None if its array is still being submitted."""
+        array = self._ledger(lease.study).arrays.get(lease.array)
+        if array is None:
+            return None
+        if lease.array not in self.handles:
+            self.handles[lease.array] = {handle.task.series_id: handle for handle in array.handles()}
+        return self.handles[lease.array].get(series_id)
 
     def _holds(self, lease: Lease, series_id: str) -> bool:
         if not lease.study or WorkList(self.root, series_id).is_over(lease.array):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from harness.common.disk import DISK_THREADS, side_by_side, write_atomically
@@ -58,8 +58,8 @@ class HandedOver:
 
     backend: Backend
     handles: tuple[Handle, ...] = ()
-    joined: Mapping[Trainer, Sequence[str]] = field(default_factory=dict)
-    """Ids of the Runs that joined the work of each trainer."""
+    joined: tuple[Trainer, ...] = ()
+    """The trainer of each Series whose work Runs have joined."""
     taken: int = 0
     """Number of Series whose job is ending, and which no Run could join."""
     waiting: int = 0
@@ -108,7 +108,7 @@ class Submission:
         Raises SchedulerUnavailable.
         """
         leases, tasks = Leases(self.root), self.prepare(missing)
-        joined: dict[Trainer, list[str]] = {}
+        joined: list[Trainer] = []
         if self.backend.outlives:
             tasks = self._join(leases, tasks, joined)
         admitted = self.backend.count_admitted(len(tasks)) if tasks else 0
@@ -129,7 +129,7 @@ class Submission:
                 handles += batch
         self._record_joined(joined)
         waiting = len(tasks) - len(handles) - taken - late
-        return HandedOver(self.backend, tuple(handles), joined, taken, waiting)
+        return HandedOver(self.backend, tuple(handles), tuple(joined), taken, waiting)
 
     def supervise(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
         """Train the missing Runs, wait for those that other processes train here, and return the state of every Run.
@@ -202,8 +202,8 @@ class Submission:
         self._ours |= series_ids - held.keys()
         return [task for task in tasks if task.series_id not in held]
 
-    def _join(self, leases: Leases, tasks: Sequence[Task], joined: dict[Trainer, list[str]]) -> list[Task]:
-        """Add the Runs of tasks to the work on their Series, and to `joined`; return the tasks without a trainer."""
+    def _join(self, leases: Leases, tasks: Sequence[Task], joined: list[Trainer]) -> list[Task]:
+        """Add the Runs of tasks to the work on their Series, list the trainers in `joined`, and return the rest."""
         name, leased_only = self.resolved.study.name, not self.backend.outlives
 
         def join(task: Task) -> Trainer | None:
@@ -212,16 +212,15 @@ class Submission:
             return None
 
         trainers = side_by_side(join, tasks, DISK_THREADS)
-        for task, trainer in zip(tasks, trainers, strict=True):
-            if trainer is not None:
-                joined.setdefault(trainer, []).extend(names_of([task]))
+        joined += [trainer for trainer in trainers if trainer is not None]
         return [task for task, trainer in zip(tasks, trainers, strict=True) if trainer is None]
 
-    def _record_joined(self, joined: Mapping[Trainer, Sequence[str]]) -> None:
+    def _record_joined(self, joined: Sequence[Trainer]) -> None:
         """Record in control.jsonl the Runs that joined the work of others, each once."""
-        for trainer, runs in joined.items():
+        for (study, array), trainers in by_array(joined).items():
+            runs = [run_id for trainer in trainers for run_id in trainer.runs]
             if new := [run_id for run_id in runs if run_id not in self._joined]:
-                with_whom = {"study": trainer.study, "array": trainer.array}
+                with_whom = {"study": study, "array": array}
                 options = {"on": self.backend.target.on, **options_of(self.backend.target)}
                 self.control.append(
                     "submitted", runs=new, dispatcher=self.backend.name, joined=with_whom, **options
@@ -302,6 +301,14 @@ def keep_calibration(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> None
     study, text = resolved.study, resolved.points[0].run.model.text
     positions = read_text_positions(study, text, resolved.corpus)
     write_calibration(resolved.root, study.name, rows, positions)
+
+
+def by_array(joined: Sequence[Trainer]) -> dict[tuple[str, str], list[Trainer]]:
+    """Group trainers by study and array."""
+    found: dict[tuple[str, str], list[Trainer]] = {}
+    for trainer in joined:
+        found.setdefault((trainer.study, trainer.array), []).append(trainer)
+    return found
 
 
 def names_of(tasks: Sequence[Task]) -> list[str]:

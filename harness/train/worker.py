@@ -243,15 +243,13 @@ class _SeriesWork:
                 self.journal.close()
 
     def _train(self, start: Event) -> str:
-        self.before: dict[str, int] = {}
+        self.before = {run.run_id: self._progress_of(run).attempt for run in self.runs}
         """Each Run's newest attempt when this training began with it."""
         device = self.ranks.device
         self.process = describe_process(self.launch) | {"device_name": device_name(device)}
         code, submitted = self.process["code"], self.launch.code
         try:
             while True:
-                before = {run.run_id: self._progress_of(run).attempt for run in self.runs}
-                self.before = before | self.before
                 layout, changes = series_layout(self.root, self.runs, self.launch, self.ranks)
                 facts = {**self.process, "layout": layout.model_dump(), "device": device}
                 if self.journal is not None:
@@ -266,6 +264,7 @@ class _SeriesWork:
                 if outcome is Outcome.DONE and (more := self.ranks.run_on_first(self._left, list[Run])):
                     log.info("series %s: %d more runs have joined or are retried", self.series_id, len(more))
                     self.runs = more
+                    self.before |= {run.run_id: self._progress_of(run).attempt for run in more}
                     continue
                 if outcome is not None:
                     break
