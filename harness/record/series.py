@@ -117,7 +117,7 @@ class SeriesLock:
         return False
 
 
-class Wish(NamedTuple):
+class JoinRequest(NamedTuple):
     """A Run in the work list of a Series, and the study that asks for it."""
 
     run_id: str
@@ -148,22 +148,22 @@ class WorkList:
         make_folder(self.path.parent)
         return file_lock(Path(f"{self.path}.lock"))
 
-    def wishes(self, *, ended: bool = False) -> list[Wish]:
+    def requests(self, *, ended: bool = False) -> list[JoinRequest]:
         """Return the Runs that joined, over or not; without `ended` not those whose trainer's work has ended."""
-        found: dict[Wish, None] = {}
+        found: dict[JoinRequest, None] = {}
         for line in read_lines(self.path):
             study, array = line.get("study"), line.get("array")
             if line["event"] == "closed" and not ended:
-                found = {wish: None for wish in found if wish.array != array}
+                found = {request: None for request in found if request.array != array}
             elif isinstance(study, str) and isinstance(array, str) and STUDY.fullmatch(study):
                 runs = (run_id for run_id in line.get("runs", ()) if RUN_ID.fullmatch(run_id))
-                found |= dict.fromkeys(Wish(run_id, study, array) for run_id in runs)
-        return [wish for wish in found if self._is_ours(wish.run_id)]
+                found |= dict.fromkeys(JoinRequest(run_id, study, array) for run_id in runs)
+        return [request for request in found if self._is_ours(request.run_id)]
 
     def add(self, study: str, run_ids: Sequence[str], array: str = "") -> None:
         """Add Runs that a study asks for, each once; the caller holds the lock. Raises DiskFull."""
-        known = set(self.wishes())
-        if new := [run_id for run_id in run_ids if Wish(run_id, study, array) not in known]:
+        known = set(self.requests())
+        if new := [run_id for run_id in run_ids if JoinRequest(run_id, study, array) not in known]:
             self._append("joined", runs=new, study=study, array=array)
 
     def close(self, array: str, *, by_force: bool = False, is_over: bool = True) -> bool:
@@ -201,7 +201,7 @@ class WorkList:
 
     def run_dirs(self) -> list[Path]:
         """Return the directories of all Runs, given or joined."""
-        ids = dict.fromkeys([*self.given, *(wish.run_id for wish in self.wishes())])
+        ids = dict.fromkeys([*self.given, *(request.run_id for request in self.requests())])
         return [self.root.run(run_id) for run_id in ids]
 
     def cancelled(self) -> set[str]:
@@ -226,8 +226,8 @@ class WorkList:
     def _asked(self) -> dict[str, list[str]]:
         """Return the Runs that joined, by study."""
         found: dict[str, list[str]] = {}
-        for wish in self.wishes():
-            found.setdefault(wish.study, []).append(wish.run_id)
+        for request in self.requests():
+            found.setdefault(request.study, []).append(request.run_id)
         return found
 
     def _ends(self, array: str) -> Iterator[dict[str, Any]]:

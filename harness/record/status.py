@@ -219,7 +219,7 @@ class StatusReader:
 
     def _is_shared(self, series_id: str) -> bool:
         """True if another study has asked for Runs of a Series, or trains it for this one."""
-        asked = {wish.study for wish in WorkList(self.root, series_id).wishes(ended=True)}
+        asked = {request.study for request in WorkList(self.root, series_id).requests(ended=True)}
         return bool(asked) and (asked != {self.name} or self._is_launched_by_another(series_id))
 
 

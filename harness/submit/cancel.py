@@ -89,9 +89,9 @@ def wanted_by_others(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict
     for series_id, members in by_series([row.point for row in rows]).items():
         work = WorkList(resolved.root, series_id)
         left = {folder.name for folder in work.joined()} & {point.run_id for point in members}
-        for wish in work.wishes():
-            if wish.run_id in left and wish.study != resolved.study.name:
-                found.setdefault(wish.run_id, []).append(wish.study)
+        for request in work.requests():
+            if request.run_id in left and request.study != resolved.study.name:
+                found.setdefault(request.run_id, []).append(request.study)
     return found
 
 

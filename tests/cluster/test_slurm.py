@@ -44,9 +44,9 @@ def test_two_submissions_at_once_submit_every_series_once(make: Make, study_fiel
 def test_a_second_study_joins_the_job_that_trains_its_trunk_which_comes_back_for_it_and_trains_all_it_lacks(
     make: Make, study_fields: Fields
 ) -> None:
-    first = make({**with_iterations(study_fields, 60), "name": "first"})
+    first = make({**with_iterations(study_fields, 60, 2000), "name": "first"})
     second = make({**with_iterations(study_fields, 20, 60, 90), "name": "second"}, name="second")
-    cancelled = make({**with_iterations(study_fields, 2000), "name": "cancelled"}, name="cancelled")
+    cancelled = make({**with_iterations(study_fields, 3000), "name": "cancelled"}, name="cancelled")
     second.root = cancelled.root = first.root
     first.step_seconds = 0.1
     first.submit()
@@ -67,16 +67,16 @@ def test_a_second_study_joins_the_job_that_trains_its_trunk_which_comes_back_for
 
     said = first.run("cancel")
     assert f"job {job} goes on: runs of other studies have joined it" in said
-    assert cancelled.run("cancel").endswith("1 run cancelled\n")
     first.slurm("scancel", "--signal=USR2", job)  # as near its time limit: it is requeued
     wait_until(lambda: any("REQUEUE" in line or "PENDING" in line for line in first.queue()))
     first.slurm("scontrol", "release", job)
     assert "3 done" in second.run("status", "--watch")
+    assert cancelled.run("cancel").endswith("1 run cancelled\n")
     first.wait_until_over()
     alone = undisturbed(with_iterations(study_fields, 20, 60, 90))
     assert losses(second.root, second.fields) == alone
     assert "of them for other studies too" in second.run("status")
-    assert first.status()["counts"] == {"done": 1}
+    assert first.status()["counts"] == {"done": 1, "cancelled": 1}
     assert cancelled.status()["counts"] == {"cancelled": 1}
 
 

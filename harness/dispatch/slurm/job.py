@@ -25,7 +25,7 @@ from harness.record.control import Control
 from harness.record.journal import Event, Progress
 from harness.record.kinds import Kind
 from harness.record.root import read_launch
-from harness.record.series import Wish
+from harness.record.series import JoinRequest
 from harness.train.meeting import make_meeting
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, STOP_SIGNALS
 
@@ -44,7 +44,7 @@ def _train(array_file: Path, array: Array) -> int:
     task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
     start = start_of(task, array.name)
     while True:
-        before, began, known = start.place(), time.time(), task.work().wishes()
+        before, began, known = start.place(), time.time(), start.requests()
         code = _run_ranks(array, task, array_file.parent.parent)
         if not has_more(start, code, began, known):
             return settle(start, code, began, before)
@@ -56,7 +56,7 @@ def start_of(task: Task, array: str = "") -> JobStart:
     return JobStart(job_number(), task.root, control, (task,), array=array)
 
 
-def has_more(start: JobStart, code: int, began: float, known: Sequence[Wish]) -> bool:
+def has_more(start: JobStart, code: int, began: float, known: Sequence[JoinRequest]) -> bool:
     """True if the ranks ended in order and Runs have joined since, which this start trains too.
 
     `known` are the Runs that had joined when the ranks were started. Without others the work on the Series is closed.
@@ -65,7 +65,7 @@ def has_more(start: JobStart, code: int, began: float, known: Sequence[Wish]) ->
         return False
     if not start.unfinished():
         return not start.close()
-    return start.tasks[0].work().wishes() != known
+    return start.requests() != known
 
 
 def settle(start: JobStart, code: int, began: float, before: str) -> int:

@@ -37,7 +37,7 @@ from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import Event, Progress, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root
-from harness.record.series import count_crashes, unfinished
+from harness.record.series import JoinRequest, count_crashes, study_of, unfinished
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, exit_status
 
 log = logging.getLogger("ssmscale.slurm")
@@ -94,6 +94,12 @@ class JobStart:
         """Return the folders of the unfinished Runs, with those that joined."""
         joined = chain.from_iterable(task.work().joined() for task in self.tasks)
         return list(dict.fromkeys([*unfinished(self.run_dirs, self.control), *joined]))
+
+    def requests(self) -> list[JoinRequest]:
+        """Return the Runs that joined its work, without its own: their workers add them to the work of others."""
+        study, own = study_of(self.root, self.control.path), {folder.name for folder in self.run_dirs}
+        requests = chain.from_iterable(task.work().requests() for task in self.tasks)
+        return [request for request in requests if request.study != study or request.run_id not in own]
 
     def close(self, *, by_force: bool = False) -> bool:
         """End its work on its Series; return False if Runs that joined are left, unless `by_force`."""

@@ -156,7 +156,7 @@ def test_runs_that_joined_a_job_which_ended_are_not_asked_for_any_more(other: Re
     assert list_of(other).joined() == []
     ask(other, "ssmscale-b")
     assert list_of(other).close(ARRAY, by_force=True)  # of the old job, once more and late
-    assert [wish.array for wish in list_of(other).wishes()] == ["ssmscale-b"]
+    assert [request.array for request in list_of(other).requests()] == ["ssmscale-b"]
 
 
 def test_damaged_lines_runs_of_other_series_and_paths_are_skipped(
@@ -172,7 +172,9 @@ def test_damaged_lines_runs_of_other_series_and_paths_are_skipped(
         file.write("{torn\n" + line % (elsewhere.points[0].run_id, "other"))
         file.write(line % (f"../runs/{other.points[0].run_id}", "other"))
         file.write(line % (other.points[0].run_id, "../other"))
-    assert [(wish.run_id, wish.study) for wish in work.wishes()] == [(other.points[0].run_id, "other")]
+    assert [(request.run_id, request.study) for request in work.requests()] == [
+        (other.points[0].run_id, "other")
+    ]
 
 
 # -- the worker
@@ -276,7 +278,7 @@ def test_a_job_preempted_while_it_trains_a_run_that_joined_is_requeued(
 def test_a_job_whose_ranks_ended_just_before_a_run_joined_starts_them_again_and_once(job: Task) -> None:
     start, began = start_of(job, ARRAY), time.time()
     assert has_more(start, 0, began, known=[])
-    assert not has_more(start, 0, began, known=job.work().wishes())  # other processes train it
+    assert not has_more(start, 0, began, known=start.requests())  # other processes train it
     (joined,) = job.work().joined()
     finish(begin_run(job.root, read_run(joined)), read_run(joined))
     assert not has_more(start, 0, began, known=[])
@@ -319,13 +321,13 @@ def test_a_study_submitted_to_slurm_joins_the_process_that_trains_its_trunk_here
     here: Here,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    longest = with_iterations(here.fields, 40)
+    local = {**with_iterations(here.fields, 2000), "name": "local"}
     study = tmp_path / "local.yaml"
-    study.write_text(yaml.safe_dump({**longest, "name": "local"}), encoding="utf-8")
+    study.write_text(yaml.safe_dump(local), encoding="utf-8")
     line = [sys.executable, "-m", "harness", "submit", str(study), "--on", "local"]
     with subprocess.Popen(
         [*line, "--root", str(here.root.path)],
-        env=paced(0.2),
+        env=paced(0.1),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -334,12 +336,15 @@ def test_a_study_submitted_to_slurm_joins_the_process_that_trains_its_trunk_here
             lambda: any(read_progress(folder).step > 2 for folder in here.root.path.glob("series/*")),
             on=training,
         )
-        here.fields = {**with_iterations(here.fields, 5, 45), "name": "other"}
+        others = here.fields = {**with_iterations(here.fields, 5, 25), "name": "other"}
         assert "2 runs join the process, which trains their trunk" in here.submit().out
         assert here.ask("status", "--json").document["counts"] == {"running": 2}
+        here.fields = local
+        assert "1 run cancelled" in here.ask("cancel").out
         said, _ = training.communicate(timeout=PATIENCE)
         assert training.returncode == 0, said
-    assert len(losses(here.root, here.fields)) == 2
+    here.fields = others
+    assert len(losses(here.root, others)) == 2
     told = here.ask("status", "--json").document
     assert told["counts"] == {"done": 2}
     assert told["gpu_hours"]["used_by_shared_series"] == told["gpu_hours"]["used"] > 0

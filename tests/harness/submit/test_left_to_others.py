@@ -115,10 +115,9 @@ def test_a_series_that_a_job_holds_is_shown_as_queued_and_left_to_it_by_a_submis
     assert "1 done" in said.out
     assert left in said.out
     assert (folder / "launch.json").read_bytes() == before
-    (wish,) = WorkList(
-        here.root, folder.name
-    ).wishes()  # that job trains it, also if its own study cancels it
-    assert wish.study == "other"
+    # That job trains it also if its own study cancels it.
+    (request,) = WorkList(here.root, folder.name).requests()
+    assert request.study == "other"
     assert read_progress(folder).attempt == 0
 
 
