@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json
+from ssmttm.files import parse_json, read_document
 
 CONFIG = "config.json"
 
@@ -37,7 +37,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of config.json in a model's folder; raises InputError if it is not a JSON object."""
     path = folder / CONFIG
     try:
-        fields = parse_json(path.read_bytes())
+        fields = parse_json(read_document(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({error})") from error
     if not isinstance(fields, dict):
@@ -75,8 +77,8 @@ def _whole(folder: Path) -> bool:
         return False
     if index.is_file():
         try:
-            parts = set(parse_json(index.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+            parts = set(parse_json(read_document(index))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         return all((folder / str(part)).is_file() for part in parts)
     return any(folder.glob("*.safetensors"))

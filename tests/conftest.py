@@ -69,6 +69,7 @@ LONGEST_FIRST = (
     "cluster/test_slurm_faults.py",
     "harness/train/test_faults.py",
     "cluster/test_sidecar.py",
+    "harness/dispatch/test_stalls.py",
     "harness/dispatch/test_ray_here.py",
     "cluster/test_slurm_zero.py",
     "harness/archive/test_bundle.py",

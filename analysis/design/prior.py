@@ -19,6 +19,7 @@ from analysis.findings.curve import DEFAULT_REFERENCE
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import Array, Law
 from analysis.points.checks import SeedNoise, pooled_sd
+from analysis.points.read import MAX_JSON_BYTES, read_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +134,8 @@ def fitted_prior(path: Path, law: Law | None, noise: Noise | None = None) -> Pri
     The noise is that between seeds or, if larger, the scatter around the fitted law, which includes errors of the law.
     """
     try:
-        document = _Fit.model_validate_json(path.read_bytes())
+        content = read_whole(path, MAX_JSON_BYTES, "give the output of `ssmscale fit STUDY --json`")
+        document = _Fit.model_validate_json(content)
     except FileNotFoundError:
         raise InputError(
             f"--prior {path}: there is no such file; `ssmscale fit STUDY --json` prints one."

@@ -100,8 +100,8 @@ class Curve:
         values = (on_axes[one.axis] if one.axis else self._held[one.column] for one in self.law.inputs)
         return [np.broadcast_to(value, count) for value in values]
 
-    def log_rate(self, flops: Array, at: Array) -> Array:
-        """Return log FLOPs a token at log sizes `at`, by the FLOPs of the points (points).
+    def log_rate(self, flops: Array) -> Callable[[Array], Array]:
+        """Return the function of log sizes that gives log FLOPs a token, by the FLOPs of the points (points).
 
         Linear between the medians of trained sizes, and beyond them with the slope at the end.
         """
@@ -109,9 +109,13 @@ class Curve:
         medians = rate.groupby("n_params")["rate"].median()
         sizes, rates = np.log(medians.index.to_numpy(dtype=np.float64)), np.log(medians.to_numpy())
         slope = np.diff(rates) / np.diff(sizes)
-        piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
-        out: Array = rates[piece] + slope[piece] * (at - sizes[piece])
-        return out
+
+        def along(at: Array) -> Array:
+            piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
+            out: Array = rates[piece] + slope[piece] * (at - sizes[piece])
+            return out
+
+        return along
 
 
 def reference_of(architectures: Sequence[str], named: str | None) -> str:
@@ -186,7 +190,12 @@ def lengths_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | N
 
 def thinned(values: Array, most: int) -> Array:
     """Return at most so many of the values, evenly spaced, with both ends."""
-    if len(values) <= most:
-        return values
-    kept: Array = values[np.linspace(0, len(values) - 1, most).round().astype(int)]
-    return kept
+    return values if len(values) <= most else values[spaced(len(values), most)]
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """Return the places of at most so many of `count` things, evenly spaced, with both ends."""
+    if count <= most:
+        return list(range(count))
+    places: list[int] = np.linspace(0, count - 1, most).round().astype(int).tolist()
+    return places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
 from analysis.findings.curve import reference_of
-from analysis.findings.isoflop import optimal_sizes
+from analysis.findings.isoflop import MAX_BUDGETS, optimal_sizes
 from analysis.findings.note import Note
 from analysis.findings.notes import (
     OUTLIER_RULE,
@@ -33,7 +33,16 @@ from analysis.findings.results import (
     HeldOutSplit,
     Resampling,
 )
-from analysis.fitting.bootstrap import Fitted, Resamples, interval, resample, wild_losses
+from analysis.fitting.bootstrap import (
+    FEWEST_RESAMPLES,
+    RESAMPLES,
+    Fitted,
+    Resamples,
+    affordable,
+    interval,
+    resample,
+    wild_losses,
+)
 from analysis.fitting.checks import Split, held_out, pattern
 from analysis.fitting.profile import Profile, profile
 from analysis.laws.catalogue import law_named
@@ -44,8 +53,8 @@ from analysis.points.table import CheckedPoints, exclude, too_few
 if TYPE_CHECKING:
     import pandas as pd
 
-FEWEST_RESAMPLES = 100
 ISOFLOP_RESAMPLES = 400
+MAX_ARCHITECTURES = 200
 
 
 def fit_points(
@@ -54,40 +63,56 @@ def fit_points(
     law: str = "chinchilla",
     delta: float = 1e-3,
     reference: str | None = None,
-    resamples: int = 1000,
+    resamples: int | None = None,
     seed: int = 0,
     asks: Sequence[Ask] = (),
     about: Sequence[Note] = (),
+    progress: Callable[[str], None] = lambda _: None,
 ) -> FitDocument:
     """Fit the law to each architecture, resample clusters, compare at equal loss and predict the `asks`.
 
     `about` holds notes on the origin of the points. Without `asks` twice and four times the largest trained size are
-    predicted. Raises InputError for an unknown law or reference, a delta that is not positive, points that lack an
-    input of the law, an architecture with too few points or one size, and fewer than 100 resamples.
+    predicted. `resamples` are by default 1000, fewer of more than 20,000 points. `progress` is called with what begins.
+    Raises InputError for an unknown law or reference, a delta that is not positive, points that lack an input of the
+    law, an architecture with too few points or one size, very many architectures, and fewer than 100 resamples.
     """
     form = law_named(law)
     base = reference_of(points.architectures, reference)
+    usual = resamples is None
+    resamples = affordable(len(points.frame)) if resamples is None else resamples
     if resamples < FEWEST_RESAMPLES:
         raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
     refuse(points, form, delta)
+    progress(f"fitting {len(points.frame):,} points")
     fits = fit_all(points.frames, form, delta)
+    progress(f"refitting {resamples:,} resamples of {len(points.frame):,} points")
     drawn = resample(fits, resamples, seed)
+    progress("comparing and checking the fits")
     fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
     notes = [*about, *exclusion_notes(points.exclusions)]
+    if usual and resamples < RESAMPLES:
+        text = (
+            f"{len(points.frame):,} points are many: {resamples} resamples were made in place of {RESAMPLES}."
+        )
+        notes.append(Note("fewer_resamples", text))
     if reference is None and len(fits) > 1:
         notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
     comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
     notes.extend(found)
+    isoflop = {}
+    for name, one in fitted.items():
+        drawn_losses = wild_losses(one.fit, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES), seed)
+        isoflop[name] = optimal_sizes(one.curve, drawn_losses)
+        if len(isoflop[name].optima) >= MAX_BUDGETS:
+            text = f"compute-optimal sizes of {name} are those of {MAX_BUDGETS} budgets, evenly spaced among its own."
+            notes.append(Note("budgets_thinned", text))
     document = FitDocument(
         law=form.name,
         formula=form.formula,
         huber_delta=delta,
         architectures={name: _describe(one, points, drawn, asks) for name, one in fitted.items()},
         comparison=comparison,
-        isoflop={
-            name: optimal_sizes(one.curve, wild_losses(one.fit, ISOFLOP_RESAMPLES, seed))
-            for name, one in fitted.items()
-        },
+        isoflop=isoflop,
         points="annealed" if points.annealed else "unannealed",
         resampling=Resampling(scheme=drawn.scheme, resamples=resamples, seed=seed),
         notes=tuple(notes),
@@ -112,6 +137,11 @@ def refuse(points: CheckedPoints, law: Law, delta: float) -> None:
     if not 0 < delta < float("inf"):
         raise InputError(
             f"--delta {delta}: Huber's delta must be above 0, in units of log loss; the usual value is 0.001."
+        )
+    if len(points.architectures) > MAX_ARCHITECTURES:
+        raise InputError(
+            f"the table has {len(points.architectures):,} architectures, and at most {MAX_ARCHITECTURES} are fitted; "
+            "give the column that names them by --column architecture=NAME."
         )
     for column in law.columns:
         missing = points.frame[points.frame[column].isna()]

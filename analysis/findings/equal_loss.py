@@ -230,7 +230,7 @@ def _flops(curve: Curve, n_params: Array, iterations: float | None, tokens: floa
     if np.isnan(flops).any() or len(curve.sizes) < 2:
         return None
     own_tokens = tokens if iterations is None else curve.tokens(iterations)
-    out: Array = np.exp(curve.log_rate(flops, np.log(np.clip(n_params, 1.0, 1e18)))) * own_tokens
+    out: Array = np.exp(curve.log_rate(flops)(np.log(np.clip(n_params, 1.0, 1e18)))) * own_tokens
     return out
 
 

@@ -10,14 +10,14 @@ Once the sizes of each parabola are chosen, a vertex is linear in the log losses
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.findings.curve import Curve
+from analysis.findings.curve import Curve, spaced
 from analysis.fitting.bootstrap import interval
 from analysis.laws.law import Array, Interval
 
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Method = Literal["equal_flops", "interpolated"]
+Weights = Any
+"""An array (sizes, points) or scipy's sparse one, which has the same operators."""
+Rate = Callable[[Array], Array]
+"""Returns log FLOPs a token at log sizes."""
 Standing = Literal["centred", "off_centre", "edge"]
 
 SAME_FLOPS = 0.03  # largest relative difference of budgets that count as one
 FEWEST = 4  # sizes of a parabola with a residual
 EACH_SIDE = 3  # sizes of a parabola on either side of the lowest
 OFF_CENTRE = 0.25  # largest distance of a minimum from the middle, as a share of the sampled width
+MAX_BUDGETS = 200  # budgets of which optima are estimated
+DENSE = 4096  # points up to which weights are held as a full matrix
 DRAWS = 300  # resampled laws whose minima make an interval
 REACH = float(np.log(1e3))  # distance outside the trained sizes up to which a law's minimum is searched
 
@@ -41,7 +47,7 @@ class Rung:
 
     flops: float
     sizes: Array
-    weights: Array
+    weights: Weights
 
     def window(self, y: Array) -> slice:
         """Return the slice of sizes around the lowest of the log losses y (points)."""
@@ -53,7 +59,11 @@ class Rung:
         """Return ln N at the minimum of the parabola through log losses y (problems, points); nan if it has none."""
         at = np.log(self.sizes[window])
         middle = at.mean()
-        design = np.linalg.pinv(np.vander(at - middle, 3, increasing=True)) @ self.weights[window]
+        weights = self.weights[window]
+        if not isinstance(weights, np.ndarray):
+            used = np.unique(weights.indices)
+            weights, y = weights[:, used].toarray(), y[:, used]
+        design = np.linalg.pinv(np.vander(at - middle, 3, increasing=True)) @ weights
         _, slope, bend = design @ y.T
         with np.errstate(divide="ignore", invalid="ignore"):
             found: Array = np.where(bend > 0, middle - slope / (2 * bend), np.nan)
@@ -113,6 +123,7 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
     counts = frame["flops"] if counted else 6.0 * frame["n_params"] * frame["tokens"]
     flops = counts.to_numpy(dtype=np.float64)
     rungs, method = rungs_of(frame, flops)
+    rungs = [rungs[place] for place in spaced(len(rungs), MAX_BUDGETS)]
     reason = ""
     if curve.law.size is None or curve.law.data is None:
         reason = "the law has no trade-off between size and data"
@@ -122,8 +133,9 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
         return OptimalSizes(None, convention, (), {}, reason)
     y = np.log(frame["loss"].to_numpy(dtype=np.float64))
     fitted = np.log(curve.loss_of(frame))
-    optima, drawn = zip(*(_optimum(curve, rung, flops, y, fitted, resampled) for rung in rungs), strict=True)
-    return OptimalSizes(method, convention, optima, _exponents(curve, flops, optima, drawn), "")
+    rate = curve.log_rate(flops)
+    optima, drawn = zip(*(_optimum(curve, rung, rate, y, fitted, resampled) for rung in rungs), strict=True)
+    return OptimalSizes(method, convention, optima, _exponents(curve, rate, optima, drawn), "")
 
 
 def rungs_of(frame: pd.DataFrame, flops: Array) -> tuple[list[Rung], Method]:
@@ -139,55 +151,74 @@ def rungs_of(frame: pd.DataFrame, flops: Array) -> tuple[list[Rung], Method]:
 
 
 def _as_trained(size: Array, flops: Array, rows: NDArray[np.int64]) -> Rung:
-    sizes = np.unique(size[rows])
-    weights = np.zeros((len(sizes), len(size)))
-    for i, value in enumerate(sizes):
-        own = rows[size[rows] == value]
-        weights[i, own] = 1.0 / len(own)
+    sizes, which = np.unique(size[rows], return_inverse=True)
+    weights = _matrix([(own, np.full(len(own), 1.0 / len(own))) for own in _grouped(rows, which)], len(size))
     return Rung(float(np.exp(np.log(flops[rows]).mean())), sizes, weights)
 
 
 def _interpolated(size: Array, flops: Array) -> list[Rung]:
     spans = {}
-    for value in np.unique(size):
-        own = flops[size == value]
-        if own.max() > own.min() * (1 + SAME_FLOPS):
-            spans[float(value)] = (own.min() * (1 - 1e-12), own.max() * (1 + 1e-12))
+    values, which = np.unique(size, return_inverse=True)
+    for value, rows in zip(values, _grouped(np.arange(len(size)), which), strict=True):
+        levels, at = np.unique(flops[rows], return_inverse=True)
+        if levels[-1] > levels[0] * (1 + SAME_FLOPS):
+            ends = levels[0] * (1 - 1e-12), levels[-1] * (1 + 1e-12)
+            spans[float(value)] = (*ends, levels, _grouped(rows, at))
     if len(spans) < FEWEST:
         return []
-    grid = np.geomspace(min(low for low, _ in spans.values()), max(high for _, high in spans.values()), 200)
-    covered = [c for c in grid if sum(low <= c <= high for low, high in spans.values()) >= FEWEST]
+    lows, highs = (np.array([span[end] for span in spans.values()]) for end in (0, 1))
+    grid = np.geomspace(lows.min(), highs.max(), 200)
+    covered = [c for c in grid if ((lows <= c) & (c <= highs)).sum() >= FEWEST]
     if not covered or covered[-1] < 2 * covered[0]:
         return []
     rungs = []
     for level in np.geomspace(covered[0], covered[-1], 10):
-        sizes = [value for value, (low, high) in spans.items() if low <= level <= high]
-        if len(sizes) >= FEWEST:
-            rows = np.array([_between(flops, size == value, float(level)) for value in sizes])
-            rungs.append(Rung(float(level), np.array(sizes), rows))
+        there = {value: span for value, span in spans.items() if span[0] <= level <= span[1]}
+        if len(there) >= FEWEST:
+            weights = [_between(levels, own, float(level)) for _, _, levels, own in there.values()]
+            rungs.append(Rung(float(level), np.array(list(there)), _matrix(weights, len(size))))
     return rungs
 
 
-def _between(flops: Array, own: NDArray[np.bool_], target: float) -> Array:
-    """Return weights (points) that interpolate one size's log loss, linear in ln C, to a target."""
-    levels = np.unique(flops[own])
+def _grouped(rows: NDArray[np.int64], which: NDArray[np.intp]) -> list[NDArray[np.int64]]:
+    """Split rows by the number of their group, each in their order."""
+    return np.split(rows[np.argsort(which, kind="stable")], np.cumsum(np.bincount(which))[:-1])
+
+
+def _between(
+    levels: Array, rows: Sequence[NDArray[np.int64]], target: float
+) -> tuple[NDArray[np.int64], Array]:
+    """Return rows and weights that interpolate one size's log loss, linear in ln C, to a target."""
     right = int(np.clip(np.searchsorted(levels, target), 1, len(levels) - 1))
-    low, high = levels[right - 1], levels[right]
-    share = float(np.clip(np.log(target / low) / np.log(high / low), 0.0, 1.0))
-    weights = np.zeros(len(flops))
-    for level, part in ((low, 1.0 - share), (high, share)):
-        rows = own & (flops == level)
-        weights[rows] = part / rows.sum()
-    return weights
+    share = float(
+        np.clip(np.log(target / levels[right - 1]) / np.log(levels[right] / levels[right - 1]), 0.0, 1.0)
+    )
+    parts = ((rows[right - 1], 1.0 - share), (rows[right], share))
+    weights = [np.full(len(own), part / len(own)) for own, part in parts]
+    return np.concatenate([own for own, _ in parts]), np.concatenate(weights)
+
+
+def _matrix(rows: Sequence[tuple[NDArray[np.int64], Array]], points: int) -> Weights:
+    """Return weights (sizes, points) of the points and weights of each size; sparse for very many points."""
+    if points <= DENSE:
+        dense = np.zeros((len(rows), points))
+        for out, (own, values) in zip(dense, rows, strict=True):
+            out[own] = values
+        return dense
+    from scipy.sparse import csr_array
+
+    ends = np.cumsum([0, *(len(own) for own, _ in rows)])
+    own, values = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return csr_array((values, own, ends), shape=(len(rows), points))
 
 
 def _optimum(
-    curve: Curve, rung: Rung, flops: Array, y: Array, fitted: Array, resampled: Array
+    curve: Curve, rung: Rung, rate: Rate, y: Array, fitted: Array, resampled: Array
 ) -> tuple[Optimum, Array]:
     window = rung.window(y)
     sampled = np.log(rung.sizes[window])
     vertex, missed = (float(rung.vertex(values[None], window)[0]) for values in (y, fitted))
-    true = float(_law_optima(curve, curve.params[:1], flops, rung.flops)[0][0])
+    true = float(_law_optima(curve, curve.params[:1], rate, rung.flops)[0][0])
     inside = bool(sampled[0] < vertex < sampled[-1])
     bias = missed - true if np.isfinite(missed) else None
     width = sampled[-1] - sampled[0]
@@ -212,14 +243,14 @@ def _optimum(
     return optimum, rung.vertex(resampled, window) - missed + vertex - (bias or 0.0)
 
 
-def _law_optima(curve: Curve, params: Array, flops: Array, budget: float) -> tuple[Array, NDArray[np.bool_]]:
+def _law_optima(curve: Curve, params: Array, rate: Rate, budget: float) -> tuple[Array, NDArray[np.bool_]]:
     """Return ln N (problems) that minimises the law with params (problems, parameters), and a mask of grid ends.
 
     A size costs the FLOPs a token that `Curve.log_rate` gives it.
     """
     sizes = np.log(curve.sizes)
     at = np.linspace(sizes[0] - REACH, sizes[-1] + REACH, 401)
-    tokens = budget / np.exp(curve.log_rate(flops, at))
+    tokens = budget / np.exp(rate(at))
     loss = curve.losses_at(params, np.exp(at), tokens / curve.tokens_a_unit)
     lowest = np.argmin(loss, axis=1)
     edge = (lowest == 0) | (lowest == len(at) - 1)
@@ -233,7 +264,7 @@ def _law_optima(curve: Curve, params: Array, flops: Array, budget: float) -> tup
 
 
 def _exponents(
-    curve: Curve, trained: Array, optima: Sequence[Optimum], drawn: Sequence[Array]
+    curve: Curve, rate: Rate, optima: Sequence[Optimum], drawn: Sequence[Array]
 ) -> dict[str, Exponent]:
     out = {}
     for name in ("isoflop", "corrected", "envelope", "parametric"):
@@ -243,7 +274,7 @@ def _exponents(
         flops = np.array([optima[i].flops for i in kept])
         ci95 = None
         if name == "parametric":
-            ci95 = _parametric_interval(curve, trained, flops)
+            ci95 = _parametric_interval(curve, rate, flops)
         elif name == "corrected":
             ci95 = _slope_interval(np.log(flops), np.array([drawn[i] for i in kept]))
         sizes = np.array([getattr(optima[i], name) for i in kept])
@@ -260,12 +291,12 @@ def _slope_interval(log_flops: Array, vertices: Array) -> Interval | None:
     return interval(x @ whole / (x @ x))
 
 
-def _parametric_interval(curve: Curve, flops: Array, budgets: Array) -> Interval | None:
+def _parametric_interval(curve: Curve, rate: Rate, budgets: Array) -> Interval | None:
     """Return the central 95 % of the slope by resampled laws; None if minima lie outside the searched sizes."""
     params = curve.params[: DRAWS + 1]
     if len(params) < 3:
         return None
-    found = [_law_optima(curve, params, flops, float(budget)) for budget in budgets]
+    found = [_law_optima(curve, params, rate, float(budget)) for budget in budgets]
     sizes = np.stack([at for at, _ in found])
     edge: NDArray[np.bool_] = np.logical_or.reduce(np.stack([out for _, out in found]), axis=0)
     if edge[0]:

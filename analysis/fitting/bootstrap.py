@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fitting.shared_e import Joint, refit_shared
-from analysis.fitting.solver import FitResult, Problem, lowest, objective_at, on_bound, projected_starts
+from analysis.fitting.solver import (
+    SLICE,
+    FitResult,
+    Problem,
+    lowest,
+    objective_at,
+    on_bound,
+    projected_starts,
+)
 from analysis.laws.law import Array
 
 Scheme = Literal["cluster", "wild"]
@@ -37,7 +45,13 @@ RESAMPLE_CELLS = 8
 # a thousand show it in 12 cases of 13.
 STARTED_ELSEWHERE = 0.128
 LOWER = 1e-5  # relative difference from which on a lower objective is another minimum
-SLICE = 80_000  # points times resamples processed at once: they fit into a processor's cache
+FEWEST_AT_ONCE = 20  # resamples processed at once, of any number of points
+WORK = 20_000_000  # points times resamples that an ordinary machine refits in about ten seconds
+RESAMPLES, FEWEST_RESAMPLES = 1000, 100
+LARGE_CLUSTER = 256  # rows from which on the leverage of a cluster is taken from its few directions
+
+Drawn = Callable[[NDArray[np.int64]], tuple[Array, Array]]
+"""Returns the log losses and the weights (rows, points) of those resamples: all of them would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,11 @@ def cluster_keys(
     return np.array([index[name] for name in cluster], dtype=np.int64), keys
 
 
+def affordable(points: int, most: int = RESAMPLES) -> int:
+    """Return how many resamples are made of so many points: `most`, or fewer of more than some 20,000 points."""
+    return min(most, max(FEWEST_RESAMPLES, WORK // max(1, points)))
+
+
 def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
     """Return `wild` if an architecture has fewer than 8 clusters, or fewer than 3 sizes in some draw of them.
 
@@ -99,7 +118,9 @@ def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
             return "wild"
         draws = _draw_counts(fit.keys, count, seed)
         rung = np.array([key[0] for key in fit.keys])
-        sizes = sum((draws[:, rung == value].sum(axis=1) > 0).astype(int) for value in set(rung.tolist()))
+        order = np.argsort(rung, kind="stable")
+        starts = np.flatnonzero(np.diff(rung[order], prepend=-1))
+        sizes = (np.add.reduceat(draws[:, order], starts, axis=1) > 0).sum(axis=1)
         if int(np.min(sizes)) < FEWEST_SIZES:
             return "wild"
     return "cluster"
@@ -108,20 +129,19 @@ def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
 def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | None = None) -> Resamples:
     """Refit `count` resamples of each architecture; clusters of one size rung and seed have the same draw."""
     scheme = scheme or choose_scheme(fits, count, seed)
-    drawn = []
-    for fit in fits:
-        rows = len(fit.problem.y)
-        if scheme == "wild":
-            drawn.append((wild_losses(fit, count, seed), np.ones((count, rows))))
-        else:
-            draws = _draw_counts(fit.keys, count, seed)
-            drawn.append((np.tile(fit.problem.y, (count, 1)), draws[:, fit.cluster].astype(np.float64)))
+    drawn = [_drawn(fit, count, seed, scheme) for fit in fits]
     joint = fits[0].joint
     if joint is None:
-        solver = {fit.architecture: refit(fit, y, w) for fit, (y, w) in zip(fits, drawn, strict=True)}
+        solver = {fit.architecture: refit(fit, count, own) for fit, own in zip(fits, drawn, strict=True)}
     else:
-        y, w = (np.concatenate(columns, axis=1) for columns in zip(*drawn, strict=True))
-        whole = _sliced(partial(refit_shared, joint), y, w)
+
+        def together(rows: NDArray[np.int64]) -> tuple[Array, Array]:
+            y, w = (
+                np.concatenate(columns, axis=1) for columns in zip(*(own(rows) for own in drawn), strict=True)
+            )
+            return y, w
+
+        whole = _sliced(partial(refit_shared, joint), together, np.arange(count))
         solver = {fit.architecture: joint.split(whole, fit.part) for fit in fits}
     params, at_bound = {}, {}
     for fit in fits:
@@ -132,31 +152,53 @@ def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | Non
     return Resamples(params, at_bound, paired, scheme, seed)
 
 
-def _sliced(refit: Callable[[Array, Array], Array], y: Array, w: Array) -> Array:
-    """Refit y, w (resamples, points) in slices, which bounds the memory for any number of points."""
-    rows = max(20, SLICE // y.shape[1])
-    slices = [slice(start, start + rows) for start in range(0, len(y), rows)]
-    return np.concatenate([refit(y[part], w[part]) for part in slices])
+def _drawn(fit: Fitted, count: int, seed: int, scheme: Scheme) -> Drawn:
+    if scheme == "wild":
+        losses = _wild(fit, count, seed)
+        return lambda rows: (losses(rows), np.ones((len(rows), len(fit.problem.y))))
+    draws = _draw_counts(fit.keys, count, seed)
+    return lambda rows: (
+        np.tile(fit.problem.y, (len(rows), 1)),
+        draws[rows][:, fit.cluster].astype(np.float64),
+    )
 
 
-def refit(fit: Fitted, y: Array, w: Array) -> Array:
-    """Refit log losses y with weights w (resamples, points): (resamples, parameters of the solver).
+def _sliced(refit: Callable[[Array, Array], Array], drawn: Drawn, rows: NDArray[np.int64]) -> Array:
+    """Refit some resamples in slices, which bounds the memory for any number of points."""
+    points = drawn(rows[:1])[0].shape[1]
+    size = max(FEWEST_AT_ONCE, SLICE // points)
+    slices = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return np.concatenate([refit(*drawn(part)) for part in slices])
+
+
+def refit(fit: Fitted, count: int, drawn: Drawn) -> Array:
+    """Refit `count` resamples: (resamples, parameters of the solver).
 
     All start at the point estimate. Some are started again at its rivals and at a projected grid. If any of those ends
     lower, or if the point estimate has rivals, all are started again.
     """
-    warm = _sliced(lambda y, w: lowest(fit.problem, y, w, [np.tile(fit.result.u, (len(y), 1))], 1e-6), y, w)
+    every = np.arange(count)
+    warm = _sliced(
+        lambda y, w: lowest(fit.problem, y, w, [np.tile(fit.result.u, (len(y), 1))], 1e-6), drawn, every
+    )
+
+    def lower(other: Array, rows: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+        """Return a mask of the resamples whose objective is less than `share` of the warm start's."""
+        found = []
+        for first in range(0, len(rows), FEWEST_AT_ONCE):
+            part = slice(first, first + FEWEST_AT_ONCE)
+            y, w = drawn(rows[part])
+            before = objective_at(fit.problem, warm[rows[part]], y, w)
+            found.append(objective_at(fit.problem, other[part], y, w) < before * share)
+        return np.concatenate(found)
+
     again = partial(_start_again, fit)
     if len(fit.result.rivals) == 1:
-        asked = np.unique(np.linspace(0, len(y) - 1, max(2, round(STARTED_ELSEWHERE * len(y)))).astype(int))
-        tried = _sliced(again, y[asked], w[asked])
-        before = objective_at(fit.problem, warm[asked], y[asked], w[asked])
-        after = objective_at(fit.problem, tried, y[asked], w[asked])
-        if not (after < before * (1 - LOWER)).any():
+        asked = np.unique(np.linspace(0, count - 1, max(2, round(STARTED_ELSEWHERE * count))).astype(int))
+        if not lower(_sliced(again, drawn, asked), asked, 1 - LOWER).any():
             return warm
-    other = _sliced(again, y, w)
-    lower = objective_at(fit.problem, other, y, w) < objective_at(fit.problem, warm, y, w)
-    return np.where(lower[:, None], other, warm)
+    other = _sliced(again, drawn, every)
+    return np.where(lower(other, every, 1.0)[:, None], other, warm)
 
 
 def _start_again(fit: Fitted, y: Array, w: Array) -> Array:
@@ -189,19 +231,41 @@ def wild_losses(fit: Fitted, count: int, seed: int) -> Array:
     normal quantiles to Student's; nu is the number of clusters less the three parameters (E, A, alpha) that only
     differences between clusters identify.
     """
+    return _wild(fit, count, seed)(np.arange(count))
+
+
+def _wild(fit: Fitted, count: int, seed: int) -> Callable[[NDArray[np.int64]], Array]:
+    """Return the function that makes some of the rows of `wild_losses`."""
     problem = fit.problem
     loss, jacobian = problem.law.predict_with_jacobian(fit.result.u[None], problem.z)
     base = np.log(loss[0])
     slope = jacobian[0] / loss[0][:, None]
     inverse = np.linalg.pinv(slope)
     residual = problem.y - base
-    for number in range(len(fit.keys)):
-        rows = np.flatnonzero(fit.cluster == number)
-        left, axes = np.linalg.eigh(np.eye(len(rows)) - slope[rows] @ inverse[:, rows])
-        residual[rows] = axes @ ((axes.T @ residual[rows]) / np.maximum(left, LEVERAGE_FLOOR))
+    for rows in np.split(np.argsort(fit.cluster, kind="stable"), np.cumsum(np.bincount(fit.cluster))[:-1]):
+        residual[rows] = _unlevered(residual[rows], slope[rows], inverse[:, rows])
     draws = [np.random.default_rng([seed, 2, *(part + 1 for part in key)]) for key in fit.keys]
     factor = np.column_stack([WEBB[rng.integers(0, 6, count)] for rng in draws])
     freedom = max(2, len(fit.keys) - 3)
     widen = np.sqrt(freedom / np.random.default_rng([seed, 3]).chisquare(freedom, count))
-    out: Array = base + (widen[:, None] * factor)[:, fit.cluster] * residual
-    return out
+
+    def losses(rows: NDArray[np.int64]) -> Array:
+        out: Array = base + (widen[rows, None] * factor[rows])[:, fit.cluster] * residual
+        return out
+
+    return losses
+
+
+def _unlevered(residual: Array, slope: Array, inverse: Array) -> Array:
+    """Divide a cluster's residuals (rows) by the share of them that the fit leaves over, I - slope @ inverse."""
+    if len(residual) <= LARGE_CLUSTER:
+        left, axes = np.linalg.eigh(np.eye(len(residual)) - slope @ inverse)
+        out: Array = axes @ ((axes.T @ residual) / np.maximum(left, LEVERAGE_FLOOR))
+        return out
+    # The same by the few directions in which the fit follows the cluster; in all others it leaves everything over.
+    basis, triangle = np.linalg.qr(slope)
+    share, axes = np.linalg.eigh(triangle @ (inverse @ basis))
+    axes = basis @ axes
+    gain = 1.0 / np.maximum(1.0 - share, LEVERAGE_FLOOR) - 1.0
+    more: Array = axes @ (gain * (axes.T @ residual))
+    return residual + more

@@ -20,6 +20,7 @@ from analysis.laws.law import Array, Law
 SIGNIFICANT = 0.05
 STRUCTURED = 0.01
 FLIPS = 999
+FLIPPED = 8_000_000  # residuals flipped at once
 FEWEST_FREEDOM = 2
 # Above so many distinct values the top fifth of the rows is left out instead of the top value.
 MAX_VALUES = 10
@@ -111,8 +112,13 @@ def pattern(fit: Fitted, seed: int) -> Pattern | None:
     if not columns or not np.any(residual):
         return None
     basis, _ = np.linalg.qr(np.stack(list(columns.values()), axis=1))
-    signs = np.random.default_rng([seed, 4]).choice([-1.0, 1.0], (FLIPS, len(fit.keys)))
-    chance = (((signs[:, fit.cluster] * residual) @ basis) ** 2).sum(axis=1)
+    rng, size = np.random.default_rng([seed, 4]), max(1, FLIPPED // len(residual))
+    flips = (
+        rng.choice([-1.0, 1.0], (min(size, FLIPS - done), len(fit.keys))) for done in range(0, FLIPS, size)
+    )
+    chance = np.concatenate(
+        [(((signs[:, fit.cluster] * residual) @ basis) ** 2).sum(axis=1) for signs in flips]
+    )
     seen = float(((residual @ basis) ** 2).sum())
     p = float((1 + (chance >= seen * (1 - 1e-12)).sum()) / (1 + FLIPS))
     if p > STRUCTURED:

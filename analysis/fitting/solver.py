@@ -11,7 +11,7 @@ instead of the sum would stop early, as it did in the Chinchilla paper.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,9 @@ GRID = 24  # cells an axis of the projection grid
 STARTS = 12  # grid cells polished for the point estimate
 MAX_ITER = 400
 FLOOR = 1e-12
+SLICE = 80_000  # points times problems processed at once: they fit into a processor's cache
+AT_ONCE = 2048  # points whose grid cells are computed at once
+MANY = 10_000  # points from which on the starts are minima of a fit to fewer points
 KEPT = 0.5  # a step that gains this share of its promise is taken without trying the other method
 
 
@@ -60,6 +63,13 @@ class Problem:
         fixed = {name: float(solver[law.names.index(name)]) for name in held}
         return cls(law, law.centred(x, centre), np.log(loss), centre, delta, fixed)
 
+    def thinned(self, most: int) -> Problem:
+        """Return this problem with at most so many of its points, evenly spaced."""
+        if len(self.y) <= most:
+            return self
+        kept = np.linspace(0, len(self.y) - 1, most).astype(np.int64)
+        return replace(self, z=self.z[kept], y=self.y[kept])
+
     def copies(self, count: int) -> tuple[Array, Array]:
         """Return log losses and unit weights (count, points): this problem so many times in a batch."""
         return np.tile(self.y, (count, 1)), np.ones((count, len(self.y)))
@@ -87,9 +97,15 @@ class FitResult:
 
 
 def fit_law(problem: Problem) -> FitResult:
-    """Fit one law to one set of points."""
-    starts = projected_starts(problem, *problem.copies(1), cells=GRID, keep=STARTS)[0]
-    return polished(problem, minimise(problem, *problem.copies(len(starts)), starts, *limits(problem)))
+    """Fit one law to one set of points; of very many points some are fitted first, from whose minima the fit starts."""
+    few = problem.thinned(MANY)
+    starts = projected_starts(few, *few.copies(1), cells=GRID, keep=STARTS)[0]
+    found = minimise(few, *few.copies(len(starts)), starts, *limits(problem))
+    if few is not problem:
+        order = np.argsort(found.objective, kind="stable")
+        starts = distinct(found.u[order], found.objective[order])
+        found = minimise(problem, *problem.copies(len(starts)), starts, *limits(problem))
+    return polished(problem, found)
 
 
 def polished(problem: Problem, found: Solution) -> FitResult:
@@ -175,9 +191,13 @@ def minimise(
         live = np.flatnonzero(~settled)
         if live.size == 0:
             break
-        tried, reached, kept = _best_step(
-            problem, y[live], w[live], u[live], value[live], low[live], high[live], damping[live]
-        )
+        size = max(1, SLICE // y.shape[1])
+        slices = [live[start : start + size] for start in range(0, len(live), size)]
+        steps = [
+            _best_step(problem, y[rows], w[rows], u[rows], value[rows], low[rows], high[rows], damping[rows])
+            for rows in slices
+        ]
+        tried, reached, kept = (np.concatenate(parts) for parts in zip(*steps, strict=True))
         gain = value[live] - reached
         better = gain > 0
         small = ~better | (gain <= tolerance * np.maximum(value[live], 1e-300))
@@ -211,11 +231,14 @@ def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: 
     law = problem.law
     k = len(law.linear)
     theta, shape = _grid(law, cells)
-    phi = law.terms(theta, problem.z)
-    loss = np.exp(y)
-    outer = (phi[:, :, :, None] * phi[:, :, None, :]).reshape(len(theta), len(problem.z), k * k)
-    gram = np.einsum("rn,gnq->rgq", w / loss**2, outer, optimize=True).reshape(len(y), len(theta), k, k)
-    rhs = np.einsum("rn,gnk->rgk", w / loss, phi, optimize=True)
+    gram, rhs = np.zeros((len(y), len(theta), k, k)), np.zeros((len(y), len(theta), k))
+    for start in range(0, len(problem.z), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        phi = law.terms(theta, problem.z[part])
+        loss, weights = np.exp(y[:, part]), w[:, part]
+        outer = (phi[:, :, :, None] * phi[:, :, None, :]).reshape(*phi.shape[:2], k * k)
+        gram += np.einsum("rn,gnq->rgq", weights / loss**2, outer, optimize=True).reshape(gram.shape)
+        rhs += np.einsum("rn,gnk->rgk", weights / loss, phi, optimize=True)
     coefficients, cost = _positive(gram, rhs)
     chosen = _spread(cost, shape, min(keep, len(theta)))
     rows = np.arange(len(y))[:, None]

@@ -56,13 +56,17 @@ def data_column(frame: pd.DataFrame) -> Literal["iterations", "tokens"]:
 def seed_noise(frame: pd.DataFrame) -> list[SeedNoise]:
     """Return the configurations of one architecture that were trained under two or more seeds."""
     series = frame.groupby(["n_params", data_column(frame), "cluster"], sort=False)["loss"].mean()
+    keys = [series.index.get_level_values(level).to_numpy(dtype=np.float64) for level in (0, 1)]
+    order = np.lexsort(keys[::-1])
+    sizes, data = (values[order] for values in keys)
+    starts = np.flatnonzero((np.diff(sizes) != 0) | (np.diff(data) != 0)) + 1
     out = []
-    for _, own in series.groupby(level=[0, 1]):
-        losses = own.to_numpy()
+    for losses, first in zip(np.split(series.to_numpy()[order], starts), [0, *starts], strict=True):
         if len(losses) >= 2:
-            n_params, data, _ = own.index[0]
             sd = float(np.std(losses, ddof=1))
-            out.append(SeedNoise(float(n_params), float(data), len(losses), float(np.mean(losses)), sd))
+            out.append(
+                SeedNoise(float(sizes[first]), float(data[first]), len(losses), float(np.mean(losses)), sd)
+            )
     return out
 
 

@@ -8,15 +8,15 @@ are dropped only on request (analysis.findings.notes).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
 from analysis.laws.catalogue import registered_inputs
 from analysis.laws.law import SIZE, Law
-from analysis.points.read import read_rows
+from analysis.points.read import MAX_CELL, listed, read_rows, refuse_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,12 +100,13 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataF
         raise InputError(
             f"{path}: there is no such file; give a CSV or Parquet table with the columns {', '.join(REQUIRED)}."
         )
-    header, rows = read_rows(path, [name for name in columns.values() if name.startswith("=")])
-    if not header:
+    table = read_rows(path, [columns.get(name, name) for name in known])
+    if not table.header:
         raise InputError(
             f"{path}: the file is empty; it needs the columns {', '.join(REQUIRED)} and one row for each run."
         )
-    return build_frame(header, rows, str(path), columns)
+    _refuse_missing(table.header, str(path), columns)
+    return build_frame(table.columns, table.rows, str(path), columns)
 
 
 def build_frame(
@@ -120,23 +121,12 @@ def build_frame(
     columns = columns or {}
     known = known_columns()
     ceilings = CEILING | {name: one.ceiling for name, one in registered_inputs().items()}
-    missing = [name for name in REQUIRED if name not in columns and name not in header]
-    if missing:
-        several = len(missing) > 1
-        raise InputError(
-            f"{source}: column{'s' if several else ''} {', '.join(missing)} {'are' if several else 'is'} missing; "
-            f"it has {', '.join(header) or 'no columns'} (map another name with --column {missing[0]}=NAME, or give "
-            f"one value for every row with --column {missing[0]}==VALUE)."
-        )
-    for name, theirs in columns.items():
-        if theirs not in header:
-            raise InputError(
-                f"{source}: no column {theirs!r} for --column {name}={theirs}; it has {', '.join(header)}."
-            )
+    _refuse_missing(header, source, columns)
     if not rows:
         raise InputError(
             f"{source}: the table has a header and no rows; a fit needs at least one finished run."
         )
+    refuse_rows(len(rows), source)
     data: dict[str, list[object]] = {"row": [number for number, _ in rows]}
     for name in known:
         theirs = columns.get(name, name)
@@ -151,6 +141,23 @@ def build_frame(
     frame = pd.DataFrame(data).astype(kinds)
     _refuse_contradictions(frame, source)
     return frame
+
+
+def _refuse_missing(header: Sequence[str], source: str, columns: Mapping[str, str]) -> None:
+    """Raise InputError if a table lacks a required column or one that --column names."""
+    missing = [name for name in REQUIRED if name not in columns and name not in header]
+    if missing:
+        several = len(missing) > 1
+        raise InputError(
+            f"{source}: column{'s' if several else ''} {', '.join(missing)} {'are' if several else 'is'} missing; "
+            f"it has {listed(header)} (map another name with --column {missing[0]}=NAME, or give "
+            f"one value for every row with --column {missing[0]}==VALUE)."
+        )
+    for name, theirs in columns.items():
+        if theirs not in header:
+            raise InputError(
+                f"{source}: no column {theirs!r} for --column {name}={theirs}; it has {listed(header)}."
+            )
 
 
 def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool = True) -> CheckedPoints:
@@ -176,17 +183,18 @@ def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool 
         ("duplicate", twice, "an earlier row has the same run at the same tokens with the same loss"),
         (kind, other, why),
     ]
-    if law is not None:
-        rest = frame[~twice & ~other]
-        reasons = {name: too_few(rows, law) for name, rows in rest.groupby("architecture")}
-        few = {name: reason for name, reason in reasons.items() if reason}
-        if len(few) < len(reasons):
-            stages += [("too_few", frame["architecture"] == name, reason) for name, reason in few.items()]
     kept = frame
     excluded: list[Exclusion] = []
     for code, hit, reason in stages:
         kept, out = exclude(kept, hit.loc[kept.index], code, reason)
         excluded += out
+    if law is not None:
+        reasons = {str(name): too_few(rows, law) for name, rows in kept.groupby("architecture")}
+        few = {name: reason for name, reason in reasons.items() if reason}
+        if len(few) < len(reasons):
+            kept, out = exclude(kept, kept["architecture"].isin(few), "too_few", "")
+            out.sort(key=lambda one: one.architecture)
+            excluded += [replace(one, reason=few[one.architecture]) for one in out]
     if kept.empty:
         raise InputError(
             f"no point is left to fit: all {len(frame)} rows were set aside ({excluded[-1].reason}); "
@@ -229,6 +237,8 @@ def too_few(frame: pd.DataFrame, law: Law) -> str:
 def _cell(value: object, name: str, ceiling: float, row: int, source: str) -> object:
     place = f"{source}: row {row}, column {name}:"
     text = "" if value is None else str(value).strip()
+    if len(text) > MAX_CELL:
+        raise InputError(f"{place} has {len(text):,} characters, and at most {MAX_CELL:,} are read.")
     empty = text == "" or (name not in TEXT and text.lower() in {"nan", "none", "null", "na", "<na>"})
     if name in TEXT:
         if empty or text in {"nan", "None", "<NA>"}:
@@ -274,13 +284,14 @@ def _fill_identity(data: dict[str, list[object]]) -> None:
 
 
 def _refuse_contradictions(frame: pd.DataFrame, source: str) -> None:
-    seen: dict[tuple[str, float], dict[Hashable, Any]] = {}
-    for row in frame.to_dict("records"):
-        run, first = f"run {row['run_id']}", seen.setdefault((row["run_id"], row["tokens"]), row)
-        for name in ("loss", "architecture", "n_params"):
-            if first[name] != row[name]:
-                values = " and ".join(f"{one[name]} in row {one['row']}" for one in (first, row))
+    compared = ["loss", "architecture", "n_params"]
+    seen: dict[tuple[str, float], tuple[Any, ...]] = {}
+    for row, run_id, tokens, *values in frame[["row", "run_id", "tokens", *compared]].itertuples(index=False):
+        first, *former = seen.setdefault((run_id, tokens), (row, *values))
+        for name, one, other in zip(compared, former, values, strict=True):
+            if one != other:
                 raise InputError(
-                    f"{source}: row {row['row']}, column {name}: {run} at {row['tokens']:.15g} tokens has {values}; "
+                    f"{source}: row {row}, column {name}: run {run_id} at {tokens:.15g} tokens has {one} in row "
+                    f"{first} and {other} in row {row}; "
                     + ("keep one of them." if name == "loss" else "give each run its own run_id.")
                 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import text as wording
-from analysis.findings.curve import Curve, thinned
+from analysis.findings.curve import Curve, spaced, thinned
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import Array
 from analysis.points.checks import data_column
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 STEPS = 60
 MARGIN = 1.12  # factor by which a curve extends beyond the points it was fitted to
 MANY = 8
+DRAWN = 2000
+"""Most points of an architecture that a figure draws at one budget or size, or in all: a page stays quick."""
 REACH = 3.0
 
 
@@ -51,8 +53,8 @@ class FittedCurve:
         return wording.budget(budget if self.budget == "iterations" else None, budget)
 
     def rows(self, column: str, value: float) -> pd.DataFrame:
-        """Return the points with this value in a column."""
-        return self.curve.frame[self.curve.frame[column] == value]
+        """Return the points with this value in a column, evenly spaced ones of very many."""
+        return drawn(self.curve.frame[self.curve.frame[column] == value])
 
     def line(self, held: float, tone: str, group: str, *, by_size: bool = True) -> tuple[Series, Band]:
         """Return the loss against parameters at one budget, or against budgets at one size, and its interval."""
@@ -99,6 +101,13 @@ class Scene:
         return self.laws[0].budget
 
     @property
+    def left_out(self) -> str:
+        """Sentence of a caption that says which points are not drawn, or an empty string."""
+        if all(len(law.curve.frame) <= DRAWN for law in self.laws):
+            return ""
+        return f" At most {DRAWN:,} points of a kind are drawn, evenly spaced among them; the fit used all."
+
+    @property
     def inches(self) -> tuple[float, float]:
         """Width and height of a panel for one architecture."""
         return (5.2 if len(self.laws) > 1 else 6.4), 4.7
@@ -121,6 +130,11 @@ class Scene:
     def losses(self) -> Axis:
         """Return a vertical axis over all losses."""
         return loss_axis(np.concatenate([floats(law.curve.frame["loss"]) for law in self.laws]))
+
+
+def drawn(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that a figure draws: all, or evenly spaced ones of very many."""
+    return rows.iloc[spaced(len(rows), DRAWN)]
 
 
 def budget_axis(unit: str, budgets: Iterable[float], *, pad: float, at: Sequence[float]) -> Axis:

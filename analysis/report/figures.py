@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis import text as wording
+from analysis.findings.curve import spaced
 from analysis.laws.catalogue import law_named
-from analysis.report.curves import Scene, budget_axis, counted, dots, floats, key, level, marks
+from analysis.report.curves import DRAWN, Scene, budget_axis, counted, dots, drawn, floats, key, level, marks
 from analysis.report.description import Arrow, Axis, Band, Figure, Marker, Panel, Series
 from analysis.report.headlines import main_row, ratio_rows
 from analysis.report.style import GREY, INK, MARKERS, budget_label, log_axis, shade, shades
 
 if TYPE_CHECKING:
     from analysis.findings.isoflop import Optimum
-    from analysis.findings.results import FitDocument, HeldOutSplit
+    from analysis.findings.results import FitDocument, HeldOutPoint, HeldOutSplit
     from analysis.points.table import CheckedPoints
 
 GREEK = {"alpha": "α", "beta": "β"}
@@ -74,6 +75,7 @@ def _main(scene: Scene) -> Figure:
     )
     if arrows:
         caption += " The dotted line joins the two sizes of equal loss that the headline compares."
+    caption += scene.left_out
     title = f"Loss against size after {shown[-1]} {unit}, fitted law and 95 % interval"
     return Figure(
         name="main",
@@ -126,7 +128,8 @@ def _families(scene: Scene, *, by_size: bool) -> Figure:
         name="loss_vs_parameters" if by_size else "loss_vs_budget",
         title="Loss against parameters" if by_size else f"Loss against {budget_label(unit)}",
         caption=f"All points and seeds. Lines: the fitted law, one for each of the {kept}; ribbons: its 95 % "
-        f"interval. Rings: {where}, held out once; crosses: the predictions of the law fitted without it.",
+        f"interval. Rings: {where}, held out once; crosses: the predictions of the law fitted without it."
+        + scene.left_out,
         panels=tuple(panels),
         inches=scene.inches,
     )
@@ -136,7 +139,7 @@ def _left_out(split: HeldOutSplit | None, column: str) -> list[Series]:
     """Draw rings around the points held out of a fit, and crosses at its predictions for them."""
     if split is None:
         return []
-    points = split.points
+    points = _few(split.points)
     x = [getattr(point, column) for point in points]
     hover = [f"{one.run_id}: {wording.percent(one.relative_error)} predicted without it" for one in points]
     predicted, seen = [point.predicted for point in points], [point.loss for point in points]
@@ -144,6 +147,10 @@ def _left_out(split: HeldOutSplit | None, column: str) -> list[Series]:
         marks(x, predicted, "predicted without them", "thin-x", size=6, hover=hover),
         marks(x, seen, "left out for the held-out error", "circle", size=9),
     ]
+
+
+def _few(points: Sequence[HeldOutPoint]) -> list[HeldOutPoint]:
+    return [points[place] for place in spaced(len(points), DRAWN)]
 
 
 def _ratio(scene: Scene) -> Figure:
@@ -273,17 +280,16 @@ def _residuals(scene: Scene) -> Figure:
     x = scene.sizes()
     panels = []
     for law in scene.laws:
-        frame, fitted = law.curve.frame, law.curve.loss_of(law.curve.frame)
-        budgets = np.unique(floats(frame[law.budget]))
+        frame = drawn(law.curve.frame)
+        error = 100 * (floats(frame["loss"]) / law.curve.loss_of(frame) - 1)
+        budgets, which = np.unique(floats(frame[law.budget]), return_inverse=True)
         tones = shades(scene.tone(law.name), min(len(budgets), len(MARKERS)))
+        toned = which * len(tones) // len(budgets)
         series = [level(0.0, x, "solid")]
-        for i, budget in enumerate(budgets.tolist()):
-            k = i * len(tones) // len(budgets)
-            pick = (frame[law.budget] == budget).to_numpy()
-            error = 100 * (floats(frame["loss"])[pick] / fitted[pick] - 1)
-            legend = law.written(budget) if len(budgets) <= len(MARKERS) else ""
-            points = dots(frame[pick], "n_params", tones[k], f"{law.name}-{i}", MARKERS[k])
-            series.append(replace(points, y=tuple(error.tolist()), legend=legend))
+        for k, tone in enumerate(tones):
+            legend = law.written(float(budgets[k])) if len(budgets) <= len(MARKERS) else ""
+            points = dots(frame[toned == k], "n_params", tone, f"{law.name}-{k}", MARKERS[k])
+            series.append(replace(points, y=tuple(error[toned == k].tolist()), legend=legend))
         heldout = scene.document.architectures[law.name].heldout
         left_out: tuple[tuple[HeldOutSplit | None, Marker, str], ...] = (
             (heldout.largest_size, "diamond", "held out: largest size"),
@@ -291,16 +297,18 @@ def _residuals(scene: Scene) -> Figure:
         )
         for split, marker, label in left_out:
             if split is not None:
-                sizes = [point.n_params for point in split.points]
-                y = [100 * (point.loss / point.predicted - 1) for point in split.points]
-                hover = [f"{point.run_id}\n{label}" for point in split.points]
+                held = _few(split.points)
+                sizes = [point.n_params for point in held]
+                y = [100 * (point.loss / point.predicted - 1) for point in held]
+                hover = [f"{point.run_id}\n{label}" for point in held]
                 series.append(marks(sizes, y, label, marker, size=7.5, hover=hover))
         y_axis = Axis("loss seen above the law (%)")
         panels.append(Panel(wording.architecture(law.name), x, y_axis, tuple(series)))
     return Figure(
         name="residuals",
         title="Errors of the law",
-        caption="Loss seen above the loss of the law, for points that the fit used and, hollow, for held-out points.",
+        caption="Loss seen above the loss of the law, for points that the fit used and, hollow, for held-out points."
+        + scene.left_out,
         panels=tuple(panels),
         inches=scene.inches,
     )

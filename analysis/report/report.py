@@ -10,14 +10,15 @@ import json
 import platform
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis import text as wording
+from analysis.findings.curve import spaced
 from analysis.findings.document import installed
 from analysis.report.convergence import convergence_figures, together
 from analysis.report.figures import fit_figures
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from analysis.findings.results import FitDocument
     from analysis.points.table import CheckedPoints
 
+LISTED = 2000
+"""Most rows of a table of the page."""
 PACKAGES = ("ssmscale", "numpy", "pandas", "matplotlib", "plotly", "torch", "deepspeed", "mlflow")
 
 
@@ -89,6 +92,7 @@ def write_report(
     )
     written = ("human", "number", "times", "between", "percent")
     environment.filters |= {name: getattr(wording, name) for name in written}
+    environment.filters |= {"few": _few}
     environment.filters |= {"arm": wording.architecture, "powers": _powers, "digest": _digest}
     page = environment.get_template("report.html").render(
         study=study,
@@ -99,7 +103,10 @@ def write_report(
         evaluations=[] if evaluations is None else evaluations.to_dict("records"),
         payload=payload.replace("<", "\\u003c"),  # which could end the script element
         plotly=get_plotlyjs(),
-        points=[row | {"link": links.get(row["run_id"])} for row in rows.to_dict("records")],
+        links=links,
+        points=rows.iloc[spaced(len(rows), LISTED)].to_dict("records"),
+        n_points=len(rows),
+        listed=LISTED,
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,
@@ -108,6 +115,11 @@ def write_report(
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def _few(rows: Sequence[Any]) -> list[Any]:
+    """Return the rows that a table lists: all, or evenly spaced ones of very many."""
+    return [rows[place] for place in spaced(len(rows), LISTED)]
 
 
 def _digest(script: str) -> str:

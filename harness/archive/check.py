@@ -29,7 +29,7 @@ from harness.record.root import Root, read_model, read_model_if_there, read_run
 from harness.record.scores import evaluations_of
 from harness.study.run import Frozen, Run, WholeNumber
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json
+from ssmttm.files import parse_json, read_document
 
 MAX_BYTES = 8 * 2**30
 """Most bytes of an unpacked bundle: journals of a hundred thousand runs."""
@@ -170,7 +170,7 @@ def _check_contents(contents: Contents, unpacked: Root) -> tuple[Run, ...]:
 def _check_series(unpacked: Root, run: Run) -> None:
     path = unpacked.series(run.series_id) / "series.json"
     try:
-        held = parse_json(path.read_bytes())
+        held = parse_json(read_document(path))
     except FileNotFoundError:
         raise InputError(f"{path}: is missing, though run {run.run_id} is of this series") from None
     except ValueError as error:

@@ -29,7 +29,7 @@ from harness.record.scores import evaluations_of
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.run import Frozen, WholeNumber
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json, replacing
+from ssmttm.files import parse_json, read_document, replacing
 
 FORMAT = 1
 CONTENTS = "bundle.json"
@@ -115,9 +115,9 @@ def count_members(names: Collection[str]) -> Counts:
 
 def _members(resolved: ResolvedStudy, done: list[RunStatus]) -> Iterator[tuple[str, bytes]]:
     root, study = resolved.root, resolved.root.study(resolved.study.name)
-    yield "study.json", without_addresses((study / "study.json").read_bytes())
+    yield "study.json", without_addresses(read_document(study / "study.json"))
     if (study / "calibration.json").exists():
-        yield "calibration.json", (study / "calibration.json").read_bytes()
+        yield "calibration.json", read_document(study / "calibration.json")
     table = io.StringIO(newline="")
     write_table(points_of(done, root), None, table)
     yield "points.csv", table.getvalue().encode()

@@ -12,8 +12,10 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ from harness.record import checkpoints
 from harness.record.checkpoints import TAG, Checkpoint
 from harness.record.jobs import LIVE, SchedulerUnavailable
 from harness.record.journal import Event, read_progress
-from harness.record.registry import ResolvedStudy, resolve_registered, trials_name
-from harness.record.root import Root, read_run
+from harness.record.registry import Registration, ResolvedStudy, trials_name
+from harness.record.root import Root, read_model, read_run
 from harness.record.series import untrained
+from harness.study.grid import GridPoint
 from harness.study.run import Run, branch_step
+from harness.study.schema import Study
 from ssmttm.errors import InputError
 
 
@@ -77,17 +81,23 @@ ITEMS_A_LINE = 1000
 """Checkpoints in one line of control.jsonl: readers reject longer lines."""
 
 
-def prune(resolved: ResolvedStudy, *, dry_run: bool = False) -> Pruned:
+def prune(
+    resolved: ResolvedStudy,
+    *,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Pruned:
     """Remove what no Run needs of every Series of a study and its trials, each under its lock.
 
-    control.jsonl lists the removed items. With `dry_run` nothing is removed. Raises OSError where an item cannot be
-    removed, after listing the others.
+    control.jsonl lists the removed items. With `dry_run` nothing is removed. `progress` is called with the numbers of
+    files of studies and runs read and to read. Raises OSError where an item cannot be removed, after listing the
+    others.
     """
     root, done = resolved.root, Pruned()
-    runs, best = _runs_of_all(resolved, done.notes)
     searched = trials_name(resolved.study.name)
     events = (event for event in root.control(searched).read() if event["event"] == "submitted")
     submitted = {run_id for event in events for run_id in event["runs"]}
+    runs, best = _runs_of(resolved, submitted, done.notes, progress)
     trials = [series_id for series_id, members in runs.items() if submitted & members.keys()]
     if resolved.study.resources.keep_best:
         best.update(trials)
@@ -114,29 +124,62 @@ def prune(resolved: ResolvedStudy, *, dry_run: bool = False) -> Pruned:
     return done
 
 
-def _runs_of_all(resolved: ResolvedStudy, notes: list[str]) -> tuple[dict[str, dict[str, Run]], set[str]]:
-    """Return the Runs of every Series under ROOT, listed or begun, and the Series whose best checkpoint stays."""
+def _runs_of(
+    resolved: ResolvedStudy, trials: Set[str], notes: list[str], progress: Callable[[int, int], None]
+) -> tuple[dict[str, dict[str, Run]], set[str]]:
+    """Return the Runs under ROOT, listed or begun, of each Series of a study and its trials.
+
+    Also return the Series whose best checkpoint stays. The files of a ROOT are read one by one, since it may hold tens
+    of thousands of studies and runs; only what belongs to those Series is kept.
+    """
     root = resolved.root
-    studies = [resolved]
-    for path in sorted((root.path / "studies").glob("*/study.json")):
-        try:
-            studies += filter(None, [resolve_registered(root, path.parent.name)])
-        except InputError as error:
-            notes.append(f"{error}; those of its runs that have begun keep their checkpoints")
+    run_files = sorted((root.path / "runs").glob("*/run.json"))
+    study_files = sorted((root.path / "studies").glob("*/study.json"))
+    total = 2 * len(run_files) + len(study_files)
+    done = count()
+
+    def begun() -> Iterator[Run]:
+        for path in run_files:
+            progress(next(done), total)
+            with suppress(InputError):
+                yield read_run(path.parent)
+
+    searched = [run for run in begun() if run.run_id in trials]
+    wanted = {point.series_id for point in resolved.points} | {run.series_id for run in searched}
+    data = {
+        (run.corpus, run.text_encoder) for run in (*(point.run for point in resolved.points[:1]), *searched)
+    }
     runs: dict[str, dict[str, Run]] = {}
     best: set[str] = set()
-    for study in studies:
-        for point in study.points:
-            runs.setdefault(point.series_id, {})[point.run_id] = point.run
-        if study.study.resources.keep_best:
-            best.update(point.series_id for point in study.points)
-    for path in sorted((root.path / "runs").glob("*/run.json")):
+
+    def add(points: Sequence[GridPoint], study: Study) -> None:
+        for point in points:
+            if point.series_id in wanted:
+                runs.setdefault(point.series_id, {})[point.run_id] = point.run
+                if study.resources.keep_best:
+                    best.add(point.series_id)
+
+    add(resolved.points, resolved.study)
+    for path in study_files:
+        progress(next(done), total)
+        try:
+            held = read_model(path, Registration)
+            if (
+                held.corpus.fingerprint,
+                held.text_encoder,
+            ) in data:  # a Series has one corpus and one encoder
+                add(held.expand(str(path)), held.study)
+        except InputError as error:
+            notes.append(f"{error}; those of its runs that have begun keep their checkpoints")
+    for path in run_files:
+        progress(next(done), total)
         try:
             run = read_run(path.parent)
         except InputError as error:
             notes.append(f"{error}; the checkpoints it needs stay only if a study lists it")
         else:
-            runs.setdefault(run.series_id, {})[run.run_id] = run
+            if run.series_id in wanted:
+                runs.setdefault(run.series_id, {})[run.run_id] = run
     return runs, best
 
 

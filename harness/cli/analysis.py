@@ -304,9 +304,15 @@ def _fit(options: FitOptions) -> _Fitted:
         checked = drop_outliers(checked, law=law, delta=delta)
     missing = without_points(rows)
     about = [Note(code="runs_without_points", text=missing)] if missing else []
-    with errors.status("fitting and resampling"):
+    with errors.status("fitting and resampling") as shown:
         document = fit_points(
-            checked, law=law, delta=delta, reference=options.reference, asks=asks, about=about
+            checked,
+            law=law,
+            delta=delta,
+            reference=options.reference,
+            asks=asks,
+            about=about,
+            progress=shown.update,
         )
     return _Fitted(checked, document, resolved, rows, tracker)
 

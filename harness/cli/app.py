@@ -7,7 +7,6 @@ traceback. With --json standard output holds one JSON document and nothing else.
 from __future__ import annotations
 
 import gc
-import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
@@ -16,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from harness.common.console import Stopped, console, errors
+from harness.common.streams import flush_or_drop
 
 
 class Verb(NamedTuple):
@@ -162,12 +162,15 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except Stopped:
         errors.print("stopped; the same command goes on from here")
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        flush_or_drop()
         sys.exit(1)
     except Exception as error:
         if debug:
@@ -175,6 +178,7 @@ def main() -> None:
         problem, status = explain(error)
         for line in problem.splitlines() or [type(error).__name__]:
             errors.print(f"error: {line}")
+        flush_or_drop()
         sys.exit(status)
 
 

@@ -52,8 +52,12 @@ def prune(
     from harness.archive.prune import prune as remove
 
     resolved = registered(study, root)
-    with errors.status("looking for checkpoints"):
-        done = remove(resolved, dry_run=dry_run)
+    with errors.status("looking for checkpoints") as shown:
+
+        def progress(done: int, total: int) -> None:
+            shown.update(f"looking for checkpoints: {done:,} of {total:,} records of this ROOT read")
+
+        done = remove(resolved, dry_run=dry_run, progress=progress)
     name = resolved.study.name
     if as_json:
         print_json(

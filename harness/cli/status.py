@@ -210,6 +210,10 @@ def summary(snapshot: StudySnapshot) -> Iterator[Text]:
         (f"{count:,} {state}", COLOURS.get(RunState(state)) or "") for state, count in snapshot.counts.items()
     )
     yield Text(", ").join(Text(*state) for state in states)
+    if still := [row for row in snapshot.rows if row.still_seconds is not None]:
+        series = counted(len({row.series_id for row in still}), "series")
+        longest = max(still, key=lambda row: row.still_seconds or 0.0)
+        yield Text(f"nothing moves in {series}: run {longest.run_id}, {longest.reason}", "red")
     for job in snapshot.packed_jobs:
         yield from map(Text, job.lines())
     hours, unknown = snapshot.hours, snapshot.hours.unknown

@@ -17,6 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from harness.common.address import redact
+from harness.common.streams import open_streams
 
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Characters that move the cursor, change the terminal or reverse the order of letters, in names others may choose."""
@@ -51,6 +52,7 @@ class Harmless(RenderHook):
         return [_Printed(printed) for printed in renderables]
 
 
+open_streams()
 # A pipe has no width, so tables take what they need. Text from logs and files is printed as it is: neither :warning:
 # nor [red] is markup.
 console = Console(

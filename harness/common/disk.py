@@ -123,7 +123,8 @@ def size_of(path: Path) -> int:
 
 def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Write a small file so that a reader sees the old one or the new one, never a part of it; raises DiskFull."""
-    make_folder(path.parent)
+    if not path.parent.is_dir():
+        make_folder(path.parent)
     with naming_a_full_disk(path):
         files.write_atomically(path, content.encode() if isinstance(content, str) else content, mode)
         sync_to_disk(path.parent)
@@ -178,9 +179,13 @@ def append_line(descriptor: int, line: bytes, path: Path, *, durable: bool) -> N
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, and flush them so that a power failure removes none; raises DiskFull."""
     files.check_links(folder)
+    _make_folder(folder)
+
+
+def _make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
-    make_folder(folder.parent)
+    _make_folder(folder.parent)
     with naming_a_full_disk(folder):
         folder.mkdir(exist_ok=True)
         sync_to_disk(folder.parent)

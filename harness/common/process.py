@@ -25,6 +25,7 @@ import psutil
 
 from harness.common.address import redact
 from harness.common.disk import appending, make_folder
+from harness.common.streams import flush_or_drop
 
 
 def identify_process() -> dict[str, Any]:
@@ -79,18 +80,6 @@ def print_traceback() -> None:
     with contextlib.suppress(OSError):
         traceback.print_exc()
         sys.stderr.flush()
-
-
-def flush_or_drop() -> None:
-    """Flush standard output and error; if that fails, drop all output, for which Python would end with status 120."""
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        try:
-            stream.flush()
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, number)
-            os.close(null)
-            stream.flush()
 
 
 def last_line(path: Path) -> str:

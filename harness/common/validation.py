@@ -91,7 +91,8 @@ def _short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
+"""Most bytes of a YAML file, which takes seconds to read already."""
 
 
 class _Loader(yaml.SafeLoader):

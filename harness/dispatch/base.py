@@ -22,9 +22,10 @@ from harness.plan.cluster import CONFIRM_GPU_HOURS, Cluster, Profile, this_machi
 from harness.record.control import Control
 from harness.record.jobs import JobState, JobView
 from harness.record.registry import ResolvedStudy
-from harness.record.root import Root
-from harness.record.series import WorkList, give_up, place
+from harness.record.root import Launch, Root, read_launch
+from harness.record.series import WorkList, give_up, note_stall, place
 from harness.study.run import Count, Frozen, Positive
+from ssmttm.errors import InputError
 
 if TYPE_CHECKING:
     from harness.plan.plan import PlannedRun
@@ -80,6 +81,18 @@ class Task(Frozen):
     def place(self) -> str:
         """Describe the checkpoints from which training would resume."""
         return place(self.root, self.series_id, self.work().run_dirs())
+
+    @property
+    def stall_seconds(self) -> float:
+        """Shortest time without a move after which its ranks count as stalled."""
+        try:
+            return read_launch(self.root, self.series_id).stall_seconds
+        except InputError:  # its worker says so
+            return float(Launch.model_fields["stall_seconds"].default)
+
+    def note_stall(self, reason: str) -> None:
+        """Record in the open journals that its ranks stalled and were ended."""
+        note_stall(self.root, self.series_id, self.work().run_dirs(), reason)
 
     def give_up(self, left: Sequence[Path], reason: str) -> None:
         """Record in the journals of these Runs that they are lost."""
@@ -233,7 +246,7 @@ class WarmBackend(Backend):
     """Queues tasks for groups of ranks, which stay warm from one task to the next and end with this process."""
 
     groups: list[Any]
-    """Groups that exist, each with the job it trains in `handle`."""
+    """Groups that exist, each with the job it trains in `handle`; `stall` describes a stall for which it was ended."""
 
     def __init__(self, study_dir: Path, target: SubmitTarget, jobs: int | None = None) -> None:
         super().__init__(study_dir, target, jobs)
@@ -252,10 +265,14 @@ class WarmBackend(Backend):
     def views(self, handles: Sequence[Handle]) -> Mapping[str, JobView]:
         """Read the ranks' replies, start tasks that fit, and return the state of each job."""
         for group in list(self.groups):
-            if (found := self._poll(group)) is not None:
-                handle, self.ended[handle] = found
+            found = self._poll(group)
             if group.is_gone:
                 self._drop(group)
+            if found is not None:
+                handle, state = found
+                self.ended[handle] = state
+                if group.stall is not None and state is JobState.LOST:
+                    handle.task.note_stall(group.stall)
         is_full = JobState.NO_SPACE in self.ended.values()
         if self.waiting and not is_full:  # on a full disk no task gets further
             self._start_waiting()

@@ -25,8 +25,10 @@ from harness.dispatch.worker_process import (
     state_of,
 )
 from harness.plan.cluster import this_machine
+from harness.record.heartbeat import Watch, read_beats
 from harness.record.jobs import JobState
 from harness.train.meeting import make_meeting
+from harness.train.stopping import STACK_SECONDS
 
 
 class LocalBackend(WarmBackend):
@@ -95,7 +97,8 @@ class _Group:
         self.ranks, self.threads, self.devices = ranks, threads, devices
         self.handle: Handle | None = None
         self.is_gone = False
-        """True if a rank had ended at the last poll; the other ranks then end because of it."""
+        """True if a rank had ended at the last poll, or nothing moved; all ranks then end because of it."""
+        self.stall: str | None = None
         make_folder(log_dir)
         self._meeting = log_dir.absolute() / f".meeting-{uuid.uuid4().hex[:8]}"
         make_meeting(self._meeting)
@@ -106,13 +109,14 @@ class _Group:
 
     def feed(self, handle: Handle) -> None:
         self.handle = handle
+        self._watch = Watch(handle.task.stall_seconds, read_beats(handle.task.folder))
         for process in self._processes:
             process.feed(handle.task.run_dirs)
 
     def poll(self) -> tuple[Handle, JobState] | None:
         """Return the job that ended since the last call, and its state."""
         statuses = {process.status for process in self._processes}
-        self.is_gone = statuses != {None}
+        self.is_gone = statuses != {None} or self.stall is not None
         for process in self._processes:
             process.listen()
         if all(process.replies for process in self._processes):
@@ -121,9 +125,23 @@ class _Group:
         elif self.is_gone:
             state = state_at_end(statuses)
         else:
+            self._end_if_stalled()
             return None
         handle, self.handle = self.handle, None
         return None if handle is None else (handle, state)
+
+    def _end_if_stalled(self) -> None:
+        """Kill the processes if nothing has moved for long, after they have written their stacks."""
+        if self.handle is None or self.stall is not None:
+            return
+        signs = [process.is_ready for process in self._processes]
+        self.stall = self._watch.look(read_beats(self.handle.task.folder), *signs)
+        if self.stall is not None:
+            for process in self._processes:
+                process.show_stack()
+            time.sleep(STACK_SECONDS)
+            for process in self._processes:
+                process.signal(signal.SIGKILL)
 
     def stop(self) -> None:
         """Ask its processes to end, after saving if they train."""
@@ -133,7 +151,9 @@ class _Group:
     def end(self) -> None:
         """Wait for its processes to end, and kill those that take too long."""
         seconds = GRACE_SECONDS
-        if any(process.status is not None for process in self._processes):
+        if self.stall is not None:
+            seconds = 0.0
+        elif any(process.status is not None for process in self._processes):
             for process in self._processes:  # one rank has died, and the others may wait for it for ever
                 process.signal(signal.SIGTERM)
             seconds = ALONE_SECONDS

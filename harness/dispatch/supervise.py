@@ -10,6 +10,8 @@ from harness.common.process import describe_end
 from harness.dispatch.base import Backend, Handle, Task
 from harness.record.control import Control
 from harness.record.jobs import LIVE, JobState
+from harness.record.journal import read_progress
+from harness.record.kinds import Kind
 from harness.train.stopping import MOST_ATTEMPTS
 
 POLL_SECONDS = 0.25
@@ -112,6 +114,10 @@ class JobSupervisor:
             return
         rank_logs = [task.folder / "logs" / f"rank-{rank}.log" for rank in range(task.ranks)]
         logs = [log for log in (*rank_logs, *self.backend.logs(handle)) if log.exists()]
-        endings = "; ".join(map(describe_end, logs))
+        last = read_progress(task.folder)
+        if last.kind is Kind.STALLED:
+            endings = f"{last.stopped_by}; the stacks are in {' and '.join(map(str, logs))}"
+        else:
+            endings = "; ".join(map(describe_end, logs))
         del self._losses[task.series_id]  # a retry starts counting anew
         task.give_up(left, f"its worker ended {count} times at the same place; {endings}")

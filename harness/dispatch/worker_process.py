@@ -18,12 +18,14 @@ from harness.common.disk import make_folder
 from harness.common.process import PipeReader, start_logged
 from harness.dispatch.fork_server import PLAIN, ForkedRank
 from harness.record.jobs import JobState
-from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED
+from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, STACK_SIGNAL
 
 GRACE_SECONDS = 60.0
 """Time a worker has for its last step and its checkpoint after it is asked to stop."""
 ALONE_SECONDS = 10.0
 """Time a worker has to stop after another rank of its group has died: it may wait for that rank for ever."""
+KILL_SECONDS = 30.0
+"""Time for a killed process to end; one that waits for a hanging file system ends when that answers."""
 
 
 def environment_of_rank(rank: int, ranks: int, threads: int, **more: str) -> dict[str, str]:
@@ -89,6 +91,11 @@ class RankProcess:
         if self._process.poll() is None:
             self._process.send_signal(number)
 
+    def show_stack(self) -> None:
+        """Have it write the stack of each thread into its log, also if it was stopped."""
+        self.signal(STACK_SIGNAL)
+        self.signal(signal.SIGCONT)
+
     def ask_to_stop(self) -> None:
         """Ask it to end: at once if it is idle, after saving if it trains."""
         assert self._process.stdin is not None
@@ -102,7 +109,8 @@ class RankProcess:
             self._process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=KILL_SECONDS)
 
 
 def _start(environment: Mapping[str, str], log: Path, server: str | None) -> _Process:

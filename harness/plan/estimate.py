@@ -27,6 +27,7 @@ from harness.study.run import Run, branch_step
 from harness.study.schema import Study
 from ssmttm.corpus.manifest import Clip, load_manifest
 from ssmttm.errors import InputError
+from ssmttm.files import read_lines
 from ssmttm.model.config import ModelConfig
 from ssmttm.model.flops import parameter_count, training_flops
 from ssmttm.text.config import TextConfig
@@ -174,8 +175,7 @@ def _first_captions(corpus: Path) -> list[str]:
         raise InputError(f"{corpus}: has no split 'train'")
     path = corpus / facts.captions
     try:
-        with path.open("rb") as file:
-            return [Clip.model_validate_json(line).caption for line in islice(file, CAPTIONS)]
+        return [Clip.model_validate_json(line).caption for line in islice(read_lines(path), CAPTIONS)]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}), though the manifest lists it") from None
     except ValidationError as error:

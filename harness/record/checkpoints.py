@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from harness.common.disk import check_inside
 from harness.common.validation import first_line, first_mistake
 from harness.record.root import write_model
 from harness.study.run import Frozen
-from ssmttm.files import sha256_file
+from ssmttm.files import read_document, sha256_file
 
 TAG = re.compile(r"step-([0-9]{9})")
 
@@ -127,7 +127,7 @@ def _read_marker(path: Path) -> Checkpoint | Problem:
     if not TAG.fullmatch(path.stem):
         return Problem(f"{path}: its name is not that of a step")
     try:
-        marker = Marker.model_validate_json(path.read_bytes())
+        marker = Marker.model_validate_json(read_document(path))
     except ValidationError as error:
         return Problem(f"{path}: {first_mistake(error)}", tag=path.stem)
     except OSError as error:
@@ -151,13 +151,17 @@ def _wrong_sizes(checkpoint: Checkpoint) -> Problem | None:
     return None
 
 
-def inspect(checkpoint: Checkpoint) -> Problem | None:
-    """Verify that a checkpoint holds only the files of its marker, with their checksums, and that torch loads them."""
+def inspect(checkpoint: Checkpoint, on_file: Callable[[], None] = lambda: None) -> Problem | None:
+    """Verify that a checkpoint holds only the files of its marker, with their checksums, and that torch loads them.
+
+    `on_file` is called before each file.
+    """
     try:
         if foreign := _foreign(checkpoint):
             return Problem(f"{foreign}: is not one of the files the checkpoint was written with", checkpoint)
         for name, facts in checkpoint.marker.files.items():
             path = checkpoint.path / name
+            on_file()
             if sha256_file(path) != facts.sha256:
                 return Problem(f"{path}: differs from what was written (checksum)", checkpoint)
             try:

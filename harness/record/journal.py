@@ -49,6 +49,8 @@ class Event(StrEnum):
     WARNING = "warning"
 
 
+OPEN = frozenset({Event.STARTED, Event.RESUMED})
+"""Events that begin an attempt."""
 DURABLE = frozenset(Event) - {Event.STEP, Event.EVAL, Event.SYSTEM, Event.WARNING}
 """Events that are flushed to the disk before training continues."""
 REQUIRED = {Event.STEP: ("step", "loss"), Event.EVAL: ("step", "loss"), Event.SYSTEM: ("step",)}
@@ -170,7 +172,7 @@ class Progress:
     @property
     def is_open(self) -> bool:
         """True if the newest attempt has no final event: it trains, or its process died."""
-        return self.state in {Event.STARTED, Event.RESUMED}
+        return self.state in OPEN
 
     @property
     def is_of_another_host(self) -> bool:
@@ -286,10 +288,11 @@ class _Fold:
         event["attempt"] = self.attempt = attempt
         name, now = event["event"], event["t"]
         self.step = event.get("step", self.step)
-        if name in {Event.STARTED, Event.RESUMED}:
+        if name in OPEN:
             ranks = event.get("layout", {}).get("ranks", 1)
             self.spans.append(Span(now, now, event.get("job_id"), ranks, event.get("gpu_share", 1.0)))
-        elif self.spans and now > self.spans[-1].ended:  # a clock may be set back
+        # A clock may be set back; what is noted of a later attempt that never began is not this one's time.
+        elif self.spans and self.state.get("state") in OPEN and now > self.spans[-1].ended:
             self.spans[-1] = self.spans[-1]._replace(ended=now)
         if name in self.held:
             held = self.held[name]
@@ -298,7 +301,7 @@ class _Fold:
                     return
                 held.clear()
             held[self.step] = event
-        elif name in {Event.STARTED, Event.RESUMED}:
+        elif name in OPEN:
             self.state = {"state": name, "started": event}
         elif name in {Event.FINISHED, Event.FAILED}:
             self.state |= {"state": name, "result": event, "kind": kind_of(event)}

@@ -26,6 +26,8 @@ class Kind(StrEnum):
     """Preempted: it continues with a smaller micro-batch. Failed: there is no smaller one."""
     DISK_FULL = "disk_full"
     """Preempted: its disk is full."""
+    STALLED = "stalled"
+    """Preempted: no rank moved for long, and its supervisor ended it."""
     DIVERGED = "diverged"
     """Failed: its loss diverged."""
     ERROR = "error"
@@ -39,7 +41,7 @@ class Kind(StrEnum):
         return cls.TIME_LIMIT if name == TIME_LIMIT_SIGNAL else cls.SIGNAL
 
 
-PREEMPTED = frozenset({Kind.TIME_LIMIT, Kind.SIGNAL, Kind.OUT_OF_MEMORY, Kind.DISK_FULL})
+PREEMPTED = frozenset({Kind.TIME_LIMIT, Kind.SIGNAL, Kind.OUT_OF_MEMORY, Kind.DISK_FULL, Kind.STALLED})
 FAILED = frozenset({Kind.DIVERGED, Kind.ERROR, Kind.OUT_OF_MEMORY, Kind.LOST})
 
 

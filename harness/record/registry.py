@@ -20,6 +20,7 @@ from harness.study.schema import Study, load_study
 from harness.study.tune import Tuned
 from ssmttm.corpus.manifest import load_manifest, verify_corpus
 from ssmttm.errors import InputError
+from ssmttm.files import read_document
 from ssmttm.locks import file_lock
 
 
@@ -216,7 +217,7 @@ def read_records(root: Root, study: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return TypeAdapter(list[dict[str, Any]]).validate_json(path.read_bytes())
+        return TypeAdapter(list[dict[str, Any]]).validate_json(read_document(path))
     except ValidationError as error:
         raise InputError(
             f"{path}: is not the list of proposals that `ssmscale scale-up` writes; move it away"

@@ -13,7 +13,7 @@ from harness.common.validation import first_mistake
 from harness.record.control import Control
 from harness.study.run import Count, Frozen, Positive, Run
 from ssmttm.errors import InputError
-from ssmttm.files import share_with_group
+from ssmttm.files import read_document, share_with_group
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -54,6 +54,8 @@ class Launch(Frozen):
     """True if the checkpoint with the lowest held-out loss is kept too."""
     eval_every: Count | None = None
     """Trunk steps between two evaluations; null evaluates only finished Runs."""
+    stall_seconds: Positive = 300.0
+    """Shortest time without a move of any rank after which the supervisor ends the ranks, to start them again."""
     peak_flops: Positive | None = None
     """Peak FLOP/s of a rank's device, for the MFU."""
     code: str | None = None
@@ -95,7 +97,7 @@ class Root:
 def read_model(path: Path, kind: type[Model]) -> Model:
     """Read a JSON file of ROOT as `kind`; raises InputError naming the file and the wrong key."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_document(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:

@@ -32,6 +32,7 @@ from harness.record.kinds import Kind
 from harness.record.root import Root, read_run
 from harness.study.run import Frozen, WholeNumber
 from ssmttm.errors import InputError
+from ssmttm.files import read_document
 from ssmttm.locks import file_lock, is_held
 
 
@@ -112,7 +113,7 @@ class SeriesLock:
 
     def _is_replaced_by(self, mine: Holder) -> bool:
         with contextlib.suppress(OSError, ValidationError):
-            held = Holder.model_validate_json(self._holder.read_bytes())
+            held = Holder.model_validate_json(read_document(self._holder))
             return held.job_id == mine.job_id and held.start < mine.start
         return False
 
@@ -290,6 +291,16 @@ def count_crashes(control: Control, left: Sequence[Path], stands: str) -> int:
         elif event["event"] == "crashed":
             count = count + 1 if event.get("kind") == stands else 0
     return count
+
+
+def note_stall(root: Root, series_id: str, run_dirs: Iterable[Path], reason: str) -> None:
+    """Journal that the ranks of a Series were ended because nothing moved, unless another process trains it."""
+    folders = [root.series(series_id), *run_dirs]
+    with untrained(folders[0]) as is_free:
+        for folder in folders if is_free else ():
+            if folder == folders[0] or read_progress(folder).is_open:
+                with Journal.open(folder) as journal:
+                    journal.append(Event.PREEMPTED, reason=reason, kind=Kind.STALLED)
 
 
 def give_up(root: Root, series_id: str, left: Iterable[Path], reason: str) -> None:

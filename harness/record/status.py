@@ -8,6 +8,7 @@ there are no GPUs; a Series that shares a device is charged its share.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.common.process import process_is_alive
 from harness.record.control import attempts_reset_in, cancelled_in
+from harness.record.heartbeat import describe_pause
 from harness.record.jobs import ELSEWHERE, JobState, JobView
 from harness.record.journal import Event, Progress, ProgressReader, Span
 from harness.record.root import Root, read_launch
@@ -67,6 +69,8 @@ class RunStatus:
     """The `finished` event of its journal."""
     is_others: bool = False
     """True if another study trains its Series, and this one has not asked for it by a job or a live submission."""
+    still_seconds: float | None = None
+    """Time for which none of its ranks has moved, if that is longer than usual."""
 
     def as_json(self) -> dict[str, Any]:
         """Return its row of `ssmscale status --json`."""
@@ -184,13 +188,10 @@ class StatusReader:
                 state = RunState.CANCELLED
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
                 state = RunState.QUEUED
-            is_others = (
-                state is RunState.RUNNING
-                and job is None
-                and run_id not in asked
-                and self._is_launched_by_another(series_id)
-            )
-            found.append(_row(point, state, own, trunk, job, is_others=is_others))
+            is_others = state is RunState.RUNNING and job is None and run_id not in asked
+            is_others = is_others and self._is_launched_by_another(series_id)
+            row = _row(point, state, own, trunk, job, is_others=is_others)
+            found.append(_with_pause(row, self.root, job) if state is RunState.RUNNING else row)
         self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
         return found
 
@@ -294,12 +295,10 @@ def _row(
 ) -> RunStatus:
     result = own.result if state is RunState.DONE else None
     branch = branch_step(point.run.schedule, point.run.iterations)
-    newest: Mapping[str, Any] = {}
-    if state is not RunState.NEW:
-        latest = own if own.step else trunk
-        last = max(latest.steps, default=0)
-        if latest is own or last <= branch:  # beyond it the trunk is that of longer Runs
-            newest = latest.steps.get(last, {})
+    latest = own if own.step else trunk
+    last = max(latest.steps, default=0)
+    is_ours = latest is own or last <= branch  # beyond its branch step the trunk is that of longer Runs
+    newest = latest.steps.get(last, {}) if is_ours and state is not RunState.NEW else {}
     done = point.run.iterations if result else max(own.step, min(trunk.step, branch))
     reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
     if state is RunState.INTERRUPTED:
@@ -329,6 +328,15 @@ def _row(
         slurm_state=job.slurm_state if job else None,
         is_others=is_others,
     )
+
+
+def _with_pause(row: RunStatus, root: Root, job: JobView | None) -> RunStatus:
+    """Return the row of a running Run; if nothing moves, it says for how long and gives no speed."""
+    job_seconds = math.inf if job is None or job.packed else job.seconds
+    found = describe_pause(root.series(row.series_id), job_seconds)
+    if found is None:
+        return row
+    return replace(row, still_seconds=found[0], reason=row.reason or found[1], tokens_per_second=None)
 
 
 def _why(job: JobView) -> str | None:

@@ -86,10 +86,12 @@ class ResourceChoice(Frozen):
     """Number of periodic checkpoints kept besides branch points; the older ones replace a damaged one."""
     keep_best: bool = False
     """True if the checkpoint with the lowest held-out loss is kept too; requires tracking.eval_every."""
+    stall_seconds: Positive = 300.0
+    """A run of which nothing moves for so long, and for 20 times its usual pause, is ended and started again."""
     peak_flops: Annotated[float, Field(ge=1e6, le=1e24)] | None = None
 
 
-_OF_THE_WHOLE_STUDY = ("jobs", "checkpoint_every", "keep_last", "keep_best", "peak_flops")
+_OF_THE_WHOLE_STUDY = ("jobs", "checkpoint_every", "keep_last", "keep_best", "stall_seconds", "peak_flops")
 ResourcePatch: Any = create_model(
     "ResourcePatch", __base__=Frozen, **_patch(ResourceChoice, _OF_THE_WHOLE_STUDY)
 )

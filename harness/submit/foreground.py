@@ -10,6 +10,7 @@ from typing import Protocol
 from harness.common.console import Stopped, console, errors, stoppable
 from harness.common.disk import DiskFull
 from harness.common.format import counted
+from harness.common.streams import outlasting_output
 from harness.dispatch.base import Backend
 from harness.plan.plan import Plan
 from harness.record.registry import ResolvedStudy
@@ -49,7 +50,7 @@ def train_here(resolved: ResolvedStudy, plan: Plan, backend: Backend, progress: 
     def cut_short() -> None:
         mirror.finish(reader.read(resolved.points, submitter=submission.process))
 
-    with backend:
+    with outlasting_output(), backend:
         if plan.missing:
             runs = counted(len(plan.missing), "run")
             series = counted(len({run.status.series_id for run in plan.missing}), "series")

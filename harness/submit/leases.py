@@ -31,6 +31,7 @@ from harness.record.journal import read_progress
 from harness.record.root import Root
 from harness.record.series import WorkList
 from harness.study.run import Frozen
+from ssmttm.files import read_document
 from ssmttm.locks import is_held
 
 
@@ -72,7 +73,7 @@ def acquire(series_dir: Path, lease: Lease) -> bool:
 def read_lease(path: Path) -> Lease | None:
     """Return the lease in a claim.json, DAMAGED if it cannot be read, None if there is none."""
     try:
-        return Lease.model_validate_json(path.read_bytes())
+        return Lease.model_validate_json(read_document(path))
     except FileNotFoundError:
         return None
     except ValidationError:

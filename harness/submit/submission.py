@@ -267,6 +267,7 @@ class Submission:
             keep_last=study.resources.keep_last,
             keep_best=study.resources.keep_best,
             eval_every=study.tracking.eval_every,
+            stall_seconds=study.resources.stall_seconds,
             peak_flops=planned.size.peak_flops,
             code=self.code,
             tracking=sidecar_uri(study, self.root) if self.sidecars else None,

@@ -37,7 +37,7 @@ from harness.tracking.metrics import (
     status_of_unlisted,
 )
 from harness.tracking.series import SeriesMirror, send_journal, survivor
-from ssmttm.files import parse_json
+from ssmttm.files import parse_json, read_document
 from ssmttm.locks import file_lock
 
 SERVER_THREADS = 4
@@ -292,7 +292,7 @@ class MirrorLedger:
         self._closed: dict[str, tuple[str, dict[str, str]]] = {}
         self._changed = False
         try:
-            held: Any = parse_json(path.read_bytes())
+            held: Any = parse_json(read_document(path))
             if held["store"] == self._key:
                 self._closed = {
                     str(identity): (str(state), {str(key): str(value) for key, value in ids.items()})

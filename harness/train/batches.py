@@ -7,6 +7,7 @@ contributes its sum divided by that count, which every rank computes by itself.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -117,6 +118,14 @@ class Batches:
         inputs, targets = delay(codes, torch.from_numpy(lengths), self.run.model.special)
         text = self.captions(dataset.captions(indices), dropped)
         return MicroBatch(inputs.to(self.device), targets.to(self.device), text.to(self.device))
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of a step's dropout: a function of the step, so that resuming needs no random state.
+
+    Dropout also depends on the layout, since the micro-batches of a rank draw one after the other.
+    """
+    return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "big")
 
 
 def _captions(run: Run, launch: Launch, datasets: Sequence[TokenDataset], text_root: Path) -> ReadCaptions:

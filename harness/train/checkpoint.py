@@ -18,9 +18,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.common.disk import DiskFull, check_inside, drop_draft, make_folder, space_for, sync_to_disk
+from harness.common.disk import (
+    DiskFull,
+    check_inside,
+    drop_draft,
+    make_folder,
+    size_of,
+    space_for,
+    sync_to_disk,
+)
 from harness.record import checkpoints
 from harness.record.checkpoints import Checkpoint, FileFacts, Marker, Problem, retire, tag_of
+from harness.record.heartbeat import Heartbeat, written_bytes
 from harness.record.journal import Event, Journal
 from harness.record.root import Launch, write_model
 from harness.train.engine import Engine
@@ -30,7 +39,9 @@ from ssmttm.files import new_mode, sha256_file
 log = logging.getLogger("ssmscale.worker")
 
 
-def save(engine: Engine, folder: Path, marker: Marker, before_marking: Callable[[], None]) -> None:
+def save(
+    engine: Engine, folder: Path, marker: Marker, heartbeat: Heartbeat, before_marking: Callable[[], None]
+) -> None:
     """Write a checkpoint from all ranks together and its marker with the files it lists; collective.
 
     The first rank calls `before_marking` once all files are on the disk. An exception there leaves the tag unmarked and
@@ -51,8 +62,10 @@ def save(engine: Engine, folder: Path, marker: Marker, before_marking: Callable[
         for path in sorted((folder / tag).rglob("*")):
             if path.is_file():
                 sync_to_disk(path)
+                heartbeat.go_on()
                 facts = FileFacts(bytes=path.stat().st_size, sha256=sha256_file(path))
                 files[path.relative_to(folder / tag).as_posix()] = facts
+                heartbeat.go_on()
         sync_to_disk(folder / tag)
         sync_to_disk(folder)
         before_marking()
@@ -60,7 +73,7 @@ def save(engine: Engine, folder: Path, marker: Marker, before_marking: Callable[
 
     try:
         ranks.run_on_first(prepare)
-        with space_for(needed, folder / tag):
+        with space_for(needed, folder / tag), heartbeat.counting(written_bytes):
             engine.deepspeed.save_checkpoint(
                 str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=False
             )
@@ -71,13 +84,13 @@ def save(engine: Engine, folder: Path, marker: Marker, before_marking: Callable[
         raise
 
 
-def load(engine: Engine, checkpoint: Checkpoint) -> None:
+def load(engine: Engine, checkpoint: Checkpoint, heartbeat: Heartbeat) -> None:
     """Restore an engine from a checkpoint; collective. Random state is a function of the step.
 
     Under ZeRO each rank's file holds its share, so another number of ranks needs a universal checkpoint.
     """
     if checkpoint.marker.zero_stage and checkpoint.marker.ranks != engine.ranks.world:
-        _load_on_other_ranks(engine, checkpoint)
+        _load_on_other_ranks(engine, checkpoint, heartbeat)
     else:
         engine.load(checkpoint.folder, checkpoint.tag)
 
@@ -85,8 +98,8 @@ def load(engine: Engine, checkpoint: Checkpoint) -> None:
 class Saver:
     """Saves and finds the checkpoints of one Series and its Runs; every method is collective."""
 
-    def __init__(self, ranks: Ranks, launch: Launch) -> None:
-        self.ranks, self.launch = ranks, launch
+    def __init__(self, ranks: Ranks, launch: Launch, heartbeat: Heartbeat) -> None:
+        self.ranks, self.launch, self.heartbeat = ranks, launch, heartbeat
         self._verified: tuple[Path, int] | None = None
         """Folder and step of the checkpoint saved or verified last."""
         self._passed_over: set[str] = set()
@@ -100,7 +113,7 @@ class Saver:
                 self._pass_over(problem, journal)
             for found in reversed(held):
                 if lowest <= found.marker.step <= highest:
-                    if (wrong := checkpoints.inspect(found)) is None:
+                    if (wrong := checkpoints.inspect(found, self.heartbeat.go_on)) is None:
                         return found
                     self._pass_over(wrong, journal)
             return None
@@ -129,11 +142,16 @@ class Saver:
 
         if self.ranks.run_on_first(exists, bool):
             return
-        save(engine, folder, marker, check_journal)
+        save(engine, folder, marker, self.heartbeat, check_journal)
         self._verified = folder, step
         if journal is not None:
             retire(folder, step, keep_last=self.launch.keep_last, keep_best=self.launch.keep_best)
             journal.append(Event.CHECKPOINT, step=step, seconds=round(time.monotonic() - begun, 3))
+
+    def refuse(self, loaded: Checkpoint, journal: Journal | None) -> None:
+        """Invalidate a checkpoint that was loaded and holds values that are not finite; report it in the journal."""
+        problem = Problem(f"{loaded.path}: holds a weight or a moment that is not finite", loaded)
+        self.ranks.run_on_first(lambda: self._pass_over(problem, journal))
 
     def _pass_over(self, problem: Problem, journal: Journal | None) -> None:
         """Report a problem once an attempt, and invalidate the marker if the checkpoint is damaged."""
@@ -164,7 +182,7 @@ def save_weights(weights: dict[str, Any], path: Path) -> None:
         drop_draft(draft)
 
 
-def _load_on_other_ranks(engine: Engine, checkpoint: Checkpoint) -> None:
+def _load_on_other_ranks(engine: Engine, checkpoint: Checkpoint, heartbeat: Heartbeat) -> None:
     """Convert and load a checkpoint of another number of ranks; raises RuntimeError with the converter's last line."""
     target = checkpoint.folder / f"universal-{checkpoint.tag}"
 
@@ -188,7 +206,8 @@ def _load_on_other_ranks(engine: Engine, checkpoint: Checkpoint) -> None:
             raise RuntimeError(f"{checkpoint.path}: {done.stderr.strip().splitlines()[-1]}")
 
     try:
-        engine.ranks.run_on_first(make)
+        with heartbeat.counting(lambda: size_of(target)):
+            engine.ranks.run_on_first(make)
         engine.load_universal(checkpoint.folder, target.name)
     finally:
         engine.ranks.run_on_first(remove_converted)

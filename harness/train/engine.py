@@ -7,6 +7,7 @@ change a result or waste memory on a small model.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def deepspeed_config(run: Run, layout: Layout, n_params: int) -> dict[str, Any]:
         "train_batch_size": run.batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
         "gradient_accumulation_steps": layout.accumulation,
-        "gradient_clipping": run.optimiser.grad_clip or 0.0,
+        # Without ZeRO, DeepSpeed measures a gradient norm only in order to clip it.
+        "gradient_clipping": run.optimiser.grad_clip or (0.0 if layout.zero_stage else math.inf),
         "zero_optimization": {
             "stage": layout.zero_stage,
             "reduce_bucket_size": bucket,
@@ -59,6 +61,7 @@ class Engine:
     def __init__(self, run: Run, layout: Layout, ranks: Ranks) -> None:
         import deepspeed
         import torch
+        from deepspeed.runtime.utils import clip_grad_norm_
 
         from ssmttm.compat import pickle_zero_stages_by_value
         from ssmttm.model.music_lm import MusicLM, weight_decay_groups
@@ -82,6 +85,15 @@ class Engine:
         self._sizes = [parameter.numel() for parameter in model.parameters()]
         config = deepspeed_config(run, layout, sum(self._sizes))
         self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self._worst = torch.zeros(1, device=ranks.device)
+        """Largest gradient norm since it was last read: reading it waits until a GPU has done all that it was given."""
+
+        def clip() -> None:
+            self.deepspeed._global_grad_norm = clip_grad_norm_(
+                model.parameters(), self.deepspeed.gradient_clipping()
+            )
+
+        self.deepspeed.clip_fp32_gradients = clip  # without ZeRO; DeepSpeed's own drops the norm
 
     def step(self, losses: Sequence[Callable[[], torch.Tensor]], learning_rate: float) -> None:
         """Take one optimiser step over the micro-batches of this rank.
@@ -89,6 +101,8 @@ class Engine:
         Each entry computes its micro-batch's share of the loss: the sum over micro-batches and ranks is the loss of the
         global batch.
         """
+        import torch
+
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         # DeepSpeed divides by accumulation and averages over ranks; the shares must be summed.
@@ -96,11 +110,47 @@ class Engine:
         for compute in losses:
             self.deepspeed.backward(compute() * scale)
             self.deepspeed.step()
+        norm = torch.as_tensor(self.deepspeed.get_global_grad_norm(), dtype=torch.float32)
+        torch.maximum(self._worst, norm.to(self._worst.device), out=self._worst)  # a NaN stays
 
-    def grad_norm(self) -> float | None:
-        """Return the global gradient norm of the last step before clipping; None if DeepSpeed keeps none."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def grad_norm(self) -> float:
+        """Return the gradient norm of the global batch in the last step, before clipping."""
+        return float(self.deepspeed.get_global_grad_norm())
+
+    def worst_grad_norm(self) -> float:
+        """Return the largest gradient norm of the steps since the last call: NaN or infinite if one of them was."""
+        worst = float(self._worst)
+        self._worst.zero_()
+        return worst
+
+    def is_finite(self) -> bool:
+        """Return True if all weights and optimiser moments of all ranks are finite; collective."""
+        import torch
+
+        norms = torch._foreach_norm([held for held in self._state() if held.numel()], math.inf)
+        finite = torch.isfinite(torch.stack(norms)).all().to(torch.int32)
+        if self.ranks.world > 1:
+            torch.distributed.all_reduce(finite, op=torch.distributed.ReduceOp.MIN)
+        return bool(finite)
+
+    def _state(self) -> list[torch.Tensor]:
+        """Return the weights and moments that this rank holds, without ZeRO 3's padding, which nothing sets."""
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        weights = list(self.deepspeed.module.parameters())
+        if self.layout.zero_stage == 3:
+            held = []
+            for weight in weights:
+                part = weight.partition_numel()
+                real = min(part, max(0, weight.ds_numel - part * self.ranks.rank))
+                moments = [safe_get_local_optimizer_state(weight, key) for key in ("exp_avg", "exp_avg_sq")]
+                held += [one[:real] for one in (safe_get_local_fp32_param(weight), *moments)]
+            return held
+        optimizer = self.deepspeed.optimizer
+        held = weights
+        for master, state in getattr(optimizer, "optimizer", optimizer).state.items():  # ZeRO wraps torch's
+            held += [master, state["exp_avg"], state["exp_avg_sq"]]
+        return held
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -114,6 +164,7 @@ class Engine:
             path, _ = self.deepspeed.load_checkpoint(str(folder), tag=tag)
         if path is None:
             raise RuntimeError(f"{folder / tag}: DeepSpeed found nothing to load")
+        self._worst.zero_()
 
     def load_universal(self, folder: Path, tag: str) -> None:
         """Load a checkpoint that DeepSpeed's converter made for any number of ranks; collective."""

@@ -7,7 +7,6 @@ differently (where to resume, when to stop), one decides for all.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -17,17 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.common.disk import is_full
+from harness.common.disk import is_full, size_of
 from harness.common.process import print_traceback
 from harness.record import checkpoints
 from harness.record.checkpoints import Marker, remove_partial
+from harness.record.heartbeat import Activity, Heartbeat, written_bytes
 from harness.record.journal import Event, Fenced, Journal, read_progress
 from harness.record.kinds import ANOTHER_RANKS_SIGNAL, OUT_OF_MEMORY, Kind
 from harness.record.result import Result, describe_result
 from harness.record.root import Launch, Layout, Root
 from harness.record.series import WorkList
 from harness.study.run import Run, branch_step, learning_rate, trunk_learning_rate
-from harness.train.batches import Batches, MicroBatch
+from harness.train.batches import Batches, MicroBatch, dropout_seed
 from harness.train.checkpoint import Saver, load, save_weights
 from harness.train.engine import Engine, Usage
 from harness.train.ranks import Ranks
@@ -53,7 +53,7 @@ class Outcome(IntEnum):
 
 
 class Diverged(RuntimeError):
-    """The loss is not finite, or far above that of a uniform guess."""
+    """The loss, a gradient or a weight is not finite, or the loss is far above that of a uniform guess."""
 
 
 class SeriesTrainer:
@@ -67,10 +67,12 @@ class SeriesTrainer:
         ranks: Ranks,
         layout: Layout,
         stop: StopFlag,
+        heartbeat: Heartbeat,
         facts: Mapping[str, Any],
         work: WorkList,
     ) -> None:
         self.root, self.launch, self.ranks, self.layout, self.stop = root, launch, ranks, layout, stop
+        self.heartbeat = heartbeat
         self.facts = facts  # of a journal's first event: process, layout and device
         self.runs = sorted(runs, key=lambda run: run.iterations)
         self.first = self.runs[0]
@@ -79,7 +81,9 @@ class SeriesTrainer:
         """Journal of the trunk, or of the Run whose branch is in training; None on all ranks but the first."""
         self.checkpoint_folder = self.folder / "checkpoints"
         """Checkpoints of the trunk, or of that Run."""
-        self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
+        # Another process may be embedding the same captions.
+        with heartbeat.counting(lambda: (written_bytes(), size_of(root.text))):
+            self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
         self.engine = Engine(self.first, self.layout, ranks)
         self.work = work
         self._work_state: tuple[int, ...] = ()
@@ -89,7 +93,7 @@ class SeriesTrainer:
         self._usage = Usage(ranks.device)
         self._measured: tuple[int, float] | None = None
         """Step and held-out loss of the trunk's newest evaluation."""
-        self._saver = Saver(ranks, launch)
+        self._saver = Saver(ranks, launch, heartbeat)
         self._trunk_journal: Journal | None = None  # of the first rank
         self.step = 0
         """Steps that led to the engine's state."""
@@ -128,8 +132,7 @@ class SeriesTrainer:
         if self._resume(self.root.run(run.run_id) / "checkpoints", branch + 1, run.iterations):
             self.on_trunk = False
             return Outcome.DONE
-        here = self.step if self.on_trunk else -1
-        if self._resume(self.checkpoint_folder, max(here + 1, 1), branch):
+        if self._resume(self.checkpoint_folder, 1, branch):
             self.on_trunk = True
         elif not self.on_trunk:
             self.engine = Engine(self.first, self.layout, self.ranks)
@@ -185,10 +188,13 @@ class SeriesTrainer:
 
     def _finish(self, run: Run) -> None:
         loss, by_codebook = self.evaluate()
+        self.heartbeat.move(Activity.SAVE, self.step)
+        self._check_state()
         weights = self.engine.state_dict()
         if self.journal is not None and weights is not None:
             self._check_fences()
-            save_weights(weights, self.checkpoint_folder / "model.safetensors")
+            with self.heartbeat.counting(written_bytes):
+                save_weights(weights, self.checkpoint_folder / "model.safetensors")
             measured = {"loss": loss, "loss_codebooks": by_codebook, "step": self.step, "tokens": self.tokens}
             derived = describe_result(run, self.tokens, self.batches.flops_per_token)
             result = Result.model_validate({**measured, **derived})
@@ -230,30 +236,33 @@ class SeriesTrainer:
         from ssmttm.model.loss import codebook_cross_entropy
 
         micro_batches, n_targets = self.batches.training_step(self.step)
-        torch.manual_seed(_dropout_seed(self.first.seed, self.step, self.ranks.rank))
+        torch.manual_seed(dropout_seed(self.first.seed, self.step, self.ranks.rank))
         smoothing = self.first.regularisation.label_smoothing
         shares: list[torch.Tensor] = []
 
-        def share_of(batch: MicroBatch) -> Callable[[], torch.Tensor]:
-            def compute() -> torch.Tensor:
-                logits = self.engine.deepspeed(batch.inputs, batch.text)
-                sums, _ = codebook_cross_entropy(logits, batch.targets, smoothing)
-                share: torch.Tensor = sums.sum() / n_targets
-                shares.append(share.detach())
-                return share
+        def share_of(batch: MicroBatch) -> torch.Tensor:
+            self.heartbeat.move(Activity.STEP, self.step + 1)
+            logits = self.engine.deepspeed(batch.inputs, batch.text)
+            sums, _ = codebook_cross_entropy(logits, batch.targets, smoothing)
+            share: torch.Tensor = sums.sum() / n_targets
+            shares.append(share.detach())
+            self.heartbeat.go_on()
+            return share
 
-            return compute
-
-        self.engine.step([share_of(batch) for batch in micro_batches], lr)
+        self.engine.step([partial(share_of, batch) for batch in micro_batches], lr)
         self.step += 1
         self.tokens += n_targets
-        if must_log or self.step == 1 or self.step % self.launch.log_every == 0:
+        is_logged = must_log or self.step == 1 or self.step % self.launch.log_every == 0
+        if is_logged:
             loss = float(self._sum_over_ranks(torch.stack(shares).sum()))
             uniform = math.log(self.first.model.vocabulary)
             if not math.isfinite(loss) or loss > 3 * uniform:
-                raise Diverged(
-                    f"training loss is {loss:.4g} after {self.step} steps (a uniform guess has {uniform:.4g})"
-                )
+                raise self._diverged(f"training loss is {loss:.4g} (a uniform guess has {uniform:.4g})")
+        # A single GPU would have to be waited for; several ranks wait for each other at each step in any case.
+        looks = is_logged or self.ranks.world > 1 or self.ranks.device == "cpu"
+        if looks and not math.isfinite(norm := self.engine.worst_grad_norm()):
+            raise self._diverged(f"gradient norm is {norm}")
+        if is_logged:
             self._log(loss, lr)
 
     def _log(self, loss: float, lr: float) -> None:
@@ -262,8 +271,7 @@ class SeriesTrainer:
         self._restart_clock()
         fields: dict[str, Any] = {"step": self.step, "loss": loss, "lr": lr, "tokens": self.tokens}
         fields["tokens_per_second"] = round(speed, 1)
-        if (norm := self.engine.grad_norm()) is not None and math.isfinite(norm):
-            fields["grad_norm"] = norm
+        fields["grad_norm"] = self.engine.grad_norm()
         if self.launch.peak_flops is not None:
             flops = self.batches.flops_per_token * speed / self.ranks.world
             fields["mfu"] = round(flops / self.launch.peak_flops, 4)
@@ -283,13 +291,26 @@ class SeriesTrainer:
         """
         from ssmttm.evaluation.likelihood import cross_entropy_sums, mean_losses
 
+        self.heartbeat.move(Activity.EVALUATION, self.step)
         self.engine.deepspeed.eval()
-        totals = cross_entropy_sums(self.engine.deepspeed, self.batches.held_out())
+        totals = cross_entropy_sums(self.engine.deepspeed, self.heartbeat.along(self.batches.held_out()))
         self.engine.deepspeed.train()
         loss, by_codebook = mean_losses(self._sum_over_ranks(totals))
         if not math.isfinite(loss):
-            raise Diverged(f"held-out loss is {loss} after {self.step} steps")
+            raise self._diverged(f"held-out loss is {loss}")
         return loss, by_codebook
+
+    def _check_state(self) -> None:
+        """Raise Diverged if a weight or a moment is not finite; collective. Nothing that is not is saved."""
+        if not self.engine.is_finite():
+            raise self._diverged("a weight or a moment of the optimiser is not finite")
+
+    def _diverged(self, what: str) -> Diverged:
+        """Return the error to raise for what was seen after this step."""
+        folders = dict.fromkeys((self.checkpoint_folder, self.folder / "checkpoints"))
+        steps = [held.marker.step for folder in folders for held in checkpoints.marked(folder)]
+        newest = max((step for step in steps if step <= self.step), default=0)
+        return Diverged(f"{what} after {self.step} steps; `ssmscale retry` goes on from step {newest}")
 
     # -- between steps
 
@@ -327,18 +348,27 @@ class SeriesTrainer:
             self._cancelled = {one.iterations for one in self.runs if one.run_id in cancelled}
         return run.iterations in self._cancelled
 
-    def _resume(self, folder: Path, lowest: int, highest: int) -> bool:
-        """Load the newest good checkpoint with lowest <= step <= highest; False if there is none."""
-        found = self._saver.find(folder, lowest, highest, self.journal)
-        if found is None:
-            return False
-        load(self.engine, found)
+    def _resume(self, folder: Path, first: int, last: int) -> bool:
+        """Load the newest good checkpoint of these steps, on the trunk a later one; False if there is none."""
+        self.heartbeat.move(Activity.START, self.step)
+        while True:
+            lowest = max(first, self.step + 1) if self.on_trunk else first
+            found = self._saver.find(folder, lowest, last, self.journal)
+            if found is None:
+                return False
+            load(self.engine, found, self.heartbeat)
+            if self.engine.is_finite():
+                break
+            self._saver.refuse(found, self.journal)
+            self.on_trunk = False  # the engine holds what was refused
         self.step, self.tokens = found.marker.step, found.marker.tokens
         log.info("resumed from %s", found.path)
         return True
 
     def _save(self, *, branch: bool = False) -> None:
         if self.step:
+            self.heartbeat.move(Activity.SAVE, self.step)
+            self._check_state()
             marker = Marker(
                 step=self.step,
                 tokens=self.tokens,
@@ -363,11 +393,3 @@ class SeriesTrainer:
         """Write an event into the journal, on the first rank."""
         if self.journal is not None:
             self.journal.append(event, **fields)
-
-
-def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    """Return the seed of a step's dropout: a function of the step, so that resuming needs no random state.
-
-    Dropout also depends on the layout, since the micro-batches of a rank draw one after the other.
-    """
-    return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "big")

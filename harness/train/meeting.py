@@ -28,8 +28,8 @@ from ssmttm.errors import InputError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-PATIENCE = timedelta(minutes=10)
-"""Longest wait of ranks for each other: nodes of one job may start minutes apart."""
+PATIENCE = timedelta(hours=1)
+"""Longest wait of ranks for each other; where a supervisor watches them, it ends a start that stalls earlier."""
 NOWHERE = ("192.0.2.1", 9)
 """An address of no machine (RFC 5737): the route to it tells which interface leads out, and nothing is sent."""
 

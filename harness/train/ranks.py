@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -184,3 +185,11 @@ def _join(rank: int, world: int, backend: str) -> None:
     else:
         bind_sockets(is_one_node=True)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def leave_time_outs_to_supervisor() -> None:
+    """Let collectives wait for a day: the supervisor ends ranks that stall, and knows which pauses are usual."""
+    from torch.distributed import distributed_c10d
+
+    names = "default_pg_timeout", "default_pg_nccl_timeout"  # DeepSpeed's own groups take no other
+    vars(distributed_c10d).update(dict.fromkeys(names, timedelta(days=1)))

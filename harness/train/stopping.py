@@ -24,6 +24,10 @@ GPU_SHARE = "SSMSCALE_GPU_SHARE"
 """Environment variable: the share of a GPU that a rank may use; unset if it may use all of it."""
 MOST_ATTEMPTS = 3
 """Starts of a Series whose worker disappears without an exit status before the Series counts as failed."""
+STACK_SIGNAL = signal.SIGUSR1
+"""Signal at which a worker writes the stack of each thread to standard error."""
+STACK_SECONDS = 1.0
+"""Time for that before a stalled worker is killed."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 MEMORY_ERRORS = (

@@ -13,6 +13,7 @@ than training a small model. Its log goes to standard error and to the series' l
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import json
 import logging
@@ -30,15 +31,16 @@ from harness.common.disk import DiskFull, disk_full, is_full, make_folder, namin
 from harness.common.process import (
     PipeReader,
     end_at_once,
-    flush_or_drop,
     identify_process,
     log_to_stderr,
     print_traceback,
     sent_to,
     stop_when_parent_ends,
 )
+from harness.common.streams import flush_or_drop
 from harness.plan.resources import remember, what_would_fit
 from harness.record.control import Control
+from harness.record.heartbeat import Heartbeat
 from harness.record.journal import Event, Fenced, Journal, Progress, read_progress
 from harness.record.kinds import OUT_OF_MEMORY, Kind
 from harness.record.provenance import commit, installed_version, running_code
@@ -48,11 +50,17 @@ from harness.study.run import Run
 from harness.tracking.live import mirrored_beside
 from harness.train.layout import series_layout
 from harness.train.loop import Diverged, Outcome, SeriesTrainer
-from harness.train.ranks import Ranks, device_name, initialise_ranks
+from harness.train.ranks import (
+    Ranks,
+    device_name,
+    initialise_ranks,
+    leave_time_outs_to_supervisor,
+)
 from harness.train.stopping import (
     EXIT_NO_SPACE,
     EXIT_PREEMPTED,
     GPU_SHARE,
+    STACK_SIGNAL,
     StopFlag,
     exit_status,
     is_out_of_memory,
@@ -79,9 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.feed and not options.run_dirs:
         parser.error("give RUN_DIRs, or --feed")
     log_to_stderr()
+    faulthandler.register(STACK_SIGNAL)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     running_code()  # cached now: the files may be edited while this process waits for its next Series
     stop = StopFlag()
+    if options.feed or options.supervised:
+        leave_time_outs_to_supervisor()
 
     def run() -> int:
         if options.feed:
@@ -189,6 +200,7 @@ class _SeriesWork:
                 while runs := ranks.run_on_first(partial(self._last_look, lock), list[Run]):
                     self.runs = runs
                     with ExitStack() as stack:
+                        self.heartbeat = stack.enter_context(Heartbeat(self.folder, ranks.rank))
                         if ranks.is_first:
                             stack.enter_context(mirrored_beside(self.launch, self.root, self.series_id))
                         outcomes.append(self._train_locked())
@@ -300,7 +312,15 @@ class _SeriesWork:
         """Train on a layout; return None if memory ran out. Nothing refers to the engine afterwards."""
         try:
             return SeriesTrainer(
-                self.root, self.runs, self.launch, self.ranks, layout, self.stop, facts, self.work
+                self.root,
+                self.runs,
+                self.launch,
+                self.ranks,
+                layout,
+                self.stop,
+                self.heartbeat,
+                facts,
+                self.work,
             ).train(self.journal)
         except Exception as error:
             if not is_out_of_memory(error):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from harness.common.console import stoppable
 from harness.common.disk import naming_a_full_disk, write_atomically
 from harness.common.format import counted
+from harness.common.streams import outlasting_output
 from harness.record.registry import submitted_with, trials_name
 from harness.record.status import RunState, RunStatus, StatusReader
 from harness.study.grid import GridPoint
@@ -60,7 +61,7 @@ def tune_study(space: Space, runner: Callable[[], TrialRunner], on_record: Liste
         trials = _Trials(space, controller)
         address = tracking_uri(space.study, space.root)
         mirror = MirrorThread(address, trials.name, space.root, tags_of=trials.tags_of)
-        with stoppable() as poll_stop:
+        with outlasting_output(), stoppable() as poll_stop:
             mirror.start()
 
             def on_look() -> None:

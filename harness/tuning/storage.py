@@ -29,7 +29,7 @@ from harness.study.tune import Tune
 from harness.tracking.store import with_driver
 from harness.tuning.space import SearchCase
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json
+from ssmttm.files import parse_json, read_document
 from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _mend(path: Path) -> None:
 
 def _who(holder: Path) -> str:
     try:
-        held: dict[str, Any] = parse_json(holder.read_bytes())
+        held: dict[str, Any] = parse_json(read_document(holder))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(held["t"]))
         return f"process {held['pid']} on {held['host']} since {since}"
     except (OSError, ValueError, KeyError):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ssmttm.codec.base import CODEC_FILE, Codec
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json
+from ssmttm.files import parse_json, read_document
 
 
 def load_codec(folder: Path, device: str = "cpu") -> Codec:
@@ -15,7 +15,7 @@ def load_codec(folder: Path, device: str = "cpu") -> Codec:
     path = folder / CODEC_FILE
     codec: Codec
     try:
-        description = parse_json(path.read_bytes())
+        description = parse_json(read_document(path))
         kind = description["name"]
         if kind not in {"rvq", "encodec", "dac"}:
             raise InputError(f"{path}: name is {kind!r}; known codecs: rvq, encodec, dac")

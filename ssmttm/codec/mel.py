@@ -24,9 +24,9 @@ _F_MIN = 40.0  # Hz
 class LogMel(Frozen):
     """Log-mel analysis and synthesis; mel scale 2595 log10(1 + f / 700) (O'Shaughnessy 1987)."""
 
-    sample_rate: int = Field(gt=0)
+    sample_rate: int = Field(gt=0, le=1_000_000)
     frame_rate: int = Field(gt=0)
-    bands: int = Field(gt=0)
+    bands: int = Field(gt=0, le=4096)
 
     @model_validator(mode="after")
     def _whole_hop(self) -> "LogMel":

@@ -22,7 +22,7 @@ from ssmttm.codec.base import CODEC_FILE, Audio, Codes
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.codec.mel import LogMel
 from ssmttm.errors import InputError
-from ssmttm.files import Frozen, canonical_json, write_atomically
+from ssmttm.files import Frozen, canonical_json, read_arrays, write_atomically
 
 Array = npt.NDArray[np.float32]
 
@@ -159,14 +159,22 @@ class RvqCodec:
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> "RvqCodec":
         """Read the arrays of a codec that codec.json describes; `load_codec` checks them by their fingerprint."""
-        with np.load(folder / ARRAYS, allow_pickle=False) as arrays:
-            return cls(
-                config=RvqConfig.model_validate(description["config"]),
-                mean=arrays["mean"],
-                deviation=arrays["deviation"],
-                codebooks=arrays["codebooks"],
-                report=RvqReport.model_validate(description["report"]),
-            )
+        config = RvqConfig.model_validate(description["config"])
+        arrays = read_arrays(folder / ARRAYS)
+        bands = config.mel.bands
+        shapes = {
+            "mean": (bands,),
+            "deviation": (bands,),
+            "codebooks": (config.n_codebooks, config.codebook_size, bands),
+        }
+        for name, shape in shapes.items():
+            found = arrays[name]
+            if found.dtype != np.float32 or found.shape != shape:
+                raise InputError(
+                    f"{folder / ARRAYS}: {name} holds {found.dtype} {found.shape}; {CODEC_FILE} says float32 {shape}"
+                )
+        report = RvqReport.model_validate(description["report"])
+        return cls(config=config, report=report, **{name: arrays[name] for name in shapes})
 
 
 def _nearest(rows: Array, entries: Array) -> npt.NDArray[np.intp]:

@@ -9,6 +9,10 @@ from ssmttm.corpus.source import Array, SkipTrackError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _BLOCK_SECONDS = 10
+_MAX_RATE, _MAX_CHANNELS = (
+    1_000_000,
+    64,
+)  # of a header: larger ones are damage, and a block of them fills the memory
 
 
 def stream_audio(path: Path, sample_rate: int) -> Iterator[Array]:
@@ -18,6 +22,10 @@ def stream_audio(path: Path, sample_rate: int) -> Iterator[Array]:
 
     try:
         with soundfile.SoundFile(path) as file:
+            if file.samplerate > _MAX_RATE or file.channels > _MAX_CHANNELS:
+                raise SkipTrackError(
+                    f"unreadable audio: its header says {file.samplerate:,} Hz and {file.channels} channels"
+                )
             resample = None
             if file.samplerate != sample_rate:
                 resample = soxr.ResampleStream(file.samplerate, sample_rate, 1, dtype="float32")

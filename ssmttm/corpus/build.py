@@ -30,7 +30,7 @@ from ssmttm.corpus.stages import clip_lines, encode, fit_codec, pretrained_codec
 from ssmttm.corpus.tracks import make_source, start_worker
 from ssmttm.corpus.writer import write_clips, write_manifest
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json, write_atomically
+from ssmttm.files import parse_json, read_document, write_atomically
 from ssmttm.locks import file_lock
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ def _build(
     seconds: dict[str, float] = {}  # wall seconds of each stage
     device = pretrained.device if pretrained else "cpu"
     with _timed(seconds, "all"):
+        progress.stage("find tracks", 1, 0)  # captions of a million tracks take half a minute
         refs, unused = source.tracks()
+        progress.advance()
         if pretrained and not (out / "codec" / CODEC_FILE).exists():
             pretrained.save(out / "codec")
         with Pool(workers, start_worker, (spec, out, work, device)) as pool:
@@ -147,7 +149,7 @@ def _claim(recipe: dict[str, JsonValue], out: Path) -> None:
     """Record the recipe of this build, or check that an earlier, unfinished build had the same."""
     path = out / _WORK / "recipe.json"
     if path.exists():
-        found = differences(parse_json(path.read_bytes()), recipe)
+        found = differences(parse_json(read_document(path)), recipe)
         if found:
             raise InputError(
                 f"{out}: holds an unfinished build from another specification ({'; '.join(found)}); finish that one, "

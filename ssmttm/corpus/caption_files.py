@@ -5,7 +5,8 @@ that leaves the directory is refused, because caption files come from other peop
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +17,9 @@ from ssmttm.files import parse_json
 _NAME_KEYS = ("path", "file", "file_name", "filename", "audio", "location", "ytid", "track_id", "id")
 _CAPTION_KEYS = ("caption", "captions", "text", "description", "prompt")
 _LICENCE_KEYS = ("licence", "license")
-_FIELD_LIMIT = 10_000_000  # characters of a CSV field
+_MAX_LINE = 2**20  # characters
+_MAX_JSON_BYTES = 2**28
+_MAX_COLUMNS = 1000
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,12 @@ def listed(words: Sequence[str]) -> str:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(_FIELD_LIMIT)
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    csv.field_size_limit(_MAX_LINE)
+    with closing(_decoded(path, newline="")) as lines:
+        reader = csv.DictReader(lines)
         try:
+            if len(reader.fieldnames or ()) > _MAX_COLUMNS:
+                raise InputError(f"{path}: has more than {_MAX_COLUMNS:,} columns; keep file and caption")
             for row in reader:
                 if None in row:
                     raise InputError(
@@ -92,8 +97,14 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if (size := path.stat().st_size) > _MAX_JSON_BYTES:
+        raise InputError(
+            f"{path}: has {size:,} bytes, and at most {_MAX_JSON_BYTES:,} are read at once; save the captions as "
+            "JSONL, with one record a line"
+        )
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        data = parse_json(path.read_text(encoding="utf-8-sig"))
+        data = parse_json(text)
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON: {error}") from None
     if isinstance(data, dict):
@@ -119,20 +130,32 @@ def _text_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"line {number}", line
+    for number, line in enumerate(_decoded(path), start=1):
+        if line.strip():
+            yield f"line {number}", line
+
+
+def _decoded(path: Path, newline: str | None = None) -> Generator[str]:
+    """Yield the lines of a text file; raises InputError for an overlong one."""
+    with path.open(newline=newline, encoding="utf-8-sig") as file:
+        number = 0
+        while line := file.readline(_MAX_LINE + 1):
+            number += 1
+            if len(line) > _MAX_LINE:
+                raise InputError(
+                    f"{path}, line {number}: is longer than {_MAX_LINE:,} characters; write one caption a line"
+                )
+            yield line
 
 
 def _jamendo_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        header = file.readline().rstrip("\r\n").split("\t")
+    with closing(_decoded(path)) as lines:
+        header = next(lines, "").rstrip("\r\n").split("\t")
         if header[:6] != ["TRACK_ID", "ARTIST_ID", "ALBUM_ID", "PATH", "DURATION", "TAGS"]:
             raise InputError(
                 f"{path}, line 1: a TSV must have MTG-Jamendo's header TRACK_ID ARTIST_ID ALBUM_ID PATH DURATION TAGS"
             )
-        for number, line in enumerate(file, start=2):
+        for number, line in enumerate(lines, start=2):
             fields = line.rstrip("\r\n").split("\t")
             if len(fields) < 6:
                 raise InputError(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ssmttm.corpus.manifest import Clip, Manifest, ShardFacts, load_manifest
 from ssmttm.errors import InputError
-from ssmttm.files import parse_json
+from ssmttm.files import MAX_LINE_BYTES, open_array, parse_json
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
 
@@ -143,14 +143,9 @@ def _open_shard(corpus: Path, manifest: Manifest, facts: ShardFacts) -> npt.NDAr
     path = corpus / facts.file
     expected = (facts.clips, manifest.codec.n_codebooks, manifest.frames)
     try:
-        codes: npt.NDArray[np.uint16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return open_array(path, "<u2", expected, "the manifest says")
     except FileNotFoundError:
         raise InputError(f"{path}: missing, though the manifest lists it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: not a whole shard ({error}); build the corpus again") from None
-    if codes.dtype != np.dtype("<u2") or codes.shape != expected:
-        raise InputError(f"{path}: holds {codes.dtype} {codes.shape}; the manifest says uint16 {expected}")
-    return codes
 
 
 class _Lines:
@@ -172,4 +167,7 @@ class _Lines:
         return len(self._starts) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        return bytes(self._data[self._starts[index] : self._starts[index + 1]])
+        start, end = self._starts[index : index + 2]
+        if end - start > MAX_LINE_BYTES:
+            raise ValueError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
+        return bytes(self._data[start:end])

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from ssmttm.codec.facts import CodecFacts
 from ssmttm.errors import InputError
-from ssmttm.files import Frozen, canonical_json, parse_json, sha256_file
+from ssmttm.files import Frozen, canonical_json, parse_json, read_document, sha256_file
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -119,7 +119,7 @@ def load_manifest(corpus: Path) -> Manifest:
     """Read CORPUS/manifest.json; raises InputError if it is missing, not a manifest, or of another format."""
     path = corpus / MANIFEST
     try:
-        raw = parse_json(path.read_bytes())
+        raw = parse_json(read_document(path))
     except FileNotFoundError:
         raise InputError(
             f"{corpus}: no corpus here ({MANIFEST} is missing); build one by `ssmscale data build`"

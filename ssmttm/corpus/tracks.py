@@ -26,7 +26,7 @@ from ssmttm.corpus.manifest import ShardFacts
 from ssmttm.corpus.source import Array, SkipTrackError, Source, TrackFacts, TrackRef
 from ssmttm.corpus.spec import BuildSpec
 from ssmttm.corpus.writer import shard_name, write_shard
-from ssmttm.files import Frozen, replacing, sha256_file, write_atomically
+from ssmttm.files import Frozen, read_document, replacing, sha256_file, write_atomically
 
 _CLIPS_AT_ONCE = 8  # encoded together by a pretrained codec: 40 MB of audio at 30 s and 44.1 kHz
 
@@ -111,7 +111,7 @@ def read_track(ref: TrackRef) -> TrackRecord:
 def finished_record(work: Path, track: str) -> TrackRecord | None:
     """Return the record that an earlier build left of a track, if any."""
     try:
-        return TrackRecord.model_validate_json(_file(work, track, "json").read_bytes())
+        return TrackRecord.model_validate_json(read_document(_file(work, track, "json")))
     except (FileNotFoundError, ValidationError):
         return None
 

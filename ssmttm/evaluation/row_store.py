@@ -13,7 +13,7 @@ import numpy as np
 
 from ssmttm.errors import InputError
 from ssmttm.evaluation.measure import Arrays
-from ssmttm.files import write_atomically
+from ssmttm.files import read_arrays, write_atomically
 
 _ITEMS = "items"
 
@@ -71,15 +71,12 @@ class _DamagedError(Exception):
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Return every array of a file; raises _DamagedError, and InputError if the disk fails."""
     try:
-        data = path.read_bytes()
+        arrays = read_arrays(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
-    except Exception as error:  # a flipped bit makes zipfile raise many kinds, RuntimeError among them
-        raise _DamagedError(error) from None
-    lengths = {len(array) for array in arrays.values()}
+    except InputError as error:
+        raise _DamagedError(str(error).removeprefix(f"{path}: ")) from None
+    lengths = {array.shape[:1] for array in arrays.values()}
     if _ITEMS not in arrays or len(arrays) < 2 or len(lengths) > 1:
         raise _DamagedError(f"its arrays are {', '.join(arrays) or 'missing'}, of {sorted(lengths)} rows")
     return arrays

@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -141,7 +142,7 @@ def choose_prompts(
         count = min(len(data), limit or len(data))
         rows = [(caption, "") for caption in data.captions(range(count))]
     else:
-        rows = [(row.caption, row.name) for row in read_captions(prompts, named=False)][:limit]
+        rows = [(row.caption, row.name) for row in islice(read_captions(prompts, named=False), limit)]
         if not rows:
             raise InputError(f"{prompts}: holds no prompts")
     captions = tuple(caption for caption, _ in rows)
@@ -151,7 +152,10 @@ def choose_prompts(
     files = _sound_files(reference)
     if not any(name for _, name in rows):
         return PromptSet(captions, _recordings(list(files.values()), seconds), paired=False)
-    found = [(caption, _recording(name, files)) for caption, name in rows]
+    stems: dict[str, list[str]] = {}
+    for name in files:
+        stems.setdefault(Path(name).stem, []).append(name)
+    found = [(caption, _recording(name, files, stems)) for caption, name in rows]
     there = [(caption, path) for caption, path in found if path is not None]
     if not there:
         raise InputError(f"{reference}: holds none of the recordings {prompts} names, such as {rows[0][1]!r}")
@@ -180,13 +184,13 @@ def _sound_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _recording(name: str, files: Mapping[str, Path]) -> Path | None:
+def _recording(name: str, files: Mapping[str, Path], stems: Mapping[str, Sequence[str]]) -> Path | None:
     """Return the file of that path, else the only one of that name; raises InputError if several have it."""
     if name in files:
         return files[name]
     path = Path(name)
     stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
-    alike = [other for other in files if Path(other).stem == stem]
+    alike = stems.get(stem, ())
     if len(alike) > 1:
         raise InputError(
             f"prompt of {name!r}: may be {alike[0]} or {alike[1]}; give the path in the reference"

@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ssmttm.compat import tame_torchaudio
 from ssmttm.errors import InputError
-from ssmttm.files import Frozen, replacing, write_atomically
+from ssmttm.files import Frozen, open_array, read_document, replacing, write_atomically
 from ssmttm.locks import file_lock
 from ssmttm.text.encoder_files import encoder_fingerprint, encoder_folder
 from ssmttm.text.text_batch import TextBatch
@@ -42,13 +42,20 @@ class _CacheFacts(Frozen):
 
 
 class _ShardIndex(Frozen):
-    rows: int
+    rows: int = Field(ge=0)
     captions: dict[str, tuple[int, int]]
     """sha256 of a caption -> (first row, rows)."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        if not all(0 <= start <= start + rows <= self.rows for start, rows in self.captions.values()):
+            raise ValueError(f"the rows of a caption are none of {self.rows}")
+        return self
 
 
 class _Place(NamedTuple):
     shard: Path
+    shard_rows: int
     start: int
     rows: int
 
@@ -58,12 +65,12 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        _read(folder / "cache.json", _CacheFacts)  # refuses a cache of another version
+        self._facts = _read(folder / "cache.json", _CacheFacts)  # refuses a cache of another version
         self._places: dict[str, _Place] = {}
         for path in sorted(folder.glob("[0-9]*.json")):
             index = _read(path, _ShardIndex)
             for key, (start, rows) in index.captions.items():
-                self._places[key] = _Place(path.with_suffix(".npy"), start, rows)
+                self._places[key] = _Place(path.with_suffix(".npy"), index.rows, start, rows)
         self._shards: dict[Path, np.ndarray] = {}
 
     def __contains__(self, caption: object) -> bool:
@@ -116,7 +123,15 @@ class EmbeddingCache:
                 f"{self.folder}: no embeddings of caption {caption[:60]!r}; add it to the cache first"
             )
         if place.shard not in self._shards:
-            self._shards[place.shard] = np.load(place.shard, mmap_mode="r", allow_pickle=False)
+            shape = place.shard_rows, self._facts.dim
+            try:
+                self._shards[place.shard] = open_array(
+                    place.shard, self._facts.dtype, shape, "the cache says"
+                )
+            except FileNotFoundError:
+                raise InputError(
+                    f"{place.shard}: missing; delete {self.folder} and repeat the command"
+                ) from None
         return self._shards[place.shard][place.start : place.start + place.rows]
 
     def batch(self, captions: Sequence[str], dropped: np.ndarray | Sequence[bool]) -> TextBatch:
@@ -190,7 +205,7 @@ def _key(caption: str) -> str:
 
 def _read(path: Path, kind: type[Facts]) -> Facts:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(read_document(path))
     except (OSError, ValidationError) as error:
         raise InputError(
             f"{path}: not a readable part of an embedding cache; delete {path.parent} and repeat the command"

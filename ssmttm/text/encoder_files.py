@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import RootModel, ValidationError
 
-from ssmttm.files import sha256_file, write_atomically
+from ssmttm.files import read_document, sha256_file, write_atomically
 from ssmttm.locks import file_lock
 from ssmttm.pretrained import is_here, pretrained_folder, read_config
 
@@ -59,7 +59,7 @@ def files_fingerprint(root: Path, folder: Path, kind: str, *, remember: bool = T
     digest = hashlib.sha256(kind.encode())
     with file_lock(root / "hashes.lock") if remember else contextlib.nullcontext():
         try:
-            known = _Hashes.model_validate_json(memory.read_bytes()).root
+            known = _Hashes.model_validate_json(read_document(memory)).root
         except (OSError, ValidationError):
             known = {}  # missing hashes are computed again
         before = len(known)

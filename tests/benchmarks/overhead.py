@@ -28,6 +28,7 @@ import yaml
 
 from harness.common.validation import validate
 from harness.record.control import Control
+from harness.record.heartbeat import Heartbeat
 from harness.record.journal import Journal
 from harness.record.registry import resolve
 from harness.record.root import Root
@@ -65,7 +66,7 @@ def run(*, quick: bool) -> Iterator[Row]:
         )
         step = float(np.median(np.array(taken.processor)[:, 1]))
         yield Row(
-            "record: of it journal, fence and cancellations, a step",
+            "record: of it journal, fence, cancellations and heartbeat, a step",
             as_time(taken.inside),
             as_time(step),
             f"{taken.inside / step:.2%} of a step",
@@ -125,7 +126,8 @@ def _blocks(folder: Path, pairs: int) -> Blocks:
                     taken.wall.append((pair[True][0], pair[False][0]))
                     taken.processor.append((pair[True][1], pair[False][1]))
             mirror.suspend()
-            with spent_in((Journal, "append"), (SeriesTrainer, "_agree"), clock=time.thread_time) as spent:
+            watched = (Journal, "append"), (SeriesTrainer, "_agree"), (Heartbeat, "move")
+            with spent_in(*watched, clock=time.thread_time) as spent:
                 _walk(trainer, steps, journal)
             taken.inside = sum(map(sum, spent.values())) / steps
 

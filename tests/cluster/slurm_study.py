@@ -225,7 +225,7 @@ class SlurmStudy:
         return [
             process
             for process, line in _command_lines()
-            if "harness.dispatch.ray.controller" in line and line[-1].startswith(mark)
+            if "harness.dispatch.ray.controller" in line and any(word.startswith(mark) for word in line)
         ]
 
     def hold(self, beyond: Mapping[Path, int]) -> dict[Path, list[psutil.Process]]:

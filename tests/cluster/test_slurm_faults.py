@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -129,6 +130,33 @@ def test_a_disk_that_takes_no_more_interrupts_and_the_same_command_goes_on(
     assert min(step for step in read_progress(series).steps if step > 20) == 21
     assert read_progress(series).attempt == kept.attempt + 1
     assert losses(study.root, study_fields) == undisturbed(study_fields, checkpoint_every=20)
+
+
+def test_a_rank_that_is_stopped_and_a_job_that_never_begins_are_requeued_and_lose_nothing_that_was_saved(
+    make: Make, study_fields: Fields, tmp_path: Path
+) -> None:
+    study_fields["grid"]["iterations"] = [200]
+    study_fields["resources"] = {"ranks": 2, "checkpoint_every": 10, "stall_seconds": 5}
+    study = make(study_fields, setup=[f"export PACED_FIFO={tmp_path}/fifo"])
+    study.step_seconds = 0.05
+    os.mkfifo(tmp_path / "fifo")
+    study.submit()
+    (series,) = study.tasks()
+    job = study.job(series)
+    wait_until(lambda: any("in its start" in event["reason"] for event in study.events(Event.PREEMPTED)))
+    (tmp_path / "fifo").unlink()
+    first, *_ = study.hold({series: 30})[series]
+    saved = max(event["step"] for event in study.events(Event.CHECKPOINT))
+    wake(first)
+    study.wait_until_over()
+    assert study.job(series) == job
+    stalls = [event["reason"] for event in study.events(Event.PREEMPTED) if event["kind"] == "stalled"]
+    assert any("in step" in reason for reason in stalls), stalls
+    newest = read_progress(series)
+    assert min(step for step, event in newest.steps.items() if event["attempt"] == newest.attempt) > saved
+    assert any("most recent call first" in log.read_text() for log in series.glob("logs/rank-*.log"))
+    assert f"requeueing job {job}" in study.run("logs", study.tasks()[series].run_dirs[0].name)
+    assert losses(study.root, study_fields) == pytest.approx(undisturbed(study_fields), abs=1e-4)
 
 
 @pytest.mark.verify

@@ -16,6 +16,7 @@ from harness.record.journal import ProgressReader, read_progress
 from harness.record.root import Root
 from harness.tracking.store import default_uri
 from harness.tracking.tracker import Tracker
+from harness.train.meeting import make_meeting
 from tests.harness.journals import read_events, rows_of
 from tests.harness.trainer import losses, prepared
 from tests.waiting import PATIENCE
@@ -39,13 +40,26 @@ def work(run_dirs: Sequence[str], environment: dict[str, str]) -> None:
     sys.exit(main(run_dirs))
 
 
-def start_worker(run_dirs: Sequence[Path], **environment: str) -> BaseProcess:
+def start_worker(
+    run_dirs: Sequence[Path], doing: Callable[..., None] = work, **environment: str
+) -> BaseProcess:
     """Start a worker, forked from a process that has made its imports."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["tests.harness.preloaded"])
-    process = server.Process(target=work, args=([str(path) for path in run_dirs], environment))
+    process = server.Process(target=doing, args=([str(path) for path in run_dirs], environment))
     process.start()
     return process
+
+
+def train_on_two_ranks(
+    run_dirs: Sequence[Path], meeting: Path, doing: Callable[..., None] = work, status: int = 0
+) -> None:
+    make_meeting(meeting)
+    together = {"WORLD_SIZE": "2", "SSMSCALE_MEETING": str(meeting)}
+    ranks = [start_worker(run_dirs, doing, RANK=rank, LOCAL_RANK=rank, **together) for rank in ("0", "1")]
+    for rank in ranks:
+        rank.join(PATIENCE)
+    assert [rank.exitcode for rank in ranks] == [status, status]
 
 
 class Story:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from harness.record.journal import Event, Progress, read_progress
 from harness.record.registry import resolve
 from harness.record.root import Launch, Root, write_launch, write_run, write_series
 from harness.study.schema import Study
+from harness.train.engine import Engine
 from harness.train.stopping import StopFlag
 from harness.train.worker import group_by_series, train_series
 
@@ -78,6 +80,25 @@ def undisturbed(fields: dict[str, Any], **launch: Any) -> list[float]:
 
 
 _KNOWN: dict[str, list[float]] = {}
+
+
+def spoiling(step: int, place: int, original: Any = Engine.step) -> Any:
+    """Return an `Engine.step` after whose given call a weight (place 0) or a moment (-1) is not a number.
+
+    Memory that fails does this.
+    """
+    import torch
+
+    taken = [0]
+
+    def spoil(engine: Engine, *arguments: Any) -> None:
+        original(engine, *arguments)
+        taken[0] += 1
+        if taken[0] == step:
+            with torch.no_grad():
+                [held for held in engine._state() if held.numel()][place].view(-1)[0] = math.nan
+
+    return spoil
 
 
 def series_folder(root: Root) -> Path:

@@ -2,6 +2,8 @@
 
 Two cores cannot run eight ranks at full speed, but eight ranks can keep a slow pace on them. On a fast machine, a test
 meets a job in the middle of its training. Steps after a late one are shorter, so that the pace is kept.
+
+A worker whose PACED_FIFO exists waits for it in its start, as for a module on a file system that hangs.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +31,8 @@ class _Paced(MetaPathFinder):
         load = spec.loader.exec_module
 
         def load_and_pace(module: ModuleType) -> None:
+            with suppress(KeyError, FileNotFoundError):
+                Path(os.environ["PACED_FIFO"]).read_bytes()
             load(module)
             _pace(module.Engine, float(os.environ["PACED_STEP_SECONDS"]))
 

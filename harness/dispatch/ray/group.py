@@ -29,9 +29,10 @@ from harness.dispatch.worker_process import (
     state_at_end,
     state_of,
 )
+from harness.record.heartbeat import Beat, Watch, beat_file, read_beat
 from harness.record.jobs import JobState
 from harness.train.meeting import make_meeting
-from harness.train.stopping import GPU_SHARE
+from harness.train.stopping import GPU_SHARE, STACK_SECONDS
 
 LISTEN_SECONDS = 1.0
 """Time that an actor waits for a reply of its rank: an order to stop may wait as long."""
@@ -59,6 +60,7 @@ class _Rank:
     pending: Any = None
     """Reference to the reply to come: a Placement, a RankReport, or the exit status."""
     outcomes: list[str] = field(default_factory=list)
+    beat: Beat | None = None
     status: int | None = None
     is_ready: bool = False
     is_gone: bool = False
@@ -90,6 +92,7 @@ class RankGroup:
         self.began = time.monotonic()
         self.handle: Handle | None = None
         self.is_ready = self.is_leaving = self.is_gone = False
+        self.stall: str | None = None
         self._is_started = self._is_unplaced = False
         self.fed = 0.0
         """Time since which it trains its task, by the monotonic clock."""
@@ -166,7 +169,19 @@ class RankGroup:
                 return self._give_back(state_of(outcome))
             if any(rank.is_gone or rank.status is not None for rank in self._ranks):
                 self.let_go(ALONE_SECONDS)  # one rank has died, and the others may wait for it for ever
+            elif self.handle is not None:
+                self._end_if_stalled()
         return None
+
+    def _end_if_stalled(self) -> None:
+        """Kill the ranks if nothing has moved for long, after they have written their stacks."""
+        beats = {str(number): rank.beat for number, rank in enumerate(self._ranks) if rank.beat is not None}
+        self.stall = self._watch.look(beats, *(rank.is_ready for rank in self._ranks))
+        if self.stall is not None:
+            for rank in self._ranks:
+                rank.actor.show_stack.remote()
+            self.let_go(0.0)
+            self._until += ALONE_SECONDS
 
     def _give_back(self, state: JobState) -> tuple[Handle, JobState] | None:
         handle, self.handle = self.handle, None
@@ -202,7 +217,7 @@ class RankGroup:
             if isinstance(answer, Placement):
                 rank.placement = answer
             elif isinstance(answer, RankReport):
-                rank.is_ready, rank.status = answer.is_ready, answer.status
+                rank.is_ready, rank.status, rank.beat = answer.is_ready, answer.status, answer.beat
                 if answer.outcome is not None:
                     rank.outcomes.append(answer.outcome)
                 if rank.status is None and not self.is_leaving:
@@ -235,8 +250,13 @@ class RankGroup:
 
     def _feed_ranks(self) -> None:
         assert self.handle is not None
-        for rank in self._ranks:
-            rank.actor.feed.remote([str(folder) for folder in self.handle.task.run_dirs])
+        task = self.handle.task
+        self._watch = Watch(task.stall_seconds)
+        for number, rank in enumerate(self._ranks):
+            rank.beat = None
+            rank.actor.feed.remote(
+                [str(folder) for folder in task.run_dirs], str(beat_file(task.folder, number))
+            )
 
     def _clear_away(self) -> None:
         import ray
@@ -259,6 +279,8 @@ class RankReport:
     """Outcome of the Series it was fed; None while it trains."""
     status: int | None = None
     """Exit status of the rank; None while it runs."""
+    beat: Beat | None = None
+    """Its heartbeat, read on its node; None before it trains."""
 
 
 class ServerActor:
@@ -281,6 +303,9 @@ class RankActor:
     """The actor of one rank; Ray runs its methods one after another, so none may take long."""
 
     _process: RankProcess
+    _beat_file = Path(os.devnull)
+    _beat_before: Beat | None = None
+    """Heartbeat of an earlier attempt."""
 
     def find_placement(self) -> Placement:
         """Return its node and its GPUs."""
@@ -294,15 +319,26 @@ class RankActor:
         """Start the rank, by its node's rank server if there is one."""
         self._process = RankProcess(environment, Path(log), server)
 
-    def feed(self, run_dirs: Sequence[str]) -> None:
-        """Have the rank train a Series."""
+    def feed(self, run_dirs: Sequence[str], beat_file: str) -> None:
+        """Have the rank train a Series; its heartbeat will be in that file."""
+        self._beat_file = Path(beat_file)
+        self._beat_before = read_beat(self._beat_file)
         self._process.feed([Path(folder) for folder in run_dirs])
 
     def report(self, seconds: float) -> RankReport:
         """Return the rank's state, waiting up to `seconds` for a change."""
         rank = self._process
         rank.wait_for_reply(seconds)
-        return RankReport(rank.is_ready, rank.replies.pop(0) if rank.replies else None, rank.status)
+        beat = read_beat(self._beat_file)
+        outcome = rank.replies.pop(0) if rank.replies else None
+        return RankReport(
+            rank.is_ready, outcome, rank.status, beat=None if beat == self._beat_before else beat
+        )
+
+    def show_stack(self) -> None:
+        """Have the rank write its stack into its log."""
+        self._process.show_stack()
+        time.sleep(STACK_SECONDS)
 
     def end(self, seconds: float) -> int | None:
         """Have the rank, if it was started, save and end; kill it after `seconds`, and return its exit status."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.findings import isoflop
 from analysis.findings.isoflop import Exponent, OptimalSizes, optimal_sizes, power_law
 from analysis.fitting.bootstrap import wild_losses
 from analysis.points.table import CheckedPoints
@@ -71,16 +74,19 @@ def test_a_minimum_outside_the_sizes_is_an_edge_and_no_estimate() -> None:
     assert found.exponents["parametric"].value == pytest.approx(EXPONENT, abs=0.01)
 
 
-def test_on_a_grid_the_curves_are_interpolated_and_the_interpolation_corrected() -> None:
-    study = SyntheticStudy(
+def on_a_grid(noise: float) -> SyntheticStudy:
+    return SyntheticStudy(
         laws={"cross_transformer": LAW},
         sizes=tuple(np.geomspace(2e4, 3e6, 8)),
         iterations=(100, 400, 1600, 6400, 25600),
         seeds=(1,) * 8,
-        cluster_noise=0,
-        row_noise=0,
+        cluster_noise=noise,
+        row_noise=noise,
     )
-    found = found_in(checked(study.table(0)))
+
+
+def test_on_a_grid_the_curves_are_interpolated_and_the_interpolation_corrected() -> None:
+    found = found_in(checked(on_a_grid(0).table(0)))
     assert found.method == "interpolated"
     inside = [one for one in found.optima if one.corrected is not None]
     assert len(inside) >= 3
@@ -128,3 +134,19 @@ def test_a_weighted_power_law_leans_on_what_is_known_well() -> None:
     y[2] *= 2
     assert power_law(x, y, np.array([1e-3, 1e-3, 10.0]))[0] == pytest.approx(0.5, abs=1e-4)
     assert power_law(x[:2], y[:2]) == pytest.approx((0.5, 3.0))
+
+
+@pytest.mark.parametrize("held_equal", [True, False])
+def test_sparse_weights_of_very_many_points_give_the_same_optima(
+    held_equal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = checked(equal_flops(1 / 3, 3, noise=0.003) if held_equal else on_a_grid(0.001).table(0))
+    dense = found_in(own)
+    assert dense.method == ("equal_flops" if held_equal else "interpolated")
+    monkeypatch.setattr(isoflop, "DENSE", 0)
+    sparse = found_in(own)
+    for one, other in zip(sparse.optima, dense.optima, strict=True):
+        assert asdict(one) == pytest.approx(asdict(other))
+    assert asdict(sparse.exponents["parametric"]) == asdict(dense.exponents["parametric"])
+    monkeypatch.setattr(isoflop, "MAX_BUDGETS", 3)
+    assert len(found_in(own).optima) == 3

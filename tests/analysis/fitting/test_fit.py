@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from analysis.fitting import solver
 from analysis.fitting.solver import Problem, fit_law, huber, limits, minimise, objective_at
 from analysis.laws.catalogue import CHINCHILLA, SIZE_ALONE
 
@@ -101,3 +102,23 @@ def test_the_law_of_size_alone_is_found() -> None:
     n = np.geomspace(1e5, 1e7, 6)
     result = fit_law(Problem.of(SIZE_ALONE, n[:, None], 2.0 + 30.0 / n**0.25, 1e-3))
     assert result.params == pytest.approx({"E": 2.0, "A": 30.0, "alpha": 0.25}, rel=1e-4)
+
+
+def test_a_fit_that_starts_from_some_of_its_points_is_the_fit_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problem_of(noise=0.01)
+    whole = fit_law(problem)
+    monkeypatch.setattr(solver, "MANY", 12)
+    some = fit_law(problem)
+    assert some.objective == pytest.approx(whole.objective, rel=1e-9)
+    assert some.params == pytest.approx(whole.params, rel=1e-4)
+
+
+def test_points_and_problems_are_taken_some_at_a_time_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = problem_of(noise=0.01)
+    whole = fit_law(problem)
+    monkeypatch.setattr(solver, "SLICE", 3 * len(problem.y))
+    np.testing.assert_array_equal(fit_law(problem).u, whole.u)
+    monkeypatch.setattr(solver, "AT_ONCE", 7)
+    np.testing.assert_allclose(fit_law(problem).u, whole.u, rtol=1e-6)

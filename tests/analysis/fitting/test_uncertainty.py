@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
-from analysis.fitting.bootstrap import WEBB, interval, resample
+from analysis.fitting import bootstrap
+from analysis.fitting.bootstrap import WEBB, Scheme, affordable, interval, resample, wild_losses
 from analysis.fitting.profile import profile
 from analysis.points.table import CheckedPoints
 from tests.analysis.conftest import checked, compared, fit, fitted, note_codes
-from tests.analysis.synthetic import WIDE, SyntheticStudy
+from tests.analysis.synthetic import SIMBA, WIDE, SyntheticStudy, loss_by
 
 
 def test_webbs_weights_have_mean_zero_and_variance_one() -> None:
@@ -93,3 +97,52 @@ def test_a_profile_is_lowest_at_the_estimate_and_closes_where_points_are_many() 
 def test_a_profile_of_what_the_points_cannot_tell_stays_open() -> None:
     one = fitted(checked(SyntheticStudy(iterations=(400,)).table(0)))
     assert None in profile(one.problem, one.result, "beta").interval
+
+
+def many(rows: int, clusters: int = 24) -> pd.DataFrame:
+    """So many points of one architecture in series of one size and seed each, at other tokens each."""
+    number = np.arange(rows) % clusters
+    size, tokens = 1e5 * 3.0 ** (number % 6), 1e6 * (1.0 + np.arange(rows) // clusters)
+    noise = np.random.default_rng(0).normal(0, 0.003, rows)
+    loss = loss_by(SIMBA, size, tokens) * np.exp(noise)
+    columns = {
+        "n_params": size,
+        "tokens": tokens,
+        "loss": loss,
+        "cluster": number.astype(str),
+        "seed": number // 6,
+    }
+    return pd.DataFrame(columns).assign(architecture="prefix_simba")
+
+
+@pytest.mark.parametrize("scheme", ["cluster", "wild"])
+def test_the_memory_of_refits_does_not_grow_with_their_number(scheme: Scheme) -> None:
+    own, peaks = fitted(checked(many(4000))), []
+    for count in (100, 500):
+        tracemalloc.start()
+        resample([own], count, 0, scheme)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 400 * 4000 * 8 / 4  # a quarter of the further log losses alone
+
+
+def test_the_leverage_of_a_large_series_is_that_of_its_few_directions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = fitted(checked(many(200, clusters=12)))
+    whole = wild_losses(own, 20, 0)
+    monkeypatch.setattr(bootstrap, "LARGE_CLUSTER", 5)
+    np.testing.assert_allclose(wild_losses(own, 20, 0), whole, rtol=1e-9)
+
+
+def test_very_many_points_have_fewer_resamples_and_a_note_says_so(
+    points: CheckedPoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert affordable(20_000) == 1000
+    assert affordable(10**9) == 100
+    monkeypatch.setattr(bootstrap, "WORK", 120 * len(points.frame))
+    document = fit_points(points)
+    assert document.resampling.resamples == 120
+    (note,) = [note for note in document.notes if note.code == "fewer_resamples"]
+    assert note.text.endswith("120 resamples were made in place of 1000.")
+    assert fit_points(points, resamples=150).resampling.resamples == 150

@@ -11,6 +11,7 @@ import pytest
 from analysis.errors import InputError
 from analysis.findings.document import fit_points
 from analysis.laws.catalogue import law_named
+from analysis.points.read import read_rows
 from analysis.points.table import check_points, read_table
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SyntheticStudy
@@ -203,3 +204,76 @@ def test_the_annealed_row_of_a_run_that_also_has_another_stays(tmp_path: Path) -
     assert [gone.code for gone in points.exclusions] == ["unannealed"]
     with pytest.raises(InputError, match="no point is left"):
         check_points(frame[:1])
+
+
+def row_text(count: int) -> str:
+    return "".join(f"a,{1 + i % 9}e5,{1 + i}e6,3\n" for i in range(count))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "p.csv",
+            f"{HEADER},{','.join(map(str, range(10_000)))}\na,1e5,1e6,3\n",
+            "the table has 10,004 columns",
+        ),
+        ("p.csv", f"{HEADER}\na,1e5,1e6,{'9' * 2**21}\n", "line 2 has 2,097,1"),
+        ("p.csv", f"{HEADER}\n{row_text(200_001)}", "more than 200,000 rows"),
+        ("p.jsonl", f'{{"loss": "{"9" * 2**21}"}}\n', "line 1 has 2,097,1"),
+        ("p.jsonl", '{"loss": 3}\n' * 200_001, "more than 200,000 rows"),
+        ("p.jsonl", "".join(f'{{"loss": 3, "{i}": 1}}\n' for i in range(10_001)), "10,001 columns"),
+        ("p.json", "[" * 100_000 + "]" * 100_000, "cannot be read as JSON"),
+    ],
+    ids=["columns", "cell", "rows", "line of JSON", "rows of JSON", "names of JSON", "nested JSON"],
+)
+def test_a_table_of_absurd_size_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        read_table(write(tmp_path / name, text))
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_parquet_table_of_absurd_size_is_refused_by_its_facts(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"architecture": "a", "n_params": 1e5, "tokens": 1e6, "loss": 3.0}, index=range(200_001)
+    )
+    table.to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="more than 200,000 rows"):
+        read_table(tmp_path / "p.parquet")
+
+
+def test_a_long_name_that_every_row_of_parquet_repeats_is_refused(tmp_path: Path) -> None:
+    table = pd.DataFrame({"architecture": ["a" * 5000] * 1000, "n_params": 1e5, "tokens": 1e6, "loss": 3.0})
+    table.to_parquet(tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="column architecture has a text of 5,000 bytes, and at most 1,000"):
+        read_table(tmp_path / "p.parquet")
+    with pytest.raises(
+        InputError, match="row 2, column architecture: has 5,000 characters, and at most 1,000"
+    ):
+        read_table(write(tmp_path / "p.csv", f"{HEADER}\n{'a' * 5000},1e5,1e6,3\n"))
+
+
+def test_a_file_is_refused_by_its_size_before_it_is_read(tmp_path: Path) -> None:
+    for name in ("p.csv", "p.jsonl", "p.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**40)  # takes no room on the disk
+        with pytest.raises(InputError, match="the file has 1,099,511,627,776 bytes"):
+            read_table(tmp_path / name)
+
+
+def test_columns_that_no_law_reads_are_not_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", f"{HEADER},note\na,1e5,1e6,3,x\n")
+    table = read_rows(path, ("architecture", "loss", "=mine"))
+    assert table.header == [*HEADER.split(","), "note", "=mine"]
+    assert table.columns == ["architecture", "loss", "=mine"]
+    assert table.rows == [(2, ["a", "3", "mine"])]
+
+
+def test_more_architectures_than_a_comparison_has_are_refused(tmp_path: Path) -> None:
+    rows = "".join(f"a{i // 6},{1 + i % 6}e5,{1 + i % 3}e6,3\n" for i in range(6 * 201))
+    points = check_points(read_table(write(tmp_path / "p.csv", f"{HEADER}\n{rows}")), law_named("chinchilla"))
+    with pytest.raises(InputError, match="the table has 201 architectures, and at most 200"):
+        fit_points(points)

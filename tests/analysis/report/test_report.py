@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from analysis.report.tables import print_fit
 from tests.analysis.conftest import checked
 from tests.analysis.report.test_convergence import evaluations
 from tests.analysis.synthetic import SIMBA, TRANSFORMER, SyntheticStudy, against
+from tests.programs import peak_mib
 
 PROVENANCE = Provenance(command="ssmscale report demo --out report", commit="0123abcd")
 
@@ -277,3 +279,16 @@ def test_a_profile_is_drawn_where_it_is_flat_and_not_where_it_closes(ample: Ampl
     assert flat
     drawn = [one.x for panel in figure.panels for one in panel.series if one.dash == "solid"]
     assert all(fit.profile[name].values in drawn for name in flat)
+
+
+@pytest.mark.verify
+def test_a_hundred_thousand_points_are_reported_in_bounded_memory(tmp_path: Path) -> None:
+    study = SyntheticStudy(
+        sizes=tuple(np.geomspace(1e5, 1e7, 10)), iterations=range(50, 50_050, 50), seeds=(5,) * 10
+    )
+    study.table(0).to_csv(tmp_path / "p.csv", index=False)
+    assert peak_mib("report", "--points", tmp_path / "p.csv", "--out", tmp_path / "report") < 2048
+    (note,) = json.loads((tmp_path / "report/fit.json").read_text())["notes"][:1]
+    assert note["text"] == "100,000 points are many: 200 resamples were made in place of 1000."
+    page = (tmp_path / "report/report.html").read_text()
+    assert "100000 points in the fits, of which the table lists 2000" in page

@@ -14,10 +14,13 @@ from harness.archive.prune import prune as prune_study
 from harness.record import checkpoints
 from harness.record.control import Control
 from harness.record.journal import read_progress
+from harness.record.registry import Registration
 from harness.record.root import Root
+from harness.study.grid import GridPoint
 from tests.conftest import Command, Write, files_below, flip_a_byte
 from tests.harness.journals import registered
 from tests.harness.trainer import StopAfter, losses, prepared, series_folder, train, trunk_steps, undisturbed
+from tests.programs import peak_mib
 from tests.studies import Fields, tiny_study, with_iterations
 
 
@@ -119,6 +122,45 @@ def test_checkpoints_that_another_study_needs_stay(trained: Root, fields: Fields
     registered(trained, with_iterations(fields, 7, 20) | {"name": "other"})  # its run of 7 leaves at 6
     prune(trained, fields)
     assert trunk_tags(trained) == [4, 16]
+
+
+def test_of_other_studies_only_what_may_share_a_series_is_expanded(
+    trained: Root, fields: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = registered(trained, fields)
+    held = json.loads((trained.study("tiny") / "study.json").read_text())
+    for name, fingerprint in (
+        ("alike", own.corpus.fingerprint),
+        *((f"other{i}", f"{i:064x}") for i in range(1, 9)),
+    ):
+        held["study"]["name"], held["corpus"]["fingerprint"] = name, fingerprint
+        trained.study(name).mkdir()
+        (trained.study(name) / "study.json").write_text(json.dumps(held))
+    expanded, seen = list[str](), list[tuple[int, int]]()
+    expand = Registration.expand
+
+    def counted(registration: Registration, where: str) -> tuple[GridPoint, ...]:
+        expanded.append(registration.study.name)
+        return expand(registration, where)
+
+    monkeypatch.setattr(Registration, "expand", counted)
+    done = prune_study(own, progress=lambda done, total: seen.append((done, total)))
+    assert expanded == ["alike", "tiny"]
+    assert [item.step for item in done.removed] == [4, 8]
+    assert seen == [(number, 3 + 10 + 3) for number in range(16)]  # runs, studies, and the runs again
+
+
+@pytest.mark.verify
+def test_twenty_thousand_studies_take_no_memory(trained: Root, fields: Fields) -> None:
+    registered(trained, fields)
+    held = json.loads((trained.study("tiny") / "study.json").read_text())
+    for number in range(20_000):
+        held["study"]["name"] = f"other{number}"
+        trained.study(f"other{number}").mkdir()
+        (trained.study(f"other{number}") / "study.json").write_text(json.dumps(held))
+    assert (
+        peak_mib("prune", "tiny", "--root", trained.path) < 768
+    )  # torch, which checks checkpoints, takes most
 
 
 def test_begun_runs_of_an_unreadable_study_keep_their_checkpoints(trained: Root, fields: Fields) -> None:

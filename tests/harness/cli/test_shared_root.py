@@ -14,7 +14,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from harness.record.registry import ResolvedStudy
+from ssmttm.locks import file_lock
 from tests.conftest import Answer, Command, Write
+from tests.harness.journals import begin_series, log_steps
 from tests.studies import Fields
 
 READER = 65534
@@ -114,3 +117,18 @@ def test_who_may_not_write_is_told_the_file(read_only: Callable[..., Answer], th
         assert answer.status in {1, 2}
         assert "ermission denied" in answer.err, (verb, answer.err)
         assert "None" not in answer.err
+
+
+def test_a_run_of_another_host_runs_while_its_series_is_locked_and_is_interrupted_when_that_host_died(
+    resolved: ResolvedStudy, ssmscale: Command
+) -> None:
+    root, run = resolved.root, resolved.points[-1].run
+    log_steps(begin_series(root, run, host="elsewhere"), [1, 2])
+
+    def states() -> list[str]:
+        document = ssmscale("status", resolved.study.name, "--root", root.path, "--json").document
+        return [each["state"] for each in document["runs"]]
+
+    with file_lock(root.series(run.series_id) / "lock"):
+        assert states() == ["running", "running"]
+    assert states() == ["interrupted", "interrupted"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from harness.cli.terminal import Table
 from harness.common import console as terminals
 from harness.common.console import stoppable
 from harness.submit.logs import Log, print_logs
+from tests.conftest import Write
+from tests.studies import Fields
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -79,3 +83,26 @@ def test_logs_keep_their_colours_and_nothing_else(tmp_path: Path) -> None:
     assert "\x1b[31mred\x1b[0m" in out.getvalue()
     for steering in ("\x07", "\x1b]", "\x1b[2J", "\u202e"):
         assert steering not in out.getvalue()
+
+
+NEVER_READ = ("| true", "> /dev/full", ">&-", "2>&1 | head -c 10")
+
+
+@pytest.mark.parametrize("output", NEVER_READ)
+def test_training_goes_on_though_its_output_cannot_be_written(
+    tmp_path: Path, study_fields: Fields, write_study: Write, output: str
+) -> None:
+    words = [sys.executable, "-m", "harness", "submit", str(write_study(study_fields)), "--on", "local"]
+    line = f"{shlex.join([*words, '--root', str(tmp_path / 'runs')])} {output}"
+    said = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in said.stderr
+    assert len(list((tmp_path / "runs").glob("runs/*/checkpoints/model.safetensors"))) == 2
+
+
+@pytest.mark.parametrize("output", NEVER_READ)
+def test_no_verb_prints_a_traceback_for_its_output(output: str) -> None:
+    line = f"{shlex.join([sys.executable, '-m', 'harness', '--help'])} {output}"
+    said = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in said.stderr
+    assert "Exception ignored" not in said.stderr
+    assert ("No space left" in said.stderr) == ("full" in output)

@@ -21,11 +21,11 @@ from tests.studies import Fields
 from tests.waiting import PATIENCE, paced, wait_until
 
 
-def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank_and_an_actor_are_killed(
+def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_ranks_and_an_actor_are_killed_or_stopped(
     study_fields: Fields, write_study: Write, tmp_path: Path
 ) -> None:
     study_fields["grid"] |= {"seeds": [0, 1, 2], "iterations": [5, 30]}
-    study_fields["resources"] = {"checkpoint_every": 5}
+    study_fields["resources"] = {"checkpoint_every": 5, "stall_seconds": 6}
     study, root = write_study(study_fields), Root(tmp_path / "runs")
     # In a session of its own, so that all that it leaves behind can be found.
     submission = subprocess.Popen(
@@ -53,10 +53,12 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
     (rank,) = hit.values()
     rank.kill()
     wait_until(one_more_trains)
-    _, other = hit.values()
+    other = list(hit.values())[-1]
     (actor,) = [process for process in psutil.process_iter() if _feeds(process, other)]
     assert "RankActor" in " ".join(actor.cmdline())
     actor.kill()
+    wait_until(one_more_trains)
+    list(hit.values())[-1].suspend()
     said, _ = submission.communicate(timeout=PATIENCE)
     assert submission.returncode == 0, said
     assert "6 done" in said
@@ -66,9 +68,14 @@ def test_a_study_packed_on_a_ray_here_ends_like_an_undisturbed_one_though_a_rank
         folder: [event for event in read_events(folder) if event["event"] in {"started", "resumed"}]
         for folder in sorted((root.path / "series").glob("*"))
     }
-    assert sorted(len(events) for events in starts.values()) == [1, 2, 2]
-    (saved,) = [e for folder in starts for e in read_events(folder) if e["event"] == "preempted"]
-    assert saved["reason"] == "SIGTERM"  # the rank outlived its actor for as long as it took to save
+    assert sorted(len(events) for events in starts.values()) == [2, 2, 2]
+    ended = {e["kind"]: e for folder in starts for e in read_events(folder) if e["event"] == "preempted"}
+    assert (
+        ended["signal"]["reason"] == "SIGTERM"
+    )  # the rank outlived its actor for as long as it took to save
+    assert "in step" in ended["stalled"]["reason"]
+    logs = [log.read_text() for folder in starts for log in folder.glob("logs/rank-*.log")]
+    assert any("most recent call first" in text for text in logs)
     for run in (root.path / "runs").glob("*"):
         assert [event["event"] for event in read_events(run)].count("finished") == 1
 

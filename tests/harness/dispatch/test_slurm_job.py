@@ -36,10 +36,13 @@ class Stopped:
             journal.append(Event.PREEMPTED, reason=signal)
         return settle(start, code, began, before)
 
-    def dies(self) -> int:
-        """The ranks of a later start end before they write anything."""
-        start = start_of(self.task)
-        return settle(start, 1, time.time() + 1, start.place())
+    def dies(self, stall: str | None = None) -> int:
+        """The ranks of a later start end before they write anything, by themselves or because they stalled."""
+        start, began = start_of(self.task), time.time() + 1
+        before = start.place()
+        if stall is not None:
+            self.task.note_stall(stall)
+        return settle(start, 137 if stall else 1, began, before, stall)
 
     @property
     def state(self) -> str | None:
@@ -55,6 +58,17 @@ def test_a_job_whose_time_ends_without_progress_is_started_three_times(
     result = read_progress(stopped.task.run_dirs[0]).result
     assert result is not None
     assert "because its time was over" in result["reason"]
+
+
+def test_a_job_that_stalls_at_the_same_place_is_started_three_times(
+    scontrol: Path, tmp_path: Path, study_fields: Fields
+) -> None:
+    stopped = Stopped(Root(tmp_path / "runs"), study_fields)
+    stall = "nothing moved for 5 min in step 7"
+    assert [stopped.dies(stall) for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    result = read_progress(stopped.task.run_dirs[0]).result
+    assert result is not None
+    assert result["reason"] == f"its job 7_0 ended 3 times at the same place; {stall}"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from harness.archive.prune import prune
 from harness.record import checkpoints
 from harness.record.checkpoints import Checkpoint, FileFacts, Marker, retire, tag_of
+from harness.record.heartbeat import Heartbeat
 from harness.record.journal import Event, Fenced, Journal, read_progress
 from harness.record.root import Layout, Root, read_launch
 from harness.train.checkpoint import Saver, load, save
@@ -136,10 +138,19 @@ def engine(root: Root, study_fields: Fields) -> Engine:
     return Engine(runs[0], Layout(micro_batch=8), initialise_ranks(1))
 
 
-def test_deepspeed_itself_loads_nothing_crafted(engine: Engine, newest: Checkpoint, planted: Planted) -> None:
+@pytest.fixture
+def heartbeat(tmp_path: Path) -> Iterator[Heartbeat]:
+    (tmp_path / "logs").mkdir()
+    with Heartbeat(tmp_path, 0) as made:
+        yield made
+
+
+def test_deepspeed_itself_loads_nothing_crafted(
+    engine: Engine, newest: Checkpoint, planted: Planted, heartbeat: Heartbeat
+) -> None:
     crafted = write(newest, {next(iter(newest.marker.files)): planted.pickled})
     with pytest.raises(pickle.UnpicklingError):
-        load(engine, crafted)
+        load(engine, crafted, heartbeat)
     planted.assert_not_executed()
 
 
@@ -193,7 +204,11 @@ def test_a_marker_that_cannot_be_read_is_reported_and_left_where_it_is(
 
 
 def test_one_failed_reading_of_the_disk_costs_no_checkpoint(
-    root: Root, study_fields: Fields, newest: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    root: Root,
+    study_fields: Fields,
+    newest: Checkpoint,
+    heartbeat: Heartbeat,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file, whole = newest.path / next(iter(newest.marker.files)), Path.stat
 
@@ -205,7 +220,8 @@ def test_one_failed_reading_of_the_disk_costs_no_checkpoint(
     study_fields["grid"]["iterations"] = [5, 10, 20]
     with monkeypatch.context() as patched:
         patched.setattr(Path, "stat", hesitate)
-        saver = Saver(initialise_ranks(1), read_launch(root, newest.folder.parent.name))
+        launch = read_launch(root, newest.folder.parent.name)
+        saver = Saver(initialise_ranks(1), launch, heartbeat)
         found = saver.find(newest.folder, 1, newest.marker.step, None)
         assert found is not None
         assert found.marker.step < newest.marker.step
@@ -235,7 +251,9 @@ def test_a_damaged_checkpoint_does_not_occupy_its_step(
     assert losses(root, study_fields) == undisturbed(study_fields)
 
 
-def test_an_attempt_that_is_fenced_while_it_saves_writes_no_marker(engine: Engine, tmp_path: Path) -> None:
+def test_an_attempt_that_is_fenced_while_it_saves_writes_no_marker(
+    engine: Engine, tmp_path: Path, heartbeat: Heartbeat
+) -> None:
     old = Journal.open(tmp_path / "series" / "a")
     Journal.open(tmp_path / "series" / "a").close()
     folder = tmp_path / "checkpoints"
@@ -244,6 +262,7 @@ def test_an_attempt_that_is_fenced_while_it_saves_writes_no_marker(engine: Engin
             engine,
             folder,
             Marker(step=3, tokens=9, ranks=1, zero_stage=0, branch=False, files={}),
+            heartbeat,
             old.check_fence,
         )
     assert (folder / tag_of(3)).is_dir()  # it may be the newer attempt's by now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from harness.common.validation import validate
 from harness.dispatch.arrays import Array, ArrayStore
 from harness.dispatch.base import Task
 from harness.plan.allocation import Shape
-from harness.record.journal import Progress, Span, read_progress
+from harness.record.heartbeat import Activity, Heartbeat, describe_pause
+from harness.record.journal import Event, Progress, Span, read_progress
+from harness.record.kinds import Kind
 from harness.record.registry import resolve
 from harness.record.root import Root
+from harness.record.series import note_stall
 from harness.record.status import Hours, JobTime, RunState, count_hours
 from harness.study.grid import GridPoint
 from harness.study.schema import Study
@@ -132,6 +136,43 @@ def test_the_journal_tells_the_time_of_each_attempt(tmp_path: Path, study_fields
     spans = read_progress(root.series(run.series_id)).spans
     assert [(span.job_id, span.ranks) for span in spans] == [("1_0", 2), ("2_0", 2)]
     assert all(span.begun <= span.ended for span in spans)
+
+
+def test_a_stall_in_the_start_of_a_later_attempt_adds_no_time_to_the_one_before(
+    tmp_path: Path, study_fields: Fields
+) -> None:
+    root = Root(tmp_path)
+    point = registered(root, study_fields).points[0]
+    with begin_series(root, point.run) as trunk:
+        trunk.append(Event.PREEMPTED, reason="SIGTERM", kind=Kind.SIGNAL)
+    before = read_progress(root.series(point.series_id))
+    note_stall(root, point.series_id, [root.run(point.run_id)], "nothing moved for 20 min in its start")
+    after = read_progress(root.series(point.series_id))
+    assert (after.kind, after.spans) == (Kind.STALLED, before.spans)
+
+
+def test_status_says_for_how_long_nothing_moved_and_shows_no_speed(
+    tmp_path: Path, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = registered(Root(tmp_path), study_fields)
+    series, run = resolved.root.series(resolved.points[0].series_id), resolved.points[0].run
+    with begin_series(resolved.root, run) as trunk:
+        log_steps(trunk, range(1, 4))
+        (series / "logs").mkdir()
+        with monkeypatch.context() as before, Heartbeat(series, 0) as rank:
+            then = time.time() - 430
+            before.setattr("time.time", lambda: then)
+            rank.move(Activity.EVALUATION, 3)
+        snapshot = StudyMonitor(resolved).read()
+        running = snapshot.rows[0]
+        assert (running.state, running.tokens_per_second) == (RunState.RUNNING, None)
+        assert running.reason == "nothing moved for 7 min in the evaluation after step 3"
+        assert describe_pause(series, job_seconds=200) == (200, "nothing moved for 3 min in its start")
+        screen = io.StringIO()
+        print_status(Console(file=screen, width=120), snapshot)
+        assert f"nothing moves in 1 series: run {running.run_id}, {running.reason}" in screen.getvalue()
+        with Heartbeat(series, 0):
+            assert StudyMonitor(resolved).read().rows[0].tokens_per_second == 1000.5
 
 
 def test_a_worker_journals_its_share_of_a_gpu(

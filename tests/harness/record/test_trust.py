@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.dispatch.arrays import ArrayStore, new_array, read_array
+from harness.dispatch.ledger import open_ledger
+from harness.dispatch.slurm.snapshot import copy_code
 from harness.plan.allocation import Shape
 from harness.record.control import Control
 from harness.record.registry import ResolvedStudy, check_before_training, registered
@@ -24,6 +26,7 @@ from tests.harness.fuzzing import Planted
 from tests.harness.journals import registered as register_fields
 from tests.studies import Fields
 
+SHAPE = Shape(nodes=1, ranks=1, threads=1, memory_gib=1.0)
 STRANGER = pwd.getpwuid(65534).pw_name
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 
@@ -148,9 +151,36 @@ def test_no_login_goes_to_a_tracker_that_a_stranger_names(
             theirs.accept()
 
 
+@as_root
+def test_no_token_goes_to_a_ray_cluster_that_a_stranger_names(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        theirs.setblocking(False)
+        address = f"http://127.0.0.1:{theirs.getsockname()[1]}"
+        store = ArrayStore(home / "study")
+        array = new_array("ssmscale-1", SHAPE, [], ray_address=address)
+        store.write(array.model_copy(update={"job_id": "ssmscale-1"}))
+        give_to_stranger(store.path_of(array))
+        assert f"{address}: not asked, since" in str(open_ledger(home / "study").problem)
+        with pytest.raises(BlockingIOError):
+            theirs.accept()
+
+
+@as_root
+@pytest.mark.parametrize("planted", ["", "sitecustomize.py"])
+def test_no_job_runs_from_a_copy_of_the_code_that_a_stranger_can_change(home: Path, planted: str) -> None:
+    copy = home / "study" / "code" / "0123456789ab"
+    copy.mkdir(parents=True)
+    (copy / "sitecustomize.py").touch()
+    give_to_stranger(copy / planted)
+    with pytest.raises(
+        InputError, match=f"belongs to {STRANGER}, so it does not decide the code that jobs run"
+    ):
+        copy_code(home / "study", copy.name)
+
+
 def test_a_job_executes_the_array_that_was_submitted_and_no_other(home: Path) -> None:
     store = ArrayStore(home / "study")
-    array = new_array("ssmscale-1", Shape(nodes=1, ranks=1, threads=1, memory_gib=1.0), [])
+    array = new_array("ssmscale-1", SHAPE, [])
     store.write(array.model_copy(update={"job_id": "7"}))  # known only after the submission
     path = store.path_of(array)
     assert read_array(path, array.digest).job_id == "7"

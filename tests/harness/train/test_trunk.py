@@ -10,8 +10,11 @@ from filelock import FileLock
 
 from harness.record import checkpoints
 from harness.record.journal import Event, Journal, read_progress
+from harness.record.kinds import Kind
 from harness.record.root import Root
 from harness.study.run import Run
+from harness.train.engine import Engine
+from harness.train.loop import SeriesTrainer
 from tests.harness.journals import read_events
 from tests.harness.trainer import (
     StopAfter,
@@ -19,6 +22,7 @@ from tests.harness.trainer import (
     prepared,
     progress_of,
     series_folder,
+    spoiling,
     train,
     trunk_steps,
     undisturbed,
@@ -160,7 +164,7 @@ def test_a_checkpoint_without_its_marker_is_not_resumed_from(here: Root, study_f
     ("lr", "launch", "reason"),
     [
         pytest.param(1e5, {}, "training loss is", id="at a logged step"),
-        pytest.param(1e30, {"log_every": 100, "eval_every": 3}, "held-out loss is nan", id="between two"),
+        pytest.param(1e30, {"log_every": 100}, "gradient norm is nan after 2 steps", id="between two"),
     ],
 )
 def test_a_diverged_series_fails_with_its_reason(
@@ -173,6 +177,40 @@ def test_a_diverged_series_fails_with_its_reason(
         assert progress.result is not None
         assert progress.result["kind"] == "diverged"
         assert reason in progress.result["reason"]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("place", [0, -1], ids=["weight", "moment"])
+def test_a_value_that_is_not_finite_is_never_saved_and_a_retry_goes_on_from_the_last_checkpoint(
+    here: Root, study_fields: Fields, monkeypatch: pytest.MonkeyPatch, stage: int, place: int
+) -> None:
+    fields, launch = with_iterations(study_fields, 15), {"checkpoint_every": 3, "zero_stage": stage}
+    with monkeypatch.context() as faulty:
+        faulty.setattr(Engine, "step", spoiling(9, place))
+        assert train(here, fields, log_every=20, **launch) == ["failed"]
+    (failed,) = progress_of(here, fields)
+    assert failed.kind is Kind.DIVERGED
+    assert "not finite after 9 steps; `ssmscale retry` goes on from step 6" in str(failed.result)
+    held = checkpoints.marked(series_folder(here) / "checkpoints")
+    assert [found.marker.step for found in held] == [6]
+    assert train(here, fields, **launch) == ["finished"]
+    assert trunk_steps(here)[0] == 7
+    assert losses(here, fields) == undisturbed(fields, zero_stage=stage)
+
+
+def test_a_checkpoint_of_a_former_version_that_is_not_finite_is_passed_over(
+    here: Root, study_fields: Fields, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields, launch = with_iterations(study_fields, 15), {"checkpoint_every": 3, "keep_last": 2}
+    with monkeypatch.context() as former:
+        former.setattr(Engine, "step", spoiling(9, 0))
+        former.setattr(SeriesTrainer, "_check_state", lambda self: None)
+        assert train(here, fields, **launch) == ["failed"]
+    assert train(here, fields, **launch) == ["finished"]
+    assert trunk_steps(here)[0] == 7
+    assert losses(here, fields) == undisturbed(fields)
+    (warning,) = [event for event in read_events(series_folder(here)) if event["event"] == Event.WARNING]
+    assert "step-000000009: holds a weight or a moment that is not finite" in warning["text"]
 
 
 def test_a_cancelled_run_is_skipped_and_the_others_of_its_trunk_finish(

@@ -1,11 +1,15 @@
 """The rvq codec on rendered Bach: decoded audio is near the original, and saved files are checked."""
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib.format import write_array_header_1_0
 
+from ssmttm import files
 from ssmttm.codec.load import load_codec
 from ssmttm.codec.mel import LogMel
 from ssmttm.codec.rvq import RvqCodec, RvqConfig, entropy_bits
@@ -82,11 +86,38 @@ def test_a_damaged_codec_is_refused(codec: RvqCodec, tmp_path: Path) -> None:
     np.savez(tmp_path / "rvq.npz", mean=codec.mean, deviation=codec.deviation, codebooks=codec.codebooks + 1)
     with pytest.raises(InputError, match=r"rvq\.npz: does not match the fingerprint"):
         load_codec(tmp_path)
+    np.savez(tmp_path / "rvq.npz", mean=codec.mean, deviation=codec.deviation, codebooks=codec.mean)
+    with pytest.raises(
+        InputError, match=r"rvq\.npz: codebooks holds float32 .*codec\.json says float32 \(3, 64, 64\)"
+    ):
+        load_codec(tmp_path)
     (tmp_path / "rvq.npz").unlink()
     with pytest.raises(InputError, match=r"rvq\.npz is missing"):
         load_codec(tmp_path)
     (tmp_path / "codec.json").write_text('{"name": "opus"}')
     with pytest.raises(InputError, match="known codecs: rvq"):
+        load_codec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("announced", "held", "said"),
+    [
+        (10**12, 4000, "mean.npy holds float32 .* and 4,000 bytes in place of 4,000,000,000,000"),
+        (-1, 4000, "its header has the shape"),
+        (2500, 10_000, "it would unpack to .* bytes, and at most 9,000 are read"),
+    ],
+    ids=["lie", "negative", "bomb"],
+)
+def test_arrays_are_not_unpacked_beyond_what_they_announce(
+    codec: RvqCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: int, held: int, said: str
+) -> None:
+    codec.save(tmp_path)
+    header = io.BytesIO()
+    write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (announced,)})
+    with zipfile.ZipFile(tmp_path / "rvq.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mean.npy", header.getvalue() + bytes(held))
+    monkeypatch.setattr(files, "MAX_ARRAY_BYTES", 9000)
+    with pytest.raises(InputError, match=rf"rvq\.npz: not a whole file of arrays \(.*{said}"):
         load_codec(tmp_path)
 
 

@@ -1,6 +1,7 @@
 """The source `folder`: sound files and captions in their usual forms, and the messages for wrong ones."""
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,10 @@ def test_wrong_folders_are_explained(music: Path, tmp_path: Path) -> None:
         ("c.csv", "path,caption\none.wav,café\n", "not UTF-8 text"),
         ("c.json", "{", "not valid JSON"),
         ("c.json", "[" * 100_000, "not valid JSON"),
+        ("c.csv", f"path,caption\none.wav,{'x' * 2**21}\n", "line 2: is longer than 1,048,576 characters"),
+        ("c.csv", "path,caption" + "," * 1000, "more than 1,000 columns"),
+        ("c.jsonl", f'{{"path": "one.wav", "caption": "{"x" * 2**21}"}}', "line 1: is longer than"),
+        ("c.txt", "x" * 2**21, "line 1: is longer than"),
         ("c.json", "3", "mapping from file to caption"),
         ("c.jsonl", '{"path": "one.wav", "caption": "x"}\n{oops\n', "line 2: not valid JSON"),
         ("c.jsonl", '["one.wav"]\n', "line 1: should be a record"),
@@ -248,6 +253,16 @@ def test_a_stream_is_mono_resampled_and_whole(music: Path) -> None:
         assert 0.3 < np.abs(audio).max() < 0.6
     with pytest.raises(SkipTrackError, match="unreadable"):
         list(stream_audio(music / "absent.wav", 16000))
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(2**31 - 1, 1), (16000, 512)])
+def test_a_header_of_sound_that_cannot_be_is_unreadable(tmp_path: Path, rate: int, channels: int) -> None:
+    soundfile.write(tmp_path / "x.wav", np.zeros((100, 1)), 16000)
+    sound = bytearray((tmp_path / "x.wav").read_bytes())
+    sound[22:34] = struct.pack("<HIIH", channels, rate, min(rate * channels * 2, 2**32 - 1), channels * 2)
+    (tmp_path / "x.wav").write_bytes(sound)
+    with pytest.raises(SkipTrackError, match=f"its header says {rate:,} Hz and {channels} channels"):
+        list(stream_audio(tmp_path / "x.wav", 16000))
 
 
 def test_a_long_file_needs_no_more_memory_than_a_short_one(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_dataset_travels_to_another_process_as_its_path(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda shard: shard.write_bytes(shard.read_bytes()[:-100]), "not a whole shard"),
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-100]), "not a whole array"),
         (lambda shard: shard.unlink(), "missing"),
         (
             lambda shard: np.save(shard, np.zeros((8, 2, 29), np.uint16)),
@@ -60,7 +60,7 @@ def test_a_dataset_travels_to_another_process_as_its_path(corpus: Path) -> None:
             lambda shard: np.save(shard, np.zeros((8, 2, 30), np.int32)),
             r"the manifest says uint16 \(8, 2, 30\)",
         ),
-        (lambda shard: np.save(shard, np.array([{"a": 1}])), "not a whole shard .*Python objects in dtype"),
+        (lambda shard: np.save(shard, np.array([{"a": 1}])), r"holds object \(1,\); the manifest says"),
     ],
     ids=["truncated", "missing", "shape", "type", "pickled"],
 )
@@ -68,6 +68,40 @@ def test_a_damaged_shard_is_named(corpus: Path, damage, message: str) -> None:  
     damage(corpus / "shards/train-00001.npy")
     with pytest.raises(InputError, match=rf"train-00001\.npy: .*{message}"):
         TokenDataset(corpus, "train")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "said"),
+    [
+        ("<u2", "(1000000000000, 2, 30)", r"holds uint16 \(1000000000000, 2, 30\); the manifest says uint16"),
+        ("<u2", "(4611686018427387904, 4, 30)", "holds uint16"),
+        ("<u2", "(-8, 2, 30)", r"its header has the shape \(-8, 2, 30\)"),
+        ("<u2", "(8, 2, 30.0)", "its header"),
+        ("<u2", "(" * 9000, "its header is damaged"),
+        ("|O", "(8, 2, 30)", "holds object"),
+        ("<V99999999999", "(8, 2, 30)", "its header is damaged"),
+    ],
+)
+def test_what_a_header_announces_takes_no_memory(corpus: Path, dtype: str, shape: str, said: str) -> None:
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    (corpus / "shards/train-00001.npy").write_bytes(start + header + bytes(8 * 2 * 30 * 2))
+    with pytest.raises(InputError, match=rf"train-00001\.npy: .*{said}"):
+        TokenDataset(corpus, "train")
+
+
+def test_files_of_absurd_size_are_refused_unread(corpus: Path) -> None:
+    clips = corpus / "clips-train.jsonl"
+    lines = clips.read_text().splitlines()
+    clips.write_text("\n".join([lines[0].replace("number 0", "x" * 2**20), *lines[1:]]) + "\n")
+    dataset = TokenDataset(corpus, "train")
+    assert dataset.captions([1])
+    with pytest.raises(InputError, match=r"line 1 is not a clip: it is longer than 1,048,576 bytes"):
+        dataset.captions([0])
+    with (corpus / "manifest.json").open("r+b") as file:
+        file.truncate(2**40)  # takes no room on the disk
+    with pytest.raises(InputError, match=r"manifest\.json: cannot be read: holds more than 67,108,864 bytes"):
+        load_manifest(corpus)
 
 
 def test_an_impossible_code_is_found_when_it_is_read(corpus: Path) -> None:

@@ -136,6 +136,19 @@ def test_a_shard_without_its_index_is_ignored_and_a_broken_index_is_an_error(min
     with pytest.raises(InputError, match="no embeddings of caption 'a'"):
         EmbeddingCache(cache.folder).batch(["a"], [False])
     assert "a" in EmbeddingCache.build(tmp_path, minilm, ["a"])
+    whole, rows = index.read_text(), json.loads(index.read_text())
+    index.write_text(json.dumps(rows | {"rows": 10**12}))
+    with pytest.raises(
+        InputError, match=r"00000\.npy: holds float16 .*; the cache says float16 \(1000000000000, "
+    ):
+        EmbeddingCache(cache.folder).batch(["a"], [False])
+    index.write_text(json.dumps(rows | {"captions": {key: [0, 99] for key in rows["captions"]}}))
+    with pytest.raises(InputError, match=r"00000\.json: not a readable part"):
+        EmbeddingCache(cache.folder)
+    index.write_text(whole)
+    cache.folder.joinpath("00000.npy").write_bytes(b"")
+    with pytest.raises(InputError, match=r"00000\.npy: not a whole array"):
+        EmbeddingCache(cache.folder).batch(["a"], [False])
     index.write_text("{")
     with pytest.raises(InputError, match=r"00000\.json: not a readable part of an embedding cache"):
         EmbeddingCache.build(tmp_path, minilm, ["a"])
