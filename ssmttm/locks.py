@@ -24,12 +24,13 @@ _KNOWN: dict[int, bool] = {}
 
 
 def file_lock(path: Path, *, wait: bool = True) -> BaseFileLock:
-    """Return the lock of a file, made if it does not exist; without `wait` acquiring it raises filelock.Timeout.
+    """Return the lock of a file, made with its folder if missing; without `wait` acquiring it raises filelock.Timeout.
 
     On a file system without locks it is a lease: who finds it held waits for LEASE_SECONDS even without `wait`, and
     takes it if its holder has not renewed it. What a lease protects has to bear that its former holder still runs.
     """
     check_links(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not has_locks(path.parent):
         seconds = -1.0 if wait else 1.5 * LEASE_SECONDS
         return SoftFileLease(f"{path}.lease", timeout=seconds, lease_duration=LEASE_SECONDS)

@@ -13,10 +13,11 @@ from harness.dispatch.arrays import ArrayStore, new_array, read_array
 from harness.dispatch.ledger import open_ledger
 from harness.dispatch.slurm.snapshot import copy_code
 from harness.plan.allocation import Shape
+from harness.record import trust
 from harness.record.control import Control
 from harness.record.registry import ResolvedStudy, check_before_training, registered
 from harness.record.root import Root
-from harness.record.trust import believe, doubt, settings_path, with_login
+from harness.record.trust import believe, doubt, read_settings, settings_path, with_login
 from harness.submit.target import Options, last_options
 from harness.tracking.store import tracking_uri
 from harness.tracking.sync import replay
@@ -73,6 +74,20 @@ def test_a_file_is_believed_if_its_owner_is_trusted(home: Path) -> None:
     settle("trusted: []\n")
     give_to_stranger(link)
     assert doubt(link) == f"belongs to {STRANGER}"
+
+
+@as_root
+def test_on_a_terminal_the_user_is_asked_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = home / "file"
+    file.touch()
+    give_to_stranger(file)
+    asked: list[str] = []
+    monkeypatch.setattr(trust, "_asked", lambda question: asked.append(question) or True)
+    for _ in range(2):
+        believe(file, "what is run", "do it")
+    assert asked == [f"{file}: belongs to {STRANGER}, and says what is run. Trust {STRANGER} from now on"]
+    assert read_settings().trusted == (STRANGER,)
+    assert settings_path().stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_that_others_may_write_is_not_believed(home: Path) -> None:
