@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from filelock import BaseFileLock, Timeout
 from pydantic import ValidationError
 
-from harness.common.disk import append_line, appending, make_folder, naming_a_full_disk, write_atomically
+from harness.common.disk import append_line, appending, naming_a_full_disk, write_atomically
 from harness.common.jsonl import read_lines
 from harness.record import checkpoints
 from harness.record.control import Control, attempts_reset_in, cancelled_in
@@ -146,7 +146,6 @@ class WorkList:
 
     def locked(self) -> BaseFileLock:
         """Return the lock under which Runs join, and a trainer has its last look."""
-        make_folder(self.path.parent)
         return file_lock(Path(f"{self.path}.lock"))
 
     def requests(self, *, ended: bool = False) -> list[JoinRequest]:

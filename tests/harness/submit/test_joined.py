@@ -16,6 +16,8 @@ from harness.common.process import identify_process
 from harness.dispatch.base import Task
 from harness.dispatch.ledger import Ledger
 from harness.dispatch.slurm.job import has_more, settle, start_of
+from harness.dispatch.supervise import JobSupervisor
+from harness.record.jobs import JobState
 from harness.record.journal import Event, read_progress
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root, read_launch, read_run, write_launch, write_run
@@ -24,6 +26,7 @@ from harness.study.grid import GridPoint
 from harness.submit.leases import Lease, Leases, acquire
 from harness.train.stopping import EXIT_PREEMPTED, StopFlag
 from harness.train.worker import train_series
+from tests.harness.dispatch.fakes import FakeBackend
 from tests.harness.journals import begin_run, begin_series, finish, registered
 from tests.harness.submit.test_left_to_others import Here, here, states  # noqa: F401
 from tests.harness.trainer import losses, prepared, train, undisturbed
@@ -283,6 +286,19 @@ def test_a_job_whose_ranks_ended_just_before_a_run_joined_starts_them_again_and_
     finish(begin_run(job.root, read_run(joined)), read_run(joined))
     assert not has_more(start, 0, began, known=[])
     assert job.work().is_over(ARRAY)
+
+
+def test_a_task_whose_worker_was_lost_with_a_run_that_joined_is_submitted_here_again(
+    job: Task, here_root: Root
+) -> None:
+    backend = FakeBackend(here_root.study("tiny"), lambda handle: JobState.LOST)
+    supervisor = JobSupervisor(here_root.control("tiny"), backend)
+    supervisor.watch_over(backend.submit([job]))
+    assert supervisor.stopped_with_joined() == []
+    supervisor.take_back()
+    assert supervisor.stopped_with_joined() == [job]
+    supervisor.watch_over(backend.submit([job]))
+    assert supervisor.stopped_with_joined() == []
 
 
 # -- the commands
