@@ -26,7 +26,7 @@ from harness.record.jobs import SchedulerUnavailable
 from harness.record.registry import registered
 from harness.record.status import RunState, RunStatus, StatusReader, count_states, to_rounding
 from harness.submit.cancel import cancel as cancel_runs
-from harness.submit.cancel import cancel_jobs_of
+from harness.submit.cancel import cancel_jobs_of, wanted_by_others
 from harness.submit.logs import find_logs, follow_logs, print_logs
 from harness.submit.monitor import StudyMonitor, StudySnapshot, choose, rows_of
 from ssmttm.errors import InputError
@@ -103,13 +103,18 @@ def cancel(study: StudyArgument, runs: RunsArgument = None, root: RootOption = N
     chosen = choose(rows, runs)
     concerned = cancel_runs(resolved.root, resolved.study.name, chosen)
     try:
-        for scheduler, jobs in cancel_jobs_of(resolved, rows).items():
+        ended, kept = cancel_jobs_of(resolved, rows)
+        for scheduler, jobs in ended.items():
             console.print(f"{counted(len(jobs), 'job')} taken from {scheduler}: {', '.join(jobs)}")
+        for job in kept:
+            console.print(f"job {job} goes on: runs of other studies have joined it")
     except SchedulerUnavailable as gone:
         warn(
             f"{gone.scheduler}: {gone}; jobs of cancelled runs are not taken from it: running ones leave these runs at "
             "their next step, and waiting ones end when they start; repeat the command to take them away"
         )
+    for run_id, studies in wanted_by_others(resolved, concerned).items():
+        console.print(f"run {run_id} is trained for study {', '.join(studies)} all the same")
     cancelled = {row.run_id for row in concerned}
     over = [row for row in chosen if row.run_id not in cancelled]
     for row in over if runs else ():
@@ -225,7 +230,8 @@ def summary(snapshot: StudySnapshot) -> Iterator[Text]:
         left = "hours left are not known before a run has measured its speed"
     elif unknown:
         left += f", without {counted(unknown, 'run')} of unknown speed"
-    yield Text(f"GPU-hours: {hours.used_in_all:.3g} used, {left}")
+    shared = f" ({hours.used_by_shared:.3g} of them for other studies too)" if hours.used_by_shared else ""
+    yield Text(f"GPU-hours: {hours.used_in_all:.3g} used{shared}, {left}")
 
 
 def watch_status(

@@ -36,7 +36,7 @@ from harness.record.status import RunState, RunStatus
 from harness.submit.cancel import reset_attempts, wait_for_ending_jobs
 from harness.submit.foreground import train_here
 from harness.submit.monitor import choose, jobs_of, plan_for, rows_of
-from harness.submit.submission import HandedOver, hand_over, keep_plan, kept_by_jobs
+from harness.submit.submission import HandedOver, by_array, hand_over, keep_plan, kept_by_jobs
 from harness.submit.target import Options, as_before, backends_of, last_options, target_of
 from ssmttm.errors import InputError
 
@@ -136,11 +136,12 @@ def retry(
     console.print(f"{counted(len(concerned), 'run')} to be tried again")
     if not concerned:
         return
-    jobs = jobs_of(resolved)
+    # A Run that joined another submission joins again: the work on its Series may be ending.
+    jobs = {run_id: job for run_id, job in jobs_of(resolved).items() if not job.study}
     made = plan_for(resolved, offered, jobs)
     if taken_up := _taken_up(concerned, jobs):
         console.print(taken_up)
-    if made.missing or not taken_up:
+    if made.missing or made.shared or not taken_up:
         _warn_of_room(resolved, made, backend)
         _submit(resolved, made, backends)
 
@@ -246,8 +247,18 @@ def _print_handed_over(done: HandedOver) -> None:
             f"{counted(len(done.runs), 'run')} in {counted(len(done.handles), 'series')}{packed} submitted to {whose} "
             f"{jobs} {', '.join(done.jobs)}"
         )
+    for (study, array), trainers in by_array(done.joined).items():
+        if count := sum(len(trainer.runs) for trainer in trainers):
+            join, their = ("joins", "its") if count == 1 else ("join", "their")
+            ids = {trainer.job_id for trainer in trainers}
+            jobs = f"job {ids.pop()}" if len(ids) == 1 and "" not in ids else counted(len(ids), "job")
+            whose = f"{jobs} of study {study}" if array else "the process"
+            console.print(f"{counted(count, 'run')} {join} {whose}, which trains {their} trunk")
     if done.taken:
-        console.print(f"{counted(done.taken, 'series')} left to another submission")
+        errors.print(
+            f"warning: {counted(done.taken, 'series')} not submitted: a job that trained it is ending; repeat the "
+            "command when it has ended"
+        )
 
 
 def _train(resolved: ResolvedStudy, made: Plan, backend: Backend) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ConfigDict, Field
 
+from harness.common.disk import DISK_THREADS, side_by_side
 from harness.common.format import Estimate
 from harness.common.process import interpreter
 from harness.plan.cluster import CONFIRM_GPU_HOURS, Cluster, Profile, this_machine
@@ -22,7 +23,7 @@ from harness.record.control import Control
 from harness.record.jobs import JobState, JobView
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Launch, Root, read_launch
-from harness.record.series import give_up, note_stall, place, unfinished
+from harness.record.series import WorkList, give_up, note_stall, place
 from harness.study.run import Count, Frozen, Positive
 from ssmttm.errors import InputError
 
@@ -70,13 +71,17 @@ class Task(Frozen):
         """Folder of the Series: its journal and its ranks' logs."""
         return self.root.series(self.series_id)
 
+    def work(self, control: Control | None = None) -> WorkList:
+        """Return the work list of the Series, to which Runs of other studies are added."""
+        return WorkList(self.root, self.series_id, [folder.name for folder in self.run_dirs], control)
+
     def left(self, control: Control) -> list[Path]:
-        """Return the directories of the Runs that are neither over nor cancelled."""
-        return unfinished(self.run_dirs, control)
+        """Return the directories of the Runs, its own and those that joined, that are neither over nor cancelled."""
+        return self.work(control).left()
 
     def place(self) -> str:
         """Describe the checkpoints from which training would resume."""
-        return place(self.root, self.series_id, self.run_dirs)
+        return place(self.root, self.series_id, self.work().run_dirs())
 
     @property
     def stall_seconds(self) -> float:
@@ -88,11 +93,21 @@ class Task(Frozen):
 
     def note_stall(self, reason: str) -> None:
         """Record in the open journals that its ranks stalled and were ended."""
-        note_stall(self.root, self.series_id, self.run_dirs, reason)
+        note_stall(self.root, self.series_id, self.work().run_dirs(), reason)
 
     def give_up(self, left: Sequence[Path], reason: str) -> None:
         """Record in the journals of these Runs that they are lost."""
         give_up(self.root, self.series_id, left, reason)
+
+
+def close_work(array: str, tasks: Sequence[Task], *, by_force: bool = False, is_over: bool = True) -> bool:
+    """End the work of an array on the Series of these tasks, as `WorkList.close` does; False if it goes on."""
+    lists = [task.work() for task in tasks]
+    if not by_force and any(work.joined() for work in lists):
+        return False
+    return all(
+        side_by_side(lambda work: work.close(array, by_force=by_force, is_over=is_over), lists, DISK_THREADS)
+    )
 
 
 @dataclass(frozen=True)

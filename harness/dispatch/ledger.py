@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -16,12 +17,15 @@ from typing import Any
 
 from harness.common.process import identify_process, process_is_alive
 from harness.dispatch.arrays import Array, ArrayStore
-from harness.dispatch.base import Backend, Handle, SubmitTarget
+from harness.dispatch.base import Backend, Handle, SubmitTarget, Task
 from harness.dispatch.registry import open_backend
+from harness.record.control import Control, joined_in
 from harness.record.jobs import ELSEWHERE, LIVE, JobState, JobView, SchedulerUnavailable
-from harness.record.root import read_model
+from harness.record.root import Root, read_model, read_run
+from harness.record.series import STUDY
 from harness.record.status import JobTime
 from harness.record.trust import doubt, may_receive_logins
+from ssmttm.errors import InputError
 
 UNSEEN_SECONDS = 300.0
 """Age at which an array without a job, recorded by a submission on another host, counts as lost."""
@@ -41,6 +45,10 @@ class Ledger:
     """Arrays whose scheduler does not answer and may have ended for good, and the reason."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """Arrays of other SLURM clusters, and the names of the clusters."""
+    joined: Mapping[str, JobView] = field(default_factory=dict)
+    """Jobs of other submissions whose work Runs of this study have joined, by run id."""
+    joined_times: Mapping[str, JobTime] = field(default_factory=dict)
+    """Accounted time of these jobs, by job id."""
 
     @property
     def problem(self) -> str | None:
@@ -127,6 +135,32 @@ def open_ledger(study_dir: Path) -> Ledger:
     return Ledger(arrays, views, backends, unheard, elsewhere)
 
 
+def open_with_joined(root: Root, study_name: str) -> Ledger:
+    """Open the ledger of a study, with the jobs of others whose work its Runs have joined; raises as `open_ledger`."""
+    study_dir = root.study(study_name)
+    own = open_ledger(study_dir)
+    by_study: dict[str, dict[str, str]] = {}
+    for run_id, (other, array) in joined_in(Control(study_dir / "control.jsonl").read()).items():
+        if array and STUDY.fullmatch(other):
+            by_study.setdefault(other, {})[run_id] = array
+    joined: dict[str, JobView] = {}
+    times: dict[str, JobTime] = {}
+    unheard = dict(own.unheard)
+    for other, runs in by_study.items():
+        ledger = own if other == study_name else open_ledger(root.study(other))
+        unheard |= {name: why for name, why in ledger.unheard.items() if name in runs.values()}
+        views = _views_of_series(ledger)
+        accounted = times_of_jobs(ledger)
+        for run_id, array in runs.items():
+            with suppress(InputError):
+                series_id = read_run(root.run(run_id)).series_id
+                if (view := views.get((array, series_id))) is not None:
+                    joined[run_id] = replace(view, study=other)
+                    if view.job_id in accounted:
+                        times[view.job_id] = accounted[view.job_id]
+    return replace(own, joined=joined, joined_times=times, unheard=unheard)
+
+
 def _doubt(store: ArrayStore, array: Array) -> str | None:
     """Return why the Ray cluster of an array is not asked, which would get this user's token; None if it may be."""
     address = array.ray_address
@@ -162,31 +196,34 @@ def jobs_of_runs(ledger: Ledger) -> dict[str, JobView]:
     Jobs of arrays that are being submitted, and of other clusters, count as queued.
     """
     found: dict[str, JobView] = {}
+    for _, task, view in _jobs(ledger):
+        for folder in task.run_dirs:
+            if view.slurm_state != "UNKNOWN" or folder.name not in found:
+                found[folder.name] = view
+    return found | dict(ledger.joined)
+
+
+def _views_of_series(ledger: Ledger) -> dict[tuple[str, str], JobView]:
+    """Return the job of each task, by the names of its array and its Series."""
+    return {(array.name, task.series_id): view for array, task, view in _jobs(ledger)}
+
+
+def _jobs(ledger: Ledger) -> Iterator[tuple[Array, Task, JobView]]:
+    """Yield every task with its job, in the order of submission; without those whose scheduler is not heard."""
     for array, handle, view in ledger.elements():
-        for folder in handle.task.run_dirs:
-            if array.name in ledger.elsewhere:
-                reason = (
-                    f"held by SLURM cluster {ledger.elsewhere[array.name]}, which cannot be asked from here"
-                )
-                found[folder.name] = JobView(
-                    str(array.job_id),
-                    array.name,
-                    JobState.QUEUED,
-                    ELSEWHERE,
-                    0.0,
-                    "",
-                    reason,
-                    packed=array.packed,
-                )
-            elif view is not None:
-                found[folder.name] = replace(view, packed=True) if array.packed else view
-            elif array.job_id and folder.name not in found and array.name not in ledger.unheard:
-                found[folder.name] = JobView(array.job_id, array.name, JobState.ENDED, "UNKNOWN", 0.0, "")
+        if array.name in ledger.elsewhere:
+            cluster = ledger.elsewhere[array.name]
+            held = JobView(str(array.job_id), array.name, JobState.QUEUED, ELSEWHERE, 0.0, "")
+            reason = f"held by SLURM cluster {cluster}, which cannot be asked from here"
+            yield array, handle.task, replace(held, reason=reason, packed=array.packed)
+        elif view is not None:
+            yield array, handle.task, replace(view, packed=True) if array.packed else view
+        elif array.job_id and array.name not in ledger.unheard:
+            yield array, handle.task, JobView(array.job_id, array.name, JobState.ENDED, "UNKNOWN", 0.0, "")
     for array in ledger.arrays.values():
         if array.job_id is None and not array.is_void and array.name not in ledger.elsewhere:
             waiting = JobView("", array.name, JobState.QUEUED, "SUBMITTING", 0.0, "", "being submitted")
-            found |= {folder.name: waiting for task in array.tasks for folder in task.run_dirs}
-    return found
+            yield from ((array, task, waiting) for task in array.tasks)
 
 
 def is_given_up(process: Mapping[str, Any], t: float) -> bool:
@@ -201,8 +238,9 @@ def times_of_jobs(ledger: Ledger) -> dict[str, JobTime]:
 
     Packed jobs are left out: their devices serve many Series, whose journals tell the time of each.
     """
-    return {
+    own = {
         view.job_id: JobTime(handle.task.series_id, view.accounted_seconds * array.shape.ranks)
         for array, handle, view in ledger.elements()
         if view is not None and view.accounted_seconds is not None and not array.packed
     }
+    return {**ledger.joined_times, **own}

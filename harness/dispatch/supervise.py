@@ -41,6 +41,8 @@ class JobSupervisor:
         self._busy_until: dict[str, float] = {}
         self._losses: dict[str, tuple[str, int]] = {}
         """By Series, its checkpoints when it was last lost, and the number of losses in a row with these."""
+        self._stopped: dict[str, Handle] = {}
+        """Newest task of each Series whose workers ended before it was over."""
         self.trained_at = time.monotonic()
         """Time at which this backend last trained a Series, by the monotonic clock."""
 
@@ -65,10 +67,17 @@ class JobSupervisor:
         """Submit none of these Series for a while: other processes train them."""
         self._busy_until |= dict.fromkeys(series_ids, time.monotonic() + BUSY_SECONDS)
 
+    def stopped_with_joined(self) -> list[Task]:
+        """Return the tasks whose workers ended before they had trained all Runs that joined them."""
+        tasks = [handle.task for handle in self._stopped.values()]
+        return [task for task in tasks if self.takes(task.series_id) and task.work().joined()]
+
     def watch_over(self, handles: Sequence[Handle]) -> None:
         """Supervise these submitted tasks."""
         self._open |= {handle.task.series_id: handle for handle in handles}
         self._since |= dict.fromkeys((handle.task.series_id for handle in handles), time.time())
+        for handle in handles:
+            self._stopped.pop(handle.task.series_id, None)
 
     def watch(self) -> None:
         """Wait until a task ends or the journals are due for reading. Raises DiskFull."""
@@ -98,6 +107,8 @@ class JobSupervisor:
         for handle, state in over.items():
             series_id = handle.task.series_id
             del self._open[series_id]
+            if state in {JobState.LOST, JobState.OUT_OF_MEMORY, JobState.PREEMPTED}:
+                self._stopped[series_id] = handle
             if state is JobState.NO_SPACE:
                 raise DiskFull(handle.task.folder, is_read_only=is_read_only(handle.task.folder))
             if state is JobState.BUSY:

@@ -92,6 +92,11 @@ class Plan:
         """Runs that `submit` would train."""
         return [run for run in self.runs if run.status.state in {RunState.NEW, RunState.INTERRUPTED}]
 
+    @property
+    def shared(self) -> list[PlannedRun]:
+        """Runs of a Series that trains for another study; `submit` has them join its work."""
+        return [run for run in self.runs if run.status.is_others]
+
     def as_json(self) -> dict[str, Any]:
         """Return the document of `ssmscale plan --json`."""
         return {

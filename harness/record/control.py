@@ -61,6 +61,21 @@ def attempts_reset_in(events: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return found
 
 
+def joined_in(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
+    """Return the study and the array that each Run joined, by run id, unless it was submitted by itself since."""
+    found: dict[str, tuple[str, str]] = {}
+    for event in events:
+        if event["event"] == "submitted":
+            with_whom = event.get("joined")
+            held = with_whom if isinstance(with_whom, dict) else {}
+            study, array = held.get("study"), held.get("array")
+            for run_id in event.get("runs", ()):
+                found.pop(run_id, None)
+                if isinstance(study, str) and isinstance(array, str):
+                    found[run_id] = study, array
+    return found
+
+
 def _parts(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
     runs = fields.get("runs", ())
     if len(runs) <= RUNS_A_LINE:

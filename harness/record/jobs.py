@@ -65,6 +65,8 @@ class JobView:
     """Time it has run over all its starts; None without accounting."""
     packed: bool = False
     """True if it trains several Series, and this one perhaps not now."""
+    study: str = ""
+    """Study that submitted it, if the Run joined the work of another submission."""
 
     @property
     def why(self) -> str:

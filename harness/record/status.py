@@ -22,9 +22,11 @@ from harness.record.heartbeat import describe_pause
 from harness.record.jobs import ELSEWHERE, JobState, JobView
 from harness.record.journal import Event, Progress, ProgressReader, Span
 from harness.record.nodes import BadNode, bad_nodes_in
-from harness.record.root import Root
+from harness.record.root import Root, read_launch
+from harness.record.series import WorkList
 from harness.study.grid import GridPoint
 from harness.study.run import Run, branch_step, by_series
+from ssmttm.errors import InputError
 from ssmttm.locks import is_held
 
 
@@ -66,6 +68,8 @@ class RunStatus:
     """SLURM's state of its newest job."""
     result: Mapping[str, Any] | None = None
     """The `finished` event of its journal."""
+    is_others: bool = False
+    """True if another study trains its Series, and this one has not asked for it by a job or a live submission."""
     still_seconds: float | None = None
     """Time for which none of its ranks has moved, if that is longer than usual."""
     layout_changes: tuple[str, ...] = ()
@@ -107,11 +111,18 @@ class Hours:
     """By series id."""
     left: Mapping[str, float | None]
     """Hours that each Run adds to its Series, by run id: 0 if it is over, None if no speed was measured."""
+    shared: frozenset[str] = frozenset()
+    """Ids of the Series that were trained for another study too: their hours count for each."""
 
     @property
     def used_in_all(self) -> float:
         """GPU-hours used by all Series."""
         return sum(self.used.values())
+
+    @property
+    def used_by_shared(self) -> float:
+        """GPU-hours used by Series that were trained for another study too."""
+        return sum(self.used[series_id] for series_id in self.shared)
 
     @property
     def left_as_far_as_known(self) -> float:
@@ -127,6 +138,7 @@ class Hours:
         """Return the `gpu_hours` of `ssmscale status --json`."""
         return {
             "used": self.used_in_all,
+            "used_by_shared_series": self.used_by_shared,
             "left": self.left_as_far_as_known,
             "left_unknown_runs": self.unknown,
             "used_by_series": dict(self.used),
@@ -145,7 +157,7 @@ class StatusReader:
         self._journals = ProgressReader(newest_only=True)
         self._trunks: dict[str, Progress] = {}
         self._runs: dict[str, Progress] = {}
-        self.control = root.control(study_name)
+        self.name, self.control = study_name, root.control(study_name)
 
     def read(
         self,
@@ -160,7 +172,7 @@ class StatusReader:
         """
         events = self.control.read()
         cancelled, reset = cancelled_in(events), attempts_reset_in(events)
-        waiting = _waiting(events, submitter)
+        waiting, asked = _waiting(events, submitter), _waiting(events, None)
         self.bad_nodes = tuple(bad_nodes_in(events).values())
         trunks: dict[str, Progress] = {}
         runs: dict[str, Progress] = {}
@@ -178,12 +190,14 @@ class StatusReader:
             state = _state(point.run, own, trunk, reset.get(run_id, 0))
             if state is RunState.INTERRUPTED and self._is_trained_elsewhere(series_id, own, trunk):
                 state = RunState.RUNNING
-            state = _by_scheduler(state, job, own, trunk)
+            state = _by_scheduler(point.run, state, job, own, trunk)
             if run_id in cancelled and state not in {RunState.DONE, RunState.FAILED} and not own.is_alive:
                 state = RunState.CANCELLED
             elif state in {RunState.NEW, RunState.INTERRUPTED} and run_id in waiting:
                 state = RunState.QUEUED
-            row = _row(point, state, own, trunk, job)
+            is_others = state is RunState.RUNNING and job is None and run_id not in asked
+            is_others = is_others and self._is_launched_by_another(series_id)
+            row = _row(point, state, own, trunk, job, is_others=is_others)
             found.append(_with_pause(row, self.root, job) if state is RunState.RUNNING else row)
         self.notes, self._trunks, self._runs = tuple(notes), trunks, runs
         return found
@@ -197,11 +211,24 @@ class StatusReader:
         except OSError:  # of a reader who may not open it
             return False
 
+    def _is_launched_by_another(self, series_id: str) -> bool:
+        """True if the launch settings of a Series are those of another study's submission."""
+        try:
+            return read_launch(self.root, series_id).control != self.control.path.absolute()
+        except InputError:
+            return True
+
     def hours(self, rows: Sequence[RunStatus], jobs: Mapping[str, JobTime]) -> Hours:
         """Return the GPU-hours as of the newest reading, whose rows these are; `jobs` as for `count_hours`."""
         points = [row.point for row in rows]
         wanted = [row.run_id for row in rows if row.state not in OVER]
-        return count_hours(points, self._trunks, self._runs, wanted, jobs)
+        counted = count_hours(points, self._trunks, self._runs, wanted, jobs)
+        return replace(counted, shared=frozenset(filter(self._is_shared, counted.used)))
+
+    def _is_shared(self, series_id: str) -> bool:
+        """True if another study has asked for Runs of a Series, or trains it for this one."""
+        asked = {request.study for request in WorkList(self.root, series_id).requests(ended=True)}
+        return bool(asked) and (asked != {self.name} or self._is_launched_by_another(series_id))
 
 
 def count_states(rows: Sequence[RunStatus]) -> dict[str, int]:
@@ -265,30 +292,42 @@ def _state(run: Run, own: Progress, trunk: Progress, reset: int) -> RunState:
     return RunState.NEW
 
 
-def _by_scheduler(state: RunState, job: JobView | None, own: Progress, trunk: Progress) -> RunState:
+def _by_scheduler(run: Run, state: RunState, job: JobView | None, own: Progress, trunk: Progress) -> RunState:
     """Return the state by the journals, corrected by that of a live job."""
     if job is None or state not in {RunState.NEW, RunState.INTERRUPTED, RunState.RUNNING}:
         return state
     if job.state is JobState.QUEUED:
         return RunState.QUEUED
+    if job.state is JobState.RUNNING and job.study:  # it trains other Runs of the Series first
+        is_on_trunk = trunk.is_trained_by(job.job_id) and trunk.step < branch_step(
+            run.schedule, run.iterations
+        )
+        return RunState.RUNNING if is_on_trunk or own.is_trained_by(job.job_id) else RunState.QUEUED
     if job.state is JobState.RUNNING:
         has_begun = not job.packed or any(held.is_trained_by(job.job_id) for held in (own, trunk))
         return RunState.RUNNING if has_begun or state is RunState.RUNNING else RunState.QUEUED
     return state
 
 
-def _row(point: GridPoint, state: RunState, own: Progress, trunk: Progress, job: JobView | None) -> RunStatus:
+def _row(
+    point: GridPoint, state: RunState, own: Progress, trunk: Progress, job: JobView | None, *, is_others: bool
+) -> RunStatus:
     result = own.result if state is RunState.DONE else None
-    latest = own if own.step else trunk
-    newest = latest.steps[max(latest.steps)] if latest.steps and state is not RunState.NEW else {}
     branch = branch_step(point.run.schedule, point.run.iterations)
+    latest = own if own.step else trunk
+    last = max(latest.steps, default=0)
+    is_ours = latest is own or last <= branch  # beyond its branch step the trunk is that of longer Runs
+    newest = latest.steps.get(last, {}) if is_ours and state is not RunState.NEW else {}
     done = point.run.iterations if result else max(own.step, min(trunk.step, branch))
     reason = own.result.get("reason") if state is RunState.FAILED and own.result else None
     if state is RunState.INTERRUPTED:
         reason = (own if own.attempt else trunk).stopped_by
     if job is not None and state in {RunState.QUEUED, RunState.RUNNING}:
         reason = _why(job)
-        if job.packed and job.state is JobState.RUNNING and state is RunState.QUEUED:
+        if job.study:
+            reason = f"job {job.job_id} of study {job.study} trains its trunk"
+            reason += f", and waits: {why}" if (why := _why(job)) else ""
+        elif job.packed and job.state is JobState.RUNNING and state is RunState.QUEUED:
             reason = f"waits for its turn in job {job.job_id}"
     elif job is not None and state in {RunState.NEW, RunState.INTERRUPTED}:
         over = f"job {job.job_id} is over: {job.slurm_state}"  # the journals may not know it
@@ -310,6 +349,7 @@ def _row(point: GridPoint, state: RunState, own: Progress, trunk: Progress, job:
         result=result,
         layout_changes=tuple(changes) if state is not RunState.NEW else (),
         slurm_state=job.slurm_state if job else None,
+        is_others=is_others,
     )
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from harness.dispatch.base import Backend, Handle
+from harness.dispatch.base import Backend, Handle, close_work
 from harness.dispatch.ledger import jobs_of_runs, open_ledger
 from harness.record.jobs import LIVE
 from harness.record.journal import read_progress
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Root
+from harness.record.series import WorkList
 from harness.record.status import OVER, RunState, RunStatus
+from harness.study.run import by_series
 
 SAVING_SECONDS = 60.0
 """Time to wait for a cancelled job to end; SLURM's default is to kill it after 30 s."""
@@ -39,14 +42,23 @@ def reset_attempts(root: Root, study_name: str, rows: Sequence[RunStatus]) -> li
     return reset
 
 
-def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict[str, list[str]]:
-    """Cancel the study's jobs whose Runs are all over or cancelled; returns their ids by the scheduler's name.
+class CancelledJobs(NamedTuple):
+    """The jobs whose Runs are all over or cancelled."""
+
+    ended: dict[str, list[str]]
+    """Ids of the jobs that were cancelled, by the scheduler's name."""
+    kept: list[str]
+    """Ids of the jobs that continue for Runs of other studies, which have joined them."""
+
+
+def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> CancelledJobs:
+    """Cancel the study's jobs whose Runs are all over or cancelled, unless Runs of other studies have joined them.
 
     Other jobs continue: their workers skip cancelled Runs.
     """
     folder = resolved.root.study(resolved.study.name)
     if not (folder / "arrays").is_dir():
-        return {}
+        return CancelledJobs({}, [])
     over = {row.run_id for row in rows if row.state in {RunState.DONE, RunState.FAILED}}
     over |= resolved.root.control(resolved.study.name).cancelled()
     ledger = open_ledger(folder)
@@ -55,14 +67,32 @@ def cancel_jobs_of(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict[s
         if view is not None and view.state in LIVE:
             tasks_of.setdefault((ledger.backends[array.name], handle.job_id), []).append(handle)
     doomed: dict[Backend, list[Handle]] = {}
+    kept: list[str] = []
     for (backend, _), handles in tasks_of.items():
-        if {run_dir.name for handle in handles for run_dir in handle.task.run_dirs} <= over:
+        tasks = [handle.task for handle in handles]
+        if not over.issuperset(run_dir.name for task in tasks for run_dir in task.run_dirs):
+            continue
+        if close_work(handles[0].batch, tasks, is_over=False):
             doomed.setdefault(backend, []).append(handles[0])
+        else:
+            kept.append(handles[0].job_id)
     ended: dict[str, list[str]] = {}
     for backend, handles in doomed.items():
         backend.cancel(handles)
         ended.setdefault(backend.scheduler, []).extend(handle.job_id for handle in handles)
-    return ended
+    return CancelledJobs(ended, kept)
+
+
+def wanted_by_others(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> dict[str, list[str]]:
+    """Return the studies for which Runs stay in the work of a job or process, by the ids of these Runs."""
+    found: dict[str, list[str]] = {}
+    for series_id, members in by_series([row.point for row in rows]).items():
+        work = WorkList(resolved.root, series_id)
+        left = {folder.name for folder in work.joined()} & {point.run_id for point in members}
+        for request in work.requests():
+            if request.run_id in left and request.study != resolved.study.name:
+                found.setdefault(request.run_id, []).append(request.study)
+    return found
 
 
 def wait_for_ending_jobs(resolved: ResolvedStudy, rows: Sequence[RunStatus]) -> list[str]:

@@ -16,7 +16,9 @@ from rich.text import Text
 
 from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.ledger import open_backends
+from harness.record.control import joined_in
 from harness.record.root import Root
+from harness.record.series import STUDY
 from harness.record.status import RunStatus
 
 READ_SECONDS = 0.5
@@ -38,17 +40,23 @@ def find_logs(root: Root, study_name: str, row: RunStatus) -> list[Log]:
 
     A packed job also has the log of its controller.
     """
-    folder = root.study(study_name)
-    arrays = ArrayStore(folder).read()
-    backends = open_backends(folder, arrays)
+    joined = joined_in(root.control(study_name).read()).get(row.run_id)
     found = []
-    for array in arrays.values():
-        for handle in array.handles() if array.job_id is not None else ():
-            if row.run_id in {run_dir.name for run_dir in handle.task.run_dirs}:
-                backend = backends[array.name]
-                for path in filter(Path.exists, backend.logs(handle)):
-                    whose = "controller" if path.name == "controller.log" else f"{backend.scheduler}'s log"
-                    found.append(Log(f"{whose} of job {handle.job_id}", path))
+    for study, only in [(study_name, None), *([joined] if joined and STUDY.fullmatch(joined[0]) else [])]:
+        folder = root.study(study)
+        arrays = ArrayStore(folder).read()
+        backends = open_backends(folder, arrays)
+        for array in arrays.values():
+            for handle in array.handles() if array.job_id is not None else ():
+                is_given = row.run_id in {run_dir.name for run_dir in handle.task.run_dirs}
+                is_joined = array.name == only and handle.task.series_id == row.series_id
+                if is_joined or (only is None and is_given):
+                    backend = backends[array.name]
+                    for path in filter(Path.exists, backend.logs(handle)):
+                        whose = (
+                            "controller" if path.name == "controller.log" else f"{backend.scheduler}'s log"
+                        )
+                        found.append(Log(f"{whose} of job {handle.job_id}", path))
     ranks = sorted((root.series(row.series_id) / "logs").glob("rank-*.log"))
     found += [Log(f"worker, {path.stem.replace('-', ' ')}", path) for path in ranks]
     return [log for log in found if log.path.stat().st_size]

@@ -18,14 +18,15 @@ from harness.common.console import warn
 from harness.common.format import counted, duration
 from harness.dispatch.arrays import Array
 from harness.dispatch.base import Dashboard
-from harness.dispatch.ledger import Ledger, jobs_of_runs, open_ledger, times_of_jobs
+from harness.dispatch.ledger import Ledger, jobs_of_runs, open_with_joined, times_of_jobs
 from harness.plan.allocation import describe_shares
 from harness.plan.cluster import Cluster, load_profile, this_machine
 from harness.plan.plan import Plan, make_plan
-from harness.record.control import Control
+from harness.record.control import Control, joined_in
 from harness.record.jobs import LIVE, JobState, JobView, SchedulerUnavailable
 from harness.record.nodes import BadNode
 from harness.record.registry import ResolvedStudy, open_study
+from harness.record.root import Root
 from harness.record.series import unfinished
 from harness.record.status import Hours, RunState, RunStatus, StatusReader, count_states
 from harness.submit.target import Options, last_options
@@ -130,7 +131,6 @@ class StudyMonitor:
     def __init__(self, resolved: ResolvedStudy) -> None:
         self.resolved = resolved
         self._journals = StatusReader(resolved.root, resolved.study.name)
-        self._folder = resolved.root.study(resolved.study.name)
         self._ledger: Ledger | None = None
         self._problem: str | None = None
         self._next = float("-inf")
@@ -162,10 +162,11 @@ class StudyMonitor:
 
     def _ask(self) -> None:
         begun = time.monotonic()
-        if begun < self._next or not (self._folder / "arrays").is_dir():
+        root, name = self.resolved.root, self.resolved.study.name
+        if begun < self._next or not has_jobs(root, name):
             return
         try:
-            self._ledger = open_ledger(self._folder)
+            self._ledger = open_with_joined(root, name)
             problem = self._ledger.problem
             self._problem = f"{problem}; {FROM_JOURNALS}" if problem else None
         except SchedulerUnavailable as gone:
@@ -187,6 +188,11 @@ def packed_jobs_of(ledger: Ledger) -> tuple[PackedJob, ...]:
     return tuple(found)
 
 
+def has_jobs(root: Root, study_name: str) -> bool:
+    """True if a study has submitted jobs, or Runs of it have joined those of others."""
+    return (root.study(study_name) / "arrays").is_dir() or bool(joined_in(root.control(study_name).read()))
+
+
 def rows_of(resolved: ResolvedStudy) -> list[RunStatus]:
     """Return the state of every Run of a study."""
     return StatusReader(resolved.root, resolved.study.name).read(resolved.points, jobs=jobs_of(resolved))
@@ -195,10 +201,10 @@ def rows_of(resolved: ResolvedStudy) -> list[RunStatus]:
 def jobs_of(resolved: ResolvedStudy) -> dict[str, JobView]:
     """Return the schedulers' views of a study's jobs by run id; print a warning if a scheduler does not answer."""
     folder = resolved.root.study(resolved.study.name)
-    if not (folder / "arrays").is_dir():
+    if not has_jobs(resolved.root, resolved.study.name):
         return {}
     try:
-        ledger = open_ledger(folder)
+        ledger = open_with_joined(resolved.root, resolved.study.name)
     except SchedulerUnavailable as gone:
         warn(f"{gone}; {FROM_JOURNALS}")
         return {}

@@ -1,7 +1,7 @@
 """Submit a plan to a backend: prepare the Runs, lease their Series, submit them, then supervise them or return.
 
-Submitting is idempotent: finished Runs are reused, Runs that other processes train are left to them, and the missing
-ones are trained, longest Series first. Two submissions at once, or one repeated after it was killed half-way, submit
+Submitting is idempotent: finished Runs are reused, Runs whose Series another study trains join its work, and the others
+are trained, longest Series first. Two submissions at once, or one repeated after it was killed half-way, submit
 every Series once: a Series is leased before its batch is submitted to a backend that outlives this process, and the
 lease is over only when its job has ended or is known never to have existed. All checks come before the first file is
 written.
@@ -9,6 +9,7 @@ written.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,17 +31,18 @@ from harness.record.provenance import record_code
 from harness.record.registry import ResolvedStudy
 from harness.record.root import Launch, Root, read_launch, write_launch, write_run, write_series
 from harness.record.status import RunState, RunStatus, StatusReader
-from harness.submit.leases import Leases
+from harness.submit.leases import Leases, Trainer
 from harness.tracking.store import sidecar_uri
 
 
 def hand_over(resolved: ResolvedStudy, plan: Plan, backends: Sequence[Backend]) -> list[HandedOver]:
     """Submit the missing Runs to backends that outlive this process; returns the Series of each backend."""
-    shares = {backends[0]: plan.missing}
+    wanted = [*plan.missing, *plan.shared]
+    shares = {backends[0]: wanted}
     if len(backends) > 1:  # the others pack Series that need less than a node
         target = backends[0].target
         assert target.profile is not None
-        packed, apart = share_out(plan.missing, target.profile, target.on)
+        packed, apart = share_out(wanted, target.profile, target.on)
         shares = {backend: packed if backend.is_packed else apart for backend in backends}
     done = []
     for backend, runs in shares.items():
@@ -56,8 +58,10 @@ class HandedOver:
 
     backend: Backend
     handles: tuple[Handle, ...] = ()
+    joined: tuple[Trainer, ...] = ()
+    """The trainer of each Series whose work Runs have joined."""
     taken: int = 0
-    """Number of Series that another submission had leased."""
+    """Number of Series whose job is ending, and which no Run could join."""
     waiting: int = 0
     """Number of Series that the backend does not admit now."""
 
@@ -90,6 +94,8 @@ class Submission:
         """Series that no job had leased when the leases were last read."""
         self._submitted: list[str] = []
         """Ids of the Runs last recorded as submitted."""
+        self._joined: set[str] = set()
+        """Ids of the Runs recorded as joined."""
 
     @cached_property
     def code(self) -> str:
@@ -97,21 +103,33 @@ class Submission:
         return record_code(self.root.study(self.resolved.study.name))
 
     def hand_over(self, missing: Sequence[RunStatus]) -> HandedOver:
-        """Submit the Series of these Runs that no other submission has leased. Raises SchedulerUnavailable."""
-        tasks = self.prepare(missing)
-        leases, admitted = Leases(self.root), self.backend.count_admitted(len(tasks))
+        """Submit the Series of these Runs, and have Runs join the work on those that are leased or trained.
+
+        Raises SchedulerUnavailable.
+        """
+        leases, tasks = Leases(self.root), self.prepare(missing)
+        joined: list[Trainer] = []
+        if self.backend.outlives:
+            tasks = self._join(leases, tasks, joined)
+        admitted = self.backend.count_admitted(len(tasks)) if tasks else 0
         handles: list[Handle] = []
-        taken = 0
+        taken = late = 0
         for members in self.backend.batches(tasks):
             name, wanted = new_name(), members[: admitted - len(handles)]
             ours = self._lease(leases, name, wanted)
-            taken += len(wanted) - len(ours)
+            held = {task.series_id for task in wanted} - {task.series_id for task in ours}
+            # Another submission may have leased them just now.
+            rest = self._join(leases, [task for task in wanted if task.series_id in held], joined)
+            taken += len(rest)
+            late += len(held) - len(rest)
             if ours:
                 self.launch(ours)
                 batch = self.backend.submit(ours, name)
                 self._record(batch)
                 handles += batch
-        return HandedOver(self.backend, tuple(handles), taken, len(tasks) - len(handles) - taken)
+        self._record_joined(joined)
+        waiting = len(tasks) - len(handles) - taken - late
+        return HandedOver(self.backend, tuple(handles), tuple(joined), taken, waiting)
 
     def supervise(self, on_progress: Callable[[Sequence[RunStatus]], None]) -> list[RunStatus]:
         """Train the missing Runs, wait for those that other processes train here, and return the state of every Run.
@@ -130,6 +148,10 @@ class Submission:
             is_last = supervisor.is_empty and not missing and not others
             wanted = untrained if is_last else [row for row in missing if supervisor.takes(row.series_id)]
             handles = self.hand_over(wanted).handles if wanted else ()
+            if stopped := supervisor.stopped_with_joined():
+                ours = {handle.task.series_id for handle in handles}
+                again = [task for task in stopped if task.series_id not in ours]
+                handles = (*handles, *self.backend.submit(again))
             if is_last and not handles:
                 keep_calibration(self.resolved, rows)
                 return rows
@@ -179,6 +201,31 @@ class Submission:
         self.left = {key: study for key, study in self.left.items() if key not in series_ids} | held
         self._ours |= series_ids - held.keys()
         return [task for task in tasks if task.series_id not in held]
+
+    def _join(self, leases: Leases, tasks: Sequence[Task], joined: list[Trainer]) -> list[Task]:
+        """Add the Runs of tasks to the work on their Series, list the trainers in `joined`, and return the rest."""
+        name, leased_only = self.resolved.study.name, not self.backend.outlives
+
+        def join(task: Task) -> Trainer | None:
+            with contextlib.suppress(SchedulerUnavailable) if leased_only else contextlib.nullcontext():
+                return leases.join(task.series_id, name, names_of([task]), leased_only=leased_only)
+            return None
+
+        trainers = side_by_side(join, tasks, DISK_THREADS)
+        joined += [trainer for trainer in trainers if trainer is not None]
+        return [task for task, trainer in zip(tasks, trainers, strict=True) if trainer is None]
+
+    def _record_joined(self, joined: Sequence[Trainer]) -> None:
+        """Record in control.jsonl the Runs that joined the work of others, each once."""
+        for (study, array), trainers in by_array(joined).items():
+            runs = [run_id for trainer in trainers for run_id in trainer.runs]
+            if new := [run_id for run_id in runs if run_id not in self._joined]:
+                with_whom = {"study": study, "array": array}
+                options = {"on": self.backend.target.on, **options_of(self.backend.target)}
+                self.control.append(
+                    "submitted", runs=new, dispatcher=self.backend.name, joined=with_whom, **options
+                )
+                self._joined |= set(new)
 
     def _lease(self, leases: Leases, name: str, tasks: Sequence[Task]) -> list[Task]:
         """Return those of these tasks that this submission may submit.
@@ -284,6 +331,14 @@ def kept_by_jobs(resolved: ResolvedStudy, plan: Plan) -> tuple[int, list[str]]:
         differing |= set(changed)
         runs += bool(changed)
     return runs, sorted(differing)
+
+
+def by_array(joined: Sequence[Trainer]) -> dict[tuple[str, str], list[Trainer]]:
+    """Group trainers by study and array."""
+    found: dict[tuple[str, str], list[Trainer]] = {}
+    for trainer in joined:
+        found.setdefault((trainer.study, trainer.array), []).append(trainer)
+    return found
 
 
 def names_of(tasks: Sequence[Task]) -> list[str]:

@@ -20,12 +20,12 @@ from harness.common.disk import is_full, size_of
 from harness.common.process import print_traceback
 from harness.record import checkpoints
 from harness.record.checkpoints import Marker, remove_partial
-from harness.record.control import Control
 from harness.record.heartbeat import Activity, Heartbeat, written_bytes
 from harness.record.journal import Event, Fenced, Journal, read_progress
 from harness.record.kinds import ANOTHER_RANKS_SIGNAL, OUT_OF_MEMORY, Kind
 from harness.record.result import Result, describe_result
 from harness.record.root import Launch, Layout, Root
+from harness.record.series import WorkList
 from harness.study.run import Run, branch_step, learning_rate, trunk_learning_rate
 from harness.train.batches import Batches, MicroBatch, dropout_seed
 from harness.train.checkpoint import Saver, load, save_weights
@@ -69,6 +69,7 @@ class SeriesTrainer:
         stop: StopFlag,
         heartbeat: Heartbeat,
         facts: Mapping[str, Any],
+        work: WorkList,
     ) -> None:
         self.root, self.launch, self.ranks, self.layout, self.stop = root, launch, ranks, layout, stop
         self.heartbeat = heartbeat
@@ -84,8 +85,8 @@ class SeriesTrainer:
         with heartbeat.counting(lambda: (written_bytes(), size_of(root.text))):
             self.batches = Batches(self.first, launch, self.layout, ranks.rank, ranks.device, root.text)
         self.engine = Engine(self.first, self.layout, ranks)
-        self.control = Control(launch.control)
-        self._control_size = -1
+        self.work = work
+        self._work_state: tuple[int, ...] = ()
         # Iterations of the cancelled Runs: hashing a Run at every step would take 1 % of a small one.
         self._cancelled: set[int] = set()
         self._look_again = 0.0  # by the monotonic clock
@@ -340,13 +341,10 @@ class SeriesTrainer:
                 journal.check_fence()
 
     def _is_cancelled(self, run: Run) -> bool:
-        try:
-            size = self.control.path.stat().st_size
-        except FileNotFoundError:
-            size = 0
-        if size != self._control_size:
-            cancelled = self.control.cancelled()
-            self._control_size = size
+        if (state := self.work.state()) != self._work_state:
+            cancelled = self.work.cancelled()
+            # Files that have grown since `state` are read again, and others if the list names new ones.
+            self._work_state = state if len(state) == len(self.work.state()) else ()
             self._cancelled = {one.iterations for one in self.runs if one.run_id in cancelled}
         return run.iterations in self._cancelled
 

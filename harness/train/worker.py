@@ -4,7 +4,8 @@
     python -m harness.train.worker --feed             one JSON list of run directories a line on standard input
     python -m harness.train.worker --supervised RUN_DIR...   under a supervisor that reads the journals (slurm.job)
 
-Runs of one Series train together along their trunk. A worker with --feed answers each line with one JSON line on
+Runs of one Series train together along their trunk. When the Runs it was given are over, a worker trains those that
+other studies have added to the work list of the Series. A worker with --feed answers each line with one JSON line on
 standard output. It keeps its imports and its process group until its input ends, since starting a process costs more
 than training a small model. Its log goes to standard error and to the series' log file.
 """
@@ -22,6 +23,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ from harness.record.kinds import OUT_OF_MEMORY, Kind
 from harness.record.nodes import NodeFailure, need_on_node, node_failure_in
 from harness.record.provenance import commit, installed_version, running_code
 from harness.record.root import Launch, Layout, Root, read_launch, read_run
-from harness.record.series import SeriesLock, scheduler_job
+from harness.record.series import SeriesLock, WorkList, scheduler_job, study_of
 from harness.study.run import Run
 from harness.tracking.live import mirrored_beside
 from harness.train.layout import series_layout
@@ -191,6 +193,8 @@ class _SeriesWork:
         self.runs, self.root, self.launch, self.ranks, self.stop = runs, root, launch, ranks, stop
         self.series_id = runs[0].series_id
         self.folder = root.series(self.series_id)
+        given = [run.run_id for run in runs]
+        self.work = WorkList(root, self.series_id, given, Control(launch.control))
         self.journal: Journal | None = None
         """Journal of the trunk, on the first rank alone."""
 
@@ -199,22 +203,47 @@ class _SeriesWork:
         ranks, lock = self.ranks, SeriesLock(self.folder)
         make_folder(self.folder / "logs")
         with sent_to(self.folder / "logs" / f"rank-{ranks.rank}.log"):
-            if not ranks.broadcast(not ranks.is_first or lock.acquire(), bool):
+            if not ranks.broadcast(not ranks.is_first or self._acquire(lock), bool):
                 return "busy"
             try:
-                unfinished = [run for run in self.runs if self._progress_of(run).state != Event.FINISHED]
-                self.runs = ranks.broadcast(unfinished, list[Run])
-                cancelled = ranks.broadcast(Control(self.launch.control).cancelled(), set[str])
-                if cancelled.issuperset(run.run_id for run in self.runs):
-                    return "finished"  # all were cancelled while they waited: no engine is built
-                with ExitStack() as stack:
-                    self.heartbeat = stack.enter_context(Heartbeat(self.folder, ranks.rank))
-                    if ranks.is_first:
-                        stack.enter_context(mirrored_beside(self.launch, self.root, self.series_id))
-                    return self._train_locked()
+                outcomes = ["finished"]
+                while runs := ranks.run_on_first(partial(self._last_look, lock), list[Run]):
+                    self.runs = runs
+                    with ExitStack() as stack:
+                        self.heartbeat = stack.enter_context(Heartbeat(self.folder, ranks.rank))
+                        if ranks.is_first:
+                            stack.enter_context(mirrored_beside(self.launch, self.root, self.series_id))
+                        outcomes.append(self._train_locked())
+                    if outcomes[-1] in {"preempted", "busy"}:
+                        return outcomes[-1]
+                return "failed" if "failed" in outcomes else "finished"
             finally:
                 gc.collect()  # an engine refers to itself, and the next Series needs its memory
                 lock.release()
+
+    def _acquire(self, lock: SeriesLock) -> bool:
+        """Lock the Series; False if another process trains it, after these Runs have joined that process's work."""
+        if lock.acquire():
+            return True
+        study = study_of(self.root, self.launch.control)
+        with self.work.locked():
+            if lock.acquire():
+                return True
+            if study is not None:
+                self.work.add(study, [run.run_id for run in self.runs])
+        return False
+
+    def _left(self) -> list[Run]:
+        """Return the Runs, given or joined, that are neither over nor cancelled."""
+        return [read_run(folder) for folder in self.work.left()]
+
+    def _last_look(self, lock: SeriesLock) -> list[Run]:
+        """Return the Runs that are left; release the lock of the Series if there is none."""
+        with self.work.locked():  # a Run that joins later finds that no process trains the Series
+            left = self._left()
+            if not left:
+                lock.release()
+        return left
 
     def _train_locked(self) -> str:
         start = Event.RESUMED if read_progress(self.folder).attempt else Event.STARTED
@@ -237,7 +266,7 @@ class _SeriesWork:
 
     def _train(self, start: Event) -> str:
         self.before = {run.run_id: self._progress_of(run).attempt for run in self.runs}
-        """Each Run's newest attempt when this training began."""
+        """Each Run's newest attempt when this training began with it."""
         device = self.ranks.device
         self.process = describe_process(self.launch) | {"device_name": device_name(device)}
         code, submitted = self.process["code"], self.launch.code
@@ -252,9 +281,15 @@ class _SeriesWork:
                     for text in changes:
                         self.journal.append(Event.WARNING, text=text)
                 outcome = self._attempt(layout, facts)
+                start = Event.RESUMED
+                gc.collect()  # the next attempt needs the memory of this one
+                if outcome is Outcome.DONE and (more := self.ranks.run_on_first(self._left, list[Run])):
+                    log.info("series %s: %d more runs have joined or are retried", self.series_id, len(more))
+                    self.runs = more
+                    self.before |= {run.run_id: self._progress_of(run).attempt for run in more}
+                    continue
                 if outcome is not None:
                     break
-                gc.collect()  # the next attempt needs the memory of this one
                 reason = self._out_of_memory(layout)
                 if reason is not None:
                     log.error("series %s: %s", self.series_id, reason)
@@ -262,7 +297,6 @@ class _SeriesWork:
                     ending = self._fail(reason, Kind.OUT_OF_MEMORY)
                     # Other ranks may be waiting for this one.
                     return ending if self.ranks.world == 1 else sys.exit(1)
-                start = Event.RESUMED
         except Diverged as error:  # every rank saw the same loss
             return self._fail(str(error), Kind.DIVERGED)
         except Exception as error:
@@ -292,7 +326,15 @@ class _SeriesWork:
         """Train on a layout; return None if memory ran out. Nothing refers to the engine afterwards."""
         try:
             return SeriesTrainer(
-                self.root, self.runs, self.launch, self.ranks, layout, self.stop, self.heartbeat, facts
+                self.root,
+                self.runs,
+                self.launch,
+                self.ranks,
+                layout,
+                self.stop,
+                self.heartbeat,
+                facts,
+                self.work,
             ).train(self.journal)
         except Exception as error:
             if not is_out_of_memory(error):
@@ -330,7 +372,7 @@ class _SeriesWork:
             self.journal.append(Event.FAILED, reason=reason, kind=kind)
         except Fenced:  # another process trains these Runs by now: they have not failed
             return "busy"
-        cancelled = Control(self.launch.control).cancelled()
+        cancelled = self.work.cancelled()
         for run in self.runs:
             own = self._progress_of(run)
             failed = own.state == Event.FAILED and own.attempt > self.before[run.run_id]

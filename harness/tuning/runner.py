@@ -17,7 +17,7 @@ from harness.common.format import hint
 from harness.common.process import identify_process
 from harness.dispatch.arrays import ArrayStore
 from harness.dispatch.base import Backend
-from harness.dispatch.ledger import jobs_of_runs, open_ledger
+from harness.dispatch.ledger import jobs_of_runs, open_with_joined
 from harness.dispatch.supervise import JobSupervisor
 from harness.plan.cluster import ranks_a_node
 from harness.record.jobs import JobView, SchedulerUnavailable
@@ -119,12 +119,16 @@ class Scheduled(TrialRunner):
 
     def __init__(self, backend: Backend, resolved: ResolvedStudy) -> None:
         super().__init__(backend, resolved)
-        name, root = resolved.study.name, resolved.root.path
-        self.stopping = (
-            f"stopping the search; its jobs in {backend.scheduler} go on: {hint('status', name, root=root)} shows "
-            f"them, {hint('logs', name, 'RUN', root=root)} prints their logs, {hint('cancel', name, root=root)} ends them"
+        self.root, self.name = resolved.root, resolved.study.name
+        status, logs, cancel = (
+            hint(*words, root=self.root.path)
+            for words in (("status", self.name), ("logs", self.name, "RUN"), ("cancel", self.name))
         )
-        self.folder = resolved.root.study(name)
+        self.stopping = (
+            f"stopping the search; its jobs in {backend.scheduler} go on: {status} shows them, {logs} prints their "
+            f"logs, {cancel} ends them"
+        )
+        self.folder = self.root.study(self.name)
         self._jobs: Mapping[str, JobView] = {}
         self._asked = self._refused = float("-inf")
         """Monotonic times when the scheduler was last asked, and when it last took no more jobs."""
@@ -167,7 +171,7 @@ class Scheduled(TrialRunner):
         if time.monotonic() - self._asked > ASK_SECONDS:
             self._asked = time.monotonic()
             try:
-                self._jobs = jobs_of_runs(open_ledger(self.folder))
+                self._jobs = jobs_of_runs(open_with_joined(self.root, self.name))
             except SchedulerUnavailable as gone:
                 self._warn(gone, "its last answer holds")
         return self.reader.read(points, jobs=self._jobs)

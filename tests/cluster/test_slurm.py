@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.slurm_study import Make, held_back
 from tests.harness.trainer import losses, undisturbed
-from tests.studies import Fields
+from tests.studies import Fields, with_iterations
 from tests.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -39,6 +39,45 @@ def test_two_submissions_at_once_submit_every_series_once(make: Make, study_fiel
             _, said = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, said
         assert len(study.queue()) == 6
+
+
+def test_a_second_study_joins_the_job_that_trains_its_trunk_which_comes_back_for_it_and_trains_all_it_lacks(
+    make: Make, study_fields: Fields
+) -> None:
+    first = make({**with_iterations(study_fields, 60, 2000), "name": "first"})
+    second = make({**with_iterations(study_fields, 20, 60, 90), "name": "second"}, name="second")
+    cancelled = make({**with_iterations(study_fields, 3000), "name": "cancelled"}, name="cancelled")
+    second.root = cancelled.root = first.root
+    first.step_seconds = 0.1
+    first.submit()
+    first.wait_for_step(20)  # the branch of 20 lies behind the trunk
+    (series,) = first.series()
+    job = first.job(series)
+    joined = f"3 runs join job {job} of study first, which trains their trunk"
+    assert joined in second.submit()
+    assert "1 run joins" in cancelled.submit()
+    assert "nothing of second is left to submit" in second.submit()
+    told = second.status()
+    assert told["counts"].keys() <= {"running", "queued"}
+    assert {run["job_id"] for run in told["runs"]} == {job}
+    assert all(f"job {job} of study first trains its trunk" in run["reason"] for run in told["runs"])
+    short = min(told["runs"], key=lambda run: run["iterations"])
+    assert short["train_loss"] is None  # the trunk's newest is that of longer runs
+    assert "SLURM's log of job" in second.run("logs", short["run_id"])
+
+    said = first.run("cancel")
+    assert f"job {job} goes on: runs of other studies have joined it" in said
+    first.slurm("scancel", "--signal=USR2", job)  # as near its time limit: it is requeued
+    wait_until(lambda: any("REQUEUE" in line or "PENDING" in line for line in first.queue()))
+    first.slurm("scontrol", "release", job)
+    assert "3 done" in second.run("status", "--watch")
+    assert cancelled.run("cancel").endswith("1 run cancelled\n")
+    first.wait_until_over()
+    alone = undisturbed(with_iterations(study_fields, 20, 60, 90))
+    assert losses(second.root, second.fields) == alone
+    assert "of them for other studies too" in second.run("status")
+    assert first.status()["counts"] == {"done": 1, "cancelled": 1}
+    assert cancelled.status()["counts"] == {"cancelled": 1}
 
 
 def test_a_submission_killed_half_way_is_completed_by_the_next(make: Make, study_fields: Fields) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.dispatch.arrays import Array
-from harness.dispatch.base import Backend, SubmitTarget, Task
+from harness.dispatch.base import Backend, SubmitTarget, Task, close_work
 from harness.dispatch.ray.dispatcher import RayDispatcher, connected
 from harness.dispatch.ray.host import RayDown
 from harness.dispatch.slurm.settle import run_job
@@ -29,6 +29,8 @@ from harness.train.stopping import EXIT_NO_NODES, EXIT_PREEMPTED, StopFlag
 
 log = logging.getLogger("ssmscale.ray")
 
+JOIN_SECONDS = 5.0
+"""Interval between two looks for Runs that join Series which are over."""
 OTHERS_SECONDS = 120.0
 """Time to wait for Series that other processes train once all others have ended: the devices are idle meanwhile."""
 
@@ -67,32 +69,43 @@ def train_tasks(array: Array, study_dir: Path, backend: Backend, stop: StopFlag)
     while not stop.reason:
         left = tasks.left(supervisor)
         if not left and supervisor.is_empty:
-            return 0
+            if close_work(array.name, array.tasks):
+                return 0
+            continue  # a Run has joined just now
         if wanted := [task for task in left if supervisor.takes(task.series_id)]:
             supervisor.watch_over(backend.submit(wanted))
         supervisor.watch()
         # A Series of another process seems to be ours for a moment, each time it is submitted and found to be busy.
         if supervisor.is_empty and time.monotonic() - supervisor.trained_at > OTHERS_SECONDS:
             log.info("other processes train the %d series that are left", len(left))
+            close_work(array.name, array.tasks, by_force=True)
             return 0
     log.info("told to stop (%s): workers save what they have", stop.reason)
     return EXIT_PREEMPTED
 
 
 class _Tasks:
-    """The tasks of an array; the journals of finished ones are read again only after control.jsonl has changed."""
+    """The tasks of an array; the journals of finished ones are read again only after control.jsonl has changed.
+
+    Runs that join finished ones are looked for less often.
+    """
 
     def __init__(self, tasks: Sequence[Task], control: Control) -> None:
         self._tasks, self._control = tasks, control
         self._over: set[str] = set()
         self._size = -1
+        self._look_again = 0.0
 
     def left(self, supervisor: JobSupervisor) -> list[Task]:
         """Return tasks for the unfinished Runs of the Series that the supervisor does not have."""
         size = self._control.path.stat().st_size if self._control.path.exists() else 0
+        now = time.monotonic()
         if size != self._size:  # a Run may have been retried
             self._over.clear()
             self._size = size
+        elif now >= self._look_again or supervisor.is_empty:
+            self._over -= {task.series_id for task in self._tasks if task.work().joined()}
+            self._look_again = now + JOIN_SECONDS
         tasks = [
             task
             for task in self._tasks
@@ -105,6 +118,8 @@ class _Tasks:
         for task in tasks:
             if run_dirs := [folder for folder in task.run_dirs if folder in unfinished_runs]:
                 left.append(_rest(task, run_dirs))
+            elif joined := task.work().joined():  # the workers find them by themselves
+                left.append(_rest(task, joined).model_copy(update={"run_dirs": task.run_dirs}))
             else:
                 self._over.add(task.series_id)
         return left

@@ -76,7 +76,9 @@ class Pilot:
     def __post_init__(self) -> None:
         study_dir = self.array_file.parent.parent
         root, self.control = Root(study_dir.parent.parent), Control(study_dir / "control.jsonl")
-        self.start = JobStart(job_number(), root, self.control, self.array.tasks, is_packed=True)
+        self.start = JobStart(
+            job_number(), root, self.control, self.array.tasks, is_packed=True, array=self.array.name
+        )
         self.folder = packed_folder(study_dir, self.array.name)
         self.log = self.folder / "controller.log"
 

@@ -36,6 +36,7 @@ from harness.record.journal import Event, Progress
 from harness.record.kinds import TIME_LIMIT_SIGNAL, Kind
 from harness.record.nodes import node_failure_in, remember_node
 from harness.record.root import read_launch
+from harness.record.series import JoinRequest
 from harness.train.meeting import make_meeting
 from harness.train.stopping import (
     EXIT_NO_SPACE,
@@ -85,7 +86,7 @@ def _after_setup(array_file: Path, array: Array) -> int:
     """Have a job whose setup lines ended it go elsewhere if they tell of a bad node; returns an exit status."""
     tasks = array.tasks if array.packed else (array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])],)
     control = Control(array_file.parent.parent / "control.jsonl")
-    start = JobStart(job_number(), tasks[0].root, control, tasks, is_packed=array.packed)
+    start = JobStart(job_number(), tasks[0].root, control, tasks, is_packed=array.packed, array=array.name)
     if not start.unfinished() or not _remember_bad_node(start, None):
         return 1
     return start.settle(Ending.BAD_NODE, start.place(), lambda _: False)
@@ -93,20 +94,36 @@ def _after_setup(array_file: Path, array: Array) -> int:
 
 def _train(array_file: Path, array: Array) -> int:
     task = array.tasks[int(os.environ["SLURM_ARRAY_TASK_ID"])]
-    start = start_of(task)
-    before, began, kills, logs = start.place(), time.time(), oom_kills(), rank_logs(task)
-    code, stall = _run_ranks(array, task, array_file.parent.parent)
-    if code == 128 + signal.SIGKILL and stall is None and oom_kills() > kills:
-        code = EXIT_OUT_OF_MEMORY
-    if stall is not None:
-        task.note_stall(stall)
-    return settle(start, code, began, before, stall, logs=logs, ranks_a_node=array.shape.ranks_a_node)
+    start = start_of(task, array.name)
+    while True:
+        before, began, known = start.place(), time.time(), start.requests()
+        kills, logs = oom_kills(), rank_logs(task)
+        code, stall = _run_ranks(array, task, array_file.parent.parent)
+        if code == 128 + signal.SIGKILL and stall is None and oom_kills() > kills:
+            code = EXIT_OUT_OF_MEMORY
+        if stall is not None:
+            task.note_stall(stall)
+        if stall is not None or not has_more(start, code, began, known):
+            a_node = array.shape.ranks_a_node
+            return settle(start, code, began, before, stall, logs=logs, ranks_a_node=a_node)
 
 
-def start_of(task: Task) -> JobStart:
-    """Return this start of the job, which trains one task."""
+def start_of(task: Task, array: str = "") -> JobStart:
+    """Return this start of the job, which trains one task of an array."""
     control = Control(read_launch(task.root, task.series_id).control)
-    return JobStart(job_number(), task.root, control, (task,))
+    return JobStart(job_number(), task.root, control, (task,), array=array)
+
+
+def has_more(start: JobStart, code: int, began: float, known: Sequence[JoinRequest]) -> bool:
+    """True if the ranks ended in order and Runs have joined since, which this start trains too.
+
+    `known` are the Runs that had joined when the ranks were started. Without others the work on the Series is closed.
+    """
+    if _ending(start.progress(), code, began) is not Ending.OTHERS_TRAIN:
+        return False
+    if not start.unfinished():
+        return not start.close()
+    return start.requests() != known
 
 
 def rank_logs(task: Task) -> dict[Path, int]:

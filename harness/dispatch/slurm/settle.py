@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import chain
 from pathlib import Path
 
 from tenacity import (
@@ -26,9 +27,10 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from harness.common.disk import DiskFull
 from harness.common.process import log_to_stderr
 from harness.dispatch.arrays import Array, read_array
-from harness.dispatch.base import Task
+from harness.dispatch.base import Task, close_work
 from harness.dispatch.slurm.queue import call
 from harness.record.control import Control
 from harness.record.jobs import SchedulerUnavailable
@@ -36,7 +38,7 @@ from harness.record.journal import Event, Progress, read_progress
 from harness.record.kinds import Kind
 from harness.record.nodes import MOST_BAD_NODES, bad_nodes_in, nodes_met_in
 from harness.record.root import Root
-from harness.record.series import count_crashes, unfinished
+from harness.record.series import JoinRequest, count_crashes, study_of, unfinished
 from harness.train.stopping import EXIT_NO_SPACE, EXIT_PREEMPTED, MOST_ATTEMPTS, exit_status
 
 log = logging.getLogger("ssmscale.slurm")
@@ -90,6 +92,8 @@ class JobStart:
     tasks: Sequence[Task]
     is_packed: bool = False
     """True if it packs all tasks on a Ray of its own."""
+    array: str = ""
+    """Name of its array."""
 
     @property
     def run_dirs(self) -> list[Path]:
@@ -97,8 +101,19 @@ class JobStart:
         return [folder for task in self.tasks for folder in task.run_dirs]
 
     def unfinished(self) -> list[Path]:
-        """Return the folders of the unfinished Runs."""
-        return unfinished(self.run_dirs, self.control)
+        """Return the folders of the unfinished Runs, with those that joined."""
+        joined = chain.from_iterable(task.work().joined() for task in self.tasks)
+        return list(dict.fromkeys([*unfinished(self.run_dirs, self.control), *joined]))
+
+    def requests(self) -> list[JoinRequest]:
+        """Return the Runs that joined its work, without its own: their workers add them to the work of others."""
+        study, own = study_of(self.root, self.control.path), {folder.name for folder in self.run_dirs}
+        requests = chain.from_iterable(task.work().requests() for task in self.tasks)
+        return [request for request in requests if request.study != study or request.run_id not in own]
+
+    def close(self, *, by_force: bool = False) -> bool:
+        """End its work on its Series; return False if Runs that joined are left, unless `by_force`."""
+        return close_work(self.array, self.tasks, by_force=by_force)
 
     def progress(self) -> list[Progress]:
         """Read the journals of the Series and of the unfinished Runs."""
@@ -114,21 +129,27 @@ class JobStart:
         return f"{done} finished, checkpoints {hashlib.sha256('|'.join(places).encode()).hexdigest()[:12]}"
 
     def settle(self, ending: Ending, before: str, may_start_again: Callable[[Ending], bool]) -> int:
-        """Requeue the job or let it end; returns its exit status.
+        """Requeue the job, or let it end and close the work lists of its Series; returns its exit status.
 
         `before` is its `place` when it started. If it made no progress since, `may_start_again` is called with the
         ending that SLURM confirms: it is the method of this name with its arguments.
         """
-        if not (left := self.unfinished()):
+        left = self.unfinished()
+        if not left and not self.close():  # a Run has joined just now
+            left, ending = self.unfinished(), Ending.STOPPED
+        if not left:
             states = [read_progress(folder).state for folder in self.run_dirs]
             return 1 if Event.FAILED in states else 0
         if ending is Ending.DISK_FULL:
             told = [found.stopped_by for found in self.progress() if found.kind is Kind.DISK_FULL]
             problem = told[0] if told else f"{self.root.path}: the disk is full"
             log.error("%s; submit again when there is room", problem)
+            with contextlib.suppress(DiskFull):
+                self.close(by_force=True)
             return EXIT_NO_SPACE
         if ending is Ending.OTHERS_TRAIN:
             log.info("%d runs are left: other processes train them", len(left))
+            self.close(by_force=True)
             return EXIT_PREEMPTED
         answer = patiently("scontrol", "--oneliner", "show", "job", self.job_id)
         facts = dict(re.findall(FACTS, answer))
@@ -142,6 +163,7 @@ class JobStart:
         is_out_of_time = facts.get("Reason") == "TimeLimit"
         if not (is_preempted or is_out_of_time or facts.get("JobState") == "RUNNING"):
             log.info("job %s was cancelled", self.job_id)
+            self.close(by_force=True)
             return EXIT_PREEMPTED
         if is_preempted and self.is_packed:
             log.info("SLURM preempts job %s and starts it again", self.job_id)
@@ -154,6 +176,7 @@ class JobStart:
             ending is Ending.OUT_OF_TIME and not is_preempted and self.place() == before
         )
         if is_in_vain and not may_start_again(ending):
+            self.close(by_force=True)
             return 1
         log.info("requeueing job %s", self.job_id)
         patiently("scontrol", "requeue", self.job_id)
@@ -183,6 +206,7 @@ class JobStart:
                     f"its job {self.job_id} met a bad node, and {why}: {', '.join(map(str, bad.values()))}",
                 )
         if not self.unfinished():
+            self.close(by_force=True)
             return 1
         avoiding = f"ExcNodeList={','.join(excluded)}"
         log.info("requeueing job %s on other nodes than %s", self.job_id, ", ".join(excluded))

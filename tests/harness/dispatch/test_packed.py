@@ -157,10 +157,10 @@ def test_a_job_is_cancelled_when_all_of_its_runs_are_over_or_cancelled(
     finish(begin_run(study.root, study.points[0].run), study.points[0].run)
     rows = rows_of(study)
     cancel(study.root, "tiny", rows[1:2])
-    assert cancel_jobs_of(study, rows) == {}
+    assert cancel_jobs_of(study, rows).ended == {}
     assert not told.exists()
     cancel(study.root, "tiny", rows[2:])
-    assert cancel_jobs_of(study, rows) == {"SLURM": ["77_0"]}
+    assert cancel_jobs_of(study, rows).ended == {"SLURM": ["77_0"]}
     assert told.read_text().split() == ["77_0"]
 
 

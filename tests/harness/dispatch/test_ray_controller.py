@@ -20,7 +20,7 @@ from harness.submit.monitor import rows_of
 from harness.train.stopping import StopFlag
 from tests.harness.dispatch.fakes import SMALL, FakeBackend
 from tests.harness.journals import begin_run, finish, registered
-from tests.studies import Fields
+from tests.studies import Fields, with_iterations
 
 
 def array_of(study: ResolvedStudy) -> Array:
@@ -55,6 +55,34 @@ def test_devices_are_not_held_for_series_that_others_train(
     monkeypatch.setattr(supervise, "LOOK_SECONDS", 0.0)
     assert train_tasks(array_of(study), folder, FakeBackend(folder, found_busy), StopFlag()) == 0
     assert now[0] > OTHERS_SECONDS
+
+
+def test_a_run_that_joins_a_series_which_is_over_is_trained_before_the_controller_ends(
+    tmp_path: Path, study_fields: Fields
+) -> None:
+    study_fields["grid"]["iterations"] = [5]
+    study = registered(Root(tmp_path / "runs"), study_fields)
+    array, folder = array_of(study), study.root.study("tiny")
+    (task,) = array.tasks
+    write_series(study.root, study.points[0].run)
+    others = {**with_iterations(study_fields, 10), "name": "other"}
+    (late,) = registered(study.root, others).points
+    trained: list[Path] = []
+
+    def finished(handle: Handle) -> JobState:
+        """Finish the Runs that are left, as a worker does; a Run joins when its last look is over."""
+        for folder in handle.task.left(study.root.control("tiny")):
+            finish(begin_run(study.root, read_run(folder)), read_run(folder))
+            trained.append(folder)
+        if len(trained) == 1:
+            write_run(study.root, late.run)
+            with task.work().locked():
+                task.work().add("other", [late.run_id], array.name)
+        return JobState.ENDED
+
+    assert train_tasks(array, folder, FakeBackend(folder, finished), StopFlag()) == 0
+    assert trained == [*task.run_dirs, study.root.run(late.run_id)]
+    assert task.work().is_over(array.name)
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])

@@ -46,7 +46,7 @@ class Stopped:
         make_folder(self.task.folder / "logs")
         with (self.task.folder / "logs" / "rank-0.log").open("a") as log:
             log.write(f"Traceback\n{line}\n")
-        return settle(start, 1, time.time() + 1, start.place(), logs)
+        return settle(start, 1, time.time() + 1, start.place(), logs=logs)
 
     def dies(self, code: int = 1, began: float | None = None, stall: str | None = None) -> int:
         """The ranks of a start end: of a later one, before they write anything, unless it `began` earlier."""
@@ -118,7 +118,7 @@ def test_a_job_that_stalls_at_the_same_place_is_started_three_times(
 ) -> None:
     stopped = Stopped(Root(tmp_path / "runs"), study_fields)
     stall = "nothing moved for 5 min in step 7"
-    assert [stopped.dies(stall) for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
+    assert [stopped.dies(stall=stall) for _ in range(3)] == [EXIT_PREEMPTED, EXIT_PREEMPTED, 1]
     result = read_progress(stopped.task.run_dirs[0]).result
     assert result is not None
     assert result["reason"] == f"its job 7_0 ended 3 times at the same place; {stall}"

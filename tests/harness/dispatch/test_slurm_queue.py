@@ -121,7 +121,7 @@ def test_ranks_start_as_their_job_says_whatever_its_shell_says(
     task = Task(series_id="s", run_dirs=(tmp_path / "runs" / "r",), ranks=4, nodes=2)
     shape = Shape(nodes=2, ranks=4, threads=1, memory_gib=1.0)
     (programs / "srun.says").write_text("")
-    assert _run_ranks(new_array("ssmscale-a", shape, [task]), task, tmp_path) == 0
+    assert _run_ranks(new_array("ssmscale-a", shape, [task]), task, tmp_path) == (0, None)
     environment = (programs / "srun.environment").read_text()
     assert "hidden" not in environment
     assert {f"{name}={value}" for name, value in own.items()} <= set(environment.split())

@@ -32,7 +32,7 @@ from harness.train.stopping import GPU_SHARE
 from tests.harness.journals import begin_run, begin_series, finish, log_steps, registered, rows_of
 from tests.harness.trainer import series_folder, train
 from tests.programs import write_program
-from tests.studies import Fields
+from tests.studies import Fields, with_iterations
 
 
 @pytest.fixture
@@ -66,6 +66,23 @@ def worked(*spans: tuple[Any, ...]) -> Progress:
 def timed(step: int, tokens_per_second: float, ranks: int = 1, **started: float) -> Progress:
     event = {"t": 1.0, "step": step, "loss": 1.0, "tokens_per_second": tokens_per_second}
     return Progress(step=step, steps={step: event}, started={"layout": {"ranks": ranks}, **started})
+
+
+def test_a_run_that_left_the_trunk_before_its_end_does_not_show_the_later_loss_of_the_trunk(
+    tmp_path: Path, study_fields: Fields
+) -> None:
+    root = Root(tmp_path)
+    short, long = registered(root, with_iterations(study_fields, 10, 100)).points
+    with begin_series(root, long.run) as trunk:
+        log_steps(trunk, range(1, 9))
+        assert [row.train_loss for row in rows_of(root, with_iterations(study_fields, 10, 100))] == [
+            4.992
+        ] * 2
+        log_steps(trunk, [20])
+        root.control("tiny").append("cancelled", runs=[short.run_id])
+        ours, others = rows_of(root, with_iterations(study_fields, 10, 100))
+    assert (ours.state, ours.iterations_done, ours.train_loss) == (RunState.CANCELLED, 8, None)
+    assert others.train_loss == 4.98
 
 
 def test_every_attempt_counts_by_its_share_and_a_branch_during_its_trunk_counts_once(

@@ -21,6 +21,7 @@ from harness.record.jobs import SchedulerUnavailable
 from harness.record.journal import read_progress
 from harness.record.registry import resolve
 from harness.record.root import Root, read_launch
+from harness.record.series import WorkList
 from harness.study.schema import Study
 from harness.submit import cancel
 from harness.submit.leases import Lease, Leases, acquire
@@ -98,7 +99,7 @@ def test_a_series_that_another_study_has_leased_keeps_its_launch_settings(here: 
     theirs = Lease(study="theirs", array="ssmscale-a", process=identify_process(), t=time.time())
     acquire(folder, theirs)
     said = here.submit()
-    assert "1 series left to another submission" in said.out
+    assert "2 runs join 1 job of study theirs, which trains their trunk" in said.out
     assert "nothing of tiny is left to submit" not in said.out
     assert (folder / "launch.json").read_text(encoding="utf-8") == "theirs"
 
@@ -123,6 +124,9 @@ def test_a_series_that_a_job_holds_is_shown_as_queued_and_left_to_it_by_a_submis
     assert "1 done" in said.out
     assert re.search(left, said.out)
     assert (folder / "launch.json").read_bytes() == before
+    # That job trains it also if its own study cancels it.
+    (request,) = WorkList(here.root, folder.name).requests()
+    assert request.study == "other"
     assert read_progress(folder).attempt == 0
 
 

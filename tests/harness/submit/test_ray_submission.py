@@ -19,15 +19,16 @@ from harness.dispatch.ray.host import LOOPBACK
 from harness.dispatch.ray.job_server import Seen, SeenNode
 from harness.record.journal import read_progress
 from harness.record.provenance import installed_version
-from harness.record.root import Root, read_model
+from harness.record.root import Root, read_model, write_series
+from harness.record.series import untrained
 from ssmttm.errors import InputError
 from tests.cluster.servers import free_port
 from tests.conftest import Command as Verb
 from tests.conftest import Write
-from tests.harness.journals import read_events
+from tests.harness.journals import read_events, registered
 from tests.harness.rays import Here
 from tests.harness.trainer import losses, progress_of, series_folder, undisturbed
-from tests.studies import Fields
+from tests.studies import Fields, with_iterations
 from tests.waiting import PATIENCE, wait_until
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -77,23 +78,31 @@ def test_the_dashboard_is_on_the_loopback_at_the_address_in_ray_json(here: Here)
 def test_a_study_is_handed_to_a_ray_cluster_once_and_told_of_until_it_is_done(
     tmp_path: Path, here: Here, command: Command, ssmscale: Verb, study_fields: Fields, write_study: Write
 ) -> None:
-    study = str(write_study(study_fields))
-    to_ray = ("submit", study, "--on", "ray", "--ray-address", str(here.address.dashboard))
-    done = command(*to_ray)
+    root = Root(tmp_path / "runs")
+    to_ray = ("--on", "ray", "--ray-address", str(here.address.dashboard))
+    (*_, point) = registered(root, study_fields).points
+    series = write_series(root, point.run)
+    with untrained(series):  # the job waits for what holds the series until the second study has joined it
+        done = command("submit", str(write_study(study_fields)), *to_ray)
+        others = {**with_iterations(study_fields, 5, 15), "name": "other"}
+        joined = command("submit", str(write_study(others)), *to_ray)
+        study = str(write_study(study_fields))
+        again = command("submit", study, *to_ray)
     assert done.returncode == 0, done.stderr
     assert (
         f"2 runs in 1 series submitted to Ray at {here.address.dashboard}: Ray job ssmscale-" in done.stdout
     )
-    again = command(*to_ray)
-    assert "1 series left to another submission" in again.stdout or "nothing of tiny is left" in again.stdout
+    assert "nothing of tiny is left" in again.stdout
+    (array,) = (root.study("tiny") / "arrays").glob("*.json")
+    assert f"2 runs join job {array.stem} of study tiny, which trains their trunk" in joined.stdout
+    assert "2 done" in command("status", "other", "--watch").stdout
+    assert losses(root, others) == pytest.approx(undisturbed(others), abs=1e-6)
 
-    root = Root(tmp_path / "runs")
     wait_until(lambda: all(told.state == "finished" for told in progress_of(root, study_fields)))
     status = json.loads(command("status", "tiny", "--json").stdout)
     assert status["counts"] == {"done": 2}
     assert losses(root, study_fields) == pytest.approx(undisturbed(study_fields), abs=1e-6)
-    (array,) = (root.study("tiny") / "arrays").glob("*.json")
-    (started,) = [event for event in read_events(series_folder(root)) if event["event"] == "started"]
+    (started, *_) = [event for event in read_events(series_folder(root)) if event["event"] == "started"]
     assert (started["dispatcher"], started["job_id"]) == ("ray", array.stem)
     assert "controller" in ssmscale("logs", "tiny", status["runs"][0]["run_id"], "--root", root.path).out
 
