@@ -139,12 +139,14 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
                         last = measure()  # a move writes too
 
         thread = threading.Thread(target=look, name="heartbeat", daemon=True)
-        thread.start()
+        with contextlib.suppress(RuntimeError):  # the system gives no thread: memory may be at its limit
+            thread.start()
         try:
             yield
         finally:
             over.set()
-            thread.join()
+            if thread.is_alive():
+                thread.join()
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)

@@ -138,6 +138,7 @@ class FailingOn:
         self.bad, self.log = bad, log
         self.handle: Handle | None = None
         self.node_failure: tuple[str, str] | None = None
+        self.stall: str | None = None
         self.is_gone = False
 
     def __call__(

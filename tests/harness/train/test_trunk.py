@@ -13,9 +13,10 @@ from harness.record.journal import Event, Journal, read_progress
 from harness.record.kinds import Kind
 from harness.record.root import Root
 from harness.study.run import Run
+from harness.submit.cancel import reset_attempts
 from harness.train.engine import Engine
 from harness.train.loop import SeriesTrainer
-from tests.harness.journals import read_events
+from tests.harness.journals import read_events, rows_of
 from tests.harness.trainer import (
     StopAfter,
     losses,
@@ -193,6 +194,7 @@ def test_a_value_that_is_not_finite_is_never_saved_and_a_retry_goes_on_from_the_
     assert "not finite after 9 steps; `ssmscale retry` goes on from step 6" in str(failed.result)
     held = checkpoints.marked(series_folder(here) / "checkpoints")
     assert [found.marker.step for found in held] == [6]
+    reset_attempts(here, "tiny", rows_of(here, fields))
     assert train(here, fields, **launch) == ["finished"]
     assert trunk_steps(here)[0] == 7
     assert losses(here, fields) == undisturbed(fields, zero_stage=stage)
@@ -206,6 +208,7 @@ def test_a_checkpoint_of_a_former_version_that_is_not_finite_is_passed_over(
         former.setattr(Engine, "step", spoiling(9, 0))
         former.setattr(SeriesTrainer, "_check_state", lambda self: None)
         assert train(here, fields, **launch) == ["failed"]
+    reset_attempts(here, "tiny", rows_of(here, fields))
     assert train(here, fields, **launch) == ["finished"]
     assert trunk_steps(here)[0] == 7
     assert losses(here, fields) == undisturbed(fields)
