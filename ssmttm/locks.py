@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from filelock import BaseFileLock, FileLock, SoftFileLease
+from filelock import BaseFileLock, FileLock
 
 from ssmttm.files import check_links
 
@@ -32,6 +32,8 @@ def file_lock(path: Path, *, wait: bool = True) -> BaseFileLock:
     check_links(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not has_locks(path.parent):
+        from filelock import SoftFileLease
+
         seconds = -1.0 if wait else 1.5 * LEASE_SECONDS
         return SoftFileLease(f"{path}.lease", timeout=seconds, lease_duration=LEASE_SECONDS)
     return FileLock(path, timeout=-1.0 if wait else INSTANT, fallback_to_soft=False)
