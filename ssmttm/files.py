@@ -49,7 +49,9 @@ def check_links(path: Path) -> None:
     Who else may write under a ROOT could make this process write where only its user can. The path and its folder are
     looked at each time, those above once.
     """
-    place = os.path.abspath(path)  # noqa: PTH100 words, since a thousand runs make many paths
+    place = os.fspath(path)  # words, since a thousand runs make many paths
+    if not place.startswith("/") or ".." in place:
+        place = os.path.abspath(path)  # noqa: PTH100
     near = (place, place.rpartition("/")[0])
     while place and (place in near or place not in _PLAIN):
         if _is_foreign_link(place):

@@ -252,7 +252,8 @@ def check_room(plan: Plan, root: Root, at_once: int | None = None) -> str | None
     missing = plan.missing
     if not missing:
         return None
-    smallest = min(checkpoint_bytes(run.status.point.run.model, run.layout.zero_stage) for run in missing)
+    a_size = {(run.status.point.architecture, run.status.point.size): run for run in missing}.values()
+    smallest = min(checkpoint_bytes(run.status.point.run.model, run.layout.zero_stage) for run in a_size)
     if free_bytes(root.path.absolute()) < smallest:
         raise DiskFull(root.path, smallest)
     passing = plan.disk_passing_gib if at_once is None else _passing_gib(plan.study, missing, at_once)

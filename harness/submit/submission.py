@@ -310,6 +310,8 @@ def kept_by_jobs(resolved: ResolvedStudy, plan: Plan) -> tuple[int, list[str]]:
     Resources that the study leaves to the harness do not count.
     """
     folder = resolved.root.study(resolved.study.name)
+    if not any(run.status.state in {RunState.QUEUED, RunState.RUNNING} for run in plan.runs):
+        return 0, []
     tasks = {task.series_id: task for array in ArrayStore(folder).read().values() for task in array.tasks}
     differing: set[str] = set()
     runs = 0
