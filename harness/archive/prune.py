@@ -164,10 +164,8 @@ def _runs_of(
         progress(next(done), total)
         try:
             held = read_model(path, Registration)
-            if (
-                held.corpus.fingerprint,
-                held.text_encoder,
-            ) in data:  # a Series has one corpus and one encoder
+            # A Series has one corpus and one encoder.
+            if (held.corpus.fingerprint, held.text_encoder) in data:
                 add(held.expand(str(path)), held.study)
         except InputError as error:
             notes.append(f"{error}; those of its runs that have begun keep their checkpoints")

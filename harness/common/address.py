@@ -97,7 +97,5 @@ def lasting(address: str) -> str:
 def login_of(address: str) -> tuple[str | None, str | None]:
     """Return user and password of an address."""
     found = urlsplit(address)
-    return (
-        unquote_plus(found.username) if found.username else None,
-        unquote_plus(found.password) if found.password else None,
-    )
+    user, password = (unquote(part) if part else None for part in (found.username, found.password))
+    return user, password

@@ -77,7 +77,7 @@ LISTEN_SECONDS = 0.2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the worker; return its exit status.
 
-    It is 0 when done, 1 if some Run failed, 2 for bad input, 71 on a bad node, 74 if the disk is full, 75 if preempted.
+    It is 0 when done, 1 if some Run failed, 2 for bad input, 72 on a bad node, 74 if the disk is full, 75 if preempted.
     """
     parser = argparse.ArgumentParser(
         prog="python -m harness.train.worker", description=__doc__.splitlines()[0]

@@ -211,9 +211,8 @@ class JobStart:
         avoiding = f"ExcNodeList={','.join(excluded)}"
         log.info("requeueing job %s on other nodes than %s", self.job_id, ", ".join(excluded))
         patiently("scontrol", "requeue", self.job_id)
-        patiently(
-            "scontrol", "update", f"JobId={self.job_id}", avoiding
-        )  # SLURM takes it from waiting jobs alone
+        # SLURM takes a list of excluded nodes from waiting jobs alone.
+        patiently("scontrol", "update", f"JobId={self.job_id}", avoiding)
         with contextlib.suppress(SchedulerUnavailable):  # the elements of its array that wait
             call("scontrol", "update", f"JobId={self.job_id.partition('_')[0]}", avoiding)
         return EXIT_PREEMPTED
