@@ -13,6 +13,7 @@ import pytest
 from harness.common.address import (
     has_password,
     lasting,
+    login_of,
     redact,
     sqlite_address,
     sqlite_file,
@@ -59,6 +60,11 @@ def test_an_address_is_shown_and_stored_without_its_password(
     assert without_password(address) == (kept or address)
     assert has_password(address) == (kept is not None)
     assert "me" not in without_login("http://me:s3cret@host:5000/")
+
+
+def test_a_login_is_read_as_it_was_quoted() -> None:
+    assert login_of("http://me%40home:s3+cr%2Fet@host") == ("me@home", "s3+cr/et")
+    assert login_of("http://host:5000") == (None, None)
 
 
 def test_passwords_vanish_within_any_text_and_nothing_else_does() -> None:
