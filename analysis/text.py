@@ -12,6 +12,13 @@ NAMES = {
     "cross_transformer": "Cross Transformer",
 }
 
+SCHEMES = {
+    "cluster": "whole series drawn with replacement",
+    "mixed": "noise of series and rows by a mixed model",
+    "wild": "wild cluster bootstrap over series",
+}
+"""What the resamples of a fit are, by scheme."""
+
 
 def architecture(name: str) -> str:
     """Return an architecture's written name."""

@@ -110,6 +110,7 @@ def write_report(
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,
+        schemes=wording.SCHEMES,
         tone=lambda name: colour(name, [*document.architectures, name]),
     )
     path = out / "report.html"

@@ -16,7 +16,7 @@ from analysis.design.scale_up import ScaleUp, Seen
 from analysis.findings.note import Note
 from analysis.findings.results import FitDocument
 from analysis.points.table import CheckedPoints
-from analysis.text import budget, human, percent
+from analysis.text import SCHEMES, budget, human, percent
 
 
 def print_fit(console: Console, points: CheckedPoints, document: FitDocument) -> None:
@@ -48,7 +48,7 @@ def print_fit(console: Console, points: CheckedPoints, document: FitDocument) ->
     how = document.resampling
     console.print(
         f"intervals: {how.interval} of {how.resamples:,} resamples, "
-        f"{'wild cluster bootstrap' if how.scheme == 'wild' else 'whole series'}, seed {how.seed}; "
+        f"{SCHEMES[how.scheme]}, seed {how.seed}; "
         f"points: {document.points}"
     )
     if points.exclusions:

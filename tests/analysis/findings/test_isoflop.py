@@ -10,7 +10,7 @@ import pytest
 
 from analysis.findings import isoflop
 from analysis.findings.isoflop import Exponent, OptimalSizes, optimal_sizes, power_law
-from analysis.fitting.bootstrap import wild_losses
+from analysis.fitting.bootstrap import noisy_losses, resample
 from analysis.points.table import CheckedPoints
 from tests.analysis.conftest import checked, joined
 from tests.analysis.synthetic import TRANSFORMER, SyntheticStudy, loss_by
@@ -39,7 +39,7 @@ def equal_flops(low: float, high: float, noise: float = 0.0) -> pd.DataFrame:
 def found_in(points: CheckedPoints) -> OptimalSizes:
     """Return the compute-optimal sizes that `fit` has of the first architecture, without the rest of the fit."""
     one = next(iter(joined(points).values()))
-    return optimal_sizes(one.curve, wild_losses(one.fit, 400, 0))
+    return optimal_sizes(one.curve, noisy_losses(one.fit, resample([one.fit], 400, 0), 400))
 
 
 def contains(exponent: Exponent, value: float) -> bool:
