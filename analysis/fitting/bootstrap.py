@@ -307,7 +307,7 @@ def _wild(fit: Fitted, count: int, seed: int) -> Callable[[NDArray[np.int64]], A
     """
     slope = fit.slope
     residual: Array = np.where(fit.problem.weight > 0, fit.residual, 0.0)
-    inverse = np.linalg.pinv(slope)
+    inverse = np.asarray(np.linalg.pinv(slope), dtype=np.float64)
     for rows in np.split(np.argsort(fit.cluster, kind="stable"), np.cumsum(np.bincount(fit.cluster))[:-1]):
         residual[rows] = _unlevered(residual[rows], slope[rows], inverse[:, rows])
     draws = [np.random.default_rng([seed, 2, *(part + 1 for part in key)]) for key in fit.keys]
