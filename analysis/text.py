@@ -17,7 +17,7 @@ SCHEMES = {
     "mixed": "noise of series and rows by a mixed model",
     "wild": "wild cluster bootstrap over series",
 }
-"""What the resamples of a fit are, by scheme."""
+"""Description of a fit's resamples by scheme."""
 
 
 def architecture(name: str) -> str:

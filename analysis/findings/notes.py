@@ -219,8 +219,8 @@ def resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> It
     if resamples.scheme == "wild":
         yield Note(
             "wild_bootstrap",
-            "neighbouring points of a series are alike beyond a common shift, as those taken mid-run are: a wild cluster "
-            "bootstrap was used, whose intervals are wider.",
+            "neighbouring points of a series are alike beyond a common shift, as of points taken mid-run: a wild "
+            "cluster bootstrap was used, whose intervals are wider.",
         )
     if not seed_noise(frame):
         yield Note(

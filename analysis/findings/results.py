@@ -86,7 +86,7 @@ class FitDocument(Frozen):
     formula: str
     huber_delta: float
     delta_rule: Literal["noise", "fixed"] = "fixed"
-    """Whether delta follows from the noise or was given."""
+    """Origin of delta: the noise, or the user."""
     architectures: dict[str, ArchitectureFit]
     comparison: Comparison
     isoflop: dict[str, OptimalSizes]
