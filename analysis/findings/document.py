@@ -12,7 +12,7 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
 from analysis.findings.curve import reference_of
-from analysis.findings.isoflop import MAX_BUDGETS, optimal_sizes
+from analysis.findings.isoflop import optimal_sizes
 from analysis.findings.note import Note
 from analysis.findings.notes import (
     OUTLIER_RULE,
@@ -33,6 +33,7 @@ from analysis.findings.results import (
     HeldOutSplit,
     Resampling,
 )
+from analysis.findings.rungs import MAX_BUDGETS
 from analysis.fitting.bootstrap import (
     FEWEST_RESAMPLES,
     RESAMPLES,

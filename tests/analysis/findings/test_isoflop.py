@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.findings import isoflop
-from analysis.findings.isoflop import Exponent, OptimalSizes, optimal_sizes, power_law
+from analysis.findings.exponents import Exponent, power_law
+from analysis.findings.isoflop import OptimalSizes, optimal_sizes
 from analysis.fitting.bootstrap import wild_losses
 from analysis.points.table import CheckedPoints
 from tests.analysis.conftest import checked, joined
@@ -116,10 +114,15 @@ def test_the_interval_is_of_the_same_exponent_where_flops_grow_slower_than_size(
     assert contains(one, one.value)
 
 
-def test_no_interval_where_the_law_has_no_minimum_within_reach() -> None:
-    """Sizes far below the best ones: what the law would take lies a thousand times beyond them."""
-    one = found_in(checked(equal_flops(1e-5, 1e-4))).exponents["parametric"]
-    assert one.ci95 is None
+def test_an_optimum_far_outside_the_sizes_has_no_number_and_says_why() -> None:
+    """Sizes far below the best ones: what the law would take lies ten thousand times beyond them."""
+    found = found_in(checked(equal_flops(1e-5, 1e-4)))
+    assert found.exponents == {}
+    assert "0 of 5 budgets" in found.missing["parametric"]
+    for one in found.optima:
+        assert one.parametric is one.parametric_ci95 is one.parametric_beyond is None
+        assert one.parametric_status == "not_identified"
+        assert "10 times above the largest trained size" in one.reasons["parametric"]
 
 
 def test_too_few_sizes_give_no_estimate_and_say_why() -> None:
@@ -134,19 +137,3 @@ def test_a_weighted_power_law_leans_on_what_is_known_well() -> None:
     y[2] *= 2
     assert power_law(x, y, np.array([1e-3, 1e-3, 10.0]))[0] == pytest.approx(0.5, abs=1e-4)
     assert power_law(x[:2], y[:2]) == pytest.approx((0.5, 3.0))
-
-
-@pytest.mark.parametrize("held_equal", [True, False])
-def test_sparse_weights_of_very_many_points_give_the_same_optima(
-    held_equal: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = checked(equal_flops(1 / 3, 3, noise=0.003) if held_equal else on_a_grid(0.001).table(0))
-    dense = found_in(own)
-    assert dense.method == ("equal_flops" if held_equal else "interpolated")
-    monkeypatch.setattr(isoflop, "DENSE", 0)
-    sparse = found_in(own)
-    for one, other in zip(sparse.optima, dense.optima, strict=True):
-        assert asdict(one) == pytest.approx(asdict(other))
-    assert asdict(sparse.exponents["parametric"]) == asdict(dense.exponents["parametric"])
-    monkeypatch.setattr(isoflop, "MAX_BUDGETS", 3)
-    assert len(found_in(own).optima) == 3
