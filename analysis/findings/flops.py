@@ -9,6 +9,7 @@ doi 10.1214/ss/1038425655), and generalised cross-validation over all sizes choo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,14 +37,23 @@ class LogRate:
 
     def __call__(self, at: Array) -> Array:
         """Return log FLOPs a token at log sizes, of any shape."""
-        inside = np.clip(at, self.low, self.high)
-        below, above = self.outside
-        out: Array = (
-            self.level
-            + _rise(inside - self.low, self.high - self.low, len(self.slopes)) @ self.slopes
-            + below * np.minimum(at - self.low, 0.0)
-            + above * np.maximum(at - self.high, 0.0)
-        )
+        knots, below, above = len(self.slopes), *self.outside
+        if knots == 1:
+            out: Array = self.level + self.slopes[0] * (at - self.low)
+            return out
+        step = (self.high - self.low) / (knots - 1)
+        along = np.clip((at - self.low) / step, 0.0, knots - 1.0)
+        piece = np.minimum(along.astype(np.int64), knots - 2)
+        rest = along - piece
+        first, bend = self.slopes[piece], 0.5 * np.diff(self.slopes)[piece]
+        out = self._levels[piece] + step * rest * (first + bend * rest)
+        return out + below * np.minimum(at - self.low, 0.0) + above * np.maximum(at - self.high, 0.0)
+
+    @cached_property
+    def _levels(self) -> Array:
+        """Values at the knots."""
+        step = (self.high - self.low) / (len(self.slopes) - 1)
+        out: Array = self.level + np.r_[0.0, np.cumsum(0.5 * step * (self.slopes[:-1] + self.slopes[1:]))]
         return out
 
 
@@ -71,13 +81,11 @@ def log_rate_of(size: Array, rate: Array) -> LogRate:
 
 
 def _rise(along: Array, width: float, knots: int) -> Array:
-    """Return the integrals from 0 of the hat functions of evenly spaced knots (..., knots)."""
-    if knots == 1:
-        return along[..., None]
+    """Return the integrals from 0 of the hat functions of evenly spaced knots (sizes, knots)."""
     step = width / (knots - 1)
-    x = np.clip(along[..., None] / step - np.arange(knots), -1.0, 1.0)
+    x = np.clip(along[:, None] / step - np.arange(knots), -1.0, 1.0)
     out: Array = step * np.where(x < 0, 0.5 * (1 + x) ** 2, 1 - 0.5 * (1 - x) ** 2)
-    out[..., 0] -= 0.5 * step  # its hat begins half a step before the range
+    out[:, 0] -= 0.5 * step  # its hat begins half a step before the range
     return out
 
 
