@@ -3,8 +3,6 @@
 A parabola in ln N is only the second order of the true curve: fitted to sizes on one side of the minimum it is biased
 even without noise (arXiv 2603.22339). The bias is measured on the fitted law at the same sizes and budget, where the
 true minimum is known, and subtracted.
-
-Once the sizes of each parabola are chosen, a vertex is linear in the log losses, so that resamples cost one product.
 """
 
 from __future__ import annotations
@@ -19,16 +17,17 @@ from analysis.findings.curve import Curve
 from analysis.findings.equal_loss import Verdict
 from analysis.findings.exponents import Exponent, exponent_of
 from analysis.findings.law_optimum import REACH, LawOptimum, law_optimum
+from analysis.findings.parabola import WINDOW, Parabola, noise_of
 from analysis.findings.rungs import FEWEST, Method, Rung, rungs_of
 from analysis.fitting.bootstrap import interval
 from analysis.laws.law import Array, Interval
 
 Standing = Literal["centred", "off_centre", "edge"]
 
-WINDOW = float(np.log(4.0))  # distance in ln N of the sizes of a parabola from its minimum
 OFF_CENTRE = 0.25  # largest distance of a minimum from the middle, as a share of the sampled width
 BIASED = float(np.log(1.1))  # bias from which on a parabola counts as off centre
 CLOSED = 0.95  # least share of the resamples whose parabola has a minimum, for an interval
+TINY = 1e-300
 DRAWS = 300  # resampled laws whose optima make an interval
 METHODS = ("isoflop", "corrected", "envelope", "parametric")
 
@@ -93,9 +92,19 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
         return OptimalSizes(None, curve.flop_convention, (), {}, reason)
     found = law_optimum(curve, curve.params[: DRAWS + 1], np.array([rung.log_flops for rung in rungs]))
     points = _Points(curve, resampled)
+    losses = [points.losses(rung) for rung in rungs]
+    parabolas = [Parabola.about_the_minimum(rung, one[0]) for rung, one in zip(rungs, losses, strict=True)]
+    noise = None
+    if method == "equal_flops":
+        noise = noise_of([one.misfit(own[0]) for one, own in zip(parabolas, losses, strict=True)])
     estimates = [
-        _estimate(points, rung, LawOptimum(*(values[:, [i]] for values in found)))
-        for i, rung in enumerate(rungs)
+        _estimate(
+            parabola,
+            *losses[i],
+            points.drawn(parabola.rung, None if noise is None else float(noise[i])),
+            LawOptimum(*(values[:, [i]] for values in found)),
+        )
+        for i, parabola in enumerate(parabolas)
     ]
     exponents, missing = {}, {}
     for name in METHODS:
@@ -114,75 +123,40 @@ class _Points:
     def __init__(self, curve: Curve, resampled: Array) -> None:
         """Keep what all budgets need."""
         fitted = np.log(curve.loss_of(curve.frame))
-        self.residual = np.log(curve.frame["loss"].to_numpy(dtype=np.float64)) - fitted
-        self.resampled = resampled - fitted
+        self._residual = np.log(curve.frame["loss"].to_numpy(dtype=np.float64)) - fitted
+        self._deviation = resampled - fitted
+        self._spread = np.sqrt(np.mean(self._deviation**2, axis=0))
         self._curve, self._log_x = curve, np.log(curve.law.x(curve.frame))
         self._axis = next(j for j, one in enumerate(curve.law.inputs) if one.axis == "data")
         self._log_flops = np.log(curve.flops)
 
-    def law_at(self, rung: Rung) -> Array:
-        """Return the law's log losses (problems, rows) of a rung's points, had they been trained for its FLOPs."""
+    def losses(self, rung: Rung) -> tuple[Array, Array]:
+        """Return log losses (rows) of a rung's points, had they been trained for its FLOPs: seen, and of the laws.
+
+        The latter are those of the estimate and the resamples (problems, rows).
+        """
         z = self._log_x[rung.rows]
         z[:, self._axis] += rung.log_flops - self._log_flops[rung.rows]
-        out: Array = np.log(self._curve.law.predict(self._curve.params[: DRAWS + 1], z))
-        return out
+        by_law = np.log(self._curve.law.predict(self._curve.params[: DRAWS + 1], z))
+        return by_law[0] + self._residual[rung.rows], by_law
 
+    def drawn(self, rung: Rung, noise: float | None) -> Array:
+        """Return deviations of a rung's points in each resample (resamples, rows).
 
-@dataclass(frozen=True)
-class _Parabola:
-    """A parabola in ln N through the sizes of a rung in `window`, by least squares."""
-
-    rung: Rung
-    window: slice
-
-    @classmethod
-    def about_the_minimum(cls, rung: Rung, values: Array) -> _Parabola:
-        """Take the sizes within a factor 4 of the minimum of values (rows), or the nearest 4 if those are fewer.
-
-        The window begins at the lowest loss, and moves to the minimum of the parabola until that stays.
+        With a `noise` each point has that standard deviation, and keeps its sign in the resample: points of one series
+        go on deviating together. Without one each keeps its own residual from the law.
         """
-        at = rung.log_sizes
-        centre = float(at[np.argmin(rung.at_sizes(values))])
-        one = cls(rung, slice(0, 0))
-        for _ in range(5):
-            low, high = np.searchsorted(at, [centre - WINDOW, centre + WINDOW])
-            if high - low < FEWEST:
-                nearest = np.argsort(np.abs(at - centre), kind="stable")[:FEWEST]
-                low, high = nearest.min(), nearest.max() + 1
-            before, one = one, cls(rung, slice(int(low), int(high)))
-            vertex = one.vertex(values[None])[0]
-            if one == before or not np.isfinite(vertex):
-                break
-            centre = float(np.clip(vertex, at[0], at[-1]))
-        return one
-
-    @property
-    def sampled(self) -> Array:
-        return self.rung.log_sizes[self.window]
-
-    def vertex(self, values: Array) -> Array:
-        """Return ln N at the minimum (problems) by log losses of the rung's rows (problems, rows); nan without one."""
-        middle = self.sampled.mean()
-        place = self.rung.place - self.window.start
-        used = (place >= 0) & (place < len(self.sampled))
-        inverse = np.linalg.pinv(np.vander(self.sampled - middle, 3, increasing=True))
-        _, slope, bend = (inverse[:, place[used]] * self.rung.share[used]) @ values[:, used].T
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found: Array = np.where(bend > 0, middle - slope / (2 * bend), np.nan)
-        return found
+        own = self._deviation[:, rung.rows]
+        return own if noise is None else own * (noise / np.maximum(self._spread[rung.rows], TINY))
 
 
-def _estimate(points: _Points, rung: Rung, law: LawOptimum) -> _Estimate:
-    base = points.law_at(rung)
-    values = base[0] + points.residual[rung.rows]
-    parabola = _Parabola.about_the_minimum(rung, values)
-    vertex, scattered = (
-        parabola.vertex(one) for one in (values[None], base[0] + points.resampled[:, rung.rows])
-    )
-    missed = parabola.vertex(base)
+def _estimate(
+    parabola: Parabola, values: Array, by_law: Array, deviation: Array, law: LawOptimum
+) -> _Estimate:
+    rung, sampled = parabola.rung, parabola.sampled
+    vertex, scattered, missed = (parabola.vertex(one) for one in (values[None], values + deviation, by_law))
     bias = np.where(law.inside[:, 0], missed - law.log_size[:, 0], np.nan)
     at, low, high = float(vertex[0]), rung.log_sizes[0], rung.log_sizes[-1]
-    sampled = parabola.sampled
     reasons = {}
     inside = bool(sampled[0] < at < sampled[-1])
     if not inside:
@@ -198,13 +172,11 @@ def _estimate(points: _Points, rung: Rung, law: LawOptimum) -> _Estimate:
     lowest = int(np.argmin(rung.at_sizes(values)))
     if not 0 < lowest < len(rung.log_sizes) - 1:
         reasons["envelope"] = _edge(rung, values)
-    # Resamples scatter around the law; they are moved to lie around the estimate.
     count = min(len(scattered), len(bias) - 1)
-    drawn = {"isoflop": scattered + at - missed[0]}
-    drawn["corrected"] = scattered[:count] - missed[0] + at - bias[1 : count + 1]
-    for name, values in drawn.items():
-        near = (low - WINDOW < values) & (values < high + WINDOW)
-        drawn[name] = np.where(near, values, np.nan)
+    drawn = {"isoflop": scattered, "corrected": scattered[:count] - bias[1 : count + 1]}
+    for name, sizes in drawn.items():
+        near = (low - WINDOW < sizes) & (sizes < high + WINDOW)
+        drawn[name] = np.where(near, sizes, np.nan)
     drawn["parametric"] = np.where(law.inside[1:, 0], law.log_size[1:, 0], np.nan)
     found = {"isoflop": at, "corrected": corrected, "parametric": float(law.log_size[0, 0])}
     status, beyond, why = _verdict(rung, law)
@@ -212,8 +184,8 @@ def _estimate(points: _Points, rung: Rung, law: LawOptimum) -> _Estimate:
         reasons["parametric"] = why
     has = {"isoflop": inside, "corrected": "corrected" not in reasons, "parametric": beyond is not None}
     ends = {}
-    for name, values in drawn.items():
-        ends[name], why = _interval(values) if has[name] else (None, "")
+    for name, sizes in drawn.items():
+        ends[name], why = _interval(sizes) if has[name] else (None, "")
         if why:
             reasons[name] = "; ".join(one for one in (reasons.get(name), why) if one)
     off = inside and abs(at - 0.5 * (sampled[0] + sampled[-1])) > OFF_CENTRE * (sampled[-1] - sampled[0])
