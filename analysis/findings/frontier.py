@@ -210,7 +210,7 @@ def _upper_hull(x: Array, y: Array) -> tuple[Array, Array]:
     first = np.unique(x[order], return_index=True)[1]
     hull: list[tuple[float, float]] = []
     for point in zip(x[order][first].tolist(), y[order][first].tolist(), strict=True):
-        while len(hull) > 1 and _turn(*hull[-2:], point) >= 0:
+        while len(hull) > 1 and _turn(hull[-2], hull[-1], point) >= 0:
             hull.pop()
         hull.append(point)
     corners = np.array(hull)

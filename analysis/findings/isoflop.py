@@ -7,16 +7,18 @@ true minimum is known, and subtracted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis import text as wording
 from analysis.findings.curve import Curve
 from analysis.findings.equal_loss import Verdict
 from analysis.findings.exponents import Exponent, exponent_of
 from analysis.findings.law_optimum import REACH, LawOptimum, law_optimum
+from analysis.findings.notes import OUTLIER_DEVIATIONS, OUTLIER_RESIDUAL
 from analysis.findings.parabola import WINDOW, Parabola, noise_of
 from analysis.findings.rungs import FEWEST, Method, Rung, rungs_of
 from analysis.fitting.bootstrap import interval
@@ -28,6 +30,7 @@ OFF_CENTRE = 0.25  # largest distance of a minimum from the middle, as a share o
 BIASED = float(np.log(1.1))  # bias from which on a parabola counts as off centre
 CLOSED = 0.95  # least share of the resamples whose parabola has a minimum, for an interval
 TINY = 1e-300
+NORMAL = 1.4826  # standard deviations in the median absolute value of normal noise
 DRAWS = 300  # resampled laws whose optima make an interval
 METHODS = ("isoflop", "corrected", "envelope", "parametric")
 
@@ -58,7 +61,10 @@ class Optimum:
 
 @dataclass(frozen=True)
 class OptimalSizes:
-    """All estimates for one architecture; `reason` says why there are none, `missing` why a method has no exponent."""
+    """All estimates for one architecture; `reason` says why there are none, `missing` why a method has no exponent.
+
+    `left_out` has the run ids of points so far off the law that no parabola may pass through them.
+    """
 
     method: Method | None
     flop_convention: str
@@ -66,11 +72,37 @@ class OptimalSizes:
     exponents: dict[str, Exponent]
     reason: str
     missing: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Method:
+    """One method at one budget: its size, the interval, why one of them is missing, and the draws of ln N (resamples).
+
+    A draw is nan where the resample has no minimum near the sampled sizes.
+    """
+
+    size: float | None
+    ci95: Interval | None
+    reason: str
+    drawn: Array
+
+    @classmethod
+    def of(cls, log_size: float | None, drawn: Array, reason: str = "") -> _Method:
+        """Take the central 95 % of the draws, unless there is no size or too few draws have a minimum."""
+        if log_size is None:
+            return cls(None, None, reason, drawn)
+        closed = drawn[np.isfinite(drawn)]
+        if len(drawn) >= 2 and len(closed) >= CLOSED * len(drawn):
+            return cls(float(np.exp(log_size)), interval(np.exp(closed)), reason, drawn)
+        share = 1 - len(closed) / max(1, len(drawn))
+        why = f"no interval: {share:.0%} of the resamples have no minimum near the sampled sizes"
+        return cls(float(np.exp(log_size)), None, "; ".join(one for one in (reason, why) if one), drawn)
 
 
 @dataclass(frozen=True)
 class _Estimate:
-    """One budget's optimum and, by method, ln N at the minimum in each resample (resamples); nan where it has none."""
+    """One budget's optimum, and the draws of each method."""
 
     optimum: Optimum
     drawn: dict[str, Array]
@@ -81,6 +113,9 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
 
     `resampled` are log losses (resamples, points) for the intervals, the points in the order of the curve's frame.
     """
+    usable = _near_the_law(curve)
+    left_out = tuple(str(one) for one in curve.frame.loc[~usable, "run_id"])
+    curve, resampled = replace(curve, frame=curve.frame[usable]), resampled[:, usable]
     size = curve.frame["n_params"].to_numpy(dtype=np.float64)
     rungs, method = rungs_of(np.log(size), np.log(curve.flops))
     reason = ""
@@ -89,20 +124,18 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
     elif len(rungs) < 2:
         reason = f"fewer than 2 budgets have {FEWEST} trained sizes each"
     if reason:
-        return OptimalSizes(None, curve.flop_convention, (), {}, reason)
+        return OptimalSizes(None, curve.flop_convention, (), {}, reason, left_out=left_out)
     found = law_optimum(curve, curve.params[: DRAWS + 1], np.array([rung.log_flops for rung in rungs]))
     points = _Points(curve, resampled)
     losses = [points.losses(rung) for rung in rungs]
     parabolas = [Parabola.about_the_minimum(rung, one[0]) for rung, one in zip(rungs, losses, strict=True)]
-    noise = None
-    if method == "equal_flops":
-        noise = noise_of([one.misfit(own[0]) for one, own in zip(parabolas, losses, strict=True)])
+    noise = noise_of([one.misfit(own[0]) for one, own in zip(parabolas, losses, strict=True)])
     estimates = [
         _estimate(
             parabola,
             *losses[i],
             points.drawn(parabola.rung, None if noise is None else float(noise[i])),
-            LawOptimum(*(values[:, [i]] for values in found)),
+            found.at(i),
         )
         for i, parabola in enumerate(parabolas)
     ]
@@ -114,7 +147,14 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
         else:
             exponents[name] = exponent
     optima = tuple(one.optimum for one in estimates)
-    return OptimalSizes(method, curve.flop_convention, optima, exponents, "", missing)
+    return OptimalSizes(method, curve.flop_convention, optima, exponents, "", missing, left_out)
+
+
+def _near_the_law(curve: Curve) -> NDArray[np.bool_]:
+    """Return a mask of the points that are no outliers by the rule of the notes."""
+    off = np.abs(np.log(curve.frame["loss"].to_numpy(dtype=np.float64)) - np.log(curve.loss_of(curve.frame)))
+    out: NDArray[np.bool_] = off <= max(OUTLIER_DEVIATIONS * NORMAL * float(np.median(off)), OUTLIER_RESIDUAL)
+    return out
 
 
 class _Points:
@@ -154,58 +194,65 @@ def _estimate(
     parabola: Parabola, values: Array, by_law: Array, deviation: Array, law: LawOptimum
 ) -> _Estimate:
     rung, sampled = parabola.rung, parabola.sampled
-    vertex, scattered, missed = (parabola.vertex(one) for one in (values[None], values + deviation, by_law))
+    low, high = rung.log_sizes[0], rung.log_sizes[-1]
+    at = float(parabola.vertex(values[None])[0])
+    scattered, missed = parabola.vertex(values + deviation), parabola.vertex(by_law)
     bias = np.where(law.inside[:, 0], missed - law.log_size[:, 0], np.nan)
-    at, low, high = float(vertex[0]), rung.log_sizes[0], rung.log_sizes[-1]
-    reasons = {}
-    inside = bool(sampled[0] < at < sampled[-1])
-    if not inside:
-        reasons["isoflop"] = reasons["corrected"] = _edge(rung, values)
-    corrected = at - bias[0]
-    if inside and not np.isfinite(corrected):
-        reasons["corrected"] = "the fitted law has no minimum near these sizes from which to measure the bias"
-    elif inside and not low <= corrected <= high:
-        side = f"below the smallest of {len(rung.log_sizes)}" if corrected < low else "above the largest"
-        reasons["corrected"] = (
-            f"the correction by {wording.times(float(np.exp(abs(bias[0]))))} times leads {side} sampled sizes"
-        )
-    lowest = int(np.argmin(rung.at_sizes(values)))
-    if not 0 < lowest < len(rung.log_sizes) - 1:
-        reasons["envelope"] = _edge(rung, values)
     count = min(len(scattered), len(bias) - 1)
     drawn = {"isoflop": scattered, "corrected": scattered[:count] - bias[1 : count + 1]}
     for name, sizes in drawn.items():
-        near = (low - WINDOW < sizes) & (sizes < high + WINDOW)
-        drawn[name] = np.where(near, sizes, np.nan)
-    drawn["parametric"] = np.where(law.inside[1:, 0], law.log_size[1:, 0], np.nan)
-    found = {"isoflop": at, "corrected": corrected, "parametric": float(law.log_size[0, 0])}
+        close = (low - WINDOW < sizes) & (sizes < high + WINDOW)
+        drawn[name] = np.where(close, sizes, np.nan)
+    inside = bool(sampled[0] < at < sampled[-1])
+    edge = "" if inside else _edge(rung, values)
+    refused = edge or _refused(at - float(bias[0]), float(bias[0]), rung)
     status, beyond, why = _verdict(rung, law)
-    if why:
-        reasons["parametric"] = why
-    has = {"isoflop": inside, "corrected": "corrected" not in reasons, "parametric": beyond is not None}
-    ends = {}
-    for name, sizes in drawn.items():
-        ends[name], why = _interval(sizes) if has[name] else (None, "")
-        if why:
-            reasons[name] = "; ".join(one for one in (reasons.get(name), why) if one)
-    off = inside and abs(at - 0.5 * (sampled[0] + sampled[-1])) > OFF_CENTRE * (sampled[-1] - sampled[0])
+    methods = {
+        "isoflop": _Method.of(at if inside else None, drawn["isoflop"], edge),
+        "corrected": _Method.of(None if refused else at - float(bias[0]), drawn["corrected"], refused),
+        "parametric": _Method.of(
+            None if beyond is None else float(law.log_size[0, 0]),
+            np.where(law.inside[1:, 0], law.log_size[1:, 0], np.nan),
+            why,
+        ),
+    }
+    reasons = {name: one.reason for name, one in methods.items() if one.reason}
+    lowest = int(np.argmin(rung.at_sizes(values)))
+    best = float(np.exp(rung.log_sizes[lowest])) if 0 < lowest < len(rung.log_sizes) - 1 else None
+    if best is None:
+        reasons["envelope"] = _edge(rung, values)
+    off = abs(at - 0.5 * (sampled[0] + sampled[-1])) > OFF_CENTRE * (sampled[-1] - sampled[0])
     standing: Standing = "edge" if not inside else "centred"
     if inside and (off or not abs(bias[0]) <= BIASED):
         standing = "off_centre"
-    number = {name: float(np.exp(found[name])) if has[name] else None for name in found}
     optimum = Optimum(
         flops=float(np.exp(rung.log_flops)),
         sizes=len(rung.log_sizes),
+        isoflop=methods["isoflop"].size,
+        corrected=methods["corrected"].size,
         bias=float(np.exp(bias[0])) if np.isfinite(bias[0]) else None,
-        envelope=None if "envelope" in reasons else float(np.exp(rung.log_sizes[lowest])),
+        envelope=best,
+        parametric=methods["parametric"].size,
         standing=standing,
+        isoflop_ci95=methods["isoflop"].ci95,
+        corrected_ci95=methods["corrected"].ci95,
+        parametric_ci95=methods["parametric"].ci95,
         parametric_status=status,
         parametric_beyond=beyond,
-        **number,
-        **{f"{name}_ci95": one for name, one in ends.items()},
         reasons=reasons,
     )
-    return _Estimate(optimum, drawn)
+    return _Estimate(optimum, {name: one.drawn for name, one in methods.items()})
+
+
+def _refused(corrected: float, bias: float, rung: Rung) -> str:
+    """Return why a correction is refused: there is no bias to subtract, or it leads out of the sampled sizes."""
+    if not np.isfinite(corrected):
+        return "the fitted law has no minimum near these sizes from which to measure the bias"
+    if rung.log_sizes[0] <= corrected <= rung.log_sizes[-1]:
+        return ""
+    side = "below the smallest" if bias > 0 else "above the largest"
+    by = wording.times(float(np.exp(abs(bias))))
+    return f"the correction by a factor {by} leads {side} of {len(rung.log_sizes)} sampled sizes"
 
 
 def _edge(rung: Rung, values: Array) -> str:
@@ -233,15 +280,6 @@ def _verdict(rung: Rung, law: LawOptimum) -> tuple[Verdict, float | None, str]:
         return "identified", 1.0, ""
     side = "below the smallest" if at < low else "above the largest"
     return "extrapolated", beyond, f"{wording.times(beyond)} times {side} size trained at this budget"
-
-
-def _interval(drawn: Array) -> tuple[Interval | None, str]:
-    """Return the central 95 % of sizes drawn as logarithms, or why there is none."""
-    closed = drawn[np.isfinite(drawn)]
-    if len(drawn) < 2 or len(closed) < CLOSED * len(drawn):
-        share = 1 - len(closed) / max(1, len(drawn))
-        return None, f"no interval: {share:.0%} of the resamples have no minimum near the sampled sizes"
-    return interval(np.exp(closed)), ""
 
 
 def _exponent(name: str, estimates: list[_Estimate]) -> Exponent | str:

@@ -34,6 +34,13 @@ class LawOptimum(NamedTuple):
         out: NDArray[np.bool_] = ~(self.below | self.above)
         return out
 
+    def at(self, budget: int) -> LawOptimum:
+        """Return the optima of one budget (problems, 1)."""
+        here = slice(budget, budget + 1)
+        return LawOptimum(
+            self.log_size[:, here], self.loss[:, here], self.below[:, here], self.above[:, here]
+        )
+
 
 def law_optimum(curve: Curve, params: Array, log_flops: Array) -> LawOptimum:
     """Minimise the law with params (problems, parameters) over size at log FLOPs (budgets).
