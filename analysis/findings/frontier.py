@@ -61,12 +61,12 @@ def frontier_gains(curves: Mapping[str, Curve], reference: str) -> list[Frontier
         curves = {name: _counted_plainly(curve) for name, curve in curves.items()}
     base = curves[reference]
     log_flops = _budgets(base)
-    found = law_optimum(base, base.params, log_flops)
+    found, runs = law_optimum(base, base.params, log_flops), _Runs.of(base)
     return [
         gain
         for name, curve in curves.items()
         if name != reference
-        for gain in _gains(name, curve, base, log_flops, found)
+        for gain in _gains(name, curve, base, runs, log_flops, found)
     ]
 
 
@@ -96,10 +96,12 @@ class _Arm:
     optimum: bool
 
 
-def _gains(name: str, curve: Curve, base: Curve, log_flops: Array, found: LawOptimum) -> list[FrontierGain]:
+def _gains(
+    name: str, curve: Curve, base: Curve, of_base: _Runs, log_flops: Array, found: LawOptimum
+) -> list[FrontierGain]:
     equal, own = _equal_compute(curve, found.loss)
     values = np.exp(np.where(found.inside, log_flops - equal, np.nan))
-    of_base, of_arm = _Runs.of(base), _Runs.of(curve)
+    of_arm = _Runs.of(curve)
     gains = []
     for i, at in enumerate(log_flops):
         there = (float(at), float(found.log_size[0, i]), bool(found.inside[0, i]))

@@ -7,20 +7,21 @@ true minimum is known, and subtracted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis import text as wording
+from analysis.findings.carried import CarriedLosses, near_the_law
 from analysis.findings.curve import Curve
 from analysis.findings.equal_loss import Verdict
 from analysis.findings.exponents import Exponent, exponent_of
 from analysis.findings.law_optimum import REACH, LawOptimum, law_optimum
-from analysis.findings.notes import OUTLIER_DEVIATIONS, OUTLIER_RESIDUAL
+from analysis.findings.note import Note
 from analysis.findings.parabola import WINDOW, Parabola, noise_of
-from analysis.findings.rungs import FEWEST, Method, Rung, rungs_of
+from analysis.findings.rungs import FEWEST, MAX_BUDGETS, Method, Rung, rungs_of
 from analysis.fitting.bootstrap import interval
 from analysis.laws.law import Array, Interval
 
@@ -29,9 +30,10 @@ Standing = Literal["centred", "off_centre", "edge"]
 OFF_CENTRE = 0.25  # largest distance of a minimum from the middle, as a share of the sampled width
 BIASED = float(np.log(1.1))  # bias from which on a parabola counts as off centre
 CLOSED = 0.95  # least share of the resamples whose parabola has a minimum, for an interval
-TINY = 1e-300
-NORMAL = 1.4826  # standard deviations in the median absolute value of normal noise
 DRAWS = 300  # resampled laws whose optima make an interval
+DISAGREE = (
+    0.25  # least share of the budgets at which the law and the parabolas exclude each other, for a note
+)
 METHODS = ("isoflop", "corrected", "envelope", "parametric")
 
 
@@ -113,7 +115,7 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
 
     `resampled` are log losses (resamples, points) for the intervals, the points in the order of the curve's frame.
     """
-    usable = _near_the_law(curve)
+    usable = near_the_law(curve)
     left_out = tuple(str(one) for one in curve.frame.loc[~usable, "run_id"])
     curve, resampled = replace(curve, frame=curve.frame[usable]), resampled[:, usable]
     size = curve.frame["n_params"].to_numpy(dtype=np.float64)
@@ -126,8 +128,8 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
     if reason:
         return OptimalSizes(None, curve.flop_convention, (), {}, reason, left_out=left_out)
     found = law_optimum(curve, curve.params[: DRAWS + 1], np.array([rung.log_flops for rung in rungs]))
-    points = _Points(curve, resampled)
-    losses = [points.losses(rung) for rung in rungs]
+    points = CarriedLosses(curve, resampled, DRAWS)
+    losses = [points.of(rung) for rung in rungs]
     parabolas = [Parabola.about_the_minimum(rung, one[0]) for rung, one in zip(rungs, losses, strict=True)]
     noise = noise_of([one.misfit(own[0]) for one, own in zip(parabolas, losses, strict=True)])
     estimates = [
@@ -150,44 +152,26 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
     return OptimalSizes(method, curve.flop_convention, optima, exponents, "", missing, left_out)
 
 
-def _near_the_law(curve: Curve) -> NDArray[np.bool_]:
-    """Return a mask of the points that are no outliers by the rule of the notes."""
-    off = np.abs(np.log(curve.frame["loss"].to_numpy(dtype=np.float64)) - np.log(curve.loss_of(curve.frame)))
-    out: NDArray[np.bool_] = off <= max(OUTLIER_DEVIATIONS * NORMAL * float(np.median(off)), OUTLIER_RESIDUAL)
-    return out
+def optima_notes(name: str, found: OptimalSizes) -> Iterator[Note]:
+    """Yield notes on an architecture's optimal sizes: not all budgets were estimated, or the law misses the losses."""
+    if len(found.optima) >= MAX_BUDGETS:
+        text = f"compute-optimal sizes of {name} are those of {MAX_BUDGETS} budgets, evenly spaced among its own."
+        yield Note("budgets_thinned", text)
+    both = [one for one in found.optima if one.corrected_ci95 and one.parametric_ci95]
+    apart = [one for one in both if _apart(one.corrected_ci95, one.parametric_ci95)]
+    if len(apart) >= max(2, DISAGREE * len(both)):
+        worst = max(apart, key=lambda one: abs(np.log((one.corrected or 1.0) / (one.parametric or 1.0))))
+        text = (
+            f"at {len(apart)} of {len(both)} budgets the optimal size of {name} by its law lies outside what the "
+            f"losses there show, by their 95 % intervals: {wording.human(worst.parametric or 0)} against "
+            f"{wording.human(worst.corrected or 0)} at {wording.number(worst.flops)} FLOPs. Use the parabolas."
+        )
+        yield Note("optima_disagree", text)
 
 
-class _Points:
-    """The points of a curve: their log losses less those of the law, as trained and in each resample."""
-
-    def __init__(self, curve: Curve, resampled: Array) -> None:
-        """Keep what all budgets need."""
-        fitted = np.log(curve.loss_of(curve.frame))
-        self._residual = np.log(curve.frame["loss"].to_numpy(dtype=np.float64)) - fitted
-        self._deviation = resampled - fitted
-        self._spread = np.sqrt(np.mean(self._deviation**2, axis=0))
-        self._curve, self._log_x = curve, np.log(curve.law.x(curve.frame))
-        self._axis = next(j for j, one in enumerate(curve.law.inputs) if one.axis == "data")
-        self._log_flops = np.log(curve.flops)
-
-    def losses(self, rung: Rung) -> tuple[Array, Array]:
-        """Return log losses (rows) of a rung's points, had they been trained for its FLOPs: seen, and of the laws.
-
-        The latter are those of the estimate and the resamples (problems, rows).
-        """
-        z = self._log_x[rung.rows]
-        z[:, self._axis] += rung.log_flops - self._log_flops[rung.rows]
-        by_law = np.log(self._curve.law.predict(self._curve.params[: DRAWS + 1], z))
-        return by_law[0] + self._residual[rung.rows], by_law
-
-    def drawn(self, rung: Rung, noise: float | None) -> Array:
-        """Return deviations of a rung's points in each resample (resamples, rows).
-
-        With a `noise` each point has that standard deviation, and keeps its sign in the resample: points of one series
-        go on deviating together. Without one each keeps its own residual from the law.
-        """
-        own = self._deviation[:, rung.rows]
-        return own if noise is None else own * (noise / np.maximum(self._spread[rung.rows], TINY))
+def _apart(one: Interval | None, other: Interval | None) -> bool:
+    """Return True if two intervals do not overlap."""
+    return one is not None and other is not None and (one[1] < other[0] or other[1] < one[0])
 
 
 def _estimate(

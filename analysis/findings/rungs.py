@@ -76,6 +76,8 @@ def _clusters(log_size: Array, log_flops: Array) -> list[Rows]:
         held = sum(len(rows) for rows in found)
         if held > most:
             most, best = held, found
+        if most == len(x):
+            break
     return best
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.findings.exponents import Exponent, power_law
-from analysis.findings.isoflop import OptimalSizes, optimal_sizes
+from analysis.findings.isoflop import OptimalSizes, optima_notes, optimal_sizes
 from analysis.fitting.bootstrap import wild_losses
 from analysis.points.table import CheckedPoints
 from tests.analysis.conftest import checked, joined
@@ -219,3 +219,17 @@ def test_a_diverged_run_moves_no_optimum_and_is_named() -> None:
     assert (before.left_out, after.left_out) == ((), ("run-4",))
     assert after.optima[0].isoflop == pytest.approx(before.optima[0].isoflop, rel=0.05)
     assert after.exponents["isoflop"].value == pytest.approx(before.exponents["isoflop"].value, abs=0.01)
+
+
+def test_a_law_that_misses_the_minima_of_the_losses_is_named() -> None:
+    """The size's exponent changes at the middle budget, which no single law follows."""
+    campaign = alone(noise=0.0005)
+    table = campaign.table(0)
+    moved = table.copy()
+    low = moved["flops"] < 5e18
+    moved.loc[low, ["n_params", "tokens"]] *= [1.6, 1 / 1.6]
+    found = {name: found_in(checked(one)) for name, one in (("true", table), ("moved", moved))}
+    assert [note.code for note in optima_notes("x", found["true"])] == []
+    (note,) = optima_notes("x", found["moved"])
+    assert note.code == "optima_disagree"
+    assert "of 5 budgets" in note.text
