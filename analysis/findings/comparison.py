@@ -11,6 +11,7 @@ import numpy as np
 from analysis import text as wording
 from analysis.findings.curve import Curve, size_at
 from analysis.findings.equal_loss import ComputeGain, SizeRatio, TokenGain, size_ratios, token_gains
+from analysis.findings.frontier import FrontierGain, frontier_gains
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import unidentified_because
 from analysis.fitting.bootstrap import Fitted, Resamples, cluster_keys
@@ -54,6 +55,7 @@ class Comparison(Frozen):
     compute_gain: tuple[ComputeGain, ...]
     token_gain: tuple[TokenGain, ...]
     conventions: tuple[Convention, ...]
+    frontier_gain: tuple[FrontierGain, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _by_noise(problems: Sequence[Problem], pilots: Sequence[FitResult]) -> list[
 def comparison_of(
     fitted: Mapping[str, FittedArchitecture], base: str, delta: float | None, *, paired: bool
 ) -> tuple[Comparison, list[Note]]:
-    """Return size ratios, compute and token gains at equal loss, and notes on their limits."""
+    """Return size ratios, compute, token and frontier gains at equal loss, and notes on their limits."""
     law = fitted[base].curve.law
     compared = len(fitted) > 1 and law.size is not None
     curves = {name: one.curve for name, one in fitted.items()}
@@ -131,6 +133,7 @@ def comparison_of(
         compute_gain=tuple(gain for _, gain in found if gain is not None),
         token_gain=tuple(token_gains(curves, base)) if compared and law.data else (),
         conventions=tuple(_conventions(curves, found, base, delta)),
+        frontier_gain=tuple(frontier_gains(curves, base)) if compared else (),
     )
     return comparison, _notes(comparison) if compared else []
 

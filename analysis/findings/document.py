@@ -12,7 +12,7 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
 from analysis.findings.curve import reference_of
-from analysis.findings.isoflop import MAX_BUDGETS, optimal_sizes
+from analysis.findings.isoflop import optima_notes, optimal_sizes
 from analysis.findings.note import Note
 from analysis.findings.notes import (
     OUTLIER_RULE,
@@ -105,9 +105,7 @@ def fit_points(
     for name, one in fitted.items():
         count = min(resamples, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES))
         isoflop[name] = optimal_sizes(one.curve, noisy_losses(one.fit, drawn, count))
-        if len(isoflop[name].optima) >= MAX_BUDGETS:
-            text = f"compute-optimal sizes of {name} are those of {MAX_BUDGETS} budgets, evenly spaced among its own."
-            notes.append(Note("budgets_thinned", text))
+        notes.extend(optima_notes(name, isoflop[name]))
     document = FitDocument(
         law=form.name,
         formula=form.formula,

@@ -150,7 +150,7 @@ def _comparisons(
     ]
 
 
-def _judged(quantity: str, values: Array, status: Verdict, reason: str, always: str) -> dict[str, Any]:
+def ratio_fields(quantity: str, values: Array, status: Verdict, reason: str, always: str) -> dict[str, Any]:
     """Return the fields of a ratio (1 + resamples); one whose interval has no end is not identified (`open_end`)."""
     ends = central(values)
     if status != "not_identified" and (end := open_end(ends, always)):
@@ -165,7 +165,7 @@ def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
     n_params = size_at(at.curve, at.loss, at.data[0])
     with np.errstate(divide="ignore"):
         ratio = at.size / n_params
-    judged = _judged("ratio", ratio, *_verdict_on_size(at, float(n_params[0])), "at any size")
+    judged = ratio_fields("ratio", ratio, *_verdict_on_size(at, float(n_params[0])), "at any size")
     known = judged["status"] != "not_identified"
     found = SizeRatio(
         architecture=at.architecture,
@@ -226,11 +226,10 @@ def _verdict_on_size(at: _Comparison, n_params: float) -> tuple[Verdict, str]:
 
 def _flops(curve: Curve, n_params: Array, iterations: float | None, tokens: float) -> Array | None:
     """Return the training FLOPs of sizes; None if the points have none, or one size only."""
-    flops = curve.frame["flops"].to_numpy(dtype=np.float64)
-    if np.isnan(flops).any() or len(curve.sizes) < 2:
+    if not curve.counts_flops or len(curve.sizes) < 2:
         return None
     own_tokens = tokens if iterations is None else curve.tokens(iterations)
-    out: Array = np.exp(curve.log_rate(flops)(np.log(np.clip(n_params, 1.0, 1e18)))) * own_tokens
+    out: Array = np.exp(curve.log_rate(np.log(np.clip(n_params, 1.0, 1e18)))) * own_tokens
     return out
 
 
@@ -240,7 +239,7 @@ def _token_gain(at: _Comparison) -> TokenGain:
     with np.errstate(divide="ignore"):
         gain = at.tokens / tokens
     verdict = _verdict_on_tokens(at, float(data[0]), float(tokens[0]))
-    judged = _judged("gain", gain, *verdict, "with any training")
+    judged = ratio_fields("gain", gain, *verdict, "with any training")
     return TokenGain(
         architecture=at.architecture,
         iterations=at.iterations,
