@@ -182,6 +182,7 @@ def check_points(
     unnamed = [name for name in frame.columns if name not in {"row", "file", "run_id"}]
     anonymous = frame["run_id"].str.startswith("row-")
     twice = (frame.duplicated(named) & ~anonymous) | (frame.duplicated(unnamed) & anonymous)
+    twice &= ~unusable
     other = frame["annealed"] != annealed
     if annealed:
         kind, why = "unannealed", "taken before the learning rate decayed, where the loss is biased upwards"
@@ -192,9 +193,9 @@ def check_points(
         )
     stages = [
         ("unfinished", unfinished, ""),
-        ("unusable", unusable, ""),
         ("duplicate", twice, "an earlier row has the same run at the same tokens with the same loss"),
         (kind, other, why),
+        ("unusable", unusable, ""),
     ]
     kept = frame
     excluded: list[Exclusion] = []

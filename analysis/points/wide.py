@@ -64,8 +64,13 @@ def long_form(
             else:
                 about[run] = dict(zip(table.columns, cells, strict=True))
         found[k] = table._replace(rows=rest)
+    whole = [columns.get(name, name) for name in ("tokens", "iterations", "flops")]
+    found = [
+        _described(table, about, whole) if one else table for table, one in zip(found, wide, strict=True)
+    ]
+    names = [name for table, one in zip(found, wide, strict=True) if one for name in table.columns]
     kept = [k for k, table in enumerate(found) if wide[k] or table.rows]
-    return [_described(found[k], about) if wide[k] else found[k] for k in kept], [sources[k] for k in kept]
+    return [found[k] if wide[k] else _completed(found[k], names) for k in kept], [sources[k] for k in kept]
 
 
 def _melted(table: Table, source: str, columns: Mapping[str, str], added: Sequence[str]) -> Table:
@@ -109,13 +114,22 @@ def _melted(table: Table, source: str, columns: Mapping[str, str], added: Sequen
     return table._replace(header=header, columns=header, rows=rows)
 
 
-def _described(table: Table, about: Mapping[str, Mapping[str, object]]) -> Table:
-    """Add to each row the fields that describe its run."""
+def _described(table: Table, about: Mapping[str, Mapping[str, object]], whole: Sequence[str]) -> Table:
+    """Add to each row the fields that describe its run; those in `whole`, such as its tokens, to its last row only."""
     fields = dict.fromkeys(name for of in about.values() for name in of)
     new = [name for name in fields if name not in table.columns]
-    rows: list[Row] = [
-        (number, [*cells, *(about.get(str(cells[1]), {}).get(name) for name in new)])
-        for number, cells in table.rows
-    ]
+    last = table.columns.index(FINAL)
+    rows: list[Row] = []
+    for number, cells in table.rows:
+        own = about.get(str(cells[1]), {})
+        added = (own.get(name) if cells[last] or name not in whole else None for name in new)
+        rows.append((number, [*cells, *added]))
     header = [*table.columns, *new]
     return table._replace(header=header, columns=header, rows=rows)
+
+
+def _completed(table: Table, names: Sequence[str]) -> Table:
+    """Add empty cells to rows of runs without a curve, so that they are set aside and listed for what they lack."""
+    new = [name for name in dict.fromkeys(names) if name not in table.header]
+    rows: list[Row] = [(number, [*cells, *[None] * len(new)]) for number, cells in table.rows]
+    return table._replace(header=[*table.header, *new], columns=[*table.columns, *new], rows=rows)

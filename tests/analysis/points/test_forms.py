@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,10 +77,8 @@ ROWS = [
     {"architecture": "b", "n_params": 2e5, "tokens": 2e6, "loss": 2.5},
 ]
 BY_COLUMN = {name: [row[name] for row in ROWS] for name in ROWS[0]}
-NESTED = [
-    {"config": {"arch": row["architecture"], "n_params": row["n_params"]}, "summary": {"tokens": row["tokens"], "eval": {"loss": row["loss"]}}}
-    for row in ROWS
-]  # fmt: skip
+BY_INDEX = {name: {str(k): cell for k, cell in enumerate(cells)} for name, cells in BY_COLUMN.items()}
+SPLIT = {"columns": list(ROWS[0]), "index": [0, 1], "data": [list(row.values()) for row in ROWS]}
 OF_NESTED = {
     "architecture": "config.arch",
     "n_params": "config.n_params",
@@ -88,32 +87,29 @@ OF_NESTED = {
 }
 
 
+def nested(of: dict[str, Any]) -> dict[str, Any]:
+    """Arrange fields, or columns, as Weights & Biases arranges those of a run."""
+    return {
+        "config": {"arch": of["architecture"], "n_params": of["n_params"]},
+        "summary": {"tokens": of["tokens"], "eval": {"loss": of["loss"]}},
+    }
+
+
 @pytest.mark.parametrize(
     ("document", "columns"),
     [
         pytest.param(ROWS, {}, id="rows"),
         pytest.param(BY_COLUMN, {}, id="columns as lists"),
-        pytest.param({name: dict(enumerate(cells)) for name, cells in BY_COLUMN.items()}, {}, id="columns by index"),
+        pytest.param(BY_INDEX, {}, id="columns by index"),
         pytest.param({"first": ROWS[0], "second": ROWS[1]}, {}, id="rows by name"),
-        pytest.param({"columns": list(ROWS[0]), "index": [0, 1], "data": [list(row.values()) for row in ROWS]}, {}, id="split"),
+        pytest.param(SPLIT, {}, id="split"),
         pytest.param({"version": 2, "runs": ROWS}, {}, id="rows within"),
-        pytest.param(NESTED, OF_NESTED, id="nested rows"),
-        pytest.param({"r1": NESTED[0], "r2": NESTED[1]}, OF_NESTED, id="nested rows by name"),
-        pytest.param(
-            {
-                "config": {"arch": BY_COLUMN["architecture"], "n_params": BY_COLUMN["n_params"]},
-                "summary": {"tokens": BY_COLUMN["tokens"], "eval": {"loss": BY_COLUMN["loss"]}},
-            },
-            OF_NESTED,
-            id="nested columns",
-        ),
-        pytest.param(
-            {"config": {"arch": {"0": "a", "1": "b"}, "n_params": {"0": 1e5, "1": 2e5}}, "summary": {"tokens": {"0": 1e6, "1": 2e6}, "eval": {"loss": {"0": 3.0, "1": 2.5}}}},
-            OF_NESTED,
-            id="nested columns by index",
-        ),
+        pytest.param([nested(row) for row in ROWS], OF_NESTED, id="nested rows"),
+        pytest.param({"r1": nested(ROWS[0]), "r2": nested(ROWS[1])}, OF_NESTED, id="nested rows by name"),
+        pytest.param(nested(BY_COLUMN), OF_NESTED, id="nested columns"),
+        pytest.param(nested(BY_INDEX), OF_NESTED, id="nested columns by index"),
     ],
-)  # fmt: skip
+)
 def test_json_is_read_by_rows_and_by_columns_nested_or_not(
     tmp_path: Path, document: object, columns: dict[str, str]
 ) -> None:
