@@ -32,6 +32,8 @@ OF_FLOPS = {
 }
 TOKENS_A_PARAMETER = 20.0
 """Hoffmann et al. 2022 (arXiv 2203.15556), section 3: near the optimum of most studies."""
+FEWEST_TOKENS = 0.1
+"""Tokens a parameter below which no study trains: sizes that would need it are in millions, not in billions."""
 SHOWN = 5
 
 
@@ -121,6 +123,8 @@ def _likely(name: str, used: Array, columns: Mapping[str, Array]) -> tuple[float
         factor = 1e18
     else:
         factor = 1e9 if used.min() < 1 or used.max() < 100 else 1e6
+        if name in {"n_params", "n_params_non_embedding"} and tokens and factor * middle > tokens / FEWEST_TOKENS:
+            factor = 1e6
     return factor, units[factor]
 
 

@@ -181,6 +181,7 @@ def test_sizes_in_billions_are_refused_by_their_column_and_read_with_the_unit(ca
         ("n_params", [7, 13, 34, 70], "billions"),
         ("n_params", [0.125, 6.7, 175], "billions"),
         ("n_params", [125, 350, 760], "millions"),
+        ("n_params", [0.5, 1, 3], "millions"),
         ("n_params", [70, 410, 1400, 12000], "millions"),
         ("tokens", [10, 100, 350], "billions"),
         ("tokens", [500, 2000, 16000], "millions"),
@@ -195,6 +196,8 @@ def test_the_unit_of_a_column_is_told_by_its_values(
         {"architecture": "a", "n_params": 1e8, "tokens": 2e9, "flops": 1.2e18, "loss": 3.0},
         index=range(count),
     )
+    if column == "n_params":
+        table["tokens"] = 5e7 if values == [0.5, 1, 3] else 1e11
     if column == "tokens" and max(values) < 1000:
         table["n_params"] = np.geomspace(1e9, 1e10, count)
     table[column] = values
