@@ -22,6 +22,7 @@ OPTIONAL = ("run_id", "cluster", "iterations", "flops", "seed", "annealed", "n_p
 TEXT = ("architecture", "run_id", "cluster", "state")
 CODEBOOK = re.compile(r"loss_q\d{1,4}")
 """Columns of the losses of single codebooks: loss_q0, loss_q1, ..."""
+AXES = ("n_params", "tokens")
 ABSENT = 1.0
 """Stands for the size, or the tokens, of every row of a table without that column, which its law does not use."""
 
@@ -96,14 +97,16 @@ class Cells:
         return [self._text(i) or None for i in range(len(self.cells))]
 
     def settings(self) -> list[str]:
-        """Return the values of a setting as texts; equal numbers have one text, to four digits."""
+        """Return the values of a setting as texts; equal numbers have one text, fractions to four digits."""
         found = []
         for i in range(len(self.cells)):
             text = self._text(i)
             try:
-                found.append(f"{number_of(text):.4g}")
+                number = number_of(text)
             except ValueError:
                 found.append(plain(text))
+            else:
+                found.append(f"{number:.0f}" if number.is_integer() and number < 1e15 else f"{number:.4g}")
         return found
 
     def flags(self) -> list[bool]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import InputError
 from analysis.laws.law import Law
 from analysis.points.columns import (
-    ABSENT,
     CODEBOOK,
     REQUIRED,
     TEXT,
@@ -28,7 +27,6 @@ from analysis.points.wide import RUN
 if TYPE_CHECKING:
     import pandas as pd
 
-AXES = ("n_params", "tokens")
 GAPS = "gaps"
 """Column of the frame with the cells that hold no value: pairs of a column and what it holds, such as "is NaN"."""
 TOKENS_FROM: Mapping[str, tuple[str, float]] = {
@@ -98,7 +96,7 @@ def frame_of(
     if wishes.tokens_from is not None:
         frame = _with_tokens(frame, wishes.tokens_from)
     _refuse_contradictions(frame)
-    frame.attrs["notes"] = tuple(_notes(tables, frame, wishes, left_out, count))
+    frame.attrs["notes"] = tuple(_notes(tables, wishes, left_out, count))
     return frame
 
 
@@ -163,8 +161,6 @@ def _converted(
     for name in (*known, "state", *(name for name in names if name not in {*known, "state"})):
         if name not in names:
             data[name] = [True if name == "annealed" else None if name in TEXT else math.nan] * len(rows)
-            if name in AXES and name not in wishes.needed and not (name == "tokens" and wishes.tokens_from):
-                data[name] = [ABSENT] * len(rows)
             continue
         j = table.columns.index(names[name])
         column = [cells[j] for _, cells in table.rows]
@@ -225,18 +221,20 @@ def _with_tokens(frame: pd.DataFrame, convention: str) -> pd.DataFrame:
 
 def _refuse_contradictions(frame: pd.DataFrame) -> None:
     """Raise InputError if finished rows of one run at the same tokens differ in what they measured or in what it is."""
-    compared = ["loss", "architecture", "n_params"]
-    counted = (frame["tokens"] == ABSENT).all() and frame["iterations"].notna().all()
-    at = "iterations" if counted else "tokens"
-    usable = frame[[*compared, "tokens"]].notna().all(axis=1) & ~frame["state"].str.lower().isin(UNFINISHED)
+    compared = ["loss", "architecture", *(["n_params"] if frame["n_params"].notna().any() else [])]
+    at = next((name for name in ("tokens", "iterations") if frame[name].notna().any()), None)
+    given = frame[[*compared, *([at] if at else [])]].notna().all(axis=1)
+    usable = given & ~frame["state"].str.lower().isin(UNFINISHED)
     seen: dict[tuple[str, float], tuple[Any, ...]] = {}
-    columns = frame.loc[usable, ["file", "row", "run_id", at, *compared]]
-    for file, row, run_id, amount, *values in columns.itertuples(index=False):
+    columns = frame.assign(amount=frame[at] if at else 0.0).loc[usable]
+    for file, row, run_id, amount, *values in columns[
+        ["file", "row", "run_id", "amount", *compared]
+    ].itertuples(index=False):
         first_file, first, *former = seen.setdefault((run_id, amount), (file, row, *values))
         for name, one, other in zip(compared, former, values, strict=True):
             if one != other:
                 where = f"row {first}" if first_file == file else f"row {first} of {first_file}"
-                training = "" if amount == ABSENT else f" at {amount:.15g} {at}"
+                training = f" at {amount:.15g} {at}" if at else ""
                 raise InputError(
                     f"{file}: row {row}, column {name}: run {run_id}{training} has {one} in {where} and {other} in row "
                     f"{row}; " + ("keep one of them." if name == "loss" else "give each run its own run_id.")
@@ -252,9 +250,7 @@ def _nothing_left(tables: Sequence[Table], wishes: Wishes) -> str:
     )
 
 
-def _notes(
-    tables: Sequence[Table], frame: pd.DataFrame, wishes: Wishes, left_out: int, count: int
-) -> list[Note]:
+def _notes(tables: Sequence[Table], wishes: Wishes, left_out: int, count: int) -> list[Note]:
     notes = []
     if wishes.where:
         written = " and ".join(one.text for one in wishes.where)
@@ -272,11 +268,4 @@ def _notes(
             "FLOPs of attention, so that tokens of small models come out too large if the FLOPs do."
         )
         notes.append(Note("tokens_from_flops", text))
-    for name in AXES:
-        if (frame[name] == ABSENT).all() and wishes.law is not None:
-            text = (
-                f"the table has no column {name}, which law {wishes.law.name} does not use: all rows count as alike "
-                "in it."
-            )
-            notes.append(Note(f"no_{name}", text))
     return notes

@@ -31,17 +31,52 @@ def settings_of(frame: pd.DataFrame) -> list[str]:
     return [name for name in frame.columns if name not in own and not CODEBOOK.fullmatch(name)]
 
 
-def best_of(frame: pd.DataFrame, best: Sequence[str]) -> tuple[pd.Series[str], list[Note]]:
+def setting_named(name: str, frame: pd.DataFrame) -> str:
+    """Return the column of a setting by its name or the last part of it; raises InputError."""
+    settings = settings_of(frame)
+    last = [one for one in settings if one.replace("/", ".").split(".")[-1] == name]
+    if name not in settings and len(last) != 1:
+        raise InputError(
+            f"--best {name}: the table has no such setting of training; it has "
+            f"{', '.join(settings) or 'none'} (name one with --column lr=NAME, or give the name of its column)."
+        )
+    return name if name in settings else last[0]
+
+
+def cells_of(frame: pd.DataFrame) -> pd.Series[int]:
+    """Number the architectures, sizes and budgets; those within the factor SAME of the smallest are one."""
+    import pandas as pd
+
+    size, budget = (np.log(frame[name].to_numpy(dtype=np.float64)) for name in ("n_params", "tokens"))
+    kinds = pd.factorize(pd.MultiIndex.from_frame(frame[["architecture", "annealed"]]))[0]
+    within = _levels(budget, _levels(size, kinds))
+    return pd.Series(within, index=frame.index)
+
+
+def _levels(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Number the values of each group from the smallest on; a level ends at SAME times its smallest value."""
+    order = np.lexsort((values, groups))
+    out = np.empty(len(values), dtype=np.int64)
+    level, start, group = -1, -np.inf, None
+    for i in order:
+        if groups[i] != group or values[i] > start + np.log(SAME):
+            level, start, group = level + 1, values[i], groups[i]
+        out[i] = level
+    return out
+
+
+def best_of(
+    frame: pd.DataFrame, best: Sequence[str], cells: pd.Series[int]
+) -> tuple[pd.Series[str], list[Note]]:
     """Return why each row is not of the best setting of its cell, or an empty string, and notes on the choice.
 
-    A cell is an architecture, a size, a budget and the settings that are not in `best`. Raises InputError for a name
-    that is no setting of the table.
+    `best` are columns, as setting_named finds them; the other settings divide the `cells` further.
     """
     import pandas as pd
 
-    chosen = [_setting_named(name, frame) for name in best]
+    chosen = list(best)
     others = [name for name in settings_of(frame) if name not in chosen]
-    cells = frame.groupby([_cells(frame), *others], sort=False).ngroup()
+    cells = frame.groupby([cells, *others], sort=False).ngroup()
     values = frame[chosen].agg(" and ".join, axis=1) if len(chosen) > 1 else frame[chosen[0]]
     mean = frame["loss"].groupby([cells, values]).transform("mean")
     lowest = mean.groupby(cells).transform("min")
@@ -75,13 +110,12 @@ def best_of(frame: pd.DataFrame, best: Sequence[str]) -> tuple[pd.Series[str], l
     return reasons, notes
 
 
-def refuse_sweeps(frame: pd.DataFrame) -> None:
-    """Raise InputError if runs of one architecture, size and budget differ in a setting of training."""
+def refuse_sweeps(frame: pd.DataFrame, cells: pd.Series[int]) -> None:
+    """Raise InputError if the runs of one of the `cells` differ in a setting of training."""
     settings = settings_of(frame)
     varied = [name for name in settings if frame[name].nunique() > 1]
     if not varied:
         return
-    cells = _cells(frame)
     several = {name: frame[name].groupby(cells).transform("nunique") > 1 for name in varied}
     named = [name for name, hit in several.items() if hit.any()]
     if not named:
@@ -111,40 +145,6 @@ def differing_arms(frame: pd.DataFrame) -> list[Note]:
             text = f"the architectures differ in {name}: {each}; a difference in loss may be due to it."
             notes.append(Note("arms_differ", text))
     return notes
-
-
-def _setting_named(name: str, frame: pd.DataFrame) -> str:
-    """Return the column of a setting by its name or the last part of it; raises InputError."""
-    settings = settings_of(frame)
-    last = [one for one in settings if one.replace("/", ".").split(".")[-1] == name]
-    if name not in settings and len(last) != 1:
-        raise InputError(
-            f"--best {name}: the table has no such setting of training; it has "
-            f"{', '.join(settings) or 'none'} (name one with --column lr=NAME, or give the name of its column)."
-        )
-    return name if name in settings else last[0]
-
-
-def _cells(frame: pd.DataFrame) -> pd.Series[int]:
-    """Number the architectures, sizes and budgets; those within the factor SAME of the smallest are one."""
-    import pandas as pd
-
-    size, budget = (np.log(frame[name].to_numpy(dtype=np.float64)) for name in ("n_params", "tokens"))
-    kinds = pd.factorize(pd.MultiIndex.from_frame(frame[["architecture", "annealed"]]))[0]
-    within = _levels(budget, _levels(size, kinds))
-    return pd.Series(within, index=frame.index)
-
-
-def _levels(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Number the values of each group from the smallest on; a level ends at SAME times its smallest value."""
-    order = np.lexsort((values, groups))
-    out = np.empty(len(values), dtype=np.int64)
-    level, start, group = -1, -np.inf, None
-    for i in order:
-        if groups[i] != group or values[i] > start + np.log(SAME):
-            level, start, group = level + 1, values[i], groups[i]
-        out[i] = level
-    return out
 
 
 def _at_edge(frame: pd.DataFrame, name: str, cells: pd.Series[int], kept: pd.Series[bool]) -> str:

@@ -16,12 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
 from analysis.laws.law import SIZE, Law
-from analysis.points.columns import ABSENT, CODEBOOK, FINISHED, is_setting, known_columns, may_be_mapped
+from analysis.points.columns import ABSENT, AXES, CODEBOOK, FINISHED, is_setting, known_columns, may_be_mapped
 from analysis.points.files import Table
-from analysis.points.frame import AXES, GAPS, TOKENS_FROM, Wishes, frame_of, needed_columns
+from analysis.points.frame import GAPS, TOKENS_FROM, Wishes, frame_of, needed_columns
 from analysis.points.note import Note
 from analysis.points.read import FILE, read_rows
-from analysis.points.sweeps import best_of, differing_arms, refuse_sweeps
+from analysis.points.sweeps import (
+    best_of,
+    cells_of,
+    differing_arms,
+    refuse_sweeps,
+    setting_named,
+    settings_of,
+)
 from analysis.points.where import conditions_of
 from analysis.points.wide import RUN, long_form, of_a_run
 
@@ -168,11 +175,7 @@ def check_points(
     notes: list[Note] = list(frame.attrs.get("notes", ()))
     frame = frame.copy()
     needed = needed_columns(law)
-    for name in AXES:
-        if name not in needed and frame[name].isna().any():
-            text = f"column {name} is empty in some rows, and the law does not use it: all rows count as alike in it."
-            notes.append(Note(f"no_{name}", text))
-            frame[name] = ABSENT
+    notes += _stand_ins(frame, needed)
     reasons = _without_result(frame, needed)
     unusable = reasons != ""
     unfinished = (frame["state"] != "") & ~frame["state"].str.lower().isin(FINISHED)
@@ -203,12 +206,15 @@ def check_points(
         left = hit.loc[kept.index]
         kept, out = exclude(kept, left, code, reason or reasons.loc[left.index[left]])
         excluded += out
-    if best and not kept.empty:
-        beaten, found = best_of(kept, best)
-        kept, out = exclude(kept, beaten != "", "not_best", beaten[beaten != ""])
-        excluded += out
-        notes += found
-    refuse_sweeps(kept)
+    chosen = [setting_named(name, kept) for name in best]
+    if settings_of(kept):
+        cells = cells_of(kept)
+        if chosen and not kept.empty:
+            beaten, found = best_of(kept, chosen, cells)
+            kept, out = exclude(kept, beaten != "", "not_best", beaten[beaten != ""])
+            excluded += out
+            notes += found
+        refuse_sweeps(kept, cells.loc[kept.index])
     if law is not None:
         few = {
             str(name): reason for name, rows in kept.groupby("architecture") if (reason := too_few(rows, law))
@@ -222,6 +228,20 @@ def check_points(
     notes += differing_arms(kept)
     others = frame[other & ~twice & ~unusable & ~unfinished].reset_index(drop=True)
     return CheckedPoints(kept.reset_index(drop=True), tuple(excluded), others, annealed, tuple(notes))
+
+
+def _stand_ins(frame: pd.DataFrame, needed: Sequence[str]) -> list[Note]:
+    """Give all rows one size, or iterations for tokens, where some lack those and the law does not use them."""
+    notes = []
+    for name in AXES:
+        missing = int(frame[name].isna().sum())
+        if missing and name not in needed:
+            counted = name == "tokens" and bool(frame["iterations"].notna().all())
+            frame[name] = frame["iterations"] if counted else ABSENT
+            instead = "an iteration counts as one token" if counted else "all rows count as alike in it"
+            text = f"column {name} is empty in {missing} of {len(frame)} rows, and the law does not use it: {instead}."
+            notes.append(Note(f"no_{name}", text))
+    return notes
 
 
 def _without_result(frame: pd.DataFrame, needed: Sequence[str]) -> pd.Series[str]:

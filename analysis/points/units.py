@@ -123,7 +123,11 @@ def _likely(name: str, used: Array, columns: Mapping[str, Array]) -> tuple[float
         factor = 1e18
     else:
         factor = 1e9 if used.min() < 1 or used.max() < 100 else 1e6
-        if name in {"n_params", "n_params_non_embedding"} and tokens and factor * middle > tokens / FEWEST_TOKENS:
+        if (
+            name in {"n_params", "n_params_non_embedding"}
+            and tokens
+            and factor * middle > tokens / FEWEST_TOKENS
+        ):
             factor = 1e6
     return factor, units[factor]
 

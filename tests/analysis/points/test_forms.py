@@ -17,6 +17,7 @@ from analysis.findings.document import fit_points
 from analysis.laws.catalogue import law_named
 from analysis.points import files
 from analysis.points.table import check_points, read_table
+from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SyntheticStudy
 
 COLUMNS = ["architecture", "n_params", "tokens", "flops", "loss", "run_id"]
@@ -304,6 +305,16 @@ def test_a_law_asks_only_for_the_columns_it_reads(tmp_path: Path, law: str, miss
     assert all(np.isfinite(list(fit.params.values())).all() for fit in document.architectures.values())
     assert f"no_{missing}" in {note.code for note in document.notes}
     json.dumps(document.model_dump(mode="json"), allow_nan=False)
+
+
+def test_a_law_of_iterations_counts_an_iteration_as_a_token_where_there_are_none(tmp_path: Path) -> None:
+    table, law = SyntheticStudy().table(0), "chinchilla_iterations"
+    table.drop(columns="tokens").to_csv(tmp_path / "p.csv", index=False)
+    frame = read_table(tmp_path / "p.csv", law=law_named(law))
+    found = fit_points(check_points(frame, law_named(law)), law=law, resamples=100).comparison
+    whole = fit_points(checked(table), law=law, resamples=100).comparison
+    for mine, other in ((found.size_ratio, whole.size_ratio), (found.token_gain, whole.token_gain)):
+        assert [row.estimate for row in mine] == pytest.approx([row.estimate for row in other])
 
 
 def test_several_files_are_one_table_whose_messages_name_the_file(tmp_path: Path) -> None:

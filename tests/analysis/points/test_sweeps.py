@@ -126,3 +126,13 @@ def test_a_setting_that_differs_between_architectures_is_noted_with_its_values()
     document = fit_points(checked(table), resamples=100)
     (note,) = [note for note in document.notes if note.code == "arms_differ"]
     assert "differ in context: Cross Transformer 1024; Prefix SiMBA 2048" in note.text
+
+
+def test_the_best_of_dense_sizes_are_not_refused_as_another_sweep(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    count = 400
+    table = pd.DataFrame({"architecture": "a", "loss": rng.uniform(2, 3, count)})
+    table["n_params"], table["tokens"] = (rng.uniform(1.0e8, 1.1e8, count) for _ in range(2))
+    table["lr"] = rng.choice([1e-4, 3e-4], count)
+    points = read(table, tmp_path, ("lr",))
+    assert 100 < len(points.frame) < 350
