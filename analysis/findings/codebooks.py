@@ -13,14 +13,14 @@ from itertools import combinations
 from analysis import text as wording
 from analysis.findings.comparison import CodebookComparison, Comparison, FittedArchitecture, fit_all
 from analysis.findings.curve import Curve, central, lengths_of
-from analysis.findings.equal_loss import size_ratios
+from analysis.findings.equal_loss import compare_at
 from analysis.findings.note import Note
 from analysis.fitting.bootstrap import affordable, resample
 from analysis.laws.law import Array
 from analysis.points.table import CheckedPoints
 
-CODEBOOK_RESAMPLES = 200
-"""Resamples of each codebook's laws: fewer than of the mean's, since codebooks are many."""
+CODEBOOK_RESAMPLES = 100
+"""Resamples of each codebook's laws: fewer than of the mean's, since codebooks are many; their intervals are rough."""
 
 
 def compare_codebooks(
@@ -51,18 +51,14 @@ def compare_codebooks(
         arms = {fit.architecture: FittedArchitecture.of(fit, own, drawn) for fit in fits}
         curves = {arm: one.curve for arm, one in arms.items()}
         losses = {arm: _loss(curve, n_params, iterations, tokens) for arm, curve in curves.items()}
-        ratios = size_ratios(curves, base) if comparison.size_ratio else []
+        ratios = compare_at(curves, base, n_params, iterations, tokens) if comparison.size_ratio else {}
         found.append(
             CodebookComparison(
                 codebook=name,
                 params={arm: one.fit.result.params for arm, one in arms.items()},
                 loss={arm: float(values[0]) for arm, values in losses.items()},
                 ranking=_ranking(losses),
-                size_ratio=tuple(
-                    row
-                    for row, _ in ratios
-                    if (row.reference_n_params, row.iterations, row.tokens) == (n_params, iterations, tokens)
-                ),
+                size_ratio=tuple(ratios.values()),
             )
         )
         if _ranking(losses) != _ranking(by_mean):

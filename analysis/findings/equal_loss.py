@@ -128,6 +128,14 @@ def top_size_ratios(curves: Mapping[str, Curve], reference: str) -> list[SizeRat
     return [_size_ratio(one)[0] for one in at]
 
 
+def compare_at(
+    curves: Mapping[str, Curve], reference: str, n_params: float, iterations: float | None, tokens: float
+) -> dict[str, SizeRatio]:
+    """Compare every architecture with the reference at one size and length."""
+    at = _comparisons(curves, reference, np.array([n_params]), [(iterations, tokens)])
+    return {one.architecture: _size_ratio(one)[0] for one in at}
+
+
 def token_gains(curves: Mapping[str, Curve], reference: str) -> list[TokenGain]:
     """Compare every architecture with the reference at each length and the largest reference size."""
     return [_token_gain(one) for one in _comparisons(curves, reference, curves[reference].sizes[-1:])]
