@@ -97,12 +97,15 @@ def fit_points(
         notes.append(Note("fewer_resamples", text))
     if reference is None and len(fits) > 1:
         notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
-    comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
+    resampled = {
+        name: wild_losses(one.fit, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES), seed)
+        for name, one in fitted.items()
+    }
+    comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired, resampled=resampled)
     notes.extend(found)
     isoflop = {}
     for name, one in fitted.items():
-        drawn_losses = wild_losses(one.fit, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES), seed)
-        isoflop[name] = optimal_sizes(one.curve, drawn_losses)
+        isoflop[name] = optimal_sizes(one.curve, resampled[name])
         notes.extend(optima_notes(name, isoflop[name]))
     document = FitDocument(
         law=form.name,
