@@ -68,6 +68,11 @@ class Page(HTMLParser):
             self._table[-1][-1] += data.strip()
 
 
+def traces(figure: dict[str, Any]) -> list[dict[str, Any]]:
+    """All traces of a figure of a page."""
+    return [trace for panel in figure["panels"] for trace in panel["data"]]
+
+
 Html = tuple[str, Page]
 Written = tuple[Path, str, Page]
 Ample = tuple[CheckedPoints, FitDocument, str, Page]
@@ -133,6 +138,8 @@ def test_figures_and_the_fit_stand_beside_the_page(written: Written, document: F
         "loss_vs_budget",
         "size_ratio",
         "residuals",
+        "residuals_vs_budget",
+        "residuals_vs_compute",
         "profiles",
         "convergence",
     }
@@ -152,11 +159,13 @@ def test_every_point_and_seed_is_in_the_table_and_under_the_pointer(
     runs = set(points.frame["run_id"])
     assert {row[0] for row in page.tables["points"][1:]} == runs
     for figure in page.figures:
-        if figure["name"] not in {"main", "loss_vs_parameters", "loss_vs_budget", "residuals"}:
+        if figure["name"] not in {"main", "loss_vs_parameters", "loss_vs_budget"} and not (
+            figure["name"].startswith("residuals")
+        ):
             continue
-        hovered = " ".join(text for trace in figure["data"] for text in trace.get("hovertext", []))
+        hovered = " ".join(text for trace in traces(figure) for text in trace.get("hovertext", []))
         assert {run for run in runs if f"run {run}<" in hovered} == runs, figure["name"]
-        drawn = sum(len(trace["x"]) for trace in figure["data"] if "customdata" in trace)
+        drawn = sum(len(trace["x"]) for trace in traces(figure) if "customdata" in trace)
         assert drawn == len(points.frame)
 
 
@@ -203,7 +212,7 @@ def test_names_from_tables_are_text_and_never_markup(odd: Html) -> None:
     assert "<script>alert" not in html
     assert "<img" not in html.split("<script", 1)[0]
     for figure in page.figures:
-        for trace in figure["data"]:
+        for trace in traces(figure):
             texts = [*trace.get("hovertext", []), trace.get("name", "")]
             assert not any("<img" in text or "<script" in text for text in texts)
 
@@ -258,7 +267,7 @@ def ample(tmp_path_factory: pytest.TempPathFactory) -> Ample:
 def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(ample: Ample) -> None:
     _, document, _, page = ample
     (figure,) = [figure for figure in page.figures if figure["name"] == "compute_optimal"]
-    lines = [trace["y"] for trace in figure["data"] if trace["mode"] == "lines"]
+    lines = [trace["y"] for trace in traces(figure) if trace["mode"] == "lines"]
     assert lines == [[one.parametric for one in found.optima] for found in document.isoflop.values()]
     predicted = [one for fit in document.architectures.values() for one in fit.predictions]
     assert [row[3] for row in page.tables["predictions"][1:]] == [f"{one.loss:.4f}" for one in predicted]
