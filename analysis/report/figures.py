@@ -14,7 +14,7 @@ from analysis.report.curves import Scene, budget_axis, key, level
 from analysis.report.description import Arrow, Axis, Band, Figure, Panel, Series
 from analysis.report.headlines import main_row, ratio_rows
 from analysis.report.residuals import residual_figures
-from analysis.report.style import GREY, INK, LEVEL_MARKERS, budget_label, log_axis, shade, shades
+from analysis.report.style import GREY, INK, LEVEL_MARKERS, budget_label, log_axis, power, shade, shades
 
 if TYPE_CHECKING:
     from analysis.findings.isoflop import Optimum
@@ -274,7 +274,7 @@ def _optima(scene: Scene) -> Figure:
         if not found.optima:
             continue
         tone, arm = scene.tone(name), wording.architecture(name)
-        power = found.exponents.get("parametric")
+        exponent = found.exponents.get("parametric")
         parabolas = [one for one in found.optima if one.corrected is not None]
         law = _sizes(found.optima, "parametric", tone, name)
         corrected = _sizes(parabolas, "corrected", tone, name)
@@ -282,7 +282,7 @@ def _optima(scene: Scene) -> Figure:
         series += [
             replace(
                 law,
-                legend=arm + ("" if power is None else f": N ∝ C^{power.value:.2f}"),
+                legend=arm + ("" if exponent is None else f": N ∝ C^{exponent.value:.2f}"),
                 dash="solid",
                 width=2,
                 hover=tuple(
@@ -323,7 +323,7 @@ def _optima(scene: Scene) -> Figure:
     if keys:
         caption += " Where they disagree, trust none of them far."
     title = "Compute-optimal size"
-    x = log_axis("training FLOPs", [one.flops for one in optima], _power, pad=1.4)
+    x = log_axis("training FLOPs", [one.flops for one in optima], power, pad=1.4)
     y = log_axis("parameters", [size for one in series for size in one.y], wording.human, pad=1.4)
     methods = ", ".join(["by law", *(one.legend for one in keys if one.fills == ())])
     return Figure(
@@ -386,10 +386,6 @@ def _flat_parameters(document: FitDocument) -> list[str]:
     profiles = [fit.profile for fit in document.architectures.values()]
     flat = {name for profile in profiles for name, curve in profile.items() if None in curve.interval}
     return [name for name in dict.fromkeys(name for profile in profiles for name in profile) if name in flat]
-
-
-def _power(value: float) -> str:
-    return wording.number(value, 1) if value >= 1e6 else f"{value:g}"
 
 
 def _bar(ratio: float, ends: tuple[float, float] | None) -> tuple[float, float]:

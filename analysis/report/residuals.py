@@ -17,7 +17,7 @@ from analysis.laws.law import Array
 from analysis.report.curves import FittedCurve, Scene, level
 from analysis.report.description import Axis, Band, Figure, Marker, Panel, Series
 from analysis.report.levels import levels
-from analysis.report.style import GREY, INK, log_axis, shades
+from analysis.report.style import GREY, INK, log_axis, power, shades
 
 if TYPE_CHECKING:
     from analysis.findings.results import HeldOutSplit
@@ -38,7 +38,7 @@ def residual_figures(scene: Scene) -> list[Figure]:
 
     label = "training FLOPs" if counted else "6 × parameters × tokens"
     flops = np.concatenate([compute(law) for law in scene.laws])
-    powers = log_axis(label, flops, lambda value: wording.number(value, 1), pad=1.4, most=6)
+    powers = log_axis(label, flops, power, pad=1.4, most=6)
     sides: tuple[tuple[str, str, Axis, Values], ...] = (
         ("residuals", "size", scene.sizes(), lambda law: law.values("n_params")),
         ("residuals_vs_budget", "budget", scene.budgets(), lambda law: law.values(scene.unit)),

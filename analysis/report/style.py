@@ -131,6 +131,15 @@ def loss_axis(losses: Array) -> Axis:
     return Axis(label, (low, high), log=True, ticks=labelled)
 
 
+def power(value: float) -> str:
+    """Write a large round number for a tick, as short as can be: 2·10¹³."""
+    if value < 1e6:
+        return f"{value:g}"
+    digit, _, exponent = f"{value:.0e}".partition("e")
+    raised = str(int(exponent)).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{raised}" if digit == "1" else f"{digit}·10{raised}"
+
+
 def apart(axis: Axis, length: float, size: float) -> list[tuple[float, str]]:
     """Return the ticks whose texts, `size` points high, fit without overlap on an axis so many points long.
 
