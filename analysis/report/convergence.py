@@ -121,7 +121,7 @@ def _figure(metric: str, settings: str, rows: pd.DataFrame, title: str, known: S
     family = family_of(metric)
     if family is not None:
         series += _published(family)
-        right = Axis("published, another embedding (dashed)")
+        right = Axis("published (dashed), other embedding")
         caption += (
             f" Dashed: the published curves, read from a figure to ±{family.reading_error:g}, on the axis at the "
             "right: they were measured on other prompts (MusicCaps) and with another embedding model, which the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ MARGIN = 1.12  # factor by which a curve extends beyond the points it was fitted
 TOLD = 6000
 """Most points of a figure that a page draws one by one, each with its text; it draws all others as an image."""
 REACH = 3.0
+Told = tuple[tuple[str, ...], tuple[str, ...]]
+"""Texts under the pointer and run ids, each for every mark."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,11 @@ class Scene:
 
     def tone(self, name: str) -> str:
         """Return the colour of an architecture."""
-        return look(name, self.document.architectures)[0]
+        return look(name, list(self.document.architectures))[0]
 
     def mark(self, name: str) -> Marker:
         """Return the marker of an architecture."""
-        return look(name, self.document.architectures)[1]
+        return look(name, list(self.document.architectures))[1]
 
     def written(self, column: str, level: Level) -> str:
         """Write a level of sizes or budgets with its unit."""
@@ -176,37 +178,35 @@ class Scene:
         return loss_axis(self.values("loss"))
 
     def dots(
-        self, rows: pd.DataFrame, x: str, y: Array | None = None, also: Sequence[str] = (), **looks: Any
+        self, like: Series, rows: pd.DataFrame, x: str, y: Array | None = None, also: Sequence[str] = ()
     ) -> list[Series]:
-        """Return points in one colour, each with a description of its run; of very many, some with and some without.
+        """Return points that look like a series, each with a description of its run; of very many, some without.
 
         `x` is a column of the rows, y (rows) are their losses unless given, and `also` (rows) ends the descriptions.
         """
         along, height = floats(rows[x]), floats(rows["loss"]) if y is None else y
 
-        def tell(places: list[int]) -> dict[str, tuple[str, ...]]:
-            told = _told(rows.iloc[places])
+        def tell(places: list[int]) -> Told:
+            texts, run_ids = _told(rows.iloc[places])
             if also:
-                told["hover"] = tuple(
-                    f"{text}\n{also[place]}" for text, place in zip(told["hover"], places, strict=True)
-                )
-            return told
+                texts = tuple(f"{text}\n{also[place]}" for text, place in zip(texts, places, strict=True))
+            return texts, run_ids
 
-        return self.split(along, height, tell, **looks)
+        return self.split(like, along, height, tell)
 
-    def split(
-        self, x: Array, y: Array, tell: Callable[[list[int]], dict[str, tuple[str, ...]]], **looks: Any
-    ) -> list[Series]:
-        """Return marks as a series with texts and, if the figure has very many, a second one without."""
+    def split(self, like: Series, x: Array, y: Array, tell: Callable[[list[int]], Told]) -> list[Series]:
+        """Return marks as a series with texts and, if the figure has very many, one before it without."""
         share = min(1.0, TOLD / self.count)
-        places = spaced(len(x), len(x) if share == 1.0 else int(np.ceil(share * len(x))))
+        places = spaced(len(x), int(np.ceil(share * len(x))))
         rest = np.setdiff1d(np.arange(len(x)), places)
         found = []
-        for some, texts, cloud in ((places, tell(places), False), (rest, {}, True)):
-            if len(some):
-                own = tuple(x[some].tolist()), tuple(y[some].tolist())
-                found.append(Series(*own, cloud=cloud, **looks, **texts))
-        return found[::-1]
+        if len(rest):
+            found.append(replace(like, x=tuple(x[rest].tolist()), y=tuple(y[rest].tolist()), cloud=True))
+        if places:
+            hover, run_ids = tell(places)
+            one = replace(like, x=tuple(x[places].tolist()), y=tuple(y[places].tolist()))
+            found.append(replace(one, hover=hover, run_ids=run_ids))
+        return found
 
 
 def budget_axis(unit: str, budgets: Iterable[float], *, pad: float, at: Sequence[float]) -> Axis:
@@ -219,8 +219,8 @@ def counted(unit: str) -> Callable[[float], str]:
     return (lambda value: f"{value:,.0f}") if unit == "iterations" else wording.human
 
 
-def _told(rows: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """Return the run ids of rows, and the texts that describe them."""
+def _told(rows: pd.DataFrame) -> Told:
+    """Return the texts that describe rows, and their run ids."""
     hover = []
     columns = ["run_id", "n_params", "tokens", "iterations", "loss", "seed"]
     for run_id, n_params, tokens, iterations, loss, seed in rows[columns].itertuples(index=False):
@@ -230,7 +230,7 @@ def _told(rows: pd.DataFrame) -> dict[str, tuple[str, ...]]:
             f"run {run_id}\n{wording.human(n_params)} parameters, {budget}{seed_text}\n"
             f"loss {loss:.4f} nats a token"
         )
-    return {"hover": tuple(hover), "run_ids": tuple(map(str, rows["run_id"]))}
+    return tuple(hover), tuple(map(str, rows["run_id"]))
 
 
 def level(height: float, x: Axis, dash: Dash, legend: str = "", *, tone: str = GREY) -> Series:

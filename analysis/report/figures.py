@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.laws.catalogue import law_named
-from analysis.report.curves import Scene, budget_axis, key, level
+from analysis.report.curves import Scene, Told, budget_axis, key, level
 from analysis.report.description import Arrow, Axis, Band, Figure, Panel, Series
 from analysis.report.headlines import main_row, ratio_rows
 from analysis.report.residuals import residual_figures
@@ -64,17 +64,19 @@ def _main(scene: Scene) -> Figure:
         own = [one for one in levels if one.holds(budgets).any()]
         top, tone, pale = own[-1], scene.tone(name), shade(scene.tone(name), 0.38)
         tops.add(top)
-        looks = {"group": name, "marker": scene.mark(name)}
+        mark = scene.mark(name)
         line, band = law.line(top.within(budgets), tone, name)
         strong.append(replace(line, legend=wording.architecture(name), width=2.2))
-        strong += scene.dots(law.frame[top.holds(budgets)], "n_params", colour=tone, size=6, **looks)
+        strong += scene.dots(
+            Series((), (), tone, name, marker=mark), law.frame[top.holds(budgets)], "n_params"
+        )
         if len(scene.laws) <= FEW:
             bands.append(band)
             shorter = [law.line(one.within(budgets), pale, name)[0] for one in own[:-1]]
             faint += [replace(one, width=1.1) for one in shorter]
         rest = law.frame[~top.holds(budgets)]
         if len(rest):
-            faint += scene.dots(rest, "n_params", colour=pale, size=4.5, **looks)
+            faint += scene.dots(Series((), (), pale, name, marker=mark, size=4.5), rest, "n_params")
     x = scene.sizes()
     longest = scene.written(scene.unit, levels[-1])
     arrows = _equal_losses(scene, x)
@@ -145,8 +147,7 @@ def _families(scene: Scene, *, by_size: bool) -> Figure:
             line, band = law.line(one.within(values), tone, group, by_size=by_size)
             bands.append(band)
             series.append(replace(line, legend="" if common else scene.written(fixed, one)))
-            looks = {"colour": tone, "group": group, "marker": LEVEL_MARKERS[i]}
-            series += scene.dots(law.frame[hit], column, **looks)
+            series += scene.dots(Series((), (), tone, group, marker=LEVEL_MARKERS[i]), law.frame[hit], column)
         heldout = scene.document.architectures[law.name].heldout
         left_out = _left_out(scene, heldout.largest_size if by_size else heldout.longest_budget, column)
         rings = rings or bool(left_out)
@@ -186,29 +187,16 @@ def _left_out(scene: Scene, split: HeldOutSplit | None, column: str) -> list[Ser
         for name in (column, "predicted", "loss")
     )
 
-    def tell(places: list[int]) -> dict[str, tuple[str, ...]]:
+    def tell(places: list[int]) -> Told:
         told = [points[place] for place in places]
-        return {
-            "hover": tuple(
-                f"{one.run_id}: {wording.percent(one.relative_error)} predicted without it" for one in told
-            )
-        }
+        texts = (f"{one.run_id}: {wording.percent(one.relative_error)} predicted without it" for one in told)
+        return tuple(texts), ()
 
-    found = []
-    for y, label, marker, size in (
-        (predicted, "predicted without them", "thin-x", 6.0),
-        (seen, "left out for the held-out error", "circle", 9.0),
-    ):
-        looks = {
-            "colour": INK,
-            "group": label,
-            "legend": label,
-            "marker": marker,
-            "size": size,
-            "fills": ("none",),
-        }
-        found += scene.split(x, y, tell, **looks)
-    return found
+    cross = Series((), (), INK, "predicted", "predicted without them", marker="thin-x", fills=("none",))
+    ring = Series(
+        (), (), INK, "left out", "left out for the held-out error", marker="circle", size=9, fills=("none",)
+    )
+    return [*scene.split(cross, x, predicted, tell), *scene.split(ring, x, seen, tell)]
 
 
 def _ratio(scene: Scene) -> Figure:

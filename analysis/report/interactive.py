@@ -95,9 +95,8 @@ def _image(panel: Panel, group: str) -> dict[str, Any]:
     assert panel.y.limits is not None
     clouds = [one for one in panel.series if one.cloud and one.group == group]
     data = b64encode(raster(clouds, panel.x, panel.y, (6.4, 4.0))).decode()
-    (left, right), (bottom, top) = (
-        np.log10(axis.limits).tolist() if axis.log else axis.limits for axis in (panel.x, panel.y)
-    )
+    left, right = _range(panel.x, panel.x.limits)
+    bottom, top = _range(panel.y, panel.y.limits)
     return {
         "source": f"data:image/png;base64,{data}",
         "name": group,
@@ -210,7 +209,7 @@ def _axis(axis: Axis, **place: object) -> dict[str, Any]:
     if axis.log:
         found["type"] = "log"
     if axis.limits:
-        found["range"] = np.log10(axis.limits).tolist() if axis.log else list(axis.limits)
+        found["range"] = _range(axis, axis.limits)
     if axis.ticks:
         found["tickmode"] = "array"
         found["tickvals"] = [at for at, _ in axis.ticks]
@@ -219,3 +218,8 @@ def _axis(axis: Axis, **place: object) -> dict[str, Any]:
     else:
         found["nticks"] = 8
     return found
+
+
+def _range(axis: Axis, limits: tuple[float, float]) -> list[float]:
+    """Return the limits of an axis in Plotly's units."""
+    return [float(np.log10(end)) for end in limits] if axis.log else list(limits)

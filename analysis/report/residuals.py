@@ -7,14 +7,15 @@ far outside is drawn at the edge as a triangle that points to it: one diverged r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis import text as wording
 from analysis.laws.law import Array
-from analysis.report.curves import FittedCurve, Scene, level
+from analysis.report.curves import FittedCurve, Scene, Told, level
 from analysis.report.description import Axis, Band, Figure, Marker, Panel, Series
 from analysis.report.levels import levels
 from analysis.report.style import GREY, INK, log_axis, power, shades
@@ -26,6 +27,8 @@ FAR = 8.0
 """Robust standard deviations from zero to the edge of a panel."""
 EDGE = 0.95
 """Height of a triangle at the edge, as a share of the axis."""
+UP: Marker = "triangle-up"
+DOWN: Marker = "triangle-down"
 Values = Callable[[FittedCurve], Array]
 
 
@@ -80,11 +83,10 @@ def _figure(scene: Scene, name: str, against: str, x: Axis, of: Values) -> Figur
         shading = law.levels(scene.unit if against == "size" else "n_params")
         for one, tone in zip(shading, shades(scene.tone(law.name), len(shading)), strict=True):
             own = one.holds(law.values(scene.unit if against == "size" else "n_params"))
-            for part, height, looks in _placed(error[own], reach, scene.mark(law.name), 5.0):
+            plain = Series((), (), tone, law.name, marker=scene.mark(law.name), size=5)
+            for part, height, like in _placed(plain, error[own], reach):
                 also = [f"{value:+.2f} % from the law" for value in error[own][part]]
-                series += scene.dots(
-                    rows[own][part], "at", height, also=also, colour=tone, group=law.name, **looks
-                )
+                series += scene.dots(like, rows[own][part], "at", height, also)
         dark = dark or len(shading) > 1
         for split, marker, label in held[law.name]:
             series += _held_series(scene, split, marker, label, against, reach)
@@ -109,15 +111,13 @@ def _figure(scene: Scene, name: str, against: str, x: Axis, of: Values) -> Figur
     )
 
 
-def _placed(
-    error: Array, reach: float, marker: Marker, size: float, **looks: Any
-) -> list[tuple[NDArray[np.bool_], Array, dict[str, Any]]]:
+def _placed(plain: Series, error: Array, reach: float) -> list[tuple[NDArray[np.bool_], Array, Series]]:
     """Return the points inside the axis, above and below it: which they are, their heights and their looks."""
     inside = np.abs(error) <= reach
-    found = [(inside, error[inside], {"marker": marker, "size": size, **looks})]
-    for sign, triangle in ((1.0, "triangle-up"), (-1.0, "triangle-down")):
+    found = [(inside, error[inside], plain)]
+    for sign, triangle in ((1.0, UP), (-1.0, DOWN)):
         out = sign * error > reach
-        edge = {"marker": triangle, "size": 8.0, "fills": ("white",), **looks}
+        edge = replace(plain, marker=triangle, size=8.0, fills=plain.fills or ("white",))
         found.append((out, np.full(int(out.sum()), sign * EDGE * reach), edge))
     return [one for one in found if one[0].any()]
 
@@ -129,7 +129,9 @@ def _held(scene: Scene, name: str, against: str) -> list[tuple[HeldOutSplit, Mar
         (heldout.largest_size, "diamond", "held out: largest sizes"),
         (heldout.longest_budget, "square", "held out: longest budgets"),
     )
-    return [(split, *rest) for split, *rest in splits if split is not None and against != "compute"]  # type: ignore[misc]
+    if against == "compute":
+        return []
+    return [(split, marker, label) for split, marker, label in splits if split is not None]
 
 
 def _held_series(
@@ -138,15 +140,16 @@ def _held_series(
     column = "n_params" if against == "size" else scene.unit
     x = np.array([getattr(point, column) for point in split.points], dtype=float)
     error = _errors_of(split)
+    plain = Series((), (), INK, label, label, marker=marker, size=7, fills=("none",))
     found = []
-    for part, height, looks in _placed(error, reach, marker, 7.0, fills=("none",)):
+    for part, height, like in _placed(plain, error, reach):
         places = np.flatnonzero(part)
 
-        def tell(some: list[int], places: NDArray[np.intp] = places) -> dict[str, tuple[str, ...]]:
+        def tell(some: list[int], places: NDArray[np.intp] = places) -> Told:
             told = [(split.points[place].run_id, error[place]) for place in places[some]]
-            return {"hover": tuple(f"{run}\n{label}\n{value:+.2f} % from the law" for run, value in told)}
+            return tuple(f"{run}\n{label}\n{value:+.2f} % from the law" for run, value in told), ()
 
-        found += scene.split(x[part], height, tell, colour=INK, group=label, legend=label, **looks)
+        found += scene.split(like, x[part], height, tell)
     return found
 
 

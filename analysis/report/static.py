@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.backend_bases import RendererBase
-    from matplotlib.legend import Legend
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -74,20 +73,22 @@ def draw(figure: Figure) -> matplotlib.figure.Figure:
     rows, columns = figure.grid
     width, height = figure.inches
     drawn = matplotlib.figure.Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
-    renderer = FigureCanvasAgg(drawn).get_renderer()
+    renderer = FigureCanvasAgg(drawn).get_renderer()  # type: ignore[no-untyped-call]
     grid = drawn.subplots(rows, columns, squeeze=False).ravel()
     more = np.zeros(rows)
     for i, (axes, panel) in enumerate(zip(grid, figure.panels, strict=False)):
         _draw(axes, panel, width)
         entries = figure.legend_of(panel)
         if entries:
-            _legend(renderer, axes, entries, width * 0.8, loc="upper left", bbox_to_anchor=(0, -0.5 / height))
-            more[i // columns] = max(more[i // columns], _lines(axes.get_legend()))
+            lines = _legend(
+                renderer, axes, entries, width * 0.8, loc="upper left", bbox_to_anchor=(0, -0.5 / height)
+            )
+            more[i // columns] = max(more[i // columns], lines)
     for spare in grid[len(figure.panels) :]:
         spare.set_visible(False)
     if figure.legend:
-        found = _legend(renderer, drawn, figure.legend, width * columns * 0.96, loc="outside lower left")
-        more = np.append(more, _lines(found))
+        lines = _legend(renderer, drawn, figure.legend, width * columns * 0.96, loc="outside lower left")
+        more = np.append(more, lines)
     drawn.set_figheight(height * rows + LINE * float(more.sum()))
     return drawn
 
@@ -110,21 +111,16 @@ def raster(series: Sequence[Series], x: Axis, y: Axis, inches: tuple[float, floa
     return found.getvalue()
 
 
-def _legend(
-    renderer: RendererBase, place: Any, entries: Sequence[Entry], inches: float, **where: Any
-) -> Legend:
-    """Draw a legend in as many columns as fit into a width, since a longer one would be cut at the edge."""
-    for columns in range(min(len(entries), 6), 0, -1):
+def _legend(renderer: RendererBase, place: Any, entries: Sequence[Entry], inches: float, **where: Any) -> int:
+    """Draw a legend in as many columns as fit into a width; return its number of lines."""
+    columns = min(len(entries), 6)
+    while True:
         handles = [_handle(entry) for entry in entries]
-        found: Legend = place.legend(handles=handles, ncols=columns, columnspacing=1.4, **where)
+        found = place.legend(handles=handles, ncols=columns, columnspacing=1.4, **where)
         if columns == 1 or found.get_window_extent(renderer).width <= inches * DPI:
-            break
+            return -(-len(entries) // columns)
         found.remove()
-    return found
-
-
-def _lines(legend: Legend) -> int:
-    return -(-len(legend.get_texts()) // legend._ncols)
+        columns -= 1
 
 
 def _draw(axes: Axes, panel: Panel, inches: float) -> None:
@@ -150,16 +146,17 @@ def _draw(axes: Axes, panel: Panel, inches: float) -> None:
 
 def _draw_series(axes: Axes, one: Series) -> None:
     strength = 2
-    for x, ends in zip(one.x, one.ends, strict=False):
-        axes.plot([x, x], ends, color=one.colour, lw=2, alpha=0.55, solid_capstyle="butt", zorder=strength)
+    for at, ends in zip(one.x, one.ends, strict=False):
+        axes.plot([at, at], ends, color=one.colour, lw=2, alpha=0.55, solid_capstyle="butt", zorder=strength)
+    x, y = np.asarray(one.x), np.asarray(one.y)  # of many points, which matplotlib would convert one by one
     if one.dash != "none":
-        axes.plot(one.x, one.y, color=one.colour, lw=one.width, ls=DASHES[one.dash], zorder=strength)
+        axes.plot(x, y, color=one.colour, lw=one.width, ls=DASHES[one.dash], zorder=strength)
     if one.marker == "thin-x":
-        axes.scatter(one.x, one.y, s=one.size**2, marker="x", color=one.colour, lw=1.2, zorder=5)
+        axes.scatter(x, y, s=one.size**2, marker="x", color=one.colour, lw=1.2, zorder=5)
     elif one.marker != "none":
         axes.scatter(
-            one.x,
-            one.y,
+            x,
+            y,
             s=one.size**2,
             marker=MARKERS[one.marker],
             c=list(one.fills) or one.colour,
@@ -212,8 +209,11 @@ def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
     along.set_label_text(axis.label)
     if axis.ticks:
         box = axes.get_position()
-        width, height = axes.figure.get_size_inches()
-        length = 72 * (box.width * width if which == "x" else box.height * height)
+        length = (
+            72
+            / DPI
+            * (box.width * axes.figure.bbox.width if which == "x" else box.height * axes.figure.bbox.height)
+        )
         ticks = apart(axis, length, SIZE if which == "x" else 0)
         along.set_major_locator(FixedLocator([at for at, _ in ticks]))
         along.set_major_formatter(FixedFormatter([text for _, text in ticks]))

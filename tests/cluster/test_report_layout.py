@@ -128,7 +128,7 @@ def spare_texts(drawn: matplotlib.figure.Figure) -> set[Text]:
     spare = set()
     for axes in drawn.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            used = axis._update_ticks() if axes.get_visible() else []
+            used = axis._update_ticks() if axes.get_visible() and axis.get_visible() else []
             for tick in (*axis.majorTicks, *axis.minorTicks):
                 if tick not in used:
                     spare |= {tick.label1, tick.label2}
