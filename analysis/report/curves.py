@@ -30,6 +30,8 @@ MARGIN = 1.12  # factor by which a curve extends beyond the points it was fitted
 TOLD = 6000
 """Most points of a figure that a page draws one by one, each with its text; it draws all others as an image."""
 REACH = 3.0
+NEAR = 1.15
+"""Factor beyond the losses seen up to which an axis is extended for those predicted."""
 Told = tuple[tuple[str, ...], tuple[str, ...]]
 """Texts under the pointer and run ids, each for every mark."""
 
@@ -174,8 +176,16 @@ class Scene:
         return budget_axis(self.unit, self.values(self.unit), pad=1.2, at=budgets if few else ())
 
     def losses(self) -> Axis:
-        """Return a vertical axis over all losses."""
-        return loss_axis(self.values("loss"))
+        """Return a vertical axis over all losses, and over those predicted for held-out points that are not far off."""
+        seen = self.values("loss")
+        splits = (
+            split
+            for fit in self.document.architectures.values()
+            for split in (fit.heldout.largest_size, fit.heldout.longest_budget)
+        )
+        predicted = np.array([one.predicted for split in splits if split for one in split.points])
+        near = (predicted > seen.min() / NEAR) & (predicted < seen.max() * NEAR)
+        return loss_axis(np.concatenate([seen, predicted[near]]))
 
     def dots(
         self, like: Series, rows: pd.DataFrame, x: str, y: Array | None = None, also: Sequence[str] = ()

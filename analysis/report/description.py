@@ -30,6 +30,7 @@ Marker = Literal[
     "none",
 ]
 Dash = Literal["none", "solid", "dash", "dot"]
+WIDEST = 1e3  # above any width or size
 ENTRY = 36
 """Most characters of a legend's entry."""
 
@@ -191,7 +192,7 @@ def _entries(series: Sequence[Series]) -> list[Entry]:
         lines = [one for one in members if one.dash != "none" or one.ends]
         marks = [one for one in members if one.marker != "none"]
         full = titled[-1].legend
-        line = max(lines, key=lambda one: (one in titled, one.width), default=None)
-        mark = max(marks, key=lambda one: (one in titled, one.size), default=None)
+        line = max(lines, key=lambda one: WIDEST if one in titled else one.width, default=None)
+        mark = max(marks, key=lambda one: WIDEST if one in titled else one.size, default=None)
         entries.append(Entry(texts[full], full, group, line, mark))
     return entries

@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 MOST = 10
 SENTENCES = 3
 """Most architectures that have a sentence each; more share a line for each status."""
-LIMITS = (
-    *(
-        "no_size_effect",
-        "structured_residuals",
-        "collinear",
-        "too_few_sizes",
-        "too_few_budgets",
-        "too_few_points",
-    ),
-    *("bound_hit", "convention_sensitive", "outlier_points", "heldout_underdetermined"),
-)
-"""Codes of notes that limit the answer itself."""
+LIMITS = {
+    "no_size_effect": "no effect of size",
+    "structured_residuals": "a pattern in the residuals",
+    "collinear": "size and data vary together",
+    "too_few_sizes": "too few sizes",
+    "too_few_budgets": "too few budgets",
+    "too_few_points": "too few points",
+    "bound_hit": "a parameter on its bound",
+    "convention_sensitive": "another way of counting changes the conclusion",
+    "outlier_points": "outliers among the points",
+    "heldout_underdetermined": "too few points to test a prediction",
+}
+"""Notes that limit the answer itself, by code, in words."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def _support(document: FitDocument, points: CheckedPoints) -> list[Line]:
     count = (lambda value: f"{value:,.0f}") if unit == "iterations" else wording.human
     text = (
         f"{wording.counted(len(frame), 'point')} of {wording.counted(len(document.architectures), 'architecture')}: "
-        f"{_range([wording.human(size) for size in sizes])} parameters, "
-        f"{_range([count(budget) for budget in budgets])} {unit}."
+        f"{_range([wording.human(size) for size in sizes], 'sizes')} parameters, "
+        f"{_range([count(budget) for budget in budgets], 'budgets')} {unit}."
     )
     rows = document.comparison.size_ratio
     if rows:
@@ -151,13 +152,9 @@ def _left_out(points: CheckedPoints) -> list[Line]:
 def _limits(document: FitDocument) -> list[Line]:
     """Name the notes that limit the answer, which the section Notes explains."""
     notes = [*document.notes, *(note for fit in document.architectures.values() for note in fit.notes)]
-    codes = [code for code in LIMITS if any(note.code == code for note in notes)]
-    return (
-        [Line("Limits", f"{', '.join(code.replace('_', ' ') for code in codes)} (see Notes).")]
-        if codes
-        else []
-    )
+    found = [text for code, text in LIMITS.items() if any(note.code == code for note in notes)]
+    return [Line("Limits", f"{'; '.join(found)} (see Notes).")] if found else []
 
 
-def _range(written: list[str]) -> str:
-    return written[0] if len(written) == 1 else f"{len(written)} from {written[0]} to {written[-1]}"
+def _range(written: list[str], what: str) -> str:
+    return written[0] if len(written) == 1 else f"{len(written)} {what} from {written[0]} to {written[-1]}"

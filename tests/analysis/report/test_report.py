@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from analysis.findings.document import fit_points
+from analysis.findings.document import drop_outliers, fit_points
 from analysis.findings.results import FitDocument
 from analysis.points.table import CheckedPoints
 from analysis.report.figures import fit_figures
@@ -290,14 +290,50 @@ def test_a_profile_is_drawn_where_it_is_flat_and_not_where_it_closes(ample: Ampl
     assert all(fit.profile[name].values in drawn for name in flat)
 
 
+def text_of(html: str) -> str:
+    """Text of a page before its scripts, with single spaces."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.split("<script", 1)[0]))
+
+
+def test_the_page_speaks_of_seeds_only_where_there_are_some(ample: Ample, tmp_path: Path) -> None:
+    assert "standard deviation (s.d.) between seeds" in text_of(ample[2])
+    assert "paired by size rung and seed" in text_of(ample[2])
+    table = SyntheticStudy(seeds=(1,) * 4).table(0).drop(columns="seed")
+    points = checked(table)
+    html, page = page_of(points, fit_points(points, resamples=100), tmp_path)
+    text = text_of(html).partition(" Notes ")[0]  # which recommend seeds
+    assert "the noise, which is unknown: no configuration was trained more than once" in text
+    assert "seeds" not in page.tables
+    for said in ("between seeds", "Seeds of", "several seeds", "and seeds", "rung and seed", "averaged"):
+        assert said not in text
+
+
+def test_repeated_runs_without_a_seed_are_not_called_seeds(tmp_path: Path) -> None:
+    points = checked(SyntheticStudy().table(0).drop(columns="seed"))
+    html, _ = page_of(points, fit_points(points, resamples=100), tmp_path)
+    assert "standard deviation (s.d.) between repeated runs" in text_of(html)
+    assert "between seeds" not in text_of(html)
+
+
+def test_the_page_says_whether_outliers_were_dropped(written: Written, tmp_path: Path) -> None:
+    assert "No point was excluded for being far off the law" in text_of(written[1])
+    table = SyntheticStudy().table(0)
+    table.loc[3, "loss"] *= 3
+    points = drop_outliers(checked(table))
+    html, _ = page_of(points, fit_points(points, resamples=100), tmp_path)
+    assert "1 point was excluded for being far off the law" in text_of(html)
+    assert "No point was excluded" not in text_of(html)
+
+
 @pytest.mark.verify
 def test_a_hundred_thousand_points_are_reported_in_bounded_memory(tmp_path: Path) -> None:
     study = SyntheticStudy(
         sizes=tuple(np.geomspace(1e5, 1e7, 10)), iterations=range(50, 50_050, 50), seeds=(5,) * 10
     )
     study.table(0).to_csv(tmp_path / "p.csv", index=False)
-    assert peak_mib("report", "--points", tmp_path / "p.csv", "--out", tmp_path / "report") < 2048
+    assert peak_mib("report", "--points", tmp_path / "p.csv", "--out", tmp_path / "report") < 1024
     (note,) = json.loads((tmp_path / "report/fit.json").read_text())["notes"][:1]
     assert note["text"] == "100,000 points are many: 200 resamples were made in place of 1000."
     page = (tmp_path / "report/report.html").read_text()
     assert "100000 points in the fits, of which the table lists 2000" in page
+    assert len(page) < 40e6
