@@ -22,6 +22,8 @@ FONT = "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif"
 LINE = {"gridcolor": GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
 PIXELS = 1.5
 """Pixels of the page for one point of a drawn figure."""
+WIDE, SMALL = (8.0, 3.6), (2.8, 2.1)
+"""Inches of the axes of a panel on its own and of one among several, on a wide page."""
 LABEL = 44
 """Most characters of an axis's label."""
 
@@ -32,10 +34,11 @@ def plotly(figure: Figure, links: Mapping[str, str]) -> dict[str, Any]:
     `links` maps run ids to addresses that a click opens. The page itself has titles and legends: its entries name
     traces by their legendgroup, and images by their name.
     """
-    return {"name": figure.name, "panels": [_panel(panel, links) for panel in figure.panels]}
+    inches = WIDE if len(figure.panels) == 1 else SMALL
+    return {"name": figure.name, "panels": [_panel(panel, links, inches) for panel in figure.panels]}
 
 
-def _panel(panel: Panel, links: Mapping[str, str]) -> dict[str, Any]:
+def _panel(panel: Panel, links: Mapping[str, str], inches: tuple[float, float]) -> dict[str, Any]:
     data = [_band(band) for band in panel.bands]
     data += [_series(one, links) for one in panel.series if not one.cloud]
     data += [_arrow(arrow) for arrow in panel.arrows]
@@ -55,7 +58,7 @@ def _panel(panel: Panel, links: Mapping[str, str]) -> dict[str, Any]:
         layout["yaxis2"] = _axis(panel.right, overlaying="y", side="right", showgrid=False, tickmode="auto")
     groups = dict.fromkeys(one.group for one in panel.series if one.cloud)
     if groups:
-        layout["images"] = [_image(panel, group) for group in groups]
+        layout["images"] = [_image(panel, group, inches, i) for i, group in enumerate(groups)]
     return {"data": data, "layout": layout}
 
 
@@ -89,12 +92,12 @@ def mark(marker: Marker, colour: str, fill: str, radius: float) -> str:
     return f'<polygon points="{corners}" {looks}/>'
 
 
-def _image(panel: Panel, group: str) -> dict[str, Any]:
+def _image(panel: Panel, group: str, inches: tuple[float, float], number: int) -> dict[str, Any]:
     """Draw the points of a group that have no texts as an image under the others, which is stretched with the axes."""
     assert panel.x.limits is not None
     assert panel.y.limits is not None
     clouds = [one for one in panel.series if one.cloud and one.group == group]
-    data = b64encode(raster(clouds, panel.x, panel.y, (6.4, 4.0))).decode()
+    data = b64encode(raster(clouds, panel.x, panel.y, inches)).decode()
     left, right = _range(panel.x, panel.x.limits)
     bottom, top = _range(panel.y, panel.y.limits)
     return {
@@ -102,7 +105,8 @@ def _image(panel: Panel, group: str) -> dict[str, Any]:
         "name": group,
         "xref": "x",
         "yref": "y",
-        "x": left,
+        "x": left
+        + 1e-9 * number * (right - left),  # of several images at one place Plotly draws the first alone
         "y": top,
         "sizex": right - left,
         "sizey": top - bottom,

@@ -41,7 +41,13 @@ RC: dict[str, Any] = {
     "svg.hashsalt": "ssmscale",
     "svg.fonttype": "path",
 }
-MARKERS: dict[Marker, Any] = {"circle": "o", "thin-x": "x", "bar": "|", "none": "", **SHAPES}
+MARKERS: dict[Marker, Any] = {
+    "circle": "o",
+    "thin-x": "x",
+    "bar": "|",
+    "none": "",
+    **{marker: (*corners, corners[0]) for marker, corners in SHAPES.items()},
+}
 DASHES: dict[str, Any] = {"none": "none", "solid": "-", "dash": (0, (4, 3)), "dot": ":"}
 DPI = 160
 SIZE = 10.0

@@ -179,6 +179,16 @@ def test_an_entry_of_the_legend_hides_and_shows_its_group(browser: Browser, tmp_
 
 
 @pytest.mark.cluster
+def test_points_without_texts_are_drawn_as_an_image_for_each_entry(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.report.curves.TOLD", 12)
+    page = write_page(tmp_path, fitted(2))
+    faults(browser, page, (1000,))
+    assert browser.value("document.querySelectorAll('#figure-main image').length") == 2
+
+
+@pytest.mark.cluster
 def test_the_checker_sees_an_overlap_and_a_cut(browser: Browser, tmp_path: Path) -> None:
     """The tests above can fail."""
     page = write_page(tmp_path, fitted(2))
