@@ -26,7 +26,6 @@ Marker = Literal[
     "triangle-left",
     "triangle-right",
     "thin-x",
-    "bar",
     "none",
 ]
 Dash = Literal["none", "solid", "dash", "dot"]

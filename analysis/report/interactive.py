@@ -81,9 +81,8 @@ def swatch(entry: Entry) -> str:
 
 def mark(marker: Marker, colour: str, fill: str, radius: float) -> str:
     """Return a marker around the origin as an element of SVG."""
-    if marker in ("thin-x", "bar"):
+    if marker == "thin-x":
         way = f"M{-radius:g} {-radius:g}L{radius:g} {radius:g}M{-radius:g} {radius:g}L{radius:g} {-radius:g}"
-        way = way if marker == "thin-x" else f"M0 {-radius:g}V{radius:g}"
         return f'<path d="{way}" stroke="{colour}" stroke-width="1.5"/>'
     looks = f'fill="{fill}" stroke="{colour}" stroke-width="1.2"'
     if marker == "circle":

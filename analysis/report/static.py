@@ -44,7 +44,6 @@ RC: dict[str, Any] = {
 MARKERS: dict[Marker, Any] = {
     "circle": "o",
     "thin-x": "x",
-    "bar": "|",
     "none": "",
     **{marker: (*corners, corners[0]) for marker, corners in SHAPES.items()},
 }
