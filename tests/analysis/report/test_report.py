@@ -191,7 +191,7 @@ def test_without_an_identified_ratio_the_headline_says_so() -> None:
 
 
 def test_rows_set_aside_are_listed_with_their_reason(odd: Html) -> None:
-    ((_, run_id, *_, code, reason),) = odd[1].tables["exclusions"][1:]
+    ((_, _, run_id, *_, code, reason),) = odd[1].tables["exclusions"][1:]
     assert (run_id, code) == (ASIDE, "unannealed")
     assert "biased upwards" in reason
 
