@@ -124,6 +124,7 @@ def assumed_prior(frame: pd.DataFrame, law: Law, noise: Noise | None = None) -> 
             "B": shape["data"] * data ** shape["beta"],
             "alpha": shape["alpha"],
             "beta": shape["beta"],
+            **{further: values[0] for further, values in law.further.items()},
         }
     return Prior(law, params, noise or Noise(), "the demo's shape of law", assumed=True)
 
@@ -190,5 +191,7 @@ def _check(params: Mapping[str, float], law: Law, where: str) -> None:
         raise InputError(f"{where}: has {', '.join(params) or 'nothing'}; it needs {', '.join(law.names)}.")
     for name, value in params.items():
         low, high = dict(zip(law.nonlinear, law.bounds, strict=True)).get(name, (0.0, 1e30))
+        if name in law.unit_bound:
+            low, high = -1e30, 1e30
         if not low <= value <= high:
             raise InputError(f"{where}.{name}: {value:g} is not between {low:g} and {high:g}.")

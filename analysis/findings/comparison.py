@@ -10,7 +10,15 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.findings.curve import Curve, size_at
-from analysis.findings.equal_loss import ComputeGain, SizeRatio, TokenGain, size_ratios, token_gains
+from analysis.findings.equal_loss import (
+    AtEqualLoss,
+    ComputeGain,
+    SizeRatio,
+    TokenGain,
+    Verdict,
+    size_ratios,
+    token_gains,
+)
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import unidentified_because
 from analysis.fitting.bootstrap import Fitted, Resamples, cluster_keys
@@ -41,6 +49,23 @@ class Convention:
     changes: bool
 
 
+class OtherLaw(AtEqualLoss):
+    """The size ratio of another admissible law at the headline's size and budget; `ci95` is null without resamples."""
+
+    law: str
+    ratio: float | None
+    ci95: Interval | None
+    status: Verdict
+    reason: str
+
+    @classmethod
+    def of(cls, law: str, row: SizeRatio) -> OtherLaw:
+        """Return a law's size ratio, identified or not."""
+        at = row.model_dump(include=set(AtEqualLoss.model_fields))
+        verdict = row.model_dump(include={"status", "reason"})
+        return cls(**at, **verdict, law=law, ratio=row.estimate, ci95=row.estimate_ci95)
+
+
 class Comparison(Frozen):
     """All architectures against the reference."""
 
@@ -51,6 +76,7 @@ class Comparison(Frozen):
     compute_gain: tuple[ComputeGain, ...]
     token_gain: tuple[TokenGain, ...]
     conventions: tuple[Convention, ...]
+    other_laws: tuple[OtherLaw, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,13 +88,15 @@ class FittedArchitecture:
     size_effect: float | None
 
     @classmethod
-    def of(cls, fit: Fitted, points: CheckedPoints, drawn: Resamples) -> FittedArchitecture:
-        """Join a fit with its points and its resamples."""
+    def of(
+        cls, fit: Fitted, points: CheckedPoints, drawn: Resamples, rejected: str = ""
+    ) -> FittedArchitecture:
+        """Join a fit with its points and its resamples; `rejected` says why the law is rejected, if it is."""
         frame = points.of(fit.architecture)
         sd = pooled_sd(seed_noise(frame))
         effect = size_effect(fit, None if sd is None else sd / float(frame["loss"].mean()))
         reason = unidentified_because(fit, effect)
-        return cls(fit, Curve(fit.problem.law, drawn.with_estimate(fit), frame, reason), effect)
+        return cls(fit, Curve(fit.problem.law, drawn.with_estimate(fit), frame, reason, rejected), effect)
 
 
 def fit_all(frames: Mapping[str, pd.DataFrame], law: Law, delta: float) -> list[Fitted]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,24 +12,27 @@ from analysis.errors import InputError
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
 from analysis.findings.curve import reference_of
 from analysis.findings.isoflop import MAX_BUDGETS, optimal_sizes
+from analysis.findings.law_choice import OTHER_RESAMPLES, Tried, alternatives, choose_law, other_laws
+from analysis.findings.left_out import Splits, heldout_of, splits_of
 from analysis.findings.note import Note
 from analysis.findings.notes import (
     OUTLIER_RULE,
     effect_notes,
     exclusion_notes,
     fit_notes,
+    law_notes,
     other_notes,
     outlier_notes,
     outliers,
     prediction_notes,
+    rejected_because,
+    rejection_notes,
 )
 from analysis.findings.predict import Ask, extension, other_points, predict
 from analysis.findings.results import (
     ArchitectureFit,
     FitDocument,
-    HeldOut,
-    HeldOutPoint,
-    HeldOutSplit,
+    LawChoice,
     Resampling,
 )
 from analysis.fitting.bootstrap import (
@@ -43,15 +45,13 @@ from analysis.fitting.bootstrap import (
     resample,
     wild_losses,
 )
-from analysis.fitting.checks import Split, held_out, pattern
+from analysis.fitting.held_out import drift_of
+from analysis.fitting.patterns import pattern
 from analysis.fitting.profile import Profile, profile
-from analysis.laws.catalogue import law_named
-from analysis.laws.law import Input, Law
-from analysis.points.checks import seed_noise, trend_checks
+from analysis.laws.catalogue import laws_named
+from analysis.laws.law import Law
+from analysis.points.checks import seed_noise, size_times_data, trend_checks
 from analysis.points.table import CheckedPoints, exclude, too_few
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ISOFLOP_RESAMPLES = 400
 MAX_ARCHITECTURES = 200
@@ -71,25 +71,35 @@ def fit_points(
 ) -> FitDocument:
     """Fit the law to each architecture, resample clusters, compare at equal loss and predict the `asks`.
 
+    `law` is the name of one, FILE.py:NAME, several with commas, of which one is chosen, or auto (`laws_named`).
     `about` holds notes on the origin of the points. Without `asks` twice and four times the largest trained size are
     predicted. `resamples` are by default 1000, fewer of more than 20,000 points. `progress` is called with what begins.
     Raises InputError for an unknown law or reference, a delta that is not positive, points that lack an input of the
     law, an architecture with too few points or one size, very many architectures, and fewer than 100 resamples.
     """
-    form = law_named(law)
+    forms = laws_named(law)
     base = reference_of(points.architectures, reference)
     usual = resamples is None
     resamples = affordable(len(points.frame)) if resamples is None else resamples
     if resamples < FEWEST_RESAMPLES:
         raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
-    refuse(points, form, delta)
+    refuse(points, forms[0], delta)
     progress(f"fitting {len(points.frame):,} points")
-    fits = fit_all(points.frames, form, delta)
+    choice: LawChoice | None = None
+    if len(forms) > 1:
+        tried, choice, others = choose_law(points, forms, delta, seed)
+    else:
+        fits = fit_all(points.frames, forms[0], delta)
+        splits = {fit.architecture: splits_of(fit, points.of(fit.architecture)) for fit in fits}
+        tried = Tried(forms[0], fits, pattern(fits, seed), splits)
+        others = alternatives(points, forms[0], delta, seed)
+    form, fits = tried.law, tried.fits
     progress(f"refitting {resamples:,} resamples of {len(points.frame):,} points")
     drawn = resample(fits, resamples, seed)
     progress("comparing and checking the fits")
-    fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
-    notes = [*about, *exclusion_notes(points.exclusions)]
+    rejected = rejected_because(form, tried.lacks)
+    fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn, rejected) for fit in fits}
+    notes = [*about, *exclusion_notes(points.exclusions), *rejection_notes(form, tried.lacks)]
     if usual and resamples < RESAMPLES:
         text = (
             f"{len(points.frame):,} points are many: {resamples} resamples were made in place of {RESAMPLES}."
@@ -99,6 +109,10 @@ def fit_points(
         notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
     comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
     notes.extend(found)
+    if len(fits) > 1 and form.size:
+        more = other_laws(points, others, base, seed, OTHER_RESAMPLES if choice else 0)
+        comparison = comparison.model_copy(update={"other_laws": tuple(more)})
+        notes.extend(law_notes(form, comparison))
     isoflop = {}
     for name, one in fitted.items():
         drawn_losses = wild_losses(one.fit, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES), seed)
@@ -110,13 +124,16 @@ def fit_points(
         law=form.name,
         formula=form.formula,
         huber_delta=delta,
-        architectures={name: _describe(one, points, drawn, asks) for name, one in fitted.items()},
+        architectures={
+            name: _describe(one, points, drawn, asks, tried.splits[name]) for name, one in fitted.items()
+        },
         comparison=comparison,
         isoflop=isoflop,
         points="annealed" if points.annealed else "unannealed",
         resampling=Resampling(scheme=drawn.scheme, resamples=resamples, seed=seed),
         notes=tuple(notes),
         versions={name: installed(name) or "not installed" for name in ("ssmscale", "numpy", "pandas")},
+        law_choice=choice,
     )
     document._draws.update(drawn.params)
     return document
@@ -124,7 +141,7 @@ def fit_points(
 
 def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: float = 1e-3) -> CheckedPoints:
     """Return the points without outliers from the law fitted to all of them; raises as `fit_points` does."""
-    form = law_named(law)
+    form = laws_named(law)[0]
     refuse(points, form, delta)
     fits = fit_all(points.frames, form, delta)
     rows = {row for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}
@@ -157,15 +174,16 @@ def refuse(points: CheckedPoints, law: Law, delta: float) -> None:
 
 
 def _describe(
-    one: FittedArchitecture, points: CheckedPoints, drawn: Resamples, asks: Sequence[Ask]
+    one: FittedArchitecture, points: CheckedPoints, drawn: Resamples, asks: Sequence[Ask], splits: Splits
 ) -> ArchitectureFit:
     fit, frame = one.fit, one.curve.frame
     law, result = fit.problem.law, fit.result
-    splits = _splits(one)
     profiles = _profiles(fit)
     residual = fit.residual
     params = drawn.params[fit.architecture]
-    predictions = tuple(predict(one.curve, asks or extension(one.curve), residual, drawn.seed))
+    by = np.log(size_times_data(frame))
+    drift = drift_of(splits.get("compute"), by) if one.curve.rejected_because else None
+    predictions = tuple(predict(one.curve, asks or extension(one.curve), residual, drawn.seed, drift))
     others = other_points(one.curve, points)
     return ArchitectureFit(
         params=result.params,
@@ -175,11 +193,7 @@ def _describe(
         n_clusters=len(fit.keys),
         status=result.status,
         ci95={name: interval(params[:, j]) for j, name in enumerate(law.names)},
-        heldout=HeldOut(
-            in_sample_rms=float(np.sqrt(np.mean((np.exp(-residual) - 1.0) ** 2))),
-            largest_size=_split(splits.get("size"), frame, law.size),
-            longest_budget=_split(splits.get("data"), frame, law.data),
-        ),
+        heldout=heldout_of(fit, frame, splits),
         profile=profiles,
         size_effect_p=one.size_effect,
         predictions=predictions,
@@ -189,49 +203,21 @@ def _describe(
         notes=(
             *fit_notes(fit, frame, drawn, profiles, splits),
             *outlier_notes(fit, points),
-            *effect_notes(one.size_effect, pattern(fit, drawn.seed)),
+            *effect_notes(one.size_effect, pattern([fit], drawn.seed)),
             *prediction_notes(predictions),
             *other_notes(others),
         ),
     )
 
 
-def _splits(one: FittedArchitecture) -> dict[str, Split | None]:
-    """Predict the top of each axis of the law from the rest; None if nothing else would remain."""
-    fit, frame = one.fit, one.curve.frame
-    law, joint = fit.problem.law, fit.joint
-    x, loss = law.x(frame), frame["loss"].to_numpy(dtype=np.float64)
-    others = joint.parts[: fit.part] + joint.parts[fit.part + 1 :] if joint else ()
-    return {str(law.inputs[j].axis): held_out(law, x, loss, fit.problem.delta, j, others) for j in law.axes}
-
-
 def _profiles(fit: Fitted) -> dict[str, Profile]:
     """Profile each parameter; in a joint fit only those that centring does not change."""
     law, joint = fit.problem.law, fit.joint
     if joint is None:
-        return {name: profile(fit.problem, fit.result, name) for name in law.names}
+        names = [name for name in law.names if name not in law.unit_bound]
+        return {name: profile(fit.problem, fit.result, name) for name in names}
     own = dict(zip(law.names, joint.own(fit.part), strict=True))
     return {name: profile(joint.problem, joint.result, own[name]) for name in ("E", *law.nonlinear)}
-
-
-def _split(split: Split | None, frame: pd.DataFrame, axis: Input | None) -> HeldOutSplit | None:
-    if split is None or axis is None:
-        return None
-    columns = ["run_id", "n_params", "tokens", "iterations", "loss"]
-    rows = frame.loc[split.left_out, columns].assign(
-        iterations=lambda rows: rows["iterations"].astype(object).where(rows["iterations"].notna(), None),
-        predicted=split.predicted,
-        relative_error=split.relative_error,
-    )
-    return HeldOutSplit(
-        column=axis.column,
-        threshold=split.threshold,
-        status=split.status,
-        determined=split.determined,
-        mean_relative_error=float(split.relative_error.mean()),
-        rms_relative_error=float(np.sqrt(np.mean(split.relative_error**2))),
-        points=tuple(HeldOutPoint.model_validate(row) for row in rows.to_dict("records")),
-    )
 
 
 def installed(package: str) -> str | None:

@@ -15,9 +15,11 @@ from analysis import text as wording
 from analysis.findings.note import Note
 from analysis.findings.predict import EXTRAPOLATION_LIMIT, Prediction
 from analysis.fitting.bootstrap import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Resamples
-from analysis.fitting.checks import SIGNIFICANT, Pattern, Split, freedom
+from analysis.fitting.checks import SIGNIFICANT, freedom
+from analysis.fitting.held_out import Split
+from analysis.fitting.patterns import Pattern
 from analysis.fitting.profile import Profile
-from analysis.laws.law import SIZE
+from analysis.laws.law import SIZE, Law
 from analysis.points.checks import data_column, seed_noise
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+    from analysis.findings.comparison import Comparison
     from analysis.findings.predict import OtherPoints
     from analysis.points.table import CheckedPoints, Exclusion
 
@@ -76,12 +79,57 @@ def effect_notes(size_effect: float | None, pattern: Pattern | None) -> Iterator
     if size_effect is not None and size_effect > SIGNIFICANT:
         text = f"no effect of size on the loss can be measured (p = {size_effect:.2g}): no size ratio can be read off."
         yield Note("no_size_effect", text)
-    if pattern is not None:
+    if pattern is not None and pattern.rejects:
         yield Note(
             "structured_residuals",
-            f"the residuals follow a pattern that the law lacks ({pattern.term}; {100 * pattern.size:.2g} % "
-            f"of the loss, p = {pattern.p:.2g}): do not extrapolate it far.",
+            f"the residuals follow a pattern that the law lacks ({described(pattern)}): do not extrapolate it far.",
         )
+
+
+def described(pattern: Pattern) -> str:
+    """Write a pattern: its term, its size and its probability by chance."""
+    return f"{pattern.term}; {100 * pattern.size:.2g} % of the loss, p = {pattern.p:.2g}"
+
+
+def rejected_because(law: Law, pattern: Pattern | None) -> str:
+    """Return why a law is rejected for all architectures, or an empty string."""
+    if pattern is None or not pattern.rejects:
+        return ""
+    return (
+        f"law {law.name} is rejected: the residuals of all architectures together follow a pattern that it lacks "
+        f"({described(pattern)})"
+    )
+
+
+def rejection_notes(law: Law, pattern: Pattern | None) -> Iterator[Note]:
+    """Yield a note on a law that the residuals of all architectures together reject."""
+    if reason := rejected_because(law, pattern):
+        advice = (
+            "no ratio from it is identified, and intervals of runs include its error on the largest compute"
+        )
+        yield Note("law_rejected", f"{reason}: {advice}; --law auto tries others.")
+
+
+def law_notes(law: Law, comparison: Comparison) -> Iterator[Note]:
+    """Yield a note where the headline's size ratio depends on the choice among admissible laws."""
+    for row in comparison.size_ratio:
+        others = [
+            one
+            for one in comparison.other_laws
+            if (one.architecture, one.tokens, one.reference_n_params)
+            == (row.architecture, row.tokens, row.reference_n_params)
+            and one.ratio is not None
+        ]
+        ends = row.estimate_ci95
+        off = [one for one in others if one.ratio and ends and not ends[0] <= one.ratio <= ends[1]]
+        if off:
+            said = " and ".join(f"{wording.times(one.ratio or 0.0)} by {one.law}" for one in off)
+            yield Note(
+                "law_dependent",
+                f"the size ratio of {wording.architecture(row.architecture)} depends on the law: it is "
+                f"{wording.times(row.estimate or 0.0)} by {law.name} and, outside its interval, {said}, which the "
+                "points do not reject.",
+            )
 
 
 def prediction_notes(predictions: Sequence[Prediction]) -> Iterator[Note]:
@@ -197,7 +245,7 @@ def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Pr
 
 def _heldout_notes(splits: Mapping[str, Split | None]) -> Iterator[Note]:
     for axis, split in splits.items():
-        what = {"size": "largest size", "data": "longest budget"}[axis]
+        what = {"size": "largest size", "data": "longest budget", "compute": "largest compute"}[axis]
         if split is None:
             yield Note("no_heldout", f"the {what} cannot be left out: nothing else would remain.")
         elif not split.determined:

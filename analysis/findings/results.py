@@ -47,6 +47,8 @@ class HeldOut(Frozen):
     in_sample_rms: float
     largest_size: HeldOutSplit | None
     longest_budget: HeldOutSplit | None
+    largest_compute: HeldOutSplit | None = None
+    """`column` is flops if the points have them, else 6 n_params tokens."""
 
 
 class ArchitectureFit(Frozen):
@@ -68,6 +70,36 @@ class ArchitectureFit(Frozen):
     checks: tuple[TrendCheck, ...]
     seed_noise: tuple[SeedNoise, ...]
     notes: tuple[Note, ...]
+
+
+class LawTrial(Frozen):
+    """A law that was tried: root mean square relative errors over all architectures, in the sample and left out.
+
+    Runs that diverged are not counted among those left out. `pattern_p` is the probability by chance of the strongest
+    pattern in the residuals. A law that is not admissible has a `reason`.
+    """
+
+    law: str
+    formula: str
+    parameters: int
+    status: Status
+    in_sample_rms: float
+    largest_size_rms: float | None
+    longest_budget_rms: float | None
+    largest_compute_rms: float | None
+    pattern: str | None
+    pattern_p: float | None
+    admissible: bool
+    reason: str
+
+
+class LawChoice(Frozen):
+    """The law chosen by its error on the largest compute, why, and all laws that were tried."""
+
+    asked: tuple[str, ...]
+    chosen: str
+    reason: str
+    laws: tuple[LawTrial, ...]
 
 
 class Resampling(Frozen):
@@ -92,6 +124,8 @@ class FitDocument(Frozen):
     resampling: Resampling
     notes: tuple[Note, ...]
     versions: dict[str, str]
+    law_choice: LawChoice | None = None
+    """How the law was chosen; null if one was named."""
 
     _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
 

@@ -46,7 +46,8 @@ def headline(document: FitDocument, name: str) -> str:
     at = budget(row.iterations, row.tokens)
     if row.estimate is None or row.n_params is None:
         return f"The size ratio of {arm} to {base} is not identified from these points: {row.reason}."
-    caution = f"; this is an extrapolation, {row.reason}" if row.status == "extrapolated" else ""
+    cautions = {"extrapolated": "this is an extrapolation", "not_identified": "it is not identified"}
+    caution = f"; {cautions[row.status]}, {row.reason}" if row.status in cautions else ""
     return (
         f"At {at}, {arm} reaches the loss of the {human(row.reference_n_params)}-parameter {base} "
         f"({row.loss:.3f} nats a token) with {saving(row.estimate)}: size ratio {times(row.estimate)}, "
@@ -55,10 +56,13 @@ def headline(document: FitDocument, name: str) -> str:
 
 
 def law_in_numbers(document: FitDocument, name: str) -> str:
-    """Write the fitted law with its numbers in place of its letters."""
+    """Write the fitted law with its numbers in place of its letters, or both if it is no sum of powers."""
     params = document.architectures[name].params
     text = number(params["E"])
     law = law_named(document.law)
+    if set(law.names) != {"E", *law.scaled, *(exponent for _, exponent in law.scaled.values())}:
+        values = ", ".join(f"{one} = {number(value)}" for one, value in params.items())
+        return f"{law.formula} with {values}"
     symbols = {one.column: one.symbol for one in law.inputs}
     for coefficient, (column, exponent) in law.scaled.items():
         text += f" + {number(params[coefficient])}/{symbols[column]}^{params[exponent]:.3f}"

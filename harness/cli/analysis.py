@@ -283,7 +283,7 @@ def _fit(options: FitOptions) -> _Fitted:
     from analysis.findings.document import drop_outliers, fit_points
     from analysis.findings.note import Note
     from analysis.findings.predict import asked
-    from analysis.laws.catalogue import law_named
+    from analysis.laws.catalogue import laws_named
     from analysis.points.read import column_names
     from analysis.points.table import check_points, read_table
     from harness.record.points import without_points
@@ -292,14 +292,14 @@ def _fit(options: FitOptions) -> _Fitted:
     study, points_file, law, delta = options.study, options.points_file, options.law, options.delta
     if (study is None) == (points_file is None):
         raise InputError("give either a STUDY or --points FILE, and not both")
-    form, asks = law_named(law), [asked(text) for text in options.predict or ()]
+    forms, asks = laws_named(law), [asked(text) for text in options.predict or ()]
     resolved, rows, tracker = None, list[RunStatus](), None
     if points_file is not None:
         frame = read_table(points_file, column_names(options.columns or ()))
     else:
         assert study is not None
         resolved, rows, tracker, frame = _points(study, options.root, on_the_way=options.unannealed)
-    checked = check_points(frame, form, annealed=not options.unannealed)
+    checked = check_points(frame, forms[0], annealed=not options.unannealed)
     if options.drop_outliers:
         checked = drop_outliers(checked, law=law, delta=delta)
     said = {"runs_without_points": without_points(rows), "runs_met_to_rounding": to_rounding(rows)}
