@@ -2,8 +2,9 @@
 
 A law is admissible if its fit of every architecture is an interior optimum, if something can be left out that the rest
 determines, and if the residuals of all architectures together show no pattern. Of the admissible laws the one with the
-least error on the largest compute wins, unless a law with fewer parameters is worse by no more than one standard error
-of the difference (the one-standard-error rule of Breiman et al. 1984): then the simplest such law does.
+least error on the largest compute wins, unless a law with fewer parameters is worse by no more than two standard
+errors of the difference: then the simplest such law does. (Breiman et al. 1984 take one; here the points left out share
+the fit that predicts them, which an error from the scatter between series does not count.)
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from analysis.points.table import CheckedPoints
 
 OTHER_RESAMPLES = 400
+STANDARD_ERRORS = 2.0
 MANY_POINTS, MANY_ARCHITECTURES = 2000, 12
 """Above either, other laws are fitted only on request."""
 
@@ -162,7 +164,7 @@ def _chosen(able: Sequence[Tried]) -> tuple[Tried, str]:
         difference = of[one.law.name] - of[best.law.name]
         return float(difference.mean()), _standard_error(difference, series)
 
-    within = [one for one, _ in same if worse(one)[0] <= worse(one)[1]]
+    within = [one for one, _ in same if worse(one)[0] <= STANDARD_ERRORS * worse(one)[1]]
     chosen = min([*within, best], key=lambda one: len(one.law.names))
     rms = {name: 100 * float(np.sqrt(values.mean())) for name, values in of.items()}
     listed = ", ".join(f"{name} by {value:.2g} %" for name, value in rms.items())

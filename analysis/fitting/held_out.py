@@ -21,8 +21,8 @@ from analysis.laws.law import Array, Law
 # Above so many distinct values the top fifth of the rows is left out instead of the top value.
 MAX_VALUES = 10
 TOP_SHARE = 0.8
-SAME_COMPUTE = 1.25
-"""Budgets of one rung differ by less than this factor: real ones vary by 10 %."""
+SAME_COMPUTE, WIDEST_RUNG = 1.2, 1.5
+"""Neighbouring budgets of one rung differ by less than the first factor, all of them by less than the second."""
 FEWEST_VALUES = 3  # sizes, and budgets, that determine a law
 FAR = 10.0  # robust deviations from which on an error is that of a diverged run
 FAR_ERROR = 0.01
@@ -76,26 +76,30 @@ def held_out_compute(
 ) -> Split | None:
     """Leave out the points of the largest compute (points, in FLOPs), fit the rest and predict.
 
-    Of ten rungs or fewer the top one is left out, of more the top fifth of the points, and less of it where the rest
-    would not determine the law. None if too little is left to fit.
+    Of points on rungs (`compute_rungs`) the top one is left out, of others the top fifth of the points, and less of it
+    where the rest would not determine the law. None if too little is left to fit.
     """
-    tops = compute_rungs(compute)
-    if len(tops) < 2:
+    values = np.unique(compute)
+    if len(values) < 2:
         return None
-    fifth = float(np.quantile(compute, TOP_SHARE))
-    first = tops[-1] if len(tops) <= MAX_VALUES else fifth
-    higher = [one for one in np.unique(compute) if one > first]
-    for threshold in (first, *higher):
+    rungs = compute_rungs(compute)
+    first = rungs[-1] if len(rungs) > 1 else float(np.quantile(compute, TOP_SHARE))
+    for threshold in (first, *values[values > first]):
         if determines(law, x[compute < threshold]):
             return without(law, x, loss, delta, compute, float(threshold), others)
     return without(law, x, loss, delta, compute, first, others)
 
 
 def compute_rungs(compute: Array) -> list[float]:
-    """Return the least compute of each rung, in ascending order; budgets of one rung lie close together."""
-    values = np.unique(compute)
-    starts = np.flatnonzero(np.diff(np.log(values), prepend=-np.inf) > np.log(SAME_COMPUTE))
-    return [float(values[start]) for start in starts]
+    """Return the least compute of each rung in ascending order; none if the points are on no rungs.
+
+    The budgets of a rung lie close together: real ones vary by a tenth. A grid of sizes and budgets has no rungs, since
+    its compute spreads, and few points share one.
+    """
+    ascending = np.sort(compute)
+    parts = np.split(ascending, 1 + np.flatnonzero(np.diff(np.log(ascending)) > np.log(SAME_COMPUTE)))
+    on_rungs = all(len(part) >= FEWEST_VALUES and part[-1] < WIDEST_RUNG * part[0] for part in parts)
+    return [float(part[0]) for part in parts] if on_rungs and len(parts) <= MAX_VALUES else []
 
 
 def determines(law: Law, x: Array) -> bool:

@@ -6,12 +6,11 @@ fitted before the law's derivatives and its change of units hold: wrong ones wou
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import traceback
 from collections.abc import MutableMapping
-from itertools import count
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -22,9 +21,8 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 STEP, CLOSE = 1e-5, 1e-4
 REACH = 1.5  # half the width, in logarithms, of the inputs at which a law is tried
 
-_LOADED: dict[tuple[Path, str], tuple[int, Law]] = {}
-"""The laws read so far, with the time of their file: a report names its law again and again."""
-_NUMBERS = count()
+_LOADED: dict[tuple[Path, str], tuple[str, Law]] = {}
+"""The laws read so far, with the text of their file: a report names its law again and again."""
 
 
 def is_file(name: str) -> bool:
@@ -45,12 +43,12 @@ def law_of_file(spec: str, laws: MutableMapping[str, Law]) -> Law:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
         raise InputError(f"{where}: there is no file {place}.")
-    changed = path.stat().st_mtime_ns
+    source = path.read_text(encoding="utf-8")
     before, known = _LOADED.get((path, name), (None, None))
-    if known is not None and before == changed:
+    if known is not None and before == source:
         laws.setdefault(known.name, known)
         return known
-    law = _law_in(path, name, where)
+    law = _law_in(path, source, name, where)
     _check_form(law, where)
     taken = laws.get(law.name)
     if taken is not None and taken is not law and taken is not known:
@@ -58,23 +56,25 @@ def law_of_file(spec: str, laws: MutableMapping[str, Law]) -> Law:
     _check_columns(law, [one for one in laws.values() if one is not taken], where)
     _check_numbers(law, where)
     laws[law.name] = law
-    _LOADED[path, name] = changed, law
+    _LOADED[path, name] = source, law
     return law
 
 
-def _law_in(path: Path, name: str, where: str) -> Law:
-    spec = importlib.util.spec_from_file_location(f"_law_{next(_NUMBERS)}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+def _law_in(path: Path, source: str, name: str, where: str) -> Law:
+    """Run the file and return the law of that name, or raise InputError."""
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
+        # No import: that would leave compiled code beside the user's file, and take it for the file when that changes.
+        exec(compile(source, path, "exec"), vars(module))  # noqa: S102
         found = getattr(module, name, None)
         made = found() if callable(found) and not isinstance(found, Law) else found
+    except SyntaxError as error:
+        raise InputError(
+            f"{where}: SyntaxError in line {error.lineno} of {path.name}: {error.msg}."
+        ) from error
     except Exception as error:
-        line = traceback.extract_tb(error.__traceback__)[-1]
-        at = f"line {line.lineno} of {Path(line.filename).name}"
-        raise InputError(f"{where}: {type(error).__name__} in {at}: {error}.") from error
+        raise InputError(f"{where}: {_failure(error)}.") from error
     if found is None:
         there = sorted(key for key, value in vars(module).items() if isinstance(value, Law))
         has = f"its laws are {', '.join(there)}" if there else "it has no analysis.laws.law.Law"
@@ -85,6 +85,12 @@ def _law_in(path: Path, name: str, where: str) -> Law:
             "returns one."
         )
     return made
+
+
+def _failure(error: Exception) -> str:
+    """Write an error with the innermost line of the code that raised it."""
+    line = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in line {line.lineno} of {Path(line.filename).name}: {error}"
 
 
 def _check_form(law: Law, where: str) -> None:
@@ -153,10 +159,7 @@ def _check_numbers(law: Law, where: str) -> None:
         moved = law.predict(public, z + centre)
         back = law.to_solver(public, centre)
     except Exception as error:
-        line = traceback.extract_tb(error.__traceback__)[-1]
-        raise InputError(
-            f"{where}: {type(error).__name__} at line {line.lineno} of {Path(line.filename).name}: {error}."
-        ) from error
+        raise InputError(f"{where}: {_failure(error)}.") from error
     if loss.shape != (3, 7) or jacobian.shape != (3, 7, u.shape[1]):
         raise InputError(
             f"{where}: of 3 problems and 7 points the loss has shape {loss.shape} and its derivative {jacobian.shape}; "
