@@ -99,16 +99,22 @@ class FittedArchitecture:
         return cls(fit, Curve(fit.problem.law, drawn.with_estimate(fit), frame, reason, rejected), effect)
 
 
-def fit_all(frames: Mapping[str, pd.DataFrame], law: Law, delta: float) -> list[Fitted]:
-    """Fit the rows of each architecture alone, or all at once if the law shares a parameter among them."""
+def fit_all(
+    frames: Mapping[str, pd.DataFrame], law: Law, delta: float, known: Sequence[Fitted] = ()
+) -> list[Fitted]:
+    """Fit the rows of each architecture alone, or all at once if the law shares a parameter among them.
+
+    `known` are fits of other laws to the same points: a law that contains one of those starts from its fit.
+    """
     problems = [
         Problem.of(law, law.x(frame), frame["loss"].to_numpy(dtype=np.float64), delta)
         for frame in frames.values()
     ]
+    simpler = {fit.architecture: fit.result for fit in known if fit.problem.law is law.simpler}
     joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
     fits = []
     for part, (name, frame) in enumerate(frames.items()):
-        result = joint.result_of(part) if joint else fit_law(problems[part])
+        result = joint.result_of(part) if joint else fit_law(problems[part], simpler.get(name))
         size = frame["n_params"].to_numpy(dtype=np.float64)
         seeds = frame["seed"].to_numpy(dtype=np.float64)
         cluster, keys = cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])

@@ -12,12 +12,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.errors import InputError
 from analysis.laws.law import Array, Interval, Law
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Mask = NDArray[np.bool_]
 
 DEFAULT_REFERENCE = "cross_transformer"
 # Logarithms of the sizes between which a law is solved: one parameter, and far more than any model has.
@@ -158,7 +161,7 @@ def _reaching(curve: Callable[[Array], Array], loss: Array, near: float) -> Arra
     never = ~(curve(np.exp(high)) < loss)
     always = curve(np.exp(low)) < loss
     if (never | always).any():
-        low, high, never, always = _bracket(curve, loss, near)
+        (low, high), (never, always) = _bracket(curve, loss, near)
     for _ in range(36):
         middle = 0.5 * (low + high)
         reached = curve(np.exp(middle)) < loss
@@ -167,7 +170,9 @@ def _reaching(curve: Callable[[Array], Array], loss: Array, near: float) -> Arra
     return out
 
 
-def _bracket(curve: Callable[[Array], Array], loss: Array, near: float) -> tuple[Array, ...]:
+def _bracket(
+    curve: Callable[[Array], Array], loss: Array, near: float
+) -> tuple[tuple[Array, Array], tuple[Mask, Mask]]:
     """Return the ends of the fall through `loss` closest to `near`, and masks of curves never and always below it."""
     at = np.linspace(SMALLEST, LARGEST, BRACKETS + 1)
     below = np.stack([curve(np.exp(np.full(len(loss), one))) < loss for one in at])
@@ -175,9 +180,9 @@ def _bracket(curve: Callable[[Array], Array], loss: Array, near: float) -> tuple
     middle = 0.5 * (at[:-1] + at[1:])
     away = np.where(falls, np.abs(middle - near)[:, None], np.inf)
     chosen = np.argmin(away, axis=0)
-    none = ~falls.any(axis=0)
-    always = below.all(axis=0)
-    return at[chosen], at[chosen + 1], none & ~always, always
+    always: Mask = np.asarray(below.all(axis=0))
+    never: Mask = np.asarray(~falls.any(axis=0) & ~always)
+    return (at[chosen], at[chosen + 1]), (never, always)
 
 
 def central(values: Array) -> Interval | None:

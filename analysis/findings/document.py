@@ -12,15 +12,21 @@ from analysis.errors import InputError
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
 from analysis.findings.curve import reference_of
 from analysis.findings.isoflop import MAX_BUDGETS, optimal_sizes
-from analysis.findings.law_choice import OTHER_RESAMPLES, Tried, alternatives, choose_law, other_laws
-from analysis.findings.left_out import Splits, heldout_of, splits_of
+from analysis.findings.law_choice import (
+    OTHER_RESAMPLES,
+    alternatives,
+    choose_law,
+    law_notes,
+    other_laws,
+    try_law,
+)
+from analysis.findings.left_out import Splits, heldout_of
 from analysis.findings.note import Note
 from analysis.findings.notes import (
     OUTLIER_RULE,
     effect_notes,
     exclusion_notes,
     fit_notes,
-    law_notes,
     other_notes,
     outlier_notes,
     outliers,
@@ -48,7 +54,7 @@ from analysis.fitting.bootstrap import (
 from analysis.fitting.held_out import drift_of
 from analysis.fitting.patterns import pattern
 from analysis.fitting.profile import Profile, profile
-from analysis.laws.catalogue import laws_named
+from analysis.laws.catalogue import laws_named, plainest
 from analysis.laws.law import Law
 from analysis.points.checks import seed_noise, size_times_data, trend_checks
 from analysis.points.table import CheckedPoints, exclude, too_few
@@ -83,17 +89,15 @@ def fit_points(
     resamples = affordable(len(points.frame)) if resamples is None else resamples
     if resamples < FEWEST_RESAMPLES:
         raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
-    refuse(points, forms[0], delta)
+    refuse(points, plainest(forms), delta)
     progress(f"fitting {len(points.frame):,} points")
     choice: LawChoice | None = None
     if len(forms) > 1:
         tried, choice, others = choose_law(points, forms, delta, seed)
     else:
-        fits = fit_all(points.frames, forms[0], delta)
-        splits = {fit.architecture: splits_of(fit, points.of(fit.architecture)) for fit in fits}
-        tried = Tried(forms[0], fits, pattern(fits, seed), splits)
-        others = alternatives(points, forms[0], delta, seed)
-    form, fits = tried.law, tried.fits
+        tried = try_law(points, forms[0], delta, seed)
+        others = alternatives(points, tried.fits, delta, seed)
+    form, fits = tried.law, list(tried.fits)
     progress(f"refitting {resamples:,} resamples of {len(points.frame):,} points")
     drawn = resample(fits, resamples, seed)
     progress("comparing and checking the fits")
@@ -141,7 +145,7 @@ def fit_points(
 
 def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: float = 1e-3) -> CheckedPoints:
     """Return the points without outliers from the law fitted to all of them; raises as `fit_points` does."""
-    form = laws_named(law)[0]
+    form = plainest(laws_named(law))
     refuse(points, form, delta)
     fits = fit_all(points.frames, form, delta)
     rows = {row for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}

@@ -9,18 +9,20 @@ the fit that predicts them, which an error from the scatter between series does 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis import text as wording
 from analysis.errors import InputError
-from analysis.findings.comparison import OtherLaw, fit_all
+from analysis.findings.comparison import Comparison, OtherLaw, fit_all
 from analysis.findings.curve import Curve
 from analysis.findings.equal_loss import top_size_ratios
 from analysis.findings.left_out import Splits, in_sample_rms, splits_of
+from analysis.findings.note import Note
 from analysis.findings.notes import described, rejected_because, unidentified_because
 from analysis.findings.results import LawChoice, LawTrial
 from analysis.fitting.bootstrap import Fitted, affordable, resample
@@ -66,7 +68,7 @@ class Tried:
 
     @property
     def inadmissible_because(self) -> str:
-        """Why the law is not admissible, or an empty string."""
+        """Reason why the law is not admissible, or an empty string."""
         for fit in self.fits:
             if fit.result.status != "converged":
                 return unidentified_because(fit) or f"the fit of {fit.architecture} has not settled"
@@ -130,20 +132,43 @@ def other_laws(
     return out
 
 
-def alternatives(points: CheckedPoints, law: Law, delta: float, seed: int) -> list[Tried]:
-    """Return the admissible laws of size and data beside `law`, fitted to all points and nothing left out.
+def alternatives(points: CheckedPoints, fits: Sequence[Fitted], delta: float, seed: int) -> list[Tried]:
+    """Return the admissible laws of size and data beside that of `fits`, fitted to all points and nothing left out.
 
     Empty for a law with other inputs, and where their fits would take long.
     """
+    law = fits[0].problem.law
     few = len(points.frame) <= MANY_POINTS and 1 < len(points.architectures) <= MANY_ARCHITECTURES
     if not few or law.inputs != AUTOMATIC[0].inputs:
         return []
     tried = []
     for one in AUTOMATIC:
         if one.name != law.name:
-            fits = fit_all(points.frames, one, delta)
-            tried.append(Tried(one, fits, pattern(fits, seed), {}))
+            others = fit_all(points.frames, one, delta, fits)
+            tried.append(Tried(one, others, pattern(others, seed), {}))
     return [one for one in tried if not one.inadmissible_because]
+
+
+def law_notes(law: Law, comparison: Comparison) -> Iterator[Note]:
+    """Yield a note where the headline's size ratio depends on the choice among admissible laws."""
+    for row in comparison.size_ratio:
+        others = [
+            one
+            for one in comparison.other_laws
+            if (one.architecture, one.tokens, one.reference_n_params)
+            == (row.architecture, row.tokens, row.reference_n_params)
+            and one.ratio is not None
+        ]
+        ends = row.estimate_ci95
+        off = [one for one in others if one.ratio and ends and not ends[0] <= one.ratio <= ends[1]]
+        if off:
+            said = " and ".join(f"{wording.times(one.ratio or 0.0)} by {one.law}" for one in off)
+            yield Note(
+                "law_dependent",
+                f"the size ratio of {wording.architecture(row.architecture)} depends on the law: it is "
+                f"{wording.times(row.estimate or 0.0)} by {law.name} and, outside its interval, {said}, which the "
+                "points do not reject.",
+            )
 
 
 def _chosen(able: Sequence[Tried]) -> tuple[Tried, str]:
@@ -173,10 +198,10 @@ def _chosen(able: Sequence[Tried]) -> tuple[Tried, str]:
         return chosen, f"{chosen.law.name} is the only admissible law that can be judged; {missed}"
     if chosen is best:
         return chosen, f"{best.law.name} predicts what was left out best; {missed}"
-    gap, error = worse(chosen)
+    gap, deviation = worse(chosen)
     return chosen, (
         f"{chosen.law.name} has fewer parameters than {best.law.name}, whose squared error is lower by "
-        f"{gap / error if error else 0.0:.1f} standard errors only; {missed}"
+        f"{gap / deviation if deviation else 0.0:.1f} standard errors only; {missed}"
     )
 
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from analysis.findings.comparison import Comparison
     from analysis.findings.predict import OtherPoints
     from analysis.points.table import CheckedPoints, Exclusion
 
@@ -108,28 +107,6 @@ def rejection_notes(law: Law, pattern: Pattern | None) -> Iterator[Note]:
             "no ratio from it is identified, and intervals of runs include its error on the largest compute"
         )
         yield Note("law_rejected", f"{reason}: {advice}; --law auto tries others.")
-
-
-def law_notes(law: Law, comparison: Comparison) -> Iterator[Note]:
-    """Yield a note where the headline's size ratio depends on the choice among admissible laws."""
-    for row in comparison.size_ratio:
-        others = [
-            one
-            for one in comparison.other_laws
-            if (one.architecture, one.tokens, one.reference_n_params)
-            == (row.architecture, row.tokens, row.reference_n_params)
-            and one.ratio is not None
-        ]
-        ends = row.estimate_ci95
-        off = [one for one in others if one.ratio and ends and not ends[0] <= one.ratio <= ends[1]]
-        if off:
-            said = " and ".join(f"{wording.times(one.ratio or 0.0)} by {one.law}" for one in off)
-            yield Note(
-                "law_dependent",
-                f"the size ratio of {wording.architecture(row.architecture)} depends on the law: it is "
-                f"{wording.times(row.estimate or 0.0)} by {law.name} and, outside its interval, {said}, which the "
-                "points do not reject.",
-            )
 
 
 def prediction_notes(predictions: Sequence[Prediction]) -> Iterator[Note]:

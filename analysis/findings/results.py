@@ -125,7 +125,7 @@ class FitDocument(Frozen):
     notes: tuple[Note, ...]
     versions: dict[str, str]
     law_choice: LawChoice | None = None
-    """How the law was chosen; null if one was named."""
+    """Reasons for the law; null if one was named."""
 
     _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
 

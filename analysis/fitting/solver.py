@@ -103,10 +103,13 @@ class FitResult:
     rivals: Array  # distinct local minima (rivals, parameters), the lowest first: starts of other fits
 
 
-def fit_law(problem: Problem) -> FitResult:
-    """Fit one law to one set of points; of very many points some are fitted first, from whose minima the fit starts."""
+def fit_law(problem: Problem, simpler: FitResult | None = None) -> FitResult:
+    """Fit one law to one set of points; of very many points some are fitted first, from whose minima the fit starts.
+
+    `simpler` is the fit of the simpler law that this one contains, if there is one already.
+    """
     few = problem.thinned(MANY)
-    starts = _starts(few)
+    starts = _starts(few, simpler)
     found = minimise(few, *few.copies(len(starts)), starts, *limits(problem))
     if few is not problem:
         order = np.argsort(found.objective, kind="stable")
@@ -115,11 +118,12 @@ def fit_law(problem: Problem) -> FitResult:
     return polished(problem, found)
 
 
-def _starts(problem: Problem) -> Array:
+def _starts(problem: Problem, simpler: FitResult | None) -> Array:
     """Return starts (starts, parameters): the best cells of a grid, or the fit of the law that this one contains."""
     if problem.law.simpler is None:
-        return projected_starts(problem, *problem.copies(1), cells=GRID, keep=STARTS)[0]
-    lifted = problem.law.lifted(fit_law(problem.simpler).rivals)
+        best: Array = projected_starts(problem, *problem.copies(1), cells=GRID, keep=STARTS)[0]
+        return best
+    lifted = problem.law.lifted((simpler or fit_law(problem.simpler)).rivals)
     return lifted.reshape(-1, lifted.shape[-1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from analysis.errors import InputError
@@ -34,6 +35,11 @@ def laws_named(text: str) -> tuple[Law, ...]:
         return AUTOMATIC
     names = [name.strip() for name in text.split(",")]
     return tuple(law_named(name) for name in dict.fromkeys(names))
+
+
+def plainest(laws: Sequence[Law]) -> Law:
+    """Return the law with the fewest inputs and parameters, by which points are checked before any is chosen."""
+    return min(laws, key=lambda law: (len(law.columns), len(law.names)))
 
 
 def register(law: Law) -> Law:

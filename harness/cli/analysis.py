@@ -283,7 +283,7 @@ def _fit(options: FitOptions) -> _Fitted:
     from analysis.findings.document import drop_outliers, fit_points
     from analysis.findings.note import Note
     from analysis.findings.predict import asked
-    from analysis.laws.catalogue import laws_named
+    from analysis.laws.catalogue import laws_named, plainest
     from analysis.points.read import column_names
     from analysis.points.table import check_points, read_table
     from harness.record.points import without_points
@@ -299,7 +299,7 @@ def _fit(options: FitOptions) -> _Fitted:
     else:
         assert study is not None
         resolved, rows, tracker, frame = _points(study, options.root, on_the_way=options.unannealed)
-    checked = check_points(frame, forms[0], annealed=not options.unannealed)
+    checked = check_points(frame, plainest(forms), annealed=not options.unannealed)
     if options.drop_outliers:
         checked = drop_outliers(checked, law=law, delta=delta)
     said = {"runs_without_points": without_points(rows), "runs_met_to_rounding": to_rounding(rows)}
