@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from analysis.errors import InputError
 from analysis.findings.curve import DEFAULT_REFERENCE
-from analysis.laws.catalogue import law_named
+from analysis.laws.catalogue import law_named, laws_named
 from analysis.laws.law import Array, Law
 from analysis.points.checks import SeedNoise, pooled_sd
 from analysis.points.read import MAX_JSON_BYTES, read_whole
@@ -99,11 +99,13 @@ def choose_prior(
 
 def design_law(name: str) -> Law:
     """Return the law of that name if its inputs are size and data; raises InputError otherwise."""
+    if len(laws_named(name)) > 1:
+        raise InputError(f"--law {name}: planning needs one law; name the one that `ssmscale fit` chose.")
     law = law_named(name)
     if [one.axis for one in law.inputs] != ["size", "data"]:
         raise InputError(
             f"--law {name}: planning a grid of sizes and iterations needs a law of both; use chinchilla or "
-            "chinchilla_iterations, or either with _shared_e."
+            "chinchilla_iterations, either with _shared_e, coupled or moving."
         )
     return law
 

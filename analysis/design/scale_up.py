@@ -231,7 +231,7 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw
         drift = None
         if reason := rejected_because(form, lacks):
             notes = (*notes, Note("law_rejected", f"{reason}."))
-            drift = drift_of(splits_of(fit, frame)["compute"], np.log(size_times_data(frame)))
+            drift = drift_of(splits_of(fit, frame).get("compute"), np.log(size_times_data(frame)))
         curve = Curve(form, drawn.with_estimate(fit), frame)
         laws[fit.architecture] = _FittedLaw(curve, fit.residual, notes, drift)
     return laws

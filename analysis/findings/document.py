@@ -185,8 +185,9 @@ def _describe(
     profiles = _profiles(fit)
     residual = fit.residual
     params = drawn.params[fit.architecture]
-    by = np.log(size_times_data(frame))
-    drift = drift_of(splits.get("compute"), by) if one.curve.rejected_because else None
+    drift = None
+    if one.curve.rejected_because:
+        drift = drift_of(splits.get("compute"), np.log(size_times_data(frame)))
     predictions = tuple(predict(one.curve, asks or extension(one.curve), residual, drawn.seed, drift))
     others = other_points(one.curve, points)
     return ArchitectureFit(

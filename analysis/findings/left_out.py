@@ -31,6 +31,8 @@ def splits_of(fit: Fitted, frame: pd.DataFrame) -> dict[str, Split | None]:
     if len(found) < 2:
         return found
     _, compute = compute_of(frame)
+    if not np.isfinite(compute).all():
+        return found
     return found | {"compute": held_out_compute(law, x, loss, delta, compute, others)}
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from analysis.errors import InputError
 from analysis.findings.document import fit_points
@@ -16,6 +18,8 @@ from analysis.findings.results import FitDocument
 from analysis.fitting.held_out import Drift, compute_rungs, held_out_compute
 from analysis.laws.catalogue import AUTOMATIC, CHINCHILLA, COUPLED, laws_named
 from analysis.points.table import check_points, read_table
+from analysis.report.headlines import headlines
+from analysis.report.tables import print_fit
 from tests.analysis.conftest import checked, fit, note_codes
 from tests.analysis.simulators import ARM, CAMPAIGNS, REFERENCE, Campaign
 
@@ -80,10 +84,34 @@ def test_what_other_laws_say_stands_beside_the_headline(additive: FitDocument, c
     assert plain["coupled"].ratio == pytest.approx(true, rel=0.25)
 
 
+def test_the_headline_says_what_other_laws_say_and_refuses_the_number_of_a_rejected_one(
+    additive: FitDocument, chosen: FitDocument
+) -> None:
+    (refused,), (said,) = headlines(additive), headlines(chosen)
+    assert refused.startswith(
+        "The size ratio of ssm to transformer is not identified at 16B tokens: law chinchilla"
+    )
+    for text, document in ((refused, additive), (said, chosen)):
+        others = [one.law for one in document.comparison.other_laws]
+        assert all(f" by {law}" in text.partition("do not reject give")[2] for law in others)
+    assert "coupled" in refused
+
+
+def test_the_terminal_shows_the_laws_tried_and_what_others_say(chosen: FitDocument) -> None:
+    printed = io.StringIO()
+    points = checked(ONE_SEED.table(1))
+    print_fit(Console(file=printed, width=250), points, chosen)
+    text = printed.getvalue()
+    assert "laws tried" in text
+    assert "its residuals have a pattern" in text
+    assert f"law coupled: {((chosen.law_choice and chosen.law_choice.reason) or '')[:40]}" in text
+    assert ("size ratio by other laws" in text) == bool(chosen.comparison.other_laws)
+
+
 def test_of_an_additive_truth_the_simplest_law_is_taken() -> None:
     names = []
     for seed in range(3):
-        tried, choice, _ = choose_law(checked(CAMPAIGNS["three_seeds"].table(seed)), AUTOMATIC, 1e-3, seed)
+        tried, choice, _ = choose_law(checked(CAMPAIGNS["one_seed"].table(seed)), AUTOMATIC, 1e-3, seed)
         names.append(tried.law.name)
         assert {one.law for one in choice.laws} == {"chinchilla", "coupled", "moving"}
     assert names.count("chinchilla") >= 2
