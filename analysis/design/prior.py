@@ -128,6 +128,11 @@ def assumed_prior(frame: pd.DataFrame, law: Law, noise: Noise | None = None) -> 
             "beta": shape["beta"],
             **{further: values[0] for further, values in law.further.items()},
         }
+    if any(set(one) != set(law.names) for one in params.values()):
+        raise InputError(
+            f"--law {law.name}: no such law of these runs is known yet; give a former fit with --prior FIT.json, or "
+            "plan with --law chinchilla."
+        )
     return Prior(law, params, noise or Noise(), "the demo's shape of law", assumed=True)
 
 

@@ -207,8 +207,8 @@ def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Pr
     if result.status == "max_iter":
         yield Note("max_iter", "the solver reached its iteration limit before it settled.")
     lowest = float(np.exp(fit.problem.y.min()))
-    E = result.params["E"]
-    if not 0.0 < E < lowest:
+    E = result.params.get("E")
+    if E is not None and not 0.0 < E < lowest:
         yield Note(
             "e_out_of_range",
             f"E = {E:.4g} nats is not between 0 and the lowest loss seen ({lowest:.4f}): "

@@ -132,7 +132,7 @@ def predict(
         rng = np.random.default_rng([seed, 5, number])
         spread = rng.choice(noise, len(drawn)) if len(drawn) else drawn
         if drift is not None:
-            distance = float(np.log(ask.n_params * tokens)) - furthest
+            distance = float(np.log(ask.n_params) + np.log(tokens)) - furthest
             spread = spread + drift.at(distance) * rng.standard_normal(len(drawn))
         out.append(
             Prediction(

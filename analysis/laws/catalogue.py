@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from analysis.errors import InputError
-from analysis.laws.coupled import coupled_law
+from analysis.laws.coupled import coupled_law, kaplan_law
 from analysis.laws.data_constrained import REPEATED
 from analysis.laws.law import ITERATIONS, SIZE, TOKENS, Input, Law, power_law
 from analysis.laws.moving_exponent import moving_law
@@ -69,6 +69,7 @@ register(power_law("learning_curve", "L = E + B/T^β, T in iterations", BY_ITERA
 register(REPEATED)
 COUPLED = register(coupled_law("coupled", CHINCHILLA))
 MOVING = register(moving_law("moving", CHINCHILLA))
+register(kaplan_law("kaplan", CHINCHILLA))
 AUTOMATIC = (CHINCHILLA, COUPLED, MOVING)
 register(coupled_law("coupled_iterations", CHINCHILLA_ITERATIONS))
 # Architectures that model the same data have one irreducible loss.

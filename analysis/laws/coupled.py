@@ -26,11 +26,11 @@ class CoupledLaw(Law):
 
     def predict(self, u: Array, z: Array) -> Array:
         """Return the loss in nats (problems, points) at solver parameters u (problems, parameters)."""
-        return u[:, 0, None] + self._combined(u, z)[0]
+        return u[:, 0, None] + _joined(u, z)[0]
 
     def predict_with_jacobian(self, u: Array, z: Array) -> tuple[Array, Array]:
         """Return the loss (problems, points) and its derivative (problems, points, parameters)."""
-        joined, of_size, of_data = self._combined(u, z)
+        joined, of_size, of_data = _joined(u, z)
         A, B = (np.maximum(u[:, j, None], TINY) for j in (1, 2))
         by_size, by_data = joined * of_size, joined * of_data
         # d ln(joined) / d gamma is the entropy of the two shares.
@@ -45,17 +45,38 @@ class CoupledLaw(Law):
         )
         return u[:, 0, None] + joined, np.stack(columns, axis=2)
 
-    def _combined(self, u: Array, z: Array) -> tuple[Array, Array, Array]:
-        """Return the two terms joined, and the shares of size and of data in the inner sum (problems, points)."""
-        _, A, B, alpha, beta, gamma = (u[:, j, None] for j in range(6))
-        size = np.log(np.maximum(A, TINY)) - alpha * z[..., 0]
-        data = np.log(np.maximum(B, TINY)) - beta * z[..., 1]
-        larger = np.maximum(size, data)
-        smaller = np.exp(-np.abs(size - data) / gamma)
-        joined = np.exp(np.clip(larger + gamma * np.log1p(smaller), -700.0, 700.0))
-        share = 1.0 / (1.0 + smaller)
-        first = size >= data
-        return joined, np.where(first, share, 1.0 - share), np.where(first, 1.0 - share, share)
+
+@dataclass(frozen=True)
+class KaplanLaw(CoupledLaw):
+    """The coupled law with gamma = beta and without E; its parameters are A, B, alpha and beta."""
+
+    def predict(self, u: Array, z: Array) -> Array:
+        """Return the loss in nats (problems, points) at solver parameters u (problems, parameters)."""
+        return super().predict(_whole(u), z)
+
+    def predict_with_jacobian(self, u: Array, z: Array) -> tuple[Array, Array]:
+        """Return the loss (problems, points) and its derivative (problems, points, parameters)."""
+        loss, jacobian = super().predict_with_jacobian(_whole(u), z)
+        jacobian[:, :, 4] += jacobian[:, :, 5]
+        return loss, jacobian[:, :, 1:5]
+
+
+def _whole(u: Array) -> Array:
+    """Return parameters of Kaplan's law as those of the coupled one."""
+    return np.column_stack([np.zeros(len(u)), u, u[:, 3]])
+
+
+def _joined(u: Array, z: Array) -> tuple[Array, Array, Array]:
+    """Return the two terms joined, and the shares of size and of data in the inner sum (problems, points)."""
+    _, A, B, alpha, beta, gamma = (u[:, j, None] for j in range(6))
+    size = np.log(np.maximum(A, TINY)) - alpha * z[..., 0]
+    data = np.log(np.maximum(B, TINY)) - beta * z[..., 1]
+    larger = np.maximum(size, data)
+    smaller = np.exp(-np.abs(size - data) / gamma)
+    joined = np.exp(np.clip(larger + gamma * np.log1p(smaller), -700.0, 700.0))
+    share = 1.0 / (1.0 + smaller)
+    first = size >= data
+    return joined, np.where(first, share, 1.0 - share), np.where(first, 1.0 - share, share)
 
 
 def _no_bends(phi: Array, z: Array, coefficients: Array) -> Array:
@@ -76,4 +97,19 @@ def coupled_law(name: str, simpler: Law) -> Law:
         scaled=simpler.scaled,
         simpler=simpler,
         further={"gamma": (1.0, 0.3, 0.6, 1.8)},
+    )
+
+
+def kaplan_law(name: str, additive: Law) -> Law:
+    """Return Kaplan's law of the inputs of `additive`, a law of size and data."""
+    return KaplanLaw(
+        name=name,
+        formula="L = ((A/N^α)^(1/β) + (B/D^β)^(1/β))^β, no E",
+        inputs=additive.inputs,
+        linear=additive.linear[1:],
+        nonlinear=additive.nonlinear,
+        bounds=additive.bounds,
+        terms=lambda theta, z: powers(theta, z)[:, :, 1:],
+        bends=_no_bends,
+        scaled=additive.scaled,
     )

@@ -100,8 +100,8 @@ def _check_form(law: Law, where: str) -> None:
     wrong = ""
     if not NAME.fullmatch(law.name) or law.name == "auto":
         wrong = f"name {law.name!r} must be letters, digits and underscores, and not auto"
-    elif not law.linear or law.linear[0] != "E":
-        wrong = "linear must begin with E, the irreducible loss"
+    elif "E" in law.names[1:]:
+        wrong = "E, the irreducible loss, must be the first of the linear parameters"
     elif len(set(law.names)) < len(law.names):
         wrong = f"a parameter is named twice: {', '.join(law.names)}"
     elif len(law.bounds) != len(law.nonlinear):

@@ -74,11 +74,11 @@ def _by_other_laws(document: FitDocument, row: SizeRatio) -> str:
 def law_in_numbers(document: FitDocument, name: str) -> str:
     """Write the fitted law with its numbers in place of its letters, or both if it is no sum of powers."""
     params = document.architectures[name].params
-    text = number(params["E"])
     law = law_named(document.law)
     if set(law.names) != {"E", *law.scaled, *(exponent for _, exponent in law.scaled.values())}:
         values = ", ".join(f"{one} = {number(value)}" for one, value in params.items())
         return f"{law.formula} with {values}"
+    text = number(params["E"])
     symbols = {one.column: one.symbol for one in law.inputs}
     for coefficient, (column, exponent) in law.scaled.items():
         text += f" + {number(params[coefficient])}/{symbols[column]}^{params[exponent]:.3f}"

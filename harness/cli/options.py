@@ -62,11 +62,12 @@ LawOption = Annotated[
     str,
     typer.Option(
         help="The law to fit: chinchilla (size and tokens), chinchilla_iterations (size and iterations), coupled and "
-        "coupled_iterations (size and data act together), moving (the exponent of the data moves with size), size, "
-        "data (tokens), learning_curve (iterations), data_constrained (repeated data: column unique_tokens), and with "
-        "one E for all architectures chinchilla_shared_e, chinchilla_iterations_shared_e, size_shared_e. "
-        "FILE.py:NAME is a law of your own. auto chooses among chinchilla, coupled and moving by the error on the "
-        "largest compute, left out of the fit; a list with commas chooses among those named."
+        "coupled_iterations (size and data act together), kaplan (coupled without E), moving (the exponent of the "
+        "data moves with size), size, data (tokens), learning_curve (iterations), data_constrained (repeated data: "
+        "column unique_tokens), and with one E for all architectures chinchilla_shared_e, "
+        "chinchilla_iterations_shared_e, size_shared_e. FILE.py:NAME is a law of your own. auto chooses among "
+        "chinchilla, coupled and moving by the error on the largest compute, left out of the fit; a list with commas "
+        "chooses among those named."
     ),
 ]
 DeltaOption = Annotated[float, typer.Option(help="Huber delta of the residuals of the log loss.")]

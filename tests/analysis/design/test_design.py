@@ -181,3 +181,8 @@ def test_intervals_that_often_miss_the_truth_are_noted(grid: CheckedPoints) -> N
     (ratio,) = ratios_of(shifted, REFERENCE)
     assert ratio.coverage == 0.0
     assert "undercovered" in {note.code for note in ratio_notes(ratio, shifted)}
+
+
+def test_a_law_of_another_shape_needs_a_former_fit(grid: CheckedPoints) -> None:
+    with pytest.raises(InputError, match=r"--law kaplan: no such law of these runs is known yet"):
+        assumed_prior(grid.frame, design_law("kaplan"))

@@ -11,7 +11,8 @@ from analysis.findings.curve import Curve, data_at, size_at
 from analysis.fitting.solver import Problem, fit_law, limits, objective_at
 from analysis.laws.catalogue import CHINCHILLA, COUPLED, MOVING, law_named
 from analysis.laws.law import Array, Law
-from tests.analysis.conftest import checked
+from analysis.report.headlines import law_in_numbers
+from tests.analysis.conftest import checked, fit
 from tests.analysis.simulators import CAMPAIGNS, REFERENCE, TRANSFORMER
 
 MORE = pytest.mark.parametrize("law", [COUPLED, MOVING], ids=lambda law: law.name)
@@ -52,6 +53,22 @@ def test_the_coupled_law_is_its_formula_and_kaplans_with_gamma_beta_and_no_offse
     kaplan = ((8.8e13 / n) ** (0.076 / 0.095) + 5.4e13 / d) ** 0.095
     u = np.array([[0.0, 8.8e13**0.076, 5.4e13**0.095, 0.076, 0.095, 0.095]])
     assert COUPLED.predict(u, np.log([[n, d]]))[0, 0] == pytest.approx(kaplan, rel=1e-12)
+    own = law_named("kaplan").predict(u[:, 1:5], np.log([[n, d]]))
+    assert own[0, 0] == pytest.approx(kaplan, rel=1e-12)
+
+
+def test_kaplans_law_is_found_in_points_that_follow_it_and_reported() -> None:
+    law = law_named("kaplan")
+    n, d = (axis.ravel() for axis in np.meshgrid(np.geomspace(3e6, 1e9, 6), np.geomspace(5e8, 2e10, 6)))
+    true = {"A": 8.8e13**0.076, "B": 5.4e13**0.095, "alpha": 0.076, "beta": 0.095}
+    x = np.column_stack([n, d])
+    loss = law.predict(np.array([list(true.values())]), np.log(x))[0]
+    result = fit_law(Problem.of(law, x, loss, 1e-3))
+    assert result.status == "converged"
+    assert result.params == pytest.approx(true, rel=1e-3)
+    document = fit(CAMPAIGNS["one_seed"].table(0), law="kaplan", resamples=100, reference=REFERENCE)
+    assert set(document.architectures[REFERENCE].ci95) == set(true)
+    assert law_in_numbers(document, REFERENCE).startswith("L = ((A/N^α)^(1/β)")
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 1.6])

@@ -70,7 +70,7 @@ def test_a_file_that_has_changed_is_read_again(write: Write) -> None:
         (('"one_exponent"', '"chinchilla"'), ":ONE_EXPONENT", "a law named chinchilla is there already"),
         (("-z[..., 0]", "+z[..., 0]"), ":ONE_EXPONENT", "the derivative by alpha is not that of the loss"),
         (('"A": ("n_params", "alpha"), ', ""), ":ONE_EXPONENT", "depends on the units"),
-        (('linear=("E", ', 'linear=("e", '), ":ONE_EXPONENT", "must begin with E"),
+        (('linear=("E", "A"', 'linear=("A", "E"'), ":ONE_EXPONENT", "must be the first"),
         (("import numpy as np", "import numpy as np\n1 / 0"), ":ONE_EXPONENT", "ZeroDivisionError in line"),
         (("bounds=(EXPONENT,)", "bounds=((1.0, 0.1),)"), ":ONE_EXPONENT", "the lower one first"),
     ],

@@ -278,7 +278,7 @@ def test_the_help_of_fit_lists_every_law_and_an_unknown_one_is_refused_with_them
     shown = ssmscale("fit", "--help").out
     assert all(re.search(rf"\b{name}\b", shown) for name in LAWS)
     (tmp_path / "p.csv").write_text("architecture,n_params,tokens,loss\nx,1e5,1e6,3\n")
-    assert refused(ssmscale("fit", "--points", "p.csv", "--law", "kaplan"), "kaplan", *LAWS)
+    assert refused(ssmscale("fit", "--points", "p.csv", "--law", "keplan"), "keplan", *LAWS)
 
 
 def test_fit_reads_a_law_from_a_file_and_chooses_among_laws(
