@@ -17,6 +17,7 @@ from analysis.findings.law_choice import (
     alternatives,
     choose_law,
     law_notes,
+    named,
     other_laws,
     try_law,
 )
@@ -38,7 +39,6 @@ from analysis.findings.predict import Ask, extension, other_points, predict
 from analysis.findings.results import (
     ArchitectureFit,
     FitDocument,
-    LawChoice,
     Resampling,
 )
 from analysis.fitting.bootstrap import (
@@ -91,12 +91,11 @@ def fit_points(
         raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
     refuse(points, plainest(forms), delta)
     progress(f"fitting {len(points.frame):,} points")
-    choice: LawChoice | None = None
     if len(forms) > 1:
         tried, choice, others = choose_law(points, forms, delta, seed)
     else:
         tried = try_law(points, forms[0], delta, seed)
-        others = alternatives(points, tried.fits, delta, seed)
+        choice, others = named(tried), alternatives(points, tried.fits, delta, seed)
     form, fits = tried.law, list(tried.fits)
     progress(f"refitting {resamples:,} resamples of {len(points.frame):,} points")
     drawn = resample(fits, resamples, seed)
@@ -114,7 +113,7 @@ def fit_points(
     comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
     notes.extend(found)
     if len(fits) > 1 and form.size:
-        more = other_laws(points, others, base, seed, OTHER_RESAMPLES if choice else 0)
+        more = other_laws(points, others, base, seed, OTHER_RESAMPLES if len(forms) > 1 else 0)
         comparison = comparison.model_copy(update={"other_laws": tuple(more)})
         notes.extend(law_notes(form, comparison))
     isoflop = {}

@@ -114,6 +114,12 @@ def choose_law(
     return chosen, choice, [one for one in able if one is not chosen]
 
 
+def named(tried: Tried) -> LawChoice:
+    """Return the errors of a law that was named, which none was chosen against."""
+    name = tried.law.name
+    return LawChoice(asked=(name,), chosen=name, reason=f"{name} was named", laws=(_trial(tried),))
+
+
 def other_laws(
     points: CheckedPoints, others: Sequence[Tried], reference: str, seed: int, resamples: int = 0
 ) -> list[OtherLaw]:

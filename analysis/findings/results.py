@@ -94,7 +94,7 @@ class LawTrial(Frozen):
 
 
 class LawChoice(Frozen):
-    """The law chosen by its error on the largest compute, why, and all laws that were tried."""
+    """The law that was named, or chosen by its error on the largest compute, why, and all laws that were tried."""
 
     asked: tuple[str, ...]
     chosen: str
@@ -125,7 +125,7 @@ class FitDocument(Frozen):
     notes: tuple[Note, ...]
     versions: dict[str, str]
     law_choice: LawChoice | None = None
-    """Reasons for the law; null if one was named."""
+    """Reasons for the law, with its errors over all architectures; null in documents of before."""
 
     _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
 

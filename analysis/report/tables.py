@@ -155,7 +155,7 @@ def print_scale_up(console: Console, proposed: ScaleUp | None, seen: Sequence[Se
 
 
 def _print_choice(console: Console, document: FitDocument) -> None:
-    """Print the laws that were tried, and why one was chosen."""
+    """Print the errors of the law, or of all that were tried and why one was chosen."""
     choice = document.law_choice
     if choice is not None:
         tried = [
@@ -171,8 +171,10 @@ def _print_choice(console: Console, document: FitDocument) -> None:
             }
             for one in choice.laws
         ]
-        _print_table(console, "laws tried: root mean square errors, the last three of points left out", tried)
-        console.print(f"law {choice.chosen}: {choice.reason}")
+        title = "errors over all architectures: root mean square, in the sample and of what was left out"
+        _print_table(console, title, tried)
+        if len(choice.laws) > 1:
+            console.print(f"law {choice.chosen}: {choice.reason}")
 
 
 def _print_others(console: Console, document: FitDocument) -> None:

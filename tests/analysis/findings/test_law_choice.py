@@ -71,6 +71,16 @@ def test_nothing_is_identified_by_a_law_that_the_residuals_reject(additive: FitD
     assert {gain.status for gain in additive.comparison.compute_gain} == {"not_identified"}
 
 
+def test_a_law_that_was_named_shows_its_errors_over_all_architectures(additive: FitDocument) -> None:
+    choice = additive.law_choice
+    assert choice is not None
+    (only,) = choice.laws
+    assert (choice.chosen, only.law, only.admissible) == ("chinchilla", "chinchilla", False)
+    splits = [one.heldout.largest_compute for one in additive.architectures.values()]
+    errors = [point.relative_error for split in splits if split for point in split.points]
+    assert only.largest_compute_rms == pytest.approx(np.sqrt(np.mean(np.log1p(errors) ** 2)), rel=1e-6)
+
+
 def test_what_other_laws_say_stands_beside_the_headline(additive: FitDocument, chosen: FitDocument) -> None:
     plain = {one.law: one for one in additive.comparison.other_laws}
     top = max(additive.comparison.size_ratio, key=lambda row: (row.reference_n_params, row.tokens))
@@ -102,7 +112,7 @@ def test_the_terminal_shows_the_laws_tried_and_what_others_say(chosen: FitDocume
     points = checked(ONE_SEED.table(1))
     print_fit(Console(file=printed, width=250), points, chosen)
     text = printed.getvalue()
-    assert "laws tried" in text
+    assert "errors over all architectures" in text
     assert "its residuals have a pattern" in text
     assert f"law coupled: {((chosen.law_choice and chosen.law_choice.reason) or '')[:40]}" in text
     assert ("size ratio by other laws" in text) == bool(chosen.comparison.other_laws)
@@ -213,3 +223,35 @@ def test_the_case_of_coupled_points(cases: Path) -> None:
     row = max(coupled.comparison.size_ratio, key=lambda row: (row.reference_n_params, row.tokens))
     assert row.ci95 is not None
     assert row.ci95[0] <= right["ratio"] <= row.ci95[1]
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(3600)
+def test_under_the_wrong_law_nothing_is_identified_and_further_runs_lie_in_their_intervals() -> None:
+    """Runs at four times the largest size, under an additive law of points in which size and data act together."""
+    inside, rng = [], np.random.default_rng(0)
+    for seed in range(100):
+        document = fit(ONE_SEED.table(seed), **ASKS)
+        assert {row.status for row in document.comparison.size_ratio} == {"not_identified"}
+        for name, one in document.architectures.items():
+            far = one.predictions[-1]
+            assert far.run95 is not None
+            runs = ONE_SEED.laws[name].loss(far.n_params, far.tokens or 0.0) * np.exp(
+                rng.normal(0, 0.0028, 20)
+            )
+            inside.append(np.mean((far.run95[0] <= runs) & (runs <= far.run95[1])))
+    assert np.mean(inside) >= 0.9
+
+
+@pytest.mark.verify
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("campaign", [ONE_SEED, CAMPAIGNS["one_seed"]], ids=["coupled", "additive"])
+def test_the_intervals_of_the_law_that_auto_takes_hold_the_truth(campaign: Campaign) -> None:
+    holds = []
+    for seed in range(100):
+        document = fit(campaign.table(seed), law="auto", reference=REFERENCE, resamples=200)
+        row = max(document.comparison.size_ratio, key=lambda row: (row.reference_n_params, row.tokens))
+        assert row.estimate_ci95 is not None
+        low, high = row.estimate_ci95
+        holds.append(low <= campaign.ratio(row.reference_n_params, row.tokens) <= high)
+    assert np.mean(holds) >= 0.9

@@ -294,7 +294,7 @@ def test_fit_reads_a_law_from_a_file_and_chooses_among_laws(
     SyntheticStudy().table(0).to_csv(tmp_path / "points.csv", index=False)
     asked = ("fit", "--points", "points.csv", "--json", "--law")
     own = ssmscale(*asked, "mylaw.py:ONE_EXPONENT").document
-    assert (own["law"], own["law_choice"]) == ("one_exponent", None)
+    assert (own["law"], own["law_choice"]["asked"]) == ("one_exponent", ["one_exponent"])
     choice = ssmscale(*asked, "chinchilla,mylaw.py:ONE_EXPONENT").document["law_choice"]
     assert choice["asked"] == ["chinchilla", "one_exponent"]
     ssmscale(*asked, "mylaw.py:OTHER").assert_refused("mylaw.py has no OTHER", "ONE_EXPONENT")
