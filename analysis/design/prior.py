@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from analysis.errors import InputError
 from analysis.findings.curve import DEFAULT_REFERENCE
-from analysis.laws.catalogue import law_named
+from analysis.laws.catalogue import law_named, laws_named
 from analysis.laws.law import Array, Law
 from analysis.points.checks import SeedNoise, pooled_sd
 from analysis.points.files import MAX_JSON_BYTES, read_whole
@@ -99,11 +99,13 @@ def choose_prior(
 
 def design_law(name: str) -> Law:
     """Return the law of that name if its inputs are size and data; raises InputError otherwise."""
+    if len(laws_named(name)) > 1:
+        raise InputError(f"--law {name}: planning needs one law; name the one that `ssmscale fit` chose.")
     law = law_named(name)
     if [one.axis for one in law.inputs] != ["size", "data"]:
         raise InputError(
             f"--law {name}: planning a grid of sizes and iterations needs a law of both; use chinchilla or "
-            "chinchilla_iterations, or either with _shared_e."
+            "chinchilla_iterations, either with _shared_e, coupled or moving."
         )
     return law
 
@@ -124,7 +126,13 @@ def assumed_prior(frame: pd.DataFrame, law: Law, noise: Noise | None = None) -> 
             "B": shape["data"] * data ** shape["beta"],
             "alpha": shape["alpha"],
             "beta": shape["beta"],
+            **{further: values[0] for further, values in law.further.items()},
         }
+    if any(set(one) != set(law.names) for one in params.values()):
+        raise InputError(
+            f"--law {law.name}: no such law of these runs is known yet; give a former fit with --prior FIT.json, or "
+            "plan with --law chinchilla."
+        )
     return Prior(law, params, noise or Noise(), "the demo's shape of law", assumed=True)
 
 
@@ -190,5 +198,7 @@ def _check(params: Mapping[str, float], law: Law, where: str) -> None:
         raise InputError(f"{where}: has {', '.join(params) or 'nothing'}; it needs {', '.join(law.names)}.")
     for name, value in params.items():
         low, high = dict(zip(law.nonlinear, law.bounds, strict=True)).get(name, (0.0, 1e30))
+        if name in law.unit_bound:
+            low, high = -1e30, 1e30
         if not low <= value <= high:
             raise InputError(f"{where}.{name}: {value:g} is not between {low:g} and {high:g}.")

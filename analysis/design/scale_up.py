@@ -18,12 +18,16 @@ from analysis.errors import InputError
 from analysis.findings.comparison import fit_all
 from analysis.findings.curve import Curve
 from analysis.findings.document import refuse
+from analysis.findings.left_out import splits_of
 from analysis.findings.note import Frozen, Note
-from analysis.findings.notes import effect_notes, fit_notes
+from analysis.findings.notes import effect_notes, fit_notes, rejected_because
 from analysis.findings.predict import EXTRAPOLATION_LIMIT, Ask, predict
 from analysis.fitting.bootstrap import interval, resample
 from analysis.fitting.checks import size_effect
+from analysis.fitting.held_out import Drift, drift_of
+from analysis.fitting.patterns import pattern
 from analysis.laws.law import Array, Interval
+from analysis.points.checks import size_times_data
 from analysis.points.table import CheckedPoints
 
 SIZES_TRIED = 600
@@ -87,12 +91,13 @@ class Seen(Frozen):
 
 @dataclass(frozen=True)
 class _FittedLaw:
-    """An architecture's law at its estimate and every resample, its residuals, and the notes on its fit."""
+    """An architecture's law at its estimate and every resample, its residuals, its notes, and its error if rejected."""
 
     curve: Curve
     residual: Array
     notes: tuple[Note, ...]
     delta: float
+    drift: Drift | None
 
 
 def next_step(
@@ -166,7 +171,7 @@ def seen_since(points: CheckedPoints, former: ScaleUp) -> list[Seen]:
             Ask(float(n), float(iterations), "iterations")
             for n, iterations in zip(new["n_params"], new["iterations"], strict=True)
         ]
-        predictions = predict(one.curve, asks, one.residual, 0)
+        predictions = predict(one.curve, asks, one.residual, 0, one.drift)
         for run_id, loss, predicted in zip(new["run_id"], new["loss"], predictions, strict=True):
             if max(predicted.size_factor, predicted.budget_factor) <= 1.0:
                 continue
@@ -219,13 +224,18 @@ def _laws(points: CheckedPoints, law: str, delta: float | None) -> dict[str, _Fi
     refuse(points, form, delta)
     fits = fit_all(points.frames, form, delta)
     drawn = resample(fits, RESAMPLES, 0)
+    lacks = pattern(fits, 0)
     laws = {}
     for fit in fits:
         frame = points.of(fit.architecture)
         notes = (*fit_notes(fit, frame, drawn, {}, {}), *effect_notes(size_effect(fit), None))
-        laws[fit.architecture] = _FittedLaw(
-            Curve(form, drawn.with_estimate(fit), frame), fit.ordinary_residual, notes, fit.problem.delta
-        )
+        drift = None
+        if reason := rejected_because(form, lacks):
+            notes = (*notes, Note("law_rejected", f"{reason}."))
+            drift = drift_of(splits_of(fit, frame).get("compute"), np.log(size_times_data(frame)))
+        curve = Curve(form, drawn.with_estimate(fit), frame)
+        delta = fit.problem.delta
+        laws[fit.architecture] = _FittedLaw(curve, fit.ordinary_residual, notes, delta, drift)
     return laws
 
 
@@ -249,7 +259,9 @@ def _step(
     while iterations > 1 and iterations * rate > budget * (1 + 1e-9):
         iterations -= max(1, int(10 ** np.floor(np.log10(iterations) - 1)))
     iterations = max(shortest, iterations)
-    (predicted,) = predict(curve, [Ask(n_params, float(iterations), "iterations")], law.residual, 0)
+    (predicted,) = predict(
+        curve, [Ask(n_params, float(iterations), "iterations")], law.residual, 0, law.drift
+    )
     return Step(
         architecture=name,
         n_params_ci95=interval(best[1:]),

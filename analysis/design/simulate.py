@@ -15,7 +15,9 @@ from analysis.design.prior import Noise, Prior
 from analysis.findings.comparison import FittedArchitecture, fit_all
 from analysis.findings.curve import Curve
 from analysis.findings.equal_loss import SizeRatio, top_size_ratios
+from analysis.findings.notes import rejected_because
 from analysis.fitting.bootstrap import Scheme, choose_scheme, interval, resample
+from analysis.fitting.patterns import pattern
 from analysis.laws.law import Array
 from analysis.points.table import CheckedPoints, build_frame, check_points
 
@@ -95,7 +97,8 @@ def simulate(grid: CheckedPoints, prior: Prior, reference: str, draws: Draws = U
         # The scheme of a report with its own number of resamples.
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
-        curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn).curve for fit in fits}
+        rejected = rejected_because(prior.law, pattern(fits, draws.seed + number))
+        curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn, rejected).curve for fit in fits}
         for row in top_size_ratios(curves, reference):
             found[row.architecture].append(row)
         for name, rows in params.items():

@@ -10,7 +10,15 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.findings.curve import Curve, size_at
-from analysis.findings.equal_loss import ComputeGain, SizeRatio, TokenGain, size_ratios, token_gains
+from analysis.findings.equal_loss import (
+    AtEqualLoss,
+    ComputeGain,
+    SizeRatio,
+    TokenGain,
+    Verdict,
+    size_ratios,
+    token_gains,
+)
 from analysis.findings.frontier import FrontierGain, frontier_gains
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import unidentified_because
@@ -59,6 +67,23 @@ class CodebookComparison(Frozen):
     size_ratio: tuple[SizeRatio, ...]
 
 
+class OtherLaw(AtEqualLoss):
+    """The size ratio of another admissible law at the headline's size and budget; `ci95` is null without resamples."""
+
+    law: str
+    ratio: float | None
+    ci95: Interval | None
+    status: Verdict
+    reason: str
+
+    @classmethod
+    def of(cls, law: str, row: SizeRatio) -> OtherLaw:
+        """Return a law's size ratio, identified or not."""
+        at = row.model_dump(include=set(AtEqualLoss.model_fields))
+        verdict = row.model_dump(include={"status", "reason"})
+        return cls(**at, **verdict, law=law, ratio=row.estimate, ci95=row.estimate_ci95)
+
+
 class Comparison(Frozen):
     """All architectures against the reference."""
 
@@ -71,6 +96,7 @@ class Comparison(Frozen):
     conventions: tuple[Convention, ...]
     frontier_gain: tuple[FrontierGain, ...] = ()
     codebooks: tuple[CodebookComparison, ...] = ()
+    other_laws: tuple[OtherLaw, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,35 +108,43 @@ class FittedArchitecture:
     size_effect: float | None
 
     @classmethod
-    def of(cls, fit: Fitted, points: CheckedPoints, drawn: Resamples) -> FittedArchitecture:
-        """Join a fit with its points and its resamples."""
+    def of(
+        cls, fit: Fitted, points: CheckedPoints, drawn: Resamples, rejected: str = ""
+    ) -> FittedArchitecture:
+        """Join a fit with its points and its resamples; `rejected` says why the law is rejected, if it is."""
         frame = points.of(fit.architecture)
         sd = pooled_sd(seed_noise(frame))
         effect = size_effect(fit, None if sd is None else sd / float(frame["loss"].mean()))
         reason = unidentified_because(fit, effect)
-        return cls(fit, Curve(fit.problem.law, drawn.with_estimate(fit), frame, reason), effect)
+        return cls(fit, Curve(fit.problem.law, drawn.with_estimate(fit), frame, reason, rejected), effect)
 
 
-def fit_all(frames: Mapping[str, pd.DataFrame], law: Law, delta: float | None = None) -> list[Fitted]:
+def fit_all(
+    frames: Mapping[str, pd.DataFrame], law: Law, delta: float | None = None, known: Sequence[Fitted] = ()
+) -> list[Fitted]:
     """Fit the rows of each architecture alone, or all at once if the law shares a parameter among them.
 
-    Without `delta` it follows from the noise (`scale.delta_of`), and points that diverged have no weight.
+    Without `delta` it follows from the noise (`scale.delta_of`), and points that diverged have no weight. `known` are
+    fits of other laws to the same points: a law that contains one of those starts from its fit.
     """
     problems = [
         Problem.of(law, law.x(frame), frame["loss"].to_numpy(dtype=np.float64), delta or PILOT_DELTA)
         for frame in frames.values()
     ]
+    simpler = {fit.architecture: fit.result for fit in known if fit.problem.law is law.simpler}
     pilots = None
     if delta is None and problems:
-        pilots = [fit_law(problem) for problem in problems]
+        pilots = [fit_law(problem, simpler.get(name)) for name, problem in zip(frames, problems, strict=True)]
         problems = _by_noise(problems, pilots)
     joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
     fits = []
     for part, (name, frame) in enumerate(frames.items()):
         if joint:
             result = joint.result_of(part)
+        elif pilots:
+            result = fit_from(problems[part], pilots[part].rivals)
         else:
-            result = fit_from(problems[part], pilots[part].rivals) if pilots else fit_law(problems[part])
+            result = fit_law(problems[part], simpler.get(name))
         size = frame["n_params"].to_numpy(dtype=np.float64)
         seeds = frame["seed"].to_numpy(dtype=np.float64)
         cluster, keys = cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])

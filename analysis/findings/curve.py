@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.errors import InputError
 from analysis.findings.flops import LogRate, log_rate_of
@@ -20,9 +21,12 @@ from analysis.laws.law import Array, Interval, Law
 if TYPE_CHECKING:
     import pandas as pd
 
+Mask = NDArray[np.bool_]
+
 DEFAULT_REFERENCE = "cross_transformer"
 # Logarithms of the sizes between which a law is solved: one parameter, and far more than any model has.
 SMALLEST, LARGEST = 0.0, float(np.log(1e18))
+BRACKETS = 48  # intervals of a curve that are searched for a fall
 MAX_LENGTHS = 12
 UNBOUNDED = 1e15
 """Larger than any real ratio: an interval that reaches it has no end."""
@@ -39,6 +43,9 @@ class Curve:
     params: Array
     frame: pd.DataFrame
     unidentified_because: str = ""  # reason why this law identifies no size, if there is one
+    rejected_because: str = (
+        ""  # reason why the residuals reject this law, if they do: its numbers are shown, no more
+    )
 
     def loss(self, n_params: Array | float, data: Array | float) -> Array:
         """Return the loss in nats (1 + resamples); size and data are one number or one for each resample."""
@@ -93,6 +100,10 @@ class Curve:
         """Trained sizes in ascending order."""
         return np.unique(self.frame["n_params"].to_numpy(dtype=np.float64))
 
+    def middle(self, column: str) -> float:
+        """Return the mean logarithm of a column of the points; 0 for a curve without points."""
+        return float(np.log(self.frame[column]).mean()) if len(self.frame) else 0.0
+
     @cached_property
     def _held(self) -> dict[str, float]:
         further = [one for one in self.law.inputs if one.axis is None]
@@ -145,25 +156,47 @@ def reference_of(architectures: Sequence[str], named: str | None) -> str:
 
 def size_at(curve: Curve, loss: Array, data: float) -> Array:
     """Return the n_params (1 + resamples) that reach `loss` with that data: inf if no size does, 0 if all do."""
-    return _reaching(lambda n_params: curve.loss(n_params, data), loss)
+    return _reaching(lambda n_params: curve.loss(n_params, data), loss, curve.middle("n_params"))
 
 
 def data_at(curve: Curve, loss: Array, n_params: float) -> Array:
     """Return the data input (1 + resamples) with which that size reaches `loss`: inf if none does, 0 if all do."""
-    return _reaching(lambda data: curve.loss(n_params, data), loss)
+    column = curve.law.data.column if curve.law.data else "tokens"
+    return _reaching(lambda data: curve.loss(n_params, data), loss, curve.middle(column))
 
 
-def _reaching(curve: Callable[[Array], Array], loss: Array) -> Array:
-    """Solve a falling curve for `loss` by bisection on the logarithm, which needs no formula of the law."""
+def _reaching(curve: Callable[[Array], Array], loss: Array, near: float) -> Array:
+    """Solve a curve for `loss` by bisection on the logarithm, which needs no formula of the law.
+
+    A curve may fall over part of the logarithms only, as that of a law whose exponents move: the fall through `loss`
+    that is closest to `near` counts.
+    """
     low, high = np.full(len(loss), SMALLEST), np.full(len(loss), LARGEST)
     never = ~(curve(np.exp(high)) < loss)
     always = curve(np.exp(low)) < loss
+    if (never | always).any():
+        (low, high), (never, always) = _bracket(curve, loss, near)
     for _ in range(36):
         middle = 0.5 * (low + high)
         reached = curve(np.exp(middle)) < loss
         low, high = np.where(reached, low, middle), np.where(reached, middle, high)
     out: Array = np.where(never, np.inf, np.where(always, 0.0, np.exp(0.5 * (low + high))))
     return out
+
+
+def _bracket(
+    curve: Callable[[Array], Array], loss: Array, near: float
+) -> tuple[tuple[Array, Array], tuple[Mask, Mask]]:
+    """Return the ends of the fall through `loss` closest to `near`, and masks of curves never and always below it."""
+    at = np.linspace(SMALLEST, LARGEST, BRACKETS + 1)
+    below = np.stack([curve(np.exp(np.full(len(loss), one))) < loss for one in at])
+    falls = ~below[:-1] & below[1:]
+    middle = 0.5 * (at[:-1] + at[1:])
+    away = np.where(falls, np.abs(middle - near)[:, None], np.inf)
+    chosen = np.argmin(away, axis=0)
+    always: Mask = np.asarray(below.all(axis=0))
+    never: Mask = np.asarray(~falls.any(axis=0) & ~always)
+    return (at[chosen], at[chosen + 1]), (never, always)
 
 
 def central(values: Array) -> Interval | None:

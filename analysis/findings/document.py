@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +13,16 @@ from analysis.findings.codebooks import compare_codebooks
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
 from analysis.findings.curve import reference_of
 from analysis.findings.isoflop import optima_notes, optimal_sizes
+from analysis.findings.law_choice import (
+    OTHER_RESAMPLES,
+    alternatives,
+    choose_law,
+    law_notes,
+    named,
+    other_laws,
+    try_law,
+)
+from analysis.findings.left_out import Splits, heldout_of
 from analysis.findings.note import Note
 from analysis.findings.notes import (
     OUTLIER_RULE,
@@ -24,14 +33,13 @@ from analysis.findings.notes import (
     outlier_notes,
     outliers,
     prediction_notes,
+    rejected_because,
+    rejection_notes,
 )
 from analysis.findings.predict import Ask, extension, other_points, predict
 from analysis.findings.results import (
     ArchitectureFit,
     FitDocument,
-    HeldOut,
-    HeldOutPoint,
-    HeldOutSplit,
     Resampling,
 )
 from analysis.fitting.bootstrap import (
@@ -44,15 +52,13 @@ from analysis.fitting.bootstrap import (
     noisy_losses,
     resample,
 )
-from analysis.fitting.checks import Split, held_out, pattern
+from analysis.fitting.held_out import drift_of
+from analysis.fitting.patterns import pattern
 from analysis.fitting.profile import Profile, profile
-from analysis.laws.catalogue import law_named
-from analysis.laws.law import Input, Law
-from analysis.points.checks import seed_noise, trend_checks
+from analysis.laws.catalogue import laws_named, plainest
+from analysis.laws.law import Law
+from analysis.points.checks import seed_noise, size_times_data, trend_checks
 from analysis.points.table import CheckedPoints, exclude, too_few
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ISOFLOP_RESAMPLES = 400
 MAX_ARCHITECTURES = 200
@@ -72,6 +78,7 @@ def fit_points(
 ) -> FitDocument:
     """Fit the law to each architecture, resample clusters, compare at equal loss and predict the `asks`.
 
+    `law` is the name of one, FILE.py:NAME, several with commas, of which one is chosen, or auto (`laws_named`).
     Huber's `delta` follows from the noise unless it is given, as for a comparison with published fits.
 
     `about` holds notes on the origin of the points. Without `asks` twice and four times the largest trained size are
@@ -79,20 +86,31 @@ def fit_points(
     Raises InputError for an unknown law or reference, a delta that is not positive, points that lack an input of the
     law, an architecture with too few points or one size, very many architectures, and fewer than 100 resamples.
     """
-    form = law_named(law)
+    forms = laws_named(law)
     base = reference_of(points.architectures, reference)
     usual = resamples is None
     resamples = affordable(len(points.frame)) if resamples is None else resamples
     if resamples < FEWEST_RESAMPLES:
         raise InputError(f"{resamples} resamples: an interval needs at least {FEWEST_RESAMPLES}.")
-    refuse(points, form, delta)
+    refuse(points, plainest(forms), delta)
     progress(f"fitting {len(points.frame):,} points")
-    fits = fit_all(points.frames, form, delta)
+    if len(forms) > 1:
+        tried, choice, others = choose_law(points, forms, delta, seed)
+    else:
+        tried = try_law(points, forms[0], delta, seed)
+        choice, others = named(tried), alternatives(points, tried.fits, delta, seed)
+    form, fits = tried.law, list(tried.fits)
     progress(f"refitting {resamples:,} resamples of {len(points.frame):,} points")
     drawn = resample(fits, resamples, seed)
     progress("comparing and checking the fits")
-    fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
-    notes = [*about, *points.notes, *exclusion_notes(points.exclusions)]
+    rejected = rejected_because(form, tried.lacks)
+    fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn, rejected) for fit in fits}
+    notes = [
+        *about,
+        *points.notes,
+        *exclusion_notes(points.exclusions),
+        *rejection_notes(form, tried.lacks),
+    ]
     if usual and resamples < RESAMPLES:
         text = (
             f"{len(points.frame):,} points are many: {resamples} resamples were made in place of {RESAMPLES}."
@@ -111,6 +129,10 @@ def fit_points(
     codebooks, found = compare_codebooks(points, fitted, comparison, delta, seed)
     comparison = comparison.model_copy(update={"codebooks": codebooks})
     notes.extend(found)
+    if len(fits) > 1 and form.size:
+        more = other_laws(points, others, base, seed, OTHER_RESAMPLES if len(forms) > 1 else 0)
+        comparison = comparison.model_copy(update={"other_laws": tuple(more)})
+        notes.extend(law_notes(form, comparison))
     isoflop = {}
     for name, one in fitted.items():
         isoflop[name] = optimal_sizes(one.curve, resampled[name])
@@ -120,7 +142,9 @@ def fit_points(
         formula=form.formula,
         huber_delta=fits[0].problem.delta,
         delta_rule="noise" if delta is None else "fixed",
-        architectures={name: _describe(one, points, drawn, asks) for name, one in fitted.items()},
+        architectures={
+            name: _describe(one, points, drawn, asks, tried.splits[name]) for name, one in fitted.items()
+        },
         comparison=comparison,
         isoflop=isoflop,
         points="annealed" if points.annealed else "unannealed",
@@ -128,6 +152,7 @@ def fit_points(
         notes=tuple(notes),
         versions={name: installed(name) or "not installed" for name in ("ssmscale", "numpy", "pandas")},
         exclusions=points.exclusions,
+        law_choice=choice,
     )
     document._draws.update(drawn.params)
     return document
@@ -137,7 +162,7 @@ def drop_outliers(
     points: CheckedPoints, *, law: str = "chinchilla", delta: float | None = None
 ) -> CheckedPoints:
     """Return the points without outliers from the law fitted to all of them; raises as `fit_points` does."""
-    form = law_named(law)
+    form = plainest(laws_named(law))
     refuse(points, form, delta)
     fits = fit_all(points.frames, form, delta)
     off = {place for fit in fits for place in points.ordered(fit.architecture).index[outliers(fit)]}
@@ -171,15 +196,17 @@ def refuse(points: CheckedPoints, law: Law, delta: float | None) -> None:
 
 
 def _describe(
-    one: FittedArchitecture, points: CheckedPoints, drawn: Resamples, asks: Sequence[Ask]
+    one: FittedArchitecture, points: CheckedPoints, drawn: Resamples, asks: Sequence[Ask], splits: Splits
 ) -> ArchitectureFit:
     fit, frame = one.fit, one.curve.frame
     law, result = fit.problem.law, fit.result
-    splits = _splits(one)
     profiles = _profiles(fit)
     residual = fit.ordinary_residual
     params = drawn.params[fit.architecture]
-    predictions = tuple(predict(one.curve, asks or extension(one.curve), residual, drawn.seed))
+    drift = None
+    if one.curve.rejected_because:
+        drift = drift_of(splits.get("compute"), np.log(size_times_data(frame)))
+    predictions = tuple(predict(one.curve, asks or extension(one.curve), residual, drawn.seed, drift))
     others = other_points(one.curve, points)
     return ArchitectureFit(
         params=result.params,
@@ -189,11 +216,7 @@ def _describe(
         n_clusters=len(fit.keys),
         status=result.status,
         ci95={name: interval(params[:, j]) for j, name in enumerate(law.names)},
-        heldout=HeldOut(
-            in_sample_rms=float(np.sqrt(np.mean((np.exp(-residual) - 1.0) ** 2))),
-            largest_size=_split(splits.get("size"), frame, law.size),
-            longest_budget=_split(splits.get("data"), frame, law.data),
-        ),
+        heldout=heldout_of(fit, frame, splits),
         profile=profiles,
         size_effect_p=one.size_effect,
         predictions=predictions,
@@ -203,49 +226,21 @@ def _describe(
         notes=(
             *fit_notes(fit, frame, drawn, profiles, splits),
             *outlier_notes(fit, points),
-            *effect_notes(one.size_effect, pattern(fit, drawn.seed)),
+            *effect_notes(one.size_effect, pattern([fit], drawn.seed)),
             *prediction_notes(predictions),
             *other_notes(others),
         ),
     )
 
 
-def _splits(one: FittedArchitecture) -> dict[str, Split | None]:
-    """Predict the top of each axis of the law from the rest; None if nothing else would remain."""
-    fit, frame = one.fit, one.curve.frame
-    law, joint = fit.problem.law, fit.joint
-    x, loss = law.x(frame), frame["loss"].to_numpy(dtype=np.float64)
-    others = joint.parts[: fit.part] + joint.parts[fit.part + 1 :] if joint else ()
-    return {str(law.inputs[j].axis): held_out(law, x, loss, fit.problem.delta, j, others) for j in law.axes}
-
-
 def _profiles(fit: Fitted) -> dict[str, Profile]:
     """Profile each parameter; in a joint fit only those that centring does not change."""
     law, joint = fit.problem.law, fit.joint
     if joint is None:
-        return {name: profile(fit.problem, fit.result, name) for name in law.names}
+        names = [name for name in law.names if name not in law.unit_bound]
+        return {name: profile(fit.problem, fit.result, name) for name in names}
     own = dict(zip(law.names, joint.own(fit.part), strict=True))
     return {name: profile(joint.problem, joint.result, own[name]) for name in ("E", *law.nonlinear)}
-
-
-def _split(split: Split | None, frame: pd.DataFrame, axis: Input | None) -> HeldOutSplit | None:
-    if split is None or axis is None:
-        return None
-    columns = ["run_id", "n_params", "tokens", "iterations", "loss"]
-    rows = frame.loc[split.left_out, columns].assign(
-        iterations=lambda rows: rows["iterations"].astype(object).where(rows["iterations"].notna(), None),
-        predicted=split.predicted,
-        relative_error=split.relative_error,
-    )
-    return HeldOutSplit(
-        column=axis.column,
-        threshold=split.threshold,
-        status=split.status,
-        determined=split.determined,
-        mean_relative_error=float(split.relative_error.mean()),
-        rms_relative_error=float(np.sqrt(np.mean(split.relative_error**2))),
-        points=tuple(HeldOutPoint.model_validate(row) for row in rows.to_dict("records")),
-    )
 
 
 def installed(package: str) -> str | None:

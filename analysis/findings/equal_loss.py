@@ -42,7 +42,7 @@ class SizeRatio(AtEqualLoss):
     """N_ref / N' at equal loss and budget.
 
     `ratio` and `ci95` are null unless the ratio is identified. `estimate` is the laws' value even if the equal size or
-    the budget lies outside the trained ones.
+    the budget lies outside the trained ones, or the residuals reject the law.
     """
 
     n_params: float | None
@@ -110,6 +110,10 @@ class _Comparison:
     def unidentified_because(self) -> str:
         return self.curve.unidentified_because or self.base.unidentified_because
 
+    @property
+    def rejected_because(self) -> str:
+        return self.curve.rejected_because or self.base.rejected_because
+
 
 def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[tuple[SizeRatio, ComputeGain | None]]:
     """Compare every architecture with the reference at each length and reference size, the largest size first.
@@ -158,12 +162,19 @@ def _comparisons(
     ]
 
 
-def ratio_fields(quantity: str, values: Array, status: Verdict, reason: str, always: str) -> dict[str, Any]:
-    """Return the fields of a ratio (1 + resamples); one whose interval has no end is not identified (`open_end`)."""
+def ratio_fields(
+    quantity: str, values: Array, status: Verdict, reason: str, always: str, rejected: str
+) -> dict[str, Any]:
+    """Return the fields of a ratio (1 + resamples); one whose interval has no end is not identified (`open_end`).
+
+    Nor is one of a law that the residuals reject; its estimate is kept, with the reason.
+    """
     ends = central(values)
     if status != "not_identified" and (end := open_end(ends, always)):
         status, reason = "not_identified", end
     found = (None, None) if status == "not_identified" else (float(values[0]), ends)
+    if rejected and status != "not_identified":
+        status, reason = "not_identified", f"{rejected}; {reason}" if reason else rejected
     identified = found if status == "identified" else (None, None)
     names = (quantity, "ci95", "estimate", "estimate_ci95", "status", "reason")
     return dict(zip(names, (*identified, *found, status, reason), strict=True))
@@ -173,8 +184,9 @@ def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
     n_params = size_at(at.curve, at.loss, at.data[0])
     with np.errstate(divide="ignore"):
         ratio = at.size / n_params
-    judged = ratio_fields("ratio", ratio, *_verdict_on_size(at, float(n_params[0])), "at any size")
-    known = judged["status"] != "not_identified"
+    verdict = _verdict_on_size(at, float(n_params[0]))
+    judged = ratio_fields("ratio", ratio, *verdict, "at any size", at.rejected_because)
+    known = judged["estimate"] is not None
     found = SizeRatio(
         architecture=at.architecture,
         iterations=at.iterations,
@@ -247,14 +259,14 @@ def _token_gain(at: _Comparison) -> TokenGain:
     with np.errstate(divide="ignore"):
         gain = at.tokens / tokens
     verdict = _verdict_on_tokens(at, float(data[0]), float(tokens[0]))
-    judged = ratio_fields("gain", gain, *verdict, "with any training")
+    judged = ratio_fields("gain", gain, *verdict, "with any training", at.rejected_because)
     return TokenGain(
         architecture=at.architecture,
         iterations=at.iterations,
         reference_tokens=at.tokens,
         reference_n_params=at.size,
         loss=float(at.loss[0]),
-        tokens=None if judged["status"] == "not_identified" else float(tokens[0]),
+        tokens=None if judged["estimate"] is None else float(tokens[0]),
         **judged,
     )
 

@@ -139,13 +139,13 @@ def _gains(pair: _Pair, log_flops: Array, found: LawOptimum) -> list[FrontierGai
             _Arm("the reference", pair.base, pair.base_runs, *there),
             _Arm(wording.architecture(pair.name), curve, runs, *here),
         )
-        known = ratio_fields(
-            "gain", values[:, i], *_verdict(arms, here[0]), "with the least compute searched"
-        )
-        has, identified = known["status"] != "not_identified", known["status"] == "identified"
+        verdict = _verdict(arms, here[0])
+        rejected = curve.rejected_because or pair.base.rejected_because
+        known = ratio_fields("gain", values[:, i], *verdict, "with the least compute searched", rejected)
         observed, ends = _observed(pair, there[0])
-        if identified and observed is not None:
-            known |= {"gain": observed, "ci95": ends}
+        if verdict[0] == "identified" and observed is not None:
+            known |= {"gain": observed, "ci95": ends, "status": "identified", "reason": ""}
+        has, identified = known["estimate"] is not None, known["status"] == "identified"
         gains.append(
             FrontierGain(
                 architecture=pair.name,

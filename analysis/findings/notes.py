@@ -15,10 +15,12 @@ from analysis import text as wording
 from analysis.findings.note import Note
 from analysis.findings.predict import EXTRAPOLATION_LIMIT, Prediction
 from analysis.fitting.bootstrap import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Resamples
-from analysis.fitting.checks import SIGNIFICANT, Pattern, Split, freedom
+from analysis.fitting.checks import SIGNIFICANT, freedom
+from analysis.fitting.held_out import Split
+from analysis.fitting.patterns import Pattern
 from analysis.fitting.profile import Profile
 from analysis.fitting.scale import DIVERGED_RULE, robust_scale
-from analysis.laws.law import SIZE
+from analysis.laws.law import SIZE, Law
 from analysis.points.checks import data_column, seed_noise
 
 if TYPE_CHECKING:
@@ -79,12 +81,35 @@ def effect_notes(size_effect: float | None, pattern: Pattern | None) -> Iterator
     if size_effect is not None and size_effect > SIGNIFICANT:
         text = f"no effect of size on the loss can be measured (p = {size_effect:.2g}): no size ratio can be read off."
         yield Note("no_size_effect", text)
-    if pattern is not None:
+    if pattern is not None and pattern.rejects:
         yield Note(
             "structured_residuals",
-            f"the residuals follow a pattern that the law lacks ({pattern.term}; {100 * pattern.size:.2g} % "
-            f"of the loss, p = {pattern.p:.2g}): do not extrapolate it far.",
+            f"the residuals follow a pattern that the law lacks ({described(pattern)}): do not extrapolate it far.",
         )
+
+
+def described(pattern: Pattern) -> str:
+    """Write a pattern: its term, its size and its probability by chance."""
+    return f"{pattern.term}; {100 * pattern.size:.2g} % of the loss, p = {pattern.p:.2g}"
+
+
+def rejected_because(law: Law, pattern: Pattern | None) -> str:
+    """Return why a law is rejected for all architectures, or an empty string."""
+    if pattern is None or not pattern.rejects:
+        return ""
+    return (
+        f"law {law.name} is rejected: the residuals of all architectures together follow a pattern that it lacks "
+        f"({described(pattern)})"
+    )
+
+
+def rejection_notes(law: Law, pattern: Pattern | None) -> Iterator[Note]:
+    """Yield a note on a law that the residuals of all architectures together reject."""
+    if reason := rejected_because(law, pattern):
+        advice = (
+            "no ratio from it is identified, and intervals of runs include its error on the largest compute"
+        )
+        yield Note("law_rejected", f"{reason}: {advice}; --law auto tries others.")
 
 
 def prediction_notes(predictions: Sequence[Prediction]) -> Iterator[Note]:
@@ -185,8 +210,8 @@ def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Pr
     if result.status == "max_iter":
         yield Note("max_iter", "the solver reached its iteration limit before it settled.")
     lowest = float(np.exp(fit.problem.y.min()))
-    E = result.params["E"]
-    if not 0.0 < E < lowest:
+    E = result.params.get("E")
+    if E is not None and not 0.0 < E < lowest:
         yield Note(
             "e_out_of_range",
             f"E = {E:.4g} nats is not between 0 and the lowest loss seen ({lowest:.4f}): "
@@ -200,7 +225,7 @@ def _solution_notes(fit: Fitted, resamples: Resamples, profiles: Mapping[str, Pr
 
 def _heldout_notes(splits: Mapping[str, Split | None]) -> Iterator[Note]:
     for axis, split in splits.items():
-        what = {"size": "largest size", "data": "longest budget"}[axis]
+        what = {"size": "largest size", "data": "longest budget", "compute": "largest compute"}[axis]
         if split is None:
             yield Note("no_heldout", f"the {what} cannot be left out: nothing else would remain.")
         elif not split.determined:

@@ -16,8 +16,9 @@ from analysis.errors import InputError
 from analysis.findings.curve import Curve
 from analysis.findings.note import Frozen
 from analysis.fitting.bootstrap import interval
+from analysis.fitting.held_out import Drift
 from analysis.laws.law import Array, Interval
-from analysis.points.checks import data_column
+from analysis.points.checks import data_column, size_times_data
 from analysis.points.table import CheckedPoints
 
 UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
@@ -44,8 +45,9 @@ class Prediction:
     """The law's loss for an Ask, in nats.
 
     `ci95` is the interval of the law, `run95` that of one further run with its own noise; None if the law has as many
-    parameters as points, which show no noise. The factors say how far size and budget lie beyond the trained
-    range: 1 inside it, 2 at twice the largest or half the smallest.
+    parameters as points, which show no noise. Of a law that the residuals reject, `run95` includes its error on the
+    largest compute too, in proportion to the distance ln(size x data) beyond the points. The factors say how far size
+    and budget lie beyond the trained range: 1 inside it, 2 at twice the largest or half the smallest.
     """
 
     n_params: float
@@ -95,8 +97,12 @@ def extension(curve: Curve) -> list[Ask]:
     return [Ask(factor * float(curve.sizes[-1]), float(frame[unit].max()), unit) for factor in EXTENSION]
 
 
-def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> list[Prediction]:
+def predict(
+    curve: Curve, asks: Sequence[Ask], residual: Array, seed: int, drift: Drift | None = None
+) -> list[Prediction]:
     """Predict with intervals from the law's resamples; `residual` are the fit's log errors (points).
+
+    `drift` is the error of a rejected law beyond its points.
 
     Raises InputError if a budget is in iterations and some point has none.
     """
@@ -105,6 +111,7 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
     rate = curve.tokens_an_iteration if usual == "iterations" else None
     freedom = len(residual) - len(curve.law.names)
     noise = np.sqrt(len(residual) / max(1, freedom)) * residual
+    furthest = float(np.log(size_times_data(frame)).max()) if drift else 0.0
     out = []
     for number, ask in enumerate(asks):
         unit = ask.unit or usual
@@ -122,7 +129,11 @@ def predict(curve: Curve, asks: Sequence[Ask], residual: Array, seed: int) -> li
             raise InputError(f"--predict: law {curve.law.name} counts iterations, and some points have none.")
         loss = curve.loss(ask.n_params, data)
         drawn = loss[1:]
-        spread = np.random.default_rng([seed, 5, number]).choice(noise, len(drawn)) if len(drawn) else drawn
+        rng = np.random.default_rng([seed, 5, number])
+        spread = rng.choice(noise, len(drawn)) if len(drawn) else drawn
+        if drift is not None:
+            distance = float(np.log(ask.n_params) + np.log(tokens)) - furthest
+            spread = spread + drift.at(distance) * rng.standard_normal(len(drawn))
         out.append(
             Prediction(
                 n_params=ask.n_params,

@@ -48,6 +48,8 @@ class HeldOut(Frozen):
     in_sample_rms: float
     largest_size: HeldOutSplit | None
     longest_budget: HeldOutSplit | None
+    largest_compute: HeldOutSplit | None = None
+    """`column` is flops if the points have them, else 6 n_params tokens."""
 
 
 class ArchitectureFit(Frozen):
@@ -69,6 +71,36 @@ class ArchitectureFit(Frozen):
     checks: tuple[TrendCheck, ...]
     seed_noise: tuple[SeedNoise, ...]
     notes: tuple[Note, ...]
+
+
+class LawTrial(Frozen):
+    """A law that was tried: root mean square relative errors over all architectures, in the sample and left out.
+
+    Runs that diverged are not counted among those left out. `pattern_p` is the probability by chance of the strongest
+    pattern in the residuals. A law that is not admissible has a `reason`.
+    """
+
+    law: str
+    formula: str
+    parameters: int
+    status: Status
+    in_sample_rms: float
+    largest_size_rms: float | None
+    longest_budget_rms: float | None
+    largest_compute_rms: float | None
+    pattern: str | None
+    pattern_p: float | None
+    admissible: bool
+    reason: str
+
+
+class LawChoice(Frozen):
+    """The law that was named, or chosen by its error on the largest compute, why, and all laws that were tried."""
+
+    asked: tuple[str, ...]
+    chosen: str
+    reason: str
+    laws: tuple[LawTrial, ...]
 
 
 class Resampling(Frozen):
@@ -96,6 +128,8 @@ class FitDocument(Frozen):
     notes: tuple[Note, ...]
     versions: dict[str, str]
     exclusions: tuple[Exclusion, ...] = ()
+    law_choice: LawChoice | None = None
+    """Reasons for the law, with its errors over all architectures; null in documents of before."""
 
     _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
 

@@ -38,6 +38,8 @@ class Profile:
 def profile(problem: Problem, result: FitResult, name: str) -> Profile:
     """Profile E over [0, lowest loss], or another parameter over a factor of eight or more to either side.
 
+    A parameter that may be negative is profiled between its bounds.
+
     A coefficient is profiled in the law's own units, where its input is not centred.
     """
     law = problem.law
@@ -64,6 +66,8 @@ def profile(problem: Problem, result: FitResult, name: str) -> Profile:
         estimate = float(result.u[j])
         if name == "E":
             values = np.linspace(0.0, float(np.exp(problem.y.min())) * 0.999, POINTS)
+        elif low[j] < 0:
+            values = np.linspace(low[j], high[j], POINTS)
         else:
             values = np.geomspace(max(low[j], estimate / REACH), min(high[j], estimate * REACH), POINTS)
         values = np.unique(np.append(values, np.clip(estimate, low[j], high[j])))

@@ -78,6 +78,13 @@ class Problem:
         out: Array = np.ones(len(self.y)) if self.left_out is None else (~self.left_out).astype(np.float64)
         return out
 
+    @property
+    def simpler(self) -> Problem:
+        """The same points under the simpler law that this one contains."""
+        law = self.law.simpler
+        assert law is not None
+        return replace(self, law=law, held={name: self.held[name] for name in law.names if name in self.held})
+
     def copies(self, count: int) -> tuple[Array, Array]:
         """Return log losses and weights (count, points): this problem so many times in a batch."""
         return np.tile(self.y, (count, 1)), np.tile(self.weight, (count, 1))
@@ -104,10 +111,13 @@ class FitResult:
     rivals: Array  # distinct local minima (rivals, parameters), the lowest first: starts of other fits
 
 
-def fit_law(problem: Problem) -> FitResult:
-    """Fit one law to one set of points; of very many points some are fitted first, from whose minima the fit starts."""
+def fit_law(problem: Problem, simpler: FitResult | None = None) -> FitResult:
+    """Fit one law to one set of points; of very many points some are fitted first, from whose minima the fit starts.
+
+    `simpler` is the fit of the simpler law that this one contains, if there is one already.
+    """
     few = problem.thinned(MANY)
-    starts = projected_starts(few, *few.copies(1), cells=GRID, keep=STARTS)[0]
+    starts = _starts(few, simpler)
     found = minimise(few, *few.copies(len(starts)), starts, *limits(problem))
     if few is not problem:
         order = np.argsort(found.objective, kind="stable")
@@ -119,6 +129,15 @@ def fit_law(problem: Problem) -> FitResult:
 def fit_from(problem: Problem, starts: Array) -> FitResult:
     """Fit one law to one set of points from starts (starts, parameters), such as the minima of a similar fit."""
     return polished(problem, minimise(problem, *problem.copies(len(starts)), starts, *limits(problem)))
+
+
+def _starts(problem: Problem, simpler: FitResult | None) -> Array:
+    """Return starts (starts, parameters): the best cells of a grid, or the fit of the law that this one contains."""
+    if problem.law.simpler is None:
+        best: Array = projected_starts(problem, *problem.copies(1), cells=GRID, keep=STARTS)[0]
+        return best
+    lifted = problem.law.lifted((simpler or fit_law(problem.simpler)).rivals)
+    return lifted.reshape(-1, lifted.shape[-1])
 
 
 def polished(problem: Problem, found: Solution) -> FitResult:
@@ -160,7 +179,8 @@ def on_bound(problem: Problem, u: Array) -> Mask:
     """Return a mask of the parameters of u (problems, parameters) that lie on a bound and are not held."""
     low, high = limits(problem)
     held = np.array([name in problem.held for name in problem.law.names])
-    out: Mask = ((u <= low * (1 + 1e-9) + FLOOR) | (u >= high * (1 - 1e-9))) & ~held
+    near = 1e-9 * np.abs(low) + FLOOR, 1e-9 * np.abs(high)
+    out: Mask = ((u <= low + near[0]) | (u >= high - near[1])) & ~held
     return out
 
 
@@ -242,6 +262,9 @@ def projected_starts(problem: Problem, y: Array, w: Array, *, cells: int, keep: 
     equations are linear in the weights, so that all resamples share one matrix product.
     """
     law = problem.law
+    if law.simpler is not None:
+        starts = law.lifted(projected_starts(problem.simpler, y, w, cells=cells, keep=keep))
+        return starts.reshape(len(y), -1, starts.shape[-1])
     k = len(law.linear)
     theta, shape = _grid(law, cells)
     gram, rhs = np.zeros((len(y), len(theta), k, k)), np.zeros((len(y), len(theta), k))
@@ -316,7 +339,10 @@ def _grid(law: Law, cells: int) -> tuple[Array, tuple[int, ...]]:
     """
     axes = len(law.nonlinear)
     count = cells if axes <= 2 else max(3, round(cells ** (2 / axes)))
-    values = [np.geomspace(low * 1.5, high * 0.8, count) for low, high in law.bounds]
+    values = [
+        np.geomspace(low * 1.5, high * 0.8, count) if low > 0 else np.linspace(low, high, count + 2)[1:-1]
+        for low, high in law.bounds
+    ]
     mesh = np.meshgrid(*values, indexing="ij")
     return np.stack([axis.ravel() for axis in mesh], axis=1), (count,) * axes
 

@@ -9,7 +9,8 @@ problems (resamples), so that one call makes a thousand refits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -62,6 +63,9 @@ class Law:
     by the nonlinear parameters (problems, points, nonlinear) at coefficients c (problems, linear). `scaled` maps a
     coefficient to the (column, exponent) whose centring it absorbs. Parameters in `shared` have one value for all
     architectures.
+
+    A law that contains another one, `simpler`, as a special case is fitted from the fit of that one: `further` names
+    the parameters that it adds with the values to start from, first that at which the two laws are the same.
     """
 
     name: str
@@ -74,6 +78,29 @@ class Law:
     bends: Bends
     scaled: Mapping[str, tuple[str, str]]
     shared: tuple[str, ...] = ()
+    simpler: Law | None = None
+    further: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    unit_bound: tuple[str, ...] = ()
+    """Parameters whose value depends on the units in another way than `scaled` says: they are not profiled."""
+    without_size: Mapping[str, float] = field(default_factory=dict)
+    """Values of parameters at which the loss does not depend on size; by default its coefficients are 0."""
+
+    @property
+    def sizeless(self) -> Mapping[str, float]:
+        """Values of parameters at which the loss does not depend on size; empty if the law has no size."""
+        if self.without_size or self.size is None:
+            return self.without_size
+        return {name: 0.0 for name, (column, _) in self.scaled.items() if column == self.size.column}
+
+    def lifted(self, u: Array) -> Array:
+        """Return starts (.., starts, parameters) of parameters u (.., parameters) of the simpler law.
+
+        The first of them is the simpler law itself.
+        """
+        values = np.array(list(product(*self.further.values())))
+        lead = np.broadcast_to(u[..., None, :], (*u.shape[:-1], len(values), u.shape[-1]))
+        more = np.broadcast_to(values, (*lead.shape[:-1], values.shape[-1]))
+        return np.concatenate([lead, more], axis=-1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -169,13 +196,13 @@ def power_law(name: str, formula: str, *terms: tuple[str, Input, str]) -> Law:
         linear=("E", *(coefficient for coefficient, _, _ in terms)),
         nonlinear=tuple(exponent for _, _, exponent in terms),
         bounds=(EXPONENT,) * len(terms),
-        terms=_powers,
+        terms=powers,
         bends=_power_bends,
         scaled={coefficient: (one.column, exponent) for coefficient, one, exponent in terms},
     )
 
 
-def _powers(theta: Array, z: Array) -> Array:
+def powers(theta: Array, z: Array) -> Array:
     """Return a constant 1 and exp(-theta_j z_j) for each input."""
     phi = np.ones((len(theta), z.shape[-2], theta.shape[1] + 1))
     for j in range(theta.shape[1]):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from analysis.laws.law import Array
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -105,3 +107,17 @@ def trend_checks(architecture: str, frame: pd.DataFrame) -> list[TrendCheck]:
             check = TrendCheck(architecture, kind, claim, worse, better, difference, sd, ratio, passed)
             checks.append(check)
     return checks
+
+
+def compute_of(frame: pd.DataFrame) -> tuple[str, Array]:
+    """Return the name and the values (points) of the compute: FLOPs if all points have them, else 6 n_params tokens."""
+    flops = frame["flops"].to_numpy(dtype=np.float64)
+    if np.isfinite(flops).all() and (flops > 0).all():
+        return "flops", flops
+    return "6 n_params tokens", 6.0 * size_times_data(frame)
+
+
+def size_times_data(frame: pd.DataFrame) -> Array:
+    """Return n_params times tokens (points)."""
+    out: Array = frame["n_params"].to_numpy(dtype=np.float64) * frame["tokens"].to_numpy(dtype=np.float64)
+    return out

@@ -355,7 +355,7 @@ def _profiles(scene: Scene) -> Figure:
             ]
         label = GREEK.get(parameter, parameter)
         x = Axis(label, (min(reach), max(reach)))
-        if parameter != "E":
+        if min(reach) > 0:
             x = log_axis(label, reach, lambda value: wording.number(value, 1), pad=1, most=3)
         series.append(level(1.0, x, "dash", "end of the 95 % interval", tone=INK))
         panels.append(Panel("", x, Axis("objective above its minimum", (0, PROFILE_HEIGHT)), tuple(series)))

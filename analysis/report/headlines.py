@@ -46,19 +46,39 @@ def headline(document: FitDocument, name: str) -> str:
     at = budget(row.iterations, row.tokens)
     if row.estimate is None or row.n_params is None:
         return f"The size ratio of {arm} to {base} is not identified from these points: {row.reason}."
+    others = _by_other_laws(document, row)
+    if row.status == "not_identified":
+        return (
+            f"The size ratio of {arm} to {base} is not identified at {at}: {row.reason}. This law's own number is "
+            f"{times(row.estimate)}, 95 % interval {between(row.estimate_ci95, 2)}.{others}"
+        )
     caution = f"; this is an extrapolation, {row.reason}" if row.status == "extrapolated" else ""
     return (
         f"At {at}, {arm} reaches the loss of the {human(row.reference_n_params)}-parameter {base} "
         f"({row.loss:.3f} nats a token) with {saving(row.estimate)}: size ratio {times(row.estimate)}, "
-        f"95 % interval {between(row.estimate_ci95, 2)}{caution}."
+        f"95 % interval {between(row.estimate_ci95, 2)}{caution}.{others}"
     )
 
 
+def _by_other_laws(document: FitDocument, row: SizeRatio) -> str:
+    """Write the size ratios of other admissible laws at a row's size and budget, or nothing if there are none."""
+    at = (row.architecture, row.tokens, row.reference_n_params)
+    said = [
+        f"{times(one.ratio)} by {one.law}" + (f" {between(one.ci95, 2)}" if one.ci95 else "")
+        for one in document.comparison.other_laws
+        if (one.architecture, one.tokens, one.reference_n_params) == at and one.ratio is not None
+    ]
+    return f" Other laws that the points do not reject give {' and '.join(said)}." if said else ""
+
+
 def law_in_numbers(document: FitDocument, name: str) -> str:
-    """Write the fitted law with its numbers in place of its letters."""
+    """Write the fitted law with its numbers in place of its letters, or both if it is no sum of powers."""
     params = document.architectures[name].params
-    text = number(params["E"])
     law = law_named(document.law)
+    if set(law.names) != {"E", *law.scaled, *(exponent for _, exponent in law.scaled.values())}:
+        values = ", ".join(f"{one} = {number(value)}" for one, value in params.items())
+        return f"{law.formula} with {values}"
+    text = number(params["E"])
     symbols = {one.column: one.symbol for one in law.inputs}
     for coefficient, (column, exponent) in law.scaled.items():
         text += f" + {number(params[coefficient])}/{symbols[column]}^{params[exponent]:.3f}"

@@ -31,8 +31,10 @@ def print_fit(console: Console, points: CheckedPoints, document: FitDocument) ->
         for key, value in fitted.params.items():
             row[key] = f"{value:.4g} [{fitted.ci95[key][0]:.3g}, {fitted.ci95[key][1]:.3g}]"
         laws.append(row | {"objective": f"{fitted.objective:.4g}", "status": fitted.status})
+    _print_choice(console, document)
     _print_table(console, f"{document.law}: {document.formula}", laws)
     _print_comparison(console, document)
+    _print_others(console, document)
     _print_codebooks(console, document)
     predictions = [
         {
@@ -156,6 +158,45 @@ def print_scale_up(console: Console, proposed: ScaleUp | None, seen: Sequence[Se
     _print_table(console, "predicted and seen: runs beyond the range to which the law was fitted", rows)
 
 
+def _print_choice(console: Console, document: FitDocument) -> None:
+    """Print the errors of the law, or of all that were tried and why one was chosen."""
+    choice = document.law_choice
+    if choice is not None:
+        tried = [
+            {
+                "law": one.law,
+                "parameters": str(one.parameters),
+                "in the sample": _percent(one.in_sample_rms),
+                "largest size": _percent(one.largest_size_rms),
+                "longest budget": _percent(one.longest_budget_rms),
+                "largest compute": _percent(one.largest_compute_rms),
+                "pattern p": "-" if one.pattern_p is None else f"{one.pattern_p:.2g}",
+                "status": "admissible" if one.admissible else one.reason,
+            }
+            for one in choice.laws
+        ]
+        title = "errors over all architectures: root mean square, in the sample and of what was left out"
+        _print_table(console, title, tried)
+        if len(choice.laws) > 1:
+            console.print(f"law {choice.chosen}: {choice.reason}")
+
+
+def _print_others(console: Console, document: FitDocument) -> None:
+    others = [
+        {
+            "architecture": one.architecture,
+            "law": one.law,
+            "budget": budget(one.iterations, one.tokens),
+            "reference": human(one.reference_n_params),
+            "ratio": _number(one.ratio, 2),
+            "95 %": _interval(one.ci95, 2),
+            "status": one.status,
+        }
+        for one in document.comparison.other_laws
+    ]
+    _print_table(console, "size ratio by other laws that the points do not reject", others)
+
+
 def _print_comparison(console: Console, document: FitDocument) -> None:
     """Print the size ratios, and the compute, frontier and token gains, which differ in their titles only."""
     comparison = document.comparison
@@ -256,7 +297,7 @@ def _print_table(console: Console, title: str, rows: Sequence[Mapping[str, str]]
         return
     table = Table(title=Text(title), title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in rows[0]:
-        left = name in {"architecture", "status"}
+        left = name in {"architecture", "law", "status"}
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*map(Text, row.values()))
@@ -265,6 +306,10 @@ def _print_table(console: Console, title: str, rows: Sequence[Mapping[str, str]]
 
 def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2g} %"
 
 
 def _interval(ends: tuple[float, float] | None, decimals: int) -> str:

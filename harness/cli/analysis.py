@@ -272,7 +272,7 @@ def _fit(options: FitOptions, table: TableOptions) -> _Fitted:
     from analysis.findings.document import drop_outliers, fit_points
     from analysis.findings.note import Note
     from analysis.findings.predict import asked
-    from analysis.laws.catalogue import law_named
+    from analysis.laws.catalogue import laws_named, plainest
     from analysis.points.read import column_names, column_units
     from analysis.points.table import check_points, read_table
     from harness.record.points import without_points
@@ -283,7 +283,7 @@ def _fit(options: FitOptions, table: TableOptions) -> _Fitted:
         raise InputError("give either a STUDY or --points FILE, and not both")
     if study is not None and (table.columns or table.units or table.tokens_from):
         raise InputError("--column, --unit and --tokens-from are of tables; give them with --points FILE")
-    form, asks = law_named(law), [asked(text) for text in options.predict or ()]
+    form, asks = plainest(laws_named(law)), [asked(text) for text in options.predict or ()]
     resolved, rows, tracker = None, list[RunStatus](), None
     where, best = table.where or (), [name.strip() for name in (table.best or "").split(",") if name.strip()]
     if study is None:

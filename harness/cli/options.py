@@ -61,9 +61,13 @@ EveryRunOption = Annotated[bool, typer.Option("--runs", help="Show a row for eac
 LawOption = Annotated[
     str,
     typer.Option(
-        help="The law to fit: chinchilla (size and tokens), chinchilla_iterations (size and iterations), size, data "
-        "(tokens), learning_curve (iterations), data_constrained (repeated data: column unique_tokens), and with one "
-        "E for all architectures chinchilla_shared_e, chinchilla_iterations_shared_e, size_shared_e."
+        help="The law to fit: chinchilla (size and tokens), chinchilla_iterations (size and iterations), coupled and "
+        "coupled_iterations (size and data act together), kaplan (coupled without E), moving (the exponent of the "
+        "data moves with size), size, data (tokens), learning_curve (iterations), data_constrained (repeated data: "
+        "column unique_tokens), and with one E for all architectures chinchilla_shared_e, "
+        "chinchilla_iterations_shared_e, size_shared_e. FILE.py:NAME is a law of your own. auto chooses among "
+        "chinchilla, coupled and moving by the error on the largest compute, left out of the fit; a list with commas "
+        "chooses among those named."
     ),
 ]
 DeltaOption = Annotated[

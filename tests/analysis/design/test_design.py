@@ -127,6 +127,9 @@ def test_without_a_prior_the_demos_shape_is_moved_to_the_grid_and_printed(grid: 
     assert document.size_ratio[0].truth == pytest.approx(CLAIMED_RATIO, rel=1e-6)
     larger = grid.frame.assign(n_params=grid.frame["n_params"] * 1000)
     np.testing.assert_allclose(assumed_prior(larger, LAW).losses(larger), prior.losses(grid.frame), rtol=1e-9)
+    for more in ("coupled", "moving"):
+        same = assumed_prior(grid.frame, design_law(more))
+        np.testing.assert_allclose(same.losses(grid.frame), prior.losses(grid.frame), rtol=1e-9)
 
 
 def test_a_former_fit_is_a_prior_with_the_noise_it_saw(document: FitDocument, tmp_path: Path) -> None:
@@ -178,3 +181,8 @@ def test_intervals_that_often_miss_the_truth_are_noted(grid: CheckedPoints) -> N
     (ratio,) = ratios_of(shifted, REFERENCE)
     assert ratio.coverage == 0.0
     assert "undercovered" in {note.code for note in ratio_notes(ratio, shifted)}
+
+
+def test_a_law_of_another_shape_needs_a_former_fit(grid: CheckedPoints) -> None:
+    with pytest.raises(InputError, match=r"--law kaplan: no such law of these runs is known yet"):
+        assumed_prior(grid.frame, design_law("kaplan"))

@@ -145,3 +145,22 @@ def test_a_law_without_an_effect_of_size_is_noted(table: pd.DataFrame) -> None:
     flat = table.assign(loss=2.0 + 30 / table["iterations"] ** 0.7 + 1e-3 * np.sin(np.arange(len(table))))
     codes = {note.code for note in next_step(checked(flat), RATES, BUDGET).notes}
     assert {"no_size_effect", "optimum_vague"} <= codes
+
+
+def test_the_interval_of_a_run_includes_the_error_of_a_law_that_the_residuals_reject(
+    table: pd.DataFrame, proposed: ScaleUp
+) -> None:
+    bend = 0.01 * np.log(table["n_params"] / 5e5) * np.log(table["iterations"] / 800)
+    bent = next_step(checked(table.assign(loss=table["loss"] * np.exp(bend))), RATES, BUDGET)
+    assert "law_rejected" in {note.code for note in bent.notes}
+    assert "law_rejected" not in {note.code for note in proposed.notes}
+    for step, plain in zip(bent.steps, proposed.steps, strict=True):
+        assert step.run95 is not None
+        assert step.ci95 is not None
+        assert plain.run95 is not None
+        assert step.run95[1] - step.run95[0] > 2 * (step.ci95[1] - step.ci95[0])
+
+
+def test_a_step_needs_one_law(points: CheckedPoints) -> None:
+    with pytest.raises(InputError, match="--law auto: planning needs one law"):
+        next_step(points, RATES, BUDGET, law="auto")

@@ -16,7 +16,7 @@ from analysis.findings.document import fit_points
 from analysis.findings.notes import correlation, design_notes, exclusion_notes, unidentified_because
 from analysis.findings.results import FitDocument
 from analysis.fitting.bootstrap import Fitted, cluster_keys
-from analysis.fitting.checks import held_out
+from analysis.fitting.held_out import held_out
 from analysis.fitting.solver import FitResult, Problem
 from analysis.laws.catalogue import law_named
 from analysis.points.table import CheckedPoints
@@ -94,7 +94,7 @@ def test_what_can_mislead_is_noted(study: SyntheticStudy, codes: set[str]) -> No
 
 def test_good_points_carry_no_warning() -> None:
     sizes = tuple(np.geomspace(1e5, 1e7, 8))
-    document = fit(replace(WIDE, sizes=sizes, seeds=(2,) * 8, cluster_noise=0.001))
+    document = fit(replace(WIDE, sizes=sizes, seeds=(2,) * 8, cluster_noise=0.001).table(1))
     assert [note.code for one in document.architectures.values() for note in one.notes] == []
 
 

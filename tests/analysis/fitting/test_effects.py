@@ -11,7 +11,8 @@ import pytest
 from analysis.findings.comparison import fit_all
 from analysis.findings.notes import design_notes, effect_notes
 from analysis.findings.results import FitDocument
-from analysis.fitting.checks import SIGNIFICANT, pattern
+from analysis.fitting.checks import SIGNIFICANT
+from analysis.fitting.patterns import pattern
 from analysis.laws.catalogue import law_named
 from tests.analysis.conftest import checked, compared, fit, fitted, joined, note_codes
 from tests.analysis.synthetic import SIX_SIZES, WIDE, SyntheticStudy, against
@@ -68,15 +69,15 @@ def test_a_bend_that_the_law_lacks_is_seen_in_the_residuals() -> None:
     bent, straight = (
         fitted(checked(one)) for one in (table.assign(loss=table["loss"] * np.exp(bend)), table)
     )
-    (note,) = effect_notes(None, pattern(bent, 0))
+    (note,) = effect_notes(None, pattern([bent], 0))
     assert note.code == "structured_residuals"
     assert "size and data acting together" in note.text
-    assert pattern(straight, 0) is None
+    assert not list(effect_notes(None, pattern([straight], 0)))
 
 
 def test_residuals_of_the_right_law_are_seldom_called_structured() -> None:
     fits = [fitted(checked(WIDE.table(seed))) for seed in range(20)]
-    assert sum(pattern(one, seed=0) is not None for one in fits) <= 1
+    assert sum(found.rejects for one in fits if (found := pattern([one], seed=0))) <= 1
 
 
 def test_a_count_of_parameters_that_changes_the_ratio_is_noted_and_one_that_does_not_is_not() -> None:

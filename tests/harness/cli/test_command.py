@@ -278,7 +278,27 @@ def test_the_help_of_fit_lists_every_law_and_an_unknown_one_is_refused_with_them
     shown = ssmscale("fit", "--help").out
     assert all(re.search(rf"\b{name}\b", shown) for name in LAWS)
     (tmp_path / "p.csv").write_text("architecture,n_params,tokens,loss\nx,1e5,1e6,3\n")
-    assert refused(ssmscale("fit", "--points", "p.csv", "--law", "kaplan"), "kaplan", *LAWS)
+    assert refused(ssmscale("fit", "--points", "p.csv", "--law", "keplan"), "keplan", *LAWS)
+
+
+def test_fit_reads_a_law_from_a_file_and_chooses_among_laws(
+    ssmscale: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from analysis.laws.catalogue import LAWS
+    from tests.analysis.laws.test_user_law import CODE
+    from tests.analysis.synthetic import SyntheticStudy
+
+    monkeypatch.setitem(LAWS, "one_exponent", None)  # removed after the test
+    del LAWS["one_exponent"]
+    (tmp_path / "mylaw.py").write_text(CODE, encoding="utf-8")
+    SyntheticStudy().table(0).to_csv(tmp_path / "points.csv", index=False)
+    asked = ("fit", "--points", "points.csv", "--json", "--law")
+    own = ssmscale(*asked, "mylaw.py:ONE_EXPONENT").document
+    assert (own["law"], own["law_choice"]["asked"]) == ("one_exponent", ["one_exponent"])
+    choice = ssmscale(*asked, "chinchilla,mylaw.py:ONE_EXPONENT").document["law_choice"]
+    assert choice["asked"] == ["chinchilla", "one_exponent"]
+    ssmscale(*asked, "mylaw.py:OTHER").assert_refused("mylaw.py has no OTHER", "ONE_EXPONENT")
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_fit_predicts_what_is_asked_for_and_fits_points_taken_mid_run_on_request(
