@@ -10,7 +10,14 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.findings.curve import Curve, size_at
-from analysis.findings.equal_loss import ComputeGain, SizeRatio, TokenGain, size_ratios, token_gains
+from analysis.findings.equal_loss import (
+    ComputeGain,
+    SizeRatio,
+    TokenGain,
+    headline_of,
+    size_ratios,
+    token_gains,
+)
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import unidentified_because
 from analysis.fitting.bootstrap import Fitted, Resamples, cluster_keys
@@ -141,15 +148,13 @@ def _conventions(
     out = []
     recounted: dict[str, Curve] | None = None
     for name in curves:
-        own = [pair for pair in found if pair[0].architecture == name]
-        if not own:
+        ratio = headline_of((row for row, _ in found), name)
+        if ratio is None or ratio.estimate is None or ratio.n_params is None:
             continue
-        ratio, gain = max(own, key=lambda pair: (pair[0].reference_n_params, pair[0].tokens))
-        if ratio.estimate is None or ratio.n_params is None:
-            continue
+        gain = next(one for row, one in found if row is ratio)
         recounted = _recounted(curves, delta) if recounted is None else recounted
         if {name, base} <= set(recounted):
-            other = _without_embeddings(recounted[name], recounted[base], ratio)
+            other = _without_embeddings(recounted[name], recounted[base], curves[base], ratio)
             if other is not None:
                 changes = _changes(ratio.estimate, ratio.estimate_ci95, other)
                 counts = ("n_params", ratio.estimate, NON_EMBEDDING, other)
@@ -184,9 +189,13 @@ def _recounted(curves: Mapping[str, Curve], delta: float) -> dict[str, Curve]:
     }
 
 
-def _without_embeddings(arm: Curve, reference: Curve, row: SizeRatio) -> float | None:
-    """Return the headline's size ratio by laws of sizes counted without embeddings; None if they give none."""
-    size = float(reference.sizes[-1])
+def _without_embeddings(arm: Curve, reference: Curve, counted: Curve, row: SizeRatio) -> float | None:
+    """Return the headline's size ratio by laws of sizes counted without embeddings; None if they give none.
+
+    `counted` is the reference with embeddings, which says what size without them the headline's size has.
+    """
+    is_row = counted.frame["n_params"] == row.reference_n_params
+    size = float(counted.frame.loc[is_row, NON_EMBEDDING].median())
     loss = reference.loss(size, reference.data(row.iterations, row.tokens))
     found = float(size_at(arm, loss, arm.data(row.iterations, row.tokens))[0])
     return size / found if np.isfinite(found) and found > 1.0 else None
