@@ -55,6 +55,17 @@ def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
     return f"[{low}, {high}]"
 
 
+def bounded(ends: tuple[float | None, float | None] | None, digits: int = 3) -> str:
+    """Write an interval of which an end may be unknown: [2.1, 4], at least 2.1, at most 4."""
+    if ends is None:
+        return "no interval"
+    low, high = ends
+    if low is not None and high is not None:
+        return between((low, high), digits)
+    known = f"at least {number(low, digits)}" if low is not None else ""
+    return known or (f"at most {number(high, digits)}" if high is not None else "unbounded")
+
+
 def percent(value: float) -> str:
     """Write a relative error as a signed percentage."""
     return f"{100 * value:+.2f} %".replace("-", "−")

@@ -18,6 +18,7 @@ from analysis.findings.equal_loss import (
     size_ratios,
     token_gains,
 )
+from analysis.findings.local_curves import ModelFree, model_free
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import unidentified_because
 from analysis.fitting.bootstrap import Fitted, Resamples, cluster_keys
@@ -58,6 +59,8 @@ class Comparison(Frozen):
     compute_gain: tuple[ComputeGain, ...]
     token_gain: tuple[TokenGain, ...]
     conventions: tuple[Convention, ...]
+    model_free: tuple[ModelFree, ...] = ()
+    """Size ratios by smoothed losses, in the order of `size_ratio`."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def fit_all(frames: Mapping[str, pd.DataFrame], law: Law, delta: float) -> list[
 
 
 def comparison_of(
-    fitted: Mapping[str, FittedArchitecture], base: str, delta: float, *, paired: bool
+    fitted: Mapping[str, FittedArchitecture], base: str, delta: float, *, paired: bool, seed: int = 0
 ) -> tuple[Comparison, list[Note]]:
     """Return size ratios, compute and token gains at equal loss, and notes on their limits."""
     law = fitted[base].curve.law
@@ -111,6 +114,7 @@ def comparison_of(
         compute_gain=tuple(gain for _, gain in found if gain is not None),
         token_gain=tuple(token_gains(curves, base)) if compared and law.data else (),
         conventions=tuple(_conventions(curves, found, base, delta)),
+        model_free=tuple(model_free(curves, base, [row for row, _ in found], seed)),
     )
     return comparison, _notes(comparison) if compared else []
 
@@ -127,6 +131,8 @@ def _notes(comparison: Comparison) -> list[Note]:
             worst = max(hit, key=lambda row: (row.reference_n_params, row.tokens))
             text = f"{len(hit)} of {len(rows)} size ratios are {status.replace('_', ' ')}: {worst.reason}."
             notes.append(Note(code, text))
+    apart = dict.fromkeys(one.architecture for one in comparison.model_free if one.disagrees)
+    notes.extend(Note("model_free_disagrees", _apart(comparison, name)) for name in apart)
     for one in comparison.conventions:
         if one.changes:
             text = (
@@ -136,6 +142,24 @@ def _notes(comparison: Comparison) -> list[Note]:
             )
             notes.append(Note("convention_sensitive", text))
     return notes
+
+
+def _apart(comparison: Comparison, name: str) -> str:
+    """Write where an architecture's ratios by the law and by smoothed losses differ, at the headline if there."""
+    pairs = [
+        pair for pair in zip(comparison.size_ratio, comparison.model_free, strict=True) if pair[1].disagrees
+    ]
+    own = [pair for pair in pairs if pair[0].architecture == name]
+    both = sum(one.architecture == name and one.ratio is not None for one in comparison.model_free)
+    head = headline_of(comparison.size_ratio, name)
+    law, free = next((pair for pair in own if pair[0] is head), own[0])
+    return (
+        f"at {len(own)} of {both} budgets and reference sizes the size ratio of {wording.architecture(name)} by the "
+        f"law differs from that of the losses themselves by more than their 95 % intervals: at "
+        f"{wording.budget(law.iterations, law.tokens)} and {wording.human(law.reference_n_params)} parameters the law "
+        f"gives {wording.times(law.estimate or 0.0)} {wording.between(law.estimate_ci95, 2)} and the losses "
+        f"{wording.times(free.ratio or 0.0)} {wording.bounded(free.ci95, 2)}."
+    )
 
 
 def _conventions(

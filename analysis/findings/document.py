@@ -97,7 +97,7 @@ def fit_points(
         notes.append(Note("fewer_resamples", text))
     if reference is None and len(fits) > 1:
         notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
-    comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired)
+    comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired, seed=seed)
     notes.extend(found)
     isoflop = {}
     for name, one in fitted.items():

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+from pydantic import PrivateAttr
 
 from analysis import text as wording
 from analysis.findings.curve import Curve, Rung, central, data_at, open_end, rungs, size_at
@@ -53,6 +54,13 @@ class SizeRatio(AtEqualLoss):
     ends_supported: bool | None = None
     status: Verdict
     reason: str
+
+    _draws: Array | None = PrivateAttr(default=None)
+
+    @property
+    def draws(self) -> Array | None:
+        """Ratios of the estimate and of every resample (1 + resamples); None if read from a file."""
+        return self._draws
 
 
 class ComputeGain(AtEqualLoss):
@@ -232,6 +240,7 @@ def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
         status=judged.status,
         reason=judged.reason,
     )
+    found._draws = ratio
     return found, None if judged.value is None else _compute_gain(at, found, n_params)
 
 

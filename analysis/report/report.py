@@ -90,7 +90,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = ("human", "number", "times", "between", "percent")
+    written = ("human", "number", "times", "between", "bounded", "percent")
     environment.filters |= {name: getattr(wording, name) for name in written}
     environment.filters |= {"few": _few}
     environment.filters |= {"arm": wording.architecture, "powers": _powers, "digest": _digest}

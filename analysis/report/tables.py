@@ -156,6 +156,7 @@ def _print_comparison(console: Console, document: FitDocument) -> None:
     """Print the size ratios and the token gains, which differ in their titles only."""
     comparison = document.comparison
     ratios = [("budget", "reference", "ratio", row, row.tokens) for row in comparison.size_ratio]
+    free = list(comparison.model_free)
     gains = [("reference", "size", "gain", row, row.reference_tokens) for row in comparison.token_gain]
     for title, rows in (
         (f"size ratio against {comparison.reference}: how many times smaller for the same loss", ratios),
@@ -176,6 +177,9 @@ def _print_comparison(console: Console, document: FitDocument) -> None:
             }
             for of_budget, of_size, quantity, row, tokens in rows
         ]
+        if rows is ratios and free:
+            for cell, one in zip(cells, free, strict=True):
+                cell |= {"of the losses": _number(one.ratio, 2), "their 95 %": _open_interval(one.ci95, 2)}
         _print_table(console, title, cells)
 
 
@@ -220,6 +224,13 @@ def _number(value: float | None, decimals: int) -> str:
 
 def _interval(ends: tuple[float, float] | None, decimals: int) -> str:
     return "-" if ends is None else " to ".join(_number(end, decimals) for end in ends)
+
+
+def _open_interval(ends: tuple[float | None, float | None] | None, decimals: int) -> str:
+    """Write an interval whose end beyond the trained sizes is open."""
+    return (
+        "-" if ends is None else " to ".join("..." if end is None else _number(end, decimals) for end in ends)
+    )
 
 
 def _beyond(size_factor: float, budget_factor: float) -> str:
