@@ -12,6 +12,13 @@ NAMES = {
     "cross_transformer": "Cross Transformer",
 }
 
+SCHEMES = {
+    "cluster": "whole series drawn with replacement",
+    "mixed": "noise of series and rows by a mixed model",
+    "wild": "wild cluster bootstrap over series",
+}
+"""Description of a fit's resamples by scheme."""
+
 
 def architecture(name: str) -> str:
     """Return an architecture's written name."""
@@ -47,23 +54,14 @@ def saving(ratio: float, sign: str = " times") -> str:
     return f"{times(max(ratio, 1 / ratio))}{sign} {'fewer' if ratio >= 1 else 'more'} parameters"
 
 
-def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
-    """Write an interval in brackets; an end beyond any real ratio is unbounded."""
+def between(ends: tuple[float | None, float | None] | None, digits: int = 3) -> str:
+    """Write an interval in brackets; an end beyond any real ratio is unbounded, and an unknown one is open."""
     if ends is None:
         return "no interval"
-    low, high = (number(end, digits) if abs(end) < 1e15 else "unbounded" for end in ends)
+    low, high = (
+        "open" if end is None else number(end, digits) if abs(end) < 1e15 else "unbounded" for end in ends
+    )
     return f"[{low}, {high}]"
-
-
-def bounded(ends: tuple[float | None, float | None] | None, digits: int = 3) -> str:
-    """Write an interval of which an end may be unknown: [2.1, 4], at least 2.1, at most 4."""
-    if ends is None:
-        return "no interval"
-    low, high = ends
-    if low is not None and high is not None:
-        return between((low, high), digits)
-    known = f"at least {number(low, digits)}" if low is not None else ""
-    return known or (f"at most {number(high, digits)}" if high is not None else "unbounded")
 
 
 def percent(value: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.design.prior import Prior
-from analysis.design.simulate import DELTA, USUAL, Draws, Simulated, holds, middle, simulate
+from analysis.design.simulate import USUAL, Draws, Simulated, holds, middle, simulate
 from analysis.findings.comparison import fit_all
 from analysis.findings.curve import reference_of
 from analysis.findings.note import Frozen, Note
@@ -165,7 +165,7 @@ def _parameters(found: Simulated, prior: Prior) -> dict[str, dict[str, ExpectedP
 def _grid_notes(grid: CheckedPoints, prior: Prior) -> list[Note]:
     """Return the notes on the grid that its noiseless losses give, each once with its architectures."""
     true = replace(grid, frame=grid.frame.assign(loss=prior.losses(grid.frame)))
-    fits = fit_all(true.frames, prior.law, DELTA)
+    fits = fit_all(true.frames, prior.law)
     drawn = resample(fits, FEW_DRAWS, 0)
     of: dict[tuple[str, str], list[str]] = {}
     for fit in fits:

@@ -94,6 +94,7 @@ class _FittedLaw:
     curve: Curve
     residual: Array
     notes: tuple[Note, ...]
+    delta: float
 
 
 def next_step(
@@ -102,7 +103,7 @@ def next_step(
     budget: float,
     *,
     law: str = "chinchilla",
-    delta: float = 1e-3,
+    delta: float | None = None,
     shortest: int = 1,
     shortest_because: str = "a run has an iteration",
 ) -> ScaleUp:
@@ -138,7 +139,7 @@ def next_step(
     ]
     return ScaleUp(
         law=law,
-        huber_delta=delta,
+        huber_delta=next(iter(laws.values())).delta,
         budget_gpu_hours=budget,
         runs=tuple(sorted(str(name) for name in points.frame["run_id"])),
         steps=tuple(steps),
@@ -213,7 +214,7 @@ def former_steps(records: Sequence[Mapping[str, object]], where: str) -> list[Sc
         raise InputError(f"{where}: is not a list of the proposals of scale-up; move it away.") from None
 
 
-def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw]:
+def _laws(points: CheckedPoints, law: str, delta: float | None) -> dict[str, _FittedLaw]:
     form = design_law(law)
     if points.frame["iterations"].isna().any():
         raise InputError("scale-up: a budget is spent in iterations, and some points have none.")
@@ -224,7 +225,9 @@ def _laws(points: CheckedPoints, law: str, delta: float) -> dict[str, _FittedLaw
     for fit in fits:
         frame = points.of(fit.architecture)
         notes = (*fit_notes(fit, frame, drawn, {}, {}), *effect_notes(size_effect(fit), None))
-        laws[fit.architecture] = _FittedLaw(Curve(form, drawn.with_estimate(fit), frame), fit.residual, notes)
+        laws[fit.architecture] = _FittedLaw(
+            Curve(form, drawn.with_estimate(fit), frame), fit.ordinary_residual, notes, fit.problem.delta
+        )
     return laws
 
 

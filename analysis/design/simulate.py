@@ -21,7 +21,6 @@ from analysis.points.table import CheckedPoints, build_frame, check_points
 
 REPORTED_RESAMPLES, REPORTED_SEED = 1000, 0
 """Defaults of `fit`, on which its choice between two bootstraps depends."""
-DELTA = 1e-3  # of all simulated fits, as in `fit` by default
 
 Progress = Callable[[int, int], None]
 
@@ -94,8 +93,8 @@ def simulate(grid: CheckedPoints, prior: Prior, reference: str, draws: Draws = U
     for number in range(draws.studies):
         losses = drawn_losses(clean, grid.frame["cluster"], prior.noise, draws.seed, number)
         points = replace(grid, frame=grid.frame.assign(loss=losses))
-        fits = fit_all(points.frames, prior.law, DELTA)
-        # The scheme of a report with its own number of resamples; it depends on the grid alone.
+        fits = fit_all(points.frames, prior.law)
+        # The scheme of a report with its own number of resamples.
         scheme = scheme or choose_scheme(fits, REPORTED_RESAMPLES, REPORTED_SEED)
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
         curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn).curve for fit in fits}

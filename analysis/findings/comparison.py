@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,13 +18,15 @@ from analysis.findings.equal_loss import (
     size_ratios,
     token_gains,
 )
+from analysis.findings.frontier import FrontierGain, frontier_gains
 from analysis.findings.local_curves import ModelFree, model_free
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import unidentified_because
 from analysis.fitting.bootstrap import Fitted, Resamples, cluster_keys
 from analysis.fitting.checks import size_effect
+from analysis.fitting.scale import delta_of, diverged
 from analysis.fitting.shared_e import fit_shared
-from analysis.fitting.solver import Problem, fit_law
+from analysis.fitting.solver import FitResult, Problem, fit_from, fit_law
 from analysis.laws.law import Interval, Law
 from analysis.points.checks import pooled_sd, seed_noise
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from analysis.points.table import CheckedPoints
 
 NON_EMBEDDING = "n_params_non_embedding"
+PILOT_DELTA = 1e-3
+"""Delta of the fit from whose residuals delta follows: below any noise of training, where outliers move it least."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Comparison(Frozen):
     conventions: tuple[Convention, ...]
     model_free: tuple[ModelFree, ...] = ()
     """Size ratios by smoothed losses, in the order of `size_ratio`."""
+    frontier_gain: tuple[FrontierGain, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,26 @@ class FittedArchitecture:
         return cls(fit, Curve(fit.problem.law, drawn.with_estimate(fit), frame, reason), effect)
 
 
-def fit_all(frames: Mapping[str, pd.DataFrame], law: Law, delta: float) -> list[Fitted]:
-    """Fit the rows of each architecture alone, or all at once if the law shares a parameter among them."""
+def fit_all(frames: Mapping[str, pd.DataFrame], law: Law, delta: float | None = None) -> list[Fitted]:
+    """Fit the rows of each architecture alone, or all at once if the law shares a parameter among them.
+
+    Without `delta` it follows from the noise (`scale.delta_of`), and points that diverged have no weight.
+    """
     problems = [
-        Problem.of(law, law.x(frame), frame["loss"].to_numpy(dtype=np.float64), delta)
+        Problem.of(law, law.x(frame), frame["loss"].to_numpy(dtype=np.float64), delta or PILOT_DELTA)
         for frame in frames.values()
     ]
+    pilots = None
+    if delta is None and problems:
+        pilots = [fit_law(problem) for problem in problems]
+        problems = _by_noise(problems, pilots)
     joint = fit_shared(problems) if law.shared and len(problems) > 1 else None
     fits = []
     for part, (name, frame) in enumerate(frames.items()):
-        result = joint.result_of(part) if joint else fit_law(problems[part])
+        if joint:
+            result = joint.result_of(part)
+        else:
+            result = fit_from(problems[part], pilots[part].rivals) if pilots else fit_law(problems[part])
         size = frame["n_params"].to_numpy(dtype=np.float64)
         seeds = frame["seed"].to_numpy(dtype=np.float64)
         cluster, keys = cluster_keys(size, seeds, [str(value) for value in frame["cluster"]])
@@ -98,10 +113,29 @@ def fit_all(frames: Mapping[str, pd.DataFrame], law: Law, delta: float) -> list[
     return fits
 
 
+def _by_noise(problems: Sequence[Problem], pilots: Sequence[FitResult]) -> list[Problem]:
+    """Return the problems with the delta of their common noise, without the points that diverged."""
+    law = problems[0].law
+    residuals = [
+        problem.y - np.log(law.predict(pilot.u[None], problem.z)[0])
+        for problem, pilot in zip(problems, pilots, strict=True)
+    ]
+    delta = delta_of(residuals, len(law.names))
+    return [
+        replace(problem, delta=delta, left_out=diverged(residual, len(law.names)))
+        for problem, residual in zip(problems, residuals, strict=True)
+    ]
+
+
 def comparison_of(
-    fitted: Mapping[str, FittedArchitecture], base: str, delta: float, *, paired: bool, seed: int = 0
+    fitted: Mapping[str, FittedArchitecture],
+    base: str,
+    delta: float | None,
+    *,
+    paired: bool,
+    seed: int = 0,
 ) -> tuple[Comparison, list[Note]]:
-    """Return size ratios, compute and token gains at equal loss, and notes on their limits."""
+    """Return size ratios, compute, token and frontier gains at equal loss, and notes on their limits."""
     law = fitted[base].curve.law
     compared = len(fitted) > 1 and law.size is not None
     curves = {name: one.curve for name, one in fitted.items()}
@@ -115,6 +149,7 @@ def comparison_of(
         token_gain=tuple(token_gains(curves, base)) if compared and law.data else (),
         conventions=tuple(_conventions(curves, found, base, delta)),
         model_free=tuple(model_free(curves, base, [row for row, _ in found], seed)),
+        frontier_gain=tuple(frontier_gains(curves, base)) if compared else (),
     )
     return comparison, _notes(comparison) if compared else []
 
@@ -158,7 +193,7 @@ def _apart(comparison: Comparison, name: str) -> str:
         f"law differs from that of the losses themselves by more than their 95 % intervals: at "
         f"{wording.budget(law.iterations, law.tokens)} and {wording.human(law.reference_n_params)} parameters the law "
         f"gives {wording.times(law.estimate or 0.0)} {wording.between(law.estimate_ci95, 2)} and the losses "
-        f"{wording.times(free.ratio or 0.0)} {wording.bounded(free.ci95, 2)}."
+        f"{wording.times(free.ratio or 0.0)} {wording.between(free.ci95, 2)}."
     )
 
 
@@ -166,7 +201,7 @@ def _conventions(
     curves: Mapping[str, Curve],
     found: Sequence[tuple[SizeRatio, ComputeGain | None]],
     base: str,
-    delta: float,
+    delta: float | None,
 ) -> list[Convention]:
     """Count each architecture's headline also without embeddings, and by six FLOPs a parameter and token."""
     out = []
@@ -197,7 +232,7 @@ def _changes(value: float, ends: Interval | None, other: float) -> bool:
     return (value > 1) != (other > 1) or (ends is not None and not ends[0] <= other <= ends[1])
 
 
-def _recounted(curves: Mapping[str, Curve], delta: float) -> dict[str, Curve]:
+def _recounted(curves: Mapping[str, Curve], delta: float | None) -> dict[str, Curve]:
     """Fit the laws again to sizes without embeddings; leave out architectures whose points lack that count."""
     frames = {
         name: one.frame.assign(n_params=one.frame[NON_EMBEDDING])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
+from analysis.findings.flops import LogRate, log_rate_of
 from analysis.findings.support import SAME, Support
 from analysis.laws.law import SIZE, Array, Interval, Law
 
@@ -56,8 +57,11 @@ class Curve:
         return out
 
     def losses_at(self, params: Array, n_params: Array, data: Array) -> Array:
-        """Return the loss in nats (problems, points) by params (problems, parameters) at sizes and data (points)."""
-        z = np.log(np.stack(self._inputs(n_params, data, len(data)), axis=1))
+        """Return the loss in nats (problems, points) by params (problems, parameters).
+
+        Sizes and data are the same for all problems (points), or each problem's own (problems, points).
+        """
+        z = np.log(np.stack(self._inputs(n_params, data, data.shape), axis=-1))
         return self.law.predict(params, z)
 
     def loss_of(self, rows: pd.DataFrame) -> Array:
@@ -103,28 +107,38 @@ class Curve:
         further = [one for one in self.law.inputs if one.axis is None]
         return {one.column: one.held_at(self.frame[one.column]) for one in further}
 
-    def _inputs(self, n_params: Array | float, data: Array | float, count: int) -> list[Array]:
-        """Return each input of the law (count), further ones at the value they are held at."""
+    def _inputs(
+        self, n_params: Array | float, data: Array | float, shape: int | tuple[int, ...]
+    ) -> list[Array]:
+        """Return each input of the law in that shape, further ones at the value they are held at."""
         on_axes = {"size": n_params, "data": data}
         values = (on_axes[one.axis] if one.axis else self._held[one.column] for one in self.law.inputs)
-        return [np.broadcast_to(value, count) for value in values]
+        return [np.broadcast_to(value, shape) for value in values]
 
-    def log_rate(self, flops: Array) -> Callable[[Array], Array]:
-        """Return the function of log sizes that gives log FLOPs a token, by the FLOPs of the points (points).
+    @cached_property
+    def counts_flops(self) -> bool:
+        """True if every point has FLOPs of its own."""
+        return bool(self.frame["flops"].notna().all())
 
-        Linear between the medians of trained sizes, and beyond them with the slope at the end.
-        """
-        rate = self.frame.assign(rate=flops / self.frame["tokens"])
-        medians = rate.groupby("n_params")["rate"].median()
-        sizes, rates = np.log(medians.index.to_numpy(dtype=np.float64)), np.log(medians.to_numpy())
-        slope = np.diff(rates) / np.diff(sizes)
+    @cached_property
+    def flops(self) -> Array:
+        """Training FLOPs of the points: their own if all have them, else 6 n_params tokens."""
+        counts = (
+            self.frame["flops"] if self.counts_flops else 6.0 * self.frame["n_params"] * self.frame["tokens"]
+        )
+        out: Array = counts.to_numpy(dtype=np.float64)
+        return out
 
-        def along(at: Array) -> Array:
-            piece = np.clip(np.searchsorted(sizes, at) - 1, 0, len(slope) - 1)
-            out: Array = rates[piece] + slope[piece] * (at - sizes[piece])
-            return out
+    @property
+    def flop_convention(self) -> str:
+        """Name of the count that `flops` follows."""
+        return "flops" if self.counts_flops else "6 n_params tokens"
 
-        return along
+    @cached_property
+    def log_rate(self) -> LogRate:
+        """Function of log sizes (any shape) that gives log FLOPs a token, fitted to the points."""
+        size, tokens = (self.frame[name].to_numpy(dtype=np.float64) for name in ("n_params", "tokens"))
+        return log_rate_of(size, self.flops / tokens)
 
 
 def reference_of(architectures: Sequence[str], named: str | None) -> str:

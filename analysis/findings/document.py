@@ -12,7 +12,7 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
 from analysis.findings.curve import reference_of
-from analysis.findings.isoflop import MAX_BUDGETS, optimal_sizes
+from analysis.findings.isoflop import optima_notes, optimal_sizes
 from analysis.findings.note import Note
 from analysis.findings.notes import (
     OUTLIER_RULE,
@@ -40,8 +40,8 @@ from analysis.fitting.bootstrap import (
     Resamples,
     affordable,
     interval,
+    noisy_losses,
     resample,
-    wild_losses,
 )
 from analysis.fitting.checks import Split, held_out, pattern
 from analysis.fitting.profile import Profile, profile
@@ -61,7 +61,7 @@ def fit_points(
     points: CheckedPoints,
     *,
     law: str = "chinchilla",
-    delta: float = 1e-3,
+    delta: float | None = None,
     reference: str | None = None,
     resamples: int | None = None,
     seed: int = 0,
@@ -70,6 +70,8 @@ def fit_points(
     progress: Callable[[str], None] = lambda _: None,
 ) -> FitDocument:
     """Fit the law to each architecture, resample clusters, compare at equal loss and predict the `asks`.
+
+    Huber's `delta` follows from the noise unless it is given, as for a comparison with published fits.
 
     `about` holds notes on the origin of the points. Without `asks` twice and four times the largest trained size are
     predicted. `resamples` are by default 1000, fewer of more than 20,000 points. `progress` is called with what begins.
@@ -101,15 +103,14 @@ def fit_points(
     notes.extend(found)
     isoflop = {}
     for name, one in fitted.items():
-        drawn_losses = wild_losses(one.fit, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES), seed)
-        isoflop[name] = optimal_sizes(one.curve, drawn_losses)
-        if len(isoflop[name].optima) >= MAX_BUDGETS:
-            text = f"compute-optimal sizes of {name} are those of {MAX_BUDGETS} budgets, evenly spaced among its own."
-            notes.append(Note("budgets_thinned", text))
+        count = min(resamples, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES))
+        isoflop[name] = optimal_sizes(one.curve, noisy_losses(one.fit, drawn, count))
+        notes.extend(optima_notes(name, isoflop[name]))
     document = FitDocument(
         law=form.name,
         formula=form.formula,
-        huber_delta=delta,
+        huber_delta=fits[0].problem.delta,
+        delta_rule="noise" if delta is None else "fixed",
         architectures={name: _describe(one, points, drawn, asks) for name, one in fitted.items()},
         comparison=comparison,
         isoflop=isoflop,
@@ -122,7 +123,9 @@ def fit_points(
     return document
 
 
-def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: float = 1e-3) -> CheckedPoints:
+def drop_outliers(
+    points: CheckedPoints, *, law: str = "chinchilla", delta: float | None = None
+) -> CheckedPoints:
     """Return the points without outliers from the law fitted to all of them; raises as `fit_points` does."""
     form = law_named(law)
     refuse(points, form, delta)
@@ -132,11 +135,11 @@ def drop_outliers(points: CheckedPoints, *, law: str = "chinchilla", delta: floa
     return replace(points, frame=kept.reset_index(drop=True), exclusions=(*points.exclusions, *excluded))
 
 
-def refuse(points: CheckedPoints, law: Law, delta: float) -> None:
+def refuse(points: CheckedPoints, law: Law, delta: float | None) -> None:
     """Raise InputError for a delta that is not positive, and for points to which the law cannot be fitted."""
-    if not 0 < delta < float("inf"):
+    if delta is not None and not 0 < delta < float("inf"):
         raise InputError(
-            f"--delta {delta}: Huber's delta must be above 0, in units of log loss; the usual value is 0.001."
+            f"--delta {delta}: Huber's delta must be above 0, in units of log loss; published fits use 0.001."
         )
     if len(points.architectures) > MAX_ARCHITECTURES:
         raise InputError(
@@ -163,7 +166,7 @@ def _describe(
     law, result = fit.problem.law, fit.result
     splits = _splits(one)
     profiles = _profiles(fit)
-    residual = fit.residual
+    residual = fit.ordinary_residual
     params = drawn.params[fit.architecture]
     predictions = tuple(predict(one.curve, asks or extension(one.curve), residual, drawn.seed))
     others = other_points(one.curve, points)

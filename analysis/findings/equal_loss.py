@@ -290,11 +290,10 @@ def _spans(ends: Interval | None, trained: Interval) -> bool:
 
 def _flops(curve: Curve, n_params: Array, rung: Rung) -> Array | None:
     """Return the training FLOPs of sizes; None if the points have none, or one size only."""
-    flops = curve.frame["flops"].to_numpy(dtype=np.float64)
-    if np.isnan(flops).any() or len(curve.sizes) < 2:
+    if not curve.counts_flops or len(curve.sizes) < 2:
         return None
     own_tokens = rung.tokens if rung.iterations is None else curve.tokens(rung.iterations)
-    out: Array = np.exp(curve.log_rate(flops)(np.log(np.clip(n_params, 1.0, 1e18)))) * own_tokens
+    out: Array = np.exp(curve.log_rate(np.log(np.clip(n_params, 1.0, 1e18)))) * own_tokens
     return out
 
 

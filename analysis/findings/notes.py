@@ -17,6 +17,7 @@ from analysis.findings.predict import EXTRAPOLATION_LIMIT, Prediction
 from analysis.fitting.bootstrap import FEW_CLUSTERS, FEWEST_SIZES, Fitted, Resamples
 from analysis.fitting.checks import SIGNIFICANT, Pattern, Split, freedom
 from analysis.fitting.profile import Profile
+from analysis.fitting.scale import DIVERGED_RULE, robust_scale
 from analysis.laws.law import SIZE
 from analysis.points.checks import data_column, seed_noise
 
@@ -213,15 +214,13 @@ def resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> It
     clusters = len(fit.keys)
     if clusters < FEW_CLUSTERS:
         yield Note(
-            "few_clusters",
-            f"{clusters} independent series: intervals come from a wild cluster bootstrap with Student "
-            "quantiles and are rough.",
+            "few_clusters", f"{clusters} independent series: intervals have Student's tails and are rough."
         )
-    elif resamples.scheme == "wild":
+    if resamples.scheme == "wild":
         yield Note(
             "wild_bootstrap",
-            "resampling whole series would leave fewer than 3 sizes in some draws; a wild cluster "
-            "bootstrap was used.",
+            "neighbouring points of a series are alike beyond a common shift, as of points taken mid-run: a wild "
+            "cluster bootstrap was used, whose intervals are wider.",
         )
     if not seed_noise(frame):
         yield Note(
@@ -234,19 +233,30 @@ def resample_notes(fit: Fitted, resamples: Resamples, frame: pd.DataFrame) -> It
 def outliers(fit: Fitted) -> list[int]:
     """Return the indices of an architecture's rows (in the order of CheckedPoints.of) that are outliers by the rule."""
     residual = np.abs(fit.residual)
-    free = max(1, len(residual) - len(fit.problem.law.names))
-    deviation = 1.4826 * float(np.median(np.sort(residual)[-free:]))
-    off = (residual > OUTLIER_DEVIATIONS * deviation) & (residual > OUTLIER_RESIDUAL)
+    scale = robust_scale(residual, len(fit.problem.law.names))
+    off = (residual > OUTLIER_DEVIATIONS * scale) & (residual > OUTLIER_RESIDUAL)
     return [int(index) for index in np.flatnonzero(off)]
 
 
 def outlier_notes(fit: Fitted, points: CheckedPoints) -> Iterator[Note]:
-    """Yield a note that names an architecture's outliers, if the fit has any."""
-    names = points.of(fit.architecture)["run_id"].iloc[outliers(fit)]
-    if not names.empty:
-        more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    """Yield notes that name an architecture's points that diverged, and its other outliers, if it has any."""
+    names = points.of(fit.architecture)["run_id"]
+    gone = [] if fit.problem.left_out is None else np.flatnonzero(fit.problem.left_out).tolist()
+    if gone:
+        text = (
+            f"{len(gone)} of {len(fit.problem.y)} points lie {DIVERGED_RULE} and have no weight in its fit: "
+            f"{_named(names.iloc[gone])}."
+        )
+        yield Note("diverged_points", text)
+    off = [index for index in outliers(fit) if index not in gone]
+    if off:
         yield Note(
             "outliers",
-            f"{len(names)} of {len(fit.problem.y)} points lie {OUTLIER_RULE}: {', '.join(names[:MAX_NAMED])}{more}; "
+            f"{len(off)} of {len(fit.problem.y)} points lie {OUTLIER_RULE}: {_named(names.iloc[off])}; "
             "--drop-outliers leaves them out.",
         )
+
+
+def _named(names: pd.Series[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"

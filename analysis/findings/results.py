@@ -73,7 +73,7 @@ class ArchitectureFit(Frozen):
 class Resampling(Frozen):
     """Settings of the intervals, sufficient to reproduce them."""
 
-    scheme: Literal["cluster", "wild"]
+    scheme: Literal["cluster", "mixed", "wild"]
     interval: Literal["percentile"] = "percentile"
     resamples: int
     seed: int
@@ -85,6 +85,8 @@ class FitDocument(Frozen):
     law: str
     formula: str
     huber_delta: float
+    delta_rule: Literal["noise", "fixed"] = "fixed"
+    """Origin of delta: the noise, or the user."""
     architectures: dict[str, ArchitectureFit]
     comparison: Comparison
     isoflop: dict[str, OptimalSizes]

@@ -1,9 +1,11 @@
-"""Intervals of a fit from resamples of whole clusters.
+"""Intervals of a fit: each of many resamples of the campaign is fitted again.
 
-Rows of one training run share its seed and its trunk, so clusters are resampled and never rows (on the Gemstones points
-that triples the standard deviation of alpha). With few clusters many resamples would contain only two sizes, to which
-no law can be fitted. Then a wild cluster bootstrap keeps all rows and multiplies the residuals of each cluster by a
-random factor (Cameron, Gelbach and Miller 2008, doi 10.1162/rest.90.3.414; Webb 2023, doi 10.1111/caje.12661).
+Rows of one training run share its seed and its trunk, so no row is resampled alone (on the Gemstones points that
+triples the standard deviation of alpha). Many series are drawn with replacement. Of few, draws would have too short
+tails and too few sizes, so normal noise of the size that a mixed model finds is added to the law (`noise`). Where the
+rows of a series are alike beyond a common shift, as points taken mid-run are, that model does not hold: the residuals
+of each series are then multiplied by a random factor, a wild cluster bootstrap (Cameron, Gelbach and Miller 2008,
+doi 10.1162/rest.90.3.414; Webb 2023, doi 10.1111/caje.12661).
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.fitting.noise import Block, Key, Noise, noise_of
+from analysis.fitting.scale import clipped
 from analysis.fitting.shared_e import Joint, refit_shared
 from analysis.fitting.solver import (
     SLICE,
@@ -29,11 +33,14 @@ from analysis.fitting.solver import (
 )
 from analysis.laws.law import Array
 
-Scheme = Literal["cluster", "wild"]
-Key = tuple[int, int, int]  # size rung, seed, ordinal among equals: it pairs clusters of architectures
+Scheme = Literal["cluster", "mixed", "wild"]
 
 FEW_CLUSTERS = 8
+MANY_CLUSTERS = 40
+"""Series from which on they are drawn: with 20 of them, the intervals of two identical arms exclude 1 in 9 %."""
 FEWEST_SIZES = 3
+CORRELATED, SHUFFLES, SHUFFLED = 0.01, 499, 4_000_000
+"""Probability by chance below which neighbouring rows are alike; shuffles; most residuals shuffled."""
 # Webb's six-point distribution has mean 0 and variance 1, and gives 6^clusters distinct resamples; signs alone give
 # 2^clusters.
 WEBB = np.array([-1.5, -1.0, -0.5, 0.5, 1.0, 1.5])
@@ -73,6 +80,18 @@ class Fitted:
         out: Array = self.problem.y - np.log(self.problem.law.predict(self.result.u[None], self.problem.z)[0])
         return out
 
+    @property
+    def slope(self) -> Array:
+        """Derivatives of the law's log loss at the points by its parameters (points, parameters)."""
+        loss, jacobian = self.problem.law.predict_with_jacobian(self.result.u[None], self.problem.z)
+        out: Array = jacobian[0] / loss[0][:, None]
+        return out
+
+    @property
+    def ordinary_residual(self) -> Array:
+        """Residuals (points) of the points that did not diverge, each of at most three robust standard deviations."""
+        return clipped(self.residual[self.problem.weight > 0], len(self.problem.law.names))
+
 
 @dataclass(frozen=True)
 class Resamples:
@@ -83,6 +102,7 @@ class Resamples:
     paired: bool
     scheme: Scheme
     seed: int
+    drawn: Mapping[str, Drawn]  # by architecture: the resamples that were fitted
 
     def with_estimate(self, fit: Fitted) -> Array:
         """Return the parameters of the fit, then those of every resample: (1 + resamples, parameters)."""
@@ -109,27 +129,49 @@ def affordable(points: int, most: int = RESAMPLES) -> int:
 
 
 def choose_scheme(fits: Sequence[Fitted], count: int, seed: int) -> Scheme:
-    """Return `wild` if an architecture has fewer than 8 clusters, or fewer than 3 sizes in some draw of them.
+    """Return `cluster` if all architectures have many series, and 3 sizes in each draw of them, else `mixed` or `wild`.
 
     All architectures use one scheme, so that their draws pair.
     """
+    if all(len(fit.keys) >= MANY_CLUSTERS and _sizes_drawn(fit, count, seed) >= FEWEST_SIZES for fit in fits):
+        return "cluster"
+    return "wild" if _neighbours_alike(fits, seed) else "mixed"
+
+
+def _sizes_drawn(fit: Fitted, count: int, seed: int) -> int:
+    """Return the fewest sizes in any draw of an architecture's series."""
+    draws = _draw_counts(fit.keys, count, seed)
+    rung = np.array([key[0] for key in fit.keys])
+    order = np.argsort(rung, kind="stable")
+    starts = np.flatnonzero(np.diff(rung[order], prepend=-1))
+    return int((np.add.reduceat(draws[:, order], starts, axis=1) > 0).sum(axis=1).min())
+
+
+def _neighbours_alike(fits: Sequence[Fitted], seed: int) -> bool:
+    """Return True if the residuals of neighbouring rows of a series are alike, beyond the mean of their series."""
+    products = np.zeros(1 + SHUFFLES)
+    rng = np.random.default_rng([seed, 5])
     for fit in fits:
-        if len(fit.keys) < FEW_CLUSTERS:
-            return "wild"
-        draws = _draw_counts(fit.keys, count, seed)
-        rung = np.array([key[0] for key in fit.keys])
-        order = np.argsort(rung, kind="stable")
-        starts = np.flatnonzero(np.diff(rung[order], prepend=-1))
-        sizes = (np.add.reduceat(draws[:, order], starts, axis=1) > 0).sum(axis=1)
-        if int(np.min(sizes)) < FEWEST_SIZES:
-            return "wild"
-    return "cluster"
+        order = np.lexsort([*fit.problem.z.T[::-1], fit.cluster])
+        cluster = fit.cluster[order]
+        residual = clipped(fit.residual[order], len(fit.problem.law.names))
+        residual -= (np.bincount(cluster, residual) / np.bincount(cluster))[cluster]
+        alike = cluster[1:] == cluster[:-1]
+        products[0] += residual[1:][alike] @ residual[:-1][alike]
+        for shuffle in range(1, 1 + max(99, min(SHUFFLES, SHUFFLED // len(residual)))):
+            mixed = residual[np.lexsort([rng.random(len(residual)), cluster])]
+            products[shuffle] += mixed[1:][alike] @ mixed[:-1][alike]
+    shuffled = products[1:][products[1:] != 0]
+    return (
+        bool(len(shuffled))
+        and float((1 + (shuffled >= products[0]).sum()) / (1 + len(shuffled))) < CORRELATED
+    )
 
 
 def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | None = None) -> Resamples:
-    """Refit `count` resamples of each architecture; clusters of one size rung and seed have the same draw."""
+    """Refit `count` resamples of each architecture."""
     scheme = scheme or choose_scheme(fits, count, seed)
-    drawn = [_drawn(fit, count, seed, scheme) for fit in fits]
+    drawn = _drawn(fits, count, seed, scheme)
     joint = fits[0].joint
     if joint is None:
         solver = {fit.architecture: refit(fit, count, own) for fit, own in zip(fits, drawn, strict=True)}
@@ -149,17 +191,49 @@ def resample(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme | Non
         params[fit.architecture] = fit.problem.law.to_public(u, fit.problem.centre)
         at_bound[fit.architecture] = float(on_bound(fit.problem, u).any(axis=1).mean())
     paired = len({frozenset(fit.keys) for fit in fits}) == 1
-    return Resamples(params, at_bound, paired, scheme, seed)
+    own = {fit.architecture: one for fit, one in zip(fits, drawn, strict=True)}
+    return Resamples(params, at_bound, paired, scheme, seed, own)
 
 
-def _drawn(fit: Fitted, count: int, seed: int, scheme: Scheme) -> Drawn:
+def _drawn(fits: Sequence[Fitted], count: int, seed: int, scheme: Scheme) -> list[Drawn]:
+    """Return what draws each architecture's resamples; series of one size rung and seed have the same draw."""
+    if scheme == "mixed":
+        noise = _noise(fits, count, seed)
+        return [_with_noise(fit, partial(noise.draw, number)) for number, fit in enumerate(fits)]
     if scheme == "wild":
-        losses = _wild(fit, count, seed)
-        return lambda rows: (losses(rows), np.ones((len(rows), len(fit.problem.y))))
-    draws = _draw_counts(fit.keys, count, seed)
+        return [_with_noise(fit, _wild(fit, count, seed)) for fit in fits]
+    return [_reweighted(fit, _draw_counts(fit.keys, count, seed)) for fit in fits]
+
+
+def _noise(fits: Sequence[Fitted], count: int, seed: int) -> Noise:
+    """Return the noise of all fits; a shared parameter is counted once for each, which widens it a little."""
+    blocks = [
+        Block(fit.residual, fit.slope, fit.cluster, fit.keys, np.log(fit.size), fit.problem.weight)
+        for fit in fits
+    ]
+    return noise_of(blocks, count, seed)
+
+
+def noisy_losses(fit: Fitted, drawn: Resamples, count: int) -> Array:
+    """Return log losses of the law plus noise (count, points), for statistics that need no refit.
+
+    They are those of the resamples, but where whole series were drawn: then residuals take random factors.
+    """
+    rows = np.arange(count)
+    if drawn.scheme == "cluster":
+        return _with_noise(fit, _wild(fit, count, drawn.seed))(rows)[0]
+    return drawn.drawn[fit.architecture](rows)[0]
+
+
+def _with_noise(fit: Fitted, noise: Callable[[NDArray[np.int64]], Array]) -> Drawn:
+    base = fit.problem.y - fit.residual
+    return lambda rows: (base + noise(rows), np.tile(fit.problem.weight, (len(rows), 1)))
+
+
+def _reweighted(fit: Fitted, draws: NDArray[np.int64]) -> Drawn:
     return lambda rows: (
         np.tile(fit.problem.y, (len(rows), 1)),
-        draws[rows][:, fit.cluster].astype(np.float64),
+        draws[rows][:, fit.cluster] * fit.problem.weight,
     )
 
 
@@ -223,25 +297,17 @@ def _draw_counts(keys: Sequence[Key], count: int, seed: int) -> NDArray[np.int64
     return out.astype(np.int64)
 
 
-def wild_losses(fit: Fitted, count: int, seed: int) -> Array:
-    """Return resampled log losses (resamples, points): the fit plus each cluster's residuals times a random factor.
+def _wild(fit: Fitted, count: int, seed: int) -> Callable[[NDArray[np.int64]], Array]:
+    """Return the function that draws noise of log losses (rows, points): each series' residuals times a random factor.
 
     Residuals are corrected for leverage as in CR3 (Bell and McCaffrey 2002), since a fit of five parameters follows
     nearly all the noise of its largest model. Another factor for the whole resample, sqrt(nu / chi2_nu), widens
     normal quantiles to Student's; nu is the number of clusters less the three parameters (E, A, alpha) that only
     differences between clusters identify.
     """
-    return _wild(fit, count, seed)(np.arange(count))
-
-
-def _wild(fit: Fitted, count: int, seed: int) -> Callable[[NDArray[np.int64]], Array]:
-    """Return the function that makes some of the rows of `wild_losses`."""
-    problem = fit.problem
-    loss, jacobian = problem.law.predict_with_jacobian(fit.result.u[None], problem.z)
-    base = np.log(loss[0])
-    slope = jacobian[0] / loss[0][:, None]
-    inverse = np.linalg.pinv(slope)
-    residual = problem.y - base
+    slope = fit.slope
+    residual: Array = np.where(fit.problem.weight > 0, fit.residual, 0.0)
+    inverse = np.asarray(np.linalg.pinv(slope), dtype=np.float64)
     for rows in np.split(np.argsort(fit.cluster, kind="stable"), np.cumsum(np.bincount(fit.cluster))[:-1]):
         residual[rows] = _unlevered(residual[rows], slope[rows], inverse[:, rows])
     draws = [np.random.default_rng([seed, 2, *(part + 1 for part in key)]) for key in fit.keys]
@@ -249,11 +315,11 @@ def _wild(fit: Fitted, count: int, seed: int) -> Callable[[NDArray[np.int64]], A
     freedom = max(2, len(fit.keys) - 3)
     widen = np.sqrt(freedom / np.random.default_rng([seed, 3]).chisquare(freedom, count))
 
-    def losses(rows: NDArray[np.int64]) -> Array:
-        out: Array = base + (widen[rows, None] * factor[rows])[:, fit.cluster] * residual
+    def noise(rows: NDArray[np.int64]) -> Array:
+        out: Array = (widen[rows, None] * factor[rows])[:, fit.cluster] * residual
         return out
 
-    return losses
+    return noise
 
 
 def _unlevered(residual: Array, slope: Array, inverse: Array) -> Array:

@@ -59,9 +59,9 @@ def size_effect(fit: Fitted, seed_sd: float | None = None) -> float | None:
 
     None for a law without size, and for one with as many parameters as points, which passes through all of them.
 
-    An F test of the law against itself with A = 0, on the mean residual of each cluster; its two further parameters
-    are A and alpha, and the upper tail of F with 2 and nu degrees of freedom is (1 + 2 F / nu)^(-nu/2). With too few
-    clusters the noise is that of the rows, or that between seeds (`seed_sd`, relative to the loss) if it is larger.
+    An F test of the law against itself with A = 0, on the mean of each cluster's `ordinary_residual`s; its two further
+    parameters are A and alpha, and the upper tail of F with 2 and nu degrees of freedom is (1 + 2 F / nu)^(-nu/2). With
+    too few clusters the noise is that of the rows, or that between seeds (`seed_sd`, relative to the loss) if larger.
     """
     problem, law = fit.problem, fit.problem.law
     by_size = [name for name, (column, _) in law.scaled.items() if law.size and column == law.size.column]
@@ -72,11 +72,14 @@ def size_effect(fit: Fitted, seed_sd: float | None = None) -> float | None:
     starts[:, 0] += starts[:, law.names.index(by_size[0])]
     found = minimise(without, *problem.copies(len(starts)), starts, *limits(without))
     nothing = found.u[int(np.argmin(found.objective))]
-    rows = np.bincount(fit.cluster).astype(float)
+    used = problem.weight > 0
+    _, cluster = np.unique(fit.cluster[used], return_inverse=True)
+    rows = np.bincount(cluster).astype(float)
+    ordinary = (problem.y - fit.residual)[used] + fit.ordinary_residual
 
     def spread(u: Array) -> tuple[float, Array]:
-        residual = problem.y - np.log(law.predict(u[None], problem.z)[0])
-        means = np.bincount(fit.cluster, residual) / rows
+        residual = ordinary - np.log(law.predict(u[None], problem.z[used])[0])
+        means = np.bincount(cluster, residual) / rows
         return float((rows * means**2).sum()), residual
 
     flat, _ = spread(nothing)

@@ -5,16 +5,19 @@ A flat profile shows that the points do not identify the parameter, however prec
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fitting.solver import FitResult, Problem, huber, limits, minimise
+from analysis.fitting.scale import robust_scale
+from analysis.fitting.solver import FitResult, Problem, limits, minimise
 from analysis.laws.law import Array
 
 HUMPS = 3  # rounds of further descents at humps
 POINTS = 25  # values of a profile
+CHI_SQUARED = 3.841  # 95 % quantile with one degree of freedom
 REACH = 8.0  # factor by which a profile extends below and above the estimate
 
 
@@ -66,7 +69,7 @@ def profile(problem: Problem, result: FitResult, name: str) -> Profile:
         values = np.unique(np.append(values, np.clip(estimate, low[j], high[j])))
         moved = np.repeat(starts[:, None], len(values), axis=1)
     _, reached = profiled(problem, name, values, moved)
-    allowed = float(reached.min()) * _allowance(problem, starts[0])
+    allowed = float(reached.min()) + _allowance(problem, starts[0])
     ends = _crossing(values[::-1], reached[::-1], allowed), _crossing(values, reached, allowed)
     return Profile(tuple(values.tolist()), tuple(reached.tolist()), allowed, ends)
 
@@ -117,11 +120,19 @@ def _crossing(values: Array, objective: Array, allowed: float) -> float | None:
 
 
 def _allowance(problem: Problem, u: Array) -> float:
-    """Return the nominal 95 % limit over the optimum: exp(3.84 q / 2 nu) where the objective grows as |residual|^q."""
-    residual = np.log(problem.law.predict(u[None], problem.z)[0]) - problem.y
-    total = float(huber(residual, problem.delta).sum())
-    if total <= 0:
-        return 1.0
-    q = float((np.clip(residual, -problem.delta, problem.delta) * residual).sum()) / total
-    freedom = max(1, len(problem.y) - len(problem.law.names) + len(problem.held))
-    return float(np.exp(3.84 * q / (2 * freedom)))
+    """Return by how much the objective may rise above the optimum inside a nominal 95 % interval.
+
+    Under normal noise twice the rise, times E psi' / E psi^2, is chi-squared with one degree of freedom (Heritier and
+    Ronchetti 1994, doi 10.1080/01621459.1994.10476822). E psi' is the share of normal noise of the residuals' robust
+    scale within delta.
+    """
+    free = len(problem.law.names) - len(problem.held)
+    residual = (np.log(problem.law.predict(u[None], problem.z)[0]) - problem.y)[problem.weight > 0]
+    scale = robust_scale(residual, free)
+    if scale <= 0:
+        return 0.0
+    inside = math.erf(problem.delta / (math.sqrt(2) * scale))
+    squares = float((np.clip(residual, -problem.delta, problem.delta) ** 2).sum()) / max(
+        1, len(residual) - free
+    )
+    return 0.5 * CHI_SQUARED * squares / inside

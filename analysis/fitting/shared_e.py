@@ -80,7 +80,9 @@ def fit_shared(parts: Sequence[Problem]) -> Joint:
     # All points in one problem, each set centred on its own means.
     numbered = [np.column_stack([part.z, np.full(len(part.z), number)]) for number, part in enumerate(parts)]
     z, y = np.vstack(numbered), np.concatenate([part.y for part in parts])
-    whole = Problem(joint_law(base, len(parts)), z, y, np.zeros(z.shape[1]), parts[0].delta)
+    left_out = np.concatenate([part.weight == 0 for part in parts])
+    centre = np.zeros(z.shape[1])
+    whole = Problem(joint_law(base, len(parts)), z, y, centre, parts[0].delta, left_out=left_out)
     alone = [fit_law(part) for part in parts]
     least = min(float(np.exp(part.y.min())) for part in parts)
     scanned = np.append(np.linspace(0.0, least * 0.999, SCAN), [result.u[0] for result in alone])

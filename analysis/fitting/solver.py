@@ -43,6 +43,7 @@ class Problem:
     centre: Array
     delta: float
     held: Mapping[str, float] = field(default_factory=dict)  # parameters held fixed, in the solver's terms
+    left_out: Mask | None = None  # points (points) without weight in every fit, such as those that diverged
 
     @classmethod
     def of(
@@ -68,11 +69,18 @@ class Problem:
         if len(self.y) <= most:
             return self
         kept = np.linspace(0, len(self.y) - 1, most).astype(np.int64)
-        return replace(self, z=self.z[kept], y=self.y[kept])
+        left_out = None if self.left_out is None else self.left_out[kept]
+        return replace(self, z=self.z[kept], y=self.y[kept], left_out=left_out)
+
+    @property
+    def weight(self) -> Array:
+        """Weights (points): 1, or 0 for a point that is left out."""
+        out: Array = np.ones(len(self.y)) if self.left_out is None else (~self.left_out).astype(np.float64)
+        return out
 
     def copies(self, count: int) -> tuple[Array, Array]:
-        """Return log losses and unit weights (count, points): this problem so many times in a batch."""
-        return np.tile(self.y, (count, 1)), np.ones((count, len(self.y)))
+        """Return log losses and weights (count, points): this problem so many times in a batch."""
+        return np.tile(self.y, (count, 1)), np.tile(self.weight, (count, 1))
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,11 @@ def fit_law(problem: Problem) -> FitResult:
     return polished(problem, found)
 
 
+def fit_from(problem: Problem, starts: Array) -> FitResult:
+    """Fit one law to one set of points from starts (starts, parameters), such as the minima of a similar fit."""
+    return polished(problem, minimise(problem, *problem.copies(len(starts)), starts, *limits(problem)))
+
+
 def polished(problem: Problem, found: Solution) -> FitResult:
     """Return the lowest of several solutions of one problem, minimised further."""
     law = problem.law
@@ -118,7 +131,7 @@ def polished(problem: Problem, found: Solution) -> FitResult:
     public = law.to_public(final.u, problem.centre)[0]
     status: Status = "converged" if final.settled[0] else "max_iter"
     finite = np.isfinite(final.objective[0]) and np.isfinite(final.u[0]).all()
-    if not finite or len(problem.y) < len(law.names) - len(problem.held):
+    if not finite or problem.weight.sum() < len(law.names) - len(problem.held):
         status = "abnormal"
     elif at_bound:
         status = "bound_hit"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Kind = Literal["size", "budget"]
 
 NEEDED = 2.0  # seed standard deviations
+MOST_DEVIATION = 3.0  # medians
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,15 @@ def seed_noise(frame: pd.DataFrame) -> list[SeedNoise]:
 
 
 def pooled_sd(noise: list[SeedNoise]) -> float | None:
-    """Return the standard deviation between seeds, pooled over configurations; None if there are none."""
+    """Return the standard deviation between seeds, pooled over configurations; None if there are none.
+
+    A configuration counts with at most three times the median deviation: one of its runs may have diverged.
+    """
     freedom = sum(item.seeds - 1 for item in noise)
-    return float(np.sqrt(sum((item.seeds - 1) * item.sd**2 for item in noise) / freedom)) if freedom else None
+    if not freedom:
+        return None
+    most = MOST_DEVIATION * float(np.median([item.sd for item in noise]))
+    return float(np.sqrt(sum((item.seeds - 1) * min(item.sd, most) ** 2 for item in noise) / freedom))
 
 
 def trend_checks(architecture: str, frame: pd.DataFrame) -> list[TrendCheck]:

@@ -215,7 +215,8 @@ def _optima(scene: Scene) -> Figure:
         tone, arm = scene.tone(name), wording.architecture(name)
         power = found.exponents.get("parametric")
         parabolas = [one for one in found.optima if one.corrected is not None]
-        law = _sizes(found.optima, "parametric", tone, name)
+        by_law = [one for one in found.optima if one.parametric is not None]
+        law = _sizes(by_law, "parametric", tone, name)
         corrected = _sizes(parabolas, "corrected", tone, f"{name}-isoflop")
         envelope = _sizes(found.optima, "envelope", tone, f"{name}-best")
         series += [
@@ -225,8 +226,9 @@ def _optima(scene: Scene) -> Figure:
                 dash="solid",
                 width=2,
                 hover=tuple(
-                    f"law: {wording.human(one.parametric)} parameters at {wording.number(one.flops)} FLOPs"
-                    for one in found.optima
+                    f"law: {wording.human(one.parametric or 0)} parameters at {wording.number(one.flops)} FLOPs"
+                    + ("" if one.parametric_status == "identified" else f"\n{one.reasons['parametric']}")
+                    for one in by_law
                 ),
             ),
             replace(

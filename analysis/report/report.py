@@ -90,7 +90,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = ("human", "number", "times", "between", "bounded", "percent")
+    written = ("human", "number", "times", "between", "percent")
     environment.filters |= {name: getattr(wording, name) for name in written}
     environment.filters |= {"few": _few}
     environment.filters |= {"arm": wording.architecture, "powers": _powers, "digest": _digest}
@@ -110,6 +110,7 @@ def write_report(
         exclusions=points.exclusions,
         provenance=provenance,
         budget=wording.budget,
+        schemes=wording.SCHEMES,
         tone=lambda name: colour(name, [*document.architectures, name]),
     )
     path = out / "report.html"

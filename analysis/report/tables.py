@@ -13,10 +13,13 @@ from analysis.design.budget import Proposal
 from analysis.design.expect import DesignDocument
 from analysis.design.grid import Space
 from analysis.design.scale_up import ScaleUp, Seen
+from analysis.findings.equal_loss import ComputeGain, SizeRatio, TokenGain
+from analysis.findings.frontier import FrontierGain
 from analysis.findings.note import Note
 from analysis.findings.results import FitDocument
+from analysis.laws.law import Interval
 from analysis.points.table import CheckedPoints
-from analysis.text import budget, human, percent
+from analysis.text import SCHEMES, between, budget, human, number, percent
 
 
 def print_fit(console: Console, points: CheckedPoints, document: FitDocument) -> None:
@@ -48,7 +51,7 @@ def print_fit(console: Console, points: CheckedPoints, document: FitDocument) ->
     how = document.resampling
     console.print(
         f"intervals: {how.interval} of {how.resamples:,} resamples, "
-        f"{'wild cluster bootstrap' if how.scheme == 'wild' else 'whole series'}, seed {how.seed}; "
+        f"{SCHEMES[how.scheme]}, seed {how.seed}; "
         f"points: {document.points}"
     )
     if points.exclusions:
@@ -153,34 +156,62 @@ def print_scale_up(console: Console, proposed: ScaleUp | None, seen: Sequence[Se
 
 
 def _print_comparison(console: Console, document: FitDocument) -> None:
-    """Print the size ratios and the token gains, which differ in their titles only."""
+    """Print the size ratios, and the compute, frontier and token gains, which differ in their titles only."""
     comparison = document.comparison
-    ratios = [("budget", "reference", "ratio", row, row.tokens) for row in comparison.size_ratio]
-    free = list(comparison.model_free)
-    gains = [("reference", "size", "gain", row, row.reference_tokens) for row in comparison.token_gain]
-    for title, rows in (
-        (f"size ratio against {comparison.reference}: how many times smaller for the same loss", ratios),
+    base = comparison.reference
+    for title, where, quantity, rows in (
         (
-            f"token gain over {comparison.reference}: how many times fewer tokens for the same loss and size",
-            gains,
+            f"size ratio against {base}: how many times smaller for the same loss",
+            ("budget", "reference"),
+            "ratio",
+            [(row, budget(row.iterations, row.tokens)) for row in comparison.size_ratio],
+        ),
+        (
+            f"compute gain over {base}: how many times fewer FLOPs for the same loss and budget",
+            ("budget", "reference"),
+            "gain",
+            [(row, budget(row.iterations, row.tokens)) for row in comparison.compute_gain],
+        ),
+        (
+            f"frontier gain over {base}: how many times fewer FLOPs, each at its own compute-optimal size",
+            ("FLOPs", "reference"),
+            "gain",
+            [(row, number(row.reference_flops)) for row in comparison.frontier_gain],
+        ),
+        (
+            f"token gain over {base}: how many times fewer tokens for the same loss and size",
+            ("reference", "size"),
+            "gain",
+            [(row, budget(row.iterations, row.reference_tokens)) for row in comparison.token_gain],
         ),
     ):
-        cells = [
-            {
-                "architecture": row.architecture,
-                of_budget: budget(row.iterations, tokens),
-                of_size: human(row.reference_n_params),
-                "loss": _number(row.loss, 4),
-                quantity: _number(row.estimate, 2),
-                "95 %": _interval(row.estimate_ci95, 2),
-                "status": row.status,
-            }
-            for of_budget, of_size, quantity, row, tokens in rows
-        ]
-        if rows is ratios and free:
-            for cell, one in zip(cells, free, strict=True):
-                cell |= {"of the losses": _number(one.ratio, 2), "their 95 %": _open_interval(one.ci95, 2)}
+        cells = []
+        for row, spent in rows:
+            size, (value, ends) = row.reference_n_params, _estimate(row)
+            cells.append(
+                {
+                    "architecture": row.architecture,
+                    where[0]: spent,
+                    where[1]: "-" if size is None else human(size),
+                    "loss": _number(row.loss, 4),
+                    quantity: _number(value, 2),
+                    "95 %": _interval(ends, 2),
+                    "status": row.status,
+                }
+            )
+        if rows and isinstance(rows[0][0], SizeRatio):
+            for cell, one in zip(cells, comparison.model_free, strict=False):
+                cell["of the losses"] = (
+                    "-" if one.ratio is None else f"{one.ratio:.2f} {between(one.ci95, 3)}"
+                )
         _print_table(console, title, cells)
+
+
+def _estimate(
+    row: SizeRatio | ComputeGain | FrontierGain | TokenGain,
+) -> tuple[float | None, Interval | None]:
+    """Return the laws' value and its interval, also of a row that is not identified."""
+    return (row.gain, row.ci95) if isinstance(row, ComputeGain) else (row.estimate, row.estimate_ci95)
 
 
 def _print_exponents(console: Console, document: FitDocument) -> None:
@@ -190,7 +221,7 @@ def _print_exponents(console: Console, document: FitDocument) -> None:
         for method in ("isoflop", "corrected", "envelope", "parametric"):
             one, column = found.exponents.get(method), "law" if method == "parametric" else method
             row[column] = _number(one.value if one else None, 3)
-            if method in {"corrected", "parametric"}:
+            if method != "envelope":
                 row[f"{column} 95 %"] = _interval(one.ci95 if one else None, 3)
         if found.exponents:
             rows.append(row | {"budgets": str(len(found.optima))})
@@ -224,13 +255,6 @@ def _number(value: float | None, decimals: int) -> str:
 
 def _interval(ends: tuple[float, float] | None, decimals: int) -> str:
     return "-" if ends is None else " to ".join(_number(end, decimals) for end in ends)
-
-
-def _open_interval(ends: tuple[float | None, float | None] | None, decimals: int) -> str:
-    """Write an interval whose end beyond the trained sizes is open."""
-    return (
-        "-" if ends is None else " to ".join("..." if end is None else _number(end, decimals) for end in ends)
-    )
 
 
 def _beyond(size_factor: float, budget_factor: float) -> str:

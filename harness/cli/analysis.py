@@ -58,7 +58,7 @@ class FitOptions:
         ),
     ] = None
     law: LawOption = "chinchilla"
-    delta: DeltaOption = 1e-3
+    delta: DeltaOption = None
     reference: ReferenceOption = None
     columns: Annotated[
         list[str] | None,
@@ -153,7 +153,7 @@ def scale_up(
         ),
     ] = None,
     law: LawOption = "chinchilla",
-    delta: DeltaOption = 1e-3,
+    delta: DeltaOption = None,
     root: RootOption = None,
     cluster: ClusterOption = None,
     as_json: JsonOption = False,

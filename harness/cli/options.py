@@ -66,7 +66,13 @@ LawOption = Annotated[
         "E for all architectures chinchilla_shared_e, chinchilla_iterations_shared_e, size_shared_e."
     ),
 ]
-DeltaOption = Annotated[float, typer.Option(help="Huber delta of the residuals of the log loss.")]
+DeltaOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Huber delta of the residuals of the log loss; published fits use 0.001 (default: 1.345 robust standard "
+        "deviations of the noise)."
+    ),
+]
 ReferenceOption = Annotated[
     str | None, typer.Option(metavar="ARCH", help="Architecture that the others are compared with.")
 ]

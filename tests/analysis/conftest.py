@@ -32,7 +32,7 @@ def joined(
     points: CheckedPoints, resamples: int = 100, law: Law = CHINCHILLA
 ) -> dict[str, FittedArchitecture]:
     """Return the fits that `fit` compares, without the profiles that take most of its time."""
-    fits = fit_all(points.frames, law, 1e-3)
+    fits = fit_all(points.frames, law)
     drawn = resample(fits, resamples, 0)
     return {one.architecture: FittedArchitecture.of(one, points, drawn) for one in fits}
 
@@ -42,12 +42,12 @@ def compared(table: pd.DataFrame | SyntheticStudy, resamples: int = 100, law: La
     points = checked(table.table(0) if isinstance(table, SyntheticStudy) else table)
     fits = joined(points, resamples, law)
     paired = len({frozenset(one.fit.keys) for one in fits.values()}) == 1
-    return comparison_of(fits, "cross_transformer", 1e-3, paired=paired)[0]
+    return comparison_of(fits, "cross_transformer", None, paired=paired)[0]
 
 
-def fitted(points: CheckedPoints, name: str = "prefix_simba") -> Fitted:
+def fitted(points: CheckedPoints, name: str = "prefix_simba", delta: float | None = None) -> Fitted:
     """Fit the law to one architecture alone."""
-    (one,) = fit_all({name: points.of(name)}, CHINCHILLA, 1e-3)
+    (one,) = fit_all({name: points.of(name)}, CHINCHILLA, delta)
     return one
 
 

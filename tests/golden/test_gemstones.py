@@ -88,8 +88,7 @@ def test_runs_resampled_spread_alpha_three_times_as_wide_as_rows(
 
     def spread(cluster: list[str]) -> float:
         index, keys = cluster_keys(x[:, 0], unknown, cluster)
-        drawn = resample([Fitted("hot", problem, result, index, keys, x[:, 0])], 400, seed=0)
-        assert drawn.scheme == "cluster"
+        drawn = resample([Fitted("hot", problem, result, index, keys, x[:, 0])], 400, 0, "cluster")
         return float(drawn.params["hot"][:, 3].std())
 
     by_row, by_run = spread([str(i) for i in range(len(loss))]), spread(runs)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.findings.isoflop import power_law
+from analysis.findings.exponents import power_law
 from analysis.points.table import check_points, read_table
 from tests.analysis.findings.test_isoflop import found_in
 

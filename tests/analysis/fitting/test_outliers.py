@@ -16,7 +16,7 @@ RUN = "cross_transformer-100000-1-400"
 def table() -> pd.DataFrame:
     """A study in which one run went astray."""
     table = SyntheticStudy().table(0)
-    return table.assign(loss=table["loss"].where(table["run_id"] != RUN, table["loss"] * 1.2))
+    return table.assign(loss=table["loss"].where(table["run_id"] != RUN, table["loss"] * 1.06))
 
 
 def test_an_outlier_is_named_with_its_rule_and_stays_in_the_fit(table: pd.DataFrame) -> None:
@@ -27,6 +27,24 @@ def test_an_outlier_is_named_with_its_rule_and_stays_in_the_fit(table: pd.DataFr
     assert "10 robust standard deviations" in note.text
     assert fitted.n_points == 18
     assert "outliers" not in {note.code for note in document.architectures["prefix_simba"].notes}
+
+
+def test_runs_that_diverged_have_no_weight_and_are_named(table: pd.DataFrame) -> None:
+    """Three of 36 runs at up to 3.5 times their loss change no law, hide no effect of size and widen no interval."""
+    clean = SyntheticStudy(seeds=(2,) * 4).table(0)
+    lost = ["prefix_simba-300000-0-800", "prefix_simba-3000000-1-1600", "cross_transformer-100000-1-400"]
+    off = clean["run_id"].map(dict(zip(lost, (2.6, 3.5, 2.9), strict=True))).fillna(1.0)
+    whole, without = fit(clean.assign(loss=clean["loss"] * off)), fit(clean[off == 1.0])
+    for name, one in whole.architectures.items():
+        assert one.params["alpha"] == pytest.approx(without.architectures[name].params["alpha"], rel=0.03)
+        (note,) = [note for note in one.notes if note.code == "diverged_points"]
+        assert all(run in note.text for run in lost if run.startswith(name))
+        assert one.size_effect_p is not None
+        assert one.size_effect_p < 0.01
+    first, second = (
+        max(document.comparison.size_ratio, key=lambda row: row.tokens) for document in (whole, without)
+    )
+    assert first.estimate == pytest.approx(second.estimate, rel=0.01)
 
 
 def test_noise_of_the_usual_size_makes_no_outliers() -> None:

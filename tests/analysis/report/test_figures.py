@@ -23,7 +23,7 @@ def test_both_renderers_draw_every_series_and_point_of_a_description(
     points: CheckedPoints, document: FitDocument
 ) -> None:
     shown = fit_figures(points, document) + convergence_figures(evaluations(("fd_clap-5e", "ce")))
-    assert len({figure.name for figure in shown}) == 8
+    assert len({figure.name for figure in shown}) == 7
     for figure in shown:
         series = [one for panel in figure.panels for one in panel.series]
         lines = sum(len(one.x) for one in series if one.dash != "none")

@@ -133,7 +133,6 @@ def test_figures_and_the_fit_stand_beside_the_page(written: Written, document: F
         "loss_vs_budget",
         "size_ratio",
         "residuals",
-        "profiles",
         "convergence",
     }
     assert {path.name for path in (out / "figures").iterdir()} == {
