@@ -70,7 +70,9 @@ def percent(value: float) -> str:
 
 
 def budget(iterations: float | None, tokens: float) -> str:
-    """Write a budget in iterations, or in tokens if those are None."""
+    """Write a budget in iterations, or in tokens if those are None; one token stands for a budget that is not given."""
+    if iterations is None and tokens <= 1:
+        return "the budget of the table"
     return f"{human(tokens)} tokens" if iterations is None else f"{iterations:,.0f} iterations"
 
 

@@ -19,7 +19,7 @@ from analysis.findings.curve import DEFAULT_REFERENCE
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import Array, Law
 from analysis.points.checks import SeedNoise, pooled_sd
-from analysis.points.read import MAX_JSON_BYTES, read_whole
+from analysis.points.files import MAX_JSON_BYTES, read_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -53,6 +53,20 @@ class Convention:
     changes: bool
 
 
+class CodebookComparison(Frozen):
+    """Laws of one codebook's loss, and its loss and size ratio for each architecture where the headline is read.
+
+    `ranking` has the architectures in the order of their `loss` (nats a token), the lowest first. `size_ratio` has
+    those of the headline's size and budget; a ratio may not be identified for a codebook.
+    """
+
+    codebook: str
+    params: dict[str, dict[str, float]]
+    loss: dict[str, float]
+    ranking: tuple[str, ...]
+    size_ratio: tuple[SizeRatio, ...]
+
+
 class Comparison(Frozen):
     """All architectures against the reference."""
 
@@ -66,6 +80,7 @@ class Comparison(Frozen):
     model_free: tuple[ModelFree, ...] = ()
     """Size ratios by smoothed losses, in the order of `size_ratio`."""
     frontier_gain: tuple[FrontierGain, ...] = ()
+    codebooks: tuple[CodebookComparison, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
+from analysis.findings.codebooks import compare_codebooks
 from analysis.findings.comparison import FittedArchitecture, comparison_of, fit_all
 from analysis.findings.curve import reference_of
 from analysis.findings.isoflop import optima_notes, optimal_sizes
@@ -91,7 +92,7 @@ def fit_points(
     drawn = resample(fits, resamples, seed)
     progress("comparing and checking the fits")
     fitted = {fit.architecture: FittedArchitecture.of(fit, points, drawn) for fit in fits}
-    notes = [*about, *exclusion_notes(points.exclusions)]
+    notes = [*about, *points.notes, *exclusion_notes(points.exclusions)]
     if usual and resamples < RESAMPLES:
         text = (
             f"{len(points.frame):,} points are many: {resamples} resamples were made in place of {RESAMPLES}."
@@ -100,6 +101,9 @@ def fit_points(
     if reference is None and len(fits) > 1:
         notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
     comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired, seed=seed)
+    notes.extend(found)
+    codebooks, found = compare_codebooks(points, fitted, comparison, delta, seed)
+    comparison = comparison.model_copy(update={"codebooks": codebooks})
     notes.extend(found)
     isoflop = {}
     for name, one in fitted.items():
@@ -118,6 +122,7 @@ def fit_points(
         resampling=Resampling(scheme=drawn.scheme, resamples=resamples, seed=seed),
         notes=tuple(notes),
         versions={name: installed(name) or "not installed" for name in ("ssmscale", "numpy", "pandas")},
+        exclusions=points.exclusions,
     )
     document._draws.update(drawn.params)
     return document
@@ -130,8 +135,9 @@ def drop_outliers(
     form = law_named(law)
     refuse(points, form, delta)
     fits = fit_all(points.frames, form, delta)
-    rows = {row for fit in fits for row in points.of(fit.architecture)["row"].iloc[outliers(fit)]}
-    kept, excluded = exclude(points.frame, points.frame["row"].isin(rows), "outlier", OUTLIER_RULE)
+    off = {place for fit in fits for place in points.ordered(fit.architecture).index[outliers(fit)]}
+    hit = points.frame.index.to_series().isin(off)
+    kept, excluded = exclude(points.frame, hit, "outlier", OUTLIER_RULE)
     return replace(points, frame=kept.reset_index(drop=True), exclusions=(*points.exclusions, *excluded))
 
 

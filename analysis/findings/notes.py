@@ -45,6 +45,8 @@ LEFT_OUT = {
     "duplicate": "repeating an earlier row, left out of the fit",
     "outlier": "far off the law of the others, left out of the fit as requested",
     "unannealed": "taken before the learning rate decayed, left out of the fit",
+    "unfinished": "of runs that did not finish, left out of the fit",
+    "unusable": "without a result, since a cell is empty, NaN, zero or infinite, left out of the fit",
 }
 
 

@@ -15,6 +15,7 @@ from analysis.fitting.profile import Profile
 from analysis.fitting.solver import Status
 from analysis.laws.law import Array, Interval
 from analysis.points.checks import SeedNoise, TrendCheck
+from analysis.points.table import Exclusion
 
 
 class HeldOutPoint(Frozen):
@@ -94,6 +95,7 @@ class FitDocument(Frozen):
     resampling: Resampling
     notes: tuple[Note, ...]
     versions: dict[str, str]
+    exclusions: tuple[Exclusion, ...] = ()
 
     _draws: dict[str, Array] = PrivateAttr(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""The Points table: one row for each finished run, read from CSV, Parquet or JSON lines and checked in stages.
+"""The Points table: one row for each finished run, read from files of several kinds and checked in stages.
 
 Reading refuses errors (text for a number, an impossible loss, one run with two losses) and names file, row and column.
 Checking sets aside valid rows that must not enter a fit, each with its reason. Nothing else is dropped; outliers
@@ -8,44 +8,47 @@ are dropped only on request (analysis.findings.notes).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
-from analysis.laws.catalogue import registered_inputs
 from analysis.laws.law import SIZE, Law
-from analysis.points.read import MAX_CELL, listed, read_rows, refuse_rows
+from analysis.points.columns import ABSENT, AXES, CODEBOOK, FINISHED, is_setting, known_columns, may_be_mapped
+from analysis.points.files import Table
+from analysis.points.frame import GAPS, TOKENS_FROM, Wishes, frame_of, needed_columns
+from analysis.points.note import Note
+from analysis.points.read import FILE, read_rows
+from analysis.points.sweeps import (
+    best_of,
+    cells_of,
+    differing_arms,
+    refuse_sweeps,
+    setting_named,
+    settings_of,
+)
+from analysis.points.where import conditions_of
+from analysis.points.wide import RUN, long_form, of_a_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-REQUIRED = ("architecture", "n_params", "tokens", "loss")
-OPTIONAL = ("run_id", "cluster", "iterations", "flops", "seed", "annealed", "n_params_non_embedding")
-TEXT = ("architecture", "run_id", "cluster")
-
-CEILING = {"loss": 1e3, "flops": 1e40, "n_params_non_embedding": 1e18}
-"""Largest value of each column that is no input of a law; an input has its own."""
-FLOOR = 1e-6
-"""Smallest value of any column of numbers."""
-
-TRUE = ("true", "1", "1.0", "yes")
-FALSE = ("false", "0", "0.0", "no")
-
 
 @dataclass(frozen=True)
 class Exclusion:
-    """A row left out of the fits, with the stage that left it out and the reason."""
+    """A row left out of the fits, with the stage that left it out and the reason; None for a number it lacks."""
 
     row: int
     run_id: str
     architecture: str
-    n_params: float
-    tokens: float
-    loss: float
+    n_params: float | None
+    tokens: float | None
+    loss: float | None
     code: str
     reason: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,14 @@ class CheckedPoints:
     """Points that may enter a fit (`frame`) and a list of those that may not (`exclusions`).
 
     A fit uses either annealed points or points taken mid-run; `others` holds those of the other kind, to compare them
-    with its law.
+    with its law. `notes` tell what was read and chosen.
     """
 
     frame: pd.DataFrame
     exclusions: tuple[Exclusion, ...]
     others: pd.DataFrame
     annealed: bool = True
+    notes: tuple[Note, ...] = ()
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -71,106 +75,117 @@ class CheckedPoints:
         """Rows of each architecture, in the order of `architectures`."""
         return {name: self.of(name) for name in self.architectures}
 
+    @property
+    def codebooks(self) -> tuple[str, ...]:
+        """Columns of the losses of single codebooks, in their order."""
+        names = [name for name in self.frame.columns if CODEBOOK.fullmatch(name)]
+        return tuple(sorted(names, key=lambda name: (len(name), name)))
+
     def of(self, architecture: str) -> pd.DataFrame:
         """Return the rows of one architecture, ordered by size, tokens and run."""
+        return self.ordered(architecture).reset_index(drop=True)
+
+    def ordered(self, architecture: str) -> pd.DataFrame:
+        """Return the rows of one architecture in the same order, with the index they have in `frame`."""
         rows = self.frame[self.frame["architecture"] == architecture]
-        return rows.sort_values(["n_params", "tokens", "run_id"], kind="stable").reset_index(drop=True)
+        return rows.sort_values(["n_params", "tokens", "run_id"], kind="stable")
 
 
-def known_columns() -> tuple[str, ...]:
-    """Return the columns that a table may have: those of every study and the inputs of registered laws."""
-    return tuple(dict.fromkeys((*REQUIRED, *OPTIONAL, *registered_inputs())))
+def read_table(
+    paths: Path | str | Sequence[Path | str],
+    columns: Mapping[str, str] | None = None,
+    *,
+    law: Law | None = None,
+    where: Sequence[str] = (),
+    units: Mapping[str, float] | None = None,
+    settings: Sequence[str] = (),
+    tokens_from: str | None = None,
+) -> pd.DataFrame:
+    """Read Points tables as CSV, Parquet, JSON lines or JSON; `columns` maps this project's names to the files'.
 
-
-def read_table(path: Path, columns: Mapping[str, str] | None = None) -> pd.DataFrame:
-    """Read a Points table as CSV, Parquet, JSON lines or JSON; `columns` maps this project's names to the file's.
-
-    A name that begins with = is a value for every row: {"architecture": "=mine"}. Returns the columns of
-    known_columns() and `row`, the line of the file (the header is line 1). A missing `cluster` becomes the run_id, else
+    A name that begins with = is a value for every row, {"architecture": "=mine"}, and @file is the file's own name. The
+    tables need the columns of `law`, by default those of size and tokens. `where` holds conditions such as lr<=0.001,
+    `units` factors of columns, `settings` names of columns that are settings of training, and `tokens_from` a
+    convention that computes tokens from FLOPs. Returns the columns of known_columns(), losses of codebooks, settings,
+    `file`, and `row`, the line of the file (the header is line 1). A missing `cluster` becomes the run_id, else
     architecture, size and seed; a missing run_id becomes the row's number. Raises InputError with file, row and column.
     """
-    path = Path(path)
-    columns = columns or {}
-    known = known_columns()
-    unknown = sorted(set(columns) - set(known))
-    if unknown:
-        name = unknown[0]
-        raise InputError(f"--column {name}={columns[name]}: {name} is none of {', '.join(known)}.")
-    if not path.is_file():
-        raise InputError(
-            f"{path}: there is no such file; give a CSV or Parquet table with the columns {', '.join(REQUIRED)}."
-        )
-    table = read_rows(path, [columns.get(name, name) for name in known])
-    if not table.header:
-        raise InputError(
-            f"{path}: the file is empty; it needs the columns {', '.join(REQUIRED)} and one row for each run."
-        )
-    _refuse_missing(table.header, str(path), columns)
-    return build_frame(table.columns, table.rows, str(path), columns)
+    given = [Path(path) for path in ([paths] if isinstance(paths, Path | str) else paths)]
+    wishes = Wishes(
+        columns or {}, units or {}, conditions_of(where), tuple(settings), _convention(tokens_from), law
+    )
+    for option, names in (("--column", wishes.columns), ("--unit", wishes.units)):
+        unknown = sorted(name for name in names if not may_be_mapped(name))
+        if unknown:
+            known = ", ".join((*known_columns(), "state", "loss_q0"))
+            raise InputError(f"{option} {unknown[0]}={names[unknown[0]]}: {unknown[0]} is none of {known}.")
+    needed = ", ".join(wishes.needed)
+    for path in given:
+        if not path.is_file():
+            raise InputError(
+                f"{path}: there is no such file; give a CSV or Parquet table with the columns {needed}."
+            )
+    theirs = set(wishes.columns.values())
+    added = tuple(name for name in wishes.columns.values() if name.startswith("=") or name == FILE)
+    asked = {*theirs, *known_columns(), *wishes.settings, *(one.column for one in wishes.where), RUN}
+
+    def wanted(name: str) -> bool:
+        lower = name.lower() in {"state", "status"}
+        return name in asked or lower or is_setting(name) or of_a_run(name) or bool(CODEBOOK.fullmatch(name))
+
+    tables = [read_rows(path, wanted, added) for path in given]
+    for path, table in zip(given, tables, strict=True):
+        if not table.header:
+            raise InputError(
+                f"{path}: the file is empty; it needs the columns {needed} and one row for each run."
+            )
+    sources = [str(path) for path in given]
+    return frame_of(*long_form(tables, sources, wishes.columns, added), wishes)
 
 
 def build_frame(
     header: Sequence[str],
     rows: Sequence[tuple[int, Sequence[object]]],
     source: str,
-    columns: Mapping[str, str] | None = None,
+    where: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Make the Points frame from (row number, cells) pairs, converting and checking every cell; raises InputError."""
-    import pandas as pd
+    """Make the Points frame of this project's own (row number, cells) pairs, checking every cell; raises InputError."""
+    table = Table(list(header), list(header), list(rows))
+    return frame_of([table], [source], Wishes(where=conditions_of(where)), of_people=False)
 
-    columns = columns or {}
-    known = known_columns()
-    ceilings = CEILING | {name: one.ceiling for name, one in registered_inputs().items()}
-    _refuse_missing(header, source, columns)
-    if not rows:
+
+def _convention(name: str | None) -> str | None:
+    if name is not None and name not in TOKENS_FROM:
         raise InputError(
-            f"{source}: the table has a header and no rows; a fit needs at least one finished run."
+            f"--tokens-from {name}: there is no such convention; choose {' or '.join(TOKENS_FROM)}."
         )
-    refuse_rows(len(rows), source)
-    data: dict[str, list[object]] = {"row": [number for number, _ in rows]}
-    for name in known:
-        theirs = columns.get(name, name)
-        if theirs in header:
-            j, ceiling = list(header).index(theirs), ceilings.get(name, math.inf)
-            data[name] = [_cell(cells[j], name, ceiling, number, source) for number, cells in rows]
-        else:
-            data[name] = [None] * len(rows)
-    _fill_identity(data)
-    data["annealed"] = [value is not False for value in data["annealed"]]
-    kinds = dict.fromkeys(known, float) | dict.fromkeys(TEXT, str) | {"annealed": bool}
-    frame = pd.DataFrame(data).astype(kinds)
-    _refuse_contradictions(frame, source)
-    return frame
+    return name
 
 
-def _refuse_missing(header: Sequence[str], source: str, columns: Mapping[str, str]) -> None:
-    """Raise InputError if a table lacks a required column or one that --column names."""
-    missing = [name for name in REQUIRED if name not in columns and name not in header]
-    if missing:
-        several = len(missing) > 1
-        raise InputError(
-            f"{source}: column{'s' if several else ''} {', '.join(missing)} {'are' if several else 'is'} missing; "
-            f"it has {listed(header)} (map another name with --column {missing[0]}=NAME, or give "
-            f"one value for every row with --column {missing[0]}==VALUE)."
-        )
-    for name, theirs in columns.items():
-        if theirs not in header:
-            raise InputError(
-                f"{source}: no column {theirs!r} for --column {name}={theirs}; it has {listed(header)}."
-            )
+def check_points(
+    frame: pd.DataFrame, law: Law | None = None, *, annealed: bool = True, best: Sequence[str] = ()
+) -> CheckedPoints:
+    """Set aside, in stages, rows without a result, duplicates, rows of the other kind, and what `law` cannot use.
 
-
-def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool = True) -> CheckedPoints:
-    """Set aside, in stages, duplicate rows, rows of the other kind, and architectures that `law` cannot be fitted to.
-
-    The kind is annealed points or, with annealed=False, points taken mid-run. An architecture with too few points
-    is set aside only if another one can be fitted. Raises InputError if no point is left.
+    The kind is annealed points or, with annealed=False, points taken mid-run. Of runs that differ only in the settings
+    `best`, those with the lowest loss are kept; runs that differ only in other settings are refused, since they are no
+    seeds. An architecture with too few points is set aside only if another one can be fitted. Raises InputError if no
+    point is left.
     """
+    notes: list[Note] = list(frame.attrs.get("notes", ()))
+    frame = frame.copy()
+    needed = needed_columns(law)
+    notes += _stand_ins(frame, needed)
+    reasons = _without_result(frame, needed)
+    unusable = reasons != ""
+    unfinished = (frame["state"] != "") & ~frame["state"].str.lower().isin(FINISHED)
+    frame = frame.drop(columns=[GAPS, "state"])
     identity = ["run_id", "tokens"]
     named = ["architecture", "n_params", *identity, "loss", "annealed"]
-    unnamed = [name for name in frame.columns if name not in {"row", "run_id"}]
+    unnamed = [name for name in frame.columns if name not in {"row", "file", "run_id"}]
     anonymous = frame["run_id"].str.startswith("row-")
     twice = (frame.duplicated(named) & ~anonymous) | (frame.duplicated(unnamed) & anonymous)
+    twice &= ~unusable
     other = frame["annealed"] != annealed
     if annealed:
         kind, why = "unannealed", "taken before the learning rate decayed, where the loss is biased upwards"
@@ -180,37 +195,105 @@ def check_points(frame: pd.DataFrame, law: Law | None = None, *, annealed: bool 
             "taken after the learning rate decayed, and the fit is of points taken mid-run",
         )
     stages = [
+        ("unfinished", unfinished, ""),
         ("duplicate", twice, "an earlier row has the same run at the same tokens with the same loss"),
         (kind, other, why),
+        ("unusable", unusable, ""),
     ]
     kept = frame
     excluded: list[Exclusion] = []
     for code, hit, reason in stages:
-        kept, out = exclude(kept, hit.loc[kept.index], code, reason)
+        left = hit.loc[kept.index]
+        kept, out = exclude(kept, left, code, reason or reasons.loc[left.index[left]])
         excluded += out
+    chosen = [setting_named(name, kept) for name in best]
+    if settings_of(kept):
+        cells = cells_of(kept)
+        if chosen and not kept.empty:
+            beaten, found = best_of(kept, chosen, cells)
+            kept, out = exclude(kept, beaten != "", "not_best", beaten[beaten != ""])
+            excluded += out
+            notes += found
+        refuse_sweeps(kept, cells.loc[kept.index])
     if law is not None:
-        reasons = {str(name): too_few(rows, law) for name, rows in kept.groupby("architecture")}
-        few = {name: reason for name, reason in reasons.items() if reason}
-        if len(few) < len(reasons):
+        few = {
+            str(name): reason for name, rows in kept.groupby("architecture") if (reason := too_few(rows, law))
+        }
+        if len(few) < kept["architecture"].nunique():
             kept, out = exclude(kept, kept["architecture"].isin(few), "too_few", "")
             out.sort(key=lambda one: one.architecture)
             excluded += [replace(one, reason=few[one.architecture]) for one in out]
     if kept.empty:
-        raise InputError(
-            f"no point is left to fit: all {len(frame)} rows were set aside ({excluded[-1].reason}); "
-            f"give {'finished, annealed runs' if annealed else 'points taken mid-run, with annealed=false'}."
-        )
-    others = frame[other & ~twice].reset_index(drop=True)
-    return CheckedPoints(kept.reset_index(drop=True), tuple(excluded), others, annealed)
+        raise InputError(_nothing_left(frame, excluded, annealed))
+    notes += differing_arms(kept)
+    others = frame[other & ~twice & ~unusable & ~unfinished].reset_index(drop=True)
+    return CheckedPoints(kept.reset_index(drop=True), tuple(excluded), others, annealed, tuple(notes))
+
+
+def _stand_ins(frame: pd.DataFrame, needed: Sequence[str]) -> list[Note]:
+    """Give all rows one size, or iterations for tokens, where some lack those and the law does not use them."""
+    notes = []
+    for name in AXES:
+        missing = int(frame[name].isna().sum())
+        if missing and name not in needed:
+            counted = name == "tokens" and bool(frame["iterations"].notna().all())
+            frame[name] = frame["iterations"] if counted else ABSENT
+            instead = "an iteration counts as one token" if counted else "all rows count as alike in it"
+            text = f"column {name} is empty in {missing} of {len(frame)} rows, and the law does not use it: {instead}."
+            notes.append(Note(f"no_{name}", text))
+    return notes
+
+
+def _without_result(frame: pd.DataFrame, needed: Sequence[str]) -> pd.Series[str]:
+    """Return for each row why it has no result: its state, and the needed cells that hold no value."""
+    import pandas as pd
+
+    found = []
+    for state, gaps in zip(frame["state"], frame[GAPS], strict=True):
+        parts = [f"its state is {state}"] if state and state.lower() not in FINISHED else []
+        parts += [f"column {name} {what}" for name, what in gaps if name in needed]
+        found.append(", ".join(parts))
+    missing = frame[[name for name in needed if name != "architecture"]].isna()
+    out = pd.Series(found, index=frame.index, dtype=object)
+    for name in missing.columns:
+        out = out.mask(missing[name] & (out == ""), f"column {name} is empty")
+    return out
+
+
+def _nothing_left(frame: pd.DataFrame, excluded: Sequence[Exclusion], annealed: bool) -> str:
+    """Say that all rows were set aside: by each reason how many, and where the first of them is."""
+    counts = Counter(one.reason for one in excluded)
+    first = {one.reason: one for one in reversed(excluded)}
+    several = frame["file"].nunique() > 1
+    parts: list[str] = []
+    for reason, count in counts.most_common(3):
+        one = first[reason]
+        place = f"{one.file}: row {one.row}" if several or not parts else f"row {one.row}"
+        parts.append(f"{place}{f' and {count - 1} more' if count > 1 else ''}: {reason}")
+    rows = f"all {len(frame)} rows were" if len(frame) > 1 else "its one row was"
+    return (
+        f"no point is left to fit: {rows} set aside ({'; '.join(parts)}); "
+        f"give {'finished, annealed runs' if annealed else 'points taken mid-run, with annealed=false'}."
+    )
 
 
 def exclude(
-    frame: pd.DataFrame, hit: pd.Series[bool], code: str, reason: str
+    frame: pd.DataFrame, hit: pd.Series[bool], code: str, reason: str | pd.Series[str]
 ) -> tuple[pd.DataFrame, list[Exclusion]]:
-    """Return the rows that `hit` does not mark, and an Exclusion for each row that it marks."""
-    out = frame.loc[hit, ["row", "run_id", "architecture", "n_params", "tokens", "loss"]]
-    out = out.assign(code=code, reason=reason)
-    return frame[~hit], [Exclusion(*cells) for cells in out.itertuples(index=False, name=None)]
+    """Return the rows that `hit` does not mark, and an Exclusion for each row that it marks.
+
+    `reason` is that of all these rows, or has one for each of them.
+    """
+    names = ["row", "run_id", "architecture", "n_params", "tokens", "loss"]
+    out = frame.loc[hit, [*names, "file"]].assign(code=code, reason=reason)[
+        [*names, "code", "reason", "file"]
+    ]
+    listed = [Exclusion(*map(_number, cells)) for cells in out.itertuples(index=False, name=None)]
+    return frame[~hit], listed
+
+
+def _number(cell: Any) -> Any:
+    return None if isinstance(cell, float) and math.isnan(cell) else cell
 
 
 def too_few(frame: pd.DataFrame, law: Law) -> str:
@@ -218,6 +301,8 @@ def too_few(frame: pd.DataFrame, law: Law) -> str:
     rows, wanted = [int(row) for row in frame["row"]], len(law.names)
     name = str(frame["architecture"].iloc[0])
     where = f"row {rows[0]}" if len(rows) == 1 else f"rows {min(rows)} to {max(rows)}"
+    files = frame["file"].unique()
+    where = f"{files[0]}: {where}" if len(files) == 1 else f"rows of {' and '.join(files[:2])}"
     first = law.inputs[0]
     values = frame[first.column].dropna().unique()
     if len(values) == 1:
@@ -232,66 +317,3 @@ def too_few(frame: pd.DataFrame, law: Law) -> str:
             f"{wanted} parameters of law {law.name}"
         )
     return ""
-
-
-def _cell(value: object, name: str, ceiling: float, row: int, source: str) -> object:
-    place = f"{source}: row {row}, column {name}:"
-    text = "" if value is None else str(value).strip()
-    if len(text) > MAX_CELL:
-        raise InputError(f"{place} has {len(text):,} characters, and at most {MAX_CELL:,} are read.")
-    empty = text == "" or (name not in TEXT and text.lower() in {"nan", "none", "null", "na", "<na>"})
-    if name in TEXT:
-        if empty or text in {"nan", "None", "<NA>"}:
-            if name == "architecture":
-                raise InputError(f"{place} is empty; name the architecture.")
-            return None
-        return text
-    if empty:
-        if name in REQUIRED:
-            raise InputError(f"{place} is {text or 'empty'}; it must be a number above 0.")
-        return None
-    if name == "annealed":
-        if text.lower() in TRUE:
-            return True
-        if text.lower() in FALSE:
-            return False
-        raise InputError(f"{place} {text!r} is neither true nor false.")
-    try:
-        number = float(text)
-    except ValueError:
-        comma = "," in text and text.replace(",", ".", 1).replace(".", "", 1).isdigit()
-        hint = "write decimals with a point" if comma else "it must be a number"
-        raise InputError(f"{place} {text!r} is not a number; {hint}.") from None
-    if name == "seed":
-        if not number.is_integer():
-            raise InputError(f"{place} {text} is not a whole number.")
-        if number < 0:
-            raise InputError(f"{place} {text} is below 0; number the seeds from 0 on.")
-        return number
-    if not math.isfinite(number) or number < FLOOR or number > ceiling:
-        raise InputError(
-            f"{place} {text} is out of range; it must be above 0 (at least {FLOOR:g}) and at most {ceiling:g}."
-        )
-    return number
-
-
-def _fill_identity(data: dict[str, list[object]]) -> None:
-    for i, row in enumerate(data["row"]):
-        seed = "" if data["seed"][i] is None else f"{data['seed'][i]:g}"
-        unnamed = f"{data['architecture'][i]}/{data['n_params'][i]:.15g}/{seed}"
-        data["cluster"][i] = data["cluster"][i] or data["run_id"][i] or unnamed
-        data["run_id"][i] = data["run_id"][i] or f"row-{row}"
-
-
-def _refuse_contradictions(frame: pd.DataFrame, source: str) -> None:
-    compared = ["loss", "architecture", "n_params"]
-    seen: dict[tuple[str, float], tuple[Any, ...]] = {}
-    for row, run_id, tokens, *values in frame[["row", "run_id", "tokens", *compared]].itertuples(index=False):
-        first, *former = seen.setdefault((run_id, tokens), (row, *values))
-        for name, one, other in zip(compared, former, values, strict=True):
-            if one != other:
-                raise InputError(
-                    f"{source}: row {row}, column {name}: run {run_id} at {tokens:.15g} tokens has {one} in row "
-                    f"{first} and {other} in row {row}; "
-                    + ("keep one of them." if name == "loss" else "give each run its own run_id.")
-                )

@@ -33,6 +33,7 @@ def print_fit(console: Console, points: CheckedPoints, document: FitDocument) ->
         laws.append(row | {"objective": f"{fitted.objective:.4g}", "status": fitted.status})
     _print_table(console, f"{document.law}: {document.formula}", laws)
     _print_comparison(console, document)
+    _print_codebooks(console, document)
     predictions = [
         {
             "architecture": name,
@@ -212,6 +213,16 @@ def _estimate(
 ) -> tuple[float | None, Interval | None]:
     """Return the laws' value and its interval, also of a row that is not identified."""
     return (row.gain, row.ci95) if isinstance(row, ComputeGain) else (row.estimate, row.estimate_ci95)
+
+
+def _print_codebooks(console: Console, document: FitDocument) -> None:
+    """Print the loss of each codebook by architecture, in nats at the size and budget of the headline."""
+    rows = []
+    for one in document.comparison.codebooks:
+        losses = {name: _number(loss, 4) for name, loss in one.loss.items()}
+        ratios = {f"ratio {row.architecture}": _number(row.estimate, 2) for row in one.size_ratio}
+        rows.append({"codebook": one.codebook, **losses, **ratios})
+    _print_table(console, "loss of each codebook where the size ratio is read, and its own size ratio", rows)
 
 
 def _print_exponents(console: Console, document: FitDocument) -> None:

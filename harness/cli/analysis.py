@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from harness.cli.options import (
     ReferenceOption,
     RootOption,
     StudyArgument,
+    TableOptions,
 )
 from harness.common.console import console, errors, print_json, warn
 from ssmttm.errors import InputError
@@ -51,23 +53,9 @@ class FitOptions:
     study: Annotated[
         str | None, typer.Argument(metavar="[STUDY]", help=STUDY_HELP, autocompletion=complete_study)
     ] = None
-    points_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--points", metavar="FILE", help="Fit a CSV, Parquet or JSON-lines table in place of a study."
-        ),
-    ] = None
     law: LawOption = "chinchilla"
     delta: DeltaOption = None
     reference: ReferenceOption = None
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--column",
-            metavar="A=B",
-            help="Read column A from the table's column B; A==TEXT sets one value for every row; repeatable.",
-        ),
-    ] = None
     predict: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,14 +82,14 @@ class FitOptions:
     root: RootOption = None
 
 
-def fit(options: FitOptions, as_json: JsonOption = False) -> None:
+def fit(options: FitOptions, table: TableOptions, as_json: JsonOption = False) -> None:
     """Fit a scaling law to each architecture and compare them.
 
     Prints the laws and, at equal loss, the ratios of size, compute and tokens, with intervals.
     """
     from analysis.report.tables import print_fit
 
-    fitted = _fit(options)
+    fitted = _fit(options, table)
     if as_json:
         print_json(fitted.document.model_dump(mode="json"))
     else:
@@ -114,6 +102,7 @@ def report(
         typer.Option("--out", "-o", metavar="DIR", help="Folder for report.html, figures/ and fit.json."),
     ],
     options: FitOptions,
+    table: TableOptions,
 ) -> None:
     """Write an HTML report: curves, comparison and warnings.
 
@@ -125,7 +114,7 @@ def report(
     from harness.record.provenance import commit
     from harness.tracking.sync import keep_report
 
-    fitted = _fit(options)
+    fitted = _fit(options, table)
     resolved, tracker = fitted.resolved, fitted.tracker
     provenance = Provenance(command=shlex.join(["ssmscale", *sys.argv[1:]]), commit=commit())
     page = write_report(
@@ -279,27 +268,39 @@ def _evaluations(resolved: ResolvedStudy) -> pd.DataFrame:
     return pd.DataFrame([asdict(row) for row in evaluation_rows(resolved)], columns=COLUMNS)
 
 
-def _fit(options: FitOptions) -> _Fitted:
+def _fit(options: FitOptions, table: TableOptions) -> _Fitted:
     from analysis.findings.document import drop_outliers, fit_points
     from analysis.findings.note import Note
     from analysis.findings.predict import asked
     from analysis.laws.catalogue import law_named
-    from analysis.points.read import column_names
+    from analysis.points.read import column_names, column_units
     from analysis.points.table import check_points, read_table
     from harness.record.points import without_points
     from harness.record.status import RunStatus, to_rounding
 
-    study, points_file, law, delta = options.study, options.points_file, options.law, options.delta
-    if (study is None) == (points_file is None):
+    study, law, delta = options.study, options.law, options.delta
+    if (study is None) == (not table.points):
         raise InputError("give either a STUDY or --points FILE, and not both")
+    if study is not None and (table.columns or table.units or table.tokens_from):
+        raise InputError("--column, --unit and --tokens-from are of tables; give them with --points FILE")
     form, asks = law_named(law), [asked(text) for text in options.predict or ()]
     resolved, rows, tracker = None, list[RunStatus](), None
-    if points_file is not None:
-        frame = read_table(points_file, column_names(options.columns or ()))
+    where, best = table.where or (), [name.strip() for name in (table.best or "").split(",") if name.strip()]
+    if study is None:
+        frame = read_table(
+            table.points or (),
+            column_names(table.columns or ()),
+            law=form,
+            where=where,
+            units=column_units(table.units or ()),
+            settings=best,
+            tokens_from=table.tokens_from,
+        )
     else:
-        assert study is not None
-        resolved, rows, tracker, frame = _points(study, options.root, on_the_way=options.unannealed)
-    checked = check_points(frame, form, annealed=not options.unannealed)
+        resolved, rows, tracker, frame = _points(
+            study, options.root, on_the_way=options.unannealed, where=where
+        )
+    checked = check_points(frame, form, annealed=not options.unannealed, best=best)
     if options.drop_outliers:
         checked = drop_outliers(checked, law=law, delta=delta)
     said = {"runs_without_points": without_points(rows), "runs_met_to_rounding": to_rounding(rows)}
@@ -318,11 +319,11 @@ def _fit(options: FitOptions) -> _Fitted:
 
 
 def _points(
-    study: str, root: Path | None, *, on_the_way: bool = False
+    study: str, root: Path | None, *, on_the_way: bool = False, where: Sequence[str] = ()
 ) -> tuple[ResolvedStudy, list[RunStatus], Tracker | None, pd.DataFrame]:
     """Return a study as it was submitted, its rows, its tracker, and the table of its points."""
     from analysis.points.table import build_frame
-    from harness.record.points import COLUMNS, cells, points_of
+    from harness.record.points import header_of, points_of, rows_of
     from harness.record.registry import registered
     from harness.submit.monitor import begun
     from harness.tracking.sync import bring_up_to_date
@@ -332,4 +333,7 @@ def _points(
     with errors.status("bringing MLflow up to date"):
         tracker = bring_up_to_date(resolved, rows)
     points = list(points_of(rows, resolved.root, on_the_way=on_the_way))
-    return resolved, rows, tracker, build_frame(COLUMNS, cells(points), f"study {resolved.study.name}")
+    frame = build_frame(
+        header_of(points), list(enumerate(rows_of(points), 1)), f"study {resolved.study.name}", where
+    )
+    return resolved, rows, tracker, frame

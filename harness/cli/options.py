@@ -144,6 +144,61 @@ class TargetOptions:
 
 
 @dataclass(frozen=True)
+class TableOptions:
+    """Tables of points in place of a study, their reading, and the choice of rows."""
+
+    points: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--points",
+            metavar="FILE",
+            help="Fit a CSV, Parquet or JSON table, or an export of Weights & Biases, in place of a study; repeatable.",
+        ),
+    ] = None
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column",
+            metavar="A=B",
+            help="Read column A from the table's column B; A==TEXT sets one value for every row, A=@file the file's "
+            "name; repeatable.",
+        ),
+    ] = None
+    units: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--unit",
+            metavar="A=UNIT",
+            help="Multiply column A: n_params=B for a column in billions; k, M, B, T or a number; repeatable.",
+        ),
+    ] = None
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="CONDITION",
+            help="Read only rows with optimizer=adamw, 'lr<=0.001' or 'n_params>=100M', by any column; repeatable.",
+        ),
+    ] = None
+    best: Annotated[
+        str | None,
+        typer.Option(
+            "--best",
+            metavar="A,B",
+            help="Of runs that differ in settings A and B alone, such as lr,batch, keep those with the lowest loss.",
+        ),
+    ] = None
+    tokens_from: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens-from",
+            metavar="CONVENTION",
+            help="Compute missing tokens: flops/6n, or flops/6n_non_embedding for sizes without embeddings.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class DesignOptions:
     """Questions of `plan` about the design of a study."""
 
@@ -202,6 +257,8 @@ def expand_options(verb: Callable[..., None]) -> Callable[..., None]:
         for name, value in given.items():
             if isinstance(value, Path):  # no shell expands --root=~/runs, or a value of the environment
                 given[name] = with_home(value)
+            elif isinstance(value, list):
+                given[name] = [with_home(one) if isinstance(one, Path) else one for one in value]
         options = {
             name: kind(**{field.name: given.pop(field.name) for field in fields(kind)})
             for name, kind in kinds.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TextIO
@@ -39,9 +39,15 @@ class Point:
     loss: float
     seed: int
     annealed: bool
+    lr: float
+    batch: int
+    frames: int
+    loss_codebooks: tuple[float, ...] = ()
+    """Losses of the single codebooks in nats a token, columns loss_q0, loss_q1, ...; empty if there is one codebook."""
 
 
-COLUMNS = [field.name for field in fields(Point)]
+COLUMNS = [field.name for field in fields(Point) if field.name != "loss_codebooks"]
+"""Columns that every table has; those of the codebooks follow."""
 
 
 def points_of(rows: Sequence[RunStatus], root: Root, *, on_the_way: bool = False) -> Iterator[Point]:
@@ -74,22 +80,35 @@ def without_points(rows: Sequence[RunStatus]) -> str:
     return f"{len(left)} of the study's {len(rows)} runs have no point: {text}{'; '.join(['', *named])}."
 
 
-def cells(points: Sequence[Point]) -> list[tuple[int, tuple[object, ...]]]:
-    """Return the rows, numbered, as the analysis takes a table."""
-    return [(number, tuple(asdict(point).values())) for number, point in enumerate(points, start=1)]
+def header_of(points: Sequence[Point]) -> list[str]:
+    """Return the columns of a table of points, with those of its codebooks."""
+    return [*COLUMNS, *(f"loss_q{book}" for book in range(_codebooks(points)))]
 
 
-def write_table(points: Iterator[Point], out: Path | None, standard_output: TextIO) -> None:
+def rows_of(points: Sequence[Point]) -> Iterator[tuple[object, ...]]:
+    """Yield the cells of each point under `header_of`; None for the codebooks of a point that lacks their losses."""
+    books = _codebooks(points)
+    for point in points:
+        of_books = point.loss_codebooks if len(point.loss_codebooks) == books else (None,) * books
+        yield (*(getattr(point, name) for name in COLUMNS), *of_books)
+
+
+def _codebooks(points: Sequence[Point]) -> int:
+    return max((len(point.loss_codebooks) for point in points), default=0)
+
+
+def write_table(found: Iterable[Point], out: Path | None, standard_output: TextIO) -> None:
     """Write CSV to standard output, or CSV or Parquet to a file by its suffix, which `check_output` has checked."""
+    points = list(found)
     if out is None:
-        write_csv(points, Point, standard_output)
+        _write_rows(rows_of(points), header_of(points), standard_output)
     elif out.suffix == ".parquet":
         import pandas as pd
 
-        pd.DataFrame([asdict(point) for point in points], columns=COLUMNS).to_parquet(out, index=False)
+        pd.DataFrame(rows_of(points), columns=header_of(points)).to_parquet(out, index=False)
     else:
         with out.open("w", encoding="utf-8", newline="") as file:
-            write_csv(points, Point, file)
+            _write_rows(rows_of(points), header_of(points), file)
 
 
 def check_output(out: Path | None, *endings: str) -> None:
@@ -109,14 +128,19 @@ def check_output(out: Path | None, *endings: str) -> None:
 def write_csv(rows: Iterable[Any], kind: type[Any], file: TextIO) -> None:
     """Write the rows of a dataclass as CSV, with its fields as columns."""
     names = [field.name for field in fields(kind)]
+    _write_rows(([getattr(row, name) for name in names] for row in rows), names, file)
+
+
+def _write_rows(rows: Iterable[Sequence[object]], names: Sequence[str], file: TextIO) -> None:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    writer.writerows(rows)
 
 
 def _final(row: RunStatus) -> Point:
     assert row.result is not None
     result = Result.of_event(row.result)
+    run = row.point.run
     return Point(
         run_id=row.run_id,
         cluster=row.series_id,
@@ -124,12 +148,16 @@ def _final(row: RunStatus) -> Point:
         size=row.point.size,
         n_params=result.n_params,
         n_params_non_embedding=result.n_params_non_embedding,
-        iterations=row.point.run.iterations,
+        iterations=run.iterations,
         tokens=result.tokens,
         flops=result.flops,
         loss=result.loss,
-        seed=row.point.run.seed,
+        seed=run.seed,
         annealed=result.annealed,
+        lr=run.optimiser.lr,
+        batch=run.batch,
+        frames=run.frames,
+        loss_codebooks=_of_books(result.loss_codebooks),
     )
 
 
@@ -137,7 +165,18 @@ def _evaluations(identity: str, folder: Path, like: Point) -> Iterator[Point]:
     for step, event in sorted(read_progress(folder).evals.items()):
         tokens = event.get("tokens")
         if isinstance(tokens, int):
-            flops, loss = like.flops / like.tokens * tokens, float(event["loss"])
             yield replace(
-                like, run_id=identity, iterations=step, tokens=tokens, flops=flops, loss=loss, annealed=False
+                like,
+                run_id=identity,
+                iterations=step,
+                tokens=tokens,
+                flops=like.flops / like.tokens * tokens,
+                loss=float(event["loss"]),
+                annealed=False,
+                loss_codebooks=_of_books(event.get("loss_codebooks", ())),
             )
+
+
+def _of_books(losses: Sequence[float]) -> tuple[float, ...]:
+    """Return the losses of codebooks; those of one codebook are the loss itself."""
+    return tuple(losses) if len(losses) > 1 else ()

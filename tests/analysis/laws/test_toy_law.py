@@ -81,9 +81,9 @@ def test_it_is_reported(points: CheckedPoints, document: FitDocument, tmp_path: 
 
 def test_values_that_its_input_forbids_are_refused_with_their_row(table: pd.DataFrame) -> None:
     with pytest.raises(
-        InputError, match=r"row 2, column width_ratio: 0\.0 is out of range; .* at most 10000"
+        InputError, match=r"row 2, column width_ratio: 20000\.0 is out of range; .* at most 10000"
     ):
-        checked(table.assign(width_ratio=0.0))
+        checked(table.assign(width_ratio=2e4))
     with pytest.raises(InputError, match=r"row 2, column width_ratio: is empty; law toy needs it"):
         fit_points(checked(table.assign(width_ratio=table["width_ratio"].where(table.index > 0))), law="toy")
 

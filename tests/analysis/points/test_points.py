@@ -30,9 +30,10 @@ def test_csv_parquet_json_lines_and_json_give_the_same_points(tmp_path: Path) ->
     table.to_parquet(tmp_path / "p.parquet")
     table.to_json(tmp_path / "p.jsonl", orient="records", lines=True, double_precision=15)
     table.to_json(tmp_path / "p.json", orient="records", double_precision=15)
-    expected = read_table(tmp_path / "p.csv").drop(columns="row")
+    places = ["file", "row"]
+    expected = read_table(tmp_path / "p.csv").drop(columns=places)
     for name in ("p.parquet", "p.jsonl", "p.json"):
-        pd.testing.assert_frame_equal(read_table(tmp_path / name).drop(columns="row"), expected)
+        pd.testing.assert_frame_equal(read_table(tmp_path / name).drop(columns=places), expected)
 
 
 @pytest.mark.parametrize(
@@ -57,14 +58,14 @@ def test_ordinary_variants_of_csv_are_read(tmp_path: Path, text: str, encoding: 
         ("", "the file is empty"),
         (f"{HEADER}\n", "a header and no rows"),
         (f"{HEADER}\nx,many,1e6,3\n", "row 2, column n_params: 'many' is not a number"),
-        (f"{HEADER}\nx,1e5,1e6,3\nx,1e5,1e7,nan\n", "row 3, column loss: is nan"),
+        (f"{HEADER}\nx,1e5,1e6,nan\n", "row 2: column loss is nan"),
         (f"{HEADER}\nx,1e5,1e6,-3\n", "row 2, column loss: -3 is out of range"),
-        (f"{HEADER}\nx,1e5,1e6,inf\n", "row 2, column loss: inf is out of range"),
+        (f"{HEADER}\nx,1e5,1e6,inf\n", "row 2: column loss is inf"),
         (f"{HEADER}\nx,1e5,1e6,1e308\n", "row 2, column loss: 1e308 is out of range"),
         (f"{HEADER}\nx,1e308,1e6,3\n", "row 2, column n_params: 1e308 is out of range"),
-        (f"{HEADER}\nx,0,1e6,3\n", "row 2, column n_params: 0 is out of range"),
-        (f"{HEADER}\nx,,1e6,3\n", "row 2, column n_params: is empty"),
-        (f"{HEADER}\n,1e5,1e6,3\n", "row 2, column architecture: is empty"),
+        (f"{HEADER}\nx,0,1e6,3\n", "row 2: column n_params is 0"),
+        (f"{HEADER}\nx,,1e6,3\n", "row 2: column n_params is empty"),
+        (f"{HEADER}\n,1e5,1e6,3\n", "row 2: column architecture is empty"),
         ("architecture,n_params,loss\nx,1,3\n", "column tokens is missing"),
         ("architecture,n_params\nx,1e5\n", "columns tokens, loss are missing"),
         (
@@ -90,7 +91,7 @@ def test_ordinary_variants_of_csv_are_read(tmp_path: Path, text: str, encoding: 
 def test_a_bad_table_is_refused_in_one_sentence_with_its_place(tmp_path: Path, text: str, said: str) -> None:
     path = write(tmp_path / "bad.csv", text)
     with pytest.raises(InputError) as caught:
-        read_table(path)
+        check_points(read_table(path))
     message = str(caught.value)
     assert said in message
     assert str(path) in message
@@ -146,8 +147,7 @@ def test_points_without_names_may_agree_in_size_and_tokens(tmp_path: Path) -> No
 def test_a_field_that_is_missing_in_one_line_of_json_is_an_empty_cell(tmp_path: Path) -> None:
     row = '{"architecture": "x", "n_params": 1e5, "tokens": 1e6%s}\n'
     path = write(tmp_path / "p.jsonl", row % ', "loss": 3' + row % "")
-    with pytest.raises(InputError, match="row 2, column loss: is empty"):
-        read_table(path)
+    assert [gone.reason for gone in check_points(read_table(path)).exclusions] == ["column loss is empty"]
     with pytest.raises(InputError, match="row 1 is not a JSON object"):
         read_table(write(tmp_path / "list.jsonl", "[1, 2]\n"))
     for text in ("{", "3", "not json"):
@@ -266,7 +266,7 @@ def test_a_file_is_refused_by_its_size_before_it_is_read(tmp_path: Path) -> None
 
 def test_columns_that_no_law_reads_are_not_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "p.csv", f"{HEADER},note\na,1e5,1e6,3,x\n")
-    table = read_rows(path, ("architecture", "loss", "=mine"))
+    table = read_rows(path, ("architecture", "loss").__contains__, ("=mine",))
     assert table.header == [*HEADER.split(","), "note", "=mine"]
     assert table.columns == ["architecture", "loss", "=mine"]
     assert table.rows == [(2, ["a", "3", "mine"])]

@@ -239,14 +239,14 @@ def test_every_row_of_a_table_is_taken_or_set_aside_or_the_table_is_refused(
             assert path.name in said
             return
         (frame,) = frames
-        for name in ("n_params", "tokens", "loss"):
-            assert all(math.isfinite(value) and value > 0 for value in frame[name])
         checks: list[Any] = []
         said = refusal_of(lambda: checks.append(check_points(frame)), InputError)
         if said is not None:
             assert "no point is left" in said
             return
         (checked,) = checks
+        for name in ("n_params", "tokens", "loss"):
+            assert all(math.isfinite(value) and value > 0 for value in checked.frame[name])
         assert len(checked.frame) + len(checked.exclusions) == len(frame)
         if case.kind == "valid":
             assert len(frame) == len(rows)

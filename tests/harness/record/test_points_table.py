@@ -34,7 +34,8 @@ def evaluated(tracked_root: Root, study_fields: Fields) -> Root:
     trunk = begin_series(tracked_root, points[0].run)
     for step in (2, 4):
         log_steps(trunk, [step])
-        trunk.append(Event.EVAL, step=step, loss=5.0 + 1 / 3 - step / 10, tokens=step * 800)
+        books = {"loss_codebooks": [4.0, 6.0]} if step == 2 else {}  # a former version's line lacks them
+        trunk.append(Event.EVAL, step=step, loss=5.0 + 1 / 3 - step / 10, tokens=step * 800, **books)
     trunk.append(Event.FINISHED)
     for point in points:
         finish(begin_run(tracked_root, point.run), point.run, loss=4.0 + 1 / 3)
@@ -74,6 +75,21 @@ def test_evaluations_during_training_are_rows_that_are_not_annealed(
     assert len(rates) == 1
 
 
+def test_losses_of_codebooks_and_settings_of_training_are_columns(
+    evaluated: Root, study_fields: Fields, ssmscale: Command
+) -> None:
+    every = table(ssmscale("points", "tiny", "--root", evaluated.path, "--all"))
+    books = {(row["annealed"], row["iterations"]): (row["loss_q0"], row["loss_q1"]) for row in every}
+    assert books["False", "2"] == ("4.0", "6.0")
+    assert books["False", "4"] == ("", "")
+    assert {values for (annealed, _), values in books.items() if annealed == "True"} == {
+        (str(4.0 + 1 / 3),) * 2
+    }
+    run = rows_of(evaluated, study_fields)[0].point.run
+    settings = {(float(row["lr"]), int(row["batch"]), int(row["frames"])) for row in every}
+    assert settings == {(run.optimiser.lr, run.batch, run.frames)}
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_files_hold_the_same_table(evaluated: Root, ssmscale: Command, tmp_path: Path, ending: str) -> None:
     import pandas as pd
@@ -82,7 +98,7 @@ def test_files_hold_the_same_table(evaluated: Root, ssmscale: Command, tmp_path:
     out = tmp_path / f"points.{ending}"
     assert ssmscale("points", "tiny", "--root", evaluated.path, "--all", "--out", out).status == 0
     read = pd.read_csv(out) if ending == "csv" else pd.read_parquet(out)
-    assert list(read.columns) == COLUMNS
+    assert list(read.columns) == [*COLUMNS, "loss_q0", "loss_q1"]
     pd.testing.assert_frame_equal(read, pd.read_csv(io.StringIO(shown.out)))
 
 
