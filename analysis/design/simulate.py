@@ -75,7 +75,7 @@ def drawn_losses(clean: Array, cluster: pd.Series[str], noise: Noise, seed: int,
 def true_size_ratios(grid: CheckedPoints, prior: Prior, reference: str) -> list[SizeRatio]:
     """Return the headline of each architecture by the prior's own laws; raises InputError if the prior lacks one."""
     curves = {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in grid.architectures}
-    rows = [row for row, _ in size_ratios(curves, reference)]
+    rows = [one.ratio for one in size_ratios(curves, reference)]
     found = (headline_of(rows, name) for name in grid.architectures)
     return [row for row in found if row is not None]
 
@@ -100,9 +100,8 @@ def simulate(grid: CheckedPoints, prior: Prior, reference: str, draws: Draws = U
         curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn).curve for fit in fits}
         for name, row in truth.items():
             at = Rung(row.reference_n_params, row.iterations, row.tokens)
-            found[name].append(
-                compare_at({name: curves[name], reference: curves[reference]}, reference, at)[name]
-            )
+            arms = {name: curves[name], reference: curves[reference]}
+            found[name].append(compare_at(arms, reference, at)[name].ratio)
         for name, rows in params.items():
             rows.append([interval(column) for column in drawn.params[name].T])
         if draws.progress is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from analysis import text as wording
 from analysis.findings.curve import Curve, size_at
 from analysis.findings.equal_loss import (
+    Compared,
     ComputeGain,
     SizeRatio,
     TokenGain,
@@ -159,11 +160,11 @@ def comparison_of(
         reference=base,
         n_convention="n_params",
         paired=paired,
-        size_ratio=tuple(ratio for ratio, _ in found),
-        compute_gain=tuple(gain for _, gain in found if gain is not None),
+        size_ratio=tuple(one.ratio for one in found),
+        compute_gain=tuple(one.gain for one in found if one.gain is not None),
         token_gain=tuple(token_gains(curves, base)) if compared and law.data else (),
         conventions=tuple(_conventions(curves, found, base, delta)),
-        model_free=tuple(model_free(curves, base, [row for row, _ in found], seed)),
+        model_free=tuple(model_free(curves, base, found, seed)),
         frontier_gain=tuple(frontier_gains(curves, base)) if compared else (),
     )
     return comparison, _notes(comparison) if compared else []
@@ -214,7 +215,7 @@ def _apart(comparison: Comparison, name: str) -> str:
 
 def _conventions(
     curves: Mapping[str, Curve],
-    found: Sequence[tuple[SizeRatio, ComputeGain | None]],
+    found: Sequence[Compared],
     base: str,
     delta: float | None,
 ) -> list[Convention]:
@@ -222,10 +223,10 @@ def _conventions(
     out = []
     recounted: dict[str, Curve] | None = None
     for name in curves:
-        ratio = headline_of((row for row, _ in found), name)
+        ratio = headline_of((one.ratio for one in found), name)
         if ratio is None or ratio.estimate is None or ratio.n_params is None:
             continue
-        gain = next(one for row, one in found if row is ratio)
+        gain = next(one.gain for one in found if one.ratio is ratio)
         recounted = _recounted(curves, delta) if recounted is None else recounted
         if {name, base} <= set(recounted):
             other = _without_embeddings(recounted[name], recounted[base], curves[base], ratio)

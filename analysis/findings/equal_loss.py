@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from pydantic import PrivateAttr
 
 from analysis import text as wording
 from analysis.findings.curve import Curve, Rung, central, data_at, open_end, rungs, size_at
@@ -54,13 +53,6 @@ class SizeRatio(AtEqualLoss):
     ends_supported: bool | None = None
     status: Verdict
     reason: str
-
-    _draws: Array | None = PrivateAttr(default=None)
-
-    @property
-    def draws(self) -> Array | None:
-        """Ratios of the estimate and of every resample (1 + resamples); None if read from a file."""
-        return self._draws
 
 
 class ComputeGain(AtEqualLoss):
@@ -159,17 +151,23 @@ class _Comparison:
         return " and ".join(reason for reason in reasons if reason)
 
 
-def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[tuple[SizeRatio, ComputeGain | None]]:
-    """Compare every architecture with the reference at the reference's trained rungs, the largest size first.
+@dataclass(frozen=True)
+class Compared:
+    """A size ratio with its values (1 + resamples) and compute gain, None without a ratio or FLOPs of the points."""
 
-    The compute gain is None if there is no ratio or the points have no FLOPs.
-    """
+    ratio: SizeRatio
+    gain: ComputeGain | None
+    values: Array
+
+
+def size_ratios(curves: Mapping[str, Curve], reference: str) -> list[Compared]:
+    """Compare every architecture with the reference at the reference's trained rungs, the largest size first."""
     return [_size_ratio(one) for one in _comparisons(curves, reference, rungs(curves[reference], curves))]
 
 
-def compare_at(curves: Mapping[str, Curve], reference: str, rung: Rung) -> dict[str, SizeRatio]:
+def compare_at(curves: Mapping[str, Curve], reference: str, rung: Rung) -> dict[str, Compared]:
     """Compare every architecture with the reference at one size and length, whether trained or not."""
-    return {one.architecture: _size_ratio(one)[0] for one in _comparisons(curves, reference, [rung])}
+    return {one.architecture: _size_ratio(one) for one in _comparisons(curves, reference, [rung])}
 
 
 def token_gains(curves: Mapping[str, Curve], reference: str) -> list[TokenGain]:
@@ -177,13 +175,13 @@ def token_gains(curves: Mapping[str, Curve], reference: str) -> list[TokenGain]:
     return [_token_gain(one) for one in _comparisons(curves, reference, rungs(curves[reference], curves))]
 
 
-def headline_of(rows: Iterable[SizeRatio], architecture: str) -> SizeRatio | None:
-    """Return an architecture's ratio at the largest compute of the reference that the runs of both identify.
+def headline_of(rows: Iterable[SizeRatio], architecture: str | None = None) -> SizeRatio | None:
+    """Return the ratio, of an architecture or of any, at the largest compute of the reference where it is identified.
 
     Of the rungs with that compute, up to the factor ONE_BUDGET, the one with the lowest loss counts, then the largest.
     If no ratio is identified, it is chosen among those with a number, else among all; None without rows.
     """
-    own = [row for row in rows if row.architecture == architecture]
+    own = [row for row in rows if architecture in {None, row.architecture}]
     own = (
         [row for row in own if row.ratio is not None]
         or [row for row in own if row.estimate is not None]
@@ -216,7 +214,7 @@ def _comparisons(curves: Mapping[str, Curve], reference: str, at: Sequence[Rung]
     ]
 
 
-def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
+def _size_ratio(at: _Comparison) -> Compared:
     n_params = size_at(at.curve, at.loss, at.data[0])
     with np.errstate(divide="ignore"):
         ratio = at.rung.n_params / n_params
@@ -240,8 +238,7 @@ def _size_ratio(at: _Comparison) -> tuple[SizeRatio, ComputeGain | None]:
         status=judged.status,
         reason=judged.reason,
     )
-    found._draws = ratio
-    return found, None if judged.value is None else _compute_gain(at, found, n_params)
+    return Compared(found, None if judged.value is None else _compute_gain(at, found, n_params), ratio)
 
 
 def _compute_gain(at: _Comparison, ratio: SizeRatio, n_params: Array) -> ComputeGain | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from analysis import text as wording
 from analysis.findings.curve import Curve
-from analysis.findings.equal_loss import AtEqualLoss, SizeRatio
+from analysis.findings.equal_loss import AtEqualLoss, Compared, SizeRatio
 from analysis.findings.support import SAME
 from analysis.fitting.bootstrap import cluster_keys
 from analysis.fitting.surface import Rows, Surface, surfaces
@@ -42,12 +42,12 @@ class ModelFree(AtEqualLoss):
 
 
 def model_free(
-    curves: Mapping[str, Curve], reference: str, rows: Sequence[SizeRatio], seed: int
+    curves: Mapping[str, Curve], reference: str, rows: Sequence[Compared], seed: int
 ) -> list[ModelFree]:
     """Return the model-free size ratio beside each of the law's, in their order, by as many draws as the law has."""
     base = curves[reference]
     pairs = {name: _Pair.of(curve, base, seed) for name, curve in curves.items() if name != reference}
-    return [_beside(row, pairs[row.architecture]) for row in rows]
+    return [_beside(row, pairs[row.ratio.architecture]) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def _logs(n_params: Array, data: Array | float, curve: Curve) -> Array:
     return np.stack([np.log(n_params), np.broadcast_to(np.log(amount), len(n_params))], axis=1)
 
 
-def _beside(row: SizeRatio, pair: _Pair) -> ModelFree:
+def _beside(law: Compared, pair: _Pair) -> ModelFree:
+    row = law.ratio
     name = wording.architecture(row.architecture)
     if isinstance(pair.found, str):
         return _refused(row, row.loss, pair.found)
@@ -149,7 +150,7 @@ def _beside(row: SizeRatio, pair: _Pair) -> ModelFree:
         ci95=ends,
         status="identified",
         reason="",
-        disagrees=_disagrees(row, log_ratio),
+        disagrees=_disagrees(law, log_ratio),
     )
 
 
@@ -172,11 +173,11 @@ def _ends(log_ratio: Array) -> OpenInterval | None:
     ) else None
 
 
-def _disagrees(row: SizeRatio, log_ratio: Array) -> bool:
+def _disagrees(law: Compared, log_ratio: Array) -> bool:
     """Return True if 95 % of the law's resamples less the draws (1 + draws), taken as independent, have one sign."""
-    if row.estimate is None or row.draws is None or len(log_ratio) < 3:
+    if law.ratio.estimate is None or len(log_ratio) < 3:
         return False
     with np.errstate(divide="ignore", invalid="ignore"):
-        apart = np.nan_to_num(np.log(row.draws[1:]) - log_ratio[1:], nan=0.0)
+        apart = np.nan_to_num(np.log(law.values[1:]) - log_ratio[1:], nan=0.0)
     low, high = np.percentile(apart, [2.5, 97.5])
     return bool(low > 0 or high < 0)

@@ -87,12 +87,12 @@ def test_an_isoflop_ratio_is_identified_inside_the_bands_and_not_at_the_largest_
     curves = curves_of(campaign)
     frame = curves[REFERENCE].frame
     corner = Rung(float(frame["n_params"].max()), None, float(frame["tokens"].max()))
-    row = compare_at(curves, REFERENCE, corner)[ARM]
+    row = compare_at(curves, REFERENCE, corner)[ARM].ratio
     assert (row.status, row.ratio) == ("extrapolated", None)
     assert "times the largest trained compute" in row.reason
     for budget in campaign.budgets:
         best = campaign.optimal_size(REFERENCE, budget)
-        inside = compare_at(curves, REFERENCE, Rung(best, None, budget / (6 * best)))[ARM]
+        inside = compare_at(curves, REFERENCE, Rung(best, None, budget / (6 * best)))[ARM].ratio
         wanted = campaign.ratio(best, budget / (6 * best))
         supported = curves[ARM].support.place(best / wanted, budget / (6 * best)).inside
         assert inside.estimate == pytest.approx(wanted, rel=1e-6)
@@ -105,7 +105,7 @@ def test_every_trained_rung_is_a_row_and_many_are_thinned_evenly() -> None:
         curves = curves_of(campaign)
         frame = curves[REFERENCE].frame
         trained = set(zip(frame["n_params"], frame["tokens"], strict=True))
-        rows = [row for row, _ in size_ratios(curves, REFERENCE)]
+        rows = [one.ratio for one in size_ratios(curves, REFERENCE)]
         assert {(row.reference_n_params, row.tokens) for row in rows} == trained
         assert len(token_gains(curves, REFERENCE)) == len(rows)
     sizes, tokens = (tuple(np.geomspace(values[0], values[-1], 30)) for values in (SIZES, TOKENS))
@@ -143,7 +143,7 @@ def test_the_headline_is_at_the_largest_compute_that_both_support_and_a_second_s
 
 def test_of_the_runs_of_one_budget_the_headline_is_the_one_with_the_lowest_loss() -> None:
     campaign = CAMPAIGNS["isoflop"]
-    rows = [row for row, _ in size_ratios(curves_of(campaign), REFERENCE)]
+    rows = [one.ratio for one in size_ratios(curves_of(campaign), REFERENCE)]
     row = headline_of(rows, ARM)
     assert row is not None
     best = campaign.optimal_size(REFERENCE, campaign.budgets[-1])
@@ -164,7 +164,7 @@ def test_an_interval_that_spans_all_trained_sizes_identifies_nothing() -> None:
             ARM: Curve(CHINCHILLA, params, arm.frame),
             REFERENCE: Curve(CHINCHILLA, np.tile(base.params, (41, 1)), base.frame),
         }
-        row = compare_at(wide, REFERENCE, at)[ARM]
+        row = compare_at(wide, REFERENCE, at)[ARM].ratio
         assert row.status == status
         assert ("spans all trained sizes" in row.reason) == (status == "not_identified")
 
@@ -180,7 +180,7 @@ def test_an_end_of_an_interval_outside_the_support_is_said() -> None:
             ARM: Curve(CHINCHILLA, params, curves[ARM].frame),
             REFERENCE: Curve(CHINCHILLA, base, curves[REFERENCE].frame),
         }
-        row = compare_at(drawn, REFERENCE, Rung(size, None, TOKENS[-1]))[ARM]
+        row = compare_at(drawn, REFERENCE, Rung(size, None, TOKENS[-1]))[ARM].ratio
         assert (row.status, row.ends_supported) == ("identified", supported)
 
 
