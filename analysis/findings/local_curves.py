@@ -87,7 +87,8 @@ class _Pair:
     def falling(self, surface: Surface, data: float) -> _Falling:
         """Return the architecture's curve at an amount of data, between the sizes trained there."""
         if data not in self.at:
-            logs = np.linspace(*np.log(self.curve.support.sizes_at(data)), READ_AT)
+            smallest, largest = np.log(self.curve.support.sizes_at(data))
+            logs = np.linspace(float(smallest), float(largest), READ_AT)
             loss = surface.log_loss(_logs(np.exp(logs), data, self.curve))
             rising = float(np.mean(loss[1:, 0] <= loss[1:, -1])) if len(loss) > 1 else 0.0
             bent = (np.diff(loss, axis=1) > 0).any(axis=1)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from analysis.findings.curve import Curve, Rung
+from analysis.findings.curve import Rung
 from analysis.findings.equal_loss import compare_at
 from analysis.findings.local_curves import ModelFree, model_free
-from analysis.laws.catalogue import CHINCHILLA
-from tests.analysis.conftest import checked
+from tests.analysis.conftest import true_curves
 from tests.analysis.simulators import ARM, CAMPAIGNS, REFERENCE, SIZES, TOKENS, Campaign
 
 QUICK, FULL = 40, 200
@@ -37,12 +36,7 @@ def cell_of(name: str) -> Rung:
 
 def losses_alone(campaign: Campaign, at: Rung, seed: int) -> ModelFree:
     """Return the model-free ratio of one simulated campaign; the curves' laws are true ones, which it does not use."""
-    frames = checked(campaign.table(seed)).frames
-    params = {
-        name: np.tile([law.E, law.A, law.B, law.alpha, law.beta], (1 + DRAWS, 1))
-        for name, law in campaign.laws.items()
-    }
-    curves = {name: Curve(CHINCHILLA, params[name], frames[name]) for name in frames}
+    curves = true_curves(campaign, campaign.table(seed), DRAWS)
     by_law = compare_at(curves, REFERENCE, at)[ARM]
     (found,) = model_free(curves, REFERENCE, [by_law], seed)
     return found

@@ -12,8 +12,8 @@ from analysis.findings.support import Support
 from analysis.laws.catalogue import CHINCHILLA
 from analysis.laws.law import Array
 from analysis.report.headlines import headlines
-from tests.analysis.conftest import checked, fit
-from tests.analysis.simulators import ARM, CAMPAIGNS, REFERENCE, SIZES, TOKENS, Campaign, Truth
+from tests.analysis.conftest import fit, true_curves
+from tests.analysis.simulators import ARM, CAMPAIGNS, REFERENCE, SIZES, TOKENS, Campaign
 
 GRID = np.array(
     [(size, tokens) for size in np.geomspace(1e7, 1e9, 5) for tokens in np.geomspace(1e8, 1e10, 5)]
@@ -70,21 +70,11 @@ def test_the_sizes_of_a_budget_are_those_of_the_hull_there() -> None:
     assert support(TOGETHER).sizes_at(1e9) == (pytest.approx(5e7), pytest.approx(5e7))
 
 
-def curves_of(campaign: Campaign, *, laws: dict[str, Truth] | None = None) -> dict[str, Curve]:
-    """Return the true laws of a campaign with its points, as if they had been fitted without error."""
-    table, laws = campaign.table(0), laws or dict(campaign.laws)
-    frames = checked(table).frames
-    return {
-        name: Curve(CHINCHILLA, np.array([[law.E, law.A, law.B, law.alpha, law.beta]]), frames[name])
-        for name, law in laws.items()
-    }
-
-
 def test_an_isoflop_ratio_is_identified_inside_the_bands_and_not_at_the_largest_size_and_most_tokens() -> (
     None
 ):
     campaign = CAMPAIGNS["isoflop"]
-    curves = curves_of(campaign)
+    curves = true_curves(campaign)
     frame = curves[REFERENCE].frame
     corner = Rung(float(frame["n_params"].max()), None, float(frame["tokens"].max()))
     row = compare_at(curves, REFERENCE, corner)[ARM].ratio
@@ -102,7 +92,7 @@ def test_an_isoflop_ratio_is_identified_inside_the_bands_and_not_at_the_largest_
 
 def test_every_trained_rung_is_a_row_and_many_are_thinned_evenly() -> None:
     for campaign in (CAMPAIGNS["one_seed"], CAMPAIGNS["isoflop"]):
-        curves = curves_of(campaign)
+        curves = true_curves(campaign)
         frame = curves[REFERENCE].frame
         trained = set(zip(frame["n_params"], frame["tokens"], strict=True))
         rows = [one.ratio for one in size_ratios(curves, REFERENCE)]
@@ -110,7 +100,7 @@ def test_every_trained_rung_is_a_row_and_many_are_thinned_evenly() -> None:
         assert len(token_gains(curves, REFERENCE)) == len(rows)
     sizes, tokens = (tuple(np.geomspace(values[0], values[-1], 30)) for values in (SIZES, TOKENS))
     grid = dict.fromkeys((REFERENCE, ARM), sizes)
-    many = curves_of(Campaign(sizes=grid, tokens=dict.fromkeys(grid, tokens)))
+    many = true_curves(Campaign(sizes=grid, tokens=dict.fromkeys(grid, tokens)))
     kept = rungs(many[REFERENCE], many)
     assert len(kept) == 96
     assert {(sizes[0], tokens[0]), (sizes[-1], tokens[-1])} <= {(one.n_params, one.tokens) for one in kept}
@@ -143,7 +133,7 @@ def test_the_headline_is_at_the_largest_compute_that_both_support_and_a_second_s
 
 def test_of_the_runs_of_one_budget_the_headline_is_the_one_with_the_lowest_loss() -> None:
     campaign = CAMPAIGNS["isoflop"]
-    rows = [one.ratio for one in size_ratios(curves_of(campaign), REFERENCE)]
+    rows = [one.ratio for one in size_ratios(true_curves(campaign), REFERENCE)]
     row = headline_of(rows, ARM)
     assert row is not None
     best = campaign.optimal_size(REFERENCE, campaign.budgets[-1])
@@ -151,7 +141,7 @@ def test_of_the_runs_of_one_budget_the_headline_is_the_one_with_the_lowest_loss(
 
 
 def test_an_interval_that_spans_all_trained_sizes_identifies_nothing() -> None:
-    curves = curves_of(CAMPAIGNS["one_seed"])
+    curves = true_curves(CAMPAIGNS["one_seed"])
     arm, base = curves[ARM], curves[REFERENCE]
     at = Rung(SIZES[-1], None, TOKENS[-1])
     for spread, status in ((0.2, "identified"), (6.0, "not_identified")):
@@ -170,7 +160,7 @@ def test_an_interval_that_spans_all_trained_sizes_identifies_nothing() -> None:
 
 
 def test_an_end_of_an_interval_outside_the_support_is_said() -> None:
-    curves = curves_of(CAMPAIGNS["one_seed"])
+    curves = true_curves(CAMPAIGNS["one_seed"])
     for size, supported in ((SIZES[-1], True), (SIZES[2], False)):
         factor = np.concatenate([[1.0], np.geomspace(0.5, 2.0, 40)])
         params = np.tile(curves[ARM].params, (41, 1))
@@ -185,7 +175,7 @@ def test_an_end_of_an_interval_outside_the_support_is_said() -> None:
 
 
 def test_a_prediction_says_whether_the_runs_support_it() -> None:
-    curve = curves_of(CAMPAIGNS["isoflop"])[REFERENCE]
+    curve = true_curves(CAMPAIGNS["isoflop"])[REFERENCE]
     frame = curve.frame
     largest, most = frame["n_params"].max(), frame["tokens"].max()
     near = frame.iloc[0]
