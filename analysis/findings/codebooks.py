@@ -19,8 +19,8 @@ from analysis.fitting.bootstrap import affordable, resample
 from analysis.laws.law import Array
 from analysis.points.table import CheckedPoints
 
-CODEBOOK_RESAMPLES = 200
-"""Resamples of each codebook's laws: fewer than of the mean's, since codebooks are many."""
+CODEBOOK_RESAMPLES = 100
+"""Resamples of each codebook's laws: fewer than of the mean's, since codebooks are many; their intervals are rough."""
 
 
 def compare_codebooks(

@@ -28,7 +28,7 @@ from analysis.fitting.checks import size_effect
 from analysis.fitting.scale import delta_of, diverged
 from analysis.fitting.shared_e import fit_shared
 from analysis.fitting.solver import FitResult, Problem, fit_from, fit_law
-from analysis.laws.law import Interval, Law
+from analysis.laws.law import Array, Interval, Law
 from analysis.points.checks import pooled_sd, seed_noise
 
 if TYPE_CHECKING:
@@ -150,8 +150,12 @@ def comparison_of(
     *,
     paired: bool,
     seed: int = 0,
+    resampled: Mapping[str, Array] | None = None,
 ) -> tuple[Comparison, list[Note]]:
-    """Return size ratios, compute, token and frontier gains at equal loss, and notes on their limits."""
+    """Return size ratios, compute, token and frontier gains at equal loss, and notes on their limits.
+
+    `resampled` are log losses (resamples, points) of each architecture, for what they show along the frontier.
+    """
     law = fitted[base].curve.law
     compared = len(fitted) > 1 and law.size is not None
     curves = {name: one.curve for name, one in fitted.items()}
@@ -165,7 +169,7 @@ def comparison_of(
         token_gain=tuple(token_gains(curves, base)) if compared and law.data else (),
         conventions=tuple(_conventions(curves, found, base, delta)),
         model_free=tuple(model_free(curves, base, found, seed)),
-        frontier_gain=tuple(frontier_gains(curves, base)) if compared else (),
+        frontier_gain=tuple(frontier_gains(curves, base, resampled)) if compared else (),
     )
     return comparison, _notes(comparison) if compared else []
 

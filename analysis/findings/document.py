@@ -100,15 +100,22 @@ def fit_points(
         notes.append(Note("fewer_resamples", text))
     if reference is None and len(fits) > 1:
         notes.append(Note("default_reference", f"no reference was named; {base} was taken."))
-    comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired, seed=seed)
+    resampled = {
+        name: noisy_losses(
+            one.fit, drawn, min(resamples, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES))
+        )
+        for name, one in fitted.items()
+    }
+    comparison, found = comparison_of(
+        fitted, base, delta, paired=drawn.paired, seed=seed, resampled=resampled
+    )
     notes.extend(found)
     codebooks, found = compare_codebooks(points, fitted, comparison, delta, seed)
     comparison = comparison.model_copy(update={"codebooks": codebooks})
     notes.extend(found)
     isoflop = {}
     for name, one in fitted.items():
-        count = min(resamples, affordable(len(one.fit.problem.y), ISOFLOP_RESAMPLES))
-        isoflop[name] = optimal_sizes(one.curve, noisy_losses(one.fit, drawn, count))
+        isoflop[name] = optimal_sizes(one.curve, resampled[name])
         notes.extend(optima_notes(name, isoflop[name]))
     document = FitDocument(
         law=form.name,

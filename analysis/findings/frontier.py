@@ -3,35 +3,43 @@
 L_opt(C) is the least loss of a law for C training FLOPs, over all sizes. For a budget C of the reference, C' solves
 L_arm,opt(C') = L_ref,opt(C), and the gain is C / C'. It is identified only if both optima are supported: the budget
 lies among those that the architecture was trained with, and the optimal size among the sizes trained there.
+
+Where the losses of several sizes show the least loss of a budget themselves (`equal_compute.py`), the identified gain
+is theirs, not the law's: a law that misses the losses by .5 % is wrong by a tenth in compute.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from analysis import text as wording
 from analysis.findings.curve import Curve, thinned
+from analysis.findings.equal_compute import equal_compute
 from analysis.findings.equal_loss import Judged, Verdict
 from analysis.findings.law_optimum import REACH, LawOptimum, law_optimum, refined, rough
+from analysis.findings.least_losses import SAME, LeastLosses
 from analysis.findings.note import Frozen
+from analysis.findings.parabola import CLOSED
 from analysis.findings.rungs import rungs_of
+from analysis.fitting.bootstrap import interval
 from analysis.laws.law import Array, Interval
 
 BUDGETS = 5  # at which the frontiers are compared
 BEYOND = float(np.log(100.0))
 """Distance in ln C outside an architecture's trained budgets up to which its frontier is searched."""
 STEP = 0.4  # of the table in ln C from which the search starts
-SAME = float(np.log(1.05))  # distance in ln C, and in ln N, that counts as inside
 
 
 class FrontierGain(Frozen):
     """Training FLOPs of the reference over those of the architecture, each at its own compute-optimal size.
 
-    `gain` and `ci95` are null unless the gain is identified. `estimate` is the laws' value even if an optimum lies
-    outside the trained budgets or the sizes trained there.
+    `gain` and `ci95` are null unless the gain is identified; `by` says whether they are those of the `losses` or of the
+    `law`. `observed` is the value of the least losses at equal compute, null if they do not show it. `estimate` is the
+    laws' value even if an optimum lies outside the trained budgets or the sizes trained there.
     """
 
     architecture: str
@@ -46,13 +54,20 @@ class FrontierGain(Frozen):
     estimate_ci95: Interval | None
     status: Verdict
     reason: str
+    by: Literal["losses", "law"] | None
+    observed: float | None
+    observed_ci95: Interval | None
     flop_convention: str
 
 
-def frontier_gains(curves: Mapping[str, Curve], reference: str) -> list[FrontierGain]:
+def frontier_gains(
+    curves: Mapping[str, Curve], reference: str, resampled: Mapping[str, Array] | None = None
+) -> list[FrontierGain]:
     """Compare every architecture's frontier with the reference's at a few of its budgets, the largest first.
 
-    None if the law has no size or no data. FLOPs are the points' own if all architectures have them, else 6ND.
+    `resampled` are log losses (resamples, points) of every architecture, in the order of its curve's frame; without
+    them nothing is `observed`. A law without size or data has no frontier. FLOPs are the points' own if all
+    architectures have them, else 6ND.
     """
     law = curves[reference].law
     if law.size is None or law.data is None:
@@ -62,11 +77,14 @@ def frontier_gains(curves: Mapping[str, Curve], reference: str) -> list[Frontier
     base = curves[reference]
     log_flops = _budgets(base)
     found, runs = law_optimum(base, base.params, log_flops), _Runs.of(base)
+    seen = {name: LeastLosses.of(equal_compute(curves[name], own)) for name, own in (resampled or {}).items()}
     return [
         gain
         for name, curve in curves.items()
         if name != reference
-        for gain in _gains(name, curve, base, runs, log_flops, found)
+        for gain in _gains(
+            _Pair(name, curve, base, runs, seen.get(name), seen.get(reference)), log_flops, found
+        )
     ]
 
 
@@ -96,33 +114,48 @@ class _Arm:
     optimum: bool
 
 
-def _gains(
-    name: str, curve: Curve, base: Curve, of_base: _Runs, log_flops: Array, found: LawOptimum
-) -> list[FrontierGain]:
+@dataclass(frozen=True)
+class _Pair:
+    """An architecture and the reference, with what their losses show."""
+
+    name: str
+    curve: Curve
+    base: Curve
+    base_runs: _Runs
+    seen: LeastLosses | None
+    base_seen: LeastLosses | None
+
+
+def _gains(pair: _Pair, log_flops: Array, found: LawOptimum) -> list[FrontierGain]:
+    curve = pair.curve
     equal, own = _equal_compute(curve, found.loss)
     values = np.exp(np.where(found.inside, log_flops - equal, np.nan))
-    of_arm = _Runs.of(curve)
+    runs = _Runs.of(curve)
     gains = []
     for i, at in enumerate(log_flops):
         there = (float(at), float(found.log_size[0, i]), bool(found.inside[0, i]))
         here = (float(equal[0, i]), float(own.log_size[0, i]), bool(own.inside[0, i]))
         arms = (
-            _Arm("the reference", base, of_base, *there),
-            _Arm(wording.architecture(name), curve, of_arm, *here),
+            _Arm("the reference", pair.base, pair.base_runs, *there),
+            _Arm(wording.architecture(pair.name), curve, runs, *here),
         )
         known = Judged.of(values[:, i], *_verdict(arms, here[0]), "with the least compute searched")
-        has = known.value is not None
+        has, identified = known.value is not None, known.status == "identified"
+        observed, ends = _observed(pair, there[0])
         gains.append(
             FrontierGain(
-                architecture=name,
+                architecture=pair.name,
                 reference_flops=float(np.exp(there[0])),
                 reference_n_params=float(np.exp(there[1])) if there[2] else None,
                 loss=float(found.loss[0, i]) if there[2] else None,
                 flops=float(np.exp(here[0])) if has else None,
                 n_params=float(np.exp(here[1])) if has else None,
+                by=("law" if observed is None else "losses") if identified else None,
+                observed=observed,
+                observed_ci95=ends,
                 flop_convention=curve.flop_convention,
-                gain=known.identified,
-                ci95=known.identified_ci95,
+                gain=known.identified if observed is None or not identified else observed,
+                ci95=known.identified_ci95 if observed is None or not identified else ends,
                 estimate=known.value,
                 estimate_ci95=known.ci95,
                 status=known.status,
@@ -130,6 +163,19 @@ def _gains(
             )
         )
     return gains
+
+
+def _observed(pair: _Pair, log_flops: float) -> tuple[float | None, Interval | None]:
+    """Return the gain that the losses show at a budget of the reference, and its interval; both or neither."""
+    if pair.seen is None or pair.base_seen is None or not pair.base_seen.covers(log_flops):
+        return None, None
+    target = pair.base_seen.least(np.array([log_flops]))[:, 0]
+    equal = pair.seen.budgets_of(target)
+    drawn = equal[1:][np.isfinite(equal[1:])]
+    if not pair.seen.covers(float(equal[0])) or len(drawn) < max(2, CLOSED * (len(equal) - 1)):
+        return None, None
+    low, high = interval(np.exp(log_flops - drawn))
+    return float(np.exp(log_flops - equal[0])), (low, high)
 
 
 def _equal_compute(curve: Curve, loss: Array) -> tuple[Array, LawOptimum]:

@@ -8,20 +8,20 @@ true minimum is known, and subtracted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from analysis import text as wording
-from analysis.findings.carried import CarriedLosses, near_the_law
 from analysis.findings.curve import Curve
+from analysis.findings.equal_compute import DRAWS, Budget, equal_compute
 from analysis.findings.equal_loss import Verdict
 from analysis.findings.exponents import Exponent, exponent_of
 from analysis.findings.law_optimum import REACH, LawOptimum, law_optimum
 from analysis.findings.note import Note
-from analysis.findings.parabola import WINDOW, Parabola, noise_of
-from analysis.findings.rungs import FEWEST, MAX_BUDGETS, Method, Rung, rungs_of
+from analysis.findings.parabola import CLOSED, WINDOW
+from analysis.findings.rungs import FEWEST, MAX_BUDGETS, Method, Rung
 from analysis.fitting.bootstrap import interval
 from analysis.laws.law import Array, Interval
 
@@ -29,8 +29,6 @@ Standing = Literal["centred", "off_centre", "edge"]
 
 OFF_CENTRE = 0.25  # largest distance of a minimum from the middle, as a share of the sampled width
 BIASED = float(np.log(1.1))  # bias from which on a parabola counts as off centre
-CLOSED = 0.95  # least share of the resamples whose parabola has a minimum, for an interval
-DRAWS = 300  # resampled laws whose optima make an interval
 DISAGREE = (
     0.25  # least share of the budgets at which the law and the parabolas exclude each other, for a note
 )
@@ -115,32 +113,18 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
 
     `resampled` are log losses (resamples, points) for the intervals, the points in the order of the curve's frame.
     """
-    usable = near_the_law(curve)
-    left_out = tuple(str(one) for one in curve.frame.loc[~usable, "run_id"])
-    curve, resampled = replace(curve, frame=curve.frame[usable]), resampled[:, usable]
-    size = curve.frame["n_params"].to_numpy(dtype=np.float64)
-    rungs, method = rungs_of(np.log(size), np.log(curve.flops))
+    own = equal_compute(curve, resampled)
     reason = ""
     if curve.law.size is None or curve.law.data is None:
         reason = "the law has no trade-off between size and data"
-    elif len(rungs) < 2:
+    elif len(own.rungs) < 2:
         reason = f"fewer than 2 budgets have {FEWEST} trained sizes each"
     if reason:
-        return OptimalSizes(None, curve.flop_convention, (), {}, reason, left_out=left_out)
-    found = law_optimum(curve, curve.params[: DRAWS + 1], np.array([rung.log_flops for rung in rungs]))
-    points = CarriedLosses(curve, resampled, DRAWS)
-    losses = [points.of(rung) for rung in rungs]
-    parabolas = [Parabola.about_the_minimum(rung, one[0]) for rung, one in zip(rungs, losses, strict=True)]
-    noise = noise_of([one.misfit(own[0]) for one, own in zip(parabolas, losses, strict=True)])
-    estimates = [
-        _estimate(
-            parabola,
-            *losses[i],
-            points.drawn(parabola.rung, None if noise is None else float(noise[i])),
-            found.at(i),
-        )
-        for i, parabola in enumerate(parabolas)
-    ]
+        return OptimalSizes(None, curve.flop_convention, (), {}, reason, left_out=own.left_out)
+    found = law_optimum(
+        own.curve, curve.params[: DRAWS + 1], np.array([rung.log_flops for rung in own.rungs])
+    )
+    estimates = [_estimate(one, found.at(i)) for i, one in enumerate(own.budgets)]
     exponents, missing = {}, {}
     for name in METHODS:
         exponent = _exponent(name, estimates)
@@ -149,7 +133,7 @@ def optimal_sizes(curve: Curve, resampled: Array) -> OptimalSizes:
         else:
             exponents[name] = exponent
     optima = tuple(one.optimum for one in estimates)
-    return OptimalSizes(method, curve.flop_convention, optima, exponents, "", missing, left_out)
+    return OptimalSizes(own.method, curve.flop_convention, optima, exponents, "", missing, own.left_out)
 
 
 def optima_notes(name: str, found: OptimalSizes) -> Iterator[Note]:
@@ -174,13 +158,12 @@ def _apart(one: Interval | None, other: Interval | None) -> bool:
     return one is not None and other is not None and (one[1] < other[0] or other[1] < one[0])
 
 
-def _estimate(
-    parabola: Parabola, values: Array, by_law: Array, deviation: Array, law: LawOptimum
-) -> _Estimate:
+def _estimate(budget: Budget, law: LawOptimum) -> _Estimate:
+    parabola, values = budget.parabola, budget.values
     rung, sampled = parabola.rung, parabola.sampled
     low, high = rung.log_sizes[0], rung.log_sizes[-1]
     at = float(parabola.vertex(values[None])[0])
-    scattered, missed = parabola.vertex(values + deviation), parabola.vertex(by_law)
+    scattered, missed = parabola.vertex(values + budget.deviation), parabola.vertex(budget.by_law)
     bias = np.where(law.inside[:, 0], missed - law.log_size[:, 0], np.nan)
     count = min(len(scattered), len(bias) - 1)
     drawn = {"isoflop": scattered, "corrected": scattered[:count] - bias[1 : count + 1]}

@@ -18,6 +18,7 @@ from analysis.laws.law import Array
 
 WINDOW = float(np.log(5.0))
 """Distance in ln N of the sizes of a parabola from its minimum."""
+CLOSED = 0.95  # least share of the resamples whose parabola has a minimum, for an interval
 MOVES = 5  # of a window at most
 STUDENT = 0.25 * (1.96**2 + 1)
 PRIOR = 6.0  # degrees of freedom with which the variance of all rungs enters that of one
@@ -64,12 +65,16 @@ class Parabola:
 
     def vertex(self, values: Array) -> Array:
         """Return ln N at the minimum (problems) by log losses of the rung's rows (problems, rows); nan without one."""
+        return self.minimum(values)[0]
+
+    def minimum(self, values: Array) -> tuple[Array, Array]:
+        """Return ln N and the log loss at the minimum (problems), as `vertex` does."""
         place = self.rung.place - self.window.start
         used = (place >= 0) & (place < len(self.sampled))
-        _, slope, bend = (self._inverse[:, place[used]] * self.rung.share[used]) @ values[:, used].T
+        level, slope, bend = (self._inverse[:, place[used]] * self.rung.share[used]) @ values[:, used].T
         with np.errstate(divide="ignore", invalid="ignore"):
-            found: Array = np.where(bend > 0, self.sampled.mean() - slope / (2 * bend), np.nan)
-        return found
+            shift = np.where(bend > 0, -slope / (2 * bend), np.nan)
+        return self.sampled.mean() + shift, level + 0.5 * slope * shift
 
     def misfit(self, values: Array) -> tuple[float, float]:
         """Return the sum of squares that the parabola leaves of values (rows), and its degrees of freedom.

@@ -18,12 +18,14 @@ DECLARED = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
 class _Lines:
     """The lines of a CSV file without comments and without the line that declares the separator.
 
-    `number` is that of the line in the file; csv.reader counts only the lines that it is given.
+    `number` is that of the line in the file; csv.reader counts only the lines that it is given. `heading` is the text
+    of the last comment above the rows.
     """
 
     def __init__(self, text: str, path: Path) -> None:
         self.number = 0
         self.comments = 0
+        self.heading = ""
         self.rows_begun = False
         self.separator = ""
         self._lines = lines_of(text, path)
@@ -52,10 +54,20 @@ class _Lines:
                     continue
                 if start.startswith("#"):
                     self.comments += self.rows_begun
+                    self.heading = self.heading if self.rows_begun else start.lstrip("# ").rstrip("\r\n")
                     continue
                 self.rows_begun = True
             self._in_quotes ^= bool(line.count('"') % 2)
             yield line
+
+
+def _commented_header(lines: _Lines, wanted: Wanted) -> list[str]:
+    """Return the names of a header that is a comment, as numpy.savetxt writes it; none if the first row has names."""
+    first, heading = (
+        [cell.strip().strip('"') for cell in text.split(lines.separator)]
+        for text in (lines.first, lines.heading)
+    )
+    return heading if any(map(wanted, heading)) and not any(map(wanted, first)) else []
 
 
 def read_csv(path: Path, wanted: Wanted) -> Table:
@@ -68,8 +80,8 @@ def read_csv(path: Path, wanted: Wanted) -> Table:
     lines = _Lines(text, path)
     refuse_columns(1 + lines.first.count(lines.separator), path)
     reader = csv.reader(lines, delimiter=lines.separator, skipinitialspace=True)
-    header: list[str] = []
-    kept: list[int] = []
+    header = _commented_header(lines, wanted)
+    kept = [j for j, name in enumerate(header) if wanted(name)]
     rows: list[Row] = []
     try:
         for cells in reader:

@@ -222,7 +222,7 @@ def _with_tokens(frame: pd.DataFrame, convention: str) -> pd.DataFrame:
 def _refuse_contradictions(frame: pd.DataFrame) -> None:
     """Raise InputError if finished rows of one run at the same tokens differ in what they measured or in what it is."""
     compared = ["loss", "architecture", *(["n_params"] if frame["n_params"].notna().any() else [])]
-    at = next((name for name in ("tokens", "iterations") if frame[name].notna().any()), None)
+    at = next((name for name in ("tokens", "iterations", "flops") if frame[name].notna().any()), None)
     given = frame[[*compared, *([at] if at else [])]].notna().all(axis=1)
     usable = given & ~frame["state"].str.lower().isin(UNFINISHED)
     seen: dict[tuple[str, float], tuple[Any, ...]] = {}

@@ -136,15 +136,20 @@ def refuse_sweeps(frame: pd.DataFrame, cells: pd.Series[int]) -> None:
 def differing_arms(frame: pd.DataFrame) -> list[Note]:
     """Return a note for each setting of training whose values differ between architectures."""
     notes = []
-    for name in settings_of(frame):
-        values = {str(arm): frozenset(rows) for arm, rows in frame.groupby("architecture")[name]}
-        if len(set(values.values())) > 1:
-            each = "; ".join(
-                f"{architecture(arm)} {_values(frame[name][frame['architecture'] == arm])}" for arm in values
-            )
-            text = f"the architectures differ in {name}: {each}; a difference in loss may be due to it."
-            notes.append(Note("arms_differ", text))
+    for name in differing_settings(frame):
+        each = "; ".join(
+            f"{architecture(str(arm))} {_values(values)}"
+            for arm, values in frame.groupby("architecture")[name]
+        )
+        text = f"the architectures differ in {name}: {each}; a difference in loss may be due to it."
+        notes.append(Note("arms_differ", text))
     return notes
+
+
+def differing_settings(frame: pd.DataFrame) -> list[str]:
+    """Return the settings of training whose values differ between architectures."""
+    by_arm = [rows for _, rows in frame.groupby("architecture")]
+    return [name for name in settings_of(frame) if len({frozenset(rows[name]) for rows in by_arm}) > 1]
 
 
 def _at_edge(frame: pd.DataFrame, name: str, cells: pd.Series[int], kept: pd.Series[bool]) -> str:

@@ -231,14 +231,20 @@ def check_points(
 
 
 def _stand_ins(frame: pd.DataFrame, needed: Sequence[str]) -> list[Note]:
-    """Give all rows one size, or iterations for tokens, where some lack those and the law does not use them."""
+    """Fill in sizes and tokens that some rows lack and the law does not use.
+
+    Tokens become iterations, or else follow from FLOPs, so that runs of different lengths do not count as seeds.
+    """
     notes = []
     for name in AXES:
         missing = int(frame[name].isna().sum())
         if missing and name not in needed:
-            counted = name == "tokens" and bool(frame["iterations"].notna().all())
-            frame[name] = frame["iterations"] if counted else ABSENT
-            instead = "an iteration counts as one token" if counted else "all rows count as alike in it"
+            if name == "tokens" and frame["iterations"].notna().all():
+                frame[name], instead = frame["iterations"], "an iteration counts as one token"
+            elif name == "tokens" and frame["flops"].notna().all():
+                frame[name], instead = frame["flops"] / (6 * frame["n_params"]), "it is flops / (6 n_params)"
+            else:
+                frame[name], instead = ABSENT, "all rows count as alike in it"
             text = f"column {name} is empty in {missing} of {len(frame)} rows, and the law does not use it: {instead}."
             notes.append(Note(f"no_{name}", text))
     return notes

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import text as wording
 from analysis.findings.curve import spaced
 from analysis.findings.document import installed
+from analysis.points.sweeps import differing_settings
 from analysis.report.convergence import convergence_figures, together
 from analysis.report.figures import fit_figures
 from analysis.report.headlines import headlines
@@ -108,6 +109,7 @@ def write_report(
         n_points=len(rows),
         listed=LISTED,
         exclusions=points.exclusions,
+        settings=differing_settings(points.frame),
         provenance=provenance,
         budget=wording.budget,
         schemes=wording.SCHEMES,

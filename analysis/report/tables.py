@@ -189,6 +189,9 @@ def _print_comparison(console: Console, document: FitDocument) -> None:
         cells = []
         for row, spent in rows:
             size, (value, ends) = row.reference_n_params, _estimate(row)
+            by_law = {}
+            if isinstance(row, FrontierGain):
+                by_law = {"law": _number(row.estimate, 2), "law 95 %": _interval(row.estimate_ci95, 2)}
             cells.append(
                 {
                     "architecture": row.architecture,
@@ -197,6 +200,7 @@ def _print_comparison(console: Console, document: FitDocument) -> None:
                     "loss": _number(row.loss, 4),
                     quantity: _number(value, 2),
                     "95 %": _interval(ends, 2),
+                    **by_law,
                     "status": row.status,
                 }
             )
@@ -211,8 +215,12 @@ def _print_comparison(console: Console, document: FitDocument) -> None:
 def _estimate(
     row: SizeRatio | ComputeGain | FrontierGain | TokenGain,
 ) -> tuple[float | None, Interval | None]:
-    """Return the laws' value and its interval, also of a row that is not identified."""
-    return (row.gain, row.ci95) if isinstance(row, ComputeGain) else (row.estimate, row.estimate_ci95)
+    """Return the value and its interval, also of a row that is not identified: what the losses show, else the laws'."""
+    if isinstance(row, ComputeGain):
+        return row.gain, row.ci95
+    if isinstance(row, FrontierGain) and row.observed is not None:
+        return row.observed, row.observed_ci95
+    return row.estimate, row.estimate_ci95
 
 
 def _print_codebooks(console: Console, document: FitDocument) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from analysis.findings.comparison import Comparison, FittedArchitecture, compari
 from analysis.findings.curve import Curve
 from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
-from analysis.fitting.bootstrap import Fitted, resample
+from analysis.fitting.bootstrap import Fitted, noisy_losses, resample
 from analysis.laws.catalogue import CHINCHILLA
-from analysis.laws.law import Law
+from analysis.laws.law import Array, Law
 from analysis.points.table import CheckedPoints, build_frame, check_points
 from tests.analysis.simulators import Campaign
 from tests.analysis.synthetic import QUIET, WIDE, SyntheticStudy
@@ -38,6 +39,12 @@ def joined(
     fits = fit_all(points.frames, law)
     drawn = resample(fits, resamples, 0)
     return {one.architecture: FittedArchitecture.of(one, points, drawn) for one in fits}
+
+
+def noisy(fits: Mapping[str, FittedArchitecture], resamples: int) -> dict[str, Array]:
+    """Return each architecture's resampled log losses (resamples, points)."""
+    drawn = resample([one.fit for one in fits.values()], resamples, 0)
+    return {name: noisy_losses(one.fit, drawn, resamples) for name, one in fits.items()}
 
 
 def compared(table: pd.DataFrame | SyntheticStudy, resamples: int = 100, law: Law = CHINCHILLA) -> Comparison:

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 
 from analysis.findings.isoflop import optimal_sizes
-from analysis.fitting.bootstrap import noisy_losses, resample
 from analysis.points.table import check_points, read_table
-from tests.analysis.conftest import joined
+from tests.analysis.conftest import joined, noisy
 
 
 @pytest.mark.parametrize("columns", [["flops"], []], ids=["own FLOPs", "6ND"])
@@ -23,7 +22,7 @@ def test_the_exponents_of_a_campaign_that_misses_its_budgets(
     table = pd.read_csv(cases / "isoflop.csv")
     table.drop(columns=["flops"] if not columns else []).to_csv(tmp_path / "points.csv", index=False)
     for name, one in joined(check_points(read_table(tmp_path / "points.csv", {}))).items():
-        found = optimal_sizes(one.curve, noisy_losses(one.fit, resample([one.fit], 100, 0), 100))
+        found = optimal_sizes(one.curve, noisy({one.fit.architecture: one}, 100)[one.fit.architecture])
         assert found.method == "equal_flops"
         assert [optimum.sizes for optimum in found.optima] == [9] * 5
         for method in ("isoflop", "corrected", "parametric"):
@@ -37,7 +36,7 @@ def test_a_table_without_budgets_is_interpolated_and_keeps_to_its_sizes(golden: 
     table = table.rename(columns={"C": "flops", "N": "n_params", "D": "tokens"}).assign(architecture="x")
     table.to_csv(tmp_path / "points.csv", index=False)
     one = joined(check_points(read_table(tmp_path / "points.csv", {})))["x"]
-    found = optimal_sizes(one.curve, noisy_losses(one.fit, resample([one.fit], 200, 0), 200))
+    found = optimal_sizes(one.curve, noisy({one.fit.architecture: one}, 200)[one.fit.architecture])
     assert found.method == "interpolated"
     assert [optimum.reasons for optimum in found.optima]
     for optimum in found.optima:

@@ -15,7 +15,7 @@ from analysis.findings.frontier import FrontierGain, frontier_gains
 from analysis.laws.catalogue import law_named
 from analysis.laws.law import Law
 from analysis.report.tables import print_fit
-from tests.analysis.conftest import checked, fit, joined
+from tests.analysis.conftest import checked, fit, joined, noisy
 from tests.analysis.findings.campaigns import SSM, TRANSFORMER, Campaign
 from tests.analysis.synthetic import TOKENS_AN_ITERATION
 
@@ -27,8 +27,9 @@ EXACT = Campaign(noise=1e-5)
 def gains(table: pd.DataFrame, resamples: int = 50, law: str = "chinchilla") -> list[FrontierGain]:
     """Return the frontier gains that `fit` has over the transformer."""
     form: Law = law_named(law)
-    curves = {name: one.curve for name, one in joined(checked(table), resamples, form).items()}
-    return frontier_gains(curves, BASE)
+    fits = joined(checked(table), resamples, form)
+    curves = {name: one.curve for name, one in fits.items()}
+    return frontier_gains(curves, BASE, noisy(fits, 200))
 
 
 def test_the_gain_is_the_known_one_at_every_trained_budget() -> None:
@@ -47,10 +48,9 @@ def test_it_is_identified_only_where_both_optima_lie_among_the_runs() -> None:
     """At the least budget of the transformer the other needs a third of the compute, which no run of it had."""
     *inside, least = gains(EXACT.table(0))
     assert {row.status for row in inside} == {"identified"}
-    assert all(
-        row.gain == row.estimate and row.ci95 == row.estimate_ci95 and row.reason == "" for row in inside
-    )
-    assert (least.status, least.gain, least.ci95) == ("extrapolated", None, None)
+    assert all((row.gain, row.ci95, row.by) == (row.observed, row.observed_ci95, "losses") for row in inside)
+    assert [row.gain for row in inside] == pytest.approx([row.estimate for row in inside], rel=0.01)
+    assert (least.status, least.gain, least.ci95, least.observed) == ("extrapolated", None, None, None)
     assert least.reason == "the compute is 2.6 times below the least of ssm"
 
 
@@ -98,6 +98,16 @@ def test_no_gain_where_no_compute_reaches_the_loss_or_a_law_has_no_trade_off() -
     assert gains(EXACT.table(0), 20, "size") == []
 
 
+def test_a_grid_without_minima_at_equal_compute_has_the_gain_of_the_law() -> None:
+    """Three sizes at each budget show no minimum."""
+    few = Campaign(noise=1e-5, around=(0.5, 1.0, 2.0))
+    rows = [row for row in gains(few.table(0)) if row.status == "identified"]
+    assert rows
+    for row in rows:
+        assert (row.by, row.observed, row.observed_ci95) == ("law", None, None)
+        assert row.gain == row.estimate == pytest.approx(few.gain(ARM, BASE, row.reference_flops), rel=0.01)
+
+
 def test_an_unidentified_law_has_no_frontier_gain() -> None:
     curves = {name: one.curve for name, one in joined(checked(EXACT.table(0)), 20).items()}
     curves[ARM] = replace(curves[ARM], unidentified_because="its size has no effect")
@@ -115,6 +125,8 @@ def test_the_terminal_prints_the_gains_in_compute() -> None:
     text = out.getvalue()
     (row, *_) = document.comparison.frontier_gain
     assert f"frontier gain over {BASE}" in text
+    assert row.observed is not None
+    assert f"{row.observed:.2f}" in text
     assert f"{row.estimate:.2f}" in text
     assert f"compute gain over {BASE}" in text
     assert f"{document.comparison.compute_gain[0].gain:.2f}" in text

@@ -8,9 +8,8 @@ import pytest
 
 from analysis.findings.exponents import Exponent, power_law
 from analysis.findings.isoflop import OptimalSizes, optima_notes, optimal_sizes
-from analysis.fitting.bootstrap import noisy_losses, resample
 from analysis.points.table import CheckedPoints
-from tests.analysis.conftest import checked, joined
+from tests.analysis.conftest import checked, joined, noisy
 from tests.analysis.findings.campaigns import TRANSFORMER as PUBLISHED
 from tests.analysis.findings.campaigns import Campaign, plain
 from tests.analysis.synthetic import TRANSFORMER, SyntheticStudy, loss_by
@@ -39,7 +38,7 @@ def equal_flops(low: float, high: float, noise: float = 0.0) -> pd.DataFrame:
 def found_in(points: CheckedPoints) -> OptimalSizes:
     """Return the compute-optimal sizes that `fit` has of the first architecture, without the rest of the fit."""
     one = next(iter(joined(points).values()))
-    return optimal_sizes(one.curve, noisy_losses(one.fit, resample([one.fit], 400, 0), 400))
+    return optimal_sizes(one.curve, noisy({one.fit.architecture: one}, 400)[one.fit.architecture])
 
 
 def contains(exponent: Exponent, value: float) -> bool:

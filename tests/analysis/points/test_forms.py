@@ -16,6 +16,7 @@ from analysis.errors import InputError
 from analysis.findings.document import fit_points
 from analysis.laws.catalogue import law_named
 from analysis.points import files
+from analysis.points.checks import seed_noise
 from analysis.points.table import check_points, read_table
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SyntheticStudy
@@ -50,6 +51,13 @@ def test_rows_are_numbered_by_their_line_also_below_comments_and_in_quotes(tmp_p
     frame = read_table(write(tmp_path / "p.csv", text.replace(",x\n", ",2\n")))
     assert frame["architecture"].tolist() == ["a\n#b", "c"]
     assert [note.code for note in check_points(frame).notes] == ["comment_lines"]
+
+
+def test_a_header_that_is_a_comment_names_the_columns(tmp_path: Path) -> None:
+    table = np.array([[1e5, 1e6, 3.0], [2e5, 1e6, 2.9]])
+    np.savetxt(tmp_path / "p.csv", table, delimiter=",", header="by hand\nn_params,tokens,loss")
+    frame = read_table(tmp_path / "p.csv", {"architecture": "=a"})
+    assert frame[["row", "n_params", "loss"]].to_numpy().tolist() == [[3, 1e5, 3.0], [4, 2e5, 2.9]]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl"])
@@ -305,6 +313,15 @@ def test_a_law_asks_only_for_the_columns_it_reads(tmp_path: Path, law: str, miss
     assert all(np.isfinite(list(fit.params.values())).all() for fit in document.architectures.values())
     assert f"no_{missing}" in {note.code for note in document.notes}
     json.dumps(document.model_dump(mode="json"), allow_nan=False)
+
+
+def test_runs_that_differ_in_flops_alone_are_no_seeds_of_a_law_of_size(cases: Path) -> None:
+    law = law_named("size")
+    points = check_points(read_table(cases / "no_tokens.csv", law=law), law)
+    assert len(points.frame) == 40
+    alone = points.frame.assign(cluster=points.frame["row"].astype(str))
+    assert not seed_noise(alone[alone["architecture"] == "ssm"])
+    assert fit_points(points, law="size", resamples=100).architectures["ssm"].n_points == 40 / 2
 
 
 def test_a_law_of_iterations_counts_an_iteration_as_a_token_where_there_are_none(tmp_path: Path) -> None:

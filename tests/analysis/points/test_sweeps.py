@@ -11,6 +11,7 @@ import pytest
 from analysis.errors import InputError
 from analysis.findings.document import fit_points
 from analysis.points.checks import seed_noise
+from analysis.points.sweeps import differing_settings
 from analysis.points.table import CheckedPoints, check_points, read_table
 from tests.analysis.conftest import checked
 from tests.analysis.synthetic import SyntheticStudy
@@ -126,6 +127,7 @@ def test_a_setting_that_differs_between_architectures_is_noted_with_its_values()
     document = fit_points(checked(table), resamples=100)
     (note,) = [note for note in document.notes if note.code == "arms_differ"]
     assert "differ in context: Cross Transformer 1024; Prefix SiMBA 2048" in note.text
+    assert differing_settings(checked(table).frame) == ["context"]
 
 
 def test_the_best_of_dense_sizes_are_not_refused_as_another_sweep(tmp_path: Path) -> None:

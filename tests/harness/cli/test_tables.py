@@ -21,7 +21,8 @@ def tables(tmp_path: Path) -> list[Path]:
     for name, rows in table.groupby("architecture"):
         slow = rows.assign(lr=1e-4, loss=rows["loss"] * 1.02, run_id=rows["run_id"] + "-slow")
         both = pd.concat([rows.assign(lr=3e-4), slow]).drop(columns=["architecture", "cluster", "seed"])
-        both = both.assign(n_params=both["n_params"] / 1e6, optimizer="adamw", state="finished")
+        both = both.assign(n_params=both["n_params"] / 1e6, optimizer="adamw", state="finished", width=7)
+        both["context"] = 512 if "simba" in str(name) else 1024
         extra = both.iloc[:2].assign(
             run_id=["lost", "other"], state=["crashed", "finished"], loss=[None, 2.0]
         )
@@ -55,7 +56,9 @@ def test_one_command_reads_files_of_sweeps_and_lists_what_it_left_out(
     out = tmp_path / "report"
     assert ssmscale("report", *asked, "--best", "lr", "--out", out).status == 0
     assert json.loads((out / "fit.json").read_text())["exclusions"] == gone
-    table = (out / "report.html").read_text(encoding="utf-8").split('<table id="exclusions">')[1]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.split('<table id="points">')[1].split("</table>")[0].count("<td>512</td>") == 12
+    table = page.split('<table id="exclusions">')[1]
     assert len(re.findall("<tr>", table.split("</table>")[0])) >= len(gone)
     assert "its state is crashed, column loss is empty" in table
 
