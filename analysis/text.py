@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 NAMES = {
@@ -23,6 +25,28 @@ SCHEMES = {
 def architecture(name: str) -> str:
     """Return an architecture's written name."""
     return NAMES.get(name, name)
+
+
+def shortened(names: Sequence[str], most: int) -> dict[str, str]:
+    """Return the names by themselves, those longer than `most` characters with their middle left out.
+
+    Different names stay different: those whose both ends are equal are numbered.
+    """
+    distinct = list(dict.fromkeys(names))
+    long = [name for name in distinct if len(name) > most]
+    short = set(distinct) - set(long)
+    for share in (0.6, 0.4, 0.8, 0.2, 0.95, 0.05):
+        head = max(1, round((most - 1) * share))
+        tail = max(1, most - 1 - head)
+        found = {name: f"{name[:head].rstrip()}…{name[-tail:].lstrip()}" for name in long}
+        if len(short.union(found.values())) == len(distinct):
+            return {name: found.get(name, name) for name in distinct}
+    seen: Counter[str] = Counter()
+    for name, text in found.items():
+        seen[text] += 1
+        number = f" ({seen[text]})"
+        found[name] = text[: most - len(number)] + number
+    return {name: found.get(name, name) for name in distinct}
 
 
 def human(value: float, digits: int = 3) -> str:
@@ -67,6 +91,11 @@ def between(ends: tuple[float | None, float | None] | None, digits: int = 3) -> 
 def percent(value: float) -> str:
     """Write a relative error as a signed percentage."""
     return f"{100 * value:+.2f} %".replace("-", "−")
+
+
+def counted(count: int, what: str) -> str:
+    """Write a count of things: 1 row, 3 rows."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def budget(iterations: float | None, tokens: float) -> str:

@@ -57,15 +57,16 @@ OTHERS = {
 }
 
 
-def convergence_figures(evaluations: pd.DataFrame) -> list[Figure]:
+def convergence_figures(evaluations: pd.DataFrame, names: Sequence[str] = ()) -> list[Figure]:
     """Describe each metric of a table with COLUMNS: families with published curves first, then proxies and losses.
 
+    Architectures look as in the other figures, which are of `names`.
     Values of single codebooks are only in the table. Raises InputError if the table lacks a column or has a value that
     cannot be drawn.
     """
     _check(evaluations)
     found = [
-        (title, str(metric), _figure(str(metric), str(settings), rows, title))
+        (title, str(metric), _figure(str(metric), str(settings), rows, title, names))
         for (metric, settings), rows in evaluations.groupby(["metric", "settings"], sort=False)
         if (title := _title(str(metric)))
     ]
@@ -109,17 +110,18 @@ def _check(evaluations: pd.DataFrame) -> None:
                 )
 
 
-def _figure(metric: str, settings: str, rows: pd.DataFrame, title: str) -> Figure:
-    """Draw seeds as dots, their mean as a line, and published curves on an axis at the right."""
+def _figure(metric: str, settings: str, rows: pd.DataFrame, title: str, known: Sequence[str]) -> Figure:
+    """Draw values as marks, the mean of seeds as a line, and published curves on an axis at the right."""
     prompts = " or ".join(f"{count:,}" for count in sorted({int(count) for count in rows["n_prompts"]}))
-    caption = (
-        f"{metric}, settings {settings}, over {prompts} prompts or clips. Dots: seeds; lines: their mean."
+    seeds = bool(rows.duplicated(["architecture", "n_params", "iterations"]).any())
+    caption = f"{metric}, settings {settings}, over {prompts} prompts or clips. " + (
+        "Marks: seeds; lines: their mean." if seeds else "Each mark is a run."
     )
-    series, right = list(_measured(metric, rows)), None
+    series, right = list(_measured(metric, rows, known)), None
     family = family_of(metric)
     if family is not None:
         series += _published(family)
-        right = Axis("published, another embedding (dashed)")
+        right = Axis("published (dashed), other embedding")
         caption += (
             f" Dashed: the published curves, read from a figure to ±{family.reading_error:g}, on the axis at the "
             "right: they were measured on other prompts (MusicCaps) and with another embedding model, which the "
@@ -133,18 +135,18 @@ def _figure(metric: str, settings: str, rows: pd.DataFrame, title: str) -> Figur
         caption=caption,
         panels=(Panel(title, x, Axis(metric), tuple(series), right=right),),
         inches=(6.4, 4.6),
-        shared_y=False,
     )
 
 
-def _measured(metric: str, rows: pd.DataFrame) -> Iterator[Series]:
+def _measured(metric: str, rows: pd.DataFrame, known: Sequence[str]) -> Iterator[Series]:
     """Yield a line through the means and the values of each model, in a lighter shade for a smaller model."""
     names = sorted(set(rows["architecture"].astype(str)))
+    known = list(dict.fromkeys([*known, *names]))
     for name in names:
         arm = rows[rows["architecture"] == name].sort_values(["iterations", "seed"], kind="stable")
         models = arm.groupby("n_params")
         for i, ((n_params, own), tone) in enumerate(
-            zip(models, shades(colour(name, names), len(models)), strict=True)
+            zip(models, shades(colour(name, known), len(models)), strict=True)
         ):
             label = f"{wording.architecture(name)} {wording.human(float(str(n_params)))}"
             means = own.groupby("iterations")["value"].mean()

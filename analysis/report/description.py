@@ -5,18 +5,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+from analysis.text import shortened
+
 Marker = Literal[
-    "circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star", "thin-x", "none"
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "triangle-down",
+    "cross",
+    "x",
+    "star",
+    "hourglass",
+    "bowtie",
+    "triangle-left",
+    "triangle-right",
+    "thin-x",
+    "none",
 ]
-Dash = Literal["none", "solid", "dash"]
+Dash = Literal["none", "solid", "dash", "dot"]
+WIDEST = 1e3  # above any width or size
+ENTRY = 36
+"""Most characters of a legend's entry."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis; the renderer chooses ticks and limits that are not given."""
+    """An axis; the renderer chooses ticks and limits that are not given, and leaves out ticks that do not fit."""
 
     label: str
     limits: tuple[float, float] | None = None
@@ -38,7 +58,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Arrow:
-    """An arrow from one x to another at the height y, with a text above it."""
+    """An arrow from one x to another at the height y, with a text above it if it has one."""
 
     x: tuple[float, float]
     y: float
@@ -60,8 +80,6 @@ class Series:
     """Series of one group share an entry of the legend, in all panels."""
     legend: str = ""
     """Text of the group's entry, at one of its series."""
-    summed: bool = False
-    """True if a key of a drawn figure replaces the entry, which keeps its legend short; a page shows the entry."""
     dash: Dash = "none"
     width: float = 1.8
     marker: Marker = "none"
@@ -76,6 +94,13 @@ class Series:
     run_ids: tuple[str, ...] = ()
     right: bool = False
     """True if the values belong to the axis at the right."""
+    cloud: bool = False
+    """True for points so many that they are drawn as one image, without texts."""
+
+    @property
+    def fill(self) -> str:
+        """Colour inside the mark of a legend's entry: full unless all marks are hollow."""
+        return self.colour if not self.fills or self.colour in self.fills else self.fills[0]
 
 
 @dataclass(frozen=True)
@@ -88,9 +113,19 @@ class Panel:
     series: tuple[Series, ...]
     bands: tuple[Band, ...] = ()
     arrows: tuple[Arrow, ...] = ()
-    keys: tuple[Series, ...] = ()
-    """Further entries of a drawn legend, without values; the caption of a page explains them."""
     right: Axis | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a legend, in the style of the line and of the marks of its group."""
+
+    text: str
+    full: str
+    """The whole text, of which `text` may be the beginning and the end."""
+    group: str
+    line: Series | None
+    mark: Series | None
 
 
 @dataclass(frozen=True)
@@ -105,8 +140,8 @@ class Figure:
     """Largest number of panels side by side."""
     inches: tuple[float, float] = (7.2, 4.6)
     """Width and height of a drawn panel."""
-    shared_y: bool = True
-    """True if all panels have the same vertical axis."""
+    keys: tuple[Series, ...] = ()
+    """Further entries of the legend, without values; one of a group stands for it in all panels."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -114,8 +149,49 @@ class Figure:
         rows = -(-len(self.panels) // self.columns)
         return rows, -(-len(self.panels) // rows)
 
-    @property
-    def shared_groups(self) -> set[str]:
-        """Groups with series in several panels."""
-        groups = [group for panel in self.panels for group in {one.group for one in panel.series}]
-        return {group for group in groups if groups.count(group) > 1}
+    @cached_property
+    def legend(self) -> list[Entry]:
+        """Entries of the whole figure: of groups in several panels, of keys, and all of a single panel."""
+        return _entries([*self._common(), *self.keys])
+
+    def legend_of(self, panel: Panel) -> list[Entry]:
+        """Return the entries of one panel, whose groups no other panel has."""
+        elsewhere = {entry.group for entry in self.legend}
+        return _entries([one for one in _legible(panel) if one.group not in elsewhere])
+
+    def _common(self) -> Iterable[Series]:
+        if len(self.panels) == 1:
+            return _legible(self.panels[0])
+        named = [{one.group for one in _legible(panel) if one.legend} for panel in self.panels]
+        shared = {group for groups in named for group in groups if sum(group in own for own in named) > 1}
+        return [one for panel in self.panels for one in _legible(panel) if one.group in shared]
+
+
+def _legible(panel: Panel) -> list[Series]:
+    """Return all that a panel's legend may name, arrows included."""
+    dotted = (
+        Series(arrow.x, (arrow.y,) * 2, arrow.colour, arrow.legend, arrow.legend, "dot", 1.3)
+        for arrow in panel.arrows
+    )
+    return [*panel.series, *dotted]
+
+
+def _entries(series: Sequence[Series]) -> list[Entry]:
+    """Return an entry for each group with a text, in the style of what has the text, else of the boldest."""
+    groups: dict[str, list[Series]] = {}
+    for one in series:
+        groups.setdefault(one.group, []).append(one)
+    named = {
+        group: found for group, members in groups.items() if (found := [one for one in members if one.legend])
+    }
+    texts = shortened([members[-1].legend for members in named.values()], ENTRY)
+    entries = []
+    for group, titled in named.items():
+        members = [*titled, *(one for one in groups[group] if one not in titled and not one.cloud)]
+        lines = [one for one in members if one.dash != "none" or one.ends]
+        marks = [one for one in members if one.marker != "none"]
+        full = titled[-1].legend
+        line = max(lines, key=lambda one: WIDEST if one in titled else one.width, default=None)
+        mark = max(marks, key=lambda one: WIDEST if one in titled else one.size, default=None)
+        entries.append(Entry(texts[full], full, group, line, mark))
+    return entries

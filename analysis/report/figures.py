@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis import text as wording
-from analysis.findings.curve import spaced
 from analysis.laws.catalogue import law_named
-from analysis.report.curves import DRAWN, Scene, budget_axis, counted, dots, drawn, floats, key, level, marks
-from analysis.report.description import Arrow, Axis, Band, Figure, Marker, Panel, Series
+from analysis.report.curves import Scene, Told, budget_axis, key, level
+from analysis.report.description import Arrow, Axis, Band, Figure, Panel, Series
 from analysis.report.headlines import main_row, ratio_rows
-from analysis.report.style import GREY, INK, MARKERS, budget_label, log_axis, shade, shades
+from analysis.report.residuals import residual_figures
+from analysis.report.style import GREY, INK, LEVEL_MARKERS, budget_label, log_axis, power, shade, shades
 
 if TYPE_CHECKING:
     from analysis.findings.isoflop import Optimum
-    from analysis.findings.results import FitDocument, HeldOutPoint, HeldOutSplit
+    from analysis.findings.results import FitDocument, HeldOutSplit
     from analysis.points.table import CheckedPoints
 
 GREEK = {"alpha": "α", "beta": "β"}
@@ -26,6 +26,8 @@ PROFILE_HEIGHT = 6.0
 """Height up to which a profile is shown above its minimum, in units of its 95 % limit."""
 SAME_SIZE = 1.15
 """Factor between two sizes of equal loss below which an arrow does not fit between them."""
+FEW = 4
+"""Most architectures of which the main figure draws the laws of all budgets."""
 
 
 def fit_figures(points: CheckedPoints, document: FitDocument) -> list[Figure]:
@@ -41,47 +43,68 @@ def fit_figures(points: CheckedPoints, document: FitDocument) -> list[Figure]:
         figures.append(_ratio(scene))
     if any(found.optima for found in document.isoflop.values()):
         figures.append(_optima(scene))
-    figures.append(_residuals(scene))
+    figures += residual_figures(scene)
     if _flat_parameters(document):
         figures.append(_profiles(scene))
     return figures
 
 
 def _main(scene: Scene) -> Figure:
-    """Draw all architectures on one pair of axes, the longest budget in full colour and the others faint."""
-    series: list[Series] = []
+    """Draw all architectures on one pair of axes, the longest budget in full colour and the others faint.
+
+    Of more than FEW architectures it has the laws of the longest budget alone, without intervals, and all points.
+    """
+    faint: list[Series] = []
+    strong: list[Series] = []
     bands: list[Band] = []
+    levels = scene.levels(scene.unit) or []
+    tops = set()
     for law in scene.laws:
-        for value in law.budgets.tolist():
-            strong = value == law.budgets[-1]
-            tone = scene.tone(law.name) if strong else shade(scene.tone(law.name), 0.38)
-            group = f"{law.name}-{value}"
-            line, band = law.line(value, tone, group)
-            legend = f"{wording.architecture(law.name)}, {law.written(value)}"
-            series += [
-                replace(line, legend=legend, width=2.2 if strong else 1.1, summed=not strong),
-                dots(law.rows(law.budget, value), "n_params", tone, group, size=6 if strong else 4.5),
-            ]
-            bands += [band] if strong else []
-    unit, x = scene.unit, scene.sizes()
-    values = sorted({value for law in scene.laws for value in law.budgets.tolist()})
-    shown = [counted(unit)(value) for value in values]
-    faint = f"faint: {', '.join(shown[:-1])} {unit}"
-    keys = [key(faint, "circle", tone=GREY, dash="solid", size=4)] if len(shown) > 1 else []
+        name, budgets = law.name, law.values(scene.unit)
+        own = [one for one in levels if one.holds(budgets).any()]
+        top, tone, pale = own[-1], scene.tone(name), shade(scene.tone(name), 0.38)
+        tops.add(top)
+        mark = scene.mark(name)
+        line, band = law.line(top.within(budgets), tone, name)
+        strong.append(replace(line, legend=wording.architecture(name), width=2.2))
+        strong += scene.dots(
+            Series((), (), tone, name, marker=mark), law.frame[top.holds(budgets)], "n_params"
+        )
+        if len(scene.laws) <= FEW:
+            bands.append(band)
+            shorter = [law.line(one.within(budgets), pale, name)[0] for one in own[:-1]]
+            faint += [replace(one, width=1.1) for one in shorter]
+        rest = law.frame[~top.holds(budgets)]
+        if len(rest):
+            faint += scene.dots(Series((), (), pale, name, marker=mark, size=4.5), rest, "n_params")
+    x = scene.sizes()
+    longest = scene.written(scene.unit, levels[-1])
     arrows = _equal_losses(scene, x)
-    caption = (
-        "Held-out loss against size. Strong: the longest budget with the law's 95 % interval; faint: the "
-        "shorter ones."
-    )
+    after = f"after {longest}" if len(tops) == 1 else "at the longest budget of each"
+    caption = f"Loss against size {after}: lines are the fitted law"
+    caption += ", with its 95 % interval." if bands else "; the next figure has its intervals."
+    keys = []
+    if faint:
+        lines = " and laws" if len(scene.laws) <= FEW else ""
+        caption += f" Faint: the points{lines} of shorter budgets."
+        keys = [key("faint: shorter budgets", "circle", tone=GREY, dash="solid" if lines else "none", size=4)]
     if arrows:
-        caption += " The dotted line joins the two sizes of equal loss that the headline compares."
-    caption += scene.left_out
-    title = f"Loss against size after {shown[-1]} {unit}, fitted law and 95 % interval"
+        which = "of equal loss that the headline compares"
+        caption += (
+            f" The dotted line joins the two sizes {which}."
+            if len(arrows) == 1
+            else (f" Dotted lines join the sizes {which} with the reference's.")
+        )
+    title = f"Loss against size {after}, fitted law{' and 95 % interval' if bands else ''}"
+    series = (*faint, *strong)
     return Figure(
         name="main",
-        title="Both architectures at equal budgets" if len(scene.laws) == 2 else "Loss against size",
-        caption=caption,
-        panels=(Panel(title, x, scene.losses(), tuple(series), tuple(bands), tuple(arrows), tuple(keys)),),
+        title="Both architectures at equal budgets"
+        if len(scene.laws) == 2 and len(tops) == 1
+        else "Loss against size",
+        caption=caption + scene.told,
+        panels=(Panel(title, x, scene.losses(), series, tuple(bands), tuple(arrows)),),
+        keys=tuple(keys),
         inches=(7.2, 4.8),
     )
 
@@ -97,60 +120,83 @@ def _equal_losses(scene: Scene, x: Axis) -> list[Arrow]:
         if not 1 / SAME_SIZE <= row.estimate <= SAME_SIZE:
             ends = (row.reference_n_params, row.n_params)
             at, more = (f"{row.loss:.4f} nats at {wording.human(size)} parameters" for size in ends)
-            legend = f"equal loss: {wording.saving(row.estimate)}"
+            saved = wording.saving(row.estimate)
+            hover = (at, f"{wording.architecture(name)}: {saved}\n{more}")
             text = wording.saving(row.estimate, "×")
-            arrows.append(Arrow(ends, row.loss, text, scene.tone(name), legend, (at, more)))
+            arrows.append(Arrow(ends, row.loss, text, INK, f"equal loss: {saved}", hover))
+    if len(arrows) > 1:
+        return [replace(one, text="", legend="equal loss") for one in arrows]
     return arrows
 
 
 def _families(scene: Scene, *, by_size: bool) -> Figure:
     """Draw a panel for each architecture, with a line for each budget (or size) and the held-out predictions."""
     x, y, unit = scene.sizes() if by_size else scene.budgets(), scene.losses(), scene.unit
-    panels = []
+    column, fixed = ("n_params", unit) if by_size else (unit, "n_params")
+    common = scene.levels(fixed) if len(scene.laws) > 1 else None
+    panels, rings = [], False
     for law in scene.laws:
-        column, fixed = ("n_params", law.budget) if by_size else (law.budget, "n_params")
-        held = (law.budgets if by_size else law.sizes).tolist()
+        levels, values = common or law.levels(fixed), law.values(fixed)
         series: list[Series] = []
         bands: list[Band] = []
-        for i, (value, tone) in enumerate(zip(held, shades(scene.tone(law.name), len(held)), strict=True)):
-            group = f"{law.name}-{i}"
-            line, band = law.line(value, tone, group, by_size=by_size)
-            legend = law.written(value) if by_size else f"{wording.human(value)} parameters"
+        for i, (one, tone) in enumerate(zip(levels, shades(scene.tone(law.name), len(levels)), strict=True)):
+            hit = one.holds(values)
+            if not hit.any():
+                continue
+            group = f"level-{i}" if common else f"{law.name}-{i}"
+            line, band = law.line(one.within(values), tone, group, by_size=by_size)
             bands.append(band)
-            series.append(replace(line, legend=legend))
-            series.append(dots(law.rows(fixed, value), column, tone, group, MARKERS[i % len(MARKERS)]))
+            series.append(replace(line, legend="" if common else scene.written(fixed, one)))
+            series += scene.dots(Series((), (), tone, group, marker=LEVEL_MARKERS[i]), law.frame[hit], column)
         heldout = scene.document.architectures[law.name].heldout
-        series += _left_out(heldout.largest_size if by_size else heldout.longest_budget, column)
-        panels.append(Panel(wording.architecture(law.name), x, y, tuple(series), tuple(bands)))
-    where = "the largest size" if by_size else "the longest budget"
-    kept = ("iteration counts" if unit == "iterations" else "token counts") if by_size else "sizes"
+        left_out = _left_out(scene, heldout.largest_size if by_size else heldout.longest_budget, column)
+        rings = rings or bool(left_out)
+        panels.append(Panel(wording.architecture(law.name), x, y, (*series, *left_out), tuple(bands)))
+    shown = len(common) if common else max(len(law.levels(fixed)) for law in scene.laws)
+    held = ("iteration count" if unit == "iterations" else "token count") if by_size else "size"
+    caption = f"{'All points and seeds' if scene.seeds else 'All points'}. "
+    caption += f"Lines: the fitted law, one for each {held}" if shown > 1 else "Line: the fitted law"
+    if any(not one.single for law in scene.laws for one in common or law.levels(fixed)):
+        caption += " or range of them, at its highest"
+    caption += "; ribbons: its 95 % interval."
+    if rings:
+        where = "the largest sizes" if by_size else "the longest budgets"
+        caption += f" Rings: {where}, held out once; crosses: the predictions of the law fitted without them."
+    greys = shades(INK, len(common or ()))
     return Figure(
         name="loss_vs_parameters" if by_size else "loss_vs_budget",
         title="Loss against parameters" if by_size else f"Loss against {budget_label(unit)}",
-        caption=f"All points and seeds. Lines: the fitted law, one for each of the {kept}; ribbons: its 95 % "
-        f"interval. Rings: {where}, held out once; crosses: the predictions of the law fitted without it."
-        + scene.left_out,
+        caption=caption + scene.told,
         panels=tuple(panels),
+        columns=scene.columns,
+        keys=tuple(
+            key(scene.written(fixed, one), LEVEL_MARKERS[i], greys[i], f"level-{i}", dash="solid")
+            for i, one in enumerate(common or ())
+        ),
         inches=scene.inches,
     )
 
 
-def _left_out(split: HeldOutSplit | None, column: str) -> list[Series]:
+def _left_out(scene: Scene, split: HeldOutSplit | None, column: str) -> list[Series]:
     """Draw rings around the points held out of a fit, and crosses at its predictions for them."""
     if split is None:
         return []
-    points = _few(split.points)
-    x = [getattr(point, column) for point in points]
-    hover = [f"{one.run_id}: {wording.percent(one.relative_error)} predicted without it" for one in points]
-    predicted, seen = [point.predicted for point in points], [point.loss for point in points]
-    return [
-        marks(x, predicted, "predicted without them", "thin-x", size=6, hover=hover),
-        marks(x, seen, "left out for the held-out error", "circle", size=9),
-    ]
+    points = split.points
+    x, predicted, seen = (
+        np.array([getattr(point, name) for point in points], dtype=float)
+        for name in (column, "predicted", "loss")
+    )
 
+    def tell(places: list[int]) -> Told:
+        told = [points[place] for place in places]
+        texts = (f"{one.run_id}: {wording.percent(one.relative_error)} predicted without it" for one in told)
+        return tuple(texts), ()
 
-def _few(points: Sequence[HeldOutPoint]) -> list[HeldOutPoint]:
-    return [points[place] for place in spaced(len(points), DRAWN)]
+    cross = Series((), (), INK, "predicted", "predicted without them", marker="thin-x", fills=("none",))
+    ring = Series(
+        (), (), INK, "left out", "left out for the held-out error", marker="circle", size=9, fills=("none",)
+    )
+    return [*scene.split(cross, x, predicted, tell), *scene.split(ring, x, seen, tell)]
 
 
 def _ratio(scene: Scene) -> Figure:
@@ -173,8 +219,8 @@ def _ratio(scene: Scene) -> Figure:
                 y=tuple(ratios),
                 colour=scene.tone(name),
                 group=name,
-                legend=f"{wording.architecture(name)}, 95 % interval",
-                marker="circle",
+                legend=wording.architecture(name),
+                marker=scene.mark(name),
                 size=8,
                 fills=tuple(scene.tone(name) if row.status == "identified" else "white" for row in own),
                 ends=tuple(ends),
@@ -188,19 +234,22 @@ def _ratio(scene: Scene) -> Figure:
     budgets = sorted({float(row.iterations or row.tokens) for row in rows})
     x = budget_axis(unit, budgets, pad=1.25, at=budgets if len(budgets) <= 8 else ())
     y = log_axis("size ratio (times fewer parameters)", reach, lambda value: f"{value:g}×", pad=1.35)
-    series.append(level(1.0, x, "dash", "equal size", summed=True))
-    largest = wording.human(rows[0].reference_n_params)
-    title = (
-        f"Size ratio to the {largest}-parameter {wording.architecture(scene.document.comparison.reference)}"
-    )
-    hollow = key("hollow: equal size outside the trained sizes", "circle", fills=("white",))
-    keys = (hollow,) if any(row.status == "extrapolated" for row in rows) else ()
+    series.append(level(1.0, x, "dash", "equal size"))
+    base = wording.architecture(scene.document.comparison.reference)
+    title = f"Size ratio to the {wording.human(rows[0].reference_n_params)}-parameter {base}"
+    caption = "How many times fewer parameters reach the same loss at the same budget; above 1 the architecture is the "
+    caption += "smaller one."
+    if any(row.estimate_ci95 for row in rows):
+        caption += " Bars: 95 % interval."
+    hollow = [row for row in rows if row.status != "identified"]
+    if hollow:
+        caption += " Hollow: outside what was trained."
     return Figure(
         name="size_ratio",
         title=title,
-        caption="How many times fewer parameters reach the same loss at the same budget; above 1 the architecture is "
-        "the smaller one. Bars: 95 % interval. Hollow: the equal size lies outside the trained sizes.",
-        panels=(Panel(f"{title} at equal loss", x, y, tuple(series), keys=keys),),
+        caption=caption,
+        panels=(Panel(f"{title} at equal loss", x, y, tuple(series)),),
+        keys=(key("hollow: outside what was trained", "circle", fills=("white",)),) if hollow else (),
         inches=(7.2, 4.2),
     )
 
@@ -213,16 +262,16 @@ def _optima(scene: Scene) -> Figure:
         if not found.optima:
             continue
         tone, arm = scene.tone(name), wording.architecture(name)
-        power = found.exponents.get("parametric")
+        exponent = found.exponents.get("parametric")
         parabolas = [one for one in found.optima if one.corrected is not None]
         by_law = [one for one in found.optima if one.parametric is not None]
         law = _sizes(by_law, "parametric", tone, name)
-        corrected = _sizes(parabolas, "corrected", tone, f"{name}-isoflop")
-        envelope = _sizes(found.optima, "envelope", tone, f"{name}-best")
+        corrected = _sizes(parabolas, "corrected", tone, name)
+        envelope = _sizes(found.optima, "envelope", tone, name)
         series += [
             replace(
                 law,
-                legend=arm + ("" if power is None else f", law: N ∝ C^{power.value:.2f}"),
+                legend=arm + ("" if exponent is None else f": N ∝ C^{exponent.value:.2f}"),
                 dash="solid",
                 width=2,
                 hover=tuple(
@@ -233,9 +282,7 @@ def _optima(scene: Scene) -> Figure:
             ),
             replace(
                 corrected,
-                legend=f"{arm}, IsoFLOP parabola",
-                summed=True,
-                marker="circle",
+                marker=scene.mark(name),
                 size=7,
                 fills=tuple(tone if one.standing == "centred" else "white" for one in parabolas),
                 hover=tuple(
@@ -246,28 +293,35 @@ def _optima(scene: Scene) -> Figure:
             ),
             replace(
                 envelope,
-                legend=f"{arm}, best trained size",
-                summed=True,
                 marker="thin-x",
                 hover=tuple(f"best trained size: {wording.human(size)}" for size in envelope.y),
             ),
         ]
-    keys = (
-        key("IsoFLOP parabola, corrected", "circle"),
-        key("best trained size", "thin-x"),
-        key("hollow: off centre", "circle", fills=("white",)),
-    )
+    optima = [one for found in isoflop.values() for one in found.optima]
+    keys = []
+    caption = "Lines: the best size by the fitted law."
+    if any(one.corrected is not None for one in optima):
+        caption += " Marks: the lowest point of a parabola through the losses at equal compute, less its bias"
+        keys.append(key("parabola at equal compute", "circle"))
+        if any(one.corrected is not None and one.standing != "centred" for one in optima):
+            caption += "; hollow if the sizes lie to one side of it or the bias was above a tenth"
+            keys.append(key("hollow: off centre", "circle", fills=("white",)))
+        caption += "."
+    if any(one.envelope is not None for one in optima):
+        caption += " Crosses: the best of the trained sizes."
+        keys.append(key("best trained size", "thin-x"))
+    if keys:
+        caption += " Where they disagree, trust none of them far."
     title = "Compute-optimal size"
-    budgets = [one.flops for found in isoflop.values() for one in found.optima]
-    x = log_axis("training FLOPs", budgets, _power, pad=1.4)
+    x = log_axis("training FLOPs", [one.flops for one in optima], power, pad=1.4)
     y = log_axis("parameters", [size for one in series for size in one.y], wording.human, pad=1.4)
+    methods = ", ".join(["by law", *(one.legend for one in keys if one.fills == ())])
     return Figure(
         name="compute_optimal",
         title=title,
-        caption="Lines: the best size by the fitted law. Dots: the lowest point of a parabola through the losses at "
-        "equal compute, less its bias off centre; hollow if the sizes lie to one side of it or the bias was above a "
-        "tenth. Crosses: the best of the trained sizes. Where the three disagree, trust none of them far.",
-        panels=(Panel(f"{title}, by law, parabola and envelope", x, y, tuple(series), keys=keys),),
+        caption=caption,
+        panels=(Panel(f"{title}, {methods}", x, y, tuple(series)),),
+        keys=tuple(keys),
     )
 
 
@@ -275,45 +329,6 @@ def _sizes(optima: Iterable[Optimum], method: str, tone: str, group: str) -> Ser
     """Return the sizes of one method against FLOPs, where it has any."""
     found = [(one.flops, float(size)) for one in optima if (size := getattr(one, method)) is not None]
     return Series(tuple(flops for flops, _ in found), tuple(size for _, size in found), tone, group)
-
-
-def _residuals(scene: Scene) -> Figure:
-    """Draw the relative error of the fit at every point, and of the fits without the held-out points."""
-    x = scene.sizes()
-    panels = []
-    for law in scene.laws:
-        frame = drawn(law.curve.frame)
-        error = 100 * (floats(frame["loss"]) / law.curve.loss_of(frame) - 1)
-        budgets, which = np.unique(floats(frame[law.budget]), return_inverse=True)
-        tones = shades(scene.tone(law.name), min(len(budgets), len(MARKERS)))
-        toned = which * len(tones) // len(budgets)
-        series = [level(0.0, x, "solid")]
-        for k, tone in enumerate(tones):
-            legend = law.written(float(budgets[k])) if len(budgets) <= len(MARKERS) else ""
-            points = dots(frame[toned == k], "n_params", tone, f"{law.name}-{k}", MARKERS[k])
-            series.append(replace(points, y=tuple(error[toned == k].tolist()), legend=legend))
-        heldout = scene.document.architectures[law.name].heldout
-        left_out: tuple[tuple[HeldOutSplit | None, Marker, str], ...] = (
-            (heldout.largest_size, "diamond", "held out: largest size"),
-            (heldout.longest_budget, "square", "held out: longest budget"),
-        )
-        for split, marker, label in left_out:
-            if split is not None:
-                held = _few(split.points)
-                sizes = [point.n_params for point in held]
-                y = [100 * (point.loss / point.predicted - 1) for point in held]
-                hover = [f"{point.run_id}\n{label}" for point in held]
-                series.append(marks(sizes, y, label, marker, size=7.5, hover=hover))
-        y_axis = Axis("loss seen above the law (%)")
-        panels.append(Panel(wording.architecture(law.name), x, y_axis, tuple(series)))
-    return Figure(
-        name="residuals",
-        title="Errors of the law",
-        caption="Loss seen above the loss of the law, for points that the fit used and, hollow, for held-out points."
-        + scene.left_out,
-        panels=tuple(panels),
-        inches=scene.inches,
-    )
 
 
 def _profiles(scene: Scene) -> Figure:
@@ -361,10 +376,6 @@ def _flat_parameters(document: FitDocument) -> list[str]:
     profiles = [fit.profile for fit in document.architectures.values()]
     flat = {name for profile in profiles for name, curve in profile.items() if None in curve.interval}
     return [name for name in dict.fromkeys(name for profile in profiles for name in profile) if name in flat]
-
-
-def _power(value: float) -> str:
-    return wording.number(value, 1) if value >= 1e6 else f"{value:g}"
 
 
 def _bar(ratio: float, ends: tuple[float, float] | None) -> tuple[float, float]:

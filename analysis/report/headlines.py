@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def headlines(document: FitDocument) -> list[str]:
-    """Write each architecture's size ratio in the supported region, and in a second sentence what lies beyond it."""
+    """Write each architecture's size ratio in the supported region, then for each what lies beyond it."""
     comparison = document.comparison
     names = [name for name in document.architectures if name != comparison.reference]
     if not names:
@@ -22,12 +22,8 @@ def headlines(document: FitDocument) -> list[str]:
             f"Only {architecture(comparison.reference)} was trained, so there is no size ratio; its law is "
             f"{law_in_numbers(document, comparison.reference)}."
         ]
-    return [
-        sentence
-        for name in names
-        for sentence in (headline(document, name), beyond(document, name))
-        if sentence
-    ]
+    further = [beyond(document, name) for name in names]
+    return [*(headline(document, name) for name in names), *(sentence for sentence in further if sentence)]
 
 
 def main_row(document: FitDocument, name: str) -> SizeRatio | None:
@@ -60,7 +56,17 @@ def headline(document: FitDocument, name: str) -> str:
             f"this is an extrapolation, {row.reason}."
         )
     open_ends = "" if row.ends_supported is not False else ", of which an end lies outside the trained runs"
-    return f"A{_at_equal_loss(row, arm, base)[1:]}{open_ends}."
+    return f"A{_at_equal_loss(row, arm, base)[1:]}{open_ends}{_of_losses(document, row)}."
+
+
+def _of_losses(document: FitDocument, row: SizeRatio) -> str:
+    """Write the ratio of smoothed losses beside that of the law, if they give one there."""
+    pairs = zip(document.comparison.size_ratio, document.comparison.model_free, strict=False)
+    free = next((one for law, one in pairs if law is row and one.ratio is not None), None)
+    if free is None or free.ratio is None:
+        return ""
+    differs = ", which differs by more than their intervals" if free.disagrees else ""
+    return f"; without a law the losses give {times(free.ratio)} {between(free.ci95, 2)}{differs}"
 
 
 def beyond(document: FitDocument, name: str) -> str:

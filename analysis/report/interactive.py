@@ -5,44 +5,113 @@ This module does not use Plotly's Python classes: their import takes longer than
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from analysis.report.description import Arrow, Axis, Band, Figure, Series
-from analysis.report.style import GRID, INK
+from analysis.report.description import Arrow, Axis, Band, Entry, Figure, Marker, Panel, Series
+from analysis.report.static import raster
+from analysis.report.style import GRID, INK, SHAPES
+from analysis.text import shortened
 
 Trace = dict[str, Any]
 GREY = "#9AA5B1"
+FONT = "system-ui, -apple-system, Segoe UI, Roboto, DejaVu Sans, sans-serif"
 LINE = {"gridcolor": GRID, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY, "automargin": True}
-HEADING = {"xref": "paper", "yref": "paper", "showarrow": False, "font": {"size": 14}}
-GAP = 0.05
-"""Space between two panels, as a share of the page's width."""
 PIXELS = 1.5
 """Pixels of the page for one point of a drawn figure."""
+WIDE, SMALL = (8.0, 3.6), (2.8, 2.1)
+"""Inches of the axes of a panel on its own and of one among several, on a wide page."""
+LABEL = 44
+"""Most characters of an axis's label."""
 
 
 def plotly(figure: Figure, links: Mapping[str, str]) -> dict[str, Any]:
-    """Return a figure's name with Plotly's data and layout; `links` maps run ids to addresses that a click opens."""
-    data: list[Trace] = []
-    shared, listed = figure.shared_groups, set[str]()
-    for number, panel in enumerate(figure.panels):
-        prefix = f"{panel.title}, " if len(figure.panels) > 1 else ""
-        traces = [_band(band) for band in panel.bands]
-        traces += [_series(one, "" if one.group in shared else prefix, links) for one in panel.series]
-        traces += [_arrow(arrow) for arrow in panel.arrows]
-        suffix = _suffix(number)
-        for trace in traces:
-            trace |= {"xaxis": f"x{suffix}", "yaxis": trace.get("yaxis", f"y{suffix}")}
-            group = trace["legendgroup"]
-            trace["showlegend"] = "name" in trace and group not in listed
-            if trace["showlegend"]:
-                listed.add(group)
-            if group in shared:
-                trace["legendrank"] = 2000  # after the entries of single panels
-        data += traces
-    return {"name": figure.name, "data": data, "layout": _layout(figure)}
+    """Return a figure's name and the data and layout of Plotly for each panel.
+
+    `links` maps run ids to addresses that a click opens. The page itself has titles and legends: its entries name
+    traces by their legendgroup, and images by their name.
+    """
+    inches = WIDE if len(figure.panels) == 1 else SMALL
+    return {"name": figure.name, "panels": [_panel(panel, links, inches) for panel in figure.panels]}
+
+
+def _panel(panel: Panel, links: Mapping[str, str], inches: tuple[float, float]) -> dict[str, Any]:
+    data = [_band(band) for band in panel.bands]
+    data += [_series(one, links) for one in panel.series if not one.cloud]
+    data += [_arrow(arrow) for arrow in panel.arrows]
+    layout: dict[str, Any] = {
+        "template": None,
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "margin": {"l": 50, "r": 28, "t": 30, "b": 44},
+        "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
+        "showlegend": False,
+        "xaxis": _axis(panel.x),
+        "yaxis": _axis(panel.y),
+    }
+    if panel.right is not None:
+        layout["yaxis2"] = _axis(panel.right, overlaying="y", side="right", showgrid=False, tickmode="auto")
+    groups = dict.fromkeys(one.group for one in panel.series if one.cloud)
+    if groups:
+        layout["images"] = [_image(panel, group, inches, i) for i, group in enumerate(groups)]
+    return {"data": data, "layout": layout}
+
+
+def swatch(entry: Entry) -> str:
+    """Return the line and the mark of a legend's entry as a small SVG."""
+    parts = []
+    if entry.line is not None:
+        dash = {"dash": ' stroke-dasharray="5 3"', "dot": ' stroke-dasharray="2 2"'}.get(entry.line.dash, "")
+        width = min(3.0, entry.line.width * PIXELS)
+        parts.append(f'<path d="M0 8H28" stroke="{entry.line.colour}" stroke-width="{width:g}"{dash}/>')
+    if entry.mark is not None:
+        one = entry.mark
+        parts.append(
+            f'<g transform="translate(14 8)">{mark(one.marker, one.colour, one.fill, 0.75 * one.size)}</g>'
+        )
+    width = 28 if entry.line is not None else 16
+    left = 0 if entry.line is not None else 6
+    return f'<svg viewBox="{left} 0 {width} 16" width="{width}" height="16" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def mark(marker: Marker, colour: str, fill: str, radius: float) -> str:
+    """Return a marker around the origin as an element of SVG."""
+    if marker == "thin-x":
+        way = f"M{-radius:g} {-radius:g}L{radius:g} {radius:g}M{-radius:g} {radius:g}L{radius:g} {-radius:g}"
+        return f'<path d="{way}" stroke="{colour}" stroke-width="1.5"/>'
+    looks = f'fill="{fill}" stroke="{colour}" stroke-width="1.2"'
+    if marker == "circle":
+        return f'<circle r="{radius:g}" {looks}/>'
+    corners = " ".join(f"{radius * x:.2f},{-radius * y:.2f}" for x, y in SHAPES[marker])
+    return f'<polygon points="{corners}" {looks}/>'
+
+
+def _image(panel: Panel, group: str, inches: tuple[float, float], number: int) -> dict[str, Any]:
+    """Draw the points of a group that have no texts as an image under the others, which is stretched with the axes."""
+    assert panel.x.limits is not None
+    assert panel.y.limits is not None
+    clouds = [one for one in panel.series if one.cloud and one.group == group]
+    data = b64encode(raster(clouds, panel.x, panel.y, inches)).decode()
+    left, right = _range(panel.x, panel.x.limits)
+    bottom, top = _range(panel.y, panel.y.limits)
+    return {
+        "source": f"data:image/png;base64,{data}",
+        "name": group,
+        "xref": "x",
+        "yref": "y",
+        "x": left
+        + 1e-9 * number * (right - left),  # of several images at one place Plotly draws the first alone
+        "y": top,
+        "sizex": right - left,
+        "sizey": top - bottom,
+        "sizing": "stretch",
+        "layer": "below",
+    }
 
 
 def plain(text: str) -> str:
@@ -65,7 +134,7 @@ def _band(band: Band) -> Trace:
     }
 
 
-def _series(one: Series, prefix: str, links: Mapping[str, str]) -> Trace:
+def _series(one: Series, links: Mapping[str, str]) -> Trace:
     parts = [part for part, kept in (("lines", one.dash), ("markers", one.marker)) if kept != "none"]
     trace: Trace = {
         "type": "scatter",
@@ -76,7 +145,7 @@ def _series(one: Series, prefix: str, links: Mapping[str, str]) -> Trace:
         "hoverinfo": "text" if one.hover else "skip",
     }
     if one.legend:
-        trace["name"] = plain(prefix + one.legend)
+        trace["name"] = plain(one.legend)
     if one.dash != "none":
         trace["line"] = {"color": one.colour, "width": one.width, "dash": one.dash}
     if one.marker != "none":
@@ -105,7 +174,7 @@ def _marker(one: Series) -> dict[str, Any]:
     if one.marker == "thin-x":
         return marker | {"symbol": "x-thin-open", "line": {"color": one.colour, "width": 1.5}}
     if not one.fills:
-        return marker | {"line": {"color": "white", "width": 1}}
+        return marker | {"line": {"color": "white", "width": 1 if one.marker == "circle" else 0.4}}
     fills = ["rgba(0, 0, 0, 0)" if fill == "none" else fill for fill in one.fills]
     return marker | {
         "color": fills if len(fills) > 1 else fills[0],
@@ -123,7 +192,7 @@ def _arrow(arrow: Arrow) -> Trace:
         "marker": {"symbol": "line-ns-open", "size": 12, "color": INK},
         "name": plain(arrow.legend),
         "legendgroup": arrow.legend,
-        "hovertext": list(arrow.hover),
+        "hovertext": [_hover(text) for text in arrow.hover],
         "hoverinfo": "text",
     }
 
@@ -134,54 +203,16 @@ def _hover(text: str) -> str:
     return "<br>".join([f"<b>{first}</b>", *more]) if more else first
 
 
-def _layout(figure: Figure) -> dict[str, Any]:
-    """Arrange the axes in a grid, each panel with its title above it if there are several."""
-    rows, columns = figure.grid
-    width, height = (1 - GAP * (columns - 1)) / columns, (1 - 0.18 * (rows - 1)) / rows
-    layout: dict[str, Any] = {
-        "template": None,
-        "font": {
-            "family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif",
-            "size": 13,
-            "color": INK,
-        },
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "margin": {"l": 70, "r": 20, "t": 40, "b": 60},
-        "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "white", "font": {"color": INK}},
-        # Below the title of the axis, even on a narrow page.
-        "legend": {"orientation": "h", "y": -0.24 / rows, "yanchor": "top", "x": 0, "font": {"size": 12}},
-        "height": 520 if rows == 1 else 160 + 320 * rows,
-        "annotations": [],
-    }
-    for number, panel in enumerate(figure.panels):
-        row, column = divmod(number, columns)
-        left, bottom = column * (width + GAP), 1 - height - row * (height + 0.18)
-        suffix = _suffix(number)
-        layout[f"xaxis{suffix}"] = _axis(panel.x, domain=[left, left + width], anchor=f"y{suffix}")
-        vertical = _axis(panel.y, domain=[bottom, bottom + height], anchor=f"x{suffix}")
-        if figure.shared_y and number:
-            vertical |= {"matches": "y"}
-        if figure.shared_y and column:
-            vertical |= {"showticklabels": False, "title": {}}
-        layout[f"yaxis{suffix}"] = vertical
-        if panel.right is not None:
-            layout["yaxis2"] = _axis(
-                panel.right, overlaying="y", side="right", showgrid=False, tickmode="auto"
-            )
-        if panel.title and len(figure.panels) > 1:
-            place = {"x": left, "y": bottom + height + 0.02, "xanchor": "left", "yanchor": "bottom"}
-            layout["annotations"].append({"text": f"<b>{plain(panel.title)}</b>", **HEADING, **place})
-    return layout
-
-
 def _axis(axis: Axis, **place: object) -> dict[str, Any]:
-    found: dict[str, Any] = {**LINE, **place, "title": {"text": plain(axis.label)}}
+    found: dict[str, Any] = {
+        **LINE,
+        **place,
+        "title": {"text": plain(shortened([axis.label], LABEL)[axis.label])},
+    }
     if axis.log:
         found["type"] = "log"
     if axis.limits:
-        found["range"] = np.log10(axis.limits).tolist() if axis.log else list(axis.limits)
+        found["range"] = _range(axis, axis.limits)
     if axis.ticks:
         found["tickmode"] = "array"
         found["tickvals"] = [at for at, _ in axis.ticks]
@@ -192,5 +223,6 @@ def _axis(axis: Axis, **place: object) -> dict[str, Any]:
     return found
 
 
-def _suffix(number: int) -> str:
-    return "" if number == 0 else str(number + 1)
+def _range(axis: Axis, limits: tuple[float, float]) -> list[float]:
+    """Return the limits of an axis in Plotly's units."""
+    return [float(np.log10(end)) for end in limits] if axis.log else list(limits)

@@ -23,10 +23,10 @@ from analysis.findings.document import installed
 from analysis.points.sweeps import differing_settings
 from analysis.report.convergence import convergence_figures, together
 from analysis.report.figures import fit_figures
-from analysis.report.headlines import headlines
-from analysis.report.interactive import plotly
+from analysis.report.first_page import first_page
+from analysis.report.interactive import mark, plotly, swatch
 from analysis.report.static import save_figures
-from analysis.report.style import colour
+from analysis.report.style import look
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from analysis.findings.results import FitDocument
     from analysis.points.table import CheckedPoints
+    from analysis.report.description import Marker
 
 LISTED = 2000
 """Most rows of a table of the page."""
@@ -72,13 +73,18 @@ def write_report(
     `mlflow_links` maps run ids to web addresses; addresses of other kinds are ignored.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape
+    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     links = {run: url for run, url in (mlflow_links or {}).items() if url.startswith(("http://", "https://"))}
     figures = fit_figures(points, document)
-    convergence = [] if evaluations is None or evaluations.empty else convergence_figures(evaluations)
+    convergence = (
+        []
+        if evaluations is None or evaluations.empty
+        else convergence_figures(evaluations, list(document.architectures))
+    )
     save_figures([*figures, *([together(convergence)] if convergence else [])], out / "figures")
     result = document.model_dump(mode="json")
     (out / "fit.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -98,7 +104,10 @@ def write_report(
     page = environment.get_template("report.html").render(
         study=study,
         document=document,
-        headlines=headlines(document),
+        first=first_page(document, points),
+        seeds=any(fit.seed_noise for fit in document.architectures.values()),
+        repeats="seeds" if points.frame["seed"].notna().any() else "repeated runs",
+        outliers=sum(one.code == "outlier" for one in points.exclusions),
         figures=figures,
         convergence=convergence,
         evaluations=[] if evaluations is None else evaluations.to_dict("records"),
@@ -112,8 +121,8 @@ def write_report(
         settings=differing_settings(points.frame),
         provenance=provenance,
         budget=wording.budget,
-        schemes=wording.SCHEMES,
-        tone=lambda name: colour(name, [*document.architectures, name]),
+        swatch=lambda entry: Markup(swatch(entry)),  # noqa: S704 - numbers and colours of our own
+        mark=lambda name: _mark(*look(name, list(document.architectures))),
     )
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -123,6 +132,13 @@ def write_report(
 def _few(rows: Sequence[Any]) -> list[Any]:
     """Return the rows that a table lists: all, or evenly spaced ones of very many."""
     return [rows[place] for place in spaced(len(rows), LISTED)]
+
+
+def _mark(colour: str, marker: Marker) -> Markup:
+    """Return the mark of an architecture for a table."""
+    from markupsafe import Markup
+
+    return Markup(mark(marker, colour, colour, 6))  # noqa: S704 - numbers and colours of our own
 
 
 def _digest(script: str) -> str:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.report.description import Arrow, Axis, Figure, Marker, Panel, Series
-from analysis.report.style import GREY, GRID, INK
+from analysis.report.description import Arrow, Axis, Entry, Figure, Marker, Panel, Series
+from analysis.report.style import GREY, GRID, INK, SHAPES, apart
 
 if TYPE_CHECKING:
     import matplotlib.figure
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -38,8 +41,20 @@ RC: dict[str, Any] = {
     "svg.hashsalt": "ssmscale",
     "svg.fonttype": "path",
 }
-MARKERS = dict(zip(get_args(Marker), ["o", "s", "^", "D", "v", "P", "X", "*", "x", ""], strict=True))
-DASHES: dict[str, Any] = {"none": "none", "solid": "-", "dash": (0, (4, 3))}
+MARKERS: dict[Marker, Any] = {
+    "circle": "o",
+    "thin-x": "x",
+    "none": "",
+    **{marker: (*corners, corners[0]) for marker, corners in SHAPES.items()},
+}
+DASHES: dict[str, Any] = {"none": "none", "solid": "-", "dash": (0, (4, 3)), "dot": ":"}
+DPI = 160
+SIZE = 10.0
+"""Size of the text of ticks in points."""
+LINE = 0.21
+"""Height of a legend's line in inches."""
+CHARACTERS = 9.5
+"""Characters of a title in an inch."""
 
 
 def save_figures(figures: Sequence[Figure], out: Path) -> None:
@@ -50,46 +65,70 @@ def save_figures(figures: Sequence[Figure], out: Path) -> None:
     with mpl.rc_context(RC):  # type: ignore[arg-type]
         for figure in figures:
             drawn = draw(figure)
+            drawn.savefig(out / f"{figure.name}.png", facecolor="white", dpi=DPI)
+            drawn.set_layout_engine("none")  # arranged once for both files
             drawn.savefig(out / f"{figure.name}.svg", facecolor="white", metadata={"Date": None})
-            drawn.savefig(out / f"{figure.name}.png", facecolor="white", dpi=160)
 
 
 def draw(figure: Figure) -> matplotlib.figure.Figure:
-    """Draw a figure with matplotlib and its current settings."""
+    """Draw a figure with matplotlib and its current settings, its legend below all panels."""
     import matplotlib.figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     rows, columns = figure.grid
     width, height = figure.inches
-    drawn = matplotlib.figure.Figure(figsize=(width * columns, height * rows), layout="constrained")
-    grid = drawn.subplots(rows, columns, sharey=figure.shared_y, squeeze=False).ravel()
-    shared = figure.shared_groups
+    drawn = matplotlib.figure.Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=DPI)
+    renderer = FigureCanvasAgg(drawn).get_renderer()  # type: ignore[no-untyped-call]
+    grid = drawn.subplots(rows, columns, squeeze=False).ravel()
+    more = np.zeros(rows)
     for i, (axes, panel) in enumerate(zip(grid, figure.panels, strict=False)):
-        _draw(axes, panel)
-        if i % columns and figure.shared_y:
-            axes.set_ylabel("")
-        entries = _entries([one for one in (*panel.series, *panel.keys) if one.group not in shared])
-        crowded = panel.right is not None or any(one.ends for one in panel.series)
-        if len(figure.panels) == 1 and not crowded:
-            axes.legend(handles=entries, loc="best")
-        elif entries:
-            axes.legend(
-                handles=entries,
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.14),
-                ncols=2,
-                fontsize=8.5,
-                columnspacing=1.2,
+        _draw(axes, panel, width)
+        entries = figure.legend_of(panel)
+        if entries:
+            lines = _legend(
+                renderer, axes, entries, width * 0.8, loc="upper left", bbox_to_anchor=(0, -0.5 / height)
             )
+            more[i // columns] = max(more[i // columns], lines)
     for spare in grid[len(figure.panels) :]:
         spare.set_visible(False)
-    common = _entries([one for panel in figure.panels for one in panel.series if one.group in shared])
-    if common:
-        fitting = int(width * columns / 2)
-        drawn.legend(handles=common, loc="outside lower center", ncols=fitting, fontsize=8.5)
+    if figure.legend:
+        lines = _legend(renderer, drawn, figure.legend, width * columns * 0.96, loc="outside lower left")
+        more = np.append(more, lines)
+    drawn.set_figheight(height * rows + LINE * float(more.sum()))
     return drawn
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def raster(series: Sequence[Series], x: Axis, y: Axis, inches: tuple[float, float]) -> bytes:
+    """Draw points without axes as a transparent PNG that fills the area of a panel."""
+    import matplotlib as mpl
+    import matplotlib.figure
+
+    with mpl.rc_context(RC):  # type: ignore[arg-type]
+        drawn = matplotlib.figure.Figure(figsize=inches)
+        axes = drawn.add_axes((0, 0, 1, 1))
+        for one in series:
+            _draw_series(axes, one)
+        _set_axis(axes, "x", x)
+        _set_axis(axes, "y", y)
+        axes.set_axis_off()
+        found = BytesIO()
+        drawn.savefig(found, format="png", dpi=DPI, transparent=True)
+    return found.getvalue()
+
+
+def _legend(renderer: RendererBase, place: Any, entries: Sequence[Entry], inches: float, **where: Any) -> int:
+    """Draw a legend in as many columns as fit into a width; return its number of lines."""
+    columns = min(len(entries), 6)
+    while True:
+        handles = [_handle(entry) for entry in entries]
+        found = place.legend(handles=handles, ncols=columns, columnspacing=1.4, **where)
+        if columns == 1 or found.get_window_extent(renderer).width <= inches * DPI:
+            return -(-len(entries) // columns)
+        found.remove()
+        columns -= 1
+
+
+def _draw(axes: Axes, panel: Panel, inches: float) -> None:
     right = None
     if panel.right is not None:
         right = axes.twinx()
@@ -104,28 +143,33 @@ def _draw(axes: Axes, panel: Panel) -> None:
         _draw_arrow(axes, arrow, level)
     _set_axis(axes, "x", panel.x)
     _set_axis(axes, "y", panel.y)
-    axes.set_title(panel.title)
+    title = "\n".join(
+        fill(panel.title, max(20, int(CHARACTERS * inches)), break_on_hyphens=False).split("\n")[:3]
+    )
+    axes.set_title(title)
 
 
 def _draw_series(axes: Axes, one: Series) -> None:
-    strength = 2 if one.summed else 2.5
-    for x, ends in zip(one.x, one.ends, strict=False):  # lines, which the legend avoids
-        axes.plot([x, x], ends, color=one.colour, lw=2, alpha=0.55, solid_capstyle="butt", zorder=strength)
+    strength = 2
+    for at, ends in zip(one.x, one.ends, strict=False):
+        axes.plot([at, at], ends, color=one.colour, lw=2, alpha=0.55, solid_capstyle="butt", zorder=strength)
+    x, y = np.asarray(one.x), np.asarray(one.y)  # of many points, which matplotlib would convert one by one
     if one.dash != "none":
-        axes.plot(one.x, one.y, color=one.colour, lw=one.width, ls=DASHES[one.dash], zorder=strength)
+        axes.plot(x, y, color=one.colour, lw=one.width, ls=DASHES[one.dash], zorder=strength)
     if one.marker == "thin-x":
-        axes.scatter(one.x, one.y, s=one.size**2, marker="x", color=one.colour, lw=1.2, zorder=5)
+        axes.scatter(x, y, s=one.size**2, marker="x", color=one.colour, lw=1.2, zorder=5)
     elif one.marker != "none":
         axes.scatter(
-            one.x,
-            one.y,
+            x,
+            y,
             s=one.size**2,
             marker=MARKERS[one.marker],
             c=list(one.fills) or one.colour,
             ec=one.colour if one.fills else "white",
-            lw=1.1 if one.fills else 0.7,
+            lw=1.1 if one.fills else 0.7 if one.marker == "circle" else 0.3,
             zorder=strength + 2,
-            clip_on=False,
+            clip_on=one.cloud,
+            rasterized=one.cloud,
         )
 
 
@@ -141,6 +185,8 @@ def _draw_arrow(axes: Axes, arrow: Arrow, level: int) -> None:
         arrowprops={"arrowstyle": "->", "color": INK, "lw": 1.2, "shrinkA": 4, "shrinkB": 0},
         zorder=6,
     )
+    if not arrow.text:
+        return
     axes.annotate(
         arrow.text,
         xy=(float(np.sqrt(tail * head)), arrow.y),
@@ -167,37 +213,35 @@ def _set_axis(axes: Axes, which: str, axis: Axis) -> None:
         axes.set(**{f"{which}lim": axis.limits})
     along.set_label_text(axis.label)
     if axis.ticks:
-        along.set_major_locator(FixedLocator([at for at, _ in axis.ticks]))
-        along.set_major_formatter(FixedFormatter([text for _, text in axis.ticks]))
+        box = axes.get_position()
+        length = (
+            72
+            / DPI
+            * (box.width * axes.figure.bbox.width if which == "x" else box.height * axes.figure.bbox.height)
+        )
+        ticks = apart(axis, length, SIZE if which == "x" else 0)
+        along.set_major_locator(FixedLocator([at for at, _ in ticks]))
+        along.set_major_formatter(FixedFormatter([text for _, text in ticks]))
         along.set_minor_locator(NullLocator())
 
 
-def _entries(series: Sequence[Series]) -> list[Artist]:
-    """Return a legend entry for each group with a text, in the style of its line and its marker."""
+def _handle(entry: Entry) -> Artist:
+    """Return what a legend draws for an entry: a line, a mark, or both."""
     from matplotlib.lines import Line2D
 
-    groups: dict[str, list[Series]] = {}
-    for one in series:
-        groups.setdefault(one.group, []).append(one)
-    entries: list[Artist] = []
-    for members in groups.values():
-        named = next((one for one in members if one.legend and not one.summed), None)
-        if named is None:
-            continue
-        line = next((one for one in members if one.dash != "none"), named)
-        dots = next((one for one in members if one.marker != "none"), named)
-        hollow = bool(dots.fills) and dots.fills[0] in ("white", "none")
-        entries.append(
-            Line2D(
-                [],
-                [],
-                color=named.colour,
-                ls=DASHES["solid" if named.ends else line.dash],
-                lw=line.width,
-                marker=MARKERS[dots.marker],
-                ms=dots.size,
-                mfc=dots.fills[0] if hollow else named.colour,
-                label=named.legend,
-            )
-        )
-    return entries
+    line, mark = entry.line, entry.mark
+    looks: dict[str, Any] = {"ls": "none", "label": entry.text}
+    if line is not None:
+        looks |= {
+            "color": line.colour,
+            "ls": DASHES["solid" if line.dash == "none" else line.dash],
+            "lw": line.width,
+        }
+    if mark is not None:
+        looks |= {
+            "marker": MARKERS[mark.marker],
+            "ms": mark.size,
+            "mec": mark.colour,
+            "mfc": mark.fill,
+        }
+    return Line2D([], [], **looks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,3 +69,24 @@ class SyntheticStudy:
 SIX_SIZES = tuple(np.geomspace(1e5, 1e7, 6).tolist())
 WIDE = SyntheticStudy(sizes=SIX_SIZES, iterations=(200, 400, 800, 1600), seeds=(2,) * 6)
 QUIET = SyntheticStudy(cluster_noise=1e-6, row_noise=1e-6)
+
+
+NAMES = (
+    *("cross_transformer", "prefix_simba", "cross_simba", "prefix_mamba"),
+    *("hybrid attention with gated delta networks, 4 to 1 layers v2", "RWKV-7", "xlstm", "RetNet"),
+    *(
+        "hyena-striped/2024-11-03_final (lr 3e-4)",
+        "GLA",
+        "griffin_recurrent_local_attention_window_2048_bf16",
+        "S5",
+    ),
+)
+"""Twelve architectures: of ours, short foreign ones, and ones of 40 to 60 characters."""
+
+
+def of_many(count: int, **shape: Any) -> SyntheticStudy:
+    """Return a study of the first of NAMES, each a little better than the one before, with 20 points by default."""
+    laws = {name: TRANSFORMER | {"A": 60 * 0.93**k} for k, name in enumerate(NAMES[:count])}
+    usual = {"sizes": tuple(1e5 * 2.0**k for k in range(5)), "iterations": (200, 400, 800, 1600)} | shape
+    usual.setdefault("seeds", (1,) * len(usual["sizes"]))
+    return SyntheticStudy(laws=laws, cluster_noise=0.01, **usual)

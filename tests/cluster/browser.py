@@ -21,7 +21,7 @@ OPTIONS = (
 class Browser:
     """Context in which a browser runs that types the login into the server's form."""
 
-    def __init__(self, chromium: str, profile: Path, login: Sequence[str]) -> None:
+    def __init__(self, chromium: str, profile: Path, login: Sequence[str] = ()) -> None:
         self.login = login
         self.answers: list[tuple[str, int]] = []
         """Address and status of each answer that its pages got."""
@@ -68,7 +68,18 @@ class Browser:
 
     def wait_until(self, script: str) -> None:
         """Return when a script's value is true."""
-        wait_until(lambda: self._call("Runtime.evaluate", expression=script)["result"].get("value"))
+        wait_until(lambda: self.value(script))
+
+    def value(self, script: str) -> Any:
+        """Return a script's value, which may be a promise of it."""
+        answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the page a size in pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
 
     def _call(self, method: str, **parameters: Any) -> Any:
         number = self._send(method, **parameters)

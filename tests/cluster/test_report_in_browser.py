@@ -71,6 +71,8 @@ def test_every_figure_is_drawn_and_the_console_stays_empty(
         "size_ratio",
         "compute_optimal",
         "residuals",
+        "residuals_vs_budget",
+        "residuals_vs_compute",
         "profiles",
         "convergence_fd_clap_5e_0a1b2c",
         "convergence_ce_held_out",

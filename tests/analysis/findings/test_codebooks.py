@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
 from tests.analysis.conftest import checked
+from tests.analysis.report.test_report import page_of
 from tests.analysis.synthetic import SIMBA, TRANSFORMER, TRUE_RATIO, SyntheticStudy, against, loss_by
 
 STUDY = SyntheticStudy(seeds=(2, 2, 2, 2), cluster_noise=1e-3, row_noise=1e-3)
@@ -55,6 +58,19 @@ def test_a_codebook_that_ranks_the_architectures_otherwise_is_named(document: Fi
         "by loss_q2, Cross Transformer has a lower loss than Prefix SiMBA at 3M parameters"
     )
     assert "by more than the noise" in text
+
+
+def test_the_report_lists_each_codebook_in_the_order_of_its_losses(
+    document: FitDocument, tmp_path: Path
+) -> None:
+    _, page = page_of(checked(with_books(-24.0, -30.0, 12.0)), document, tmp_path)
+    rows = page.tables["codebooks"][1:]
+    assert [(row[0], row[1]) for row in rows[-2:]] == [
+        ("loss_q2", "Cross Transformer"),
+        ("loss_q2", "Prefix SiMBA"),
+    ]
+    assert [row[-1] for row in rows].count("reference") == 3
+    assert float(rows[0][2]) < float(rows[1][2])
 
 
 def test_a_difference_within_the_noise_is_called_one() -> None:

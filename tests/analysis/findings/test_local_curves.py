@@ -11,6 +11,7 @@ from analysis.findings.curve import Rung
 from analysis.findings.equal_loss import compare_at, size_ratios
 from analysis.findings.local_curves import ModelFree, model_free
 from analysis.findings.results import FitDocument
+from analysis.report.headlines import headlines
 from tests.analysis.conftest import fit, note_codes, true_curves
 from tests.analysis.simulators import ARM, CAMPAIGNS, REFERENCE, SIZES, TOKENS, Campaign, Truth
 
@@ -128,6 +129,9 @@ def test_a_law_that_the_losses_contradict_is_said_to_disagree_with_them(coupled:
     (note,) = [note for note in coupled.notes if note.code == "model_free_disagrees"]
     apart = [one for one in comparison.model_free if one.disagrees]
     assert f"at {len(apart)} of " in note.text
+    (sentence,) = headlines(coupled)
+    assert "; without a law the losses give" in sentence
+    assert sentence.endswith("which differs by more than their intervals.")
 
 
 def test_a_law_that_holds_agrees_with_the_losses() -> None:

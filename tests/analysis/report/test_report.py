@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from analysis.findings.document import fit_points
+from analysis.findings.document import drop_outliers, fit_points
 from analysis.findings.results import FitDocument
 from analysis.points.table import CheckedPoints
 from analysis.report.figures import fit_figures
@@ -66,6 +66,11 @@ class Page(HTMLParser):
             self._json = False
         elif self._table and self._table[-1]:
             self._table[-1][-1] += data.strip()
+
+
+def traces(figure: dict[str, Any]) -> list[dict[str, Any]]:
+    """All traces of a figure of a page."""
+    return [trace for panel in figure["panels"] for trace in panel["data"]]
 
 
 Html = tuple[str, Page]
@@ -133,6 +138,8 @@ def test_figures_and_the_fit_stand_beside_the_page(written: Written, document: F
         "loss_vs_budget",
         "size_ratio",
         "residuals",
+        "residuals_vs_budget",
+        "residuals_vs_compute",
         "convergence",
     }
     assert {path.name for path in (out / "figures").iterdir()} == {
@@ -151,11 +158,13 @@ def test_every_point_and_seed_is_in_the_table_and_under_the_pointer(
     runs = set(points.frame["run_id"])
     assert {row[0] for row in page.tables["points"][1:]} == runs
     for figure in page.figures:
-        if figure["name"] not in {"main", "loss_vs_parameters", "loss_vs_budget", "residuals"}:
+        if figure["name"] not in {"main", "loss_vs_parameters", "loss_vs_budget"} and not (
+            figure["name"].startswith("residuals")
+        ):
             continue
-        hovered = " ".join(text for trace in figure["data"] for text in trace.get("hovertext", []))
+        hovered = " ".join(text for trace in traces(figure) for text in trace.get("hovertext", []))
         assert {run for run in runs if f"run {run}<" in hovered} == runs, figure["name"]
-        drawn = sum(len(trace["x"]) for trace in figure["data"] if "customdata" in trace)
+        drawn = sum(len(trace["x"]) for trace in traces(figure) if "customdata" in trace)
         assert drawn == len(points.frame)
 
 
@@ -191,7 +200,7 @@ def test_without_an_identified_ratio_the_headline_says_so() -> None:
 
 
 def test_rows_set_aside_are_listed_with_their_reason(odd: Html) -> None:
-    ((_, run_id, *_, code, reason),) = odd[1].tables["exclusions"][1:]
+    ((_, _, run_id, *_, code, reason),) = odd[1].tables["exclusions"][1:]
     assert (run_id, code) == (ASIDE, "unannealed")
     assert "biased upwards" in reason
 
@@ -202,9 +211,9 @@ def test_names_from_tables_are_text_and_never_markup(odd: Html) -> None:
     assert "<script>alert" not in html
     assert "<img" not in html.split("<script", 1)[0]
     for figure in page.figures:
-        for trace in figure["data"]:
+        for trace in traces(figure):
             texts = [*trace.get("hovertext", []), trace.get("name", "")]
-            assert not any("<img" in text or "<script" in text for text in texts)
+            assert not [text for text in texts if "<img" in text or "<script" in text], figure["name"]
 
 
 def test_runs_link_to_the_tracker_over_http_only(odd: Html) -> None:
@@ -257,7 +266,7 @@ def ample(tmp_path_factory: pytest.TempPathFactory) -> Ample:
 def test_predictions_token_gains_and_optimal_sizes_stand_as_computed(ample: Ample) -> None:
     _, document, _, page = ample
     (figure,) = [figure for figure in page.figures if figure["name"] == "compute_optimal"]
-    lines = [trace["y"] for trace in figure["data"] if trace["mode"] == "lines"]
+    lines = [trace["y"] for trace in traces(figure) if trace["mode"] == "lines"]
     assert lines == [[one.parametric for one in found.optima] for found in document.isoflop.values()]
     predicted = [one for fit in document.architectures.values() for one in fit.predictions]
     assert [row[3] for row in page.tables["predictions"][1:]] == [f"{one.loss:.4f}" for one in predicted]
@@ -280,14 +289,50 @@ def test_a_profile_is_drawn_where_it_is_flat_and_not_where_it_closes(ample: Ampl
     assert all(fit.profile[name].values in drawn for name in flat)
 
 
+def text_of(html: str) -> str:
+    """Text of a page before its scripts, with single spaces."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.split("<script", 1)[0]))
+
+
+def test_the_page_speaks_of_seeds_only_where_there_are_some(ample: Ample, tmp_path: Path) -> None:
+    assert "standard deviation (s.d.) between seeds" in text_of(ample[2])
+    assert "paired by size rung and seed" in text_of(ample[2])
+    table = SyntheticStudy(seeds=(1,) * 4).table(0).drop(columns="seed")
+    points = checked(table)
+    html, page = page_of(points, fit_points(points, resamples=100), tmp_path)
+    text = text_of(html).partition(" Notes ")[0]  # which recommend seeds
+    assert "the noise, which is unknown: no configuration was trained more than once" in text
+    assert "seeds" not in page.tables
+    for said in ("between seeds", "Seeds of", "several seeds", "and seeds", "rung and seed", "averaged"):
+        assert said not in text
+
+
+def test_repeated_runs_without_a_seed_are_not_called_seeds(tmp_path: Path) -> None:
+    points = checked(SyntheticStudy().table(0).drop(columns="seed"))
+    html, _ = page_of(points, fit_points(points, resamples=100), tmp_path)
+    assert "standard deviation (s.d.) between repeated runs" in text_of(html)
+    assert "between seeds" not in text_of(html)
+
+
+def test_the_page_says_whether_outliers_were_dropped(written: Written, tmp_path: Path) -> None:
+    assert "No point was excluded for being far off the law" in text_of(written[1])
+    table = SyntheticStudy().table(0)
+    table.loc[3, "loss"] *= 3
+    points = drop_outliers(checked(table))
+    html, _ = page_of(points, fit_points(points, resamples=100), tmp_path)
+    assert "1 point was excluded for being far off the law" in text_of(html)
+    assert "No point was excluded" not in text_of(html)
+
+
 @pytest.mark.verify
 def test_a_hundred_thousand_points_are_reported_in_bounded_memory(tmp_path: Path) -> None:
     study = SyntheticStudy(
         sizes=tuple(np.geomspace(1e5, 1e7, 10)), iterations=range(50, 50_050, 50), seeds=(5,) * 10
     )
     study.table(0).to_csv(tmp_path / "p.csv", index=False)
-    assert peak_mib("report", "--points", tmp_path / "p.csv", "--out", tmp_path / "report") < 2048
+    assert peak_mib("report", "--points", tmp_path / "p.csv", "--out", tmp_path / "report") < 1024
     (note,) = json.loads((tmp_path / "report/fit.json").read_text())["notes"][:1]
     assert note["text"] == "100,000 points are many: 200 resamples were made in place of 1000."
     page = (tmp_path / "report/report.html").read_text()
     assert "100000 points in the fits, of which the table lists 2000" in page
+    assert len(page) < 40e6
