@@ -78,11 +78,13 @@ def saving(ratio: float, sign: str = " times") -> str:
     return f"{times(max(ratio, 1 / ratio))}{sign} {'fewer' if ratio >= 1 else 'more'} parameters"
 
 
-def between(ends: tuple[float, float] | None, digits: int = 3) -> str:
-    """Write an interval in brackets; an end beyond any real ratio is unbounded."""
+def between(ends: tuple[float | None, float | None] | None, digits: int = 3) -> str:
+    """Write an interval in brackets; an end beyond any real ratio is unbounded, and an unknown one is open."""
     if ends is None:
         return "no interval"
-    low, high = (number(end, digits) if abs(end) < 1e15 else "unbounded" for end in ends)
+    low, high = (
+        "open" if end is None else number(end, digits) if abs(end) < 1e15 else "unbounded" for end in ends
+    )
     return f"[{low}, {high}]"
 
 

@@ -39,7 +39,7 @@ class ExpectedParameter(Frozen):
 
 
 class ExpectedRatio(Frozen):
-    """The size ratio at the largest reference and the longest budget that a report of this grid is expected to have.
+    """The size ratio that a report of this grid is expected to have at the headline of the prior's laws.
 
     `ci95` has the median ends over simulated studies, null if most of those have none. `identified`, `extrapolated` and
     `not_identified` are shares of the studies; `coverage` is the share of their intervals that contain the truth.

@@ -196,8 +196,11 @@ def sensitivity(
         if row.n_params is None:
             continue
         at = {
-            row.architecture: np.log([row.n_params, inputs[row.architecture].max()]) - centre,
-            reference: np.log([row.reference_n_params, inputs[reference].max()]) - centre,
+            name: np.log(
+                [n_params, (row.iterations or 0.0) * (1.0 if law.counts_iterations else rates[name])]
+            )
+            - centre
+            for name, n_params in ((row.architecture, row.n_params), (reference, row.reference_n_params))
         }
         gradient = {name: law.predict_with_jacobian(u[name], z[None])[1][0, 0] for name, z in at.items()}
         z = at[row.architecture]

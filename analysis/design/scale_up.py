@@ -43,7 +43,7 @@ class Step(Frozen):
     """One architecture's next run: the best size for the budget with its interval, and its predicted loss.
 
     `ci95` is the interval of the law, `run95` that of one run. The factors say how far the run lies beyond the trained
-    range.
+    range, and `in_support` whether it lies among the trained sizes and budgets together.
     """
 
     architecture: str
@@ -57,6 +57,8 @@ class Step(Frozen):
     run95: Interval | None
     size_factor: float
     budget_factor: float
+    compute_factor: float
+    in_support: bool
 
 
 class ScaleUp(Frozen):

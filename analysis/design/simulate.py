@@ -13,8 +13,8 @@ import pandas as pd
 
 from analysis.design.prior import Noise, Prior
 from analysis.findings.comparison import FittedArchitecture, fit_all
-from analysis.findings.curve import Curve
-from analysis.findings.equal_loss import SizeRatio, top_size_ratios
+from analysis.findings.curve import Curve, Rung
+from analysis.findings.equal_loss import SizeRatio, compare_at, headline_of, size_ratios
 from analysis.findings.notes import rejected_because
 from analysis.fitting.bootstrap import Scheme, choose_scheme, interval, resample
 from analysis.fitting.patterns import pattern
@@ -49,7 +49,7 @@ class Simulated:
     """Results of the analysis for each simulated study, and the truth from which it was drawn.
 
     Intervals are (studies, 2), those of parameters (studies, parameters, 2). A ratio that was not identified has the
-    interval (0, inf).
+    interval (0, inf). All studies are compared at the rung of the reference where the truth has its headline.
     """
 
     scheme: Scheme
@@ -75,9 +75,11 @@ def drawn_losses(clean: Array, cluster: pd.Series[str], noise: Noise, seed: int,
 
 
 def true_size_ratios(grid: CheckedPoints, prior: Prior, reference: str) -> list[SizeRatio]:
-    """Return the size ratios of the prior's own laws; raises InputError if the prior lacks an architecture."""
+    """Return the headline of each architecture by the prior's own laws; raises InputError if the prior lacks one."""
     curves = {name: Curve(prior.law, prior.row(name), grid.of(name)) for name in grid.architectures}
-    return top_size_ratios(curves, reference)
+    rows = [one.ratio for one in size_ratios(curves, reference)]
+    found = (headline_of(rows, name) for name in grid.architectures)
+    return [row for row in found if row is not None]
 
 
 def simulate(grid: CheckedPoints, prior: Prior, reference: str, draws: Draws = USUAL) -> Simulated:
@@ -99,8 +101,10 @@ def simulate(grid: CheckedPoints, prior: Prior, reference: str, draws: Draws = U
         drawn = resample(fits, draws.resamples, draws.seed + number, scheme)
         rejected = rejected_because(prior.law, pattern(fits, draws.seed + number))
         curves = {fit.architecture: FittedArchitecture.of(fit, points, drawn, rejected).curve for fit in fits}
-        for row in top_size_ratios(curves, reference):
-            found[row.architecture].append(row)
+        for name, row in truth.items():
+            at = Rung(row.reference_n_params, row.iterations, row.tokens)
+            arms = {name: curves[name], reference: curves[reference]}
+            found[name].append(compare_at(arms, reference, at)[name].ratio)
         for name, rows in params.items():
             rows.append([interval(column) for column in drawn.params[name].T])
         if draws.progress is not None:

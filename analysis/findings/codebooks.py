@@ -12,8 +12,8 @@ from itertools import combinations
 
 from analysis import text as wording
 from analysis.findings.comparison import CodebookComparison, Comparison, FittedArchitecture, fit_all
-from analysis.findings.curve import Curve, central, lengths_of
-from analysis.findings.equal_loss import compare_at
+from analysis.findings.curve import Curve, Rung, central, rungs
+from analysis.findings.equal_loss import compare_at, headline_of
 from analysis.findings.note import Note
 from analysis.fitting.bootstrap import affordable, resample
 from analysis.laws.law import Array
@@ -36,8 +36,8 @@ def compare_codebooks(
     """
     whole = {name: one.curve for name, one in fitted.items()}
     base, law = comparison.reference, whole[comparison.reference].law
-    n_params, iterations, tokens = _headline(comparison, whole)
-    by_mean = {name: _loss(curve, n_params, iterations, tokens) for name, curve in whole.items()}
+    rung = _headline(comparison, whole)
+    by_mean = {name: _loss(curve, rung) for name, curve in whole.items()}
     found, notes = [], []
     for name in points.codebooks:
         missing = int(points.frame[name].isna().sum())
@@ -50,38 +50,36 @@ def compare_codebooks(
         drawn = resample(fits, affordable(len(own.frame), CODEBOOK_RESAMPLES), seed)
         arms = {fit.architecture: FittedArchitecture.of(fit, own, drawn) for fit in fits}
         curves = {arm: one.curve for arm, one in arms.items()}
-        losses = {arm: _loss(curve, n_params, iterations, tokens) for arm, curve in curves.items()}
-        ratios = compare_at(curves, base, n_params, iterations, tokens) if comparison.size_ratio else {}
+        losses = {arm: _loss(curve, rung) for arm, curve in curves.items()}
+        ratios = compare_at(curves, base, rung) if comparison.size_ratio else {}
         found.append(
             CodebookComparison(
                 codebook=name,
                 params={arm: one.fit.result.params for arm, one in arms.items()},
                 loss={arm: float(values[0]) for arm, values in losses.items()},
                 ranking=_ranking(losses),
-                size_ratio=tuple(ratios.values()),
+                size_ratio=tuple(one.ratio for one in ratios.values()),
             )
         )
         if _ranking(losses) != _ranking(by_mean):
-            place = f"{wording.human(n_params)} parameters and {wording.budget(iterations, tokens)}"
+            budget = wording.budget(rung.iterations, rung.tokens)
+            place = f"{wording.human(rung.n_params)} parameters and {budget}"
             notes.append(_otherwise(name, losses, by_mean, place))
     return tuple(found), notes
 
 
-def _headline(comparison: Comparison, curves: Mapping[str, Curve]) -> tuple[float, float | None, float]:
-    """Return the size, the iterations and the tokens of the largest ratio that is identified, else of the largest."""
-    rows = comparison.size_ratio
-    identified = [row for row in rows if row.status == "identified"] or rows
-    if identified:
-        row = max(identified, key=lambda one: (one.reference_n_params, one.tokens))
-        return row.reference_n_params, row.iterations, row.tokens
-    base = curves[comparison.reference]
-    longest = max(lengths_of(base, curves), key=lambda length: length[1])
-    return float(base.sizes[-1]), *longest
+def _headline(comparison: Comparison, curves: Mapping[str, Curve]) -> Rung:
+    """Return where the headline compares, or the reference's rung of the largest compute if there are no ratios."""
+    row = headline_of(comparison.size_ratio)
+    if row is not None:
+        return Rung(row.reference_n_params, row.iterations, row.tokens)
+    every = rungs(curves[comparison.reference], curves)
+    return max(every, key=lambda rung: (rung.n_params * rung.tokens, rung.n_params))
 
 
-def _loss(curve: Curve, n_params: float, iterations: float | None, tokens: float) -> Array:
+def _loss(curve: Curve, rung: Rung) -> Array:
     """Return the loss in nats (1 + resamples) of one architecture at a size and budget."""
-    return curve.loss(n_params, curve.data(iterations, tokens))
+    return curve.loss(rung.n_params, curve.data(rung.iterations, rung.tokens))
 
 
 def _ranking(losses: Mapping[str, Array]) -> tuple[str, ...]:

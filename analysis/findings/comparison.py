@@ -12,14 +12,17 @@ from analysis import text as wording
 from analysis.findings.curve import Curve, size_at
 from analysis.findings.equal_loss import (
     AtEqualLoss,
+    Compared,
     ComputeGain,
     SizeRatio,
     TokenGain,
     Verdict,
+    headline_of,
     size_ratios,
     token_gains,
 )
 from analysis.findings.frontier import FrontierGain, frontier_gains
+from analysis.findings.local_curves import ModelFree, model_free
 from analysis.findings.note import Frozen, Note
 from analysis.findings.notes import unidentified_because
 from analysis.fitting.bootstrap import Fitted, Resamples, cluster_keys
@@ -94,6 +97,8 @@ class Comparison(Frozen):
     compute_gain: tuple[ComputeGain, ...]
     token_gain: tuple[TokenGain, ...]
     conventions: tuple[Convention, ...]
+    model_free: tuple[ModelFree, ...] = ()
+    """Size ratios by smoothed losses, in the order of `size_ratio`."""
     frontier_gain: tuple[FrontierGain, ...] = ()
     codebooks: tuple[CodebookComparison, ...] = ()
     other_laws: tuple[OtherLaw, ...] = ()
@@ -172,6 +177,7 @@ def comparison_of(
     delta: float | None,
     *,
     paired: bool,
+    seed: int = 0,
     resampled: Mapping[str, Array] | None = None,
 ) -> tuple[Comparison, list[Note]]:
     """Return size ratios, compute, token and frontier gains at equal loss, and notes on their limits.
@@ -186,10 +192,11 @@ def comparison_of(
         reference=base,
         n_convention="n_params",
         paired=paired,
-        size_ratio=tuple(ratio for ratio, _ in found),
-        compute_gain=tuple(gain for _, gain in found if gain is not None),
+        size_ratio=tuple(one.ratio for one in found),
+        compute_gain=tuple(one.gain for one in found if one.gain is not None),
         token_gain=tuple(token_gains(curves, base)) if compared and law.data else (),
         conventions=tuple(_conventions(curves, found, base, delta)),
+        model_free=tuple(model_free(curves, base, found, seed)),
         frontier_gain=tuple(frontier_gains(curves, base, resampled)) if compared else (),
     )
     return comparison, _notes(comparison) if compared else []
@@ -207,6 +214,8 @@ def _notes(comparison: Comparison) -> list[Note]:
             worst = max(hit, key=lambda row: (row.reference_n_params, row.tokens))
             text = f"{len(hit)} of {len(rows)} size ratios are {status.replace('_', ' ')}: {worst.reason}."
             notes.append(Note(code, text))
+    apart = dict.fromkeys(one.architecture for one in comparison.model_free if one.disagrees)
+    notes.extend(Note("model_free_disagrees", _apart(comparison, name)) for name in apart)
     for one in comparison.conventions:
         if one.changes:
             text = (
@@ -218,9 +227,27 @@ def _notes(comparison: Comparison) -> list[Note]:
     return notes
 
 
+def _apart(comparison: Comparison, name: str) -> str:
+    """Write where an architecture's ratios by the law and by smoothed losses differ, at the headline if there."""
+    pairs = [
+        pair for pair in zip(comparison.size_ratio, comparison.model_free, strict=True) if pair[1].disagrees
+    ]
+    own = [pair for pair in pairs if pair[0].architecture == name]
+    both = sum(one.architecture == name and one.ratio is not None for one in comparison.model_free)
+    head = headline_of(comparison.size_ratio, name)
+    law, free = next((pair for pair in own if pair[0] is head), own[0])
+    return (
+        f"at {len(own)} of {both} budgets and reference sizes the size ratio of {wording.architecture(name)} by the "
+        f"law differs from that of the losses themselves by more than their 95 % intervals: at "
+        f"{wording.budget(law.iterations, law.tokens)} and {wording.human(law.reference_n_params)} parameters the law "
+        f"gives {wording.times(law.estimate or 0.0)} {wording.between(law.estimate_ci95, 2)} and the losses "
+        f"{wording.times(free.ratio or 0.0)} {wording.between(free.ci95, 2)}."
+    )
+
+
 def _conventions(
     curves: Mapping[str, Curve],
-    found: Sequence[tuple[SizeRatio, ComputeGain | None]],
+    found: Sequence[Compared],
     base: str,
     delta: float | None,
 ) -> list[Convention]:
@@ -228,15 +255,13 @@ def _conventions(
     out = []
     recounted: dict[str, Curve] | None = None
     for name in curves:
-        own = [pair for pair in found if pair[0].architecture == name]
-        if not own:
+        ratio = headline_of((one.ratio for one in found), name)
+        if ratio is None or ratio.estimate is None or ratio.n_params is None:
             continue
-        ratio, gain = max(own, key=lambda pair: (pair[0].reference_n_params, pair[0].tokens))
-        if ratio.estimate is None or ratio.n_params is None:
-            continue
+        gain = next(one.gain for one in found if one.ratio is ratio)
         recounted = _recounted(curves, delta) if recounted is None else recounted
         if {name, base} <= set(recounted):
-            other = _without_embeddings(recounted[name], recounted[base], ratio)
+            other = _without_embeddings(recounted[name], recounted[base], curves[base], ratio)
             if other is not None:
                 changes = _changes(ratio.estimate, ratio.estimate_ci95, other)
                 counts = ("n_params", ratio.estimate, NON_EMBEDDING, other)
@@ -271,9 +296,13 @@ def _recounted(curves: Mapping[str, Curve], delta: float | None) -> dict[str, Cu
     }
 
 
-def _without_embeddings(arm: Curve, reference: Curve, row: SizeRatio) -> float | None:
-    """Return the headline's size ratio by laws of sizes counted without embeddings; None if they give none."""
-    size = float(reference.sizes[-1])
+def _without_embeddings(arm: Curve, reference: Curve, counted: Curve, row: SizeRatio) -> float | None:
+    """Return the headline's size ratio by laws of sizes counted without embeddings; None if they give none.
+
+    `counted` is the reference with embeddings, which says what size without them the headline's size has.
+    """
+    is_row = counted.frame["n_params"] == row.reference_n_params
+    size = float(counted.frame.loc[is_row, NON_EMBEDDING].median())
     loss = reference.loss(size, reference.data(row.iterations, row.tokens))
     found = float(size_at(arm, loss, arm.data(row.iterations, row.tokens))[0])
     return size / found if np.isfinite(found) and found > 1.0 else None

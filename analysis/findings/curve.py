@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from analysis.errors import InputError
 from analysis.findings.flops import LogRate, log_rate_of
-from analysis.laws.law import Array, Interval, Law
+from analysis.findings.support import SAME, Support
+from analysis.laws.law import SIZE, Array, Interval, Law
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,9 +28,18 @@ DEFAULT_REFERENCE = "cross_transformer"
 # Logarithms of the sizes between which a law is solved: one parameter, and far more than any model has.
 SMALLEST, LARGEST = 0.0, float(np.log(1e18))
 BRACKETS = 48  # intervals of a curve that are searched for a fall
-MAX_LENGTHS = 12
+MAX_RUNGS = 96
 UNBOUNDED = 1e15
 """Larger than any real ratio: an interval that reaches it has no end."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A trained size, and its training in iterations (None if they are not compared) and tokens."""
+
+    n_params: float
+    iterations: float | None
+    tokens: float
 
 
 @dataclass(frozen=True)
@@ -87,13 +97,12 @@ class Curve:
         """Number of tokens of one unit of the law's data input."""
         return self.tokens_an_iteration if self.law.counts_iterations else 1.0
 
-    @property
-    def trained_data(self) -> Interval:
-        """Least and most data trained on, as the law counts them; 0 and infinity if it has no data input."""
-        if self.law.data is None:
-            return 0.0, float("inf")
-        trained = self.frame[self.law.data.column]
-        return float(trained.min()), float(trained.max())
+    @cached_property
+    def support(self) -> Support:
+        """Sizes and amounts of data, as the law counts them, at which this law may be read."""
+        columns = [SIZE.column, *([self.law.data.column] if self.law.data else [])]
+        sizes, *data = (self.frame[column].to_numpy(dtype=np.float64) for column in columns)
+        return Support.of(sizes, data[0] if data else None)
 
     @property
     def sizes(self) -> Array:
@@ -223,16 +232,26 @@ def open_end(interval: Interval | None, always: str) -> str:
     return f"its 95 % interval has no end: too many resamples {' or '.join(ends)}"
 
 
-def lengths_of(base: Curve, curves: Mapping[str, Curve]) -> list[tuple[float | None, float]]:
-    """Return iteration counts with the reference's tokens, or (None, tokens) if a curve lacks them; a few of many."""
-    frame = base.frame
-    if all(curve.frame["iterations"].notna().all() for curve in curves.values()):
-        iterations = thinned(np.unique(frame["iterations"].to_numpy(dtype=np.float64)), MAX_LENGTHS)
-        return [(float(one), base.tokens(float(one))) for one in iterations]
-    tokens = np.unique(frame["tokens"].to_numpy(dtype=np.float64))
-    if len(tokens) > MAX_LENGTHS:
-        tokens = np.geomspace(tokens[0], tokens[-1], 6)
-    return [(None, float(value)) for value in tokens]
+def rungs(base: Curve, curves: Mapping[str, Curve]) -> list[Rung]:
+    """Return the sizes and lengths at which the reference was trained, the largest size first.
+
+    Lengths are iterations, or tokens if a curve lacks iterations. Of more than MAX_RUNGS those are kept that lie
+    furthest apart, from the largest compute on; of those that agree up to the factor SAME, one.
+    """
+    counted = all(curve.frame["iterations"].notna().all() for curve in curves.values())
+    pairs = base.frame[["n_params", "iterations" if counted else "tokens"]].to_numpy(dtype=np.float64)
+    pairs = np.unique(pairs, axis=0)
+    logs = np.log(pairs)
+    kept = [int(np.argmax(logs.sum(axis=1)))]
+    far = np.abs(logs - logs[kept[0]]).max(axis=1)
+    while len(kept) < min(MAX_RUNGS, len(pairs)) and far.max() > np.log(SAME):
+        kept.append(int(np.argmax(far)))
+        far = np.minimum(far, np.abs(logs - logs[kept[-1]]).max(axis=1))
+    chosen = sorted(map(tuple, pairs[kept].tolist()), key=lambda pair: (-pair[0], pair[1]))
+    return [
+        Rung(size, length, base.tokens(length)) if counted else Rung(size, None, length)
+        for size, length in chosen
+    ]
 
 
 def thinned(values: Array, most: int) -> Array:

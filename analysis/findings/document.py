@@ -124,7 +124,9 @@ def fit_points(
         )
         for name, one in fitted.items()
     }
-    comparison, found = comparison_of(fitted, base, delta, paired=drawn.paired, resampled=resampled)
+    comparison, found = comparison_of(
+        fitted, base, delta, paired=drawn.paired, seed=seed, resampled=resampled
+    )
     notes.extend(found)
     codebooks, found = compare_codebooks(points, fitted, comparison, delta, seed)
     comparison = comparison.model_copy(update={"codebooks": codebooks})

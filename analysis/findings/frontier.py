@@ -19,7 +19,7 @@ import numpy as np
 from analysis import text as wording
 from analysis.findings.curve import Curve, thinned
 from analysis.findings.equal_compute import equal_compute
-from analysis.findings.equal_loss import Verdict, ratio_fields
+from analysis.findings.equal_loss import Judged, Verdict
 from analysis.findings.law_optimum import REACH, LawOptimum, law_optimum, refined, rough
 from analysis.findings.least_losses import SAME, LeastLosses
 from analysis.findings.note import Frozen
@@ -141,11 +141,9 @@ def _gains(pair: _Pair, log_flops: Array, found: LawOptimum) -> list[FrontierGai
         )
         verdict = _verdict(arms, here[0])
         rejected = curve.rejected_because or pair.base.rejected_because
-        known = ratio_fields("gain", values[:, i], *verdict, "with the least compute searched", rejected)
+        known = Judged.of(values[:, i], *verdict, "with the least compute searched", rejected)
         observed, ends = _observed(pair, there[0])
-        if verdict[0] == "identified" and observed is not None:
-            known |= {"gain": observed, "ci95": ends, "status": "identified", "reason": ""}
-        has, identified = known["estimate"] is not None, known["status"] == "identified"
+        has, by_losses = known.value is not None, verdict[0] == "identified" and observed is not None
         gains.append(
             FrontierGain(
                 architecture=pair.name,
@@ -154,11 +152,16 @@ def _gains(pair: _Pair, log_flops: Array, found: LawOptimum) -> list[FrontierGai
                 loss=float(found.loss[0, i]) if there[2] else None,
                 flops=float(np.exp(here[0])) if has else None,
                 n_params=float(np.exp(here[1])) if has else None,
-                by=("law" if observed is None else "losses") if identified else None,
+                by="losses" if by_losses else "law" if known.status == "identified" else None,
                 observed=observed,
                 observed_ci95=ends,
                 flop_convention=curve.flop_convention,
-                **known,
+                gain=observed if by_losses else known.identified,
+                ci95=ends if by_losses else known.identified_ci95,
+                estimate=known.value,
+                estimate_ci95=known.ci95,
+                status="identified" if by_losses else known.status,
+                reason="" if by_losses else known.reason,
             )
         )
     return gains

@@ -47,7 +47,9 @@ class Prediction:
     `ci95` is the interval of the law, `run95` that of one further run with its own noise; None if the law has as many
     parameters as points, which show no noise. Of a law that the residuals reject, `run95` includes its error on the
     largest compute too, in proportion to the distance ln(size x data) beyond the points. The factors say how far size
-    and budget lie beyond the trained range: 1 inside it, 2 at twice the largest or half the smallest.
+    and budget lie beyond the trained range: 1 inside it, 2 at twice the largest or half the smallest. `compute_factor`
+    is 6 N D over the largest of the runs, 1 below it. `in_support` is true if the runs support a value at this size and
+    budget together.
     """
 
     n_params: float
@@ -58,6 +60,8 @@ class Prediction:
     run95: Interval | None
     size_factor: float
     budget_factor: float
+    compute_factor: float
+    in_support: bool
 
 
 class OtherPoints(Frozen):
@@ -129,6 +133,7 @@ def predict(
             raise InputError(f"--predict: law {curve.law.name} counts iterations, and some points have none.")
         loss = curve.loss(ask.n_params, data)
         drawn = loss[1:]
+        place = curve.support.place(ask.n_params, data)
         rng = np.random.default_rng([seed, 5, number])
         spread = rng.choice(noise, len(drawn)) if len(drawn) else drawn
         if drift is not None:
@@ -144,6 +149,8 @@ def predict(
                 run95=interval(drawn * np.exp(spread)) if freedom > 0 and len(drawn) > 1 else None,
                 size_factor=_beyond(ask.n_params, curve.sizes),
                 budget_factor=_beyond(tokens, frame["tokens"].to_numpy(dtype=np.float64)),
+                compute_factor=max(1.0, place.compute),
+                in_support=place.inside,
             )
         )
     return out

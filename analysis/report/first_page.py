@@ -26,6 +26,7 @@ SENTENCES = 3
 LIMITS = {
     "no_size_effect": "no effect of size",
     "structured_residuals": "a pattern in the residuals",
+    "model_free_disagrees": "the losses themselves give another ratio than the law",
     "collinear": "size and data vary together",
     "too_few_sizes": "too few sizes",
     "too_few_budgets": "too few budgets",

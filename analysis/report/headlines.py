@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from analysis.findings.equal_loss import beyond_headline, headline_of
 from analysis.laws.catalogue import law_named
 from analysis.text import architecture, between, budget, human, number, saving, times
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def headlines(document: FitDocument) -> list[str]:
-    """Write a sentence for each architecture: its size ratio at the largest reference and the longest budget."""
+    """Write each architecture's size ratio in the supported region, then for each what lies beyond it."""
     comparison = document.comparison
     names = [name for name in document.architectures if name != comparison.reference]
     if not names:
@@ -21,20 +22,24 @@ def headlines(document: FitDocument) -> list[str]:
             f"Only {architecture(comparison.reference)} was trained, so there is no size ratio; its law is "
             f"{law_in_numbers(document, comparison.reference)}."
         ]
-    return [headline(document, name) for name in names]
+    further = [beyond(document, name) for name in names]
+    return [*(headline(document, name) for name in names), *(sentence for sentence in further if sentence)]
 
 
 def main_row(document: FitDocument, name: str) -> SizeRatio | None:
-    """Return the size ratio of a headline, at the largest trained reference and the longest budget."""
-    rows = [row for row in document.comparison.size_ratio if row.architecture == name]
-    return max(rows, key=lambda row: (row.reference_n_params, row.tokens), default=None)
+    """Return the size ratio of a headline (`headline_of`)."""
+    return headline_of(document.comparison.size_ratio, name)
 
 
 def ratio_rows(document: FitDocument) -> list[SizeRatio]:
-    """Return the size ratios of a figure: those at the largest trained reference that have a number."""
+    """Return the size ratios of a figure: those at the reference size of each headline that have a number."""
     rows = document.comparison.size_ratio
-    largest = max((row.reference_n_params for row in rows), default=0.0)
-    return [row for row in rows if row.reference_n_params == largest and row.estimate is not None]
+    at = {
+        name: row.reference_n_params for name in document.architectures if (row := main_row(document, name))
+    }
+    return [
+        row for row in rows if row.reference_n_params == at[row.architecture] and row.estimate is not None
+    ]
 
 
 def headline(document: FitDocument, name: str) -> str:
@@ -43,20 +48,44 @@ def headline(document: FitDocument, name: str) -> str:
     arm, base = architecture(name), architecture(document.comparison.reference)
     if row is None:
         return f"The size ratio of {arm} to {base} is not identified: this law has no term for size."
-    at = budget(row.iterations, row.tokens)
-    if row.estimate is None or row.n_params is None:
+    if row.estimate is None:
         return f"The size ratio of {arm} to {base} is not identified from these points: {row.reason}."
-    others = _by_other_laws(document, row)
-    if row.status == "not_identified":
+    if row.status == "extrapolated":
         return (
-            f"The size ratio of {arm} to {base} is not identified at {at}: {row.reason}. This law's own number is "
-            f"{times(row.estimate)}, 95 % interval {between(row.estimate_ci95, 2)}.{others}"
+            f"No size ratio of {arm} to {base} lies in the support of the runs: {_at_equal_loss(row, arm, base)}; "
+            f"this is an extrapolation, {row.reason}."
         )
-    caution = f"; this is an extrapolation, {row.reason}" if row.status == "extrapolated" else ""
+    open_ends = "" if row.ends_supported is not False else ", of which an end lies outside the trained runs"
+    return f"A{_at_equal_loss(row, arm, base)[1:]}{open_ends}{_of_losses(document, row)}."
+
+
+def _of_losses(document: FitDocument, row: SizeRatio) -> str:
+    """Write the ratio of smoothed losses beside that of the law, if they give one there."""
+    pairs = zip(document.comparison.size_ratio, document.comparison.model_free, strict=False)
+    free = next((one for law, one in pairs if law is row and one.ratio is not None), None)
+    if free is None or free.ratio is None:
+        return ""
+    differs = ", which differs by more than their intervals" if free.disagrees else ""
+    return f"; without a law the losses give {times(free.ratio)} {between(free.ci95, 2)}{differs}"
+
+
+def beyond(document: FitDocument, name: str) -> str:
+    """Write the ratio of the laws at the reference's largest compute, if the headline stops short of it."""
+    row = main_row(document, name)
+    last = beyond_headline(document.comparison.size_ratio, row) if row is not None else None
+    if last is None:
+        return ""
+    arm, base = architecture(name), architecture(document.comparison.reference)
+    found = _at_equal_loss(last, arm, base)
+    return f"Beyond the support of the runs, {found}; this is an extrapolation, {last.reason}."
+
+
+def _at_equal_loss(row: SizeRatio, arm: str, base: str) -> str:
+    assert row.estimate is not None
     return (
-        f"At {at}, {arm} reaches the loss of the {human(row.reference_n_params)}-parameter {base} "
-        f"({row.loss:.3f} nats a token) with {saving(row.estimate)}: size ratio {times(row.estimate)}, "
-        f"95 % interval {between(row.estimate_ci95, 2)}{caution}.{others}"
+        f"at {budget(row.iterations, row.tokens)}, {arm} reaches the loss of the "
+        f"{human(row.reference_n_params)}-parameter {base} ({row.loss:.3f} nats a token) with {saving(row.estimate)}: "
+        f"size ratio {times(row.estimate)}, 95 % interval {between(row.estimate_ci95, 2)}"
     )
 
 

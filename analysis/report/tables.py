@@ -19,7 +19,7 @@ from analysis.findings.note import Note
 from analysis.findings.results import FitDocument
 from analysis.laws.law import Interval
 from analysis.points.table import CheckedPoints
-from analysis.text import SCHEMES, budget, human, number, percent
+from analysis.text import SCHEMES, between, budget, human, number, percent
 
 
 def print_fit(console: Console, points: CheckedPoints, document: FitDocument) -> None:
@@ -245,6 +245,11 @@ def _print_comparison(console: Console, document: FitDocument) -> None:
                     "status": row.status,
                 }
             )
+        if rows and isinstance(rows[0][0], SizeRatio):
+            for cell, one in zip(cells, comparison.model_free, strict=False):
+                cell["of the losses"] = (
+                    "-" if one.ratio is None else f"{one.ratio:.2f} {between(one.ci95, 3)}"
+                )
         _print_table(console, title, cells)
 
 

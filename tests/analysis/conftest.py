@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.findings.comparison import Comparison, FittedArchitecture, comparison_of, fit_all
+from analysis.findings.curve import Curve
 from analysis.findings.document import fit_points
 from analysis.findings.results import FitDocument
 from analysis.fitting.bootstrap import Fitted, noisy_losses, resample
 from analysis.laws.catalogue import CHINCHILLA
 from analysis.laws.law import Array, Law
 from analysis.points.table import CheckedPoints, build_frame, check_points
+from tests.analysis.simulators import Campaign
 from tests.analysis.synthetic import QUIET, WIDE, SyntheticStudy
 
 
@@ -52,6 +55,16 @@ def compared(table: pd.DataFrame | SyntheticStudy, resamples: int = 100, law: La
     fits = joined(points, resamples, law)
     paired = len({frozenset(one.fit.keys) for one in fits.values()}) == 1
     return comparison_of(fits, "cross_transformer", None, paired=paired)[0]
+
+
+def true_curves(campaign: Campaign, table: pd.DataFrame | None = None, draws: int = 0) -> dict[str, Curve]:
+    """Return the true laws of a simulated campaign with its points, as if they had been fitted without error."""
+    frames = checked(campaign.table(0) if table is None else table).frames
+    params = {name: [law.E, law.A, law.B, law.alpha, law.beta] for name, law in campaign.laws.items()}
+    return {
+        name: Curve(CHINCHILLA, np.tile(params[name], (1 + draws, 1)), frame)
+        for name, frame in frames.items()
+    }
 
 
 def fitted(points: CheckedPoints, name: str = "prefix_simba", delta: float | None = None) -> Fitted:

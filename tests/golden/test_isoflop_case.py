@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +12,6 @@ import pytest
 from analysis.findings.isoflop import optimal_sizes
 from analysis.points.table import check_points, read_table
 from tests.analysis.conftest import joined, noisy
-
-
-@pytest.fixture(scope="module")
-def cases() -> Path:
-    """Folder of tables with right answers: SCALING_CASES_DIR, else ../shared/cases/analysis beside the repository."""
-    root = Path(__file__).resolve().parents[2]
-    path = Path(os.environ.get("SCALING_CASES_DIR", root / ".." / "shared" / "cases" / "analysis"))
-    if not path.is_dir():
-        pytest.skip(f"no tables at {path}: set SCALING_CASES_DIR to the folder that holds them")
-    return path
 
 
 @pytest.mark.parametrize("columns", [["flops"], []], ids=["own FLOPs", "6ND"])

@@ -160,7 +160,7 @@ def test_the_reason_names_the_end_that_an_interval_lacks(far: dict[str, float], 
         "prefix_simba": Curve(CHINCHILLA, arm, frame),
         "cross_transformer": Curve(CHINCHILLA, np.array([base] * 41), frame),
     }
-    for row, _ in size_ratios(curves, "cross_transformer"):
+    for row in (one.ratio for one in size_ratios(curves, "cross_transformer")):
         assert (row.status, row.ratio, row.ci95) == ("not_identified", None, None)
         assert row.reason == f"its 95 % interval has no end: {reason}"
 
