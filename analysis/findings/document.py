@@ -132,7 +132,7 @@ def fit_points(
     comparison = comparison.model_copy(update={"codebooks": codebooks})
     notes.extend(found)
     if len(fits) > 1 and form.size:
-        more = other_laws(points, others, base, seed, OTHER_RESAMPLES if len(forms) > 1 else 0)
+        more = other_laws(points, others, comparison, seed, OTHER_RESAMPLES if len(forms) > 1 else 0)
         comparison = comparison.model_copy(update={"other_laws": tuple(more)})
         notes.extend(law_notes(form, comparison))
     isoflop = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,9 @@ class AtEqualLoss(Frozen):
     tokens: float
     reference_n_params: float
     loss: float
+
+
+Row = TypeVar("Row", bound=AtEqualLoss)
 
 
 class SizeRatio(AtEqualLoss):
@@ -188,7 +191,6 @@ def token_gains(curves: Mapping[str, Curve], reference: str) -> list[TokenGain]:
 def headline_of(rows: Iterable[SizeRatio], architecture: str | None = None) -> SizeRatio | None:
     """Return the ratio, of an architecture or of any, at the largest compute of the reference where it is identified.
 
-    Of the rungs with that compute, up to the factor ONE_BUDGET, the one with the lowest loss counts, then the largest.
     If no ratio is identified, it is chosen among those with a number, else among all; None without rows.
     """
     own = [row for row in rows if architecture in {None, row.architecture}]
@@ -197,8 +199,16 @@ def headline_of(rows: Iterable[SizeRatio], architecture: str | None = None) -> S
         or [row for row in own if row.estimate is not None]
         or own
     )
-    most = max((_compute(row) for row in own), default=0.0)
-    top = [row for row in own if _compute(row) * ONE_BUDGET >= most]
+    return at_the_top(own)
+
+
+def at_the_top(rows: Sequence[Row]) -> Row | None:
+    """Return the row at the largest compute of the reference; None without rows.
+
+    Of the rungs with that compute, up to the factor ONE_BUDGET, the one with the lowest loss counts, then the largest.
+    """
+    most = max((_compute(row) for row in rows), default=0.0)
+    top = [row for row in rows if _compute(row) * ONE_BUDGET >= most]
     return min(top, key=lambda row: (row.loss, -row.reference_n_params), default=None)
 
 
@@ -209,7 +219,7 @@ def beyond_headline(rows: Iterable[SizeRatio], headline: SizeRatio) -> SizeRatio
     return last if further and last.estimate is not None else None
 
 
-def _compute(row: SizeRatio) -> float:
+def _compute(row: AtEqualLoss) -> float:
     """Return what the reference's training FLOPs are in proportion to."""
     return row.reference_n_params * row.tokens
 

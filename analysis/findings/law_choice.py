@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from analysis import text as wording
 from analysis.errors import InputError
 from analysis.findings.comparison import Comparison, OtherLaw, fit_all
-from analysis.findings.curve import Curve
-from analysis.findings.equal_loss import top_size_ratios
+from analysis.findings.curve import Curve, Rung
+from analysis.findings.equal_loss import compare_at, headline_of
 from analysis.findings.left_out import Splits, in_sample_rms, splits_of
 from analysis.findings.note import Note
 from analysis.findings.notes import described, rejected_because, unidentified_because
@@ -121,10 +121,12 @@ def named(tried: Tried) -> LawChoice:
 
 
 def other_laws(
-    points: CheckedPoints, others: Sequence[Tried], reference: str, seed: int, resamples: int = 0
+    points: CheckedPoints, others: Sequence[Tried], comparison: Comparison, seed: int, resamples: int = 0
 ) -> list[OtherLaw]:
-    """Return the size ratios of other laws at the headline's size and budget, with intervals if resamples are asked."""
-    out = []
+    """Return the size ratios of other laws at each headline's size and budget; with resamples they have intervals."""
+    base, out = comparison.reference, []
+    names = [name for name in points.architectures if name != base]
+    heads = {name: headline_of(comparison.size_ratio, name) for name in names}
     for one in others:
         count = affordable(len(points.frame), resamples)
         drawn = resample(one.fits, count, seed) if resamples else None
@@ -134,7 +136,11 @@ def other_laws(
             params = drawn.with_estimate(fit) if drawn else np.array([list(fit.result.params.values())])
             frame, reason = points.of(fit.architecture), unidentified_because(fit)
             curves[fit.architecture] = Curve(one.law, params, frame, reason, rejected)
-        out += [OtherLaw.of(one.law.name, row) for row in top_size_ratios(curves, reference)]
+        for name, row in heads.items():
+            if row is not None:
+                at = Rung(row.reference_n_params, row.iterations, row.tokens)
+                found = compare_at({name: curves[name], base: curves[base]}, base, at)
+                out.append(OtherLaw.of(one.law.name, found[name].ratio))
     return out
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analysis.findings.equal_loss import beyond_headline, headline_of
+from analysis.findings.equal_loss import at_the_top, beyond_headline, headline_of
 from analysis.laws.catalogue import law_named
 from analysis.text import architecture, between, budget, human, number, saving, times
 
 if TYPE_CHECKING:
-    from analysis.findings.equal_loss import SizeRatio
+    from analysis.findings.equal_loss import AtEqualLoss, SizeRatio
     from analysis.findings.results import FitDocument
 
 
@@ -50,13 +50,26 @@ def headline(document: FitDocument, name: str) -> str:
         return f"The size ratio of {arm} to {base} is not identified: this law has no term for size."
     if row.estimate is None:
         return f"The size ratio of {arm} to {base} is not identified from these points: {row.reason}."
+    others = _by_other_laws(document, row)
+    if row.status == "not_identified":
+        free = at_the_top(
+            [one for one in document.comparison.model_free if one.ratio and one.architecture == name]
+        )
+        own = f"the law alone would give {times(row.estimate)} {between(row.estimate_ci95, 2)}"
+        if free is None:
+            return f"The size ratio of {arm} to {base} is not identified: {row.reason} ({own}).{others}"
+        assert free.ratio is not None
+        return (
+            f"A{_reached(free, arm, base, free.ratio)[1:]} {between(free.ci95, 2)} by the losses themselves, without a "
+            f"law. No ratio by the law is identified: {row.reason} ({own}).{others}"
+        )
     if row.status == "extrapolated":
         return (
             f"No size ratio of {arm} to {base} lies in the support of the runs: {_at_equal_loss(row, arm, base)}; "
             f"this is an extrapolation, {row.reason}."
         )
     open_ends = "" if row.ends_supported is not False else ", of which an end lies outside the trained runs"
-    return f"A{_at_equal_loss(row, arm, base)[1:]}{open_ends}{_of_losses(document, row)}."
+    return f"A{_at_equal_loss(row, arm, base)[1:]}{open_ends}{_of_losses(document, row)}.{others}"
 
 
 def _of_losses(document: FitDocument, row: SizeRatio) -> str:
@@ -82,10 +95,14 @@ def beyond(document: FitDocument, name: str) -> str:
 
 def _at_equal_loss(row: SizeRatio, arm: str, base: str) -> str:
     assert row.estimate is not None
+    return f"{_reached(row, arm, base, row.estimate)}, 95 % interval {between(row.estimate_ci95, 2)}"
+
+
+def _reached(row: AtEqualLoss, arm: str, base: str, ratio: float) -> str:
     return (
         f"at {budget(row.iterations, row.tokens)}, {arm} reaches the loss of the "
-        f"{human(row.reference_n_params)}-parameter {base} ({row.loss:.3f} nats a token) with {saving(row.estimate)}: "
-        f"size ratio {times(row.estimate)}, 95 % interval {between(row.estimate_ci95, 2)}"
+        f"{human(row.reference_n_params)}-parameter {base} ({row.loss:.3f} nats a token) with {saving(ratio)}: "
+        f"size ratio {times(ratio)}"
     )
 
 
