@@ -24,7 +24,7 @@ demo: $(VENV)/.demo  ## a small scaling study on real music, end to end
 	$(BIN)/ssmscale data build --source bach --out $(DEMO_CORPUS) --limit 220 --segment-seconds 5.12 \
 	    --codebooks 2 --codebook-size 256
 	$(BIN)/ssmscale submit sweeps/demo.yaml --on local
-	$(BIN)/ssmscale report sweeps/demo.yaml --out report
+	$(BIN)/ssmscale report sweeps/demo.yaml --law auto --out report
 
 test: $(VENV)/.dev  ## every test; Debian packages they need are installed where that is allowed
 	sh .ci/debian $(TEST_PACKAGES)
