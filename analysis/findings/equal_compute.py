@@ -15,9 +15,9 @@ from analysis.findings.curve import Curve
 from analysis.findings.notes import OUTLIER_DEVIATIONS, OUTLIER_RESIDUAL
 from analysis.findings.parabola import Parabola, noise_of
 from analysis.findings.rungs import Method, Rung, rungs_of
+from analysis.fitting.scale import robust_scale
 from analysis.laws.law import Array
 
-NORMAL = 1.4826  # standard deviations in the median absolute value of normal noise
 TINY = 1e-300
 DRAWS = 300  # resampled laws whose optima make an interval
 
@@ -76,7 +76,8 @@ def equal_compute(curve: Curve, resampled: Array) -> EqualCompute:
 def _near_the_law(curve: Curve) -> NDArray[np.bool_]:
     """Return a mask of the points that are no outliers by the rule of the notes."""
     off = np.abs(np.log(curve.frame["loss"].to_numpy(dtype=np.float64)) - np.log(curve.loss_of(curve.frame)))
-    out: NDArray[np.bool_] = off <= max(OUTLIER_DEVIATIONS * NORMAL * float(np.median(off)), OUTLIER_RESIDUAL)
+    scale = robust_scale(off, len(curve.law.names))
+    out: NDArray[np.bool_] = off <= max(OUTLIER_DEVIATIONS * scale, OUTLIER_RESIDUAL)
     return out
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fitting.noise import Block, Key, Noise, noise_of
-from analysis.fitting.scale import clipped
+from analysis.fitting.scale import clipped, robust_scale
 from analysis.fitting.shared_e import Joint, refit_shared
 from analysis.fitting.solver import (
     SLICE,
@@ -90,7 +90,8 @@ class Fitted:
     @property
     def ordinary_residual(self) -> Array:
         """Residuals (points) of the points that did not diverge, each of at most three robust standard deviations."""
-        return clipped(self.residual[self.problem.weight > 0], len(self.problem.law.names))
+        residual = self.residual[self.problem.weight > 0]
+        return clipped(residual, robust_scale(residual, len(self.problem.law.names)))
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _neighbours_alike(fits: Sequence[Fitted], seed: int) -> bool:
     for fit in fits:
         order = np.lexsort([*fit.problem.z.T[::-1], fit.cluster])
         cluster = fit.cluster[order]
-        residual = clipped(fit.residual[order], len(fit.problem.law.names))
+        residual = clipped(fit.residual, robust_scale(fit.residual, len(fit.problem.law.names)))[order]
         residual -= (np.bincount(cluster, residual) / np.bincount(cluster))[cluster]
         alike = cluster[1:] == cluster[:-1]
         products[0] += residual[1:][alike] @ residual[:-1][alike]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.fitting.scale import robust_scale
 from analysis.fitting.shared_e import fit_shared
 from analysis.fitting.solver import Problem, Status, fit_law
 from analysis.laws.law import Array, Law
@@ -147,5 +148,5 @@ def drift_of(split: Split | None, by: Array) -> Drift | None:
 def far_off(error: Array) -> NDArray[np.bool_]:
     """Return a mask of the errors (points) of diverged runs: above ten robust deviations, and above one per cent."""
     size = np.abs(error)
-    out: NDArray[np.bool_] = (size > FAR * 1.4826 * np.median(size)) & (size > FAR_ERROR)
+    out: NDArray[np.bool_] = (size > FAR * robust_scale(error)) & (size > FAR_ERROR)
     return out

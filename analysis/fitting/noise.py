@@ -155,8 +155,10 @@ def _correlation(blocks: Sequence[Block], places: Sequence[_Place]) -> float:
     products, series = np.zeros(3), 0
     for (one, at), (other, there) in combinations(zip(blocks, places, strict=True), 2):
         _, first, second = np.intersect1d(at.point, there.point, return_indices=True)
-        left = clipped(one.residual, one.slope.shape[1])[first] / at.scale
-        right = clipped(other.residual, other.slope.shape[1])[second] / there.scale
+        left, right = (
+            clipped(block.residual, robust_scale(block.residual, block.slope.shape[1]))[rows] / place.scale
+            for block, place, rows in ((one, at, first), (other, there, second))
+        )
         products += [left @ right, left @ left, right @ right]
         series += len(np.unique(at.key[first]))
     if series <= FEWEST_PAIRS or products[1] * products[2] == 0:

@@ -15,13 +15,13 @@ from functools import cached_property
 import numpy as np
 
 from analysis.fitting.bootstrap import Fitted
+from analysis.fitting.scale import clipped, robust_scale
 from analysis.laws.law import Array
 
 STRUCTURED = 0.01
 """Probability by chance from which on a pattern is none."""
 FLIPS = 1999
 FLIPPED = 8_000_000  # signs drawn at once
-BOUND = 3.0  # robust deviations beyond which a residual is clipped: the fits are robust to outliers as well
 BETWEEN = 3  # parameters (E, A, alpha) that only differences between series of different sizes identify
 LEAST = 1e-3  # share of a direction that the law must leave over
 ALIKE = 0.9
@@ -106,10 +106,11 @@ def _scores(fit: Fitted, count: int) -> Scores | None:
     problem, law = fit.problem, fit.problem.law
     loss, jacobian = law.predict_with_jacobian(fit.result.u[None], problem.z)
     residual = problem.y - np.log(loss[0])
-    scale = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
+    used = problem.weight > 0
+    scale = robust_scale(residual[used], len(law.names))
     if not scale or not np.isfinite(scale):
         return None
-    residual = np.clip(residual, -BOUND * scale, BOUND * scale)
+    residual = np.where(used, clipped(residual, scale), 0.0)
     slope = jacobian[0] / loss[0][:, None]
     z = problem.z[:, law.axes]
     z = z / np.maximum(z.std(axis=0), 1e-12)

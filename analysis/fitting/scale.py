@@ -41,10 +41,9 @@ def delta_of(residuals: Sequence[Array], parameters: int) -> float:
     return max(LEAST_DELTA, EFFICIENT * robust_scale(np.concatenate(residuals), parameters * len(residuals)))
 
 
-def clipped(residual: Array, parameters: int) -> Array:
-    """Return residuals (points) of at most `CLIPPED` robust standard deviations."""
-    most = CLIPPED * robust_scale(residual, parameters)
-    return np.clip(residual, -most, most) if most > 0 else residual
+def clipped(residual: Array, scale: float) -> Array:
+    """Return residuals (points) of at most `CLIPPED` scales; a scale of 0 clips none."""
+    return np.clip(residual, -CLIPPED * scale, CLIPPED * scale) if scale > 0 else residual
 
 
 def diverged(residual: Array, parameters: int) -> NDArray[np.bool_]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.polynomial import legendre
 from numpy.typing import NDArray
 
+from analysis.fitting.scale import robust_scale
 from analysis.laws.law import Array
 
 DEGREE = 5
@@ -143,9 +144,7 @@ def _first_weights(free: Array, y: Array) -> Array:
         weighted = free.T * weight
         residual = y - free @ np.linalg.lstsq(weighted @ free, weighted @ y, rcond=None)[0]
         weight = 1.0 / np.maximum(np.abs(residual), 1e-6)
-    # As many residuals as the fit has coefficients are 0.
-    scale = 1.4826 * float(np.median(np.sort(np.abs(residual))[free.shape[1] :]))
-    return _weights(residual, np.full(len(y), scale))
+    return _weights(residual, np.full(len(y), robust_scale(residual, free.shape[1])))
 
 
 def _weights(residual: Array, deviation: Array) -> Array:

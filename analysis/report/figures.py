@@ -115,7 +115,9 @@ def _equal_losses(scene: Scene, x: Axis) -> list[Arrow]:
     left, right = x.limits or (0, np.inf)
     for name in scene.names:
         row = main_row(scene.document, name)
-        if row is None or row.n_params is None or row.estimate is None or not left <= row.n_params <= right:
+        if row is None or row.status == "not_identified" or row.n_params is None or row.estimate is None:
+            continue
+        if not left <= row.n_params <= right:
             continue
         if not 1 / SAME_SIZE <= row.estimate <= SAME_SIZE:
             ends = (row.reference_n_params, row.n_params)
@@ -123,7 +125,7 @@ def _equal_losses(scene: Scene, x: Axis) -> list[Arrow]:
             saved = wording.saving(row.estimate)
             hover = (at, f"{wording.architecture(name)}: {saved}\n{more}")
             text = wording.saving(row.estimate, "×")
-            arrows.append(Arrow(ends, row.loss, text, INK, f"equal loss: {saved}", hover))
+            arrows.append(Arrow(ends, row.loss, text, INK, f"equal loss: {text}", hover))
     if len(arrows) > 1:
         return [replace(one, text="", legend="equal loss") for one in arrows]
     return arrows

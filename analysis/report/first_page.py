@@ -25,6 +25,8 @@ SENTENCES = 3
 """Most architectures that have a sentence each; more share a line for each status."""
 LIMITS = {
     "no_size_effect": "no effect of size",
+    "law_rejected": "the residuals reject the law",
+    "law_dependent": "another law gives another ratio",
     "structured_residuals": "a pattern in the residuals",
     "model_free_disagrees": "the losses themselves give another ratio than the law",
     "collinear": "size and data vary together",
@@ -34,6 +36,9 @@ LIMITS = {
     "bound_hit": "a parameter on its bound",
     "convention_sensitive": "another way of counting changes the conclusion",
     "outlier_points": "outliers among the points",
+    "diverged_points": "runs that diverged have no weight",
+    "arms_differ": "the architectures differ in a setting",
+    "codebooks_rank_otherwise": "a codebook ranks the architectures otherwise",
     "heldout_underdetermined": "too few points to test a prediction",
 }
 """Notes that limit the answer itself, by code, in words."""
@@ -114,14 +119,16 @@ def _support(document: FitDocument, points: CheckedPoints) -> list[Line]:
 
 def _law(document: FitDocument) -> list[Line]:
     """Say which law, delta and count of parameters the answer rests on, and how well it predicts what was left out."""
-    text = f"{document.formula}; Huber's delta {document.huber_delta:.3g}"
+    choice = document.law_choice
+    chosen = f", chosen among {len(choice.laws)} laws" if choice and len(choice.laws) > 1 else ""
+    text = f"{document.formula}{chosen}; Huber's delta {document.huber_delta:.3g}"
     if document.comparison.size_ratio:
         text += f"; sizes counted by {document.comparison.n_convention}"
     lines = [Line("Law", f"{text}.")]
     errors = [
         split.rms_relative_error
         for fit in document.architectures.values()
-        for split in (fit.heldout.largest_size, fit.heldout.longest_budget)
+        for split in (fit.heldout.largest_size, fit.heldout.longest_budget, fit.heldout.largest_compute)
         if split is not None
     ]
     if errors:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import text as wording
+from analysis.fitting.scale import robust_scale
 from analysis.laws.law import Array
 from analysis.report.curves import FittedCurve, Scene, Told, level
 from analysis.report.description import Axis, Band, Figure, Marker, Panel, Series
@@ -53,20 +54,15 @@ def residual_figures(scene: Scene) -> list[Figure]:
     return [_figure(scene, *side) for side in varied or sides[:1]]
 
 
-def robust_sd(residual: Array, parameters: int) -> float | None:
-    """Return 1.4826 times the median distance from zero (points), corrected for the parameters; None if that is 0."""
-    freedom = len(residual) - parameters
-    if freedom < 1:
-        return None
-    return float(1.4826 * np.median(np.abs(residual)) * np.sqrt(len(residual) / freedom)) or None
-
-
 def _figure(scene: Scene, name: str, against: str, x: Axis, of: Values) -> Figure:
     """Draw a panel for each architecture, all with the same axes."""
     assert x.limits is not None
     width = len(scene.laws[0].curve.law.names)
     errors = {law.name: _percent(law.values("loss"), law.curve.loss_of(law.frame)) for law in scene.laws}
-    spread = {arm: robust_sd(error, width) for arm, error in errors.items()}
+    spread = {
+        arm: robust_scale(error, width) or None if len(error) > width else None
+        for arm, error in errors.items()
+    }
     held = {law.name: _held(scene, law.name, against) for law in scene.laws}
     furthest = max(
         float(np.abs(values).max())
