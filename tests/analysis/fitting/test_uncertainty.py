@@ -24,7 +24,7 @@ def test_webbs_weights_have_mean_zero_and_variance_one() -> None:
 
 
 def test_few_series_take_a_mixed_model_and_many_are_drawn_whole(points: CheckedPoints) -> None:
-    many = SyntheticStudy(sizes=tuple(np.geomspace(1e5, 1e7, 20)), seeds=(2,) * 20)
+    many = SyntheticStudy(sizes=tuple(np.geomspace(1e5, 1e7, 50)), seeds=(2,) * 50)
     for own, scheme in ((points, "mixed"), (checked(many.table(0)), "cluster")):
         assert resample([fitted(own)], 100, 0).scheme == scheme
 
