@@ -269,3 +269,13 @@ def fill(disk: Path) -> Path:
 def files_below(folder: Path) -> Sequence[str]:
     """Return every file below a folder, to compare before and after."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="session")
+def cases() -> Path:
+    """Folder of small tables with known answers: SCALING_CASES_DIR, else ../shared/cases beside the repository."""
+    root = Path(__file__).resolve().parents[1]
+    path = Path(os.environ.get("SCALING_CASES_DIR", root / ".." / "shared" / "cases")) / "analysis"
+    if not path.is_dir():
+        pytest.skip(f"no tables at {path}: set SCALING_CASES_DIR to the folder that holds them")
+    return path

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,13 +98,3 @@ def wide() -> CheckedPoints:
 def quiet() -> FitDocument:
     """A fit of points that have next to no noise."""
     return fit(QUIET)
-
-
-@pytest.fixture(scope="session")
-def cases() -> Path:
-    """Folder of small tables with known answers: SCALING_CASES_DIR, else ../shared/cases beside the repository."""
-    root = Path(__file__).resolve().parents[2]
-    path = Path(os.environ.get("SCALING_CASES_DIR", root / ".." / "shared" / "cases")) / "analysis"
-    if not path.is_dir():
-        pytest.skip(f"no tables at {path}: set SCALING_CASES_DIR to the folder that holds them")
-    return path

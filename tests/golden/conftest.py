@@ -1,4 +1,4 @@
-"""Folders of published tables and fits, and of tables with right answers: not part of this repository."""
+"""Folder of published tables and fits, which are not part of this repository."""
 
 from __future__ import annotations
 
@@ -15,14 +15,4 @@ def golden() -> Path:
     path = Path(os.environ.get("SCALING_GOLDEN_DIR", root / ".." / "shared" / "golden"))
     if not path.is_dir():
         pytest.skip(f"no published tables at {path}: set SCALING_GOLDEN_DIR to the folder that holds them")
-    return path
-
-
-@pytest.fixture(scope="session")
-def cases() -> Path:
-    """Folder of tables with right answers: SCALING_CASES_DIR, else ../shared/cases/analysis beside the repository."""
-    root = Path(__file__).resolve().parents[2]
-    path = Path(os.environ.get("SCALING_CASES_DIR", root / ".." / "shared" / "cases" / "analysis"))
-    if not path.is_dir():
-        pytest.skip(f"no tables at {path}: set SCALING_CASES_DIR to the folder that holds them")
     return path
