@@ -2,7 +2,7 @@
 
 L = E + ((A/N^alpha)^(1/gamma) + (B/D^beta)^(1/gamma))^gamma. With gamma = 1 it is the additive law of Hoffmann et al.
 2022 (arXiv 2203.15556, equation 2); with gamma = beta and E = 0 it is that of Kaplan et al. 2020 (arXiv 2001.08361,
-equation 1.5); with both free it is that of arXiv 2608.07222. A and B stand inside the inner power, so that A/N^alpha is
+equation 1.5); with both free it contains both. A and B stand inside the inner power, so that A/N^alpha is
 the reducible loss with unlimited data whatever gamma is: A keeps its meaning and its size as gamma moves, which
 conditions the fit.
 """
