@@ -61,6 +61,12 @@ def margin(elsewhere: float) -> float:
     return 0.0 if here == printed("machine.json") else elsewhere
 
 
+def of_before(points: str) -> str:
+    """Return a table of points with the columns of that version."""
+    columns = (DATA / "printed" / "points.csv").read_text().partition("\n")[0].count(",") + 1
+    return "".join(f"{','.join(line.split(',')[:columns])}\n" for line in points.splitlines())
+
+
 def mlflow_rows() -> list[tuple[int]]:
     """Count the runs, metrics and parameters in the MLflow store."""
     with closing(sqlite3.connect("runs/mlflow.db")) as database:
@@ -95,12 +101,17 @@ def test_status_and_plan_find_the_same_states_and_work(ssmscale: Command) -> Non
 def test_points_are_the_same_and_not_sent_to_mlflow_again(ssmscale: Command) -> None:
     held = mlflow_rows()
     said = ssmscale("points", "former")
-    assert (said.status, said.out) == (0, (DATA / "printed" / "points.csv").read_text())
+    assert (said.status, of_before(said.out)) == (0, (DATA / "printed" / "points.csv").read_text())
     assert mlflow_rows() == held
 
 
 def test_a_fit_is_the_same(ssmscale: Command) -> None:
-    assert_alike(ssmscale("fit", "former", "--json").document, printed("printed/fit.json"), rel=margin(0.05))
+    found = ssmscale("fit", "former", "--delta", "0.001", "--json").document
+    before = printed("printed/fit.json")
+    assert (found["law"], found["huber_delta"]) == (before["law"], before["huber_delta"])
+    for name, one in before["architectures"].items():
+        for key in ("params", "objective", "n_points", "n_runs", "n_clusters", "status"):
+            assert_alike(found["architectures"][name][key], one[key], rel=margin(0.05) or 1e-9)
 
 
 def test_the_interrupted_series_is_continued_to_the_same_losses(ssmscale: Command) -> None:
@@ -119,4 +130,4 @@ def test_the_bundle_is_imported_with_its_points(folder: Path, empty_store: Path,
     said = ssmscale("import", "bundle.zip", "--root", "imported")
     assert (said.status, f"{DONE} runs imported" in said.out) == (0, True), said.err
     points = ssmscale("points", "former", "--root", "imported")
-    assert points.out == (DATA / "printed" / "points.csv").read_text()
+    assert of_before(points.out) == (DATA / "printed" / "points.csv").read_text()
