@@ -67,8 +67,8 @@ class Browser:
         self.wait_until(" && ".join(conditions))
 
     def wait_until(self, script: str) -> None:
-        """Return when a script's value is true."""
-        wait_until(lambda: self.value(script))
+        """Return when a script's value is true; one that fails, as before a page has a body, is tried again."""
+        wait_until(lambda: self._call("Runtime.evaluate", expression=script)["result"].get("value"))
 
     def value(self, script: str) -> Any:
         """Return a script's value, which may be a promise of it."""
