@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.laws.law import Array, Law, powers
+from analysis.laws.law import Array, Law, no_bends, powers
 
 TINY = 1e-30
 COUPLING = (0.1, 3.0)
@@ -79,10 +79,6 @@ def _joined(u: Array, z: Array) -> tuple[Array, Array, Array]:
     return joined, np.where(first, share, 1.0 - share), np.where(first, 1.0 - share, share)
 
 
-def _no_bends(phi: Array, z: Array, coefficients: Array) -> Array:
-    raise NotImplementedError("the law overrides predict_with_jacobian")
-
-
 def coupled_law(name: str, simpler: Law) -> Law:
     """Return the law in which the two terms of `simpler`, a law of size and data, are coupled."""
     return CoupledLaw(
@@ -93,7 +89,7 @@ def coupled_law(name: str, simpler: Law) -> Law:
         nonlinear=(*simpler.nonlinear, "gamma"),
         bounds=(*simpler.bounds, COUPLING),
         terms=lambda theta, z: powers(theta[:, :2], z),
-        bends=_no_bends,
+        bends=no_bends,
         scaled=simpler.scaled,
         simpler=simpler,
         further={"gamma": (1.0, 0.3, 0.6, 1.8)},
@@ -110,6 +106,6 @@ def kaplan_law(name: str, additive: Law) -> Law:
         nonlinear=additive.nonlinear,
         bounds=additive.bounds,
         terms=lambda theta, z: powers(theta, z)[:, :, 1:],
-        bends=_no_bends,
+        bends=no_bends,
         scaled=additive.scaled,
     )

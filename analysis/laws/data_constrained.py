@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.laws.law import EXPONENT, SIZE, TOKENS, Array, Input, Law
+from analysis.laws.law import EXPONENT, SIZE, TOKENS, Array, Input, Law, no_bends
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,10 +107,6 @@ def _terms(theta: Array, z: Array) -> Array:
     return np.stack([np.ones_like(by_data), by_size, by_data], axis=2)
 
 
-def _no_bends(phi: Array, z: Array, coefficients: Array) -> Array:
-    raise NotImplementedError("the law overrides predict_with_jacobian")
-
-
 def _never_repeated(rows: pd.DataFrame) -> str:
     if (rows["tokens"] > rows["unique_tokens"]).any():
         return ""
@@ -136,6 +132,6 @@ REPEATED = RepeatedLaw(
     nonlinear=("alpha", "beta", "R_D", "R_N"),
     bounds=(EXPONENT, EXPONENT, REPEATS, REPEATS),
     terms=_terms,
-    bends=_no_bends,
+    bends=no_bends,
     scaled={"A": ("n_params", "alpha"), "B": ("tokens", "beta")},
 )

@@ -187,6 +187,11 @@ class Law:
         return out
 
 
+def no_bends(phi: Array, z: Array, coefficients: Array) -> Array:
+    """Stand for the `bends` of a law that is no sum of terms: it overrides `predict_with_jacobian`."""
+    raise NotImplementedError("the law overrides predict_with_jacobian")
+
+
 def power_law(name: str, formula: str, *terms: tuple[str, Input, str]) -> Law:
     """Make the law of E plus coefficient / input^exponent for each (coefficient, input, exponent)."""
     return Law(
