@@ -75,13 +75,15 @@ class Noise:
         place, which = self.blocks[block], rows % len(self.row)
         shared, own = np.sqrt(self.correlation), np.sqrt(1.0 - self.correlation)
         series, points = np.zeros((len(rows), len(place.key))), np.zeros((len(rows), len(place.key)))
+        keys, places = self.keys, self.points
         for number, row in enumerate(rows):
-            common, alone = (np.random.default_rng([self.seed, 2, part, int(row)]) for part in (0, 1 + block))
             if shared:
-                series[number] = shared * common.standard_normal(self.keys)[place.key]
-                points[number] = shared * common.standard_normal(self.points)[place.point]
+                common = np.random.default_rng([self.seed, 2, 0, int(row)])
+                series[number] = shared * common.standard_normal(keys)[place.key]
+                points[number] = shared * common.standard_normal(places)[place.point]
             if own:
-                series[number] += own * alone.standard_normal(self.keys)[place.key]
+                alone = np.random.default_rng([self.seed, 2, 1 + block, int(row)])
+                series[number] += own * alone.standard_normal(keys)[place.key]
                 points[number] += own * alone.standard_normal(len(place.key))
         grown = place.scale * np.exp(-np.outer(self.growth[which], place.log_size))
         out: Array = grown * (self.series[which, None] * series + self.row[which, None] * points)
