@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_DOCUMENT_BYTES = 2**26
 """Most bytes of a JSON file, which parsing may multiply by twenty."""
 MAX_LINE_BYTES = 2**20
+_READ_BYTES = 2**18
 MAX_ARRAY_BYTES = 2**30
 """Most bytes of arrays that are read whole."""
 
@@ -118,11 +119,13 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 def read_document(path: Path) -> bytes:
     """Read a JSON file whole; raises OSError, also for one of more than MAX_DOCUMENT_BYTES."""
+    content = bytearray()
     with path.open("rb") as file:
-        content = file.read(MAX_DOCUMENT_BYTES + 1)
-    if len(content) > MAX_DOCUMENT_BYTES:
-        raise OSError(errno.EFBIG, f"holds more than {MAX_DOCUMENT_BYTES:,} bytes", str(path))
-    return content
+        while piece := file.read(_READ_BYTES):  # read() takes memory for all it is asked for, even of a small file
+            content += piece
+            if len(content) > MAX_DOCUMENT_BYTES:
+                raise OSError(errno.EFBIG, f"holds more than {MAX_DOCUMENT_BYTES:,} bytes", str(path))
+    return bytes(content)
 
 
 def read_lines(path: Path, most: int = MAX_LINE_BYTES) -> Iterator[bytes]:
